@@ -1,0 +1,88 @@
+"""The command line's frame: sub-commands, one-line errors and warnings, exit codes.
+
+0 is success, 1 an error, 2 wrong usage, 130 an interruption. The modules of this room import
+heavy libraries inside their commands only, so that ``--help`` answers at once.
+"""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from lorasmith.cli import generate, model, pretrain, train
+from lorasmith.core.errors import LorasmithError, LorasmithWarning
+
+app = typer.Typer(
+    name="lorasmith",
+    help="Teach Stable Diffusion new things with LoRA.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for room in (generate, train, pretrain, model):
+    room.register(app)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Teach Stable Diffusion new things with LoRA."""
+    # `run` takes --debug out of the arguments wherever it stands; it is declared for --help.
+
+
+def main() -> None:
+    """Entry point of the ``lorasmith`` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line in this process and return its exit status."""
+    debug = "--debug" in arguments
+    rest = [argument for argument in arguments if argument != "--debug"]
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", LorasmithWarning)
+        return _guarded(rest, debug)
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    try:
+        status = typer.main.get_command(app).main(arguments, prog_name="lorasmith", standalone_mode=False)
+    except LorasmithError as error:
+        return _fail(str(error), debug)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return 130
+    except MemoryError:
+        return _fail("out of memory; use a smaller batch size or picture size", debug)
+    except Exception as error:  # noqa: BLE001 (the last net: one line instead of a traceback)
+        detail = str(error).strip().split("\n")[0]
+        return _fail(f"unexpected {type(error).__name__}: {detail} (--debug shows where)", debug)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    _say(f"error: {' '.join(message.split())}")
+    return 1
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+) -> None:
+    if issubclass(category, LorasmithWarning):
+        _say(f"warning: {message}")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

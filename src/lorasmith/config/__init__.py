@@ -1,0 +1,1 @@
+"""Strict, documented settings: one tree per command, read from TOML with overrides."""

@@ -1,0 +1,54 @@
+"""Settings about data that several commands share."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lorasmith.config.base import Settings, UserPath
+
+Scalar = str | int | float | bool
+
+
+class RowFilter(Settings):
+    """Keep the rows whose metadata column compares true."""
+
+    column: str
+    """Name of the metadata column, for instance `aesthetic` or `watermark_probability`."""
+    op: Literal["==", "!=", ">=", "<=", "in", "not in", "contains"] = "=="
+    """How the column is compared with the value."""
+    value: Scalar | list[Scalar]
+    """What it is compared with."""
+    missing: Literal["drop", "keep"] = "drop"
+    """What happens to a row that does not have the column."""
+
+
+class RowWeight(Settings):
+    """How often rows with a certain column value are drawn, relative to the rest."""
+
+    column: str
+    """Name of the metadata column."""
+    value: Scalar
+    """The value that this weight is for."""
+    weight: float = Field(gt=0.0, le=1.0)
+    """1.0 draws such a row every epoch, 0.5 every other epoch on average."""
+
+
+class DataSettings(Settings):
+    """Which captioned pictures are learned from, and how."""
+
+    path: UserPath
+    """A folder of pictures with captions, or a packed tar."""
+    filters: list[RowFilter] = []
+    """Only rows that pass all of these are used."""
+    validation_share: float = Field(default=0.03, ge=0.0, lt=1.0)
+    """Share of the rows, chosen by a hash of their names, that is never trained on."""
+    weights: list[RowWeight] = []
+    """Rows to be drawn less often than others."""
+    flip: bool = False
+    """Mirror half of the pictures, where nothing below speaks against it."""
+    flip_words_against: list[str] = ["left", "right", "leftwards", "rightwards"]
+    """A caption with one of these words is never mirrored."""
+    flip_filters: list[RowFilter] = []
+    """Only rows that pass all of these are mirrored (text and flags should not be)."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use only the first so many rows, to try a recipe out."""

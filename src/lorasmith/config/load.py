@@ -1,0 +1,147 @@
+"""From a TOML file and ``--set section.key=value`` overrides to a checked settings tree."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lorasmith.config.base import Settings
+from lorasmith.core.errors import ConfigError, did_you_mean
+
+S = TypeVar("S", bound=Settings)
+Tree = dict[str, Any]
+
+
+def load_settings(
+    kind: type[S],
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+) -> S:
+    """Read settings of one kind.
+
+    Args:
+        kind: the settings class.
+        path: a TOML file, or None for defaults alone.
+        overrides: ``section.key=value`` strings; the value is TOML, or plain text where that
+            does not parse, so ``--set run.out=a/b`` needs no quotes.
+        base: values laid under the file's, for instance from command-line flags.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with close matches) or invalid value.
+    """
+    tree: Tree = _deep_copy(base or {})
+    where = "settings"
+    if path is not None:
+        _merge(tree, read_toml(path))
+        where = str(path)
+    for override in overrides:
+        _merge(tree, parse_override(override))
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(kind, error, where)) from error
+
+
+def read_toml(path: Path) -> Tree:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: missing, not UTF-8 or not TOML; the message has the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such settings file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse_override(text: str) -> Tree:
+    """Turn ``a.b=value`` into ``{"a": {"b": value}}``."""
+    name, equals, value = text.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {text!r}: write it as section.key=value")
+    tree: Any = _parse_value(value.strip())
+    for part in reversed(parts):
+        tree = {part: tree}
+    return dict(tree)
+
+
+def dump_toml(settings: Settings) -> str:
+    """Return the resolved settings as TOML. Fields that are None are left out: TOML has no null."""
+    return tomli_w.dumps(_without_none(settings.model_dump(mode="json")))
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(under: Tree, over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(under.get(key), dict):
+            _merge(under[key], value)
+        else:
+            under[key] = _deep_copy(value) if isinstance(value, Mapping) else value
+
+
+def _deep_copy(tree: Mapping[str, Any]) -> Tree:
+    return {k: _deep_copy(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value]
+    return value
+
+
+def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> str:
+    problems = [_explain_one(kind, problem) for problem in error.errors()]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {problems[0]}{more}"
+
+
+def _explain_one(kind: type[BaseModel], problem: ErrorDetails) -> str:
+    place = [str(part) for part in problem["loc"]]
+    dotted = ".".join(place) or "the whole file"
+    if problem["type"] == "extra_forbidden":
+        section = ".".join(place[:-1])
+        known = _fields_at(kind, place[:-1])
+        inside = f"section [{section}]" if section else "the top level"
+        return f"unknown key {place[-1]!r} in {inside}{did_you_mean(place[-1], known)}"
+    if problem["type"] == "missing":
+        return f"{dotted} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{dotted}: {message} (got {problem.get('input')!r})"
+
+
+def _fields_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
+    current: Any = kind
+    for part in place:
+        if part.isdigit():  # an index into a list of sections
+            continue
+        current = _section_class(current.model_fields[part].annotation)
+    return list(current.model_fields)
+
+
+def _section_class(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_class(inner)
+        if found is not None:
+            return found
+    return None

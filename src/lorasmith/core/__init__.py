@@ -1,0 +1,1 @@
+"""Errors, devices, files and weights: what every other room stands on."""

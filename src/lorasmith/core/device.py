@@ -1,0 +1,60 @@
+"""Which device, which number format, and random numbers that do not depend on either."""
+
+from typing import Literal
+
+import torch
+
+from lorasmith.core.errors import ConfigError
+
+Precision = Literal["no", "fp16", "bf16"]
+
+_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the torch device for ``name``; ``"auto"`` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: the named device does not exist on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is not a device; use auto, cpu, cuda or mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device: {name!r} was asked for but this machine has no usable CUDA GPU")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device: {name!r} was asked for but this machine has no MPS device")
+    return device
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return the torch dtype that a mixed-precision setting computes in."""
+    return _DTYPES[precision]
+
+
+def generator(seed: int, *stream: int) -> torch.Generator:
+    """Return a CPU generator for ``seed`` and a position in a stream of draws.
+
+    Numbers are drawn on the CPU and moved, so the same seed gives the same draw on every
+    device. The stream (for instance a step and a rank) is mixed in, so that draw number k can
+    be repeated without making the k-1 draws before it: that is what makes a resume exact.
+    """
+    state = seed & 0xFFFFFFFFFFFFFFFF
+    for position in stream:
+        state = _splitmix64(state ^ _splitmix64(position & 0xFFFFFFFFFFFFFFFF))
+    return torch.Generator("cpu").manual_seed(state & 0x7FFFFFFFFFFFFFFF)
+
+
+def _splitmix64(value: int) -> int:
+    """One step of SplitMix64 (Steele, Lea, Flood 2014): spreads nearby integers far apart."""
+    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)

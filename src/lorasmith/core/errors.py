@@ -1,0 +1,41 @@
+"""One family of errors. The command line prints each as a single line; libraries may catch them.
+
+A message says what is wrong, where, and what to do about it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LorasmithError(Exception):
+    """Base of every error that lorasmith raises on purpose."""
+
+
+class ConfigError(LorasmithError):
+    """A setting is unknown, missing or out of range. The message names the field."""
+
+
+class DataError(LorasmithError):
+    """A picture, caption or dataset cannot be used. The message names the file."""
+
+
+class WeightsError(LorasmithError):
+    """A model or adapter file is missing, damaged or does not fit. Names keys and counts."""
+
+
+class OutputError(LorasmithError):
+    """A result cannot be written. The message names the path."""
+
+
+class TrainingError(LorasmithError):
+    """A run cannot go on (a loss that is not finite, a collapsed model)."""
+
+
+class LorasmithWarning(UserWarning):
+    """Something the user should know that does not stop the run."""
+
+
+def did_you_mean(word: str, known: Iterable[str], limit: int = 3) -> str:
+    """Return ``"; did you mean a, b?"`` for names close to ``word``, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=limit, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,70 @@
+"""Reading and writing safetensors files, with errors that name the file."""
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lorasmith.core.errors import OutputError, WeightsError
+from lorasmith.core.files import replacing
+
+Tensors = dict[str, torch.Tensor]
+
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def load_tensors(path: Path, device: str = "cpu") -> Tensors:
+    """Read every tensor of a safetensors file.
+
+    Raises:
+        WeightsError: the file is missing, is a pickle, or is damaged.
+    """
+    with _opened(path, device) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata block of a safetensors file; empty when it has none."""
+    with _opened(path, "cpu") as file:
+        return dict(file.metadata() or {})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors atomically, refusing values that are not finite.
+
+    Raises:
+        WeightsError: a tensor holds NaN or infinity.
+        OutputError: the disk refused.
+    """
+    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise WeightsError(f"{path.name}: {len(bad)} tensors are not finite, first {bad[0]}; not saved")
+    plain = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(plain, temporary, metadata=dict(metadata))
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def _opened(path: Path, device: str) -> safe_open:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    _refuse_pickle(path)
+    try:
+        return safe_open(path, framework="pt", device=device)
+    except (SafetensorError, OSError, struct.error) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _refuse_pickle(path: Path) -> None:
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start.startswith(_PICKLE_STARTS):
+        raise WeightsError(
+            f"{path}: this is a pickled file, which can run code when opened; "
+            "convert it to safetensors on a machine that you can throw away"
+        )

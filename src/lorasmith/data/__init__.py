@@ -1,0 +1,1 @@
+"""From folders and packed files of captioned pictures to batches."""

@@ -1,0 +1,1 @@
+"""The parts of Stable Diffusion: loading them, their text side, their noise, their anatomy."""

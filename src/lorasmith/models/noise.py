@@ -1,0 +1,90 @@
+"""The noise process of Stable Diffusion: schedule, noising, prediction targets, loss weights.
+
+Symbols as in Ho et al. 2020 (arXiv:2006.11239): ``a`` is the cumulative product of 1 - beta,
+``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps``. Everything is gathered from tensors on the device,
+without reading a value back to the host, so that a step can be captured as a CUDA graph.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lorasmith.core.errors import ConfigError
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+def alphas_cumprod(
+    beta_schedule: str, beta_start: float, beta_end: float, steps: int = 1000
+) -> torch.Tensor:
+    """Return the cumulative signal power a_t, float32 ``[steps]``, computed in float64.
+
+    Raises:
+        ConfigError: the beta schedule is not one that Stable Diffusion models use.
+    """
+    if beta_schedule == "scaled_linear":  # latent diffusion, arXiv:2112.10752
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+    elif beta_schedule == "linear":
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    else:
+        raise ConfigError(f"beta_schedule {beta_schedule!r} is not supported; use scaled_linear or linear")
+    return torch.cumprod(1.0 - betas, dim=0).float()
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    """How a model was taught to see noise."""
+
+    alphas: torch.Tensor
+    """Cumulative signal power a_t, float32 ``[T]``."""
+    prediction_type: PredictionType
+    """What the network predicts."""
+
+    @classmethod
+    def from_scheduler(cls, scheduler_config: dict[str, object], device: torch.device) -> "NoiseProcess":
+        """Read the process from a diffusers scheduler's config."""
+        prediction = str(scheduler_config.get("prediction_type", "epsilon"))
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ConfigError(f"prediction_type {prediction!r} is not supported; use epsilon or v_prediction")
+        alphas = alphas_cumprod(
+            str(scheduler_config.get("beta_schedule", "linear")),
+            float(str(scheduler_config.get("beta_start", 1e-4))),
+            float(str(scheduler_config.get("beta_end", 0.02))),
+            int(str(scheduler_config.get("num_train_timesteps", 1000))),
+        )
+        return cls(alphas.to(device), prediction)  # type: ignore[arg-type]
+
+    @property
+    def steps(self) -> int:
+        """Number of timesteps T."""
+        return len(self.alphas)
+
+    def _a(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return self.alphas[timesteps].view(-1, *[1] * (like.ndim - 1))
+
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return x_t. ``clean`` and ``noise`` are ``[B, ...]``, ``timesteps`` int64 ``[B]``."""
+        a = self._a(timesteps, clean)
+        return a.sqrt() * clean + (1.0 - a).sqrt() * noise
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return what the network should output: the noise, or v of arXiv:2202.00512 (eq. D.1)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        a = self._a(timesteps, clean)
+        return a.sqrt() * noise - (1.0 - a).sqrt() * clean
+
+    def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio a_t / (1 - a_t), ``[B]``."""
+        a = self.alphas[timesteps]
+        return a / (1.0 - a)
+
+    def min_snr_weight(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Return min-SNR-gamma loss weights (arXiv:2303.09556), ``[B]``.
+
+        min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for v prediction.
+        """
+        snr = self.snr(timesteps)
+        capped = snr.clamp(max=gamma)
+        return capped / snr if self.prediction_type == "epsilon" else capped / (snr + 1.0)
