@@ -1,0 +1,61 @@
+"""Building a CLIP byte-pair tokenizer from a merge list, whole or truncated.
+
+The vocabulary is laid out as CLIP's (Radford et al. 2021): 256 byte symbols, the same with the
+end-of-word mark, one entry per merge, and the two special tokens.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorasmith.core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_LENGTH = 77
+
+
+def read_merges(path: Path, count: int | None = None) -> list[tuple[str, str]]:
+    """Read the first ``count`` merges of a CLIP merge list (a ``#version`` line is skipped).
+
+    Raises:
+        DataError: the file is missing, has a malformed line or too few merges.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a merge list ({error})") from error
+    pairs = [tuple(line.split()) for line in lines if line and not line.startswith(("#", '"'))]
+    merges = pairs if count is None else pairs[:count]
+    malformed = [pair for pair in merges if len(pair) != 2]
+    if malformed:
+        raise DataError(f"{path}: {' '.join(malformed[0])!r} is not a merge (two symbols a line)")
+    if count is not None and len(merges) < count:
+        raise DataError(f"{path}: has {len(merges)} merges, fewer than the {count} asked for")
+    return [(pair[0], pair[1]) for pair in merges]
+
+
+def build_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":
+    """Return a CLIPTokenizer with ``512 + len(merges) + 2`` tokens and 77 positions."""
+    from transformers import CLIPTokenizer
+
+    symbols = _byte_symbols()
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
+    # The constructor ignores vocab_file and merges_file in transformers 5; it wants the objects.
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=merges,
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=MAX_LENGTH,
+    )
+
+
+def _byte_symbols() -> list[str]:
+    """Return the 256 printable stand-ins for bytes, in the order of GPT-2's and CLIP's vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(rest))]
