@@ -8,13 +8,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from lorasmith.cli import generate, model, pretrain, train
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
+
+# Newer typer carries its own click, older ones use the package; this is the right one of either.
+ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="lorasmith",
@@ -56,11 +58,11 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         status = typer.main.get_command(app).main(arguments, prog_name="lorasmith", standalone_mode=False)
     except LorasmithError as error:
         return _fail(str(error), debug)
-    except click.ClickException as error:
+    except ClickException as error:
         error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _say("interrupted")
+        return int(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _say(f"interrupted: {error}" if str(error) else "interrupted")
         return 130
     except MemoryError:
         return _fail("out of memory; use a smaller batch size or picture size", debug)

@@ -50,5 +50,7 @@ class DataSettings(Settings):
     """A caption with one of these words is never mirrored."""
     flip_filters: list[RowFilter] = []
     """Only rows that pass all of these are mirrored (text and flags should not be)."""
+    memory_gib: float = Field(default=4.0, ge=0.0)
+    """Decoded pictures are kept in memory up to this size; larger sets are decoded as needed."""
     limit: int | None = Field(default=None, gt=0)
     """Use only the first so many rows, to try a recipe out."""

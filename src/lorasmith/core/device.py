@@ -39,17 +39,17 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def generator(seed: int, *stream: int) -> torch.Generator:
-    """Return a CPU generator for ``seed`` and a position in a stream of draws.
+def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator for ``seed`` and a position in a stream of draws.
 
-    Numbers are drawn on the CPU and moved, so the same seed gives the same draw on every
-    device. The stream (for instance a step and a rank) is mixed in, so that draw number k can
-    be repeated without making the k-1 draws before it: that is what makes a resume exact.
+    The stream (for instance a step and a rank) is mixed in, so that draw number k can be
+    repeated without making the k-1 draws before it: that is what makes a resume exact. Draws on
+    the CPU are the same everywhere; draws on a GPU are faster there but its own.
     """
     state = seed & 0xFFFFFFFFFFFFFFFF
     for position in stream:
         state = _splitmix64(state ^ _splitmix64(position & 0xFFFFFFFFFFFFFFFF))
-    return torch.Generator("cpu").manual_seed(state & 0x7FFFFFFFFFFFFFFF)
+    return torch.Generator(device).manual_seed(state & 0x7FFFFFFFFFFFFFFF)
 
 
 def _splitmix64(value: int) -> int:

@@ -1,4 +1,4 @@
-"""All pictures of a small-picture dataset in memory, decoded once."""
+"""Square pictures of a dataset as uint8 tensors, kept in memory when they fit."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,6 +8,38 @@ import torch
 
 from lorasmith.data.picture import decode, square
 from lorasmith.data.rows import Row
+
+
+class Pictures:
+    """Every row's picture at one resolution.
+
+    Sets of up to ``memory_gib`` are decoded once and held on ``device``; larger ones are decoded
+    batch by batch on all cores.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        side: int,
+        device: torch.device,
+        memory_gib: float,
+        advance: Callable[[], None] | None = None,
+    ) -> None:
+        self.rows = rows
+        self.side = side
+        self.device = device
+        fits = len(rows) * 3 * side * side <= memory_gib * 2**30
+        self._held = load_squares(rows, side, advance).to(device) if fits else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return pictures by row number (int64 ``[B]``) as float32 ``[B, 3, side, side]`` in -1..1."""
+        if self._held is not None:
+            return to_signed(self._held[numbers.to(self.device)])
+        chosen = [self.rows[int(number)] for number in numbers]
+        return to_signed(load_squares(chosen, self.side).to(self.device))
 
 
 def load_squares(
@@ -42,3 +74,10 @@ def to_signed(pictures: torch.Tensor) -> torch.Tensor:
 def from_signed(pictures: torch.Tensor) -> torch.Tensor:
     """Map -1..1 to uint8 0..255, rounding and clipping."""
     return pictures.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def mirror_some(pictures: torch.Tensor, allowed: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    """Mirror each picture with probability one half where ``allowed`` (bool ``[B]``) permits."""
+    coin = torch.rand(len(pictures), generator=draws, device=pictures.device) < 0.5
+    chosen = (coin & allowed).view(-1, 1, 1, 1)
+    return torch.where(chosen, pictures.flip(-1), pictures)

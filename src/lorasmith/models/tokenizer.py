@@ -26,7 +26,9 @@ def read_merges(path: Path, count: int | None = None) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a merge list ({error})") from error
-    pairs = [tuple(line.split()) for line in lines if line and not line.startswith(("#", '"'))]
+    if lines and "#version" in lines[0]:
+        lines = lines[1:]
+    pairs = [tuple(line.split()) for line in lines if line]
     merges = pairs if count is None else pairs[:count]
     malformed = [pair for pair in merges if len(pair) != 2]
     if malformed:

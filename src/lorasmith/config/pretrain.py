@@ -1,0 +1,221 @@
+"""Settings of the three pretraining commands."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lorasmith.config.base import Settings, UserPath
+from lorasmith.config.data import DataSettings, RowFilter
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class LoopSettings(Settings):
+    """How long and how fast to train, and what is kept on the way."""
+
+    out: UserPath
+    """Folder for the result, its log and its checkpoints."""
+    steps: Positive
+    """Optimizer steps."""
+    batch_size: Positive
+    """Pictures per optimizer step, over all processes and accumulated parts together."""
+    accumulate: Positive = 1
+    """Split each batch into so many parts, one after the other, to save memory."""
+    learning_rate: float = Field(gt=0.0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: int = Field(default=100, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    floor: float = Field(default=0.01, ge=0.0, le=1.0)
+    """The schedule ends at this share of the peak."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """AdamW's decoupled weight decay, on matrices and kernels only."""
+    clip: float = Field(default=1.0, gt=0.0)
+    """Largest gradient norm; larger gradients are scaled down to it."""
+    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Decay of an exponential moving average of the weights, which is then what is saved; 0 for none."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Mixed precision of accelerate. The weights themselves stay float32."""
+    compile: bool = False
+    """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
+    seed: int = 0
+    """Seed of initial weights, data order and noise."""
+    log_every: Positive = 20
+    """Steps between two lines of the log. Losses are read from the device only then."""
+    checkpoint_every: Positive = 1000
+    """Steps between two checkpoints."""
+    keep_checkpoints: Positive = 2
+    """How many checkpoints stay on disk."""
+    tensorboard: bool = True
+    """Also write TensorBoard event files."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`cpu` keeps the run off the GPU."""
+    stop_after_minutes: float | None = Field(default=None, gt=0.0)
+    """Save a checkpoint and stop after this long, for machines lent by the hour; --resume goes on."""
+    start_from: UserPath | None = None
+    """A folder with weights to start from instead of random ones (also the option --from)."""
+
+
+class VaeShape(Settings):
+    """The autoencoder's shape, in diffusers' AutoencoderKL terms."""
+
+    channels: list[Positive] = [48, 96, 128, 128]
+    """Width of each block; n blocks scale down by 2^(n-1)."""
+    layers: Positive = 1
+    """Residual layers per block."""
+    groups: Positive = 16
+    """Groups of the group normalisation."""
+    latent_channels: Positive = 4
+    """Channels of the latent picture."""
+
+
+class VaeLoss(Settings):
+    """What the autoencoder is taught by."""
+
+    perceptual: float = Field(default=0.1, ge=0.0)
+    """Weight of the distance between image-tower features; 0 leaves it out."""
+    perceptual_tower: UserPath | None = None
+    """Folder of the image tower for it; none means the embedded one."""
+    gradient: float = Field(default=0.0, ge=0.0)
+    """Weight of an L1 distance between picture gradients at three scales."""
+    adversarial: float = Field(default=0.05, ge=0.0)
+    """Weight of the patch discriminator, relative to the reconstruction's gradient; 0 for none."""
+    adversarial_start: int = Field(default=2000, ge=0)
+    """Step from which the discriminator takes part."""
+    discriminator_channels: Positive = 32
+    """Width of the discriminator's first layer."""
+    discriminator_learning_rate: float = Field(default=2e-4, gt=0.0)
+    """Its learning rate."""
+    regularizer: Literal["kl", "vq"] = "kl"
+    """Keep latents near a unit normal (kl) or snap them to a codebook (vq)."""
+    kl: float = Field(default=1e-6, ge=0.0)
+    """Weight of the KL term."""
+    codebook: Positive = 4096
+    """Entries of the codebook with regularizer vq."""
+    commitment: float = Field(default=1.0, ge=0.0)
+    """Weight of the codebook loss (both halves) with regularizer vq."""
+
+
+class VaeRun(Settings):
+    """Everything about one `lorasmith pretrain vae` run."""
+
+    data: DataSettings
+    """Pictures to learn from (captions are not used)."""
+    loop: LoopSettings
+    """The training loop."""
+    shape: VaeShape = VaeShape()
+    """The network."""
+    loss: VaeLoss = VaeLoss()
+    """The losses."""
+    resolution: Positive = 128
+    """Side of the training pictures in pixels."""
+
+
+class TextShape(Settings):
+    """The text tower's shape, in transformers' CLIPTextConfig terms."""
+
+    width: Positive = 256
+    """Width of the hidden states; the U-Net's cross_attention_dim."""
+    layers: Positive = 4
+    """Transformer layers."""
+    heads: Positive = 4
+    """Attention heads."""
+    mlp: Positive = 1024
+    """Width inside the feed-forward layers."""
+
+
+class ImageShape(Settings):
+    """The image tower's shape: a small residual convolution net."""
+
+    channels: list[Positive] = [32, 64, 120, 176]
+    """Width of each stage; each stage halves the picture's side."""
+    blocks: list[Positive] = [1, 2, 2, 1]
+    """Residual blocks of each stage."""
+
+
+class ClipRun(Settings):
+    """Everything about one `lorasmith pretrain clip` run."""
+
+    data: DataSettings
+    """Captioned pictures to learn from."""
+    loop: LoopSettings
+    """The training loop."""
+    text: TextShape = TextShape()
+    """The text tower."""
+    image: ImageShape = ImageShape()
+    """The image tower."""
+    embedding: Positive = 256
+    """Width of the space in which both towers meet."""
+    merges: UserPath | None = None
+    """A CLIP byte-pair merge list for a new tokenizer; none reuses the embedded model's tokenizer."""
+    merge_count: Positive = 7678
+    """How many of its merges are kept; the vocabulary is 514 larger."""
+    resolution: Positive = 128
+    """Side of the training pictures in pixels."""
+    shift: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Pictures are scaled and shifted at random by up to this share of their side."""
+    colour_jitter: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Brightness and contrast are changed at random by up to this share."""
+
+
+class UnetShape(Settings):
+    """The U-Net's shape, in diffusers' UNet2DConditionModel terms, with SD 1.x block types."""
+
+    channels: list[Positive] = [64, 96, 128, 160]
+    """Width of the four levels."""
+    layers: Positive = 2
+    """Residual layers per block."""
+    heads: Positive = 8
+    """Attention heads (diffusers calls this attention_head_dim)."""
+    groups: Positive = 32
+    """Groups of the group normalisation."""
+
+
+class Stage(Settings):
+    """One stage of U-Net pretraining."""
+
+    resolution: Positive
+    """Side of the training pictures in pixels."""
+    steps: Positive
+    """Optimizer steps of this stage."""
+    batch_size: Positive | None = None
+    """Pictures per step in this stage; none takes [loop] batch_size."""
+    filters: list[RowFilter] = []
+    """Only rows that pass all of these take part in this stage."""
+
+
+class UnetRun(Settings):
+    """Everything about one `lorasmith pretrain unet` run."""
+
+    data: DataSettings
+    """Captioned pictures to learn from."""
+    loop: LoopSettings
+    """The training loop; its `steps` must be the sum of the stages'."""
+    stages: list[Stage] = Field(min_length=1)
+    """Stages, one after the other, as the original Stable Diffusion was trained."""
+    vae: UserPath
+    """Folder of the autoencoder (or of a model that has one)."""
+    clip: UserPath
+    """Folder with the text encoder and tokenizer (or of a model that has them)."""
+    shape: UnetShape = UnetShape()
+    """The network."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the network predicts."""
+    min_snr: float = Field(default=5.0, ge=0.0)
+    """Gamma of min-SNR loss weighting; 0 weighs all timesteps alike."""
+    empty_captions: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of captions emptied, for classifier-free guidance."""
+    short_captions: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of captions cut at their first comma, so that pictures answer to short prompts."""
+    all_phrasings: bool = True
+    """Draw among all phrasings of a caption, not the first alone."""
+    train_text_encoder: bool = False
+    """Also train the text encoder, with the same learning rate."""
+
+    @model_validator(mode="after")
+    def _steps_add_up(self) -> "UnetRun":
+        total = sum(stage.steps for stage in self.stages)
+        if total != self.loop.steps:
+            raise ValueError(f"loop.steps is {self.loop.steps} but the stages' steps add up to {total}")
+        return self

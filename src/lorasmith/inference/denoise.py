@@ -1,0 +1,116 @@
+"""The denoising loop: from noise to latents under classifier-free guidance.
+
+Plain functions over tensors. Latents and the sampler's arithmetic stay float32 whatever the
+network computes in; only the network's inputs are cast.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorasmith.inference.samplers import Scheduler
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+OnStep = Callable[[int], None]
+"""Called after each step with its index, from 0."""
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The U-Net under classifier-free guidance (arXiv:2207.12598), one batched call a step."""
+
+    unet: "UNet2DConditionModel"
+    """The network."""
+    context: torch.Tensor
+    """Embedded prompts, ``[B, 77, width]``."""
+    negative: torch.Tensor
+    """Embedded negative prompts, ``[B, 77, width]``."""
+    guidance: float
+    """Scale; exactly 1 leaves the negative half of the batch out."""
+    rescale: float = 0.0
+    """Share phi of the rescaled prediction."""
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Return the guided prediction, float32, shaped as ``latents`` ``[B, C, h, w]``.
+
+        Args:
+            latents: scaled for the network by the scheduler.
+            timestep: a scalar tensor.
+        """
+        if self.guidance == 1.0:
+            return self._call(latents, timestep, self.context)
+        both = torch.cat([self.negative, self.context])
+        negative, positive = self._call(torch.cat([latents, latents]), timestep, both).chunk(2)
+        guided = negative + self.guidance * (positive - negative)
+        return rescale(guided, positive, self.rescale) if self.rescale else guided
+
+    def _call(
+        self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor
+    ) -> torch.Tensor:
+        dtype = self.unet.dtype
+        prediction: torch.Tensor = self.unet(
+            latents.to(dtype), timestep, encoder_hidden_states=context.to(dtype), return_dict=False
+        )[0]
+        return prediction.float()
+
+
+def rescale(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:
+    """Bring a guided prediction's spread back to the conditional one's (arXiv:2305.08891).
+
+    Equations 14 to 16: ``x = phi * guided * std(positive) / std(guided) + (1 - phi) * guided``,
+    standard deviations over everything but the batch.
+
+    Args:
+        guided: the prediction after guidance, ``[B, C, h, w]``.
+        positive: the conditional prediction, same shape.
+        share: phi, from 0 (``guided`` as it is) to 1.
+    """
+    dims = list(range(1, guided.ndim))
+    factor = positive.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
+    return share * guided * factor + (1.0 - share) * guided
+
+
+def initial_noise(
+    generators: Sequence[torch.Generator], shape: tuple[int, int, int], device: torch.device
+) -> torch.Tensor:
+    """Draw one noise per generator: float32 ``[len(generators), *shape]``, mean 0, variance 1.
+
+    Each picture has a generator of its own, so what it gets does not depend on its neighbours.
+    The draw happens on the generators' device (the CPU) and is then moved.
+    """
+    noise = [torch.randn(shape, generator=one, device=one.device) for one in generators]
+    return torch.stack(noise).to(device)
+
+
+def denoise(
+    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    scheduler: Scheduler,
+    noise: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """Walk unit noise down to latents.
+
+    Args:
+        predict: the network, called with scaled latents and a timestep.
+        scheduler: a fresh one from `make_scheduler`.
+        noise: float32 ``[B, C, h, w]``.
+        generators: one per picture, for samplers that add noise on the way.
+        on_step: called after each step.
+
+    Returns:
+        Latents, float32 ``[B, C, h, w]``, still multiplied by the VAE's scaling factor.
+    """
+    latents = noise * scheduler.init_noise_sigma
+    for index, timestep in enumerate(scheduler.timesteps):
+        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(
+            prediction, timestep, latents, generator=list(generators), return_dict=False
+        )[0]
+        if on_step is not None:
+            on_step(index)
+    return latents

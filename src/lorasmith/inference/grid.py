@@ -1,0 +1,140 @@
+"""Laying pictures out: a plain grid, and a table with captions for reports."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+MAX_GRID_SIDE = 8192
+"""Pictures are scaled down so that a grid's pictures cover no more pixels along either side."""
+
+_GAP = 6
+_FONT_SIZE = 13
+_PAPER, _INK = "white", "black"
+
+Place = tuple[int, int]
+
+
+def make_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Lay pictures out row by row without gaps, as A1111 does.
+
+    Args:
+        images: at least one; cells are as large as the largest, smaller ones are centred.
+        columns: pictures per row; None makes the grid nearly square, wider rather than taller.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    cell = _cell(images, columns, rows)
+    grid = Image.new("RGB", (columns * cell[0], rows * cell[1]), _INK)
+    for number, image in enumerate(images):
+        y, x = divmod(number, columns)
+        _paste(grid, image, (x * cell[0], y * cell[1]), cell)
+    return grid
+
+
+def make_labelled_grid(
+    rows: Sequence[Sequence[Image.Image | None]],
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    title: str = "",
+) -> Image.Image:
+    """Lay pictures out in a table with captions, for reports.
+
+    Args:
+        rows: pictures row by row; None leaves a cell empty. At least one picture.
+        row_labels: captions on the left, one per row, wrapped; may be left out.
+        column_labels: captions on top, one per column, wrapped; may be left out.
+        title: a line above everything.
+    """
+    columns = max(len(row) for row in rows)
+    cell = _cell([image for row in rows for image in row if image], columns, len(rows))
+    side = [_wrapped(label, max(cell[0], 120)) for label in row_labels]
+    top = [_wrapped(label, cell[0]) for label in column_labels]
+    table = _Table(cell, _left(side), _above(title, top), columns, len(rows))
+    sheet = Image.new("RGB", table.extent(_extent(title)[0]), _PAPER)
+    _write(sheet, title, (_GAP, _GAP))
+    for x, label in enumerate(top):
+        _write(sheet, label, (table.place(x, 0)[0], table.above - _extent(label)[1]))
+    for y, label in enumerate(side):
+        drop = max(0, cell[1] - _extent(label)[1]) // 2
+        _write(sheet, label, (_GAP, table.place(0, y)[1] + drop))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            if image is not None:
+                _paste(sheet, image, table.place(x, y), cell)
+    return sheet
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Where the cells of a labelled grid lie, in pixels."""
+
+    cell: Place
+    left: int
+    above: int
+    columns: int
+    rows: int
+
+    def place(self, x: int, y: int) -> Place:
+        """Return the upper left corner of a cell."""
+        width, height = self.cell
+        return self.left + _GAP + x * (width + _GAP), self.above + _GAP + y * (height + _GAP)
+
+    def extent(self, title_width: int) -> Place:
+        """Return the whole sheet's width and height."""
+        width, height = self.place(self.columns, self.rows)
+        return max(width, title_width + 2 * _GAP), height
+
+
+def _left(labels: Sequence[str]) -> int:
+    return _GAP + max(_extent(label)[0] for label in labels) if labels else 0
+
+
+def _above(title: str, labels: Sequence[str]) -> int:
+    parts = [_extent(title)[1], max((_extent(label)[1] for label in labels), default=0)]
+    return sum(_GAP + height for height in parts if height)
+
+
+def _cell(images: Sequence[Image.Image], columns: int, rows: int) -> Place:
+    """Return a cell's width and height so that the whole stays within `MAX_GRID_SIDE`."""
+    width, height = max(i.width for i in images), max(i.height for i in images)
+    shrink = min(1.0, MAX_GRID_SIDE / (width * columns), MAX_GRID_SIDE / (height * rows))
+    return max(1, int(width * shrink)), max(1, int(height * shrink))
+
+
+def _paste(sheet: Image.Image, image: Image.Image, place: Place, cell: Place) -> None:
+    shrink = min(1.0, cell[0] / image.width, cell[1] / image.height)
+    if shrink < 1.0:
+        size = (max(1, int(image.width * shrink)), max(1, int(image.height * shrink)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    inset = (cell[0] - image.width) // 2, (cell[1] - image.height) // 2
+    sheet.paste(image, (place[0] + inset[0], place[1] + inset[1]))
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_FONT_SIZE)
+
+
+def _write(sheet: Image.Image, text: str, place: Place) -> None:
+    ImageDraw.Draw(sheet).multiline_text(place, text, _INK, font=_font())
+
+
+def _extent(text: str) -> Place:
+    """Return the width and height of text in pixels."""
+    if not text:
+        return 0, 0
+    box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=_font())
+    return math.ceil(box[2]), math.ceil(box[3])
+
+
+def _wrapped(label: str, width: int) -> str:
+    """Break a caption at spaces so that its lines fit, where words are short enough."""
+    lines: list[str] = []
+    for word in label.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _extent(longer)[0] <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

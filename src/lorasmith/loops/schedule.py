@@ -1,0 +1,30 @@
+"""Learning-rate schedules as pure functions of the step."""
+
+import math
+from typing import Literal
+
+from lorasmith.core.errors import ConfigError
+
+ScheduleKind = Literal["constant", "linear", "cosine"]
+
+
+def lr_scale(step: int, total: int, warmup: int, floor: float, kind: ScheduleKind = "cosine") -> float:
+    """Return the factor on the learning rate for optimizer step ``step`` (from 0).
+
+    It rises linearly over ``warmup`` steps, then stays, or falls to ``floor`` at step ``total``
+    in a straight line or half a cosine.
+
+    Raises:
+        ConfigError: ``floor`` outside 0..1 or a negative ``warmup``.
+    """
+    if not 0.0 <= floor <= 1.0:
+        raise ConfigError(f"the learning rate's floor must be between 0 and 1, not {floor}")
+    if warmup < 0:
+        raise ConfigError(f"warm-up steps cannot be negative ({warmup})")
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if kind == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    falling = 1.0 - done if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return floor + (1.0 - floor) * falling

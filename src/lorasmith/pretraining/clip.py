@@ -1,0 +1,121 @@
+"""Contrastive pretraining of the text and image towers."""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from lorasmith.config.pretrain import ClipRun
+from lorasmith.core.errors import TrainingError
+from lorasmith.data.order import BatchOrder
+from lorasmith.data.pictures import mirror_some
+from lorasmith.data.select import weights
+from lorasmith.loops.loop import Loop, Part
+from lorasmith.models.load import EMBEDDED
+from lorasmith.models.tokenizer import build_tokenizer, read_merges
+from lorasmith.models.tower import ClipPair, ImageTower, load_pair, load_tokenizer, save_pair
+from lorasmith.pretraining.augment import jitter_colours, shift_and_scale
+from lorasmith.pretraining.captions import CaptionTable
+from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
+
+COLLAPSE_AFTER = 300
+"""Steps after which a loss still at chance means that the towers collapsed."""
+
+
+def pretrain_clip(run: ClipRun, resume: bool = False) -> Path:
+    """Train both towers; return the folder with text_encoder, tokenizer and image_tower.
+
+    Raises:
+        TrainingError: the loss is within 1% of ln(batch) after 300 steps: the towers collapsed.
+    """
+    loop = Loop(run.loop, "CLIP", resume)
+    rows, _ = chosen_rows(run.data)
+    write_start(loop, run, rows)
+    pictures = open_pictures(rows, run.resolution, run.data, loop)
+    mirrored = mirror_allowed(rows, run.data)
+    tokenizer = (
+        load_tokenizer(run.loop.start_from or EMBEDDED)
+        if run.merges is None
+        else build_tokenizer(read_merges(run.merges, run.merge_count))
+    )
+    captions = CaptionTable(tokenizer, rows, loop.device)
+    torch.manual_seed(run.loop.seed)
+    pair = loop.add("pair", _new_pair(run, len(tokenizer)), ema=True)
+    order = BatchOrder(weights(rows, run.data.weights), run.loop.batch_size, run.loop.seed)
+
+    def loss_of(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        shown = pictures.batch(part.numbers)
+        shown = mirror_some(shown, mirrored[part.numbers].to(loop.device), part.draws)
+        shown = shift_and_scale(shown, run.shift, part.draws)
+        shown = jitter_colours(shown, run.colour_jitter, part.draws)
+        image, text, scale = pair(shown, captions.draw(part.numbers, part.draws))
+        return contrastive_loss(_everyone(image, loop), _everyone(text, loop), scale)
+
+    for step in loop.steps():
+        for part in loop.parts(order.batch(step), step):
+            loss, accuracy = loss_of(part)
+            loop.backward(loss)
+        loop.update("pair")
+        loop.note(loss=loss, accuracy=accuracy)
+        if step + 1 == COLLAPSE_AFTER:
+            _check_alive(float(loss), run.loop.batch_size // run.loop.accumulate, step + 1)
+    if loop.main:
+        with loop.averaged("pair"):
+            save_pair(loop.module("pair"), tokenizer, run.loop.out)
+    return run.loop.out
+
+
+def contrastive_loss(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the symmetric contrastive loss (arXiv:2103.00020, fig. 3) and the in-batch accuracy.
+
+    Args:
+        image: unit-length image embeddings, ``[B, D]``.
+        text: unit-length text embeddings, ``[B, D]``; row i belongs to image i.
+        scale: the inverse temperature, a scalar.
+    """
+    logits = scale * image.float() @ text.float().T
+    labels = torch.arange(len(logits), device=logits.device)
+    loss = 0.5 * (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels))
+    return loss, (logits.argmax(1) == labels).float().mean()
+
+
+def _new_pair(run: ClipRun, vocabulary: int) -> ClipPair:
+    if run.loop.start_from is not None:
+        return load_pair(run.loop.start_from).requires_grad_(True).train()
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    shape = run.text
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        projection_dim=run.embedding,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+    )
+    image = ImageTower(run.image.channels, run.image.blocks, run.embedding)
+    return ClipPair(CLIPTextModel(config), image)
+
+
+def _everyone(embeddings: torch.Tensor, loop: Loop) -> torch.Tensor:
+    """Gather embeddings of all processes, with gradients, so that each sees all negatives."""
+    if loop.accelerator.num_processes == 1:
+        return embeddings
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(embeddings))
+
+
+def _check_alive(loss: float, batch_size: int, step: int) -> None:
+    chance = math.log(batch_size)
+    if abs(loss - chance) <= 0.01 * chance:
+        raise TrainingError(
+            f"the towers collapsed: after {step} steps the loss is {loss:.3f}, chance is "
+            f"{chance:.3f}; lower loop.learning_rate or raise loop.warmup, and start again"
+        )

@@ -1,0 +1,60 @@
+"""What the three pretraining commands share around their loops: data, manifest, results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lorasmith.config.base import Settings
+from lorasmith.config.data import DataSettings
+from lorasmith.config.load import dump_toml
+from lorasmith.core.files import write_text
+from lorasmith.data.pictures import Pictures
+from lorasmith.data.rows import Row, read_rows, row_hash
+from lorasmith.data.select import keep, passes, split
+from lorasmith.loops.loop import Loop
+from lorasmith.loops.progress import progress_bar
+
+MANIFEST = "manifest.tsv"
+
+
+def chosen_rows(settings: DataSettings) -> tuple[list[Row], list[Row]]:
+    """Read, filter and split the rows; return ``(training, validation)``."""
+    rows = keep(read_rows(settings.path), settings.filters)
+    training, validation = split(rows, settings.validation_share)
+    return training[: settings.limit], validation
+
+
+def mirror_allowed(rows: Sequence[Row], settings: DataSettings) -> torch.Tensor:
+    """Tell which rows may be mirrored, bool ``[N]``."""
+    against = set(settings.flip_words_against)
+
+    def allowed(row: Row) -> bool:
+        words = set(" ".join(row.captions).lower().replace(",", " ").split())
+        return not (words & against) and all(passes(row, rule) for rule in settings.flip_filters)
+
+    return torch.tensor([settings.flip and allowed(row) for row in rows], dtype=torch.bool)
+
+
+def open_pictures(rows: Sequence[Row], side: int, settings: DataSettings, loop: Loop) -> Pictures:
+    """Decode the rows for this loop's device, with a progress bar."""
+    with progress_bar("decoding pictures", len(rows), enabled=loop.main) as advance:
+        return Pictures(rows, side, loop.device, settings.memory_gib, advance)
+
+
+def write_start(loop: Loop, settings: Settings, rows: Sequence[Row]) -> None:
+    """Write the resolved settings and the manifest of training rows beside the run's log."""
+    if loop.main:
+        write_text(loop.out / "run.toml", dump_toml(settings))
+        write_text(loop.out / MANIFEST, manifest_of(rows))
+
+
+def manifest_of(rows: Sequence[Row]) -> str:
+    """Return one ``key<tab>sha256`` line per row: the proof of what a model was trained on."""
+    return "".join(f"{row.key}\t{row_hash(row)}\n" for row in rows)
+
+
+def read_manifest(path: Path) -> dict[str, str]:
+    """Read a manifest back as ``{key: sha256}``."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines)  # type: ignore[misc]

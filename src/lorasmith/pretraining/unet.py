@@ -1,0 +1,197 @@
+"""Pretraining the U-Net on cached latents, in stages, with frozen or learning text."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasmith.config.pretrain import Stage, UnetRun
+from lorasmith.core.device import generator
+from lorasmith.core.errors import WeightsError
+from lorasmith.data.order import BatchOrder
+from lorasmith.data.pictures import Pictures
+from lorasmith.data.rows import Row
+from lorasmith.data.select import keep, weights
+from lorasmith.loops.loop import Loop, Part
+from lorasmith.loops.progress import progress_bar
+from lorasmith.models.load import load_part, load_text_encoder, load_tokenizer
+from lorasmith.models.noise import NoiseProcess
+from lorasmith.pretraining.captions import CaptionTable
+from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""The noise of Stable Diffusion 1.x."""
+
+
+def pretrain_unet(run: UnetRun, resume: bool = False) -> Path:
+    """Train a U-Net; return the folder of a complete diffusers model around it."""
+    loop = Loop(run.loop, "U-Net", resume)
+    rows, _ = chosen_rows(run.data)
+    write_start(loop, run, rows)
+    vae = load_part(_autoencoder(), run.vae, "vae").to(loop.device).requires_grad_(False).eval()
+    text_encoder = load_text_encoder(run.clip)
+    tokenizer = load_tokenizer(run.clip)
+    torch.manual_seed(run.loop.seed)
+    unet = loop.add("unet", _new_unet(run, vae, int(text_encoder.config.hidden_size)), ema=True)
+    if run.train_text_encoder:
+        encoder: Any = loop.add("text_encoder", text_encoder, ema=True)
+    else:
+        encoder = text_encoder.to(loop.device).requires_grad_(False).eval()
+    noise = NoiseProcess.from_scheduler({**SCHEDULER, "prediction_type": run.prediction}, loop.device)
+    captions: CaptionTable | None = None
+    stage_rows: list[Row] = []
+    latents: Latents | None = None
+
+    for step in loop.steps():
+        stage, within = stage_of(run.stages, step)
+        if latents is None or latents.stage is not stage:
+            stage_rows = keep(rows, stage.filters)
+            captions = CaptionTable(tokenizer, stage_rows, loop.device)
+            latents = Latents(run, stage, stage_rows, vae, loop)
+        for part in loop.parts(latents.order.batch(within), step):
+            loss = _loss(run, unet, encoder, noise, latents, captions, part, loop)
+            loop.backward(loss)
+        loop.update("unet")
+        if run.train_text_encoder:
+            loop.update("text_encoder")
+        loop.note(loss=loss)
+    if loop.main:
+        _finish(run, loop, vae, text_encoder, tokenizer)
+    return run.loop.out
+
+
+def stage_of(stages: list[Stage], step: int) -> tuple[Stage, int]:
+    """Return the stage that step ``step`` of the whole run falls in, and the step within it."""
+    for stage in stages:
+        if step < stage.steps:
+            return stage, step
+        step -= stage.steps
+    raise IndexError(f"step {step} lies beyond the last stage")
+
+
+class Latents:
+    """The latent moments of one stage's pictures and of their mirror images, on the device."""
+
+    def __init__(self, run: UnetRun, stage: Stage, rows: list[Row], vae: Any, loop: Loop) -> None:
+        self.stage = stage
+        self.mirrored = mirror_allowed(rows, run.data).to(loop.device)
+        batch_size = stage.batch_size or run.loop.batch_size
+        self.order = BatchOrder(weights(rows, run.data.weights), batch_size, run.loop.seed)
+        self.scale = float(vae.config.scaling_factor)
+        pictures = open_pictures(rows, stage.resolution, run.data, loop)
+        flips = (False, True) if bool(self.mirrored.any()) else (False,)
+        with progress_bar("caching latents", len(rows) * len(flips), enabled=loop.main) as advance:
+            self._moments = [_moments(vae, pictures, flip, advance) for flip in flips]
+
+    def draw(self, part: Part) -> torch.Tensor:
+        """Return scaled latents sampled from their posteriors, float32 ``[B, 4, h, w]``."""
+        numbers = part.numbers.to(self.mirrored.device)
+        moments = self._moments[0][numbers]
+        if len(self._moments) == 2:
+            coin = torch.rand(len(numbers), generator=part.draws, device=numbers.device) < 0.5
+            flip = (coin & self.mirrored[numbers]).view(-1, 1, 1, 1)
+            moments = torch.where(flip, self._moments[1][numbers], moments)
+        mean, deviation = moments.float().chunk(2, dim=1)
+        unit = torch.randn(mean.shape, generator=part.draws, device=mean.device)
+        return (mean + deviation * unit) * self.scale
+
+
+@torch.no_grad()
+def _moments(vae: Any, pictures: Pictures, flip: bool, advance: Any) -> torch.Tensor:
+    """Return mean and deviation of every picture's posterior, float16 ``[N, 8, h, w]``."""
+    parts = []
+    for numbers in torch.arange(len(pictures)).split(64):
+        shown = pictures.batch(numbers)
+        posterior = vae.encode(shown.flip(-1) if flip else shown).latent_dist
+        parts.append(torch.cat([posterior.mean, posterior.std], dim=1).half())
+        advance(len(numbers))
+    return torch.cat(parts)
+
+
+def _loss(
+    run: UnetRun, unet: Any, encoder: Any, noise: NoiseProcess,
+    latents: Latents, captions: Any, part: Part, loop: Loop,
+) -> torch.Tensor:  # fmt: skip
+    """Return the weighted mean squared error of one part."""
+    clean = latents.draw(part)
+    ids = captions.draw(
+        part.numbers, part.draws, run.empty_captions, run.short_captions, run.all_phrasings
+    )
+    with loop.accelerator.autocast(), torch.set_grad_enabled(run.train_text_encoder):
+        text = encoder(ids).last_hidden_state
+    timesteps = torch.randint(
+        noise.steps, (len(clean),), generator=part.draws, device=loop.device
+    )
+    added = torch.randn(clean.shape, generator=part.draws, device=loop.device)
+    noisy = noise.add_noise(clean, added, timesteps)
+    predicted = unet(noisy, timesteps, text, return_dict=False)[0]
+    error = (predicted.float() - noise.target(clean, added, timesteps)).square().mean(dim=(1, 2, 3))
+    if run.min_snr > 0:
+        error = error * noise.min_snr_weight(timesteps, run.min_snr)
+    return error.mean()
+
+
+def _autoencoder() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL
+
+
+def _new_unet(run: UnetRun, vae: Any, text_width: int) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    if run.loop.start_from is not None:
+        unet = load_part(UNet2DConditionModel, run.loop.start_from, "unet").train()
+        if int(unet.config.cross_attention_dim) != text_width:
+            raise WeightsError(
+                f"{run.loop.start_from}: its U-Net takes text of width "
+                f"{unet.config.cross_attention_dim}, the text encoder gives {text_width}"
+            )
+        return unet
+    downscale = 2 ** (len(vae.config.block_out_channels) - 1)
+    return UNet2DConditionModel(
+        sample_size=run.stages[-1].resolution // downscale,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=tuple(run.shape.channels),
+        layers_per_block=run.shape.layers,
+        attention_head_dim=run.shape.heads,
+        norm_num_groups=run.shape.groups,
+        cross_attention_dim=text_width,
+    )
+
+
+def _finish(run: UnetRun, loop: Loop, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
+    """Save a complete diffusers model; with an average, the plain weights go to unet_without_ema."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    unet, out = loop.module("unet"), run.loop.out
+    unet.eval()
+    if loop.has_average("unet"):
+        unet.save_pretrained(out / "unet_without_ema")
+    scheduler = DDIMScheduler(**SCHEDULER, prediction_type=run.prediction)
+    contexts: Iterator[Any] = (
+        loop.averaged(name) for name in ("unet", "text_encoder") if loop.has(name)
+    )
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        StableDiffusionPipeline(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
+            scheduler=scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(out)  # fmt: skip
+
+
+__all__ = ["Latents", "generator", "pretrain_unet", "stage_of"]

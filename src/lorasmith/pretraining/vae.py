@@ -1,0 +1,194 @@
+"""Pretraining the autoencoder: pixels, perception, a patch discriminator, KL or a codebook."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorasmith.config.pretrain import VaeRun
+from lorasmith.data.order import BatchOrder
+from lorasmith.data.pictures import Pictures, mirror_some
+from lorasmith.data.select import weights
+from lorasmith.loops.loop import Loop, Part
+from lorasmith.models.load import load_part
+from lorasmith.models.tower import load_image_tower
+from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
+from lorasmith.pretraining.vae_losses import (
+    PatchDiscriminator,
+    PerceptualLoss,
+    balance,
+    gradient_distance,
+    hinge_discriminator,
+    hinge_generator,
+)
+
+
+class KlAutoencoder(nn.Module):
+    """A diffusers AutoencoderKL with its regularisation in one forward pass."""
+
+    def __init__(self, vae: Any, weight: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.weight = weight
+
+    def forward(self, pictures: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return reconstructions and the weighted KL divergence from a unit normal (a scalar).
+
+        Args:
+            pictures: ``[B, 3, H, W]`` in -1..1.
+            noise: unit normal, in the latents' shape.
+        """
+        moments = self.vae.encode(pictures).latent_dist
+        latents = moments.mean + moments.std * noise
+        divergence = 0.5 * (moments.mean.square() + moments.var - 1.0 - moments.logvar).float()
+        return self.vae.decode(latents).sample, self.weight * divergence.sum(dim=(1, 2, 3)).mean()
+
+
+class VqAutoencoder(nn.Module):
+    """A diffusers VQModel with its codebook loss in one forward pass."""
+
+    def __init__(self, vae: Any, weight: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.weight = weight
+
+    def forward(self, pictures: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return reconstructions and the weighted codebook loss (a scalar); noise is not used."""
+        latents = self.vae.encode(pictures).latents
+        quantized, commitment, _ = self.vae.quantize(latents)
+        decoded = self.vae.decode(quantized, force_not_quantize=True).sample
+        return decoded, self.weight * commitment.mean()
+
+
+def pretrain_vae(run: VaeRun, resume: bool = False) -> Path:
+    """Train an autoencoder; return the folder that holds it as ``vae/``."""
+    loop = Loop(run.loop, "VAE", resume)
+    rows, _ = chosen_rows(run.data)
+    write_start(loop, run, rows)
+    pictures = open_pictures(rows, run.resolution, run.data, loop)
+    mirrored = mirror_allowed(rows, run.data)
+    torch.manual_seed(run.loop.seed)
+    coder = loop.add("coder", _new_coder(run), ema=True)
+    judge = _Judge(run, loop)
+    order = BatchOrder(weights(rows, run.data.weights), run.loop.batch_size, run.loop.seed)
+    latent_side = run.resolution // 2 ** (len(run.shape.channels) - 1)
+
+    for step in loop.steps():
+        for part in loop.parts(order.batch(step), step):
+            shown = mirror_some(
+                pictures.batch(part.numbers), mirrored[part.numbers].to(loop.device), part.draws
+            )
+            noise = torch.randn(
+                len(shown), run.shape.latent_channels, latent_side, latent_side,
+                generator=part.draws, device=loop.device,
+            )  # fmt: skip
+            made, regular = coder(shown, noise)
+            loop.backward(judge.coder_loss(shown, made, step) + regular)
+            judge.learn(shown, made, step)
+        loop.update("coder")
+        judge.update(step)
+        loop.note(regular=regular, **judge.figures)
+    if loop.main:
+        _finish(run, loop, pictures)
+    return run.loop.out
+
+
+class _Judge:
+    """All losses on a reconstruction, and the discriminator that learns beside it."""
+
+    def __init__(self, run: VaeRun, loop: Loop) -> None:
+        self.settings = run.loss
+        self.loop = loop
+        self.figures: dict[str, torch.Tensor] = {}
+        self.perceptual: PerceptualLoss | None = None
+        self.discriminator: nn.Module | None = None
+        if run.loss.perceptual > 0:
+            tower = load_image_tower(run.loss.perceptual_tower).to(loop.device)
+            self.perceptual = PerceptualLoss(tower)
+        if run.loss.adversarial > 0:
+            self.discriminator = loop.add(
+                "discriminator",
+                PatchDiscriminator(run.loss.discriminator_channels),
+                learning_rate=run.loss.discriminator_learning_rate,
+            )
+
+    def coder_loss(self, shown: torch.Tensor, made: torch.Tensor, step: int) -> torch.Tensor:
+        """Return the weighted sum of the reconstruction losses."""
+        pixel = (shown - made).abs().mean()
+        squared = (shown - made).square().mean()
+        total = pixel
+        if self.settings.gradient > 0:
+            total = total + self.settings.gradient * gradient_distance(shown, made)
+        if self.perceptual is not None:
+            with self.loop.accelerator.autocast():
+                distance = self.perceptual(shown, made)
+            total = total + self.settings.perceptual * distance
+            self.figures["perceptual"] = distance
+        # PSNR of pictures whose range is 2: 10 log10(2^2 / MSE)
+        self.figures |= {"loss": pixel, "psnr": 10.0 * torch.log10(4.0 / squared)}
+        if self.discriminator is None or step < self.settings.adversarial_start:
+            return total
+        self.discriminator.requires_grad_(False)
+        adversarial = hinge_generator(self.discriminator(made))
+        self.discriminator.requires_grad_(True)
+        self.figures["adversarial"] = adversarial
+        return total + self.settings.adversarial * balance(total, adversarial, made) * adversarial
+
+    def learn(self, shown: torch.Tensor, made: torch.Tensor, step: int) -> None:
+        """Add the discriminator's gradients, once it takes part."""
+        if self.discriminator is None or step < self.settings.adversarial_start:
+            return
+        real, fake = self.discriminator(torch.cat([shown, made.detach()])).chunk(2)
+        loss = hinge_discriminator(real, fake)
+        self.loop.backward(loss)
+        self.figures["discriminator"] = loss
+
+    def update(self, step: int) -> None:
+        """Move the discriminator, once it takes part."""
+        if self.discriminator is not None and step >= self.settings.adversarial_start:
+            self.loop.update("discriminator")
+
+
+def _new_coder(run: VaeRun) -> nn.Module:
+    from diffusers import AutoencoderKL, VQModel
+
+    kl = run.loss.regularizer == "kl"
+    if run.loop.start_from is not None:
+        vae = load_part(AutoencoderKL if kl else VQModel, run.loop.start_from, "vae").train()
+    else:
+        count = len(run.shape.channels)
+        shape = {
+            "block_out_channels": tuple(run.shape.channels),
+            "down_block_types": ("DownEncoderBlock2D",) * count,
+            "up_block_types": ("UpDecoderBlock2D",) * count,
+            "layers_per_block": run.shape.layers,
+            "latent_channels": run.shape.latent_channels,
+            "norm_num_groups": run.shape.groups,
+            "sample_size": run.resolution,
+        }
+        vae = AutoencoderKL(**shape) if kl else VQModel(**shape, num_vq_embeddings=run.loss.codebook)
+    return KlAutoencoder(vae, run.loss.kl) if kl else VqAutoencoder(vae, run.loss.commitment)
+
+
+@torch.no_grad()
+def _finish(run: VaeRun, loop: Loop, pictures: Pictures) -> None:
+    """Measure the latents' scale on training pictures and save the averaged autoencoder."""
+    vae = loop.module("coder").vae
+    with loop.averaged("coder"):
+        vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, pictures), 5))
+        vae.save_pretrained(run.loop.out / "vae")
+
+
+@torch.no_grad()
+def latent_std(vae: Any, pictures: Pictures, count: int = 2048) -> float:
+    """Return the standard deviation of unscaled latents over up to ``count`` pictures.
+
+    Its inverse is the scaling factor of latent diffusion (arXiv:2112.10752, app. G).
+    """
+    spread = torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()
+    latents = []
+    for numbers in spread.split(64):
+        coded = vae.encode(pictures.batch(numbers))
+        latents.append(coded.latent_dist.mean if hasattr(coded, "latent_dist") else coded.latents)
+    return float(torch.cat(latents).float().std())
