@@ -1,8 +1,12 @@
 """Fixtures that several test folders share: a tiny random Stable Diffusion 1.x on disk."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Read when torch loads: OpenMP threads that spin long starve each other on a busy machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 MERGES = Path(__file__).parent.parent / "recipes" / "embedded_base" / "tokenizer" / "merges.txt"
 

@@ -22,21 +22,16 @@ _CONNECTIVE = re.compile(
     r"\b(with|of|in|on|at|behind|facing|and|over|from|for|without|holding|wearing)\b"
 )
 # Names that take no article when they stand alone or before one other word ("shaved ice").
-_UNCOUNTED = frozenset(
-    """
-    american bacon badminton bento bread broken-heart butter cheese clapping clinking coral curry
-    cooked fog folded fries garlic ginger glasses golf hair hands honey jeans karate knocked milk
-    musical new oden open palms people playing raising rock rugby sake salt scissors shaved
-    shorts snow soap socks soft sparkles sushi tennis three thumbs thunder tofu two volleyball
-    baggage water wind women wood men
-    """.split()
+_UNCOUNTED_WORDS = (
+    "american bacon badminton bento bread butter cheese cooked coral curry fog garlic ginger "
+    "hair honey men musical new oden open people rock rugby sake salt shaved soap sushi "
+    "tennis three two volleyball water wind women wood"
 )
-# The same, but only alone: "fire" and "rice", yet "a fire engine" and "a rice ball".
-_UNCOUNTED_ALONE = frozenset({"baseball", "basketball", "fire", "ice", "money", "rice"})
+_UNCOUNTED = frozenset(_UNCOUNTED_WORDS.split())
+# The same, but only alone: "fire" and "money with wings", yet "a fire engine" and "a money bag".
+_UNCOUNTED_ALONE = frozenset({"baseball", "basketball", "fire", "ice", "money"})
 _SINGULAR_IN_S = re.compile(r"(ss|us|is|glass|bus|lens|series|chess)$")
-_NO_ARTICLE_ENDINGS = frozenset(
-    {"up", "down", "away", "broccoli", "women", "men", "people", "teeth", "feet"}
-)
+_NO_ARTICLE_ENDINGS = frozenset({"up", "down", "away", "broccoli"})
 _AN = re.compile(r"[aeio]|umbr|under|unamused")
 
 

@@ -84,9 +84,10 @@ def match_emoji(style: Style, name: str, codepoint: str | None, table: EmojiTabl
     known = table.get(codepoint)
     if known is not None:
         return known
-    flag = re.sub(r"^flag-for-(flag-)?", "flag-", name)
-    spellings = [name, name.replace("-and-", "-"), flag, flag.replace("-and-", "-")]
-    spellings.append(name.removeprefix("flag-for-"))
+    # "flag-for-trinidad-and-tobago" is "flag: Trinidad & Tobago"; "flag-for-black-flag" is no flag
+    # of a place but the emoji "black flag".
+    flag = re.sub(r"^flag-for-(flag-)?", "flag-", name).replace("-and-", "-")
+    spellings = [name, flag, name.removeprefix("flag-for-")]
     if style.numbered_variants:
         spellings.append(_VARIANT_NUMBER.sub("", name))
     matches = (table.search(spelling) for spelling in spellings)
@@ -121,12 +122,16 @@ def _entries(folder: Path) -> Iterator[tuple[str, str | None, Artwork]]:
     for name, icon in icons["icons"].items():
         if icon.get("hidden"):
             continue  # removed from the set by its authors
-        yield name, stated.get(name), Vector(
-            left=icon.get("left", 0),
-            top=icon.get("top", 0),
-            width=icon.get("width", default_width),
-            height=icon.get("height", default_height),
-            body=icon["body"],
+        yield (
+            name,
+            stated.get(name),
+            Vector(
+                left=icon.get("left", 0),
+                top=icon.get("top", 0),
+                width=icon.get("width", default_width),
+                height=icon.get("height", default_height),
+                body=icon["body"],
+            ),
         )
 
 

@@ -73,7 +73,9 @@ def psnr(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
 
 def _by_key(path: Path) -> dict[Key, tuple[Row, bytes]]:
     rows, images = read_pack(path)
-    table = {(row["style"], row["icon"]): (row, image) for row, image in zip(rows, images, strict=True)}
+    table = {
+        (row["style"], row["icon"]): (row, image) for row, image in zip(rows, images, strict=True)
+    }
     if len(table) != len(rows):
         raise PackError(f"{path} has several rows of the same style and icon")
     return table
@@ -106,7 +108,9 @@ def _picture_lines(scores: dict[Key, float], examples: int) -> list[str]:
         f"1st percentile {np.percentile(values, 1):.1f} dB, minimum {values.min():.1f} dB"
     ]
     worst = sorted((score, key) for key, score in scores.items() if score < _SAME_PICTURE)
-    return lines + [f"    {style}/{icon}: {score:.1f} dB" for score, (style, icon) in worst[:examples]]
+    return lines + [
+        f"    {style}/{icon}: {score:.1f} dB" for score, (style, icon) in worst[:examples]
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

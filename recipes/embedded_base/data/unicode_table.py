@@ -71,14 +71,8 @@ def _guesses(slug: str) -> Iterator[str]:
     """Yield the spellings of an icon name under which the table may know it."""
     key = _key(slug)
     yield key
-    yield key.replace("colon", "")
-    if key.startswith("flagfor"):
-        yield "flag" + key.removeprefix("flagfor")
     yield key.removesuffix("face")
-    yield key + "face"
-    yield re.sub(r"button.*$", "button", key)
-    yield key + "bloodtype"
-    yield key.replace("blackstar", "star")
+    yield key + "bloodtype"  # "a-button" is the button of blood type A
 
 
 def load_emoji_table(emojibase: Path, emojilib: Path) -> EmojiTable:

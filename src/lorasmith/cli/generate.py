@@ -74,8 +74,8 @@ def generate(
     _check(prompt, options, seed, n, lora_dir)
     folder = writable_folder(out.expanduser())
     with Console(stderr=True).status("opening the model"):
+        from lorasmith.inference.jobs import make_jobs
         from lorasmith.inference.pictures import write_pictures
-        from lorasmith.inference.pipeline import make_jobs
 
         pipe = _open(model, device, precision, lora_dir)
     jobs = make_jobs([prompt], seed, n)

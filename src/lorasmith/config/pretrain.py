@@ -39,6 +39,8 @@ class LoopSettings(Settings):
     """Mixed precision of accelerate. The weights themselves stay float32."""
     compile: bool = False
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
+    graph: bool = False
+    """Record the whole step as a CUDA graph: much faster for small networks on one GPU."""
     seed: int = 0
     """Seed of initial weights, data order and noise."""
     log_every: Positive = 20
@@ -89,6 +91,8 @@ class VaeLoss(Settings):
     """Its learning rate."""
     regularizer: Literal["kl", "vq"] = "kl"
     """Keep latents near a unit normal (kl) or snap them to a codebook (vq)."""
+    train: Literal["all", "decoder"] = "all"
+    """`decoder` keeps the encoder, so that latents (and a U-Net made for them) stay valid."""
     kl: float = Field(default=1e-6, ge=0.0)
     """Weight of the KL term."""
     codebook: Positive = 4096

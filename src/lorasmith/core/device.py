@@ -39,17 +39,24 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator for ``seed`` and a position in a stream of draws.
+def seed_of(seed: int, *stream: int) -> int:
+    """Mix a seed with a position in a stream of draws (a step, a rank) into a new seed.
 
-    The stream (for instance a step and a rank) is mixed in, so that draw number k can be
-    repeated without making the k-1 draws before it: that is what makes a resume exact. Draws on
-    the CPU are the same everywhere; draws on a GPU are faster there but its own.
+    Draw number k can then be repeated without making the k-1 draws before it: that is what
+    makes a resume exact.
     """
     state = seed & 0xFFFFFFFFFFFFFFFF
     for position in stream:
         state = _splitmix64(state ^ _splitmix64(position & 0xFFFFFFFFFFFFFFFF))
-    return torch.Generator(device).manual_seed(state & 0x7FFFFFFFFFFFFFFF)
+    return state & 0x7FFFFFFFFFFFFFFF
+
+
+def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator seeded with ``seed_of(seed, *stream)``.
+
+    Draws on the CPU are the same everywhere; draws on a GPU are faster there but its own.
+    """
+    return torch.Generator(device).manual_seed(seed_of(seed, *stream))
 
 
 def _splitmix64(value: int) -> int:

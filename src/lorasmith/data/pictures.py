@@ -38,7 +38,7 @@ class Pictures:
         """Return pictures by row number (int64 ``[B]``) as float32 ``[B, 3, side, side]`` in -1..1."""
         if self._held is not None:
             return to_signed(self._held[numbers.to(self.device)])
-        chosen = [self.rows[int(number)] for number in numbers]
+        chosen = [self.rows[number] for number in numbers.tolist()]
         return to_signed(load_squares(chosen, self.side).to(self.device))
 
 

@@ -105,7 +105,7 @@ def denoise(
     Returns:
         Latents, float32 ``[B, C, h, w]``, still multiplied by the VAE's scaling factor.
     """
-    latents = noise * scheduler.init_noise_sigma
+    latents: torch.Tensor = noise * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(

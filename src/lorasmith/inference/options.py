@@ -75,7 +75,9 @@ class SamplingOptions:
         unknown = [name for name in keywords if name not in known]
         if unknown:
             close = did_you_mean(unknown[0], known)
-            raise ConfigError(f"unknown option {unknown[0]!r}{close or '; use ' + ', '.join(known)}")
+            raise ConfigError(
+                f"unknown option {unknown[0]!r}{close or '; use ' + ', '.join(known)}"
+            )
         return cls(**keywords)
 
     def size_for(self, default: int, multiple: int) -> Size:
@@ -144,11 +146,15 @@ def _nearest(value: int, multiple: int) -> int:
 def _whole(name: str, value: object, low: int, high: int | None) -> None:
     wanted = f"{low} or more" if high is None else f"{low} to {high}"
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (isinstance(value, int) and is_whole and low <= value and (high is None or value <= high)):
+    if not (
+        isinstance(value, int) and is_whole and low <= value and (high is None or value <= high)
+    ):
         raise ConfigError(f"{name}: {value!r} is not possible; use a whole number, {wanted}")
 
 
 def _within(name: str, value: object, low: float, high: float) -> None:
     number = float(value) if isinstance(value, int | float) else math.nan
     if not low <= number <= high:
-        raise ConfigError(f"{name}: {value!r} is not possible; use a number from {low:g} to {high:g}")
+        raise ConfigError(
+            f"{name}: {value!r} is not possible; use a number from {low:g} to {high:g}"
+        )

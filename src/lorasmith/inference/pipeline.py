@@ -13,24 +13,13 @@ import torch
 from PIL import Image
 
 from lorasmith.core.device import generator, pick_device
-from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
+from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.inference.denoise import Guided, denoise, initial_noise
+from lorasmith.inference.jobs import Job, batches, by_loras, make_jobs
 from lorasmith.inference.metadata import describe, hash_of_model
-from lorasmith.inference.options import (
-    SamplingKeywords,
-    SamplingOptions,
-    Size,
-    check_count,
-    check_seed,
-)
+from lorasmith.inference.options import SamplingKeywords, SamplingOptions, Size
 from lorasmith.inference.pictures import PARAMETERS
-from lorasmith.inference.prompt import (
-    LoraMention,
-    Prompt,
-    check_negative,
-    find_lora,
-    parse_prompt,
-)
+from lorasmith.inference.prompt import LoraMention, check_negative, find_lora
 from lorasmith.inference.samplers import make_scheduler
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text import encode, tokenize
@@ -67,18 +56,6 @@ def load_pipeline(
 
 
 @dataclass(frozen=True)
-class Job:
-    """One picture to be drawn."""
-
-    index: int
-    """Its place in the call's result."""
-    prompt: Prompt
-    """What to draw."""
-    seed: int
-    """Where its random numbers start."""
-
-
-@dataclass(frozen=True)
 class _Call:
     """What all pictures of one call share."""
 
@@ -99,7 +76,6 @@ class Pipeline:
         self.lora_dir = Path(lora_dir).expanduser()
         self._attached: list[Attached] = []
 
-    @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -144,7 +120,7 @@ class Pipeline:
         files = {lora.name: self.find_lora(lora.name) for job in jobs for lora in job.prompt.loras}
         pictures: dict[int, Image.Image] = {}
         # One group per set of LoRAs; the sort is stable, so a group keeps its order.
-        for _, group in groupby(sorted(jobs, key=_lora_key), key=_lora_key):
+        for _, group in groupby(sorted(jobs, key=by_loras), key=by_loras):
             members = list(group)
             with self._mentioned(members[0].prompt.loras, files):
                 pictures |= self._draw_group(members, call)
@@ -173,11 +149,15 @@ class Pipeline:
 
     @cached_property
     def model_hash(self) -> str:
-        """First 10 hex digits of the SHA-256 of the U-Net's weights, or ``""`` if there are none."""
+        """First 10 hex digits of the SHA-256 of the U-Net's weights; empty without any."""
         return hash_of_model(self.model.folder)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return pictures, float32 ``[B, 3, H, W]`` in 0..1, from scaled latents ``[B, C, h, w]``."""
+        """Return pictures, float32 ``[B, 3, H, W]`` in 0..1.
+
+        Args:
+            latents: multiplied by the VAE's scaling factor, ``[B, C, h, w]``.
+        """
         vae = self.model.vae
         # Some later models also shift their latents; Stable Diffusion's have no shift.
         shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -190,7 +170,7 @@ class Pipeline:
         options, model = call.options, self.model
         texts = self._contexts([options.negative, *(job.prompt.text for job in jobs)], options)
         pictures: dict[int, Image.Image] = {}
-        for batch in _batches(jobs, options.batch_size):
+        for batch in batches(jobs, options.batch_size):
             images = to_images(self.decode(self._denoise(batch, texts, call)))
             for job, image in zip(batch, images, strict=True):
                 image.info[PARAMETERS] = describe(
@@ -223,8 +203,10 @@ class Pipeline:
         """Embed each distinct text once, ``[77, width]``; text that is cut off is warned about."""
         distinct = list(dict.fromkeys(texts))
         encoder = self.model.text_encoder
-        ids = tokenize(self.model.tokenizer, distinct).to(encoder.device)
-        pieces = [encode(encoder, part, options.clip_skip) for part in ids.split(_TEXTS_AT_ONCE)]
+        pieces: list[torch.Tensor] = []
+        for some in batches(distinct, _TEXTS_AT_ONCE):
+            ids = tokenize(self.model.tokenizer, some).to(encoder.device)
+            pieces.append(encode(encoder, ids, options.clip_skip))
         return dict(zip(distinct, torch.cat(pieces), strict=True))
 
     @contextmanager
@@ -246,23 +228,6 @@ class Pipeline:
         return attach(self.model, load_lora_file(path), weight)
 
 
-def make_jobs(prompts: Sequence[str], seed: int | Sequence[int], n: int) -> list[Job]:
-    """Return what `Pipeline.draw` takes: one job per picture, prompts parsed, seeds assigned.
-
-    Raises:
-        ConfigError: no prompt, a malformed one, or a seed or count out of range.
-    """
-    check_count(n)
-    if not prompts:
-        raise ConfigError("prompt: the list is empty; give at least one prompt")
-    parsed = [parse_prompt(prompt) for prompt in prompts]
-    total = n * len(parsed)
-    seeds = range(check_seed(seed), seed + total) if isinstance(seed, int) else list(seed)
-    if len(seeds) != total:
-        raise ConfigError(f"seed: {len(seeds)} seeds for {total} pictures; give one for each")
-    return [Job(k, parsed[k // n], check_seed(seeds[k])) for k in range(total)]
-
-
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:
     """Return RGB pictures from floats in 0..1, ``[B, 3, H, W]``, rounded to 8 bits.
 
@@ -270,7 +235,7 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
     """
     if not torch.isfinite(pictures).all():
         warnings.warn(
-            "the model returned values that are not numbers, drawn black; use --precision no or bf16",
+            "the model returned values that are not numbers, drawn black; use precision no or bf16",
             LorasmithWarning,
             stacklevel=2,
         )
@@ -278,20 +243,13 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in bytes_]
 
 
-def _lora_key(job: Job) -> tuple[tuple[str, float], ...]:
-    return tuple((lora.name, lora.weight) for lora in job.prompt.loras)
-
-
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
-    for start in range(0, len(jobs), size):
-        yield jobs[start : start + size]
-
-
 def _check_fits(model: Model) -> None:
     """Refuse models whose parts do not belong together or that want inputs we do not give."""
     unet, where = model.unet.config, f"model {model.folder}: unet"
     if unet.addition_embed_type is not None:
-        raise WeightsError(f"{where} wants more inputs than a prompt (SDXL); use an SD 1.x or 2.x model")
+        raise WeightsError(
+            f"{where} wants more inputs than a prompt (SDXL); use an SD 1.x or 2.x model"
+        )
     if unet.in_channels != model.vae.config.latent_channels:
         raise WeightsError(
             f"{where} takes {unet.in_channels} channels and the vae makes "
@@ -300,5 +258,5 @@ def _check_fits(model: Model) -> None:
     width = model.text_encoder.config.hidden_size
     if unet.cross_attention_dim != width:
         raise WeightsError(
-            f"{where} reads text of width {unet.cross_attention_dim} and text_encoder writes {width}"
+            f"{where} reads text of width {unet.cross_attention_dim}, text_encoder writes {width}"
         )

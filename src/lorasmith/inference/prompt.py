@@ -101,7 +101,9 @@ def find_lora(name: str, folder: Path = Path("loras")) -> Path:
     if path is None:
         known = f"; it has {len(files)} LoRA files" if files else "; it has no LoRA files"
         hint = did_you_mean(name, files) or known
-        raise WeightsError(f"LoRA {name!r}: no {name.removesuffix(SUFFIX)}{SUFFIX} in {folder}{hint}")
+        raise WeightsError(
+            f"LoRA {name!r}: no {name.removesuffix(SUFFIX)}{SUFFIX} in {folder}{hint}"
+        )
     if not path.resolve().is_relative_to(folder.resolve()):
         raise WeightsError(f"LoRA {name!r}: {path} is a link out of {folder}; copy the file there")
     if not path.is_file():

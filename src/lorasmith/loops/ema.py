@@ -16,18 +16,21 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.updates = 0
         self._live = [p for p in module.parameters() if p.requires_grad]
         self._names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.average = [p.detach().float().clone() for p in self._live]
+        # On the device, so that an update can be part of a CUDA graph.
+        self._updates = torch.zeros((), device=self._live[0].device)
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the live weights."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        live = [p.detach().float() for p in self._live]
-        torch._foreach_lerp_(self.average, live, 1.0 - decay)
+        warm = (1.0 + self._updates) / (10.0 + self._updates)
+        share = 1.0 - warm.clamp(max=self.decay)
+        self._updates += 1
+        moves = torch._foreach_sub([p.detach().float() for p in self._live], self.average)
+        torch._foreach_mul_(moves, share)
+        torch._foreach_add_(self.average, moves)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -42,11 +45,11 @@ class Ema:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the average by parameter name, plus the number of updates."""
         state = dict(zip(self._names, self.average, strict=True))
-        return {**state, "__updates__": torch.tensor(self.updates)}
+        return {**state, "__updates__": self._updates}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
-        self.updates = int(state["__updates__"])
+        self._updates.copy_(state["__updates__"])
         for name, tensor in zip(self._names, self.average, strict=True):
             tensor.copy_(state[name])
 

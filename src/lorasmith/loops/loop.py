@@ -2,20 +2,23 @@
 
 A loop reads::
 
-    loop = Loop(settings)
+    loop = Loop(settings, "U-Net")
     model = loop.add("unet", unet, ema=True)
-    for step in loop.steps():
-        for part in loop.parts(step):
-            loop.backward(loss_of(model, part))
-        loop.update("unet")
+
+    def learn(part):
+        loss = loss_of(model, part)
+        loop.backward(loss)
         loop.note(loss=loss)
 
-Everything random is drawn from ``loop.draws(step, part)``, a pure function of seed, step and
-process, so a resumed run repeats exactly what an uninterrupted one does.
+    for step in loop.steps():
+        loop.learn(step, order.batch(step), learn)
+
+Everything random is drawn from ``part.draws``, whose seed is a function of the run's seed, the
+step and the process, so a resumed run repeats exactly what an uninterrupted one does.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from lorasmith.config.pretrain import LoopSettings
-from lorasmith.core.device import generator
+from lorasmith.core.device import seed_of
 from lorasmith.core.errors import ConfigError, OutputError, TrainingError, WeightsError
 from lorasmith.core.files import writable_folder
 from lorasmith.loops.checkpoint import (
@@ -37,6 +40,7 @@ from lorasmith.loops.checkpoint import (
     unpack_optimizer,
 )
 from lorasmith.loops.ema import Ema
+from lorasmith.loops.graph import StepGraph
 from lorasmith.loops.interrupt import stop_on_interrupt
 from lorasmith.loops.optim import adamw, set_learning_rate
 from lorasmith.loops.progress import progress_bar
@@ -53,9 +57,9 @@ class Part:
     """This process's share of one accumulation part of a step."""
 
     numbers: torch.Tensor
-    """Row numbers, int64 ``[B]``, on the CPU."""
+    """Row numbers, int64 ``[B]``, on the training device."""
     draws: torch.Generator
-    """Random numbers of this part, on the training device."""
+    """Where this part's random numbers come from, on the training device."""
 
 
 @dataclass
@@ -78,11 +82,13 @@ class Loop:
         self.out = settings.out
         self._trained: dict[str, Trained] = {}
         self._figures: dict[str, torch.Tensor] = {}
-        self._grad_norm: torch.Tensor | None = None
+        self._graph: tuple[Hashable, torch.Tensor, StepGraph] | None = None
         self.accelerator = Accelerator(
             mixed_precision=settings.precision, cpu=settings.device == "cpu"
         )
-        self._share = self._check_batch(settings.batch_size)
+        self._check_batch(settings.batch_size)
+        self._check_graph()
+        self._draws = torch.Generator(self.device)
         self.main = self.accelerator.is_main_process
         if self.main:
             writable_folder(self.out)
@@ -105,6 +111,7 @@ class Loop:
             # Tensor cores convolve fastest with channels last; tf32 serves what autocast leaves.
             module.to(memory_format=torch.channels_last)
             torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
         if self.settings.compile:
             module.compile()
         optimizer = adamw([module], rate, self.settings.weight_decay)
@@ -113,14 +120,21 @@ class Loop:
         self._trained[name] = Trained(module, wrapped, prepared, rate, average)
         return wrapped  # type: ignore[no-any-return]
 
-    def _check_batch(self, batch_size: int) -> int:
+    def _check_batch(self, batch_size: int) -> None:
         parts = self.accelerator.num_processes * self.settings.accumulate
         if batch_size % parts:
             raise ConfigError(
                 f"loop.batch_size: {batch_size} does not divide into {self.accelerator.num_processes} "
                 f"processes x {self.settings.accumulate} accumulated parts"
             )
-        return batch_size // parts
+
+    def _check_graph(self) -> None:
+        if not self.settings.graph:
+            return
+        if self.device.type != "cuda" or self.accelerator.num_processes > 1:
+            raise ConfigError("loop.graph: a CUDA graph needs exactly one CUDA GPU; set it to false")
+        if self.settings.precision == "fp16":
+            raise ConfigError("loop.graph: fp16 loss scaling cannot be recorded; use bf16 or no")
 
     def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
         found = latest_checkpoint(self.out / "checkpoints")
@@ -166,23 +180,62 @@ class Loop:
                 if stopping and done < total:
                     raise Interrupted(f"stopped after step {done} of {total}; --resume goes on")
 
-    def parts(self, numbers: torch.Tensor, step: int) -> Iterator[Part]:
-        """Cut a step's row numbers into this process's accumulation parts."""
+    def learn(
+        self,
+        step: int,
+        numbers: torch.Tensor,
+        one_part: Callable[[Part], None],
+        variant: Hashable = None,
+        moved: Sequence[str] | None = None,
+    ) -> None:
+        """Do one optimizer step.
+
+        Args:
+            step: its number, from 0.
+            numbers: row numbers of the whole batch, int64, on the CPU.
+            one_part: adds the gradients of one part with ``backward``, and notes figures.
+            variant: anything that changes what the step does; a change records a new graph.
+            moved: the networks that the step moves; all of them by default.
+        """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        pieces = numbers.view(self.settings.accumulate, world, -1)[:, rank]
-        for index, piece in enumerate(pieces):
-            draws = generator(self.settings.seed, step, index, rank, device=self.device)
+        mine = numbers.view(self.settings.accumulate, world, -1)[:, rank]
+        self._draws.manual_seed(seed_of(self.settings.seed, step, rank))
+        names = list(self._trained) if moved is None else list(moved)
+        if not self.settings.graph:
+            self._do_step(mine.to(self.device), one_part, names)
+            return
+        if self._graph is None or self._graph[0] != (variant, mine.shape):
+            held = mine.to(self.device)
+            graph = StepGraph(lambda: self._do_step(held, one_part, names), self._draws)
+            self._graph = ((variant, mine.shape), held, graph)
+        self._graph[1].copy_(mine)
+        self._graph[2]()
+
+    def _do_step(
+        self, numbers: torch.Tensor, one_part: Callable[[Part], None], names: Sequence[str]
+    ) -> None:
+        for index, piece in enumerate(numbers):
             with ExitStack() as stack:
-                if index < len(pieces) - 1:  # gradients cross between processes with the last part
+                if index < len(numbers) - 1:  # gradients cross between processes with the last part
                     for trained in self._trained.values():
                         stack.enter_context(self.accelerator.no_sync(trained.wrapped))
-                yield Part(piece, draws)
+                one_part(Part(piece, self._draws))
+        for name in names:
+            self._update(name)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this part's gradients."""
         self.accelerator.backward(loss / self.settings.accumulate)
 
-    def update(self, name: str) -> None:
+    def note(self, **figures: torch.Tensor) -> None:
+        """Keep figures of this step (device scalars) for the next line of the log."""
+        self._figures.update({name: value.detach() for name, value in figures.items()})
+
+    def figure(self, name: str) -> float:
+        """Read one noted figure; this waits for the device."""
+        return float(self._figures[name])
+
+    def _update(self, name: str) -> None:
         """Clip the gradients of one network, move its weights and its average."""
         trained = self._trained[name]
         norm = self.accelerator.clip_grad_norm_(trained.module.parameters(), self.settings.clip)
@@ -192,10 +245,6 @@ class Loop:
         trained.optimizer.zero_grad(set_to_none=True)
         if trained.ema is not None:
             trained.ema.update()
-
-    def note(self, **figures: torch.Tensor) -> None:
-        """Keep figures of this step (device scalars) for the next line of the log."""
-        self._figures.update({name: value.detach() for name, value in figures.items()})
 
     # --- results --------------------------------------------------------------------------
 

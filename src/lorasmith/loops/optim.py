@@ -15,7 +15,7 @@ def adamw(
     """Return AdamW that decays matrices and kernels but not biases, gains and scalars.
 
     The learning rate is a tensor on the parameters' device, so that changing it costs no
-    recompilation or re-capture; on CUDA the fused kernel is used.
+    recompilation or re-recording; on CUDA the fused kernel is used and can be recorded.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim >= 2]
@@ -27,6 +27,7 @@ def adamw(
         lr=torch.tensor(learning_rate, device=device),
         betas=betas,
         fused=device.type == "cuda",
+        capturable=device.type == "cuda",
     )
 
 

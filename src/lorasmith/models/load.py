@@ -46,8 +46,9 @@ class Model:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
         """Move the three networks, frozen and in evaluation mode."""
-        for part in (self.unet, self.vae, self.text_encoder):
-            part.to(device=device, dtype=dtype).requires_grad_(False).eval()
+        with quiet():  # diffusers warns about parts to be kept in float32 even where there are none
+            for part in (self.unet, self.vae, self.text_encoder):
+                part.to(device=device, dtype=dtype).requires_grad_(False).eval()
         return self
 
 

@@ -33,7 +33,7 @@ def pretrain_clip(run: ClipRun, resume: bool = False) -> Path:
     rows, _ = chosen_rows(run.data)
     write_start(loop, run, rows)
     pictures = open_pictures(rows, run.resolution, run.data, loop)
-    mirrored = mirror_allowed(rows, run.data)
+    mirrored = mirror_allowed(rows, run.data).to(loop.device)
     tokenizer = (
         load_tokenizer(run.loop.start_from or EMBEDDED)
         if run.merges is None
@@ -44,22 +44,21 @@ def pretrain_clip(run: ClipRun, resume: bool = False) -> Path:
     pair = loop.add("pair", _new_pair(run, len(tokenizer)), ema=True)
     order = BatchOrder(weights(rows, run.data.weights), run.loop.batch_size, run.loop.seed)
 
-    def loss_of(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+    def learn(part: Part) -> None:
         shown = pictures.batch(part.numbers)
-        shown = mirror_some(shown, mirrored[part.numbers].to(loop.device), part.draws)
+        shown = mirror_some(shown, mirrored[part.numbers], part.draws)
         shown = shift_and_scale(shown, run.shift, part.draws)
         shown = jitter_colours(shown, run.colour_jitter, part.draws)
         image, text, scale = pair(shown, captions.draw(part.numbers, part.draws))
-        return contrastive_loss(_everyone(image, loop), _everyone(text, loop), scale)
+        loss, accuracy = contrastive_loss(_everyone(image, loop), _everyone(text, loop), scale)
+        loop.backward(loss)
+        loop.note(loss=loss, accuracy=accuracy)
 
     for step in loop.steps():
-        for part in loop.parts(order.batch(step), step):
-            loss, accuracy = loss_of(part)
-            loop.backward(loss)
-        loop.update("pair")
-        loop.note(loss=loss, accuracy=accuracy)
+        loop.learn(step, order.batch(step), learn)
         if step + 1 == COLLAPSE_AFTER:
-            _check_alive(float(loss), run.loop.batch_size // run.loop.accumulate, step + 1)
+            parts = run.loop.accumulate
+            _check_alive(loop.figure("loss"), run.loop.batch_size // parts, step + 1)
     if loop.main:
         with loop.averaged("pair"):
             save_pair(loop.module("pair"), tokenizer, run.loop.out)

@@ -1,13 +1,12 @@
 """Pretraining the U-Net on cached latents, in stages, with frozen or learning text."""
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorasmith.config.pretrain import Stage, UnetRun
-from lorasmith.core.device import generator
 from lorasmith.core.errors import WeightsError
 from lorasmith.data.order import BatchOrder
 from lorasmith.data.pictures import Pictures
@@ -47,23 +46,15 @@ def pretrain_unet(run: UnetRun, resume: bool = False) -> Path:
     else:
         encoder = text_encoder.to(loop.device).requires_grad_(False).eval()
     noise = NoiseProcess.from_scheduler({**SCHEDULER, "prediction_type": run.prediction}, loop.device)
-    captions: CaptionTable | None = None
-    stage_rows: list[Row] = []
-    latents: Latents | None = None
+    stage: Stage | None = None
 
     for step in loop.steps():
-        stage, within = stage_of(run.stages, step)
-        if latents is None or latents.stage is not stage:
-            stage_rows = keep(rows, stage.filters)
-            captions = CaptionTable(tokenizer, stage_rows, loop.device)
-            latents = Latents(run, stage, stage_rows, vae, loop)
-        for part in loop.parts(latents.order.batch(within), step):
-            loss = _loss(run, unet, encoder, noise, latents, captions, part, loop)
-            loop.backward(loss)
-        loop.update("unet")
-        if run.train_text_encoder:
-            loop.update("text_encoder")
-        loop.note(loss=loss)
+        now, within = stage_of(run.stages, step)
+        if now is not stage:
+            stage = now
+            batches = Batches(run, stage, keep(rows, stage.filters), vae, tokenizer, loop)
+            learner = _Learner(run, unet, encoder, noise, batches, loop)
+        loop.learn(step, batches.order.batch(within), learner.learn, variant=id(stage))
     if loop.main:
         _finish(run, loop, vae, text_encoder, tokenizer)
     return run.loop.out
@@ -78,11 +69,13 @@ def stage_of(stages: list[Stage], step: int) -> tuple[Stage, int]:
     raise IndexError(f"step {step} lies beyond the last stage")
 
 
-class Latents:
-    """The latent moments of one stage's pictures and of their mirror images, on the device."""
+class Batches:
+    """One stage's captions and latent moments (of mirror images too), on the device."""
 
-    def __init__(self, run: UnetRun, stage: Stage, rows: list[Row], vae: Any, loop: Loop) -> None:
-        self.stage = stage
+    def __init__(
+        self, run: UnetRun, stage: Stage, rows: list[Row], vae: Any, tokenizer: Any, loop: Loop
+    ) -> None:
+        self.captions = CaptionTable(tokenizer, rows, loop.device)
         self.mirrored = mirror_allowed(rows, run.data).to(loop.device)
         batch_size = stage.batch_size or run.loop.batch_size
         self.order = BatchOrder(weights(rows, run.data.weights), batch_size, run.loop.seed)
@@ -92,9 +85,9 @@ class Latents:
         with progress_bar("caching latents", len(rows) * len(flips), enabled=loop.main) as advance:
             self._moments = [_moments(vae, pictures, flip, advance) for flip in flips]
 
-    def draw(self, part: Part) -> torch.Tensor:
+    def latents(self, part: Part) -> torch.Tensor:
         """Return scaled latents sampled from their posteriors, float32 ``[B, 4, h, w]``."""
-        numbers = part.numbers.to(self.mirrored.device)
+        numbers = part.numbers
         moments = self._moments[0][numbers]
         if len(self._moments) == 2:
             coin = torch.rand(len(numbers), generator=part.draws, device=numbers.device) < 0.5
@@ -117,27 +110,39 @@ def _moments(vae: Any, pictures: Pictures, flip: bool, advance: Any) -> torch.Te
     return torch.cat(parts)
 
 
-def _loss(
-    run: UnetRun, unet: Any, encoder: Any, noise: NoiseProcess,
-    latents: Latents, captions: Any, part: Part, loop: Loop,
-) -> torch.Tensor:  # fmt: skip
-    """Return the weighted mean squared error of one part."""
-    clean = latents.draw(part)
-    ids = captions.draw(
-        part.numbers, part.draws, run.empty_captions, run.short_captions, run.all_phrasings
-    )
-    with loop.accelerator.autocast(), torch.set_grad_enabled(run.train_text_encoder):
-        text = encoder(ids).last_hidden_state
-    timesteps = torch.randint(
-        noise.steps, (len(clean),), generator=part.draws, device=loop.device
-    )
-    added = torch.randn(clean.shape, generator=part.draws, device=loop.device)
-    noisy = noise.add_noise(clean, added, timesteps)
-    predicted = unet(noisy, timesteps, text, return_dict=False)[0]
-    error = (predicted.float() - noise.target(clean, added, timesteps)).square().mean(dim=(1, 2, 3))
-    if run.min_snr > 0:
-        error = error * noise.min_snr_weight(timesteps, run.min_snr)
-    return error.mean()
+class _Learner:
+    """The loss of one part, and its gradients."""
+
+    def __init__(
+        self, run: UnetRun, unet: Any, encoder: Any, noise: NoiseProcess, batches: Batches, loop: Loop
+    ) -> None:
+        self.run, self.unet, self.encoder = run, unet, encoder
+        self.noise, self.batches, self.loop = noise, batches, loop
+
+    def learn(self, part: Part) -> None:
+        """Add the gradients of the weighted mean squared error of one part."""
+        run, noise, device = self.run, self.noise, self.loop.device
+        clean = self.batches.latents(part)
+        text = self._text(part)
+        timesteps = torch.randint(noise.steps, (len(clean),), generator=part.draws, device=device)
+        added = torch.randn(clean.shape, generator=part.draws, device=device)
+        noisy = noise.add_noise(clean, added, timesteps)
+        predicted = self.unet(noisy, timesteps, text, return_dict=False)[0]
+        error = (predicted.float() - noise.target(clean, added, timesteps)).square().mean(dim=(1, 2, 3))
+        if run.min_snr > 0:
+            error = error * noise.min_snr_weight(timesteps, run.min_snr)
+        loss = error.mean()
+        self.loop.backward(loss)
+        self.loop.note(loss=loss)
+
+    def _text(self, part: Part) -> torch.Tensor:
+        run = self.run
+        ids = self.batches.captions.draw(
+            part.numbers, part.draws, run.empty_captions, run.short_captions, run.all_phrasings
+        )
+        with self.loop.accelerator.autocast(), torch.set_grad_enabled(run.train_text_encoder):
+            text: torch.Tensor = self.encoder(ids).last_hidden_state
+        return text
 
 
 def _autoencoder() -> Any:
@@ -179,19 +184,13 @@ def _finish(run: UnetRun, loop: Loop, vae: Any, text_encoder: Any, tokenizer: An
     if loop.has_average("unet"):
         unet.save_pretrained(out / "unet_without_ema")
     scheduler = DDIMScheduler(**SCHEDULER, prediction_type=run.prediction)
-    contexts: Iterator[Any] = (
-        loop.averaged(name) for name in ("unet", "text_encoder") if loop.has(name)
-    )
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
+        for name in ("unet", "text_encoder"):
+            if loop.has(name):
+                stack.enter_context(loop.averaged(name))
         StableDiffusionPipeline(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
             scheduler=scheduler, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(out)  # fmt: skip
 
-
-__all__ = ["Latents", "generator", "pretrain_unet", "stage_of"]

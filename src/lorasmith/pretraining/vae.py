@@ -27,10 +27,14 @@ from lorasmith.pretraining.vae_losses import (
 class KlAutoencoder(nn.Module):
     """A diffusers AutoencoderKL with its regularisation in one forward pass."""
 
-    def __init__(self, vae: Any, weight: float) -> None:
+    def __init__(self, vae: Any, weight: float, decoder_only: bool) -> None:
         super().__init__()
         self.vae = vae
         self.weight = weight
+        self.decoder_only = decoder_only
+        if decoder_only:
+            for part in (vae.encoder, vae.quant_conv):
+                part.requires_grad_(False)
 
     def forward(self, pictures: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return reconstructions and the weighted KL divergence from a unit normal (a scalar).
@@ -39,7 +43,8 @@ class KlAutoencoder(nn.Module):
             pictures: ``[B, 3, H, W]`` in -1..1.
             noise: unit normal, in the latents' shape.
         """
-        moments = self.vae.encode(pictures).latent_dist
+        with torch.set_grad_enabled(not self.decoder_only and torch.is_grad_enabled()):
+            moments = self.vae.encode(pictures).latent_dist
         latents = moments.mean + moments.std * noise
         divergence = 0.5 * (moments.mean.square() + moments.var - 1.0 - moments.logvar).float()
         return self.vae.decode(latents).sample, self.weight * divergence.sum(dim=(1, 2, 3)).mean()
@@ -67,28 +72,28 @@ def pretrain_vae(run: VaeRun, resume: bool = False) -> Path:
     rows, _ = chosen_rows(run.data)
     write_start(loop, run, rows)
     pictures = open_pictures(rows, run.resolution, run.data, loop)
-    mirrored = mirror_allowed(rows, run.data)
+    mirrored = mirror_allowed(rows, run.data).to(loop.device)
     torch.manual_seed(run.loop.seed)
     coder = loop.add("coder", _new_coder(run), ema=True)
     judge = _Judge(run, loop)
     order = BatchOrder(weights(rows, run.data.weights), run.loop.batch_size, run.loop.seed)
     latent_side = run.resolution // 2 ** (len(run.shape.channels) - 1)
 
-    for step in loop.steps():
-        for part in loop.parts(order.batch(step), step):
-            shown = mirror_some(
-                pictures.batch(part.numbers), mirrored[part.numbers].to(loop.device), part.draws
-            )
-            noise = torch.randn(
-                len(shown), run.shape.latent_channels, latent_side, latent_side,
-                generator=part.draws, device=loop.device,
-            )  # fmt: skip
-            made, regular = coder(shown, noise)
-            loop.backward(judge.coder_loss(shown, made, step) + regular)
-            judge.learn(shown, made, step)
-        loop.update("coder")
-        judge.update(step)
+    def learn(part: Part) -> None:
+        shown = mirror_some(pictures.batch(part.numbers), mirrored[part.numbers], part.draws)
+        noise = torch.randn(
+            len(shown), run.shape.latent_channels, latent_side, latent_side,
+            generator=part.draws, device=loop.device,
+        )  # fmt: skip
+        made, regular = coder(shown, noise)
+        loop.backward(judge.coder_loss(shown, made) + regular)
+        judge.learn(shown, made)
         loop.note(regular=regular, **judge.figures)
+
+    for step in loop.steps():
+        judge.awake = judge.discriminator is not None and step >= run.loss.adversarial_start
+        moved = ("coder", "discriminator") if judge.awake else ("coder",)
+        loop.learn(step, order.batch(step), learn, variant=judge.awake, moved=moved)
     if loop.main:
         _finish(run, loop, pictures)
     return run.loop.out
@@ -103,6 +108,7 @@ class _Judge:
         self.figures: dict[str, torch.Tensor] = {}
         self.perceptual: PerceptualLoss | None = None
         self.discriminator: nn.Module | None = None
+        self.awake = False  # whether the discriminator takes part yet
         if run.loss.perceptual > 0:
             tower = load_image_tower(run.loss.perceptual_tower).to(loop.device)
             self.perceptual = PerceptualLoss(tower)
@@ -113,7 +119,7 @@ class _Judge:
                 learning_rate=run.loss.discriminator_learning_rate,
             )
 
-    def coder_loss(self, shown: torch.Tensor, made: torch.Tensor, step: int) -> torch.Tensor:
+    def coder_loss(self, shown: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of the reconstruction losses."""
         pixel = (shown - made).abs().mean()
         squared = (shown - made).square().mean()
@@ -127,7 +133,7 @@ class _Judge:
             self.figures["perceptual"] = distance
         # PSNR of pictures whose range is 2: 10 log10(2^2 / MSE)
         self.figures |= {"loss": pixel, "psnr": 10.0 * torch.log10(4.0 / squared)}
-        if self.discriminator is None or step < self.settings.adversarial_start:
+        if self.discriminator is None or not self.awake:
             return total
         self.discriminator.requires_grad_(False)
         adversarial = hinge_generator(self.discriminator(made))
@@ -135,19 +141,14 @@ class _Judge:
         self.figures["adversarial"] = adversarial
         return total + self.settings.adversarial * balance(total, adversarial, made) * adversarial
 
-    def learn(self, shown: torch.Tensor, made: torch.Tensor, step: int) -> None:
+    def learn(self, shown: torch.Tensor, made: torch.Tensor) -> None:
         """Add the discriminator's gradients, once it takes part."""
-        if self.discriminator is None or step < self.settings.adversarial_start:
+        if self.discriminator is None or not self.awake:
             return
         real, fake = self.discriminator(torch.cat([shown, made.detach()])).chunk(2)
         loss = hinge_discriminator(real, fake)
         self.loop.backward(loss)
         self.figures["discriminator"] = loss
-
-    def update(self, step: int) -> None:
-        """Move the discriminator, once it takes part."""
-        if self.discriminator is not None and step >= self.settings.adversarial_start:
-            self.loop.update("discriminator")
 
 
 def _new_coder(run: VaeRun) -> nn.Module:
@@ -168,7 +169,9 @@ def _new_coder(run: VaeRun) -> nn.Module:
             "sample_size": run.resolution,
         }
         vae = AutoencoderKL(**shape) if kl else VQModel(**shape, num_vq_embeddings=run.loss.codebook)
-    return KlAutoencoder(vae, run.loss.kl) if kl else VqAutoencoder(vae, run.loss.commitment)
+    if kl:
+        return KlAutoencoder(vae, run.loss.kl, run.loss.train == "decoder")
+    return VqAutoencoder(vae, run.loss.commitment)
 
 
 @torch.no_grad()
@@ -176,7 +179,8 @@ def _finish(run: VaeRun, loop: Loop, pictures: Pictures) -> None:
     """Measure the latents' scale on training pictures and save the averaged autoencoder."""
     vae = loop.module("coder").vae
     with loop.averaged("coder"):
-        vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, pictures), 5))
+        if run.loss.train == "all":
+            vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, pictures), 5))
         vae.save_pretrained(run.loop.out / "vae")
 
 

@@ -1,0 +1,1 @@
+"""Measuring models: reconstruction, retrieval, agreement of pictures with words."""

@@ -1,0 +1,51 @@
+"""The pictures of one call: which prompt and which seed each is drawn from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lorasmith.core.errors import ConfigError
+from lorasmith.inference.options import check_count, check_seed
+from lorasmith.inference.prompt import Prompt, parse_prompt
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to be drawn."""
+
+    index: int
+    """Its place in the call's result."""
+    prompt: Prompt
+    """What to draw."""
+    seed: int
+    """Where its random numbers start."""
+
+
+def make_jobs(prompts: Sequence[str], seed: int | Sequence[int], n: int) -> list[Job]:
+    """Return what `Pipeline.draw` takes: one job per picture, prompts parsed, seeds assigned.
+
+    Raises:
+        ConfigError: no prompt, a malformed one, or a seed or count out of range.
+    """
+    check_count(n)
+    if not prompts:
+        raise ConfigError("prompt: the list is empty; give at least one prompt")
+    parsed = [parse_prompt(prompt) for prompt in prompts]
+    total = n * len(parsed)
+    seeds = range(check_seed(seed), seed + total) if isinstance(seed, int) else list(seed)
+    if len(seeds) != total:
+        raise ConfigError(f"seed: {len(seeds)} seeds for {total} pictures; give one for each")
+    return [Job(k, parsed[k // n], check_seed(seeds[k])) for k in range(total)]
+
+
+def by_loras(job: Job) -> tuple[tuple[str, float], ...]:
+    """Return what groups pictures that are drawn with the same LoRAs."""
+    return tuple((lora.name, lora.weight) for lora in job.prompt.loras)
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the items in pieces of ``size``; the last may be shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,222 @@
+"""The commands ``generate`` and ``model info`` as a user meets them, in this process."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorasmith.cli import run
+
+
+@pytest.fixture
+def broken(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model to be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+
+
+def generate(tiny_model: Path, out: Path, *more: str) -> int:
+    arguments = ["--steps", "2", "-m", str(tiny_model), "--out", str(out), "--device", "cpu"]
+    return run(["generate", "a red apple", *arguments, *more])
+
+
+def one_line(captured: str) -> str:
+    lines = captured.strip().splitlines()
+    assert len(lines) == 1, captured
+    assert "Traceback" not in captured
+    return lines[0]
+
+
+def test_pictures_and_grid_are_written(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny_model, tmp_path / "out", "-n", "3", "--size", "64x32", "--seed", "5") == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"3 pictures and grid.png in {tmp_path / 'out'}\n"
+    assert captured.err == ""
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["0000.png", "0001.png", "0002.png", "grid.png"]
+    with Image.open(tmp_path / "out" / "0002.png") as image:
+        assert image.size == (64, 32)
+        assert image.info["parameters"].startswith("a red apple\nSteps: 2, Sampler: DDIM")
+        assert "Seed: 7, Size: 64x32, Model hash: " in image.info["parameters"]
+
+
+def test_the_same_command_draws_the_same_pictures(tiny_model: Path, tmp_path: Path) -> None:
+    options = ("-n", "2", "--sampler", "euler-a", "--negative", "pear", "--guidance", "3")
+    assert generate(tiny_model, tmp_path / "a", *options, "--batch-size", "1") == 0
+    assert generate(tiny_model, tmp_path / "b", *options, "--batch-size", "2") == 0
+    for name in ("0000.png", "0001.png"):
+        one, two = (np.asarray(Image.open(tmp_path / d / name)).astype(int) for d in "ab")
+        assert abs(one - two).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "-5"), "error: steps: -5 is not possible; use a whole number, 1 to 1000"),
+        (("--size", "100x100"), "error: size: 100x100 is not in steps of 8 pixels; use 104x104"),
+        (("--size", "big"), "error: size: 'big' is not WIDTHxHEIGHT; write it like 128x128"),
+        (("--sampler", "ddmi"), "error: sampler: 'ddmi' is unknown; did you mean ddpm, ddim?"),
+        (
+            ("--guidance", "-1"),
+            "error: guidance: -1.0 is not possible; use a number from 0 to 1000",
+        ),
+        (("-n", "0"), "error: n: 0 is not possible; use a whole number, 1 or more"),
+        (("--seed", "-1"), "error: seed: -1 is not possible"),
+        (("--clip-skip", "9"), "error: clip skip must be 1 to 2 for this model, not 9"),
+        (("--guidance-rescale", "2"), "error: guidance_rescale: 2.0 is not possible"),
+        (("--device", "abacus"), "error: device: 'abacus' is not a device"),
+        (("--negative", "<lora:x:1>"), "error: negative: '<lora:x:1' has no effect there"),
+    ],
+)
+def test_a_bad_option_is_one_line(
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    assert generate(tiny_model, tmp_path / "out", *options) == 1
+    assert one_line(capsys.readouterr().err).startswith(message)
+    assert not list((tmp_path).glob("out/*"))
+
+
+def test_wrong_usage_is_status_two(tiny_model: Path, tmp_path: Path) -> None:
+    assert generate(tiny_model, tmp_path, "--steps", "many") == 2
+    assert generate(tiny_model, tmp_path, "--stpes", "3") == 2
+    assert generate(tiny_model, tmp_path, "--precision", "int8") == 2
+    assert run(["generate"]) == 2
+
+
+def test_an_unknown_model_gets_close_matches(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny_model.parent / "modle", tmp_path / "out") == 1
+    assert one_line(capsys.readouterr().err).endswith("modle: no such folder; did you mean model?")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_missing_part_is_named(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    shutil.rmtree(broken / part)
+    assert generate(broken, tmp_path / "out") == 1
+    assert one_line(capsys.readouterr().err).endswith(f"broken: missing part {part}")
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("unet", "diffusion_pytorch_model.safetensors"),
+        ("vae", "diffusion_pytorch_model.safetensors"),
+        ("text_encoder", "model.safetensors"),
+        ("unet", "config.json"),
+        ("scheduler", "scheduler_config.json"),
+    ],
+)
+def test_a_damaged_part_is_named(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, file: str
+) -> None:
+    (broken / part / file).write_bytes(b"\x10not what it was")
+    assert generate(broken, tmp_path / "out") == 1
+    assert f"{part} cannot be loaded" in one_line(capsys.readouterr().err)
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    assert generate(Path("no-such-model"), tmp_path / "out") == 1
+    assert "error: cannot write to folder" in one_line(capsys.readouterr().err)
+
+
+def test_an_overlong_prompt_warns_and_draws(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--steps", "1", "-n", "1", "-m", str(tiny_model), "--out", str(tmp_path / "out")]
+    assert run(["generate", "apple " * 80 + "zebra", *arguments]) == 0
+    line = one_line(capsys.readouterr().err)
+    assert line.startswith("warning: the prompt is longer than 77 tokens; this was cut: ")
+    assert "zebra" in line
+    assert (tmp_path / "out" / "0000.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("mention", "message"),
+    [
+        ("<lora:nto:1>", "no nto.safetensors in {}; did you mean noto?"),
+        ("<lora:../noto:1>", "a LoRA name is a plain file name"),
+        ("<lora:noto:nan>", "weight nan is not between -10 and 10"),
+        ("<lora:noto:1>", "noto.safetensors: not a readable safetensors file"),
+    ],
+)
+def test_a_bad_lora_is_one_line(
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    mention: str,
+    message: str,
+) -> None:
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    (loras / "noto.safetensors").write_bytes(b"damaged")
+    arguments = ["-m", str(tiny_model), "--lora-dir", str(loras), "--out", str(tmp_path / "out")]
+    assert run(["generate", f"an apple {mention}", *arguments]) == 1
+    assert message.format(loras) in one_line(capsys.readouterr().err)
+
+
+def test_debug_shows_where(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny_model, tmp_path / "out", "--steps", "-5", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_model_info_for_people(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model", "info", str(tiny_model), "--lora", "4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for words in (
+        "down_blocks.0",
+        "mid_block",
+        "text enters at k and v",
+        "time (32) enters after conv1",
+        "cross-attention (attn2)",
+        "predicts epsilon",
+        "A LoRA of rank 4",
+    ):
+        assert words in captured.out, words
+
+
+def test_model_info_for_machines(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model", "info", str(tiny_model), "--lora", "4", "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)
+    assert parts["unet"]["parameters"] == sum(share["parameters"] for share in parts["shares"])
+    assert parts["lora"]["rank"] == 4
+    assert parts["lora"]["costs"][0]["reduction"] > 1
+    assert run(["model", "info", str(tiny_model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lora"] is None
+    assert run(["model", "info", str(tiny_model), "--lora", "0"]) == 1
+    assert "rank 0 is not possible" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", [["generate"], ["model"], ["model", "info"]])
+def test_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert command == ["model"] or "Example: " in text
+
+
+def test_help_and_import_need_no_heavy_library() -> None:
+    code = (
+        "import sys, lorasmith, lorasmith.cli.generate, lorasmith.cli.model;"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

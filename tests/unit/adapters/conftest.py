@@ -1,0 +1,37 @@
+"""A fresh tiny model, and LoRA files for it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasmith.adapters.formats import LoraFile, LoraLayer
+from lorasmith.adapters.layers import layer_weight
+from lorasmith.adapters.names import places_of
+from lorasmith.models.load import Model, load_model
+
+MakeLora = Callable[..., LoraFile]
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Model:
+    return load_model(tiny_model).to(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def make_lora(model: Model) -> MakeLora:
+    """Build a LoRA with random factors for layers of the model, by a part of their names."""
+
+    def make(parts: Iterable[str] = ("_to_",), rank: int = 3, seed: int = 0) -> LoraFile:
+        draws = torch.Generator().manual_seed(seed)
+        layers = {}
+        for name, place in places_of(model).items():
+            if any(part in name for part in parts):
+                shape = layer_weight(place.layer).shape
+                down = torch.randn(rank, *shape[1:], generator=draws) * 0.2
+                up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=draws) * 0.2
+                layers[name] = LoraLayer(down, up, 2.0)
+        return LoraFile(Path("some.safetensors"), layers, {})
+
+    return make

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from lorasmith.config.base import Settings, described_fields
+from lorasmith.config.load import dump_toml, load_settings, parse_override, read_toml
+from lorasmith.core.errors import ConfigError
+
+
+class Train(Settings):
+    """How to train."""
+
+    steps: int = Field(default=100, gt=0)
+    """Optimizer steps."""
+    learning_rate: float = 1e-4
+    """Step size."""
+
+
+class Feature(Settings):
+    """One thing to learn."""
+
+    tag: str
+    """Its word."""
+
+
+class Run(Settings):
+    """A whole run."""
+
+    name: str = "run"
+    """What it is called."""
+    train: Train = Train()
+    """The loop."""
+    features: tuple[Feature, ...] = ()
+    """What to learn."""
+    notes: str | None = None
+    """Anything."""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nstep = 3", r"unknown key 'step' in section \[train\]; did you mean steps\?"),
+        ("nmae = 'x'", r"unknown key 'nmae' in the top level; did you mean name\?"),
+        ("[trian]\nsteps = 3", r"unknown key 'trian' in the top level; did you mean train\?"),
+        ("[[features]]\ntga = 'x'", r"features.0.tag is required \(and 1 more\)"),
+        (
+            "[[features]]\ntag = 'a'\ntga = 'x'",
+            r"'tga' in section \[features.0\]; did you mean tag",
+        ),
+        ("[train]\nsteps = 0", r"train.steps: input should be greater than 0 \(got 0\)"),
+        ("[train]\nsteps = 'many'", r"train.steps: .*integer.*'many'"),
+        ("[train", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "run.toml", text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_settings(Run, path)
+    assert "run.toml" in str(caught.value)
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: no such settings file"):
+        read_toml(tmp_path / "absent.toml")
+    (tmp_path / "latin.toml").write_bytes(b"name = 'caf\xe9'")
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8"):
+        read_toml(tmp_path / "latin.toml")
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_base(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.toml", "name = 'file'\n[train]\nsteps = 5")
+    base = {"name": "base", "notes": "kept", "train": {"learning_rate": 0.5}}
+    run = load_settings(Run, path, ["train.steps=7"], base)
+    assert (run.name, run.notes) == ("file", "kept")
+    assert (run.train.steps, run.train.learning_rate) == (7, 0.5)
+    assert base == {"name": "base", "notes": "kept", "train": {"learning_rate": 0.5}}
+    assert load_settings(Run, None, ["train.learning_rate=1e-3"]).train.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("a.b=1", {"a": {"b": 1}}),
+        ("a=true", {"a": True}),
+        ("a = [1, 2]", {"a": [1, 2]}),
+        ("run.out=a/b", {"run": {"out": "a/b"}}),
+        ('a="1"', {"a": "1"}),
+        ("a=x=y", {"a": "x=y"}),
+    ],
+)
+def test_override_values_are_toml_or_text(text: str, tree: dict) -> None:
+    assert parse_override(text) == tree
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a..b=1", ".a=1"])
+def test_a_malformed_override_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"write it as section\.key=value"):
+        parse_override(text)
+
+
+def test_settings_survive_a_round_trip(tmp_path: Path) -> None:
+    run = load_settings(Run, None, ["train.steps=9", "features=[{tag='a'}]"])
+    assert load_settings(Run, write(tmp_path / "r.toml", dump_toml(run))) == run
+
+
+def test_every_field_is_described() -> None:
+    rows = described_fields(Run)
+    assert ("train.steps", 100, "Optimizer steps.") in rows
+    assert all(text for _, _, text in rows)

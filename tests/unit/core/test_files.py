@@ -1,0 +1,49 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from lorasmith.core.errors import OutputError
+from lorasmith.core.files import replacing, sha256_of, writable_folder, write_text
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "first")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("seco", encoding="utf-8")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
+    assert path.read_text(encoding="utf-8") == "first"
+    write_text(path, "ünal")
+    assert path.read_text(encoding="utf-8") == "ünal"
+    assert [child.name for child in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_temporary_file_keeps_its_suffix(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.png") as temporary:
+        assert temporary.suffix == ".png"
+        assert temporary.parent == tmp_path
+        temporary.touch()
+
+
+def test_writable_folder(tmp_path: Path) -> None:
+    assert writable_folder(tmp_path / "a" / "b").is_dir()
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match=r"cannot write to folder .*choose another --out"):
+            writable_folder(place)
+
+
+def test_hashes_are_of_the_whole_file(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10_000  # more than two pieces
+    (tmp_path / "f").write_bytes(data)
+    seen: list[int] = []
+    assert sha256_of(tmp_path / "f", seen.append) == hashlib.sha256(data).hexdigest()
+    assert sum(seen) == len(data)
+    assert len(seen) > 2

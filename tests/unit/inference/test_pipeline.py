@@ -1,0 +1,204 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lorasmith
+from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
+from lorasmith.inference.jobs import make_jobs
+from lorasmith.inference.pipeline import Pipeline, to_images
+from lorasmith.inference.samplers import SAMPLERS
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(int)
+
+
+def weights_of(pipe: Pipeline) -> dict[str, torch.Tensor]:
+    parts = {"unet": pipe.model.unet, "text": pipe.model.text_encoder}
+    return {
+        f"{n}.{k}": v.clone() for n, part in parts.items() for k, v in part.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_batch_size_does_not_change_the_pictures(pipe: Pipeline, sampler: str) -> None:
+    def draw(batch_size: int) -> np.ndarray:
+        return pixels(pipe("a red apple", n=3, steps=6, sampler=sampler, batch_size=batch_size))
+
+    alone, together = draw(1), draw(3)
+    assert abs(alone - together).max() <= 1
+    assert abs(alone[0] - alone[1]).max() > 10  # the seeds differ
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler-a"])
+def test_picture_k_is_drawn_from_seed_plus_k(pipe: Pipeline, sampler: str) -> None:
+    several = pixels(pipe("a red apple", seed=40, n=3, steps=4, sampler=sampler))
+    last = pixels(pipe("a red apple", seed=42, steps=4, sampler=sampler))
+    assert abs(several[2] - last[0]).max() <= 1
+
+
+def test_prompts_keep_their_order_and_their_text(pipe: Pipeline) -> None:
+    images = pipe(["an apple", "a pear"], n=2, steps=3, batch_size=3)
+    alone = pipe("a pear", seed=2, n=2, steps=3)
+    assert abs(pixels(images)[2:] - pixels(alone)).max() <= 1
+    assert [image.info["parameters"].splitlines()[0] for image in images] == [
+        *["an apple"] * 2,
+        *["a pear"] * 2,
+    ]
+
+
+def test_the_picture_is_that_of_diffusers(pipe: Pipeline, tiny_model: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    theirs = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    expected = theirs(
+        "a red apple",
+        negative_prompt="blurry",
+        latents=noise,
+        num_inference_steps=12,
+        guidance_scale=5.0,
+        guidance_rescale=0.4,
+        output_type="np",
+    ).images[0]
+    decoded: list[torch.Tensor] = []
+    original = pipe.decode
+
+    class Listening(Pipeline):
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            decoded.append(original(latents))
+            return decoded[-1]
+
+    options = {"negative": "blurry", "steps": 12, "guidance": 5.0, "guidance_rescale": 0.4}
+    Listening(pipe.model)("a red apple", seed=3, **options)
+    np.testing.assert_allclose(decoded[0][0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
+
+
+def test_sizes_need_not_be_square(pipe: Pipeline) -> None:
+    assert pipe("x", steps=1)[0].size == (64, 64)
+    assert pipe("x", steps=1, size="96x40")[0].size == (96, 40)
+    with pytest.raises(ConfigError, match="steps of 8 pixels; use 96x40"):
+        pipe("x", size=(95, 41))
+
+
+def test_options_reach_the_picture(pipe: Pipeline) -> None:
+    plain = pixels(pipe("an apple", steps=4))
+    for change in ({"negative": "pear"}, {"guidance": 1.0}, {"clip_skip": 2}, {"seed": 9}):
+        assert abs(pixels(pipe("an apple", **{"steps": 4, **change})) - plain).max() > 1, change
+
+
+def test_progress_counts_picture_steps(pipe: Pipeline) -> None:
+    counts: list[int] = []
+    pipe("x", n=3, steps=4, batch_size=2, progress=counts.append)
+    assert counts == [2, 2, 2, 2, 1, 1, 1, 1]
+
+
+def test_a_long_prompt_warns_once_with_what_was_cut(pipe: Pipeline) -> None:
+    with pytest.warns(LorasmithWarning, match="this was cut: .*zebra") as caught:
+        pipe("apple " * 80 + "zebra", n=2, steps=1)
+    assert len(caught) == 1
+
+
+def test_mentions_apply_to_their_own_prompts_only(pipe: Pipeline) -> None:
+    before = weights_of(pipe)
+    plain, one = "a red apple", "a red apple <lora:one:0.8>"
+    both = "a red apple <lora:one:0.8> <lora:two:-0.5>"
+    mixed = pixels(pipe([plain, one, plain, both], seed=[1, 1, 1, 1], steps=4, batch_size=4))
+    assert abs(mixed[0] - mixed[2]).max() <= 1
+    assert abs(mixed[0] - mixed[1]).max() > 2
+    assert abs(mixed[1] - mixed[3]).max() > 2
+    assert abs(mixed[1] - pixels(pipe(one, seed=1, steps=4))[0]).max() <= 1
+    after = weights_of(pipe)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_lora_changes_the_text_side_too(pipe: Pipeline) -> None:
+    ids = pipe.model.tokenizer("apple", return_tensors="pt")["input_ids"]
+    plain = pipe.model.text_encoder(ids).last_hidden_state
+    pipe.load_lora(pipe.lora_dir / "one.safetensors")
+    try:
+        assert not torch.allclose(plain, pipe.model.text_encoder(ids).last_hidden_state)
+    finally:
+        pipe.unload_lora()
+    assert torch.equal(plain, pipe.model.text_encoder(ids).last_hidden_state)
+
+
+def test_a_loaded_lora_is_a_mentioned_one(pipe: Pipeline) -> None:
+    plain = pixels(pipe("an apple", steps=4))
+    mentioned = pixels(pipe("an apple <lora:one:0.5>", steps=4))
+    pipe.load_lora(pipe.lora_dir / "one.safetensors", 0.25)
+    pipe.load_lora(pipe.lora_dir / "one.safetensors", 0.25)
+    try:
+        assert abs(pixels(pipe("an apple", steps=4)) - mentioned).max() <= 1
+    finally:
+        pipe.unload_lora()
+    assert (pixels(pipe("an apple", steps=4)) == plain).all()
+
+
+def test_an_error_leaves_no_lora_behind(pipe: Pipeline) -> None:
+    before = weights_of(pipe)
+
+    def fail(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe("x <lora:one:1>", steps=2, progress=fail)
+    damaged = pipe.lora_dir / "damaged.safetensors"
+    damaged.write_bytes(b"not safetensors")
+    with pytest.raises(WeightsError, match="damaged"):
+        pipe("x <lora:one:1> <lora:damaged:1>", steps=2)
+    damaged.unlink()
+    with pytest.raises(WeightsError, match="did you mean one"):
+        pipe(["x", "x <lora:onne:1>"], steps=2)
+    assert weights_of(pipe).keys() == before.keys()
+
+
+def test_numbers_that_are_none_are_black_with_a_warning() -> None:
+    with pytest.warns(LorasmithWarning, match="drawn black"):
+        images = to_images(torch.full((1, 3, 2, 2), float("nan")))
+    assert pixels(images).max() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pixels(to_images(torch.full((1, 3, 2, 2), 0.5)))[0, 0, 0, 0] == 128
+
+
+def test_parts_that_do_not_belong_together_are_refused(pipe: Pipeline) -> None:
+    from diffusers import UNet2DConditionModel
+
+    model = pipe.model
+    for change, message in (
+        ({"cross_attention_dim": 24}, "width 24"),
+        ({"in_channels": 9}, "9 channels"),
+    ):
+        config = dict(model.unet.config) | change
+        with torch.device("meta"):
+            other = UNet2DConditionModel.from_config(config)
+        with pytest.raises(WeightsError, match=message):
+            Pipeline(
+                type(model)(model.folder, other, model.vae, model.text_encoder, model.tokenizer, {})
+            )
+
+
+def test_bfloat16_draws_nearly_the_same(tiny_model: Path, pipe: Pipeline) -> None:
+    rough = lorasmith.load_pipeline(tiny_model, device="cpu", dtype=torch.bfloat16)
+    difference = pixels(rough("an apple", steps=4)) - pixels(pipe("an apple", steps=4))
+    assert abs(difference).mean() < 6
+
+
+def test_the_public_name_is_lazy() -> None:
+    assert "load_pipeline" in dir(lorasmith)
+    with pytest.raises(AttributeError, match="no attribute 'paint'"):
+        _ = lorasmith.paint
+
+
+def test_jobs_can_be_drawn_without_the_call(pipe: Pipeline) -> None:
+    from lorasmith.inference.options import SamplingOptions
+
+    drawn = pipe.draw(make_jobs(["an apple"], 5, 1), SamplingOptions(steps=2))
+    assert (pixels(drawn) == pixels(pipe("an apple", seed=5, steps=2))).all()
