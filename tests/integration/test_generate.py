@@ -184,8 +184,8 @@ def test_model_info_for_people(tiny_model: Path, capsys: pytest.CaptureFixture[s
     for words in (
         "down_blocks.0",
         "mid_block",
-        "text enters at k and v",
-        "time (32) enters after conv1",
+        "<- text at k, v",
+        "<- time 32 after conv1",
         "cross-attention (attn2)",
         "predicts epsilon",
         "A LoRA of rank 4",

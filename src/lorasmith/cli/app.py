@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasmith.cli import generate, model, pretrain, train
+from lorasmith.cli import demo, generate, model, pretrain, train
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 
 # Newer typer carries its own click, older ones use the package; this is the right one of either.
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for room in (generate, train, pretrain, model):
+for room in (generate, train, demo, pretrain, model):
     room.register(app)
 
 

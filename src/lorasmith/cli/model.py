@@ -42,8 +42,8 @@ def info(
 ) -> None:
     """Show a model's parts: the U-Net as a tree, its layers by kind, VAE, text side, scheduler.
 
-    Only the configs are read, never the weights. The names in brackets (IN01, MID, OUT03) are
-    those of block weight vectors.
+    Only the configs are read, never the weights. `<-` marks where the time, the text and the skip
+    connections enter; the names in brackets (IN01, MID, OUT03) are those of block weight vectors.
 
     Example: `lorasmith model info --lora 16`
     """

@@ -20,7 +20,7 @@ class Node:
     parameters: int
     """Number of parameters, everything below included."""
     note: str = ""
-    """What enters here, or what it does."""
+    """What enters here besides the picture, and where."""
     block: str = ""
     """Its name in block weight vectors (BASE, IN00-11, MID, OUT00-11), where it has one."""
     children: tuple["Node", ...] = ()
@@ -64,7 +64,8 @@ def _at(side: str) -> str:
 
 def _conv(path: str, conv: Any, side: str, block: str, norm: nn.Module | None = None) -> Node:
     detail = f"{conv.in_channels} -> {conv.out_channels}{_at(side)}"
-    return Node(path, "convolution", detail, count(conv, norm), "norm first" if norm else "", block)
+    detail += ", norm first" if norm is not None else ""
+    return Node(path, "convolution", detail, count(conv, norm), "", block)
 
 
 def _embeddings(unet: Any) -> list[Node]:
@@ -136,13 +137,9 @@ def _layers(path: str, block: Any, names: Sequence[str], resnet_first: bool = Fa
 
 def _resnet(path: str, resnet: Any, block: str) -> Node:
     time = resnet.time_emb_proj
-    notes = []
-    if time is not None:
-        notes.append(f"time ({time.in_features}) enters after conv1")
-    if resnet.conv_shortcut is not None:
-        notes.append("1x1 shortcut")
+    note = f"time {time.in_features} after conv1" if time is not None else ""
     detail = f"{resnet.in_channels} -> {resnet.out_channels}"
-    return Node(path, "resnet", detail, count(resnet), ", ".join(notes), block)
+    return Node(path, "resnet", detail, count(resnet), note, block)
 
 
 def _transformer(path: str, attention: Any, block: str) -> Node:
@@ -159,7 +156,7 @@ def _transformer(path: str, attention: Any, block: str) -> Node:
         _feed_forward(f"{inside}.ff", [b.ff for b in blocks], alike),
         Node(f"{path}.proj_in, proj_out, norms", "", _projection(attention), rest),
     )
-    detail = f"{attention.config.in_channels} channels, {heads}"
+    detail = f"{attention.config.in_channels} ch, {heads}"
     return Node(path, "spatial transformer", detail, count(attention), "", block, children)
 
 
@@ -171,7 +168,7 @@ def _projection(attention: Any) -> str:
 def _attention(path: str, attentions: Sequence[Any], alike: str) -> Node:
     one = attentions[0]
     if one.is_cross_attention:
-        kind, note = "cross-attention", "text enters at k and v"
+        kind, note = "cross-attention", "text at k, v"
         detail = f"q {one.query_dim}, k v {one.cross_attention_dim}"
     else:
         kind, note = "self-attention", ""

@@ -76,9 +76,10 @@ def test_blocks_have_the_names_of_block_vectors() -> None:
 
 def test_where_text_and_time_enter() -> None:
     nodes = flat(unet_tree(unet_of(SDXL)))
-    assert all("time (1280) enters" in node.note for node in nodes if node.kind == "resnet")
+    assert all(node.note == "time 1280 after conv1" for node in nodes if node.kind == "resnet")
     cross = [node for node in nodes if node.kind == "cross-attention"]
     assert len(cross) == 11
+    assert all(node.note == "text at k, v" for node in cross)
     assert all("k v 2048" in node.detail for node in cross)
     assert any(node.path.endswith("attentions.0.transformer_blocks.0-9.attn2") for node in cross)
 

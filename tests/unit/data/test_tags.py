@@ -1,0 +1,30 @@
+"""Tags in captions."""
+
+import pytest
+
+from lorasmith.data.tags import contains_tag, tag_frequency
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "expected"),
+    [
+        ("a cat, inkmono style", "inkmono", True),
+        ("inkmono", "inkmono", True),
+        ("a cat, InkMono style", "inkmono", True),
+        ("a cat, inkmonos style", "inkmono", False),
+        ("a cat, my_inkmono", "inkmono", False),
+        ("a cat,inkmono,style", "inkmono", True),
+        ("a cat, inkmono  style", "inkmono style", True),
+        ("a cat, style inkmono", "inkmono style", False),
+        ("a c++ book", "c++", True),
+        ("ein Bär, größe", "GRÖSSE", False),
+        ("ein Bär", "bär", True),
+    ],
+)
+def test_contains_tag(text: str, tag: str, expected: bool) -> None:
+    assert contains_tag(text, tag) is expected
+
+
+def test_tag_frequency_counts_parts() -> None:
+    counts = tag_frequency(["a cat, ink style", "a dog,ink style , ", "a cat"])
+    assert counts == {"a cat": 2, "ink style": 2, "a dog": 1}
