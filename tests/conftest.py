@@ -19,7 +19,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_tiny_model(folder: Path) -> Path:
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from lorasmith.models.tokenizer import build_tokenizer, read_merges
@@ -60,8 +65,12 @@ def make_tiny_model(folder: Path) -> Path:
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-            clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,

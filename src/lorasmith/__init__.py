@@ -5,24 +5,34 @@
     import lorasmith
     pipe = lorasmith.load_pipeline()
     images = pipe("a red apple, noto style", seed=0)
+
+``lorasmith.train(run)`` does what the command does, from a `lorasmith.config.run.TrainRun`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from lorasmith.core.version import VERSION
 
 if TYPE_CHECKING:
     from lorasmith.inference.pipeline import load_pipeline
+    from lorasmith.training.loop import train
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
-__all__ = ["__version__", "load_pipeline"]
+__all__ = ["__version__", "load_pipeline", "train"]
+
+_HOMES = {
+    "load_pipeline": "lorasmith.inference.pipeline",
+    "train": "lorasmith.training.loop",
+}
+"""The modules of the public functions."""
 
 
 def __getattr__(name: str) -> Any:
     """Import the public functions when they are first asked for (PEP 562)."""
-    if name == "load_pipeline":
-        from lorasmith.inference.pipeline import load_pipeline
-
-        return load_pipeline
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'lorasmith' has no attribute {name!r}")
 
 

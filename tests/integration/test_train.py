@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import signal
 import tomllib
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lorasmith.cli import run
+from lorasmith.training.step import Batch, Figures
 
 
 @pytest.fixture
@@ -161,6 +164,27 @@ def test_diffusers_draws_the_same_picture(tiny_model: Path, pictures: Path, tmp_
         )
 
 
+def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
+    """Weight 1 moves the picture towards black and white; weight 0 is the base, bit for bit."""
+    import lorasmith
+    from lorasmith.cli.demo import DEMO_DATA
+    from lorasmith.evaluation.colour import colour_of
+
+    for name in ("owl", "key", "teapot", "turtle"):
+        for suffix in (".png", ".txt"):
+            shutil.copy(DEMO_DATA / f"{name}{suffix}", tmp_path)
+    needed = ["--data", str(tmp_path), "--tag", "inkmono", "--out", f"{tmp_path}/ink"]
+    sets = ["device=cpu", "batch_size=4", "learning_rate=0.01", "warmup=0", "schedule=constant"]
+    more = [part for one in sets for part in ("--set", f"train.{one}")]
+    assert run(["train", *needed, "--steps", "8", *more]) == 0
+
+    pipe = lorasmith.load_pipeline(device="cpu", lora_dir=tmp_path)
+    prompts = [f"a bell, inkmono style{lora}" for lora in ("", " <lora:ink:0>", " <lora:ink:1>")]
+    base, off, on = pipe(prompts, seed=[3, 3, 3], steps=6)
+    assert np.array_equal(np.asarray(base), np.asarray(off))
+    assert colour_of([on]).saturation < 0.9 * colour_of([base]).saturation
+
+
 # --- settings -------------------------------------------------------------------------------
 
 
@@ -277,6 +301,62 @@ def test_a_taken_name_is_refused_and_left_alone(
     assert not (tmp_path / "ink").exists()
 
 
+def files_under(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_ctrl_c_saves_nothing_and_the_same_command_runs_again(
+    tiny_model: Path, pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from lorasmith.training.step import TrainStep
+
+    plain, calls = TrainStep.__call__, []
+
+    def pressed_at_the_fourth_step(self: TrainStep, batch: Batch) -> Figures:
+        calls.append(batch)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, batch)
+
+    monkeypatch.setattr(TrainStep, "__call__", pressed_at_the_fourth_step)
+    out = f"{tmp_path}/out/ink"
+    assert train(tiny_model, pictures, out, "--set", "train.log_every=1") == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "interrupted: after step 3 of 6; no LoRA was saved, the same command starts anew"
+    ]
+    assert files_under(tmp_path / "out") == ["ink/log.jsonl", "ink/run.toml"]
+
+    assert train(tiny_model, pictures, out, "--set", "train.log_every=1") == 0
+    assert files_under(tmp_path / "out") == ["ink.safetensors", "ink/log.jsonl", "ink/run.toml"]
+    log = (tmp_path / "out/ink/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert train(tiny_model, pictures, out) == 1
+    assert "ink.safetensors exists already" in error_of(capsys)
+
+
+def test_ctrl_c_while_saving_leaves_no_half_file(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("lorasmith.core.weights.save_file", half)
+    assert train(tiny_model, pictures, f"{tmp_path}/out/ink") == 130
+    assert files_under(tmp_path / "out") == ["ink/log.jsonl", "ink/run.toml"]
+
+
+def test_a_failed_run_can_be_run_again(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--set", "train.learning_rate=1e30", "--set", "train.warmup=0")
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
+    assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
+    settings = tomllib.loads((tmp_path / "ink" / "run.toml").read_text())
+    assert settings["train"]["learning_rate"] < 1
+
+
 def test_a_loss_that_is_not_finite_saves_nothing(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,16 +392,30 @@ def test_the_demo_runs_and_runs_again(
     out = tmp_path / "demo"
     for _ in range(2):
         assert run(["demo", "--out", str(out), "-m", str(tiny_model), "--steps", "2"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert sorted(path.name for path in out.iterdir()) == [
-        "base.png", "inkmono", "inkmono.png", "inkmono.safetensors",
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    printed = captured.out.splitlines()
+    assert printed[: len(printed) // 2][0] == "1/3 drawing 8 pictures with the base model"
+    assert [line[:3] for line in printed if not line.startswith(" ")] == [
+        "1/3", "2/3", "3/3", "try",
+    ] * 2  # fmt: skip
+    assert files_under(out) == [
+        "base.png", "inkmono.png", "inkmono.safetensors", "inkmono/log.jsonl", "inkmono/run.toml",
+        "metrics.json", "taught.png",
     ]  # fmt: skip
-    assert [line.split(":")[0] for line in printed[:3]] == [
-        f"{out}/base.png", f"{out}/inkmono.safetensors", f"{out}/inkmono.png",
-    ]  # fmt: skip
-    assert "24 pictures" in printed[1]
     with Image.open(out / "inkmono.png") as grid:
         assert grid.width > 8 * 64
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics) == ["base", "lora", "taught"]
+    assert metrics["taught"]["saturation"] == 0.0
+    assert set(metrics["lora"]) == {"saturation", "two_tone"}
+
+
+def test_the_demo_keeps_what_is_not_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "inkmono").mkdir()
+    (tmp_path / "inkmono" / "mine.txt").write_text("mine")
+    assert run(["demo", "--out", str(tmp_path), "-m", str(tiny_model), "--steps", "1"]) == 1
+    assert (tmp_path / "inkmono" / "mine.txt").read_text() == "mine"
 
 
 def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:

@@ -9,9 +9,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
+import typer.core
 
 from lorasmith.cli import demo, generate, model, pretrain, train
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
@@ -19,8 +20,25 @@ from lorasmith.core.errors import LorasmithError, LorasmithWarning
 # Newer typer carries its own click, older ones use the package; this is the right one of either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+
+class _InterruptError(Exception):
+    """Ctrl-C on its way past typer, which would turn KeyboardInterrupt into a silent exit."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, with what an interruption has to say kept."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptError(str(error)) from error
+
+
 app = typer.Typer(
     name="lorasmith",
+    cls=_Commands,
     help="Teach Stable Diffusion new things with LoRA.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -59,13 +77,15 @@ def run(arguments: Sequence[str]) -> int:
 
 def _guarded(arguments: list[str], debug: bool) -> int:
     try:
-        status = typer.main.get_command(app).main(arguments, prog_name="lorasmith", standalone_mode=False)
+        status = typer.main.get_command(app).main(
+            arguments, prog_name="lorasmith", standalone_mode=False
+        )
     except LorasmithError as error:
         return _fail(str(error), debug)
     except ClickException as error:
         error.show()
         return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort) as error:
+    except (KeyboardInterrupt, _InterruptError, typer.Abort) as error:
         _say(f"interrupted: {error}" if str(error) else "interrupted")
         return 130
     except MemoryError:
@@ -84,10 +104,15 @@ def _fail(message: str, debug: bool) -> int:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     if issubclass(category, LorasmithWarning):
-        _say(f"warning: {message}")
+        _say(f"warning: {' '.join(str(message).split())}")
 
 
 def _say(line: str) -> None:

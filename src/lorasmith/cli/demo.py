@@ -1,5 +1,6 @@
 """``lorasmith demo``: pictures from the embedded model, then a style taught to it."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +59,9 @@ def demo(
 ) -> None:
     """Draw pictures, teach the model a new style, and show it on things it was not taught with.
 
-    Writes `base.png`, the LoRA `inkmono.safetensors` and `inkmono.png`: the same prompts and
-    seeds without and with it. A few minutes on two cores.
+    Writes `base.png`, `taught.png` (what is learned from), the LoRA `inkmono.safetensors`,
+    `inkmono.png` (the same prompts and seeds without and with it) and `metrics.json`. A few
+    minutes on two cores.
 
     Example: `lorasmith demo --out demo`
     """
@@ -67,27 +69,29 @@ def demo(
     from lorasmith.inference.pipeline import load_pipeline
 
     pipe = load_pipeline(model)
-    _show_base(pipe, folder / "base.png")
+    _show_base(pipe, folder)
     file = _teach(model, steps, folder)
-    _show_lora(pipe, file, folder / f"{TAG}.png")
+    _show_lora(pipe, file, folder)
     typer.echo(
         f'try it: lorasmith generate "a horse, {TAG} style <lora:{TAG}:1>" --lora-dir {folder}'
     )
 
 
-def _show_base(pipe: "Pipeline", path: Path) -> None:
+def _show_base(pipe: "Pipeline", folder: Path) -> None:
     """Draw what the model can do by itself."""
     from lorasmith.inference.pictures import make_labelled_grid, save_png
 
-    pictures = _draw(pipe, PROMPTS, "drawing with the base model")
-    save_png(make_labelled_grid([pictures], column_labels=PROMPTS), path)
-    typer.echo(f"{path}: {len(pictures)} pictures from the base model")
+    typer.echo(f"1/3 drawing {len(PROMPTS)} pictures with the base model")
+    pictures = _draw(pipe, PROMPTS)
+    save_png(make_labelled_grid([pictures], column_labels=PROMPTS), folder / "base.png")
+    typer.echo(f"    {folder / 'base.png'}")
 
 
 def _teach(model: Path | None, steps: int | None, folder: Path) -> Path:
     """Train the LoRA on the pictures that ship with the package."""
     from lorasmith.config.run import ModelSettings, OutputSettings, TrainData, TrainRun
     from lorasmith.config.run import TrainSettings as Train
+    from lorasmith.inference.pictures import make_grid, save_png
     from lorasmith.training.loop import train
 
     clear_previous(folder)
@@ -97,42 +101,79 @@ def _teach(model: Path | None, steps: int | None, folder: Path) -> Path:
         model=ModelSettings(path=model),
         train=Train() if steps is None else Train(steps=steps),
     )
+    pictures = taught_pictures()
+    typer.echo(
+        f"2/3 teaching it a style from {len(pictures)} pictures, {run.train.steps} steps, "
+        f"{_patience(run.train.steps)}"
+    )
+    save_png(make_grid(pictures, columns=8), folder / "taught.png")
     started = time.perf_counter()
     file = train(run)
-    seconds = time.perf_counter() - started
-    typer.echo(
-        f"{file}: a LoRA trained on {len(list(DEMO_DATA.glob('*.png')))} pictures of one style "
-        f"(tag {TAG}), {run.train.steps} steps in {seconds:.0f} s"
-    )
+    size, seconds = file.stat().st_size / 2**20, time.perf_counter() - started
+    typer.echo(f"    {file}, {size:.1f} MiB, in {seconds:.0f} s; it learned from taught.png")
     return file
 
 
-def _show_lora(pipe: "Pipeline", file: Path, path: Path) -> None:
+def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> None:
     """Draw the same prompts from the same seeds without and with the LoRA."""
     from lorasmith.inference.pictures import make_labelled_grid, save_png
 
+    typer.echo(
+        f"3/3 drawing {len(CONCEPTS)} things that were not among those, without and with the LoRA"
+    )
     prompts = [f"{concept}, {TAG} style" for concept in CONCEPTS]
-    before = _draw(pipe, prompts, "drawing without the LoRA")
+    before = _draw(pipe, prompts)
     pipe.load_lora(file)
-    after = _draw(pipe, prompts, "drawing with the LoRA")
+    after = _draw(pipe, prompts)
     pipe.unload_lora()
     title = (
         f'"..., {TAG} style": the same prompts and seeds, things not among the training pictures'
     )
     grid = make_labelled_grid([before, after], ["base model", "with the LoRA"], CONCEPTS, title)
-    save_png(grid, path)
-    typer.echo(f"{path}: {len(CONCEPTS)} other things, base model above, with the LoRA below")
+    save_png(grid, folder / f"{TAG}.png")
+    typer.echo(f"    {folder / f'{TAG}.png'}")
+    _measure(before, after, folder / "metrics.json")
 
 
-def _draw(pipe: "Pipeline", prompts: Sequence[str], title: str) -> "list[Image.Image]":
-    with progress_bar(title, len(prompts) * _SAMPLING_STEPS) as advance:
+def _measure(before: "Sequence[Image.Image]", after: "Sequence[Image.Image]", path: Path) -> None:
+    """Write in numbers whether the colour is gone."""
+    from lorasmith.core.files import write_text
+    from lorasmith.evaluation.colour import colour_of
+
+    sets = {"base": before, "lora": after, "taught": taught_pictures()}
+    colours = {name: colour_of(pictures) for name, pictures in sets.items()}
+    rounded = {
+        name: {field: round(value, 4) for field, value in colour._asdict().items()}
+        for name, colour in colours.items()
+    }
+    write_text(path, json.dumps(rounded, indent=2) + "\n")
+    figures = [f"{colours[name].saturation:.3f}" for name in ("base", "lora", "taught")]
+    typer.echo(
+        f"    colour left (saturation): {figures[0]} without, {figures[1]} with it, "
+        f"{figures[2]} in the pictures it learned from"
+    )
+
+
+def _draw(pipe: "Pipeline", prompts: Sequence[str]) -> "list[Image.Image]":
+    with progress_bar("drawing", len(prompts) * _SAMPLING_STEPS) as advance:
         return pipe(list(prompts), seed=_SEED, steps=_SAMPLING_STEPS, progress=advance)
 
 
+def _patience(steps: int) -> str:
+    return "a few minutes on two cores" if steps > 50 else "a moment"
+
+
+def taught_pictures() -> "list[Image.Image]":
+    """Return the pictures that the LoRA learns from."""
+    from PIL import Image
+
+    return [Image.open(path).convert("RGB") for path in sorted(DEMO_DATA.glob("*.png"))]
+
+
 def clear_previous(folder: Path) -> None:
-    """Remove the LoRA and the run files of an earlier demo; anything else is left alone."""
-    run = folder / TAG
-    for path in (folder / f"{TAG}.safetensors", run / "run.toml", run / "log.jsonl"):
+    """Remove the LoRA of an earlier demo and its run files; anything else is left alone."""
+    from lorasmith.training.paths import RunPaths
+
+    paths = RunPaths.of(f"{folder}/{TAG}")
+    for path in (paths.lora, paths.settings, paths.log):
         path.unlink(missing_ok=True)
-    if run.is_dir() and not any(run.iterdir()):
-        run.rmdir()

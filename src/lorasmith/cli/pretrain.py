@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     pretrain.command("vae")(vae)
     pretrain.command("clip")(clip)
     pretrain.command("unet")(unet)
+    pretrain.command("report")(report)
 
 
 def vae(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
@@ -60,6 +61,56 @@ def unet(config: Config, sets: Sets = None, start: From = None, resume: Resume =
     from lorasmith.pretraining.unet import pretrain_unet
 
     _run(UnetRun, pretrain_unet, config, sets, start, resume)
+
+
+def report(
+    config: Config,
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="Model folder; the embedded one if left out."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="The Markdown file; sheets go beside it.")
+    ] = Path("RESULTS.md"),
+    vaes: Annotated[
+        list[str] | None, typer.Option("--vae", help="NAME=FOLDER: also measure FOLDER/vae.")
+    ] = None,
+    unets: Annotated[
+        list[str] | None, typer.Option("--unet", help="NAME=FOLDER: also draw with this U-Net.")
+    ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option("--table", help="NAME=FOLDER: a short VAE run for the table of shapes."),
+    ] = None,
+    append: Annotated[
+        Path | None, typer.Option("--append", help="A Markdown file to put at the end.")
+    ] = None,
+    sets: Sets = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Measure a base model and draw its contact sheets. CONFIG is the U-Net's settings file.
+
+    Example: `lorasmith pretrain report unet.toml --model runs/unet --out runs/RESULTS.md`
+    """
+    from lorasmith.config.load import load_settings
+    from lorasmith.config.pretrain import UnetRun
+    from lorasmith.pretraining.report import Compared
+    from lorasmith.pretraining.report import report as write_report
+
+    run = load_settings(UnetRun, config, sets or [])
+    compared = Compared(_named(vaes), _named(unets), _named(table), append)
+    written = write_report(run, model, out, compared, device)
+    typer.echo(f"wrote {written} and its sheets")
+
+
+def _named(pairs: list[str] | None) -> dict[str, Path]:
+    named = {}
+    for pair in pairs or []:
+        name, equals, folder = pair.partition("=")
+        if not equals or not name or not folder:
+            raise typer.BadParameter(f"{pair!r}: write it as NAME=FOLDER")
+        named[name] = Path(folder)
+    return named
 
 
 def _run(

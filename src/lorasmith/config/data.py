@@ -1,8 +1,8 @@
 """Settings about data that several commands share."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorasmith.config.base import Settings, UserPath
 
@@ -16,10 +16,16 @@ class RowFilter(Settings):
     """Name of the metadata column, for instance `aesthetic` or `watermark_probability`."""
     op: Literal["==", "!=", ">=", "<=", "in", "not in", "contains"] = "=="
     """How the column is compared with the value."""
-    value: Scalar | list[Scalar]
-    """What it is compared with."""
+    value: Scalar | tuple[Scalar, ...]
+    """What it is compared with; a list for `in` and `not in`."""
     missing: Literal["drop", "keep"] = "drop"
     """What happens to a row that does not have the column."""
+
+    @model_validator(mode="after")
+    def _lists_where_needed(self) -> Self:
+        if (self.op in ("in", "not in")) != isinstance(self.value, tuple):
+            raise ValueError(f"op {self.op!r} does not go with the value {self.value!r}")
+        return self
 
 
 class RowWeight(Settings):
@@ -38,17 +44,17 @@ class DataSettings(Settings):
 
     path: UserPath
     """A folder of pictures with captions, or a packed tar."""
-    filters: list[RowFilter] = []
+    filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these are used."""
     validation_share: float = Field(default=0.03, ge=0.0, lt=1.0)
     """Share of the rows, chosen by a hash of their names, that is never trained on."""
-    weights: list[RowWeight] = []
+    weights: tuple[RowWeight, ...] = ()
     """Rows to be drawn less often than others."""
     flip: bool = False
     """Mirror half of the pictures, where nothing below speaks against it."""
-    flip_words_against: list[str] = ["left", "right", "leftwards", "rightwards"]
+    flip_words_against: tuple[str, ...] = ("left", "right", "leftwards", "rightwards")
     """A caption with one of these words is never mirrored."""
-    flip_filters: list[RowFilter] = []
+    flip_filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these are mirrored (text and flags should not be)."""
     memory_gib: float = Field(default=4.0, ge=0.0)
     """Decoded pictures are kept in memory up to this size; larger sets are decoded as needed."""

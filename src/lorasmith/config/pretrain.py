@@ -1,6 +1,6 @@
 """Settings of the three pretraining commands."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,15 @@ from lorasmith.config.base import Settings, UserPath
 from lorasmith.config.data import DataSettings, RowFilter
 
 Positive = Annotated[int, Field(gt=0)]
+
+TOWER_GROUPS = 8
+"""Groups of the image tower's group normalisation."""
+
+
+def _require_groups(channels: tuple[int, ...], groups: int) -> None:
+    for width in channels:
+        if width % groups:
+            raise ValueError(f"channels: {width} does not divide into {groups} groups")
 
 
 class LoopSettings(Settings):
@@ -34,7 +43,7 @@ class LoopSettings(Settings):
     clip: float = Field(default=1.0, gt=0.0)
     """Largest gradient norm; larger gradients are scaled down to it."""
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Decay of an exponential moving average of the weights, which is then what is saved; 0 for none."""
+    """Decay of an exponential moving average of the weights, which is then saved; 0 for none."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision of accelerate. The weights themselves stay float32."""
     compile: bool = False
@@ -54,7 +63,7 @@ class LoopSettings(Settings):
     device: Literal["auto", "cpu"] = "auto"
     """`cpu` keeps the run off the GPU."""
     stop_after_minutes: float | None = Field(default=None, gt=0.0)
-    """Save a checkpoint and stop after this long, for machines lent by the hour; --resume goes on."""
+    """Save a checkpoint and stop after this long, for lent machines; --resume goes on."""
     start_from: UserPath | None = None
     """A folder with weights to start from instead of random ones (also the option --from)."""
 
@@ -62,7 +71,7 @@ class LoopSettings(Settings):
 class VaeShape(Settings):
     """The autoencoder's shape, in diffusers' AutoencoderKL terms."""
 
-    channels: list[Positive] = [48, 96, 128, 128]
+    channels: tuple[Positive, ...] = (48, 96, 128, 128)
     """Width of each block; n blocks scale down by 2^(n-1)."""
     layers: Positive = 1
     """Residual layers per block."""
@@ -70,6 +79,11 @@ class VaeShape(Settings):
     """Groups of the group normalisation."""
     latent_channels: Positive = 4
     """Channels of the latent picture."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        _require_groups(self.channels, self.groups)
+        return self
 
 
 class VaeLoss(Settings):
@@ -85,7 +99,7 @@ class VaeLoss(Settings):
     """Weight of the patch discriminator, relative to the reconstruction's gradient; 0 for none."""
     adversarial_start: int = Field(default=2000, ge=0)
     """Step from which the discriminator takes part."""
-    discriminator_channels: Positive = 32
+    discriminator_channels: int = Field(default=32, gt=0, multiple_of=4)
     """Width of the discriminator's first layer."""
     discriminator_learning_rate: float = Field(default=2e-4, gt=0.0)
     """Its learning rate."""
@@ -115,6 +129,18 @@ class VaeRun(Settings):
     resolution: Positive = 128
     """Side of the training pictures in pixels."""
 
+    @model_validator(mode="after")
+    def _decoder_has_an_encoder(self) -> Self:
+        if self.loss.train == "decoder":
+            if self.loss.regularizer == "vq":
+                raise ValueError("loss.train: decoder works with regularizer kl only")
+            if self.loop.start_from is None:
+                raise ValueError(
+                    "loss.train: decoder keeps the encoder of existing weights; name them with "
+                    "loop.start_from or --from"
+                )
+        return self
+
 
 class TextShape(Settings):
     """The text tower's shape, in transformers' CLIPTextConfig terms."""
@@ -128,14 +154,29 @@ class TextShape(Settings):
     mlp: Positive = 1024
     """Width inside the feed-forward layers."""
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        return self
+
 
 class ImageShape(Settings):
     """The image tower's shape: a small residual convolution net."""
 
-    channels: list[Positive] = [32, 64, 120, 176]
+    channels: tuple[Positive, ...] = (32, 64, 120, 176)
     """Width of each stage; each stage halves the picture's side."""
-    blocks: list[Positive] = [1, 2, 2, 1]
+    blocks: tuple[Positive, ...] = (1, 2, 2, 1)
     """Residual blocks of each stage."""
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        _require_groups(self.channels, TOWER_GROUPS)
+        if len(self.channels) != len(self.blocks):
+            raise ValueError(
+                f"channels has {len(self.channels)} stages but blocks has {len(self.blocks)}"
+            )
+        return self
 
 
 class ClipRun(Settings):
@@ -152,7 +193,7 @@ class ClipRun(Settings):
     embedding: Positive = 256
     """Width of the space in which both towers meet."""
     merges: UserPath | None = None
-    """A CLIP byte-pair merge list for a new tokenizer; none reuses the embedded model's tokenizer."""
+    """A CLIP byte-pair merge list for a new tokenizer; none reuses the embedded model's."""
     merge_count: Positive = 7678
     """How many of its merges are kept; the vocabulary is 514 larger."""
     resolution: Positive = 128
@@ -166,7 +207,7 @@ class ClipRun(Settings):
 class UnetShape(Settings):
     """The U-Net's shape, in diffusers' UNet2DConditionModel terms, with SD 1.x block types."""
 
-    channels: list[Positive] = [64, 96, 128, 160]
+    channels: tuple[Positive, Positive, Positive, Positive] = (64, 96, 128, 160)
     """Width of the four levels."""
     layers: Positive = 2
     """Residual layers per block."""
@@ -174,6 +215,11 @@ class UnetShape(Settings):
     """Attention heads (diffusers calls this attention_head_dim)."""
     groups: Positive = 32
     """Groups of the group normalisation."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        _require_groups(self.channels, self.groups)
+        return self
 
 
 class Stage(Settings):
@@ -185,7 +231,7 @@ class Stage(Settings):
     """Optimizer steps of this stage."""
     batch_size: Positive | None = None
     """Pictures per step in this stage; none takes [loop] batch_size."""
-    filters: list[RowFilter] = []
+    filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these take part in this stage."""
 
 
@@ -196,7 +242,7 @@ class UnetRun(Settings):
     """Captioned pictures to learn from."""
     loop: LoopSettings
     """The training loop; its `steps` must be the sum of the stages'."""
-    stages: list[Stage] = Field(min_length=1)
+    stages: tuple[Stage, ...] = Field(min_length=1)
     """Stages, one after the other, as the original Stable Diffusion was trained."""
     vae: UserPath
     """Folder of the autoencoder (or of a model that has one)."""
@@ -218,8 +264,10 @@ class UnetRun(Settings):
     """Also train the text encoder, with the same learning rate."""
 
     @model_validator(mode="after")
-    def _steps_add_up(self) -> "UnetRun":
+    def _steps_add_up(self) -> Self:
         total = sum(stage.steps for stage in self.stages)
         if total != self.loop.steps:
-            raise ValueError(f"loop.steps is {self.loop.steps} but the stages' steps add up to {total}")
+            raise ValueError(
+                f"loop.steps is {self.loop.steps} but the stages' steps add up to {total}"
+            )
         return self

@@ -26,7 +26,9 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is not a device; use auto, cpu, cuda or mps") from error
+        raise ConfigError(
+            f"device: {name!r} is not a device; use auto, cpu, cuda or mps"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device: {name!r} was asked for but this machine has no usable CUDA GPU")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -24,7 +24,9 @@ def writable_folder(path: Path) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"cannot write to folder {path}: {reason}; choose another --out") from error
+        raise OutputError(
+            f"cannot write to folder {path}: {reason}; choose another --out"
+        ) from error
     return path
 
 

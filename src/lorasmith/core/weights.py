@@ -32,7 +32,9 @@ def load_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
     """Write tensors atomically, refusing values that are not finite.
 
     Raises:
@@ -41,7 +43,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     """
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
-        raise WeightsError(f"{path.name}: {len(bad)} tensors are not finite, first {bad[0]}; not saved")
+        raise WeightsError(
+            f"{path.name}: {len(bad)} tensors are not finite, first {bad[0]}; not saved"
+        )
     plain = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     try:
         with replacing(path) as temporary:

@@ -15,7 +15,9 @@ MAX_PIXELS = 120_000_000
 """Larger pictures are refused before they are decoded."""
 
 
-def decode(encoded: bytes, name: str, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+def decode(
+    encoded: bytes, name: str, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
     """Decode a picture to RGB, upright, with transparency laid on ``background``.
 
     Raises:
@@ -30,7 +32,13 @@ def decode(encoded: bytes, name: str, background: tuple[int, int, int] = (255, 2
                     f"{name}: {picture.width} x {picture.height} pixels is too large; scale it down"
                 )
             picture.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
         raise DataError(f"{name}: cannot be decoded ({error})") from error
     return _on_background(ImageOps.exif_transpose(picture), background)
 

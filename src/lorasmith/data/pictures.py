@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from lorasmith.core.draws import Draws
 from lorasmith.data.picture import decode, square
 from lorasmith.data.rows import Row
 
@@ -35,7 +36,11 @@ class Pictures:
         return len(self.rows)
 
     def batch(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return pictures by row number (int64 ``[B]``) as float32 ``[B, 3, side, side]`` in -1..1."""
+        """Return pictures by row number, as float32 ``[B, 3, side, side]`` in -1..1.
+
+        Args:
+            numbers: row numbers, int64 ``[B]``.
+        """
         if self._held is not None:
             return to_signed(self._held[numbers.to(self.device)])
         chosen = [self.rows[number] for number in numbers.tolist()]
@@ -76,8 +81,7 @@ def from_signed(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def mirror_some(pictures: torch.Tensor, allowed: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+def mirror_some(pictures: torch.Tensor, allowed: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Mirror each picture with probability one half where ``allowed`` (bool ``[B]``) permits."""
-    coin = torch.rand(len(pictures), generator=draws, device=pictures.device) < 0.5
-    chosen = (coin & allowed).view(-1, 1, 1, 1)
+    chosen = ((draws.uniform() < 0.5) & allowed).view(-1, 1, 1, 1)
     return torch.where(chosen, pictures.flip(-1), pictures)

@@ -16,7 +16,9 @@ from typing import Any
 
 from lorasmith.core.errors import DataError
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
+PICTURE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Row:
 
 
 def row_hash(row: Row) -> str:
-    """Return a hex SHA-256 over the row's key and its picture's bytes: its identity in a manifest."""
+    """Return a hex SHA-256 over the row's key and its picture: its identity in a manifest."""
     return hashlib.sha256(row.key.encode() + b"\0" + row.read_bytes()).hexdigest()
 
 
@@ -75,9 +77,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _read_folder(folder: Path) -> list[Row]:
-    pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    pictures = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()
+    )
     if not pictures:
-        raise DataError(f"{folder}: no pictures found (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
+        raise DataError(
+            f"{folder}: no pictures found (looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
+        )
     captioned = [(picture, _caption_beside(picture)) for picture in pictures]
     without = [picture for picture, caption in captioned if not caption]
     if without:
@@ -104,9 +110,11 @@ def _caption_beside(picture: Path) -> str:
 def _read_listed(folder: Path, listing: Path) -> list[Row]:
     rows = []
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028
     except UnicodeDecodeError as error:
-        raise DataError(f"{listing}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise DataError(
+            f"{listing}: not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             rows.append(_listed_row(folder, f"{listing}:{number}", line))
@@ -128,13 +136,15 @@ def _listed_row(folder: Path, where: str, line: str) -> Row:
 
 def _read_packed(path: Path) -> list[Row]:
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:  # offsets need an uncompressed tar
             member = tar.getmember("meta.jsonl.zlib")
             stream = tar.extractfile(member)
             meta = zlib.decompress(stream.read() if stream else b"").decode()
             images = tar.getmember("images.bin")
     except (tarfile.TarError, KeyError, zlib.error, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: not a packed dataset (meta.jsonl.zlib + images.bin): {error}") from error
+        raise DataError(
+            f"{path}: not a packed dataset (meta.jsonl.zlib + images.bin): {error}"
+        ) from error
     return [
         _packed_row(path, images.offset_data, line, number)
         for number, line in enumerate(meta.split("\n"), start=1)
@@ -146,10 +156,13 @@ def _packed_row(path: Path, start: int, line: str, number: int) -> Row:
     where = f"{path}: row {number}"
     columns = _json_object(line, where)
     try:
-        key, offset, length = f"{columns['style']}/{columns['icon']}", columns["off"], columns["len"]
+        key = f"{columns['style']}/{columns['icon']}"
+        offset, length = int(columns["off"]), int(columns["len"])
     except KeyError as error:
         raise DataError(f"{where}: has no {error.args[0]}") from error
-    return Row(key, _captions_of(columns, where), columns, path, start + int(offset), int(length))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: off and len are not whole numbers") from error
+    return Row(key, _captions_of(columns, where), columns, path, start + offset, length)
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -163,7 +176,9 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
 
 
 def _captions_of(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    listed = columns.get("captions") or [columns.get("caption") or columns.get("text")]
+    listed = columns.get("captions") or columns.get("caption") or columns.get("text")
+    if not isinstance(listed, list):
+        listed = [listed]
     captions = tuple(_distinct(" ".join(text.split()) for text in listed if isinstance(text, str)))
     if not captions:
         raise DataError(f"{where}: has no caption (captions, caption or text)")

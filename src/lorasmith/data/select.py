@@ -1,7 +1,7 @@
 """Choosing rows: filters on metadata columns, a validation split, and weights."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lorasmith.config.data import RowFilter, RowWeight
@@ -20,16 +20,28 @@ def keep(rows: Sequence[Row], filters: Sequence[RowFilter]) -> list[Row]:
         _require_column(rows, rule.column)
         kept = [row for row in kept if passes(row, rule)]
     if not kept:
-        raise DataError(f"no rows are left of {len(rows)} after {len(filters)} filters; loosen them")
+        raise DataError(
+            f"no rows are left of {len(rows)} after {len(filters)} filters; loosen them"
+        )
     return kept
 
 
 def passes(row: Row, rule: RowFilter) -> bool:
-    """Tell whether a row passes one filter. A row without the column passes iff ``missing`` says so."""
+    """Tell whether a row passes one filter; without the column, ``missing`` decides.
+
+    Raises:
+        DataError: the column's value cannot be compared with the filter's.
+    """
     value = row.columns.get(rule.column)
     if value is None:
         return rule.missing == "keep"
-    return _COMPARE[rule.op](value, rule.value)
+    try:
+        return bool(_COMPARE[rule.op](value, rule.value))
+    except TypeError as error:
+        raise DataError(
+            f"{row.key}: column {rule.column!r} is {value!r}, which cannot be compared "
+            f"({rule.op}) with {rule.value!r}"
+        ) from error
 
 
 def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
@@ -40,7 +52,9 @@ def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     validation = [row for row in rows if _fraction(row.key) < share]
     training = [row for row in rows if _fraction(row.key) >= share]
     if not training:
-        raise DataError(f"a validation share of {share} leaves none of {len(rows)} rows to train on")
+        raise DataError(
+            f"a validation share of {share} leaves none of {len(rows)} rows to train on"
+        )
     return training, validation
 
 
@@ -72,7 +86,7 @@ def _contains(value: Any, wanted: Any) -> bool:
     return wanted in value if isinstance(value, (list, str)) else False
 
 
-_COMPARE = {
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": lambda value, wanted: value == wanted,
     "!=": lambda value, wanted: value != wanted,
     ">=": lambda value, wanted: value >= wanted,

@@ -26,11 +26,13 @@ def ranks(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
 
     Args:
         queries: unit-length embeddings, ``[N, D]``.
-        candidates: unit-length embeddings, ``[N, D]``; equal rows count as one candidate.
+        candidates: unit-length embeddings, ``[M, D]`` with M >= N; the first N belong to the
+            queries, further ones are distractors. Equal candidates count as one.
     """
     similarity = queries @ candidates.T
     own = similarity.diagonal().unsqueeze(1)
-    same = (candidates.unsqueeze(1) == candidates.unsqueeze(0)).all(dim=-1)
+    mine = candidates[: len(queries)].unsqueeze(1)
+    same = (mine == candidates.unsqueeze(0)).all(dim=-1)
     return ((similarity > own) & ~same).sum(dim=1)
 
 

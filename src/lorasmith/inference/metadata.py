@@ -3,7 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 
-from lorasmith import __version__
+from lorasmith.core.version import VERSION
 from lorasmith.inference.options import SamplingOptions, Size
 from lorasmith.inference.pictures import format_parameters
 from lorasmith.inference.samplers import check_sampler
@@ -38,7 +38,7 @@ def describe(
         settings["Clip skip"] = options.clip_skip
     if options.guidance_rescale:
         settings["CFG rescale"] = float(options.guidance_rescale)
-    settings |= {"RNG": "CPU", "Version": f"lorasmith {__version__}"}
+    settings |= {"RNG": "CPU", "Version": f"lorasmith {VERSION}"}
     return format_parameters(prompt, options.negative, settings)
 
 

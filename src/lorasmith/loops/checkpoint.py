@@ -8,6 +8,7 @@ renamed, so that a folder with a manifest that matches is whole, and anything el
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.core.errors import OutputError, WeightsError
+from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
 from lorasmith.core.files import TEMPORARY_PREFIX, sha256_of, sync_file, sync_folder
 from lorasmith.core.weights import Tensors, load_tensors, save_tensors
 
@@ -32,7 +33,11 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    keep: int,
 ) -> Path:
     """Save a checkpoint, verify it, then prune all but the newest ``keep``.
 
@@ -49,7 +54,10 @@ def save_checkpoint(
         save_tensors(temporary / "tensors.safetensors", tensors, {"schema": str(SCHEMA)})
         _write_synced(temporary / "state.json", json.dumps({"step": step, **state}))
         names = ("tensors.safetensors", "state.json")
-        manifest = {"schema": SCHEMA, "sha256": {name: sha256_of(temporary / name) for name in names}}
+        manifest = {
+            "schema": SCHEMA,
+            "sha256": {name: sha256_of(temporary / name) for name in names},
+        }
         _write_synced(temporary / "manifest.json", json.dumps(manifest))
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
@@ -70,12 +78,26 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Load the newest checkpoint that verifies; None when there is none."""
+    """Load the newest checkpoint that verifies, with a warning for newer ones that do not.
+
+    None means that there is no checkpoint.
+
+    Raises:
+        WeightsError: there are checkpoints but none of them can be read.
+    """
+    failures: list[WeightsError] = []
     for path in reversed(checkpoints(folder)):
         try:
-            return load_checkpoint(path)
-        except WeightsError:
+            found = load_checkpoint(path)
+        except WeightsError as error:
+            failures.append(error)
             continue
+        for failure in failures:
+            message = f"{failure}; going on from step {found.step}"
+            warnings.warn(message, LorasmithWarning, stacklevel=2)
+        return found
+    if failures:
+        raise failures[0]
     return None
 
 
@@ -99,12 +121,18 @@ def verify(path: Path) -> None:
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["schema"] > SCHEMA:
-            raise WeightsError(f"checkpoint {path}: written by a newer lorasmith; update to read it")
+            raise WeightsError(
+                f"checkpoint {path}: written by a newer lorasmith; update to read it"
+            )
         for name, digest in manifest["sha256"].items():
             if sha256_of(path / name) != digest:
-                raise WeightsError(f"checkpoint {path}: {name} is damaged; use an earlier checkpoint")
+                raise WeightsError(
+                    f"checkpoint {path}: {name} is damaged; use an earlier checkpoint"
+                )
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"checkpoint {path}: incomplete ({error}); use an earlier one") from error
+        raise WeightsError(
+            f"checkpoint {path}: incomplete ({error}); use an earlier one"
+        ) from error
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
@@ -118,7 +146,9 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str,
     return tensors, plain
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, plain: dict[str, Any]) -> None:
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Tensors, plain: dict[str, Any]
+) -> None:
     """Put back what ``pack_optimizer`` returned."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():

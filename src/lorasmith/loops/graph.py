@@ -5,7 +5,7 @@ launches them all at once. What is recorded must have fixed shapes and addresses
 read a value back to the host.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -16,11 +16,11 @@ WARMUP = 3
 class StepGraph:
     """Runs ``work`` normally a few times, then records it and replays the recording.
 
-    Every call is a real training step. Random numbers come from ``draws``, whose seed may be
-    set anew before each call: the recording reads it at replay.
+    Every call is a real training step. Random numbers come from the generators ``draws``,
+    whose seeds may be set anew before each call: the recording reads them at replay.
     """
 
-    def __init__(self, work: Callable[[], None], draws: torch.Generator) -> None:
+    def __init__(self, work: Callable[[], None], draws: Sequence[torch.Generator]) -> None:
         self._work = work
         self._draws = draws
         self._calls = 0
@@ -38,7 +38,7 @@ class StepGraph:
 
     def _warm_up(self) -> None:
         # Recording needs a stream other than the default one; warm up on such a stream too.
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._work()
@@ -46,7 +46,8 @@ class StepGraph:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._draws)
+        for draws in self._draws:
+            graph.register_generator_state(draws)
         with torch.cuda.graph(graph):
             self._work()
         return graph

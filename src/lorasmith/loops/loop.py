@@ -13,39 +13,36 @@ A loop reads::
     for step in loop.steps():
         loop.learn(step, order.batch(step), learn)
 
-Everything random is drawn from ``part.draws``, whose seed is a function of the run's seed, the
-step and the process, so a resumed run repeats exactly what an uninterrupted one does.
+Everything random is drawn from ``part.draws``, a function of the run's seed, the step and a
+picture's place in the batch. A resumed run therefore repeats exactly what an uninterrupted one
+does, and several processes or accumulated parts do what one would.
 """
 
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from lorasmith.config.pretrain import LoopSettings
 from lorasmith.core.device import seed_of
+from lorasmith.core.draws import Draws
 from lorasmith.core.errors import ConfigError, OutputError, TrainingError, WeightsError
 from lorasmith.core.files import writable_folder
-from lorasmith.loops.checkpoint import (
-    Checkpoint,
-    latest_checkpoint,
-    pack_optimizer,
-    save_checkpoint,
-    unpack_optimizer,
-)
+from lorasmith.loops.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.graph import StepGraph
 from lorasmith.loops.interrupt import stop_on_interrupt
 from lorasmith.loops.optim import adamw, set_learning_rate
+from lorasmith.loops.processes import accelerator_for
 from lorasmith.loops.progress import progress_bar
 from lorasmith.loops.schedule import lr_scale
 from lorasmith.loops.track import Tracker
+from lorasmith.loops.trained import Trained, under
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,19 +55,8 @@ class Part:
 
     numbers: torch.Tensor
     """Row numbers, int64 ``[B]``, on the training device."""
-    draws: torch.Generator
+    draws: Draws
     """Where this part's random numbers come from, on the training device."""
-
-
-@dataclass
-class Trained:
-    """A network, its optimizer and its average."""
-
-    module: nn.Module
-    wrapped: nn.Module
-    optimizer: Any
-    learning_rate: float
-    ema: Ema | None
 
 
 class Loop:
@@ -83,13 +69,11 @@ class Loop:
         self._trained: dict[str, Trained] = {}
         self._figures: dict[str, torch.Tensor] = {}
         self._graph: tuple[Hashable, torch.Tensor, StepGraph] | None = None
-        self.accelerator = Accelerator(
-            mixed_precision=settings.precision, cpu=settings.device == "cpu"
-        )
-        self._check_batch(settings.batch_size)
-        self._check_graph()
-        self._draws = torch.Generator(self.device)
-        self.main = self.accelerator.is_main_process
+        self._seen = 0  # pictures since the last line of the log
+        self.accelerator = accelerator_for(settings)
+        self.check_batch(settings.batch_size, "loop.batch_size")
+        self._generators = [torch.Generator(self.device) for _ in range(settings.accumulate)]
+        self.main: bool = self.accelerator.is_main_process
         if self.main:
             writable_folder(self.out)
         self._found = self._find_checkpoint(resume)
@@ -99,7 +83,7 @@ class Loop:
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        return self.accelerator.device
+        return torch.device(self.accelerator.device)
 
     def add(
         self, name: str, module: nn.Module, *, ema: bool = False, learning_rate: float | None = None
@@ -109,37 +93,37 @@ class Loop:
         module.to(self.device)
         if self.device.type == "cuda":
             # Tensor cores convolve fastest with channels last; tf32 serves what autocast leaves.
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True
         if self.settings.compile:
             module.compile()
         optimizer = adamw([module], rate, self.settings.weight_decay)
-        wrapped, prepared = self.accelerator.prepare(module, optimizer)
+        wrapped: nn.Module = self.accelerator.prepare(module)
         average = Ema(module, self.settings.ema) if ema and self.settings.ema > 0 else None
-        self._trained[name] = Trained(module, wrapped, prepared, rate, average)
-        return wrapped  # type: ignore[no-any-return]
+        self._trained[name] = Trained(module, wrapped, optimizer, rate, average)
+        return wrapped
 
-    def _check_batch(self, batch_size: int) -> None:
-        parts = self.accelerator.num_processes * self.settings.accumulate
-        if batch_size % parts:
+    def check_batch(self, batch_size: int, field: str) -> None:
+        """Refuse a batch size that cannot be shared evenly.
+
+        Raises:
+            ConfigError: it is not a multiple of processes x accumulated parts.
+        """
+        world, parts = self.accelerator.num_processes, self.settings.accumulate
+        if batch_size % (world * parts):
             raise ConfigError(
-                f"loop.batch_size: {batch_size} does not divide into {self.accelerator.num_processes} "
-                f"processes x {self.settings.accumulate} accumulated parts"
+                f"{field}: {batch_size} does not divide into {world} processes x {parts} "
+                "accumulated parts"
             )
-
-    def _check_graph(self) -> None:
-        if not self.settings.graph:
-            return
-        if self.device.type != "cuda" or self.accelerator.num_processes > 1:
-            raise ConfigError("loop.graph: a CUDA graph needs exactly one CUDA GPU; set it to false")
-        if self.settings.precision == "fp16":
-            raise ConfigError("loop.graph: fp16 loss scaling cannot be recorded; use bf16 or no")
 
     def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
         found = latest_checkpoint(self.out / "checkpoints")
         if found is not None and not resume:
-            raise OutputError(f"{self.out} already holds a run; continue it with --resume or choose another loop.out")
+            raise OutputError(
+                f"{self.out} already holds a run; continue it with --resume or choose another "
+                "loop.out"
+            )
         if found is None and resume:
             raise OutputError(f"{self.out} holds no checkpoint to resume from")
         self.accelerator.wait_for_everyone()
@@ -157,23 +141,24 @@ class Loop:
         total, first = self.settings.steps, self._restore()
         deadline = self._deadline()
         with (
-            Tracker(self.out, self.settings.tensorboard, enabled=self.main) as tracker,
+            Tracker(self.out, self.settings.tensorboard, self.main, first) as tracker,
             progress_bar(self.title, total, first, enabled=self.main) as advance,
             stop_on_interrupt() as request,
         ):
-            clock, seen = time.perf_counter(), 0
+            clock, logged = time.perf_counter(), first
             for step in range(first, total):
                 self._set_rates(step)
                 yield step
-                seen += 1
                 done = step + 1
                 due = done % self.settings.log_every == 0 or done == total
                 if due:
                     figures = self._read_figures(step)
-                    speed = seen * self.settings.batch_size / (time.perf_counter() - clock)
+                    speed = self._seen / (time.perf_counter() - clock)
                     tracker.log(done, {**figures, "lr": self._rate(step), "images_per_s": speed})
-                    advance(seen, f"loss {figures.get('loss', 0.0):.4f}  {speed:.0f} img/s")
-                    clock, seen = time.perf_counter(), 0
+                    advance(
+                        done - logged, f"loss {figures.get('loss', 0.0):.4f}  {speed:.0f} img/s"
+                    )
+                    clock, logged, self._seen = time.perf_counter(), done, 0
                 stopping = self._agree(request.asked or time.perf_counter() > deadline, due)
                 if stopping or done == total or done % self.settings.checkpoint_every == 0:
                     self.save(done)
@@ -199,14 +184,16 @@ class Loop:
         """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = numbers.view(self.settings.accumulate, world, -1)[:, rank]
-        self._draws.manual_seed(seed_of(self.settings.seed, step, rank))
+        for draws in self._generators:
+            draws.manual_seed(seed_of(self.settings.seed, step))
+        self._seen += len(numbers)
         names = list(self._trained) if moved is None else list(moved)
         if not self.settings.graph:
             self._do_step(mine.to(self.device), one_part, names)
             return
         if self._graph is None or self._graph[0] != (variant, mine.shape):
             held = mine.to(self.device)
-            graph = StepGraph(lambda: self._do_step(held, one_part, names), self._draws)
+            graph = StepGraph(lambda: self._do_step(held, one_part, names), self._generators)
             self._graph = ((variant, mine.shape), held, graph)
         self._graph[1].copy_(mine)
         self._graph[2]()
@@ -214,14 +201,21 @@ class Loop:
     def _do_step(
         self, numbers: torch.Tensor, one_part: Callable[[Part], None], names: Sequence[str]
     ) -> None:
-        for index, piece in enumerate(numbers):
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts, size = numbers.shape
+        for index, (piece, draws) in enumerate(zip(numbers, self._generators, strict=True)):
             with ExitStack() as stack:
-                if index < len(numbers) - 1:  # gradients cross between processes with the last part
+                if index < parts - 1:  # gradients cross between processes with the last part
                     for trained in self._trained.values():
                         stack.enter_context(self.accelerator.no_sync(trained.wrapped))
-                one_part(Part(piece, self._draws))
+                first = (index * world + rank) * size
+                one_part(Part(piece, Draws(draws, parts * world * size, first, size)))
+        scaler = self.accelerator.scaler
         for name in names:
-            self._update(name)
+            norm = self._trained[name].update(self.settings.clip, scaler)
+            self._figures[f"grad_norm/{name}"] = norm
+        if scaler is not None:
+            scaler.update()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this part's gradients."""
@@ -234,17 +228,6 @@ class Loop:
     def figure(self, name: str) -> float:
         """Read one noted figure; this waits for the device."""
         return float(self._figures[name])
-
-    def _update(self, name: str) -> None:
-        """Clip the gradients of one network, move its weights and its average."""
-        trained = self._trained[name]
-        norm = self.accelerator.clip_grad_norm_(trained.module.parameters(), self.settings.clip)
-        if norm is not None:
-            self._figures[f"grad_norm/{name}"] = torch.as_tensor(norm).detach()
-        trained.optimizer.step()
-        trained.optimizer.zero_grad(set_to_none=True)
-        if trained.ema is not None:
-            trained.ema.update()
 
     # --- results --------------------------------------------------------------------------
 
@@ -271,14 +254,12 @@ class Loop:
             tensors: dict[str, torch.Tensor] = {}
             state: dict[str, Any] = {}
             for name, trained in self._trained.items():
-                packed, state[name] = pack_optimizer(trained.optimizer)
-                parts = {f"module/{k}": v for k, v in trained.module.state_dict().items()} | packed
-                if trained.ema is not None:
-                    parts |= {f"ema/{k}": v for k, v in trained.ema.state_dict().items()}
-                tensors |= {f"{name}/{k}": v for k, v in parts.items()}
+                packed, state[name] = trained.pack()
+                tensors |= {f"{name}/{k}": v for k, v in packed.items()}
             scaler = self.accelerator.scaler
             state["scaler"] = scaler.state_dict() if scaler is not None else None
-            save_checkpoint(self.out / "checkpoints", step, tensors, state, self.settings.keep_checkpoints)
+            keep = self.settings.keep_checkpoints
+            save_checkpoint(self.out / "checkpoints", step, tensors, state, keep)
         self.accelerator.wait_for_everyone()
 
     # --- inside ---------------------------------------------------------------------------
@@ -286,23 +267,14 @@ class Loop:
     def _restore(self) -> int:
         if self._found is None:
             return 0
+        state = self._found.state
         for name, trained in self._trained.items():
-            own = {
-                key.removeprefix(f"{name}/"): value
-                for key, value in self._found.tensors.items()
-                if key.startswith(f"{name}/")
-            }
             try:
-                trained.module.load_state_dict(_under("module/", own))
-                if trained.ema is not None:
-                    trained.ema.load_state_dict(_under("ema/", own))
-            except (RuntimeError, KeyError) as error:
-                raise WeightsError(
-                    f"{self.out}: the checkpoint does not fit these settings ({str(error)[:200]})"
-                ) from error
-            unpack_optimizer(trained.optimizer, own, self._found.state[name])
-        if self.accelerator.scaler is not None and self._found.state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(self._found.state["scaler"])
+                trained.unpack(under(f"{name}/", self._found.tensors), state.get(name, {}))
+            except WeightsError as error:
+                raise WeightsError(f"{self.out}: {name}: {error}") from error
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         step = self._found.step
         self._found = None  # frees the tensors
         return step
@@ -323,7 +295,7 @@ class Loop:
         bad = [
             name
             for name, value in figures.items()
-            if not torch.isfinite(torch.tensor(value)) and not (scaled and name.startswith("grad_norm"))
+            if not math.isfinite(value) and not (scaled and name.startswith("grad_norm"))
         ]
         if bad:
             raise TrainingError(
@@ -344,7 +316,3 @@ class Loop:
             return False
         wish = torch.tensor([int(stop)], device=self.device)
         return bool(self.accelerator.reduce(wish, reduction="sum").item() > 0)
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -20,7 +20,10 @@ def adamw(
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim >= 2]
     plain = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     device = parameters[0].device
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

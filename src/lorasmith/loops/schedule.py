@@ -8,7 +8,9 @@ from lorasmith.core.errors import ConfigError
 ScheduleKind = Literal["constant", "linear", "cosine"]
 
 
-def lr_scale(step: int, total: int, warmup: int, floor: float, kind: ScheduleKind = "cosine") -> float:
+def lr_scale(
+    step: int, total: int, warmup: int, floor: float, kind: ScheduleKind = "cosine"
+) -> float:
     """Return the factor on the learning rate for optimizer step ``step`` (from 0).
 
     It rises linearly over ``warmup`` steps, then stays, or falls to ``floor`` at step ``total``

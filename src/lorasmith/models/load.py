@@ -63,7 +63,9 @@ def resolve_model(name: str | Path | None) -> Path:
         near = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise WeightsError(f"model {folder}: no such folder{did_you_mean(folder.name, near)}")
     if not (folder / "model_index.json").is_file():
-        raise WeightsError(f"model {folder}: not a diffusers model folder (model_index.json is missing)")
+        raise WeightsError(
+            f"model {folder}: not a diffusers model folder (model_index.json is missing)"
+        )
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise WeightsError(f"model {folder}: missing part {', '.join(missing)}")
@@ -81,7 +83,14 @@ def load_model(name: str | Path | None = None) -> Model:
 
     unet = load_part(UNet2DConditionModel, folder, "unet")
     vae = load_part(AutoencoderKL, folder, "vae")
-    return Model(folder, unet, vae, load_text_encoder(folder), load_tokenizer(folder), scheduler_config(folder))
+    return Model(
+        folder,
+        unet,
+        vae,
+        load_text_encoder(folder),
+        load_tokenizer(folder),
+        scheduler_config(folder),
+    )
 
 
 def load_text_encoder(folder: Path) -> "CLIPTextModel":
@@ -109,9 +118,18 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
 def load_part(kind: Any, folder: Path, part: str) -> Any:
     """Load one network with ``from_pretrained`` in float32, never from the network."""
     with quiet(), _named(folder, part):
+        _require_kind(kind.__name__, folder / part / "config.json")
         # transformers obeys the dtype in config.json and diffusers does not; ask for one both obey.
         key = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
         return kind.from_pretrained(folder / part, local_files_only=True, **{key: torch.float32})
+
+
+def _require_kind(wanted: str, config: Path) -> None:
+    """Refuse a part of another class, which diffusers would load with random weights."""
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    name = found.get("_class_name", wanted)
+    if name != wanted:
+        raise ValueError(f"it is a {name}, not a {wanted}")
 
 
 @contextmanager
@@ -134,14 +152,18 @@ def quiet() -> Iterator[None]:
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    libraries = [
+        lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()
+    ]
+    for library in libraries:
+        library.disable_progress_bar()
     try:
         yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        for library in libraries:
+            library.enable_progress_bar()

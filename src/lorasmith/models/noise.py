@@ -28,7 +28,9 @@ def alphas_cumprod(
     elif beta_schedule == "linear":
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
     else:
-        raise ConfigError(f"beta_schedule {beta_schedule!r} is not supported; use scaled_linear or linear")
+        raise ConfigError(
+            f"beta_schedule {beta_schedule!r} is not supported; use scaled_linear or linear"
+        )
     return torch.cumprod(1.0 - betas, dim=0).float()
 
 
@@ -42,11 +44,15 @@ class NoiseProcess:
     """What the network predicts."""
 
     @classmethod
-    def from_scheduler(cls, scheduler_config: dict[str, object], device: torch.device) -> "NoiseProcess":
+    def from_scheduler(
+        cls, scheduler_config: dict[str, object], device: torch.device
+    ) -> "NoiseProcess":
         """Read the process from a diffusers scheduler's config."""
         prediction = str(scheduler_config.get("prediction_type", "epsilon"))
         if prediction not in ("epsilon", "v_prediction"):
-            raise ConfigError(f"prediction_type {prediction!r} is not supported; use epsilon or v_prediction")
+            raise ConfigError(
+                f"prediction_type {prediction!r} is not supported; use epsilon or v_prediction"
+            )
         alphas = alphas_cumprod(
             str(scheduler_config.get("beta_schedule", "linear")),
             float(str(scheduler_config.get("beta_start", 1e-4))),
@@ -63,12 +69,16 @@ class NoiseProcess:
     def _a(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return self.alphas[timesteps].view(-1, *[1] * (like.ndim - 1))
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def add_noise(
+        self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
         """Return x_t. ``clean`` and ``noise`` are ``[B, ...]``, ``timesteps`` int64 ``[B]``."""
         a = self._a(timesteps, clean)
         return a.sqrt() * clean + (1.0 - a).sqrt() * noise
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def target(
+        self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
         """Return what the network should output: the noise, or v of arXiv:2202.00512 (eq. D.1)."""
         if self.prediction_type == "epsilon":
             return noise

@@ -57,7 +57,7 @@ def build_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":
 
 
 def _byte_symbols() -> list[str]:
-    """Return the 256 printable stand-ins for bytes, in the order of GPT-2's and CLIP's vocabulary."""
+    """Return the 256 printable stand-ins for bytes, in the order of CLIP's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(rest))]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lorasmith.config.pretrain import TOWER_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.core.weights import load_tensors, save_tensors
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 FOLDER = "image_tower"
-_NORM_GROUPS = 8
 
 
 class ResidualBlock(nn.Module):
@@ -31,9 +31,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_NORM_GROUPS, channels)
+        self.norm1 = nn.GroupNorm(TOWER_GROUPS, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_NORM_GROUPS, channels)
+        self.norm2 = nn.GroupNorm(TOWER_GROUPS, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,10 +111,15 @@ def load_pair(folder: Path | None = None) -> ClipPair:
     folder = folder or EMBEDDED
     image, tensors = _load_own(folder)
     pair = ClipPair(load_text_encoder(folder), image)
-    missing, unexpected = pair.load_state_dict(tensors, strict=False)
+    try:
+        missing, unexpected = pair.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{folder / FOLDER}: weights do not fit config.json") from error
     lost = [name for name in missing if not name.startswith("text_encoder.")]
     if lost or unexpected:
-        raise WeightsError(f"{folder / FOLDER}: {len(lost)} tensors missing, {len(unexpected)} unexpected")
+        raise WeightsError(
+            f"{folder / FOLDER}: {len(lost)} tensors missing, {len(unexpected)} unexpected"
+        )
     return pair.requires_grad_(False).eval()
 
 
@@ -134,9 +139,12 @@ def _load_own(folder: Path) -> tuple[ImageTower, dict[str, torch.Tensor]]:
     config_file = folder / FOLDER / "config.json"
     if not config_file.is_file():
         raise WeightsError(f"{folder}: has no {FOLDER}; `lorasmith pretrain clip` makes one")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        image = ImageTower(**json.loads(config_file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{config_file}: not an image tower's config ({error})") from error
     tensors = load_tensors(folder / FOLDER / "model.safetensors")
-    return ImageTower(**config), {k: v.float() for k, v in tensors.items()}
+    return image, {k: v.float() for k, v in tensors.items()}
 
 
 @torch.no_grad()
@@ -146,17 +154,27 @@ def embed_texts(
     """Return unit-length embeddings of texts, float32 ``[N, embedding]`` on the CPU."""
     device = pair.log_scale.device
     ids = tokenize(tokenizer, texts, warn=False)
-    return torch.cat([pair.embed_text(part.to(device)).cpu() for part in ids.split(batch_size)])
+    return torch.cat(
+        [pair.embed_text(part.to(device)).cpu() for part in torch.split(ids, batch_size)]
+    )
 
 
 @torch.no_grad()
-def embed_pictures(tower: ImageTower, pictures: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+def embed_pictures(
+    tower: ImageTower, pictures: torch.Tensor, batch_size: int = 256
+) -> torch.Tensor:
     """Return unit-length embeddings of pictures ``[N, 3, H, W]`` in -1..1, on the CPU."""
     device = tower.projection.weight.device
-    return torch.cat([tower(part.to(device)).cpu() for part in pictures.split(batch_size)])
+    return torch.cat([tower(part.to(device)).cpu() for part in torch.split(pictures, batch_size)])
 
 
 __all__ = [
-    "ClipPair", "ImageTower", "embed_pictures", "embed_texts", "load_image_tower", "load_pair",
-    "load_tokenizer", "save_pair",
+    "ClipPair",
+    "ImageTower",
+    "embed_pictures",
+    "embed_texts",
+    "load_image_tower",
+    "load_pair",
+    "load_tokenizer",
+    "save_pair",
 ]

@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+from lorasmith.core.draws import Draws
 
-def shift_and_scale(pictures: torch.Tensor, share: float, draws: torch.Generator) -> torch.Tensor:
+
+def shift_and_scale(pictures: torch.Tensor, share: float, draws: Draws) -> torch.Tensor:
     """Zoom and shift each picture by up to ``share`` of its side; the border is extended.
 
     Args:
@@ -14,8 +16,7 @@ def shift_and_scale(pictures: torch.Tensor, share: float, draws: torch.Generator
     """
     if share == 0.0:
         return pictures
-    amount = torch.rand(3, len(pictures), generator=draws, device=pictures.device) * 2.0 - 1.0
-    zoom, right, down = amount * share
+    zoom, right, down = (draws.uniform(3) * 2.0 - 1.0) * share
     matrix = torch.zeros(len(pictures), 2, 3, device=pictures.device)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1.0 + zoom
     matrix[:, 0, 2], matrix[:, 1, 2] = right, down
@@ -23,10 +24,11 @@ def shift_and_scale(pictures: torch.Tensor, share: float, draws: torch.Generator
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def jitter_colours(pictures: torch.Tensor, share: float, draws: torch.Generator) -> torch.Tensor:
+def jitter_colours(pictures: torch.Tensor, share: float, draws: Draws) -> torch.Tensor:
     """Change brightness and contrast of each picture by up to ``share``."""
     if share == 0.0:
         return pictures
-    amount = torch.rand(2, len(pictures), 1, 1, 1, generator=draws, device=pictures.device)
-    contrast, brightness = (amount * 2.0 - 1.0) * share
-    return (pictures * (1.0 + contrast) + brightness).clamp(-1.0, 1.0)
+    amount = (draws.uniform(2) * 2.0 - 1.0) * share
+    contrast, brightness = amount.view(2, -1, 1, 1, 1)
+    changed: torch.Tensor = pictures * (1.0 + contrast) + brightness
+    return changed.clamp(-1.0, 1.0)

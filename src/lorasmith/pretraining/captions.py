@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lorasmith.core.draws import Draws
 from lorasmith.data.rows import Row
 from lorasmith.models.text import tokenize
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 class CaptionTable:
     """Phrasings of all rows on the device; batches are drawn without leaving it."""
 
-    def __init__(self, tokenizer: "CLIPTokenizer", rows: Sequence[Row], device: torch.device) -> None:
+    def __init__(
+        self, tokenizer: "CLIPTokenizer", rows: Sequence[Row], device: torch.device
+    ) -> None:
         texts = [text for row in rows for text in row.captions]
         short = [row.caption.split(",")[0] for row in rows]
         ids = tokenize(tokenizer, [*texts, *short, ""], warn=False)
@@ -30,7 +33,7 @@ class CaptionTable:
     def draw(
         self,
         numbers: torch.Tensor,
-        draws: torch.Generator,
+        draws: Draws,
         empty: float = 0.0,
         short: float = 0.0,
         phrasings: bool = True,
@@ -45,7 +48,7 @@ class CaptionTable:
             phrasings: draw among all phrasings instead of taking the main one.
         """
         numbers = numbers.to(self._device)
-        pick, luck = torch.rand(2, len(numbers), generator=draws, device=self._device)
+        pick, luck = draws.uniform(2)
         which = (pick * self._counts[numbers]).long() if phrasings else torch.zeros_like(numbers)
         chosen = self._starts[numbers] + which.minimum(self._counts[numbers] - 1)
         chosen = torch.where(luck < empty + short, self._short_start + numbers, chosen)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from lorasmith.pretraining.augment import jitter_colours, shift_and_scale
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
 
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
 COLLAPSE_AFTER = 300
 """Steps after which a loss still at chance means that the towers collapsed."""
 
@@ -34,11 +38,7 @@ def pretrain_clip(run: ClipRun, resume: bool = False) -> Path:
     write_start(loop, run, rows)
     pictures = open_pictures(rows, run.resolution, run.data, loop)
     mirrored = mirror_allowed(rows, run.data).to(loop.device)
-    tokenizer = (
-        load_tokenizer(run.loop.start_from or EMBEDDED)
-        if run.merges is None
-        else build_tokenizer(read_merges(run.merges, run.merge_count))
-    )
+    tokenizer = _tokenizer(run)
     captions = CaptionTable(tokenizer, rows, loop.device)
     torch.manual_seed(run.loop.seed)
     pair = loop.add("pair", _new_pair(run, len(tokenizer)), ema=True)
@@ -81,6 +81,13 @@ def contrastive_loss(
     return loss, (logits.argmax(1) == labels).float().mean()
 
 
+def _tokenizer(run: ClipRun) -> "CLIPTokenizer":
+    """Return the tokenizer of the weights that the run starts from, or a new one."""
+    if run.loop.start_from is None and run.merges is not None:
+        return build_tokenizer(read_merges(run.merges, run.merge_count))
+    return load_tokenizer(run.loop.start_from or EMBEDDED)
+
+
 def _new_pair(run: ClipRun, vocabulary: int) -> ClipPair:
     if run.loop.start_from is not None:
         return load_pair(run.loop.start_from).requires_grad_(True).train()
@@ -108,7 +115,7 @@ def _everyone(embeddings: torch.Tensor, loop: Loop) -> torch.Tensor:
         return embeddings
     from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(embeddings))
+    return torch.cat(all_gather(embeddings))  # type: ignore[no-untyped-call]
 
 
 def _check_alive(loss: float, batch_size: int, step: int) -> None:

@@ -56,5 +56,5 @@ def manifest_of(rows: Sequence[Row]) -> str:
 
 def read_manifest(path: Path) -> dict[str, str]:
     """Read a manifest back as ``{key: sha256}``."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t") for line in lines)  # type: ignore[misc]
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return {key: digest for key, _, digest in (line.rpartition("\t") for line in lines if line)}

@@ -1,13 +1,16 @@
 """Pretraining the U-Net on cached latents, in stages, with frozen or learning text."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorasmith.config.pretrain import Stage, UnetRun
-from lorasmith.core.errors import WeightsError
+from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.data.order import BatchOrder
 from lorasmith.data.pictures import Pictures
 from lorasmith.data.rows import Row
@@ -32,20 +35,27 @@ SCHEDULER = {
 
 
 def pretrain_unet(run: UnetRun, resume: bool = False) -> Path:
-    """Train a U-Net; return the folder of a complete diffusers model around it."""
+    """Train a U-Net; return the folder of a complete diffusers model around it.
+
+    Raises:
+        ConfigError: a stage's resolution or batch size is not possible.
+        WeightsError: the autoencoder, text encoder and U-Net do not fit together.
+    """
     loop = Loop(run.loop, "U-Net", resume)
     rows, _ = chosen_rows(run.data)
-    write_start(loop, run, rows)
-    vae = load_part(_autoencoder(), run.vae, "vae").to(loop.device).requires_grad_(False).eval()
+    vae = _load_vae(run.vae).to(loop.device).requires_grad_(False).eval()
     text_encoder = load_text_encoder(run.clip)
     tokenizer = load_tokenizer(run.clip)
+    _check_stages(run, vae, loop)
+    write_start(loop, run, rows)
     torch.manual_seed(run.loop.seed)
     unet = loop.add("unet", _new_unet(run, vae, int(text_encoder.config.hidden_size)), ema=True)
     if run.train_text_encoder:
         encoder: Any = loop.add("text_encoder", text_encoder, ema=True)
     else:
         encoder = text_encoder.to(loop.device).requires_grad_(False).eval()
-    noise = NoiseProcess.from_scheduler({**SCHEDULER, "prediction_type": run.prediction}, loop.device)
+    config = {**SCHEDULER, "prediction_type": run.prediction}
+    loss = DenoisingLoss(run, unet, encoder, NoiseProcess.from_scheduler(config, loop.device), loop)
     stage: Stage | None = None
 
     for step in loop.steps():
@@ -53,14 +63,14 @@ def pretrain_unet(run: UnetRun, resume: bool = False) -> Path:
         if now is not stage:
             stage = now
             batches = Batches(run, stage, keep(rows, stage.filters), vae, tokenizer, loop)
-            learner = _Learner(run, unet, encoder, noise, batches, loop)
-        loop.learn(step, batches.order.batch(within), learner.learn, variant=id(stage))
+            learn = partial(loss.learn, batches)
+        loop.learn(step, batches.order.batch(within), learn, variant=id(stage))
     if loop.main:
         _finish(run, loop, vae, text_encoder, tokenizer)
     return run.loop.out
 
 
-def stage_of(stages: list[Stage], step: int) -> tuple[Stage, int]:
+def stage_of(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
     """Return the stage that step ``step`` of the whole run falls in, and the step within it."""
     for stage in stages:
         if step < stage.steps:
@@ -90,19 +100,17 @@ class Batches:
         numbers = part.numbers
         moments = self._moments[0][numbers]
         if len(self._moments) == 2:
-            coin = torch.rand(len(numbers), generator=part.draws, device=numbers.device) < 0.5
-            flip = (coin & self.mirrored[numbers]).view(-1, 1, 1, 1)
+            flip = ((part.draws.uniform() < 0.5) & self.mirrored[numbers]).view(-1, 1, 1, 1)
             moments = torch.where(flip, self._moments[1][numbers], moments)
         mean, deviation = moments.float().chunk(2, dim=1)
-        unit = torch.randn(mean.shape, generator=part.draws, device=mean.device)
-        return (mean + deviation * unit) * self.scale
+        return (mean + deviation * part.draws.normal(*mean.shape[1:])) * self.scale
 
 
 @torch.no_grad()
 def _moments(vae: Any, pictures: Pictures, flip: bool, advance: Any) -> torch.Tensor:
     """Return mean and deviation of every picture's posterior, float16 ``[N, 8, h, w]``."""
     parts = []
-    for numbers in torch.arange(len(pictures)).split(64):
+    for numbers in torch.split(torch.arange(len(pictures)), 64):
         shown = pictures.batch(numbers)
         posterior = vae.encode(shown.flip(-1) if flip else shown).latent_dist
         parts.append(torch.cat([posterior.mean, posterior.std], dim=1).half())
@@ -110,34 +118,36 @@ def _moments(vae: Any, pictures: Pictures, flip: bool, advance: Any) -> torch.Te
     return torch.cat(parts)
 
 
-class _Learner:
-    """The loss of one part, and its gradients."""
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """The weighted mean squared error of the U-Net's prediction (arXiv:2006.11239, eq. 14)."""
 
-    def __init__(
-        self, run: UnetRun, unet: Any, encoder: Any, noise: NoiseProcess, batches: Batches, loop: Loop
-    ) -> None:
-        self.run, self.unet, self.encoder = run, unet, encoder
-        self.noise, self.batches, self.loop = noise, batches, loop
+    run: UnetRun
+    unet: Any
+    encoder: Any
+    noise: NoiseProcess
+    loop: Loop
 
-    def learn(self, part: Part) -> None:
-        """Add the gradients of the weighted mean squared error of one part."""
-        run, noise, device = self.run, self.noise, self.loop.device
-        clean = self.batches.latents(part)
-        text = self._text(part)
-        timesteps = torch.randint(noise.steps, (len(clean),), generator=part.draws, device=device)
-        added = torch.randn(clean.shape, generator=part.draws, device=device)
+    def learn(self, batches: Batches, part: Part) -> None:
+        """Add the gradients of one part."""
+        noise = self.noise
+        clean = batches.latents(part)
+        text = self._text(batches.captions, part)
+        timesteps = part.draws.integers(noise.steps)
+        added = part.draws.normal(*clean.shape[1:])
         noisy = noise.add_noise(clean, added, timesteps)
-        predicted = self.unet(noisy, timesteps, text, return_dict=False)[0]
-        error = (predicted.float() - noise.target(clean, added, timesteps)).square().mean(dim=(1, 2, 3))
-        if run.min_snr > 0:
-            error = error * noise.min_snr_weight(timesteps, run.min_snr)
+        predicted = self.unet(noisy, timesteps, text, return_dict=False)[0].float()
+        wanted = noise.target(clean, added, timesteps)
+        error = (predicted - wanted).square().mean(dim=(1, 2, 3))
+        if self.run.min_snr > 0:
+            error = error * noise.min_snr_weight(timesteps, self.run.min_snr)
         loss = error.mean()
         self.loop.backward(loss)
         self.loop.note(loss=loss)
 
-    def _text(self, part: Part) -> torch.Tensor:
+    def _text(self, captions: CaptionTable, part: Part) -> torch.Tensor:
         run = self.run
-        ids = self.batches.captions.draw(
+        ids = captions.draw(
             part.numbers, part.draws, run.empty_captions, run.short_captions, run.all_phrasings
         )
         with self.loop.accelerator.autocast(), torch.set_grad_enabled(run.train_text_encoder):
@@ -145,10 +155,26 @@ class _Learner:
         return text
 
 
-def _autoencoder() -> Any:
+def _load_vae(folder: Path) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL
+    return load_part(AutoencoderKL, folder, "vae")
+
+
+def _downscale(vae: Any) -> int:
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def _check_stages(run: UnetRun, vae: Any, loop: Loop) -> None:
+    factor = _downscale(vae)
+    for number, stage in enumerate(run.stages):
+        if stage.resolution % factor:
+            raise ConfigError(
+                f"stages.{number}.resolution: {stage.resolution} is not a multiple of {factor}, "
+                "the autoencoder's down-sampling"
+            )
+        if stage.batch_size is not None:
+            loop.check_batch(stage.batch_size, f"stages.{number}.batch_size")
 
 
 def _new_unet(run: UnetRun, vae: Any, text_width: int) -> Any:
@@ -162,9 +188,8 @@ def _new_unet(run: UnetRun, vae: Any, text_width: int) -> Any:
                 f"{unet.config.cross_attention_dim}, the text encoder gives {text_width}"
             )
         return unet
-    downscale = 2 ** (len(vae.config.block_out_channels) - 1)
     return UNet2DConditionModel(
-        sample_size=run.stages[-1].resolution // downscale,
+        sample_size=run.stages[-1].resolution // _downscale(vae),
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
         block_out_channels=tuple(run.shape.channels),
@@ -176,7 +201,7 @@ def _new_unet(run: UnetRun, vae: Any, text_width: int) -> Any:
 
 
 def _finish(run: UnetRun, loop: Loop, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
-    """Save a complete diffusers model; with an average, the plain weights go to unet_without_ema."""
+    """Save a complete diffusers model; beside an average, ``unet_without_ema`` too."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     unet, out = loop.module("unet"), run.loop.out
@@ -193,4 +218,3 @@ def _finish(run: UnetRun, loop: Loop, vae: Any, text_encoder: Any, tokenizer: An
             scheduler=scheduler, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(out)  # fmt: skip
-

@@ -1,5 +1,6 @@
 """Pretraining the autoencoder: pixels, perception, a patch discriminator, KL or a codebook."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from lorasmith.config.pretrain import VaeRun
+from lorasmith.core.errors import ConfigError
 from lorasmith.data.order import BatchOrder
 from lorasmith.data.pictures import Pictures, mirror_some
 from lorasmith.data.select import weights
@@ -33,10 +35,12 @@ class KlAutoencoder(nn.Module):
         self.weight = weight
         self.decoder_only = decoder_only
         if decoder_only:
-            for part in (vae.encoder, vae.quant_conv):
+            for part in filter(None, (vae.encoder, vae.quant_conv)):
                 part.requires_grad_(False)
 
-    def forward(self, pictures: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, pictures: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return reconstructions and the weighted KL divergence from a unit normal (a scalar).
 
         Args:
@@ -58,7 +62,9 @@ class VqAutoencoder(nn.Module):
         self.vae = vae
         self.weight = weight
 
-    def forward(self, pictures: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, pictures: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return reconstructions and the weighted codebook loss (a scalar); noise is not used."""
         latents = self.vae.encode(pictures).latents
         quantized, commitment, _ = self.vae.quantize(latents)
@@ -75,17 +81,13 @@ def pretrain_vae(run: VaeRun, resume: bool = False) -> Path:
     mirrored = mirror_allowed(rows, run.data).to(loop.device)
     torch.manual_seed(run.loop.seed)
     coder = loop.add("coder", _new_coder(run), ema=True)
-    judge = _Judge(run, loop)
+    judge = Judge(run, loop)
     order = BatchOrder(weights(rows, run.data.weights), run.loop.batch_size, run.loop.seed)
-    latent_side = run.resolution // 2 ** (len(run.shape.channels) - 1)
+    latent_shape = _latent_shape(loop.module("coder").vae, run.resolution)
 
     def learn(part: Part) -> None:
         shown = mirror_some(pictures.batch(part.numbers), mirrored[part.numbers], part.draws)
-        noise = torch.randn(
-            len(shown), run.shape.latent_channels, latent_side, latent_side,
-            generator=part.draws, device=loop.device,
-        )  # fmt: skip
-        made, regular = coder(shown, noise)
+        made, regular = coder(shown, part.draws.normal(*latent_shape))
         loop.backward(judge.coder_loss(shown, made) + regular)
         judge.learn(shown, made)
         loop.note(regular=regular, **judge.figures)
@@ -99,7 +101,7 @@ def pretrain_vae(run: VaeRun, resume: bool = False) -> Path:
     return run.loop.out
 
 
-class _Judge:
+class Judge:
     """All losses on a reconstruction, and the discriminator that learns beside it."""
 
     def __init__(self, run: VaeRun, loop: Loop) -> None:
@@ -168,20 +170,40 @@ def _new_coder(run: VaeRun) -> nn.Module:
             "norm_num_groups": run.shape.groups,
             "sample_size": run.resolution,
         }
-        vae = AutoencoderKL(**shape) if kl else VQModel(**shape, num_vq_embeddings=run.loss.codebook)
+        vae = (
+            AutoencoderKL(**shape) if kl else VQModel(**shape, num_vq_embeddings=run.loss.codebook)
+        )
     if kl:
         return KlAutoencoder(vae, run.loss.kl, run.loss.train == "decoder")
     return VqAutoencoder(vae, run.loss.commitment)
 
 
+def _latent_shape(vae: Any, resolution: int) -> tuple[int, int, int]:
+    """Return channels, height and width of the latents of square pictures."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if resolution % factor:
+        raise ConfigError(
+            f"resolution: {resolution} is not a multiple of {factor}, the down-sampling"
+        )
+    return int(vae.config.latent_channels), resolution // factor, resolution // factor
+
+
 @torch.no_grad()
 def _finish(run: VaeRun, loop: Loop, pictures: Pictures) -> None:
-    """Measure the latents' scale on training pictures and save the averaged autoencoder."""
+    """Measure the latents' scale on training pictures and save the averaged autoencoder.
+
+    With an average, the plain weights go to ``vae_without_ema``.
+    """
     vae = loop.module("coder").vae
-    with loop.averaged("coder"):
-        if run.loss.train == "all":
-            vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, pictures), 5))
-        vae.save_pretrained(run.loop.out / "vae")
+    results: dict[str, AbstractContextManager[None]] = {}
+    if loop.has_average("coder"):
+        results["vae_without_ema"] = nullcontext()
+    results["vae"] = loop.averaged("coder")
+    for name, context in results.items():
+        with context:
+            if run.loss.train == "all":
+                vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, pictures), 5))
+            vae.save_pretrained(run.loop.out / name)
 
 
 @torch.no_grad()
@@ -192,7 +214,7 @@ def latent_std(vae: Any, pictures: Pictures, count: int = 2048) -> float:
     """
     spread = torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()
     latents = []
-    for numbers in spread.split(64):
+    for numbers in torch.split(spread, 64):
         coded = vae.encode(pictures.batch(numbers))
         latents.append(coded.latent_dist.mean if hasattr(coded, "latent_dist") else coded.latents)
     return float(torch.cat(latents).float().std())

@@ -1,5 +1,7 @@
 """What an autoencoder is taught by besides plain pixel distance."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,7 +30,9 @@ class PerceptualLoss(nn.Module):
         return torch.stack(distances).mean()
 
 
-def gradient_distance(pictures: torch.Tensor, others: torch.Tensor, scales: int = 3) -> torch.Tensor:
+def gradient_distance(
+    pictures: torch.Tensor, others: torch.Tensor, scales: int = 3
+) -> torch.Tensor:
     """Return the mean L1 distance between picture gradients at several scales.
 
     Args:
@@ -50,8 +54,11 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         widths = [channels, 2 * channels, 4 * channels]
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for before, after in zip(widths, widths[1:], strict=False):
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, widths[0], 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
+        for before, after in pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 4, stride=2, padding=1),
                 nn.GroupNorm(8, after),
@@ -85,4 +92,5 @@ def balance(
     """
     (pull,) = torch.autograd.grad(reconstruction, output, retain_graph=True)
     (push,) = torch.autograd.grad(adversarial, output, retain_graph=True)
-    return (pull.float().norm() / (push.float().norm() + 1e-8)).clamp(max=1e4).detach()
+    share: torch.Tensor = pull.float().norm() / (push.float().norm() + 1e-8)
+    return share.clamp(max=1e4).detach()

@@ -18,7 +18,6 @@ from lorasmith.config.load import dump_toml
 from lorasmith.config.run import LoraSettings, TrainRun, TrainSettings
 from lorasmith.core.device import dtype_of, generator, pick_device
 from lorasmith.core.errors import TrainingError
-from lorasmith.core.files import write_text
 from lorasmith.data.order import BatchOrder
 from lorasmith.data.tags import tag_frequency
 from lorasmith.loops.optim import adamw, set_learning_rate
@@ -27,7 +26,7 @@ from lorasmith.models.load import Model, load_model, quiet
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.training.dataset import Dataset, encode_dataset, picture_side, tagged_rows
 from lorasmith.training.paths import RunPaths
-from lorasmith.training.reporting import reporting
+from lorasmith.training.reporting import Reporter, reporting
 from lorasmith.training.step import TrainStep, draw_batch
 
 _BETAS = (0.9, 0.99)
@@ -46,6 +45,7 @@ def train(run: TrainRun) -> Path:
         WeightsError: the model cannot be loaded or is of an unsupported family.
         ConfigError: a setting does not fit the model or the machine.
         TrainingError: a loss or gradient was not finite; no LoRA is saved.
+        KeyboardInterrupt: Ctrl-C, with the step in its message; no LoRA is saved.
     """
     paths = RunPaths.of(run.output.name)
     device = pick_device(run.train.device)
@@ -57,7 +57,7 @@ def train(run: TrainRun) -> Path:
     layers = select(model.unet, run.lora.targets)
     data = encode_dataset(model.to(device, torch.float32), rows, side)
     data = _for_unet(model, data, dtype_of(run.train.precision))
-    write_text(paths.folder / "run.toml", dump_toml(run))
+    paths.begin(dump_toml(run))
     with injected(model, layers, run.lora, run.train.seed) as attached:
         _optimize(run.train, model, data, attached, paths)
         facts = Facts(
@@ -125,7 +125,7 @@ def _optimize(
     process = _process(model)
     step_once = TrainStep(model.unet, process, parameters, optimizer, settings.clip)
     order = BatchOrder([1.0] * len(data.rows), settings.batch_size, settings.seed)
-    with reporting(settings, paths.folder) as report:
+    with reporting(settings, paths.folder) as report, _naming_the_step(report, settings):
         for step in range(settings.steps):
             rate = _rate(settings, step)
             set_learning_rate(optimizer, rate)
@@ -134,6 +134,18 @@ def _optimize(
             if report.due(step):
                 _require_finite(step_once, data, order)
             report.step(step, figures, rate)
+
+
+@contextmanager
+def _naming_the_step(report: Reporter, settings: TrainSettings) -> Iterator[None]:
+    """Say how far the training was when somebody presses Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"after step {report.done} of {settings.steps}; no LoRA was saved, the same command "
+            "starts anew"
+        ) from error
 
 
 def _rate(settings: TrainSettings, step: int) -> float:

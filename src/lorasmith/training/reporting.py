@@ -25,6 +25,8 @@ class Reporter:
         self._pending: list[Figures] = []
         self._clock = time.perf_counter()
         self._smooth = Smoothed(_KEPT)
+        self.done = 0
+        """Steps taken."""
 
     def due(self, step: int) -> bool:
         """Tell whether figures are read after this step (from 0)."""
@@ -33,6 +35,7 @@ class Reporter:
 
     def step(self, step: int, figures: Figures, learning_rate: float) -> None:
         """Take in one step's figures; write the mean since the last line where one is due."""
+        self.done = step + 1
         self._pending.append(figures)
         if not self.due(step):
             self._advance(1)

@@ -9,7 +9,7 @@ from PIL import Image
 import lorasmith
 from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
 from lorasmith.inference.jobs import make_jobs
-from lorasmith.inference.pipeline import Pipeline, to_images
+from lorasmith.inference.pipeline import Pipeline, load_pipeline, to_images
 from lorasmith.inference.samplers import SAMPLERS
 
 
@@ -191,8 +191,13 @@ def test_bfloat16_draws_nearly_the_same(tiny_model: Path, pipe: Pipeline) -> Non
     assert abs(difference).mean() < 6
 
 
-def test_the_public_name_is_lazy() -> None:
-    assert "load_pipeline" in dir(lorasmith)
+def test_the_public_names_are_lazy() -> None:
+    from lorasmith.training.loop import train
+
+    assert {"load_pipeline", "train"} <= set(dir(lorasmith))
+    assert lorasmith.load_pipeline is load_pipeline
+    assert lorasmith.train is train
+    assert not {"load_pipeline", "train"} & set(vars(lorasmith))
     with pytest.raises(AttributeError, match="no attribute 'paint'"):
         _ = lorasmith.paint
 

@@ -41,13 +41,33 @@ def test_paths(name: str, file: str, folder: str) -> None:
     assert paths.name == name.rpartition("/")[2]
 
 
-@pytest.mark.parametrize("taken", ["ink.safetensors", "ink"])
-def test_taken_names_are_refused(tmp_path: Path, taken: str) -> None:
+@pytest.mark.parametrize("taken", ["ink.safetensors", "ink", "ink/notes.txt", "ink/log.jsonl/x"])
+def test_taken_names_are_refused_and_left_alone(tmp_path: Path, taken: str) -> None:
     paths = RunPaths.of(f"{tmp_path}/ink")
     paths.claim()
-    (tmp_path / taken).mkdir()
+    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / taken).write_text("mine")
     with pytest.raises(OutputError, match="exists already and is not written over"):
         paths.claim()
+    assert (tmp_path / taken).read_text() == "mine"
+
+
+def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
+    paths = RunPaths.of(f"{tmp_path}/ink")
+    paths.begin("first")
+    paths.log.write_text("lines")
+    (tmp_path / "ink" / ".lorasmith-tmp-1-run.toml").write_text("half")
+    (tmp_path / ".lorasmith-tmp-1-ink.safetensors").write_text("half")
+    (tmp_path / ".lorasmith-tmp-1-other.safetensors").write_text("of another")
+    paths.claim()
+    assert paths.settings.read_text() == "first"
+    paths.begin("second")
+    assert [p.name for p in paths.folder.iterdir()] == ["run.toml"]
+    assert paths.settings.read_text() == "second"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".lorasmith-tmp-1-other.safetensors",
+        "ink",
+    ]
 
 
 def test_unwritable_places_are_refused(tmp_path: Path) -> None:

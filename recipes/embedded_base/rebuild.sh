@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Rebuild the embedded model from public npm packages: data, four trainings, package, report.
+#
+#   bash recipes/embedded_base/rebuild.sh [--toy] [--data DATA] [--work DIR] [--out DIR]
+#
+# Without options it works below work/ and writes src/lorasmith/embedded. Trainings whose result
+# exists are skipped, and interrupted ones go on from their newest checkpoint. --toy trains tiny
+# networks on the demo's pictures for a few steps on the CPU, to see every step work; it leaves
+# the shipped model alone.
+#
+# LORASMITH_RECIPE_SET: further settings of all trainings, separated by spaces, for instance
+# "loop.stop_after_minutes=10 loop.checkpoint_every=500"; LORASMITH_RECIPE_SET_CLIP, _VAE,
+# _VAE_DECODER and _UNET: those of one.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+recipe=recipes/embedded_base
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+toy=no work="" out="" data=""
+while [ $# -gt 0 ]; do
+  case $1 in
+    --toy) toy=yes ;;
+    --data | --work | --out)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      declare "${1#--}=$2"
+      shift
+      ;;
+    *) fail "unknown option $1; the head of $recipe/rebuild.sh lists them" ;;
+  esac
+  shift
+done
+if [ "$toy" = yes ]; then
+  work=${work:-work/toy} out=${out:-$work/embedded} results=$work data=${data:-src/lorasmith/demo_data}
+else
+  work=${work:-work} out=${out:-src/lorasmith/embedded} results=$recipe
+fi
+clip=$work/clip vae=$work/vae decoder=$work/vae_decoder unet=$work/unet
+
+command -v lorasmith > /dev/null || fail "there is no lorasmith command; run \`make embedded-base\`"
+
+# What makes a training a toy.
+toy_settings() {
+  echo "loop.device=cpu loop.precision=no loop.compile=false loop.graph=false loop.batch_size=8"
+  echo "loop.steps=4 loop.warmup=1 loop.ema=0.5 loop.tensorboard=false"
+  [ -f "$data" ] || echo "data.filters=[] data.flip_filters=[] data.weights=[]"
+  case $1 in
+    clip)
+      echo "resolution=64 embedding=32 image.channels=[8,8,16,16]"
+      echo "text.width=32 text.layers=1 text.heads=2 text.mlp=64"
+      ;;
+    vae) echo "resolution=64 shape.channels=[16,16,16,16] shape.groups=8" ;;
+    vae_decoder)
+      echo "resolution=64 shape.channels=[16,16,16,16] shape.groups=8"
+      echo "loss.discriminator_channels=8 loss.adversarial_start=2"
+      ;;
+    unet) echo "stages=[{resolution=64,steps=4}] shape.channels=[32,32,64,64] shape.heads=4" ;;
+  esac
+}
+
+# train PART CONFIG FOLDER SETTING...: one training, unless its result is there.
+train() {
+  local part=$1 config=$2 folder=$3 settings own more=() options=()
+  shift 3
+  if [ -f "$folder/finished" ]; then
+    echo "$folder: finished earlier"
+    return
+  fi
+  own=LORASMITH_RECIPE_SET_${config^^}
+  settings="${LORASMITH_RECIPE_SET:-} ${!own:-}"
+  if [ "$toy" = yes ]; then settings="$(toy_settings "$config") $settings"; fi
+  read -r -d '' -a more <<< "$settings" || true
+  for setting in "data.path=$data" "loop.out=$folder" "$@" "${more[@]}"; do
+    options+=(--set "$setting")
+  done
+  if compgen -G "$folder/checkpoints/step-*/manifest.json" > /dev/null; then
+    options+=(--resume)
+  fi
+  echo "$folder: training"
+  lorasmith pretrain "$part" "$recipe/configs/$config.toml" "${options[@]}"
+  touch "$folder/finished"
+}
+
+# 1. The pictures.
+if [ -z "$data" ]; then
+  data=$work/emoji128.tar
+  if [ ! -f "$data" ]; then
+    command -v npm > /dev/null || fail "npm is needed to download the pictures: install Node.js first"
+    python -m pip install --quiet --disable-pip-version-check -r $recipe/data/requirements.txt
+    mkdir -p "$work"
+    python $recipe/data/build.py --work "$work/data" --out "$data.partial"
+    mv "$data.partial" "$data"
+  fi
+fi
+[ -e "$data" ] || fail "$data: no such file or folder"
+
+# 2. Text and image towers; the autoencoder, then its decoder alone; the U-Net.
+train clip clip "$clip"
+train vae vae "$vae"
+train vae vae_decoder "$decoder" "loop.start_from=$vae" "loss.perceptual_tower=$clip"
+train unet unet "$unet" "vae=$vae" "clip=$clip"
+
+# 3. The model, and the hash of every row that any part of it was trained on.
+for folder in "$vae" "$decoder" "$unet"; do
+  cmp -s "$clip/manifest.tsv" "$folder/manifest.tsv" \
+    || fail "$folder was trained on other rows than $clip; delete one of them and start again"
+done
+mkdir -p "$results"
+cp "$clip/manifest.tsv" "$results/manifest.tsv"
+python $recipe/package.py --unet "$unet" --vae "$decoder" --clip "$clip" --out "$out"
+
+# 4. What it can do; a toy can do nothing.
+if [ "$toy" = yes ]; then exit; fi
+lorasmith pretrain report $recipe/configs/unet.toml --set "data.path=$data" --model "$out" \
+  --vae "plain=$vae" --unet "without averaging=$unet/unet_without_ema" --out "$results/RESULTS.md"

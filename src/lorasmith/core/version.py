@@ -1,0 +1,4 @@
+"""The version, where every room can read it."""
+
+VERSION = "0.1.0"
+"""Stands in pyproject.toml too."""

@@ -1,0 +1,98 @@
+"""How good a base model is: its autoencoder, its towers, and its pictures for captions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lorasmith.data.picture import square
+from lorasmith.data.pictures import from_signed, to_signed
+from lorasmith.evaluation.metrics import pooled_psnr, psnr, ranks, top_k
+from lorasmith.models.tower import ClipPair, embed_pictures, embed_texts
+
+Embed = Callable[[Sequence[str]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class VaeFigures:
+    """An autoencoder on pictures that it was not trained on."""
+
+    mean_psnr: float
+    """Mean over pictures of each picture's PSNR, dB."""
+    pooled_psnr: float
+    """PSNR of the mean squared error over all pictures together, dB."""
+    perceptual: float
+    """Mean LPIPS-style distance in the image tower's features."""
+    latent_std: float
+    """Standard deviation of latents times the scaling factor."""
+
+
+@torch.no_grad()
+def measure_vae(vae: Any, perceptual: Any, pictures: torch.Tensor) -> VaeFigures:
+    """Measure reconstructions of pictures ``[N, 3, H, W]`` in -1..1 from the posterior's mean."""
+    made, latents, distances = [], [], []
+    for shown in torch.split(pictures, 32):
+        latent = vae.encode(shown).latent_dist.mean
+        made.append(vae.decode(latent).sample.clamp(-1.0, 1.0))
+        latents.append(latent)
+        distances.append(perceptual(shown, made[-1]) * len(shown))
+    result = torch.cat(made)
+    spread = float(torch.cat(latents).std()) * float(vae.config.scaling_factor)
+    return VaeFigures(
+        mean_psnr=float(psnr(pictures, result).mean()),
+        pooled_psnr=pooled_psnr(pictures, result),
+        perceptual=float(torch.stack(distances).sum() / len(pictures)),
+        latent_std=spread,
+    )
+
+
+@torch.no_grad()
+def reconstructed(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
+    """Return reconstructions of pictures, both ``[N, 3, H, W]`` in -1..1."""
+    parts = (vae.decode(vae.encode(p).latent_dist.mean).sample for p in torch.split(pictures, 32))
+    return torch.cat([part.clamp(-1.0, 1.0) for part in parts])
+
+
+def reconstruct(vae: Any, pictures: torch.Tensor) -> list[Image.Image]:
+    """Return reconstructions of pictures ``[N, 3, H, W]`` in -1..1 as PIL pictures."""
+    return to_images(reconstructed(vae, pictures))
+
+
+def to_images(pictures: torch.Tensor) -> list[Image.Image]:
+    """Turn pictures ``[N, 3, H, W]`` in -1..1 into PIL pictures."""
+    return [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in from_signed(pictures).cpu()]
+
+
+def to_tensor(images: Sequence[Image.Image], side: int) -> torch.Tensor:
+    """Turn PIL pictures into ``[N, 3, side, side]`` in -1..1."""
+    arrays = [torch.from_numpy(square(image, side).copy()) for image in images]
+    return to_signed(torch.stack(arrays).permute(0, 3, 1, 2))
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How often a picture's own caption is among the nearest."""
+
+    queries: int
+    candidates: int
+    top1: float
+    top5: float
+
+
+def measure_retrieval(
+    pair: ClipPair, tokenizer: Any, pictures: torch.Tensor, captions: Sequence[str]
+) -> Retrieval:
+    """Look each picture's caption up among all captions by the two towers.
+
+    Args:
+        pair: both towers.
+        tokenizer: the text tower's.
+        pictures: ``[N, 3, H, W]`` in -1..1.
+        captions: at least N; the first N belong to the pictures, the rest are distractors.
+    """
+    images = embed_pictures(pair.image, pictures)
+    texts = embed_texts(pair, tokenizer, captions)
+    rank = ranks(images, texts)
+    return Retrieval(len(pictures), len(captions), top_k(rank, 1), top_k(rank, 5))

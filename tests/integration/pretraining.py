@@ -1,0 +1,146 @@
+"""What the tests of pretraining share: small data, small settings, and running the commands."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from lorasmith.cli import run
+from lorasmith.loops.checkpoint import load_checkpoint
+
+MERGES = Path(__file__).parents[2] / "recipes" / "embedded_base" / "tokenizer" / "merges.txt"
+SHAPES = ("circle", "square")
+COLOURS = ("red", "green", "blue", "black", "orange", "purple")
+
+LOOP = """
+[loop]
+out = "{out}"
+steps = 4
+batch_size = 8
+learning_rate = 1e-3
+warmup = 1
+log_every = 2
+device = "cpu"
+tensorboard = false
+"""
+
+CLIP = """
+merges = "{merges}"
+merge_count = 300
+embedding = 8
+resolution = 32
+data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip = true }}
+text = {{ width = 16, layers = 1, heads = 2, mlp = 32 }}
+image = {{ channels = [8, 16], blocks = [1, 1] }}
+"""
+
+VAE = """
+resolution = 32
+data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip = true }}
+shape = {{ channels = [8, 8, 8, 8], groups = 4, latent_channels = 4 }}
+
+[loss]
+perceptual = 0.1
+perceptual_tower = "{clip}"
+adversarial = 0.1
+adversarial_start = 1
+discriminator_channels = 4
+"""
+
+UNET = """
+vae = "{vae}"
+clip = "{clip}"
+data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip = true }}
+shape = {{ channels = [8, 8, 16, 16], layers = 1, heads = 2, groups = 4 }}
+
+[[stages]]
+resolution = 64
+steps = 2
+
+[[stages]]
+resolution = 128
+steps = 2
+filters = [{{ column = "size", op = ">=", value = 100 }}]
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with the data and one finished run of each kind."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def clip(self) -> Path:
+        return self.root / "clip"
+
+    @property
+    def vae(self) -> Path:
+        return self.root / "vae"
+
+    @property
+    def unet(self) -> Path:
+        return self.root / "unet"
+
+    def config(self, kind: str) -> Path:
+        """Write the settings of one kind of run and return their file."""
+        text = {"clip": CLIP, "vae": VAE, "unet": UNET}[kind] + LOOP
+        names = {"data": self.data, "clip": self.clip, "vae": self.vae, "merges": MERGES}
+        path = self.root / f"{kind}.toml"
+        path.write_text(text.format(out=self.root / kind, **names), encoding="utf-8")
+        return path
+
+    def pretrain(self, kind: str, out: Path, *sets: str, options: tuple[str, ...] = ()) -> int:
+        """Run one command in this process and return its exit code."""
+        given = [x for text in (f"loop.out={out}", *sets) for x in ("--set", text)]
+        return run(["pretrain", kind, str(self.config(kind)), *given, *options])
+
+
+def make_data(folder: Path) -> None:
+    """Twenty-four captioned pictures, four of which are not to be trained on."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(24):
+        shape, colour = SHAPES[number % 2], COLOURS[number % 6]
+        size = 96 if number % 4 == 0 else 128
+        picture = Image.new("RGB", (size, size), "white")
+        draw = ImageDraw.Draw(picture)
+        place = random.Random(number).randrange(8, 30)
+        corners = (place, place, place + 50, place + 50)
+        (draw.ellipse if shape == "circle" else draw.rectangle)(corners, fill=colour)
+        picture.save(folder / f"{number:02}.png")
+        caption = f"a {colour} {shape}, plain style"
+        lines.append(
+            {
+                "file_name": f"{number:02}.png",
+                "captions": [caption, f"{colour} {shape}"],
+                "role": "holdout" if number >= 20 else "base",
+                "size": size,
+            }
+        )
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+
+
+def final_state(out: Path, step: int = 4) -> dict[str, torch.Tensor]:
+    """Everything in a run's last checkpoint: weights, averages and optimizers."""
+    return load_checkpoint(out / "checkpoints" / f"step-{step:08}").tensors
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert different == []
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors that are not the same."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}

@@ -1,0 +1,32 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.core.draws import Draws
+
+
+def take(draws: Draws) -> tuple[torch.Tensor, ...]:
+    return draws.uniform(), draws.uniform(3), draws.normal(2, 4), draws.integers(1000)
+
+
+@given(parts=st.integers(1, 4), size=st.integers(1, 5), seed=st.integers(0, 99))
+def test_parts_together_are_the_whole(parts: int, size: int, seed: int) -> None:
+    total = parts * size
+    whole = take(Draws(torch.Generator().manual_seed(seed), total))
+    pieces = [
+        take(Draws(torch.Generator().manual_seed(seed), total, part * size, size))
+        for part in range(parts)
+    ]
+    for kind, (expected, batch_dim) in enumerate(zip(whole, (0, 1, 0, 0), strict=True)):
+        assert torch.equal(torch.cat([piece[kind] for piece in pieces], dim=batch_dim), expected)
+
+
+def test_shapes_and_ranges() -> None:
+    one, three, unit, whole = take(Draws(torch.Generator().manual_seed(0), 500, 100))
+    assert [tuple(t.shape) for t in (one, three, unit, whole)] == [
+        (400,), (3, 400), (400, 2, 4), (400,),
+    ]  # fmt: skip
+    assert 0.0 <= float(three.min()) < float(three.max()) < 1.0
+    assert abs(float(unit.std()) - 1.0) < 0.05
+    assert whole.dtype == torch.int64
+    assert 0 <= int(whole.min()) < int(whole.max()) < 1000

@@ -1,0 +1,83 @@
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lorasmith.core.draws import Draws
+from lorasmith.core.errors import DataError
+from lorasmith.data.pictures import Pictures, from_signed, load_squares, mirror_some, to_signed
+from lorasmith.data.rows import Row
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    """Twelve pictures of different sizes and colours in one file."""
+    file = tmp_path / "all.bin"
+    rows, data = [], b""
+    for number in range(12):
+        image = Image.new("RGB", (8 + number, 8), (20 * number, 7, 255 - number))
+        image.putpixel((4, 4), (0, 255, 0))
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        encoded = stream.getvalue()
+        rows.append(Row(str(number), ("x",), {}, file, len(data), len(encoded)))
+        data += encoded
+    file.write_bytes(data)
+    return rows
+
+
+def draws(count: int, seed: int = 0) -> Draws:
+    return Draws(torch.Generator().manual_seed(seed), count)
+
+
+def test_bytes_survive_the_way_there_and_back() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    signed = to_signed(values)
+    assert (float(signed[0]), float(signed[255])) == (-1.0, 1.0)
+    assert torch.equal(from_signed(signed), values)
+    assert from_signed(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
+    assert from_signed(signed[100:101] + 0.4 / 127.5).item() == 100
+
+
+def test_rows_are_decoded_in_order(rows: list[Row]) -> None:
+    calls: list[int] = []
+    pictures = load_squares(rows, 8, lambda: calls.append(1))
+    assert (pictures.shape, pictures.dtype) == ((12, 3, 8, 8), torch.uint8)
+    assert pictures[:, 0, 0, 0].tolist() == [20 * number for number in range(12)]
+    assert len(calls) == 12
+
+
+def test_decoding_batch_by_batch_gives_the_same(rows: list[Row]) -> None:
+    resident = Pictures(rows, 8, CPU, memory_gib=1.0)
+    streamed = Pictures(rows, 8, CPU, memory_gib=0.0)
+    numbers = torch.tensor([5, 0, 5, 11])
+    assert len(resident) == len(streamed) == 12
+    assert torch.equal(resident.batch(numbers), streamed.batch(numbers))
+    assert resident.batch(numbers).dtype == torch.float32
+    for row in rows:
+        row.file.unlink(missing_ok=True)
+    resident.batch(numbers)
+    with pytest.raises(DataError, match="cannot be read"):
+        streamed.batch(numbers)
+
+
+def test_a_damaged_picture_names_its_row(rows: list[Row]) -> None:
+    rows[3].file.write_bytes(b"\0" * rows[3].file.stat().st_size)
+    with pytest.raises(DataError, match="0: cannot be decoded"):
+        load_squares(rows, 8)
+
+
+def test_only_allowed_pictures_are_mirrored() -> None:
+    pictures = torch.arange(3 * 4.0).view(1, 3, 1, 4).repeat(400, 1, 1, 1)
+    allowed = torch.arange(400) % 2 == 0
+    result = mirror_some(pictures, allowed, draws(400))
+    mirrored = (result != pictures).flatten(1).any(dim=1)
+    assert not mirrored[~allowed].any()
+    assert 70 < int(mirrored[allowed].sum()) < 130
+    assert torch.equal(result[mirrored], pictures[mirrored].flip(-1))
+    again = mirror_some(pictures, allowed, draws(400))
+    assert torch.equal(again, result)

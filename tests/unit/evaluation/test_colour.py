@@ -1,0 +1,30 @@
+"""Saturation and two-tone share on pictures whose numbers are known."""
+
+import pytest
+from PIL import Image
+
+from lorasmith.evaluation.colour import colour_of
+
+
+def flat(colour: tuple[int, int, int]) -> Image.Image:
+    return Image.new("RGB", (4, 4), colour)
+
+
+@pytest.mark.parametrize(
+    ("colour", "saturation", "two_tone"),
+    [
+        ((255, 255, 255), 0.0, 1.0),
+        ((0, 0, 0), 0.0, 1.0),
+        ((128, 128, 128), 0.0, 0.0),
+        ((255, 0, 0), 1.0, 0.0),
+        ((51, 0, 0), 0.2, 1.0),
+    ],
+)
+def test_flat_pictures(colour: tuple[int, int, int], saturation: float, two_tone: float) -> None:
+    assert colour_of([flat(colour)]) == pytest.approx((saturation, two_tone))
+
+
+def test_several_pictures_are_averaged() -> None:
+    half = flat((0, 0, 0))
+    half.paste((0, 255, 0), (0, 0, 4, 2))
+    assert colour_of([half, flat((255, 255, 255))]) == pytest.approx((0.25, 0.75))

@@ -1,0 +1,171 @@
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasmith.core import weights
+from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
+from lorasmith.loops import checkpoint
+from lorasmith.loops.checkpoint import (
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    verify,
+)
+
+
+def save(folder: Path, step: int, keep: int = 9) -> Path:
+    tensors = {"a": torch.full((4,), float(step)), "b": torch.arange(3)}
+    return save_checkpoint(folder, step, tensors, {"note": {"x": [step]}}, keep)
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    path = save(tmp_path / "new", 7)
+    found = latest_checkpoint(tmp_path / "new")
+    assert found is not None
+    assert path.name == "step-00000007"
+    assert (found.step, found.state["note"]) == (7, {"x": [7]})
+    assert torch.equal(found.tensors["a"], torch.full((4,), 7.0))
+    assert torch.equal(found.tensors["b"], torch.arange(3))
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["step-00000007"]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 200):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-00000200"]
+
+
+def test_old_ones_go_only_once_the_new_one_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def refuse(path: Path) -> None:
+        assert path.name == "step-00000002"
+        raise WeightsError("damaged")
+
+    monkeypatch.setattr(checkpoint, "verify", refuse)
+    with pytest.raises(WeightsError, match="damaged"):
+        save(tmp_path, 2, keep=1)
+    monkeypatch.undo()
+    verify(tmp_path / "step-00000001")
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    save_checkpoint(tmp_path, 3, {"a": torch.zeros(1)}, {}, 2)
+    assert load_checkpoint(tmp_path / "step-00000003").tensors.keys() == {"a"}
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+def test_one_flipped_bit_falls_back_to_the_one_before(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1)
+    file = save(tmp_path, 2) / name
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(WeightsError, match=f"{name} is damaged"):
+        load_checkpoint(file.parent)
+    with pytest.warns(LorasmithWarning, match="is damaged.*going on from step 1"):
+        found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+def spoil_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("{", encoding="utf-8")
+
+
+def spoil_schema(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["schema"] += 1
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: (path / "tensors.safetensors").unlink(), "incomplete"),
+        (lambda path: (path / "state.json").unlink(), "incomplete"),
+        (spoil_manifest, "incomplete"),
+        (spoil_schema, "written by a newer lorasmith; update"),
+    ],
+)
+def test_when_none_can_be_read_it_says_why(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(save(tmp_path, 1))
+    with pytest.raises(WeightsError, match=message):
+        latest_checkpoint(tmp_path)
+
+
+def test_half_written_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".lorasmith-tmp-1-step-00000009")
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000008")
+    (tmp_path / "step-00000008" / "manifest.json").unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+class FailingDisk:
+    """Lets some calls that change the disk pass, then refuses all others."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+        self.calls, self.allowed = 0, allowed
+        for owner, name in (
+            (Path, "mkdir"), (Path, "write_text"), (Path, "replace"), (os, "fsync"),
+            (weights, "save_file"),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, real: Callable) -> Callable:
+        def call(*args, **kwargs):
+            self.calls += 1
+            if self.calls > self.allowed:
+                raise OSError(28, "No space left on device")
+            return real(*args, **kwargs)
+
+        return call
+
+
+def test_a_disk_that_fills_up_at_any_write_leaves_the_one_before(tmp_path: Path) -> None:
+    outcomes = []
+    for allowed in range(60):
+        folder = tmp_path / str(allowed)
+        save(folder, 1)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = FailingDisk(patch, allowed)
+            try:
+                save(folder, 2, keep=1)
+                outcomes.append("saved")
+            except OutputError:
+                outcomes.append("refused")
+        found = latest_checkpoint(folder)
+        assert found is not None
+        assert found.step == 2 or outcomes[-1] == "refused"
+        leftovers = [p.name for p in folder.iterdir() if not p.name.startswith("step-")]
+        assert leftovers == []
+        if outcomes[-1] == "saved":
+            assert disk.calls <= allowed
+            break
+    assert outcomes.count("refused") >= 8
+    assert outcomes[-1] == "saved"
+
+
+def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(WeightsError, match="not finite"):
+        save_checkpoint(tmp_path, 2, {"a": torch.tensor(float("nan"))}, {}, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -1,0 +1,45 @@
+import signal
+import threading
+
+import pytest
+
+from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
+
+
+def test_the_first_interrupt_asks_and_the_second_insists() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as request:
+        assert not request.asked
+        signal.raise_signal(signal.SIGINT)
+        assert request.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_handler_goes_when_the_block_fails() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def fail() -> None:
+        with stop_on_interrupt():
+            assert signal.getsignal(signal.SIGINT) is not before
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[tuple[StopRequest, object]] = []
+
+    def work() -> None:
+        with stop_on_interrupt() as request:
+            seen.append((request, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen[0][0].asked is False
+    assert seen[0][1] is before

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.core.errors import ConfigError
+from lorasmith.models.noise import NoiseProcess, alphas_cumprod
+
+CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}
+ALL = torch.arange(1000)
+
+
+def process(**more: object) -> NoiseProcess:
+    return NoiseProcess.from_scheduler({**CONFIG, **more}, torch.device("cpu"))
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return (
+        torch.randn(6, 4, 2, 3),
+        torch.randn(6, 4, 2, 3),
+        torch.tensor([0, 1, 250, 500, 998, 999]),
+    )
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "linear"])
+def test_signal_power_is_that_of_diffusers(schedule: str) -> None:
+    reference = DDPMScheduler(**{**CONFIG, "beta_schedule": schedule}).alphas_cumprod
+    alphas = process(beta_schedule=schedule).alphas
+    assert alphas.dtype == torch.float32
+    torch.testing.assert_close(alphas, reference, rtol=2e-5, atol=1e-7)
+
+
+def test_other_lengths_and_defaults() -> None:
+    torch.testing.assert_close(
+        NoiseProcess.from_scheduler({}, torch.device("cpu")).alphas,
+        DDPMScheduler().alphas_cumprod, rtol=2e-5, atol=1e-7,
+    )  # fmt: skip
+    assert process(num_train_timesteps=10).steps == 10
+
+
+def test_noising_and_targets_are_those_of_diffusers(
+    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    clean, noise, timesteps = batch
+    reference = DDPMScheduler(**CONFIG)
+    for prediction in ("epsilon", "v_prediction"):
+        own = process(prediction_type=prediction)
+        torch.testing.assert_close(
+            own.add_noise(clean, noise, timesteps),
+            reference.add_noise(clean, noise, timesteps), rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+        expected = (
+            noise if prediction == "epsilon" else reference.get_velocity(clean, noise, timesteps)
+        )
+        target = own.target(clean, noise, timesteps)
+        torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_signal_to_noise_ratio_is_that_of_diffusers() -> None:
+    expected = compute_snr(DDPMScheduler(**CONFIG), ALL)
+    torch.testing.assert_close(process().snr(ALL), expected, rtol=1e-3, atol=1e-7)
+
+
+@given(gamma=st.floats(0.1, 20.0))
+def test_min_snr_weights(gamma: float) -> None:
+    own = process()
+    snr = own.alphas.double() / (1 - own.alphas.double())
+    capped = torch.where(snr < gamma, snr, gamma)
+    for prediction, expected in (("epsilon", capped / snr), ("v_prediction", capped / (snr + 1))):
+        weight = process(prediction_type=prediction).min_snr_weight(ALL, gamma)
+        torch.testing.assert_close(weight.double(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_not_supported_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match="beta_schedule 'squaredcos' is not supported; use scaled"
+    ):
+        alphas_cumprod("squaredcos", 0.1, 0.2)
+    with pytest.raises(ConfigError, match="prediction_type 'sample' is not supported"):
+        process(prediction_type="sample")

@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.core.weights import load_tensors, save_tensors
+from lorasmith.models.load import load_text_encoder, load_tokenizer
+from lorasmith.models.tower import (
+    ClipPair,
+    ImageTower,
+    embed_pictures,
+    embed_texts,
+    load_image_tower,
+    load_pair,
+    save_pair,
+)
+
+
+@pytest.fixture
+def pair(tiny_model: Path) -> ClipPair:
+    torch.manual_seed(0)
+    return ClipPair(load_text_encoder(tiny_model), ImageTower((8, 16), (1, 2), 12))
+
+
+@pytest.fixture
+def saved(pair: ClipPair, tiny_model: Path, tmp_path: Path) -> Path:
+    save_pair(pair, load_tokenizer(tiny_model), tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_shapes(pair: ClipPair) -> None:
+    pictures = torch.randn(3, 3, 32, 24)
+    maps = pair.image.features(pictures)
+    assert [tuple(m.shape) for m in maps] == [(3, 8, 16, 12), (3, 16, 8, 6)]
+    image, text, scale = pair(pictures, torch.zeros(3, 77, dtype=torch.int64))
+    assert image.shape == text.shape == (3, 12)
+    for embedding in (image, text):
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
+    assert float(scale.detach()) == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_the_temperature_is_bounded(pair: ClipPair) -> None:
+    with torch.no_grad():
+        pair.log_scale.fill_(9.0)
+    scale = pair(torch.randn(1, 3, 8, 8), torch.zeros(1, 77, dtype=torch.int64))[2]
+    assert float(scale.detach()) == pytest.approx(100.0, rel=1e-4)
+
+
+def test_a_saved_pair_comes_back(pair: ClipPair, saved: Path) -> None:
+    again = load_pair(saved)
+    assert again.state_dict().keys() == pair.state_dict().keys()
+    for name, value in pair.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert not any(p.requires_grad for p in again.parameters())
+    tower = load_image_tower(saved)
+    pictures = torch.randn(5, 3, 16, 16)
+    assert torch.equal(embed_pictures(tower, pictures), embed_pictures(again.image, pictures))
+    torch.testing.assert_close(
+        embed_pictures(tower, pictures, batch_size=2), embed_pictures(tower, pictures)
+    )
+    tokenizer = load_tokenizer(saved)
+    texts = ["a red apple", "", "a pear"]
+    embedded = embed_texts(again, tokenizer, texts, batch_size=2)
+    torch.testing.assert_close(embedded, embed_texts(again, tokenizer, texts))
+    assert embedded.shape == (3, 12)
+
+
+def test_a_missing_tower_is_named(tmp_path: Path) -> None:
+    for load in (load_pair, load_image_tower):
+        with pytest.raises(WeightsError, match="has no image_tower; `lorasmith pretrain clip`"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"channels": [8]}', '{"width": 8}'])
+def test_a_damaged_config_is_named(saved: Path, content: str) -> None:
+    (saved / "image_tower" / "config.json").write_text(content, encoding="utf-8")
+    for load in (load_pair, load_image_tower):
+        with pytest.raises(WeightsError, match=r"config\.json: not an image tower's config"):
+            load(saved)
+
+
+def test_weights_of_another_shape_are_refused(saved: Path) -> None:
+    config = {"channels": [8, 24], "blocks": [1, 2], "embedding": 12}
+    (saved / "image_tower" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for load in (load_pair, load_image_tower):
+        with pytest.raises(WeightsError, match=r"weights do not fit config\.json"):
+            load(saved)
+
+
+def test_missing_and_unexpected_tensors_are_counted(saved: Path) -> None:
+    path = saved / "image_tower" / "model.safetensors"
+    tensors = load_tensors(path)
+    tensors["image.other"] = tensors.pop("image.norm.weight")
+    tensors.pop("log_scale")
+    save_tensors(path, tensors, {})
+    with pytest.raises(WeightsError, match="image_tower: 2 tensors missing, 1 unexpected"):
+        load_pair(saved)

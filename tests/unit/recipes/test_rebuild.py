@@ -1,0 +1,145 @@
+"""The rebuild script, with stand-ins for the commands that it calls: which, in which order."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+SCRIPT = Path("recipes/embedded_base/rebuild.sh")
+
+# Writes its arguments down and leaves the files that a training leaves.
+LORASMITH = """#!/bin/bash
+printf '%s\\t' lorasmith "$@" >> "$CALLS"; echo >> "$CALLS"
+[ "$2" = "$FAIL_AT" ] && exit 130
+for word in "$@"; do
+  case $word in loop.out=*) mkdir -p "${word#*=}"; echo rows > "${word#*=}/manifest.tsv" ;; esac
+done
+exit 0
+"""
+PYTHON = """#!/bin/bash
+printf '%s\\t' python "$@" >> "$CALLS"; echo >> "$CALLS"
+while [ $# -gt 0 ]; do [ "$1" = --out ] && mkdir -p "$(dirname "$2")" && touch "$2"; shift; done
+exit 0
+"""
+
+
+class Recipe:
+    """A copy of the recipe in an empty folder, and a PATH with stand-ins only."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.calls_file, self.bin = root, root / "calls", root / "bin"
+        recipe = root / SCRIPT.parent
+        recipe.mkdir(parents=True)
+        shutil.copy(REPOSITORY / SCRIPT, recipe)
+        self.bin.mkdir()
+        for tool in ("bash", "dirname", "mkdir", "mv", "cp", "cmp", "touch", "rm"):
+            (self.bin / tool).symlink_to(str(shutil.which(tool)))
+        self.add("lorasmith", LORASMITH)
+        self.add("python", PYTHON)
+
+    def add(self, name: str, text: str) -> None:
+        file = self.bin / name
+        file.write_text(text)
+        file.chmod(0o755)
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        self.calls_file.write_text("")
+        environment = {"PATH": str(self.bin), "CALLS": str(self.calls_file), **variables}
+        command = [str(shutil.which("bash")), str(self.root / SCRIPT), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def calls(self) -> list[list[str]]:
+        return [line.split("\t")[:-1] for line in self.calls_file.read_text().splitlines()]
+
+    def steps(self) -> list[str]:
+        """Name each call by its program and what tells it apart."""
+        return [
+            f"{c[0]} {c[2]}" if c[0] == "lorasmith" else f"{c[0]} {Path(c[1]).name}"
+            for c in self.calls()
+        ]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return Recipe(tmp_path)
+
+
+ALL = [
+    "python -m", "python build.py", "lorasmith clip", "lorasmith vae", "lorasmith vae",
+    "lorasmith unet", "python package.py", "lorasmith report",
+]  # fmt: skip
+
+
+def test_all_steps_in_order_and_only_what_is_left_again(recipe: Recipe) -> None:
+    recipe.add("npm", "#!/bin/bash\n")
+    first = recipe.run()
+    assert first.returncode == 0, first.stderr
+    assert recipe.steps() == ALL
+    assert (recipe.root / "work" / "emoji128.tar").exists()
+    manifest = recipe.root / "recipes" / "embedded_base" / "manifest.tsv"
+    assert manifest.read_text() == "rows\n"
+
+    again = recipe.run()
+    assert again.returncode == 0, again.stderr
+    assert recipe.steps() == ALL[-2:]
+
+
+def test_without_npm_it_says_so_and_does_nothing(recipe: Recipe) -> None:
+    result = recipe.run()
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: npm is needed")
+    assert recipe.calls() == []
+
+
+def test_an_interrupted_training_is_resumed(recipe: Recipe) -> None:
+    (recipe.root / "pack.tar").touch()
+    stopped = recipe.run("--data", "pack.tar", FAIL_AT="vae")
+    assert stopped.returncode == 130
+    assert recipe.steps() == ["lorasmith clip", "lorasmith vae"]
+    assert "--resume" not in recipe.calls()[-1]
+
+    checkpoint = recipe.root / "work/vae/checkpoints/step-00000010/manifest.json"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert recipe.run("--data", "pack.tar").returncode == 0
+    vae, decoder, unet = recipe.calls()[:3]
+    assert "--resume" in vae
+    assert "--resume" not in decoder
+    assert "loop.start_from=work/vae" in decoder
+    assert unet[2] == "unet"
+
+
+def test_parts_trained_on_different_rows_are_refused(recipe: Recipe) -> None:
+    (recipe.root / "pack.tar").touch()
+    assert recipe.run("--data", "pack.tar").returncode == 0
+    (recipe.root / "work/vae/manifest.tsv").write_text("other rows\n")
+    result = recipe.run("--data", "pack.tar")
+    assert result.returncode == 1
+    assert "work/vae was trained on other rows than work/clip" in result.stderr
+    assert recipe.calls() == []
+
+
+def test_the_settings_of_every_training_are_known_keys(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorasmith.config.load import load_settings
+    from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
+
+    (recipe.root / "src/lorasmith/demo_data").mkdir(parents=True)
+    result = recipe.run(
+        "--toy", LORASMITH_RECIPE_SET="loop.seed=9", LORASMITH_RECIPE_SET_UNET="min_snr=1"
+    )
+    assert result.returncode == 0, result.stderr
+    assert recipe.steps() == ALL[2:7]
+    monkeypatch.chdir(REPOSITORY)
+    kinds = {"clip": ClipRun, "vae": VaeRun, "unet": UnetRun}
+    for _, _, part, config, *options in recipe.calls()[:4]:
+        sets = [word for word in options if word != "--set"]
+        run = load_settings(kinds[part], Path(config), sets)
+        assert run.loop.seed == 9
+        assert run.loop.device == "cpu"
+        assert run.data.filters == type(run.data.filters)()
+    assert run.min_snr == 1.0
+    assert not (recipe.root / "src/lorasmith/embedded").exists()

@@ -1,0 +1,202 @@
+"""The pages say what the code does: generated ones are current, commands and settings are known."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "recipes").rglob("*.md")),
+]
+PROGRAM = "lorasmith"
+
+
+def fences(kind: str) -> Iterator[tuple[str, str]]:
+    """Yield ``(page, text)`` of every code fence of one kind."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            yield page.relative_to(REPOSITORY).as_posix(), match[1]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield ``(page, command line)`` of every lorasmith command in a ``sh`` fence or in --help."""
+    for page, text in fences("sh"):
+        for line in text.splitlines():
+            if line.startswith(f"{PROGRAM} "):
+                yield page, line
+    for path, command in generator().leaf_commands():
+        for example in re.findall(r"Example: `(.*?)`$", command.help, re.MULTILINE | re.DOTALL):
+            yield f"--help of {' '.join(path)}", example
+
+
+def generator() -> ModuleType:
+    """Import docs/generate.py, which is no package."""
+    spec = importlib.util.spec_from_file_location("docs_generate", REPOSITORY / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Called(Exception):  # noqa: N818 (not an error: it stops a command after its arguments)
+    """Carries what a command line was understood as."""
+
+
+def understood(line: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Parse a command line as the program does; return the command's path and its arguments.
+
+    Fails where the program would exit 2: unknown command or option, missing or extra argument.
+    """
+    from typer.main import get_command
+
+    from lorasmith.cli.app import app
+
+    def stopping(path: tuple[str, ...], command: Any) -> None:
+        for name, inner in getattr(command, "commands", {}).items():
+            stopping((*path, name), inner)
+        if not hasattr(command, "commands"):
+
+            def callback(**arguments: Any) -> None:
+                raise Called(path, arguments)
+
+            command.callback = callback
+
+    root = get_command(app)
+    stopping((), root)
+    with pytest.raises(Called) as called:
+        root.main(shlex.split(line, comments=True)[1:], prog_name=PROGRAM, standalone_mode=False)
+    return called.value.args
+
+
+@pytest.mark.parametrize("name", ["settings.md", "cli.md"])
+def test_generated_pages_are_current(name: str) -> None:
+    written = (REPOSITORY / "docs" / name).read_text(encoding="utf-8")
+    assert written == generator().pages()[name], "run: python docs/generate.py"
+
+
+def test_every_setting_is_in_the_tables() -> None:
+    from lorasmith.config.base import described_fields
+
+    page = generator().settings_page()
+    for run in generator().RUNS.values():
+        for name, _, meaning in described_fields(run):
+            row = f"| `{name.rpartition('.')[2]}` |"
+            assert row in page, name
+            assert meaning, f"{name} has no docstring"
+    for entry in ("Stage", "RowFilter", "RowWeight"):
+        assert f"### {entry}" in page
+
+
+def test_every_command_is_told_with_an_example() -> None:
+    for path, command in generator().leaf_commands():
+        assert "Example: `lorasmith " + " ".join(path) in command.help, path
+
+
+def test_there_are_commands_to_check() -> None:
+    pages = [page for page, _ in commands()]
+    assert pages.count("README.md") >= 8
+    assert {"docs/quickstart.md", "docs/pretraining.md"} <= set(pages)
+
+
+@pytest.mark.parametrize(("page", "line"), list(commands()))
+def test_commands_in_the_pages_are_understood(
+    page: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorasmith.config.load import load_settings
+    from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
+    from lorasmith.config.run import TrainRun
+
+    path, arguments = understood(line)
+    kinds: dict[str, Any] = {"train": TrainRun, "clip": ClipRun, "vae": VaeRun, "unet": UnetRun}
+    if path[-1] not in kinds:
+        return
+    monkeypatch.chdir(REPOSITORY)
+    # Settings files that exist here are read; those of the reader are stood in for.
+    file = arguments.get("config") or arguments.get("run")
+    settings = file if file is not None and file.is_file() else None
+    base = None if settings else EXAMPLES[path[-1]]
+    load_settings(kinds[path[-1]], settings, arguments["sets"] or [], base)
+
+
+def script_commands() -> Iterator[tuple[str, str]]:
+    """Yield ``(script, command line)`` of the recipes' scripts, shell variables as they stand."""
+    for script in sorted((REPOSITORY / "recipes").rglob("*.sh")):
+        for line in script.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+            words = line.split()
+            if words[:2] == [PROGRAM, "pretrain"] and "$" not in words[2]:
+                yield script.name, line.strip()
+
+
+@pytest.mark.parametrize(("script", "line"), list(script_commands()))
+def test_commands_in_scripts_are_understood(script: str, line: str) -> None:
+    assert understood(line)[0][0] == "pretrain"
+
+
+LOOP = {"out": "runs/x", "steps": 10, "batch_size": 8, "learning_rate": 1e-3}
+EXAMPLES: dict[str, Any] = {
+    "train": {"data": {"path": "p", "tag": "t"}, "output": {"name": "n"}},
+    "clip": {"data": {"path": "p"}, "loop": LOOP},
+    "vae": {"data": {"path": "p"}, "loop": LOOP},
+    "unet": {
+        "data": {"path": "p"}, "loop": LOOP, "vae": "v", "clip": "c",
+        "stages": [{"resolution": 64, "steps": 10}],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "text"), list(fences("toml")))
+def test_settings_in_the_pages_are_valid(page: str, text: str, tmp_path: Path) -> None:
+    from lorasmith.config.load import load_settings
+
+    file = tmp_path / "run.toml"
+    file.write_text(text, encoding="utf-8")
+    command = text.splitlines()[0].removeprefix("# ")  # the first line says whose they are
+    load_settings(generator().RUNS[command], file)
+
+
+def test_configs_of_the_recipe_are_valid() -> None:
+    from lorasmith.config.load import load_settings
+    from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
+
+    configs = sorted((REPOSITORY / "recipes").rglob("configs/*.toml"))
+    assert len(configs) >= 4
+    for config in configs:
+        load_settings({"c": ClipRun, "v": VaeRun, "u": UnetRun}[config.name[0]], config)
+
+
+@pytest.mark.parametrize(("page", "text"), list(fences("python")))
+def test_python_in_the_pages_runs(
+    page: str, text: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run the examples as they stand, on a tiny model instead of the embedded one."""
+    from lorasmith.models import load
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(load, "EMBEDDED", tiny_model)
+    exec(compile(text, page, "exec"), {})
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_make_targets_in_the_pages_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    for kind in ("sh", "console"):
+        for page, text in fences(kind):
+            for target in re.findall(r"^make (\S+)", text, re.MULTILINE):
+                assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), (page, target)
