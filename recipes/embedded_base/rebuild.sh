@@ -112,7 +112,12 @@ mkdir -p "$results"
 cp "$clip/manifest.tsv" "$results/manifest.tsv"
 python $recipe/package.py --unet "$unet" --vae "$decoder" --clip "$clip" --out "$out"
 
-# 4. What it can do; a toy can do nothing.
+# 4. What it can do; a toy can do nothing. The table of autoencoder shapes is trained below work/.
 if [ "$toy" = yes ]; then exit; fi
+measured=(--vae "plain=$vae" --unet "without averaging=$unet/unet_without_ema")
+if [ "$work" = work ]; then bash $recipe/vae_table.sh; fi
+for folder in "$work"/table/*; do
+  if [ -d "$folder/vae" ]; then measured+=(--table "${folder##*/}=$folder"); fi
+done
 lorasmith pretrain report $recipe/configs/unet.toml --set "data.path=$data" --model "$out" \
-  --vae "plain=$vae" --unet "without averaging=$unet/unet_without_ema" --out "$results/RESULTS.md"
+  "${measured[@]}" --out "$results/RESULTS.md"

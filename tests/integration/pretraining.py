@@ -1,10 +1,14 @@
 """What the tests of pretraining share: small data, small settings, and running the commands."""
 
 import json
+import os
 import random
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image, ImageDraw
 
@@ -12,6 +16,9 @@ from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
 
 MERGES = Path(__file__).parents[2] / "recipes" / "embedded_base" / "tokenizer" / "merges.txt"
+VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+KINDS = ("clip", "vae", "unet")
 SHAPES = ("circle", "square")
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")
 
@@ -23,6 +30,7 @@ batch_size = 8
 learning_rate = 1e-3
 warmup = 1
 log_every = 2
+ema = 0.9
 device = "cpu"
 tensorboard = false
 """
@@ -144,3 +152,23 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
     """Names of the tensors that are not the same."""
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def one_of_two(
+    rank: int, port: int, place: Place, out: Path, sets: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Be one of two processes that share each of the given runs."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    sys.exit(max(place.pretrain(kind, out / kind, *given) for kind, given in sets.items()))
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a failed command printed."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]

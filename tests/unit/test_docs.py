@@ -128,20 +128,6 @@ def test_commands_in_the_pages_are_understood(
     load_settings(kinds[path[-1]], settings, arguments["sets"] or [], base)
 
 
-def script_commands() -> Iterator[tuple[str, str]]:
-    """Yield ``(script, command line)`` of the recipes' scripts, shell variables as they stand."""
-    for script in sorted((REPOSITORY / "recipes").rglob("*.sh")):
-        for line in script.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
-            words = line.split()
-            if words[:2] == [PROGRAM, "pretrain"] and "$" not in words[2]:
-                yield script.name, line.strip()
-
-
-@pytest.mark.parametrize(("script", "line"), list(script_commands()))
-def test_commands_in_scripts_are_understood(script: str, line: str) -> None:
-    assert understood(line)[0][0] == "pretrain"
-
-
 LOOP = {"out": "runs/x", "steps": 10, "batch_size": 8, "learning_rate": 1e-3}
 EXAMPLES: dict[str, Any] = {
     "train": {"data": {"path": "p", "tag": "t"}, "output": {"name": "n"}},

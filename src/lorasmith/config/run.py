@@ -68,12 +68,13 @@ class LoraSettings(Settings):
 class TrainSettings(Settings):
     """How it is trained."""
 
-    steps: Positive = 400
+    steps: Positive = 250
     """Optimizer steps."""
-    batch_size: Positive = 4
+    batch_size: Positive = 8
     """Pictures per step."""
-    learning_rate: float = Field(default=1e-3, gt=0.0)
-    """Peak learning rate of AdamW."""
+    learning_rate: float = Field(default=2e-3, gt=0.0)
+    """Peak learning rate of AdamW. The default suits the miniature model that ships with
+    lorasmith; a full-size one wants less, about 1e-4."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: int = Field(default=20, ge=0)

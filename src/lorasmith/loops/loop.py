@@ -68,6 +68,7 @@ class Loop:
         self.out = settings.out
         self._trained: dict[str, Trained] = {}
         self._figures: dict[str, torch.Tensor] = {}
+        self._noted: dict[str, torch.Tensor] = {}  # of the step under way
         self._graph: tuple[Hashable, torch.Tensor, StepGraph] | None = None
         self._seen = 0  # pictures since the last line of the log
         self.accelerator = accelerator_for(settings)
@@ -203,6 +204,7 @@ class Loop:
     ) -> None:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         parts, size = numbers.shape
+        self._noted = {}
         for index, (piece, draws) in enumerate(zip(numbers, self._generators, strict=True)):
             with ExitStack() as stack:
                 if index < parts - 1:  # gradients cross between processes with the last part
@@ -210,6 +212,7 @@ class Loop:
                         stack.enter_context(self.accelerator.no_sync(trained.wrapped))
                 first = (index * world + rank) * size
                 one_part(Part(piece, Draws(draws, parts * world * size, first, size)))
+        self._figures |= self._noted
         scaler = self.accelerator.scaler
         for name in names:
             norm = self._trained[name].update(self.settings.clip, scaler)
@@ -222,11 +225,13 @@ class Loop:
         self.accelerator.backward(loss / self.settings.accumulate)
 
     def note(self, **figures: torch.Tensor) -> None:
-        """Keep figures of this step (device scalars) for the next line of the log."""
-        self._figures.update({name: value.detach() for name, value in figures.items()})
+        """Keep figures of this part (device scalars); the log shows the mean over all parts."""
+        for name, value in figures.items():
+            share = value.detach() / self.settings.accumulate
+            self._noted[name] = self._noted[name] + share if name in self._noted else share
 
     def figure(self, name: str) -> float:
-        """Read one noted figure; this waits for the device."""
+        """Read one figure of the last step in this process; this waits for the device."""
         return float(self._figures[name])
 
     # --- results --------------------------------------------------------------------------
@@ -289,7 +294,10 @@ class Loop:
             set_learning_rate(trained.optimizer, trained.learning_rate * factor)
 
     def _read_figures(self, step: int) -> dict[str, float]:
-        figures = {name: float(value) for name, value in self._figures.items()}
+        noted = torch.stack([value.float() for value in self._figures.values()])
+        if self.accelerator.num_processes > 1:
+            noted = self.accelerator.reduce(noted, reduction="mean")
+        figures = dict(zip(self._figures, noted.tolist(), strict=True))
         # A gradient norm may overflow under fp16: the scaler skips that step by itself.
         scaled = self.accelerator.scaler is not None
         bad = [

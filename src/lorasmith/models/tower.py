@@ -17,7 +17,7 @@ from lorasmith.config.pretrain import TOWER_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.core.weights import load_tensors, save_tensors
-from lorasmith.models.load import EMBEDDED, load_text_encoder, load_tokenizer
+from lorasmith.models.load import EMBEDDED, load_text_encoder, load_tokenizer, quiet
 from lorasmith.models.text import tokenize
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ class ClipPair(nn.Module):
 
 def save_pair(pair: ClipPair, tokenizer: "CLIPTokenizer", folder: Path) -> None:
     """Write ``text_encoder/``, ``tokenizer/`` and ``image_tower/`` into a folder."""
-    pair.text_encoder.save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
+    with quiet():
+        pair.text_encoder.save_pretrained(folder / "text_encoder")
+        tokenizer.save_pretrained(folder / "tokenizer")
     own = {k: v for k, v in pair.state_dict().items() if not k.startswith("text_encoder.")}
     save_tensors(folder / FOLDER / "model.safetensors", own, {"format": "pt"})
     write_text(folder / FOLDER / "config.json", json.dumps(pair.image.config, indent=2) + "\n")

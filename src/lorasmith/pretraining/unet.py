@@ -17,7 +17,7 @@ from lorasmith.data.rows import Row
 from lorasmith.data.select import keep, weights
 from lorasmith.loops.loop import Loop, Part
 from lorasmith.loops.progress import progress_bar
-from lorasmith.models.load import load_part, load_text_encoder, load_tokenizer
+from lorasmith.models.load import load_part, load_text_encoder, load_tokenizer, quiet
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
@@ -202,14 +202,15 @@ def _new_unet(run: UnetRun, vae: Any, text_width: int) -> Any:
 
 def _finish(run: UnetRun, loop: Loop, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
     """Save a complete diffusers model; beside an average, ``unet_without_ema`` too."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    with quiet():  # transformers warns about picture processors that are not used
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     unet, out = loop.module("unet"), run.loop.out
     unet.eval()
     if loop.has_average("unet"):
         unet.save_pretrained(out / "unet_without_ema")
     scheduler = DDIMScheduler(**SCHEDULER, prediction_type=run.prediction)
-    with ExitStack() as stack:
+    with quiet(), ExitStack() as stack:
         for name in ("unet", "text_encoder"):
             if loop.has(name):
                 stack.enter_context(loop.averaged(name))

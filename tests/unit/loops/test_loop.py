@@ -12,8 +12,8 @@ from lorasmith.config.pretrain import LoopSettings
 from lorasmith.core.errors import ConfigError, OutputError, TrainingError, WeightsError
 from lorasmith.loops.loop import Interrupted, Loop, Part
 from lorasmith.loops.optim import adamw
-from lorasmith.loops.trained import Trained
 from lorasmith.loops.track import read_log
+from lorasmith.loops.trained import Trained
 
 
 def settings(out: Path, **more: object) -> LoopSettings:

@@ -14,7 +14,7 @@ LORASMITH = """#!/bin/bash
 printf '%s\\t' lorasmith "$@" >> "$CALLS"; echo >> "$CALLS"
 [ "$2" = "$FAIL_AT" ] && exit 130
 for word in "$@"; do
-  case $word in loop.out=*) mkdir -p "${word#*=}"; echo rows > "${word#*=}/manifest.tsv" ;; esac
+  case $word in loop.out=*) mkdir -p "${word#*=}/vae"; echo rows > "${word#*=}/manifest.tsv" ;; esac
 done
 exit 0
 """
@@ -32,7 +32,8 @@ class Recipe:
         self.root, self.calls_file, self.bin = root, root / "calls", root / "bin"
         recipe = root / SCRIPT.parent
         recipe.mkdir(parents=True)
-        shutil.copy(REPOSITORY / SCRIPT, recipe)
+        for script in (SCRIPT.name, "vae_table.sh"):
+            shutil.copy(REPOSITORY / SCRIPT.parent / script, recipe)
         self.bin.mkdir()
         for tool in ("bash", "dirname", "mkdir", "mv", "cp", "cmp", "touch", "rm"):
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
@@ -66,9 +67,23 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe(tmp_path)
 
 
+def used(call: list[str]) -> set[str]:
+    return {word for word in call if word.startswith("--")}
+
+
+def options_of(part: str) -> set[str]:
+    """Return the options that `lorasmith pretrain PART` has."""
+    from typer.main import get_command
+
+    from lorasmith.cli.app import app
+
+    pretrain = get_command(app).commands["pretrain"]  # type: ignore[attr-defined]
+    return {name for parameter in pretrain.commands[part].params for name in parameter.opts}
+
+
 ALL = [
     "python -m", "python build.py", "lorasmith clip", "lorasmith vae", "lorasmith vae",
-    "lorasmith unet", "python package.py", "lorasmith report",
+    "lorasmith unet", "python package.py", *["lorasmith vae"] * 4, "lorasmith report",
 ]  # fmt: skip
 
 
@@ -81,9 +96,15 @@ def test_all_steps_in_order_and_only_what_is_left_again(recipe: Recipe) -> None:
     manifest = recipe.root / "recipes" / "embedded_base" / "manifest.tsv"
     assert manifest.read_text() == "rows\n"
 
+    tables = [word for word in recipe.calls()[-1] if word.startswith("f")]
+    assert tables == [f"{kind}=work/table/{kind}" for kind in ("f4c4", "f4c8", "f8c4", "f8c8")]
+
+    ours = [call for call in recipe.calls() if call[0] == "lorasmith"]
+    assert all(used(call) <= options_of(call[2]) for call in ours)
+
     again = recipe.run()
     assert again.returncode == 0, again.stderr
-    assert recipe.steps() == ALL[-2:]
+    assert recipe.steps() == ["python package.py", "lorasmith report"]
 
 
 def test_without_npm_it_says_so_and_does_nothing(recipe: Recipe) -> None:

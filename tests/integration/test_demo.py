@@ -1,0 +1,62 @@
+"""The command ``demo``, in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from train_commands import files_under
+
+from lorasmith.cli import run
+
+
+def test_the_demo_runs_and_runs_again(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from lorasmith.cli import demo
+
+    monkeypatch.setattr(demo, "_SAMPLING_STEPS", 2)
+    out = tmp_path / "demo"
+    for _ in range(2):
+        assert run(["demo", "--out", str(out), "-m", str(tiny_model), "--steps", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    printed = captured.out.splitlines()
+    assert printed[: len(printed) // 2][0] == "1/3 drawing 8 pictures with the base model"
+    assert [line[:3] for line in printed if not line.startswith(" ")] == [
+        "1/3", "2/3", "3/3", "try",
+    ] * 2  # fmt: skip
+    assert files_under(out) == [
+        "base.png", "inkmono.png", "inkmono.safetensors", "inkmono/log.jsonl", "inkmono/run.toml",
+        "metrics.json", "taught.png",
+    ]  # fmt: skip
+    with Image.open(out / "inkmono.png") as grid:
+        assert grid.width > 8 * 64
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics) == ["base", "lora", "taught"]
+    assert metrics["taught"]["saturation"] == 0.0
+    assert set(metrics["lora"]) == {"saturation", "two_tone"}
+
+
+def test_the_demo_keeps_what_is_not_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "inkmono").mkdir()
+    (tmp_path / "inkmono" / "mine.txt").write_text("mine")
+    assert run(["demo", "--out", str(tmp_path), "-m", str(tiny_model), "--steps", "1"]) == 1
+    assert (tmp_path / "inkmono" / "mine.txt").read_text() == "mine"
+
+
+def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:
+    from lorasmith.cli.demo import CONCEPTS, DEMO_DATA, TAG
+    from lorasmith.data.rows import read_rows
+    from lorasmith.data.tags import contains_tag
+
+    rows = read_rows(DEMO_DATA)
+    assert len(rows) == 24
+    assert all(contains_tag(row.caption, TAG) for row in rows)
+    taught = {row.caption.rpartition(",")[0] for row in rows}
+    assert taught.isdisjoint(CONCEPTS)
+    assert "Copyright (c) Microsoft Corporation" in (DEMO_DATA / "ATTRIBUTION.txt").read_text()
+    for row in rows:
+        with Image.open(row.file) as picture:
+            assert picture.size == (128, 128)

@@ -1,0 +1,88 @@
+"""What the pretraining commands say when they cannot go on."""
+
+from pathlib import Path
+
+import pytest
+from pretraining import Place, assert_same, error_of, final_state
+
+from lorasmith.pretraining import clip as clip_module
+
+
+@pytest.mark.parametrize(
+    ("kind", "sets", "message"),
+    [
+        ("vae", ("loop.setps=3",), "unknown key 'setps' in section [loop]; did you mean steps"),
+        ("vae", ("losss.kl=1",), "unknown key 'losss' in the top level; did you mean loss"),
+        ("unet", ("shape.head=3",), "unknown key 'head' in section [shape]; did you mean heads"),
+        ("unet", ("stages.0=3",), "stages"),
+        ("clip", ("loop.steps=0",), "loop.steps: input should be greater than 0 (got 0)"),
+        ("unet", ("loop.steps=5",), "loop.steps is 5 but the stages' steps add up to 4"),
+        ("clip", ("loop.batch_size=9", "loop.accumulate=2"), "9 does not divide into 1 processes"),
+        ("clip", ("loop.precision=fp16",), "loop.precision: fp16 needs a GPU"),
+        ("clip", ("image.channels=[8, 12]",), "image: channels: 12 does not divide into 8 groups"),
+        ("clip", ("image.blocks=[1]",), "channels has 2 stages but blocks has 1"),
+        ("clip", ("text.heads=3",), "text: width 16 does not divide into 3 heads"),
+        ("vae", ("shape.groups=3",), "shape: channels: 8 does not divide into 3 groups"),
+        ("vae", ("resolution=36",), "resolution: 36 is not a multiple of 8"),
+        ("unet", ("data.filters=[{column='rol', value=1}]",), "no row has a column 'rol'; did you"),
+        ("unet", ("clip=/absent",), "text_encoder cannot be loaded"),
+        ("unet", ("vae=/absent",), "vae cannot be loaded"),
+        ("vae", ("loss.perceptual_tower=/absent",), "/absent: has no image_tower"),
+        ("clip", ("merges=/absent",), "/absent: cannot be read as a merge list"),
+        ("clip", ("merge_count=999999",), "fewer than the 999999 asked for"),
+        ("clip", ("data.path=/absent",), "/absent: no such data folder or packed file"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    kind: str, sets: tuple[str, ...], message: str,
+) -> None:  # fmt: skip
+    assert place.pretrain(kind, tmp_path / "out", *sets) == 1
+    assert message in error_of(capsys)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_stage_with_an_odd_size_is_named(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage, message in (
+        ("resolution=60, steps=4", "stages.0.resolution: 60 is not a multiple of 8"),
+        ("resolution=64, steps=4, batch_size=3", "stages.0.batch_size: 3 does not divide into"),
+        (
+            "resolution=64, steps=4, filters=[{column='size', op='>=', value=999}]",
+            "no rows are left of",
+        ),
+    ):
+        sets = (f"stages=[{{{stage}}}]", "loop.accumulate=2")
+        assert place.pretrain("unet", tmp_path / "out", *sets) == 1
+        assert message in error_of(capsys)
+
+
+def test_a_collapse_is_told(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(clip_module, "COLLAPSE_AFTER", 3)
+    for number in range(8):  # nothing tells these apart, so the loss stays at chance
+        picture = next(iter(place.data.glob("00.png"))).read_bytes()
+        (tmp_path / f"{number}.png").write_bytes(picture)
+        (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")
+    data = f"data={{path='{tmp_path}', validation_share=0, filters=[], flip=false}}"
+    assert place.pretrain("clip", tmp_path / "out", data, "shift=0") == 1
+    assert "the towers collapsed: after 3 steps the loss is 2.079" in error_of(capsys)
+
+
+def test_damaged_checkpoints_are_told(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ("loop.checkpoint_every=2",)
+    assert place.pretrain("clip", tmp_path / "out", *sets) == 0
+    newest = tmp_path / "out" / "checkpoints" / "step-00000004" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x01")
+    capsys.readouterr()
+    assert place.pretrain("clip", tmp_path / "out", *sets, options=("--resume",)) == 0
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: checkpoint ")
+    assert lines[0].endswith("; going on from step 2")
+    assert_same(final_state(tmp_path / "out"), final_state(place.clip))
