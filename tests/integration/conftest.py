@@ -1,9 +1,10 @@
-"""Pictures to train on."""
+"""Pictures to train on, and finished pretraining runs that several test files look at."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+from pretraining import Place, make_data
 
 
 @pytest.fixture
@@ -17,3 +18,14 @@ def pictures(tmp_path: Path) -> Path:
         picture.save(folder / f"ball{number}.png")
         (folder / f"ball{number}.txt").write_text(f"ball number {number}, inkmono style\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Data and one run of each kind, each built on the one before."""
+    place = Place(tmp_path_factory.mktemp("pretrain"))
+    make_data(place.data)
+    assert place.pretrain("clip", place.clip) == 0
+    assert place.pretrain("vae", place.vae) == 0
+    assert place.pretrain("unet", place.unet, "loop.tensorboard=true") == 0
+    return place

@@ -38,8 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # what the user's umask gives; safetensors makes files 0600
     try:
         yield temporary
+        temporary.chmod(mode)
         sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)

@@ -47,3 +47,13 @@ def test_hashes_are_of_the_whole_file(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "f", seen.append) == hashlib.sha256(data).hexdigest()
     assert sum(seen) == len(data)
     assert len(seen) > 2
+
+
+def test_a_replaced_file_has_the_users_permissions(tmp_path: Path) -> None:
+    """Whatever wrote the temporary file (safetensors writes with mode 0600)."""
+    plain = tmp_path / "plain"
+    plain.touch()
+    with replacing(tmp_path / "out") as temporary:
+        temporary.unlink()
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "out").stat().st_mode == plain.stat().st_mode
