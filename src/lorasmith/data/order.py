@@ -37,10 +37,6 @@ class BatchOrder:
             wanted -= len(piece)
         return torch.cat(pieces)
 
-    def epoch_of(self, step: int) -> float:
-        """Return how many epochs have been seen before batch ``step``."""
-        return step * self.batch_size / self.epoch_size
-
     def _epoch(self, epoch: int) -> torch.Tensor:
         if self._cached[0] != epoch:
             self._cached = (epoch, self._draw(epoch))

@@ -1,6 +1,6 @@
 """How good a base model is: its autoencoder, its towers, and its pictures for captions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ from lorasmith.data.picture import square
 from lorasmith.data.pictures import from_signed, to_signed
 from lorasmith.evaluation.metrics import pooled_psnr, psnr, ranks, top_k
 from lorasmith.models.tower import ClipPair, embed_pictures, embed_texts
-
-Embed = Callable[[Sequence[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)

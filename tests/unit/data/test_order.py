@@ -37,7 +37,6 @@ def test_epochs_and_seeds_differ() -> None:
     order = BatchOrder([1.0] * 50, 50, seed=0)
     assert not torch.equal(order.batch(0), order.batch(1))
     assert not torch.equal(order.batch(0), BatchOrder([1.0] * 50, 50, seed=1).batch(0))
-    assert order.epoch_of(3) == 3.0
 
 
 @settings(max_examples=30, deadline=None)
