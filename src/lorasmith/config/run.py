@@ -1,23 +1,22 @@
-"""Settings of `lorasmith train`."""
+"""Settings of `lorasmith train`: everything about one run, in one tree."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from lorasmith.config.base import Settings, UserPath
+from lorasmith.config.lora import LoraSettings, PartSettings
+from lorasmith.config.train_data import TrainData
+from lorasmith.config.training import LossSettings, TrainSettings
+
+__all__ = [
+    "LoraSettings", "LossSettings", "ModelSettings", "OutputSettings", "PartSettings",
+    "PreviewSettings", "TrackSettings", "TrainData", "TrainRun", "TrainSettings",
+]  # fmt: skip
 
 Positive = Annotated[int, Field(gt=0)]
 
 SUFFIX = ".safetensors"
-
-
-def _tag(text: str) -> str:
-    words = text.split()
-    if not words or not any(character.isalnum() for character in text):
-        raise ValueError("the tag is empty; give one or more words, such as inkmono")
-    if "," in text:
-        raise ValueError("a tag has no comma; captions are divided into parts by them")
-    return " ".join(words)
 
 
 def _name(text: str) -> str:
@@ -32,67 +31,43 @@ class ModelSettings(Settings):
     """The model that is taught."""
 
     path: UserPath | None = None
-    """A Stable Diffusion 1.x or 2.x model in diffusers' folder layout; left out, the miniature
-    model that ships with lorasmith."""
+    """A Stable Diffusion 1.x, 2.x or SDXL model in diffusers' folder layout; left out, the
+    miniature model that ships with lorasmith."""
 
 
-class TrainData(Settings):
-    """The pictures that are learned from."""
+class PreviewSettings(Settings):
+    """What is looked at while the training goes on."""
 
-    path: UserPath
-    """A folder of pictures with captions (`name.txt` beside `name.png`, or metadata.jsonl)."""
-    tag: Annotated[str, AfterValidator(_tag)]
-    """The words that shall call the LoRA. They stand in every caption of the pictures."""
-    resolution: int | None = Field(default=None, gt=0)
-    """Side of the training pictures in pixels; left out, what the model was trained at."""
-
-
-class LoraSettings(Settings):
-    """The adapter."""
-
-    rank: Positive = 16
-    """Inner width of the adapters: more can learn more, and forgets more."""
-    alpha: float | None = Field(default=None, gt=0.0)
-    """The adapters' output is scaled by alpha / rank; left out, alpha is the rank."""
-    targets: str = "attention"
-    """Preset of the layers that get an adapter."""
-    init: Literal["gaussian", "kaiming"] = "gaussian"
-    """How the down-matrices start; the up-matrices start at zero."""
-
-    @property
-    def scaled_alpha(self) -> float:
-        """Alpha, or what stands for it."""
-        return float(self.rank) if self.alpha is None else self.alpha
-
-
-class TrainSettings(Settings):
-    """How it is trained."""
-
-    steps: Positive = 250
-    """Optimizer steps."""
-    batch_size: Positive = 8
-    """Pictures per step."""
-    learning_rate: float = Field(default=2e-3, gt=0.0)
-    """Peak learning rate of AdamW. The default suits the miniature model that ships with
-    lorasmith; a full-size one wants less, about 1e-4."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the learning rate falls after the warm-up."""
-    warmup: int = Field(default=20, ge=0)
-    """Steps over which the learning rate rises from zero."""
-    floor: float = Field(default=0.1, ge=0.0, le=1.0)
-    """The schedule ends at this share of the peak."""
-    weight_decay: float = Field(default=0.01, ge=0.0)
-    """AdamW's decoupled weight decay."""
-    clip: float = Field(default=1.0, gt=0.0)
-    """Largest gradient norm; larger gradients are scaled down to it."""
-    precision: Literal["no", "bf16"] = "no"
-    """What the frozen model computes in: float32 (no) or bf16. The adapters stay float32."""
-    device: str = "auto"
-    """Where to train: auto, cpu, cuda, cuda:1, mps."""
+    every: int = Field(default=100, ge=0)
+    """Steps between two looks: preview pictures and the held-out loss; 0 for none."""
+    prompts: tuple[str, ...] | None = None
+    """Prompts of the preview pictures; left out, captions of training pictures. An empty list
+    draws none."""
+    count: Positive = 4
+    """How many captions are used when no prompts are given."""
+    negative: str = ""
+    """Negative prompt of the previews."""
+    steps: Positive = 15
+    """Sampling steps of a preview."""
+    guidance: float = Field(default=5.0, ge=0.0)
+    """Guidance scale of a preview."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the adapters' start, the data order and the noise."""
-    log_every: Positive = 10
-    """Steps between two lines of the log."""
+    """Seed of the first preview picture; picture k uses seed + k."""
+    size: str | None = None
+    """Size of the previews, such as 512x768; left out, the model's own."""
+    loss_timesteps: Positive = 4
+    """How many noise levels, evenly spread, the held-out loss is measured at."""
+
+
+class TrackSettings(Settings):
+    """Where figures go, beside the JSON lines in the run's folder."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run's folder."""
+    wandb: bool = False
+    """Send figures to Weights & Biases (needs the extra `lorasmith[wandb]`)."""
+    wandb_project: str = "lorasmith"
+    """Its project."""
 
 
 class OutputSettings(Settings):
@@ -100,7 +75,7 @@ class OutputSettings(Settings):
 
     name: Annotated[str, AfterValidator(_name)]
     """NAME writes `loras/NAME.safetensors`, some/path/NAME writes `some/path/NAME.safetensors`;
-    settings and log go to the folder of that name beside it."""
+    the run's other files go to the folder of that name beside it."""
 
 
 class TrainRun(Settings):
@@ -116,3 +91,18 @@ class TrainRun(Settings):
     """The adapter."""
     train: TrainSettings = TrainSettings()
     """The training."""
+    preview: PreviewSettings = PreviewSettings()
+    """Looks at it on the way."""
+    track: TrackSettings = TrackSettings()
+    """Where its figures go."""
+
+    @model_validator(mode="after")
+    def _patience_has_something_to_watch(self) -> Self:
+        if self.train.patience is not None and (
+            self.preview.every == 0 or self.data.held_out == 0.0
+        ):
+            raise ValueError(
+                "train.patience watches the held-out loss: preview.every and data.held_out must "
+                "not be 0"
+            )
+        return self

@@ -1,0 +1,61 @@
+"""Settings of the adapter: which layers get one, how wide, how it starts."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lorasmith.config.base import Settings
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Targets = str | tuple[str, ...]
+
+Init = Literal["gaussian", "kaiming", "compensated", "pissa"]
+
+
+class PartSettings(Settings):
+    """Some layers that are trained with numbers of their own."""
+
+    targets: Targets
+    """Presets or patterns over module paths, as in `lora.targets`; these layers are taken in
+    addition to it, and where both name a layer, the part's numbers count. The last part wins."""
+    rank: Positive | None = None
+    """Rank here; left out, `lora.rank`."""
+    alpha: PositiveFloat | None = None
+    """Alpha here; left out, `lora.alpha` where the rank is left out too, else the rank."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate here; left out, `train.learning_rate`."""
+
+
+class LoraSettings(Settings):
+    """The adapter."""
+
+    rank: Positive = 16
+    """Inner width of the adapters: more can learn more, and forgets more."""
+    alpha: PositiveFloat | None = None
+    """The adapters' output is scaled by alpha / rank; left out, alpha is the rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (arXiv:2312.03732), so that high ranks still learn."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the adapters' inputs set to zero while they are trained."""
+    targets: Targets = "attention"
+    """Layers that get an adapter: presets (`attention`, `attention+ff`, `text-encoder`, ...) or
+    patterns over module paths (`up_blocks.1.*.attn2.*`), one or a list. `lorasmith model info
+    --targets` shows what they take."""
+    parts: tuple[PartSettings, ...] = ()
+    """Layers with rank, alpha or learning rate of their own."""
+    init: Init = "gaussian"
+    """How the factors start. `gaussian` and `kaiming`: a random down-matrix, a zero up-matrix.
+    `compensated`: both random, their product subtracted. `pissa`: the strongest directions of the
+    frozen weight, likewise subtracted. All start as the base model."""
+
+    @property
+    def scaled_alpha(self) -> float:
+        """Alpha, or what stands for it."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+    @model_validator(mode="after")
+    def _something_is_targeted(self) -> Self:
+        if not self.targets and not self.parts:
+            raise ValueError("targets: name at least one preset or pattern")
+        return self

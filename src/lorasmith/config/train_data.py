@@ -1,0 +1,101 @@
+"""Settings about the pictures that a LoRA learns from."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lorasmith.config.base import Settings, UserPath
+from lorasmith.config.data import RowFilter
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _tag(text: str) -> str:
+    words = text.split()
+    if not words or not any(character.isalnum() for character in text):
+        raise ValueError("the tag is empty; give one or more words, such as inkmono")
+    if "," in text:
+        raise ValueError("a tag has no comma; captions are divided into parts by them")
+    return " ".join(words)
+
+
+def _colour(text: str) -> str:
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise ValueError("write a colour as #rrggbb, such as #ffffff")
+    return text.lower()
+
+
+class TrainData(Settings):
+    """The pictures that are learned from."""
+
+    path: UserPath
+    """A folder of pictures with captions (`name.txt` beside `name.png`, kohya's `10_name` folders
+    or metadata.jsonl), or a packed tar."""
+    tag: Annotated[str, AfterValidator(_tag)]
+    """The words that shall call the LoRA. They stand in every caption of the pictures."""
+    filters: tuple[RowFilter, ...] = ()
+    """Only pictures whose metadata columns pass all of these are used."""
+    bad_pictures: Literal["stop", "skip"] = "stop"
+    """What a picture or caption that cannot be used does: stop before training, or be left out
+    with a warning."""
+
+    resolution: Positive | None = None
+    """Side of a square picture in pixels; wider and taller ones have about as many pixels. Left
+    out, what the model was trained at."""
+    buckets: bool = True
+    """Keep the pictures' shapes: each goes to the nearest of a few aspect ratios. False crops all
+    to squares."""
+    bucket_step: Positive = 64
+    """Sides of buckets are multiples of this (raised to what the model needs)."""
+    max_aspect: float = Field(default=2.0, ge=1.0)
+    """Longest shape of a bucket, longer side over shorter; longer pictures are cropped to it."""
+    crop: Literal["center", "random"] = "center"
+    """What is kept of a picture that is larger than its bucket. `random` differs every time and
+    therefore needs the VAE in every step."""
+    flip: bool = False
+    """Mirror half of the pictures. Not for text, logos and faces that are not symmetric."""
+    colour_jitter: Share = 0.0
+    """Brightness, contrast and saturation are changed at random by up to this share. Needs the
+    VAE in every step."""
+    background: Annotated[str, AfterValidator(_colour)] = "#ffffff"
+    """Colour under transparent pictures."""
+
+    shuffle_captions: bool = False
+    """Put the comma-separated parts of a caption into random order every time."""
+    keep_tokens: int = Field(default=1, ge=0)
+    """How many parts at the start stay in place when captions are shuffled."""
+    caption_dropout: Share = 0.0
+    """Share of the captions that are replaced by an empty one."""
+    repeats: Positive = 1
+    """How often each picture comes in an epoch; multiplied with the number of a `10_name`
+    folder."""
+
+    held_out: Share | None = None
+    """Share of the pictures kept out of training for the held-out loss. Left out: a twelfth of
+    sets of 24 and more, none of smaller ones."""
+    class_path: UserPath | None = None
+    """Pictures of the class without the new thing (regularisation, prior preservation), in the
+    same layouts."""
+    class_caption: str | None = None
+    """Caption of class pictures that have none."""
+    class_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of their loss."""
+
+    cache: bool = True
+    """Keep latents and text embeddings on disk for the next run."""
+    cache_dir: UserPath | None = None
+    """Where; left out, the user's cache folder (`LORASMITH_CACHE` moves it)."""
+
+    @model_validator(mode="after")
+    def _class_settings_go_together(self) -> Self:
+        if self.class_caption is not None and self.class_path is None:
+            raise ValueError("class_caption goes with class_path")
+        return self
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        """The background as three bytes."""
+        red, green, blue = bytes.fromhex(self.background[1:])
+        return red, green, blue
