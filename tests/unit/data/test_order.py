@@ -1,8 +1,10 @@
+from collections import Counter
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasmith.data.order import BatchOrder
+from lorasmith.data.order import BatchOrder, BucketOrder
 
 
 @settings(max_examples=40, deadline=None)
@@ -60,3 +62,121 @@ def test_rows_come_as_often_as_their_weights_say() -> None:
     torch.testing.assert_close(share[30:], torch.full((10,), 0.1), atol=0.03, rtol=0.0)
     firsts = torch.stack([order.batch(step)[0] for step in range(epochs)])
     assert len(firsts.unique()) == 40  # any row may come first
+
+
+# --- buckets --------------------------------------------------------------------------------
+
+ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4)), min_size=1, max_size=40)
+
+
+def epoch_of_batches(order: BucketOrder, epoch: int) -> list[list[int]]:
+    start = epoch * order.steps_per_epoch
+    return [order.batch(start + k).tolist() for k in range(order.steps_per_epoch)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(entries=ENTRIES, batch=st.integers(1, 50), seed=st.integers(0, 3), epoch=st.integers(0, 5))
+def test_every_entry_comes_as_often_as_it_is_repeated(
+    entries: list[tuple[int, int]], batch: int, seed: int, epoch: int
+) -> None:
+    buckets, repeats = zip(*entries, strict=True)
+    batches = epoch_of_batches(BucketOrder(buckets, repeats, batch, seed), epoch)
+    assert Counter(n for one in batches for n in one) == dict(enumerate(repeats))
+
+
+@settings(max_examples=60, deadline=None)
+@given(entries=ENTRIES, batch=st.integers(1, 50))
+def test_batches_are_of_one_bucket_and_nearly_equal(
+    entries: list[tuple[int, int]], batch: int
+) -> None:
+    buckets, repeats = zip(*entries, strict=True)
+    sizes: dict[int, list[int]] = {}
+    for one in epoch_of_batches(BucketOrder(buckets, repeats, batch, 0), 1):
+        (bucket,) = {buckets[n] for n in one}
+        sizes.setdefault(bucket, []).append(len(one))
+    for bucket, found in sizes.items():
+        total = sum(r for b, r in entries if b == bucket)
+        assert sum(found) == total
+        assert len(found) == -(-total // batch)  # no more batches than needed
+        assert max(found) <= batch
+        assert max(found) - min(found) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    entries=ENTRIES,
+    class_share=st.integers(0, 3),
+    batch=st.integers(1, 9),
+    steps=st.lists(st.integers(0, 300), min_size=1, max_size=5),
+)
+def test_a_bucket_batch_is_a_function_of_its_number(
+    entries: list[tuple[int, int]], class_share: int, batch: int, steps: list[int]
+) -> None:
+    buckets, repeats = zip(*entries, strict=True)
+    is_class = [n % 4 < class_share and n > 0 for n in range(len(entries))]
+    one = BucketOrder(buckets, repeats, batch, 3, is_class)
+    for step in steps:
+        again = BucketOrder(buckets, repeats, batch, 3, is_class)
+        assert torch.equal(one.batch(step), again.batch(step))
+        assert one.epoch_of(step) == again.epoch_of(step)
+
+
+def test_bucket_sizes_of_the_example() -> None:
+    order = BucketOrder([0] * 25, [1] * 25, 8, seed=0)
+    assert order.steps_per_epoch == 4
+    assert sorted(len(one) for one in epoch_of_batches(order, 0)) == [6, 6, 6, 7]
+
+
+def test_bucket_epochs_and_seeds_differ() -> None:
+    order = BucketOrder([0, 1] * 20, [1] * 40, 5, seed=0)
+    first, second = epoch_of_batches(order, 0), epoch_of_batches(order, 1)
+    assert first != second
+    assert first != epoch_of_batches(BucketOrder([0, 1] * 20, [1] * 40, 5, seed=1), 0)
+    # Buckets come mixed, not one after the other.
+    kinds = [one[0] % 2 for one in first]
+    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))
+    assert order.epoch_of(order.steps_per_epoch - 1) == 0
+    assert order.epoch_of(order.steps_per_epoch) == 1
+
+
+def test_repeats_are_spread_over_the_epoch() -> None:
+    order = BucketOrder([0] * 8, [4] * 8, 8, seed=0)
+    assert all(len(set(one)) == 8 for one in epoch_of_batches(order, 0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tagged=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=12),
+    classes=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    batch=st.integers(1, 9),
+)
+def test_class_entries_go_round_beside_the_tagged(
+    tagged: list[tuple[int, int]], classes: list[int], batch: int
+) -> None:
+    buckets = [bucket for bucket, _ in tagged] + classes
+    repeats = [often for _, often in tagged] + [1] * len(classes)
+    is_class = [False] * len(tagged) + [True] * len(classes)
+    order = BucketOrder(buckets, repeats, batch, 0, is_class)
+    draws = sum(often for _, often in tagged)
+    epochs: dict[int, Counter[int]] = {}
+    step = 0
+    while (epoch := order.epoch_of(step)) < 4:
+        numbers = order.batch(step).tolist()
+        assert 1 <= len(numbers) <= batch
+        assert len({buckets[n] for n in numbers}) == 1
+        epochs.setdefault(epoch, Counter()).update(numbers)
+        step += 1
+    total: Counter[int] = Counter()
+    for found in epochs.values():
+        assert {n: c for n, c in found.items() if not is_class[n]} == dict(
+            enumerate(often for _, often in tagged)
+        )
+        assert sum(c for n, c in found.items() if is_class[n]) == draws
+        total += found
+    seen = [total[n] for n, classed in enumerate(is_class) if classed]
+    assert max(seen) - min(seen) <= 1  # all come equally often, however many they are
+
+
+def test_batches_mix_classes_with_the_tagged() -> None:
+    order = BucketOrder([0] * 24, [1] * 24, 8, 0, [False] * 8 + [True] * 16)
+    assert [sum(n >= 8 for n in one) for one in epoch_of_batches(order, 0)] == [4, 4]

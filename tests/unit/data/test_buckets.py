@@ -1,0 +1,147 @@
+"""Buckets and placements, as properties over all sizes."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.data.buckets import Bucket, bucket_step, make_buckets, nearest, place
+
+SIDES = st.integers(1, 24)
+STEPS = st.sampled_from([1, 8, 32, 64, 100])
+ASPECTS = st.floats(1.0, 6.0)
+LENGTHS = st.integers(1, 20_000)
+
+
+@given(times=SIDES, step=STEPS, max_aspect=ASPECTS)
+def test_buckets_have_the_area_of_the_square(times: int, step: int, max_aspect: float) -> None:
+    side = times * step
+    buckets = make_buckets(side, step, max_aspect)
+    assert Bucket(side, side) in buckets
+    for one in buckets:
+        short, long = sorted((one.width, one.height))
+        assert one.width % step == one.height % step == 0
+        assert abs(short * long - side * side) <= step * short / 2
+        assert long <= max_aspect * short
+
+
+@given(times=SIDES, step=STEPS, max_aspect=ASPECTS)
+def test_buckets_go_from_tall_to_wide_and_lie_symmetrically(
+    times: int, step: int, max_aspect: float
+) -> None:
+    buckets = make_buckets(times * step, step, max_aspect)
+    assert all(a.aspect < b.aspect for a, b in itertools.pairwise(buckets))
+    assert {(b.height, b.width) for b in buckets} == {(b.width, b.height) for b in buckets}
+
+
+@given(times=SIDES, step=STEPS, max_aspect=ASPECTS)
+def test_no_shorter_side_is_left_out(times: int, step: int, max_aspect: float) -> None:
+    """Each multiple of the step whose best partner is not too long makes a bucket."""
+    side = times * step
+    shorts = {min(b.width, b.height) for b in make_buckets(side, step, max_aspect)}
+    for short in range(step, side + 1, step):
+        exact = side * side / short
+        possible = [math.floor(exact / step) * step, math.ceil(exact / step) * step]
+        best = min(abs(long * short - side * side) for long in possible)
+        longs = [x for x in possible if abs(x * short - side * side) == best]
+        if max(longs) <= max_aspect * short:
+            assert short in shorts
+
+
+@given(
+    width=LENGTHS,
+    height=LENGTHS,
+    times=SIDES,
+    step=STEPS,
+    max_aspect=ASPECTS,
+)
+def test_every_picture_is_scaled_to_cover_a_bucket_and_cropped_inside(
+    width: int, height: int, times: int, step: int, max_aspect: float
+) -> None:
+    buckets = make_buckets(times * step, step, max_aspect)
+    placed = place((width, height), buckets)
+    bucket, (wide, tall) = placed.bucket, placed.resized
+    left, top, right, bottom = placed.crop
+
+    assert bucket in buckets
+    assert placed.original == (width, height)
+    # Covers the bucket, and no more than needed: one side fits exactly.
+    assert wide >= bucket.width
+    assert tall >= bucket.height
+    assert wide == bucket.width or tall == bucket.height
+    # Scaled without distortion, up to the rounding of the other side.
+    scale = max(bucket.width / width, bucket.height / height)
+    assert abs(wide - width * scale) <= 0.5 + 1e-6
+    assert abs(tall - height * scale) <= 0.5 + 1e-6
+    # The crop has the bucket's size, lies inside, and is central to a pixel.
+    assert (right - left, bottom - top) == (bucket.width, bucket.height)
+    assert 0 <= left <= right <= wide
+    assert 0 <= top <= bottom <= tall
+    assert 0 <= (wide - right) - left <= 1
+    assert 0 <= (tall - bottom) - top <= 1
+    assert placed.room == (wide - bucket.width, tall - bucket.height)
+
+
+@given(width=LENGTHS, height=LENGTHS, times=SIDES, max_aspect=ASPECTS)
+def test_the_bucket_is_the_nearest_in_aspect(
+    width: int, height: int, times: int, max_aspect: float
+) -> None:
+    buckets = make_buckets(times * 64, 64, max_aspect)
+    chosen = place((width, height), buckets).bucket
+
+    def distance(bucket: Bucket) -> float:
+        return abs(math.log(bucket.width * height / (bucket.height * width)))
+
+    assert distance(chosen) <= min(map(distance, buckets)) + 1e-9
+
+
+@given(width=LENGTHS, height=LENGTHS, times=SIDES)
+def test_turning_a_picture_turns_its_distance(width: int, height: int, times: int) -> None:
+    buckets = make_buckets(times * 64, 64, 2.0)
+    one, turned = place((width, height), buckets), place((height, width), buckets)
+    # Both ways are equally near; which of two equally near ones is taken may differ.
+    assert math.isclose(
+        abs(math.log(one.bucket.aspect * height / width)),
+        abs(math.log(turned.bucket.aspect * width / height)),
+        abs_tol=1e-9,
+    )
+
+
+def test_known_buckets() -> None:
+    sizes = [str(bucket) for bucket in make_buckets(512, 64, 2.0)]
+    assert sizes == ["384x704", "448x576", "512x512", "576x448", "704x384"]
+    assert [str(b) for b in make_buckets(128, 64, 2.0)] == ["128x128"]
+    assert [str(b) for b in make_buckets(1024, 64, 1.0)] == ["1024x1024"]
+
+
+def test_known_placements() -> None:
+    buckets = make_buckets(512, 64, 2.0)
+    photo = place((3000, 2000), buckets)
+    # 1.5 lies between 576/448 = 1.286 and 704/384 = 1.833, nearer the first in logarithms.
+    assert str(photo.bucket) == "576x448"
+    assert photo.resized == (672, 448)
+    assert photo.crop == (48, 0, 624, 448)
+    line = place((9000, 10), buckets)
+    assert str(line.bucket) == "704x384"
+    assert line.resized == (9000 * 384 // 10, 384)
+    assert nearest((1, 1), buckets) == 2
+
+
+@given(times=st.integers(1, 40), wanted=st.integers(1, 300), multiple=st.sampled_from([8, 32, 64]))
+def test_steps_fit_the_model_and_the_square(times: int, wanted: int, multiple: int) -> None:
+    side = times * multiple
+    step = bucket_step(side, wanted, multiple)
+    assert step % multiple == 0
+    assert side % step == 0
+    if wanted % multiple == 0 and side % wanted == 0:
+        assert step == wanted
+    assert make_buckets(side, step, 2.0)
+
+
+def test_sides_that_are_not_multiples_are_refused() -> None:
+    with pytest.raises(ValueError, match="100 is not a positive multiple of the step 64"):
+        make_buckets(100, 64, 2.0)
+    with pytest.raises(ValueError, match="0 is not a positive"):
+        make_buckets(0, 64, 2.0)
