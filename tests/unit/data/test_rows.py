@@ -71,7 +71,7 @@ def test_a_folder_without_pictures(tmp_path: Path) -> None:
 def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 text \(byte 3\)"):
+    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 text \(byte 3 is 0xe9\)"):
         read_rows(tmp_path)
 
 
