@@ -49,7 +49,7 @@ def _scaled(grey: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
 
 def bit_distances(one: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Count the bits that differ between one hash ``[2]`` and others ``[N, 2]``, int64 ``[N]``."""
-    return np.bitwise_count(others ^ one).sum(axis=1, dtype=np.int64)
+    return np.asarray(np.bitwise_count(others ^ one).sum(axis=1, dtype=np.int64))
 
 
 def colour_distances(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -143,9 +143,9 @@ def _on_background(
     if not picture.has_transparency_data:
         return picture.convert("RGB"), False
     shown = picture.convert("RGBA")
-    lowest, _ = shown.getchannel("A").getextrema()
+    opaque = shown.getchannel("A").getextrema() == (255, 255)
     paper = Image.new("RGBA", shown.size, (*background, 255))
-    return Image.alpha_composite(paper, shown).convert("RGB"), lowest < 255
+    return Image.alpha_composite(paper, shown).convert("RGB"), not opaque
 
 
 def square(picture: Image.Image, side: int) -> Pixels:

@@ -1,4 +1,5 @@
 import io
+import random
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from PIL import Image
 
 from lorasmith.core.errors import DataError
 from lorasmith.data import picture
-from lorasmith.data.picture import decode, square
+from lorasmith.data.picture import decode, decode_fully, decode_mask, square
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -68,6 +69,91 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
     for kind in ("PNG", "TIFF"):
         shown = decode(encoded(Image.fromarray(wide), kind), "x")
         assert [pixel(shown, x) for x in range(3)] == [(0,) * 3, (100,) * 3, (255,) * 3]
+
+
+def test_sixteen_bit_grey_is_as_bright_as_its_eight_bit_twin() -> None:
+    wide = np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)
+    twin = np.asarray(decode(encoded(Image.fromarray((wide // 257).astype(np.uint8))), "x"))
+    for kind in ("PNG", "TIFF"):
+        mean = np.asarray(decode(encoded(Image.fromarray(wide), kind), "x")).mean()
+        assert mean == pytest.approx(twin.mean(), rel=0.01)
+
+
+def test_a_transparent_shade_of_sixteen_bits_stays_hidden() -> None:
+    wide = np.array([[5000, 40_000]], dtype=np.uint16)
+    shown = decode(encoded(Image.fromarray(wide), transparency=5000), "x", (1, 2, 3))
+    assert (pixel(shown), pixel(shown, 1)) == ((1, 2, 3), (156, 156, 156))
+
+
+def test_a_transparent_colour_stays_hidden() -> None:
+    for mode, colour, other in (("RGB", (9, 8, 7), (9, 8, 6)), ("L", 9, 8)):
+        image = Image.new(mode, (2, 1), colour)
+        image.putpixel((1, 0), other)
+        decoded = decode_fully(encoded(image, transparency=colour), "x", (250, 0, 250))
+        assert decoded.transparent
+        assert pixel(decoded.image) == (250, 0, 250)
+        assert pixel(decoded.image, 1) == (other if mode == "RGB" else (8, 8, 8))
+
+
+def test_an_alpha_channel_that_hides_nothing_is_not_told() -> None:
+    assert not decode_fully(encoded(Image.new("RGBA", (2, 2), "red")), "x").transparent
+    assert decode_fully(encoded(Image.new("RGBA", (2, 2), (1, 1, 1, 254))), "x").transparent
+
+
+@pytest.mark.parametrize("wide", [np.float32, np.int32])
+def test_numbers_without_a_known_white_are_refused(wide: type) -> None:
+    top = 1.0 if wide is np.float32 else 65535
+    inside = Image.fromarray(np.array([[0, top]], dtype=wide))
+    shown = decode(encoded(inside, "TIFF"), "x")
+    assert (pixel(shown), pixel(shown, 1)) == ((0, 0, 0), (255, 255, 255))
+    for value in (-1, top * 2):
+        outside = Image.fromarray(np.array([[0, value]], dtype=wide))
+        with pytest.raises(DataError, match=r"x: has values outside of 0\.\."):
+            decode(encoded(outside, "TIFF"), "x")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "TIFF"])
+@pytest.mark.filterwarnings("ignore")
+def test_damage_of_any_kind_is_one_error(kind: str) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {} if kind in ("GIF", "BMP") else {"exif": exif}
+    whole = encoded(Image.fromarray(noise), kind, **options)
+    draw = random.Random(kind)
+    outcomes = set()
+    for _ in range(250):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice((1, 3, 20))):
+            damaged[draw.randrange(draw.choice((60, len(damaged))))] = draw.randrange(256)
+        if draw.random() < 0.3:
+            del damaged[draw.randrange(len(damaged)) :]
+        try:
+            outcomes.add(decode(bytes(damaged), "x").mode)
+        except DataError as error:
+            outcomes.add(str(error)[:3])
+    assert "x: " in outcomes
+    assert outcomes <= {"RGB", "x: "}
+
+
+def test_a_mask_has_its_pictures_size() -> None:
+    half = Image.new("L", (20, 10), 0)
+    half.paste(255, (10, 0, 20, 10))
+    for image in (half, half.convert("RGB"), half.convert("1")):
+        mask = decode_mask(encoded(image), "m", (20, 10))
+        assert (mask.mode, mask.size, mask.getpixel((0, 0)), mask.getpixel((19, 9))) == (
+            "L", (20, 10), 0, 255,
+        )  # fmt: skip
+    larger = decode_mask(encoded(half), "m", (61, 30))
+    assert (larger.size, larger.getpixel((1, 1)), larger.getpixel((59, 28))) == ((61, 30), 0, 255)
+    clear = Image.new("LA", (20, 10), (255, 0))
+    assert decode_mask(encoded(clear), "m", (20, 10)).getextrema() == (0, 0)
+
+
+@pytest.mark.parametrize("size", [(20, 12), (10, 20), (200, 80)])
+def test_a_mask_of_another_shape_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match=r"m: the mask is 20 x 10 and its picture"):
+        decode_mask(encoded(Image.new("L", (20, 10), 255)), "m", size)
 
 
 def test_other_modes_become_rgb() -> None:
