@@ -48,11 +48,13 @@ class TrainSettings(Settings):
     `lorasmith[optimizers]`."""
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimizer by name, such as `{ betas = [0.9, 0.99] }`."""
-    learning_rate: PositiveFloat = 2e-3
-    """Peak learning rate. The default suits the miniature model that ships with lorasmith; a
-    full-size one wants less, about 1e-4. For prodigy 1.0."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate. Left out, by the size of the model: 2e-3 for miniatures such as the one
+    that ships with lorasmith, 1e-4 for full-size Stable Diffusion; a quarter of that for lion, and
+    1.0 for prodigy, which finds its own."""
     text_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of text encoder layers; left out, half of `learning_rate`."""
+    """Peak learning rate of text encoder layers; left out, half of `learning_rate` (with prodigy
+    the same)."""
     loraplus_ratio: float = Field(default=1.0, ge=1.0)
     """Learning rate of up-matrices over that of down-matrices (LoRA+, arXiv:2402.12354)."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from lorasmith.core.files import TEMPORARY_PREFIX, sha256_of, sync_file, sync_fo
 from lorasmith.core.weights import Tensors, load_tensors, save_tensors
 
 SCHEMA = 1
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds them."""
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,16 @@ def save_checkpoint(
 ) -> Path:
     """Save a checkpoint, verify it, then prune all but the newest ``keep``.
 
+    Checkpoints of later steps are removed as well: the run was resumed before them, because they
+    are damaged or because somebody asked for it, and does not go on from them.
+
+    Args:
+        folder: where the checkpoints of a run are.
+        step: steps done.
+        tensors: what was learned, all finite.
+        state: further values, as JSON.
+        keep: how many checkpoints stay, at least 1.
+
     Raises:
         OutputError: the disk refused; earlier checkpoints are untouched.
         WeightsError: a tensor is not finite, or the written files do not verify.
@@ -58,7 +72,8 @@ def save_checkpoint(
             "schema": SCHEMA,
             "sha256": {name: sha256_of(temporary / name) for name in names},
         }
-        _write_synced(temporary / "manifest.json", json.dumps(manifest))
+        _write_synced(temporary / MANIFEST, json.dumps(manifest))
+        sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
         sync_folder(folder)
@@ -67,14 +82,33 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     verify(final)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    there = checkpoints(folder)
+    place = there.index(final)
+    for old in [*there[place + 1 :], *there[: max(0, place + 1 - keep)]]:
+        _remove(old)
     return final
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, its manifest first: one half removed does not count as one."""
+    with suppress(OSError):
+        (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written in a folder and its checkpoints."""
+    for place in (folder, folder / CHECKPOINTS):
+        for path in place.glob(f"{TEMPORARY_PREFIX}*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """List checkpoint folders that have a manifest, oldest first."""
-    return sorted(path.parent for path in folder.glob("step-*/manifest.json"))
+    return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -101,6 +135,20 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def checkpoint_at(folder: Path, step: int) -> Checkpoint:
+    """Load the checkpoint of one step, and no other.
+
+    Raises:
+        WeightsError: there is none of that step (those that exist are named), or it is damaged.
+    """
+    path = folder / f"step-{step:08d}"
+    if not path.is_dir():
+        known = [str(int(one.name.removeprefix("step-"))) for one in checkpoints(folder)]
+        there = f"there are steps {', '.join(known)}" if known else "there are none"
+        raise WeightsError(f"{folder}: no checkpoint of step {step}; {there}")
+    return load_checkpoint(path)
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Load one checkpoint folder.
 
@@ -119,7 +167,7 @@ def verify(path: Path) -> None:
         WeightsError: a file is missing or altered, or a newer lorasmith wrote it.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] > SCHEMA:
             raise WeightsError(
                 f"checkpoint {path}: written by a newer lorasmith; update to read it"
@@ -129,48 +177,10 @@ def verify(path: Path) -> None:
                 raise WeightsError(
                     f"checkpoint {path}: {name} is damaged; use an earlier checkpoint"
                 )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"checkpoint {path}: incomplete ({error}); use an earlier one"
         ) from error
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """Split an optimizer's state into tensors and JSON, without pickling."""
-    state = optimizer.state_dict()
-    tensors: Tensors = {}
-    plain: dict[str, Any] = {"groups": [_plain_group(group) for group in state["param_groups"]]}
-    for number, entries in state["state"].items():
-        for name, value in entries.items():
-            tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value)
-    return tensors, plain
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Tensors, plain: dict[str, Any]
-) -> None:
-    """Put back what ``pack_optimizer`` returned."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, number, name = key.split("/", 2)
-            state.setdefault(int(number), {})[name] = value
-    groups = [
-        {**group, "betas": tuple(group["betas"]), "lr": torch.tensor(group["lr"])}
-        if isinstance(live["lr"], torch.Tensor)
-        else group
-        for group, live in zip(plain["groups"], optimizer.param_groups, strict=True)
-    ]
-    rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(rate, torch.Tensor):  # keep the tensor on the device that the loop fills
-            rate.fill_(float(group["lr"]))
-            group["lr"] = rate
-
-
-def _plain_group(group: dict[str, Any]) -> dict[str, Any]:
-    return {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in group.items()}
 
 
 def _write_synced(path: Path, text: str) -> None:

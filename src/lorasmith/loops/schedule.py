@@ -8,6 +8,11 @@ from lorasmith.core.errors import ConfigError
 ScheduleKind = Literal["constant", "linear", "cosine"]
 
 
+def warmup_steps(warmup: int | float, total: int) -> int:
+    """Return a warm-up in steps; a number below 1 is a share of all steps."""
+    return round(warmup * total) if 0 < warmup < 1 else int(warmup)
+
+
 def lr_scale(
     step: int, total: int, warmup: int, floor: float, kind: ScheduleKind = "cosine"
 ) -> float:

@@ -9,8 +9,8 @@ from torch import nn
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.weights import Tensors
-from lorasmith.loops.checkpoint import pack_optimizer, unpack_optimizer
 from lorasmith.loops.ema import Ema
+from lorasmith.loops.optim_state import pack_optimizer, unpack_optimizer
 
 
 @dataclass

@@ -1,7 +1,12 @@
 import json
 import os
+import random
 import shutil
+import signal
+import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,9 +16,11 @@ from lorasmith.core import weights
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops import checkpoint
 from lorasmith.loops.checkpoint import (
+    checkpoint_at,
     checkpoints,
     latest_checkpoint,
     load_checkpoint,
+    remove_leftovers,
     save_checkpoint,
     verify,
 )
@@ -117,6 +124,92 @@ def test_half_written_folders_are_no_checkpoints(tmp_path: Path) -> None:
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 1
+
+
+def test_any_flipped_bit_of_the_manifest_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """What is loaded is what was saved, or there is an error; never something else."""
+    file = save(tmp_path, 1) / "manifest.json"
+    whole = file.read_bytes()
+    noticed = 0
+    for place in range(len(whole)):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[place] ^= 1 << bit
+            file.write_bytes(data)
+            try:
+                found = load_checkpoint(file.parent)
+            except WeightsError:
+                noticed += 1
+            else:
+                assert torch.equal(found.tensors["a"], torch.ones(4))
+    assert noticed > 0.9 * 8 * len(whole)
+
+
+def test_a_step_that_was_asked_for_is_that_step_or_an_error(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    file = save(tmp_path, 2) / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert checkpoint_at(tmp_path, 1).step == 1
+    with pytest.raises(WeightsError, match=r"step-00000002: tensors\.safetensors is damaged"):
+        checkpoint_at(tmp_path, 2)
+    with pytest.raises(WeightsError, match="no checkpoint of step 3; there are steps 1, 2"):
+        checkpoint_at(tmp_path, 3)
+    with pytest.raises(WeightsError, match="no checkpoint of step 3; there are none"):
+        checkpoint_at(tmp_path / "absent", 3)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_run_resumed_before_a_checkpoint_leaves_that_behind(tmp_path: Path, keep: int) -> None:
+    for step in (1, 2, 9):
+        save(tmp_path, step)
+    (tmp_path / "step-00000009" / "state.json").write_text("{", encoding="utf-8")
+    save(tmp_path, 3, keep)
+    kept = [path.name for path in checkpoints(tmp_path)]
+    assert kept == ["step-00000002", "step-00000003"][-keep:]
+
+
+def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints", 1)
+    shutil.copytree(path, path.with_name(".lorasmith-tmp-1-step-00000002"))
+    (tmp_path / ".lorasmith-tmp-1-run.toml").write_text("half", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    remove_leftovers(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
+        "checkpoints", "checkpoints/step-00000001",
+        *(f"checkpoints/step-00000001/{name}"
+          for name in ("manifest.json", "state.json", "tensors.safetensors")),
+        "notes.txt",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills_at_fifty_moments_leave_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    """A process that only saves is killed at random; the next one goes on after its last."""
+    chance = random.Random(0)
+    save(tmp_path / "checkpoints", 1, keep=2)
+    reached = 1
+    for _ in range(50):
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                torch.set_num_threads(1)  # there are no others after a fork
+                for step in range(reached + 1, reached + 1000):
+                    save(tmp_path / "checkpoints", step, keep=2)
+            os._exit(0)
+        time.sleep(chance.uniform(0.0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        remove_leftovers(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # not even the newest one may be damaged
+            found = latest_checkpoint(tmp_path / "checkpoints")
+        assert found is not None
+        assert found.step >= reached
+        assert torch.equal(found.tensors["a"], torch.full((4,), float(found.step)))
+        reached = found.step
+        names = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+        assert all(name.startswith("step-") for name in names)
+    assert reached > 20
 
 
 class FailingDisk:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.loops.checkpoint import pack_optimizer, unpack_optimizer
 from lorasmith.loops.optim import adamw, set_learning_rate
+from lorasmith.loops.optim_state import pack_optimizer, unpack_optimizer
 
 
 def network() -> nn.Module:

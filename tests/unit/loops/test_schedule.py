@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.schedule import lr_scale
+from lorasmith.loops.schedule import lr_scale, warmup_steps
 
 
 def test_the_rate_rises_then_falls_along_half_a_cosine() -> None:
@@ -45,3 +45,10 @@ def test_one_peak_and_no_less_than_the_floor(
     assert values[:peak] == sorted(values[:peak])
     assert values[peak:] == sorted(values[peak:], reverse=True)
     assert all(value >= floor - 1e-12 for value in values[peak:])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps"), [(20, 20), (0, 0), (0.05, 25), (0.001, 0), (0.999, 500), (1, 1)]
+)
+def test_a_warm_up_may_be_a_share_of_all_steps(warmup: float, steps: int) -> None:
+    assert warmup_steps(warmup, 500) == steps

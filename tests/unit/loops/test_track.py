@@ -1,9 +1,13 @@
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lorasmith.loops.track import Tracker, read_log
+from lorasmith.core.errors import ConfigError
+from lorasmith.loops.track import Tracker, WandbRun, check_wandb, read_log
 
 
 def write(folder: Path, steps: range, first: int = 0, tensorboard: bool = False) -> None:
@@ -58,3 +62,61 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     with Tracker(tmp_path / "run", enabled=False) as tracker:
         tracker.log(1, {"loss": 1.0})
     assert not (tmp_path / "run").exists()
+
+
+class FakeWandb(ModuleType):
+    """Stands in for the package, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list[tuple] = []
+
+    def init(self, **given: object) -> "FakeWandb":
+        self.calls.append(("init", given))
+        return self
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        self.calls.append(("log", figures, step))
+
+    def finish(self) -> None:
+        self.calls.append(("finish",))
+
+
+@pytest.fixture
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_account")
+def test_wandb_is_told_the_same_and_never_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run = WandbRun("project", "ink", {"train": {"steps": 3}})
+    for _ in range(2):
+        with Tracker(tmp_path, tensorboard=False, wandb=run) as tracker:
+            tracker.log(7, {"loss": 0.5})
+    first, figures, end, again = fake.calls[:4]
+    assert first[1]["mode"] == "offline"
+    assert (first[1]["project"], first[1]["name"]) == ("project", "ink")
+    assert first[1]["config"] == {"train": {"steps": 3}}
+    assert figures == ("log", {"loss": 0.5}, 7)
+    assert end == ("finish",)
+    assert again[1]["id"] == first[1]["id"]  # a resumed run stays one run there
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    Tracker(tmp_path, tensorboard=False, wandb=run)
+    assert fake.calls[-1][1]["mode"] is None
+
+
+def test_missing_wandb_is_told_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'lorasmith\[wandb\]'"):
+        Tracker(tmp_path / "run", wandb=WandbRun("p", "n"))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    with pytest.raises(ConfigError, match=r"track\.wandb"):
+        check_wandb()
