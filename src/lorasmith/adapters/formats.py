@@ -160,12 +160,17 @@ def _refuse_useless(path: Path, layers: Mapping[str, LoraLayer]) -> None:
     for name, layer in layers.items():
         if not all(bool(torch.isfinite(factor).all()) for factor in layer[:2]):
             raise WeightsError(f"{path.name}: {name} holds values that are not finite; not saved")
-    learned = [one for one in layers.values() if one.alpha and one.down.any() and one.up.any()]
-    if not learned:
+    if not any(_does_something(layer) for layer in layers.values()):
         raise WeightsError(
             f"{path.name}: all {len(layers)} layers are zero, so the LoRA would do nothing; not "
             "saved: train longer or with a higher train.learning_rate"
         )
+
+
+def _does_something(layer: LoraLayer) -> bool:
+    """Tell whether some row of down and its column of up are both not zero."""
+    rows, columns = layer.down.flatten(1).any(dim=1), layer.up.flatten(1).any(dim=0)
+    return bool(layer.alpha) and bool((rows & columns).any())
 
 
 def _holds(dtype: torch.dtype, factor: torch.Tensor) -> bool:

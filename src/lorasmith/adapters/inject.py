@@ -1,19 +1,17 @@
 """Putting adapters into a network and taking them out again, which restores it exactly."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lorasmith.adapters.formats import LoraFile, LoraLayer
-from lorasmith.adapters.layers import Adapted, LowRank, layer_weight, make_adapter
-from lorasmith.adapters.names import Places, places_of
+from lorasmith.adapters.formats import LoraFile
+from lorasmith.adapters.layers import Adapted, Factors, LowRank, layer_weight, make_adapter
+from lorasmith.adapters.names import Places, other_names, places_of
 from lorasmith.core.errors import ConfigError, WeightsError
-
-if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+from lorasmith.models.family import FAMILIES, Networks, family_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Attached:
 
     @property
     def adapters(self) -> dict[str, LowRank]:
-        """The adapters by module path."""
+        """The adapters by what they were put in under: module paths, or names in files."""
         return {path: slot.adapter for path, slot in self._slots.items()}
 
     def set_weight(self, weight: float) -> None:
@@ -72,8 +70,8 @@ def inject(root: nn.Module, adapters: Mapping[str, LowRank]) -> Attached:
     return Attached({path: _put_in(root, path, adapter) for path, adapter in adapters.items()})
 
 
-def attach(model: "Model", file: LoraFile, weight: float = 1.0) -> Attached:
-    """Attach every layer of a LoRA file to a model's U-Net and text encoder.
+def attach(model: Networks, file: LoraFile, weight: float = 1.0) -> Attached:
+    """Attach every layer of a LoRA file to a model's U-Net and text encoders.
 
     The factors are held in each layer's dtype and are not trainable. Nothing is changed unless
     all of the file fits.
@@ -83,17 +81,45 @@ def attach(model: "Model", file: LoraFile, weight: float = 1.0) -> Attached:
             or a layer has another shape.
         ConfigError: the weight is not a finite number.
     """
-    places = places_of(model)
-    _check_names(file, places)
+    places = places_in(model, file)
     adapters = {name: _fitted(file, name, places) for name in file.layers}
-    slots = {name: _put_in(*places[name].location, adapters[name]) for name in file.layers}
-    attached = Attached(slots)
+    attached = put_in(places, adapters)
     try:
         attached.set_weight(weight)
     except ConfigError:
         attached.detach()
         raise
     return attached
+
+
+def places_in(model: Networks, file: LoraFile) -> Places:
+    """Return where each layer of a LoRA file belongs in a model, by its name in the file.
+
+    Raises:
+        WeightsError: none or not all of them have a place, with both numbers, or two have the same.
+    """
+    places, other = places_of(model), other_names(model)
+    known = {name: places.get(other.get(name, name)) for name in file.layers}
+    found = {name: place for name, place in known.items() if place is not None}
+    strange = [name for name in file.layers if name not in found]
+    if strange:
+        total = len(file.layers)
+        raise WeightsError(
+            f"{file.path}: {len(found)} of its {total} layers exist in this model, first without a "
+            f"place {strange[0]}; {_likely_cause(model, file, strange)}"
+        )
+    twice = [name for name, count in Counter(p.name for p in found.values()).items() if count > 1]
+    if twice:
+        raise WeightsError(
+            f"{file.path}: {len(twice)} layers are in it under two names, first {twice[0]}; "
+            "it is no valid LoRA file"
+        )
+    return found
+
+
+def put_in(places: Places, adapters: Mapping[str, LowRank]) -> Attached:
+    """Put adapters into their places; both go by the names in files."""
+    return Attached({name: _put_in(*places[name].location, one) for name, one in adapters.items()})
 
 
 def _put_in(root: nn.Module, path: str, adapter: LowRank) -> _Slot:
@@ -120,36 +146,25 @@ def _others(layer: Adapted, adapter: LowRank) -> Iterator[nn.Module]:
     return (one for one in layer.adapters if one is not adapter)
 
 
-def _check_names(file: LoraFile, places: Places) -> None:
-    """Refuse a file of which not everything has a place in the model."""
-    strange = [name for name in file.layers if name not in places]
-    if not strange:
-        return
-    total = len(file.layers)
-    raise WeightsError(
-        f"{file.path}: {total - len(strange)} of its {total} layers exist in this model, first "
-        f"without a place {strange[0]}; {_likely_cause(file, strange)}"
-    )
-
-
-def _likely_cause(file: LoraFile, strange: list[str]) -> str:
+def _likely_cause(model: Networks, file: LoraFile, strange: list[str]) -> str:
     base = file.metadata.get("ss_base_model_version", "")
+    own = FAMILIES[family_of(model)]
     xl = ("lora_te1_", "lora_te2_", "lora_unet_input_blocks", "lora_unet_output_blocks")
-    if base.startswith("sdxl") or any(name.startswith(xl) for name in strange):
+    if not own.sgm_names and (base.startswith("sdxl") or any(n.startswith(xl) for n in strange)):
         return "it was made for SDXL: open it with an SDXL model"
-    if base:
+    if base and base not in own.versions:
         return f"it was made for a model of family {base}: open it with one"
     return "it was made for another model: open it with that"
 
 
 def _fitted(file: LoraFile, name: str, places: Places) -> LowRank:
     """Return the adapter of one layer of a file, in the dtype and on the device of its layer."""
-    layer: LoraLayer = file.layers[name]
+    layer = file.layers[name]
     base = places[name].layer
     weight = layer_weight(base)
     down, up = (factor.to(weight.device, weight.dtype) for factor in (layer.down, layer.up))
     try:
-        adapter = make_adapter(base, down, up, layer.alpha)
+        adapter = make_adapter(base, Factors(down, up), layer.alpha)
     except WeightsError as error:
         raise WeightsError(
             f"{file.path}: {name}: {error}; it was made for another model"

@@ -1,12 +1,12 @@
 """Low-rank adapters and the module that adds them to a frozen layer.
 
-An adapter is the product of two thin matrices, y += w * (alpha / rank) * B A x (Hu et al. 2021,
-arXiv:2106.09685). ``A`` is called *down* and ``B`` *up*, as in LoRA files. ``Adapted`` stands in
-for a frozen layer and adds any number of adapters to its output.
+An adapter is the product of two thin matrices, y += w * s * B A x with s = alpha / rank (Hu et al.
+2021, arXiv:2106.09685). ``A`` is called *down* and ``B`` *up*, as in LoRA files. An adapter whose
+factors both start at something else than zero has that start subtracted: y += w * s * (B A - B0
+A0) x. ``Adapted`` stands in for a frozen layer and adds any number of adapters to its output.
 """
 
-import math
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,14 @@ from torch import nn
 
 from lorasmith.core.errors import WeightsError
 
-Init = Literal["gaussian", "kaiming"]
+
+class Factors(NamedTuple):
+    """Two factors whose product, scaled, is added to a layer's weight."""
+
+    down: torch.Tensor
+    """``[r, in]`` or ``[r, in, k, k]``."""
+    up: torch.Tensor
+    """``[out, r]`` or ``[out, r, 1, 1]``."""
 
 
 class LowRank(nn.Module):
@@ -25,17 +32,37 @@ class LowRank(nn.Module):
     through the cast.
     """
 
-    def __init__(self, down: torch.Tensor, up: torch.Tensor, alpha: float) -> None:
+    down0: torch.Tensor | None
+    up0: torch.Tensor | None
+
+    def __init__(
+        self,
+        factors: Factors,
+        alpha: float,
+        start: Factors | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        """Make an adapter.
+
+        Args:
+            factors: the trainable A and B.
+            alpha: the scale is alpha / rank.
+            start: A0 and B0, whose product is subtracted; never trained, part of the state.
+            dropout: share of the input's values set to zero in training mode.
+        """
         super().__init__()
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
+        self.down = nn.Parameter(factors.down)
+        self.up = nn.Parameter(factors.up)
+        self.register_buffer("down0", start.down if start else None)
+        self.register_buffer("up0", start.up if start else None)
         self.alpha = float(alpha)
+        self.dropout = float(dropout)
         self.weight = 1.0
         """Multiplier w. At 0 the layer's output is the base's, bit for bit."""
 
     @property
     def rank(self) -> int:
-        """Inner width of the product."""
+        """Inner width of the trained product."""
         return int(self.down.shape[0])
 
     @property
@@ -43,10 +70,31 @@ class LowRank(nn.Module):
         """alpha / rank, the constant part of the multiplier."""
         return self.alpha / self.rank
 
+    def factors(self) -> Factors:
+        """Return the factors of what is added: A and B, or where a start is subtracted twice as
+        many rows.
+
+        B A - B0 A0 = B (A - A0) + (B - B0) A0. Written this way nothing cancels: at the start both
+        terms are exactly zero, and little is lost when the factors are cast to fewer bits.
+        """
+        if self.down0 is None or self.up0 is None:
+            return Factors(self.down, self.up)
+        return Factors(
+            torch.cat([self.down - self.down0, self.down0]),
+            torch.cat([self.up, self.up - self.up0], dim=1),
+        )
+
     def delta_weight(self) -> torch.Tensor:
-        """Return (alpha / rank) * B A in the shape of the layer's weight, without ``weight``."""
-        product = self.up.flatten(1) @ self.down.flatten(1)
-        return (self.scale * product).reshape(len(self.up), *self.down.shape[1:])
+        """Return (alpha / rank) * B A, less its start, in the shape of the layer's weight.
+
+        ``weight`` is left out.
+        """
+        down, up = self.factors()
+        product = up.flatten(1) @ down.flatten(1)
+        return (self.scale * product).reshape(len(up), *down.shape[1:])
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class LoraLinear(LowRank):
@@ -54,23 +102,32 @@ class LoraLinear(LowRank):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to the output, ``[..., out]``, for an input ``[..., in]``."""
+        down, up = self.factors()
         # The multiplier goes where the tensor is thinnest.
-        inner = F.linear(x, self.down.to(x.dtype)) * (self.weight * self.scale)
-        return F.linear(inner, self.up.to(x.dtype))
+        inner = F.linear(self._dropped(x), down.to(x.dtype)) * (self.weight * self.scale)
+        return F.linear(inner, up.to(x.dtype))
 
 
 class LoraConv2d(LowRank):
     """An adapter of a convolution: down ``[r, in, k, k]``, up ``[out, r, 1, 1]``."""
 
-    def __init__(self, down: torch.Tensor, up: torch.Tensor, alpha: float, base: nn.Conv2d) -> None:
-        super().__init__(down, up, alpha)
+    def __init__(
+        self,
+        base: nn.Conv2d,
+        factors: Factors,
+        alpha: float,
+        start: Factors | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        """Make an adapter that strides and pads as ``base`` does; the rest as in `LowRank`."""
+        super().__init__(factors, alpha, start, dropout)
         self.stride, self.padding, self.dilation = base.stride, base.padding, base.dilation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to the output, ``[B, out, h, w]``, for a ``[B, in, H, W]`` input."""
-        down = self.down.to(x.dtype)
-        inner = F.conv2d(x, down, None, self.stride, self.padding, self.dilation)
-        return F.conv2d(inner * (self.weight * self.scale), self.up.to(x.dtype))
+        down, up = (factor.to(x.dtype) for factor in self.factors())
+        inner = F.conv2d(self._dropped(x), down, None, self.stride, self.padding, self.dilation)
+        return F.conv2d(inner * (self.weight * self.scale), up)
 
 
 class Adapted(nn.Module):
@@ -100,47 +157,39 @@ class Adapted(nn.Module):
         return y
 
 
-def new_adapter(
-    base: nn.Module, rank: int, alpha: float, init: Init, draws: torch.Generator
-) -> LowRank:
-    """Return an untrained adapter for a layer: a random down-matrix, a zero up-matrix.
-
-    Its factors are float32 on the layer's device; the numbers are drawn on the CPU.
-
-    Args:
-        base: a linear or convolution layer.
-        rank: inner width, at least 1.
-        alpha: the scale is alpha / rank.
-        init: ``gaussian`` draws from N(0, 1/rank^2); ``kaiming`` uniformly within
-            +-1/sqrt(fan in), as in the LoRA paper's code.
-        draws: a CPU generator.
-
-    Raises:
-        WeightsError: adapters of this kind of layer are not supported.
-    """
-    width = layer_weight(base)
-    down = torch.empty(rank, *width.shape[1:], dtype=torch.float32)
-    if init == "gaussian":
-        down.normal_(0.0, 1.0 / rank, generator=draws)
-    else:
-        bound = 1.0 / math.sqrt(width[0].numel())
-        down.uniform_(-bound, bound, generator=draws)
-    up = torch.zeros(width.shape[0], rank, *[1] * (width.ndim - 2))
-    return make_adapter(base, down.to(width.device), up.to(width.device), alpha)
-
-
 def make_adapter(
-    base: nn.Module, down: torch.Tensor, up: torch.Tensor, alpha: float
+    base: nn.Module,
+    factors: Factors,
+    alpha: float,
+    start: Factors | None = None,
+    dropout: float = 0.0,
 ) -> LoraLinear | LoraConv2d:
     """Return an adapter with given factors, which must have the layer's shape.
 
     The factors of a linear layer may come as 1x1 kernels and the other way round, because the
     same block is one in SD 1.x and the other in SD 2.x exports.
 
+    Args:
+        base: a linear or convolution layer.
+        factors: A and B.
+        alpha: the scale is alpha / rank.
+        start: A0 and B0, shaped like the factors.
+        dropout: see `LowRank`.
+
     Raises:
         WeightsError: the shapes do not fit the layer; both are named.
     """
     weight = layer_weight(base)
+    factors = _shaped(factors, weight)
+    start = _shaped(start, weight) if start else None
+    if isinstance(base, nn.Conv2d):
+        return LoraConv2d(base, factors, alpha, start, dropout)
+    return LoraLinear(factors, alpha, start, dropout)
+
+
+def _shaped(factors: Factors, weight: torch.Tensor) -> Factors:
+    """Return the factors with as many dimensions as the layer's weight."""
+    down, up = factors
     if down.ndim != weight.ndim and all(side == 1 for side in (*down.shape[2:], *weight.shape[2:])):
         extra = [1] * (weight.ndim - 2)
         down, up = (factor.reshape(*factor.shape[:2], *extra) for factor in (down, up))
@@ -154,9 +203,7 @@ def make_adapter(
             f"down {list(down.shape)} and up {list(up.shape)} do not fit a layer of shape "
             f"{list(weight.shape)}"
         )
-    if isinstance(base, nn.Conv2d):
-        return LoraConv2d(down, up, alpha, base)
-    return LoraLinear(down, up, alpha)
+    return Factors(down, up)
 
 
 def layer_weight(base: nn.Module) -> torch.Tensor:

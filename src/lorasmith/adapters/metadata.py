@@ -5,17 +5,25 @@ follow Stability AI's model metadata standard 1.0.1. All values are strings.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
 
-from lorasmith.core.errors import WeightsError
+from lorasmith.adapters.trainable import Trainable, exported
+from lorasmith.models.family import FAMILIES, Family
 
-if TYPE_CHECKING:
-    from lorasmith.models.load import Model
 
-Family = Literal["sd1", "sd2"]
+@dataclass(frozen=True)
+class PartFacts:
+    """The adapters of one part of a LoRA."""
+
+    rank: int
+    """Their rank in the file."""
+    alpha: float
+    """Their alpha in the file."""
+    layers: int
+    """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,8 @@ class Facts:
     """The family of the model that it was trained on."""
     prediction_type: str
     """``epsilon`` or ``v_prediction``."""
-    rank: int
-    """Rank of its layers."""
-    alpha: float
-    """Alpha of its layers."""
+    parts: Mapping[str, PartFacts]
+    """Its parts by name; the first is the main one."""
     resolution: int
     """Side of the training pictures in pixels."""
     tag_frequency: Mapping[str, int]
@@ -42,37 +48,47 @@ class Facts:
     """The dataset's own name, without folders."""
 
 
-def family_of(model: "Model") -> Family:
-    """Return the family of a model by its U-Net: SD 2.x projects with linear layers.
+def parts_of(trained: Trainable) -> dict[str, PartFacts]:
+    """Return what is to be said about each part of trained adapters, the largest first.
 
-    Raises:
-        WeightsError: SDXL and later, whose LoRA files have other names.
+    A part whose layers differ in rank in the file is divided by rank.
     """
-    config = model.unet.config
-    if config.addition_embed_type is not None:
-        raise WeightsError(
-            f"model {model.folder}: SDXL is not supported yet; use an SD 1.x or 2.x model"
-        )
-    return "sd2" if config.use_linear_projection else "sd1"
+    layers = exported(trained)
+    counted = Counter(
+        (target.part, len(layers[target.place.name].down), layers[target.place.name].alpha)
+        for target in trained.targets
+    )
+    several = Counter(part for part, _, _ in counted)
+    return {
+        f"{part} rank {rank}" if several[part] > 1 else part: PartFacts(rank, alpha, count)
+        for (part, rank, alpha), count in counted.most_common()
+    }
 
 
 def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
-    """Return the metadata block of a LoRA file; ``date`` is now unless given."""
+    """Return the metadata block of a LoRA file; ``date`` is now unless given.
+
+    Where ranks differ, ``ss_network_dim`` and ``ss_network_alpha`` are those of the main part, and
+    ``ss_network_args`` says what the others have.
+    """
     date = date or datetime.now(UTC)
-    v2, v = facts.family == "sd2", facts.prediction_type == "v_prediction"
+    family, v = FAMILIES[facts.family], facts.prediction_type == "v_prediction"
     frequency = {facts.dataset: dict(facts.tag_frequency)}
+    main = next(iter(facts.parts.values()))
+    uneven = {(part.rank, part.alpha) for part in facts.parts.values()} != {(main.rank, main.alpha)}
+    args = {"parts": {name: asdict(part) for name, part in facts.parts.items()}} if uneven else {}
     return {
-        "ss_v2": str(v2),
-        "ss_base_model_version": "sd_v1" if not v2 else "sd_v2_v" if v else "sd_v2",
+        "ss_v2": str(facts.family == "sd2"),
+        "ss_base_model_version": family.versions[v],
         "ss_output_name": facts.name,
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(facts.rank),
-        "ss_network_alpha": f"{facts.alpha:g}",
-        "ss_network_args": "{}",
+        "ss_network_dim": str(main.rank),
+        "ss_network_alpha": f"{main.alpha:g}",
+        "ss_network_args": json.dumps(args),
         "ss_resolution": f"({facts.resolution}, {facts.resolution})",
         "ss_tag_frequency": json.dumps(frequency, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": _architecture(v2, v),
+        "modelspec.architecture": f"{family.architectures[v]}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": facts.name,
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
@@ -80,9 +96,3 @@ def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
         "modelspec.prediction_type": "v" if v else "epsilon",
         "modelspec.trigger_phrase": facts.tag,
     }
-
-
-def _architecture(v2: bool, v: bool) -> str:
-    if not v2:
-        return "stable-diffusion-v1/lora"
-    return "stable-diffusion-v2-768-v/lora" if v else "stable-diffusion-v2-512/lora"

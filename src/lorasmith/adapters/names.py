@@ -5,18 +5,17 @@ contain underscores themselves, so the way back is a table of the layers that a 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lorasmith.adapters.blocks import BlockMap
 from lorasmith.adapters.layers import Adapted
 from lorasmith.core.errors import WeightsError
-
-if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+from lorasmith.models.family import FAMILIES, Networks, family_of
 
 UNET_PREFIX = "lora_unet_"
-TEXT_PREFIX = "lora_te_"
+UNET = "unet"
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
 _TEXT_LEVEL = "text_model."
 """A level of CLIPTextModel that files have in their names and transformers 5 no longer has."""
@@ -26,12 +25,18 @@ _TEXT_LEVEL = "text_model."
 class Place:
     """Where an adapter can go."""
 
+    name: str
+    """What LoRA files call it."""
+    part: str
+    """The part of the model: ``unet``, ``text_encoder`` or ``text_encoder_2``."""
     root: nn.Module
-    """The network: a U-Net or a text encoder."""
+    """The network."""
     path: str
     """The layer's module path below it."""
     layer: nn.Module
     """The layer itself, without adapters."""
+    block: str
+    """Its name in block weight vectors (BASE, IN04, MID, OUT05), or nothing."""
 
     @property
     def location(self) -> tuple[nn.Module, str]:
@@ -62,24 +67,63 @@ def unet_name(path: str) -> str:
     return UNET_PREFIX + path.replace(".", "_")
 
 
-def text_name(path: str) -> str:
+def text_name(path: str, prefix: str = "lora_te_") -> str:
     """Return the file name of a text encoder layer: ``lora_te_text_model_encoder_layers_0_...``."""
-    return TEXT_PREFIX + (_TEXT_LEVEL + path.removeprefix(_TEXT_LEVEL)).replace(".", "_")
+    inner = "" if path.startswith("text_projection") else _TEXT_LEVEL
+    return prefix + (inner + path.removeprefix(_TEXT_LEVEL)).replace(".", "_")
 
 
-def places_of(model: "Model") -> Places:
-    """Return every layer of the U-Net and the text encoder under its file name.
+def places_of(model: Networks) -> Places:
+    """Return every layer of the U-Net and the text encoders under its file name.
+
+    SDXL's U-Net layers have sgm's names (``lora_unet_input_blocks_4_1_...``), its text encoders
+    ``lora_te1_`` and ``lora_te2_``.
 
     Raises:
-        WeightsError: two layers share a name, so that a file would be ambiguous.
+        WeightsError: two layers share a name, so that a file would be ambiguous; or the model's
+            family is unknown.
     """
+    facts = FAMILIES[family_of(model)]
     places: Places = {}
-    for root, name_of in ((model.unet, unet_name), (model.text_encoder, text_name)):
-        for path, layer in layers_of(root).items():
-            name = name_of(path)
-            if name in places:
-                raise WeightsError(
-                    f"{path} and {places[name].path} are both called {name} in files"
-                )
-            places[name] = Place(root, path, layer)
+    for place in [*_unet_places(model.unet, facts.sgm_names), *_text_places(model)]:
+        if place.name in places:
+            raise WeightsError(
+                f"{place.path} and {places[place.name].path} are both called {place.name} in files"
+            )
+        places[place.name] = place
     return places
+
+
+def other_names(model: Networks) -> dict[str, str]:
+    """Return further names that files may use, each with the one in `places_of`.
+
+    Some programs write diffusers' names for SDXL.
+    """
+    if not FAMILIES[family_of(model)].sgm_names:
+        return {}
+    return {unet_name(place.path): place.name for place in _unet_places(model.unet, sgm=True)}
+
+
+def _unet_places(unet: nn.Module, sgm: bool) -> list[Place]:
+    blocks = BlockMap(unet)
+    return [
+        Place(
+            UNET_PREFIX + blocks.sgm_name(path) if sgm else unet_name(path),
+            UNET,
+            unet,
+            path,
+            layer,
+            blocks.vector_name(path),
+        )
+        for path, layer in layers_of(unet).items()
+    ]
+
+
+def _text_places(model: Networks) -> list[Place]:
+    encoders = [model.text_encoder, model.text_encoder_2]
+    prefixes = FAMILIES[family_of(model)].text_prefixes
+    return [
+        Place(text_name(path, prefix), part, encoder, path, layer, "BASE")
+        for part, encoder, prefix in zip(TEXT_PARTS, encoders, prefixes, strict=False)
+        for path, layer in layers_of(encoder).items()
+    ]

@@ -15,12 +15,14 @@ from lorasmith.core.errors import WeightsError, did_you_mean
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 """The miniature base model that ships with the package."""
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SECOND_PARTS = ("text_encoder_2", "tokenizer_2")
+"""What SDXL has besides."""
 
 
 @dataclass
@@ -33,6 +35,15 @@ class Model:
     text_encoder: "CLIPTextModel"
     tokenizer: "CLIPTokenizer"
     scheduler_config: dict[str, Any]
+    text_encoder_2: "CLIPTextModelWithProjection | None" = None
+    """SDXL's second text encoder."""
+    tokenizer_2: "CLIPTokenizer | None" = None
+    """Its tokenizer."""
+
+    @property
+    def text_encoders(self) -> "list[CLIPTextModel | CLIPTextModelWithProjection]":
+        """The text encoder, or both."""
+        return [one for one in (self.text_encoder, self.text_encoder_2) if one is not None]
 
     @property
     def downscale(self) -> int:
@@ -45,9 +56,9 @@ class Model:
         return int(self.unet.config.sample_size) * self.downscale
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
-        """Move the three networks, frozen and in evaluation mode."""
+        """Move the networks, frozen and in evaluation mode."""
         with quiet():  # diffusers warns about parts to be kept in float32 even where there are none
-            for part in (self.unet, self.vae, self.text_encoder):
+            for part in (self.unet, self.vae, *self.text_encoders):
                 part.to(device=device, dtype=dtype).requires_grad_(False).eval()
         return self
 
@@ -66,7 +77,8 @@ def resolve_model(name: str | Path | None) -> Path:
         raise WeightsError(
             f"model {folder}: not a diffusers model folder (model_index.json is missing)"
         )
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    second = SECOND_PARTS if any((folder / part).is_dir() for part in SECOND_PARTS) else ()
+    missing = [part for part in (*PARTS, *second) if not (folder / part).is_dir()]
     if missing:
         raise WeightsError(f"model {folder}: missing part {', '.join(missing)}")
     return folder
@@ -90,6 +102,7 @@ def load_model(name: str | Path | None = None) -> Model:
         load_text_encoder(folder),
         load_tokenizer(folder),
         scheduler_config(folder),
+        *(_second_text_side(folder) if (folder / "text_encoder_2").is_dir() else (None, None)),
     )
 
 
@@ -100,12 +113,19 @@ def load_text_encoder(folder: Path) -> "CLIPTextModel":
     return load_part(CLIPTextModel, folder, "text_encoder")
 
 
-def load_tokenizer(folder: Path) -> "CLIPTokenizer":
-    """Load the tokenizer part."""
+def load_tokenizer(folder: Path, part: str = "tokenizer") -> "CLIPTokenizer":
+    """Load a tokenizer part."""
     from transformers import CLIPTokenizer
 
-    with quiet(), _named(folder, "tokenizer"):
-        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    with quiet(), _named(folder, part):
+        return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
+
+
+def _second_text_side(folder: Path) -> "tuple[CLIPTextModelWithProjection, CLIPTokenizer]":
+    from transformers import CLIPTextModelWithProjection
+
+    encoder = load_part(CLIPTextModelWithProjection, folder, "text_encoder_2")
+    return encoder, load_tokenizer(folder, "tokenizer_2")
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:

@@ -6,14 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from lorasmith.adapters.formats import LoraLayer, save_lora_file
-from lorasmith.adapters.inject import Attached, inject
-from lorasmith.adapters.layers import LowRank, new_adapter
-from lorasmith.adapters.metadata import Facts, family_of, metadata_of
-from lorasmith.adapters.names import unet_name
-from lorasmith.adapters.targets import select
+from lorasmith.adapters.formats import save_lora_file
+from lorasmith.adapters.layers import LowRank
+from lorasmith.adapters.metadata import Facts, metadata_of, parts_of
+from lorasmith.adapters.targets import Target, resolve
+from lorasmith.adapters.trainable import Trainable, exported, inject_targets
 from lorasmith.config.load import dump_toml
 from lorasmith.config.run import LoraSettings, TrainRun, TrainSettings
 from lorasmith.core.device import dtype_of, generator, pick_device
@@ -22,16 +20,18 @@ from lorasmith.data.order import BatchOrder
 from lorasmith.data.tags import tag_frequency
 from lorasmith.loops.optim import adamw, set_learning_rate
 from lorasmith.loops.schedule import lr_scale
+from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, load_model, quiet
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.training.dataset import Dataset, encode_dataset, picture_side, tagged_rows
 from lorasmith.training.paths import RunPaths
+from lorasmith.training.rates import with_rates
 from lorasmith.training.reporting import Reporter, reporting
 from lorasmith.training.step import TrainStep, draw_batch
 
 _BETAS = (0.9, 0.99)
 # First positions in the stream of random numbers, so that no two uses share any.
-_START, _STEPS = 0, 1
+_STEPS = 1
 
 
 def train(run: TrainRun) -> Path:
@@ -54,19 +54,19 @@ def train(run: TrainRun) -> Path:
     model = load_model(run.model.path)
     family = family_of(model)
     side = picture_side(model, run.data.resolution)
-    layers = select(model.unet, run.lora.targets)
+    train_settings = with_rates(run.train, sum(p.numel() for p in model.unet.parameters()))
+    targets = resolve(model, run.lora, train_settings)
     data = encode_dataset(model.to(device, torch.float32), rows, side)
     data = _for_unet(model, data, dtype_of(run.train.precision))
     paths.begin(dump_toml(run))
-    with injected(model, layers, run.lora, run.train.seed) as attached:
-        _optimize(run.train, model, data, attached, paths)
+    with injected(targets, run.lora, run.train.seed) as attached:
+        _optimize(train_settings, model, data, attached, paths)
         facts = Facts(
             name=paths.name,
             tag=run.data.tag,
             family=family,
             prediction_type=_process(model).prediction_type,
-            rank=run.lora.rank,
-            alpha=run.lora.scaled_alpha,
+            parts=parts_of(attached),
             resolution=side,
             tag_frequency=tag_frequency(row.caption for row in rows),
             dataset=run.data.path.name,
@@ -76,30 +76,13 @@ def train(run: TrainRun) -> Path:
 
 
 @contextmanager
-def injected(
-    model: Model, layers: dict[str, nn.Module], settings: LoraSettings, seed: int
-) -> Iterator[Attached]:
-    """Put untrained adapters on layers of the U-Net while the block runs."""
-    draws = generator(seed, _START, 0)
-    attached = inject(
-        model.unet,
-        {
-            path: new_adapter(layer, settings.rank, settings.scaled_alpha, settings.init, draws)
-            for path, layer in layers.items()
-        },
-    )
+def injected(targets: list[Target], settings: LoraSettings, seed: int) -> Iterator[Trainable]:
+    """Put untrained adapters on layers while the block runs."""
+    trainable = inject_targets(targets, settings, seed)
     try:
-        yield attached
+        yield trainable
     finally:
-        attached.detach()
-
-
-def exported(attached: Attached) -> dict[str, LoraLayer]:
-    """Return U-Net adapters as a LoRA file holds them."""
-    return {
-        unet_name(path): LoraLayer(one.down.detach(), one.up.detach(), one.alpha)
-        for path, one in attached.adapters.items()
-    }
+        trainable.detach()
 
 
 def _for_unet(model: Model, data: Dataset, dtype: torch.dtype) -> Dataset:
@@ -116,7 +99,7 @@ def _process(model: Model) -> NoiseProcess:
 
 
 def _optimize(
-    settings: TrainSettings, model: Model, data: Dataset, attached: Attached, paths: RunPaths
+    settings: TrainSettings, model: Model, data: Dataset, attached: Trainable, paths: RunPaths
 ) -> None:
     """Train the adapters in place."""
     adapters: list[LowRank] = list(attached.adapters.values())

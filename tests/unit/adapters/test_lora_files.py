@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.adapters.formats import LoraFile, LoraLayer, load_lora_file, save_lora_file
 from lorasmith.adapters.inject import attach
-from lorasmith.adapters.metadata import Facts, family_of, metadata_of
+from lorasmith.adapters.metadata import Facts, PartFacts, metadata_of
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.load import Model
 
@@ -20,8 +19,9 @@ MakeLora = Callable[..., LoraFile]
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 FACTS = Facts(
-    name="ink", tag="inkmono", family="sd1", prediction_type="epsilon", rank=4, alpha=2.0,
-    resolution=128, tag_frequency={"inkmono style": 3, "a cat": 1}, dataset="pictures",
+    name="ink", tag="inkmono", family="sd1", prediction_type="epsilon",
+    parts={"unet": PartFacts(4, 2.0, 64)}, resolution=128,
+    tag_frequency={"inkmono style": 3, "a cat": 1}, dataset="pictures",
 )  # fmt: skip
 
 
@@ -99,17 +99,6 @@ def test_metadata_of_sd2(prediction: str, version: str, architecture: str) -> No
     assert data["ss_v2"] == "True"
     assert data["ss_base_model_version"] == version
     assert data["modelspec.architecture"] == architecture
-
-
-def test_families(model: Model) -> None:
-    assert family_of(model) == "sd1"
-    for linear, extra, expected in ((True, None, "sd2"), (False, None, "sd1")):
-        config = SimpleNamespace(use_linear_projection=linear, addition_embed_type=extra)
-        fake = SimpleNamespace(folder=Path("m"), unet=SimpleNamespace(config=config))
-        assert family_of(fake) == expected
-    fake.unet.config.addition_embed_type = "text_time"
-    with pytest.raises(WeightsError, match="SDXL is not supported yet"):
-        family_of(fake)
 
 
 def test_hash_is_of_the_tensors_not_of_the_metadata(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lorasmith.adapters.layers import Adapted, LowRank, make_adapter, new_adapter
+from lorasmith.adapters.layers import Adapted, Factors, LowRank, make_adapter
+from lorasmith.adapters.start import new_adapter
 from lorasmith.core.errors import WeightsError
 
 LAYERS = {
@@ -24,7 +25,7 @@ def random_adapter(base: nn.Module, rank: int, alpha: float, seed: int = 0) -> L
     down = torch.randn(rank, *weight.shape[1:], generator=draws, dtype=weight.dtype)
     ones = [1] * (weight.ndim - 2)
     up = torch.randn(weight.shape[0], rank, *ones, generator=draws, dtype=weight.dtype)
-    return make_adapter(base, down, up, alpha)
+    return make_adapter(base, Factors(down, up), alpha)
 
 
 def adapted(base: nn.Module, *adapters: LowRank) -> Adapted:
@@ -100,7 +101,7 @@ def test_weight_zero_is_the_base_bit_for_bit(kind: str, dtype: torch.dtype) -> N
 
 def test_an_adapter_with_nan_is_not_computed_when_off() -> None:
     base = nn.Linear(3, 3)
-    bad = make_adapter(base, torch.full((2, 3), torch.nan), torch.zeros(3, 2), 1.0)
+    bad = make_adapter(base, Factors(torch.full((2, 3), torch.nan), torch.zeros(3, 2)), 1.0)
     bad.weight = 0.0
     x = torch.randn(4, 3)
     assert torch.equal(adapted(base, bad)(x), base(x))
@@ -158,11 +159,11 @@ def test_gradients_reach_float32_factors_over_a_half_base(dtype: torch.dtype) ->
 
 def test_linear_and_1x1_factors_are_exchangeable() -> None:
     linear, conv = nn.Linear(5, 7), nn.Conv2d(5, 7, 1)
-    down, up = torch.randn(2, 5), torch.randn(7, 2)
-    as_kernels = down[..., None, None], up[..., None, None]
+    flat = Factors(torch.randn(2, 5), torch.randn(7, 2))
+    kernels = Factors(*(factor[..., None, None] for factor in flat))
 
-    assert torch.equal(make_adapter(linear, *as_kernels, 1.0).down, down)
-    assert torch.equal(make_adapter(conv, down, up, 1.0).up, as_kernels[1])
+    assert torch.equal(make_adapter(linear, kernels, 1.0).down, flat.down)
+    assert torch.equal(make_adapter(conv, flat, 1.0).up, kernels.up)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_linear_and_1x1_factors_are_exchangeable() -> None:
 )
 def test_wrong_shapes_are_named(down: tuple[int, ...], up: tuple[int, ...]) -> None:
     with pytest.raises(WeightsError, match=r"do not fit a layer of shape \[7, 5\]"):
-        make_adapter(nn.Linear(5, 7), torch.zeros(down), torch.zeros(up), 1.0)
+        make_adapter(nn.Linear(5, 7), Factors(torch.zeros(down), torch.zeros(up)), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +185,4 @@ def test_wrong_shapes_are_named(down: tuple[int, ...], up: tuple[int, ...]) -> N
 )
 def test_other_layers_are_refused(base: nn.Module) -> None:
     with pytest.raises(WeightsError, match="not supported"):
-        make_adapter(base, torch.zeros(2, 4), torch.zeros(4, 2), 1.0)
+        make_adapter(base, Factors(torch.zeros(2, 4), torch.zeros(4, 2)), 1.0)

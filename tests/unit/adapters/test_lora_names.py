@@ -1,23 +1,17 @@
 """Names in files, presets, and how many layers they mean on models of true size."""
 
 import pytest
-import torch
 from torch import nn
 
 from lorasmith.adapters.layers import layer_weight
-from lorasmith.adapters.names import layers_of, places_of, text_name, unet_name
-from lorasmith.adapters.targets import PRESETS, select
-from lorasmith.core.errors import ConfigError
+from lorasmith.adapters.names import layers_of, other_names, places_of, text_name, unet_name
 from lorasmith.models.load import Model
+from true_size import networks
 
 
 @pytest.fixture(scope="module")
 def sd15() -> nn.Module:
-    """The U-Net of SD 1.5, without memory."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    return networks("sd15").unet
 
 
 def test_module_counts_of_sd15(sd15: nn.Module) -> None:
@@ -27,15 +21,6 @@ def test_module_counts_of_sd15(sd15: nn.Module) -> None:
     assert sum("_attentions_" in name for name in names) == 192
     assert sum(not any(part in name for part in outside) for name in names) == 278
     assert len(set(names)) == len(names)
-
-
-def test_the_attention_preset_on_sd15(sd15: nn.Module) -> None:
-    chosen = select(sd15, "attention")
-    assert len(chosen) == 16 * 8
-    assert {path.rsplit(".attn", 1)[1] for path in chosen} == {
-        f"{n}.to_{part}" for n in (1, 2) for part in ("q", "k", "v", "out.0")
-    }
-    assert all(isinstance(layer, nn.Linear) for layer in chosen.values())
 
 
 def test_sd15_names_are_those_of_the_convention(sd15: nn.Module) -> None:
@@ -77,13 +62,72 @@ def test_text_names_do_not_depend_on_the_library(model: Model) -> None:
     assert len(names) == 2 * 6  # as 72 for the 12 layers of CLIP-L
 
 
-def test_unknown_presets_name_close_matches(model: Model) -> None:
-    with pytest.raises(ConfigError, match=r"lora\.targets: .*'atention'; did you mean attention\?"):
-        select(model.unet, "atention")
-    with pytest.raises(ConfigError, match="fits no layer"):
-        select(nn.Linear(2, 2), "attention")
+XL_NAMES = {
+    "conv_in": "input_blocks_0_0",
+    "down_blocks.0.resnets.0.conv1": "input_blocks_1_0_in_layers_2",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks_3_0_op",
+    "down_blocks.1.resnets.0.conv_shortcut": "input_blocks_4_0_skip_connection",
+    "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": (
+        "input_blocks_4_1_transformer_blocks_1_attn1_to_q"
+    ),
+    "down_blocks.1.downsamplers.0.conv": "input_blocks_6_0_op",
+    "down_blocks.2.attentions.1.proj_out": "input_blocks_8_1_proj_out",
+    "mid_block.resnets.0.conv2": "middle_block_0_out_layers_3",
+    "mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj": (
+        "middle_block_1_transformer_blocks_9_ff_net_0_proj"
+    ),
+    "mid_block.resnets.1.time_emb_proj": "middle_block_2_emb_layers_1",
+    "up_blocks.0.attentions.2.proj_in": "output_blocks_2_1_proj_in",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks_2_2_conv",
+    "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0": (
+        "output_blocks_3_1_transformer_blocks_0_attn2_to_out_0"
+    ),
+    "up_blocks.1.upsamplers.0.conv": "output_blocks_5_2_conv",
+    "up_blocks.2.resnets.2.conv_shortcut": "output_blocks_8_0_skip_connection",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "conv_out": "out_2",
+}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_fits_the_tiny_model(model: Model, preset: str) -> None:
-    assert select(model.unet, preset)
+@pytest.mark.parametrize(("path", "expected"), XL_NAMES.items())
+def test_sdxl_layers_have_sgm_names(path: str, expected: str) -> None:
+    names = {place.path: name for name, place in places_of(networks("sdxl")).items()}
+    assert names[path] == f"lora_unet_{expected}"
+
+
+def test_counts_of_names_on_sdxl() -> None:
+    names = list(places_of(networks("sdxl")))
+    unet = [n for n in names if n.startswith(("lora_unet_input", "lora_unet_mid", "lora_unet_out"))]
+    sgm = [n for n in unet if n not in ("lora_unet_input_blocks_0_0", "lora_unet_out_2")]
+    assert len(sgm) == len(set(sgm)) == 788
+    assert sum("_transformer_blocks_" in n or "_proj_" in n.split("blocks")[-1] for n in sgm) == 722
+    layers = "_text_model_encoder_layers_"
+    assert sum(name.startswith(f"lora_te1{layers}") for name in names) == 72
+    assert sum(name.startswith(f"lora_te2{layers}") for name in names) == 192
+    assert f"lora_te2{layers}31_mlp_fc2" in names
+
+
+def test_diffusers_names_of_sdxl_are_known_too() -> None:
+    model = networks("sdxl")
+    places, other = places_of(model), other_names(model)
+    name = "lora_unet_up_blocks_0_attentions_0_transformer_blocks_3_attn2_to_k"
+    assert other[name] == "lora_unet_output_blocks_0_1_transformer_blocks_3_attn2_to_k"
+    assert set(other.values()) <= places.keys()
+    assert len(other) == len(layers_of(model.unet))
+    assert other_names(networks("sd15")) == {}
+
+
+def test_names_of_blocks_are_those_of_the_tree() -> None:
+    """`model info` and the adapters agree on IN04, MID and OUT05."""
+    from lorasmith.models.unet_tree import Node, unet_tree
+
+    def flat(node: Node) -> list[Node]:
+        return [node, *(below for child in node.children for below in flat(child))]
+
+    for model in ("sd15", "sdxl"):
+        blocks = {place.path: place.block for place in places_of(networks(model)).values()}
+        for node in flat(unet_tree(networks(model).unet)):
+            inside = [b for path, b in blocks.items() if path.startswith(f"{node.path}.")]
+            if node.block and inside:
+                assert set(inside) == {node.block}, node.path

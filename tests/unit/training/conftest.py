@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.adapters.inject import Attached
-from lorasmith.adapters.targets import select
-from lorasmith.config.run import LoraSettings
+from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.trainable import Trainable
+from lorasmith.config.run import LoraSettings, TrainSettings
 from lorasmith.data.rows import Row
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.noise import NoiseProcess
@@ -22,7 +22,7 @@ class Bench:
     """What a training step needs."""
 
     model: Model
-    attached: Attached
+    attached: Trainable
     process: NoiseProcess
     data: Dataset
 
@@ -44,6 +44,7 @@ def bench(tiny_model: Path) -> Iterator[Bench]:
         torch.randn(3, 77, 16, generator=draws),
         torch.tensor([0, 1, 2, 1, 0]),
     )
-    layers = select(model.unet, "attention")
-    with injected(model, layers, LoraSettings(rank=2), seed=0) as attached:
+    lora = LoraSettings(rank=2)
+    targets = resolve(model, lora, TrainSettings(learning_rate=2e-3))
+    with injected(targets, lora, seed=0) as attached:
         yield Bench(model, attached, process, data)

@@ -1,0 +1,89 @@
+"""Where a U-Net layer stands: its block's name in block vectors, and its name in sgm's numbering.
+
+Stability AI's own code (sgm) counts the U-Net's pieces from the first convolution on:
+``input_blocks_0`` to ``_11``, ``middle_block`` and ``output_blocks_0`` to ``_11`` in SD 1.x, to 8
+in SDXL. Block weight vectors (LBW) use the same numbers as IN00-11, MID, OUT00-11, and LoRA files
+for SDXL name their layers that way. diffusers groups the pieces by resolution instead.
+"""
+
+from typing import Any
+
+_INNER = {
+    "conv1": "in_layers_2",
+    "conv2": "out_layers_3",
+    "time_emb_proj": "emb_layers_1",
+    "conv_shortcut": "skip_connection",
+}
+"""Layers of a resnet, diffusers' name to sgm's."""
+
+_OUTER = {
+    "conv_in": "input_blocks_0_0",
+    "time_embedding.linear_1": "time_embed_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "add_embedding.linear_2": "label_emb_0_2",
+    "conv_out": "out_2",
+}
+"""Layers outside of the blocks."""
+
+
+class BlockMap:
+    """Translates diffusers' module paths of one U-Net."""
+
+    def __init__(self, unet: Any) -> None:
+        """Count the pieces of each block of a diffusers ``UNet2DConditionModel``."""
+        self._down, self._up = [], []
+        place = 1  # 0 is the first convolution
+        for block in unet.down_blocks:
+            self._down.append(place)
+            place += len(block.resnets) + 1
+        place = 0
+        for block in unet.up_blocks:
+            self._up.append(place)
+            place += len(block.resnets)
+        self._resnets_down = [len(block.resnets) for block in unet.down_blocks]
+        self._resnets_up = [len(block.resnets) for block in unet.up_blocks]
+        self._attended_up = [bool(getattr(block, "attentions", None)) for block in unet.up_blocks]
+
+    def vector_name(self, path: str) -> str:
+        """Return IN00 to IN11, MID or OUT00 to OUT11 for a module path, or nothing outside."""
+        side, number, _ = self._position(path)
+        if side == "middle":
+            return "MID"
+        if path.startswith("conv_in"):
+            return "IN00"
+        return f"{'IN' if side == 'input' else 'OUT'}{number:02d}" if side else ""
+
+    def sgm_name(self, path: str) -> str:
+        """Return the name that sgm has for a layer, with underscores for dots."""
+        side, number, inner = self._position(path)
+        if not side:
+            return _OUTER.get(path, path.replace(".", "_"))
+        block = "middle_block" if side == "middle" else f"{side}_blocks_{number}"
+        return f"{block}_{inner}"
+
+    def _position(self, path: str) -> tuple[str, int, str]:
+        """Return a path's side (input, middle, output or nothing), piece and name inside it."""
+        parts = path.split(".")
+        if parts[0] == "mid_block" and len(parts) > 2:
+            step = 2 * int(parts[2]) + (parts[1] == "attentions")
+            return "middle", 0, f"{step}_{_inside(parts[1], parts[3:])}"
+        if parts[0] not in ("down_blocks", "up_blocks") or len(parts) < 4:
+            return "", 0, ""
+        level, kind, number, rest = int(parts[1]), parts[2], int(parts[3]), parts[4:]
+        if parts[0] == "down_blocks":
+            first = self._down[level]
+            if kind == "downsamplers":
+                return "input", first + self._resnets_down[level], "0_op"
+            return "input", first + number, f"{int(kind == 'attentions')}_{_inside(kind, rest)}"
+        first = self._up[level]
+        if kind == "upsamplers":
+            last = first + self._resnets_up[level] - 1
+            return "output", last, f"{2 if self._attended_up[level] else 1}_conv"
+        return "output", first + number, f"{int(kind == 'attentions')}_{_inside(kind, rest)}"
+
+
+def _inside(kind: str, rest: list[str]) -> str:
+    if kind == "resnets" and rest:
+        return "_".join([_INNER.get(rest[0], rest[0]), *rest[1:]])
+    return "_".join(rest)

@@ -1,0 +1,200 @@
+"""What presets, blocks and patterns take on models of true size, and what they say of mistakes."""
+
+from collections import Counter
+
+import pytest
+
+from lorasmith.adapters.names import Place, places_of
+from lorasmith.adapters.selectors import KINDS, pick
+from lorasmith.adapters.targets import named, resolve
+from lorasmith.config.lora import LoraSettings, PartSettings
+from lorasmith.config.training import TrainSettings
+from lorasmith.core.errors import ConfigError
+from lorasmith.models.load import Model
+from true_size import networks
+
+RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=4e-4)
+
+
+def taken(model: str, target: str) -> list[Place]:
+    return pick(target, list(places_of(networks(model)).values()), "lora.targets")
+
+
+def paths(model: str, target: str) -> set[str]:
+    return {f"{place.part}.{place.path}" for place in taken(model, target)}
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "count"),
+    [
+        ("sd15", "cross-attention", 16 * 4),
+        ("sd15", "self-attention", 16 * 4),
+        ("sd15", "attention", 16 * 8),
+        ("sd15", "attention+ff", 16 * 10),
+        ("sd15", "all-linear", 192),
+        ("sd15", "all-linear+conv", 278),
+        ("sd15", "+conv", 86),
+        ("sd15", "conv", 86),
+        ("sd15", "text-encoder", 72),
+        ("sd15", "all-linear+conv+text-encoder", 350),
+        ("sd21", "all-linear", 192),
+        ("sd21", "all-linear+conv", 278),
+        ("sd21", "text-encoder", 6 * 23),
+        ("sdxl", "attention", 70 * 8),
+        ("sdxl", "all-linear", 722),
+        ("sdxl", "all-linear+conv", 788),
+        ("sdxl", "text-encoder", 72 + 192),
+        ("sdxl", "text_encoder", 72),
+        ("sdxl", "text_encoder_2", 192),
+        ("sdxl", "b-lora", 2 * 102),
+        ("sdxl", "attention@b-lora-style", 80),
+    ],
+)
+def test_counts_on_true_models(model: str, target: str, count: int) -> None:
+    assert len(taken(model, target)) == count
+
+
+def test_kinds_are_the_layers_that_their_names_say() -> None:
+    ends = {path.rsplit(".attn2.", 1)[1] for path in paths("sd15", "cross-attention")}
+    assert ends == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert {path.rsplit(".ff.", 1)[1] for path in paths("sd15", "ff")} == {"net.0.proj", "net.2"}
+    inner = Counter(path.rsplit(".", 1)[1] for path in paths("sd15", "conv"))
+    samplers = inner.pop("conv")
+    assert samplers == 6
+    assert inner == {"conv1": 22, "conv2": 22, "time_emb_proj": 22, "conv_shortcut": 14}
+
+
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_joined_words_are_the_union(model: str) -> None:
+    assert paths(model, "attention") == paths(model, "cross-attention+self-attention")
+    assert paths(model, "all-linear") > paths(model, "attention+ff")
+    for kind in KINDS:
+        assert paths(model, f"{kind}+conv") == paths(model, kind) | paths(model, "conv")
+
+
+@pytest.mark.parametrize("model", ["sd15", "sd21", "sdxl"])
+def test_down_mid_and_up_are_all_there_is(model: str) -> None:
+    parts = [paths(model, f"all-linear+conv@{block}") for block in ("down", "mid", "up")]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    assert set().union(*parts) == paths(model, "all-linear+conv")
+    assert paths(model, "up") == paths(model, "all-linear@up")
+    assert paths(model, "down+conv") == parts[0]
+    assert paths(model, "attention@down+up") == paths(model, "attention") - paths(model, "mid")
+
+
+def test_single_blocks() -> None:
+    assert all(path.startswith("unet.up_blocks.1.attentions.") for path in paths("sd15", "up.1"))
+    assert paths("sd15", "IN04") == paths("sd15", "down_blocks.1.attentions.0")
+    assert paths("sd15", "conv@IN03") == {"unet.down_blocks.0.downsamplers.0.conv"}
+    assert paths("sd15", "OUT05") == paths("sd15", "up_blocks.1.attentions.2")
+    assert paths("sd15", "MID") == paths("sd15", "mid")
+    assert paths("sdxl", "OUT00+OUT01") == paths("sdxl", "b-lora")
+    assert paths("sdxl", "b-lora") == paths("sdxl", "b-lora-content+b-lora-style")
+
+
+def test_patterns_over_module_paths() -> None:
+    conv = "up_blocks.2.resnets.1.conv1"
+    assert paths("sd15", conv) == paths("sd15", f"unet.{conv}") == {f"unet.{conv}"}
+    assert len(taken("sd15", "up_blocks.1.*.attn2.*")) == 3 * 4
+    assert paths("sd15", "*.attn2.to_k@up") == paths("sd15", "up_blocks.*.attn2.to_k")
+    assert paths("sd15", "mid_block.attentions.0") == paths("sd15", "mid")
+    assert paths("sd15", "conv_in") == {"unet.conv_in"}
+    first = {f"text_encoder.encoder.layers.0.self_attn.{x}_proj" for x in ("q", "k", "v", "out")}
+    for spelling in ("text_encoder.encoder", "text_encoder.text_model.encoder"):
+        assert paths("sd15", f"{spelling}.layers.0.self_attn.*") == first
+
+
+def test_patterns_reach_the_text_encoders_only_by_name() -> None:
+    assert all(place.part == "unet" for place in taken("sdxl", "*"))
+    with pytest.raises(ConfigError, match="fits no layer"):
+        taken("sdxl", "*.q_proj")
+    assert len(taken("sdxl", "text_encoder*.q_proj")) == 12 + 32
+    assert "text_encoder_2.text_projection" not in paths("sdxl", "text_encoder*")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("atention", r"there is no preset 'atention'; did you mean .*attention"),
+        ("nonsense", r"there is no preset 'nonsense'; presets are cross-attention, .*b-lora-style"),
+        ("attention+cnv", "'cnv'; did you mean conv"),
+        ("attention@upp", "'upp'; did you mean up"),
+        ("attention@ff", "there is no preset 'ff'"),
+        ("up_blocks.2.resnets.9.conv1", r"did you mean up_blocks\.2\.resnets\.\d\.conv1"),
+        ("up_blocks.1.*.atn2.*", "did you mean attn2"),
+        ("text_encoder.encoder.layers.0.self_attn.qproj", r"did you mean text_encoder\..*q_proj"),
+        ("up.0", r"'up\.0' fits no layer of this model; such layers are in down\.0, .*mid, up\.1"),
+        ("IN03", r"such layers are in down\.0"),
+        ("b-lora", "it is about SDXL"),
+        ("up@down", "names blocks on both sides"),
+        ("attention@", "is not KINDS"),
+        ("+", "is not KINDS"),
+        ("attention++ff", "is not KINDS"),
+        ("text-encoder@up", "fits no layer"),
+    ],
+)
+def test_what_fits_nothing_names_what_is_near(target: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^lora\.targets: .*{message}"):
+        taken("sd15", target)
+
+
+def test_lists_and_commas() -> None:
+    places = list(places_of(networks("sd15")).values())
+    both = named(("up.1", "attention"), places, "lora.targets")
+    assert both == named("attention, up.1", places, "lora.targets")
+    assert [place.name for place in both] == [p.name for p in places if p in both]
+    with pytest.raises(ConfigError, match="'atention'"):
+        named("attention,atention", places, "lora.targets")
+
+
+def test_parts_have_numbers_of_their_own() -> None:
+    lora = LoraSettings(
+        rank=8,
+        alpha=4.0,
+        targets=("attention", "text-encoder"),
+        parts=(
+            PartSettings(targets="up.1", rank=32),
+            PartSettings(targets="conv@mid", learning_rate=5e-5),
+            PartSettings(targets="self-attention@up.1", alpha=1.0),
+            PartSettings(targets="up.1", rank=2, alpha=3.0),
+        ),
+    )
+    found = {
+        f"{one.place.part}.{one.place.path}": (one.rank, one.alpha, one.learning_rate, one.part)
+        for one in resolve(networks("sd15"), lora, RATES)
+    }
+    block = "unet.{}.attentions.0.transformer_blocks.0.{}"
+    assert found[block.format("down_blocks.0", "attn1.to_q")] == (8, 4.0, 1e-3, "unet")
+    assert found["unet.mid_block.resnets.0.conv1"] == (8, 4.0, 5e-5, "conv@mid")
+    # The last part wins, here over the first and the third.
+    assert found[block.format("up_blocks.1", "attn1.to_q")] == (2, 3.0, 1e-3, "up.1#2")
+    text = "text_encoder.encoder.layers.3.mlp.fc1"
+    assert found[text] == (8, 4.0, 4e-4, "text")
+    assert len(found) == 16 * 8 + 72 + 3 * 4 + 6  # ff, in and out of up.1; mid's two resnets
+
+
+def test_alpha_of_a_part() -> None:
+    def of(**numbers: float) -> tuple[int, float]:
+        part = PartSettings.model_validate({"targets": "mid", **numbers})
+        lora = LoraSettings(rank=8, alpha=4.0, targets=(), parts=(part,))
+        (pair,) = {(one.rank, one.alpha) for one in resolve(networks("sd15"), lora, RATES)}
+        return pair
+
+    assert of() == (8, 4.0)
+    assert of(rank=16) == (16, 16.0)
+    assert of(alpha=2.0) == (8, 2.0)
+    assert of(rank=16, alpha=2.0) == (16, 2.0)
+
+
+def test_a_part_that_fits_nothing_is_named() -> None:
+    lora = LoraSettings(parts=(PartSettings(targets="mid"), PartSettings(targets="up.7")))
+    with pytest.raises(ConfigError, match=r"^lora\.parts\.1\.targets: 'up\.7' fits no layer"):
+        resolve(networks("sd15"), lora, RATES)
+
+
+def test_a_model_gets_its_own_layers(model: Model) -> None:
+    targets = resolve(model, LoraSettings(targets="attention+text-encoder"), RATES)
+    roots = {id(model.unet): "unet", id(model.text_encoder): "text_encoder"}
+    for target in targets:
+        assert roots[id(target.place.root)] == target.place.part
+        assert target.place.root.get_submodule(target.place.path) is target.place.layer
