@@ -133,7 +133,10 @@ def _oscillating(losses: Curve, run: TrainRun, peak: float | None) -> Advice | N
 
 def _try(now: float | None, factor: float) -> str:
     """Return `` (8 now, try 16)``; nothing where the number is not known."""
-    return "" if now is None else f" ({now:.3g} now, try {now * factor:.3g})"
+    if now is None:
+        return ""
+    shown = (str(x) if isinstance(x, int) else f"{x:.2g}" for x in (now, now * factor))
+    return " ({} now, try {})".format(*shown)
 
 
 def _overfitting(losses: Curve, held_out: Curve, run: TrainRun) -> Advice | None:

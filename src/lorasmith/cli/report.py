@@ -1,0 +1,34 @@
+"""``lorasmith report``: a run's page, written again from the files of its folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("report")(report)
+
+
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder, or its name if that is in loras/."),
+    ],
+) -> None:
+    """Write a training run's report.html again, from the files in its folder.
+
+    One page with curves, preview pictures, settings and advice that needs no other file and no
+    network. `train` writes it at the end; this command also works while a run goes on, and after
+    one that was stopped.
+
+    Example: `lorasmith report loras/inkmono`
+    """
+    from lorasmith.training.paths import RunPaths
+    from lorasmith.training.report import write_report
+
+    folder = run.expanduser()
+    # RunPaths would look for a bare name in loras/ only, though it may be a folder right here.
+    name = str(folder.absolute() if folder.is_dir() else folder)
+    typer.echo(write_report(RunPaths.of(name)))

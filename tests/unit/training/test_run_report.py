@@ -1,0 +1,228 @@
+"""The report of a run, from folders as runs leave them."""
+
+import base64
+import io
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from noisy_curves import level, running_away
+from PIL import Image
+from run_folders import PROMPTS, write_preview, write_run
+
+from lorasmith.cli import run as command
+from lorasmith.core.errors import ConfigError, DataError, OutputError
+from lorasmith.training.paths import RunPaths
+from lorasmith.training.report import write_report
+from lorasmith.training.run_folder import data_uri, prompt_of
+
+VOID = {"meta", "img", "link", "br"}
+OUTSIDE = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
+
+
+class Page(HTMLParser):
+    """A page taken apart: its tags must close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"] and data.strip():
+            self.words.append(" ".join(data.split()))
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        encoded = [source.partition(";base64,")[2] for source in sources]
+        return [Image.open(io.BytesIO(base64.b64decode(one))) for one in encoded]
+
+
+def page_of(folder: Path) -> Page:
+    path = write_report(RunPaths.of(str(folder)))
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_finished_run_is_told_on_one_page(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "ink"))
+    for words in (
+        "ink", "inkmono", "The curves look healthy", "-23.0%", "2 min 31 s", "1.31 M", "22",
+        "Before and after", "before", "after 250 steps", "step 0", "step 100", "step 200",
+        "Training loss", "Held-out loss", "base model", "best: step 250", "Learning rate",
+        "0f" * 32, "ink.safetensors", "all steps done",
+    ):  # fmt: skip
+        assert words in page.words, words
+    assert any("[train.loss]" in words for words in page.words)  # the settings
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+
+
+def test_it_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "ink"))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        for name in OUTSIDE:
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    text = (tmp_path / "ink" / "report.html").read_text()
+    assert "default-src 'none'" in text
+    assert not re.search(r"url\(|@import|https?://", text)
+    shutil.move(tmp_path / "ink" / "report.html", tmp_path / "alone.html")
+    assert Page((tmp_path / "alone.html").read_text()).pictures
+
+
+def test_no_caption_becomes_markup(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "<b>ink")
+    page = page_of(folder)
+    assert PROMPTS[1] in page.words
+    assert "<b>ink" in page.words
+    assert "<script" not in (folder / "report.html").read_text()
+
+
+def test_the_timeline_shows_every_step_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink")
+    page = page_of(folder)
+    assert len(page.pictures) == 2 * (2 + 4)  # before and after; 4 steps of 2 prompts
+    reds = [picture.convert("RGB").getpixel((0, 0))[0] for picture in page.pictures]
+    assert reds[:4] == [200, 200, 0, 0]
+    assert reds[4:] == [200, 200, 120, 120, 40, 40, 0, 0]
+
+
+def test_the_best_step_is_shown_beside_the_last(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "ink", held_out=(1.0, 0.7, 0.8, 0.9)))
+    assert "best, step 100" in page.words
+    assert "It learns the pictures by heart" in page.words
+    assert any(words.startswith("Use ink-best.safetensors") for words in page.words)
+
+
+def test_a_long_timeline_is_thinned_and_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink")
+    for step in range(300, 300 + 40):
+        write_preview(folder, step, 0.5)
+    page = page_of(folder)
+    labels = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    rows = [label for label in labels if re.fullmatch(r"step \d+, picture 1", label or "")]
+    assert len(rows) == 24
+    assert (rows[0], rows[-1]) == ("step 0, picture 1", "step 339, picture 1")
+    assert any(words.startswith("24 of 44 looks are shown") for words in page.words)
+
+
+@pytest.mark.parametrize(
+    ("trend", "title"), [(level, "Hardly anything is learned"), (running_away, "The loss swings")]
+)
+def test_advice_is_on_the_page(tmp_path: Path, trend: object, title: str) -> None:
+    folder = write_run(tmp_path / "ink", trend, held_out=(1.0, 1.0, 1.0, 1.0))  # type: ignore[arg-type]
+    assert title in page_of(folder).words
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink", finished=False)
+    for name in ("log.jsonl", "previews"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = page_of(folder)
+    assert "not finished" in page.words
+    assert "Too short to judge" in page.words
+    assert not page.pictures
+    assert "Curves" not in page.words
+
+
+def test_a_cut_off_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink", finished=False)
+    whole = page_of(folder).words
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 260, "lo')
+    assert page_of(folder).words == whole
+
+
+def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink")
+    first = write_report(RunPaths.of(str(folder))).read_text()
+    assert write_report(RunPaths.of(str(folder))).read_text() == first
+
+
+def test_large_pictures_become_small_ones(tmp_path: Path) -> None:
+    noise = Image.frombytes("RGB", (1024, 512), os.urandom(1024 * 512 * 3))
+    noise.save(tmp_path / "large.png")
+    uri = data_uri(tmp_path / "large.png")
+    assert uri.startswith("data:image/webp;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as small:
+        assert small.size == (448, 224)
+    noise.resize((128, 128)).save(tmp_path / "small.png")
+    encoded = base64.b64decode(data_uri(tmp_path / "small.png").partition(",")[2])
+    assert encoded == (tmp_path / "small.png").read_bytes()
+
+
+def test_prompts_come_from_the_pictures(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink")
+    assert prompt_of(folder / "previews/step-000000/0001.png") == PROMPTS[1]
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert prompt_of(tmp_path / "plain.png") == ""
+
+
+# --- what can be wrong ----------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not a run's folder \(it has no run.toml\)"):
+        write_report(RunPaths.of(str(tmp_path)))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink")
+    paths = RunPaths.of(str(folder))
+    picture = folder / "previews/step-000100/0000.png"
+    picture.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"step-000100/0000\.png: cannot be read as a picture"):
+        write_report(paths)
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(DataError, match=r"summary\.json"):
+        write_report(paths)
+    (folder / "run.toml").write_text("[data]\npath = 1\n")
+    with pytest.raises(ConfigError, match=r"run\.toml"):
+        write_report(paths)
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink")
+    (folder / "report.html").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*report\.html"):
+        write_report(RunPaths.of(str(folder)))
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_takes_a_folder_or_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "loras" / "ink")
+    write_run(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    assert command(["report", "loras/ink"]) == 0
+    assert command(["report", "ink"]) == 0
+    assert command(["report", "other"]) == 0
+    printed = capsys.readouterr().out.split()
+    assert printed[1] == "loras/ink/report.html"
+    assert Path(printed[2]) == tmp_path / "other" / "report.html"
+    assert command(["report", "absent"]) == 1
+    assert "loras/absent: not a run's folder" in capsys.readouterr().err
