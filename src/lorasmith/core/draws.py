@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lorasmith.core.device import generator
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -37,6 +39,19 @@ class Draws:
         size = (self.whole,)
         drawn = torch.randint(below, size, generator=self.generator, device=self._device)
         return drawn[self._own]
+
+    def of_each(self, stream: int) -> list[torch.Generator]:
+        """Return one generator per picture of this part, on the CPU.
+
+        For what is decided on the host, such as where a picture is cropped. They depend on how
+        the batch's generator was seeded and on nothing that was drawn from it since; reading
+        that does not wait for the device.
+
+        Args:
+            stream: different numbers give generators that have nothing to do with each other.
+        """
+        seed = self.generator.initial_seed()
+        return [generator(seed, stream, place) for place in range(self.whole)[self._own]]
 
     @property
     def _own(self) -> slice:

@@ -80,8 +80,8 @@ def make_buckets(side: int, step: int, max_aspect: float) -> tuple[Bucket, ...]:
         raise ValueError(f"a side of {side} is not a positive multiple of the step {step}")
     found = set()
     for short in range(step, side + 1, step):
-        # Halves are rounded up, so that the longer side is never below the square's.
-        long = (2 * side * side + short * step) // (2 * short * step) * step
+        # Halves are rounded down: of two equally near areas the smaller costs less memory.
+        long = (2 * side * side + short * step - 1) // (2 * short * step) * step
         if long <= max_aspect * short:
             found |= {Bucket(short, long), Bucket(long, short)}
     return tuple(sorted(found, key=lambda bucket: bucket.aspect))

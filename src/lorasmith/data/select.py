@@ -49,8 +49,8 @@ def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
 
     A row keeps its side when others are added or removed.
     """
-    validation = [row for row in rows if _fraction(row.key) < share]
-    training = [row for row in rows if _fraction(row.key) >= share]
+    validation = [row for row in rows if fraction(row.key) < share]
+    training = [row for row in rows if fraction(row.key) >= share]
     if not training:
         raise DataError(
             f"a validation share of {share} leaves none of {len(rows)} rows to train on"
@@ -72,7 +72,8 @@ def weights(rows: Sequence[Row], rules: Sequence[RowWeight]) -> list[float]:
     return result
 
 
-def _fraction(key: str) -> float:
+def fraction(key: str) -> float:
+    """Return a number from 0 to 1 that is a hash of a row's key: the same in every run."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 

@@ -1,22 +1,303 @@
-"""The training pictures as the network needs them: latents and text embeddings, computed once."""
+"""The training pictures as the network needs them, batch by batch."""
 
-import warnings
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.config.run import TrainData
-from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
+from lorasmith.config.run import TrainData, TrainSettings
+from lorasmith.core.device import dtype_of
+from lorasmith.core.draws import Draws
+from lorasmith.core.errors import ConfigError, DataError
+from lorasmith.data.buckets import Bucket, Size, bucket_step, make_buckets, place
+from lorasmith.data.cache import TensorCache, cache_folder
+from lorasmith.data.order import BucketOrder
 from lorasmith.data.pictures import load_squares, to_signed
-from lorasmith.data.rows import Row, read_rows
-from lorasmith.data.tags import contains_tag
+from lorasmith.data.placed import PlacedPictures, upright_size
+from lorasmith.data.row import Row
 from lorasmith.loops.progress import Advance, progress_bar
+from lorasmith.models.load import quiet
 from lorasmith.models.text import encode, tokenize
+from lorasmith.training.batch import Batch
+from lorasmith.training.chosen import ChosenRows, choose_rows
+from lorasmith.training.fingerprint import fingerprint
+from lorasmith.training.latents import Latents, LiveLatents, Pictures, content_hash, fixed_latents
+from lorasmith.training.words import LiveWords, Words, fixed_tokens, fixed_words
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
+
+
+def size_multiple(model: "Model") -> int:
+    """Return what the sides of pictures must be multiples of, in pixels."""
+    # Each level of the U-Net but the last halves the latents once more.
+    levels: int = len(model.unet.config.block_out_channels)
+    return int(model.downscale * 2 ** (levels - 1))
+
+
+def picture_side(model: "Model", wanted: int | None) -> int:
+    """Return the side of square training pictures in pixels.
+
+    Raises:
+        ConfigError: the wanted side is not a multiple of what the model can do.
+    """
+    multiple = size_multiple(model)
+    side = wanted or model.default_size
+    if side % multiple:
+        near = max(multiple, (side + multiple // 2) // multiple * multiple)
+        raise ConfigError(f"data.resolution: {side} is not a multiple of {multiple}; use {near}")
+    return side
+
+
+def buckets_of(model: "Model", data: TrainData) -> tuple[Bucket, ...]:
+    """Return the sizes that pictures are brought to.
+
+    Raises:
+        ConfigError: the resolution does not suit the model.
+    """
+    side = picture_side(model, data.resolution)
+    if not data.buckets:
+        return (Bucket(side, side),)
+    step = bucket_step(side, data.bucket_step, size_multiple(model))
+    return make_buckets(side, step, data.max_aspect)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Pictures to take batches from. It keeps no state: batches depend on their arguments only."""
+
+    rows: Sequence[Row]
+    """The pictures, in the order of their numbers: the tagged ones, then the class pictures."""
+    tagged: int
+    """How many of them are tagged."""
+    buckets: Sequence[Bucket]
+    """The sizes that pictures may have."""
+    bucket_of: Sequence[int]
+    """Which of them each picture has."""
+    order: BucketOrder
+    """Which pictures each step takes."""
+    latents: Latents
+    """Where the pictures of a batch come from."""
+    words: Words
+    """Where the captions of a batch come from."""
+    weights: torch.Tensor
+    """Weight of each picture's loss, float32 ``[N]`` on the training device."""
+    held_out: "TrainingSet | None" = None
+    """Pictures that are only measured, never changed at random; None without any."""
+
+    def batch(self, numbers: torch.Tensor, draws: Draws) -> Batch:
+        """Return pictures and captions of one bucket, on the training device.
+
+        Equal numbers and equally seeded draws give an equal batch. Where latents and captions
+        are fixed, nothing here waits for the device.
+
+        Args:
+            numbers: which pictures, int64 ``[B]`` on the CPU, as ``order`` gives them.
+            draws: this part's share of the batch's random numbers, for B pictures.
+        """
+        pictures = self.latents.gather(numbers, draws)
+        words = self.words.gather(numbers, draws)
+        return Batch(
+            clean=pictures.clean,
+            weight=self.weights[numbers.to(self.weights.device)],
+            numbers=numbers,
+            context=words.context,
+            pooled=words.pooled,
+            time_ids=pictures.time_ids,
+            mask=pictures.mask,
+            ids=words.ids,
+            ids_2=words.ids_2,
+        )
+
+    def by_bucket(self, batch_size: int) -> list[torch.Tensor]:
+        """Return all numbers once, cut into batches of one bucket each, always the same ones."""
+        owned = [
+            [number for number, own in enumerate(self.bucket_of) if own == bucket]
+            for bucket in sorted(set(self.bucket_of))
+        ]
+        return [part for own in owned for part in torch.split(torch.tensor(own), batch_size)]
+
+    def keys_of(self, numbers: torch.Tensor) -> list[str]:
+        """Return the names of some pictures, each once."""
+        return list(dict.fromkeys(self.rows[number].key for number in numbers.tolist()))
+
+
+def build_dataset(
+    model: "Model",
+    data: TrainData,
+    train: TrainSettings,
+    device: torch.device,
+    chosen: ChosenRows | None = None,
+    text_trained: bool = False,
+) -> TrainingSet:
+    """Prepare the pictures and captions of a run.
+
+    The VAE and the text encoders run on ``device`` in the number format that they have, which
+    should be float32. Those that no step needs are on the CPU afterwards.
+
+    Args:
+        model: the model to be trained, frozen and in evaluation mode.
+        data: settings of the pictures.
+        train: settings of the training.
+        device: where batches are wanted.
+        chosen: the pictures, where they have been read already.
+        text_trained: hand on token ids instead of embeddings, for a text encoder in the step.
+
+    Raises:
+        ConfigError: a setting does not fit the model, or the cache lies among the pictures.
+        DataError: a picture or caption cannot be used; it is named.
+    """
+    buckets = buckets_of(model, data)
+    chosen = chosen or choose_rows(data)
+    builder = _Builder(model, data, train, device, text_trained, buckets, _cache_root(data))
+    with quiet():
+        model.vae.to(device)
+        for encoder in model.text_encoders:
+            encoder.to(device)
+    held_out = builder.held_out(chosen.held_out) if chosen.held_out else None
+    learned = replace(builder.learned(chosen), held_out=held_out)
+    with quiet():
+        if not isinstance(learned.latents, LiveLatents):
+            model.vae.to("cpu")
+        if not (text_trained or isinstance(learned.words, LiveWords)):
+            for encoder in model.text_encoders:
+                encoder.to("cpu")
+    return learned
+
+
+def _cache_root(data: TrainData) -> Path | None:
+    """Return the cache's folder, which is never among the user's pictures."""
+    if not data.cache:
+        return None
+    root = data.cache_dir or cache_folder()
+    for pictures in (data.path, data.class_path):
+        if pictures is not None and root.resolve().is_relative_to(pictures.resolve()):
+            raise ConfigError(
+                f"data.cache_dir: {root} lies among the pictures in {pictures}; put it elsewhere"
+            )
+    return root
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """What the parts of a training set are made with."""
+
+    model: "Model"
+    data: TrainData
+    train: TrainSettings
+    device: torch.device
+    text_trained: bool
+    buckets: Sequence[Bucket]
+    cache_root: Path | None
+
+    @cached_property
+    def vae_identity(self) -> str:
+        """The VAE's fingerprint, where there is a cache that needs it."""
+        return fingerprint(self.model.vae) if self.cache_root else ""
+
+    @cached_property
+    def text_identities(self) -> list[str]:
+        """Those of the text encoders."""
+        return [fingerprint(one) if self.cache_root else "" for one in self.model.text_encoders]
+
+    def learned(self, chosen: ChosenRows) -> TrainingSet:
+        """Return the pictures that are learned from."""
+        rows = [*chosen.tagged, *chosen.classes]
+        pictures = self._pictures(rows)
+        moving = self.data.crop == "random" and any(
+            placed.room != (0, 0) for placed in pictures.placed.placements
+        )
+        latents: Latents
+        if moving or self.data.colour_jitter:
+            latents = LiveLatents(
+                self.model.vae, self.model.downscale, pictures, self.data, self.device
+            )
+        else:
+            latents = self._fixed_latents(pictures, self.data.flip)
+        return self._set(rows, len(chosen.tagged), pictures, latents, self._words(rows))
+
+    def held_out(self, rows: Sequence[Row]) -> TrainingSet:
+        """Return the pictures that are measured: not changed at random, and with whole captions."""
+        pictures = self._pictures(rows)
+        latents = self._fixed_latents(pictures, False)
+        return self._set(rows, len(rows), pictures, latents, self._fixed_words(rows, 0.0))
+
+    def _set(
+        self, rows: Sequence[Row], tagged: int, pictures: Pictures, latents: Latents, words: Words
+    ) -> TrainingSet:
+        classed = [number >= tagged for number in range(len(rows))]
+        repeats = [row.repeats * self.data.repeats for row in rows]
+        bucket_of = pictures.bucket_of
+        order = BucketOrder(bucket_of, repeats, self.train.batch_size, self.train.seed, classed)
+        weights = [self.data.class_weight if other else 1.0 for other in classed]
+        return TrainingSet(
+            rows,
+            tagged,
+            self.buckets,
+            bucket_of,
+            order,
+            latents,
+            words,
+            torch.tensor(weights, device=self.device),
+        )
+
+    def _pictures(self, rows: Sequence[Row]) -> Pictures:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            read = list(pool.map(_measured, rows))
+        placements = [place(size, self.buckets) for _, size in read]
+        return Pictures(
+            PlacedPictures(rows, placements, self.data.background_rgb),
+            [self.buckets.index(placed.bucket) for placed in placements],
+            [content for content, _ in read],
+            self.train.loss.masked,
+            self.model.unet.config.addition_embed_type == "text_time",
+        )
+
+    def _fixed_latents(self, pictures: Pictures, flip: bool) -> Latents:
+        cache = self._cache("latents", self.vae_identity)
+        return fixed_latents(
+            self.model.vae,
+            self.vae_identity,
+            self.model.downscale,
+            pictures,
+            flip,
+            cache,
+            self.device,
+        )
+
+    def _words(self, rows: Sequence[Row]) -> Words:
+        if not self.data.shuffle_captions:
+            return self._fixed_words(rows, self.data.caption_dropout)
+        captions = [row.caption for row in rows]
+        dtype = dtype_of(self.train.precision)
+        return LiveWords(self.model, captions, self.data, dtype, self.device, self.text_trained)
+
+    def _fixed_words(self, rows: Sequence[Row], dropout: float) -> Words:
+        captions = [row.caption for row in rows]
+        dtype = dtype_of(self.train.precision)
+        if self.text_trained:
+            return fixed_tokens(self.model, captions, dropout, self.device)
+        names = self.text_identities
+        cache = self._cache("texts", "".join(name[:8] for name in names))
+        return fixed_words(self.model, names, captions, dropout, dtype, cache, self.device)
+
+    def _cache(self, kind: str, identity: str) -> TensorCache:
+        """Return the cache of one network, whose folder holds no other's entries."""
+        return TensorCache(self.cache_root and self.cache_root / kind / identity[:16])
+
+
+def _measured(row: Row) -> tuple[str, Size]:
+    """Return the hash and the size of a picture."""
+    encoded = row.read_bytes()
+    return content_hash(encoded), upright_size(encoded, row.key)
+
+
+# --- everything in one batch size, for square pictures ---------------------------------------
 
 _PICTURES_AT_ONCE = 8
 _TEXTS_AT_ONCE = 32
@@ -40,46 +321,6 @@ class Dataset:
     def keys_of(self, numbers: torch.Tensor) -> list[str]:
         """Return the names of some pictures, each once."""
         return list(dict.fromkeys(self.rows[int(number)].key for number in numbers))
-
-
-def tagged_rows(data: TrainData) -> list[Row]:
-    """Read the pictures and check that their captions name the tag.
-
-    Warns when some do not: they are trained on all the same, and pull the model without it.
-
-    Raises:
-        DataError: nothing to read, or no caption has the tag.
-    """
-    rows = read_rows(data.path)
-    without = [row for row in rows if not contains_tag(row.caption, data.tag)]
-    if len(without) == len(rows):
-        raise DataError(
-            f"{data.path}: none of its {len(rows)} captions contains the tag {data.tag!r}; write "
-            f"it into them, for instance '{rows[0].caption[:60]}, {data.tag}'"
-        )
-    if without:
-        warnings.warn(
-            f"{data.path}: {len(without)} of {len(rows)} captions do not contain the tag "
-            f"{data.tag!r}, first {without[0].key}; what they show will appear without the tag too",
-            LorasmithWarning,
-            stacklevel=2,
-        )
-    return rows
-
-
-def picture_side(model: "Model", wanted: int | None) -> int:
-    """Return the side of the training pictures in pixels.
-
-    Raises:
-        ConfigError: the wanted side is not a multiple of what the model can do.
-    """
-    # Each level of the U-Net but the last halves the latents once more.
-    multiple = model.downscale * 2 ** (len(model.unet.config.block_out_channels) - 1)
-    side = wanted or model.default_size
-    if side % multiple:
-        near = max(multiple, (side + multiple // 2) // multiple * multiple)
-        raise ConfigError(f"data.resolution: {side} is not a multiple of {multiple}; use {near}")
-    return side
 
 
 def encode_dataset(model: "Model", rows: Sequence[Row], side: int) -> Dataset:

@@ -23,7 +23,8 @@ from lorasmith.loops.schedule import lr_scale
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, load_model, quiet
 from lorasmith.models.noise import NoiseProcess
-from lorasmith.training.dataset import Dataset, encode_dataset, picture_side, tagged_rows
+from lorasmith.training.chosen import tagged_rows
+from lorasmith.training.dataset import Dataset, encode_dataset, picture_side
 from lorasmith.training.paths import RunPaths
 from lorasmith.training.rates import with_rates
 from lorasmith.training.reporting import Reporter, reporting

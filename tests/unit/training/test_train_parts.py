@@ -14,7 +14,8 @@ from lorasmith.config.run import TrainData, TrainRun, TrainSettings
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
 from lorasmith.loops.track import Tracker, read_log
 from lorasmith.models.load import load_model
-from lorasmith.training.dataset import encode_dataset, picture_side, tagged_rows
+from lorasmith.training.chosen import tagged_rows
+from lorasmith.training.dataset import encode_dataset, picture_side
 from lorasmith.training.paths import RunPaths
 from lorasmith.training.reporting import Reporter, Smoothed
 from lorasmith.training.step import Figures

@@ -1,0 +1,237 @@
+"""Captions of the training pictures as the network needs them: embeddings, or token ids."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+from lorasmith.config.run import TrainData
+from lorasmith.core.draws import Draws
+from lorasmith.core.errors import DataError
+from lorasmith.data.cache import Entry, TensorCache, key_of
+from lorasmith.data.caption import dropped, shuffled
+from lorasmith.loops.progress import progress_bar
+from lorasmith.models.text import encode, tokenize
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+_TEXTS_AT_ONCE = 32
+_CAPTION = 0x63617074
+"""The stream of what is decided on the host about a caption."""
+
+
+class Worded(NamedTuple):
+    """The captions' share of a batch, as in ``Batch``; what is not wanted is None."""
+
+    context: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
+    ids_2: torch.Tensor | None = None
+
+
+class Words(Protocol):
+    """Where the texts of a batch come from."""
+
+    def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
+        """Return the texts of some pictures.
+
+        Args:
+            numbers: which pictures, int64 ``[B]`` on the CPU.
+            draws: this part's share of the batch's random numbers.
+        """
+
+
+class FixedWords:
+    """Distinct captions that were encoded or cut into tokens before the training."""
+
+    def __init__(self, table: Worded, which: torch.Tensor, dropout: float) -> None:
+        """Take what ``fixed_words`` made.
+
+        Args:
+            table: rows are distinct captions; with dropout the last one is the empty caption.
+            which: each picture's row, int64 ``[N]`` on the device of the table.
+            dropout: share of the captions that are replaced by the empty one.
+        """
+        self._table = table
+        self._which = which
+        self._dropout = dropout
+        self._empty = max(len(part) for part in table if part is not None) - 1
+
+    def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
+        """Return the embeddings or tokens of some pictures; see ``Words``."""
+        which = self._which[numbers.to(self._which.device)]
+        if self._dropout:
+            drop = draws.uniform().to(which.device) < self._dropout
+            which = which.masked_fill(drop, self._empty)
+        return Worded(*(None if part is None else part[which] for part in self._table))
+
+
+class LiveWords:
+    """Captions that are shuffled anew every time, and go through the text encoder in the step."""
+
+    def __init__(
+        self,
+        model: "Model",
+        captions: Sequence[str],
+        data: TrainData,
+        dtype: torch.dtype,
+        device: torch.device,
+        as_ids: bool,
+    ) -> None:
+        self._model = model
+        self._captions = captions
+        self._data = data
+        self._dtype = dtype
+        self._device = device
+        self._as_ids = as_ids
+
+    def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
+        """Return the embeddings or tokens of newly shuffled captions; see ``Words``."""
+        texts = [
+            self._changed(self._captions[number], own)
+            for number, own in zip(numbers.tolist(), draws.of_each(_CAPTION), strict=True)
+        ]
+        if self._as_ids:
+            return _tokens(self._model, texts, self._device)
+        context, pooled = _embed(self._model, texts)
+        return Worded(*_cast(context, pooled, self._dtype, self._device))
+
+    def _changed(self, caption: str, draws: torch.Generator) -> str:
+        kept = dropped(caption, self._data.caption_dropout, draws)
+        return shuffled(kept, self._data.keep_tokens, draws)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The distinct captions of some pictures."""
+
+    texts: list[str]
+    which: list[int]
+    """Which of them each picture has."""
+
+    @classmethod
+    def of(cls, captions: Sequence[str], dropout: float) -> "Captions":
+        """Find the distinct ones; with dropout the empty caption is the last."""
+        texts = [text for text in dict.fromkeys(captions) if text or not dropout]
+        if dropout:
+            texts.append("")
+        places = {text: place for place, text in enumerate(texts)}
+        return cls(texts, [places[caption] for caption in captions])
+
+
+def fixed_tokens(
+    model: "Model", captions: Sequence[str], dropout: float, device: torch.device
+) -> FixedWords:
+    """Cut every distinct caption into tokens once, for a text encoder that is trained.
+
+    Args:
+        model: its tokenizers are used.
+        captions: one per picture.
+        dropout: share of the captions that are replaced by the empty one.
+        device: where batches are wanted.
+    """
+    distinct = Captions.of(captions, dropout)
+    table = _tokens(model, distinct.texts, device, warn=True)
+    return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
+
+
+def fixed_words(
+    model: "Model",
+    identities: Sequence[str],
+    captions: Sequence[str],
+    dropout: float,
+    dtype: torch.dtype,
+    cache: TensorCache,
+    device: torch.device,
+) -> FixedWords:
+    """Encode every distinct caption once.
+
+    Args:
+        model: its text encoders on the device where they shall run.
+        identities: the text encoders' fingerprints.
+        captions: one per picture.
+        dropout: share of the captions that are replaced by the empty one.
+        dtype: the U-Net's number format.
+        cache: where embeddings are looked up and kept.
+        device: where batches are wanted.
+
+    Raises:
+        DataError: an embedding is not finite; the caption is named.
+    """
+    distinct = Captions.of(captions, dropout)
+    context, pooled = _cached(model, identities, distinct.texts, cache)
+    table = Worded(*_cast(context, pooled, dtype, device))
+    return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
+
+
+def _cached(
+    model: "Model", identities: Sequence[str], texts: Sequence[str], cache: TensorCache
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    tokens = _tokens(model, texts, torch.device("cpu"), warn=True)
+    keys = []
+    for place in range(len(texts)):
+        ids = [part[place].tolist() for part in (tokens.ids, tokens.ids_2) if part is not None]
+        keys.append(key_of({"what": "text", "ids": ids, "encoders": list(identities)}))
+
+    def compute(places: list[int]) -> Iterator[Entry]:
+        return _encoded(model, [texts[place] for place in places])
+
+    layout = _layout(model)
+    with progress_bar("encoding captions", len(texts)) as advance:
+        entries = cache.fetch(keys, [layout] * len(texts), compute, advance)
+    context = torch.stack([one["context"] for one in entries])
+    pooled = torch.stack([one["pooled"] for one in entries]) if "pooled" in layout else None
+    return context, pooled
+
+
+@torch.no_grad()
+def _encoded(model: "Model", texts: Sequence[str]) -> Iterator[Entry]:
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[start : start + _TEXTS_AT_ONCE]
+        context, pooled = _embed(model, some)
+        for place, text in enumerate(some):
+            entry = {"context": context[place].float().cpu()}
+            if pooled is not None:
+                entry["pooled"] = pooled[place].float().cpu()
+            if not all(bool(part.isfinite().all()) for part in entry.values()):
+                raise DataError(
+                    f"the text encoder turns the caption {text!r} into values that are not finite"
+                )
+            yield entry
+
+
+def _layout(model: "Model") -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    length, width = (
+        int(model.tokenizer.model_max_length),
+        int(model.unet.config.cross_attention_dim),
+    )
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "context": (torch.float32, (length, width))
+    }
+    if model.text_encoder_2 is not None:
+        layout["pooled"] = (torch.float32, (int(model.text_encoder_2.config.projection_dim),))
+    return layout
+
+
+@torch.no_grad()
+def _embed(model: "Model", texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return context ``[B, 77, width]`` and pooled ``[B, P]`` on the text encoder's device."""
+    encoder = model.text_encoder
+    return encode(encoder, tokenize(model.tokenizer, texts, warn=False).to(encoder.device)), None
+
+
+def _tokens(
+    model: "Model", texts: Sequence[str], device: torch.device, warn: bool = False
+) -> Worded:
+    ids = tokenize(model.tokenizer, texts, warn=warn).to(device)
+    if model.tokenizer_2 is None:
+        return Worded(ids=ids)
+    return Worded(ids=ids, ids_2=tokenize(model.tokenizer_2, texts, warn=False).to(device))
+
+
+def _cast(
+    context: torch.Tensor, pooled: torch.Tensor | None, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return context.to(device, dtype), None if pooled is None else pooled.to(device, dtype)
