@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tiny_models import make_tiny
 
 # Read when torch loads: OpenMP threads that spin long starve each other on a busy machine.

@@ -2,14 +2,88 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from lorasmith.models.load import Model
+
+_TEXTS_AT_ONCE = 32
+
+
+class TokenIds(NamedTuple):
+    """Texts as each text encoder reads them."""
+
+    ids: torch.Tensor
+    """int64 ``[B, 77]``."""
+    ids_2: torch.Tensor | None = None
+    """For SDXL's second encoder, whose tokenizer pads otherwise; None for other models."""
+
+
+class Conditioning(NamedTuple):
+    """Texts as the U-Net reads them, with or without a batch dimension."""
+
+    context: torch.Tensor
+    """``[B, 77, width]``, in the text encoders' dtype."""
+    pooled: torch.Tensor | None = None
+    """SDXL's summary of each text, ``[B, P]``; None for other models."""
+
+
+def token_ids(model: "Model", texts: Sequence[str], warn: bool = True) -> TokenIds:
+    """Return the texts' tokens on the CPU; see `tokenize`."""
+    ids = tokenize(model.tokenizer, texts, warn)
+    if model.tokenizer_2 is None:
+        return TokenIds(ids)
+    return TokenIds(ids, tokenize(model.tokenizer_2, texts, warn=False))
+
+
+def condition(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Conditioning:
+    """Return what the U-Net is told about texts. Gradients flow to the text encoders.
+
+    SD 1.x and 2.x: the last hidden states, normed. SDXL: the last but one hidden states of both
+    encoders side by side, as they are, and the second encoder's projected summary.
+
+    Args:
+        model: its text encoders are used where they are.
+        tokens: on the encoders' device.
+        clip_skip: 1 as the model was trained, 2 one layer earlier, and so on.
+
+    Raises:
+        ConfigError: ``clip_skip`` names a layer that does not exist.
+    """
+    if model.text_encoder_2 is None or tokens.ids_2 is None:
+        return Conditioning(encode(model.text_encoder, tokens.ids, clip_skip))
+    first, _ = _early(model.text_encoder, tokens.ids, clip_skip)
+    second, output = _early(model.text_encoder_2, tokens.ids_2, clip_skip)
+    return Conditioning(torch.cat([first, second], dim=-1), output)
+
+
+@torch.no_grad()
+def encode_captions(
+    model: "Model", texts: Sequence[str], clip_skip: int = 1, warn: bool = True
+) -> list[Conditioning]:
+    """Return each text's conditioning, context ``[77, width]`` and pooled ``[P]`` or None.
+
+    Everything is on the text encoders' device, in their dtype. Text that is cut off is warned
+    about unless ``warn`` is false.
+
+    Raises:
+        ConfigError: ``clip_skip`` names a layer that does not exist.
+    """
+    found: list[Conditioning] = []
+    device = model.text_encoder.device
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        tokens = token_ids(model, texts[start : start + _TEXTS_AT_ONCE], warn)
+        second = None if tokens.ids_2 is None else tokens.ids_2.to(device)
+        context, pooled = condition(model, TokenIds(tokens.ids.to(device), second), clip_skip)
+        summaries = [None] * len(context) if pooled is None else list(pooled)
+        found += [Conditioning(*pair) for pair in zip(context, summaries, strict=True)]
+    return found
 
 
 def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], warn: bool = True) -> torch.Tensor:
@@ -63,3 +137,14 @@ def encode(text_encoder: "CLIPTextModel", ids: torch.Tensor, clip_skip: int = 1)
     inner = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 dropped the level
     normed: torch.Tensor = inner.final_layer_norm(states[-clip_skip])
     return normed
+
+
+def _early(
+    encoder: "CLIPTextModel | CLIPTextModelWithProjection", ids: torch.Tensor, clip_skip: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return hidden states ``[B, 77, width]`` before the last layer, and the projected summary."""
+    layers = int(encoder.config.num_hidden_layers)
+    if not 1 <= clip_skip < layers:
+        raise ConfigError(f"clip skip must be 1 to {layers - 1} for this model, not {clip_skip}")
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-(clip_skip + 1)], getattr(output, "text_embeds", None)
