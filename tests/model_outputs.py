@@ -1,0 +1,23 @@
+"""One prediction of a whole model, text side included, to see what adapters change."""
+
+import torch
+
+from lorasmith.models.load import Model
+from lorasmith.models.text import condition, token_ids
+
+TEXTS = ["a red apple", "inkmono style, a cat"]
+
+
+@torch.no_grad()
+def prediction(model: Model) -> torch.Tensor:
+    """Return the U-Net's output for two texts and fixed noise, ``[2, 4, 8, 8]``."""
+    draws = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 8, 8, generator=draws).to(model.unet.dtype)
+    context, pooled = condition(model, token_ids(model, TEXTS))
+    extra = None
+    if pooled is not None:
+        sizes = torch.tensor([[64.0, 64.0, 0.0, 0.0, 64.0, 64.0]] * 2)
+        extra = {"text_embeds": pooled, "time_ids": sizes.to(pooled.dtype)}
+    return model.unet(
+        latents, torch.tensor([10, 700]), context, added_cond_kwargs=extra, return_dict=False
+    )[0]

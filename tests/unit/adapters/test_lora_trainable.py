@@ -1,0 +1,246 @@
+"""Adapters for training, as a matrix: every family, init and target against the same checks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lorasmith.adapters.formats import LoraFile, load_lora_file, save_lora_file
+from lorasmith.adapters.inject import attach
+from lorasmith.adapters.layers import Adapted
+from lorasmith.adapters.metadata import Facts, PartFacts, metadata_of, parts_of
+from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.trainable import Trainable, exported, inject_targets
+from lorasmith.config.lora import LoraSettings
+from lorasmith.config.training import TrainSettings
+from lorasmith.core.errors import WeightsError
+from lorasmith.models.load import Model, load_model
+from model_outputs import prediction
+
+RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=4e-4)
+FOLDERS = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
+EVERYTHING = "all-linear+conv+text-encoder"
+
+CONFIGURATIONS = [
+    *((family, {"targets": EVERYTHING, "init": init})
+      for family in FOLDERS for init in ("gaussian", "kaiming", "compensated", "pissa")),
+    *(("sd1", {"targets": targets})
+      for targets in ("cross-attention", "self-attention", "attention", "attention+ff", "+conv",
+                      "text-encoder", "all-linear", "mid", "up.1+conv", "*.attn2.to_k")),
+    *((family, {"targets": "attention", "rslora": True, "rank": 9, "alpha": 2.0, "init": init})
+      for family in ("sd1", "sdxl") for init in ("gaussian", "pissa")),
+    ("sd1", {"targets": EVERYTHING, "dropout": 0.4, "init": "compensated"}),
+    ("sdxl", {"targets": "b-lora", "parts": ({"targets": "b-lora-style", "rank": 8},)}),
+    ("sd1", {"targets": "attention", "parts": ({"targets": "text-encoder", "rank": 2},
+                                               {"targets": "conv@up", "alpha": 1.0})}),
+]  # fmt: skip
+
+
+def settings_of(changes: dict) -> LoraSettings:
+    return LoraSettings.model_validate({"rank": 4, "alpha": 3.0, **changes})
+
+
+def injected(model: Model, lora: LoraSettings, seed: int = 0) -> Trainable:
+    return inject_targets(resolve(model, lora, RATES), lora, seed)
+
+
+def move(trainable: Trainable) -> None:
+    draws = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for factor in trainable.parameters():
+            factor += 0.1 * torch.randn(factor.shape, generator=draws)
+
+
+def modules_of(model: Model) -> list[dict[str, int]]:
+    networks: list[nn.Module] = [model.unet, *model.text_encoders]
+    return [{name: id(module) for name, module in one.named_modules()} for one in networks]
+
+
+@pytest.fixture
+def models(request: pytest.FixtureRequest):
+    def load(family: str) -> Model:
+        folder = request.getfixturevalue(FOLDERS[family])
+        return load_model(folder).to(torch.device("cpu"), torch.float32)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), CONFIGURATIONS, ids=[f"{f}-{c}" for f, c in CONFIGURATIONS]
+)
+def test_shared_checks(models, tmp_path: Path, family: str, changes: dict) -> None:
+    model, lora = models(family), settings_of(changes)
+    base, modules = prediction(model), modules_of(model)
+    weights = {k: v.clone() for k, v in model.unet.state_dict().items()}
+
+    trainable = injected(model, lora)
+    assert torch.equal(prediction(model), base), "the start is the base"
+    move(trainable)
+    trainable.train(False)
+    changed = prediction(model)
+    assert not torch.allclose(changed, base, atol=1e-4), "the adapters change the output"
+    trainable.set_weight(0.0)
+    assert torch.equal(prediction(model), base), "off is the base, bit for bit"
+    trainable.set_weight(1.0)
+    assert torch.equal(prediction(model), changed)
+
+    path = tmp_path / "lora.safetensors"
+    save_lora_file(path, exported(trainable), {}, torch.float32)
+    trainable.detach()
+    assert modules_of(model) == modules, "the same objects are back"
+    assert torch.equal(prediction(model), base)
+    assert all(torch.equal(v, weights[k]) for k, v in model.unet.state_dict().items())
+
+    attached = attach(model, load_lora_file(path))
+    torch.testing.assert_close(prediction(model), changed, rtol=1e-4, atol=1e-5)
+    attached.detach()
+    assert modules_of(model) == modules
+
+
+@pytest.mark.parametrize("init", ["gaussian", "kaiming", "compensated", "pissa"])
+def test_the_start_follows_the_seed(models, init: str) -> None:
+    model, lora = models("sd1"), settings_of({"init": init, "targets": "attention"})
+    states = []
+    for seed in (0, 0, 1):
+        trainable = injected(model, lora, seed)
+        states.append([one.down.detach().clone() for one in trainable.adapters.values()])
+        trainable.detach()
+    assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
+    # The directions of pissa are the weight's own, but where the rank exceeds the weight's.
+    same = [torch.equal(a, b) for a, b in zip(states[0], states[2], strict=True)]
+    assert not any(same) or init == "pissa"
+
+
+def test_groups_have_the_rates_of_their_parts(models) -> None:
+    lora = settings_of(
+        {
+            "targets": "attention+text-encoder",
+            "parts": ({"targets": "mid", "learning_rate": 5e-5}, {"targets": "up.1"}),
+        }
+    )
+    trainable = injected(models("sd1"), lora)
+    groups = trainable.groups()
+    assert [(g.part, g.kind, g.learning_rate) for g in groups] == [
+        ("unet", "down", 1e-3), ("unet", "up", 1e-3), ("up.1", "down", 1e-3),
+        ("up.1", "up", 1e-3), ("mid", "down", 5e-5), ("mid", "up", 5e-5),
+        ("text", "down", 4e-4), ("text", "up", 4e-4),
+    ]  # fmt: skip
+    grouped = [id(p) for group in groups for p in group.parameters]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in trainable.parameters()}
+    assert trainable.trains_text
+    ups = {id(one.up) for one in trainable.adapters.values()}
+    assert all({id(p) in ups for p in g.parameters} == {g.kind == "up"} for g in groups)
+
+
+def test_half_precision_models_train_float32_adapters(models) -> None:
+    model = models("sdxl").to(torch.device("cpu"), torch.bfloat16)
+    base = prediction(model)
+    trainable = injected(model, settings_of({"targets": EVERYTHING, "init": "compensated"}))
+    assert base.dtype == torch.bfloat16
+    assert {p.dtype for p in trainable.parameters()} == {torch.float32}
+    assert torch.equal(prediction(model), base)
+
+
+def test_gradients_reach_the_adapters_alone(models) -> None:
+    model = models("sd1")
+    trainable = injected(model, settings_of({"targets": EVERYTHING, "init": "pissa"}))
+    assert all(p.requires_grad for p in trainable.parameters())
+    own = {id(p) for p in trainable.parameters()}
+    for network in (model.unet, *model.text_encoders):
+        assert all(p.requires_grad == (id(p) in own) for p in network.parameters())
+
+
+def test_detaching_twice_and_under_another_lora(models) -> None:
+    model = models("sd1")
+    base, modules = prediction(model), modules_of(model)
+    one = injected(model, settings_of({"targets": "attention", "init": "compensated"}))
+    two = injected(model, settings_of({"targets": "all-linear"}), seed=1)
+    move(one), move(two)
+    one.detach()
+    one.detach()
+    assert any(isinstance(module, Adapted) for module in model.unet.modules())
+    two.detach()
+    assert modules_of(model) == modules
+    assert torch.equal(prediction(model), base)
+
+
+def test_an_untrained_start_is_not_saved(models, tmp_path: Path) -> None:
+    """Its factors are not zero, but their product is."""
+    trainable = injected(models("sd1"), settings_of({"init": "compensated"}))
+    with pytest.raises(WeightsError, match="layers are zero"):
+        save_lora_file(tmp_path / "x.safetensors", exported(trainable), {})
+
+
+def test_rslora_is_exported_as_ordinary_alpha(models) -> None:
+    lora = settings_of({"rank": 16, "alpha": 4.0, "rslora": True, "targets": "mid"})
+    trainable = injected(models("sd1"), lora)
+    for name, layer in exported(trainable).items():
+        assert layer.alpha / len(layer.down) == pytest.approx(4.0 / 16**0.5)
+        assert trainable.adapters[name].scale == pytest.approx(4.0 / 16**0.5)
+
+
+def test_metadata_of_parts(models) -> None:
+    lora = settings_of(
+        {
+            "targets": "attention",
+            "init": "compensated",
+            "parts": ({"targets": "text-encoder", "rank": 2}, {"targets": "mid", "alpha": 1.0}),
+        }
+    )
+    parts = parts_of(injected(models("sd1"), lora))
+    assert parts == {
+        "unet": PartFacts(8, 6.0, 15 * 8),
+        "text-encoder": PartFacts(4, 4.0, 12),
+        "mid": PartFacts(8, 2.0, 12),
+    }
+    facts = Facts("ink", "inkmono", "sdxl", "epsilon", parts, 1024, {}, "pictures")
+    data = metadata_of(facts)
+    assert (data["ss_network_dim"], data["ss_network_alpha"]) == ("8", "6")
+    assert json.loads(data["ss_network_args"])["parts"]["text-encoder"] == {
+        "rank": 4, "alpha": 4.0, "layers": 12,
+    }  # fmt: skip
+    assert data["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert data["ss_v2"] == "False"
+    assert data["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+
+
+# --- SDXL files of both namings ---------------------------------------------------------------
+
+
+def test_sdxl_files_with_diffusers_names_are_read(models) -> None:
+    from lorasmith.adapters.names import other_names
+
+    model = models("sdxl")
+    trainable = injected(model, settings_of({"targets": EVERYTHING}))
+    move(trainable)
+    layers = exported(trainable)
+    changed = prediction(model)
+    trainable.detach()
+    back = {own: name for name, own in other_names(model).items()}
+    renamed = {back.get(name, name): layer for name, layer in layers.items()}
+    assert any(name.startswith("lora_unet_down_blocks_") for name in renamed)
+
+    attached = attach(model, LoraFile(Path("x.safetensors"), renamed, {}))
+    torch.testing.assert_close(prediction(model), changed, rtol=1e-4, atol=1e-5)
+    attached.detach()
+
+    name = next(name for name in renamed if name.startswith("lora_unet_down_blocks_"))
+    both = {**renamed, other_names(model)[name]: renamed[name]}
+    with pytest.raises(WeightsError, match="1 layers are in it under two names"):
+        attach(model, LoraFile(Path("x.safetensors"), both, {}))
+
+
+def test_files_of_other_families_say_so(models) -> None:
+    layers = {}
+    for family in ("sd1", "sdxl"):
+        trainable = injected(models(family), settings_of({"targets": "attention"}))
+        layers[family] = exported(trainable)
+    xl = LoraFile(Path("xl.safetensors"), layers["sdxl"], {})
+    with pytest.raises(WeightsError, match="made for SDXL: open it with an SDXL model"):
+        attach(models("sd1"), xl)
+    one = LoraFile(Path("one.safetensors"), layers["sd1"], {"ss_base_model_version": "sd_v1"})
+    with pytest.raises(WeightsError, match="made for a model of family sd_v1"):
+        attach(models("sdxl"), one)
