@@ -103,10 +103,7 @@ class TensorCache:
     def _read(self, wanted: Mapping[str, Layout]) -> dict[str, Entry]:
         """Return the sound entries that are on disk."""
         found: dict[str, Entry] = {}
-        if self._folder is None or not self._folder.is_dir():
-            return found
-        self._sweep(self._folder)
-        for path in _newest_first(self._folder.glob(_SHARD.format("*"))):
+        for path in self._shards():
             left = {key: layout for key, layout in wanted.items() if key not in found}
             if not left:
                 break
@@ -115,6 +112,19 @@ class TensorCache:
             except (SafetensorError, OSError, ValueError):
                 _remove(path)  # a shard by its name, but damaged: its entries are made anew
         return found
+
+    def _shards(self) -> list[Path]:
+        """Return the shards, an entry's replacement before what it replaces."""
+        if self._folder is None or not self._folder.is_dir():
+            return []
+        _sweep(self._folder)
+        ages = []
+        for path in self._folder.glob(_SHARD.format("*")):
+            try:
+                ages.append((path.stat().st_mtime_ns, path.name, path))
+            except FileNotFoundError:  # another process has just removed it
+                continue
+        return [path for _, _, path in sorted(ages, reverse=True)]
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
         """Write a shard. A disk that refuses costs the next run some time, and no more."""
@@ -139,15 +149,6 @@ class TensorCache:
                 stacklevel=2,
             )
             self._folder = None
-
-    def _sweep(self, folder: Path) -> None:
-        """Remove temporary files that a killed process left; those of living ones are young."""
-        for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-            try:
-                if time.time() - path.stat().st_mtime > _ORPHAN_SECONDS:
-                    _remove(path)
-            except FileNotFoundError:
-                continue
 
 
 @dataclass
@@ -202,15 +203,14 @@ def _checksum(entry: Entry) -> str:
     return f"{value:08x}"
 
 
-def _newest_first(paths: Iterator[Path]) -> list[Path]:
-    """Sort shards by their age, so that an entry's replacement is met before what it replaces."""
-    ages = []
-    for path in paths:
+def _sweep(folder: Path) -> None:
+    """Remove temporary files that a killed process left; those of living ones are young."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         try:
-            ages.append((path.stat().st_mtime_ns, path.name, path))
-        except FileNotFoundError:  # another process has just removed it
+            if time.time() - path.stat().st_mtime > _ORPHAN_SECONDS:
+                _remove(path)
+        except FileNotFoundError:
             continue
-    return [path for _, _, path in sorted(ages, reverse=True)]
 
 
 def _remove(path: Path) -> None:

@@ -19,7 +19,7 @@ WHITE = (255, 255, 255)
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 """Formats in which several frames are several pictures; in an MPO they are views of one."""
 
-_DAMAGED = (
+DAMAGED = (
     UnidentifiedImageError, OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError,
     AttributeError, ArithmeticError, RuntimeError, struct.error, zlib.error, MemoryError,
 )  # fmt: skip
@@ -97,7 +97,7 @@ def _load(encoded: bytes, name: str) -> tuple[Image.Image, bool]:
         raise
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"{name}: is too large; scale it down ({error})") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise DataError(f"{name}: cannot be decoded ({error})") from error
     return picture, moving
 
@@ -106,7 +106,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF data say; damaged data say nothing."""
     try:
         return ImageOps.exif_transpose(picture)
-    except _DAMAGED:
+    except DAMAGED:
         return picture
 
 

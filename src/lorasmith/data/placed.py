@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lorasmith.core.errors import DataError
 from lorasmith.data.buckets import Placement, Size
-from lorasmith.data.picture import Pixels, decode, decode_mask
+from lorasmith.data.picture import DAMAGED, Pixels, decode, decode_mask
 from lorasmith.data.row import Row
 
 Colour = tuple[int, int, int]
@@ -49,8 +48,8 @@ def upright_size(encoded: bytes, name: str) -> Size:
             width, height = picture.size
             lying = picture.getexif().get(_ORIENTATION) in _LYING
             return (height, width) if lying else (width, height)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: cannot be decoded ({error})") from error
+    except DAMAGED:  # `decode` says what is wrong, or makes something of it
+        return decode(encoded, name).size
     return decode(encoded, name).size
 
 

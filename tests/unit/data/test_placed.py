@@ -1,0 +1,253 @@
+"""Pictures at their placement, and how they are changed at random."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lorasmith.core.device import generator
+from lorasmith.core.errors import DataError
+from lorasmith.data.augment import View, draw_view, jittered
+from lorasmith.data.buckets import Bucket, make_buckets, place
+from lorasmith.data.picture import decode
+from lorasmith.data.placed import Frame, PlacedPictures, cut, movable, upright_size
+from lorasmith.data.row import Row
+
+SQUARE = (Bucket(32, 32),)
+BUCKETS = make_buckets(64, 8, 2.0)
+
+
+def ramp(width: int, height: int) -> Image.Image:
+    """Red tells how far right, green how far down a pixel is."""
+    right = np.linspace(0, 255, width)[None, :].repeat(height, axis=0)
+    down = np.linspace(0, 255, height)[:, None].repeat(width, axis=1)
+    return Image.fromarray(np.stack([right, down, right * 0], axis=2).round().astype(np.uint8))
+
+
+def saved(path: Path, picture: Image.Image, **more) -> Row:
+    picture.save(path, **more)
+    return Row(path.name, ("a",), {}, path)
+
+
+def encoded(picture: Image.Image, kind: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    picture.save(stream, kind, exif=exif)
+    return stream.getvalue()
+
+
+# --- sizes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_decoded_picture(kind: str, orientation: int) -> None:
+    stored = encoded(ramp(40, 20), kind, orientation)
+    assert upright_size(stored, "x") == decode(stored, "x").size
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM"])
+def test_sizes_of_formats_without_orientation(kind: str) -> None:
+    stream = io.BytesIO()
+    ramp(31, 17).save(stream, kind)
+    assert upright_size(stream.getvalue(), "x") == (31, 17)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_sizes_of_pictures_with_damaged_exif(kind: str) -> None:
+    stream = io.BytesIO()
+    ramp(40, 20).save(stream, kind, exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff\xff\xff")
+    stored = stream.getvalue()
+    assert upright_size(stored, "x") == decode(stored, "x").size == (40, 20)
+
+
+def test_what_is_no_picture_is_named() -> None:
+    with pytest.raises(DataError, match="x\\.png: cannot be decoded"):
+        upright_size(b"<html>", "x.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_of_one_scene_give_equal_crops(tmp_path: Path, orientation: int) -> None:
+    """The eight ways to store one upright scene end in the same bucket and pixels."""
+    scene = ramp(96, 64)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    stored = scene.transpose(undo[orientation]) if orientation > 1 else scene
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(stored, "PNG", orientation))
+    placed = place(upright_size(path.read_bytes(), "a"), BUCKETS)
+    assert placed == place((96, 64), BUCKETS)
+    pictures = PlacedPictures([Row("a", ("a",), {}, path)], [placed], (255, 255, 255))
+    plain = PlacedPictures([saved(tmp_path / "b.png", scene)], [placed], (255, 255, 255))
+    assert torch.equal(pictures.centre(0), plain.centre(0))
+
+
+# --- cutting --------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(8, 300),
+    height=st.integers(8, 300),
+    across=st.floats(0, 1),
+    down=st.floats(0, 1),
+)
+def test_a_cut_is_a_piece_of_the_scaled_picture(
+    width: int, height: int, across: float, down: float
+) -> None:
+    picture, placed = ramp(width, height), place((width, height), BUCKETS)
+    whole = np.asarray(picture.resize(placed.resized, Image.Resampling.LANCZOS), dtype=np.int64)
+    bucket = placed.bucket
+    left, top = round(across * placed.room[0]), round(down * placed.room[1])
+    piece = cut(picture, placed, Frame(left, top, bucket.width, bucket.height))
+    assert piece.shape == (bucket.height, bucket.width, 3)
+    expected = whole[top : top + bucket.height, left : left + bucket.width]
+    # Pillow rounds its filter's place to 1/256 of a pixel or so.
+    steepest = 255 / (min(placed.resized) - 1)
+    assert np.abs(piece - expected).max() <= 2 + 0.1 * steepest
+
+
+def test_a_picture_of_its_buckets_size_is_left_alone(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    row = saved(tmp_path / "a.png", Image.fromarray(noise))
+    pictures = PlacedPictures([row], [place((32, 32), SQUARE)], (0, 0, 0))
+    assert np.array_equal(pictures.centre(0).permute(1, 2, 0).numpy(), noise)
+
+
+def test_crops_lie_where_they_were_asked_for(tmp_path: Path) -> None:
+    row = saved(tmp_path / "a.png", ramp(96, 32))
+    placed = place((96, 32), SQUARE)
+    assert placed.room == (64, 0)
+    for held in (1.0, 0.0):
+        pictures = PlacedPictures([row], [placed], (0, 0, 0), held)
+        for _ in range(2):
+            found, masks = pictures.crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
+            reds = found[:, 0, 0].float()
+            assert found.shape == (3, 3, 32, 32)
+            assert float(reds[0, 0]) == 0.0
+            assert float(reds[1, -1]) == 255.0
+            assert torch.equal(found[2], pictures.centre(0))
+            assert bool((masks == 255).all())
+        assert bool(pictures._held) == bool(held)
+
+
+def test_masks_are_cropped_with_their_pictures(tmp_path: Path) -> None:
+    right_half = np.zeros((32, 96), dtype=np.uint8)
+    right_half[:, 48:] = 255
+    Image.fromarray(right_half).save(tmp_path / "a.mask.png")
+    ramp(96, 32).save(tmp_path / "a.png")
+    row = Row("a.png", ("a",), {}, tmp_path / "a.png", mask=tmp_path / "a.mask.png")
+    pictures = PlacedPictures([row], [place((96, 32), SQUARE)], (0, 0, 0))
+    _, masks = pictures.crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
+    assert masks.shape == (3, 1, 32, 32)
+    assert [float(mask.float().mean()) for mask in masks] == [0.0, 255.0, 127.5]
+    centre = pictures.centre_mask(0)
+    assert centre is not None
+    assert torch.equal(centre, masks[2])
+
+
+def test_transparent_pictures_lie_on_the_background(tmp_path: Path) -> None:
+    row = saved(tmp_path / "a.png", Image.new("RGBA", (32, 32), (9, 9, 9, 0)))
+    pictures = PlacedPictures([row], [place((32, 32), SQUARE)], (1, 20, 255))
+    assert pictures.centre(0)[:, 0, 0].tolist() == [1, 20, 255]
+
+
+def test_extremely_long_pictures_are_never_scaled_as_a_whole(tmp_path: Path) -> None:
+    row = saved(tmp_path / "a.png", ramp(30_000, 2))
+    placed = place((30_000, 2), SQUARE)
+    assert placed.resized == (480_000, 32)
+    frame = movable(placed)
+    assert (frame.width, frame.height) == (8 * 32, 32)
+    pictures = PlacedPictures([row], [placed], (0, 0, 0))
+    found, _ = pictures.crops([0], [(frame.left, 0)])
+    assert found.shape == (1, 3, 32, 32)
+    assert abs(float(found[0, 0].float().mean()) - 127.5) < 2.0  # from the middle
+
+
+# --- views ----------------------------------------------------------------------------------
+
+
+@given(
+    width=st.integers(1, 3000),
+    height=st.integers(1, 3000),
+    seed=st.integers(0, 99),
+    jitter=st.floats(0, 0.9),
+    flip=st.booleans(),
+    random_crop=st.booleans(),
+)
+def test_views_stay_inside(
+    width: int, height: int, seed: int, jitter: float, flip: bool, random_crop: bool
+) -> None:
+    placed = place((width, height), BUCKETS)
+    view = draw_view(placed, random_crop, flip, jitter, generator(seed))
+    assert view == draw_view(placed, random_crop, flip, jitter, generator(seed))
+    for corner in (view.corner, view.corner_shown(placed)):
+        assert 0 <= corner[0] <= placed.room[0]
+        assert 0 <= corner[1] <= placed.room[1]
+    assert all(1 - jitter <= factor <= 1 + jitter for factor in view.factors)
+    if not random_crop:
+        assert view.corner == placed.crop[:2]
+    assert flip or not view.mirrored
+
+
+def test_one_setting_does_not_change_what_another_does() -> None:
+    placed = place((300, 100), SQUARE)
+    every = draw_view(placed, True, True, 0.5, generator(1))
+    assert draw_view(placed, True, False, 0.0, generator(1)).corner == every.corner
+    assert draw_view(placed, False, True, 0.0, generator(1)).mirrored == every.mirrored
+    assert draw_view(placed, False, False, 0.5, generator(1)).factors == every.factors
+
+
+def test_views_cover_all_there_is() -> None:
+    placed = place((34, 32), SQUARE)
+    views = [draw_view(placed, True, True, 0.3, generator(0, n)) for n in range(600)]
+    lefts = [view.corner[0] for view in views]
+    assert {lefts.count(n) > 150 for n in range(3)} == {True}
+    assert 0.4 < sum(view.mirrored for view in views) / 600 < 0.6
+    lights = torch.tensor([view.factors for view in views])
+    assert float(lights.min()) < 0.72
+    assert float(lights.max()) > 1.28
+    assert abs(float(lights.mean()) - 1.0) < 0.02
+
+
+def test_the_corner_of_a_mirrored_view_is_counted_from_the_other_side() -> None:
+    placed = place((96, 32), SQUARE)
+    assert View((10, 0), False).corner_shown(placed) == (10, 0)
+    assert View((10, 0), True).corner_shown(placed) == (54, 0)
+
+
+# --- colours --------------------------------------------------------------------------------
+
+
+def test_colours_against_pillow() -> None:
+    from PIL import ImageEnhance
+
+    noise = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    pictures = torch.from_numpy(noise.copy()).permute(2, 0, 1)[None].float() / 255
+    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for place_, kind in enumerate(kinds):
+        for factor in (0.5, 1.0, 1.4):
+            factors = torch.ones(1, 3)
+            factors[0, place_] = factor
+            found = jittered(pictures, factors)[0].permute(1, 2, 0) * 255
+            expected = torch.from_numpy(np.asarray(kind(picture).enhance(factor)).copy()).float()
+            assert float((found - expected).abs().max()) <= 2.0  # Pillow rounds to whole numbers
+
+
+def test_each_picture_has_its_own_factors() -> None:
+    pictures = torch.full((2, 3, 4, 4), 0.25)
+    factors = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]])
+    found = jittered(pictures, factors)
+    assert torch.allclose(found[0], pictures[0], atol=1e-6)
+    assert torch.allclose(found[1], pictures[1] * 2, atol=1e-6)
+    assert float(jittered(pictures, factors * 9).max()) == 1.0
