@@ -6,7 +6,7 @@ network computes in; only the network's inputs are cast.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[int], None]
 """Called after each step with its index, from 0."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """What SDXL's U-Net is told besides the words (arXiv:2307.01952, section 2.2)."""
+
+    pooled: torch.Tensor
+    """Summaries of the prompts, ``[B, P]``."""
+    negative: torch.Tensor
+    """Summaries of the negative prompts, ``[B, P]``."""
+    sizes: torch.Tensor
+    """Original height and width, top and left of the crop, target height and width, ``[B, 6]``."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class Guided:
     """Scale; exactly 1 leaves the negative half of the batch out."""
     rescale: float = 0.0
     """Share phi of the rescaled prediction."""
+    added: Added | None = None
+    """For SDXL."""
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Return the guided prediction, float32, shaped as ``latents`` ``[B, C, h, w]``.
@@ -42,20 +56,40 @@ class Guided:
             timestep: a scalar tensor.
         """
         if self.guidance == 1.0:
-            return self._call(latents, timestep, self.context)
-        both = torch.cat([self.negative, self.context])
-        negative, positive = self._call(torch.cat([latents, latents]), timestep, both).chunk(2)
+            return self._call(latents, timestep, self.context, self._kwargs(both=False))
+        texts, kwargs = torch.cat([self.negative, self.context]), self._kwargs(both=True)
+        both = self._call(torch.cat([latents, latents]), timestep, texts, kwargs)
+        negative, positive = both.chunk(2)
         guided = negative + self.guidance * (positive - negative)
         return rescale(guided, positive, self.rescale) if self.rescale else guided
 
     def _call(
-        self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        kwargs: dict[str, Any],
     ) -> torch.Tensor:
         dtype = self.unet.dtype
         prediction: torch.Tensor = self.unet(
-            latents.to(dtype), timestep, encoder_hidden_states=context.to(dtype), return_dict=False
+            latents.to(dtype),
+            timestep,
+            encoder_hidden_states=context.to(dtype),
+            return_dict=False,
+            **kwargs,
         )[0]
         return prediction.float()
+
+    def _kwargs(self, both: bool) -> dict[str, Any]:
+        """Return SDXL's further arguments, for the prompts or for negative and positive ones."""
+        if self.added is None:
+            return {}
+        pooled, sizes = self.added.pooled, self.added.sizes
+        if both:
+            pooled = torch.cat([self.added.negative, pooled])
+            sizes = torch.cat([sizes, sizes])
+        dtype = self.unet.dtype
+        return {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(dtype)}}
 
 
 def rescale(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:

@@ -60,6 +60,9 @@ class Model:
         with quiet():  # diffusers warns about parts to be kept in float32 even where there are none
             for part in (self.unet, self.vae, *self.text_encoders):
                 part.to(device=device, dtype=dtype).requires_grad_(False).eval()
+            if dtype == torch.float16 and self.text_encoder_2 is not None:
+                # SDXL's VAE overflows in float16 unless it was trained again for it.
+                self.vae.to(dtype=torch.float32 if self.vae.config.force_upcast else dtype)
         return self
 
 
