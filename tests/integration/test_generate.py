@@ -170,6 +170,67 @@ def test_a_bad_lora_is_one_line(
     assert message.format(loras) in one_line(capsys.readouterr().err)
 
 
+@pytest.fixture
+def loras(tiny_model: Path, tmp_path: Path) -> Path:
+    """A LoRA folder with a file and a run."""
+    import torch
+
+    from lorasmith.core.weights import save_tensors
+
+    folder = tmp_path / "loras"
+    name = "lora_unet_up_blocks_3_attentions_0_transformer_blocks_0_attn2_to_v"
+    random = torch.Generator().manual_seed(0)
+    for file in ("ink.safetensors", "ink/ink-best.safetensors"):
+        factors = {
+            f"{name}.lora_down.weight": torch.randn(2, 16, generator=random) * 9,
+            f"{name}.lora_up.weight": torch.randn(8, 2, generator=random) * 9,
+        }
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(folder / file, factors, {})
+    return folder
+
+
+def test_an_option_is_a_mention(tiny_model: Path, tmp_path: Path, loras: Path) -> None:
+    ways = {
+        "a": ("a red apple <lora:ink:0.5> <lora:ink-best:2>",),
+        "b": ("a red apple", "--lora", "ink:0.5", "--lora", "ink-best:2"),
+        "c": ("a red apple <lora:ink-best:2>", "--lora", f"{loras}/ink.safetensors:0.5"),
+        "d": ("a red apple",),
+    }
+    shared = ("-m", str(tiny_model), "--lora-dir", str(loras), "--steps", "3", "-n", "1")
+    for out, arguments in ways.items():
+        assert run(["generate", *arguments, *shared, "--out", str(tmp_path / out)]) == 0
+    a, b, c, d = (np.asarray(Image.open(tmp_path / out / "0000.png")).astype(int) for out in ways)
+    assert abs(a - b).max() <= 1
+    assert abs(a - c).max() <= 1
+    assert abs(a - d).max() > 1
+    with Image.open(tmp_path / "b" / "0000.png") as picture:
+        told = picture.info["parameters"].splitlines()[0]
+    assert told == "a red apple <lora:ink:0.5> <lora:ink-best:2>"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("nto", "no nto.safetensors in {}; it has 2 LoRA files"),
+        ("ink-bset:1", "did you mean ink-best"),
+        ("ink:nan", "weight nan is not between -10 and 10"),
+        ("ink:1e9", "weight 1e9 is not between -10 and 10"),
+        ("ink:strong", "'strong' is not a number"),
+        ("{}/nik.safetensors:1", "no such file; did you mean ink.safetensors?"),
+        (":1", "has no name"),
+    ],
+)
+def test_a_bad_lora_option_is_one_line(
+    option: str, message: str, tiny_model: Path, tmp_path: Path, loras: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    more = ("--lora", option.format(loras), "--lora-dir", str(loras))
+    assert generate(tiny_model, tmp_path / "out", *more) == 1
+    assert message.format(loras) in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 def test_debug_shows_where(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """``lorasmith generate``: pictures from a prompt."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -7,8 +8,9 @@ import typer
 from rich.console import Console
 
 from lorasmith.core.files import writable_folder
+from lorasmith.inference.loras import find_lora, parse_option, resolve_lora
 from lorasmith.inference.options import SamplingOptions, check_count, check_seed
-from lorasmith.inference.prompt import check_negative, find_lora, parse_prompt
+from lorasmith.inference.prompt import LoraMention, check_negative, parse_prompt
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -49,8 +51,13 @@ def generate(
     out: Annotated[
         Path, typer.Option(help="Folder for 0000.png, 0001.png, ... and grid.png.")
     ] = Path("outputs"),
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:WEIGHT or path:WEIGHT, for all pictures. May be repeated."),
+    ] = None,
     lora_dir: Annotated[
-        Path, typer.Option(help="Where `<lora:NAME>` looks for NAME.safetensors.")
+        Path,
+        typer.Option(help="Where names of LoRAs are looked up, also in the runs' folders in it."),
     ] = Path("loras"),
     batch_size: Annotated[
         int, typer.Option(help="Pictures drawn at once: speed and memory, same pictures.")
@@ -67,17 +74,22 @@ def generate(
     those names. Each PNG says in its metadata how it was made, as A1111 writes it.
 
     Example: `lorasmith generate "a red apple, noto style" -n 4 --seed 7 --out apples`
+
+    Example: `lorasmith generate "a dog face, inkmono style" --lora inkmono:0.8 --out inked`
     """
     options = SamplingOptions(
         negative, steps, guidance, size, sampler, clip_skip, guidance_rescale, batch_size
     )
-    _check(prompt, options, seed, n, lora_dir)
+    loras = [parse_option(text) for text in lora or []]
+    _check(prompt, options, seed, n, loras, lora_dir)
     folder = writable_folder(out.expanduser())
     with Console(stderr=True).status("opening the model"):
         from lorasmith.inference.jobs import make_jobs
         from lorasmith.inference.pictures import write_pictures
 
         pipe = _open(model, device, precision, lora_dir)
+        for one in loras:
+            pipe.load_lora(one.name, one.weight)
     jobs = make_jobs([prompt], seed, n)
     with progress_bar("drawing", total=n * steps) as advance:
         images = pipe.draw(jobs, options, advance)
@@ -85,13 +97,18 @@ def generate(
     typer.echo(f"{n} {'picture' if n == 1 else 'pictures'} and grid.png in {folder}")
 
 
-def _check(prompt: str, options: SamplingOptions, seed: int, n: int, lora_dir: Path) -> None:
+def _check(
+    prompt: str, options: SamplingOptions, seed: int, n: int,
+    loras: Sequence[LoraMention], lora_dir: Path,
+) -> None:  # fmt: skip
     """Find what is wrong with the command before the seconds that loading takes."""
     check_seed(seed)
     check_count(n)
     check_negative(options.negative)
-    for lora in parse_prompt(prompt).loras:
-        find_lora(lora.name, lora_dir.expanduser())
+    for mention in parse_prompt(prompt).loras:
+        find_lora(mention.name, lora_dir.expanduser())
+    for option in loras:
+        resolve_lora(option.name, lora_dir.expanduser())
 
 
 def _open(

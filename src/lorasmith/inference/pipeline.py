@@ -14,23 +14,23 @@ from PIL import Image
 
 from lorasmith.core.device import generator, pick_device
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.inference.denoise import Guided, denoise, initial_noise
+from lorasmith.inference.denoise import Added, Guided, denoise, initial_noise
 from lorasmith.inference.jobs import Job, batches, by_loras, make_jobs
+from lorasmith.inference.loras import find_lora, resolve_lora
 from lorasmith.inference.metadata import describe, hash_of_model
 from lorasmith.inference.options import SamplingKeywords, SamplingOptions, Size
 from lorasmith.inference.pictures import PARAMETERS
-from lorasmith.inference.prompt import LoraMention, check_negative, find_lora
+from lorasmith.inference.prompt import LoraMention, check_negative, check_weight
 from lorasmith.inference.samplers import make_scheduler
+from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import encode, tokenize
+from lorasmith.models.text import Conditioning, encode_captions
 
 if TYPE_CHECKING:
     from lorasmith.adapters.inject import Attached
 
 Progress = Callable[[int], Any]
 """Called with the number of picture-steps just done; a call makes pictures x steps of them."""
-
-_TEXTS_AT_ONCE = 32
 
 
 def load_pipeline(
@@ -45,7 +45,8 @@ def load_pipeline(
         model: a diffusers model folder; None is the miniature model that ships with lorasmith.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: what the networks compute in; None is float32.
-        lora_dir: where ``<lora:NAME:WEIGHT>`` in a prompt looks for ``NAME.safetensors``.
+        lora_dir: where ``<lora:NAME:WEIGHT>`` in a prompt looks for ``NAME.safetensors``, in it and
+            in the folders of runs that it holds.
 
     Raises:
         WeightsError: no such folder, a part is missing or damaged.
@@ -74,7 +75,7 @@ class Pipeline:
         _check_fits(model)
         self.model = model
         self.lora_dir = Path(lora_dir).expanduser()
-        self._attached: list[Attached] = []
+        self._loaded: list[tuple[LoraMention, Attached]] = []
 
     def __call__(
         self,
@@ -130,22 +131,35 @@ class Pipeline:
         """Return the file of a LoRA by its name in prompts.
 
         Raises:
-            WeightsError: not in the LoRA folder; close matches are named.
+            WeightsError: not in the LoRA folder (close matches are named), or there twice.
         """
         return find_lora(name, self.lora_dir)
 
-    def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
-        """Attach a LoRA file to every picture from now on.
+    def load_lora(self, path_or_name: str | Path, weight: float = 1.0) -> None:
+        """Attach a LoRA to every picture from now on, on top of those already there.
+
+        Args:
+            path_or_name: a path (anything with a slash or the suffix ``.safetensors``), or the
+                name of a LoRA in `lora_dir`.
+            weight: strength; 1 is as trained.
 
         Raises:
             WeightsError: the file is missing, damaged or does not fit the model.
+            ConfigError: the weight is not a number from -10 to 10.
         """
-        self._attached.append(self._attach(Path(path).expanduser(), weight))
+        strength = check_weight(f"LoRA {str(path_or_name)!r}", weight, "give a weight such as 0.8")
+        file = resolve_lora(path_or_name, self.lora_dir)
+        self._loaded.append((LoraMention(file.stem, strength), self._attach(file, strength)))
 
     def unload_lora(self) -> None:
         """Detach every LoRA that `load_lora` attached; the model is as it was before."""
-        while self._attached:
-            self._attached.pop().detach()
+        while self._loaded:
+            self._loaded.pop()[1].detach()
+
+    @property
+    def loaded(self) -> tuple[LoraMention, ...]:
+        """The LoRAs that `load_lora` attached, in order."""
+        return tuple(mention for mention, _ in self._loaded)
 
     @cached_property
     def model_hash(self) -> str:
@@ -174,13 +188,18 @@ class Pipeline:
             images = to_images(self.decode(self._denoise(batch, texts, call)))
             for job, image in zip(batch, images, strict=True):
                 image.info[PARAMETERS] = describe(
-                    job.prompt.source, job.seed, options, call.size, model.folder, self.model_hash
+                    self._told(job), job.seed, options, call.size, model.folder, self.model_hash
                 )
                 pictures[job.index] = image
         return pictures
 
+    def _told(self, job: Job) -> str:
+        """Return the prompt with every LoRA that is at work, as a prompt would ask for it."""
+        loaded = (f"<lora:{lora.name}:{lora.weight:g}>" for lora in self.loaded)
+        return " ".join([job.prompt.source, *loaded])
+
     def _denoise(
-        self, batch: Sequence[Job], texts: dict[str, torch.Tensor], call: _Call
+        self, batch: Sequence[Job], texts: dict[str, Conditioning], call: _Call
     ) -> torch.Tensor:
         """Return the latents of one batch, float32 ``[B, C, h, w]``."""
         options, unet, scale = call.options, self.model.unet, self.model.downscale
@@ -189,9 +208,12 @@ class Pipeline:
         generators = [generator(job.seed) for job in batch]
         shape = (int(unet.config.in_channels), call.size[1] // scale, call.size[0] // scale)
         noise = initial_noise(generators, shape, unet.device)
-        context = torch.stack([texts[job.prompt.text] for job in batch])
-        negative = texts[options.negative].expand_as(context)
-        guided = Guided(unet, context, negative, options.guidance, options.guidance_rescale)
+        wanted = [texts[job.prompt.text] for job in batch]
+        unwanted = texts[options.negative]
+        context = torch.stack([one.context for one in wanted])
+        negative = unwanted.context.expand_as(context)
+        added = _added(wanted, unwanted, call.size)
+        guided = Guided(unet, context, negative, options.guidance, options.guidance_rescale, added)
 
         def on_step(_: int) -> None:
             if call.progress is not None:
@@ -199,15 +221,11 @@ class Pipeline:
 
         return denoise(guided, scheduler, noise, generators, on_step)
 
-    def _contexts(self, texts: Iterable[str], options: SamplingOptions) -> dict[str, torch.Tensor]:
-        """Embed each distinct text once, ``[77, width]``; text that is cut off is warned about."""
+    def _contexts(self, texts: Iterable[str], options: SamplingOptions) -> dict[str, Conditioning]:
+        """Embed each distinct text once; text that is cut off is warned about."""
         distinct = list(dict.fromkeys(texts))
-        encoder = self.model.text_encoder
-        pieces: list[torch.Tensor] = []
-        for some in batches(distinct, _TEXTS_AT_ONCE):
-            ids = tokenize(self.model.tokenizer, some).to(encoder.device)
-            pieces.append(encode(encoder, ids, options.clip_skip))
-        return dict(zip(distinct, torch.cat(pieces), strict=True))
+        found = encode_captions(self.model, distinct, options.clip_skip)
+        return dict(zip(distinct, found, strict=True))
 
     @contextmanager
     def _mentioned(self, loras: Sequence[LoraMention], files: dict[str, Path]) -> Iterator[None]:
@@ -246,17 +264,29 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
 def _check_fits(model: Model) -> None:
     """Refuse models whose parts do not belong together or that want inputs we do not give."""
     unet, where = model.unet.config, f"model {model.folder}: unet"
-    if unet.addition_embed_type is not None:
+    if (family_of(model) == "sdxl") != (model.text_encoder_2 is not None):
         raise WeightsError(
-            f"{where} wants more inputs than a prompt (SDXL); use an SD 1.x or 2.x model"
+            f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
+            "text encoders and a U-Net that reads sizes, other models have neither"
         )
     if unet.in_channels != model.vae.config.latent_channels:
         raise WeightsError(
             f"{where} takes {unet.in_channels} channels and the vae makes "
             f"{model.vae.config.latent_channels}; inpainting models are not supported"
         )
-    width = model.text_encoder.config.hidden_size
+    width = sum(encoder.config.hidden_size for encoder in model.text_encoders)
     if unet.cross_attention_dim != width:
         raise WeightsError(
             f"{where} reads text of width {unet.cross_attention_dim}, text_encoder writes {width}"
         )
+
+
+def _added(wanted: Sequence[Conditioning], unwanted: Conditioning, size: Size) -> Added | None:
+    """Return SDXL's further inputs for one batch: whole pictures of the size that is drawn."""
+    pooled = [one.pooled for one in wanted if one.pooled is not None]
+    if unwanted.pooled is None or not pooled:
+        return None
+    summaries = torch.stack(pooled)
+    width, height = size
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=summaries.device)
+    return Added(summaries, unwanted.pooled.expand_as(summaries), sizes.expand(len(pooled), 6))

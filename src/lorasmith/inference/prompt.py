@@ -1,11 +1,10 @@
-"""Prompt syntax: finding ``<lora:name:weight>`` and the file that a name stands for."""
+"""Prompt syntax: finding ``<lora:name:weight>``."""
 
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from lorasmith.core.errors import ConfigError, WeightsError, did_you_mean
+from lorasmith.core.errors import ConfigError
 
 MAX_WEIGHT = 10.0
 SUFFIX = ".safetensors"
@@ -48,7 +47,8 @@ def parse_prompt(source: str) -> Prompt:
     loras: dict[str, float] = {}
     for match in _MENTION.finditer(source):
         mention = _mention(match[0], match[1])
-        loras[mention.name] = loras.get(mention.name, 0.0) + mention.weight
+        total = loras.get(mention.name, 0.0) + mention.weight
+        loras[mention.name] = check_weight(f"prompt: {match[0]!r}, all mentions together", total)
     text = _MENTION.sub(" ", source)
     unclosed = _UNCLOSED.search(text)
     if unclosed:
@@ -83,43 +83,20 @@ def check_text(field: str, text: str) -> None:
         raise ConfigError(f"{field}: {text!r} is not valid UTF-8 text") from error
 
 
-def find_lora(name: str, folder: Path = Path("loras")) -> Path:
-    """Return the file ``NAME.safetensors`` of the LoRA folder.
-
-    The folder is listed and the name looked up in the list, so a name never becomes part of a
-    path, and a link that leads out of the folder is refused.
-
-    Raises:
-        ConfigError: the name is not a plain file name.
-        WeightsError: no such folder, no such file (close matches are named), or a link out of it.
-    """
-    _check_name(name, f"LoRA {name!r}")
-    if not folder.is_dir():
-        raise WeightsError(f"LoRA {name!r}: there is no folder {folder}; name it with --lora-dir")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == SUFFIX}
-    path = files.get(name.removesuffix(SUFFIX))
-    if path is None:
-        known = f"; it has {len(files)} LoRA files" if files else "; it has no LoRA files"
-        hint = did_you_mean(name, files) or known
-        raise WeightsError(
-            f"LoRA {name!r}: no {name.removesuffix(SUFFIX)}{SUFFIX} in {folder}{hint}"
-        )
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise WeightsError(f"LoRA {name!r}: {path} is a link out of {folder}; copy the file there")
-    if not path.is_file():
-        raise WeightsError(f"LoRA {name!r}: {path} is not a file")
-    return path
-
-
 def _mention(whole: str, inside: str) -> LoraMention:
     name, *rest = (part.strip() for part in inside.split(":"))
     if len(rest) > 1:
         raise ConfigError(f"prompt: {whole!r} has too many parts; {_HOW}")
-    _check_name(name, f"prompt: {whole!r}")
-    return LoraMention(name, _weight(whole, rest[0]) if rest else 1.0)
+    check_name(name, f"prompt: {whole!r}")
+    return LoraMention(name, check_weight(f"prompt: {whole!r}", rest[0]) if rest else 1.0)
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
+    """Refuse a name that could lead out of the LoRA folder.
+
+    Raises:
+        ConfigError: no name, or one with slashes, ``..`` or NUL.
+    """
     if not name:
         raise ConfigError(f"{where} has no name; {_HOW}")
     if "\0" in name or "/" in name or "\\" in name or ".." in name:
@@ -129,13 +106,18 @@ def _check_name(name: str, where: str) -> None:
         )
 
 
-def _weight(whole: str, text: str) -> float:
+def check_weight(where: str, weight: str | float, how: str = _HOW) -> float:
+    """Return a LoRA's weight as a number.
+
+    Raises:
+        ConfigError: not a number from -10 to 10.
+    """
     try:
-        weight = float(text)
-    except ValueError as error:
-        raise ConfigError(f"prompt: {whole!r}: {text!r} is not a number; {_HOW}") from error
-    if not (math.isfinite(weight) and abs(weight) <= MAX_WEIGHT):
+        number = float(weight)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {weight!r} is not a number; {how}") from error
+    if not (math.isfinite(number) and abs(number) <= MAX_WEIGHT):
         raise ConfigError(
-            f"prompt: {whole!r}: weight {text} is not between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
+            f"{where}: weight {weight} is not between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
         )
-    return weight
+    return number

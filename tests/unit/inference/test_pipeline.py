@@ -141,6 +141,41 @@ def test_a_loaded_lora_is_a_mentioned_one(pipe: Pipeline) -> None:
     assert (pixels(pipe("an apple", steps=4)) == plain).all()
 
 
+def test_a_lora_is_loaded_by_name_or_path_and_told_in_the_picture(pipe: Pipeline) -> None:
+    mentioned = pipe("an apple <lora:one:0.5> <lora:two:-1>", steps=4)
+    path = pipe.lora_dir / "two.safetensors"
+    for second in (path, str(path), "two"):
+        pipe.load_lora("one", 0.5)
+        pipe.load_lora(second, -1)
+        try:
+            drawn = pipe("an apple", steps=4)
+            assert [(lora.name, lora.weight) for lora in pipe.loaded] == [("one", 0.5), ("two", -1)]
+        finally:
+            pipe.unload_lora()
+        assert abs(pixels(drawn) - pixels(mentioned)).max() <= 1
+        told = drawn[0].info["parameters"].splitlines()[0]
+        assert told == "an apple <lora:one:0.5> <lora:two:-1>"
+    assert pipe.loaded == ()
+    assert pipe("an apple", steps=1)[0].info["parameters"].splitlines()[0] == "an apple"
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e9, -10.1, "strong", None])
+def test_a_weight_that_is_none_attaches_nothing(pipe: Pipeline, weight: float) -> None:
+    before = weights_of(pipe)
+    with pytest.raises(ConfigError, match="LoRA 'one'"):
+        pipe.load_lora("one", weight)
+    assert weights_of(pipe).keys() == before.keys()
+    assert pipe.loaded == ()
+
+
+def test_a_lora_that_is_not_there_attaches_nothing(pipe: Pipeline) -> None:
+    before = weights_of(pipe)
+    for absent, message in (("onne", "did you mean one"), ("./one.safetensors", "no such file")):
+        with pytest.raises(WeightsError, match=message):
+            pipe.load_lora(absent)
+    assert weights_of(pipe).keys() == before.keys()
+
+
 def test_an_error_leaves_no_lora_behind(pipe: Pipeline) -> None:
     before = weights_of(pipe)
 
