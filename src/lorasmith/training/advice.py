@@ -56,7 +56,7 @@ def advise(records: Sequence[Mapping[str, float]], run: TrainRun) -> list[Advice
         The findings, the most urgent first; at least one.
     """
     losses = thinned(curve_of(records, "loss"))
-    held_out = held_out_share(records)
+    held_out, fixed = held_out_share(records), share_of_base(records, "fixed_loss")
     if len(losses) < _FEWEST_LINES:
         return [_overfitting(losses, held_out, run) or _too_short(losses)]
     rates = curve_of(records, "lr").values
@@ -64,16 +64,21 @@ def advise(records: Sequence[Mapping[str, float]], run: TrainRun) -> list[Advice
     found = [
         _oscillating(losses, run, peak),
         _overfitting(losses, held_out, run),
-        _flat(losses, held_out, run, peak),
+        _flat(losses, held_out if len(held_out) else fixed, run, peak),
     ]
-    return [one for one in found if one is not None] or [_fine(losses, held_out)]
+    return [one for one in found if one is not None] or [_fine(losses, held_out, fixed)]
 
 
 def held_out_share(records: Sequence[Mapping[str, float]]) -> Curve:
     """Return the held-out loss as a share of the base model's: 1 is no better than it."""
-    pairs = [r for r in records if r.get("held_out") is not None and r.get("held_out_base")]
-    shares = [{"step": r["step"], "share": r["held_out"] / r["held_out_base"]} for r in pairs]
-    return curve_of(shares, "share")
+    return share_of_base(records, "held_out")
+
+
+def share_of_base(records: Sequence[Mapping[str, float]], key: str) -> Curve:
+    """Return a loss on fixed noise as a share of the base model's on the same."""
+    base = f"{key}_base"
+    pairs = [r for r in records if r.get(key) is not None and r.get(base)]
+    return curve_of([{"step": r["step"], "share": r[key] / r[base]} for r in pairs], "share")
 
 
 def best_step(held_out: Curve) -> int | None:
@@ -81,12 +86,12 @@ def best_step(held_out: Curve) -> int | None:
     return int(held_out.steps[held_out.values.argmin()]) if len(held_out) else None
 
 
-def _flat(losses: Curve, held_out: Curve, run: TrainRun, peak: float | None) -> Advice | None:
-    """Nothing is learned: neither loss falls."""
+def _flat(losses: Curve, measured: Curve, run: TrainRun, peak: float | None) -> Advice | None:
+    """Nothing is learned: neither the training loss nor one on fixed noise falls."""
     fallen = fall(losses)
-    if fallen.certain(_FALL_CHANCE) or _gain(held_out) is not None:
+    if fallen.certain(_FALL_CHANCE) or _gain(measured) is not None:
         return None
-    known = len(held_out) > 1
+    known = len(measured) > 1
     if not known and (noise(losses) > _HIDDEN or fallen.share >= _FALL_SHARE):
         return Advice(
             "unclear",
@@ -97,7 +102,7 @@ def _flat(losses: Curve, held_out: Curve, run: TrainRun, peak: float | None) -> 
             "0.1), or log larger batches.",
         )
     evidence = "The training loss does not fall more than its noise explains"
-    evidence += ", and the held-out loss stays at the base model's." if known else "."
+    evidence += ", and on fixed noise the loss stays at the base model's." if known else "."
     rank = run.lora.rank
     return Advice(
         "flat",
@@ -197,8 +202,11 @@ def _too_short(losses: Curve) -> Advice:
     )
 
 
-def _fine(losses: Curve, held_out: Curve) -> Advice:
-    gain, fallen = _gain(held_out), fall(losses)
+def _fine(losses: Curve, held_out: Curve, fixed: Curve) -> Advice:
+    gain, fallen = _gain(held_out), f"The training loss fell by {fall(losses).share:.0%}"
+    known = 1.0 - float(fixed.values.min()) if len(fixed) else 0.0
+    if known > 0.0:
+        fallen = f"On fixed noise, the loss on the training pictures fell by {known:.1%}"
     if gain is not None:
         evidence = (
             f"On pictures that were not trained on, the loss is {gain:.1%} below the base model's "
@@ -206,12 +214,12 @@ def _fine(losses: Curve, held_out: Curve) -> Advice:
         )
     elif len(held_out):
         evidence = (
-            f"The training loss fell by {fallen.share:.0%}; on pictures that were not trained on "
-            "there is no gain over the base model. Look at the previews."
+            f"{fallen}; on pictures that were not trained on there is no gain over the base "
+            "model. Look at the previews."
         )
     else:
         evidence = (
-            f"The training loss fell by {fallen.share:.0%}. Whether it learned more than these "
-            "pictures, only pictures kept out (data.held_out) would tell."
+            f"{fallen}. Whether it learned more than these pictures, only pictures kept out "
+            "(data.held_out) would tell."
         )
     return Advice("fine", "The curves look healthy", evidence, "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
-from lorasmith.training.advice import advise, best_step, held_out_share
+from lorasmith.training.advice import advise, best_step, held_out_share, share_of_base
 from lorasmith.training.charts import STYLES, Chart, Line, draw, legend
 from lorasmith.training.curves import curve_of, smoothed, thinned
 from lorasmith.training.paths import RunPaths
@@ -147,12 +147,8 @@ def _charts(run: RunFolder) -> list[Chart]:
     if len(losses):
         lines = [Line("as measured", losses, "faint"), Line("smoothed", smoothed(losses))]
         charts.append(Chart("Training loss", lines))
-    held_out, base = curve_of(log, "held_out"), curve_of(log, "held_out_base")
-    if len(held_out) and len(base):
-        best = best_step(held_out_share(log))
-        mark = None if best is None else (float(best), f"best: step {best}")
-        lines = [Line("base model", thinned(base), "dashed"), Line("LoRA", thinned(held_out))]
-        charts.append(Chart("Held-out loss", lines, mark))
+    charts += _on_fixed_noise(log, "held_out", "Held-out loss")
+    charts += _on_fixed_noise(log, "fixed_loss", "Loss of training pictures on fixed noise")
     rates = sorted({key for line in log for key in line if key == "lr" or key.startswith("lr/")})
     lines = [
         Line(_part(key), thinned(curve_of(log, key)), STYLES[k % len(STYLES)])
@@ -165,6 +161,17 @@ def _charts(run: RunFolder) -> list[Chart]:
     if len(norms):
         charts.append(Chart("Gradient norm, before clipping", [Line("largest", norms)]))
     return charts
+
+
+def _on_fixed_noise(log: Sequence[dict[str, float]], key: str, title: str) -> list[Chart]:
+    """Return the chart of a loss beside the base model's, if it was measured."""
+    ours, base = curve_of(log, key), curve_of(log, f"{key}_base")
+    if not (len(ours) and len(base)):
+        return []
+    best = best_step(share_of_base(log, key)) if key == "held_out" else None
+    mark = None if best is None else (float(best), f"best: step {best}")
+    lines = [Line("base model", thinned(base), "dashed"), Line("LoRA", thinned(ours))]
+    return [Chart(title, lines, mark)]
 
 
 def _part(key: str) -> str:

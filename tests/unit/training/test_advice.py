@@ -23,8 +23,9 @@ def run_of(**train: Any) -> TrainRun:
 
 
 def log(
-    trend: Trend, seed: int, shape: Shape | None = None, every: int = 50, **sizes: int
-) -> list[dict[str, float]]:
+    trend: Trend, seed: int, shape: Shape | None = None, every: int = 50, key: str = "held_out",
+    **sizes: int,
+) -> list[dict[str, float]]:  # fmt: skip
     """The log of a run: its training loss, and its held-out loss where a shape is given.
 
     The held-out loss is measured on the same pictures, levels and noises each time, so that it is
@@ -41,7 +42,7 @@ def log(
         for step in range(0, total + 1, every):
             value = 0.08 * shape(step / total) * float(draws.normal(1.0, 0.002))
             value = 0.08 if step == 0 else value
-            lines.append({"step": step, "held_out": value, "held_out_base": 0.08})
+            lines.append({"step": step, key: value, f"{key}_base": 0.08})
     return sorted(lines, key=lambda line: line["step"])
 
 
@@ -82,7 +83,7 @@ def test_a_flat_curve_is_found(steps: int) -> None:
     found = the("flat", advise(log(level, 0, same), run_of()))
     assert "learning_rate (0.001 now, try 0.002)" in found.remedy
     assert "lora.rank (8 now, try 16)" in found.remedy
-    assert "stays at the base model's" in found.evidence
+    assert "on fixed noise the loss stays at the base model's" in found.evidence
 
 
 @pytest.mark.parametrize("steps", [250, 1000])
@@ -97,6 +98,15 @@ def _slow(x: np.ndarray) -> np.ndarray:
 
 def test_a_gain_on_held_out_pictures_is_not_flat_whatever_the_training_loss_looks_like() -> None:
     assert share_of("flat", [log(level, seed, better) for seed in SEEDS]) == 0.0
+
+
+def test_without_held_out_pictures_the_training_pictures_on_fixed_noise_tell() -> None:
+    learned = [log(level, seed, better, key="fixed_loss") for seed in SEEDS]
+    assert share_of("flat", learned) == share_of("unclear", learned) == 0.0
+    assert "fell by 25.1%" in the("fine", advise(learned[0], run_of())).evidence
+    assert share_of("flat", [log(level, seed, same, key="fixed_loss") for seed in SEEDS]) >= 0.8
+    memorised = [log(learning, seed, by_heart, key="fixed_loss") for seed in SEEDS]
+    assert share_of("overfitting", memorised) == 0.0
 
 
 def test_a_curve_that_is_too_noisy_is_said_to_be_so() -> None:

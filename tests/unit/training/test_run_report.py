@@ -133,6 +133,16 @@ def test_advice_is_on_the_page(tmp_path: Path, trend: object, title: str) -> Non
     assert title in page_of(folder).words
 
 
+def test_without_held_out_pictures_the_fixed_loss_is_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ink")
+    log = folder / "log.jsonl"
+    log.write_text(log.read_text().replace("held_out", "fixed_loss"))
+    page = page_of(folder)
+    assert "Loss of training pictures on fixed noise" in page.words
+    assert "Held-out loss" not in page.words
+    assert "best: step 250" not in page.words
+
+
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink", finished=False)
     for name in ("log.jsonl", "previews"):
