@@ -6,7 +6,10 @@
     pipe = lorasmith.load_pipeline()
     images = pipe("a red apple, noto style", seed=0)
 
-``lorasmith.train(run)`` does what the command does, from a `lorasmith.config.run.TrainRun`.
+    lora = lorasmith.train(
+        {"data": {"path": "pictures", "tag": "ink"}, "output": {"name": "ink"}}
+    )
+    pipe.load_lora(lora, weight=0.8)
 """
 
 from importlib import import_module
@@ -16,7 +19,7 @@ from lorasmith.core.version import VERSION
 
 if TYPE_CHECKING:
     from lorasmith.inference.pipeline import load_pipeline
-    from lorasmith.training.loop import train
+    from lorasmith.training.entry import train
 
 __version__ = VERSION
 
@@ -24,7 +27,7 @@ __all__ = ["__version__", "load_pipeline", "train"]
 
 _HOMES = {
     "load_pipeline": "lorasmith.inference.pipeline",
-    "train": "lorasmith.training.loop",
+    "train": "lorasmith.training.entry",
 }
 """The modules of the public functions."""
 

@@ -227,7 +227,7 @@ def test_bfloat16_draws_nearly_the_same(tiny_model: Path, pipe: Pipeline) -> Non
 
 
 def test_the_public_names_are_lazy() -> None:
-    from lorasmith.training.loop import train
+    from lorasmith.training.entry import train
 
     assert {"load_pipeline", "train"} <= set(dir(lorasmith))
     assert lorasmith.load_pipeline is load_pipeline

@@ -1,0 +1,51 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lorasmith
+from lorasmith.config.load import dump_toml
+from lorasmith.config.run import TrainRun
+from lorasmith.core.errors import ConfigError
+from lorasmith.training import entry
+
+TREE: dict[str, Any] = {
+    "data": {"path": Path("pictures"), "tag": "ink"},
+    "output": {"name": "ink"},
+    "train": {"steps": 40},
+}
+
+
+def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainRun.model_validate(TREE)
+    file = tmp_path / "run.toml"
+    file.write_text(dump_toml(run), encoding="utf-8")
+    asked: list[tuple[TrainRun, str | None]] = []
+    monkeypatch.setattr(
+        "lorasmith.training.loop.train", lambda *call: asked.append(call) or Path("ink")
+    )
+    for config in (run, TREE, file, str(file)):
+        assert lorasmith.train(config, resume="latest") == Path("ink")
+    assert lorasmith.train(run) == Path("ink")
+    assert asked == [(run, "latest")] * 4 + [(run, None)]
+
+
+def test_the_dictionary_is_not_changed() -> None:
+    before = {name: dict(section) for name, section in TREE.items()}
+    entry.settings_of(TREE)
+    assert before == TREE
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TREE | {"train": {"stpes": 3}}, "unknown key 'stpes'.*did you mean steps"),
+        ({"output": {"name": "x"}}, "data is required"),
+        ("absent.toml", r"absent\.toml: no such settings file"),
+        (7, "not int"),
+        (None, "not NoneType"),
+    ],
+)
+def test_wrong_settings_are_named(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        lorasmith.train(config)
