@@ -1,6 +1,8 @@
 """Fixtures that several test folders share: a tiny random Stable Diffusion 1.x on disk."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,17 @@ from tiny_models import make_tiny
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+@pytest.fixture(scope="session")
+def all_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Paths that nothing is at, one after the other."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def cache_in_tmp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_in_tmp(all_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a cache of its own, and none touches the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = next(all_caches)
     monkeypatch.setenv("LORASMITH_CACHE", str(folder))
     return folder
 

@@ -41,6 +41,15 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
+def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a small tensor from the CPU to a device without waiting for what the device is doing.
+
+    CUDA has taken its copy of ordinary memory when the call returns, so that the tensor may be
+    changed or dropped at once.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")
+
+
 def seed_of(seed: int, *stream: int) -> int:
     """Mix a seed with a position in a stream of draws (a step, a rank) into a new seed.
 

@@ -7,7 +7,7 @@ import torch
 from lorasmith.data.buckets import Placement
 from lorasmith.data.placed import Corner, movable
 
-_GREY = (0.299, 0.587, 0.114)
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 """How bright red, green and blue are (ITU-R BT.601)."""
 
 
@@ -65,9 +65,14 @@ def jittered(pictures: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         The like, clipped to 0..1 after each change.
     """
     light, contrast, colour = factors[..., None, None, None].unbind(1)
-    weights = torch.tensor(_GREY, device=pictures.device).view(1, 3, 1, 1)
     bright = (pictures * light).clamp(0.0, 1.0)
-    middle = (bright * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    middle = _grey(bright).mean((2, 3), keepdim=True)
     hard = (middle + (bright - middle) * contrast).clamp(0.0, 1.0)
-    grey = (hard * weights).sum(1, keepdim=True)
+    grey = _grey(hard)
     return (grey + (hard - grey) * colour).clamp(0.0, 1.0)
+
+
+def _grey(pictures: torch.Tensor) -> torch.Tensor:
+    """Return how bright each pixel is, ``[B, 1, H, W]``."""
+    red, green, blue = pictures.unbind(1)
+    return (_RED * red + _GREEN * green + _BLUE * blue).unsqueeze(1)

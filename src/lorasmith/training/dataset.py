@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.config.run import TrainData, TrainSettings
-from lorasmith.core.device import dtype_of
+from lorasmith.core.device import dtype_of, put
 from lorasmith.core.draws import Draws
 from lorasmith.core.errors import ConfigError, DataError
 from lorasmith.data.buckets import Bucket, Size, bucket_step, make_buckets, place
@@ -104,7 +104,7 @@ class TrainingSet:
         words = self.words.gather(numbers, draws)
         return Batch(
             clean=pictures.clean,
-            weight=self.weights[numbers.to(self.weights.device)],
+            weight=self.weights[put(numbers, self.weights.device)],
             numbers=numbers,
             context=words.context,
             pooled=words.pooled,

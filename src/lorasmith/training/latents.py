@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lorasmith.config.run import TrainData
+from lorasmith.core.device import put
 from lorasmith.core.draws import Draws
 from lorasmith.core.errors import DataError
 from lorasmith.data.augment import View, draw_view, jittered
@@ -28,8 +29,8 @@ _AHEAD = 8
 """Pictures that are decoded while another one is encoded."""
 _RESIDENT_BYTES = 4 * 2**30
 """Latents up to this size stay on the training device; more are moved to it batch by batch."""
-_VIEW = 0x76696577
-"""The stream of what is decided on the host about a picture."""
+_VIEW, _MIRROR = 0x76696577, 0x6D6972726F72
+"""The streams of what is decided on the host about a picture."""
 
 
 class Gathered(NamedTuple):
@@ -143,10 +144,12 @@ class FixedLatents:
     def gather(self, numbers: torch.Tensor, draws: Draws) -> Gathered:
         """Return freshly sampled latents; see ``Latents``."""
         group = self._groups[self._bucket_of[int(numbers[0])]]
-        which = self._within[numbers.to(self._home)]
-        unit = draws.normal(*group.mean.shape[1:]).to(self._device)
+        which = self._within[put(numbers, self._home)]
+        unit = put(draws.normal(*group.mean.shape[1:]), self._device)
         if self._flip:
-            which = which + group.pictures * (draws.uniform() < 0.5).to(self._home)
+            # Decided on the host, so that it need not be asked of the device for latents kept here.
+            sides = [bool(torch.rand((), generator=one) < 0.5) for one in draws.of_each(_MIRROR)]
+            which = which + put(torch.tensor(sides) * group.pictures, self._home)
         mean, deviation = self._rows(group.mean, which), self._rows(group.deviation, which)
         return Gathered(
             mean + deviation * unit,
@@ -155,7 +158,7 @@ class FixedLatents:
         )
 
     def _rows(self, table: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        return table[which].to(self._device)
+        return put(table[which], self._device)
 
 
 def fixed_latents(
@@ -310,20 +313,20 @@ class LiveLatents:
         views = self._views(placements, draws)
         pixels, masks = self._pictures.placed.crops(chosen, [view.corner for view in views])
         mirrored = torch.tensor([view.mirrored for view in views]).view(-1, 1, 1, 1)
-        shown = torch.where(mirrored, pixels.flip(-1), pixels).to(self._device).float() / 255.0
+        shown = put(torch.where(mirrored, pixels.flip(-1), pixels), self._device).float() / 255.0
         if self._data.colour_jitter:
             shown = jittered(
-                shown, torch.tensor([view.factors for view in views], device=self._device)
+                shown, put(torch.tensor([view.factors for view in views]), self._device)
             )
         mean, deviation = encode_pictures(self._vae, shown * 2.0 - 1.0)
-        unit = draws.normal(*mean.shape[1:]).to(self._device)
+        unit = put(draws.normal(*mean.shape[1:]), self._device)
         mask = time_ids = None
         if self._pictures.any_mask:
-            whole = torch.where(mirrored, masks.flip(-1), masks).to(self._device)
+            whole = put(torch.where(mirrored, masks.flip(-1), masks), self._device)
             mask = shrunk(whole, self._downscale)
         if self._pictures.sized:
             told = [time_ids_of(p, view) for p, view in zip(placements, views, strict=True)]
-            time_ids = torch.tensor(told, device=self._device)
+            time_ids = put(torch.tensor(told), self._device)
         return Gathered(mean + deviation * unit, mask, time_ids)
 
     def _views(self, placements: Sequence[Placement], draws: Draws) -> list[View]:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from lorasmith.config.run import TrainData
+from lorasmith.core.device import put
 from lorasmith.core.draws import Draws
 from lorasmith.core.errors import DataError
 from lorasmith.data.cache import Entry, TensorCache, key_of
 from lorasmith.data.caption import dropped, shuffled
 from lorasmith.loops.progress import progress_bar
-from lorasmith.models.text import encode, tokenize
+from lorasmith.models.text import Conditioning, TokenIds, condition, token_ids
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -61,9 +62,9 @@ class FixedWords:
 
     def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
         """Return the embeddings or tokens of some pictures; see ``Words``."""
-        which = self._which[numbers.to(self._which.device)]
+        which = self._which[put(numbers, self._which.device)]
         if self._dropout:
-            drop = draws.uniform().to(which.device) < self._dropout
+            drop = put(draws.uniform(), which.device) < self._dropout
             which = which.masked_fill(drop, self._empty)
         return Worded(*(None if part is None else part[which] for part in self._table))
 
@@ -94,9 +95,9 @@ class LiveWords:
             for number, own in zip(numbers.tolist(), draws.of_each(_CAPTION), strict=True)
         ]
         if self._as_ids:
-            return _tokens(self._model, texts, self._device)
-        context, pooled = _embed(self._model, texts)
-        return Worded(*_cast(context, pooled, self._dtype, self._device))
+            tokens = _tokens(self._model, texts, self._device)
+            return Worded(ids=tokens.ids, ids_2=tokens.ids_2)
+        return Worded(*_cast(_embed(self._model, texts), self._dtype, self._device))
 
     def _changed(self, caption: str, draws: torch.Generator) -> str:
         kept = dropped(caption, self._data.caption_dropout, draws)
@@ -133,7 +134,8 @@ def fixed_tokens(
         device: where batches are wanted.
     """
     distinct = Captions.of(captions, dropout)
-    table = _tokens(model, distinct.texts, device, warn=True)
+    tokens = _tokens(model, distinct.texts, device, warn=True)
+    table = Worded(ids=tokens.ids, ids_2=tokens.ids_2)
     return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
 
 
@@ -161,18 +163,18 @@ def fixed_words(
         DataError: an embedding is not finite; the caption is named.
     """
     distinct = Captions.of(captions, dropout)
-    context, pooled = _cached(model, identities, distinct.texts, cache)
-    table = Worded(*_cast(context, pooled, dtype, device))
+    found = _cached(model, identities, distinct.texts, cache)
+    table = Worded(*_cast(found, dtype, device))
     return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
 
 
 def _cached(
     model: "Model", identities: Sequence[str], texts: Sequence[str], cache: TensorCache
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    tokens = _tokens(model, texts, torch.device("cpu"), warn=True)
+) -> Conditioning:
+    tokens = token_ids(model, texts)
     keys = []
     for place in range(len(texts)):
-        ids = [part[place].tolist() for part in (tokens.ids, tokens.ids_2) if part is not None]
+        ids = [part[place].tolist() for part in tokens if part is not None]
         keys.append(key_of({"what": "text", "ids": ids, "encoders": list(identities)}))
 
     def compute(places: list[int]) -> Iterator[Entry]:
@@ -183,7 +185,7 @@ def _cached(
         entries = cache.fetch(keys, [layout] * len(texts), compute, advance)
     context = torch.stack([one["context"] for one in entries])
     pooled = torch.stack([one["pooled"] for one in entries]) if "pooled" in layout else None
-    return context, pooled
+    return Conditioning(context, pooled)
 
 
 @torch.no_grad()
@@ -216,22 +218,20 @@ def _layout(model: "Model") -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 
 @torch.no_grad()
-def _embed(model: "Model", texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return context ``[B, 77, width]`` and pooled ``[B, P]`` on the text encoder's device."""
-    encoder = model.text_encoder
-    return encode(encoder, tokenize(model.tokenizer, texts, warn=False).to(encoder.device)), None
+def _embed(model: "Model", texts: Sequence[str]) -> Conditioning:
+    """Return the texts' conditioning on the text encoders' device, in their number format."""
+    return condition(model, _tokens(model, texts, model.text_encoder.device))
 
 
 def _tokens(
     model: "Model", texts: Sequence[str], device: torch.device, warn: bool = False
-) -> Worded:
-    ids = tokenize(model.tokenizer, texts, warn=warn).to(device)
-    if model.tokenizer_2 is None:
-        return Worded(ids=ids)
-    return Worded(ids=ids, ids_2=tokenize(model.tokenizer_2, texts, warn=False).to(device))
+) -> TokenIds:
+    ids, ids_2 = token_ids(model, texts, warn)
+    return TokenIds(put(ids, device), None if ids_2 is None else put(ids_2, device))
 
 
-def _cast(
-    context: torch.Tensor, pooled: torch.Tensor | None, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return context.to(device, dtype), None if pooled is None else pooled.to(device, dtype)
+def _cast(found: Conditioning, dtype: torch.dtype, device: torch.device) -> Conditioning:
+    context, pooled = found
+    return Conditioning(
+        context.to(device, dtype), None if pooled is None else pooled.to(device, dtype)
+    )

@@ -59,6 +59,7 @@ def test_sizes_of_formats_without_orientation(kind: str) -> None:
     assert upright_size(stream.getvalue(), "x") == (31, 17)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_sizes_of_pictures_with_damaged_exif(kind: str) -> None:
     stream = io.BytesIO()

@@ -1,22 +1,20 @@
-"""Batches of a training set: what they hold, what they depend on, and what is held out."""
+"""Batches of a training set: what they hold, and what they depend on."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from training_sets import CPU, built, data_of, moments, pixels_of, take, write
 
-from lorasmith.config.run import TrainData, TrainSettings
 from lorasmith.core.device import generator
 from lorasmith.core.draws import Draws
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, DataError
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text import encode, tokenize
-from lorasmith.training.batch import Batch
-from lorasmith.training.dataset import TrainingSet, buckets_of, build_dataset
-
-CPU = torch.device("cpu")
+from lorasmith.training.dataset import buckets_of
 
 
 @pytest.fixture
@@ -24,41 +22,9 @@ def model(tiny_model: Path) -> Model:
     return load_model(tiny_model).to(CPU, torch.float32)
 
 
-def write(folder: Path, sizes: list[tuple[int, int]], caption: str = "picture {}, ink") -> Path:
-    folder.mkdir(exist_ok=True)
-    for number, (width, height) in enumerate(sizes):
-        noise = torch.randint(256, (height, width, 3), generator=generator(5, number))
-        Image.fromarray(noise.to(torch.uint8).numpy()).save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(caption.format(number))
-    return folder
-
-
-def data_of(folder: Path, **more) -> TrainData:
-    return TrainData(path=folder, tag="ink", **more)
-
-
-def built(model: Model, data: TrainData, **more) -> TrainingSet:
-    return build_dataset(model, data, TrainSettings(batch_size=4), CPU, **more)
-
-
-def take(made: TrainingSet, numbers: list[int], step: int = 0) -> Batch:
-    return made.batch(torch.tensor(numbers), Draws(generator(0, 1, step), len(numbers)))
-
-
-def moments(model: Model, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The VAE used by hand on uint8 ``[B, 3, H, W]``."""
-    with torch.no_grad():
-        posterior = model.vae.encode(pixels.float() / 127.5 - 1).latent_dist
-    scale = model.vae.config.scaling_factor
-    return posterior.mean * scale, posterior.std * scale
-
-
-def pixels_of(folder: Path, numbers: list[int]) -> torch.Tensor:
-    arrays = [torch.tensor(list(Image.open(folder / f"{n:02}.png").getdata())) for n in numbers]
-    sizes = [Image.open(folder / f"{n:02}.png").size for n in numbers]
-    return torch.stack(
-        [a.view(h, w, 3).permute(2, 0, 1) for a, (w, h) in zip(arrays, sizes, strict=True)]
-    )
+@pytest.fixture
+def sdxl(tiny_sdxl: Path) -> Model:
+    return load_model(tiny_sdxl).to(CPU, torch.float32)
 
 
 # --- fixed pictures and captions ------------------------------------------------------------
@@ -137,3 +103,153 @@ def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
         ConfigError, match=r"data\.resolution: 100 is not a multiple of 64; use 128"
     ):
         buckets_of(model, data_of(tmp_path, resolution=100))
+
+
+# --- mirror images, crops, colours ----------------------------------------------------------
+
+
+def test_mirrored_pictures_are_encoded_as_such(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 2)
+    made = built(model, data_of(folder, flip=True))
+    plain, _ = moments(model, pixels_of(folder, [0, 1]))
+    mirrored, _ = moments(model, pixels_of(folder, [0, 1]).flip(-1))
+    kinds = Counter()
+    for step in range(20):
+        draws = Draws(generator(0, 1, step), 2)
+        found = made.batch(torch.tensor([0, 1]), draws).clean
+        for place in range(2):
+            near = [float((found[place] - one[place]).abs().mean()) for one in (plain, mirrored)]
+            kinds[near[0] < near[1]] += 1
+    _, deviation = moments(model, pixels_of(folder, [0, 1]))
+    assert float((plain - mirrored).abs().mean()) > 0.1 * float(deviation.mean())
+    assert 10 < kinds[True] < 30
+    assert kinds[True] + kinds[False] == 40
+
+
+def test_live_pictures_equal_fixed_ones_where_nothing_moves(tmp_path: Path, model: Model) -> None:
+    """A jitter of nearly nothing takes the path through the VAE; the latents stay the same."""
+    folder = write(tmp_path / "p", [(80, 64)] * 3)
+    fixed = take(built(model, data_of(folder)), [2, 0])
+    live = take(built(model, data_of(folder, colour_jitter=1e-6)), [2, 0])
+    torch.testing.assert_close(live.clean, fixed.clean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(live.context, fixed.context)
+
+
+def test_random_crops_differ_from_step_to_step(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(128, 64)] * 2)
+    made = built(model, data_of(folder, crop="random"))
+    still = Draws(generator(0), 2)
+    means = []
+    for step in range(3):
+        own = Draws(torch.Generator().manual_seed(step), 2)
+        views = made.latents._views([made.latents._pictures.placed.placements[0]] * 2, own)
+        means.append([view.corner for view in views])
+    assert len({tuple(one) for one in means}) == 3
+    assert made.batch(torch.tensor([0, 1]), still).clean.shape == (2, 4, 8, 8)
+
+
+def test_random_crops_of_pictures_that_fit_need_no_vae(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 2)
+    made = built(model, data_of(folder, crop="random"))
+    model.vae.encode = None
+    assert take(made, [0, 1]).clean.shape == (2, 4, 8, 8)
+
+
+# --- masks and classes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 2)
+    mask = torch.zeros(64, 64, dtype=torch.uint8)
+    mask[:, :16], mask[:8, 60:] = 255, 255
+    Image.fromarray(mask.numpy()).save(folder / "00.mask.png")
+    expected = torch.zeros(8, 8)
+    expected[:, :2], expected[0, 7] = 1.0, 0.5
+    more = {"flip": True, "colour_jitter": 0.1 if live else 0.0}
+    made = built(model, data_of(folder, **more))
+    seen = set()
+    for step in range(12):
+        found = take(made, [0, 1], step).mask
+        assert found is not None
+        assert found.shape == (2, 1, 8, 8)
+        assert bool((found[1] == 1.0).all())
+        mirrored = bool(found[0, 0, 4, 7])
+        torch.testing.assert_close(found[0, 0], expected.flip(-1) if mirrored else expected)
+        seen.add(mirrored)
+    assert seen == {False, True}
+
+
+def test_masks_can_be_ignored(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 2)
+    Image.new("L", (64, 64), 128).save(folder / "00.mask.png")
+    assert take(built(model, data_of(folder)), [0]).mask is not None
+    ignoring = built(model, data_of(folder), masked=False)
+    assert take(ignoring, [0]).mask is None
+
+
+def test_class_pictures_come_as_often_and_weigh_their_own(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 4)
+    classes = write(tmp_path / "c", [(64, 64)] * 6, "a thing")
+    made = built(model, data_of(folder, class_path=classes, class_weight=0.25))
+    assert (made.tagged, len(made.rows)) == (4, 10)
+    batch = take(made, [0, 4, 9])
+    assert batch.weight.tolist() == [1.0, 0.25, 0.25]
+    with torch.no_grad():
+        context = encode(model.text_encoder, tokenize(model.tokenizer, ["a thing"]))
+    torch.testing.assert_close(batch.context[1:], context.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
+    epoch = [n for k in range(made.order.steps_per_epoch) for n in made.order.batch(k).tolist()]
+    assert sorted(n for n in epoch if n < 4) == [0, 1, 2, 3]
+    assert len([n for n in epoch if n >= 4]) == 4
+
+
+def test_repeats_of_folders_and_settings_multiply(tmp_path: Path, model: Model) -> None:
+    write(tmp_path / "p", [])
+    write(tmp_path / "p" / "3_ink", [(64, 64)])
+    write(tmp_path / "p" / "1_more", [(64, 64)])
+    made = built(model, data_of(tmp_path / "p", repeats=2))
+    epoch = [n for k in range(made.order.steps_per_epoch) for n in made.order.batch(k).tolist()]
+    often = {made.rows[n].key: count for n, count in Counter(epoch).items()}
+    assert sorted(often.values()) == [2, 6]
+    assert next(key for key, count in often.items() if count == 6).startswith("3_ink")
+
+
+# --- mistakes -------------------------------------------------------------------------------
+
+
+def test_a_latent_that_is_not_finite_names_its_picture(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 3)
+    encode_as_before = model.vae.encode
+
+    def encode_badly(pixels: torch.Tensor):
+        found = encode_as_before(pixels)
+        if encode_badly.left == 0:
+            found.latent_dist.mean[..., 3, 3] = float("nan")
+        encode_badly.left -= 1
+        return found
+
+    encode_badly.left = 1
+    model.vae.encode = encode_badly
+    with pytest.raises(DataError, match=r"01\.png: the VAE .*not finite"):
+        built(model, data_of(folder))
+
+
+def test_an_embedding_that_is_not_finite_names_its_caption(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)])
+    for parameter in model.text_encoder.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(DataError, match=r"the caption 'picture 0, ink' into values .*not finite"):
+        built(model, data_of(folder))
+
+
+def test_the_cache_does_not_go_among_the_pictures(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)])
+    with pytest.raises(ConfigError, match=r"data\.cache_dir: .* lies among the pictures"):
+        built(model, data_of(folder, cache_dir=folder / "cache"))
+
+
+def test_a_whole_set_is_silent(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(300, 256)] * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built(model, data_of(folder))

@@ -1,0 +1,205 @@
+"""What is computed anew, and what is not, when a training set is prepared again."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from training_sets import CPU, built, data_of, take, write
+
+from lorasmith.config.run import TrainData
+from lorasmith.models.load import Model, load_model
+from lorasmith.training import words
+from lorasmith.training.dataset import TrainingSet
+from lorasmith.training.fingerprint import fingerprint
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Model:
+    return load_model(tiny_model).to(CPU, torch.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "p", [(64, 64), (80, 64), (64, 64), (64, 70)])
+
+
+class Counts:
+    """Counts pictures and captions that go through the model while a set is built."""
+
+    def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.model = model
+        self.pictures = self.captions = 0
+        encode, embed = type(model.vae).encode, words._embed
+
+        def encode_counted(vae: Any, pixels: torch.Tensor) -> Any:
+            self.pictures += len(pixels)
+            return encode(vae, pixels)
+
+        def embed_counted(of: Model, texts: list[str]) -> Any:
+            self.captions += len(texts)
+            return embed(of, texts)
+
+        monkeypatch.setattr(type(model.vae), "encode", encode_counted)
+        monkeypatch.setattr(words, "_embed", embed_counted)
+
+    def __call__(self, data: TrainData, **more: Any) -> tuple[int, int, TrainingSet]:
+        self.pictures = self.captions = 0
+        made = built(more.pop("model", self.model), data, **more)
+        return self.pictures, self.captions, made
+
+
+@pytest.fixture
+def counts(model: Model, monkeypatch: pytest.MonkeyPatch) -> Counts:
+    return Counts(model, monkeypatch)
+
+
+def clean(made: TrainingSet) -> torch.Tensor:
+    return take(made, list(range(len(made.rows)))).clean
+
+
+def test_a_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp: Path) -> None:
+    pictures, captions, first = counts(data_of(folder))
+    assert (pictures, captions) == (4, 4)
+    assert list(cache_in_tmp.rglob("*.safetensors"))
+    pictures, captions, second = counts(data_of(folder))
+    assert (pictures, captions) == (0, 0)
+    assert torch.equal(clean(first), clean(second))
+    assert torch.equal(take(first, [1]).context, take(second, [1]).context)
+
+
+def test_a_picture_edited_in_place_is_the_only_one_encoded(folder: Path, counts: Counts) -> None:
+    """Same name, same size in bytes, same time of change: the content tells."""
+    edited = folder / "02.bmp"
+    Image.open(folder / "02.png").save(edited)
+    (folder / "02.png").unlink()
+    _, _, before = counts(data_of(folder))
+    status = edited.stat()
+    Image.open(folder / "00.png").save(edited)
+    os.utime(edited, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert edited.stat().st_mtime_ns == status.st_mtime_ns
+    assert edited.stat().st_size == status.st_size
+
+    pictures, captions, after = counts(data_of(folder))
+    assert (pictures, captions) == (1, 0)
+    changed = (clean(before) - clean(after)).flatten(1).abs().amax(dim=1) > 1e-6
+    assert changed.tolist() == [False, False, True, False]
+
+
+def test_an_edited_caption_is_the_only_one_encoded(folder: Path, counts: Counts) -> None:
+    counts(data_of(folder))
+    (folder / "01.txt").write_text("something else, ink")
+    assert counts(data_of(folder))[:2] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"resolution": 128}, 4),
+        ({"background": "#000000"}, 4),
+        ({"flip": True}, 4),  # the mirror images; the others are there
+        ({"caption_dropout": 0.5}, 0),
+        ({"repeats": 3}, 0),
+        ({"class_weight": 0.5}, 0),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_change_latents_and_such_that_do_not(
+    folder: Path, counts: Counts, change: dict[str, Any], expected: int
+) -> None:
+    counts(data_of(folder))
+    assert counts(data_of(folder, **change))[0] == expected
+    assert counts(data_of(folder))[0] == 0
+    assert counts(data_of(folder, **change))[0] == 0
+
+
+def test_another_crop_is_encoded_anew(tmp_path: Path, counts: Counts) -> None:
+    folder = write(tmp_path / "p", [(256, 256), (400, 240)])
+    assert counts(data_of(folder, resolution=256))[0] == 2
+    assert counts(data_of(folder, resolution=256, buckets=False))[0] == 1
+
+
+def test_another_vae_or_number_format_is_encoded_anew(folder: Path, counts: Counts) -> None:
+    counts(data_of(folder))
+    vae, encoder = counts.model.vae, counts.model.text_encoder
+    vae.to(torch.bfloat16)
+    assert counts(data_of(folder))[:2] == (4, 0)
+    assert counts(data_of(folder))[:2] == (0, 0)
+    vae.to(torch.float32)  # the weights are rounded now: another VAE
+    assert counts(data_of(folder))[:2] == (4, 0)
+    next(vae.parameters()).data[0] += 0.5
+    assert counts(data_of(folder))[:2] == (4, 0)
+    next(encoder.parameters()).data[0] += 0.5
+    assert counts(data_of(folder))[:2] == (0, 4)
+
+
+def test_equal_models_share_a_cache(folder: Path, counts: Counts, tiny_model: Path) -> None:
+    counts(data_of(folder))
+    again = load_model(tiny_model).to(CPU, torch.float32)
+    assert fingerprint(again.vae) == fingerprint(counts.model.vae)
+    assert counts(data_of(folder), model=again)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bits", "empty", "foreign"])
+def test_damaged_caches_are_rebuilt(
+    folder: Path, counts: Counts, cache_in_tmp: Path, damage: str
+) -> None:
+    _, _, before = counts(data_of(folder))
+    for shard in cache_in_tmp.rglob("*.safetensors"):
+        content = shard.read_bytes()
+        half = len(content) // 2
+        shard.write_bytes(
+            {
+                "cut": content[:half],
+                "bits": content[:-64] + bytes(byte ^ 4 for byte in content[-64:]),
+                "empty": b"",
+                "foreign": b"PK\x03\x04 something else",
+            }[damage]
+        )
+    pictures, captions, after = counts(data_of(folder))
+    assert (pictures, captions) == ((1, 1) if damage == "bits" else (4, 4))
+    assert torch.equal(clean(before), clean(after))
+    assert torch.equal(take(before, [0, 2]).context, take(after, [0, 2]).context)
+    assert counts(data_of(folder))[:2] == (0, 0)
+
+
+def test_the_pictures_folder_is_never_written(folder: Path, counts: Counts) -> None:
+    def state() -> dict[str, tuple[int, bytes]]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = state()
+    counts(data_of(folder, flip=True, colour_jitter=0.1, shuffle_captions=True, held_out=0.25))
+    counts(data_of(folder, flip=True))
+    assert state() == before
+
+
+def test_the_cache_can_be_elsewhere_or_nowhere(
+    folder: Path, counts: Counts, cache_in_tmp: Path, tmp_path: Path
+) -> None:
+    counts(data_of(folder, cache=False))
+    assert not cache_in_tmp.exists()
+    assert counts(data_of(folder, cache_dir=tmp_path / "mine"))[:2] == (4, 4)
+    assert not cache_in_tmp.exists()
+    assert counts(data_of(folder, cache_dir=tmp_path / "mine"))[:2] == (0, 0)
+
+
+def test_latents_do_not_depend_on_which_others_are_encoded(folder: Path, counts: Counts) -> None:
+    together = clean(counts(data_of(folder, cache=False))[2])
+    counts(data_of(folder))
+    Image.open(folder / "01.png").rotate(180).save(folder / "01.png")
+    apart = clean(counts(data_of(folder))[2])
+    assert torch.equal(together[[0, 2, 3]], apart[[0, 2, 3]])
+
+
+def test_fingerprints_tell_networks_apart(model: Model) -> None:
+    vae = fingerprint(model.vae)
+    assert vae == fingerprint(model.vae)
+    assert vae != fingerprint(model.text_encoder)
+    assert fingerprint(model.vae.to(torch.float16)) != vae
+    model.vae.to(torch.float32)
+    rounded = fingerprint(model.vae)
+    model.vae.register_to_config(scaling_factor=0.5)
+    assert fingerprint(model.vae) != rounded

@@ -1,0 +1,160 @@
+"""Captions of a training set, what SDXL is told besides, and which pictures are held out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from training_sets import CPU, built, data_of, take, write
+
+from lorasmith.core.errors import DataError, LorasmithWarning
+from lorasmith.data.row import Row
+from lorasmith.models.load import Model, load_model
+from lorasmith.models.text import encode_captions, tokenize
+from lorasmith.training.chosen import choose_rows, split_held_out
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Model:
+    return load_model(tiny_model).to(CPU, torch.float32)
+
+
+@pytest.fixture
+def sdxl(tiny_sdxl: Path) -> Model:
+    return load_model(tiny_sdxl).to(CPU, torch.float32)
+
+
+# --- captions -------------------------------------------------------------------------------
+
+
+def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)], "ink {}, b, c, d")
+    made = built(model, data_of(folder, shuffle_captions=True))
+    tokens = built(model, data_of(folder, shuffle_captions=True), text_trained=True)
+    texts = {
+        text: encode_captions(model, [text])[0].context
+        for text in ("ink 0, b, c, d", "ink 0, b, d, c", "ink 0, c, b, d",
+                     "ink 0, c, d, b", "ink 0, d, b, c", "ink 0, d, c, b")
+    }  # fmt: skip
+    seen = set()
+    for step in range(30):
+        found = take(made, [0], step)
+        (match,) = [t for t, c in texts.items() if torch.allclose(found.context[0], c, atol=1e-5)]
+        assert torch.equal(take(tokens, [0], step).ids, tokenize(model.tokenizer, [match]))
+        seen.add(match)
+    assert len(seen) >= 5
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_dropped_captions_are_empty(tmp_path: Path, model: Model, shuffle: bool) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 4)
+    made = built(model, data_of(folder, caption_dropout=0.5, shuffle_captions=shuffle))
+    empty = encode_captions(model, [""])[0].context
+    dropped = 0
+    for step in range(20):
+        context = take(made, [0, 1, 2, 3], step).context
+        dropped += sum(torch.allclose(one, empty, atol=1e-5) for one in context)
+    assert 25 < dropped < 55
+
+
+def test_a_trained_text_encoder_gets_tokens(tmp_path: Path, model: Model, sdxl: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 3)
+    batch = take(built(model, data_of(folder), text_trained=True), [2, 0])
+    captions = ["picture 2, ink", "picture 0, ink"]
+    assert torch.equal(batch.ids, tokenize(model.tokenizer, captions))
+    assert (batch.context, batch.ids_2) == (None, None)
+    batch = take(built(sdxl, data_of(folder), text_trained=True), [2, 0])
+    assert torch.equal(batch.ids_2, tokenize(sdxl.tokenizer_2, captions))
+
+
+def test_contexts_have_the_precision_of_the_network(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)])
+    batch = take(built(model, data_of(folder), precision="bf16"), [0])
+    assert batch.context.dtype == torch.bfloat16
+    assert batch.clean.dtype == torch.float32
+
+
+def test_captions_that_are_cut_off_warn_once(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 3, "ink " + "word " * 200)
+    with pytest.warns(LorasmithWarning) as told:
+        built(model, data_of(folder))
+    assert sum("longer than 77 tokens" in str(one.message) for one in told) == 1
+
+
+# --- SDXL -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_sdxl_is_told_sizes_and_a_pooled_text(tmp_path: Path, sdxl: Model, live: bool) -> None:
+    folder = write(tmp_path / "p", [(100, 64), (64, 64)])
+    made = built(sdxl, data_of(folder, buckets=False, colour_jitter=1e-6 if live else 0.0))
+    batch = take(made, [0, 1])
+    assert batch.time_ids.tolist() == [[64, 100, 0, 18, 64, 64], [64, 64, 0, 0, 64, 64]]
+    expected = encode_captions(sdxl, ["picture 0, ink", "picture 1, ink"])
+    torch.testing.assert_close(batch.context, torch.stack([one.context for one in expected]))
+    torch.testing.assert_close(batch.pooled, torch.stack([one.pooled for one in expected]))
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_mirrored_sdxl_pictures_are_told_their_own_crop(
+    tmp_path: Path, sdxl: Model, crop: str
+) -> None:
+    folder = write(tmp_path / "p", [(101, 64)])
+    made = built(sdxl, data_of(folder, buckets=False, flip=True, crop=crop))
+    lefts = {int(take(made, [0], step).time_ids[0, 3]) for step in range(30)}
+    if crop == "center":
+        assert lefts == {18, 19}  # 37 pixels of room: one of them more on the one side
+    else:
+        assert len(lefts) > 10
+        assert max(lefts) <= 37
+
+
+# --- held-out pictures ----------------------------------------------------------------------
+
+
+def rows_of(count: int) -> list[Row]:
+    return [Row(f"{n}.png", ("a",), {}, Path("x")) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "held"),
+    [(23, None, 0), (24, None, 2), (60, None, 5), (30, 0.0, 0), (30, 0.1, 3), (3, 0.01, 1)],
+)
+def test_how_many_are_held_out(count: int, share: float | None, held: int) -> None:
+    learned, measured = split_held_out(rows_of(count), share)
+    assert len(measured) == held
+    assert sorted(map(str, [*learned, *measured])) == sorted(map(str, rows_of(count)))
+
+
+def test_the_choice_follows_the_names() -> None:
+    rows = rows_of(100)
+    _, before = split_held_out(rows, 0.1)
+    _, again = split_held_out(rows[::-1], 0.1)
+    assert {row.key for row in again} == {row.key for row in before}
+    gone = next(row for row in rows if row not in before)
+    _, after = split_held_out([row for row in rows if row is not gone], 0.1)
+    assert {row.key for row in after} <= {row.key for row in before}
+
+
+def test_holding_out_everything_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.held_out: 0\.9 of 1 pictures leaves none"):
+        split_held_out(rows_of(1), 0.9)
+
+
+def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(128, 64)] * 8, "ink {}, b, c, d")
+    more = {"crop": "random", "flip": True, "colour_jitter": 0.3, "shuffle_captions": True}
+    data = data_of(folder, held_out=0.25, caption_dropout=0.5, **more)
+    chosen = choose_rows(data)
+    made = built(model, data, chosen=chosen)
+    held = made.held_out
+    assert held is not None
+    assert len(held.rows) == 2
+    assert {row.key for row in held.rows}.isdisjoint(row.key for row in made.rows)
+    (numbers,) = held.by_bucket(8)
+    one, same = take(held, numbers.tolist(), 1), take(held, numbers.tolist(), 1)
+    assert torch.equal(one.clean, same.clean)
+    texts = [row.caption for row in held.rows]
+    expected = torch.stack([part.context for part in encode_captions(model, texts)])
+    torch.testing.assert_close(one.context, expected, rtol=1e-4, atol=1e-5)
+    plain = built(model, data_of(folder, held_out=0.25), chosen=chosen)
+    torch.testing.assert_close(one.clean, take(plain.held_out, numbers.tolist(), 1).clean)
