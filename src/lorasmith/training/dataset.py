@@ -25,8 +25,8 @@ from lorasmith.models.load import quiet
 from lorasmith.models.text import encode, tokenize
 from lorasmith.training.batch import Batch
 from lorasmith.training.chosen import ChosenRows, choose_rows
-from lorasmith.training.fingerprint import fingerprint
 from lorasmith.training.latents import Latents, LiveLatents, Pictures, content_hash, fixed_latents
+from lorasmith.training.network_hash import network_hash
 from lorasmith.training.words import LiveWords, Words, fixed_tokens, fixed_words
 
 if TYPE_CHECKING:
@@ -197,13 +197,13 @@ class _Builder:
 
     @cached_property
     def vae_identity(self) -> str:
-        """The VAE's fingerprint, where there is a cache that needs it."""
-        return fingerprint(self.model.vae) if self.cache_root else ""
+        """The VAE's hash, where there is a cache that needs it."""
+        return network_hash(self.model.vae) if self.cache_root else ""
 
     @cached_property
     def text_identities(self) -> list[str]:
         """Those of the text encoders."""
-        return [fingerprint(one) if self.cache_root else "" for one in self.model.text_encoders]
+        return [network_hash(one) if self.cache_root else "" for one in self.model.text_encoders]
 
     def learned(self, chosen: ChosenRows) -> TrainingSet:
         """Return the pictures that are learned from."""

@@ -174,7 +174,7 @@ def fixed_latents(
 
     Args:
         vae: on the device where it shall run.
-        identity: the VAE's fingerprint.
+        identity: the VAE's hash.
         downscale: pixels per latent.
         pictures: the pictures.
         flip: keep mirror images too.

@@ -152,7 +152,7 @@ def fixed_words(
 
     Args:
         model: its text encoders on the device where they shall run.
-        identities: the text encoders' fingerprints.
+        identities: the text encoders' hashes.
         captions: one per picture.
         dropout: share of the captions that are replaced by the empty one.
         dtype: the U-Net's number format.

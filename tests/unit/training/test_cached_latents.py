@@ -13,7 +13,7 @@ from lorasmith.config.run import TrainData
 from lorasmith.models.load import Model, load_model
 from lorasmith.training import words
 from lorasmith.training.dataset import TrainingSet
-from lorasmith.training.fingerprint import fingerprint
+from lorasmith.training.network_hash import network_hash
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_another_vae_or_number_format_is_encoded_anew(folder: Path, counts: Coun
 def test_equal_models_share_a_cache(folder: Path, counts: Counts, tiny_model: Path) -> None:
     counts(data_of(folder))
     again = load_model(tiny_model).to(CPU, torch.float32)
-    assert fingerprint(again.vae) == fingerprint(counts.model.vae)
+    assert network_hash(again.vae) == network_hash(counts.model.vae)
     assert counts(data_of(folder), model=again)[:2] == (0, 0)
 
 
@@ -194,12 +194,12 @@ def test_latents_do_not_depend_on_which_others_are_encoded(folder: Path, counts:
     assert torch.equal(together[[0, 2, 3]], apart[[0, 2, 3]])
 
 
-def test_fingerprints_tell_networks_apart(model: Model) -> None:
-    vae = fingerprint(model.vae)
-    assert vae == fingerprint(model.vae)
-    assert vae != fingerprint(model.text_encoder)
-    assert fingerprint(model.vae.to(torch.float16)) != vae
+def test_hashes_tell_networks_apart(model: Model) -> None:
+    vae = network_hash(model.vae)
+    assert vae == network_hash(model.vae)
+    assert vae != network_hash(model.text_encoder)
+    assert network_hash(model.vae.to(torch.float16)) != vae
     model.vae.to(torch.float32)
-    rounded = fingerprint(model.vae)
+    rounded = network_hash(model.vae)
     model.vae.register_to_config(scaling_factor=0.5)
-    assert fingerprint(model.vae) != rounded
+    assert network_hash(model.vae) != rounded

@@ -1,0 +1,55 @@
+"""On a GPU, taking a batch must not make the host wait for the device."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_sets import data_of, write
+
+from lorasmith.config.run import TrainSettings
+from lorasmith.core.device import generator
+from lorasmith.core.draws import Draws
+from lorasmith.models.load import load_model
+from lorasmith.training.dataset import TrainingSet, build_dataset
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def waiting_fails() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"flip": True, "caption_dropout": 0.5}, {"crop": "random", "colour_jitter": 0.1}],
+    ids=["plain", "flips and dropout", "crops and colours"],
+)
+@pytest.mark.parametrize("family", ["tiny_model", "tiny_sdxl"])
+def test_batches_do_not_wait_for_the_device(
+    family: str,
+    more: dict,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    waiting_fails: None,
+) -> None:
+    device = torch.device("cuda")
+    model = load_model(request.getfixturevalue(family)).to(torch.device("cpu"), torch.float32)
+    folder = write(tmp_path / "p", [(96, 64)] * 4)
+    made = build_dataset(model, data_of(folder, **more), TrainSettings(), device)
+    take(made, device)
+    torch.cuda.set_sync_debug_mode("error")
+    batch = take(made, device)
+    torch.cuda.set_sync_debug_mode("default")
+    assert batch.clean.device.type == "cuda"
+    assert bool(batch.clean.isfinite().all())
+
+
+def take(made: TrainingSet, device: torch.device):
+    draws = Draws(generator(0, 1, device=device), 4)
+    return made.batch(torch.tensor([3, 1, 0, 2]), draws)
