@@ -2,9 +2,9 @@
 
 The hash is the horizontal and vertical difference hash: the picture is scaled to 9 x 8 and 8 x 9
 grey values, and each bit says whether a value is larger than its neighbour. It survives scaling,
-compression and changes of brightness. A picture of large even areas has many neighbours that are
-nearly equal, whose order says nothing, so a hash that matches is confirmed by comparing colours
-on a small grid.
+compression and changes of brightness. Neighbours in large even areas are nearly equal and their
+order says nothing, so a bit wants a difference of some shades, and a hash that matches is confirmed
+by comparing colours on a small grid.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from PIL import Image
 SIDE = 8
 GRID = 16
 """Colours are compared on a grid of so many cells a side."""
+_CLEARLY = 3
+"""Shades of 256 by which a neighbour must be brighter."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Fingerprint:
 
 def fingerprint(picture: Image.Image) -> Fingerprint:
     """Return the fingerprint of an RGB picture."""
-    small = picture.resize((GRID, GRID), Image.Resampling.BOX, reducing_gap=2.0)
+    small = picture.resize((GRID, GRID), Image.Resampling.BOX)
     return Fingerprint(difference_hash(picture), np.asarray(small, dtype=np.uint8).copy())
 
 
@@ -39,12 +41,13 @@ def difference_hash(picture: Image.Image) -> NDArray[np.uint64]:
     grey = picture.convert("L")
     wide = _scaled(grey, SIDE + 1, SIDE)
     high = _scaled(grey, SIDE, SIDE + 1)
-    bits = np.stack([wide[:, 1:] > wide[:, :-1], high[1:] > high[:-1]])
+    steps = np.stack([wide[:, 1:] - wide[:, :-1], high[1:] - high[:-1]])
+    bits = steps >= _CLEARLY
     return np.packbits(bits.reshape(2, -1), axis=1).view(np.uint64)[:, 0]
 
 
-def _scaled(grey: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    return np.asarray(grey.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0))
+def _scaled(grey: Image.Image, width: int, height: int) -> NDArray[np.int16]:
+    return np.asarray(grey.resize((width, height), Image.Resampling.BOX), dtype=np.int16)
 
 
 def bit_distances(one: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from lorasmith.core.draws import Draws
-from lorasmith.data.picture import decode, square
+from lorasmith.data.picture import WHITE, decode, square
 from lorasmith.data.rows import Row
 
 
@@ -48,7 +48,10 @@ class Pictures:
 
 
 def load_squares(
-    rows: Sequence[Row], side: int, advance: Callable[[], None] | None = None
+    rows: Sequence[Row],
+    side: int,
+    advance: Callable[[], None] | None = None,
+    background: tuple[int, int, int] = WHITE,
 ) -> torch.Tensor:
     """Decode every row to ``side`` x ``side``; return uint8 ``[N, 3, side, side]``.
 
@@ -56,12 +59,13 @@ def load_squares(
         rows: the rows, in the order of the result.
         side: picture size in pixels.
         advance: called once per picture, for a progress bar.
+        background: colour under transparent pictures.
     """
     pictures = torch.empty(len(rows), 3, side, side, dtype=torch.uint8)
 
     def fill(number: int) -> None:
         row = rows[number]
-        pixels = square(decode(row.read_bytes(), row.key), side)
+        pixels = square(decode(row.read_bytes(), row.key, background), side)
         pictures[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

@@ -239,6 +239,7 @@ def test_a_mask_without_a_picture_is_a_warning(healthy: Path) -> None:
         (None, "no-caption", "write a.txt beside it"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::lorasmith.core.errors.LorasmithWarning")
 def test_captions_that_cannot_be_used(
     tmp_path: Path, caption: bytes | None, kind: str, words: str
 ) -> None:
@@ -247,8 +248,7 @@ def test_captions_that_cannot_be_used(
     problem = scan(tmp_path).errors[0]
     assert (problem.kind, problem.file) == (kind, "a.txt" if kind == "bad-caption" else "a.png")
     assert words in problem.detail
-    with pytest.raises(DataError, match=re.escape(words)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", LorasmithWarning)  # of the mark before the fault
+    with pytest.raises(DataError, match=re.escape(words)):
         usable_rows(data_of(tmp_path))
 
 

@@ -1,0 +1,89 @@
+"""Make the table that `lorasmith check` judges the variety of pictures by.
+
+    python recipes/variety/reference.py emoji128.tar src/lorasmith/evaluation/variety_reference.json
+
+Random sets of 4 to 24 pictures, each of one style, are traced to black lines on white and shown to
+the embedded image tower. The table has the 5th percentile of their mean pairwise distances for each
+size. It belongs to one image tower, whose hash is kept beside it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+
+from lorasmith.core.files import sha256_of, write_text
+from lorasmith.data.picture import decode
+from lorasmith.data.pictures import to_signed
+from lorasmith.data.rows import Row, read_rows
+from lorasmith.evaluation.variety import LARGEST, SIDE, SMALLEST, mean_distance
+from lorasmith.models.load import EMBEDDED
+from lorasmith.models.tower import FOLDER, embed_pictures, load_image_tower
+
+PER_STYLE = 400
+SETS = 4000
+PERCENTILE = 5
+SEED = 0
+_DARK = 200
+
+
+def main(packed: Path, out: Path) -> None:
+    """Write the table."""
+    draw = np.random.default_rng(SEED)
+    styles: dict[str, list[Row]] = {}
+    for row in read_rows(packed):
+        if row.columns["role"] == "base":
+            styles.setdefault(row.columns["style"], []).append(row)
+    tower = load_image_tower()
+    embedded = []
+    for style, rows in sorted(styles.items()):
+        chosen = draw.choice(len(rows), min(PER_STYLE, len(rows)), replace=False)
+        pictures = torch.stack([traced(rows[number]) for number in chosen])
+        embedded.append(embed_pictures(tower, to_signed(pictures)))
+        print(f"{style}: {len(chosen)} pictures", flush=True)
+    table = {
+        "about": "mean pairwise image-tower distance of random sets of one style, traced to lines",
+        "command": f"python recipes/variety/reference.py {packed.name} {out.as_posix()}",
+        "tower": tower_hash(),
+        "side": SIDE,
+        "percentile": PERCENTILE,
+        "sets": SETS,
+        "thresholds": {
+            count: round(percentile(embedded, count, draw), 4)
+            for count in range(SMALLEST, LARGEST + 1)
+        },
+    }
+    write_text(out, json.dumps(table, indent=2) + "\n")
+
+
+def traced(row: Row) -> torch.Tensor:
+    """Return a picture as black lines on white, uint8 ``[3, SIDE, SIDE]``."""
+    grey = decode(row.read_bytes(), row.key).convert("L")
+    lines = ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES))
+    lines = lines.point(lambda value: 255 if value > _DARK else 0).convert("RGB")
+    small = lines.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
+
+
+def percentile(embedded: list[torch.Tensor], count: int, draw: np.random.Generator) -> float:
+    """Return the percentile over random sets of one size, every style equally often."""
+    distances = []
+    for number in range(SETS):
+        style = embedded[number % len(embedded)]
+        chosen = draw.choice(len(style), count, replace=False)
+        distances.append(mean_distance(style[torch.from_numpy(chosen)]))
+    return float(np.percentile(distances, PERCENTILE))
+
+
+def tower_hash() -> str:
+    """Return the SHA-256 of the embedded image tower's weights."""
+    return sha256_of(EMBEDDED / FOLDER / "model.safetensors")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,172 @@
+"""``lorasmith check``: the preflight of a dataset."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorasmith.core.errors import DataError
+
+if TYPE_CHECKING:
+    from lorasmith.data.rules import Finding
+    from lorasmith.evaluation.check import Report
+
+_FILE_WIDTH = 120
+_FILES_SHOWN = 4
+_SIZES_SHOWN = 3
+_STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan"}
+_NO_TAG = "tag"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("check")(check)
+
+
+def check(
+    data: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder of captioned pictures, or a packed tar.")
+    ],
+    tag: Annotated[
+        str | None, typer.Option(help="The words that shall call the LoRA; checks the captions.")
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(help="Side of square training pictures.", show_default="the model's"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="embedded"),
+    ] = None,
+    caption: Annotated[
+        str | None, typer.Option(help="Caption of pictures that have none, as class pictures may.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting as `train` takes it: data.max_aspect=3. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Look a dataset over before training on it.
+
+    Tells what training would make of the folder: the sizes that result, files that cannot be used,
+    captions that lack the tag, pictures that are there twice, and what would make it better. The
+    folder is only read. Errors, which would stop training, exit 1; warnings and advice do not.
+
+    Example: `lorasmith check pictures --tag inkmono`
+    """
+    from lorasmith.config.load import load_settings
+    from lorasmith.config.run import TrainRun
+    from lorasmith.evaluation.check import check as check_data
+    from lorasmith.loops.progress import progress_bar
+
+    given = {"path": str(data), "tag": tag or _NO_TAG, "resolution": resolution}
+    base = {"data": {k: v for k, v in given.items() if v is not None}, "output": {"name": "none"}}
+    settings = load_settings(TrainRun, None, sets or [], base).data
+    report = check_data(settings, tag is None, model, caption, progress_bar)
+    if as_json:
+        typer.echo(json.dumps(report.as_tree(), indent=2, ensure_ascii=False))
+    else:
+        show(report, _console())
+    if report.errors:
+        raise DataError(
+            f"{data}: {', '.join(finding.rule for finding in report.errors)}; "
+            f"{len(report.facts.scan.rows)} of {report.facts.scan.pictures} pictures can be used"
+        )
+
+
+def show(report: "Report", console: Console) -> None:
+    """Print a report for people."""
+    console.print(_summary(report))
+    console.print(_buckets(report))
+    if report.findings:
+        console.print(_findings(report))
+    else:
+        console.print("Nothing to complain about.", style="green")
+
+
+def _console() -> Console:
+    """Return a console as wide as the terminal, or wide enough for a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
+def _summary(report: "Report") -> Table:
+    found = report.facts.scan
+    table = Table(title=str(report.path), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    usable = f"{len(found.rows)} of {found.pictures} can be used"
+    masks = sum(row.mask is not None for row in found.rows)
+    table.add_row("pictures", usable + (f", {masks} have a mask" if masks else ""))
+    table.add_row("sizes", _sizes(report))
+    captions = len({row.caption for row in found.rows})
+    table.add_row("captions", f"{captions} different")
+    table.add_row("tag", _tag(report))
+    if report.variety is not None:
+        table.add_row("variety", _variety(report))
+    return table
+
+
+def _sizes(report: "Report") -> str:
+    sizes = report.sizes
+    shown = [f"{width}x{height} ({count})" for (width, height), count in sizes[:_SIZES_SHOWN]]
+    more = f" and {len(sizes) - _SIZES_SHOWN} more sizes" if len(sizes) > _SIZES_SHOWN else ""
+    return ", ".join(shown) + more or "none"
+
+
+def _tag(report: "Report") -> str:
+    use = report.tag
+    if use is not None:
+        return f"{use.tag!r} in {use.captions} of {len(report.facts.scan.rows)} captions"
+    words = ", ".join(repr(word) for word in report.common_words)
+    common = f"words in every caption: {words}" if words else "no word is in every caption"
+    return f"not checked, --tag TAG does; {common}"
+
+
+def _variety(report: "Report") -> str:
+    variety = report.variety
+    if variety is None:
+        return ""
+    judged = "all alike" if variety.alike else "varied"
+    return (
+        f"{variety.distance:.2f}, {judged} (sets of {variety.pictures} below "
+        f"{variety.threshold:.2f} are all alike)"
+    )
+
+
+def _buckets(report: "Report") -> Table:
+    table = Table(title=f"Sizes at resolution {report.resolution}", title_justify="left")
+    table.add_column("size")
+    for column in ("pictures", "per epoch", "cropped away", "enlarged"):
+        table.add_column(column, justify="right")
+    for use in report.buckets:
+        table.add_row(
+            f"{use.width}x{use.height}", str(use.pictures), str(use.per_epoch),
+            f"{use.cropped:.0%}", str(use.enlarged),
+        )  # fmt: skip
+    return table
+
+
+def _findings(report: "Report") -> Table:
+    table = Table(title="Findings", title_justify="left", show_lines=True)
+    table.add_column("")
+    table.add_column("what, and what to do", overflow="fold", ratio=3)
+    table.add_column("files", overflow="fold", ratio=1)
+    for finding in report.findings:
+        label = Text(f"{finding.severity}\n")
+        label.stylize(_STYLES[finding.severity])
+        label.append(finding.rule, style="dim")
+        table.add_row(label, Text(finding.message), Text(_files(finding)))
+    return table
+
+
+def _files(finding: "Finding") -> str:
+    shown: list[Any] = list(finding.files[:_FILES_SHOWN])
+    if len(finding.files) > _FILES_SHOWN:
+        shown.append(f"and {len(finding.files) - _FILES_SHOWN} more")
+    return "\n".join(shown)

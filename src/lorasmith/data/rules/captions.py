@@ -1,0 +1,56 @@
+"""Captions that will not teach what they should."""
+
+import re
+from collections.abc import Iterator
+
+from lorasmith.data.rules.facts import Facts, Finding, captions_have, counted
+
+TOKENS = 75
+"""What CLIP reads of a caption: 77 tokens, of which the first and the last are marks."""
+SAME_FROM = 4
+"""Fewer pictures may well share one caption."""
+
+_UNITS = re.compile(r"\w+|[^\w\s]")
+"""Each of these is one token or more, so that their number is a lower bound."""
+_GARBLED = re.compile(r"[ÃÂ][\x80-\xbf]|â€|�")
+"""UTF-8 that was read as Latin-1 or Windows-1252, and what replaces unreadable bytes."""
+
+
+def same_captions(facts: Facts) -> Iterator[Finding]:
+    """Tell when all captions are one and the same."""
+    captions = {row.caption for row in facts.scan.rows}
+    if len(captions) == 1 and len(facts.scan.rows) >= SAME_FROM:
+        yield Finding(
+            "same-captions", "advice",
+            f"all {len(facts.scan.rows)} captions say {_short(captions.pop())!r}: everything that "
+            "the pictures share goes into these words, backgrounds and poses too; describe in each "
+            "caption what is not to be learned",
+        )  # fmt: skip
+
+
+def long_captions(facts: Facts) -> Iterator[Finding]:
+    """Tell captions whose end the text encoder does not see."""
+    cut = [row.key for row in facts.scan.rows if len(_UNITS.findall(row.caption)) > TOKENS]
+    if cut:
+        yield Finding(
+            "long-captions", "warning",
+            f"{captions_have(len(cut))} more than {TOKENS} tokens, and what "
+            "stands behind them is not read; put the important words first or shorten it",
+            tuple(cut),
+        )  # fmt: skip
+
+
+def garbled(facts: Facts) -> Iterator[Finding]:
+    """Tell captions that went through a wrong encoding."""
+    bad = [row for row in facts.scan.rows if _GARBLED.search(row.caption)]
+    if bad:
+        yield Finding(
+            "garbled", "warning",
+            f"{counted(len(bad), 'caption was', 'captions were')} made with a wrong encoding, such "
+            f"as {_short(bad[0].caption)!r}; write it again",
+            tuple(row.key for row in bad),
+        )  # fmt: skip
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,82 @@
+"""What rules are given, and what they say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from lorasmith.data.buckets import Bucket, Placement, place
+from lorasmith.data.examine import Look
+from lorasmith.data.row import Row
+from lorasmith.data.scan import Scan
+from lorasmith.data.tags import contains_tag
+
+Weight = Literal["error", "warning", "advice"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a rule has to say about a dataset."""
+
+    rule: str
+    """Name of the rule."""
+    severity: Weight
+    """Errors stop training, warnings are probably mistakes, advice may be ignored."""
+    message: str
+    """What it is and what to do, in plain words."""
+    files: tuple[str, ...] = ()
+    """The files that it is about."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A scanned dataset, and what it shall be used for."""
+
+    scan: Scan
+    """The dataset."""
+    tag: str | None
+    """The words that shall call the LoRA; None leaves the rules about them out."""
+    buckets: Sequence[Bucket]
+    """The sizes that pictures are brought to."""
+
+    @property
+    def looks(self) -> Sequence[Look]:
+        """The usable pictures."""
+        return self.scan.looks
+
+    @cached_property
+    def placements(self) -> list[Placement]:
+        """How each usable picture is brought to a size."""
+        return [place(look.size, self.buckets) for look in self.looks]
+
+    @cached_property
+    def tagged(self) -> list[Row]:
+        """The usable pictures whose captions name the tag."""
+        tag = self.tag
+        return [row for row in self.scan.rows if tag and contains_tag(row.caption, tag)]
+
+    @cached_property
+    def untagged(self) -> list[Row]:
+        """Those whose captions do not; none when there is no tag."""
+        with_tag = {row.key for row in self.tagged}
+        return [row for row in self.scan.rows if self.tag and row.key not in with_tag]
+
+
+def keys_of(looks: Sequence[Look]) -> tuple[str, ...]:
+    """Return the names of pictures."""
+    return tuple(look.row.key for look in looks)
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with the words for one thing or for several."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def pictures_are(number: int) -> str:
+    """Return ``1 picture is`` or ``3 pictures are``."""
+    return counted(number, "picture is", "pictures are")
+
+
+def captions_have(number: int) -> str:
+    """Return ``1 caption has`` or ``3 captions have``."""
+    return counted(number, "caption has", "captions have")

@@ -1,0 +1,21 @@
+"""Files that cannot be used, or not as they were meant."""
+
+from collections.abc import Iterator
+
+from lorasmith.data.problems import SEVERAL, by_kind
+from lorasmith.data.rules.facts import Facts, Finding
+
+
+def files(facts: Facts) -> Iterator[Finding]:
+    """Tell the problems of the scan, kind by kind."""
+    scan = facts.scan
+    for kind, group in by_kind([*scan.errors, *scan.warnings]).items():
+        first = group[0]
+        several = len(group) > 1 or kind == "no-caption"
+        of_all = f" of {scan.pictures}" if kind == "no-caption" else ""
+        message = (
+            f"{len(group)}{of_all} {SEVERAL[kind]}; {first.file}: {first.detail}"
+            if several
+            else f"{first.file}: {first.detail}"
+        )
+        yield Finding(kind, first.severity, message, tuple(problem.file for problem in group))

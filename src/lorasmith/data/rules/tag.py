@@ -1,0 +1,129 @@
+"""The tag: does it stand where it should, and what will it drag along?"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from lorasmith.data.row import Row
+from lorasmith.data.rules.facts import Facts, Finding, captions_have
+
+COMPANY_FROM = 5
+"""With fewer tagged captions words stand together by chance."""
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_LITTLE = frozenset(
+    {"a", "an", "the", "this", "that", "these", "those", "of", "in", "on", "at", "to", "by",
+     "for", "from", "with", "without", "and", "or", "but", "as", "is", "are", "be", "being",
+     "it", "its", "his", "her", "their", "style"}
+)  # fmt: skip
+"""Words that stand beside every tag and mean nothing of their own."""
+
+
+def tag_missing(facts: Facts) -> Iterator[Finding]:
+    """Tell captions that do not contain the tag."""
+    rows, without = facts.scan.rows, facts.untagged
+    keys = tuple(row.key for row in without)
+    if without and len(without) == len(rows):
+        yield Finding(
+            "tag-missing", "error",
+            f"none of the {len(rows)} captions contains the tag {facts.tag!r}; write it into them",
+            keys,
+        )  # fmt: skip
+    elif without:
+        yield Finding(
+            "tag-missing", "warning",
+            f"{captions_have(len(without))} no tag {facts.tag!r} (of {len(rows)}); what is shown "
+            "there will appear without the tag too",
+            keys,
+        )  # fmt: skip
+
+
+def tag_spelling(facts: Facts) -> Iterator[Finding]:
+    """Tell captions without the tag that have a word spelled nearly like it."""
+    if facts.tag is None:
+        return
+    usual = {phrase for row in facts.tagged for phrase in _phrases(row.caption, facts.tag)}
+    found: dict[str, list[str]] = {}
+    for row in facts.untagged:
+        for phrase in _phrases(row.caption, facts.tag):
+            if phrase not in usual and nearly(phrase, facts.tag):
+                found.setdefault(phrase, []).append(row.key)
+                break
+    for phrase, keys in found.items():
+        yield Finding(
+            "tag-spelling", "warning",
+            f"{captions_have(len(keys))} {phrase!r}, which is nearly the tag "
+            f"{facts.tag!r}; spell it alike",
+            tuple(keys),
+        )  # fmt: skip
+
+
+def tag_company(facts: Facts) -> Iterator[Finding]:
+    """Tell words that stand beside the tag in every caption."""
+    tagged = facts.tagged
+    if len(tagged) < COMPANY_FROM or len({row.caption for row in tagged}) == 1:
+        return  # captions that are all the same have a rule of their own
+    words = constant_words(tagged, exclude=facts.tag or "")
+    if words:
+        listed = ", ".join(repr(word) for word in words)
+        yield Finding(
+            "tag-company", "advice",
+            f"every caption that has the tag also has {listed}: the two will fuse, and the tag "
+            "alone will do less; leave the words out of some captions, or always use them "
+            "together with the tag",
+        )  # fmt: skip
+
+
+def constant_words(rows: Sequence[Row], exclude: str = "") -> list[str]:
+    """Return the words that stand in every caption, without little ones and those of ``exclude``.
+
+    In the order of the first caption.
+    """
+    counts = Counter(word for row in rows for word in set(_words(row.caption)))
+    left_out = _LITTLE | set(_words(exclude))
+    first = dict.fromkeys(_words(rows[0].caption)) if rows else {}
+    return [word for word in first if counts[word] == len(rows) and word not in left_out]
+
+
+def nearly(phrase: str, tag: str) -> bool:
+    """Tell whether a phrase is the tag with another spacing or a letter or two changed."""
+    one, other = _letters(phrase), _letters(tag)
+    if one == other:
+        return True
+    allowed = 0 if len(other) < 4 else 1 if len(other) < 8 else 2
+    return abs(len(one) - len(other)) <= allowed and edits(one, other) <= allowed
+
+
+def edits(one: str, other: str) -> int:
+    """Count the letters to insert, remove, change or swap with a neighbour to get the other word.
+
+    The optimal string alignment distance: no letter is edited twice.
+    """
+    older: list[int] = []
+    previous = list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        current = [i]
+        for j, wanted in enumerate(other, start=1):
+            cost = min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                cost = min(cost, older[j - 2] + 1)
+            current.append(cost)
+        older, previous = previous, current
+    return previous[-1]
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text.casefold() if character.isalnum())
+
+
+def _phrases(caption: str, tag: str) -> Iterator[str]:
+    """Yield every run of words as long as the tag, or a word longer or shorter."""
+    words = re.findall(r"[^\s,.;:]+", caption.casefold())
+    count = len(tag.split())
+    for length in range(max(1, count - 1), count + 2):
+        for start in range(len(words) - length + 1):
+            yield " ".join(words[start : start + length])

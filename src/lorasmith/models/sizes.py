@@ -1,0 +1,42 @@
+"""What picture sizes a model takes, read from its configs alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.models.anatomy import read_config
+from lorasmith.models.load import EMBEDDED
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of a model's pictures, in pixels."""
+
+    default: int
+    """Side of the squares that it was trained at."""
+    multiple: int
+    """Sides of training pictures are multiples of this: they are halved once for each level of
+    the VAE and of the U-Net but the last."""
+
+    @classmethod
+    def read(cls, folder: Path | None = None) -> Self:
+        """Read a diffusers folder; the embedded model by default.
+
+        Raises:
+            WeightsError: no such model, or its configs do not say.
+        """
+        folder = folder or EMBEDDED
+        unet, vae = read_config(folder, "unet"), read_config(folder, "vae")
+        downscale = 2 ** (_levels(vae, folder, "vae") - 1)
+        size = unet.get("sample_size")
+        if not isinstance(size, int):
+            raise WeightsError(f"model {folder}: unet/config.json has no sample_size")
+        return cls(size * downscale, downscale * 2 ** (_levels(unet, folder, "unet") - 1))
+
+
+def _levels(config: dict[str, Any], folder: Path, part: str) -> int:
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise WeightsError(f"model {folder}: {part}/config.json has no block_out_channels")
+    return len(channels)

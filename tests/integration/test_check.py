@@ -1,0 +1,161 @@
+"""``lorasmith check``: the table, the JSON, the exit status."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from lorasmith.cli import run
+
+COLOURS = ("red", "blue", "green", "gold", "black", "purple")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Twelve pictures of different shapes, colours, sizes and captions."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(12):
+        width, height = (300, 300) if number % 2 else (400, 220)
+        image = Image.new("RGB", (width, height), (20 * number, 255 - 20 * number, 128))
+        pen = ImageDraw.Draw(image)
+        box = (10 + 9 * number, 20, 100 + 12 * number, 60 + 12 * number)
+        (pen.ellipse, pen.rectangle, pen.chord)[number % 3](
+            box, *((30, 200) if number % 3 == 2 else ()), fill=COLOURS[number % 6]
+        )
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"shape {number} in {COLOURS[number % 6]}, inkmono")
+    return folder
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
+    status = run(["check", *arguments, "--json"])
+    captured = capsys.readouterr()
+    return status, json.loads(captured.out), captured.err
+
+
+def rules(tree: dict[str, Any]) -> set[str]:
+    return {finding["rule"] for finding in tree["findings"]}
+
+
+def test_json_tells_what_training_would_make_of_it(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dataset / "3.mask.png").write_bytes((dataset / "3.png").read_bytes())
+    status, tree, error = checked(
+        capsys, str(dataset), "--tag", "inkmono", "--resolution", "256",
+        "--set", "data.max_aspect=1.8",
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    assert tree["ok"] is True
+    assert (tree["pictures"], tree["usable"], tree["masks"], tree["resolution"]) == (12, 12, 1, 256)
+    assert tree["sizes"] == [
+        {"width": 300, "height": 300, "pictures": 6},
+        {"width": 400, "height": 220, "pictures": 6},
+    ]
+    buckets = {(use["width"], use["height"]): use for use in tree["buckets"]}
+    assert buckets[256, 256]["pictures"] == 6
+    assert sum(use["pictures"] for use in tree["buckets"]) == 12
+    assert all(use["width"] % 64 == 0 and use["height"] % 64 == 0 for use in tree["buckets"])
+    assert max(use["width"] / use["height"] for use in tree["buckets"]) <= 1.8
+    assert tree["tag"] == {"tag": "inkmono", "captions": 12, "missing": [], "company": ["shape"]}
+    assert rules(tree) == {"tag-company"}
+    assert tree["variety"]["distance"] > tree["variety"]["threshold"]
+
+
+def test_errors_exit_1_after_the_whole_report(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dataset / "0.png").write_bytes(b"")
+    (dataset / "1.txt").unlink()
+    status, tree, error = checked(capsys, str(dataset), "--tag", "inkmono")
+    assert status == 1
+    assert tree["ok"] is False
+    assert {"empty-file", "no-caption"} <= rules(tree)
+    assert {problem["file"] for problem in tree["problems"]} == {"0.png", "1.png"}
+    assert error.strip().endswith("no-caption, empty-file; 10 of 12 pictures can be used")
+    assert run(["check", str(dataset)]) == 1
+    assert "0 bytes" in capsys.readouterr().out
+
+
+def test_warnings_and_advice_exit_0(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dataset / "0.txt").write_text("something else")
+    (dataset / "1.png").write_bytes((dataset / "2.png").read_bytes())
+    status, tree, error = checked(capsys, str(dataset), "--tag", "inkmono")
+    assert (status, error) == (0, "")
+    assert {"tag-missing", "duplicates"} <= rules(tree)
+
+
+def test_all_alike_is_advice(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Image.open(dataset / "5.png") as image:
+        for number in range(12):
+            image.crop((number, 0, 280 + number, 290)).save(dataset / f"{number}.png")
+    status, tree, _ = checked(capsys, str(dataset), "--tag", "inkmono")
+    assert status == 0
+    alike = next(finding for finding in tree["findings"] if finding["rule"] == "all-alike")
+    assert alike["severity"] == "advice"
+    assert "add other views" in alike["message"]
+
+
+def test_the_table_is_for_people(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dataset / "3.txt").write_text("a shape, inkmnoo")
+    assert run(["check", str(dataset), "--tag", "inkmono"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    assert "12 of 12 can be used" in text
+    assert "'inkmono' in 11 of 12 captions" in text
+    assert any("128x128" in line and "12" in line for line in lines)
+    assert "tag-spelling" in text
+    assert "'inkmnoo', which is nearly the tag" in text
+    assert max(map(len, lines)) <= 120
+
+
+def test_without_a_tag_the_words_that_could_be_one_are_told(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check", str(dataset)]) == 0
+    text = capsys.readouterr().out
+    assert "words in every caption: 'shape', 'inkmono'" in text
+    assert "tag-" not in text
+
+
+def test_class_pictures_need_no_captions(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in dataset.glob("*.txt"):
+        text.unlink()
+    status, tree, _ = checked(capsys, str(dataset))
+    assert (status, rules(tree) & {"no-caption"}) == (1, {"no-caption"})
+    status, tree, _ = checked(capsys, str(dataset), "--caption", "a shape")
+    assert (status, tree["captions"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such data folder or packed file"),
+        ([".", "--resolution", "100"], "resolution: 100 is not a multiple of 64; use 128"),
+        ([".", "--model", "nowhere"], "nowhere"),
+        ([".", "--tag", "a,b"], "a tag has no comma"),
+        (["."], "no pictures found"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", *arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_nothing_is_written(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def state() -> dict[str, tuple[int, int]]:
+        files = [dataset, *dataset.rglob("*")]
+        return {str(f): (f.stat().st_mtime_ns, f.stat().st_size) for f in files}
+
+    before = state()
+    assert run(["check", str(dataset), "--tag", "inkmono"]) == 0
+    assert state() == before

@@ -1,0 +1,81 @@
+"""How different pictures are: the measure, its reference, and pictures that are and are not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from lorasmith.core.files import sha256_of
+from lorasmith.data.rows import Row, read_rows
+from lorasmith.evaluation import variety
+from lorasmith.evaluation.variety import REFERENCE, mean_distance, threshold, variety_of
+from lorasmith.models.load import EMBEDDED
+from lorasmith.models.tower import FOLDER
+
+DEMO = EMBEDDED.parent / "demo_data"
+WHITE = (255, 255, 255)
+
+
+@given(st.integers(2, 12), st.integers(0, 99))
+def test_the_mean_distance_is_that_of_all_pairs(count: int, seed: int) -> None:
+    vectors = torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
+    vectors = torch.nn.functional.normalize(vectors.double(), dim=-1)
+    pairs = [1 - float(a @ b) for n, a in enumerate(vectors) for b in vectors[n + 1 :]]
+    assert mean_distance(vectors) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
+
+
+def test_the_reference_is_of_the_embedded_tower() -> None:
+    table = json.loads(REFERENCE.read_text())
+    tower = sha256_of(EMBEDDED / FOLDER / "model.safetensors")
+    assert table["tower"] == tower, f"the image tower changed; run: {table['command']}"
+    assert table["side"] == variety.SIDE
+    assert [int(k) for k in table["thresholds"]] == [*range(variety.SMALLEST, variety.LARGEST + 1)]
+
+
+def test_larger_sets_have_higher_thresholds_up_to_the_largest() -> None:
+    assert 0.05 < threshold(4) < threshold(8) < threshold(16) < threshold(24) < 0.3
+    assert threshold(500) == threshold(24)
+
+
+def test_the_demo_pictures_are_varied_though_of_one_style() -> None:
+    measured = variety_of(read_rows(DEMO), WHITE)
+    assert measured is not None
+    assert measured.pictures == 24
+    assert not measured.alike
+
+
+def variations(folder: Path, count: int) -> list[Row]:
+    """Return pictures of one ball on a meadow, slightly moved."""
+    rows = []
+    for number in range(count):
+        image = Image.new("RGB", (96, 96), (90, 160, 60))
+        left = 20 + number % 4
+        ImageDraw.Draw(image).ellipse((left, 24, left + 50, 74), fill=(200, 30, 30))
+        file = folder / f"{number}.png"
+        image.save(file)
+        rows.append(Row(file.name, (f"ball {number}",), {}, file))
+    return rows
+
+
+def test_one_thing_again_and_again_is_all_alike(tmp_path: Path) -> None:
+    measured = variety_of(variations(tmp_path, 12), WHITE)
+    assert measured is not None
+    assert measured.alike
+    assert measured.distance < 0.1
+
+
+def test_very_few_pictures_say_nothing(tmp_path: Path) -> None:
+    rows = variations(tmp_path, 4)
+    assert variety_of(rows[:3], WHITE) is None
+    assert variety_of(rows, WHITE) is not None
+
+
+def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variety, "_SAMPLE", 10)
+    measured = variety_of(read_rows(DEMO), WHITE)
+    assert measured is not None
+    assert measured.pictures == 8
