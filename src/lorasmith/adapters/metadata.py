@@ -5,25 +5,12 @@ follow Stability AI's model metadata standard 1.0.1. All values are strings.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from lorasmith.adapters.trainable import Trainable, exported
+from lorasmith.adapters.trainable import PartFacts
 from lorasmith.models.family import FAMILIES, Family
-
-
-@dataclass(frozen=True)
-class PartFacts:
-    """The adapters of one part of a LoRA."""
-
-    rank: int
-    """Their rank in the file."""
-    alpha: float
-    """Their alpha in the file."""
-    layers: int
-    """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +33,6 @@ class Facts:
     """How often each part of the captions occurs."""
     dataset: str
     """The dataset's own name, without folders."""
-
-
-def parts_of(trained: Trainable) -> dict[str, PartFacts]:
-    """Return what is to be said about each part of trained adapters, the largest first.
-
-    A part whose layers differ in rank in the file is divided by rank.
-    """
-    layers = exported(trained)
-    counted = Counter(
-        (target.part, len(layers[target.place.name].down), layers[target.place.name].alpha)
-        for target in trained.targets
-    )
-    several = Counter(part for part, _, _ in counted)
-    return {
-        f"{part} rank {rank}" if several[part] > 1 else part: PartFacts(rank, alpha, count)
-        for (part, rank, alpha), count in counted.most_common()
-    }
 
 
 def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 layers.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -126,9 +127,49 @@ def plain_alpha(target: Target, rslora: bool) -> float:
 def exported(trained: Trainable) -> dict[str, LoraLayer]:
     """Return the adapters as an ordinary LoRA file for the unmodified base holds them.
 
-    One with a start of its own (`compensated`, `pissa`) has twice the rank there.
+    One with a start of its own (`compensated`, `pissa`) has twice the rank there. All layers have
+    the alpha of the largest part, and the up-matrices of others make up for it: diffusers reads
+    differing ranks, but looks for differing alphas of attention layers under the wrong names.
     """
-    return {name: export_of(adapter) for name, adapter in trained.adapters.items()}
+    layers = {name: export_of(adapter) for name, adapter in trained.adapters.items()}
+    alpha = next(iter(parts_of(trained).values())).alpha
+    return {name: with_alpha(layer, alpha) for name, layer in layers.items()}
+
+
+def with_alpha(layer: LoraLayer, alpha: float) -> LoraLayer:
+    """Return a layer that has another alpha and does the same."""
+    if layer.alpha == alpha:
+        return layer
+    return LoraLayer(layer.down, layer.up * (layer.alpha / alpha), alpha)
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """The adapters of one part of a LoRA."""
+
+    rank: int
+    """Their rank in the file."""
+    alpha: float
+    """Their alpha: alpha / rank is the scale that they were trained with."""
+    layers: int
+    """How many there are."""
+
+
+def parts_of(trained: Trainable) -> dict[str, PartFacts]:
+    """Return what is to be said about each part of trained adapters, the largest first.
+
+    A part whose layers differ in rank is divided by rank.
+    """
+    counted: Counter[tuple[str, int, float]] = Counter()
+    adapters = trained.adapters
+    for target in trained.targets:
+        layer = export_of(adapters[target.place.name])
+        counted[target.part, len(layer.down), layer.alpha] += 1
+    several = Counter(part for part, _, _ in counted)
+    return {
+        f"{part} rank {rank}" if several[part] > 1 else part: PartFacts(rank, alpha, count)
+        for (part, rank, alpha), count in counted.most_common()
+    }
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.adapters.formats import LoraFile, LoraLayer, load_lora_file, save_lora_file
 from lorasmith.adapters.inject import attach
-from lorasmith.adapters.metadata import Facts, PartFacts, metadata_of
+from lorasmith.adapters.metadata import Facts, metadata_of
+from lorasmith.adapters.trainable import PartFacts
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.load import Model
 

@@ -10,9 +10,15 @@ from torch import nn
 from lorasmith.adapters.formats import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.inject import attach
 from lorasmith.adapters.layers import Adapted
-from lorasmith.adapters.metadata import Facts, PartFacts, metadata_of, parts_of
+from lorasmith.adapters.metadata import Facts, metadata_of
 from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import Trainable, exported, inject_targets
+from lorasmith.adapters.trainable import (
+    PartFacts,
+    Trainable,
+    exported,
+    inject_targets,
+    parts_of,
+)
 from lorasmith.config.lora import LoraSettings
 from lorasmith.config.training import TrainSettings
 from lorasmith.core.errors import WeightsError
@@ -180,6 +186,20 @@ def test_rslora_is_exported_as_ordinary_alpha(models) -> None:
     for name, layer in exported(trainable).items():
         assert layer.alpha / len(layer.down) == pytest.approx(4.0 / 16**0.5)
         assert trainable.adapters[name].scale == pytest.approx(4.0 / 16**0.5)
+
+
+def test_all_layers_of_a_file_have_one_alpha(models) -> None:
+    """diffusers would miss others; ranks may differ, and the product is what was trained."""
+    parts = ({"targets": "mid", "rank": 2, "alpha": 5.0}, {"targets": "up.1", "alpha": 0.5})
+    trainable = injected(models("sd1"), settings_of({"targets": "attention", "parts": parts}))
+    move(trainable)
+    layers = exported(trainable)
+    assert {layer.alpha for layer in layers.values()} == {3.0}
+    assert {len(layer.down) for layer in layers.values()} == {2, 4}
+    for name, layer in layers.items():
+        product = layer.up.flatten(1) @ layer.down.flatten(1) * (layer.alpha / len(layer.down))
+        wanted = trainable.adapters[name].delta_weight()
+        torch.testing.assert_close(product.reshape(wanted.shape), wanted)
 
 
 def test_metadata_of_parts(models) -> None:

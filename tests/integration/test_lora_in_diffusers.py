@@ -1,0 +1,111 @@
+"""Our LoRA files in diffusers: `load_lora_weights` draws the pictures that we draw."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lorasmith.adapters.inject import attach
+from lorasmith.adapters.metadata import Facts, metadata_of
+from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.trainable import exported, inject_targets, parts_of
+from lorasmith.config.lora import LoraSettings
+from lorasmith.config.training import TrainSettings
+from lorasmith.inference.pipeline import Pipeline
+from lorasmith.models.family import family_of
+from lorasmith.models.load import EMBEDDED, Model, load_model
+
+pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
+
+RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=1e-3)
+STEPS = 4
+
+
+class Listening(Pipeline):
+    """Keeps what it decodes, before it is rounded to bytes."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.decoded = super().decode(latents)
+        return self.decoded
+
+
+def make_lora(model: Model, path: Path, changes: dict[str, Any], size: float) -> None:
+    """Write a LoRA whose factors moved as in training; the model is left as it was."""
+    lora = LoraSettings.model_validate({"rank": 4, "alpha": 2.0, **changes})
+    trainable = inject_targets(resolve(model, lora, RATES), lora, seed=0)
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for factor in trainable.parameters():
+            factor += size * torch.randn(factor.shape, generator=draws)
+    facts = Facts(
+        "ink", "ink", family_of(model), "epsilon", parts_of(trainable), 64, {"ink": 1}, "pictures"
+    )
+    save_lora_file(path, exported(trainable), metadata_of(facts), torch.float32)
+    trainable.detach()
+
+
+def our_picture(model: Model, path: Path | None) -> np.ndarray:
+    pipe = Listening(model)
+    attached = attach(model, load_lora_file(path)) if path else None
+    pipe("a red apple", seed=3, negative="blurry", steps=STEPS, guidance=4.0)
+    if attached:
+        attached.detach()
+    return pipe.decoded[0].permute(1, 2, 0).numpy()
+
+
+def their_picture(folder: Path, side: int, path: Path) -> np.ndarray:
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(path)
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
+    images = pipe(
+        "a red apple",
+        negative_prompt="blurry",
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        output_type="np",
+    ).images
+    return np.asarray(images[0])
+
+
+def compare(folder: Path, path: Path, changes: dict[str, Any], size: float) -> None:
+    model = load_model(folder).to(torch.device("cpu"), torch.float32)
+    make_lora(model, path, changes, size)
+    ours = our_picture(model, path)
+    base = our_picture(model, None)
+    assert abs(ours - base).max() > 0.02, "the LoRA changes the picture"
+    side = int(model.unet.config.sample_size)
+    np.testing.assert_allclose(ours, their_picture(folder, side, path), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": "attention"},
+        {"targets": "attention+ff", "rslora": True},
+        {"targets": "all-linear+conv"},
+        {"targets": "attention+text-encoder", "init": "compensated"},
+        {"targets": "all-linear+conv+text-encoder", "init": "pissa"},
+        {"targets": "attention", "parts": ({"targets": "up.1", "rank": 8, "alpha": 1.0},)},
+    ],
+    ids=str,
+)
+def test_on_the_embedded_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+    compare(EMBEDDED, tmp_path / "ink.safetensors", changes, size=0.03)
+
+
+@pytest.mark.parametrize("family", ["tiny_model", "tiny_sd2", "tiny_sdxl"])
+@pytest.mark.parametrize("init", ["gaussian", "compensated", "pissa"])
+@pytest.mark.parametrize("targets", ["attention", "all-linear+conv+text-encoder"])
+def test_on_every_family(
+    request: pytest.FixtureRequest, tmp_path: Path, family: str, init: str, targets: str
+) -> None:
+    folder = request.getfixturevalue(family)
+    changes = {"targets": targets, "init": init}
+    compare(folder, tmp_path / "ink.safetensors", changes, size=0.2)
