@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tiny_models import make_tiny
 
 # Read when torch loads: OpenMP threads that spin long starve each other on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# A busy machine makes any example slow now and then, which says nothing about the code.
+settings.register_profile("lorasmith", deadline=None)
+settings.load_profile("lorasmith")
 
 
 @pytest.fixture(scope="session")

@@ -30,3 +30,22 @@ def test_shapes_and_ranges() -> None:
     assert abs(float(unit.std()) - 1.0) < 0.05
     assert whole.dtype == torch.int64
     assert 0 <= int(whole.min()) < int(whole.max()) < 1000
+
+
+@given(parts=st.integers(1, 4), size=st.integers(1, 5), seed=st.integers(0, 99))
+def test_generators_of_each_picture_are_the_same_in_parts(parts: int, size: int, seed: int) -> None:
+    def first_numbers(draws: Draws, stream: int = 7) -> list[float]:
+        each = draws.of_each(stream)
+        return [float(torch.rand((), generator=one, dtype=torch.float64)) for one in each]
+
+    def fresh(first: int = 0, count: int | None = None) -> Draws:
+        return Draws(torch.Generator().manual_seed(seed), parts * size, first, count)
+
+    whole = first_numbers(fresh())
+    pieces = [first_numbers(fresh(part * size, size)) for part in range(parts)]
+    assert whole == [number for piece in pieces for number in piece]
+    assert len(set(whole)) == parts * size
+    used = fresh()
+    used.normal(3)
+    assert first_numbers(used) == whole
+    assert not set(first_numbers(fresh(), 8)) & set(whole)
