@@ -27,16 +27,24 @@ def test_the_demo_runs_and_runs_again(
     assert [line[:3] for line in printed if not line.startswith(" ")] == [
         "1/3", "2/3", "3/3", "try",
     ] * 2  # fmt: skip
-    assert files_under(out) == [
-        "base.png", "inkmono.png", "inkmono.safetensors", "inkmono/log.jsonl", "inkmono/run.toml",
-        "metrics.json", "taught.png",
+    files = files_under(out)
+    assert [name for name in files if "/" not in name] == [
+        "base.png", "inkmono.png", "inkmono.safetensors", "metrics.json", "report.html",
+        "taught.png",
     ]  # fmt: skip
+    assert {"inkmono/run.toml", "inkmono/log.jsonl", "inkmono/summary.json"} <= set(files)
+    assert (out / "report.html").read_text() == (out / "inkmono/report.html").read_text()
     with Image.open(out / "inkmono.png") as grid:
         assert grid.width > 8 * 64
+        assert grid.height > 3 * 64
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == ["base", "lora", "taught"]
+    assert list(metrics) == ["training", "base", "with_tag", "without_tag", "taught", "seconds"]
     assert metrics["taught"]["saturation"] == 0.0
-    assert set(metrics["lora"]) == {"saturation", "two_tone"}
+    assert set(metrics["with_tag"]) == {"saturation", "two_tone"}
+    assert metrics["training"]["steps"] == 2
+    assert metrics["training"]["pictures"] == 22
+    assert metrics["training"]["held_out_loss_over_base"] > 0
+    assert str(tmp_path) not in (out / "metrics.json").read_text()
 
 
 def test_the_demo_keeps_what_is_not_its_own(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,20 +1,22 @@
 """``lorasmith demo``: pictures from the embedded model, then a style taught to it."""
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.core.files import writable_folder
+from lorasmith.core.files import writable_folder, write_text
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from lorasmith.inference.pipeline import Pipeline
+    from lorasmith.training.paths import RunPaths
 
 DEMO_DATA = Path(__file__).resolve().parent.parent / "demo_data"
 """24 captioned pictures of a style that the embedded model has never seen."""
@@ -25,6 +27,8 @@ CONCEPTS = (
     "a house", "a bell", "a bicycle",
 )  # fmt: skip
 """What the LoRA is tried on. None of it is among the 24 pictures."""
+ROWS = {"base model": "", "LoRA, with its tag": f", {TAG} style", "LoRA, without it": ""}
+"""The rows of the grid, and what stands behind the concept in their prompts."""
 
 PROMPTS = (
     "a red apple, noto style",
@@ -62,18 +66,22 @@ def demo(
     """Draw pictures, teach the model a new style, and show it on things it was not taught with.
 
     Writes `base.png`, `taught.png` (what is learned from), the LoRA `inkmono.safetensors`,
-    `inkmono.png` (the same prompts and seeds without and with it) and `metrics.json`. A few
-    minutes on two cores.
+    `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA
+    without it), the training's `report.html` and `metrics.json`. A few minutes on two cores.
 
     Example: `lorasmith demo --out demo`
     """
     folder = writable_folder(out.expanduser())
     from lorasmith.inference.pipeline import load_pipeline
 
+    started = time.perf_counter()
     pipe = load_pipeline(model)
     _show_base(pipe, folder)
-    file = _teach(model, steps, folder)
-    _show_lora(pipe, file, folder)
+    paths = _teach(model, steps, folder)
+    drawn = _show_lora(pipe, paths.lora, folder)
+    metrics = _measure(drawn, paths)
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     typer.echo(
         f'try it: lorasmith generate "a snowman, {TAG} style <lora:{TAG}:1>" '
         f"--guidance {_GUIDANCE:g} --lora-dir {folder}"
@@ -90,19 +98,22 @@ def _show_base(pipe: "Pipeline", folder: Path) -> None:
     typer.echo(f"    {folder / 'base.png'}")
 
 
-def _teach(model: Path | None, steps: int | None, folder: Path) -> Path:
+def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
     """Train the LoRA on the pictures that ship with the package."""
-    from lorasmith.config.run import ModelSettings, OutputSettings, TrainData, TrainRun
-    from lorasmith.config.run import TrainSettings as Train
+    import lorasmith
+    from lorasmith.config.run import TrainRun
     from lorasmith.inference.pictures import make_grid, save_png
-    from lorasmith.training.loop import train
+    from lorasmith.training.paths import RunPaths
 
-    clear_previous(folder)
-    run = TrainRun(
-        data=TrainData(path=DEMO_DATA, tag=TAG),
-        output=OutputSettings(name=f"{folder}/{TAG}"),
-        model=ModelSettings(path=model),
-        train=Train() if steps is None else Train(steps=steps),
+    paths = RunPaths.of(f"{folder.absolute()}/{TAG}")
+    clear_previous(paths)
+    run = TrainRun.model_validate(
+        {
+            "data": {"path": DEMO_DATA, "tag": TAG},
+            "output": {"name": str(paths.folder)},
+            "model": {"path": model},
+            "train": {} if steps is None else {"steps": steps},
+        }
     )
     pictures = taught_pictures()
     typer.echo(
@@ -111,50 +122,63 @@ def _teach(model: Path | None, steps: int | None, folder: Path) -> Path:
     )
     save_png(make_grid(pictures, columns=8), folder / "taught.png")
     started = time.perf_counter()
-    file = train(run)
+    file = lorasmith.train(run)
     size, seconds = file.stat().st_size / 2**20, time.perf_counter() - started
-    typer.echo(f"    {file}, {size:.1f} MiB, in {seconds:.0f} s; it learned from taught.png")
-    return file
+    page = folder / "report.html"
+    write_text(page, paths.report.read_text(encoding="utf-8"))
+    typer.echo(f"    {folder / file.name}, {size:.1f} MiB, {seconds:.0f} s, from taught.png")
+    typer.echo(f"    {page}: how the training went, for a browser")
+    return paths
 
 
-def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> None:
-    """Draw the same prompts from the same seeds without and with the LoRA."""
+def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Image.Image]]":
+    """Draw things that were not taught, each row of the grid from the same seeds."""
     from lorasmith.inference.pictures import make_labelled_grid, save_png
 
     typer.echo(
         f"3/3 drawing {len(CONCEPTS)} things that were not among those, without and with the LoRA"
     )
-    prompts = [f"{concept}, {TAG} style" for concept in CONCEPTS]
-    before = _draw(pipe, prompts, _GUIDANCE)
-    pipe.load_lora(file)
-    after = _draw(pipe, prompts, _GUIDANCE)
+    drawn = {}
+    for row, ending in ROWS.items():
+        prompts = [f"{concept}{ending}" for concept in CONCEPTS]
+        drawn[row] = _draw(pipe, prompts, _GUIDANCE)
+        if not pipe.loaded:
+            pipe.load_lora(file)
     pipe.unload_lora()
-    title = (
-        f'"..., {TAG} style": the same prompts and seeds, things not among the training pictures'
-    )
-    grid = make_labelled_grid([before, after], ["base model", "with the LoRA"], CONCEPTS, title)
+    title = "The same seeds in each column; none of these things was among the training pictures"
+    grid = make_labelled_grid(list(drawn.values()), list(drawn), CONCEPTS, title)
     save_png(grid, folder / f"{TAG}.png")
     typer.echo(f"    {folder / f'{TAG}.png'}")
-    _measure(before, after, folder / "metrics.json")
+    return drawn
 
 
-def _measure(before: "Sequence[Image.Image]", after: "Sequence[Image.Image]", path: Path) -> None:
-    """Write in numbers whether the colour is gone."""
-    from lorasmith.core.files import write_text
+def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[str, Any]:
+    """Say in numbers whether the colour is gone, and what the training gained."""
     from lorasmith.evaluation.colour import colour_of
+    from lorasmith.loops.track import read_log
+    from lorasmith.training.advice import held_out_share
+    from lorasmith.training.summary import Summary
 
-    sets = {"base": before, "lora": after, "taught": taught_pictures()}
+    names = ("base", "with_tag", "without_tag")
+    sets = dict(zip(names, drawn.values(), strict=True)) | {"taught": taught_pictures()}
     colours = {name: colour_of(pictures) for name, pictures in sets.items()}
-    rounded = {
+    typer.echo(
+        f"    colour left (saturation): {colours['base'].saturation:.3f} in the base model's, "
+        f"{colours['with_tag'].saturation:.3f} with the tag, "
+        f"{colours['without_tag'].saturation:.3f} without it, "
+        f"{colours['taught'].saturation:.3f} in the pictures it learned from"
+    )
+    summary, shares = Summary.read(paths.summary), held_out_share(read_log(paths.log)).values
+    training = {
+        "steps": summary.steps,
+        "pictures": summary.pictures,
+        "seconds": summary.seconds,
+        "held_out_loss_over_base": round(float(shares[-1]), 4) if len(shares) else None,
+    }
+    return {"training": training} | {
         name: {field: round(value, 4) for field, value in colour._asdict().items()}
         for name, colour in colours.items()
     }
-    write_text(path, json.dumps(rounded, indent=2) + "\n")
-    figures = [f"{colours[name].saturation:.3f}" for name in ("base", "lora", "taught")]
-    typer.echo(
-        f"    colour left (saturation): {figures[0]} without, {figures[1]} with it, "
-        f"{figures[2]} in the pictures it learned from"
-    )
 
 
 def _draw(pipe: "Pipeline", prompts: Sequence[str], guidance: float = 5.0) -> "list[Image.Image]":
@@ -175,10 +199,10 @@ def taught_pictures() -> "list[Image.Image]":
     return [Image.open(path).convert("RGB") for path in sorted(DEMO_DATA.glob("*.png"))]
 
 
-def clear_previous(folder: Path) -> None:
-    """Remove the LoRA of an earlier demo and its run files; anything else is left alone."""
-    from lorasmith.training.paths import RunPaths
-
-    paths = RunPaths.of(f"{folder}/{TAG}")
-    for path in (paths.lora, paths.settings, paths.log):
-        path.unlink(missing_ok=True)
+def clear_previous(paths: "RunPaths") -> None:
+    """Remove the LoRA of an earlier demo and its run's files; anything else is left alone."""
+    files = [paths.lora, paths.settings, paths.log, paths.summary, paths.report, paths.best]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in (paths.checkpoints, paths.previews, paths.folder / "tensorboard"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -54,7 +54,7 @@ def write_report(paths: RunPaths) -> Path:
         ConfigError: its settings are damaged or of another version.
         OutputError: the report cannot be written.
     """
-    target = paths.folder / "report.html"
+    target = paths.report
     page = render(read_run(paths.folder))
     try:
         write_text(target, page)

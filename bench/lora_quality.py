@@ -1,0 +1,243 @@
+"""Does a LoRA learn a style from 24 pictures? Measured where every thing has a true picture.
+
+    python bench/lora_quality.py --data emoji128.tar --out bench/out/quality
+
+The demo's 24 pictures (Fluent Emoji High Contrast) are trained on with default settings. 64 other
+things are then drawn with the tag, and compared with the true pictures of these things in that
+style. Prints a table, writes ``lora_quality.json`` and ``sheet.png``.
+
+- similarity: cosine of the embedded image tower's embeddings, drawn against true, mean over the 64.
+  *base* is the base model with the same prompts and seeds. The *ceiling* is real to real: for each
+  true picture, the most similar other real picture of the style.
+- verdict: share of the drawn pictures that a classifier takes for the new style. It was trained on
+  real pictures only, none of them of the 24 or the 64; its accuracy is measured on concepts that it
+  was not trained on.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from styles import StyleJudge, lot, train_judge
+
+import lorasmith
+from lorasmith.cli.demo import DEMO_DATA, TAG
+from lorasmith.data.pictures import load_squares, to_signed
+from lorasmith.data.rows import Row, read_rows
+from lorasmith.evaluation.base_model import to_images, to_tensor
+from lorasmith.evaluation.sheet import contact_sheet
+from lorasmith.models.tower import ImageTower, embed_pictures, load_image_tower
+
+STYLE, STYLE_WORDS = "fluent-mono", "high contrast style"
+CONCEPTS = 64
+SIDE = 128
+STEPS, GUIDANCE = 20, 3.0
+PER_KNOWN_STYLE, PER_NEW_STYLE = 150, 500
+"""Real pictures of each style that the classifier gets."""
+AIMS = {"judged_in_style": 0.9, "way_to_ceiling": 0.5, "judge_accuracy": 0.9, "seconds": 400.0}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who sees which real pictures."""
+
+    shown: list[Row]
+    """The 64: things to be drawn, with their true pictures."""
+    style: list[Row]
+    """All other pictures of the style but the 24."""
+    judge: list[Row]
+    """What the classifier is made from."""
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = _options()
+    if not options.data.is_file():
+        sys.exit(f"skipped: {options.data} is absent (the packed emoji data, --data)")
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    split = split_rows(read_rows(options.data), options.concepts)
+    tower = load_image_tower()
+    judge = train_judge(tower, split.judge, SIDE)
+    print(f"judge: {judge.accuracy:.3f} right on {judge.validated_on} pictures of new concepts")
+    file, seconds = _train(out, options.steps)
+    drawn = _draw(file, split.shown, options.drawing_steps)
+    results = measure(tower, judge, split, drawn) | {
+        "training_seconds": round(seconds, 1),
+        "judge_accuracy": round(judge.accuracy, 4),
+        "judge_recall": {name: round(value, 4) for name, value in judge.recall.items()},
+        "machine": machine(),
+    }
+    _write(results, out)
+    _sheet(split.shown, drawn).save(out / "sheet.png", optimize=True)
+
+
+def split_rows(rows: Sequence[Row], concepts: int) -> Split:
+    """Divide the real pictures by concept, so that nobody is judged on what he was shown."""
+    taught = {" ".join(path.stem.split("-")) for path in DEMO_DATA.glob("*.png")}
+    known = {row.columns["name"] for row in rows if row.columns["role"] == "base"}
+    style = [row for row in rows if row.columns["style"] == STYLE]
+    found = taught & {row.columns["name"] for row in style}
+    if len(found) != len(taught):
+        sys.exit(f"the data lack {', '.join(sorted(taught - found))} in {STYLE}")
+    # Things that the base model has never seen in any style are another matter.
+    free = [
+        row
+        for row in style
+        if row.columns["holdout"] == STYLE and row.columns["name"] in known - taught
+    ]
+    shown = sorted(free, key=lambda row: lot(f"quality:{row.key}"))[:concepts]
+    kept = taught | {row.columns["name"] for row in shown}
+    # Held-out features and things in the base's own styles say nothing about a style.
+    others = [
+        row
+        for row in rows
+        if row.columns["name"] not in kept and row.columns["holdout"] in ("", row.columns["style"])
+    ]
+    return Split(shown, [row for row in style if row.columns["name"] not in taught], _some(others))
+
+
+def _some(rows: Sequence[Row]) -> list[Row]:
+    """Return so many pictures of each style, chosen by lot."""
+    styles = sorted({row.columns["style"] for row in rows})
+    chosen: list[Row] = []
+    for style in styles:
+        mine = sorted(
+            (row for row in rows if row.columns["style"] == style),
+            key=lambda row: lot(f"judge:{row.key}"),
+        )
+        known = any(row.columns["role"] == "base" for row in mine)
+        chosen += mine[: PER_KNOWN_STYLE if known else PER_NEW_STYLE]
+    return chosen
+
+
+def _train(out: Path, steps: int | None) -> tuple[Path, float]:
+    """Train with default settings; return the LoRA and the seconds from start to end."""
+    for old in (out / f"{TAG}.safetensors", out / TAG):
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    started = time.perf_counter()
+    file = lorasmith.train(
+        {
+            "data": {"path": DEMO_DATA, "tag": TAG, "cache": False},
+            "output": {"name": f"{out.absolute()}/{TAG}"},
+            "train": {} if steps is None else {"steps": steps},
+        }
+    )
+    return file, time.perf_counter() - started
+
+
+def _draw(file: Path, shown: Sequence[Row], steps: int) -> dict[str, list[Image.Image]]:
+    """Draw everything with the base model, with the tag, and without the tag."""
+    plain = [row.caption.removesuffix(f", {STYLE_WORDS}") for row in shown]
+    tagged = [f"{words}, {TAG} style" for words in plain]
+    pipe = lorasmith.load_pipeline()
+
+    def draw(prompts: list[str]) -> list[Image.Image]:
+        return pipe(prompts, seed=0, steps=steps, guidance=GUIDANCE, batch_size=8)
+
+    base = draw(tagged)
+    pipe.load_lora(file)
+    return {"base": base, "tagged": draw(tagged), "untagged": draw(plain)}
+
+
+def measure(
+    tower: ImageTower, judge: StyleJudge, split: Split, drawn: dict[str, list[Image.Image]]
+) -> dict[str, Any]:
+    """Return similarities and verdicts."""
+    true = to_signed(load_squares(split.shown, SIDE))
+    of_true, of_style = embed_pictures(tower, true), _embedded(tower, split.style)
+    to_style = of_true @ of_style.T
+    own = torch.tensor([[a.key == b.key for b in split.style] for a in split.shown])
+    ceiling = float(to_style.masked_fill(own, -1.0).max(dim=1).values.mean())
+    others = float(to_style[~own].mean())
+    results: dict[str, Any] = {"concepts": len(split.shown), "ceiling": ceiling}
+    results["other_concepts_of_the_style"] = others
+    for name, images in drawn.items():
+        pictures = to_tensor(images, SIDE)
+        similarity = (embed_pictures(tower, pictures) * of_true).sum(dim=1)
+        verdicts = judge.styles_of(pictures)
+        results[name] = {
+            "similarity": float(similarity.mean()),
+            "judged_in_style": verdicts.count(STYLE) / len(verdicts),
+        }
+    results["true"] = {"judged_in_style": _share(judge.styles_of(true))}
+    base, tagged = results["base"]["similarity"], results["tagged"]["similarity"]
+    results["way_to_ceiling"] = (tagged - base) / (ceiling - base)
+    return results
+
+
+def _share(verdicts: Sequence[str]) -> float:
+    return list(verdicts).count(STYLE) / len(verdicts)
+
+
+def _embedded(tower: ImageTower, rows: Sequence[Row]) -> torch.Tensor:
+    some = [rows[start : start + CONCEPTS] for start in range(0, len(rows), CONCEPTS)]
+    return torch.cat([embed_pictures(tower, to_signed(load_squares(part, SIDE))) for part in some])
+
+
+def _write(results: dict[str, Any], out: Path) -> None:
+    """Print the table and the aims, and write the JSON."""
+    print(f"\n{results['concepts']} things that were not among the 24")
+    print(f"{'':12}{'similarity':>12}{'in style':>10}")
+    for name in ("base", "untagged", "tagged"):
+        row = results[name]
+        print(f"{name:12}{row['similarity']:12.3f}{row['judged_in_style']:10.1%}")
+    print(f"{'ceiling':12}{results['ceiling']:12.3f}{results['true']['judged_in_style']:10.1%}")
+    reached = {
+        "judged_in_style": results["tagged"]["judged_in_style"],
+        "way_to_ceiling": results["way_to_ceiling"],
+        "judge_accuracy": results["judge_accuracy"],
+        "seconds": results["training_seconds"],
+    }
+    for name, aim in AIMS.items():
+        met = reached[name] < aim if name == "seconds" else reached[name] >= aim
+        sign = "<" if name == "seconds" else ">="
+        print(f"{name}: {reached[name]:.3g} (aim {sign} {aim:g}, {'met' if met else 'NOT met'})")
+    (out / "lora_quality.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"{out / 'lora_quality.json'}, {out / 'sheet.png'}")
+
+
+def _sheet(shown: Sequence[Row], drawn: dict[str, list[Image.Image]]) -> Image.Image:
+    """Return base, tagged and true picture of everything, side by side."""
+    true = to_images(to_signed(load_squares(shown, SIDE)))
+    triples = zip(drawn["base"], drawn["tagged"], true, shown, strict=True)
+    cells = [((a, b, c), row.caption.split(",")[0]) for a, b, c, row in triples]
+    return contact_sheet(cells, columns=4)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _options() -> argparse.Namespace:
+    assert __doc__ is not None  # noqa: S101 (for the type checker)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("emoji128.tar"), help="packed emoji data")
+    parser.add_argument("--out", type=Path, default=Path("bench/out/quality"))
+    parser.add_argument("--steps", type=int, help="training steps, if not the default")
+    parser.add_argument("--concepts", type=int, default=CONCEPTS, help="things to draw")
+    parser.add_argument("--drawing-steps", type=int, default=STEPS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Steps per second and memory of `lorasmith train` beside the public recipe, peft with diffusers.
+
+    python bench/lora_speed.py --pairs 7 --out bench/out/speed
+
+Both train rank 16 on all attention projections of the embedded model's U-Net (or of ``--model``),
+on the same pictures and captions, with AdamW, clipping at 1, the same batch size and number format,
+in this one process. Blocks of steps alternate, and so does who begins; the figure is the median of
+the ratios of neighbouring blocks, which a machine that is busy with something else disturbs least.
+
+- *recipe*: as it is published: each step encodes its pictures and captions.
+- *recipe, cached*: the same with latents and text embeddings computed once, as lorasmith has them.
+  This is the fair comparison, and the one that the aim is about.
+
+Memory is measured in a process for each, which does nothing else: what its steps need on top of the
+loaded model (``ru_maxrss`` cannot go back, so a process that has done both would not tell).
+"""
+
+import argparse
+import ctypes
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lora_quality import machine
+
+from lorasmith.cli.demo import DEMO_DATA, TAG
+from lorasmith.config.run import TrainRun
+from lorasmith.core.device import pick_device
+from lorasmith.data.pictures import load_squares, to_signed
+from lorasmith.data.rows import read_rows
+from lorasmith.models.load import load_model
+from lorasmith.training.opening import opened
+
+AIM = 1.0
+RANK, CLIP, RATE, DECAY = 16, 1.0, 2e-3, 0.01
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+Step = Callable[[], Any]
+
+
+def main() -> None:
+    """Run the benchmark, or one memory measurement for it."""
+    options = _options()
+    if options.memory:
+        print(json.dumps({"mib": _memory(options.memory, options)}))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        steps = {name: stack.enter_context(make(options)) for name, make in CONTENDERS.items()}
+        blocks = _measure(steps, options)
+    results = _figures(blocks, options)
+    results["memory_mib"] = {name: _in_own_process(name) for name in CONTENDERS}
+    results["machine"] = machine()
+    _write(results, options.out)
+
+
+# --- the contenders -------------------------------------------------------------------------------
+
+
+@contextmanager
+def lorasmith_steps(options: argparse.Namespace) -> Iterator[Step]:
+    """Yield a function that takes one step as `lorasmith train` does, its data included."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = {
+            "data": {"path": DEMO_DATA, "tag": TAG, "held_out": 0.0, "cache": False},
+            "output": {"name": f"{folder}/run"},
+            "model": {"path": options.model},
+            "lora": {"rank": RANK, "targets": "attention"},
+            "train": {
+                "batch_size": options.batch_size, "learning_rate": RATE, "clip": CLIP,
+                "weight_decay": DECAY, "precision": options.precision, "device": options.device,
+                "schedule": "constant", "warmup": 0,
+            },
+        }  # fmt: skip
+        with opened(TrainRun.model_validate(tree), None) as session:
+            yield session.advance
+
+
+@contextmanager
+def recipe_steps(options: argparse.Namespace) -> Iterator[Step]:
+    """Yield one step of the recipe as it is published."""
+    yield _recipe(options, cached=False)
+
+
+@contextmanager
+def cached_recipe_steps(options: argparse.Namespace) -> Iterator[Step]:
+    """Yield one step of the recipe with latents and text embeddings computed before."""
+    yield _recipe(options, cached=True)
+
+
+CONTENDERS = {
+    "lorasmith": lorasmith_steps,
+    "recipe, cached": cached_recipe_steps,
+    "recipe": recipe_steps,
+}
+
+
+@torch.no_grad()
+def _recipe(options: argparse.Namespace, cached: bool) -> Step:
+    """Prepare the public recipe: peft's adapters in diffusers' U-Net, AdamW, random batches."""
+    from diffusers import DDPMScheduler
+    from peft import LoraConfig
+
+    device, dtype = pick_device(options.device), DTYPES[options.precision]
+    model = load_model(options.model).to(device, dtype)
+    unet, vae, encoder = model.unet, model.vae, model.text_encoder
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=RANK,
+        init_lora_weights="gaussian",
+        target_modules=["to_k", "to_q", "to_v", "to_out.0"],
+    )
+    unet.add_adapter(config)
+    unet.train()
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
+    noises = DDPMScheduler.from_config(model.scheduler_config)
+    rows = read_rows(DEMO_DATA)
+    pictures = to_signed(load_squares(rows, model.default_size)).to(device, dtype)
+    ids = model.tokenizer(
+        [row.caption for row in rows], max_length=model.tokenizer.model_max_length,
+        padding="max_length", truncation=True, return_tensors="pt",
+    ).input_ids.to(device)  # fmt: skip
+
+    def encode(some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latents = vae.encode(pictures[some]).latent_dist.sample() * vae.config.scaling_factor
+        return latents, encoder(ids[some], return_dict=False)[0]
+
+    stored = [encode(torch.tensor([k], device=device)) for k in range(len(rows))] if cached else []
+    everything = [torch.cat(parts) for parts in zip(*stored, strict=True)]
+
+    def step() -> float:
+        some = torch.randperm(len(rows))[: options.batch_size].to(device)
+        with torch.no_grad():
+            latents, hidden = (part[some] for part in everything) if cached else encode(some)
+        noise = torch.randn_like(latents)
+        levels = torch.randint(0, noises.config.num_train_timesteps, (len(some),), device=device)
+        noisy = noises.add_noise(latents, noise, levels)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            predicted = unet(noisy, levels, hidden, return_dict=False)[0]
+        loss = F.mse_loss(predicted.float(), noise.float(), reduction="mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return torch.enable_grad()(step)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def _measure(steps: dict[str, Step], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the seconds per step of every block, in the order in which they were taken."""
+    for step in steps.values():
+        _block(step, options.warmup)
+    blocks: dict[str, list[float]] = {name: [] for name in steps}
+    for pair in range(options.pairs):
+        for name in steps if pair % 2 == 0 else reversed(steps):
+            blocks[name].append(_block(steps[name], options.steps))
+        seconds = "  ".join(f"{name} {1 / blocks[name][-1]:.3f}" for name in steps)
+        print(f"pair {pair + 1} of {options.pairs}, steps/s: {seconds}", flush=True)
+    return blocks
+
+
+def _block(step: Step, count: int) -> float:
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / count
+
+
+def _figures(blocks: dict[str, list[float]], options: argparse.Namespace) -> dict[str, Any]:
+    ours = blocks["lorasmith"]
+    ratios = {
+        name: [theirs / mine for theirs, mine in zip(blocks[name], ours, strict=True)]
+        for name in blocks
+        if name != "lorasmith"
+    }
+    return {
+        "steps_per_s": {name: 1 / statistics.median(times) for name, times in blocks.items()},
+        "ratios": ratios,
+        "median_ratio": {name: statistics.median(several) for name, several in ratios.items()},
+        "pairs": options.pairs,
+        "steps_per_block": options.steps,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+    }
+
+
+def _in_own_process(name: str) -> float | None:
+    """Return what the steps of one contender need, measured in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    mib: float | None = json.loads(done.stdout.strip().splitlines()[-1])["mib"]
+    return mib
+
+
+def _memory(name: str, options: argparse.Namespace) -> float | None:
+    """Return the peak above the loaded model in MiB; None where it cannot be told."""
+    with CONTENDERS[name](options) as step:
+        if torch.cuda.is_available():
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            _block(step, options.warmup)
+            return float(torch.cuda.max_memory_allocated() - before) / 2**20
+        clear = Path("/proc/self/clear_refs")
+        if not clear.exists():
+            return None
+        ctypes.CDLL(None).malloc_trim(0)  # what encoding has left would hide what steps need
+        before = _kib("VmRSS")
+        clear.write_text("5")  # resets VmHWM, the high-water mark
+        _block(step, options.warmup)
+        return (_kib("VmHWM") - before) / 1024
+
+
+def _kib(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) if found else 0
+
+
+def _write(results: dict[str, Any], out: Path) -> None:
+    print(f"\n{'':16}{'steps/s':>10}{'lorasmith is':>14}{'memory MiB':>12}")
+    for name, speed in results["steps_per_s"].items():
+        ratio = results["median_ratio"].get(name)
+        memory = results["memory_mib"][name]
+        told = "" if ratio is None else f"{ratio:.2f} x"
+        print(f"{name:16}{speed:10.3f}{told:>14}{memory if memory is None else round(memory):>12}")
+    reached = results["median_ratio"]["recipe, cached"]
+    met = "met" if reached >= AIM else "NOT met"
+    print(f"median of {results['pairs']} pairs: {reached:.3f} (aim >= {AIM:g}, {met})")
+    path = out / "lora_speed.json"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(path)
+
+
+def _options() -> argparse.Namespace:
+    assert __doc__ is not None  # noqa: S101 (for the type checker)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("bench/out/speed"))
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=8, help="steps in a block")
+    parser.add_argument("--warmup", type=int, default=4, help="steps before measuring")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", choices=sorted(DTYPES), default="no")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", type=Path, help="a diffusers folder; the embedded model if none")
+    parser.add_argument("--memory", choices=sorted(CONTENDERS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Which style a picture is drawn in, judged by a classifier that has seen real pictures only.
+
+The features are those of the embedded image tower: mean and standard deviation of every channel
+of every stage, which say how a picture is drawn rather than what it shows. On them stands a
+linear layer, trained on pictures of some concepts and validated on those of others.
+
+The classes are the styles that the base model has never seen, each by itself, and one for all
+that it knows: these seven are much alike, and which of them a picture is in is not the question.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lorasmith.data.pictures import load_squares, to_signed
+from lorasmith.data.rows import Row
+from lorasmith.models.tower import ImageTower
+
+KNOWN = "one the base knows"
+VALIDATION_SHARE = 0.2
+_DECAY = 1e-4
+_AT_ONCE = 64
+
+
+def lot(text: str) -> float:
+    """Return a number from 0 to 1 that belongs to a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+@torch.no_grad()
+def features(tower: ImageTower, pictures: torch.Tensor) -> torch.Tensor:
+    """Return how pictures ``[N, 3, H, W]`` in -1..1 are drawn, ``[N, D]``."""
+    parts = []
+    for some in torch.split(pictures, _AT_ONCE):
+        maps = tower.features(some)
+        parts.append(torch.cat([part for one in maps for part in _moments(one)], dim=1))
+    return torch.cat(parts)
+
+
+def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return maps.mean(dim=(2, 3)), maps.std(dim=(2, 3))
+
+
+@torch.no_grad()
+def features_of_rows(tower: ImageTower, rows: Sequence[Row], side: int) -> torch.Tensor:
+    """Return the features of real pictures, ``[N, D]``, decoding a few at a time."""
+    return torch.cat(
+        [
+            features(tower, to_signed(load_squares(rows[start : start + _AT_ONCE], side)))
+            for start in range(0, len(rows), _AT_ONCE)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class StyleJudge:
+    """A trained classifier."""
+
+    tower: ImageTower
+    styles: tuple[str, ...]
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    linear: nn.Linear
+    accuracy: float
+    """Share of validation pictures whose style it names, mean over the styles."""
+    recall: dict[str, float]
+    """That share for each style."""
+    validated_on: int
+    """How many pictures."""
+
+    @torch.no_grad()
+    def styles_of(self, pictures: torch.Tensor) -> list[str]:
+        """Name the style of pictures ``[N, 3, H, W]`` in -1..1."""
+        return self._named(features(self.tower, pictures))
+
+    def _named(self, found: torch.Tensor) -> list[str]:
+        scores = self.linear((found - self.mean) / self.deviation)
+        return [self.styles[k] for k in scores.argmax(dim=1).tolist()]
+
+
+def class_of(row: Row) -> str:
+    """Return the class that a real picture belongs to."""
+    return KNOWN if row.columns["role"] == "base" else str(row.columns["style"])
+
+
+def train_judge(tower: ImageTower, rows: Sequence[Row], side: int) -> StyleJudge:
+    """Train on four fifths of the concepts, validate on the rest.
+
+    Args:
+        tower: the image tower, frozen.
+        rows: real pictures with the columns ``style``, ``role`` and ``name``.
+        side: picture size in pixels.
+    """
+    styles = tuple(sorted({class_of(row) for row in rows}))
+    labels = torch.tensor([styles.index(class_of(row)) for row in rows])
+    unseen = torch.tensor([lot(f"judge:{row.columns['name']}") < VALIDATION_SHARE for row in rows])
+    found = features_of_rows(tower, rows, side)
+    mean, deviation = found[~unseen].mean(dim=0), found[~unseen].std(dim=0).clamp_min(1e-6)
+    scaled = (found - mean) / deviation
+    linear = _fit(scaled[~unseen], labels[~unseen], len(styles))
+    with torch.no_grad():
+        right = linear(scaled[unseen]).argmax(dim=1) == labels[unseen]
+    recall = {
+        style: float(right[labels[unseen] == k].float().mean()) for k, style in enumerate(styles)
+    }
+    accuracy = sum(recall.values()) / len(recall)
+    return StyleJudge(tower, styles, mean, deviation, linear, accuracy, recall, int(unseen.sum()))
+
+
+def _fit(inputs: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Linear:
+    """Return multinomial logistic regression, classes weighted to count alike."""
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs.shape[1], classes)
+    weight = len(labels) / (classes * torch.bincount(labels, minlength=classes).clamp_min(1))
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(linear(inputs), labels, weight)
+        loss = loss + _DECAY * linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return linear.requires_grad_(False)
