@@ -72,6 +72,9 @@ def _tables(run: type[Settings], shared: list[type[Settings]]) -> list[str]:
             lines += [f"`[{name}]`: see [below]({_anchor(name)}).", ""]
         else:
             lines += [f"### [{name}] of {_command(run)}", "", _doc(section), "", *_table(section)]
+            for inner, part in _subsections(section):
+                title = f"#### [{name}.{inner}] of {_command(run)}"
+                lines += [title, "", _doc(part), "", *_table(part)]
     return lines
 
 
@@ -169,6 +172,8 @@ def _type(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         silent = {type(None), int if float in inner else None}  # "number" speaks for whole ones
         return " or ".join(_type(one) for one in inner if one not in silent)
+    if origin is dict:
+        return "table"
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
     return names[annotation]
 
