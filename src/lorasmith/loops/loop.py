@@ -33,12 +33,12 @@ from lorasmith.core.device import seed_of
 from lorasmith.core.draws import Draws
 from lorasmith.core.errors import ConfigError, OutputError, TrainingError, WeightsError
 from lorasmith.core.files import writable_folder
-from lorasmith.loops.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from lorasmith.loops.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint, save_checkpoint
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.graph import StepGraph
 from lorasmith.loops.interrupt import stop_on_interrupt
 from lorasmith.loops.optim import adamw, set_learning_rate
-from lorasmith.loops.processes import accelerator_for
+from lorasmith.loops.processes import accelerator_for, agree
 from lorasmith.loops.progress import progress_bar
 from lorasmith.loops.schedule import lr_scale
 from lorasmith.loops.track import Tracker
@@ -71,7 +71,9 @@ class Loop:
         self._noted: dict[str, torch.Tensor] = {}  # of the step under way
         self._graph: tuple[Hashable, torch.Tensor, StepGraph] | None = None
         self._seen = 0  # pictures since the last line of the log
-        self.accelerator = accelerator_for(settings)
+        self.accelerator = accelerator_for(
+            settings.precision, settings.device, "loop", settings.graph
+        )
         self.check_batch(settings.batch_size, "loop.batch_size")
         self._generators = [torch.Generator(self.device) for _ in range(settings.accumulate)]
         self.main: bool = self.accelerator.is_main_process
@@ -119,7 +121,7 @@ class Loop:
             )
 
     def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
-        found = latest_checkpoint(self.out / "checkpoints")
+        found = latest_checkpoint(self.out / CHECKPOINTS)
         if found is not None and not resume:
             raise OutputError(
                 f"{self.out} already holds a run; continue it with --resume or choose another "
@@ -264,7 +266,7 @@ class Loop:
             scaler = self.accelerator.scaler
             state["scaler"] = scaler.state_dict() if scaler is not None else None
             keep = self.settings.keep_checkpoints
-            save_checkpoint(self.out / "checkpoints", step, tensors, state, keep)
+            save_checkpoint(self.out / CHECKPOINTS, step, tensors, state, keep)
         self.accelerator.wait_for_everyone()
 
     # --- inside ---------------------------------------------------------------------------
@@ -318,9 +320,6 @@ class Loop:
 
     def _agree(self, stop: bool, due: bool) -> bool:
         """Let all processes stop at the same step when any of them wants to."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        if not due:  # asking the others waits for the device, so it is done at log lines only
-            return False
-        wish = torch.tensor([int(stop)], device=self.device)
-        return bool(self.accelerator.reduce(wish, reduction="sum").item() > 0)
+        if self.accelerator.num_processes > 1 and not due:
+            return False  # asking the others waits for the device: at log lines only
+        return agree(self.accelerator, stop)

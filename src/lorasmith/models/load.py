@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 """The miniature base model that ships with the package."""
 
+# diffusers imports bitsandbytes where it is installed, which says what it could not load.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND_PARTS = ("text_encoder_2", "tokenizer_2")
 """What SDXL has besides."""

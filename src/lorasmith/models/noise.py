@@ -34,6 +34,22 @@ def alphas_cumprod(
     return torch.cumprod(1.0 - betas, dim=0).float()
 
 
+def zero_terminal(alphas: torch.Tensor) -> torch.Tensor:
+    """Rescale a schedule so that its last level holds no signal (arXiv:2305.08891, algorithm 1).
+
+    The square roots are shifted so that the last is zero, and scaled so that the first stays.
+
+    Args:
+        alphas: cumulative signal power a_t, falling, ``[T]``.
+
+    Returns:
+        The new a_t, float32 ``[T]``, computed in float64.
+    """
+    roots = alphas.double().sqrt()
+    shifted = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
+    return shifted.square().to(torch.float32)
+
+
 @dataclass(frozen=True)
 class NoiseProcess:
     """How a model was taught to see noise."""
@@ -93,8 +109,10 @@ class NoiseProcess:
     def min_snr_weight(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
         """Return min-SNR-gamma loss weights (arXiv:2303.09556), ``[B]``.
 
-        min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for v prediction.
+        min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for v prediction. At a
+        level without any signal the first is 1, its limit.
         """
         snr = self.snr(timesteps)
-        capped = snr.clamp(max=gamma)
-        return capped / snr if self.prediction_type == "epsilon" else capped / (snr + 1.0)
+        if self.prediction_type == "epsilon":
+            return (gamma / snr).clamp(max=1.0)
+        return snr.clamp(max=gamma) / (snr + 1.0)

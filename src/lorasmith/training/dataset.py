@@ -13,16 +13,13 @@ import torch
 from lorasmith.config.run import TrainData, TrainSettings
 from lorasmith.core.device import dtype_of, put
 from lorasmith.core.draws import Draws
-from lorasmith.core.errors import ConfigError, DataError
-from lorasmith.data.buckets import Bucket, Size, bucket_step, make_buckets, place
+from lorasmith.core.errors import ConfigError
+from lorasmith.data.buckets import Bucket, Placement, Size, bucket_step, make_buckets, place
 from lorasmith.data.cache import TensorCache, cache_folder
 from lorasmith.data.order import BucketOrder
-from lorasmith.data.pictures import load_squares, to_signed
 from lorasmith.data.placed import PlacedPictures, upright_size
 from lorasmith.data.row import Row
-from lorasmith.loops.progress import Advance, progress_bar
 from lorasmith.models.load import quiet
-from lorasmith.models.text import encode, tokenize
 from lorasmith.training.batch import Batch
 from lorasmith.training.chosen import ChosenRows, choose_rows
 from lorasmith.training.latents import Latents, LiveLatents, Pictures, content_hash, fixed_latents
@@ -79,6 +76,8 @@ class TrainingSet:
     """The sizes that pictures may have."""
     bucket_of: Sequence[int]
     """Which of them each picture has."""
+    placements: Sequence[Placement]
+    """How each picture was scaled and cropped; random crops have the scaling in common."""
     order: BucketOrder
     """Which pictures each step takes."""
     latents: Latents
@@ -121,6 +120,20 @@ class TrainingSet:
             for bucket in sorted(set(self.bucket_of))
         ]
         return [part for own in owned for part in torch.split(torch.tensor(own), batch_size)]
+
+    def record(self) -> list[dict[str, object]]:
+        """Return what was done to each picture, for the run's files."""
+        return [
+            {
+                "picture": row.key,
+                "class": number >= self.tagged,
+                "size": list(placed.original),
+                "bucket": str(placed.bucket),
+                "resized": list(placed.resized),
+                "crop": list(placed.crop),
+            }
+            for number, (row, placed) in enumerate(zip(self.rows, self.placements, strict=True))
+        ]
 
     def keys_of(self, numbers: torch.Tensor) -> list[str]:
         """Return the names of some pictures, each once."""
@@ -240,6 +253,7 @@ class _Builder:
             tagged,
             self.buckets,
             bucket_of,
+            pictures.placed.placements,
             order,
             latents,
             words,
@@ -295,80 +309,3 @@ def _measured(row: Row) -> tuple[str, Size]:
     """Return the hash and the size of a picture."""
     encoded = row.read_bytes()
     return content_hash(encoded), upright_size(encoded, row.key)
-
-
-# --- everything in one batch size, for square pictures ---------------------------------------
-
-_PICTURES_AT_ONCE = 8
-_TEXTS_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """N pictures and their M distinct captions, encoded."""
-
-    rows: Sequence[Row]
-    """The pictures, in the order of the numbers below."""
-    mean: torch.Tensor
-    """Mean of each latent's distribution, scaled for the U-Net, float32 ``[N, C, h, w]``."""
-    deviation: torch.Tensor
-    """Its standard deviation, likewise."""
-    contexts: torch.Tensor
-    """Embeddings of the distinct captions, ``[M, 77, width]``, in the U-Net's dtype."""
-    caption: torch.Tensor
-    """Which of them each picture has, int64 ``[N]``."""
-
-    def keys_of(self, numbers: torch.Tensor) -> list[str]:
-        """Return the names of some pictures, each once."""
-        return list(dict.fromkeys(self.rows[int(number)].key for number in numbers))
-
-
-def encode_dataset(model: "Model", rows: Sequence[Row], side: int) -> Dataset:
-    """Encode the pictures and captions with the model's float32 VAE and text encoder.
-
-    Raises:
-        DataError: a picture cannot be decoded, or its latent is not finite; it is named.
-    """
-    with progress_bar("encoding pictures", len(rows)) as advance:
-        mean, deviation = _moments(model, rows, side, advance)
-    captions = list(dict.fromkeys(row.caption for row in rows))
-    with progress_bar("encoding captions", len(captions)) as advance:
-        contexts = _contexts(model, captions, advance)
-    numbers = {caption: number for number, caption in enumerate(captions)}
-    which = torch.tensor([numbers[row.caption] for row in rows], device=mean.device)
-    return Dataset(rows, mean, deviation, contexts, which)
-
-
-@torch.no_grad()
-def _moments(
-    model: "Model", rows: Sequence[Row], side: int, advance: Advance
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation of the pictures' scaled latents, each ``[N, C, h, w]``."""
-    vae = model.vae
-    scale = float(vae.config.scaling_factor)
-    means, deviations = [], []
-    for start in range(0, len(rows), _PICTURES_AT_ONCE):
-        part = rows[start : start + _PICTURES_AT_ONCE]
-        pictures = to_signed(load_squares(part, side)).to(vae.device, vae.dtype)
-        posterior = vae.encode(pictures).latent_dist
-        finite = (posterior.mean + posterior.std).isfinite().flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            bad = part[int(finite.int().argmin())]
-            raise DataError(
-                f"{bad.key}: the VAE turns this picture into values that are not finite"
-            )
-        means.append(posterior.mean.float() * scale)
-        deviations.append(posterior.std.float() * scale)
-        advance(len(part))
-    return torch.cat(means), torch.cat(deviations)
-
-
-@torch.no_grad()
-def _contexts(model: "Model", captions: Sequence[str], advance: Advance) -> torch.Tensor:
-    encoder = model.text_encoder
-    ids = tokenize(model.tokenizer, captions).to(encoder.device)
-    parts = []
-    for some in torch.split(ids, _TEXTS_AT_ONCE):
-        parts.append(encode(encoder, some))
-        advance(len(some))
-    return torch.cat(parts)

@@ -2,147 +2,174 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from lorasmith.adapters.formats import save_lora_file
-from lorasmith.adapters.layers import LowRank
-from lorasmith.adapters.metadata import Facts, metadata_of, parts_of
-from lorasmith.adapters.targets import Target, resolve
-from lorasmith.adapters.trainable import Trainable, exported, inject_targets
-from lorasmith.config.load import dump_toml
-from lorasmith.config.run import LoraSettings, TrainRun, TrainSettings
-from lorasmith.core.device import dtype_of, generator, pick_device
+from lorasmith.config.run import TrainRun
 from lorasmith.core.errors import TrainingError
-from lorasmith.data.order import BatchOrder
-from lorasmith.data.tags import tag_frequency
-from lorasmith.loops.optim import adamw, set_learning_rate
-from lorasmith.loops.schedule import lr_scale
-from lorasmith.models.family import family_of
-from lorasmith.models.load import Model, load_model, quiet
-from lorasmith.models.noise import NoiseProcess
-from lorasmith.training.chosen import tagged_rows
-from lorasmith.training.dataset import Dataset, encode_dataset, picture_side
+from lorasmith.loops.checkpoint import checkpoints
+from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
+from lorasmith.loops.memory import free_memory, ran_out
+from lorasmith.loops.processes import agree
+from lorasmith.training.looks import Looks
+from lorasmith.training.opening import opened
 from lorasmith.training.paths import RunPaths
-from lorasmith.training.rates import with_rates
 from lorasmith.training.reporting import Reporter, reporting
-from lorasmith.training.step import TrainStep, draw_batch
-
-_BETAS = (0.9, 0.99)
-# First positions in the stream of random numbers, so that no two uses share any.
-_STEPS = 1
+from lorasmith.training.results import export, finish
+from lorasmith.training.session import Session
 
 
-def train(run: TrainRun) -> Path:
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped on request, after a checkpoint was saved."""
+
+
+def train(run: TrainRun, resume: str | None = None) -> Path:
     """Train a LoRA and return its file.
 
-    The same settings give the same weights on the same machine.
+    The same settings give the same weights on the same machine, whether in one go or resumed.
+
+    Args:
+        run: the settings.
+        resume: go on with the run of this name from its ``latest`` checkpoint, or from
+            ``step-120`` and no other.
 
     Raises:
-        OutputError: the name is taken or cannot be written.
+        OutputError: the name is taken, cannot be written, or has no run to go on with.
         DataError: no pictures, no captions, or none with the tag.
-        WeightsError: the model cannot be loaded or is of an unsupported family.
+        WeightsError: the model cannot be loaded or is of an unsupported family; a checkpoint is
+            damaged or of another run.
         ConfigError: a setting does not fit the model or the machine.
-        TrainingError: a loss or gradient was not finite; no LoRA is saved.
-        KeyboardInterrupt: Ctrl-C, with the step in its message; no LoRA is saved.
+        TrainingError: a loss or gradient was not finite, or memory ran out; the last checkpoint
+            is intact.
+        KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
     """
-    paths = RunPaths.of(run.output.name)
-    device = pick_device(run.train.device)
-    rows = tagged_rows(run.data)
-    paths.claim()
-    model = load_model(run.model.path)
-    family = family_of(model)
-    side = picture_side(model, run.data.resolution)
-    train_settings = with_rates(run.train, sum(p.numel() for p in model.unet.parameters()))
-    targets = resolve(model, run.lora, train_settings)
-    data = encode_dataset(model.to(device, torch.float32), rows, side)
-    data = _for_unet(model, data, dtype_of(run.train.precision))
-    paths.begin(dump_toml(run))
-    with injected(targets, run.lora, run.train.seed) as attached:
-        _optimize(train_settings, model, data, attached, paths)
-        facts = Facts(
-            name=paths.name,
-            tag=run.data.tag,
-            family=family,
-            prediction_type=_process(model).prediction_type,
-            parts=parts_of(attached),
-            resolution=side,
-            tag_frequency=tag_frequency(row.caption for row in rows),
-            dataset=run.data.path.name,
+    with opened(run, resume) as session:
+        first = session.progress.done
+        with (
+            _naming_the_rest(session.paths),
+            reporting(session.run, session.paths, first, session.main) as report,
+            stop_on_interrupt() as request,
+        ):
+            ended = _steps(session, report, request)
+        return finish(session, ended)
+
+
+def _steps(session: Session, report: Reporter, request: StopRequest) -> str:
+    """Take the steps that are left, with what is due after each; return why they ended."""
+    looks = Looks(session, report, lambda: not request.asked)
+    looks.first()
+    total = session.run.train.steps
+    while session.progress.done < total:
+        with _naming_memory(session):
+            report.step(*session.advance())
+        due = _Due.after(session)
+        stopping = _asked(session, request, due)
+        if not (due.anything or stopping):
+            continue
+        _require_finite(session)
+        figures = looks.take() if due.look else {}
+        if due.line:
+            report.line(session.progress.done, session.rates(), figures)
+        with report.pause():
+            _save_what_is_due(session, due, stopping or looks.no_better)
+        if stopping and session.progress.done < total:
+            raise Interrupted(
+                f"stopped after step {session.progress.done} of {total}, all saved; go on with: "
+                f"{session.paths.how_to_resume}"
+            )
+        if looks.no_better:
+            return f"the held-out loss did not improve for {session.progress.waited} looks"
+    return "all steps done"
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What happens after a step."""
+
+    line: bool
+    look: bool
+    checkpoint: bool
+    file: bool
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is something to do at all."""
+        return self.line or self.look or self.checkpoint or self.file
+
+    @classmethod
+    def after(cls, session: Session) -> "_Due":
+        run, done = session.run, session.progress.done
+        last = done == run.train.steps
+
+        def every(steps: int | None) -> bool:
+            return bool(steps) and done % (steps or 1) == 0
+
+        look = run.preview.every > 0 and (last or every(run.preview.every))
+        return cls(
+            line=last or look or every(run.train.log_every),
+            look=look,
+            checkpoint=last or every(run.train.checkpoint_every),
+            file=every(run.train.save_every),
         )
-        save_lora_file(paths.lora, exported(attached), metadata_of(facts))
-    return paths.lora
+
+
+def _asked(session: Session, request: StopRequest, due: _Due) -> bool:
+    """Tell whether the run shall stop now; several processes agree on it at lines of the log."""
+    if session.accelerator.num_processes > 1 and not due.line:
+        return False
+    return agree(session.accelerator, request.asked)
+
+
+def _save_what_is_due(session: Session, due: _Due, ending: bool) -> None:
+    if due.checkpoint or ending:
+        session.save()
+    if due.file and session.main:
+        export(session, session.paths.at_step(session.progress.done))
+
+
+def _require_finite(session: Session) -> None:
+    failed = session.failed_step()
+    if failed is None:
+        return
+    raise TrainingError(
+        f"loss or gradient is not finite at step {failed + 1}, with the pictures "
+        f"{', '.join(session.keys_of(failed))}; the weights are those of the step before and "
+        f"nothing was saved since {_last(session.paths)}: lower train.learning_rate, or look at "
+        "these pictures"
+    )
 
 
 @contextmanager
-def injected(targets: list[Target], settings: LoraSettings, seed: int) -> Iterator[Trainable]:
-    """Put untrained adapters on layers while the block runs."""
-    trainable = inject_targets(targets, settings, seed)
-    try:
-        yield trainable
-    finally:
-        trainable.detach()
-
-
-def _for_unet(model: Model, data: Dataset, dtype: torch.dtype) -> Dataset:
-    """Cast the U-Net and what it reads; let go of the parts that are done."""
-    with quiet():
-        model.unet.to(dtype=dtype)
-    model.vae.to("cpu")
-    model.text_encoder.to("cpu")
-    return replace(data, contexts=data.contexts.to(dtype))
-
-
-def _process(model: Model) -> NoiseProcess:
-    return NoiseProcess.from_scheduler(model.scheduler_config, model.unet.device)
-
-
-def _optimize(
-    settings: TrainSettings, model: Model, data: Dataset, attached: Trainable, paths: RunPaths
-) -> None:
-    """Train the adapters in place."""
-    adapters: list[LowRank] = list(attached.adapters.values())
-    optimizer = adamw(adapters, settings.learning_rate, settings.weight_decay, _BETAS)
-    parameters = [p for adapter in adapters for p in adapter.parameters()]
-    process = _process(model)
-    step_once = TrainStep(model.unet, process, parameters, optimizer, settings.clip)
-    order = BatchOrder([1.0] * len(data.rows), settings.batch_size, settings.seed)
-    with reporting(settings, paths.folder) as report, _naming_the_step(report, settings):
-        for step in range(settings.steps):
-            rate = _rate(settings, step)
-            set_learning_rate(optimizer, rate)
-            draws = generator(settings.seed, _STEPS, step)
-            figures = step_once(draw_batch(data, order.batch(step), process.steps, draws))
-            if report.due(step):
-                _require_finite(step_once, data, order)
-            report.step(step, figures, rate)
-
-
-@contextmanager
-def _naming_the_step(report: Reporter, settings: TrainSettings) -> Iterator[None]:
-    """Say how far the training was when somebody presses Ctrl-C."""
+def _naming_memory(session: Session) -> Iterator[None]:
+    """Say what to do when memory runs out in a step. The optimizer has not moved then."""
     try:
         yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"after step {report.done} of {settings.steps}; no LoRA was saved, the same command "
-            "starts anew"
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        free_memory()
+        train = session.run.train
+        raise TrainingError(
+            f"out of memory at step {session.progress.done + 1}; {_last(session.paths)} is kept. "
+            f"Raise train.accumulate (now {train.accumulate}), lower train.batch_size (now "
+            f"{train.batch_size}) or data.resolution, set train.gradient_checkpointing = true or "
+            'train.precision = "bf16"'
         ) from error
 
 
-def _rate(settings: TrainSettings, step: int) -> float:
-    scale = lr_scale(step, settings.steps, settings.warmup, settings.floor, settings.schedule)
-    return settings.learning_rate * scale
+@contextmanager
+def _naming_the_rest(paths: RunPaths) -> Iterator[None]:
+    """Say what is left when a second Ctrl-C stops the run at once."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        there = checkpoints(paths.checkpoints)
+        how = f"go on with: {paths.how_to_resume}" if there else "the same command starts anew"
+        raise KeyboardInterrupt(f"stopped at once; {_last(paths)} is kept, {how}") from error
 
 
-def _require_finite(step_once: TrainStep, data: Dataset, order: BatchOrder) -> None:
-    failed = step_once.failed_step()
-    if failed is None:
-        return
-    names = ", ".join(data.keys_of(order.batch(failed)))
-    raise TrainingError(
-        f"loss or gradient is not finite at step {failed + 1}, with the pictures {names}; nothing "
-        "was saved: lower train.learning_rate, or look at these pictures"
-    )
+def _last(paths: RunPaths) -> str:
+    there = checkpoints(paths.checkpoints)
+    return f"the last checkpoint ({there[-1].name})" if there else "the start (no checkpoint yet)"

@@ -2,13 +2,18 @@
 
 import glob
 import os
+import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorasmith.config.run import SUFFIX
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
+from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
 
+_FILES = ("log.jsonl", "wandb-id", "report.html")
+_FOLDERS = (CHECKPOINTS, "previews", "tensorboard", "wandb")
 LORA_FOLDER = Path("loras")
 """Where a LoRA goes whose name has no folder, and where prompts look for it."""
 
@@ -20,7 +25,7 @@ class RunPaths:
     lora: Path
     """The result, ``NAME.safetensors``."""
     folder: Path
-    """Settings and log, in the folder NAME beside it."""
+    """Settings, log, checkpoints and previews, in the folder NAME beside it."""
 
     @property
     def name(self) -> str:
@@ -45,31 +50,93 @@ class RunPaths:
         """The figures of its steps."""
         return self.folder / "log.jsonl"
 
-    def claim(self) -> None:
-        """Make sure that the run can write, and that no other run's files are in its way.
+    @property
+    def checkpoints(self) -> Path:
+        """What `--resume` goes on from."""
+        return self.folder / CHECKPOINTS
 
-        What a run that never got to its LoRA left behind is not in the way: such a run may
+    @property
+    def previews(self) -> Path:
+        """Pictures drawn on the way."""
+        return self.folder / "previews"
+
+    @property
+    def best(self) -> Path:
+        """The LoRA as it was at the lowest held-out loss."""
+        return self.folder / f"{self.name}-best{SUFFIX}"
+
+    @property
+    def summary(self) -> Path:
+        """What a finished run says about itself."""
+        return self.folder / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.folder / "report.html"
+
+    def at_step(self, step: int) -> Path:
+        """Return the file of the LoRA as it was at a step."""
+        return self.folder / f"{self.name}-{step:06d}{SUFFIX}"
+
+    @property
+    def how_to_resume(self) -> str:
+        """The command that goes on with this run."""
+        return f"lorasmith train {shlex.quote(str(self.settings))} --resume"
+
+    def claim(self) -> None:
+        """Make sure that a new run can write, and that no other run's files are in its way.
+
+        What a run that never got to a checkpoint left behind is not in the way: such a run may
         simply be started again. Nothing is removed yet.
 
         Raises:
             OutputError: the name is taken, or the folder cannot be written.
         """
-        taken = self.lora if os.path.lexists(self.lora) else self._first_strange()
-        if taken is not None:
+        if os.path.lexists(self.lora):
+            raise OutputError(_taken(self.lora))
+        there = checkpoints(self.checkpoints)
+        if there:
             raise OutputError(
-                f"{taken} exists already and is not written over; choose another --out or delete it"
+                f"{self.folder} holds an unfinished run ({there[-1].name}); go on with "
+                f"{self.how_to_resume}, or choose another --out or delete it"
             )
+        strange = self._first_strange()
+        if strange is not None:
+            raise OutputError(_taken(strange))
         writable_folder(self.lora.parent)
 
-    def begin(self, settings: str) -> None:
-        """Put the settings of this run in the place of what an unfinished one left behind.
+    def claim_again(self) -> None:
+        """Make sure that there is a run to go on with.
+
+        Raises:
+            OutputError: there is none, or its folder cannot be written.
+        """
+        if not checkpoints(self.checkpoints):
+            raise OutputError(
+                f"{self.folder} holds no checkpoint to resume from; start without --resume"
+            )
+        writable_folder(self.folder)
+
+    def begin(self, settings: str, new: bool) -> None:
+        """Put this run's settings in place; remove what killed processes left half written.
+
+        Args:
+            settings: TOML.
+            new: also remove everything that an unfinished run of this name left behind.
 
         Raises:
             OutputError: a file cannot be written or removed.
         """
         try:
-            for path in self._leftovers():
+            remove_leftovers(self.folder)
+            for path in self._cut_off():
                 path.unlink(missing_ok=True)
+            for path in self._leftovers() if new else []:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
             write_text(self.settings, settings)
         except OSError as error:
             raise OutputError(
@@ -82,14 +149,25 @@ class RunPaths:
             return None
         if self.folder.is_symlink() or not self.folder.is_dir():
             return self.folder
-        known = {self.settings, *self._leftovers()}
-        strange = (p for p in self.folder.iterdir() if p not in known or not p.is_file())
+        folders = {self.folder / name for name in _FOLDERS}
+        files = {self.settings, *self._leftovers(), *self._cut_off()} - folders
+        strange = (
+            p
+            for p in self.folder.iterdir()
+            if not (p in files and p.is_file())
+            and not (p in folders and p.is_dir())
+            and not p.name.startswith(TEMPORARY_PREFIX)
+        )
         return min(strange, default=None)
 
+    def _cut_off(self) -> list[Path]:
+        """Return half-written LoRA files beside the folder."""
+        return list(self.lora.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(self.lora.name)}"))
+
     def _leftovers(self) -> list[Path]:
-        """Return the files of an unfinished run but its settings, which are replaced in one go."""
-        cut_off = [
-            *self.folder.glob(f"{TEMPORARY_PREFIX}*"),
-            *self.lora.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(self.lora.name)}"),
-        ]
-        return [self.log, *cut_off]
+        """Return what an unfinished run leaves but its settings, which are replaced in one go."""
+        return [self.folder / name for name in (*_FILES, *_FOLDERS)]
+
+
+def _taken(path: Path) -> str:
+    return f"{path} exists already and is not written over; choose another --out or delete it"

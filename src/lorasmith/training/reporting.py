@@ -1,13 +1,13 @@
 """What a run says while it goes on: a line of the log every few steps, and the progress bar."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
-from lorasmith.config.run import TrainSettings
+from lorasmith.config.run import TrainRun
 from lorasmith.loops.progress import Advance, progress_bar
-from lorasmith.loops.track import Tracker
+from lorasmith.loops.track import Tracker, WandbRun
+from lorasmith.training.paths import RunPaths
 from lorasmith.training.step import Figures
 
 _KEPT = 0.98
@@ -16,46 +16,56 @@ tenfold with the noise levels drawn."""
 
 
 class Reporter:
-    """Gathers the figures of steps and reads them from the device only when they are due."""
+    """Gathers the figures of steps and reads them from the device only when a line is due."""
 
-    def __init__(self, settings: TrainSettings, tracker: Tracker, advance: Advance) -> None:
-        self._settings = settings
+    def __init__(self, tracker: Tracker, advance: Advance) -> None:
         self._tracker = tracker
         self._advance = advance
         self._pending: list[Figures] = []
+        self._pictures = 0
         self._clock = time.perf_counter()
+        self._idle = 0.0
         self._smooth = Smoothed(_KEPT)
-        self.done = 0
-        """Steps taken."""
 
-    def due(self, step: int) -> bool:
-        """Tell whether figures are read after this step (from 0)."""
-        done = step + 1
-        return done % self._settings.log_every == 0 or done == self._settings.steps
-
-    def step(self, step: int, figures: Figures, learning_rate: float) -> None:
-        """Take in one step's figures; write the mean since the last line where one is due."""
-        self.done = step + 1
+    def step(self, figures: Figures, pictures: int) -> None:
+        """Take in one step's figures."""
         self._pending.append(figures)
-        if not self.due(step):
-            self._advance(1)
-            return
+        self._pictures += pictures
+        self._advance(1)
+
+    def line(self, step: int, rates: Mapping[str, float], more: Mapping[str, float]) -> None:
+        """Write the means since the last line; this waits for the device.
+
+        Args:
+            step: steps done.
+            rates: learning rates by their names in the log.
+            more: further figures.
+        """
         losses = [float(one.loss) for one in self._pending]
         norms = [float(one.grad_norm) for one in self._pending]
         now = time.perf_counter()
-        speed = len(losses) * self._settings.batch_size / (now - self._clock)
+        speed = self._pictures / max(1e-9, now - self._clock - self._idle)
         for loss in losses:
             self._smooth.add(loss)
-        figures_now = {
-            "loss": sum(losses) / len(losses),
-            "grad_norm": max(norms),
-            "lr": learning_rate,
-            "images_per_s": speed,
-        }
-        self._tracker.log(step + 1, figures_now)
-        note = f"loss {self._smooth.value:.4f}  lr {learning_rate:.1e}  {speed:.1f} images/s"
-        self._advance(1, note)
-        self._pending, self._clock = [], now
+        figures = {"loss": sum(losses) / len(losses), "grad_norm": max(norms)}
+        self._tracker.log(step, {**figures, **rates, "images_per_s": speed, **more})
+        note = f"loss {self._smooth.value:.4f}  lr {rates['lr']:.1e}  {speed:.1f} images/s"
+        self._advance(0, note)
+        self._pending, self._pictures, self._clock, self._idle = [], 0, now, 0.0
+
+    def extra(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write a line with figures that no step has, such as the base model's."""
+        if figures:
+            self._tracker.log(step, dict(figures))
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do not count the block as training time."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._idle += time.perf_counter() - started
 
 
 class Smoothed:
@@ -78,10 +88,22 @@ class Smoothed:
 
 
 @contextmanager
-def reporting(settings: TrainSettings, folder: Path) -> Iterator[Reporter]:
-    """Open the run's log and its progress bar."""
+def reporting(run: TrainRun, paths: RunPaths, first: int, main: bool) -> Iterator[Reporter]:
+    """Open the run's log, its boards and its progress bar.
+
+    Args:
+        run: the run's settings.
+        paths: where it writes.
+        first: steps done before.
+        main: False says and writes nothing.
+    """
+    track = run.track
+    wandb = None
+    if track.wandb:
+        told = run.model_dump(mode="json", exclude={"data": {"path", "class_path", "cache_dir"}})
+        wandb = WandbRun(track.wandb_project, paths.name, told)
     with (
-        Tracker(folder, tensorboard=False) as tracker,
-        progress_bar("training", settings.steps) as advance,
+        Tracker(paths.folder, track.tensorboard, main, first, wandb) as tracker,
+        progress_bar("training", run.train.steps, first, enabled=main) as advance,
     ):
-        yield Reporter(settings, tracker, advance)
+        yield Reporter(tracker, advance)

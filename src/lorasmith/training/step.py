@@ -1,71 +1,59 @@
 """One optimizer step. With a fused optimizer nothing in it reads a device value on the host.
 
 That lets it be captured as a CUDA graph: a batch holds all that changes from step to step, and
-even the guard against values that are not finite works on the device.
+even the guard against values that are not finite works on the device. Other optimizers, and the
+loss scaling of fp16, have to be asked on the host.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from lorasmith.config.training import LossSettings
+from lorasmith.loops.optimizers import skips_itself
 from lorasmith.models.noise import NoiseProcess
-from lorasmith.training.dataset import Dataset
+from lorasmith.models.text import TokenIds, condition
+from lorasmith.training.batch import Batch
+from lorasmith.training.losses import Noise, losses_of, total_of
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from lorasmith.models.load import Model
+
+Exchange = Callable[[Sequence[torch.Tensor]], None]
+"""Replaces tensors by their sums over all processes."""
+
+_SMALLEST_SCALE = 2.0**-10
+"""A loss scale below this says that gradients overflow whatever is done."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The input of one step, on the training device. B pictures, latents ``[B, C, h, w]``."""
+class Denoiser:
+    """A model's U-Net as a function of a batch; text encoders in training run with it."""
 
-    clean: torch.Tensor
-    """Scaled latents, float32."""
-    context: torch.Tensor
-    """Text embeddings, ``[B, 77, width]``."""
-    timesteps: torch.Tensor
-    """Noise levels, int64 ``[B]``."""
-    noise: torch.Tensor
-    """Unit normal noise like the latents, float32."""
+    def __init__(self, model: "Model") -> None:
+        self._model = model
+        self._dtype = model.unet.dtype
 
+    def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the prediction for noisy latents, ``[B, C, h, w]`` in the U-Net's dtype."""
+        context, pooled = batch.context, batch.pooled
+        if batch.ids is not None:
+            context, pooled = condition(self._model, TokenIds(batch.ids, batch.ids_2))
+        extra = None
+        if batch.time_ids is not None:
+            extra = {"text_embeds": self._cast(pooled), "time_ids": batch.time_ids}
+        predicted: torch.Tensor = self._model.unet(
+            self._cast(noisy),
+            timesteps,
+            self._cast(context),
+            added_cond_kwargs=extra,
+            return_dict=False,
+        )[0]
+        return predicted
 
-def draw_batch(
-    data: Dataset, numbers: torch.Tensor, timesteps: int, draws: torch.Generator
-) -> Batch:
-    """Gather the pictures of one step and draw what is random about them.
-
-    The latents are sampled from the VAE's distribution anew each time. All numbers are drawn on
-    the CPU, so that a seed means the same on every device.
-
-    Args:
-        data: the encoded pictures.
-        numbers: which of them, int64 ``[B]``.
-        timesteps: number of noise levels T; they are drawn uniformly from 0 to T - 1.
-        draws: a CPU generator that belongs to this step.
-    """
-    device = data.mean.device
-    shape = (len(numbers), *data.mean.shape[1:])
-    unit = torch.randn(shape, generator=draws).to(device)
-    noise = torch.randn(shape, generator=draws).to(device)
-    levels = torch.randint(timesteps, (len(numbers),), generator=draws).to(device)
-    which = numbers.to(device)
-    clean = data.mean[which] + data.deviation[which] * unit
-    return Batch(clean, data.contexts[data.caption[which]], levels, noise)
-
-
-def loss_of(unet: "UNet2DConditionModel", process: NoiseProcess, batch: Batch) -> torch.Tensor:
-    """Return the mean squared error of the network's prediction, a float32 scalar.
-
-    ||f(x_t, t, text) - target||^2 averaged over everything, with the noise or v as the target
-    (Ho et al. 2020, eq. 14; Salimans and Ho 2022).
-    """
-    noisy = process.add_noise(batch.clean, batch.noise, batch.timesteps)
-    predicted = unet(noisy.to(unet.dtype), batch.timesteps, batch.context, return_dict=False)[0]
-    target = process.target(batch.clean, batch.noise, batch.timesteps)
-    return F.mse_loss(predicted.float(), target)
+    def _cast(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(self._dtype)
 
 
 class Figures(NamedTuple):
@@ -74,6 +62,20 @@ class Figures(NamedTuple):
     loss: torch.Tensor
     grad_norm: torch.Tensor
     """Before clipping."""
+
+
+class Objective(NamedTuple):
+    """The loss of a batch under some noise."""
+
+    denoiser: Denoiser
+    process: NoiseProcess
+    settings: LossSettings
+
+    def losses(self, batch: Batch, drawn: Noise) -> torch.Tensor:
+        """Return each picture's loss, float32 ``[B]``, without its weight."""
+        noisy = self.process.add_noise(batch.clean, drawn.noise, drawn.timesteps)
+        predicted = self.denoiser(noisy, drawn.timesteps, batch)
+        return losses_of(self.process, self.settings, batch, drawn, predicted)
 
 
 class TrainStep:
@@ -85,46 +87,94 @@ class TrainStep:
 
     def __init__(
         self,
-        unet: "UNet2DConditionModel",
-        process: NoiseProcess,
+        objective: Objective,
         parameters: list[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         clip: float,
+        exchange: Exchange | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self.unet = unet
-        self.process = process
-        self.parameters = parameters
-        self.optimizer = optimizer
-        self.clip = clip
+        """Put a step together.
+
+        Args:
+            objective: the loss.
+            parameters: what is trained.
+            optimizer: what moves it.
+            clip: largest gradient norm; 0 leaves gradients alone.
+            exchange: sums gradients over processes; None for a single one.
+            scaler: fp16's loss scaling; gradients that overflow are then skipped, not an error.
+        """
+        self._objective = objective
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._clip = clip
+        self._exchange = exchange
+        self._scaler = scaler
         device = parameters[0].device
         self._done = torch.zeros((), dtype=torch.int64, device=device)
         self._failed = torch.full((), -1, dtype=torch.int64, device=device)
         self._skip = torch.zeros((), device=device)
-        # Fused optimizers leave weights and state alone where `found_inf` is 1: it is how the
-        # gradient scaler of torch.amp skips a step without asking the device.
-        self._skips_itself = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        self._skips_itself = scaler is None and skips_itself(optimizer)
         if self._skips_itself:
             optimizer.found_inf = self._skip  # type: ignore[attr-defined]
 
-    def __call__(self, batch: Batch) -> Figures:
-        """Take one step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.unet, self.process, batch)
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self._guard(loss.detach(), norm)
-        # Other optimizers have to be asked on the host, so they cannot be captured.
-        if self._skips_itself or self.failed_step() is None:
-            self.optimizer.step()
-        return Figures(loss.detach(), norm)
+    def __call__(self, parts: Iterable[tuple[Batch, Noise]], whole: int) -> Figures:
+        """Take one step.
+
+        Args:
+            parts: this process's parts of the batch; their gradients add up. A process may have
+                none of a small batch.
+            whole: pictures in the whole batch, over all parts and processes.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self._done.device)
+        for batch, drawn in parts:
+            part = total_of(self._objective.losses(batch, drawn), batch.weight, whole)
+            torch.autograd.backward(part if self._scaler is None else self._scaler.scale(part))
+            loss = loss + part.detach()
+        gradients = self._gradients(loss)
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.get_total_norm(gradients)
+        if self._clip > 0:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+        self._move(loss, norm)
+        return Figures(loss, norm)
 
     def failed_step(self) -> int | None:
-        """Return the first step (from 0) that was not finite, or None; waits for the device."""
+        """Return the first call (from 0) that was not finite, or None; waits for the device."""
         failed = int(self._failed)
         return None if failed < 0 else failed
 
-    def _guard(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        bad = ~(loss.isfinite() & norm.isfinite()) & (self._failed < 0)
+    def _gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
+        """Return all gradients, summed over processes like the loss."""
+        if self._exchange is None:
+            return [p.grad for p in self._parameters if p.grad is not None]
+        for parameter in self._parameters:  # all processes must exchange the same
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        self._exchange([loss, *gradients])
+        return gradients
+
+    def _move(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        if self._scaler is not None:
+            self._move_scaled(self._scaler, loss)
+            return
+        self._guard(loss.isfinite() & norm.isfinite())
+        if self._skips_itself or self.failed_step() is None:
+            self._optimizer.step()
+
+    def _move_scaled(self, scaler: torch.amp.GradScaler, loss: torch.Tensor) -> None:
+        """Under loss scaling an overflowing gradient is normal: that step is skipped."""
+        overflows = loss.new_tensor(scaler.get_scale() < _SMALLEST_SCALE, dtype=torch.bool)
+        self._guard(loss.isfinite() & ~overflows)
+        if self.failed_step() is None:
+            scaler.step(self._optimizer)
+        scaler.update()
+
+    def _guard(self, good: torch.Tensor) -> None:
+        bad = ~good & (self._failed < 0)
         self._failed.copy_(torch.where(bad, self._done, self._failed))
         self._skip.copy_(self._failed >= 0)
         self._done += 1

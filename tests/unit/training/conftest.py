@@ -1,20 +1,22 @@
-"""A tiny model with untrained adapters, and an encoded dataset for it."""
+"""A tiny model with untrained adapters, and batches for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import Trainable
-from lorasmith.config.run import LoraSettings, TrainSettings
-from lorasmith.data.rows import Row
+from lorasmith.adapters.trainable import Trainable, inject_targets
+from lorasmith.config.run import LoraSettings, LossSettings, TrainSettings
+from lorasmith.core.device import generator
+from lorasmith.core.draws import Draws
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.noise import NoiseProcess
-from lorasmith.training.dataset import Dataset
-from lorasmith.training.loop import injected
+from lorasmith.training.batch import Batch
+from lorasmith.training.losses import Noise, draw_noise, process_of
+from lorasmith.training.step import Denoiser, Objective
 
 
 @dataclass
@@ -22,29 +24,40 @@ class Bench:
     """What a training step needs."""
 
     model: Model
-    attached: Trainable
-    process: NoiseProcess
-    data: Dataset
+    trainable: Trainable
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        return [p for one in self.attached.adapters.values() for p in one.parameters()]
+        return self.trainable.parameters()
+
+    def objective(self, prediction: str = "epsilon", **loss: Any) -> Objective:
+        settings = LossSettings(**loss)
+        config = {**self.model.scheduler_config, "prediction_type": prediction}
+        process = process_of(config, settings, torch.device("cpu"))
+        return Objective(Denoiser(self.model), process, settings)
+
+    def batch(self, size: int = 2, seed: int = 0, mask: bool = False, **more: Any) -> Batch:
+        draws = generator(7, seed)
+        return Batch(
+            clean=torch.randn(size, 4, 8, 8, generator=draws),
+            weight=torch.ones(size),
+            numbers=torch.arange(size),
+            context=torch.randn(size, 77, 16, generator=draws),
+            mask=torch.rand(size, 1, 8, 8, generator=draws) if mask else None,
+            **more,
+        )
+
+    def part(self, objective: Objective, size: int = 2, seed: int = 0) -> tuple[Batch, Noise]:
+        batch = self.batch(size, seed)
+        draws = Draws(generator(8, seed), size)
+        return batch, draw_noise(objective.process, objective.settings, batch, draws)
 
 
 @pytest.fixture
 def bench(tiny_model: Path) -> Iterator[Bench]:
     model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
-    process = NoiseProcess.from_scheduler(model.scheduler_config, torch.device("cpu"))
-    rows = [Row(f"{n}.png", (f"picture {n}",), {}, Path("none")) for n in range(5)]
-    draws = torch.Generator().manual_seed(0)
-    data = Dataset(
-        rows,
-        torch.randn(5, 4, 8, 8, generator=draws),
-        torch.rand(5, 4, 8, 8, generator=draws) * 0.1,
-        torch.randn(3, 77, 16, generator=draws),
-        torch.tensor([0, 1, 2, 1, 0]),
-    )
     lora = LoraSettings(rank=2)
-    targets = resolve(model, lora, TrainSettings(learning_rate=2e-3))
-    with injected(targets, lora, seed=0) as attached:
-        yield Bench(model, attached, process, data)
+    targets = resolve(model, lora, TrainSettings(learning_rate=2e-3, text_learning_rate=1e-3))
+    trainable = inject_targets(targets, lora, seed=0)
+    yield Bench(model, trainable)
+    trainable.detach()

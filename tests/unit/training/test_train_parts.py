@@ -1,23 +1,22 @@
-"""Paths, settings, tag coverage, encoding and reports of a training run."""
+"""Paths, settings, learning rates, resuming and reports of a training run."""
 
-import json
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from lorasmith.config.base import described_fields
 from lorasmith.config.load import dump_toml, load_settings
-from lorasmith.config.run import TrainData, TrainRun, TrainSettings
-from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
+from lorasmith.config.run import TrainRun, TrainSettings
+from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError, WeightsError
+from lorasmith.loops.checkpoint import save_checkpoint
 from lorasmith.loops.track import Tracker, read_log
-from lorasmith.models.load import load_model
-from lorasmith.training.chosen import tagged_rows
-from lorasmith.training.dataset import encode_dataset, picture_side
 from lorasmith.training.paths import RunPaths
+from lorasmith.training.rates import with_rates
 from lorasmith.training.reporting import Reporter, Smoothed
+from lorasmith.training.resuming import check_settings, find_checkpoint
 from lorasmith.training.step import Figures
 
 NEEDED = ["data.path=x", "data.tag=ink", "output.name=n"]
@@ -42,7 +41,11 @@ def test_paths(name: str, file: str, folder: str) -> None:
     assert paths.name == name.rpartition("/")[2]
 
 
-@pytest.mark.parametrize("taken", ["ink.safetensors", "ink", "ink/notes.txt", "ink/log.jsonl/x"])
+@pytest.mark.parametrize(
+    "taken",
+    ["ink.safetensors", "ink", "ink/notes.txt", "ink/log.jsonl/x", "ink/ink-best.safetensors",
+     "ink/checkpoints"],
+)  # fmt: skip
 def test_taken_names_are_refused_and_left_alone(tmp_path: Path, taken: str) -> None:
     paths = RunPaths.of(f"{tmp_path}/ink")
     paths.claim()
@@ -55,20 +58,43 @@ def test_taken_names_are_refused_and_left_alone(tmp_path: Path, taken: str) -> N
 
 def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
     paths = RunPaths.of(f"{tmp_path}/ink")
-    paths.begin("first")
+    paths.begin("first", new=True)
     paths.log.write_text("lines")
+    paths.report.write_text("a page")
     (tmp_path / "ink" / ".lorasmith-tmp-1-run.toml").write_text("half")
+    for file in ("previews/step-000000/0000.png", "tensorboard/events", "checkpoints/step-1/x"):
+        (paths.folder / file).parent.mkdir(parents=True)
+        (paths.folder / file).write_text("something")
+    (paths.checkpoints / ".lorasmith-tmp-1-step-00000002").mkdir()
     (tmp_path / ".lorasmith-tmp-1-ink.safetensors").write_text("half")
     (tmp_path / ".lorasmith-tmp-1-other.safetensors").write_text("of another")
     paths.claim()
     assert paths.settings.read_text() == "first"
-    paths.begin("second")
+    paths.begin("second", new=True)
     assert [p.name for p in paths.folder.iterdir()] == ["run.toml"]
     assert paths.settings.read_text() == "second"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         ".lorasmith-tmp-1-other.safetensors",
         "ink",
     ]
+
+
+def test_a_run_with_a_checkpoint_is_gone_on_with_and_not_started_anew(tmp_path: Path) -> None:
+    paths = RunPaths.of(f"{tmp_path}/ink")
+    with pytest.raises(OutputError, match="holds no checkpoint to resume from; start without"):
+        paths.claim_again()
+    paths.begin("first", new=True)
+    paths.log.write_text("lines")
+    save_checkpoint(paths.checkpoints, 7, {"a": torch.ones(1)}, {}, 2)
+    (paths.checkpoints / ".lorasmith-tmp-1-step-00000009").mkdir()
+    with pytest.raises(OutputError, match=r"an unfinished run \(step-00000007\); go on with "
+                       r"lorasmith train .*ink/run\.toml --resume, or choose another"):  # fmt: skip
+        paths.claim()
+    paths.claim_again()
+    paths.begin("second", new=False)
+    assert paths.settings.read_text() == "second"
+    assert paths.log.read_text() == "lines"
+    assert [p.name for p in paths.checkpoints.iterdir()] == ["step-00000007"]
 
 
 def test_unwritable_places_are_refused(tmp_path: Path) -> None:
@@ -101,7 +127,7 @@ def test_alpha_is_the_rank_unless_given() -> None:
     ("override", "message"),
     [
         ("train.step=3", r"unknown key 'step' in section \[train\]; did you mean steps\?"),
-        ("trian.steps=3", r"unknown key 'trian' in the top level; did you mean train\?"),
+        ("trian.steps=3", r"unknown key 'trian' in the top level; did you mean train[,?]"),
         ("train.steps=0", "train.steps: .*greater than 0"),
         ("train.learning_rate=-1", "train.learning_rate: .*greater than 0"),
         ("train.precision=fp8", "train.precision: "),
@@ -117,100 +143,105 @@ def test_settings_that_are_refused(override: str, message: str) -> None:
         load_settings(TrainRun, None, [*NEEDED, override])
 
 
-# --- data -----------------------------------------------------------------------------------
+# --- rates ----------------------------------------------------------------------------------
 
 
-def write_pictures(folder: Path, captions: list[str], side: int = 64) -> Path:
-    folder.mkdir(exist_ok=True)
-    for number, caption in enumerate(captions):
-        shade = 40 * number
-        Image.new("RGB", (side, side), (shade, 90, 200 - shade)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(caption)
-    return folder
+@pytest.mark.parametrize(
+    ("given", "size", "rates"),
+    [
+        ({}, 4_000_000, (2e-3, 1e-3)),
+        ({}, 860_000_000, (1e-4, 5e-5)),
+        ({"optimizer": "lion"}, 860_000_000, (2.5e-5, 1.25e-5)),
+        ({"optimizer": "prodigy"}, 4_000_000, (1.0, 1.0)),
+        ({"optimizer": "adafactor"}, 4_000_000, (2e-3, 1e-3)),
+        ({"learning_rate": 0.5}, 4_000_000, (0.5, 0.25)),
+        ({"learning_rate": 0.5, "text_learning_rate": 0.1}, 4_000_000, (0.5, 0.1)),
+        ({"optimizer": "prodigy", "learning_rate": 0.5}, 4_000_000, (0.5, 0.5)),
+    ],
+)
+def test_learning_rates_that_were_left_out(given: dict, size: int, rates: tuple) -> None:
+    full = with_rates(TrainSettings(**given), size)
+    assert (full.learning_rate, full.text_learning_rate) == pytest.approx(rates)
+    assert with_rates(full, 10**9) == full
 
 
-def test_tag_in_every_caption_is_silent(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "p", ["a cat, ink style", "a dog, Ink style"])
+# --- resuming -------------------------------------------------------------------------------
+
+
+def run_with(*overrides: str) -> TrainRun:
+    return load_settings(TrainRun, None, [*NEEDED, *overrides])
+
+
+def test_harmless_changes_pass_in_silence() -> None:
+    before = run_with().model_dump(mode="json")
+    changes = ["output.name=other", "preview.every=3", "train.accumulate=2", "data.path=moved",
+               "train.device=cpu", "track.wandb=true"]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(tagged_rows(TrainData(path=folder, tag="ink"))) == 2
+        check_settings(before, run_with(*changes))
 
 
-def test_some_captions_without_the_tag_warn_with_counts(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "p", ["a cat, ink style", "a dog", "inky"])
-    with pytest.warns(LorasmithWarning, match=r"2 of 3 captions do not contain .*first 1\.png"):
-        assert len(tagged_rows(TrainData(path=folder, tag="ink"))) == 3
+def test_other_changes_are_told_and_some_are_impossible() -> None:
+    before = run_with().model_dump(mode="json")
+    with pytest.warns(LorasmithWarning, match=r"other settings: train\.steps 250 -> 400, train"):
+        check_settings(before, run_with("train.steps=400", "train.loss.min_snr=5"))
+    for change in ("lora.rank=3", "train.optimizer=lion", "train.ema=0.9", "lora.targets=mid",
+                   "train.optimizer_args={eps=1e-3}"):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"{change.partition('=')[0]}: this run was started"):
+            check_settings(before, run_with(change))
 
 
-def test_no_caption_with_the_tag_is_an_error(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "p", ["a cat", "a dog"])
-    with pytest.raises(
-        DataError, match=r"none of its 2 captions contains the tag 'ink'.*a cat, ink"
-    ):
-        tagged_rows(TrainData(path=folder, tag="ink"))
-
-
-def test_encoding_matches_the_parts_used_one_by_one(tmp_path: Path, tiny_model: Path) -> None:
-    model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
-    captions = ["a ink", "b ink", "a ink", *(f"{n} ink" for n in range(7))]
-    rows = tagged_rows(TrainData(path=write_pictures(tmp_path / "p", captions), tag="ink"))
-    data = encode_dataset(model, rows, 64)
-
-    assert data.contexts.shape == (9, 77, 16)
-    assert data.caption.tolist() == [0, 1, 0, *range(2, 9)]
-    assert data.mean.shape == data.deviation.shape == (10, 4, 8, 8)
-    picture = Image.open(tmp_path / "p" / "9.png").getpixel((0, 0))
-    pixels = (torch.tensor(picture).float() / 127.5 - 1).view(1, 3, 1, 1).expand(1, 3, 64, 64)
-    with torch.no_grad():
-        posterior = model.vae.encode(pixels).latent_dist
-    scale = model.vae.config.scaling_factor
-    torch.testing.assert_close(data.mean[9:], posterior.mean * scale, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(data.deviation[9:], posterior.std * scale, rtol=1e-4, atol=1e-5)
-    assert data.keys_of(torch.tensor([2, 0, 2])) == ["2.png", "0.png"]
-
-
-def test_a_latent_that_is_not_finite_names_its_picture(tmp_path: Path, tiny_model: Path) -> None:
-    model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
-    rows = tagged_rows(TrainData(path=write_pictures(tmp_path / "p", ["ink"] * 3), tag="ink"))
-    model.vae.encoder.conv_in.weight.data.fill_(1e38)
-    with pytest.raises(DataError, match=r"0\.png: the VAE .*not finite"):
-        encode_dataset(model, rows, 64)
-
-
-def test_sides_that_the_model_cannot_do(tiny_model: Path) -> None:
-    model = load_model(tiny_model)
-    assert picture_side(model, None) == 64
-    assert picture_side(model, 128) == 128
-    with pytest.raises(
-        ConfigError, match=r"data\.resolution: 100 is not a multiple of 64; use 128"
-    ):
-        picture_side(model, 100)
+def test_only_steps_can_be_resumed_from(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 7, {"a": torch.ones(1)}, {}, 2)
+    for wanted in ("latest", "step-7", "7", "step-00000007"):
+        assert find_checkpoint(tmp_path, wanted).step == 7
+    with pytest.raises(ConfigError, match="--resume last: write --resume, or --resume step-120"):
+        find_checkpoint(tmp_path, "last")
+    with pytest.raises(WeightsError, match="no checkpoint of step 8; there are steps 7"):
+        find_checkpoint(tmp_path, "step-8")
+    with pytest.raises(OutputError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path / "none", "latest")
 
 
 # --- reports --------------------------------------------------------------------------------
 
 
-def test_reports_have_the_mean_since_the_last(tmp_path: Path) -> None:
+def test_lines_have_the_mean_since_the_last(tmp_path: Path) -> None:
     notes: list[str | None] = []
 
     def advance(count: int = 1, note: str | None = None) -> None:
         notes.append(note)
 
-    settings = TrainSettings(steps=5, log_every=2)
     with Tracker(tmp_path, tensorboard=False) as tracker:
-        reporter = Reporter(settings, tracker, advance)
+        reporter = Reporter(tracker, advance)
+        reporter.extra(0, {"held_out": 2.0})
         for step in range(5):
-            figures = Figures(torch.tensor(float(step)), torch.tensor(float(10 - step)))
-            reporter.step(step, figures, 1e-3)
+            reporter.step(Figures(torch.tensor(float(step)), torch.tensor(float(10 - step))), 8)
+            if step in (1, 3, 4):
+                reporter.line(step + 1, {"lr": 1e-3, "lr/text": 5e-4}, {"held_out": 1.0})
 
     log = read_log(tmp_path / "log.jsonl")
-    assert [line["step"] for line in log] == [2, 4, 5]
-    assert [line["loss"] for line in log] == [0.5, 2.5, 4.0]
-    assert [line["grad_norm"] for line in log] == [10.0, 8.0, 6.0]
-    assert all(line["lr"] == 1e-3 and line["images_per_s"] > 0 for line in log)
-    assert [note is not None for note in notes] == [False, True, False, True, True]
-    assert "loss" in str(notes[-1])
-    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["step"] == 2
+    assert [line["step"] for line in log] == [0, 2, 4, 5]
+    assert log[0].keys() == {"step", "time", "held_out"}
+    assert [line["loss"] for line in log[1:]] == [0.5, 2.5, 4.0]
+    assert [line["grad_norm"] for line in log[1:]] == [10.0, 8.0, 6.0]
+    assert all(line["lr"] == 1e-3 and line["lr/text"] == 5e-4 for line in log[1:])
+    assert all(line["images_per_s"] > 0 and line["held_out"] == 1.0 for line in log[1:])
+    shown = [note for note in notes if note]
+    assert len(shown) == 3
+    assert "loss" in shown[0]
+    assert "lr 1.0e-03" in shown[0]
+    assert "images/s" in shown[0]
+
+
+def test_looks_do_not_count_as_training_time(tmp_path: Path) -> None:
+    with Tracker(tmp_path, tensorboard=False) as tracker:
+        reporter = Reporter(tracker, lambda *_: None)
+        reporter.step(Figures(torch.tensor(1.0), torch.tensor(1.0)), 8)
+        with reporter.pause():
+            time.sleep(0.3)
+        reporter.line(1, {"lr": 1.0}, {})
+    assert read_log(tmp_path / "log.jsonl")[0]["images_per_s"] > 8 / 0.3
 
 
 def test_smoothing_starts_without_bias() -> None:

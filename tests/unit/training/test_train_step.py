@@ -1,88 +1,29 @@
-"""One optimizer step against plain formulas, and what happens to values that are not finite."""
+"""One optimizer step: what moves and what does not, and values that are not finite."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lorasmith.core.device import generator
-from lorasmith.loops.optim import adamw
-from lorasmith.models.noise import NoiseProcess
-from lorasmith.training.step import Batch, TrainStep, draw_batch, loss_of
+from lorasmith.config.run import TrainSettings
+from lorasmith.loops.optimizers import RateGroup, build_optimizer
+from lorasmith.training.batch import Batch
+from lorasmith.training.step import TrainStep
 
 
-def batch_of(bench, numbers: list[int], step: int = 0) -> Batch:
-    return draw_batch(bench.data, torch.tensor(numbers), bench.process.steps, generator(0, 1, step))
-
-
-def make_step(bench, fused: bool, clip: float = 1.0, rate: float = 1e-2) -> TrainStep:
-    if fused:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(bench.parameters, lr=rate, fused=True)
-    else:
-        optimizer = adamw(list(bench.attached.adapters.values()), rate, 0.01)
-    return TrainStep(bench.model.unet, bench.process, bench.parameters, optimizer, clip)
-
-
-def test_a_batch_gathers_its_pictures_and_captions(bench) -> None:
-    batch = batch_of(bench, [4, 1, 3])
-    still = replace(bench.data, deviation=torch.zeros_like(bench.data.deviation))
-    fixed = draw_batch(still, torch.tensor([4, 1, 3]), 1000, generator(0, 1, 0))
-
-    assert torch.equal(fixed.clean, bench.data.mean[[4, 1, 3]])
-    assert torch.equal(batch.context, bench.data.contexts[[0, 1, 1]])
-    spread = (batch.clean - bench.data.mean[[4, 1, 3]]) / bench.data.deviation[[4, 1, 3]]
-    assert float(spread.std()) == pytest.approx(1.0, abs=0.1)
-    assert torch.equal(batch.noise, fixed.noise)
-    assert float((batch.noise * spread).mean()) == pytest.approx(0.0, abs=0.15)
-
-
-def test_draws_follow_the_generator_alone(bench) -> None:
-    one, same, other = (batch_of(bench, [0, 1], step) for step in (3, 3, 4))
-    assert torch.equal(one.clean, same.clean)
-    assert torch.equal(one.noise, same.noise)
-    assert torch.equal(one.timesteps, same.timesteps)
-    assert not torch.equal(one.noise, other.noise)
-
-
-def test_timesteps_cover_the_whole_range(bench) -> None:
-    numbers = torch.zeros(4000, dtype=torch.int64)
-    levels = draw_batch(bench.data, numbers, 10, generator(0)).timesteps
-    counts = torch.bincount(levels, minlength=10)
-    assert len(counts) == 10
-    assert int(counts.min()) > 300
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@torch.no_grad()
-def test_loss_equals_a_plain_computation(bench, kind: str) -> None:
-    from diffusers import DDPMScheduler
-
-    config = {**bench.model.scheduler_config, "prediction_type": kind}
-    process = NoiseProcess.from_scheduler(config, torch.device("cpu"))
-    for adapter in bench.attached.adapters.values():
-        adapter.up.data.normal_(0.0, 0.1)
-    batch = batch_of(bench, [0, 2])
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
-    )
-
-    noisy = scheduler.add_noise(batch.clean, batch.noise, batch.timesteps)
-    predicted = bench.model.unet(noisy, batch.timesteps, batch.context).sample
-    if kind == "epsilon":
-        target = batch.noise
-    else:
-        target = scheduler.get_velocity(batch.clean, batch.noise, batch.timesteps)
-    expected = ((predicted - target) ** 2).mean()
-
-    torch.testing.assert_close(loss_of(bench.model.unet, process, batch), expected)
+def make_step(bench, optimizer: str = "adamw", clip: float = 1.0, rate: float = 1e-2, **more):
+    groups = [RateGroup("unet", bench.parameters, rate)]
+    made, _ = build_optimizer(TrainSettings(optimizer=optimizer), groups)
+    step = TrainStep(bench.objective(), bench.parameters, made, clip, **more)
+    return step, made
 
 
 def test_only_adapters_get_gradients_and_move(bench) -> None:
     unet = bench.model.unet
     before = {name: p.detach().clone() for name, p in unet.named_parameters()}
-    step = make_step(bench, fused=False)
-    step(batch_of(bench, [0, 1, 2, 3]))
-    step(batch_of(bench, [4, 0, 1, 2], 1))
+    step, _ = make_step(bench)
+    for number in range(2):
+        step([bench.part(bench.objective(), 4, number)], 4)
 
     moved = {n for n, p in unet.named_parameters() if not torch.equal(p.detach(), before[n])}
     adapters = {n for n in before if ".adapters." in n}
@@ -95,47 +36,132 @@ def test_only_adapters_get_gradients_and_move(bench) -> None:
     assert all(p.grad is None for n, p in unet.named_parameters() if ".adapters." not in n)
 
 
-def test_gradients_are_clipped(bench) -> None:
-    step = make_step(bench, fused=False, clip=1e-3)
-    figures = step(batch_of(bench, [0, 1]))
-    norm = torch.cat([p.grad.flatten() for p in bench.parameters]).norm()
-    assert float(figures.grad_norm) > 1e-3
-    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+@pytest.mark.parametrize(("clip", "norm"), [(1e-3, 1e-3), (0.0, None), (1e6, None)])
+def test_gradients_are_clipped_or_left_alone(bench, clip: float, norm: float | None) -> None:
+    step, _ = make_step(bench, clip=clip)
+    figures = step([bench.part(bench.objective())], 2)
+    left = torch.cat([p.grad.flatten() for p in bench.parameters]).norm()
+    assert float(figures.grad_norm) > 2e-3
+    assert float(left) == pytest.approx(norm or float(figures.grad_norm), rel=1e-3)
 
 
 def test_training_on_one_batch_lowers_its_loss(bench) -> None:
-    step = make_step(bench, fused=False)
-    batch = batch_of(bench, [0, 1])
-    losses = [float(step(batch).loss) for _ in range(12)]
+    step, _ = make_step(bench)
+    part = bench.part(bench.objective())
+    losses = [float(step([part], 2).loss) for _ in range(12)]
     assert losses[-1] < losses[0] - 0.01
     assert step.failed_step() is None
 
 
-@pytest.mark.parametrize("fused", [True, False])
+def test_uneven_parts_are_one_batch(bench) -> None:
+    """Gradients and figures of a batch do not depend on how it is divided."""
+    objective = bench.objective()
+    batch, drawn = bench.part(objective, 5)
+    batch = replace(batch, weight=torch.tensor([1.0, 1.0, 0.25, 1.0, 0.5]))
+
+    def gradients(cuts: list[slice]) -> tuple[torch.Tensor, list[float]]:
+        step, _ = make_step(bench, clip=0.0, rate=1e-30)
+        parts = [(cut_batch(batch, cut), type(drawn)(*(x[cut] for x in drawn))) for cut in cuts]
+        figures = step(parts, 5)
+        flat = torch.cat([p.grad.flatten() for p in bench.parameters])
+        return flat.clone(), [float(one) for one in figures]
+
+    whole, parts = gradients([slice(0, 5)]), gradients([slice(0, 2), slice(2, 5)])
+    torch.testing.assert_close(whole[0], parts[0], atol=1e-7, rtol=1e-4)
+    assert whole[1] == pytest.approx(parts[1], rel=1e-5)
+    assert float(whole[0].norm()) > 0
+
+
+def cut_batch(batch: Batch, cut: slice) -> Batch:
+    return replace(
+        batch, clean=batch.clean[cut], weight=batch.weight[cut], numbers=batch.numbers[cut],
+        context=batch.context[cut],
+    )  # fmt: skip
+
+
+def test_a_process_without_a_share_takes_the_same_step(bench) -> None:
+    """What the others exchanged arrives, though nothing was computed here."""
+
+    def exchange(tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor.add_(1.0)
+
+    step, _ = make_step(bench, clip=0.0, exchange=exchange)
+    before = [p.detach().clone() for p in bench.parameters]
+    figures = step([], 2)
+    assert float(figures.loss) == 1.0
+    assert all(bool((p.grad == 1.0).all()) for p in bench.parameters)
+    assert all(bool((p < old).all()) for p, old in zip(bench.parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "prodigy", "adafactor"])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_the_optimizer_stays_from_the_first_bad_step_on(bench, fused: bool, where: str) -> None:
-    step = make_step(bench, fused)
-    step(batch_of(bench, [0, 1], 0))
-    step(batch_of(bench, [2, 3], 1))
+def test_the_optimizer_stays_from_the_first_bad_step_on(bench, optimizer: str, where: str) -> None:
+    step, made = make_step(bench, optimizer)
+    objective = bench.objective()
+    step([bench.part(objective, seed=0)], 2)
+    step([bench.part(objective, seed=1)], 2)
     weights = [p.detach().clone() for p in bench.parameters]
     state = [
-        {key: value.clone() for key, value in step.optimizer.state[p].items()}
+        {key: torch.as_tensor(value).clone() for key, value in made.state[p].items()}
         for p in bench.parameters
     ]
-    bad = batch_of(bench, [4, 0], 2)
+    batch, drawn = bench.part(objective, seed=2)
     if where == "loss":
-        bad.noise[0, 0, 0, 0] = torch.nan
-        step(bad)
+        drawn.noise[0, 0, 0, 0] = torch.nan
+        step([(batch, drawn)], 2)
     else:
         hook = bench.parameters[3].register_hook(lambda gradient: gradient * torch.inf)
-        step(bad)
+        step([(batch, drawn)], 2)
         hook.remove()
     assert step.failed_step() == 2
 
-    step(batch_of(bench, [1, 2], 3))  # good again, but nobody has looked yet
+    step([bench.part(objective, seed=3)], 2)  # good again, but nobody has looked yet
 
     assert step.failed_step() == 2
     assert all(torch.equal(p, w) for p, w in zip(bench.parameters, weights, strict=True))
     for parameter, before in zip(bench.parameters, state, strict=True):
-        now = step.optimizer.state[parameter]
-        assert all(torch.equal(now[key], value) for key, value in before.items())
+        now = made.state[parameter]
+        assert all(torch.equal(torch.as_tensor(now[key]), value) for key, value in before.items())
+
+
+def test_loss_scaling_changes_nothing_and_skips_what_overflows(bench) -> None:
+    start = [p.detach().clone() for p in bench.parameters]
+    plain, _ = make_step(bench)
+    for number in range(3):
+        plain([bench.part(bench.objective(), seed=number)], 2)
+    expected = [p.detach().clone() for p in bench.parameters]
+    for parameter, value in zip(bench.parameters, start, strict=True):
+        parameter.data.copy_(value)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    scaled, _ = make_step(bench, scaler=scaler)
+    for number in range(3):
+        if number == 1:  # too large for the scale: skipped, and no reason to stop
+            hook = bench.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
+            scaled([bench.part(bench.objective(), seed=9)], 2)
+            hook.remove()
+        scaled([bench.part(bench.objective(), seed=number)], 2)
+    assert scaler.get_scale() == 2.0**11
+    assert scaled.failed_step() is None
+    for parameter, value in zip(bench.parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_that_always_overflow_are_an_error_in_the_end(bench) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**3)
+    step, _ = make_step(bench, scaler=scaler)
+    bench.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
+    part = bench.part(bench.objective())
+    for _ in range(20):
+        step([part], 2)
+    assert step.failed_step() is not None
+    assert step.failed_step() > 5
+
+
+def test_a_bad_loss_under_loss_scaling_is_an_error_at_once(bench) -> None:
+    step, _ = make_step(bench, scaler=torch.amp.GradScaler("cpu"))
+    batch, drawn = bench.part(bench.objective())
+    drawn.noise[0] = torch.nan
+    step([(batch, drawn)], 2)
+    assert step.failed_step() == 0

@@ -1,0 +1,29 @@
+"""Settings that suit a purpose, laid under a run's own: `lorasmith train --preset`."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Preset = Literal["style", "subject"]
+
+PRESETS: Mapping[Preset, Mapping[str, Any]] = {
+    # How things are drawn sits in the attention layers; words keep their meaning.
+    "style": {
+        "lora": {"targets": "attention", "rank": 16},
+        "train": {"schedule": "cosine", "warmup": 0.08},
+    },
+    # A new thing needs its details, hence the feed-forward layers, and a word for it, hence the
+    # text encoder. Min-SNR weighting keeps low noise levels, where details are, from ruling.
+    "subject": {
+        "lora": {"targets": ["attention+ff", "text-encoder"], "rank": 16},
+        "train": {"schedule": "cosine", "warmup": 0.08, "loss": {"min_snr": 5.0}},
+    },
+}
+"""Trees of settings by name."""
+
+ADVICE: Mapping[Preset, str] = {
+    "subject": (
+        "without pictures of its class (data.class_path), everything of that class will come to "
+        "look like the subject"
+    ),
+}
+"""What to say about a preset where ``data.class_path`` is not set."""

@@ -1,0 +1,52 @@
+"""Telling that memory ran out, and whether a disk has room."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from lorasmith.core.errors import OutputError
+
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Tell whether an exception means that memory ran out, on a GPU or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
+
+
+def free_memory() -> None:
+    """Give what is left over on the GPU back."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Make sure that a disk has room.
+
+    Args:
+        folder: a folder, or one that will be made.
+        needed: bytes.
+        what: what they are for.
+
+    Raises:
+        OutputError: there is less room; both numbers are named.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OutputError(
+            f"{folder}: {what} need {needed} bytes ({_short(needed)}) and the disk has {free} "
+            f"({_short(free)}); make room or choose another --out"
+        )
+
+
+def _short(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

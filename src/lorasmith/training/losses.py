@@ -1,0 +1,79 @@
+"""What is minimised: the error of the network's prediction at random noise levels.
+
+Everything stays on the device and has the shape of the batch, so that a step can be recorded.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from lorasmith.config.training import LossSettings
+from lorasmith.core.draws import Draws
+from lorasmith.models.noise import NoiseProcess, zero_terminal
+from lorasmith.training.batch import Batch
+
+_NO_MASK = 1e-6
+"""A mask that lets less through than this counts as black."""
+
+
+class Noise(NamedTuple):
+    """What is random about a step besides its latents; B pictures, latents ``[B, C, h, w]``."""
+
+    timesteps: torch.Tensor
+    """Noise levels, int64 ``[B]``."""
+    noise: torch.Tensor
+    """Noise like the latents, float32."""
+
+
+def process_of(
+    scheduler_config: dict[str, object], settings: LossSettings, device: torch.device
+) -> NoiseProcess:
+    """Return the noise process of a model, rescaled where the settings say so."""
+    process = NoiseProcess.from_scheduler(scheduler_config, device)
+    if not settings.zero_terminal_snr:
+        return process
+    return NoiseProcess(zero_terminal(process.alphas), process.prediction_type)
+
+
+def draw_noise(process: NoiseProcess, settings: LossSettings, batch: Batch, draws: Draws) -> Noise:
+    """Draw noise levels uniformly, and unit noise with its offset."""
+    shape = batch.clean.shape[1:]
+    timesteps = draws.integers(process.steps)
+    noise = draws.normal(*shape)
+    if settings.noise_offset > 0:
+        noise = noise + settings.noise_offset * draws.normal(shape[0], 1, 1)
+    return Noise(timesteps.to(batch.clean.device), noise.to(batch.clean.device))
+
+
+def losses_of(
+    process: NoiseProcess,
+    settings: LossSettings,
+    batch: Batch,
+    drawn: Noise,
+    predicted: torch.Tensor,
+) -> torch.Tensor:
+    """Return each picture's loss, float32 ``[B]``, without its weight.
+
+    ||f(x_t, t, text) - target||^2, averaged over the latent (Ho et al. 2020, eq. 14; Salimans and
+    Ho 2022): over what its mask lets through where there is one, so that a small subject counts
+    as much as a large one. Then min-SNR weighting.
+    """
+    target = process.target(batch.clean, drawn.noise, drawn.timesteps)
+    error = (predicted.float() - target).square()
+    if batch.mask is not None and settings.masked:
+        counted = batch.mask.expand_as(error)
+        losses = (error * counted).sum(dim=(1, 2, 3))
+        losses = losses / counted.sum(dim=(1, 2, 3)).clamp(min=_NO_MASK)
+    else:
+        losses = error.mean(dim=(1, 2, 3))
+    if settings.min_snr > 0:
+        losses = losses * process.min_snr_weight(drawn.timesteps, settings.min_snr)
+    return losses
+
+
+def total_of(losses: torch.Tensor, weight: torch.Tensor, whole: int) -> torch.Tensor:
+    """Return a part's contribution to the loss of a batch of ``whole`` pictures, a scalar.
+
+    The sum of all parts' contributions is sum(weight * loss) / whole.
+    """
+    return (losses * weight).sum() / whole

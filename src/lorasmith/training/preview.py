@@ -1,0 +1,133 @@
+"""Preview pictures during training, drawn by the same code as `lorasmith generate`."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from lorasmith.adapters.trainable import Trainable
+from lorasmith.config.run import PreviewSettings
+from lorasmith.core.errors import ConfigError
+from lorasmith.core.files import write_text
+from lorasmith.inference.jobs import Job
+from lorasmith.inference.options import SamplingOptions
+from lorasmith.inference.pictures import save_png
+from lorasmith.inference.pipeline import Pipeline
+from lorasmith.inference.prompt import Prompt, parse_prompt
+from lorasmith.models.load import Model, quiet
+
+_AT_ONCE = 4
+
+Wanted = Callable[[], bool]
+"""Asked between two denoising steps whether the pictures are still wanted."""
+
+
+class NotWantedError(Exception):
+    """The pictures were given up half way, because somebody wants the run to stop."""
+
+
+class Previews:
+    """Draws the same prompts from the same seeds again and again."""
+
+    def __init__(
+        self,
+        settings: PreviewSettings,
+        model: Model,
+        captions: Sequence[str],
+        folder: Path,
+    ) -> None:
+        """Decide what is drawn.
+
+        Args:
+            settings: of the previews.
+            model: the model in training.
+            captions: of the training pictures; some are drawn where there are no prompts.
+            folder: where each look gets a folder ``step-000100``.
+
+        Raises:
+            ConfigError: a prompt or the size is not possible.
+        """
+        self._pipeline = Pipeline(model)
+        self._model = model
+        self._folder = folder
+        try:
+            self._options = SamplingOptions(
+                negative=settings.negative,
+                steps=settings.steps,
+                guidance=settings.guidance,
+                size=settings.size,
+                batch_size=_AT_ONCE,
+            )
+            self._options.size_for(model.default_size, model.downscale)
+            prompts = _prompts(settings, captions)
+        except ConfigError as error:
+            raise ConfigError(f"preview.{error}") from error
+        self._jobs = [Job(k, one, settings.seed + k) for k, one in enumerate(prompts)]
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def draw(self, step: int, trained: Trainable, wanted: Wanted) -> list[Path]:
+        """Draw and save the pictures of a step, adapters without dropout.
+
+        Raises:
+            NotWantedError: ``wanted`` returned False on the way; nothing was written.
+            OutputError: they cannot be written.
+        """
+        if not self._jobs:
+            return []
+
+        def between(_: int) -> None:
+            if not wanted():
+                raise NotWantedError
+
+        trained.train(False)
+        try:
+            with _on_device(self._model):
+                pictures = self._pipeline.draw(self._jobs, self._options, between)
+        finally:
+            trained.train(True)
+        return self._write(step, pictures)
+
+    def _write(self, step: int, pictures: Sequence[Image.Image]) -> list[Path]:
+        place = self._folder / f"step-{step:06d}"
+        place.mkdir(parents=True, exist_ok=True)
+        paths = [place / f"{number:04d}.png" for number in range(len(pictures))]
+        for path, picture in zip(paths, pictures, strict=True):
+            save_png(picture, path)
+        told = [{"prompt": job.prompt.source, "seed": job.seed} for job in self._jobs]
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        write_text(self._folder / "previews.json", text)
+        return paths
+
+
+def _prompts(settings: PreviewSettings, captions: Sequence[str]) -> list[Prompt]:
+    """Return what is drawn: the prompts of the settings, or captions as they stand."""
+    if settings.prompts is not None:
+        return [parse_prompt(prompt) for prompt in settings.prompts]
+    distinct = list(dict.fromkeys(caption for caption in captions if caption))
+    count = min(settings.count, len(distinct))
+    chosen = [distinct[place * len(distinct) // count] for place in range(count)]
+    return [Prompt(caption, caption) for caption in chosen]  # no LoRA is meant by a caption
+
+
+@contextmanager
+def _on_device(model: Model) -> Iterator[None]:
+    """Bring the VAE and text encoders to the U-Net while the block runs; they wait on the CPU."""
+    device = model.unet.device
+    parts = [model.vae, *model.text_encoders]
+    before = [part.device for part in parts]
+    with quiet():
+        for part in parts:
+            part.to(device)
+    try:
+        yield
+    finally:
+        with quiet():
+            for part, place in zip(parts, before, strict=True):
+                part.to(place)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

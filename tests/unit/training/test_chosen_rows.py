@@ -1,0 +1,41 @@
+"""Which captions have the tag, and what is said about those that do not."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lorasmith.config.run import TrainData
+from lorasmith.core.errors import DataError, LorasmithWarning
+from lorasmith.training.chosen import tagged_rows
+
+
+def write_pictures(folder: Path, captions: list[str], side: int = 64) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, caption in enumerate(captions):
+        shade = 40 * number
+        Image.new("RGB", (side, side), (shade, 90, 200 - shade)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return folder
+
+
+def test_tag_in_every_caption_is_silent(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", ["a cat, ink style", "a dog, Ink style"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(tagged_rows(TrainData(path=folder, tag="ink"))) == 2
+
+
+def test_some_captions_without_the_tag_warn_with_counts(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", ["a cat, ink style", "a dog", "inky"])
+    with pytest.warns(LorasmithWarning, match=r"2 of 3 captions do not contain .*first 1\.png"):
+        assert len(tagged_rows(TrainData(path=folder, tag="ink"))) == 3
+
+
+def test_no_caption_with_the_tag_is_an_error(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", ["a cat", "a dog"])
+    with pytest.raises(
+        DataError, match=r"none of its 2 captions contains the tag 'ink'.*a cat, ink"
+    ):
+        tagged_rows(TrainData(path=folder, tag="ink"))

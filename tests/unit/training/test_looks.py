@@ -1,0 +1,140 @@
+"""The fixed grid and the previews: the same every time, and as the plain code would do it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_sets import CPU, data_of, write
+
+from lorasmith.config.run import LossSettings, PreviewSettings, TrainSettings
+from lorasmith.core.errors import ConfigError
+from lorasmith.inference.pipeline import Pipeline
+from lorasmith.training.dataset import TrainingSet, build_dataset
+from lorasmith.training.heldout import FixedGrid
+from lorasmith.training.preview import NotWantedError, Previews
+
+
+def data_for(bench, folder: Path, sizes: list[tuple[int, int]]) -> TrainingSet:
+    train = TrainSettings(batch_size=4, loss=LossSettings())
+    return build_dataset(bench.model, data_of(write(folder, sizes), cache=False), train, CPU)
+
+
+def learn_something(bench) -> None:
+    draws = torch.Generator().manual_seed(3)
+    for adapter in bench.trainable.adapters.values():
+        adapter.up.data.normal_(0.0, 0.05, generator=draws)
+
+
+# --- the grid -------------------------------------------------------------------------------
+
+
+def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Path) -> None:
+    from lorasmith.core.device import generator
+    from lorasmith.training.losses import Noise
+
+    learn_something(bench)
+    data = data_for(bench, tmp_path / "p", [(64, 64), (64, 64), (128, 64)])
+    objective = bench.objective(min_snr=5.0, noise_offset=0.3)  # neither belongs to a measurement
+    grid = FixedGrid(objective, data, levels=2, batch_size=8, seed=4)
+    plain, losses = bench.objective(), []
+    for number in range(3):
+        for level in (250, 750):
+            ((batch, drawn),) = [(b, d) for b, d in grid._cells() if number in b.numbers.tolist()]
+            place = list(zip(batch.numbers.tolist(), drawn.timesteps.tolist(), strict=True))
+            which = slice(place.index((number, level)), place.index((number, level)) + 1)
+            shape = batch.clean.shape[1:]
+            noise = torch.randn(shape, generator=generator(4, 2, number, level))[None]
+            one = type(batch)(batch.clean[which], batch.weight[which], batch.numbers[which],
+                              batch.context[which])  # fmt: skip
+            with torch.no_grad():
+                losses.append(float(plain.losses(one, Noise(torch.tensor([level]), noise))))
+    assert grid.loss() == pytest.approx(sum(losses) / 6, rel=1e-4)
+
+
+def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path: Path) -> None:
+    data = data_for(bench, tmp_path / "p", [(64, 64)] * 3)
+    grid = FixedGrid(bench.objective(), data, levels=2, batch_size=4, seed=0)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    untrained = grid.measure(bench.trainable, None)
+    assert untrained.loss == untrained.base
+    learn_something(bench)
+    trained = grid.measure(bench.trainable, None)
+    assert trained.base == untrained.base
+    assert trained.loss != trained.base
+    assert grid.measure(bench.trainable, 123.0).base == 123.0
+    assert grid.measure(bench.trainable, None) == trained
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(one.weight == 1.0 and one.training for one in bench.trainable.adapters.values())
+    assert trained.figures("held_out") == {
+        "held_out": trained.loss, "held_out_base": trained.base,
+        "held_out_gain": trained.base - trained.loss,
+    }  # fmt: skip
+
+
+def test_of_many_pictures_evenly_spread_ones_are_measured() -> None:
+    from lorasmith.training.heldout import _spread
+
+    assert _spread(3, 32) == [0, 1, 2]
+    chosen = _spread(1000, 32)
+    assert len(set(chosen)) == 32
+    assert max(np.diff(chosen)) <= 32
+    assert chosen[-1] > 960
+
+
+# --- previews -------------------------------------------------------------------------------
+
+
+def previews(bench, folder: Path, **more) -> Previews:
+    settings = PreviewSettings(**{"steps": 2, "count": 2, **more})
+    captions = ["a cat", "a <dog>", "a cat", "a mouse", "<lora:x:1> y"]
+    return Previews(settings, bench.model, captions, folder)
+
+
+def test_previews_are_what_generate_draws(bench, tmp_path: Path) -> None:
+    learn_something(bench)
+    drawn = previews(bench, tmp_path, prompts=["a cat", "a dog"], seed=5).draw(
+        30, bench.trainable, lambda: True
+    )
+    assert [p.relative_to(tmp_path).as_posix() for p in drawn] == [
+        "step-000030/0000.png", "step-000030/0001.png",
+    ]  # fmt: skip
+    expected = Pipeline(bench.model)(["a cat", "a dog"], seed=5, steps=2, guidance=5.0)
+    for path, picture in zip(drawn, expected, strict=True):
+        with Image.open(path) as saved:
+            assert np.array_equal(np.asarray(saved), np.asarray(picture))
+            assert saved.info["parameters"] == picture.info["parameters"]
+
+
+def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_path: Path) -> None:
+    made = previews(bench, tmp_path, count=9)
+    assert [job.prompt.text for job in made._jobs] == ["a cat", "a <dog>", "a mouse",
+                                                       "<lora:x:1> y"]  # fmt: skip
+    assert [job.seed for job in made._jobs] == [0, 1, 2, 3]
+    assert all(job.prompt.loras == () for job in made._jobs)
+    assert [j.prompt.text for j in previews(bench, tmp_path)._jobs] == ["a cat", "a mouse"]
+    assert len(previews(bench, tmp_path, prompts=[])) == 0
+
+
+def test_previews_nobody_wants_any_more_are_given_up(bench, tmp_path: Path) -> None:
+    with pytest.raises(NotWantedError):
+        previews(bench, tmp_path / "previews").draw(1, bench.trainable, lambda: False)
+    assert not (tmp_path / "previews").exists()
+    assert all(one.training for one in bench.trainable.adapters.values())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"size": "60x64"}, r"preview\.size: 60x64 is not in steps of 8 pixels"),
+        ({"prompts": ["x <lora:"]}, r"preview\.prompt: .* is not closed"),
+        ({"steps": 2000}, r"preview\.steps: 2000 is not possible"),
+    ],
+)
+def test_impossible_previews_are_refused_before_the_training(
+    bench, tmp_path: Path, more: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        previews(bench, tmp_path, **more)

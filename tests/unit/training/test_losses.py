@@ -1,0 +1,151 @@
+"""Losses against plain computations in float64, one number at a time."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lorasmith.core.device import generator
+from lorasmith.core.draws import Draws
+from lorasmith.models.noise import alphas_cumprod, zero_terminal
+from lorasmith.training.losses import Noise, draw_noise, losses_of, total_of
+
+
+def plain_alphas(zero_snr: bool) -> list[float]:
+    """Stable Diffusion's schedule, and algorithm 1 of arXiv:2305.08891."""
+    start, end, product, alphas = 0.00085**0.5, 0.012**0.5, 1.0, []
+    for step in range(1000):
+        product *= 1 - (start + (end - start) * step / 999) ** 2
+        alphas.append(product)
+    if not zero_snr:
+        return alphas
+    roots = [math.sqrt(a) for a in alphas]
+    first, last = roots[0], roots[-1]
+    return [((root - last) * first / (first - last)) ** 2 for root in roots]
+
+
+def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
+    """The loss of one picture, from the network's output on."""
+    settings = objective.settings
+    t = int(drawn.timesteps[number])
+    a = plain_alphas(settings.zero_terminal_snr)[t]
+    clean, noise = batch.clean[number].double(), drawn.noise[number].double()
+    noisy = math.sqrt(a) * clean + math.sqrt(1 - a) * noise
+    with torch.no_grad():
+        text = batch.context[number : number + 1]
+        predicted = bench.model.unet(noisy.float()[None], torch.tensor([t]), text).sample[0]
+    target = noise if kind == "epsilon" else math.sqrt(a) * noise - math.sqrt(1 - a) * clean
+    error = ((predicted.double() - target) ** 2).flatten().tolist()
+    weights = [1.0] * len(error)
+    if batch.mask is not None and settings.masked:
+        weights = batch.mask[number].double().expand(4, 8, 8).flatten().tolist()
+    loss = sum(w * e for w, e in zip(weights, error, strict=True)) / sum(weights)
+    if settings.min_snr > 0:
+        snr = a / (1 - a)
+        capped = min(snr, settings.min_snr)
+        if kind == "epsilon":
+            loss *= capped / snr if snr else 1.0
+        else:
+            loss *= capped / (snr + 1)
+    return loss
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("min_snr", [0.0, 5.0])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("zero_snr", [False, True])
+@torch.no_grad()
+def test_losses_equal_plain_computations(
+    bench, kind: str, min_snr: float, mask: bool, zero_snr: bool
+) -> None:
+    for adapter in bench.trainable.adapters.values():
+        adapter.up.data.normal_(0.0, 0.1)
+    objective = bench.objective(kind, min_snr=min_snr, zero_terminal_snr=zero_snr)
+    batch = bench.batch(4, mask=mask)
+    noise = torch.randn(4, 4, 8, 8, generator=generator(1))
+    drawn = Noise(torch.tensor([0, 120, 640, 999]), noise)
+    losses = objective.losses(batch, drawn)
+    expected = [plain_loss(bench, objective, batch, drawn, k, kind) for k in range(4)]
+    assert losses.tolist() == pytest.approx(expected, rel=2e-4)
+    assert all(math.isfinite(one) for one in expected)
+
+
+@torch.no_grad()
+def test_a_mask_counts_by_its_share_and_not_at_all_where_it_is_off(bench) -> None:
+    objective = bench.objective()
+    batch, drawn = bench.part(objective)
+    plain = objective.losses(batch, drawn)
+    grey = replace(batch, mask=torch.full((2, 1, 8, 8), 0.3))
+    torch.testing.assert_close(objective.losses(grey, drawn), plain)
+    black = replace(batch, mask=torch.zeros(2, 1, 8, 8))
+    assert objective.losses(black, drawn).tolist() == [0.0, 0.0]
+    ignoring = bench.objective(masked=False)
+    torch.testing.assert_close(ignoring.losses(black, drawn), plain)
+
+
+def test_zero_terminal_snr_is_that_of_diffusers() -> None:
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    start, end = 0.00085**0.5, 0.012**0.5
+    betas = torch.linspace(start, end, 1000, dtype=torch.float64) ** 2
+    theirs = torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0)
+    ours = zero_terminal(alphas_cumprod("scaled_linear", 0.00085, 0.012))
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-7)
+    assert ours[-1] == 0.0
+
+
+def test_weights_add_up_to_the_whole_batch() -> None:
+    losses, weight = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 1.0, 0.5, 0.0])
+    parts = [total_of(losses[k : k + 2], weight[k : k + 2], 4) for k in (0, 2)]
+    assert float(sum(parts)) == pytest.approx((1 + 2 + 1.5) / 4)
+
+
+def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
+    objective = bench.objective(noise_offset=0.1)
+    batch = bench.batch(6)
+
+    def drawn(first: int = 0, count: int | None = None, step: int = 3) -> Noise:
+        part = replace(batch, clean=batch.clean[first : first + (count or 6)])
+        draws = Draws(generator(0, 1, step), 6, first, count)
+        return draw_noise(objective.process, objective.settings, part, draws)
+
+    whole, parts = drawn(), [drawn(0, 2), drawn(2, 4)]
+    assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
+    assert torch.equal(whole.timesteps, torch.cat([part.timesteps for part in parts]))
+    assert not torch.equal(whole.noise, drawn(step=4).noise)
+
+
+def test_noise_levels_cover_the_whole_range(bench) -> None:
+    objective = bench.objective()
+    batch = replace(bench.batch(1), clean=torch.zeros(4000, 1, 1, 1))
+    draws = Draws(generator(0), 4000)
+    levels = draw_noise(objective.process, objective.settings, batch, draws).timesteps
+    counts = torch.bincount(levels // 100, minlength=10)
+    assert len(counts) == 10
+    assert int(counts.min()) > 300
+
+
+def test_offset_noise_moves_whole_channels(bench) -> None:
+    batch = replace(bench.batch(1), clean=torch.zeros(500, 4, 8, 8))
+
+    def noise(offset: float) -> torch.Tensor:
+        objective = bench.objective(noise_offset=offset)
+        draws = Draws(generator(0), 500)
+        return draw_noise(objective.process, objective.settings, batch, draws).noise
+
+    added = noise(0.2) - noise(0.0)
+    assert float(added.std(dim=(2, 3)).max()) < 1e-6  # the same all over a channel
+    assert float(added[:, :, 0, 0].std()) == pytest.approx(0.2, rel=0.05)
+    assert torch.equal(noise(0.2), noise(0.2))
+
+
+@torch.no_grad()
+def test_the_loss_of_a_good_guess_is_small(bench) -> None:
+    objective = bench.objective("v_prediction")
+    batch, drawn = bench.part(objective)
+    target = objective.process.target(batch.clean, drawn.noise, drawn.timesteps)
+    exact = losses_of(objective.process, objective.settings, batch, drawn, target)
+    off = losses_of(objective.process, objective.settings, batch, drawn, target + 0.5)
+    assert exact.tolist() == [0.0, 0.0]
+    assert off.tolist() == pytest.approx([0.25, 0.25], rel=1e-5)

@@ -1,0 +1,62 @@
+"""The disk space of a run: promised before, compared with what it then takes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasmith.adapters.targets import resolve
+from lorasmith.config.load import load_settings
+from lorasmith.config.run import TrainRun, TrainSettings
+from lorasmith.core.errors import OutputError
+from lorasmith.loops.memory import ran_out, require_space
+from lorasmith.training.space import bytes_needed, parameters_of
+
+
+def run_with(*overrides: str) -> TrainRun:
+    needed = ["data.path=x", "data.tag=ink", "output.name=n", "preview.every=0"]
+    return load_settings(TrainRun, None, [*needed, *overrides])
+
+
+def needed(bench, *overrides: str, new: bool = True) -> int:
+    run = run_with(*overrides)
+    train = TrainSettings(learning_rate=1.0, text_learning_rate=1.0)
+    targets = resolve(bench.model, run.lora, train)
+    return bytes_needed(run, targets, 64, new)
+
+
+def test_parameters_are_counted_from_the_layers(bench) -> None:
+    assert parameters_of(bench.trainable.targets) == sum(p.numel() for p in bench.parameters)
+
+
+def test_each_thing_that_is_kept_counts(bench) -> None:
+    numbers = 8 * sum(p.numel() for p in bench.parameters)  # rank 16 instead of 2
+    plain = needed(bench)
+    assert needed(bench, "train.keep_checkpoints=3") - plain == 3 * 4 * numbers
+    assert needed(bench, "train.ema=0.9") - plain == 3 * 4 * numbers
+    assert needed(bench, "train.save_every=50") - plain == 5 * 2 * numbers
+    assert plain - needed(bench, new=False) == 2 * 3 * 4 * numbers
+    assert needed(bench, "preview.every=50", "preview.size=128x64") - plain == 7 * 4 * 128 * 64 * 3
+    assert needed(bench, "train.optimizer=prodigy") > plain > needed(bench, "train.optimizer=lion")
+
+
+def test_a_full_disk_is_told_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    require_space(tmp_path / "not" / "there" / "yet", 2_000_000, "x")
+    with pytest.raises(OutputError, match=r"not: checkpoints need 2000001 bytes \(1\.9 MiB\) and "
+                       r"the disk has 2000000 \(1\.9 MiB\); make room"):  # fmt: skip
+        require_space(tmp_path / "not", 2_000_001, "checkpoints")
+
+
+def test_memory_that_ran_out_is_told_from_other_errors() -> None:
+    assert ran_out(torch.OutOfMemoryError("CUDA out of memory"))
+    assert ran_out(MemoryError())
+    assert ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"))
+    assert ran_out(RuntimeError("MPS backend out of memory"))
+    assert not ran_out(RuntimeError("shapes do not fit"))
+    assert not ran_out(ValueError("out of memory"))
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50, dtype=torch.float64)
+    assert ran_out(error.value)
