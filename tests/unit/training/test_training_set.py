@@ -1,5 +1,6 @@
 """Batches of a training set: what they hold, and what they depend on."""
 
+import json
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -93,6 +94,24 @@ def test_pictures_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> N
     assert [part.tolist() for part in made.by_bucket(1)] == [[2], [0], [3], [1], [4]]
     squares = built(model, data_of(folder, resolution=256, buckets=False))
     assert take(squares, [0, 1, 2]).clean.shape == (3, 4, 32, 32)
+
+
+def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(400, 240), (300, 300)])
+    classes = write(tmp_path / "c", [(64, 128)], "a thing")
+    made = built(model, data_of(folder, resolution=256, class_path=classes))
+    assert made.record()[0] == {
+        "picture": "00.png",
+        "class": False,
+        "size": [400, 240],
+        "bucket": "320x192",
+        "resized": [320, 192],
+        "crop": [0, 0, 320, 192],
+    }
+    assert made.record()[2]["class"] is True
+    assert made.record()[2]["resized"] == [192, 384]
+    assert made.record()[2]["crop"] == [0, 32, 192, 352]
+    assert json.dumps(made.record())
 
 
 def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
