@@ -105,11 +105,17 @@ def _unpack_group(
 def _placed(
     value: torch.Tensor, name: str, parameter: torch.Tensor, optimizer: torch.optim.Optimizer
 ) -> torch.Tensor:
-    """Copy a tensor to where its optimizer wants it."""
+    """Copy a tensor to where its optimizer wants it, laid out as it wants it."""
     # torch's own optimizers count steps on the host unless they run fused or recorded.
     flags = optimizer.defaults
     counts_on_host = name == "step" and not (flags.get("capturable") or flags.get("fused"))
-    return value.detach().clone().to("cpu" if counts_on_host else parameter.device)
+    if counts_on_host:
+        return value.detach().clone().to("cpu")
+    if value.shape != parameter.shape:
+        return value.detach().clone().to(parameter.device)
+    # Files hold plain rows. Fused optimizers want the moments in the parameter's memory format.
+    placed = torch.empty_like(parameter, dtype=value.dtype)
+    return placed.copy_(value.detach())
 
 
 def _unshared(tensors: Tensors) -> Tensors:

@@ -1,0 +1,43 @@
+"""Moments come back in the memory format of their parameters: fused optimizers insist on it."""
+
+import pytest
+import torch
+from torch import nn
+
+from lorasmith.loops.optim import adamw
+from lorasmith.loops.optim_state import pack_optimizer, unpack_optimizer
+
+
+def taught(device: str) -> tuple[nn.Conv2d, torch.optim.AdamW]:
+    conv = nn.Conv2d(4, 8, 3).to(device, memory_format=torch.channels_last)
+    optimizer = adamw([conv], 0.1, 0.0)
+    step(conv, optimizer)
+    return conv, optimizer
+
+
+def step(conv: nn.Conv2d, optimizer: torch.optim.AdamW) -> None:
+    optimizer.zero_grad()
+    conv(torch.ones(1, 4, 8, 8, device=conv.weight.device)).square().mean().backward()
+    optimizer.step()
+
+
+def restored(device: str) -> tuple[nn.Conv2d, torch.optim.AdamW]:
+    conv, optimizer = taught(device)
+    tensors, plain = pack_optimizer(optimizer)
+    rows = {name: value.cpu().contiguous() for name, value in tensors.items()}  # as files do
+    unpack_optimizer(optimizer, rows, plain)
+    return conv, optimizer
+
+
+def test_moments_have_the_parameters_strides() -> None:
+    conv, optimizer = restored("cpu")
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = optimizer.state[conv.weight][name]
+        assert moment.stride() == conv.weight.stride()
+        assert not moment.is_contiguous()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_fused_optimizer_goes_on_after_a_resume() -> None:
+    step(*restored("cuda"))
