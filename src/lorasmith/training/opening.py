@@ -1,5 +1,6 @@
 """Preparing a run: from settings to a session that can take steps."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -70,7 +71,8 @@ def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
         if found is not None:
             session.restore(found)
         if session.main:
-            paths.begin(dump_toml(run), new=found is None)
+            record = json.dumps(data.record(), indent=1, ensure_ascii=False)
+            paths.begin(dump_toml(run), found is None, f"{record}\n")
         accelerator.wait_for_everyone()
         yield session
     finally:

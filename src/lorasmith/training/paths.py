@@ -12,7 +12,7 @@ from lorasmith.core.errors import OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
 
-_FILES = ("log.jsonl", "wandb-id", "report.html")
+_FILES = ("log.jsonl", "pictures.json", "wandb-id", "report.html")
 _FOLDERS = (CHECKPOINTS, "previews", "tensorboard", "wandb")
 LORA_FOLDER = Path("loras")
 """Where a LoRA goes whose name has no folder, and where prompts look for it."""
@@ -118,12 +118,18 @@ class RunPaths:
             )
         writable_folder(self.folder)
 
-    def begin(self, settings: str, new: bool) -> None:
+    @property
+    def pictures(self) -> Path:
+        """How each picture was scaled and cropped."""
+        return self.folder / "pictures.json"
+
+    def begin(self, settings: str, new: bool, pictures: str = "[]") -> None:
         """Put this run's settings in place; remove what killed processes left half written.
 
         Args:
             settings: TOML.
             new: also remove everything that an unfinished run of this name left behind.
+            pictures: JSON about what was done to the pictures.
 
         Raises:
             OutputError: a file cannot be written or removed.
@@ -138,6 +144,7 @@ class RunPaths:
                 else:
                     path.unlink(missing_ok=True)
             write_text(self.settings, settings)
+            write_text(self.pictures, pictures)
         except OSError as error:
             raise OutputError(
                 f"cannot write to folder {self.folder}: {error.strerror or error}"

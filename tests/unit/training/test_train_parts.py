@@ -71,7 +71,7 @@ def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
     paths.claim()
     assert paths.settings.read_text() == "first"
     paths.begin("second", new=True)
-    assert [p.name for p in paths.folder.iterdir()] == ["run.toml"]
+    assert sorted(p.name for p in paths.folder.iterdir()) == ["pictures.json", "run.toml"]
     assert paths.settings.read_text() == "second"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         ".lorasmith-tmp-1-other.safetensors",

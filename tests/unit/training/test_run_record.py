@@ -1,0 +1,22 @@
+"""A run's folder says how each of its pictures was scaled and cropped."""
+
+import json
+from pathlib import Path
+
+from training_sets import data_of, write
+
+from lorasmith.config.run import ModelSettings, OutputSettings, PreviewSettings, TrainRun
+from lorasmith.training.opening import opened
+
+
+def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> None:
+    run = TrainRun(
+        data=data_of(write(tmp_path / "p", [(100, 64), (64, 64)])),
+        output=OutputSettings(name=f"{tmp_path}/out/ink"),
+        model=ModelSettings(path=tiny_model),
+        preview=PreviewSettings(every=0),
+    )
+    with opened(run, None) as session:
+        expected = session.data.record()
+    assert [one["resized"] for one in expected] == [[100, 64], [64, 64]]
+    assert json.loads((tmp_path / "out" / "ink" / "pictures.json").read_text()) == expected
