@@ -75,6 +75,25 @@ def test_it_writes_figures_and_sheets(
     assert out.with_name("reconstructions.png").is_file()
 
 
+@pytest.mark.parametrize("option", ["vae", "unet", "table"])
+def test_a_missing_network_is_named_before_anything_is_measured(
+    option: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "unet.toml"
+    config.write_text(
+        'vae = "unused"\nclip = "unused"\nstages = [{ resolution = 64, steps = 1 }]\n'
+        f'[data]\npath = "{pictures}"\n'
+        f'[loop]\nout = "{tmp_path}/run"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1e-3\n'
+    )
+    out = tmp_path / "RESULTS.md"
+    arguments = ["pretrain", "report", str(config), "--out", str(out)]
+    assert run([*arguments, f"--{option}=other={tmp_path / 'absent'}"]) == 1
+    error = capsys.readouterr().err
+    assert f"error: --{option}: there is no " in error
+    assert "absent" in error
+    assert not out.exists()
+
+
 def test_too_few_rows_are_named(
     pictures: Path, model_with_tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lorasmith.config.pretrain import UnetRun
-from lorasmith.core.errors import DataError
+from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.files import writable_folder, write_text
 from lorasmith.data.pictures import load_squares, to_signed
 from lorasmith.data.rows import Row
@@ -55,6 +55,19 @@ class Compared:
     appended: Path | None = None
     """A Markdown file that goes at the end: what an eye saw on the sheets."""
 
+    def check(self) -> None:
+        """Look for every network before minutes of measuring begin.
+
+        Raises:
+            WeightsError: a folder does not hold what it should; the option and the file are named.
+        """
+        wanted = [("--unet", folder / "config.json") for folder in self.unets.values()]
+        wanted += [("--vae", folder / "vae/config.json") for folder in self.vaes.values()]
+        wanted += [("--table", folder / "vae/config.json") for folder in self.short_vaes.values()]
+        for option, file in wanted:
+            if not file.is_file():
+                raise WeightsError(f"{option}: there is no {file}; name the folder that has it")
+
 
 def report(
     run: UnetRun, model: Path | None, out: Path, compared: Compared, device: str = "auto"
@@ -70,8 +83,10 @@ def report(
 
     Raises:
         DataError: too few rows for the fixed sets of captions.
+        WeightsError: a network to compare with is not there.
     """
     writable_folder(out.parent)
+    compared.check()
     appended = "" if compared.appended is None else compared.appended.read_text(encoding="utf-8")
     training, validation = chosen_rows(run.data)
     pipe = load_pipeline(model, device)
