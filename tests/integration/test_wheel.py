@@ -43,7 +43,7 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
         notice = next(name for name in names if name.endswith("licenses/NOTICE"))
         assert "CC-BY-4.0" in archive.read(notice).decode()
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "lorasmith/py.typed" in names
+    assert {"lorasmith/py.typed", "lorasmith/training/report.html.j2"} <= set(names)
     for part in ("unet", "vae", "text_encoder", "image_tower"):
         inside = [name for name in names if name.startswith(f"lorasmith/embedded/{part}/")]
         assert any(name.endswith(".safetensors") for name in inside), part

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from guide_scene import REPOSITORY, add_loras, set_up
+
 PAGES = [
     REPOSITORY / "README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
@@ -167,6 +168,9 @@ def test_python_in_the_pages_runs(
     """Run the examples as they stand, on a tiny model instead of the embedded one."""
     from lorasmith.models import load
 
+    set_up(tmp_path, tiny_model, REPOSITORY / page)
+    if page != "docs/training.md":  # there they are made
+        add_loras(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(load, "EMBEDDED", tiny_model)
     exec(compile(text, page, "exec"), {})

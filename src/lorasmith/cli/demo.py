@@ -201,7 +201,10 @@ def taught_pictures() -> "list[Image.Image]":
 
 def clear_previous(paths: "RunPaths") -> None:
     """Remove the LoRA of an earlier demo and its run's files; anything else is left alone."""
-    files = [paths.lora, paths.settings, paths.log, paths.summary, paths.report, paths.best]
+    files = [
+        paths.lora, paths.settings, paths.log, paths.pictures, paths.summary, paths.report,
+        paths.best,
+    ]  # fmt: skip
     for file in files:
         file.unlink(missing_ok=True)
     for folder in (paths.checkpoints, paths.previews, paths.folder / "tensorboard"):

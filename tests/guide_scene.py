@@ -1,0 +1,61 @@
+"""The folder that the guides talk about: pictures, a model, LoRAs, settings."""
+
+import re
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+REPOSITORY = Path(__file__).parents[1]
+FENCE = r"^```{kind}\n(.*?)^```$"
+
+
+def fences(page: Path, kind: str) -> list[str]:
+    """The code fences of one kind in a page, in order."""
+    pattern = re.compile(FENCE.format(kind=kind), re.MULTILINE | re.DOTALL)
+    return pattern.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(page: Path) -> list[str]:
+    """The commands in the ``sh`` fences of a page, in order."""
+    lines = [line for text in fences(page, "sh") for line in text.splitlines()]
+    return [line for line in lines if line.startswith("lorasmith ")]
+
+
+def set_up(folder: Path, model: Path, page: Path) -> None:
+    """Lay out what a page takes for granted.
+
+    Args:
+        folder: an empty one.
+        model: a diffusers folder, which is ``path/to/model``.
+        page: its settings for `train` become ``run.toml``.
+    """
+    (folder / "pictures").mkdir()
+    for number, thing in enumerate(("cat face", "owl", "boat", "tree", "key", "bell")):
+        picture = Image.new("RGB", (96, 96 + 16 * (number % 2)), "white")
+        ImageDraw.Draw(picture).ellipse((8 * number, 8, 90, 40 + 8 * number), fill="black")
+        picture.save(folder / "pictures" / f"{number}.png")
+        caption = f"a {thing}, inkmono style"
+        (folder / "pictures" / f"{number}.txt").write_text(caption, encoding="utf-8")
+    (folder / "path" / "to").mkdir(parents=True)
+    (folder / "path" / "to" / "model").symlink_to(model)
+    for text in fences(page, "toml"):
+        if text.startswith("# lorasmith train\n"):
+            (folder / "run.toml").write_text(text, encoding="utf-8")
+
+
+def add_loras(folder: Path) -> None:
+    """Put ``inkmono``, ``inkmono-best`` and ``rank4`` where a run leaves them."""
+    import torch
+
+    from lorasmith.core.weights import save_tensors
+
+    name = "lora_unet_up_blocks_3_attentions_0_transformer_blocks_0_attn2_to_v"
+    random = torch.Generator().manual_seed(0)
+    for file in ("inkmono.safetensors", "rank4.safetensors", "inkmono/inkmono-best.safetensors"):
+        path = folder / "loras" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        factors = {
+            f"{name}.lora_down.weight": torch.randn(4, 16, generator=random),
+            f"{name}.lora_up.weight": torch.randn(8, 4, generator=random),
+        }
+        save_tensors(path, factors, {"ss_base_model_version": "sd_v1"})

@@ -1,0 +1,55 @@
+"""Every command of the quick start and the guides runs, page by page and in order."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from guide_scene import REPOSITORY, add_loras, commands, set_up
+from lorasmith.cli import run
+
+PAGES = {page: REPOSITORY / "docs" / page for page in ("quickstart.md", "training.md", "loras.md")}
+QUICK = {
+    "train": [
+        "--set", "train.steps=4", "--set", "train.device=cpu", "--set", "train.checkpoint_every=2",
+        "--set", "preview.steps=1", "--set", "preview.count=1", "--set", "preview.every=2",
+        "--set", "preview.guidance=1",
+    ],
+    "generate": ["--steps", "1", "-n", "1", "--device", "cpu"],
+}  # fmt: skip
+"""Added to the commands, so that they take no time on a tiny model; settings mean the last."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_run(
+    page: str, tiny_model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    set_up(tmp_path, tiny_model, PAGES[page])
+    if page == "loras.md":
+        add_loras(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = commands(PAGES[page])
+    assert len(lines) >= 6
+    for line in lines:
+        # The shortened runs have no checkpoint of step 100.
+        arguments = shlex.split(line.replace("step-100", "step-2"), comments=True)[1:]
+        more = QUICK.get(arguments[0], [])
+        if more and "-m" not in arguments:
+            more = [*more, "-m", "path/to/model"]
+        status = run([*arguments, *more])
+        assert status == 0, f"{line}\n{capsys.readouterr().err}"
+        _check(line, arguments, tmp_path)
+
+
+def _check(line: str, arguments: list[str], folder: Path) -> None:
+    """Look whether what the command is there for has come about."""
+    if "--out" not in arguments or "--print-config" in arguments:
+        return
+    out = arguments[arguments.index("--out") + 1]
+    if arguments[0] == "generate":
+        assert (folder / out / "0000.png").is_file(), line
+    if arguments[0] == "train":
+        place = folder / out if "/" in out else folder / "loras" / out
+        assert place.with_name(f"{place.name}.safetensors").is_file(), line
+        assert (place / "report.html").is_file(), line
