@@ -7,44 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lora_making import Listening, make_lora
+from lorasmith.adapters.formats import load_lora_file
 from lorasmith.adapters.inject import attach
-from lorasmith.adapters.metadata import Facts, metadata_of
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import exported, inject_targets, parts_of
-from lorasmith.config.lora import LoraSettings
-from lorasmith.config.training import TrainSettings
-from lorasmith.inference.pipeline import Pipeline
-from lorasmith.models.family import family_of
 from lorasmith.models.load import EMBEDDED, Model, load_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 
-RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=1e-3)
 STEPS = 4
-
-
-class Listening(Pipeline):
-    """Keeps what it decodes, before it is rounded to bytes."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        self.decoded = super().decode(latents)
-        return self.decoded
-
-
-def make_lora(model: Model, path: Path, changes: dict[str, Any], size: float) -> None:
-    """Write a LoRA whose factors moved as in training; the model is left as it was."""
-    lora = LoraSettings.model_validate({"rank": 4, "alpha": 2.0, **changes})
-    trainable = inject_targets(resolve(model, lora, RATES), lora, seed=0)
-    draws = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for factor in trainable.parameters():
-            factor += size * torch.randn(factor.shape, generator=draws)
-    facts = Facts(
-        "ink", "ink", family_of(model), "epsilon", parts_of(trainable), 64, {"ink": 1}, "pictures"
-    )
-    save_lora_file(path, exported(trainable), metadata_of(facts), torch.float32)
-    trainable.detach()
 
 
 def our_picture(model: Model, path: Path | None) -> np.ndarray:

@@ -82,7 +82,7 @@ def attach(model: Networks, file: LoraFile, weight: float = 1.0) -> Attached:
         ConfigError: the weight is not a finite number.
     """
     places = places_in(model, file)
-    adapters = {name: _fitted(file, name, places) for name in file.layers}
+    adapters = {name: fitted(file, name, places) for name in file.layers}
     attached = put_in(places, adapters)
     try:
         attached.set_weight(weight)
@@ -157,7 +157,7 @@ def _likely_cause(model: Networks, file: LoraFile, strange: list[str]) -> str:
     return "it was made for another model: open it with that"
 
 
-def _fitted(file: LoraFile, name: str, places: Places) -> LowRank:
+def fitted(file: LoraFile, name: str, places: Places) -> LowRank:
     """Return the adapter of one layer of a file, in the dtype and on the device of its layer."""
     layer = file.layers[name]
     base = places[name].layer

@@ -166,12 +166,13 @@ def _hint(words: Sequence[str], kinds: Sequence[Test], places: Sequence[Place]) 
             return f"; did you mean {', '.join(near)}?"
     if any(word in PAIRS for word in words):
         return "; it is about SDXL"
-    blocks = {_block_word(one) for one in places if any(test(one) for test in kinds)}
+    blocks = {block_of(one) for one in places if any(test(one) for test in kinds)}
     names = sorted(blocks - {""})
     return f"; such layers are in {', '.join(names)}" if names else ""
 
 
-def _block_word(place: Place) -> str:
+def block_of(place: Place) -> str:
+    """Return the word for the block that a layer is in (``down.1``, ``mid``), or nothing."""
     parts = place.path.split(".")
     if place.part != UNET or parts[0] not in ("down_blocks", "mid_block", "up_blocks"):
         return ""

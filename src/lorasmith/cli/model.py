@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from lorasmith.cli.covered import coverage_json, coverage_table
+from lorasmith.config.lora import LoraSettings
+
 if TYPE_CHECKING:
     from lorasmith.models.anatomy import Anatomy, LoraCost
     from lorasmith.models.unet_tree import Node
@@ -38,6 +41,14 @@ def info(
     lora: Annotated[
         int | None, typer.Option(metavar="RANK", help="Also show what a LoRA of this rank costs.")
     ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET[,TARGET]",
+            help="Only show what a LoRA on these layers takes: presets such as attention, "
+            "all-linear+conv, text-encoder, up.1, or patterns.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Show a model's parts: the U-Net as a tree, its layers by kind, VAE, text side, scheduler.
@@ -45,9 +56,15 @@ def info(
     Only the configs are read, never the weights. `<-` marks where the time, the text and the skip
     connections enter; the names in brackets (IN01, MID, OUT03) are those of block weight vectors.
 
+    `--targets` takes what the setting `lora.targets` takes, with rank 16 unless `--lora` is given.
+
     Example: `lorasmith model info --lora 16`
     """
     console = _console()
+    if targets is not None:
+        rank = LoraSettings().rank if lora is None else lora
+        _show_targets(console, model, targets, rank, as_json)
+        return
     with Console(stderr=True).status("reading the model's parts"):
         from lorasmith.models.anatomy import anatomy
 
@@ -60,6 +77,20 @@ def info(
     console.print(_brief(parts), soft_wrap=True, highlight=False)
     if lora is not None:
         console.print(_costs(parts, lora))
+
+
+def _show_targets(
+    console: Console, model: Path | None, targets: str, rank: int, as_json: bool
+) -> None:
+    with Console(stderr=True).status("reading the model's parts"):
+        from lorasmith.adapters.coverage import coverage
+        from lorasmith.models.anatomy import empty_networks
+
+        found = coverage(empty_networks(model), targets, rank)
+    if as_json:
+        typer.echo(json.dumps(coverage_json(found, targets, rank), indent=2))
+        return
+    console.print(coverage_table(found, targets, rank))
 
 
 def _console() -> Console:

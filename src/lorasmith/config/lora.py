@@ -39,9 +39,13 @@ class LoraSettings(Settings):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the adapters' inputs set to zero while they are trained."""
     targets: Targets = "attention"
-    """Layers that get an adapter: presets (`attention`, `attention+ff`, `text-encoder`, ...) or
-    patterns over module paths (`up_blocks.1.*.attn2.*`), one or a list. `lorasmith model info
-    --targets` shows what they take."""
+    """Layers that get an adapter, one target or a list. A target is `KINDS`, `BLOCKS` or
+    `KINDS@BLOCKS`, several joined by `+`. Kinds: `cross-attention`, `self-attention`, `attention`,
+    `ff`, `all-linear` (all layers of the transformers), `conv` (resnets and samplers),
+    `text-encoder`; blocks: `down`, `mid`, `up`, `down.1`, `up.0`, `IN04`, `OUT05`, and in SDXL
+    `b-lora`, `b-lora-content`, `b-lora-style`. Blocks alone mean `all-linear` there. Or a pattern
+    over module paths (`up_blocks.1.*.attn2.*`; text encoders' begin with `text_encoder`).
+    `lorasmith model info --targets` shows what they take."""
     parts: tuple[PartSettings, ...] = ()
     """Layers with rank, alpha or learning rate of their own."""
     init: Init = "gaussian"

@@ -130,6 +130,32 @@ def anatomy(name: str | Path | None = None, rank: int | None = None) -> Anatomy:
     )
 
 
+@dataclass(frozen=True)
+class EmptyNetworks:
+    """A model's U-Net and text encoders without their weights, on the meta device."""
+
+    folder: Path
+    """The model's folder."""
+    unet: Any
+    """The U-Net."""
+    text_encoder: Any
+    """The text encoder, or the first of two."""
+    text_encoder_2: Any | None
+    """SDXL's second."""
+
+
+def empty_networks(name: str | Path | None = None) -> EmptyNetworks:
+    """Build a model's U-Net and text encoders from their configs.
+
+    Raises:
+        WeightsError: no such model, or a part's config is missing or damaged.
+    """
+    folder = resolve_model(name)
+    texts = {part.name: _text_encoder(folder, part.name) for part in _text_folders(folder)}
+    second = texts.get("text_encoder_2")
+    return EmptyNetworks(folder, _diffusers_part(folder, "unet"), texts["text_encoder"], second)
+
+
 def kind_of(name: str) -> str:
     """Return the kind (a key of `KINDS`) of a U-Net module or parameter by its dotted name."""
     parts = name.split(".")

@@ -1,0 +1,54 @@
+"""Merging LoRA files into a model's own weights, for good."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lorasmith.adapters.formats import LoraFile
+from lorasmith.adapters.inject import fitted, places_in
+from lorasmith.adapters.layers import layer_weight
+from lorasmith.core.errors import WeightsError
+from lorasmith.models.family import Networks
+
+
+@torch.no_grad()
+def bake(
+    model: Networks,
+    files: Sequence[tuple[LoraFile, float]],
+    dtype: torch.dtype = torch.float32,
+) -> set[str]:
+    """Add LoRA files to a float32 model's weights; return the parts that changed.
+
+    All files are checked before the first weight is touched.
+
+    Args:
+        model: its weights are changed in place.
+        files: the files and their weights.
+        dtype: the number format that it will be saved in; it must be able to hold the sum.
+
+    Raises:
+        WeightsError: a file does not fit the model (counts are named), or the sum is not finite or
+            too large for the number format that it will be saved in.
+    """
+    found = [(file, weight, places_in(model, file)) for file, weight in files]
+    deltas = [
+        (places[name], weight, fitted(file, name, places))
+        for file, weight, places in found
+        for name in file.layers
+    ]
+    changed = set()
+    for place, weight, adapter in deltas:
+        base = layer_weight(place.layer)
+        base += weight * adapter.delta_weight()
+        changed.add(place.part)
+    for place, _, _ in deltas:
+        _require_finite(place.part, place.path, layer_weight(place.layer), dtype)
+    return changed
+
+
+def _require_finite(part: str, path: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    if not bool(weight.to(dtype).isfinite().all()):
+        raise WeightsError(
+            f"{part}.{path}: the merged weight is not finite in "
+            f"{str(dtype).removeprefix('torch.')}; lower the LoRA's weight"
+        )

@@ -1,0 +1,195 @@
+"""``lorasmith lora``: look into LoRA files, and merge them into a model."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorasmith.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasmith.adapters.describe import BlockFacts, LoraFacts
+    from lorasmith.adapters.formats import LoraFile
+
+_EMBEDDED = "embedded"
+_FILE_WIDTH = 160
+_LONGEST = 100
+"""Metadata values are cut to so many characters on the screen."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``lora`` commands to the application."""
+    room = typer.Typer(help="Look into LoRA files and merge them.", no_args_is_help=True)
+    room.command("info")(info)
+    room.command("bake")(bake)
+    app.add_typer(room, name="lora")
+
+
+def info(
+    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Show a LoRA file: the family it is for, ranks, alphas and norms by block, metadata.
+
+    A norm is that of what the adapters add to the weights; the largest is that of a single layer.
+    Blocks of SDXL have their names in block weight vectors (IN04, MID, OUT05).
+
+    Example: `lorasmith lora info loras/inkmono.safetensors`
+    """
+    from lorasmith.adapters.describe import describe
+    from lorasmith.adapters.formats import load_lora_file
+
+    lora = load_lora_file(file.expanduser())
+    facts = describe(lora)
+    if as_json:
+        size = lora.path.stat().st_size
+        tree = {"file": str(file), "bytes": size, **asdict(facts), "metadata": lora.metadata}
+        typer.echo(json.dumps(tree, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console.print(_brief(lora, facts))
+    console.print(_blocks(facts))
+    if lora.metadata:
+        console.print(_metadata(lora.metadata))
+
+
+def bake(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A diffusers model folder, or `embedded` for the one that ships with lorasmith "
+            "(a folder of that name is ./embedded).",
+            show_default=False,
+        ),
+    ],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE[:WEIGHT]...", help="LoRA files; weight 1 if left out.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The new model folder; must not exist.")] = ...,  # type: ignore[assignment]
+    precision: Annotated[
+        Literal["no", "fp16", "bf16"],
+        typer.Option(
+            help="What changed parts are stored in; no is float32, the others are half the size "
+            "and round the weights."
+        ),
+    ] = "no",
+) -> None:
+    """Merge LoRAs into a model and save it as a new diffusers folder.
+
+    It draws what the model draws with these LoRAs. Parts that no LoRA changes are copied as they
+    are. If anything fails, nothing is written.
+
+    Example: `lorasmith lora bake embedded loras/inkmono.safetensors:0.8 --out models/inkmono`
+    """
+    chosen = [_weighted(file) for file in files]
+    with Console(stderr=True).status("opening model and LoRAs"):
+        from lorasmith.adapters.bake import bake as merge
+        from lorasmith.adapters.formats import load_lora_file
+        from lorasmith.core.device import dtype_of
+        from lorasmith.models.load import load_model, resolve_model
+        from lorasmith.models.save import refuse_taken, save_changed
+
+        folder = resolve_model(None if model == _EMBEDDED else model)
+        target = out.expanduser()
+        refuse_taken(target)
+        loras = [(load_lora_file(path), weight) for path, weight in chosen]
+        opened = load_model(folder)
+    with Console(stderr=True).status("merging and saving"):
+        changed = merge(opened, loras, dtype_of(precision))
+        save_changed(opened, changed, target, dtype_of(precision))
+    count = f"{len(loras)} LoRA{'' if len(loras) == 1 else 's'}"
+    typer.echo(f"{target}: {count} merged into {', '.join(sorted(changed))}")
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """Take FILE:WEIGHT apart. A file whose own name ends in a colon and a number is meant first."""
+    from lorasmith.inference.prompt import check_weight
+
+    whole = Path(text).expanduser()
+    name, colon, weight = text.rpartition(":")
+    if not colon or whole.is_file():
+        return whole, 1.0
+    path = Path(name).expanduser()
+    if not path.is_file() and not _is_number(weight):
+        return whole, 1.0  # C:\loras\ink.safetensors, which is then missed by its whole name
+    if not _is_number(weight):
+        raise ConfigError(f"{text}: {weight!r} is not a number; write FILE or FILE:WEIGHT")
+    return path, check_weight(text, weight)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _brief(lora: "LoraFile", facts: "LoraFacts") -> Text:
+    from lorasmith.models.family import FAMILIES
+
+    data, total = lora.metadata, facts.total
+    family = FAMILIES[facts.family].title if facts.family else "unknown"
+    lines = {
+        "File": f"{lora.path} ({lora.path.stat().st_size / 2**20:.1f} MiB, "
+        f"{', '.join(facts.dtypes)})",
+        "Name": data.get("ss_output_name") or data.get("modelspec.title", ""),
+        "Tag": data.get("modelspec.trigger_phrase", ""),
+        "Family": f"{family} (by its {facts.known_by})" if facts.known_by else family,
+        "Layers": f"{total.layers}, {total.parameters:,} parameters, rank {_listed(total.ranks)}, "
+        f"alpha {_listed(total.alphas)}",
+        "Norm": f"{total.norm:.4g}, largest layer {total.largest:.4g}",
+    }
+    return Text("\n".join(f"{key:<8}{_shown(value)}" for key, value in lines.items() if value))
+
+
+def _blocks(facts: "LoraFacts") -> Table:
+    table = Table("block", title="Blocks", title_justify="left")
+    for column in ("layers", "rank", "alpha", "parameters", "norm", "largest"):
+        table.add_column(column, justify="right")
+    for block in facts.blocks:
+        table.add_row(block.block, *_cells(block))
+    table.add_section()
+    table.add_row("all", *_cells(facts.total))
+    return table
+
+
+def _cells(block: "BlockFacts") -> tuple[str, ...]:
+    return (
+        str(block.layers),
+        _listed(block.ranks),
+        _listed(block.alphas),
+        f"{block.parameters:,}",
+        f"{block.norm:.4g}",
+        f"{block.largest:.4g}",
+    )
+
+
+def _metadata(data: dict[str, str]) -> Table:
+    table = Table("key", "value", title="Metadata", title_justify="left")
+    for key in sorted(data):
+        value = _shown(data[key])
+        if len(value) > _LONGEST:
+            value = f"{value[:_LONGEST]}... ({len(value)} characters)"
+        table.add_row(Text(_shown(key)), Text(value))
+    return table
+
+
+def _shown(text: str) -> str:
+    """Return text that a terminal cannot be steered with."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _listed(numbers: Any) -> str:
+    """Return 8, or 4-16 for many different ones."""
+    shown = [f"{number:g}" for number in numbers]
+    return ", ".join(shown) if len(shown) <= 3 else f"{shown[0]}-{shown[-1]}"

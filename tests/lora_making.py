@@ -1,0 +1,44 @@
+"""LoRA files as a training leaves them, without the training; and pictures before rounding."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasmith.adapters.formats import save_lora_file
+from lorasmith.adapters.metadata import Facts, metadata_of
+from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.trainable import exported, inject_targets, parts_of
+from lorasmith.config.lora import LoraSettings
+from lorasmith.config.training import TrainSettings
+from lorasmith.inference.pipeline import Pipeline
+from lorasmith.models.family import family_of
+from lorasmith.models.load import Model
+
+RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=1e-3)
+
+
+class Listening(Pipeline):
+    """Keeps what it decodes, before it is rounded to bytes."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.decoded = super().decode(latents)
+        return self.decoded
+
+
+def make_lora(
+    model: Model, path: Path, changes: dict[str, Any], size: float, seed: int = 1
+) -> Path:
+    """Write a LoRA whose factors moved as in training; the model is left as it was."""
+    lora = LoraSettings.model_validate({"rank": 4, "alpha": 2.0, **changes})
+    trainable = inject_targets(resolve(model, lora, RATES), lora, seed=0)
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for factor in trainable.parameters():
+            factor += size * torch.randn(factor.shape, generator=draws)
+    facts = Facts(
+        "ink", "ink", family_of(model), "epsilon", parts_of(trainable), 64, {"ink": 1}, "pictures"
+    )
+    save_lora_file(path, exported(trainable), metadata_of(facts), torch.float32)
+    trainable.detach()
+    return path
