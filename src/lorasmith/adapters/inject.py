@@ -34,7 +34,7 @@ class Attached:
 
     @property
     def adapters(self) -> dict[str, LowRank]:
-        """The adapters by what they were put in under: module paths, or names in files."""
+        """The adapters by the names of their layers in files."""
         return {path: slot.adapter for path, slot in self._slots.items()}
 
     def set_weight(self, weight: float) -> None:
@@ -56,18 +56,6 @@ class Attached:
         for slot in self._slots.values():
             _take_out(slot)
         self._slots.clear()
-
-
-def inject(root: nn.Module, adapters: Mapping[str, LowRank]) -> Attached:
-    """Put adapters into a network: the layer at each path is replaced by an ``Adapted`` around it.
-
-    A layer that has adapters already gets one more; their contributions add up.
-
-    Args:
-        root: the network.
-        adapters: module paths below it (``down_blocks.0...attn1.to_q``) and their adapters.
-    """
-    return Attached({path: _put_in(root, path, adapter) for path, adapter in adapters.items()})
 
 
 def attach(model: Networks, file: LoraFile, weight: float = 1.0) -> Attached:
@@ -118,7 +106,11 @@ def places_in(model: Networks, file: LoraFile) -> Places:
 
 
 def put_in(places: Places, adapters: Mapping[str, LowRank]) -> Attached:
-    """Put adapters into their places; both go by the names in files."""
+    """Put adapters into their places; both go by the names in files.
+
+    The layer at each place is replaced by an ``Adapted`` around it. One that has adapters already
+    gets one more; their contributions add up.
+    """
     return Attached({name: _put_in(*places[name].location, one) for name, one in adapters.items()})
 
 

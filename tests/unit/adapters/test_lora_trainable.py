@@ -23,6 +23,7 @@ from lorasmith.config.lora import LoraSettings
 from lorasmith.config.training import TrainSettings
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model, load_model
+from lorasmith.models.text import condition, token_ids
 from model_outputs import prediction
 
 RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=4e-4)
@@ -154,9 +155,15 @@ def test_gradients_reach_the_adapters_alone(models) -> None:
     model = models("sd1")
     trainable = injected(model, settings_of({"targets": EVERYTHING, "init": "pissa"}))
     assert all(p.requires_grad for p in trainable.parameters())
+    context, _ = condition(model, token_ids(model, ["a red apple"]))
+    # Large enough for several positions in the middle, where one has nothing else to attend to.
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    model.unet(latents, torch.tensor([5]), context, return_dict=False)[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in trainable.parameters())
     own = {id(p) for p in trainable.parameters()}
     for network in (model.unet, *model.text_encoders):
-        assert all(p.requires_grad == (id(p) in own) for p in network.parameters())
+        others = [p for p in network.parameters() if id(p) not in own]
+        assert not any(p.requires_grad or p.grad is not None for p in others)
 
 
 def test_detaching_twice_and_under_another_lora(models) -> None:

@@ -115,6 +115,7 @@ def test_a_second_text_encoder_is_counted(tiny_model: Path, tmp_path: Path) -> N
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     shutil.copytree(folder / "text_encoder", folder / "text_encoder_2")
+    shutil.copytree(folder / "tokenizer", folder / "tokenizer_2")
     path = folder / "text_encoder_2" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 16}
