@@ -28,7 +28,9 @@ def test_a_bare_name_goes_to_loras(
     assert captured.err == ""
 
     assert sorted(p.name for p in (tmp_path / "loras").iterdir()) == ["ink", "ink.safetensors"]
-    assert sorted(p.name for p in (tmp_path / "loras/ink").iterdir()) == ["log.jsonl", "run.toml"]
+    assert sorted(p.name for p in (tmp_path / "loras/ink").iterdir()) == [
+        "checkpoints", "log.jsonl", "pictures.json", "report.html", "run.toml", "summary.json",
+    ]  # fmt: skip
     tensors = load_file("loras/ink.safetensors")
     assert len(tensors) == 3 * 128
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"

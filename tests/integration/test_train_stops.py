@@ -1,15 +1,31 @@
-"""Runs of ``train`` that do not get to their end, and names that are taken."""
+"""Runs that do not get to their end: Ctrl-C, values that are not finite, memory, disks, names."""
 
-import json
 import re
-import signal
-import tomllib
+import shutil
 from pathlib import Path
 
 import pytest
-from train_commands import error_of, files_under, train
+import torch
+from train_commands import (
+    LOOKS,
+    at_step,
+    error_of,
+    figures_of,
+    files_under,
+    press_ctrl_c,
+    sets,
+    steps_there,
+    train,
+)
 
-from lorasmith.training.step import Batch, Figures
+from lorasmith.cli import run
+from lorasmith.training.preview import Previews
+from lorasmith.training.step import TrainStep
+
+CHECKPOINT = ["manifest.json", "state.json", "tensors.safetensors"]
+
+
+# --- names that are taken -------------------------------------------------------------------
 
 
 def test_a_taken_name_is_refused_and_left_alone(
@@ -22,75 +38,194 @@ def test_a_taken_name_is_refused_and_left_alone(
     assert not (tmp_path / "ink").exists()
 
 
-def test_ctrl_c_saves_nothing_and_the_same_command_runs_again(
+def test_a_run_is_never_mixed_with_another_of_its_name(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
+    before = {file: (tmp_path / file).read_bytes() for file in files_under(tmp_path)}
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", "--rank", "2") == 1
+    assert "ink.safetensors exists already" in error_of(capsys)
+    assert {file: (tmp_path / file).read_bytes() for file in files_under(tmp_path)} == before
+    (tmp_path / "ink.safetensors").unlink()
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", "--rank", "2") == 1
+    error = error_of(capsys)
+    assert re.search(r"unfinished run \(step-00000006\); go on with lorasmith train .* --resume",
+                     error)  # fmt: skip
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", "--rank", "2", "--resume") == 1
+    assert "lora.rank: this run was started with 16 and cannot go on with 2" in error_of(capsys)
+    assert train(tiny_model, pictures, f"{tmp_path}/other", "--resume") == 1
+    assert "there is no run" in error_of(capsys)
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "ink"
+    with at_step(4, press_ctrl_c):
+        assert train(tiny_model, pictures, str(out), *sets("train.log_every=1")) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    command = f"lorasmith train {out}/run.toml --resume"
+    assert line == f"interrupted: stopped after step 4 of 6, all saved; go on with: {command}"
+    assert files_under(tmp_path / "out") == [
+        *(f"ink/checkpoints/step-00000004/{name}" for name in CHECKPOINT),
+        "ink/log.jsonl", "ink/pictures.json", "ink/run.toml",
+    ]  # fmt: skip
+    assert run(command.split()[1:]) == 0
+    assert [line["step"] for line in figures_of(out)] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "out" / "ink.safetensors").is_file()
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "ink"
+
+    def twice(step: TrainStep) -> None:
+        press_ctrl_c(step)
+        press_ctrl_c(step)
+
+    with at_step(4, twice) as seen:
+        assert train(tiny_model, pictures, str(out), *sets("train.checkpoint_every=2")) == 130
+    assert len(seen) == 4
+    error = capsys.readouterr().err
+    assert "stopped at once; the last checkpoint (step-00000002) is kept, go on with: " in error
+    assert steps_there(out) == [2]
+
+
+def test_ctrl_c_gives_up_a_preview_that_is_being_drawn(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, drawn = Previews.draw, []
+
+    def draw(self: Previews, step: int, *rest: object) -> object:
+        if step == 2:
+            press_ctrl_c()
+        drawn.append(step)
+        return plain(self, step, *rest)
+
+    monkeypatch.setattr(Previews, "draw", draw)
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*LOOKS)) == 130
+    assert drawn == [0, 2]
+    assert [p.name for p in (tmp_path / "ink/previews").glob("step-*")] == ["step-000000"]
+    assert steps_there(tmp_path / "ink") == [3]
+
+
+def test_ctrl_c_while_the_lora_is_written_leaves_no_half_file(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorasmith.core import weights
+
+    plain = weights.save_file
+
+    def half(tensors: object, path: Path, metadata: object) -> None:
+        if "ink.safetensors" not in path.name:
+            plain(tensors, path, metadata)
+            return
+        path.write_bytes(b"half")
+        press_ctrl_c()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "save_file", half)
+        assert train(tiny_model, pictures, f"{tmp_path}/out/ink") == 130
+    assert not any(file.endswith("ink.safetensors") for file in files_under(tmp_path / "out"))
+    assert run(["train", "--out", f"{tmp_path}/out/ink", "--resume"]) == 0
+    assert (tmp_path / "out/ink.safetensors").stat().st_size > 1000
+
+
+# --- values that are not finite -------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_saves_nothing_more(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The gradient of step 4 is spoilt: the weights stay those of step 3, and so do the files."""
+    spoilt: list[torch.nn.Parameter] = []
+
+    def spoil(step: TrainStep) -> None:
+        spoilt.append(step._parameters[1])
+        spoilt[0].register_hook(lambda gradient: gradient * torch.nan)
+
+    more = sets("train.checkpoint_every=3", "train.log_every=5", "train.save_every=4")
+    with at_step(4, spoil) as seen:
+        more += sets("train.batch_size=2")
+        assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
+    error = error_of(capsys)
+    names = ", ".join(f"ball{number}.png" for number in seen[3])
+    assert f"not finite at step 4, with the pictures {names}; " in error
+    assert "nothing was saved since the last checkpoint (step-00000003)" in error
+    assert steps_there(tmp_path / "ink") == [3]
+    assert bool(spoilt[0].isfinite().all())
+    assert not list((tmp_path / "ink").glob("*.safetensors"))
+    assert run(["train", "--out", f"{tmp_path}/ink", "--resume"]) == 0
+
+
+def test_a_run_that_failed_before_a_checkpoint_can_be_started_anew(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = sets("train.learning_rate=1e30", "train.warmup=0")
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *wild) == 1
+    error = error_of(capsys)
+    assert re.search(r"not finite at step \d, with the pictures ball\d\.png, ", error)
+    assert "nothing was saved since the start (no checkpoint yet)" in error
+    assert files_under(tmp_path / "ink") == ["log.jsonl", "pictures.json", "run.toml"]
+    assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
+
+
+# --- memory and disk ------------------------------------------------------------------------
+
+
+def raise_out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_advises(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with at_step(5, raise_out_of_memory):
+        more = sets("train.checkpoint_every=2")
+        assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
+    error = error_of(capsys)
+    assert "out of memory at step 5; the last checkpoint (step-00000004) is kept" in error
+    assert "Raise train.accumulate (now 1), lower train.batch_size (now 8)" in error
+    assert run(["train", "--out", f"{tmp_path}/ink", "--resume", *sets("train.accumulate=2")]) == 0
+
+
+@pytest.mark.parametrize("where", ["preview.Pipeline.draw", "heldout.FixedGrid.loss"])
+def test_out_of_memory_in_a_look_is_a_warning(
+    tiny_model: Path, pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(f"lorasmith.training.{where}", raise_out_of_memory)
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*LOOKS)) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) >= 4  # at steps 0, 2, 4 and 6
+    assert all(re.match(r"warning: (out of memory in .* at step \d; the training goes on|no rep)",
+                        line) for line in warnings)  # fmt: skip
+    assert (tmp_path / "ink.safetensors").is_file()
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
     tiny_model: Path, pictures: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from lorasmith.training.step import TrainStep
-
-    plain, calls = TrainStep.__call__, []
-
-    def pressed_at_the_fourth_step(self: TrainStep, batch: Batch) -> Figures:
-        calls.append(batch)
-        if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
-        return plain(self, batch)
-
-    monkeypatch.setattr(TrainStep, "__call__", pressed_at_the_fourth_step)
-    out = f"{tmp_path}/out/ink"
-    assert train(tiny_model, pictures, out, "--set", "train.log_every=1") == 130
-    assert capsys.readouterr().err.splitlines() == [
-        "interrupted: after step 3 of 6; no LoRA was saved, the same command starts anew"
-    ]
-    assert files_under(tmp_path / "out") == ["ink/log.jsonl", "ink/run.toml"]
-
-    assert train(tiny_model, pictures, out, "--set", "train.log_every=1") == 0
-    assert files_under(tmp_path / "out") == ["ink.safetensors", "ink/log.jsonl", "ink/run.toml"]
-    log = (tmp_path / "out/ink/log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4, 5, 6]
-    assert train(tiny_model, pictures, out) == 1
-    assert "ink.safetensors exists already" in error_of(capsys)
-
-
-def test_ctrl_c_while_saving_leaves_no_half_file(
-    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("lorasmith.core.weights.save_file", half)
-    assert train(tiny_model, pictures, f"{tmp_path}/out/ink") == 130
-    assert files_under(tmp_path / "out") == ["ink/log.jsonl", "ink/run.toml"]
-
-
-def test_a_failed_run_can_be_run_again(
-    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = ("--set", "train.learning_rate=1e30", "--set", "train.warmup=0")
-    assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
-    assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
-    settings = tomllib.loads((tmp_path / "ink" / "run.toml").read_text())
-    assert settings["train"]["learning_rate"] < 1
-
-
-def test_a_loss_that_is_not_finite_saves_nothing(
-    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = ("--set", "train.learning_rate=1e30", "--set", "train.warmup=0")
-    assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
-    error = error_of(capsys)
-    assert re.search(r"not finite at step \d, with the pictures ball\d\.png, ", error)
-    assert "nothing was saved" in error
-    assert not (tmp_path / "ink.safetensors").exists()
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("lorasmith.loops.memory.shutil.disk_usage", lambda place: usage)
+    assert train(tiny_model, pictures, f"{tmp_path}/out/ink") == 1
+    assert re.search(r"checkpoints and LoRA files need \d{8} bytes", error_of(capsys))
+    assert files_under(tmp_path / "out") == []
 
 
 def test_a_model_that_does_not_fit_the_wish(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "lora.targets=atention") == 1
-    assert "did you mean attention?" in error_of(capsys)
+    assert "did you mean attention" in error_of(capsys)
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "data.resolution=60") == 1
     assert "data.resolution: 60 is not a multiple of 64; use 64" in error_of(capsys)
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "train.precision=fp16") == 1
+    assert "train.precision: fp16 needs a GPU; use bf16 or no" in error_of(capsys)
     assert train(tmp_path / "none", pictures, f"{tmp_path}/ink") == 1
     assert "no such folder" in error_of(capsys)

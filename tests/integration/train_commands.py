@@ -1,15 +1,32 @@
 """Training commands on a tiny model, and what they left behind."""
 
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lorasmith.cli import run
+from lorasmith.loops.checkpoint import load_checkpoint
+from lorasmith.training.step import Figures, TrainStep
+
+LOOKS = ("preview.every=2", "preview.steps=1", "preview.count=1", "preview.loss_timesteps=2")
+"""Settings of runs that look at themselves, quickly."""
+
+
+def sets(*settings: str) -> list[str]:
+    return [part for one in settings for part in ("--set", one)]
 
 
 def train(tiny_model: Path, pictures: Path, out: str, *more: str) -> int:
+    """Six steps without looks, unless the further arguments say otherwise."""
     needed = ["--data", str(pictures), "--tag", "inkmono", "--out", out, "-m", str(tiny_model)]
-    return run(["train", *needed, "--set", "train.device=cpu", "--steps", "6", *more])
+    quick = sets("train.device=cpu", "preview.every=0", "track.tensorboard=false")
+    return run(["train", *needed, *quick, "--steps", "6", *more])
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -22,3 +39,46 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 def files_under(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def steps_there(folder: Path) -> list[int]:
+    """The steps of a run's checkpoints."""
+    return sorted(int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").iterdir())
+
+
+def state_at(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint: weights, averages and the optimizer."""
+    return load_checkpoint(folder / "checkpoints" / f"step-{step:08}").tensors
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert different == []
+
+
+def figures_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in one.items() if k not in ("time", "images_per_s")} for one in lines]
+
+
+@contextmanager
+def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
+    """Do something in the middle of a step (from 1); yields the pictures of every step taken."""
+    plain, seen = TrainStep.__call__, []
+
+    def stepping(self: TrainStep, parts: Any, whole: int) -> Figures:
+        drawn = list(parts)
+        seen.append([number for batch, _ in drawn for number in batch.numbers.tolist()])
+        if len(seen) == number:
+            do(self)
+        return plain(self, drawn, whole)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", stepping)
+        yield seen
+
+
+def press_ctrl_c(_: object = None) -> None:
+    signal.raise_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasmith.config.run import TrainRun
-from lorasmith.core.errors import TrainingError
+from lorasmith.core.errors import OutputError, TrainingError
 from lorasmith.loops.checkpoint import checkpoints
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
 from lorasmith.loops.memory import free_memory, ran_out
@@ -43,10 +43,9 @@ def train(run: TrainRun, resume: str | None = None) -> Path:
             is intact.
         KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
     """
-    with opened(run, resume) as session:
+    with opened(run, resume) as session, _naming_the_rest(session.paths):
         first = session.progress.done
         with (
-            _naming_the_rest(session.paths),
             reporting(session.run, session.paths, first, session.main) as report,
             stop_on_interrupt() as request,
         ):
@@ -159,15 +158,25 @@ def _naming_memory(session: Session) -> Iterator[None]:
 
 @contextmanager
 def _naming_the_rest(paths: RunPaths) -> Iterator[None]:
-    """Say what is left when a second Ctrl-C stops the run at once."""
+    """Say what is left when a second Ctrl-C or the disk stops the run at once."""
     try:
         yield
     except Interrupted:
         raise
     except KeyboardInterrupt as error:
-        there = checkpoints(paths.checkpoints)
-        how = f"go on with: {paths.how_to_resume}" if there else "the same command starts anew"
-        raise KeyboardInterrupt(f"stopped at once; {_last(paths)} is kept, {how}") from error
+        raise KeyboardInterrupt(
+            f"stopped at once; {_last(paths)} is kept, {_how(paths)}"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {error.filename or paths.folder}: {error.strerror or error}; "
+            f"{_last(paths)} is kept, {_how(paths)}"
+        ) from error
+
+
+def _how(paths: RunPaths) -> str:
+    there = checkpoints(paths.checkpoints)
+    return f"go on with: {paths.how_to_resume}" if there else "the same command starts anew"
 
 
 def _last(paths: RunPaths) -> str:

@@ -1,0 +1,253 @@
+"""What a run can be asked for: divided batches, averages, looks, other models and optimizers."""
+
+import json
+import os
+import socket
+import sys
+import tomllib
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_commands import (
+    LOOKS,
+    assert_same,
+    at_step,
+    figures_of,
+    files_under,
+    press_ctrl_c,
+    sets,
+    state_at,
+    steps_there,
+    train,
+)
+
+from lorasmith.cli import run
+from lorasmith.loops.checkpoint import load_checkpoint
+
+EVERY_LINE = ("train.log_every=1", "train.learning_rate=0.01")
+
+# --- one batch in parts ---------------------------------------------------------------------
+
+
+def assert_close(one: Path, two: Path, step: int = 6) -> None:
+    """Weights agree far better than the distance they moved, 1e-2 a step, and so do figures.
+
+    A few weights may not: Adam makes a whole step of the rounding error of a gradient that is zero
+    in truth.
+    """
+    states = [{k: v for k, v in state_at(out, step).items() if k.startswith("module/")}
+              for out in (one, two)]  # fmt: skip
+    assert states[0].keys() == states[1].keys()
+    far = [(states[0][k] - states[1][k]).abs().flatten() > 5e-4 for k in states[0]]
+    assert float(torch.cat(far).float().mean()) < 0.02
+    for a, b in zip(figures_of(one), figures_of(two), strict=True):
+        assert a == pytest.approx(b, rel=5e-3)
+
+
+def test_accumulated_parts_are_one_batch(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    """Six pictures do not divide into four parts evenly, which changes nothing."""
+    whole = sets(*EVERY_LINE, "train.batch_size=8")
+    assert train(tiny_model, pictures, f"{tmp_path}/one", *whole) == 0
+    parts = sets("train.accumulate=4")
+    assert train(tiny_model, pictures, f"{tmp_path}/two", *whole, *parts) == 0
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def test_checkpointed_gradients_are_the_same(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    both = sets(*EVERY_LINE, "lora.targets=attention,text-encoder")
+    assert train(tiny_model, pictures, f"{tmp_path}/one", *both) == 0
+    more = sets("train.gradient_checkpointing=true")
+    assert train(tiny_model, pictures, f"{tmp_path}/two", *both, *more) == 0
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def one_of_two(rank: int, port: int, given: list[str], cache: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LORASMITH_CACHE": cache,
+    }  # fmt: skip
+    sys.exit(run(given))
+
+
+def test_two_processes_are_one(
+    tiny_model: Path, pictures: Path, tmp_path: Path, cache_in_tmp: Path
+) -> None:
+    """A batch of five is shared three to two; one process writes, and both end well."""
+    (pictures / "ball5.png").unlink()
+    more = sets(*EVERY_LINE, *LOOKS, "train.batch_size=5", "data.held_out=0", "train.ema=0.9")
+    assert train(tiny_model, pictures, f"{tmp_path}/one", *more) == 0
+    given = ["train", str(tmp_path / "one" / "run.toml"), "--out", f"{tmp_path}/two"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [
+        get_context("spawn").Process(
+            target=one_of_two, args=(rank, port, given, str(cache_in_tmp)), daemon=True
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert_close(tmp_path / "one", tmp_path / "two")
+    names = sorted(
+        p.relative_to(tmp_path / "one").as_posix() for p in (tmp_path / "one").rglob("*")
+    )
+    assert names == sorted(
+        p.relative_to(tmp_path / "two").as_posix() for p in (tmp_path / "two").rglob("*")
+    )
+
+
+# --- looks, averages, files on the way ------------------------------------------------------
+
+
+def test_looks_are_written_down(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    more = sets(*LOOKS, "data.held_out=0.2", "train.save_every=3", "train.learning_rate=0.03",
+                "track.tensorboard=true")  # fmt: skip
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 0
+    out = tmp_path / "ink"
+    lines = figures_of(out)
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    assert lines[0].keys() == {"step", "held_out", "held_out_base", "held_out_gain"}
+    assert lines[0]["held_out_gain"] == 0.0
+    assert len({line["held_out_base"] for line in lines}) == 1
+    assert lines[-1]["held_out"] != lines[0]["held_out"]
+    assert sorted(p.parent.name for p in out.glob("previews/*/0000.png")) == [
+        f"step-{step:06d}" for step in (0, 2, 4, 6)
+    ]
+    told = json.loads((out / "previews/previews.json").read_text())
+    assert told[0]["seed"] == 0
+    assert told[0]["prompt"].startswith("ball number ")
+    best = min(lines[1:], key=lambda line: line["held_out"])["step"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["best_step"], summary["held_out"], summary["pictures"]) == (best, 1, 5)
+    assert summary["stopped"] == "all steps done"
+    at_three = load_file(out / "ink-000003.safetensors")
+    assert at_three.keys() == load_file(out / "ink-best.safetensors").keys()
+    assert_same(load_file(out / "ink-000006.safetensors"), load_file(f"{out}.safetensors"))
+    assert list((out / "tensorboard").iterdir())
+    assert "<html" in (out / "report.html").read_text()
+
+
+def test_without_held_out_pictures_nothing_is_called_so(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*LOOKS)) == 0
+    names = {name for line in figures_of(tmp_path / "ink") for name in line}
+    assert {"fixed_loss", "fixed_loss_base", "fixed_loss_gain"} <= names
+    assert not any("held_out" in name for name in names)
+    assert not (tmp_path / "ink" / "ink-best.safetensors").exists()
+
+
+def test_a_run_stops_when_it_gets_no_better(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At such a rate nothing gets better after the first look."""
+    wild = sets("train.learning_rate=0.5", "train.warmup=0", "train.schedule=constant")
+    more = sets(*LOOKS, "data.held_out=0.3", "train.patience=2")
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *wild, *more, "--steps", "40") == 0
+    summary = json.loads((tmp_path / "ink" / "summary.json").read_text())
+    assert summary["stopped"].startswith("the held-out loss did not improve for 2 looks")
+    assert summary["steps"] == summary["best_step"] + 4 < 40
+    assert steps_there(tmp_path / "ink") == [summary["steps"]]
+    assert (tmp_path / "ink.safetensors").exists()
+
+
+def test_an_average_is_what_is_saved(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    more = sets(*EVERY_LINE, "train.ema=0.9")
+    assert train(tiny_model, pictures, f"{tmp_path}/one", *sets(*EVERY_LINE)) == 0
+    assert train(tiny_model, pictures, f"{tmp_path}/two", *more) == 0
+    assert figures_of(tmp_path / "one") == figures_of(tmp_path / "two")
+    plain, averaged = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    saved = load_checkpoint(tmp_path / "two" / "checkpoints" / "step-00000006")
+    for number, name in enumerate(saved.state["layers"]):
+        up = averaged[f"{name}.lora_up.weight"].float()
+        torch.testing.assert_close(up, saved.tensors[f"ema/{number}.up"], rtol=1e-3, atol=1e-6)
+    assert any(not torch.equal(plain[key], averaged[key]) for key in plain)
+
+
+# --- other models, layers and optimizers ----------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["tiny_model", "tiny_sd2", "tiny_sdxl"])
+@pytest.mark.parametrize("init", ["gaussian", "compensated"])
+def test_every_family_trains_with_its_text_encoders(
+    family: str, init: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(family)
+    more = sets(*LOOKS, *EVERY_LINE, "lora.targets=attention+ff,text-encoder", f"lora.init={init}",
+                "lora.rank=2", "train.loss.min_snr=5", "data.held_out=0.2")  # fmt: skip
+    with at_step(4, press_ctrl_c):
+        assert train(model, pictures, f"{tmp_path}/ink", *more) == 130
+    assert run(["train", "--out", f"{tmp_path}/ink", "--resume"]) == 0
+    lines = [line for line in figures_of(tmp_path / "ink") if "loss" in line]
+    assert lines[0]["lr/text"] == pytest.approx(0.5 * lines[0]["lr/unet"])
+    file = load_file(tmp_path / "ink.safetensors")
+    prefixes = {"tiny_sdxl": ("lora_unet_", "lora_te1_", "lora_te2_")}
+    for prefix in prefixes.get(family, ("lora_unet_", "lora_te_")):
+        ups = [v for k, v in file.items() if k.startswith(prefix) and k.endswith("up.weight")]
+        assert any(bool(one.any()) for one in ups), prefix
+
+
+def test_rates_of_parts_and_lora_plus(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    more = sets(*EVERY_LINE, "train.loraplus_ratio=4", "train.warmup=0.5",
+                "lora.parts=[{targets='mid', learning_rate=0.002, rank=2}]")  # fmt: skip
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 0
+    line = figures_of(tmp_path / "ink")[3]
+    rates = {name: rate / line["lr"] for name, rate in line.items() if name.startswith("lr/")}
+    assert rates == pytest.approx(
+        {"lr/unet down": 1.0, "lr/unet up": 4.0, "lr/mid down": 0.2, "lr/mid up": 0.8}
+    )
+    rises = [line["lr"] for line in figures_of(tmp_path / "ink")]
+    assert rises[:3] == pytest.approx([0.0025, 0.005, 0.0075])  # half of the six steps
+    assert rises[3] == pytest.approx(0.01)
+
+
+def test_settings_of_a_preset_lie_under_all_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[data]\npath="p"\ntag="ink"\n[output]\nname="n"\n[lora]\nrank=5\n')
+    for preset in ("style", "subject"):
+        assert run(["train", str(file), "--preset", preset, "--print-config"]) == 0
+        tree = tomllib.loads(capsys.readouterr().out)
+        assert tree["lora"]["rank"] == 5
+        assert ("text-encoder" in tree["lora"]["targets"]) == (preset == "subject")
+        more = sets("lora.targets=mid")
+        assert run(["train", str(file), "--preset", preset, "--print-config", *more]) == 0
+        assert tomllib.loads(capsys.readouterr().out)["lora"]["targets"] == "mid"
+
+
+def test_the_subject_preset_speaks_of_class_pictures(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", "--preset", "subject") == 0
+    assert "note: without pictures of its class (data.class_path)" in capsys.readouterr().err
+
+
+def test_class_pictures_pull_by_their_weight(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "class").mkdir()
+    for number in range(3):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"class/{number}.png")
+    both = sets(*EVERY_LINE, f"data.class_path={tmp_path}/class", "data.class_caption=a ball",
+                "train.batch_size=12")  # fmt: skip
+    for weight in ("0", "0.5", "1"):
+        more = sets(f"data.class_weight={weight}")
+        assert train(tiny_model, pictures, f"{tmp_path}/w{weight}", *both, *more) == 0
+    none, half, full = (
+        figures_of(tmp_path / f"w{weight}")[0]["loss"] for weight in ("0", "0.5", "1")
+    )
+    assert half == pytest.approx((none + full) / 2, rel=1e-5)
+    assert none < half < full
