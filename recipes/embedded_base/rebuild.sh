@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuild the embedded model from public npm packages: data, four trainings, package, report.
+# Rebuild the embedded model from public npm packages: data, five trainings, package, report.
 #
 #   bash recipes/embedded_base/rebuild.sh [--toy] [--data DATA] [--work DIR] [--out DIR]
 #
@@ -10,7 +10,7 @@
 #
 # LORASMITH_RECIPE_SET: further settings of all trainings, separated by spaces, for instance
 # "loop.stop_after_minutes=10 loop.checkpoint_every=500"; LORASMITH_RECIPE_SET_CLIP, _VAE,
-# _VAE_DECODER and _UNET: those of one.
+# _VAE_DECODER, _UNET and _UNET_LONGER: those of one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 recipe=recipes/embedded_base
@@ -38,7 +38,7 @@ if [ "$toy" = yes ]; then
 else
   work=${work:-work} out=${out:-src/lorasmith/embedded} results=$recipe
 fi
-clip=$work/clip vae=$work/vae decoder=$work/vae_decoder unet=$work/unet
+clip=$work/clip vae=$work/vae decoder=$work/vae_decoder unet=$work/unet longer=$work/unet_longer
 
 command -v lorasmith > /dev/null || fail "there is no lorasmith command; run \`make embedded-base\`"
 
@@ -57,7 +57,7 @@ toy_settings() {
       echo "resolution=64 shape.channels=[16,16,16,16] shape.groups=8"
       echo "loss.discriminator_channels=8 loss.adversarial_start=2"
       ;;
-    unet) echo "stages=[{resolution=64,steps=4}] shape.channels=[32,32,64,64] shape.heads=4" ;;
+    unet | unet_longer) echo "stages=[{resolution=64,steps=4}] shape.channels=[32,32,64,64] shape.heads=4" ;;
   esac
 }
 
@@ -102,19 +102,24 @@ train clip clip "$clip"
 train vae vae "$vae"
 train vae vae_decoder "$decoder" "loop.start_from=$vae" "loss.perceptual_tower=$clip"
 train unet unet "$unet" "vae=$vae" "clip=$clip"
+train unet unet_longer "$longer" "loop.start_from=$unet" "vae=$vae" "clip=$clip"
 
 # 3. The model, and the hash of every row that any part of it was trained on.
-for folder in "$vae" "$decoder" "$unet"; do
+for folder in "$vae" "$decoder" "$unet" "$longer"; do
   cmp -s "$clip/manifest.tsv" "$folder/manifest.tsv" \
     || fail "$folder was trained on other rows than $clip; delete one of them and start again"
 done
 mkdir -p "$results"
 cp "$clip/manifest.tsv" "$results/manifest.tsv"
-python $recipe/package.py --unet "$unet" --vae "$decoder" --clip "$clip" --out "$out"
+python $recipe/package.py --unet "$longer" --vae "$decoder" --clip "$clip" --out "$out"
 
-# 4. What it can do; a toy can do nothing. The table of autoencoder shapes is trained below work/.
+# 4. What it can do, beside a decoder that was taught by pixels alone; a toy can do nothing. The
+# table of autoencoder shapes is trained below work/.
 if [ "$toy" = yes ]; then exit; fi
-measured=(--vae "plain=$vae" --unet "without averaging=$unet/unet_without_ema")
+plain=$work/vae_plain
+train vae vae_decoder "$plain" "loop.start_from=$vae" "loss.perceptual=0" "loss.adversarial=0" \
+  "loop.steps=3000"
+measured=(--vae "pixels and gradients only=$plain" --unet "without averaging=$longer/unet_without_ema")
 if [ "$work" = work ]; then bash $recipe/vae_table.sh; fi
 for folder in "$work"/table/*; do
   if [ -d "$folder/vae" ]; then measured+=(--table "${folder##*/}=$folder"); fi

@@ -83,7 +83,8 @@ def options_of(part: str) -> set[str]:
 
 ALL = [
     "python -m", "python build.py", "lorasmith clip", "lorasmith vae", "lorasmith vae",
-    "lorasmith unet", "python package.py", *["lorasmith vae"] * 4, "lorasmith report",
+    "lorasmith unet", "lorasmith unet", "python package.py", *["lorasmith vae"] * 5,
+    "lorasmith report",
 ]  # fmt: skip
 
 
@@ -125,11 +126,12 @@ def test_an_interrupted_training_is_resumed(recipe: Recipe) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     assert recipe.run("--data", "pack.tar").returncode == 0
-    vae, decoder, unet = recipe.calls()[:3]
+    vae, decoder, unet, longer = recipe.calls()[:4]
     assert "--resume" in vae
     assert "--resume" not in decoder
     assert "loop.start_from=work/vae" in decoder
-    assert unet[2] == "unet"
+    assert unet[2] == longer[2] == "unet"
+    assert "loop.start_from=work/unet" in longer
 
 
 def test_parts_trained_on_different_rows_are_refused(recipe: Recipe) -> None:
@@ -150,13 +152,13 @@ def test_the_settings_of_every_training_are_known_keys(
 
     (recipe.root / "src/lorasmith/demo_data").mkdir(parents=True)
     result = recipe.run(
-        "--toy", LORASMITH_RECIPE_SET="loop.seed=9", LORASMITH_RECIPE_SET_UNET="min_snr=1"
+        "--toy", LORASMITH_RECIPE_SET="loop.seed=9", LORASMITH_RECIPE_SET_UNET_LONGER="min_snr=1"
     )
     assert result.returncode == 0, result.stderr
-    assert recipe.steps() == ALL[2:7]
+    assert recipe.steps() == ALL[2:8]
     monkeypatch.chdir(REPOSITORY)
     kinds = {"clip": ClipRun, "vae": VaeRun, "unet": UnetRun}
-    for _, _, part, config, *options in recipe.calls()[:4]:
+    for _, _, part, config, *options in recipe.calls()[:5]:
         sets = [word for word in options if word != "--set"]
         run = load_settings(kinds[part], Path(config), sets)
         assert run.loop.seed == 9
