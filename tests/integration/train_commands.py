@@ -43,7 +43,9 @@ def files_under(folder: Path) -> list[str]:
 
 def steps_there(folder: Path) -> list[int]:
     """The steps of a run's checkpoints."""
-    return sorted(int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").iterdir())
+    return sorted(
+        int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").glob("step-*")
+    )
 
 
 def state_at(folder: Path, step: int) -> dict[str, torch.Tensor]:
