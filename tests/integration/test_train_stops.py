@@ -225,6 +225,10 @@ def test_a_model_that_does_not_fit_the_wish(
     assert "did you mean attention" in error_of(capsys)
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "data.resolution=60") == 1
     assert "data.resolution: 60 is not a multiple of 64; use 64" in error_of(capsys)
+    for size, message in (("abc", "'abc' is not WIDTHxHEIGHT"), ("60x64", "60x64 is not in steps")):
+        assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(f"preview.size={size}")) == 1
+        assert f"preview.size: {message}" in error_of(capsys)
+    assert not (tmp_path / "ink").exists()
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "train.precision=fp16") == 1
     assert "train.precision: fp16 needs a GPU; use bf16 or no" in error_of(capsys)
     assert train(tmp_path / "none", pictures, f"{tmp_path}/ink") == 1

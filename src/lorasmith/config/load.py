@@ -115,7 +115,7 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> str:
 
 def _explain_one(kind: type[BaseModel], problem: ErrorDetails) -> str:
     place = [str(part) for part in problem["loc"]]
-    dotted = ".".join(place) or "the whole file"
+    dotted = ".".join(place)
     if problem["type"] == "extra_forbidden":
         section = ".".join(place[:-1])
         known = _fields_at(kind, place[:-1])
@@ -125,7 +125,10 @@ def _explain_one(kind: type[BaseModel], problem: ErrorDetails) -> str:
         return f"{dotted} is required"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{dotted}: {message} (got {problem.get('input')!r})"
+    named, given = f"{dotted}: " if dotted else "", problem.get("input")
+    if isinstance(given, Mapping):  # settings that do not go together: the message names them
+        return f"{named}{message}"
+    return f"{named}{message} (got {given!r})"
 
 
 def _fields_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:

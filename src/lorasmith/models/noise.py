@@ -63,11 +63,23 @@ class NoiseProcess:
     def from_scheduler(
         cls, scheduler_config: dict[str, object], device: torch.device
     ) -> "NoiseProcess":
-        """Read the process from a diffusers scheduler's config."""
+        """Read the process from a diffusers scheduler's config.
+
+        Models taught without any signal at the last level (``rescale_betas_zero_snr``) are
+        trained so as well, as samplers draw them so.
+
+        Raises:
+            ConfigError: a kind of noise or prediction that Stable Diffusion models do not have.
+        """
         prediction = str(scheduler_config.get("prediction_type", "epsilon"))
         if prediction not in ("epsilon", "v_prediction"):
             raise ConfigError(
                 f"prediction_type {prediction!r} is not supported; use epsilon or v_prediction"
+            )
+        if scheduler_config.get("trained_betas") is not None:
+            raise ConfigError(
+                "the model's scheduler lists its noise levels one by one (trained_betas), which "
+                "is not supported; use a model with a beta_schedule"
             )
         alphas = alphas_cumprod(
             str(scheduler_config.get("beta_schedule", "linear")),
@@ -75,6 +87,8 @@ class NoiseProcess:
             float(str(scheduler_config.get("beta_end", 0.02))),
             int(str(scheduler_config.get("num_train_timesteps", 1000))),
         )
+        if scheduler_config.get("rescale_betas_zero_snr"):
+            alphas = zero_terminal(alphas)
         return cls(alphas.to(device), prediction)  # type: ignore[arg-type]
 
     @property

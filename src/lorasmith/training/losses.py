@@ -3,12 +3,14 @@
 Everything stays on the device and has the shape of the batch, so that a step can be recorded.
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
 
 from lorasmith.config.training import LossSettings
 from lorasmith.core.draws import Draws
+from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import NoiseProcess, zero_terminal
 from lorasmith.training.batch import Batch
 
@@ -28,11 +30,29 @@ class Noise(NamedTuple):
 def process_of(
     scheduler_config: dict[str, object], settings: LossSettings, device: torch.device
 ) -> NoiseProcess:
-    """Return the noise process of a model, rescaled where the settings say so."""
+    """Return the noise process of a model, rescaled where the settings say so.
+
+    Warns where the settings ask for a rescaling that the model does not fit.
+    """
     process = NoiseProcess.from_scheduler(scheduler_config, device)
-    if not settings.zero_terminal_snr:
+    if not settings.zero_terminal_snr or scheduler_config.get("rescale_betas_zero_snr"):
         return process
+    warnings.warn(_misfit(process), LorasmithWarning, stacklevel=2)
     return NoiseProcess(zero_terminal(process.alphas), process.prediction_type)
+
+
+def _misfit(process: NoiseProcess) -> str:
+    """Say what a model whose own last level holds some signal makes of one that holds none."""
+    if process.prediction_type == "epsilon":
+        return (
+            "train.loss.zero_terminal_snr: the model predicts the noise, and a level that is "
+            "nothing but noise teaches it nothing; leave this off, or use a model with v-prediction"
+        )
+    return (
+        "train.loss.zero_terminal_snr: previews and `generate` still draw with the model's own "
+        "noise levels; set rescale_betas_zero_snr to true in the model's "
+        "scheduler/scheduler_config.json to draw as it is trained"
+    )
 
 
 def draw_noise(process: NoiseProcess, settings: LossSettings, batch: Batch, draws: Draws) -> Noise:

@@ -26,7 +26,8 @@ from lorasmith.models.load import Model, load_model, quiet
 from lorasmith.training.chosen import choose_rows
 from lorasmith.training.dataset import TrainingSet, build_dataset
 from lorasmith.training.losses import process_of
-from lorasmith.training.paths import RunPaths
+from lorasmith.training.paths import RunPaths, keep_outside
+from lorasmith.training.preview import check_previews
 from lorasmith.training.rates import with_rates
 from lorasmith.training.resuming import check_settings, find_checkpoint
 from lorasmith.training.session import Session
@@ -48,6 +49,8 @@ def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
         resume: None for a new run, else which checkpoint it goes on from: ``latest``, ``step-120``.
     """
     paths = RunPaths.of(run.output.name)
+    if resume is None:
+        keep_outside(paths.folder, run.data, "output.name (--out)")
     device = pick_device(run.train.device)
     accelerator = accelerator_for(run.train.precision, device.type, "train")
     if accelerator.num_processes > 1:
@@ -58,6 +61,7 @@ def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
         check_wandb()
     model = load_model(run.model.path).to(torch.device("cpu"), torch.float32)
     run = _completed(run, model, found)
+    check_previews(run.preview, model)
     targets = resolve(model, run.lora, run.train)
     needed = bytes_needed(run, targets, model.default_size, new=found is None)
     require_space(paths.folder, needed, "checkpoints and LoRA files")

@@ -29,6 +29,28 @@ class NotWantedError(Exception):
     """The pictures were given up half way, because somebody wants the run to stop."""
 
 
+def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
+    """Return how previews are drawn; makes sure that they can be, without any pictures.
+
+    Raises:
+        ConfigError: a prompt, the size or another setting is not possible.
+    """
+    try:
+        options = SamplingOptions(
+            negative=settings.negative,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            size=settings.size,
+            batch_size=_AT_ONCE,
+        )
+        options.size_for(model.default_size, model.downscale)
+        for prompt in settings.prompts or ():
+            parse_prompt(prompt)
+    except ConfigError as error:
+        raise ConfigError(f"preview.{error}") from error
+    return options
+
+
 class Previews:
     """Draws the same prompts from the same seeds again and again."""
 
@@ -53,18 +75,8 @@ class Previews:
         self._pipeline = Pipeline(model)
         self._model = model
         self._folder = folder
-        try:
-            self._options = SamplingOptions(
-                negative=settings.negative,
-                steps=settings.steps,
-                guidance=settings.guidance,
-                size=settings.size,
-                batch_size=_AT_ONCE,
-            )
-            self._options.size_for(model.default_size, model.downscale)
-            prompts = _prompts(settings, captions)
-        except ConfigError as error:
-            raise ConfigError(f"preview.{error}") from error
+        self._options = check_previews(settings, model)
+        prompts = _prompts(settings, captions)
         self._jobs = [Job(k, one, settings.seed + k) for k, one in enumerate(prompts)]
 
     def __len__(self) -> int:

@@ -102,7 +102,7 @@ def _tiles(run: RunFolder) -> list[Tile]:
     if len(held_out):
         gain = 1.0 - float(held_out.values.min())
         note = f"below the base model's, step {best_step(held_out)}"
-        tiles.append(Tile("held-out loss", f"{-gain:+.1%}", note))
+        tiles.append(Tile("held-out loss", f"{gain:.1%}", note))
     if len(losses) > 1:
         curve = smoothed(losses).values
         tiles.append(Tile("training loss", f"{curve[-1]:.3g}", f"{curve[0]:.3g} at the start"))

@@ -1,7 +1,8 @@
 from pathlib import Path
+from typing import Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorasmith.config.base import Settings, described_fields
 from lorasmith.config.load import dump_toml, load_settings, parse_override, read_toml
@@ -24,6 +25,21 @@ class Feature(Settings):
     """Its word."""
 
 
+class Pair(Settings):
+    """Two numbers in order."""
+
+    low: int = 0
+    """The lower one."""
+    high: int = 9
+    """The higher one."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
 class Run(Settings):
     """A whole run."""
 
@@ -35,6 +51,8 @@ class Run(Settings):
     """What to learn."""
     notes: str | None = None
     """Anything."""
+    pair: Pair = Pair()
+    """Settings that depend on each other."""
 
 
 def write(path: Path, text: str) -> Path:
@@ -63,6 +81,14 @@ def test_mistakes_are_named_with_their_place(tmp_path: Path, text: str, message:
     with pytest.raises(ConfigError, match=message) as caught:
         load_settings(Run, path)
     assert "run.toml" in str(caught.value)
+
+
+def test_settings_that_do_not_go_together_are_named_without_all_others(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^settings: pair: low is above high$"):
+        load_settings(Run, None, ["pair.low=10"])
+    path = write(tmp_path / "pair.toml", "low = 10")
+    with pytest.raises(ConfigError, match=r"pair\.toml: low is above high$"):
+        load_settings(Pair, path)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

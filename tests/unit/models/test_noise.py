@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +45,19 @@ def test_other_lengths_and_defaults() -> None:
         DDPMScheduler().alphas_cumprod, rtol=2e-5, atol=1e-7,
     )  # fmt: skip
     assert process(num_train_timesteps=10).steps == 10
+
+
+def test_a_model_without_terminal_signal_is_trained_so() -> None:
+    own = process(rescale_betas_zero_snr=True)
+    reference = DDIMScheduler(**CONFIG, rescale_betas_zero_snr=True).alphas_cumprod
+    assert own.alphas[-1] == 0.0
+    torch.testing.assert_close(own.alphas, reference, rtol=1e-3, atol=1e-6)
+
+
+def test_noise_levels_listed_one_by_one_are_refused() -> None:
+    assert process(trained_betas=None).steps == 1000
+    with pytest.raises(ConfigError, match="trained_betas"):
+        process(trained_betas=[0.1, 0.2])
 
 
 def test_noising_and_targets_are_those_of_diffusers(

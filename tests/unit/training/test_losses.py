@@ -1,15 +1,19 @@
 """Losses against plain computations in float64, one number at a time."""
 
 import math
+import re
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lorasmith.config.training import LossSettings
 from lorasmith.core.device import generator
 from lorasmith.core.draws import Draws
+from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import alphas_cumprod, zero_terminal
-from lorasmith.training.losses import Noise, draw_noise, losses_of, total_of
+from lorasmith.training.losses import Noise, draw_noise, losses_of, process_of, total_of
 
 
 def plain_alphas(zero_snr: bool) -> list[float]:
@@ -55,6 +59,7 @@ def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
 @pytest.mark.parametrize("min_snr", [0.0, 5.0])
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.filterwarnings("ignore:train.loss.zero_terminal_snr")
 @torch.no_grad()
 def test_losses_equal_plain_computations(
     bench, kind: str, min_snr: float, mask: bool, zero_snr: bool
@@ -93,6 +98,27 @@ def test_zero_terminal_snr_is_that_of_diffusers() -> None:
     ours = zero_terminal(alphas_cumprod("scaled_linear", 0.00085, 0.012))
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-7)
     assert ours[-1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"prediction_type": "epsilon"}, "predicts the noise, .* teaches it nothing"),
+        ({"prediction_type": "v_prediction"}, "set rescale_betas_zero_snr to true in the model"),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, None),
+    ],
+)
+def test_zero_terminal_snr_warns_where_the_model_does_not_fit(
+    config: dict[str, object], message: str | None
+) -> None:
+    on, cpu = LossSettings(zero_terminal_snr=True), torch.device("cpu")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        process_of(config, LossSettings(), cpu)
+        assert not told
+        assert process_of(config, on, cpu).alphas[-1] == 0.0
+    assert [one.category for one in told] == [LorasmithWarning] * (message is not None)
+    assert all(re.search(str(message), str(one.message)) for one in told)
 
 
 def test_weights_add_up_to_the_whole_batch() -> None:
