@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from train_commands import error_of, train
+from train_commands import error_of, sets, train
 
 from lorasmith.cli import run
 
@@ -110,3 +110,28 @@ def test_a_damaged_picture_is_named(
     picture.write_bytes(picture.read_bytes()[:60])
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 1
     assert "ball2.png: cannot be decoded" in error_of(capsys)
+
+
+def test_nothing_is_written_among_the_pictures(
+    tiny_model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = sorted(pictures.rglob("*"))
+    assert train(tiny_model, pictures, f"{pictures}/runs/ink") == 1
+    assert "output.name (--out): " in (error := error_of(capsys))
+    assert f"lies among the pictures in {pictures}" in error
+    monkeypatch.chdir(pictures)
+    assert train(tiny_model, Path(), "ink") == 1
+    assert "loras/ink lies among the pictures in ." in error_of(capsys)
+    assert sorted(pictures.rglob("*")) == before
+
+
+def test_nothing_is_written_among_the_class_pictures(
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    more = sets(f"data.class_path={others}")
+    assert train(tiny_model, pictures, f"{others}/ink", *more) == 1
+    assert f"lies among the pictures in {others}" in error_of(capsys)
+    assert list(others.iterdir()) == []

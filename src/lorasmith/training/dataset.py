@@ -24,6 +24,7 @@ from lorasmith.training.batch import Batch
 from lorasmith.training.chosen import ChosenRows, choose_rows
 from lorasmith.training.latents import Latents, LiveLatents, Pictures, content_hash, fixed_latents
 from lorasmith.training.network_hash import network_hash
+from lorasmith.training.paths import keep_outside
 from lorasmith.training.words import LiveWords, Words, fixed_tokens, fixed_words
 
 if TYPE_CHECKING:
@@ -188,11 +189,7 @@ def _cache_root(data: TrainData) -> Path | None:
     if not data.cache:
         return None
     root = data.cache_dir or cache_folder()
-    for pictures in (data.path, data.class_path):
-        if pictures is not None and root.resolve().is_relative_to(pictures.resolve()):
-            raise ConfigError(
-                f"data.cache_dir: {root} lies among the pictures in {pictures}; put it elsewhere"
-            )
+    keep_outside(root, data, "data.cache_dir")
     return root
 
 

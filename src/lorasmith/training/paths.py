@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.config.run import SUFFIX
-from lorasmith.core.errors import OutputError
+from lorasmith.config.run import SUFFIX, TrainData
+from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
 
@@ -174,6 +174,24 @@ class RunPaths:
     def _leftovers(self) -> list[Path]:
         """Return what an unfinished run leaves but its settings, which are replaced in one go."""
         return [self.folder / name for name in (*_FILES, *_FOLDERS)]
+
+
+def keep_outside(place: Path, data: TrainData, field: str) -> None:
+    """Refuse to write among the user's pictures: what lies there later counts as part of them.
+
+    Args:
+        place: where something shall be written.
+        data: says where the pictures are.
+        field: the setting that names the place, for the message.
+
+    Raises:
+        ConfigError: it lies in the folder of the pictures or of the class pictures.
+    """
+    for pictures in (data.path, data.class_path):
+        if pictures is not None and place.resolve().is_relative_to(pictures.resolve()):
+            raise ConfigError(
+                f"{field}: {place} lies among the pictures in {pictures}; put it elsewhere"
+            )
 
 
 def _taken(path: Path) -> str:
