@@ -36,8 +36,9 @@ def make_lora(
     with torch.no_grad():
         for factor in trainable.parameters():
             factor += size * torch.randn(factor.shape, generator=draws)
+    predicts = model.scheduler_config.get("prediction_type", "epsilon")
     facts = Facts(
-        "ink", "ink", family_of(model), "epsilon", parts_of(trainable), 64, {"ink": 1}, "pictures"
+        "ink", "ink", family_of(model), predicts, parts_of(trainable), 64, {"ink": 1}, "pictures"
     )
     save_lora_file(path, exported(trainable), metadata_of(facts), torch.float32)
     trainable.detach()

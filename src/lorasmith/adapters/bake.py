@@ -1,6 +1,7 @@
 """Merging LoRA files into a model's own weights, for good."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -8,12 +9,14 @@ from lorasmith.adapters.formats import LoraFile
 from lorasmith.adapters.inject import fitted, places_in
 from lorasmith.adapters.layers import layer_weight
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import Networks
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
 
 
 @torch.no_grad()
 def bake(
-    model: Networks,
+    model: "Model",
     files: Sequence[tuple[LoraFile, float]],
     dtype: torch.dtype = torch.float32,
 ) -> set[str]:

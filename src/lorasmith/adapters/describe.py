@@ -81,6 +81,19 @@ def family_of_file(file: LoraFile) -> tuple[Family | None, str]:
     return (known.pop(), "shapes") if len(known) == 1 else (None, "")
 
 
+def prediction_of_file(file: LoraFile) -> str | None:
+    """Return what a file's base predicts, ``epsilon`` or ``v_prediction``, if the file says so.
+
+    ``ss_base_model_version`` tells it of SD 2.x only; others' are alike for both.
+    """
+    told = file.metadata.get("modelspec.prediction_type")
+    if told in ("epsilon", "v"):
+        return "v_prediction" if told == "v" else "epsilon"
+    version = file.metadata.get("ss_base_model_version")
+    kinds = dict(zip(FAMILIES["sd2"].versions, ("epsilon", "v_prediction"), strict=True))
+    return kinds.get(version) if version else None
+
+
 def block_name(name: str) -> str:
     """Return the block of a layer by its name in files."""
     for prefix, part in (

@@ -4,14 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lorasmith.adapters.describe import family_of_file, prediction_of_file
 from lorasmith.adapters.formats import LoraFile
 from lorasmith.adapters.layers import Adapted, Factors, LowRank, layer_weight, make_adapter
 from lorasmith.adapters.names import Places, other_names, places_of
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.family import FAMILIES, Networks, family_of
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Attached:
         self._slots.clear()
 
 
-def attach(model: Networks, file: LoraFile, weight: float = 1.0) -> Attached:
+def attach(model: "Model", file: LoraFile, weight: float = 1.0) -> Attached:
     """Attach every layer of a LoRA file to a model's U-Net and text encoders.
 
     The factors are held in each layer's dtype and are not trainable. Nothing is changed unless
@@ -66,7 +71,7 @@ def attach(model: Networks, file: LoraFile, weight: float = 1.0) -> Attached:
 
     Raises:
         WeightsError: none or not all of the file's layers belong to the model, with both numbers,
-            or a layer has another shape.
+            a layer has another shape, or the file says that it was made for another kind of model.
         ConfigError: the weight is not a finite number.
     """
     places = places_in(model, file)
@@ -80,11 +85,12 @@ def attach(model: Networks, file: LoraFile, weight: float = 1.0) -> Attached:
     return attached
 
 
-def places_in(model: Networks, file: LoraFile) -> Places:
+def places_in(model: "Model", file: LoraFile) -> Places:
     """Return where each layer of a LoRA file belongs in a model, by its name in the file.
 
     Raises:
-        WeightsError: none or not all of them have a place, with both numbers, or two have the same.
+        WeightsError: none or not all of them have a place, with both numbers, two have the same, or
+            the file says that it was made for another family or another kind of prediction.
     """
     places, other = places_of(model), other_names(model)
     known = {name: places.get(other.get(name, name)) for name in file.layers}
@@ -102,6 +108,7 @@ def places_in(model: Networks, file: LoraFile) -> Places:
             f"{file.path}: {len(twice)} layers are in it under two names, first {twice[0]}; "
             "it is no valid LoRA file"
         )
+    _refuse_other_base(model, file)
     return found
 
 
@@ -147,6 +154,27 @@ def _likely_cause(model: Networks, file: LoraFile, strange: list[str]) -> str:
     if base and base not in own.versions:
         return f"it was made for a model of family {base}: open it with one"
     return "it was made for another model: open it with that"
+
+
+def _refuse_other_base(model: "Model", file: LoraFile) -> None:
+    """Refuse a file whose layers all have a place, but which says that they belong elsewhere.
+
+    Self-attention is alike in SD 1.x and 2.x, and what a model predicts changes no shape at all:
+    such files would be drawn with in silence, and wrongly.
+    """
+    own, (family, known_by) = family_of(model), family_of_file(file)
+    predicted = model.scheduler_config.get("prediction_type", "epsilon")
+    meant = prediction_of_file(file) or predicted
+    if known_by == "metadata" and family is not None and family != own:
+        bases = FAMILIES[family].title, f"is {FAMILIES[own].title}"
+    elif meant != predicted:
+        bases = f"models that predict {meant}", f"predicts {predicted}"
+    else:
+        return
+    raise WeightsError(
+        f"{file.path}: its {len(file.layers)} layers exist in this model, but by its metadata it "
+        f"was made for {bases[0]}, and this model {bases[1]}; open it with the right kind"
+    )
 
 
 def fitted(file: LoraFile, name: str, places: Places) -> LowRank:

@@ -141,6 +141,40 @@ def test_sdxl_files_are_recognised(model: Model) -> None:
         attach(model, file, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"ss_base_model_version": "sd_v2"}, "made for SD 2.x, and this model is SD 1.x"),
+        ({"modelspec.prediction_type": "v"}, "predict v_prediction, and this model predicts eps"),
+    ],
+)
+def test_a_file_for_another_base_whose_layers_fit_is_refused(
+    model: Model, make_lora: MakeLora, told: dict[str, str], message: str
+) -> None:
+    before = modules_of(model.unet)
+    file = make_lora(["attn1_to_q"])
+    with pytest.raises(WeightsError, match=f"its {len(file.layers)} layers exist.*{message}"):
+        attach(model, replace(file, metadata=told), 1.0)
+    assert modules_of(model.unet) == before
+
+
+def test_a_file_for_the_same_base_or_of_unknown_origin_fits(
+    model: Model, make_lora: MakeLora
+) -> None:
+    known = {"ss_base_model_version": "sd_v1", "modelspec.prediction_type": "epsilon"}
+    for told in (known, {"ss_base_model_version": "mine"}, {"modelspec.prediction_type": "?"}):
+        assert len(attach(model, replace(make_lora(["attn1_to_q"]), metadata=told))) > 0
+
+
+def test_what_sd2_predicts_is_told_by_its_version(model: Model, make_lora: MakeLora) -> None:
+    model.unet.register_to_config(use_linear_projection=True)  # what tells SD 2.x
+    model.scheduler_config["prediction_type"] = "v_prediction"
+    file = make_lora(["attn1_to_q"])
+    with pytest.raises(WeightsError, match="models that predict epsilon"):
+        attach(model, replace(file, metadata={"ss_base_model_version": "sd_v2"}))
+    assert len(attach(model, replace(file, metadata={"ss_base_model_version": "sd_v2_v"}))) > 0
+
+
 def test_other_widths_are_named(model: Model, make_lora: MakeLora) -> None:
     before = modules_of(model.unet)
     file = make_lora(["attn1_to_q"])
