@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from lorasmith.config.run import TrainRun
 from lorasmith.loops.progress import Advance, progress_bar
@@ -87,6 +88,16 @@ class Smoothed:
         return self._sum / self._weight if self._weight else 0.0
 
 
+def told_outside(run: TrainRun) -> dict[str, Any]:
+    """Return the settings that a tracker on the network is told: none that are paths."""
+    return run.model_dump(
+        mode="json",
+        exclude={
+            "data": {"path", "class_path", "cache_dir"}, "model": {"path"}, "output": {"name"},
+        },
+    )  # fmt: skip
+
+
 @contextmanager
 def reporting(run: TrainRun, paths: RunPaths, first: int, main: bool) -> Iterator[Reporter]:
     """Open the run's log, its boards and its progress bar.
@@ -100,8 +111,7 @@ def reporting(run: TrainRun, paths: RunPaths, first: int, main: bool) -> Iterato
     track = run.track
     wandb = None
     if track.wandb:
-        told = run.model_dump(mode="json", exclude={"data": {"path", "class_path", "cache_dir"}})
-        wandb = WandbRun(track.wandb_project, paths.name, told)
+        wandb = WandbRun(track.wandb_project, paths.name, told_outside(run))
     with (
         Tracker(paths.folder, track.tensorboard, main, first, wandb) as tracker,
         progress_bar("training", run.train.steps, first, enabled=main) as advance,

@@ -15,7 +15,7 @@ from lorasmith.loops.checkpoint import save_checkpoint
 from lorasmith.loops.track import Tracker, read_log
 from lorasmith.training.paths import RunPaths
 from lorasmith.training.rates import with_rates
-from lorasmith.training.reporting import Reporter, Smoothed
+from lorasmith.training.reporting import Reporter, Smoothed, told_outside
 from lorasmith.training.resuming import check_settings, find_checkpoint
 from lorasmith.training.step import Figures
 
@@ -252,3 +252,14 @@ def test_smoothing_starts_without_bias() -> None:
     for _ in range(200):
         smooth.add(1.0)
     assert smooth.value == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_tracker_on_the_network_is_told_no_paths() -> None:
+    run = run_with(
+        "data.path=/home/me/pictures", "data.class_path=/home/me/class",
+        "data.cache_dir=/home/me/cache", "model.path=/home/me/model", "output.name=/home/me/out",
+    )  # fmt: skip
+    told = told_outside(run)
+    assert "/home/me" not in str(told)
+    assert told["data"]["tag"] == run.data.tag
+    assert told["train"]["steps"] == run.train.steps
