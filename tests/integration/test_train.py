@@ -142,10 +142,12 @@ def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
     from lorasmith.cli.demo import DEMO_DATA
     from lorasmith.evaluation.colour import colour_of
 
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     for name in ("owl", "key", "teapot", "turtle"):
         for suffix in (".png", ".txt"):
-            shutil.copy(DEMO_DATA / f"{name}{suffix}", tmp_path)
-    needed = ["--data", str(tmp_path), "--tag", "inkmono", "--out", f"{tmp_path}/ink"]
+            shutil.copy(DEMO_DATA / f"{name}{suffix}", pictures)
+    needed = ["--data", str(pictures), "--tag", "inkmono", "--out", f"{tmp_path}/ink"]
     sets = ["device=cpu", "batch_size=4", "learning_rate=0.01", "warmup=0", "schedule=constant"]
     more = [part for one in sets for part in ("--set", f"train.{one}")]
     assert run(["train", *needed, "--steps", "8", *more]) == 0
