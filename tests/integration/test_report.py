@@ -29,6 +29,17 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+def settings_for(pictures: Path, folder: Path) -> Path:
+    """Write the settings of a U-Net run, of which a report reads those about data."""
+    config = folder / "unet.toml"
+    config.write_text(
+        'vae = "unused"\nclip = "unused"\nstages = [{ resolution = 64, steps = 1 }]\n'
+        f'[data]\npath = "{pictures}"\nvalidation_share = 0.4\n'
+        f'[loop]\nout = "{folder}/run"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1e-3\n'
+    )
+    return config
+
+
 @pytest.fixture
 def model_with_tower(tiny_model: Path, tmp_path: Path) -> Path:
     from lorasmith.models.load import load_text_encoder, load_tokenizer
@@ -46,12 +57,7 @@ def test_it_writes_figures_and_sheets(
 ) -> None:
     for name, value in {"CAPTIONS": 6, "UNSEEN": 3, "SHEET": 4, "STEPS": 2}.items():
         monkeypatch.setattr(report, name, value)
-    config = tmp_path / "unet.toml"
-    config.write_text(
-        'vae = "unused"\nclip = "unused"\nstages = [{ resolution = 64, steps = 1 }]\n'
-        f'[data]\npath = "{pictures}"\nvalidation_share = 0.4\n'
-        f'[loop]\nout = "{tmp_path}/run"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1e-3\n'
-    )
+    config = settings_for(pictures, tmp_path)
     notes = tmp_path / "eye.md"
     notes.write_text("## By eye\n\nAll noise.\n")
     short = tmp_path / "short"
@@ -79,12 +85,7 @@ def test_it_writes_figures_and_sheets(
 def test_a_missing_network_is_named_before_anything_is_measured(
     option: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "unet.toml"
-    config.write_text(
-        'vae = "unused"\nclip = "unused"\nstages = [{ resolution = 64, steps = 1 }]\n'
-        f'[data]\npath = "{pictures}"\n'
-        f'[loop]\nout = "{tmp_path}/run"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1e-3\n'
-    )
+    config = settings_for(pictures, tmp_path)
     out = tmp_path / "RESULTS.md"
     arguments = ["pretrain", "report", str(config), "--out", str(out)]
     assert run([*arguments, f"--{option}=other={tmp_path / 'absent'}"]) == 1
@@ -97,12 +98,7 @@ def test_a_missing_network_is_named_before_anything_is_measured(
 def test_too_few_rows_are_named(
     pictures: Path, model_with_tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "unet.toml"
-    config.write_text(
-        'vae = "x"\nclip = "x"\nstages = [{ resolution = 64, steps = 1 }]\n'
-        f'[data]\npath = "{pictures}"\nvalidation_share = 0.4\n'
-        '[loop]\nout = "x"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1e-3\n'
-    )
+    config = settings_for(pictures, tmp_path)
     arguments = ["pretrain", "report", str(config), "-m", str(model_with_tower)]
     assert run([*arguments, "--out", str(tmp_path / "R.md"), "--device", "cpu"]) == 1
     assert "needs 256 training rows" in capsys.readouterr().err

@@ -10,21 +10,9 @@ from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.anatomy import KINDS, anatomy, kind_shares, lora_costs, lora_parameters
 from lorasmith.models.load import load_model
 from lorasmith.models.unet_tree import Node, count, unet_tree
+from true_size import UNETS
 
-SD15 = {"sample_size": 64, "cross_attention_dim": 768}
-SDXL = {
-    "sample_size": 128,
-    "cross_attention_dim": 2048,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+SD15, SDXL = UNETS["sd15"], UNETS["sdxl"]
 # Parameters of the published models; layers that sd-scripts adapts without and with conv.
 KNOWN = [(SD15, 859_520_964, 192, 278), (SDXL, 2_567_463_684, 722, 788)]
 
