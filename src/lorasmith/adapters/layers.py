@@ -6,12 +6,14 @@ factors both start at something else than zero has that start subtracted: y += w
 A0) x. ``Adapted`` stands in for a frozen layer and adds any number of adapters to its output.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lorasmith.adapters.gate import Gate
 from lorasmith.core.errors import WeightsError
 
 
@@ -59,6 +61,8 @@ class LowRank(nn.Module):
         self.dropout = float(dropout)
         self.weight = 1.0
         """Multiplier w. At 0 the layer's output is the base's, bit for bit."""
+        self.gate = Gate()
+        """Which rows of a batch it is at work for; all layers of a LoRA share one."""
 
     @property
     def rank(self) -> int:
@@ -149,11 +153,11 @@ class Adapted(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the base's output, untouched where every adapter's weight is 0."""
+        """Return the base's output, untouched where all adapters have weight 0 or a shut gate."""
         y: torch.Tensor = self.base(x)
-        for adapter in self.adapters:
+        for adapter in cast("Iterable[LowRank]", self.adapters):
             if adapter.weight != 0:
-                y = y + adapter(x)
+                y = adapter.gate.add(adapter, x, y)
         return y
 
 

@@ -1,0 +1,75 @@
+"""Gates: for which pictures of a batch, and at which of its tokens, a LoRA is at work.
+
+All adapters of one LoRA share a gate. Where it is shut the layer's output is the base's, bit for
+bit: the rows that a LoRA leaves alone are copied, never multiplied by zero.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from lorasmith.adapters.layers import LowRank
+
+
+class Gate:
+    """The switch of one LoRA; open for everything until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self._rows: torch.Tensor | None = None
+        self._tokens: torch.Tensor | None = None
+        self._shut = False
+
+    @property
+    def shut(self) -> bool:
+        """Whether no row is let through, so that nothing needs to be computed."""
+        return self._shut
+
+    def open(self) -> None:
+        """Let every row and every token through."""
+        self._rows, self._tokens, self._shut = None, None, False
+
+    def shut_all(self) -> None:
+        """Let nothing through."""
+        self._rows, self._tokens, self._shut = None, None, True
+
+    def let_through(
+        self,
+        rows: Sequence[bool],
+        device: torch.device,
+        tokens: torch.Tensor | None = None,
+    ) -> None:
+        """Let some rows of the coming batches through.
+
+        Args:
+            rows: for each row of the batch whether the LoRA is at work there. Decided on the host.
+            device: where the batch is.
+            tokens: for layers that read text, bool ``[B, L]`` on that device: the positions that
+                the LoRA may write to. None stands for all of them.
+        """
+        chosen = [number for number, wanted in enumerate(rows) if wanted]
+        self.open()
+        if not chosen:
+            self._shut = True
+            return
+        if len(chosen) < len(rows):
+            self._rows = torch.tensor(chosen, device=device)
+        if tokens is not None:
+            own = tokens if self._rows is None else tokens.index_select(0, self._rows)
+            self._tokens = own.unsqueeze(-1)
+
+    def add(self, adapter: "LowRank", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return a layer's output with what an adapter adds to the rows that are let through.
+
+        Args:
+            adapter: computes what is added from rows of ``x``.
+            x: the layer's input, ``[B, ...]``; ``[B, L, C]`` where tokens are chosen.
+            y: its output so far, ``[B, ...]``.
+        """
+        if self._shut:
+            return y
+        added: torch.Tensor = adapter(x if self._rows is None else x.index_select(0, self._rows))
+        if self._tokens is not None:
+            added = torch.where(self._tokens, added, 0.0)
+        return y + added if self._rows is None else y.index_add(0, self._rows, added)

@@ -1,0 +1,77 @@
+"""A gate lets some rows and tokens through and leaves the others exactly alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from lorasmith.adapters.gate import Gate
+from lorasmith.adapters.layers import Adapted, Factors, make_adapter
+
+
+def adapted(base: nn.Module, kernel: tuple[int, ...] = ()) -> tuple[Adapted, Gate]:
+    down = torch.randn(2, base.weight.shape[1], *kernel)
+    up = torch.randn(base.weight.shape[0], 2, *[1] * len(kernel))
+    layer = Adapted(base)
+    adapter = make_adapter(base, Factors(down, up), alpha=2.0).to(base.weight.dtype)
+    layer.adapters.append(adapter)
+    return layer, adapter.gate
+
+
+CPU = torch.device("cpu")
+CASES = [
+    pytest.param(lambda: nn.Linear(6, 5), (), (4, 7, 6), id="linear"),
+    pytest.param(lambda: nn.Conv2d(6, 5, 3, padding=1), (3, 3), (4, 6, 8, 8), id="convolution"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("make", "kernel", "shape"), CASES)
+@torch.no_grad()
+def test_rows_that_are_not_let_through_are_the_base_s(make, kernel, shape, dtype) -> None:
+    layer, gate = adapted(make().to(dtype), kernel)
+    x = torch.randn(shape, dtype=dtype)
+    base, full = layer.base(x), layer(x)
+    gate.let_through([True, False, True, False], CPU)
+    y = layer(x)
+    assert torch.equal(y[1::2], base[1::2])
+    torch.testing.assert_close(y[0::2], full[0::2])
+    assert not torch.equal(y[0::2], base[0::2])
+    gate.let_through([False] * 4, CPU)
+    assert gate.shut
+    assert torch.equal(layer(x), base)
+    gate.open()
+    assert torch.equal(layer(x), full)
+
+
+@torch.no_grad()
+def test_a_shut_row_stays_the_base_s_even_beside_values_that_are_not_finite() -> None:
+    layer, gate = adapted(nn.Linear(6, 5))
+    layer.adapters[0].up.fill_(float("inf"))
+    x = torch.randn(2, 6)
+    gate.let_through([True, False], CPU)
+    assert torch.equal(layer(x)[1], layer.base(x)[1])
+
+
+@torch.no_grad()
+def test_tokens_that_are_not_let_through_are_the_base_s() -> None:
+    layer, gate = adapted(nn.Linear(6, 5))
+    x = torch.randn(3, 4, 6)
+    base, full = layer.base(x), layer(x)
+    tokens = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    gate.let_through([True, True, False], CPU, tokens)
+    y = layer(x)
+    wanted = tokens & torch.tensor([[True], [True], [False]])
+    assert torch.equal(y[~wanted], base[~wanted])
+    torch.testing.assert_close(y[wanted], full[wanted])
+
+
+def test_gradients_come_from_the_rows_that_are_let_through() -> None:
+    layer, gate = adapted(nn.Linear(6, 5).double())
+    factors = list(layer.adapters[0].parameters())
+    x = torch.randn(4, 6, dtype=torch.float64)
+    gate.let_through([False, True, True, False], CPU)
+    got = torch.autograd.grad(layer(x).square().sum(), factors)
+    gate.open()
+    wanted = torch.autograd.grad(layer(x[1:3]).square().sum(), factors)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other)
