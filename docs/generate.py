@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from lorasmith.config.base import Settings, described_fields
+from lorasmith.config.features import FeaturesRun
 from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
 from lorasmith.config.run import TrainRun
 
@@ -23,6 +24,7 @@ HERE = Path(__file__).parent
 NOTE = "Written by `docs/generate.py` from the code; edit the docstrings there, not this page."
 RUNS: Mapping[str, type[Settings]] = {
     "lorasmith train": TrainRun,
+    "lorasmith train with features": FeaturesRun,
     "lorasmith pretrain clip": ClipRun,
     "lorasmith pretrain vae": VaeRun,
     "lorasmith pretrain unet": UnetRun,
@@ -62,6 +64,10 @@ def settings_page() -> str:
     lines += ["## Entries of lists", ""]
     for kind in _entries():
         lines += [f"### {kind.__name__}", "", _doc(kind), "", *_table(kind)]
+        for name, section in _subsections(kind):
+            meaning = kind.model_fields[name].description or ""
+            lines += [f"`{name}`: {_cell(meaning)}", ""]
+            lines += [f"### {section.__name__}", "", _doc(section), "", *_table(section)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -83,9 +89,10 @@ def _table(kind: type[Settings]) -> list[str]:
     own = [row for row in described_fields(kind) if "." not in row[0]]
     if not own:
         return []
+    fields = {field.alias or name: field for name, field in kind.model_fields.items()}
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, default, meaning in own:
-        field = kind.model_fields[name]
+        field = fields[name]
         shown = "required" if field.is_required() else _value(default)
         lines.append(f"| `{name}` | {_kind(field)} | {shown} | {_cell(meaning)} |")
     return [*lines, ""]

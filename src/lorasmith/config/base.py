@@ -28,8 +28,8 @@ def described_fields(settings: type[Settings], prefix: str = "") -> list[tuple[s
     Documentation and tests are generated from this, so that neither can drift from the code.
     """
     rows: list[tuple[str, Any, str]] = []
-    for name, field in settings.model_fields.items():
-        annotation = field.annotation
+    for own, field in settings.model_fields.items():
+        name, annotation = field.alias or own, field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Settings):
             rows += described_fields(annotation, f"{prefix}{name}.")
         else:

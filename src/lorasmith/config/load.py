@@ -77,7 +77,7 @@ def parse_override(text: str) -> Tree:
 
 def dump_toml(settings: Settings) -> str:
     """Return the resolved settings as TOML. Fields that are None are left out: TOML has no null."""
-    return tomli_w.dumps(_without_none(settings.model_dump(mode="json")))
+    return tomli_w.dumps(_without_none(settings.model_dump(mode="json", by_alias=True)))
 
 
 def _parse_value(text: str) -> Any:
@@ -137,7 +137,7 @@ def _fields_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
         if part.isdigit():  # an index into a list of sections
             continue
         current = _section_class(current.model_fields[part].annotation)
-    return list(current.model_fields)
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _section_class(annotation: Any) -> Any:

@@ -11,6 +11,7 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 Targets = str | tuple[str, ...]
 
 Init = Literal["gaussian", "kaiming", "compensated", "pissa"]
+GateKind = Literal["prompt", "token", "token+end", "none"]
 
 
 class PartSettings(Settings):
@@ -52,6 +53,10 @@ class LoraSettings(Settings):
     """How the factors start. `gaussian` and `kaiming`: a random down-matrix, a zero up-matrix.
     `compensated`: both random, their product subtracted. `pissa`: the strongest directions of the
     frozen weight, likewise subtracted. All start as the base model."""
+    gate: GateKind = "prompt"
+    """What switches the LoRA on in lorasmith's own pictures; the file carries it. `prompt`: its
+    tag in the prompt. `token`: likewise, and cross-attention keys and values change at the tag's
+    tokens only, in training too; `token+end` also from the end of the text on. `none`: always."""
 
     @property
     def scaled_alpha(self) -> float:

@@ -11,7 +11,8 @@ from lorasmith.config.training import LossSettings, TrainSettings
 
 __all__ = [
     "LoraSettings", "LossSettings", "ModelSettings", "OutputSettings", "PartSettings",
-    "PreviewSettings", "TrackSettings", "TrainData", "TrainRun", "TrainSettings",
+    "PreserveSettings", "PreviewSettings", "TrackSettings", "TrainData", "TrainRun",
+    "TrainSettings",
 ]  # fmt: skip
 
 Positive = Annotated[int, Field(gt=0)]
@@ -33,6 +34,23 @@ class ModelSettings(Settings):
     path: UserPath | None = None
     """A Stable Diffusion 1.x, 2.x or SDXL model in diffusers' folder layout; left out, the
     miniature model that ships with lorasmith."""
+
+
+class PreserveSettings(Settings):
+    """What keeps pictures without the tag as they are, where the file is used without a gate.
+
+    A further loss on the pictures at hand: the mean square of what the adapters change in the
+    prediction where they should change nothing.
+    """
+
+    strength: float = Field(default=0.0, ge=0.0)
+    """Weight of the change under captions whose tag is replaced by the class word; 0 for none,
+    1 weighs it like the loss itself."""
+    every: Positive = 4
+    """Steps between two that have these terms; each costs about one and a half plain steps."""
+    cross: float = Field(default=0.0, ge=0.0)
+    """In later stages of several features: weight of the change under the pictures and captions
+    of earlier features, those switched on; 0 for none."""
 
 
 class PreviewSettings(Settings):
@@ -91,6 +109,8 @@ class TrainRun(Settings):
     """The adapter."""
     train: TrainSettings = TrainSettings()
     """The training."""
+    preserve: PreserveSettings = PreserveSettings()
+    """What keeps pictures without the tag as they are."""
     preview: PreviewSettings = PreviewSettings()
     """Looks at it on the way."""
     track: TrackSettings = TrackSettings()
@@ -104,5 +124,14 @@ class TrainRun(Settings):
             raise ValueError(
                 "train.patience watches the held-out loss: preview.every and data.held_out must "
                 "not be 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_preserve(self) -> Self:
+        if self.preserve.strength and self.lora.gate in ("token", "token+end"):
+            raise ValueError(
+                f"preserve.strength has nothing to do under lora.gate = {self.lora.gate}: without "
+                "the tag nothing changes there; set it to 0"
             )
         return self

@@ -27,14 +27,12 @@ def _colour(text: str) -> str:
     return text.lower()
 
 
-class TrainData(Settings):
-    """The pictures that are learned from."""
+Tag = Annotated[str, AfterValidator(_tag)]
 
-    path: UserPath
-    """A folder of pictures with captions (`name.txt` beside `name.png`, kohya's `10_name` folders
-    or metadata.jsonl), or a packed tar."""
-    tag: Annotated[str, AfterValidator(_tag)]
-    """The words that shall call the LoRA. They stand in every caption of the pictures."""
+
+class PictureSettings(Settings):
+    """How pictures are used, whichever they are."""
+
     filters: tuple[RowFilter, ...] = ()
     """Only pictures whose metadata columns pass all of these are used."""
     bad_pictures: Literal["stop", "skip"] = "stop"
@@ -99,3 +97,29 @@ class TrainData(Settings):
         """The background as three bytes."""
         red, green, blue = bytes.fromhex(self.background[1:])
         return red, green, blue
+
+
+class _Place(Settings):
+    """Where the pictures are."""
+
+    path: UserPath
+    """A folder of pictures with captions (`name.txt` beside `name.png`, kohya's `10_name` folders
+    or metadata.jsonl), or a packed tar."""
+
+
+class _Tagged(_Place):
+    """Where the pictures are, and what stands for them."""
+
+    tag: Tag
+    """The words that shall call the LoRA. They stand in every caption of the pictures."""
+    class_word: str = ""
+    """What the pictures show without the tag, such as person. Preservation puts it in the tag's
+    place, and evaluations draw it."""
+
+
+class TrainData(PictureSettings, _Tagged):
+    """The pictures that are learned from."""
+
+
+class FeatureData(PictureSettings, _Place):
+    """The pictures of one feature. What is left out is as in `[data]`."""

@@ -1,0 +1,207 @@
+"""Settings of a run of several features, each with a tag of its own."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from lorasmith.config.base import Settings
+from lorasmith.config.load import load_settings, read_toml
+from lorasmith.config.lora import GateKind, LoraSettings, PartSettings, Targets
+from lorasmith.config.run import (
+    ModelSettings,
+    OutputSettings,
+    PreserveSettings,
+    PreviewSettings,
+    TrackSettings,
+    TrainRun,
+)
+from lorasmith.config.train_data import FeatureData, PictureSettings, Tag, TrainData
+from lorasmith.config.training import TrainSettings
+from lorasmith.core.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+_LONGEST_NAME = 60
+
+
+def _as_data(value: Any) -> Any:
+    """Take a path for a table that has nothing else."""
+    return {"path": value} if isinstance(value, str | Path) else value
+
+
+class FeatureSettings(Settings):
+    """One feature: a tag and the pictures that it stands for. What is left out here is as in
+    `[lora]` and `[train]`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    tag: Tag
+    """The words that switch it on. They stand in every caption of its pictures and in no other."""
+    class_word: str = Field(default="", alias="class")
+    """What its pictures show without the tag, such as person."""
+    data: Annotated[FeatureData, BeforeValidator(_as_data)]
+    """Its pictures: a path, or a table with the keys of [FeatureData](#featuredata)."""
+    targets: Targets | None = None
+    """Layers that get an adapter, as in `lora.targets`."""
+    rank: Positive | None = None
+    """Inner width of its adapters."""
+    alpha: PositiveFloat | None = None
+    """Their scale is alpha / rank; left out where a rank is given here, alpha is that rank."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate."""
+    parts: tuple[PartSettings, ...] | None = None
+    """Layers with rank, alpha or learning rate of their own, as in `lora.parts`."""
+    gate: GateKind | None = None
+    """What switches it on, as in `lora.gate`."""
+
+    @property
+    def name(self) -> str:
+        """The tag as a part of file names."""
+        safe = re.sub(r"[^\w.-]+", "-", self.tag)[:_LONGEST_NAME].strip("-.")
+        return safe or "feature"
+
+
+class FeaturesTrain(TrainSettings):
+    """How the features are trained; numbers of steps and pictures are those of each feature."""
+
+    mode: Literal["staged", "joint"] = "staged"
+    """staged: one feature after another, the earlier ones frozen and at work where captions name
+    them. joint: all at once; a step has a batch of each feature, every picture runs only its own
+    feature's adapters, and one pass of the model serves all."""
+
+
+class FeaturesRun(Settings):
+    """Everything about one `lorasmith train` run with `[[feature]]` tables: a LoRA for each."""
+
+    data: PictureSettings = PictureSettings()
+    """How the pictures are used, unless a feature says otherwise."""
+    feature: Annotated[tuple[FeatureSettings, ...], Field(min_length=1)]
+    """The features, in the order in which `staged` learns them."""
+    output: OutputSettings
+    """The result: the LoRA of each feature is `NAME-TAG.safetensors`."""
+    model: ModelSettings = ModelSettings()
+    """The base model."""
+    lora: LoraSettings = LoraSettings()
+    """The adapters."""
+    train: FeaturesTrain = FeaturesTrain()
+    """The training."""
+    preserve: PreserveSettings = PreserveSettings()
+    """What keeps pictures without the tag as they are."""
+    preview: PreviewSettings = PreviewSettings()
+    """Looks at it on the way."""
+    track: TrackSettings = TrackSettings()
+    """Where its figures go."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _features_have_what_all_have(cls, tree: Any) -> Any:
+        """Lay `[data]` under each feature's own."""
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("data"), Mapping):
+            return tree
+        features = [_with_data(one, tree["data"]) for one in tree.get("feature", ())]
+        return {**tree, "feature": features}
+
+    @model_validator(mode="after")
+    def _features_go_together(self) -> Self:
+        for problem in _clashes(self.feature):
+            raise ValueError(problem)
+        if self.preserve.cross and self.train.mode == "joint":
+            raise ValueError(
+                "preserve.cross goes with train.mode = staged: joint features never change at once"
+            )
+        self.runs()  # settings that do not go together are refused before anything is done
+        return self
+
+    def runs(self) -> list[TrainRun]:
+        """Return each feature's settings as those of a run of its own."""
+        return [self._run_of(feature) for feature in self.feature]
+
+    def _run_of(self, feature: FeatureSettings) -> TrainRun:
+        pictures = feature.data.model_dump(exclude_unset=True)
+        data = TrainData(**pictures, tag=feature.tag, class_word=feature.class_word)
+        lora = _changed(
+            self.lora,
+            targets=feature.targets,
+            rank=feature.rank,
+            alpha=feature.alpha or (None if feature.rank is None else float(feature.rank)),
+            parts=feature.parts,
+            gate=feature.gate,
+        )
+        train = self.train.model_dump(exclude={"mode"}, exclude_unset=True)
+        if feature.learning_rate is not None:
+            train["learning_rate"] = feature.learning_rate
+        return TrainRun(
+            data=data,
+            output=OutputSettings(name=f"{self.output.name}-{feature.name}"),
+            model=self.model,
+            lora=lora,
+            train=TrainSettings(**train),
+            preserve=self.preserve,
+            preview=self.preview,
+            track=self.track,
+        )
+
+
+def load_run(
+    path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> TrainRun | FeaturesRun:
+    """Read the settings of a run; one with ``[[feature]]`` tables is of several features.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with close matches) or invalid value.
+    """
+    tree = {**(base or {}), **(read_toml(path) if path is not None else {})}
+    if "feature" in tree:
+        return load_settings(FeaturesRun, path, overrides, base)
+    return load_settings(TrainRun, path, overrides, base)
+
+
+def single(run: TrainRun | FeaturesRun) -> TrainRun:
+    """Return settings that must be those of one feature.
+
+    Raises:
+        ConfigError: they have ``[[feature]]`` tables.
+    """
+    if isinstance(run, FeaturesRun):
+        raise ConfigError("the settings have [[feature]] tables: use lorasmith.train_features")
+    return run
+
+
+def _with_data(feature: Any, common: Mapping[str, Any]) -> Any:
+    own = _as_data(feature.get("data")) if isinstance(feature, Mapping) else None
+    return {**feature, "data": {**common, **own}} if isinstance(own, Mapping) else feature
+
+
+def _changed(lora: LoraSettings, **changes: Any) -> LoraSettings:
+    """Return settings in which what is not None has changed."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return LoraSettings(**{**lora.model_dump(exclude_unset=True), **given})
+
+
+def _clashes(features: Sequence[FeatureSettings]) -> Iterator[str]:
+    """Tell tags that cannot stand beside each other."""
+    for number, one in enumerate(features):
+        for other in features[:number]:
+            words, others = one.tag.casefold(), other.tag.casefold()
+            if words == others:
+                yield f"feature: the tag {one.tag!r} is there twice; each feature has its own"
+            elif _inside(words, others) or _inside(others, words):
+                short, long = sorted((one.tag, other.tag), key=len)
+                yield (
+                    f"feature: the tag {short!r} stands inside the tag {long!r}, which would "
+                    "switch both on; choose others"
+                )
+            elif one.name.casefold() == other.name.casefold():
+                yield (
+                    f"feature: the tags {other.tag!r} and {one.tag!r} are the same in file names; "
+                    "choose others"
+                )
+
+
+def _inside(one: str, other: str) -> bool:
+    """Tell whether the words of one tag stand in another as whole words, one after the other."""
+    return f" {one} " in f" {other} "

@@ -1,0 +1,120 @@
+"""Runs of several features: what each is trained with, and which cannot stand side by side."""
+
+from pathlib import Path
+
+import pytest
+
+from lorasmith.config.features import FeaturesRun, load_run, single
+from lorasmith.config.load import dump_toml
+from lorasmith.config.run import TrainRun
+from lorasmith.core.errors import ConfigError
+
+TWO = """
+[[feature]]
+tag = "curlyqx"
+class = "person"
+data = "pictures/curly"
+rank = 4
+targets = "cross-attention"
+gate = "token"
+
+[[feature]]
+tag = "a cook"
+data = { path = "pictures/cook", flip = false, repeats = 3 }
+learning_rate = 5e-4
+
+[output]
+name = "both"
+
+[data]
+flip = true
+resolution = 64
+
+[lora]
+rank = 8
+alpha = 2.0
+
+[train]
+mode = "joint"
+steps = 7
+"""
+
+
+def settings(tmp_path: Path, text: str = TWO) -> FeaturesRun:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    run = load_run(file)
+    assert isinstance(run, FeaturesRun)
+    return run
+
+
+def error(tmp_path: Path, old: str, new: str) -> str:
+    assert old in TWO
+    with pytest.raises(ConfigError) as caught:
+        settings(tmp_path, TWO.replace(old, new, 1))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_each_feature_has_its_own_settings_over_the_common_ones(tmp_path: Path) -> None:
+    curly, cook = settings(tmp_path).runs()
+    assert (curly.data.tag, curly.data.class_word) == ("curlyqx", "person")
+    assert (curly.data.path, cook.data.path) == (Path("pictures/curly"), Path("pictures/cook"))
+    assert (curly.data.flip, cook.data.flip) == (True, False)
+    assert (curly.data.resolution, cook.data.resolution, cook.data.repeats) == (64, 64, 3)
+    assert (curly.lora.rank, curly.lora.scaled_alpha, curly.lora.gate) == (4, 4.0, "token")
+    assert (cook.lora.rank, cook.lora.scaled_alpha, cook.lora.gate) == (8, 2.0, "prompt")
+    assert (curly.lora.targets, cook.lora.targets) == ("cross-attention", "attention")
+    assert (curly.train.learning_rate, cook.train.learning_rate) == (None, 5e-4)
+    assert curly.train.steps == cook.train.steps == 7
+    assert [run.output.name for run in (curly, cook)] == ["both-curlyqx", "both-a-cook"]
+
+
+def test_saved_settings_are_the_same_again(tmp_path: Path) -> None:
+    run = settings(tmp_path)
+    assert settings(tmp_path, dump_toml(run)).runs() == run.runs()
+
+
+def test_a_file_without_features_is_a_single_run(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[data]\npath = "p"\ntag = "t"\n[output]\nname = "n"\n')
+    assert isinstance(single(load_run(file)), TrainRun)
+    file.write_text(TWO)
+    with pytest.raises(ConfigError, match="train_features"):
+        single(load_run(file))
+
+
+@pytest.mark.parametrize(
+    ("tag", "told"),
+    [
+        ("CurlyQX", "the tag 'CurlyQX' is there twice"),
+        ("a curlyqx look", "'curlyqx' stands inside the tag 'a curlyqx look'"),
+        ("curlyqx!", "are the same in file names"),
+        ("x, y", "a tag has no comma"),
+    ],
+)
+def test_tags_that_cannot_stand_side_by_side_are_refused(
+    tmp_path: Path, tag: str, told: str
+) -> None:
+    assert told in error(tmp_path, "a cook", tag)
+
+
+def test_tags_that_share_letters_only_may(tmp_path: Path) -> None:
+    assert len(settings(tmp_path, TWO.replace("a cook", "curlyqxy")).feature) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("rank = 4", "rnk = 4", "unknown key 'rnk' in section [feature.0]; did you mean rank?"),
+        ('class = "person"', 'clas = "x"', "did you mean class?"),
+        ("repeats = 3", "repaets = 3", "did you mean repeats?"),
+        ('mode = "joint"', 'mode = "mixed"', "train.mode"),
+        ("flip = true", 'flip = "sometimes"', "data.flip"),
+        ("[train]", "[preserve]\ncross = 1.0\n[train]", "preserve.cross goes with"),
+        ("[train]", "[preserve]\nstrength = 1.0\n[train]", "nothing to do under lora.gate = token"),
+        ('data = "pictures/curly"\n', "", "feature.0.data is required"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert told in error(tmp_path, old, new)
