@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 
 from lorasmith.core.errors import OutputError, WeightsError
 from lorasmith.core.files import replacing
+from lorasmith.core.header import read_header
 
 Tensors = dict[str, torch.Tensor]
-
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def load_tensors(path: Path, device: str = "cpu") -> Tensors:
@@ -55,20 +54,8 @@ def save_tensors(
 
 
 def _opened(path: Path, device: str) -> safe_open:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
-    _refuse_pickle(path)
+    read_header(path)  # safetensors would take a name that is there twice, and read any length
     try:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError, struct.error) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _refuse_pickle(path: Path) -> None:
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    if start.startswith(_PICKLE_STARTS):
-        raise WeightsError(
-            f"{path}: this is a pickled file, which can run code when opened; "
-            "convert it to safetensors on a machine that you can throw away"
-        )

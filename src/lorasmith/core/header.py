@@ -1,0 +1,166 @@
+"""The header of a safetensors file, read without its tensors and checked before anything is opened.
+
+The format: eight bytes with the header's length (little-endian), the header as a JSON object that
+gives each tensor's number format, shape and place, then the tensors' bytes without gaps. Under
+``__metadata__`` are texts.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasmith.core.errors import WeightsError
+
+LONGEST = 16 * 2**20
+"""Bytes of a header that are read at most; those of models and LoRAs have 1 to 3 MiB."""
+MOST_TENSORS = 50_000
+"""Tensors at most; SDXL with averaged weights has about 7,000."""
+PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
+
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+_MOST_DIMENSIONS = 8
+_LARGEST = 2**48
+"""Sizes and places are smaller than this; it keeps their products small."""
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I8", "U8", "BOOL"), 8),
+}
+"""Number formats that are read, with the bits of one number."""
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What a header says about one tensor."""
+
+    dtype: str
+    """The number format in safetensors' words: F32, F16, BF16, ..."""
+    shape: tuple[int, ...]
+    """Its shape."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself."""
+
+    tensors: dict[str, TensorFacts]
+    """Its tensors by name."""
+    metadata: dict[str, str]
+    """Its metadata block; empty when it has none."""
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a safetensors file's header; nothing else of the file is read.
+
+    Raises:
+        WeightsError: the file is missing, is a pickle, is cut off or damaged, names a tensor
+            twice, or has more tensors than any model.
+    """
+    refuse_pickle(path)
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+            raise _unreadable(path, f"its header would be longer than its {size:,} bytes")
+        if length > LONGEST:
+            raise _unreadable(
+                path, f"its header has {length:,} bytes; at most {LONGEST:,} are read"
+            )
+        raw = stream.read(length)
+    try:
+        pairs = json.loads(raw.decode("utf-8"), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, f"its header is not what it should be: {error}") from error
+    if not isinstance(pairs, dict):
+        raise _unreadable(path, "its header is not a JSON object")
+    if len(pairs) > MOST_TENSORS:
+        raise _unreadable(path, f"it has {len(pairs):,} tensors; at most {MOST_TENSORS:,} are read")
+    metadata = _metadata(path, pairs.pop(_METADATA, None))
+    tensors = _tensors(path, pairs, size - _LENGTH_BYTES - length)
+    return Header(tensors, metadata)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse files that run code when they are opened, by their name and by how they begin.
+
+    Raises:
+        WeightsError: there is no such file, or it is a pickle.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
+        raise WeightsError(
+            f"{path}: this is a pickled file, which can run code when opened; convert it to "
+            "safetensors on a machine that you can throw away (docs/models.md says how)"
+        )
+
+
+def _unreadable(path: Path, reason: str) -> WeightsError:
+    return WeightsError(f"{path}: not a readable safetensors file ({reason})")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's entries as a dictionary, unless one is there twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice!r} is there twice")
+    return found
+
+
+def _metadata(path: Path, entry: Any) -> dict[str, str]:
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise _unreadable(path, "its metadata are not texts by name")
+    return entry
+
+
+def _tensors(path: Path, pairs: dict[str, Any], room: int) -> dict[str, TensorFacts]:
+    """Check every entry, and that together they fill the ``room`` bytes after the header."""
+    found: dict[str, TensorFacts] = {}
+    places: list[tuple[int, int]] = []
+    for name, entry in pairs.items():
+        try:
+            dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            numbers = [*shape, start, end]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable(path, f"its entry {name!r} is malformed") from error
+        if len(shape) > _MOST_DIMENSIONS or not all(_is_size(number) for number in numbers):
+            raise _unreadable(path, f"its entry {name!r} has sizes that no tensor has")
+        if dtype not in _BITS:
+            raise _unreadable(path, f"{name!r} has the unknown number format {dtype!r}")
+        if (end - start) * 8 != math.prod(shape) * _BITS[dtype]:
+            raise _unreadable(path, f"the place of {name!r} does not fit its shape {shape}")
+        found[name] = TensorFacts(dtype, tuple(shape))
+        places.append((start, end))
+    _check_places(path, places, room)
+    return found
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < _LARGEST
+
+
+def _check_places(path: Path, places: Iterable[tuple[int, int]], room: int) -> None:
+    reached = 0
+    for start, end in sorted(places):
+        if start != reached:
+            raise _unreadable(path, "its tensors overlap or leave gaps")
+        reached = end
+    if reached > room:
+        raise _unreadable(
+            path, f"it is cut off: {room:,} of {reached:,} bytes of weights are there"
+        )
+    if reached < room:
+        raise _unreadable(path, f"{room - reached:,} bytes after its tensors belong to nothing")
