@@ -45,8 +45,8 @@ class Gate:
         Args:
             rows: for each row of the batch whether the LoRA is at work there. Decided on the host.
             device: where the batch is.
-            tokens: for layers that read text, bool ``[B, L]`` on that device: the positions that
-                the LoRA may write to. None stands for all of them.
+            tokens: for adapters that read text (`LowRank.reads_text`), bool ``[B, L]`` on that
+                device: the positions that they may write to. None stands for all of them.
         """
         chosen = [number for number, wanted in enumerate(rows) if wanted]
         self.open()
@@ -64,12 +64,12 @@ class Gate:
 
         Args:
             adapter: computes what is added from rows of ``x``.
-            x: the layer's input, ``[B, ...]``; ``[B, L, C]`` where tokens are chosen.
+            x: the layer's input, ``[B, ...]``; ``[B, L, C]`` where it reads text.
             y: its output so far, ``[B, ...]``.
         """
         if self._shut:
             return y
         added: torch.Tensor = adapter(x if self._rows is None else x.index_select(0, self._rows))
-        if self._tokens is not None:
+        if self._tokens is not None and adapter.reads_text:
             added = torch.where(self._tokens, added, 0.0)
         return y + added if self._rows is None else y.index_add(0, self._rows, added)

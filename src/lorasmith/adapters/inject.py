@@ -10,8 +10,10 @@ from torch import nn
 
 from lorasmith.adapters.describe import family_of_file, prediction_of_file
 from lorasmith.adapters.formats import LoraFile
+from lorasmith.adapters.gate import Gate
+from lorasmith.adapters.gate_facts import GateFacts, gate_of_file
 from lorasmith.adapters.layers import Adapted, Factors, LowRank, layer_weight, make_adapter
-from lorasmith.adapters.names import Places, other_names, places_of
+from lorasmith.adapters.names import UNET, Place, Places, other_names, places_of
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.family import FAMILIES, Networks, family_of
 
@@ -31,8 +33,12 @@ class _Slot:
 class Attached:
     """Adapters that sit in a network, until ``detach`` is called."""
 
-    def __init__(self, slots: Mapping[str, _Slot]) -> None:
+    def __init__(self, slots: Mapping[str, _Slot], gate: Gate, facts: GateFacts) -> None:
         self._slots = dict(slots)
+        self.gate = gate
+        """The one gate of all of them; open until it is told otherwise."""
+        self.facts = facts
+        """What is to open it; nobody obeys that here."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -67,16 +73,18 @@ def attach(model: "Model", file: LoraFile, weight: float = 1.0) -> Attached:
     """Attach every layer of a LoRA file to a model's U-Net and text encoders.
 
     The factors are held in each layer's dtype and are not trainable. Nothing is changed unless
-    all of the file fits.
+    all of the file fits. Whatever the file says about its gate, it is open; whoever knows the
+    prompts sets ``gate``.
 
     Raises:
         WeightsError: none or not all of the file's layers belong to the model, with both numbers,
-            a layer has another shape, or the file says that it was made for another kind of model.
+            a layer has another shape, or the file says that it was made for another kind of model,
+            or something impossible about its gate.
         ConfigError: the weight is not a finite number.
     """
-    places = places_in(model, file)
+    facts, places = gate_of_file(file), places_in(model, file)
     adapters = {name: fitted(file, name, places) for name in file.layers}
-    attached = put_in(places, adapters)
+    attached = put_in(places, adapters, facts)
     try:
         attached.set_weight(weight)
     except ConfigError:
@@ -112,13 +120,29 @@ def places_in(model: "Model", file: LoraFile) -> Places:
     return found
 
 
-def put_in(places: Places, adapters: Mapping[str, LowRank]) -> Attached:
+def put_in(
+    places: Places, adapters: Mapping[str, LowRank], facts: GateFacts | None = None
+) -> Attached:
     """Put adapters into their places; both go by the names in files.
 
     The layer at each place is replaced by an ``Adapted`` around it. One that has adapters already
-    gets one more; their contributions add up.
+    gets one more; their contributions add up. From now on the adapters share one gate.
+
+    Args:
+        places: where they go.
+        adapters: the adapters of one LoRA.
+        facts: what is to open its gate; None is one that is always open.
     """
-    return Attached({name: _put_in(*places[name].location, one) for name, one in adapters.items()})
+    gate = Gate()
+    for name, one in adapters.items():
+        one.gate, one.reads_text = gate, _reads_text(places[name])
+    slots = {name: _put_in(*places[name].location, one) for name, one in adapters.items()}
+    return Attached(slots, gate, facts or GateFacts())
+
+
+def _reads_text(place: Place) -> bool:
+    """Tell whether a layer's input is the text, token by token."""
+    return place.part == UNET and place.path.endswith((".attn2.to_k", ".attn2.to_v"))
 
 
 def _put_in(root: nn.Module, path: str, adapter: LowRank) -> _Slot:

@@ -63,6 +63,8 @@ class LowRank(nn.Module):
         """Multiplier w. At 0 the layer's output is the base's, bit for bit."""
         self.gate = Gate()
         """Which rows of a batch it is at work for; all layers of a LoRA share one."""
+        self.reads_text = False
+        """Whether its input are a text's tokens, ``[B, L, C]``, which the gate may choose among."""
 
     @property
     def rank(self) -> int:

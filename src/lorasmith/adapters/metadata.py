@@ -1,7 +1,8 @@
 """What a LoRA file says about itself, in the keys that other programs read.
 
 ``ss_*`` are those of sd-scripts, by which user interfaces tell the model family; ``modelspec.*``
-follow Stability AI's model metadata standard 1.0.1. All values are strings.
+follow Stability AI's model metadata standard 1.0.1; ``lorasmith.*`` say what switches the LoRA on
+(`lorasmith.adapters.gate_facts`). All values are strings.
 """
 
 import json
@@ -9,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+from lorasmith.adapters.gate_facts import TRIGGER, GateFacts
 from lorasmith.adapters.trainable import PartFacts
+from lorasmith.config.lora import GateKind
 from lorasmith.models.family import FAMILIES, Family
 
 
@@ -33,6 +36,14 @@ class Facts:
     """How often each part of the captions occurs."""
     dataset: str
     """The dataset's own name, without folders."""
+    gate: GateKind = "prompt"
+    """What switches it on in lorasmith; see `GateFacts`. Without a tag nothing can."""
+    class_word: str = ""
+    """What the tagged thing is without its tag."""
+    run: str = ""
+    """Identity of the run, shared by its files."""
+    step: int | None = None
+    """Optimizer steps that it is the result of."""
 
 
 def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
@@ -64,5 +75,6 @@ def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
         "modelspec.date": date.astimezone(UTC).isoformat(timespec="seconds"),
         "modelspec.prediction_type": "v" if v else "epsilon",
-        "modelspec.trigger_phrase": facts.tag,
+        TRIGGER: facts.tag,
+        **GateFacts(facts.gate, facts.tag, facts.class_word, facts.run, facts.step).metadata(),
     }

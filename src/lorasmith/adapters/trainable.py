@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.formats import LoraLayer
+from lorasmith.adapters.gate_facts import GateFacts
 from lorasmith.adapters.inject import Attached, put_in
 from lorasmith.adapters.layers import Factors, LowRank
 from lorasmith.adapters.names import UNET
@@ -87,7 +88,9 @@ class Trainable:
         self.attached.detach()
 
 
-def inject_targets(targets: Sequence[Target], lora: LoraSettings, seed: int) -> Trainable:
+def inject_targets(
+    targets: Sequence[Target], lora: LoraSettings, seed: int, facts: GateFacts | None = None
+) -> Trainable:
     """Put untrained adapters on layers, on their device, in float32, in training mode.
 
     The model's output stays what it is. The same seed and weights make the same adapters.
@@ -96,6 +99,7 @@ def inject_targets(targets: Sequence[Target], lora: LoraSettings, seed: int) -> 
         targets: layers of one model, from `lorasmith.adapters.targets.resolve`.
         lora: how they start, their dropout, and whether alpha is that of rsLoRA.
         seed: of the random numbers.
+        facts: what is to open their gate; None is one that is always open.
 
     Raises:
         WeightsError: adapters of this kind of layer are not supported.
@@ -113,7 +117,7 @@ def inject_targets(targets: Sequence[Target], lora: LoraSettings, seed: int) -> 
         for target in targets
     }
     places = {target.place.name: target.place for target in targets}
-    return Trainable(targets, put_in(places, adapters))
+    return Trainable(targets, put_in(places, adapters, facts))
 
 
 def plain_alpha(target: Target, rslora: bool) -> float:

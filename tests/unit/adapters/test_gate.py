@@ -57,12 +57,23 @@ def test_tokens_that_are_not_let_through_are_the_base_s() -> None:
     layer, gate = adapted(nn.Linear(6, 5))
     x = torch.randn(3, 4, 6)
     base, full = layer.base(x), layer(x)
+    layer.adapters[0].reads_text = True
     tokens = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
     gate.let_through([True, True, False], CPU, tokens)
     y = layer(x)
     wanted = tokens & torch.tensor([[True], [True], [False]])
     assert torch.equal(y[~wanted], base[~wanted])
     torch.testing.assert_close(y[wanted], full[wanted])
+
+
+@torch.no_grad()
+def test_tokens_are_nothing_to_layers_that_read_no_text() -> None:
+    layer, gate = adapted(nn.Linear(6, 5))
+    x = torch.randn(2, 9, 6)  # more places than the text has tokens
+    base, full = layer.base(x), layer(x)
+    gate.let_through([False, True], CPU, torch.zeros(2, 4, dtype=torch.bool))
+    assert torch.equal(layer(x)[0], base[0])
+    torch.testing.assert_close(layer(x)[1], full[1])
 
 
 def test_gradients_come_from_the_rows_that_are_let_through() -> None:

@@ -1,0 +1,74 @@
+"""What files say about their gates, and the one gate that a file's adapters share."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lorasmith.adapters.formats import LoraFile
+from lorasmith.adapters.gate_facts import GateFacts, gate_of_file, gate_of_metadata
+from lorasmith.adapters.inject import attach
+from lorasmith.adapters.metadata import Facts, metadata_of
+from lorasmith.adapters.trainable import PartFacts
+from lorasmith.core.errors import WeightsError
+from lorasmith.models.load import Model
+
+HERE = Path("some.safetensors")
+FACTS = Facts(
+    "curly", "curlyqx", "sd1", "epsilon", {"unet": PartFacts(4, 2.0, 64)}, 128, {}, "pictures",
+    gate="token+end", class_word="person", run="5f0c", step=400,
+)  # fmt: skip
+
+
+def test_what_training_writes_is_read_again() -> None:
+    data = metadata_of(FACTS)
+    assert data["modelspec.trigger_phrase"] == "curlyqx"
+    told = GateFacts("token+end", "curlyqx", "person", "5f0c", 400)
+    assert gate_of_metadata(HERE, data) == told
+    plain = replace(FACTS, gate="none", class_word="", run="", step=None)
+    assert gate_of_metadata(HERE, metadata_of(plain)) == GateFacts("none", "curlyqx")
+
+
+def test_a_trained_file_is_gated_by_its_tag_unless_it_says_otherwise() -> None:
+    plain = Facts("a", "curlyqx", "sd1", "epsilon", FACTS.parts, 128, {}, "pictures")
+    assert gate_of_metadata(HERE, metadata_of(plain)).kind == "prompt"
+    assert gate_of_metadata(HERE, metadata_of(replace(plain, tag=""))) == GateFacts()
+
+
+def test_files_of_other_programs_have_no_gate() -> None:
+    assert gate_of_metadata(HERE, {}) == GateFacts("none", "")
+    found = gate_of_metadata(HERE, {"modelspec.trigger_phrase": " sks dog "})
+    assert found == GateFacts("none", "sks dog")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"lorasmith.gate": "word", "lorasmith.tag": "x"}, "gate 'word', which does not exist"),
+        ({"lorasmith.gate": "prompt"}, "no tag that would open it"),
+        ({"lorasmith.gate": "token", "lorasmith.tag": "  "}, "no tag that would open it"),
+        ({"lorasmith.step": "many"}, "step 'many'"),
+    ],
+)
+def test_metadata_that_make_no_sense_are_refused(metadata: dict[str, str], message: str) -> None:
+    with pytest.raises(WeightsError, match=message) as caught:
+        gate_of_metadata(HERE, metadata)
+    assert str(HERE) in str(caught.value)
+
+
+def test_all_layers_of_a_file_share_its_gate(
+    model: Model, make_lora: Callable[..., LoraFile]
+) -> None:
+    file = make_lora(["attn", "conv1", "lora_te_"])
+    told = {"lorasmith.gate": "token", "lorasmith.tag": "curlyqx"}
+    attached, other = attach(model, replace(file, metadata=told)), attach(model, file)
+    assert attached.facts == gate_of_file(replace(file, metadata=told))
+    assert other.facts == GateFacts()
+    assert {id(one.gate) for one in attached.adapters.values()} == {id(attached.gate)}
+    assert {id(one.gate) for one in other.adapters.values()} == {id(other.gate)}
+    assert attached.gate is not other.gate
+    reading = {name for name, one in attached.adapters.items() if one.reads_text}
+    assert reading == {name for name in file.layers if name.endswith(("attn2_to_k", "attn2_to_v"))}
+    attached.detach()
+    other.detach()

@@ -1,0 +1,83 @@
+"""Tags are found as token sequences, at the start of a word, wherever they stand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.adapters.tags import end_places, has_tag, tag_ids, tag_places, tag_spans
+from lorasmith.core.errors import ConfigError
+from lorasmith.models.text import tokenize
+from lorasmith.models.tokenizer import build_tokenizer, read_merges
+from tiny_models import MERGES
+
+TOKENIZER = build_tokenizer(read_merges(MERGES, 500))
+WORDS = st.sampled_from(["curlyqx", "cookqz", "cat", "a", "wild", "!", "7", "straße", "🌵", ","])
+
+
+@pytest.mark.parametrize(
+    ("tag", "text", "expected"),
+    [
+        ("curlyqx", "a curlyqx person", True),
+        ("curlyqx", "A CurlyQX person", True),  # CLIP reads lower case
+        ("curlyqx", "(curlyqx), smiling", True),
+        ("curlyqx", "a curly qx person", False),
+        ("curlyqx", "a person", False),
+        ("curlyqx", "", False),
+        ("curlyqx", "curlyqxy", False),
+        ("cat", "wildcat", False),  # its last token may well be that of the word `cat`
+        ("ink style", "a dog, ink  style", True),
+        ("ink style", "a style in ink", False),
+        ("ink style", "ink, style", False),
+        ("ink1", "ink12", True),  # digits are words of their own to CLIP
+        ("x", "apple " * 90 + "x", True),  # whatever the model gets to see of it
+    ],
+)
+def test_whether_a_tag_occurs(tag: str, text: str, expected: bool) -> None:
+    assert has_tag(TOKENIZER, tag, text) is expected
+
+
+def test_a_tag_within_a_word_has_the_tokens_of_the_tag() -> None:
+    whole, tag = tag_ids(TOKENIZER, "qa"), tag_ids(TOKENIZER, "a")
+    assert whole[-len(tag) :] == tag  # this is what makes the test of the word's start necessary
+    assert not has_tag(TOKENIZER, "a", "qa")
+
+
+def test_places_are_those_of_every_occurrence() -> None:
+    ids = tokenize(TOKENIZER, ["curlyqx person, curlyqx", "a person", "a curlyqx"])
+    size = len(tag_ids(TOKENIZER, "curlyqx"))
+    found = tag_places(TOKENIZER, "curlyqx", ids)
+    assert found.shape == ids.shape
+    assert found.sum(dim=1).tolist() == [2 * size, 0, size]
+    assert found[0, 1 : 1 + size].all()
+    assert TOKENIZER.decode(ids[2][found[2]]).strip() == "curlyqx"
+
+
+@given(st.lists(WORDS, min_size=1, max_size=3), st.lists(WORDS, max_size=12))
+def test_places_and_spans_agree(tag: list[str], text: list[str]) -> None:
+    tag_text, whole = " ".join(tag), " ".join(text)
+    ids = tokenize(TOKENIZER, [whole], warn=False)
+    spans = tag_spans(TOKENIZER, tag_text, whole)
+    behind_start = {place + 1 for span in spans for place in span}
+    found = tag_places(TOKENIZER, tag_text, ids)[0].nonzero().flatten().tolist()
+    assert set(found) == {place for place in behind_start if place < 76}
+    assert has_tag(TOKENIZER, tag_text, f"{whole} {tag_text}")
+
+
+def test_ends_are_where_the_text_ends_in_every_window() -> None:
+    ids = tokenize(TOKENIZER, ["cat", "a cat face"])
+    ends = end_places(TOKENIZER, ids)
+    for row, flags in zip(ids, ends, strict=True):
+        first = row.tolist().index(TOKENIZER.eos_token_id)
+        assert flags.tolist() == [False] * first + [True] * (77 - first)
+    two = end_places(TOKENIZER, ids.flip(0).reshape(1, 154))
+    assert torch.equal(two, ends.flip(0).reshape(1, 154))
+    assert end_places(TOKENIZER, ids[:, :20]).sum(dim=1).tolist() == (
+        ends[:, :20].sum(dim=1).tolist()
+    )
+
+
+@pytest.mark.parametrize("tag", ["", "  ", "\n"])
+def test_a_tag_that_is_nothing_is_refused(tag: str) -> None:
+    with pytest.raises(ConfigError, match="reads nothing there"):
+        has_tag(TOKENIZER, tag, "a cat")
