@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.layers import LowRank
+    from lorasmith.adapters.layers import Adapter
 
 
 class Gate:
@@ -45,7 +45,7 @@ class Gate:
         Args:
             rows: for each row of the batch whether the LoRA is at work there. Decided on the host.
             device: where the batch is.
-            tokens: for adapters that read text (`LowRank.reads_text`), bool ``[B, L]`` on that
+            tokens: for adapters that read text (`Adapter.reads_text`), bool ``[B, L]`` on that
                 device: the positions that they may write to. None stands for all of them.
         """
         chosen = [number for number, wanted in enumerate(rows) if wanted]
@@ -59,7 +59,7 @@ class Gate:
             own = tokens if self._rows is None else tokens.index_select(0, self._rows)
             self._tokens = own.unsqueeze(-1)
 
-    def add(self, adapter: "LowRank", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def add(self, adapter: "Adapter", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return a layer's output with what an adapter adds to the rows that are let through.
 
         Args:

@@ -12,7 +12,7 @@ from lorasmith.adapters.describe import family_of_file, prediction_of_file
 from lorasmith.adapters.formats import LoraFile
 from lorasmith.adapters.gate import Gate
 from lorasmith.adapters.gate_facts import GateFacts, gate_of_file
-from lorasmith.adapters.layers import Adapted, Factors, LowRank, layer_weight, make_adapter
+from lorasmith.adapters.layers import Adapted, Adapter, Factors, layer_weight, make_adapter
 from lorasmith.adapters.names import UNET, Place, Places, other_names, places_of
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.family import FAMILIES, Networks, family_of
@@ -27,7 +27,7 @@ class _Slot:
 
     parent: nn.Module
     child: str
-    adapter: LowRank
+    adapter: Adapter
 
 
 class Attached:
@@ -44,7 +44,7 @@ class Attached:
         return len(self._slots)
 
     @property
-    def adapters(self) -> dict[str, LowRank]:
+    def adapters(self) -> dict[str, Adapter]:
         """The adapters by the names of their layers in files."""
         return {path: slot.adapter for path, slot in self._slots.items()}
 
@@ -121,7 +121,7 @@ def places_in(model: "Model", file: LoraFile) -> Places:
 
 
 def put_in(
-    places: Places, adapters: Mapping[str, LowRank], facts: GateFacts | None = None
+    places: Places, adapters: Mapping[str, Adapter], facts: GateFacts | None = None
 ) -> Attached:
     """Put adapters into their places; both go by the names in files.
 
@@ -145,7 +145,7 @@ def _reads_text(place: Place) -> bool:
     return place.part == UNET and place.path.endswith((".attn2.to_k", ".attn2.to_v"))
 
 
-def _put_in(root: nn.Module, path: str, adapter: LowRank) -> _Slot:
+def _put_in(root: nn.Module, path: str, adapter: Adapter) -> _Slot:
     above, _, child = path.rpartition(".")
     parent = root.get_submodule(above)
     layer = parent.get_submodule(child)
@@ -165,7 +165,7 @@ def _take_out(slot: _Slot) -> None:
         setattr(slot.parent, slot.child, layer.base)
 
 
-def _others(layer: Adapted, adapter: LowRank) -> Iterator[nn.Module]:
+def _others(layer: Adapted, adapter: Adapter) -> Iterator[nn.Module]:
     return (one for one in layer.adapters if one is not adapter)
 
 
@@ -201,7 +201,7 @@ def _refuse_other_base(model: "Model", file: LoraFile) -> None:
     )
 
 
-def fitted(file: LoraFile, name: str, places: Places) -> LowRank:
+def fitted(file: LoraFile, name: str, places: Places) -> Adapter:
     """Return the adapter of one layer of a file, in the dtype and on the device of its layer."""
     layer = file.layers[name]
     base = places[name].layer

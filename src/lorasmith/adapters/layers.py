@@ -6,6 +6,7 @@ factors both start at something else than zero has that start subtracted: y += w
 A0) x. ``Adapted`` stands in for a frozen layer and adds any number of adapters to its output.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
@@ -26,7 +27,28 @@ class Factors(NamedTuple):
     """``[out, r]`` or ``[out, r, 1, 1]``."""
 
 
-class LowRank(nn.Module):
+class Adapter(nn.Module, ABC):
+    """What is added to one layer's output: its multiplier, its gate, and the dense sum of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = 1.0
+        """Multiplier w. At 0 the layer's output is the base's, bit for bit."""
+        self.gate = Gate()
+        """Which rows of a batch it is at work for; all layers of a LoRA share one."""
+        self.reads_text = False
+        """Whether its input are a text's tokens, ``[B, L, C]``, which the gate may choose among."""
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the layer's output for its input ``x``, times ``weight``."""
+
+    @abstractmethod
+    def delta_weight(self) -> torch.Tensor:
+        """Return what is added to the layer's weight, in its shape; ``weight`` is left out."""
+
+
+class LowRank(Adapter):
     """One adapter of one layer: two factors, a scale and a weight.
 
     The factors may be wider than what they are applied to (float32 while they are trained, over
@@ -59,12 +81,6 @@ class LowRank(nn.Module):
         self.register_buffer("up0", start.up if start else None)
         self.alpha = float(alpha)
         self.dropout = float(dropout)
-        self.weight = 1.0
-        """Multiplier w. At 0 the layer's output is the base's, bit for bit."""
-        self.gate = Gate()
-        """Which rows of a batch it is at work for; all layers of a LoRA share one."""
-        self.reads_text = False
-        """Whether its input are a text's tokens, ``[B, L, C]``, which the gate may choose among."""
 
     @property
     def rank(self) -> int:
@@ -157,7 +173,7 @@ class Adapted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the base's output, untouched where all adapters have weight 0 or a shut gate."""
         y: torch.Tensor = self.base(x)
-        for adapter in cast("Iterable[LowRank]", self.adapters):
+        for adapter in cast("Iterable[Adapter]", self.adapters):
             if adapter.weight != 0:
                 y = adapter.gate.add(adapter, x, y)
         return y

@@ -50,7 +50,8 @@ class Trainable:
     @property
     def adapters(self) -> dict[str, LowRank]:
         """The adapters by the names of their layers in files."""
-        return self.attached.adapters
+        found = self.attached.adapters
+        return {name: one for name, one in found.items() if isinstance(one, LowRank)}
 
     @property
     def trains_text(self) -> bool:
