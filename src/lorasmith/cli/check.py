@@ -1,6 +1,7 @@
 """``lorasmith check``: the preflight of a dataset."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorasmith.core.errors import DataError
+from lorasmith.cli.overrides import as_overrides
+from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lorasmith.data.rules import Finding
     from lorasmith.evaluation.check import Report
+    from lorasmith.evaluation.check_features import FeaturesReport
 
 _FILE_WIDTH = 120
 _FILES_SHOWN = 4
@@ -29,7 +32,11 @@ def register(app: typer.Typer) -> None:
 
 def check(
     data: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder of captioned pictures, or a packed tar.")
+        Path,
+        typer.Argument(
+            metavar="DIR|RUN.toml",
+            help="A folder of captioned pictures, a packed tar, or the settings of a run.",
+        ),
     ],
     tag: Annotated[
         str | None, typer.Option(help="The words that shall call the LoRA; checks the captions.")
@@ -65,9 +72,19 @@ def check(
     from lorasmith.loops.progress import progress_bar
 
     given = {"path": str(data), "tag": tag or _NO_TAG, "resolution": resolution}
+    if data.suffix == ".toml" and not data.is_dir():
+        if tag is not None or caption is not None:
+            raise ConfigError("--tag and --caption go with a folder; RUN.toml says what they are")
+        more = {"data.resolution": resolution, "model.path": model}
+        _check_run(data, [*as_overrides(more), *(sets or [])], as_json)
+        return
     base = {"data": {k: v for k, v in given.items() if v is not None}, "output": {"name": "none"}}
     settings = load_settings(TrainRun, None, sets or [], base).data
     report = check_data(settings, tag is None, model, caption, progress_bar)
+    _tell(report, data, as_json)
+
+
+def _tell(report: "Report", data: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.as_tree(), indent=2, ensure_ascii=False))
     else:
@@ -79,12 +96,45 @@ def check(
         )
 
 
+def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
+    """Check the pictures of a run."""
+    from lorasmith.config.features import FeaturesRun, load_run
+    from lorasmith.evaluation.check import check as check_data
+    from lorasmith.evaluation.check_features import check_features
+    from lorasmith.loops.progress import progress_bar
+
+    run = load_run(file.expanduser(), overrides)
+    if not isinstance(run, FeaturesRun):
+        report = check_data(run.data, False, run.model.path, None, progress_bar)
+        _tell(report, run.data.path, as_json)
+        return
+    found = check_features(run, progress_bar)
+    if as_json:
+        typer.echo(json.dumps(found.as_tree(), indent=2, ensure_ascii=False))
+    else:
+        show_features(found, _console())
+    if found.errors:
+        raise DataError(f"{file}: {', '.join(found.errors)}; the findings above say what to do")
+
+
+def show_features(found: "FeaturesReport", console: Console) -> None:
+    """Print the report on several features for people."""
+    for tag, report in found.reports.items():
+        console.rule(Text(f"{tag}  ({' '.join(found.tokens[tag])})"), align="left")
+        show(report, console)
+    console.rule("side by side", align="left")
+    if found.findings:
+        console.print(_findings(found.findings))
+    else:
+        console.print("The features are kept apart.", style="green")
+
+
 def show(report: "Report", console: Console) -> None:
     """Print a report for people."""
     console.print(_summary(report))
     console.print(_buckets(report))
     if report.findings:
-        console.print(_findings(report))
+        console.print(_findings(report.findings))
     else:
         console.print("Nothing to complain about.", style="green")
 
@@ -152,12 +202,12 @@ def _buckets(report: "Report") -> Table:
     return table
 
 
-def _findings(report: "Report") -> Table:
+def _findings(findings: "Sequence[Finding]") -> Table:
     table = Table(title="Findings", title_justify="left", show_lines=True)
     table.add_column("")
     table.add_column("what, and what to do", overflow="fold", ratio=3)
     table.add_column("files", overflow="fold", ratio=1)
-    for finding in report.findings:
+    for finding in findings:
         label = Text(f"{finding.severity}\n")
         label.stylize(_STYLES[finding.severity])
         label.append(finding.rule, style="dim")

@@ -1,6 +1,5 @@
 """``lorasmith train``: from a folder of captioned pictures to a LoRA file."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from lorasmith.cli.overrides import as_overrides
 from lorasmith.config.presets import ADVICE, PRESETS, Preset
 from lorasmith.core.errors import ConfigError
 
@@ -90,7 +90,7 @@ def train(
         "data.path": data, "data.tag": tag, "output.name": out, "model.path": model,
         "train.steps": steps, "lora.rank": rank,
     }  # fmt: skip
-    overrides = [*_as_overrides(flags), *(sets or [])]
+    overrides = [*as_overrides(flags), *(sets or [])]
     base: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
     if run is None and resume is not None and out is not None:
         run = _settings_of(out)
@@ -119,15 +119,6 @@ def _settings_of(out: str) -> Path:
     if not file.is_file():
         raise ConfigError(f"--resume: there is no run {out} ({file} is missing); look at --out")
     return file
-
-
-def _as_overrides(flags: dict[str, Any]) -> list[str]:
-    """Write the options that were given as ``key=value``, in TOML, so that "1" stays text."""
-    given = {key: value for key, value in flags.items() if value is not None}
-    return [
-        f"{key}={value if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)}"
-        for key, value in given.items()
-    ]
 
 
 def _require_options(overrides: Sequence[str]) -> None:

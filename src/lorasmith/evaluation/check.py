@@ -133,7 +133,8 @@ def check(
     sizes = ModelSizes.read(model)
     side = _side(data, sizes)
     found = scan(data.path, data.filters, caption, data.background_rgb, bar)
-    facts = Facts(found, None if tagless else data.tag, _buckets(data, side, sizes))
+    tag = None if tagless else data.tag
+    facts = Facts(found, tag, _buckets(data, side, sizes), data.class_word)
     findings = [finding for rule in RULES for finding in rule(facts)]
     variety = variety_of(facts.scan.rows, data.background_rgb)
     if variety is not None and variety.alike:

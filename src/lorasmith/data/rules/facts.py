@@ -38,6 +38,8 @@ class Facts:
     """The words that shall call the LoRA; None leaves the rules about them out."""
     buckets: Sequence[Bucket]
     """The sizes that pictures are brought to."""
+    class_word: str = ""
+    """What the pictures show without the tag."""
 
     @property
     def looks(self) -> Sequence[Look]:

@@ -9,6 +9,8 @@ from lorasmith.data.rules.facts import Facts, Finding, captions_have
 
 COMPANY_FROM = 5
 """With fewer tagged captions words stand together by chance."""
+NEARLY_ALL = 0.9
+"""A word in this share of the captions goes with the tag."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _LITTLE = frozenset(
@@ -59,30 +61,35 @@ def tag_spelling(facts: Facts) -> Iterator[Finding]:
 
 
 def tag_company(facts: Facts) -> Iterator[Finding]:
-    """Tell words that stand beside the tag in every caption."""
+    """Tell words that stand beside the tag in nearly every caption."""
     tagged = facts.tagged
     if len(tagged) < COMPANY_FROM or len({row.caption for row in tagged}) == 1:
         return  # captions that are all the same have a rule of their own
-    words = constant_words(tagged, exclude=facts.tag or "")
+    # The class word is meant to stand there: it says what the tag changes.
+    words = constant_words(tagged, f"{facts.tag or ''} {facts.class_word}", NEARLY_ALL)
     if words:
         listed = ", ".join(repr(word) for word in words)
         yield Finding(
             "tag-company", "advice",
-            f"every caption that has the tag also has {listed}: the two will fuse, and the tag "
-            "alone will do less; leave the words out of some captions, or always use them "
+            f"nearly every caption that has the tag also has {listed}: the two will fuse, and the "
+            "tag alone will do less; leave the words out of some captions, or always use them "
             "together with the tag",
         )  # fmt: skip
 
 
-def constant_words(rows: Sequence[Row], exclude: str = "") -> list[str]:
+def constant_words(rows: Sequence[Row], exclude: str = "", share: float = 1.0) -> list[str]:
     """Return the words that stand in every caption, without little ones and those of ``exclude``.
 
-    In the order of the first caption.
+    In the order in which they come.
+
+    Args:
+        rows: the captions.
+        exclude: a text whose words are left out.
+        share: of the captions, in which a word must stand.
     """
-    counts = Counter(word for row in rows for word in set(_words(row.caption)))
-    left_out = _LITTLE | set(_words(exclude))
-    first = dict.fromkeys(_words(rows[0].caption)) if rows else {}
-    return [word for word in first if counts[word] == len(rows) and word not in left_out]
+    counts = Counter(word for row in rows for word in dict.fromkeys(words_of(row.caption)))
+    left_out, needed = _LITTLE | set(words_of(exclude)), share * len(rows)
+    return [word for word, count in counts.items() if count >= needed and word not in left_out]
 
 
 def nearly(phrase: str, tag: str) -> bool:
@@ -112,7 +119,8 @@ def edits(one: str, other: str) -> int:
     return previous[-1]
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case."""
     return [word.casefold() for word in _WORD.findall(text)]
 
 

@@ -1,0 +1,55 @@
+"""What drags features into each other: captions with the other's tag or words."""
+
+from pathlib import Path
+
+import pytest
+
+from lorasmith.data.row import Row
+from lorasmith.data.rules.features import Featured, between_features
+
+
+def featured(tag: str, class_word: str, *captions: str) -> Featured:
+    rows = [Row(f"{tag}{k}.png", (c,), {}, Path("x")) for k, c in enumerate(captions)]
+    return Featured(tag, class_word, rows)
+
+
+PLACES = ("park", "sea", "sofa", "car", "hut")
+CURLY = featured("curlyqx", "person", *(f"a curlyqx person with ringlets, {p}" for p in PLACES))
+COOK = featured("cookqz", "person", *(f"a cookqz person in an apron, {p}" for p in PLACES))
+
+
+def told(*features: Featured, joint: bool = False) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(f.rule, f.severity, f.files) for f in between_features(features, joint)]
+
+
+def test_features_with_words_of_their_own_are_kept_apart() -> None:
+    """They share class word and places, which is how it should be."""
+    assert told(CURLY, COOK) == []
+
+
+@pytest.mark.parametrize(("joint", "severity"), [(True, "error"), (False, "warning")])
+def test_the_tag_of_another_feature_is_told(joint: bool, severity: str) -> None:
+    both = featured("cookqz", "person", "a cookqz person", "a CurlyQX cookqz person")
+    assert told(CURLY, both, joint=joint) == [("other-tag", severity, ("cookqz1.png",))]
+
+
+def test_words_that_go_with_another_tag_are_told() -> None:
+    rows = [row.caption for row in COOK.rows]
+    rows[3] = "a cookqz person with ringlets"
+    assert told(CURLY, featured("cookqz", "person", *rows)) == [
+        ("other-words", "warning", ("cookqz3.png",))
+    ]
+
+
+def test_a_word_of_nearly_all_captions_counts() -> None:
+    """Nine of ten say it, so it is part of what the tag will mean."""
+    many = [f"curlyqx ringlets, place {k}" for k in range(9)] + ["curlyqx alone"]
+    other = featured("cookqz", "person", "cookqz with ringlets", "cookqz")
+    assert told(featured("curlyqx", "", *many), other)[0][2] == ("cookqz0.png",)
+    fewer = [f"curlyqx ringlets, place {k}" for k in range(8)] + ["curlyqx alone", "curlyqx too"]
+    assert told(featured("curlyqx", "", *fewer), other) == []
+
+
+def test_words_of_a_tag_of_several_words_are_told() -> None:
+    long = featured("red balloonqx", "", "a red balloonqx")
+    assert told(long, featured("cookqz", "", "a red cookqz"))[0][:2] == ("other-words", "warning")
