@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.data.tags import contains_tag, tag_frequency
+from lorasmith.data.tags import contains_tag, tag_frequency, without_tag
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,20 @@ def test_contains_tag(text: str, tag: str, expected: bool) -> None:
 def test_tag_frequency_counts_parts() -> None:
     counts = tag_frequency(["a cat, ink style", "a dog,ink style , ", "a cat"])
     assert counts == {"a cat": 2, "ink style": 2, "a dog": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "word", "expected"),
+    [
+        ("a man with curlyqx, noto style", "curlyqx", "hair", "a man with hair, noto style"),
+        ("a curlyqx person, noto style", "curlyqx", "person", "a person, noto style"),
+        ("a person CurlyQX, noto style", "curlyqx", "person", "a person, noto style"),
+        ("a dog, inkmono style", "inkmono", "", "a dog, style"),
+        ("a dog, inkmono", "inkmono", "", "a dog"),
+        ("curlyqx and curlyqx", "curlyqx", r"\1", r"\1 and \1"),
+        ("a curlyqxs person", "curlyqx", "person", "a curlyqxs person"),
+        ("a big cat, my cat", "big cat", "dog", "a dog, my cat"),
+    ],
+)
+def test_a_caption_without_its_tag(text: str, tag: str, word: str, expected: str) -> None:
+    assert without_tag(text, tag, word) == expected

@@ -1,0 +1,236 @@
+"""Inception v3 (arXiv:1512.00567) as a feature extractor, with the layer names of public weights.
+
+Pools as in the network that FID and KID were published with: averages do not count the padding,
+and the last block takes a maximum.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SIDE = 299
+"""Side of the pictures that it takes, in pixels."""
+FEATURES = 2048
+"""Width of its last pooled layer."""
+
+Kernel = tuple[int, int]
+
+
+class Layer(NamedTuple):
+    """One convolution of a branch."""
+
+    name: str
+    width: int
+    kernel: Kernel = (1, 1)
+    stride: int = 1
+    padded: bool = True
+
+
+class Branch(NamedTuple):
+    """Layers one after the other, then some that stand side by side."""
+
+    chain: tuple[Layer, ...]
+    ends: tuple[Layer, ...] = ()
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch normalisation, ReLU."""
+
+    def __init__(self, before: int, layer: Layer) -> None:
+        super().__init__()
+        height, width = layer.kernel
+        padding = (height // 2, width // 2) if layer.padded else (0, 0)
+        self.conv = nn.Conv2d(before, layer.width, layer.kernel, layer.stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(layer.width, eps=0.001)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, C, H, W]`` to ``[B, width, H', W']``."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Mixed(nn.Module):
+    """Branches side by side, and a pool: joined along the channels."""
+
+    def __init__(
+        self, before: int, branches: Sequence[Branch], pooled: int = 0, largest: bool = False
+    ) -> None:
+        """Make a block.
+
+        Args:
+            before: channels that come in.
+            branches: what stands side by side.
+            pooled: channels of the convolution behind the pool; 0 for a block that halves the
+                sides, whose pool is a maximum without one.
+            largest: pool by maximum.
+        """
+        super().__init__()
+        self._branches, self._largest, self._halves = tuple(branches), largest, pooled == 0
+        for chain, ends in branches:
+            width = before
+            for layer in chain:
+                self.add_module(layer.name, ConvBlock(width, layer))
+                width = layer.width
+            for layer in ends:
+                self.add_module(layer.name, ConvBlock(width, layer))
+        if pooled:
+            self.branch_pool = ConvBlock(before, Layer("branch_pool", pooled))
+        last = [layer for chain, ends in branches for layer in ends or chain[-1:]]
+        self.width = sum(layer.width for layer in last) + (pooled or before)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, before, H, W]`` to ``[B, width, H', W']``."""
+        outputs = []
+        for chain, ends in self._branches:
+            y = x
+            for layer in chain:
+                y = self.get_submodule(layer.name)(y)
+            outputs += [self.get_submodule(layer.name)(y) for layer in ends] or [y]
+        return torch.cat([*outputs, self._pool(x)], dim=1)
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        if self._halves:
+            return F.max_pool2d(x, 3, 2)
+        if self._largest:
+            pooled = F.max_pool2d(x, 3, 1, 1)
+        else:
+            pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        made: torch.Tensor = self.branch_pool(pooled)
+        return made
+
+
+class InceptionFeatures(nn.Module):
+    """The network up to its last pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 3
+        for layer in _STEM:
+            self.add_module(layer.name, ConvBlock(width, layer))
+            width = layer.width
+        for name, branches, pooled in _BLOCKS:
+            block = Mixed(width, branches, pooled, largest=name == "Mixed_7c")
+            self.add_module(name, block)
+            width = block.width
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return features, float32 ``[B, 2048]``, of pictures ``[B, 3, H, W]`` in -1..1."""
+        x = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        for layer in _STEM:
+            x = self.get_submodule(layer.name)(x)
+            if layer.name in _POOLED:
+                x = F.max_pool2d(x, 3, 2)
+        for name, *_ in _BLOCKS:
+            x = self.get_submodule(name)(x)
+        return x.mean(dim=(2, 3))
+
+
+_THREE, _FIVE, _ROW, _COLUMN = (3, 3), (5, 5), (1, 7), (7, 1)
+
+
+def _a(pooled: int) -> tuple[tuple[Branch, ...], int]:
+    """Fig. 5 of the paper: 1x1, 5x5 and two 3x3."""
+    branches = (
+        Branch((Layer("branch1x1", 64),)),
+        Branch((Layer("branch5x5_1", 48), Layer("branch5x5_2", 64, _FIVE))),
+        Branch(
+            (
+                Layer("branch3x3dbl_1", 64),
+                Layer("branch3x3dbl_2", 96, _THREE),
+                Layer("branch3x3dbl_3", 96, _THREE),
+            )
+        ),
+    )
+    return branches, pooled
+
+
+def _c(width: int) -> tuple[tuple[Branch, ...], int]:
+    """Fig. 6: 7x7 taken apart into rows and columns."""
+    branches = (
+        Branch((Layer("branch1x1", 192),)),
+        Branch(
+            (
+                Layer("branch7x7_1", width),
+                Layer("branch7x7_2", width, _ROW),
+                Layer("branch7x7_3", 192, _COLUMN),
+            )
+        ),
+        Branch(
+            (
+                Layer("branch7x7dbl_1", width),
+                Layer("branch7x7dbl_2", width, _COLUMN),
+                Layer("branch7x7dbl_3", width, _ROW),
+                Layer("branch7x7dbl_4", width, _COLUMN),
+                Layer("branch7x7dbl_5", 192, _ROW),
+            )
+        ),
+    )
+    return branches, 192
+
+
+def _e() -> tuple[tuple[Branch, ...], int]:
+    """Fig. 7: 3x3 that end side by side in a row and a column."""
+
+    def ends(name: str) -> tuple[Layer, Layer]:
+        return Layer(f"{name}a", 384, (1, 3)), Layer(f"{name}b", 384, (3, 1))
+
+    branches = (
+        Branch((Layer("branch1x1", 320),)),
+        Branch((Layer("branch3x3_1", 384),), ends("branch3x3_2")),
+        Branch(
+            (Layer("branch3x3dbl_1", 448), Layer("branch3x3dbl_2", 384, _THREE)),
+            ends("branch3x3dbl_3"),
+        ),
+    )
+    return branches, 192
+
+
+def _halving(name: str, width: int) -> Layer:
+    return Layer(name, width, _THREE, stride=2, padded=False)
+
+
+_HALVE_6 = (
+    Branch((_halving("branch3x3", 384),)),
+    Branch(
+        (
+            Layer("branch3x3dbl_1", 64),
+            Layer("branch3x3dbl_2", 96, _THREE),
+            _halving("branch3x3dbl_3", 96),
+        )
+    ),
+)
+_HALVE_7 = (
+    Branch((Layer("branch3x3_1", 192), _halving("branch3x3_2", 320))),
+    Branch(
+        (
+            Layer("branch7x7x3_1", 192),
+            Layer("branch7x7x3_2", 192, _ROW),
+            Layer("branch7x7x3_3", 192, _COLUMN),
+            _halving("branch7x7x3_4", 192),
+        )
+    ),
+)
+_STEM = (
+    _halving("Conv2d_1a_3x3", 32),
+    Layer("Conv2d_2a_3x3", 32, _THREE, padded=False),
+    Layer("Conv2d_2b_3x3", 64, _THREE),
+    Layer("Conv2d_3b_1x1", 80),
+    Layer("Conv2d_4a_3x3", 192, _THREE, padded=False),
+)
+_POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
+"""Layers with a maximum pool behind them."""
+_BLOCKS: tuple[tuple[str, tuple[Branch, ...], int], ...] = (
+    ("Mixed_5b", *_a(32)),
+    ("Mixed_5c", *_a(64)),
+    ("Mixed_5d", *_a(64)),
+    ("Mixed_6a", _HALVE_6, 0),
+    ("Mixed_6b", *_c(128)),
+    ("Mixed_6c", *_c(160)),
+    ("Mixed_6d", *_c(160)),
+    ("Mixed_6e", *_c(192)),
+    ("Mixed_7a", _HALVE_7, 0),
+    ("Mixed_7b", *_e()),
+    ("Mixed_7c", *_e()),
+)

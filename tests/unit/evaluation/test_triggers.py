@@ -1,0 +1,101 @@
+"""The measures of tags, beside their formulas written out as loops."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.evaluation import triggers
+
+
+def units(count: int, seed: int, size: int = 6) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, size, generator=draws), dim=1)
+
+
+def pairwise(a: torch.Tensor, b: torch.Tensor) -> list[float]:
+    return [float(x.double() @ y.double()) for x in a for y in b]
+
+
+@given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 99))
+def test_fidelity_is_the_mean_over_all_pairs(drawn: int, real: int, seed: int) -> None:
+    a, b = units(drawn, seed), units(real, seed + 1)
+    pairs = pairwise(a, b)
+    assert triggers.fidelity(a, b) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
+
+
+@given(st.integers(2, 7), st.integers(0, 99))
+def test_the_ceiling_leaves_a_picture_and_itself_out(count: int, seed: int) -> None:
+    real = units(count, seed)
+    pairs = [
+        float(real[i].double() @ real[j].double())
+        for i in range(count) for j in range(count) if i != j
+    ]  # fmt: skip
+    assert triggers.ceiling(real) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
+    same = real[:1].expand(3, -1)
+    assert triggers.ceiling(same) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_gain_is_the_way_from_base_to_ceiling() -> None:
+    assert triggers.gain(0.6, 0.5, 0.9) == pytest.approx(0.25)
+    assert triggers.gain(0.4, 0.5, 0.9) == pytest.approx(-0.25)
+    assert triggers.gain(0.6, 0.5, 0.5) is None
+
+
+def test_changes_are_relative_to_the_base() -> None:
+    base = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]])
+    ours = torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]])
+    assert triggers.changes(ours, base, "latent").tolist() == [0.0, 1.0]
+    a, b = units(4, 0), units(4, 1)
+    cosine = 1.0 - (a.double() * b.double()).sum(dim=1)
+    assert triggers.changes(a, b, "image").tolist() == pytest.approx(cosine.tolist(), abs=1e-6)
+    assert triggers.changes(a, a, "image").tolist() == [0.0] * 4
+
+
+def test_the_leak_ratio_is_a_ratio_of_means() -> None:
+    absent, present = torch.tensor([0.0, 0.2]), torch.tensor([1.0, 3.0, 2.0])
+    assert triggers.leak_ratio(absent, present) == pytest.approx(0.05)
+    assert triggers.leak_ratio(torch.zeros(3), present) == 0.0
+    assert triggers.leak_ratio(absent, torch.zeros(2)) is None
+
+
+def test_the_bleeding_matrix_and_its_share() -> None:
+    drawn, base, real = [units(3, 0), units(3, 1)], [units(3, 2), units(3, 3)], [units(4, 4)] * 2
+    real = [units(4, 4), units(5, 5)]
+    matrix = triggers.bleeding(drawn, base, real)
+    for i in range(2):
+        for j in range(2):
+            pairs, plain = pairwise(drawn[i], real[j]), pairwise(base[i], real[j])
+            expected = sum(pairs) / len(pairs) - sum(plain) / len(plain)
+            assert float(matrix[i, j]) == pytest.approx(expected, abs=1e-9)
+    known = torch.tensor([[0.4, -0.1], [0.1, 0.2]], dtype=torch.float64)
+    assert triggers.bleeding_share(known) == pytest.approx(0.5)
+    assert triggers.bleeding_share(known[:1, :1]) is None
+    assert triggers.bleeding_share(-known) is None
+
+
+def test_forgetting_is_the_lost_share_of_the_gain() -> None:
+    assert triggers.forgetting(0.7, 0.65, 0.5) == pytest.approx(0.25)
+    assert triggers.forgetting(0.7, 0.75, 0.5) == pytest.approx(-0.25)
+    assert triggers.forgetting(0.5, 0.4, 0.5) is None
+
+
+@given(st.integers(0, 99), st.floats(0.1, 5.0))
+def test_effects_that_add_up_do_not_interact(seed: int, strength: float) -> None:
+    base, a, b, extra = (units(3, seed + k).double() for k in range(4))
+    first, second = base + a, base + b
+    assert triggers.interaction(base + a + b, first, second, base) == pytest.approx(0, abs=1e-9)
+    together = a + b + strength * extra
+    expected = strength * math.sqrt(float(extra.square().sum())) / float(together.norm())
+    found = triggers.interaction(base + together, first, second, base)
+    assert found == pytest.approx(expected)
+    assert triggers.interaction(base, first, second, base) is None
+
+
+def test_the_clip_score_counts_no_negative_cosines() -> None:
+    pictures = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    texts = torch.tensor([[0.6, 0.8], [-1.0, 0.0]])
+    assert triggers.text_alignment(pictures, texts) == pytest.approx(30.0)
