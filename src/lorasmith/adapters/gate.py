@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lorasmith.core.device import put
+
 if TYPE_CHECKING:
     from lorasmith.adapters.layers import Adapter
 
@@ -54,7 +56,7 @@ class Gate:
             self._shut = True
             return
         if len(chosen) < len(rows):
-            self._rows = torch.tensor(chosen, device=device)
+            self._rows = put(torch.tensor(chosen), device)  # without waiting for the device
         if tokens is not None:
             own = tokens if self._rows is None else tokens.index_select(0, self._rows)
             self._tokens = own.unsqueeze(-1)

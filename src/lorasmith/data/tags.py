@@ -33,6 +33,14 @@ def without_tag(text: str, tag: str, class_word: str = "") -> str:
     return ", ".join(part for part in parts if part)
 
 
+def with_another(text: str, tag: str, other: str) -> str:
+    """Return a caption that names another tag right behind its own, or at its end."""
+    found = re.search(_pattern(tag), text, re.IGNORECASE)
+    if found is None:
+        return ", ".join(part for part in (text, other) if part)
+    return f"{text[: found.end()]} {other}{text[found.end() :]}"
+
+
 def _pattern(words: str) -> str:
     inner = r"\s+".join(re.escape(word) for word in words.split())
     return rf"(?<!\w){inner}(?!\w)"

@@ -1,8 +1,12 @@
 """What one training step is given about its pictures. Noise and its levels are the step's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+Task = Literal["learn", "keep", "keep_earlier"]
 
 
 @dataclass(frozen=True)
@@ -30,3 +34,38 @@ class Batch:
     """Token ids, int64 ``[B, 77]``, where the text encoder is trained and runs in the step."""
     ids_2: torch.Tensor | None = None
     """Token ids for the second text encoder of SDXL, likewise."""
+    places: torch.Tensor | None = None
+    """The tokens that LoRAs with a token gate may write to, bool ``[B, M, 77]``: of the set's own
+    feature, then of the earlier ones; None where none has such a gate."""
+    named: Sequence[Sequence[bool]] = ()
+    """For each earlier feature, which captions call it; decided on the host."""
+    task: Task = "learn"
+    """``learn`` from the pictures; ``keep`` the prediction of the model without the adapters, the
+    captions being those without the tag; ``keep_earlier``: likewise, the pictures being those of
+    an earlier feature, which is at work."""
+    earlier: int = 0
+    """Which earlier feature's pictures they are, for ``keep_earlier``."""
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return what a network reads about the pictures of several batches of one shape, as one.
+
+    What is only needed for their losses (masks, tasks, gates) is left out.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        clean=torch.cat([one.clean for one in batches]),
+        weight=torch.cat([one.weight for one in batches]),
+        numbers=torch.cat([one.numbers for one in batches]),
+        context=_cat([one.context for one in batches]),
+        pooled=_cat([one.pooled for one in batches]),
+        time_ids=_cat([one.time_ids for one in batches]),
+        ids=_cat([one.ids for one in batches]),
+        ids_2=_cat([one.ids_2 for one in batches]),
+    )
+
+
+def _cat(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None

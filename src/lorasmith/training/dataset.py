@@ -19,9 +19,11 @@ from lorasmith.data.cache import TensorCache, cache_folder
 from lorasmith.data.order import BucketOrder
 from lorasmith.data.placed import PlacedPictures, upright_size
 from lorasmith.data.row import Row
+from lorasmith.data.tags import without_tag
 from lorasmith.models.load import quiet
 from lorasmith.training.batch import Batch
 from lorasmith.training.chosen import ChosenRows, choose_rows
+from lorasmith.training.gating import OPEN, Gating
 from lorasmith.training.latents import Latents, LiveLatents, Pictures, content_hash, fixed_latents
 from lorasmith.training.network_hash import network_hash
 from lorasmith.training.paths import keep_outside
@@ -89,6 +91,10 @@ class TrainingSet:
     """Weight of each picture's loss, float32 ``[N]`` on the training device."""
     held_out: "TrainingSet | None" = None
     """Pictures that are only measured, never changed at random; None without any."""
+    plain: Words | None = None
+    """The captions without the tag, where these are wanted."""
+    named: Sequence[Sequence[bool]] = ()
+    """For each earlier feature, which of the captions call it."""
 
     def batch(self, numbers: torch.Tensor, draws: Draws) -> Batch:
         """Return pictures and captions of one bucket, on the training device.
@@ -112,6 +118,30 @@ class TrainingSet:
             mask=pictures.mask,
             ids=words.ids,
             ids_2=words.ids_2,
+            places=words.places,
+            named=[[one[number] for number in numbers.tolist()] for one in self.named],
+        )
+
+    def without_tag(self, batch: Batch, draws: Draws, strength: float) -> Batch:
+        """Return a batch of the same pictures under captions without the tag.
+
+        Args:
+            batch: what ``batch`` returned.
+            draws: this part's share of random numbers that nothing else uses.
+            strength: weight of each picture.
+        """
+        if self.plain is None:
+            raise ValueError("this set was made without such captions")
+        words = self.plain.gather(batch.numbers, draws)
+        return replace(
+            batch,
+            weight=torch.full_like(batch.weight, strength),
+            context=words.context,
+            pooled=words.pooled,
+            ids=words.ids,
+            ids_2=words.ids_2,
+            places=words.places,
+            task="keep",
         )
 
     def by_bucket(self, batch_size: int) -> list[torch.Tensor]:
@@ -148,6 +178,7 @@ def build_dataset(
     device: torch.device,
     chosen: ChosenRows | None = None,
     text_trained: bool = False,
+    gating: Gating = OPEN,
 ) -> TrainingSet:
     """Prepare the pictures and captions of a run.
 
@@ -161,6 +192,7 @@ def build_dataset(
         device: where batches are wanted.
         chosen: the pictures, where they have been read already.
         text_trained: hand on token ids instead of embeddings, for a text encoder in the step.
+        gating: what batches shall say for gates and for preservation.
 
     Raises:
         ConfigError: a setting does not fit the model, or the cache lies among the pictures.
@@ -168,20 +200,33 @@ def build_dataset(
     """
     buckets = buckets_of(model, data)
     chosen = chosen or choose_rows(data)
-    builder = _Builder(model, data, train, device, text_trained, buckets, _cache_root(data))
+    root = _cache_root(data)
+    builder = _Builder(model, data, train, device, text_trained, gating, buckets, root)
     with quiet():
         model.vae.to(device)
         for encoder in model.text_encoders:
             encoder.to(device)
     held_out = builder.held_out(chosen.held_out) if chosen.held_out else None
     learned = replace(builder.learned(chosen), held_out=held_out)
-    with quiet():
-        if not isinstance(learned.latents, LiveLatents):
-            model.vae.to("cpu")
-        if not (text_trained or isinstance(learned.words, LiveWords)):
-            for encoder in model.text_encoders:
-                encoder.to("cpu")
+    send_home(model, [learned], text_trained)
     return learned
+
+
+def send_home(model: "Model", sets: Sequence[TrainingSet], text_trained: bool) -> None:
+    """Send networks that no step needs to the CPU, and others to where the steps are.
+
+    Args:
+        model: whose VAE and text encoders they are.
+        sets: all sets that steps take batches from.
+        text_trained: whether text encoders run in the step.
+    """
+    device = sets[0].weights.device
+    pictured = any(isinstance(one.latents, LiveLatents) for one in sets)
+    worded = text_trained or any(isinstance(one.words, LiveWords) for one in sets)
+    with quiet():
+        model.vae.to(device if pictured else "cpu")
+        for encoder in model.text_encoders:
+            encoder.to(device if worded else "cpu")
 
 
 def _cache_root(data: TrainData) -> Path | None:
@@ -202,6 +247,7 @@ class _Builder:
     train: TrainSettings
     device: torch.device
     text_trained: bool
+    gating: Gating
     buckets: Sequence[Bucket]
     cache_root: Path | None
 
@@ -229,13 +275,15 @@ class _Builder:
             )
         else:
             latents = self._fixed_latents(pictures, self.data.flip)
-        return self._set(rows, len(chosen.tagged), pictures, latents, self._words(rows))
+        made = self._set(rows, len(chosen.tagged), pictures, latents, self._words(rows))
+        return replace(made, plain=self._plain(rows)) if self.gating.plain else made
 
     def held_out(self, rows: Sequence[Row]) -> TrainingSet:
         """Return the pictures that are measured: not changed at random, and with whole captions."""
         pictures = self._pictures(rows)
         latents = self._fixed_latents(pictures, False)
-        return self._set(rows, len(rows), pictures, latents, self._fixed_words(rows, 0.0))
+        words = self._fixed([row.caption for row in rows], 0.0)
+        return self._set(rows, len(rows), pictures, latents, words)
 
     def _set(
         self, rows: Sequence[Row], tagged: int, pictures: Pictures, latents: Latents, words: Words
@@ -255,6 +303,7 @@ class _Builder:
             latents,
             words,
             torch.tensor(weights, device=self.device),
+            named=[[calls(row.caption) for row in rows] for calls in self.gating.earlier],
         )
 
     def _pictures(self, rows: Sequence[Row]) -> Pictures:
@@ -282,20 +331,27 @@ class _Builder:
         )
 
     def _words(self, rows: Sequence[Row]) -> Words:
-        if not self.data.shuffle_captions:
-            return self._fixed_words(rows, self.data.caption_dropout)
-        captions = [row.caption for row in rows]
-        dtype = dtype_of(self.train.precision)
-        return LiveWords(self.model, captions, self.data, dtype, self.device, self.text_trained)
+        return self._captions([row.caption for row in rows], self.data.caption_dropout)
 
-    def _fixed_words(self, rows: Sequence[Row], dropout: float) -> Words:
-        captions = [row.caption for row in rows]
-        dtype = dtype_of(self.train.precision)
+    def _plain(self, rows: Sequence[Row]) -> Words:
+        """Return the captions without the tag; none of them is dropped."""
+        tag, class_word = self.data.tag, self.data.class_word
+        return self._captions([without_tag(row.caption, tag, class_word) for row in rows], 0.0)
+
+    def _captions(self, captions: Sequence[str], dropout: float) -> Words:
+        if not self.data.shuffle_captions:
+            return self._fixed(captions, dropout)
+        data = self.data.model_copy(update={"caption_dropout": dropout})
+        dtype, marker = dtype_of(self.train.precision), self.gating.marker
+        return LiveWords(self.model, captions, data, dtype, self.device, self.text_trained, marker)
+
+    def _fixed(self, captions: Sequence[str], dropout: float) -> Words:
+        dtype, marker = dtype_of(self.train.precision), self.gating.marker
         if self.text_trained:
-            return fixed_tokens(self.model, captions, dropout, self.device)
+            return fixed_tokens(self.model, captions, dropout, self.device, marker)
         names = self.text_identities
         cache = self._cache("texts", "".join(name[:8] for name in names))
-        return fixed_words(self.model, names, captions, dropout, dtype, cache, self.device)
+        return fixed_words(self.model, names, captions, dropout, dtype, cache, self.device, marker)
 
     def _cache(self, kind: str, identity: str) -> TensorCache:
         """Return the cache of one network, whose folder holds no other's entries."""

@@ -1,16 +1,20 @@
 """Preparing a run: from settings to a session that can take steps."""
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from lorasmith.adapters.gate_facts import GateFacts
+from lorasmith.adapters.inject import Attached, attach
 from lorasmith.adapters.names import UNET
-from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.targets import Target, resolve
 from lorasmith.adapters.trainable import Trainable, inject_targets
 from lorasmith.config.load import dump_toml
 from lorasmith.config.run import TrainRun, TrainSettings
@@ -23,8 +27,10 @@ from lorasmith.loops.processes import accelerator_for, sum_over
 from lorasmith.loops.track import check_wandb
 from lorasmith.loops.trained import Trained
 from lorasmith.models.load import Model, load_model, quiet
-from lorasmith.training.chosen import choose_rows
-from lorasmith.training.dataset import TrainingSet, build_dataset
+from lorasmith.training.chosen import ChosenRows, choose_rows
+from lorasmith.training.dataset import TrainingSet, build_dataset, send_home
+from lorasmith.training.earlier import Earlier
+from lorasmith.training.gating import Lane, by_token, gating_of
 from lorasmith.training.losses import process_of
 from lorasmith.training.paths import RunPaths, keep_outside
 from lorasmith.training.preview import check_previews
@@ -36,6 +42,41 @@ from lorasmith.training.step import Denoiser, Objective, TrainStep
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A feature that shall be trained."""
+
+    run: TrainRun
+    """Its settings."""
+    paths: RunPaths
+    """Where it writes."""
+    chosen: ChosenRows
+    """Its pictures."""
+    found: Checkpoint | None
+    """What it goes on from; None for a new one."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on."""
+
+    device: torch.device
+    accelerator: "Accelerator"
+
+    @classmethod
+    def of(cls, train: TrainSettings) -> "Machine":
+        """Find it.
+
+        Raises:
+            ConfigError: there is no such device, or it cannot do what the settings ask for.
+        """
+        device = pick_device(train.device)
+        accelerator = accelerator_for(train.precision, device.type, "train")
+        if accelerator.num_processes > 1:
+            device = torch.device(accelerator.device)
+        return cls(device, accelerator)
 
 
 @contextmanager
@@ -51,39 +92,135 @@ def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
     paths = RunPaths.of(run.output.name)
     if resume is None:
         keep_outside(paths.folder, run.data, "output.name (--out)")
-    device = pick_device(run.train.device)
-    accelerator = accelerator_for(run.train.precision, device.type, "train")
-    if accelerator.num_processes > 1:
-        device = torch.device(accelerator.device)
+    machine = Machine.of(run.train)
     chosen = choose_rows(run.data)
-    found = _claimed(paths, resume)
-    if run.track.wandb:
+    found = claimed(paths, resume)
+    with prepared([Plan(run, paths, chosen, found)], machine) as sessions:
+        yield sessions[0]
+
+
+@contextmanager
+def prepared(
+    plans: Sequence[Plan], machine: Machine, earlier: Sequence[Earlier] = ()
+) -> Iterator[list[Session]]:
+    """Prepare features that are trained at the same time, on one model.
+
+    Args:
+        plans: the features; what is common to all is as in the first.
+        machine: what they are trained on.
+        earlier: features that are in the model already, and stay as they are.
+    """
+    first, device, accelerator = plans[0].run, machine.device, machine.accelerator
+    if first.track.wandb:
         check_wandb()
-    model = load_model(run.model.path).to(torch.device("cpu"), torch.float32)
-    run = _completed(run, model, found)
-    check_previews(run.preview, model)
-    targets = resolve(model, run.lora, run.train)
-    needed = bytes_needed(run, targets, model.default_size, new=found is None)
-    require_space(paths.folder, needed, "checkpoints and LoRA files")
-    text_trained = any(target.place.part != UNET for target in targets)
+    model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
+    plans = [replace(plan, run=_completed(plan.run, model, plan.found)) for plan in plans]
+    check_previews(first.preview, model)
+    targets = [resolve(model, plan.run.lora, plan.run.train) for plan in plans]
+    needed = sum(
+        bytes_needed(plan.run, own, model.default_size, new=plan.found is None)
+        for plan, own in zip(plans, targets, strict=True)
+    )
+    require_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
+    words_live = _reads_live(targets, earlier)
     with accelerator.main_process_first():
-        data = build_dataset(model, run.data, run.train, device, chosen, text_trained)
-    _place(model, run.train, device, text_trained)
-    trainable = inject_targets(targets, run.lora, run.train.seed)
-    try:
-        session = _session(run, paths, accelerator, model, data, trainable)
-        if found is not None:
-            session.restore(found)
-        if session.main:
-            record = json.dumps(data.record(), indent=1, ensure_ascii=False)
-            paths.begin(dump_toml(run), found is None, f"{record}\n")
+        sets = [_dataset(plan, model, device, words_live, earlier) for plan in plans]
+        kept = _kept_sets(plans[0], model, device, words_live, earlier)
+        send_home(model, [*sets, *kept], words_live)
+    _place(model, first.train, device, words_live)
+    with _injected(model, plans, targets, earlier) as (trainables, lanes):
+        sessions = [
+            _session(plan, machine, model, data, trainable, lane, kept, earlier)
+            for plan, data, trainable, lane in zip(plans, sets, trainables, lanes, strict=True)
+        ]
+        _begin(plans, sessions)
         accelerator.wait_for_everyone()
-        yield session
+        yield sessions
+
+
+def _begin(plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+    """Restore what is gone on with, and put settings and records in place."""
+    for plan, session in zip(plans, sessions, strict=True):
+        if plan.found is not None:
+            session.restore(plan.found)
+        if session.main:
+            record = json.dumps(session.data.record(), indent=1, ensure_ascii=False)
+            session.paths.begin(dump_toml(plan.run), plan.found is None, f"{record}\n")
+
+
+def _reads_live(targets: Sequence[Sequence[Target]], earlier: Sequence[Earlier]) -> bool:
+    """Tell whether text encoders run in the step: adapters in them are trained, or have a gate."""
+    trained = any(target.place.part != UNET for own in targets for target in own)
+    return trained or any(one.in_text for one in earlier)
+
+
+def _facts(run: TrainRun) -> GateFacts:
+    return GateFacts(run.lora.gate, run.data.tag, run.data.class_word)
+
+
+def _dataset(
+    plan: Plan,
+    model: Model,
+    device: torch.device,
+    words_live: bool,
+    earlier: Sequence[Earlier],
+) -> TrainingSet:
+    run = plan.run
+    plain = run.preserve.strength > 0
+    gating = gating_of(model, _facts(run), [one.facts for one in earlier], plain)
+    return build_dataset(model, run.data, run.train, device, plan.chosen, words_live, gating)
+
+
+def _kept_sets(
+    plan: Plan,
+    model: Model,
+    device: torch.device,
+    words_live: bool,
+    earlier: Sequence[Earlier],
+) -> tuple[TrainingSet, ...]:
+    """Return the pictures of earlier features, where their prediction is to be kept."""
+    if not plan.run.preserve.cross:
+        return ()
+    return tuple(
+        build_dataset(
+            model, one.data, plan.run.train, device, one.chosen, words_live,
+            gating_of(model, one.facts, ()),
+        )
+        for one in earlier
+    )  # fmt: skip
+
+
+@contextmanager
+def _injected(
+    model: Model,
+    plans: Sequence[Plan],
+    targets: Sequence[Sequence[Target]],
+    earlier: Sequence[Earlier],
+) -> Iterator[tuple[list[Trainable], list[Lane]]]:
+    """Put adapters into the model while the block runs, those of earlier features first."""
+    frozen: list[Attached] = []
+    trainables: list[Trainable] = []
+    try:
+        for one in earlier:
+            frozen.append(attach(model, one.file))  # noqa: PERF401 (detach what got in)
+        for plan, own in zip(plans, targets, strict=True):
+            run = plan.run
+            trainables.append(inject_targets(own, run.lora, run.train.seed, _facts(run)))
+        before = [(one.gate, by_token(one.facts)) for one in frozen]
+        gates = [one.attached.gate for one in trainables]
+        lanes = [
+            Lane(own, by_token(_facts(plan.run)), before, [one for one in gates if one is not own])
+            for own, plan in zip(gates, plans, strict=True)
+        ]
+        yield trainables, lanes
     finally:
-        trainable.detach()
+        for trainable in trainables:
+            trainable.detach()
+        for attached in frozen:
+            attached.detach()
 
 
-def _claimed(paths: RunPaths, resume: str | None) -> Checkpoint | None:
+def claimed(paths: RunPaths, resume: str | None) -> Checkpoint | None:
     """Make sure of the run's place; return what it goes on from."""
     if resume is None:
         paths.claim()
@@ -116,32 +253,36 @@ def _place(model: Model, train: TrainSettings, device: torch.device, text_traine
 
 
 def _session(
-    run: TrainRun,
-    paths: RunPaths,
-    accelerator: "Accelerator",
+    plan: Plan,
+    machine: Machine,
     model: Model,
     data: TrainingSet,
     trainable: Trainable,
+    lane: Lane,
+    kept: tuple[TrainingSet, ...],
+    earlier: Sequence[Earlier],
 ) -> Session:
-    train = run.train
+    train, accelerator = plan.run.train, machine.accelerator
     process = process_of(model.scheduler_config, train.loss, model.unet.device)
-    objective = Objective(Denoiser(model), process, train.loss)
+    objective = Objective(Denoiser(model), process, train.loss, lane)
     groups = _groups(trainable, train)
     optimizer, peaks = build_optimizer(train, groups)
     adapters = nn.ModuleList(trainable.adapters.values())
     average = Ema(adapters, train.ema) if train.ema > 0 else None
     alone = accelerator.num_processes == 1
+    # A scaler's state is that of one optimizer's gradients: features do not share it.
+    scaler = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler)
     step_once = TrainStep(
         objective,
         trainable.parameters(),
         optimizer,
         train.clip,
         None if alone else partial(sum_over, accelerator),
-        accelerator.scaler,
+        scaler,
     )
     return Session(
-        run=run,
-        paths=paths,
+        run=plan.run,
+        paths=plan.paths,
         accelerator=accelerator,
         model=model,
         data=data,
@@ -151,6 +292,9 @@ def _session(
         peaks=peaks,
         labels=[group.part for group in groups],
         step_once=step_once,
+        scaler=scaler,
+        earlier=kept,
+        built_on={one.file.path.name: one.identity for one in earlier},
     )
 
 

@@ -34,6 +34,10 @@ def export(session: Session, path: Path) -> None:
         resolution=picture_side(session.model, run.data.resolution),
         tag_frequency=tag_frequency(row.caption for row in rows),
         dataset=run.data.path.resolve().name,
+        gate=run.lora.gate,
+        class_word=run.data.class_word,
+        run=session.progress.identity,
+        step=session.progress.done,
     )
     with session.averaged():
         save_lora_file(path, exported(session.trainable), metadata_of(facts))

@@ -6,8 +6,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 
@@ -16,6 +17,7 @@ from lorasmith.config.run import TrainRun
 from lorasmith.core.device import generator, seed_of
 from lorasmith.core.draws import Draws
 from lorasmith.core.errors import LorasmithWarning, WeightsError
+from lorasmith.core.weights import Tensors
 from lorasmith.loops.checkpoint import Checkpoint, save_checkpoint
 from lorasmith.loops.schedule import lr_scale, warmup_steps
 from lorasmith.loops.trained import Trained
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 # First positions in the stream of random numbers, so that no two uses share any. The adapters'
 # start has 0, the held-out grid 2.
-_STEPS, _DROPOUT = 1, 3
+_STEPS, _DROPOUT, _PRESERVE, _EARLIER = 1, 3, 4, 5
 
 
 @dataclass
@@ -50,6 +52,8 @@ class Progress:
     """Where that was."""
     waited: int = 0
     """Held-out measurements since then."""
+    identity: str = field(default_factory=lambda: uuid4().hex)
+    """What the files of one run have in common, and no other run's."""
 
 
 @dataclass
@@ -78,6 +82,12 @@ class Session:
     """The part that each of them belongs to."""
     step_once: TrainStep
     """An optimizer step."""
+    scaler: torch.amp.GradScaler | None = None
+    """fp16's loss scaling, of this session alone."""
+    earlier: tuple[TrainingSet, ...] = ()
+    """Pictures of earlier features whose prediction is to be kept."""
+    built_on: dict[str, str] = field(default_factory=dict)
+    """Hashes of the LoRAs of earlier features that are in the model, by their files' names."""
     progress: Progress = field(default_factory=Progress)
     """How far it is."""
 
@@ -102,16 +112,24 @@ class Session:
 
     def advance(self) -> tuple[Figures, int]:
         """Take the next optimizer step; return its figures and how many pictures it had."""
+        numbers = self.prepare()
+        return self.taken(self.step_once(self.parts(numbers), len(numbers))), len(numbers)
+
+    def prepare(self) -> torch.Tensor:
+        """Make ready for the next step; return the numbers of its pictures, int64 ``[B]``."""
         step, train = self.progress.done, self.run.train
         self._set_rates(step)
         if self.run.lora.dropout > 0:
             torch.manual_seed(seed_of(train.seed, _DROPOUT, step, self.accelerator.process_index))
-        numbers = self.data.order.batch(step)
-        figures = self.step_once(self._parts(step, numbers), len(numbers))
+        return self.data.order.batch(step)
+
+    def taken(self, figures: Figures) -> Figures:
+        """Count a step that was taken; return its figures, without those that it has not."""
+        keeps = self._keeps(self.progress.done)
         if self.state.ema is not None:
             self.state.ema.update()
         self.progress.done += 1
-        return figures, len(numbers)
+        return figures if keeps else figures._replace(kept=None)
 
     def rates(self) -> dict[str, float]:
         """Return the learning rates of the last step by their names in the log."""
@@ -138,17 +156,60 @@ class Session:
         """Return the time spent so far."""
         return time.perf_counter() - self._started
 
-    def _parts(self, step: int, numbers: torch.Tensor) -> Iterator[tuple[Batch, Noise]]:
-        """Yield this process's parts of a batch. A part has the same draws wherever it is."""
+    def parts(self, numbers: torch.Tensor) -> Iterator[tuple[Batch, Noise]]:
+        """Yield this process's parts of the next step, one after the other.
+
+        A part has the same draws wherever it is. In steps with preservation each part is followed
+        by its pictures under captions without the tag, and all of them by an earlier feature's.
+        """
+        step, preserve = self.progress.done, self.run.preserve
+        keeps = self._keeps(step)
+        for piece, draws in self._pieces(numbers, step, _STEPS):
+            batch = self.data.batch(piece, draws)
+            drawn = draw_noise(self.objective.process, self.run.train.loss, batch, draws)
+            yield batch, drawn
+            if keeps and preserve.strength:
+                seeded = generator(self.run.train.seed, _PRESERVE, step, device=self.device)
+                others = replace(draws, generator=seeded)
+                yield self.data.without_tag(batch, others, preserve.strength), drawn
+        if keeps and preserve.cross and self.earlier:
+            yield from self._of_earlier(step, len(numbers))
+
+    def _keeps(self, step: int) -> bool:
+        """Tell whether a step (from 0) has preservation."""
+        preserve = self.run.preserve
+        wanted = preserve.strength > 0 or (preserve.cross > 0 and len(self.earlier) > 0)
+        return wanted and step % preserve.every == 0
+
+    def _of_earlier(self, step: int, whole: int) -> Iterator[tuple[Batch, Noise]]:
+        """Yield an earlier feature's batch; the features take turns.
+
+        Args:
+            step: from 0.
+            whole: size of the batch that is learned from in this step.
+        """
+        turn = step // self.run.preserve.every
+        number = turn % len(self.earlier)
+        data = self.earlier[number]
+        numbers = data.order.batch(turn // len(self.earlier))
+        # Losses are divided by the size of the batch that is learned from.
+        strength = self.run.preserve.cross * whole / len(numbers)
+        for piece, draws in self._pieces(numbers, step, _EARLIER):
+            batch = data.batch(piece, draws)
+            weight = torch.full_like(batch.weight, strength)
+            kept = replace(batch, weight=weight, task="keep_earlier", earlier=number)
+            yield kept, draw_noise(self.objective.process, self.run.train.loss, kept, draws)
+
+    def _pieces(
+        self, numbers: torch.Tensor, step: int, stream: int
+    ) -> Iterator[tuple[torch.Tensor, Draws]]:
+        """Yield this process's pieces of a batch, with what they draw from."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        pieces = numbers.tensor_split(world * self.run.train.accumulate)
         first = 0
-        for place, piece in enumerate(pieces):
+        for place, piece in enumerate(numbers.tensor_split(world * self.run.train.accumulate)):
             if place % world == rank and len(piece):
-                seeded = generator(self.run.train.seed, _STEPS, step, device=self.device)
-                draws = Draws(seeded, len(numbers), first, len(piece))
-                batch = self.data.batch(piece, draws)
-                yield batch, draw_noise(self.objective.process, self.run.train.loss, batch, draws)
+                seeded = generator(self.run.train.seed, stream, step, device=self.device)
+                yield piece, Draws(seeded, len(numbers), first, len(piece))
             first += len(piece)
 
     def _set_rates(self, step: int) -> None:
@@ -169,20 +230,23 @@ class Session:
     def save(self) -> None:
         """Save a checkpoint (the main process only)."""
         if self.main:
-            self.progress.seconds = self.seconds()
-            tensors, plain = self.state.pack()
-            scaler = self.accelerator.scaler
-            state = {
-                "trained": plain,
-                "layers": list(self.trainable.adapters),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": asdict(self.progress),
-                "settings": self.run.model_dump(mode="json"),
-                "pictures": identity_of(self.data),
-            }
             keep = self.run.train.keep_checkpoints
-            save_checkpoint(self.paths.checkpoints, self.progress.done, tensors, state, keep)
+            save_checkpoint(self.paths.checkpoints, self.progress.done, *self.packed(), keep)
         self.accelerator.wait_for_everyone()
+
+    def packed(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return everything that a checkpoint needs, as tensors and JSON."""
+        self.progress.seconds = self.seconds()
+        tensors, plain = self.state.pack()
+        return tensors, {
+            "trained": plain,
+            "layers": list(self.trainable.adapters),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "settings": self.run.model_dump(mode="json"),
+            "pictures": identity_of(self.data),
+            "built_on": self.built_on,
+        }
 
     def restore(self, found: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -197,8 +261,13 @@ class Session:
                 f"{self.paths.checkpoints}: step {found.step} has {len(saved)} trained layers and "
                 f"this run has {len(layers)} others; it is of another run"
             )
+        if found.state.get("built_on", {}) != self.built_on:
+            raise WeightsError(
+                f"{self.paths.checkpoints}: step {found.step} was trained on top of other files "
+                f"than {', '.join(self.built_on) or 'none'}; put those back or start a new run"
+            )
         self.state.unpack(found.tensors, found.state["trained"])
-        scaler = self.accelerator.scaler
+        scaler = self.scaler
         if scaler is not None and found.state.get("scaler"):
             scaler.load_state_dict(found.state["scaler"])
         known = {one.name for one in fields(Progress)}

@@ -15,7 +15,8 @@ from lorasmith.config.training import LossSettings
 from lorasmith.loops.optimizers import skips_itself
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.models.text import TokenIds, condition
-from lorasmith.training.batch import Batch
+from lorasmith.training.batch import Batch, joined
+from lorasmith.training.gating import Lane, set_gates
 from lorasmith.training.losses import Noise, losses_of, total_of
 
 if TYPE_CHECKING:
@@ -60,8 +61,11 @@ class Figures(NamedTuple):
     """What a step measured, as float32 scalars on the device."""
 
     loss: torch.Tensor
+    """Of learning from the pictures."""
     grad_norm: torch.Tensor
     """Before clipping."""
+    kept: torch.Tensor | None = None
+    """The loss of preservation, in steps that have it."""
 
 
 class Objective(NamedTuple):
@@ -70,12 +74,61 @@ class Objective(NamedTuple):
     denoiser: Denoiser
     process: NoiseProcess
     settings: LossSettings
+    lane: Lane | None = None
+    """The gates that batches set; None leaves all gates as they are."""
 
     def losses(self, batch: Batch, drawn: Noise) -> torch.Tensor:
         """Return each picture's loss, float32 ``[B]``, without its weight."""
-        noisy = self.process.add_noise(batch.clean, drawn.noise, drawn.timesteps)
-        predicted = self.denoiser(noisy, drawn.timesteps, batch)
-        return losses_of(self.process, self.settings, batch, drawn, predicted)
+        return losses_together([Share(self, batch, drawn)])[0]
+
+
+class Share(NamedTuple):
+    """What one feature brings to a pass of the model."""
+
+    objective: Objective
+    batch: Batch
+    drawn: Noise
+
+
+def losses_together(shares: Sequence[Share]) -> list[torch.Tensor]:
+    """Return the losses of several features' batches from one pass of the model.
+
+    Every picture runs only its own feature's adapters, so that what comes out is what each feature
+    would get by itself. The gates stay as the last pass had them until gradients are computed.
+
+    Args:
+        shares: batches of one task and one shape of latents.
+
+    Returns:
+        for each share its pictures' losses, float32 ``[B]``, without their weights.
+    """
+    denoiser = shares[0].objective.denoiser
+    noisy = torch.cat([one.objective.process.add_noise(one.batch.clean, *_noise_of(one))
+                       for one in shares])  # fmt: skip
+    timesteps = torch.cat([one.drawn.timesteps for one in shares])
+    batch, sizes = joined([one.batch for one in shares]), [len(one.batch.clean) for one in shares]
+
+    def predict(base: bool) -> Sequence[torch.Tensor]:
+        lanes = [(one.objective.lane, one.batch) for one in shares if one.objective.lane]
+        set_gates(lanes, base)
+        return torch.split(denoiser(noisy, timesteps, batch), sizes)
+
+    if shares[0].batch.task == "learn":
+        return [
+            losses_of(one.objective.process, one.objective.settings, one.batch, one.drawn, own)
+            for one, own in zip(shares, predict(False), strict=True)
+        ]
+    with torch.no_grad():
+        wanted = predict(True)
+    # The pass with gradients comes last: checkpointed ones are computed again, under its gates.
+    return [
+        (own.float() - before.float()).square().mean(dim=(1, 2, 3))
+        for own, before in zip(predict(False), wanted, strict=True)
+    ]
+
+
+def _noise_of(share: Share) -> tuple[torch.Tensor, torch.Tensor]:
+    return share.drawn.noise, share.drawn.timesteps
 
 
 class TrainStep:
@@ -114,6 +167,7 @@ class TrainStep:
         self._done = torch.zeros((), dtype=torch.int64, device=device)
         self._failed = torch.full((), -1, dtype=torch.int64, device=device)
         self._skip = torch.zeros((), device=device)
+        self._loss = self._kept = torch.zeros((), device=device)
         self._skips_itself = scaler is None and skips_itself(optimizer)
         if self._skips_itself:
             optimizer.found_inf = self._skip  # type: ignore[attr-defined]
@@ -126,35 +180,57 @@ class TrainStep:
                 none of a small batch.
             whole: pictures in the whole batch, over all parts and processes.
         """
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self._done.device)
+        self.begin()
         for batch, drawn in parts:
-            part = total_of(self._objective.losses(batch, drawn), batch.weight, whole)
-            torch.autograd.backward(part if self._scaler is None else self._scaler.scale(part))
-            loss = loss + part.detach()
-        gradients = self._gradients(loss)
+            losses = self._objective.losses(batch, drawn)
+            torch.autograd.backward(self.take(batch, losses, whole))
+        return self.finish()
+
+    def begin(self) -> None:
+        """Start a step that is taken piece by piece: ``take`` for each part, then ``finish``."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._loss = torch.zeros((), device=self._done.device)
+        self._kept = torch.zeros((), device=self._done.device)
+
+    def share(self, batch: Batch, drawn: Noise) -> Share:
+        """Return a part as what this step brings to a pass of the model."""
+        return Share(self._objective, batch, drawn)
+
+    def take(self, batch: Batch, losses: torch.Tensor, whole: int) -> torch.Tensor:
+        """Count a part's losses; return what the caller shall compute gradients of, a scalar."""
+        part = total_of(losses, batch.weight, whole)
+        if batch.task == "learn":
+            self._loss = self._loss + part.detach()
+        else:
+            self._kept = self._kept + part.detach()
+        return part if self._scaler is None else self._scaler.scale(part)
+
+    def finish(self) -> Figures:
+        """Clip what gradients there are, and move the weights unless something is not finite."""
+        loss, kept = self._loss, self._kept
+        gradients = self._gradients(loss, kept)
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         norm = nn.utils.get_total_norm(gradients)
         if self._clip > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
-        self._move(loss, norm)
-        return Figures(loss, norm)
+        self._move(loss + kept, norm)
+        return Figures(loss, norm, kept)
 
     def failed_step(self) -> int | None:
         """Return the first call (from 0) that was not finite, or None; waits for the device."""
         failed = int(self._failed)
         return None if failed < 0 else failed
 
-    def _gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
-        """Return all gradients, summed over processes like the loss."""
+    def _gradients(self, *losses: torch.Tensor) -> list[torch.Tensor]:
+        """Return all gradients, summed over processes like the losses."""
         if self._exchange is None:
             return [p.grad for p in self._parameters if p.grad is not None]
         for parameter in self._parameters:  # all processes must exchange the same
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        self._exchange([loss, *gradients])
+        self._exchange([*losses, *gradients])
         return gradients
 
     def _move(self, loss: torch.Tensor, norm: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """Captions of the training pictures as the network needs them: embeddings, or token ids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -30,6 +30,11 @@ class Worded(NamedTuple):
     pooled: torch.Tensor | None = None
     ids: torch.Tensor | None = None
     ids_2: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+
+
+Marker = Callable[[torch.Tensor], torch.Tensor]
+"""Marks tokens: int64 ``[B, 77]`` to bool ``[B, M, 77]``, as in ``Batch.places``."""
 
 
 class Words(Protocol):
@@ -80,6 +85,7 @@ class LiveWords:
         dtype: torch.dtype,
         device: torch.device,
         as_ids: bool,
+        marker: Marker | None = None,
     ) -> None:
         self._model = model
         self._captions = captions
@@ -87,6 +93,7 @@ class LiveWords:
         self._dtype = dtype
         self._device = device
         self._as_ids = as_ids
+        self._marker = marker
 
     def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
         """Return the embeddings or tokens of newly shuffled captions; see ``Words``."""
@@ -94,10 +101,12 @@ class LiveWords:
             self._changed(self._captions[number], own)
             for number, own in zip(numbers.tolist(), draws.of_each(_CAPTION), strict=True)
         ]
+        places = _places(self._model, texts, self._marker, self._device)
         if self._as_ids:
             tokens = _tokens(self._model, texts, self._device)
-            return Worded(ids=tokens.ids, ids_2=tokens.ids_2)
-        return Worded(*_cast(_embed(self._model, texts), self._dtype, self._device))
+            return Worded(ids=tokens.ids, ids_2=tokens.ids_2, places=places)
+        found = _cast(_embed(self._model, texts), self._dtype, self._device)
+        return Worded(*found, places=places)
 
     def _changed(self, caption: str, draws: torch.Generator) -> str:
         kept = dropped(caption, self._data.caption_dropout, draws)
@@ -123,7 +132,11 @@ class Captions:
 
 
 def fixed_tokens(
-    model: "Model", captions: Sequence[str], dropout: float, device: torch.device
+    model: "Model",
+    captions: Sequence[str],
+    dropout: float,
+    device: torch.device,
+    marker: Marker | None = None,
 ) -> FixedWords:
     """Cut every distinct caption into tokens once, for a text encoder that is trained.
 
@@ -132,10 +145,12 @@ def fixed_tokens(
         captions: one per picture.
         dropout: share of the captions that are replaced by the empty one.
         device: where batches are wanted.
+        marker: marks the tokens that may be written to; None for all.
     """
     distinct = Captions.of(captions, dropout)
     tokens = _tokens(model, distinct.texts, device, warn=True)
-    table = Worded(ids=tokens.ids, ids_2=tokens.ids_2)
+    places = _places(model, distinct.texts, marker, device)
+    table = Worded(ids=tokens.ids, ids_2=tokens.ids_2, places=places)
     return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
 
 
@@ -147,6 +162,7 @@ def fixed_words(
     dtype: torch.dtype,
     cache: TensorCache,
     device: torch.device,
+    marker: Marker | None = None,
 ) -> FixedWords:
     """Encode every distinct caption once.
 
@@ -158,13 +174,15 @@ def fixed_words(
         dtype: the U-Net's number format.
         cache: where embeddings are looked up and kept.
         device: where batches are wanted.
+        marker: marks the tokens that may be written to; None for all.
 
     Raises:
         DataError: an embedding is not finite; the caption is named.
     """
     distinct = Captions.of(captions, dropout)
     found = _cached(model, identities, distinct.texts, cache)
-    table = Worded(*_cast(found, dtype, device))
+    places = _places(model, distinct.texts, marker, device)
+    table = Worded(*_cast(found, dtype, device), places=places)
     return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
 
 
@@ -228,6 +246,18 @@ def _tokens(
 ) -> TokenIds:
     ids, ids_2 = token_ids(model, texts, warn)
     return TokenIds(put(ids, device), None if ids_2 is None else put(ids_2, device))
+
+
+def _places(
+    model: "Model", texts: Sequence[str], marker: Marker | None, device: torch.device
+) -> torch.Tensor | None:
+    """Return which tokens may be written to; none is asked for where no gate chooses tokens.
+
+    SDXL's tokenizers differ in their padding only, which stands where the end does.
+    """
+    if marker is None:
+        return None
+    return put(marker(token_ids(model, texts, warn=False).ids), device)
 
 
 def _cast(found: Conditioning, dtype: torch.dtype, device: torch.device) -> Conditioning:

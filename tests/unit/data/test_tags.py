@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.data.tags import contains_tag, tag_frequency, without_tag
+from lorasmith.data.tags import contains_tag, tag_frequency, with_another, without_tag
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,9 @@ def test_tag_frequency_counts_parts() -> None:
 )
 def test_a_caption_without_its_tag(text: str, tag: str, word: str, expected: str) -> None:
     assert without_tag(text, tag, word) == expected
+
+
+def test_a_caption_with_another_tag() -> None:
+    assert with_another("a Curlyqx person", "curlyqx", "cookqz") == "a Curlyqx cookqz person"
+    assert with_another("a person", "curlyqx", "cookqz") == "a person, cookqz"
+    assert with_another("", "curlyqx", "cookqz") == "cookqz"

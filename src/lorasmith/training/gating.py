@@ -1,0 +1,139 @@
+"""Which adapters are at work for which pictures of a step, and at which of their tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorasmith.adapters.gate import Gate
+from lorasmith.adapters.gate_facts import GateFacts
+from lorasmith.adapters.tags import end_places, has_tag, tag_places
+from lorasmith.training.batch import Batch
+from lorasmith.training.words import Marker
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+
+def by_token(facts: GateFacts) -> bool:
+    """Tell whether a gate chooses among tokens."""
+    return facts.kind in ("token", "token+end")
+
+
+@dataclass(frozen=True)
+class Gating:
+    """What the batches of a set shall say for gates and for preservation."""
+
+    marker: Marker | None = None
+    """Marks the tokens of each feature that has a token gate; None where none has."""
+    earlier: Sequence[Callable[[str], bool]] = ()
+    """For each earlier feature: does a caption call it?"""
+    plain: bool = False
+    """Whether captions without the tag are wanted."""
+
+
+OPEN = Gating()
+"""Of a set that only its own adapters see, all of it."""
+
+
+def gating_of(
+    model: "Model", own: GateFacts, earlier: Sequence[GateFacts], plain: bool = False
+) -> Gating:
+    """Return what a feature's batches shall say.
+
+    Args:
+        model: its tokenizer says where tags are.
+        own: the gate of the feature.
+        earlier: those of features that are in the model already.
+        plain: whether captions without the tag are wanted.
+    """
+    every = [own, *earlier]
+
+    def mark(ids: torch.Tensor) -> torch.Tensor:
+        return torch.stack([places_of(model, one, ids) for one in every], dim=1)
+
+    def called(one: GateFacts) -> Callable[[str], bool]:
+        return lambda caption: one.kind == "none" or has_tag(model.tokenizer, one.tag, caption)
+
+    chooses = any(by_token(one) for one in every)
+    return Gating(mark if chooses else None, [called(one) for one in earlier], plain)
+
+
+def places_of(model: "Model", facts: GateFacts, ids: torch.Tensor) -> torch.Tensor:
+    """Return the tokens that a LoRA may write to, bool ``[B, L]``, for token ids ``[B, L]``.
+
+    The end counts only where the tag is in the text: without it nothing is written.
+    """
+    if not by_token(facts):
+        return torch.ones_like(ids, dtype=torch.bool)
+    places = tag_places(model.tokenizer, facts.tag, ids)
+    if facts.kind == "token":
+        return places
+    return places | (end_places(model.tokenizer, ids) & places.any(dim=1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The gates that a feature's batches set."""
+
+    own: Gate
+    """Of the adapters in training."""
+    by_token: bool = False
+    """Whether they write to chosen tokens only."""
+    earlier: Sequence[tuple[Gate, bool]] = ()
+    """Of features that are in the model already, and whether they choose tokens."""
+    others: Sequence[Gate] = ()
+    """Of features that are trained at the same time."""
+
+    def rest(self) -> None:
+        """Leave the model with this feature alone at work, for every picture."""
+        for gate in (*self.others, *(gate for gate, _ in self.earlier)):
+            gate.shut_all()
+        self.own.open()
+
+
+def set_gates(shares: Sequence[tuple[Lane, Batch]], base: bool = False) -> None:
+    """Set all gates for a batch that is put together of those of several features.
+
+    Args:
+        shares: the features' batches in their order; of one feature, or of several that are
+            trained at the same time.
+        base: shut the adapters in training; those of earlier features stay as they are.
+    """
+    for lane, _ in shares:
+        for gate in lane.others:
+            gate.shut_all()
+    whole, first = sum(len(batch.numbers) for _, batch in shares), 0
+    for lane, batch in shares:
+        own = range(first, first + len(batch.numbers))
+        _set_own(lane, batch, own, whole, base)
+        if lane.earlier:  # features have these one after another, never side by side
+            _set_earlier(lane, batch)
+        first = own.stop
+
+
+def _set_own(lane: Lane, batch: Batch, own: range, whole: int, base: bool) -> None:
+    if base:
+        lane.own.shut_all()
+        return
+    tokens = None
+    if lane.by_token and batch.task == "learn" and batch.places is not None:
+        places = batch.places[:, 0]
+        tokens = places.new_zeros(whole, places.shape[-1])
+        tokens[own.start : own.stop] = places
+    lane.own.let_through([k in own for k in range(whole)], batch.clean.device, tokens)
+
+
+def _set_earlier(lane: Lane, batch: Batch) -> None:
+    """Set the gates of earlier features by the captions, or by whose pictures they are."""
+    theirs = batch.task == "keep_earlier"
+    for number, (gate, chooses) in enumerate(lane.earlier):
+        if theirs and number != batch.earlier:
+            gate.shut_all()
+            continue
+        rows = [True] * len(batch.numbers) if theirs else batch.named[number]
+        tokens = None
+        if chooses and batch.places is not None:
+            tokens = batch.places[:, 0 if theirs else 1 + number]
+        gate.let_through(rows, batch.clean.device, tokens)
