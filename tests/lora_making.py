@@ -1,5 +1,6 @@
 """LoRA files as a training leaves them, without the training; and pictures before rounding."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ class Listening(Pipeline):
 
 
 def make_lora(
-    model: Model, path: Path, changes: dict[str, Any], size: float, seed: int = 1
+    model: Model, path: Path, changes: dict[str, Any], size: float, seed: int = 1, **told: Any
 ) -> Path:
-    """Write a LoRA whose factors moved as in training; the model is left as it was."""
+    """Write a LoRA whose factors moved as in training; the model is left as it was.
+
+    ``told`` are fields of `Facts`: what the file says about itself.
+    """
     lora = LoraSettings.model_validate({"rank": 4, "alpha": 2.0, **changes})
     trainable = inject_targets(resolve(model, lora, RATES), lora, seed=0)
     draws = torch.Generator().manual_seed(seed)
@@ -40,6 +44,7 @@ def make_lora(
     facts = Facts(
         "ink", "ink", family_of(model), predicts, parts_of(trainable), 64, {"ink": 1}, "pictures"
     )
-    save_lora_file(path, exported(trainable), metadata_of(facts), torch.float32)
+    metadata = metadata_of(replace(facts, **told))
+    save_lora_file(path, exported(trainable), metadata, torch.float32)
     trainable.detach()
     return path

@@ -33,12 +33,16 @@ class _Slot:
 class Attached:
     """Adapters that sit in a network, until ``detach`` is called."""
 
-    def __init__(self, slots: Mapping[str, _Slot], gate: Gate, facts: GateFacts) -> None:
+    def __init__(
+        self, slots: Mapping[str, _Slot], gate: Gate, facts: GateFacts, in_text: bool
+    ) -> None:
         self._slots = dict(slots)
         self.gate = gate
         """The one gate of all of them; open until it is told otherwise."""
         self.facts = facts
         """What is to open it; nobody obeys that here."""
+        self.in_text = in_text
+        """Whether any of them is in a text encoder."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -137,7 +141,8 @@ def put_in(
     for name, one in adapters.items():
         one.gate, one.reads_text = gate, _reads_text(places[name])
     slots = {name: _put_in(*places[name].location, one) for name, one in adapters.items()}
-    return Attached(slots, gate, facts or GateFacts())
+    in_text = any(places[name].part != UNET for name in adapters)
+    return Attached(slots, gate, facts or GateFacts(), in_text)
 
 
 def _reads_text(place: Place) -> bool:

@@ -8,13 +8,15 @@ import typer
 from rich.console import Console
 
 from lorasmith.core.files import writable_folder
-from lorasmith.inference.loras import find_lora, parse_option, resolve_lora
+from lorasmith.inference.loras import find_lora, library_files, parse_option, resolve_lora
 from lorasmith.inference.options import SamplingOptions, check_count, check_seed
 from lorasmith.inference.prompt import LoraMention, check_negative, parse_prompt
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
     from lorasmith.inference.pipeline import Pipeline
+
+_TAGS_SHOWN = 12
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +61,17 @@ def generate(
         Path,
         typer.Option(help="Where names of LoRAs are looked up, also in the runs' folders in it."),
     ] = Path("loras"),
+    library: Annotated[
+        Path | None,
+        typer.Option(help="A folder of LoRAs, each of which wakes where its tag is in the prompt."),
+    ] = None,
+    gate: Annotated[
+        bool,
+        typer.Option(
+            "--gate/--no-gate",
+            help="Whether LoRAs that are named wait for their tags; a library's always do.",
+        ),
+    ] = True,
     batch_size: Annotated[
         int, typer.Option(help="Pictures drawn at once: speed and memory, same pictures.")
     ] = 4,
@@ -76,12 +89,16 @@ def generate(
     Example: `lorasmith generate "a red apple, noto style" -n 4 --seed 7 --out apples`
 
     Example: `lorasmith generate "a dog face, inkmono style" --lora inkmono:0.8 --out inked`
+
+    Example: `lorasmith generate "a dog face, inkmono style" --library loras --out woken`
     """
     options = SamplingOptions(
-        negative, steps, guidance, size, sampler, clip_skip, guidance_rescale, batch_size
+        negative, steps, guidance, size, sampler, clip_skip, guidance_rescale, batch_size, gate
     )
     loras = [parse_option(text) for text in lora or []]
     _check(prompt, options, seed, n, loras, lora_dir)
+    if library is not None:
+        library_files(library.expanduser())
     folder = writable_folder(out.expanduser())
     with Console(stderr=True).status("opening the model"):
         from lorasmith.inference.jobs import make_jobs
@@ -90,10 +107,14 @@ def generate(
         pipe = _open(model, device, precision, lora_dir)
         for one in loras:
             pipe.load_lora(one.name, one.weight)
+        if library is not None:
+            pipe.load_library(library)
     jobs = make_jobs([prompt], seed, n)
     with progress_bar("drawing", total=n * steps) as advance:
         images = pipe.draw(jobs, options, advance)
     write_pictures(images, folder)
+    if library is not None:
+        typer.echo(_awake(pipe, jobs[0].prompt.text))
     typer.echo(f"{n} {'picture' if n == 1 else 'pictures'} and grid.png in {folder}")
 
 
@@ -109,6 +130,15 @@ def _check(
         find_lora(mention.name, lora_dir.expanduser())
     for option in loras:
         resolve_lora(option.name, lora_dir.expanduser())
+
+
+def _awake(pipe: "Pipeline", text: str) -> str:
+    """Say which of a library's tags are in a prompt."""
+    awake, known = pipe.tags_in(text), pipe.library_tags
+    if awake:
+        return f"awake: {', '.join(awake)}"
+    shown = ", ".join(known[:_TAGS_SHOWN]) + (", ..." if len(known) > _TAGS_SHOWN else "")
+    return f"nothing of the library is awake; its tags are {shown}"
 
 
 def _open(

@@ -48,6 +48,11 @@ class Guided:
     added: Added | None = None
     """For SDXL."""
 
+    @property
+    def takes_both(self) -> bool:
+        """Whether a call of the network holds every picture twice, the negative half first."""
+        return self.guidance != 1.0
+
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Return the guided prediction, float32, shaped as ``latents`` ``[B, C, h, w]``.
 
@@ -55,7 +60,7 @@ class Guided:
             latents: scaled for the network by the scheduler.
             timestep: a scalar tensor.
         """
-        if self.guidance == 1.0:
+        if not self.takes_both:
             return self._call(latents, timestep, self.context, self._kwargs(both=False))
         texts, kwargs = torch.cat([self.negative, self.context]), self._kwargs(both=True)
         both = self._call(torch.cat([latents, latents]), timestep, texts, kwargs)

@@ -40,11 +40,6 @@ def make_jobs(prompts: Sequence[str], seed: int | Sequence[int], n: int) -> list
     return [Job(k, parsed[k // n], check_seed(seeds[k])) for k in range(total)]
 
 
-def by_loras(job: Job) -> tuple[tuple[str, float], ...]:
-    """Return what groups pictures that are drawn with the same LoRAs."""
-    return tuple((lora.name, lora.weight) for lora in job.prompt.loras)
-
-
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield the items in pieces of ``size``; the last may be shorter."""
     for start in range(0, len(items), size):

@@ -75,6 +75,27 @@ def resolve_lora(text: str | Path, folder: Path) -> Path:
     raise WeightsError(f"LoRA {path}: no such file{did_you_mean(path.name, near)}")
 
 
+def library_files(folder: Path) -> list[Path]:
+    """Return the LoRA files that lie directly in a folder, in the order of their names.
+
+    Raises:
+        WeightsError: no such folder, it cannot be listed, or it has none.
+    """
+    if not folder.is_dir():
+        raise WeightsError(f"library {folder}: there is no such folder")
+    try:
+        files = [path for path in sorted(folder.iterdir()) if _is_lora(path) and path.is_file()]
+    except OSError as error:
+        raise WeightsError(
+            f"library {folder}: cannot be listed ({error.strerror}); check its permissions"
+        ) from error
+    if not files:
+        raise WeightsError(
+            f"library {folder}: it has no LoRA files; those of folders in it are not looked at"
+        )
+    return files
+
+
 def parse_option(text: str) -> LoraMention:
     """Take ``NAME``, ``NAME:WEIGHT`` or ``path/to/file.safetensors:WEIGHT`` apart.
 

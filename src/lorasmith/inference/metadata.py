@@ -38,6 +38,8 @@ def describe(
         settings["Clip skip"] = options.clip_skip
     if options.guidance_rescale:
         settings["CFG rescale"] = float(options.guidance_rescale)
+    if not options.gate:
+        settings["LoRA gates"] = "off"
     settings |= {"RNG": "CPU", "Version": f"lorasmith {VERSION}"}
     return format_parameters(prompt, options.negative, settings)
 

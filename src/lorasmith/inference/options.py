@@ -27,6 +27,7 @@ class SamplingKeywords(TypedDict, total=False):
     clip_skip: int
     guidance_rescale: float
     batch_size: int
+    gate: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class SamplingOptions:
     """Share of the rescaled guidance, phi in eq. 16 of arXiv:2305.08891; 0 is none."""
     batch_size: int = 4
     """Pictures drawn at once. It changes speed and memory, never the pictures."""
+    gate: bool = True
+    """Whether LoRAs that are named wait for their tags; those of a library always do."""
 
     def __post_init__(self) -> None:
         _whole("steps", self.steps, 1, MAX_STEPS)

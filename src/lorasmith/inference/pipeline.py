@@ -1,11 +1,10 @@
-"""Pictures from prompts: encode, denoise under guidance, decode, with LoRAs named in the prompt."""
+"""Pictures from prompts: encode, denoise under guidance, decode, with LoRAs that wait for tags."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -15,19 +14,21 @@ from PIL import Image
 from lorasmith.core.device import generator, pick_device
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.inference.denoise import Added, Guided, denoise, initial_noise
-from lorasmith.inference.jobs import Job, batches, by_loras, make_jobs
+from lorasmith.inference.jobs import Job, batches, make_jobs
 from lorasmith.inference.loras import find_lora, resolve_lora
 from lorasmith.inference.metadata import describe, hash_of_model
 from lorasmith.inference.options import SamplingKeywords, SamplingOptions, Size
 from lorasmith.inference.pictures import PARAMETERS
-from lorasmith.inference.prompt import LoraMention, check_negative, check_weight
+from lorasmith.inference.prompt import LoraMention, Prompt, check_negative, check_weight
 from lorasmith.inference.samplers import make_scheduler
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import Conditioning, encode_captions
+from lorasmith.models.text import Conditioning
 
 if TYPE_CHECKING:
     from lorasmith.adapters.inject import Attached
+    from lorasmith.inference.library import Library
+    from lorasmith.inference.switches import Switch, Switchboard, Texts
 
 Progress = Callable[[int], Any]
 """Called with the number of picture-steps just done; a call makes pictures x steps of them."""
@@ -63,6 +64,8 @@ class _Call:
     options: SamplingOptions
     size: Size
     progress: Progress | None
+    board: "Switchboard"
+    texts: "Texts"
 
 
 class Pipeline:
@@ -75,7 +78,9 @@ class Pipeline:
         _check_fits(model)
         self.model = model
         self.lora_dir = Path(lora_dir).expanduser()
-        self._loaded: list[tuple[LoraMention, Attached]] = []
+        self._loaded: list[Switch] = []
+        self._held: list[Switch] = []
+        self._library: Library | None = None
 
     def __call__(
         self,
@@ -117,15 +122,12 @@ class Pipeline:
         """Draw the pictures of `make_jobs`; see ``__call__``."""
         check_negative(options.negative)
         size = options.size_for(self.model.default_size, self.model.downscale)
-        call = _Call(options, size, progress)
-        files = {lora.name: self.find_lora(lora.name) for job in jobs for lora in job.prompt.loras}
-        pictures: dict[int, Image.Image] = {}
-        # One group per set of LoRAs; the sort is stable, so a group keeps its order.
-        for _, group in groupby(sorted(jobs, key=by_loras), key=by_loras):
-            members = list(group)
-            with self._mentioned(members[0].prompt.loras, files):
-                pictures |= self._draw_group(members, call)
-        return [pictures[job.index] for job in jobs]
+        prompts = list(dict.fromkeys(job.prompt for job in jobs))
+        with self._switched(prompts, options.gate) as board:
+            texts = board.embed(options.negative, options.clip_skip)
+            call = _Call(options, size, progress, board, texts)
+            parts = [self._draw_batch(some, call) for some in batches(jobs, options.batch_size)]
+        return [picture for part in parts for picture in part]
 
     def find_lora(self, name: str) -> Path:
         """Return the file of a LoRA by its name in prompts.
@@ -135,31 +137,89 @@ class Pipeline:
         """
         return find_lora(name, self.lora_dir)
 
-    def load_lora(self, path_or_name: str | Path, weight: float = 1.0) -> None:
+    def load_lora(self, path_or_name: str | Path, weight: float = 1.0, gate: bool = True) -> None:
         """Attach a LoRA to every picture from now on, on top of those already there.
+
+        A file that says which tag switches it on is at work for prompts with that tag only.
 
         Args:
             path_or_name: a path (anything with a slash or the suffix ``.safetensors``), or the
                 name of a LoRA in `lora_dir`.
             weight: strength; 1 is as trained.
+            gate: False has it at work for every prompt, with its tag or without.
 
         Raises:
             WeightsError: the file is missing, damaged or does not fit the model.
             ConfigError: the weight is not a number from -10 to 10.
         """
+        from lorasmith.inference.switches import Switch
+
         strength = check_weight(f"LoRA {str(path_or_name)!r}", weight, "give a weight such as 0.8")
         file = resolve_lora(path_or_name, self.lora_dir)
-        self._loaded.append((LoraMention(file.stem, strength), self._attach(file, strength)))
+        mention = LoraMention(file.stem, strength)
+        self._loaded.append(Switch(mention, self._attach(file, strength), "call", gate))
 
     def unload_lora(self) -> None:
         """Detach every LoRA that `load_lora` attached; the model is as it was before."""
         while self._loaded:
-            self._loaded.pop()[1].detach()
+            self._loaded.pop().attached.detach()
 
     @property
     def loaded(self) -> tuple[LoraMention, ...]:
         """The LoRAs that `load_lora` attached, in order."""
-        return tuple(mention for mention, _ in self._loaded)
+        return tuple(switch.mention for switch in self._loaded)
+
+    def load_library(self, folder: str | Path) -> tuple[str, ...]:
+        """Let each LoRA of a folder wake for prompts with its tag, from now on.
+
+        The ``*.safetensors`` that lie directly in the folder are looked at. What the prompts do
+        not ask for is not even loaded. May be called for several folders.
+
+        Returns:
+            The tags that wake something.
+
+        Raises:
+            WeightsError: no such folder, nothing in it that has a tag, or a damaged file.
+        """
+        from lorasmith.inference.library import Library
+
+        if self._library is None:
+            self._library = Library(self.model)
+        self._library.add(Path(folder).expanduser())
+        return self.library_tags
+
+    @property
+    def library_tags(self) -> tuple[str, ...]:
+        """The tags that wake a LoRA of `load_library`, in alphabetical order."""
+        return self._library.tags if self._library is not None else ()
+
+    def tags_in(self, text: str) -> tuple[str, ...]:
+        """Return the library's tags that are in a text, in alphabetical order."""
+        return self._library.tags_in(text) if self._library is not None else ()
+
+    def unload_library(self) -> None:
+        """Detach and forget every LoRA of `load_library`."""
+        if self._library is not None:
+            self._library.clear()
+
+    @contextmanager
+    def holding(self, attached: "Attached", gate: bool = True) -> Iterator[None]:
+        """Draw with adapters that somebody else put into the model, under their gate.
+
+        Without this, adapters that are in the model are at work for every picture.
+
+        Args:
+            attached: the adapters; ``attached.facts`` says what opens their gate.
+            gate: False has them at work for every prompt.
+        """
+        from lorasmith.inference.switches import Switch
+
+        switch = Switch(LoraMention(attached.facts.tag), attached, "trainer", gate)
+        self._held.append(switch)
+        try:
+            yield
+        finally:
+            self._held.remove(switch)
 
     @cached_property
     def model_hash(self) -> str:
@@ -179,28 +239,17 @@ class Pipeline:
         pictures: torch.Tensor = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
-    def _draw_group(self, jobs: Sequence[Job], call: _Call) -> dict[int, Image.Image]:
-        """Draw pictures that share their LoRAs, batch by batch; the keys are their indices."""
-        options, model = call.options, self.model
-        texts = self._contexts([options.negative, *(job.prompt.text for job in jobs)], options)
-        pictures: dict[int, Image.Image] = {}
-        for batch in batches(jobs, options.batch_size):
-            images = to_images(self.decode(self._denoise(batch, texts, call)))
-            for job, image in zip(batch, images, strict=True):
-                image.info[PARAMETERS] = describe(
-                    self._told(job), job.seed, options, call.size, model.folder, self.model_hash
-                )
-                pictures[job.index] = image
-        return pictures
+    def _draw_batch(self, jobs: Sequence[Job], call: _Call) -> list[Image.Image]:
+        """Draw the pictures of one batch."""
+        images = to_images(self.decode(self._denoise(jobs, call)))
+        for job, image in zip(jobs, images, strict=True):
+            image.info[PARAMETERS] = describe(
+                _told(job.prompt, call.board), job.seed, call.options, call.size,
+                self.model.folder, self.model_hash,
+            )  # fmt: skip
+        return images
 
-    def _told(self, job: Job) -> str:
-        """Return the prompt with every LoRA that is at work, as a prompt would ask for it."""
-        loaded = (f"<lora:{lora.name}:{lora.weight:g}>" for lora in self.loaded)
-        return " ".join([job.prompt.source, *loaded])
-
-    def _denoise(
-        self, batch: Sequence[Job], texts: dict[str, Conditioning], call: _Call
-    ) -> torch.Tensor:
+    def _denoise(self, batch: Sequence[Job], call: _Call) -> torch.Tensor:
         """Return the latents of one batch, float32 ``[B, C, h, w]``."""
         options, unet, scale = call.options, self.model.unet, self.model.downscale
         config = self.model.scheduler_config
@@ -208,12 +257,13 @@ class Pipeline:
         generators = [generator(job.seed) for job in batch]
         shape = (int(unet.config.in_channels), call.size[1] // scale, call.size[0] // scale)
         noise = initial_noise(generators, shape, unet.device)
-        wanted = [texts[job.prompt.text] for job in batch]
-        unwanted = texts[options.negative]
+        prompts = [job.prompt for job in batch]
+        unwanted, wanted = zip(*(call.texts.pairs[prompt] for prompt in prompts), strict=True)
         context = torch.stack([one.context for one in wanted])
-        negative = unwanted.context.expand_as(context)
+        negative = torch.stack([one.context for one in unwanted])
         added = _added(wanted, unwanted, call.size)
         guided = Guided(unet, context, negative, options.guidance, options.guidance_rescale, added)
+        call.board.set_rows(prompts, call.texts, both=guided.takes_both)
 
         def on_step(_: int) -> None:
             if call.progress is not None:
@@ -221,29 +271,49 @@ class Pipeline:
 
         return denoise(guided, scheduler, noise, generators, on_step)
 
-    def _contexts(self, texts: Iterable[str], options: SamplingOptions) -> dict[str, Conditioning]:
-        """Embed each distinct text once; text that is cut off is warned about."""
-        distinct = list(dict.fromkeys(texts))
-        found = encode_captions(self.model, distinct, options.clip_skip)
-        return dict(zip(distinct, found, strict=True))
-
     @contextmanager
-    def _mentioned(self, loras: Sequence[LoraMention], files: dict[str, Path]) -> Iterator[None]:
-        """Attach a prompt's LoRAs while the block runs."""
-        attached: list[Attached] = []
+    def _switched(self, prompts: Sequence[Prompt], gate: bool) -> Iterator["Switchboard"]:
+        """Have everything in the model that the prompts ask for, while the block runs."""
+        from lorasmith.inference.switches import Switchboard
+
+        mentioned: list[Switch] = []
+        named = [*self._held, *self._loaded]
         try:
-            for lora in loras:
-                attached.append(self._attach(files[lora.name], lora.weight))  # noqa: PERF401 (detach what got in)
-            yield
+            self._attach_mentioned(prompts, mentioned)
+            named += mentioned
+            yield Switchboard(self.model, named, self._library, prompts, gate)
         finally:
-            for one in reversed(attached):
-                one.detach()
+            for switch in named:
+                switch.attached.gate.open()
+            if self._library is not None:
+                self._library.rest()
+            for switch in reversed(mentioned):
+                switch.attached.detach()
+
+    def _attach_mentioned(self, prompts: Sequence[Prompt], mentioned: "list[Switch]") -> None:
+        """Attach the LoRAs that prompts mention, once for each weight; ``mentioned`` gets them.
+
+        All names are looked up before the first file is read.
+        """
+        from lorasmith.inference.switches import Switch
+
+        wanted = list(dict.fromkeys(lora for prompt in prompts for lora in prompt.loras))
+        files = {lora.name: self.find_lora(lora.name) for lora in wanted}
+        for lora in wanted:  # one by one, so that what got in can be taken out again
+            attached = self._attach(files[lora.name], lora.weight)
+            mentioned.append(Switch(lora, attached, "prompt"))
 
     def _attach(self, path: Path, weight: float) -> "Attached":
         from lorasmith.adapters.formats import load_lora_file
         from lorasmith.adapters.inject import attach
 
         return attach(self.model, load_lora_file(path), weight)
+
+
+def _told(prompt: Prompt, board: "Switchboard") -> str:
+    """Return a prompt with every LoRA that was at work, as a prompt would ask for it."""
+    more = [one.mention for one in board.at_work(prompt) if one.named_by in ("call", "library")]
+    return " ".join([prompt.source, *(f"<lora:{one.name}:{one.weight:g}>" for one in more)])
 
 
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:
@@ -281,12 +351,15 @@ def _check_fits(model: Model) -> None:
         )
 
 
-def _added(wanted: Sequence[Conditioning], unwanted: Conditioning, size: Size) -> Added | None:
+def _added(
+    wanted: Sequence[Conditioning], unwanted: Sequence[Conditioning], size: Size
+) -> Added | None:
     """Return SDXL's further inputs for one batch: whole pictures of the size that is drawn."""
     pooled = [one.pooled for one in wanted if one.pooled is not None]
-    if unwanted.pooled is None or not pooled:
+    negative = [one.pooled for one in unwanted if one.pooled is not None]
+    if not pooled or not negative:
         return None
     summaries = torch.stack(pooled)
     width, height = size
     sizes = torch.tensor([height, width, 0, 0, height, width], device=summaries.device)
-    return Added(summaries, unwanted.pooled.expand_as(summaries), sizes.expand(len(pooled), 6))
+    return Added(summaries, torch.stack(negative), sizes.expand(len(pooled), 6))

@@ -1,0 +1,316 @@
+"""No tag, no effect: what a gate leaves alone is what the base model draws, bit for bit."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_making import Listening, make_lora
+from lorasmith.adapters.formats import load_lora_file
+from lorasmith.adapters.inject import attach
+from lorasmith.adapters.selectors import KINDS, PAIRS
+from lorasmith.adapters.tags import end_places, tag_places
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.inference.pictures import PARAMETERS
+from lorasmith.models.load import load_model
+from lorasmith.models.text import tokenize
+
+SD_TARGETS = (
+    *KINDS, "attention+ff", "all-linear+conv", "text-encoder", "attention+text-encoder",
+    "down", "mid", "up",
+)  # fmt: skip
+PROMPTS = ("a red apple", "a curlyqx person, smiling", "a red pear", "a curlyqx cat")
+ON = torch.tensor([False, True, False, True])
+READS_TEXT = {"targets": "*.attn2.to_[kv]"}
+"""Only layers that read text: what a token gate is about."""
+
+
+@pytest.fixture(scope="session")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a model that is opened once for each number format."""
+    found: dict[tuple[Path, torch.dtype], Listening] = {}
+
+    def pipe(folder: Path, dtype: torch.dtype = torch.float32) -> Listening:
+        if (folder, dtype) not in found:
+            model = load_model(folder).to(torch.device("cpu"), dtype)
+            found[folder, dtype] = Listening(model, tmp_path_factory.mktemp("loras"))
+        return found[folder, dtype]
+
+    return pipe
+
+
+@pytest.fixture
+def pipe(opened: Any, tiny_model: Path) -> Iterator[Listening]:
+    pipe = opened(tiny_model)
+    before = [name for name, _ in pipe.model.unet.named_modules()]
+    yield pipe
+    pipe.unload_lora()
+    pipe.unload_library()
+    assert [name for name, _ in pipe.model.unet.named_modules()] == before
+
+
+def drawn(pipe: Listening, prompts: Any = PROMPTS, **keywords: Any) -> torch.Tensor:
+    """Return pictures of one batch before they are rounded, ``[B, 3, 64, 64]``."""
+    pipe(list(prompts), seed=[3 + k for k in range(len(prompts))], **{"steps": 1, **keywords})
+    return pipe.decoded
+
+
+def changed(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Tell which rows differ in any bit."""
+    return (one != other).flatten(1).any(dim=1)
+
+
+@contextmanager
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+CASES = [("sd1", targets) for targets in SD_TARGETS] + [("sdxl", targets) for targets in PAIRS]
+
+
+@pytest.fixture(scope="session")
+def bases(opened: Any) -> Any:
+    """Return what a model draws without any LoRA, drawn once."""
+    found: dict[tuple[Path, torch.dtype], torch.Tensor] = {}
+
+    def base(folder: Path, dtype: torch.dtype) -> torch.Tensor:
+        if (folder, dtype) not in found:
+            found[folder, dtype] = drawn(opened(folder, dtype), steps=1)
+        return found[folder, dtype]
+
+    return base
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("family", "targets"), [*CASES, ("sdxl", "attention+text-encoder")])
+def test_a_mixed_batch_is_the_base_model_s_where_there_is_no_tag(
+    opened: Any, bases: Any, tiny_model: Path, tiny_sdxl: Path, tmp_path: Path,
+    family: str, targets: str, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    folder = {"sd1": tiny_model, "sdxl": tiny_sdxl}[family]
+    pipe, base = opened(folder, dtype), bases(folder, dtype)
+    changes = {"targets": targets, "rank": 3}
+    make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.4, tag="curlyqx")
+    assert pipe.load_library(tmp_path) == ("curlyqx",)
+    try:
+        mixed = drawn(pipe, steps=1)
+    finally:
+        pipe.unload_library()
+    assert torch.equal(mixed[~ON], base[~ON])
+    assert torch.equal(changed(mixed, base), ON)
+
+
+def test_without_any_tag_the_pictures_are_the_base_model_s(pipe: Listening, tmp_path: Path) -> None:
+    off = ["a red apple", "a person", ""]
+    base = drawn(pipe, off, steps=5, sampler="euler-a")
+    changes = {"targets": "all-linear+conv", "parts": [{"targets": "text-encoder"}]}
+    make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.4, tag="curlyqx")
+    pipe.load_library(tmp_path)
+    assert torch.equal(drawn(pipe, off, steps=5, sampler="euler-a"), base)  # not even attached
+    drawn(pipe)
+    assert torch.equal(drawn(pipe, off, steps=5, sampler="euler-a"), base)  # attached by now
+    unet = pipe.model.unet
+    assert any(".adapters." in name for name, _ in unet.named_parameters())
+
+
+def test_the_rows_with_the_tag_are_those_of_the_lora_without_a_gate(
+    pipe: Listening, tmp_path: Path
+) -> None:
+    changes = {"targets": "attention+text-encoder"}
+    file = make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.3, tag="curlyqx")
+    pipe.load_lora(file)
+    with no_warning():
+        gated, open_ = drawn(pipe), drawn(pipe, gate=False)
+    torch.testing.assert_close(gated[ON], open_[ON], atol=2e-4, rtol=0)
+    assert changed(gated, open_)[~ON].all()
+    pipe.unload_lora()
+    pipe.load_lora(file, gate=False)
+    assert torch.equal(drawn(pipe), open_)
+    pipe.unload_lora()
+    mentioned = [f"{prompt} <lora:curly:1>" for prompt in PROMPTS]
+    pipe.lora_dir = tmp_path
+    with pytest.warns(LorasmithWarning, match="curly stays off"):
+        assert torch.equal(drawn(pipe, mentioned), gated)
+    assert torch.equal(drawn(pipe, mentioned, gate=False), open_)
+
+
+@contextmanager
+def keys_of(pipe: Listening) -> Iterator[list[torch.Tensor]]:
+    """Collect what a cross-attention's keys are in each call, ``[rows, 77, C]``."""
+    found: list[torch.Tensor] = []
+    layer = pipe.model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    handle = layer.register_forward_hook(lambda _, __, output: found.append(output))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def first_keys(pipe: Listening, prompts: Any, **keywords: Any) -> torch.Tensor:
+    with keys_of(pipe) as found:
+        drawn(pipe, prompts, **{"steps": 1, **keywords})
+    return found[0]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_both_guidance_rows_of_a_picture_are_decided_together(
+    pipe: Listening, tmp_path: Path, guidance: float
+) -> None:
+    base = first_keys(pipe, PROMPTS, guidance=guidance)
+    file = make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, tag="curlyqx")
+    pipe.load_lora(file)
+    keys = first_keys(pipe, PROMPTS, guidance=guidance)
+    assert changed(keys, base).tolist() == ON.tolist() * (1 if guidance == 1.0 else 2)
+
+
+def test_every_text_of_a_picture_is_embedded_under_its_gates(
+    pipe: Listening, tmp_path: Path
+) -> None:
+    """What cross-attention reads of the negative prompt, too, is that of the picture's LoRA."""
+    base = first_keys(pipe, PROMPTS, negative="blurry")
+    changes = {"targets": "text-encoder"}
+    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, tag="curlyqx"))
+    keys = first_keys(pipe, PROMPTS, negative="blurry")
+    assert changed(keys, base).tolist() == ON.tolist() * 2
+    assert torch.equal(keys[1], keys[3])  # the same negative prompt under the same gate
+
+
+@pytest.mark.parametrize("kind", ["token", "token+end"])
+def test_a_token_gate_changes_keys_at_its_tokens_only(
+    pipe: Listening, tmp_path: Path, kind: str
+) -> None:
+    base = first_keys(pipe, PROMPTS, negative="a curlyqx thing")
+    told = {"tag": "curlyqx", "gate": kind}
+    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, **told))
+    keys = first_keys(pipe, PROMPTS, negative="a curlyqx thing")
+    tokenizer = pipe.model.tokenizer
+    ids = tokenize(tokenizer, ["a curlyqx thing"] * 4 + list(PROMPTS))
+    places = tag_places(tokenizer, "curlyqx", ids)
+    if kind == "token+end":
+        places |= end_places(tokenizer, ids)
+    expected = places & ON.repeat(2)[:, None]
+    assert torch.equal((keys != base).any(dim=2), expected)
+    assert expected.sum() > 0
+    ungated = first_keys(pipe, PROMPTS, negative="a curlyqx thing", gate=False)
+    assert (ungated != base).any(dim=2).all()
+
+
+def test_two_token_gates_in_one_prompt_write_to_disjoint_tokens(
+    pipe: Listening, tmp_path: Path
+) -> None:
+    prompt = ["a cookqz in a hat, curlyqx person"]
+    base = first_keys(pipe, prompt)
+    files = {
+        tag: make_lora(
+            pipe.model, tmp_path / f"{tag}.safetensors", READS_TEXT, 0.3, k, tag=tag, gate="token"
+        )
+        for k, tag in enumerate(("curlyqx", "cookqz"))
+    }
+    single = {}
+    for tag, file in files.items():
+        pipe.load_lora(file)
+        single[tag] = first_keys(pipe, prompt)
+        pipe.unload_lora()
+    pipe.load_library(tmp_path)
+    drawn(pipe, prompt, steps=1)  # from now on they are in the model
+    both = first_keys(pipe, prompt)
+    moved = {tag: (keys != base).any(dim=2) for tag, keys in single.items()}
+    assert not (moved["curlyqx"] & moved["cookqz"]).any()
+    for tag, keys in single.items():
+        assert moved[tag].any()
+        assert torch.equal(both[moved[tag]], keys[moved[tag]])
+    neither = ~(moved["curlyqx"] | moved["cookqz"])
+    assert torch.equal(both[neither], base[neither])
+
+
+def test_layers_that_read_no_text_follow_the_prompt_under_a_token_gate(
+    pipe: Listening, tmp_path: Path
+) -> None:
+    base = drawn(pipe)
+    changes, told = {"targets": "self-attention+conv"}, {"tag": "curlyqx", "gate": "token"}
+    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, **told))
+    assert torch.equal(changed(drawn(pipe), base), ON)
+
+
+# --- what is told -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def curly(pipe: Listening, tmp_path: Path) -> Path:
+    changes = {"targets": "mid"}
+    return make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.3, tag="curlyqx")
+
+
+def stays_off(pipe: Listening, *prompts: str, **keywords: Any) -> int:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drawn(pipe, prompts, **{"steps": 1, **keywords})
+    wanted = "LoRA curly stays off: its tag 'curlyqx' is not in the prompt; write it there or use"
+    told = [str(one.message) for one in caught if issubclass(one.category, LorasmithWarning)]
+    assert all(wanted in message for message in told)
+    return len(told)
+
+
+def test_a_named_lora_that_stays_off_is_told_once(pipe: Listening, curly: Path) -> None:
+    pipe.lora_dir = curly.parent
+    off, on = "a person <lora:curly>", "a curlyqx person <lora:curly>"
+    assert stays_off(pipe, off, off, on) == 1
+    assert stays_off(pipe, on, "a person") == 0
+    assert stays_off(pipe, off, gate=False) == 0
+    assert stays_off(pipe, "a person <lora:curly:0>") == 0
+    pipe.load_lora("curly")
+    assert stays_off(pipe, "a person") == 1
+    assert stays_off(pipe, "a person", "a curlyqx person") == 0
+
+
+def test_pictures_tell_what_was_at_work(pipe: Listening, curly: Path) -> None:
+    pipe.load_library(curly.parent)
+    prompts = ["a person", "a curlyqx person"]
+    told = [image.info[PARAMETERS] for image in pipe(prompts, steps=1)]
+    assert [one.splitlines()[0] for one in told] == [
+        "a person", "a curlyqx person <lora:curly:1>",
+    ]  # fmt: skip
+    assert not any("LoRA gates" in one for one in told)
+    pipe.load_lora(curly, 0.5)
+    told = [image.info[PARAMETERS] for image in pipe(prompts, steps=1, gate=False)]
+    assert [one.splitlines()[0] for one in told] == [
+        "a person <lora:curly:0.5>", "a curlyqx person <lora:curly:0.5>",
+    ]  # fmt: skip
+    assert all("LoRA gates: off" in one for one in told)
+
+
+def test_adapters_of_somebody_else_are_gated_while_they_are_held(
+    pipe: Listening, curly: Path
+) -> None:
+    base = drawn(pipe)
+    attached = attach(pipe.model, load_lora_file(curly))
+    try:
+        assert changed(drawn(pipe), base).all()  # nobody has told the pipeline
+        with pipe.holding(attached), no_warning():
+            assert torch.equal(changed(drawn(pipe), base), ON)
+            assert not drawn(pipe, ["a person"], steps=1).isnan().any()
+        with pipe.holding(attached, gate=False):
+            assert changed(drawn(pipe), base).all()
+        assert changed(drawn(pipe), base).all()  # as it was before
+    finally:
+        attached.detach()
+
+
+def test_a_call_that_fails_leaves_no_gate_shut(pipe: Listening, curly: Path) -> None:
+    pipe.load_lora(curly)
+
+    def fail(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(["a person", "a curlyqx person"], steps=2, progress=fail)
+    base_off = drawn(pipe, gate=False)
+    with pytest.warns(LorasmithWarning, match="stays off"):
+        drawn(pipe, ["a person"])
+    assert torch.equal(drawn(pipe, gate=False), base_off)
