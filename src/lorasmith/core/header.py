@@ -96,8 +96,10 @@ def refuse_pickle(path: Path) -> None:
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     with path.open("rb") as stream:
-        start = stream.read(4)
-    if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
+        start = stream.read(_LENGTH_BYTES + 1)
+    # A header of 640 or 896 bytes begins as a pickle does; what follows tells them apart.
+    begins_so = start.startswith(_PICKLE_STARTS) and start[_LENGTH_BYTES:] != b"{"
+    if path.suffix.lower() in PICKLE_SUFFIXES or begins_so:
         raise WeightsError(
             f"{path}: this is a pickled file, which can run code when opened; convert it to "
             "safetensors on a machine that you can throw away (docs/models.md says how)"

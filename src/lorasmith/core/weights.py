@@ -15,6 +15,29 @@ from lorasmith.core.header import read_header
 Tensors = dict[str, torch.Tensor]
 
 
+class WeightsFile:
+    """An open safetensors file whose tensors are read when they are asked for.
+
+    The file is memory-mapped: a tensor on the CPU takes no memory of its own until it is written
+    to or cast.
+
+    Raises:
+        WeightsError: the file is missing, is a pickle, or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header = read_header(path)
+        self._open: safe_open | None = None
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Return one tensor, on the CPU, in the file's number format."""
+        if self._open is None:
+            self._open = _safe_open(self.path, "cpu")
+        tensor: torch.Tensor = self._open.get_tensor(key)  # type: ignore[no-untyped-call]
+        return tensor
+
+
 def load_tensors(path: Path, device: str = "cpu") -> Tensors:
     """Read every tensor of a safetensors file.
 
@@ -55,6 +78,10 @@ def save_tensors(
 
 def _opened(path: Path, device: str) -> safe_open:
     read_header(path)  # safetensors would take a name that is there twice, and read any length
+    return _safe_open(path, device)
+
+
+def _safe_open(path: Path, device: str) -> safe_open:
     try:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError, struct.error) as error:
