@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lorasmith.adapters.fit import fit
 from lorasmith.adapters.formats import LoraFile
-from lorasmith.adapters.inject import fitted, places_in
 from lorasmith.adapters.layers import layer_weight
 from lorasmith.core.errors import WeightsError
 
@@ -33,11 +33,11 @@ def bake(
         WeightsError: a file does not fit the model (counts are named), or the sum is not finite or
             too large for the number format that it will be saved in.
     """
-    found = [(file, weight, places_in(model, file)) for file, weight in files]
+    found = [(fit(model, file), weight) for file, weight in files]
     deltas = [
-        (places[name], weight, fitted(file, name, places))
-        for file, weight, places in found
-        for name in file.layers
+        (one.places[name], weight, adapter)
+        for one, weight in found
+        for name, adapter in one.adapters.items()
     ]
     changed = set()
     for place, weight, adapter in deltas:

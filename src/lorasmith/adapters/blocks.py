@@ -6,7 +6,9 @@ in SDXL. Block weight vectors (LBW) use the same numbers as IN00-11, MID, OUT00-
 for SDXL name their layers that way. diffusers groups the pieces by resolution instead.
 """
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, Self
 
 _INNER = {
     "conv1": "in_layers_2",
@@ -27,23 +29,56 @@ _OUTER = {
 """Layers outside of the blocks."""
 
 
+_PUBLISHED_RESNETS = 2
+"""Resnets of each level on the way down in every published model; one more on the way up."""
+
+_NUMBERED = re.compile(r"(?P<side>input|output)_blocks_(?P<number>\d+)_(?P<inner>\d)_(?P<rest>\w+)")
+_MIDDLE = re.compile(r"middle_block_(?P<inner>\d)_(?P<rest>\w+)")
+
+
 class BlockMap:
     """Translates diffusers' module paths of one U-Net."""
 
-    def __init__(self, unet: Any) -> None:
-        """Count the pieces of each block of a diffusers ``UNet2DConditionModel``."""
+    def __init__(
+        self, resnets_down: Sequence[int], resnets_up: Sequence[int], attended_up: Sequence[bool]
+    ) -> None:
+        """Count the pieces of each block.
+
+        Args:
+            resnets_down: resnets of each level on the way down.
+            resnets_up: on the way up, the deepest level first.
+            attended_up: whether there is attention too, likewise.
+        """
         self._down, self._up = [], []
         place = 1  # 0 is the first convolution
-        for block in unet.down_blocks:
+        for count in resnets_down:
             self._down.append(place)
-            place += len(block.resnets) + 1
+            place += count + 1
         place = 0
-        for block in unet.up_blocks:
+        for count in resnets_up:
             self._up.append(place)
-            place += len(block.resnets)
-        self._resnets_down = [len(block.resnets) for block in unet.down_blocks]
-        self._resnets_up = [len(block.resnets) for block in unet.up_blocks]
-        self._attended_up = [bool(getattr(block, "attentions", None)) for block in unet.up_blocks]
+            place += count
+        self._resnets_down, self._resnets_up = list(resnets_down), list(resnets_up)
+        self._attended_up = list(attended_up)
+
+    @classmethod
+    def of_unet(cls, unet: Any) -> Self:
+        """Return the map of a diffusers ``UNet2DConditionModel``."""
+        return cls(
+            [len(block.resnets) for block in unet.down_blocks],
+            [len(block.resnets) for block in unet.up_blocks],
+            [bool(getattr(block, "attentions", None)) for block in unet.up_blocks],
+        )
+
+    @classmethod
+    def of_depths(cls, depths: Sequence[int]) -> Self:
+        """Return the map of a published U-Net by the depth of each level's attention."""
+        levels = len(depths)
+        return cls(
+            [_PUBLISHED_RESNETS] * levels,
+            [_PUBLISHED_RESNETS + 1] * levels,
+            [depth > 0 for depth in reversed(depths)],
+        )
 
     def vector_name(self, path: str) -> str:
         """Return IN00 to IN11, MID or OUT00 to OUT11 for a module path, or nothing outside."""
@@ -81,6 +116,37 @@ class BlockMap:
             last = first + self._resnets_up[level] - 1
             return "output", last, f"{2 if self._attended_up[level] else 1}_conv"
         return "output", first + number, f"{int(kind == 'attentions')}_{_inside(kind, rest)}"
+
+
+def diffusers_path(name: str) -> str:
+    """Return diffusers' name, still with underscores, for a layer of a published U-Net in sgm's.
+
+    A name that is not sgm's comes back as it is.
+    """
+    outer = {sgm: path.replace(".", "_") for path, sgm in _OUTER.items()}
+    if name in outer:
+        return outer[name]
+    if middle := _MIDDLE.fullmatch(name):
+        inner = int(middle["inner"])
+        kind = "attentions" if inner == 1 else "resnets"
+        return f"mid_block_{kind}_{inner // 2}_{_outside(kind, middle['rest'])}"
+    numbered = _NUMBERED.fullmatch(name)
+    if numbered is None:
+        return name
+    down = numbered["side"] == "input"
+    # On the way down, piece 0 is the first convolution and each level ends with a downsampler.
+    level, number = divmod(int(numbered["number"]) - down, _PUBLISHED_RESNETS + 1)
+    side, rest = "down" if down else "up", numbered["rest"]
+    if rest == ("op" if down else "conv"):
+        return f"{side}_blocks_{level}_{side}samplers_0_conv"
+    kind = "attentions" if numbered["inner"] == "1" else "resnets"
+    return f"{side}_blocks_{level}_{kind}_{number}_{_outside(kind, rest)}"
+
+
+def _outside(kind: str, rest: str) -> str:
+    """Return diffusers' name for what `_inside` named."""
+    names = {sgm: path for path, sgm in _INNER.items()}
+    return names.get(rest, rest) if kind == "resnets" else rest
 
 
 def _inside(kind: str, rest: list[str]) -> str:

@@ -1,20 +1,24 @@
 """What a LoRA file holds, in brief: family, ranks, alphas and norms by block."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lorasmith.adapters.formats import LoraFile, LoraLayer
+from lorasmith.adapters.formats import LoraFile
+from lorasmith.adapters.kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.models.family import FAMILIES, Family
 
 _DIFFUSERS = re.compile(r"lora_unet_(?P<side>down|up)_blocks_(?P<level>\d+)_")
 _SGM = re.compile(r"lora_unet_(?P<side>input|output)_blocks_(?P<number>\d+)_")
-_XL = ("lora_te1_", "lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_",
+_XL = ("lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_",
        "lora_unet_middle_block_")  # fmt: skip
-_TEXT_WIDTHS: dict[int, Family] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_DEEP = re.compile(r"lora_unet_\w+_transformer_blocks_[1-9]")
+"""A second transformer behind the first, which only SDXL has."""
+_TEXT_WIDTHS: dict[int, Family] = {facts.unet.context: family for family, facts in FAMILIES.items()}
 """Width of the text that cross-attention of published models reads."""
 
 
@@ -52,33 +56,45 @@ class LoraFacts:
     """All of them together."""
     dtypes: tuple[str, ...]
     """Number formats of the factors."""
+    kinds: tuple[str, ...]
+    """What its layers are: LoRA, DoRA, LoHa, LoKr, ...; the commonest first."""
+    spellings: tuple[str, ...]
+    """How its keys are spelled."""
 
 
 def describe(file: LoraFile) -> LoraFacts:
     """Return what a LoRA file holds."""
-    groups: dict[str, list[LoraLayer]] = {}
+    groups: dict[str, list[Layer]] = {}
     for name, layer in file.layers.items():
         groups.setdefault(block_name(name), []).append(layer)
     family, known_by = family_of_file(file)
     blocks = [_facts(block, groups[block]) for block in sorted(groups, key=_order)]
-    dtypes = {str(f.dtype).removeprefix("torch.") for la in file.layers.values() for f in la[:2]}
-    total = _facts("all", list(file.layers.values()))
-    return LoraFacts(family, known_by, tuple(blocks), total, tuple(sorted(dtypes)))
+    layers = list(file.layers.values())
+    dtypes = {
+        str(one.dtype).removeprefix("torch.") for la in layers for one in la.tensors().values()
+    }
+    kinds = tuple(kind for kind, _ in Counter(layer.kind for layer in layers).most_common())
+    total = _facts("all", layers)
+    return LoraFacts(
+        family, known_by, tuple(blocks), total, tuple(sorted(dtypes)), kinds, file.spellings
+    )
 
 
 def family_of_file(file: LoraFile) -> tuple[Family | None, str]:
     """Return the family of models that a file is for, and what tells it."""
     version = file.metadata.get("ss_base_model_version", "")
     for family, facts in FAMILIES.items():
-        if version in facts.versions or (family == "sdxl" and version.startswith("sdxl_")):
+        if version in facts.versions:
             return family, "metadata"
-    if any(name.startswith(_XL) for name in file.layers):
-        return "sdxl", "names"
-    widths = {
-        layer.down.shape[1] for name, layer in file.layers.items() if name.endswith("attn2_to_k")
-    }
+    if version.startswith("sdxl_"):
+        return "sdxl", "metadata"
+    widths = {la.sides[1] for name, la in file.layers.items() if name.endswith("attn2_to_k")}
     known = {_TEXT_WIDTHS[width] for width in widths if width in _TEXT_WIDTHS}
-    return (known.pop(), "shapes") if len(known) == 1 else (None, "")
+    if len(known) == 1:
+        return known.pop(), "shapes"
+    if any(name.startswith(_XL) or _DEEP.match(name) for name in file.layers):
+        return "sdxl", "names"
+    return None, ""
 
 
 def prediction_of_file(file: LoraFile) -> str | None:
@@ -112,21 +128,28 @@ def block_name(name: str) -> str:
     return "other"
 
 
-def norm_of(layer: LoraLayer) -> float:
-    """Return the Frobenius norm of (alpha / rank) B A, without making the product."""
+def norm_of(layer: Layer) -> float:
+    """Return the Frobenius norm of what a layer adds; of DoRA, of what changes the direction.
+
+    That of (alpha / rank) B A is found without making the product.
+    """
+    if isinstance(layer, DoraLayer):
+        return norm_of(layer.inner)
+    if not isinstance(layer, LoraLayer):
+        return float(layer.dense().double().norm())
     down, up = layer.down.flatten(1).double(), layer.up.flatten(1).double()
     square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
     return abs(layer.alpha) / len(down) * float(square.sqrt())
 
 
-def _facts(block: str, layers: Sequence[LoraLayer]) -> BlockFacts:
+def _facts(block: str, layers: Sequence[Layer]) -> BlockFacts:
     norms = torch.tensor([norm_of(layer) for layer in layers], dtype=torch.float64)
     return BlockFacts(
         block,
         len(layers),
-        tuple(sorted({len(layer.down) for layer in layers})),
+        tuple(sorted({layer.rank for layer in layers})),
         tuple(sorted({layer.alpha for layer in layers})),
-        sum(factor.numel() for layer in layers for factor in layer[:2]),
+        sum(tensor.numel() for layer in layers for tensor in layer.tensors().values()),
         float(norms.norm()),
         float(norms.max()),
     )

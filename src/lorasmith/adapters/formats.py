@@ -1,7 +1,7 @@
-"""LoRA files in sd-scripts ("kohya") naming: reading with every key accounted for, and writing.
+"""LoRA files: reading every spelling with every key accounted for, and writing kohya's.
 
-A layer NAME is stored as ``NAME.lora_down.weight``, ``NAME.lora_up.weight`` and ``NAME.alpha``;
-the scale is alpha / rank, and a missing alpha means alpha = rank.
+A layer NAME is written as ``NAME.lora_down.weight``, ``NAME.lora_up.weight`` and ``NAME.alpha``;
+other kinds have other tensors. The scale is alpha / rank, and a missing alpha means alpha = rank.
 """
 
 import hashlib
@@ -9,38 +9,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 
+from lorasmith.adapters.kinds import DoraLayer, Layer, LoraLayer, OtherLayer
+from lorasmith.adapters.reading import layers_of_tensors
+from lorasmith.adapters.spelling import ALPHA
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.weights import Tensors, load_metadata, load_tensors, save_tensors
 
-DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+__all__ = ["Layer", "LoraFile", "LoraLayer", "hashes_of", "load_lora_file", "save_lora_file"]
 
-_OTHER_KINDS = {
-    ".lora_mid.": "LoCon with a middle factor",
-    ".hada_": "LoHa",
-    ".lokr_": "LoKr",
-    ".dora_scale": "DoRA",
-    ".lora_A.": "diffusers naming",
-    ".lora.down.": "an early diffusers naming",
-    ".diff": "full weight differences",
-}
 _LOSS_IN_HALF = 0.01
 """Largest relative rounding error of a tensor at which float16 is still good enough."""
-
-
-class LoraLayer(NamedTuple):
-    """The adapter of one layer as a file holds it."""
-
-    down: torch.Tensor
-    """``[r, in]`` or ``[r, in, k, k]``."""
-    up: torch.Tensor
-    """``[out, r]`` or ``[out, r, 1, 1]``."""
-    alpha: float
-    """The scale is alpha / r."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +31,34 @@ class LoraFile:
 
     path: Path
     """Where it was read."""
-    layers: dict[str, LoraLayer]
-    """Adapters by the names in the file, such as ``lora_unet_mid_block_..._to_q``."""
+    layers: Mapping[str, Layer]
+    """Adapters by their names in kohya's underscores: ``lora_unet_mid_block_..._to_q``. Those of
+    SDXL are sgm's names or diffusers', as in the file."""
     metadata: dict[str, str]
     """The metadata block; empty when the file has none."""
+    spellings: tuple[str, ...] = ("kohya",)
+    """How its keys are spelled: ``kohya``, ``diffusers``, ``early diffusers``."""
 
 
 def load_lora_file(path: Path) -> LoraFile:
-    """Read a LoRA file.
+    """Read a LoRA file. Every spelling is read, also several in one file.
 
     Raises:
         WeightsError: missing, damaged, not a LoRA, of an unsupported kind, with an unfinished
             pair of factors or with values that are not finite; keys and counts are named.
     """
-    tensors = load_tensors(path)
-    _refuse_strange_keys(path, tensors)
-    names = dict.fromkeys(_split(key)[0] for key in tensors)
-    if not names:
-        raise WeightsError(f"{path}: holds no LoRA (it has no tensors)")
-    layers = {name: _layer(path, name, tensors) for name in names}
-    return LoraFile(path, layers, load_metadata(path))
+    tensors, metadata = load_tensors(path), load_metadata(path)
+    layers, spellings = layers_of_tensors(path, tensors, metadata)
+    return LoraFile(path, layers, metadata, spellings)
 
 
 def save_lora_file(
     path: Path,
-    layers: Mapping[str, LoraLayer],
+    layers: Mapping[str, Layer],
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a LoRA file atomically.
+    """Write a LoRA file in kohya's spelling, atomically.
 
     The hash of its contents is added to the metadata. Where ``dtype`` cannot hold the values
     (overflow, or tiny ones rounded away) float32 is written instead, with a warning.
@@ -92,20 +73,33 @@ def save_lora_file(
         WeightsError: there are no layers, they are all zero, or a value is not finite.
         OutputError: the file cannot be written.
     """
+    tensors: Tensors = {}
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in layer.tensors().items()}
+        if layer.rank:
+            tensors[f"{name}.{ALPHA}"] = torch.tensor(layer.alpha, dtype=torch.float32)
+    write_tensors(path, layers, tensors, metadata, dtype)
+
+
+def write_tensors(
+    path: Path,
+    layers: Mapping[str, Layer],
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+) -> None:
+    """Write the tensors that some layers have in some spelling; see `save_lora_file`."""
     _refuse_useless(path, layers)
-    if not all(_holds(dtype, factor) for layer in layers.values() for factor in layer[:2]):
+    numbers = {key: one for key, one in tensors.items() if not key.endswith(ALPHA)}
+    if not all(_holds(dtype, tensor) for tensor in numbers.values()):
         warnings.warn(
             f"{path.name}: some values do not fit {_plain(dtype)}; saved as float32",
             LorasmithWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         dtype = torch.float32
-    tensors: Tensors = {}
-    for name, layer in layers.items():
-        tensors[name + DOWN] = _on_disk(layer.down, dtype)
-        tensors[name + UP] = _on_disk(layer.up, dtype)
-        tensors[name + ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
-    save_tensors(path, tensors, {**metadata, **hashes_of(tensors)})
+    stored = tensors | {key: _on_disk(tensor, dtype) for key, tensor in numbers.items()}
+    save_tensors(path, stored, {**metadata, **hashes_of(stored)})
 
 
 def hashes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -120,45 +114,9 @@ def hashes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
 
 
-def _split(key: str) -> tuple[str, str]:
-    """Return a key's layer name and suffix; the suffix is empty for a key that is not ours."""
-    for suffix in (DOWN, UP, ALPHA):
-        if key.endswith(suffix):
-            return key.removesuffix(suffix), suffix
-    return key, ""
-
-
-def _refuse_strange_keys(path: Path, tensors: Tensors) -> None:
-    strange = [key for key in tensors if not _split(key)[1]]
-    if not strange:
-        return
-    kinds = [kind for part, kind in _OTHER_KINDS.items() if part in strange[0]]
-    reason = f"it looks like {kinds[0]}, which is not supported" if kinds else "it is no LoRA file"
-    raise WeightsError(
-        f"{path}: {len(strange)} of {len(tensors)} keys are not LoRA keys in kohya naming, first "
-        f"{strange[0]}; {reason}"
-    )
-
-
-def _layer(path: Path, name: str, tensors: Tensors) -> LoraLayer:
-    missing = [suffix for suffix in (DOWN, UP) if name + suffix not in tensors]
-    if missing:
-        raise WeightsError(f"{path}: {name}{missing[0]} is missing; the file is incomplete")
-    down, up = tensors[name + DOWN], tensors[name + UP]
-    alpha = tensors.get(name + ALPHA, torch.tensor(float(down.shape[0] if down.ndim else 0)))
-    shapes = f"down {list(down.shape)}, up {list(up.shape)}, alpha {list(alpha.shape)}"
-    if down.ndim not in (2, 4) or up.ndim != down.ndim or alpha.numel() != 1:
-        raise WeightsError(f"{path}: {name} has impossible shapes ({shapes})")
-    if down.shape[0] != up.shape[1] or down.shape[0] == 0:
-        raise WeightsError(f"{path}: {name} has factors of different rank ({shapes})")
-    if not all(bool(torch.isfinite(part).all()) for part in (down, up, alpha)):
-        raise WeightsError(f"{path}: {name} holds values that are not finite; the file is damaged")
-    return LoraLayer(down, up, float(alpha))
-
-
-def _refuse_useless(path: Path, layers: Mapping[str, LoraLayer]) -> None:
+def _refuse_useless(path: Path, layers: Mapping[str, Layer]) -> None:
     for name, layer in layers.items():
-        if not all(bool(torch.isfinite(factor).all()) for factor in layer[:2]):
+        if not all(bool(torch.isfinite(one).all()) for one in layer.tensors().values()):
             raise WeightsError(f"{path.name}: {name} holds values that are not finite; not saved")
     if not any(_does_something(layer) for layer in layers.values()):
         raise WeightsError(
@@ -167,8 +125,12 @@ def _refuse_useless(path: Path, layers: Mapping[str, LoraLayer]) -> None:
         )
 
 
-def _does_something(layer: LoraLayer) -> bool:
-    """Tell whether some row of down and its column of up are both not zero."""
+def _does_something(layer: Layer) -> bool:
+    """Tell whether a layer changes its weight; DoRA's lengths may, whatever the factors are."""
+    if isinstance(layer, DoraLayer):
+        return True
+    if isinstance(layer, OtherLayer):
+        return bool(layer.dense().any())
     rows, columns = layer.down.flatten(1).any(dim=1), layer.up.flatten(1).any(dim=0)
     return bool(layer.alpha) and bool((rows & columns).any())
 

@@ -12,6 +12,7 @@ import torch
 
 Kind = Literal["LoRA", "LoCon", "LoHa", "LoKr", "full"]
 Parts = Mapping[str, torch.Tensor]
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class LoraLayer(NamedTuple):
@@ -159,9 +160,10 @@ def dense_delta(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
             f"{list(weight.shape)}"
         )
     others = [axis for axis in range(weight.ndim) if axis != kept]
-    lengths = torch.linalg.vector_norm(turned, dim=others, keepdim=True)
+    lengths: torch.Tensor = torch.linalg.vector_norm(turned, dim=others, keepdim=True)
     wanted = layer.magnitude.to(base).reshape(lengths.shape)
-    return turned * (wanted / lengths.clamp_min(torch.finfo(torch.float32).tiny)) - base
+    stretched: torch.Tensor = turned * (wanted / lengths.clamp_min(_TINY))
+    return stretched - base
 
 
 def _shaped(layer: PlainLayer, weight: torch.Tensor) -> torch.Tensor:
@@ -203,7 +205,9 @@ def _lokr(parts: Parts) -> torch.Tensor:
     LyCORIS, arXiv:2309.14859. Of a convolution, W2 carries the kernel.
     """
     first, second = _kron_half(parts, "1"), _kron_half(parts, "2")
-    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second)
+    kernel = second.shape[2:]
+    blocks = first.reshape(len(first), 1, -1, 1, *[1] * len(kernel)) * second[None, :, None]
+    return blocks.reshape(len(first) * len(second), -1, *kernel)
 
 
 def _kron_half(parts: Parts, number: str) -> torch.Tensor:

@@ -97,15 +97,23 @@ def places_of(model: Networks) -> Places:
 def other_names(model: Networks) -> dict[str, str]:
     """Return further names that files may use, each with the one in `places_of`.
 
-    Some programs write diffusers' names for SDXL.
+    Some programs write diffusers' names for SDXL, and diffusers itself numbers the text encoder of
+    SD 1.x. A file in diffusers' naming does not tell how many text encoders there are.
     """
-    if not FAMILIES[family_of(model)].sgm_names:
-        return {}
-    return {unet_name(place.path): place.name for place in _unet_places(model.unet, sgm=True)}
+    facts = FAMILIES[family_of(model)]
+    other = {}
+    if facts.sgm_names:
+        other = {unet_name(place.path): place.name for place in _unet_places(model.unet, sgm=True)}
+    first = facts.text_prefixes[0]
+    for place in _text_places(model):
+        if place.part == TEXT_PARTS[0]:
+            prefix = "lora_te1_" if first == "lora_te_" else "lora_te_"
+            other[prefix + place.name.removeprefix(first)] = place.name
+    return other
 
 
 def _unet_places(unet: nn.Module, sgm: bool) -> list[Place]:
-    blocks = BlockMap(unet)
+    blocks = BlockMap.of_unet(unet)
     return [
         Place(
             UNET_PREFIX + blocks.sgm_name(path) if sgm else unet_name(path),
@@ -125,5 +133,6 @@ def _text_places(model: Networks) -> list[Place]:
     return [
         Place(text_name(path, prefix), part, encoder, path, layer, "BASE")
         for part, encoder, prefix in zip(TEXT_PARTS, encoders, prefixes, strict=False)
+        if encoder is not None
         for path, layer in layers_of(encoder).items()
     ]

@@ -4,7 +4,9 @@ import pytest
 from torch import nn
 
 from lorasmith.adapters.layers import layer_weight
+from lorasmith.adapters.modules import Module, module_of_dotted, module_of_kohya
 from lorasmith.adapters.names import layers_of, other_names, places_of, text_name, unet_name
+from lorasmith.models.family import family_of
 from lorasmith.models.load import Model
 from true_size import networks
 
@@ -114,8 +116,25 @@ def test_diffusers_names_of_sdxl_are_known_too() -> None:
     name = "lora_unet_up_blocks_0_attentions_0_transformer_blocks_3_attn2_to_k"
     assert other[name] == "lora_unet_output_blocks_0_1_transformer_blocks_3_attn2_to_k"
     assert set(other.values()) <= places.keys()
-    assert len(other) == len(layers_of(model.unet))
-    assert other_names(networks("sd15")) == {}
+    assert len(other) == len(layers_of(model.unet)) + len(layers_of(model.text_encoder))
+
+
+def test_a_first_text_encoder_may_have_a_number_or_none() -> None:
+    """diffusers numbers the only encoder of SD 1.x; its own naming has no numbers at all."""
+    inner = "text_model_encoder_layers_0_self_attn_q_proj"
+    assert other_names(networks("sdxl"))[f"lora_te_{inner}"] == f"lora_te1_{inner}"
+    assert other_names(networks("sd15"))[f"lora_te1_{inner}"] == f"lora_te_{inner}"
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+def test_names_lead_to_layers_and_back_without_a_model(name: str) -> None:
+    model = networks(name)
+    for kohya, place in places_of(model).items():
+        module = module_of_kohya(kohya)
+        assert module == Module(place.part, place.path.removeprefix("text_model."))
+        assert module.kohya(family_of(model)) == kohya
+        assert module_of_dotted(module.dotted) == module
+        assert module_of_kohya(module.kohya(None)) == module, "diffusers' order is read too"
 
 
 def test_names_of_blocks_are_those_of_the_tree() -> None:
