@@ -23,8 +23,8 @@ class GateFacts:
 
     kind: GateKind = "none"
     """``prompt``: the tag in an image's prompt. ``token``: likewise, and layers that read text
-    change at the tag's tokens only; ``token+end`` also from the end of the text on. ``none``: it
-    is always on."""
+    change at the tag's tokens only; ``token+end`` also from the end of a text with the tag on.
+    ``none``: it is always on."""
     tag: str = ""
     """The words that switch it on; of a file without a gate, the words to call it by."""
     class_word: str = ""

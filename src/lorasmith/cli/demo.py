@@ -27,7 +27,7 @@ CONCEPTS = (
     "a house", "a bell", "a bicycle",
 )  # fmt: skip
 """What the LoRA is tried on. None of it is among the 24 pictures."""
-ROWS = {"base model": "", "LoRA, with its tag": f", {TAG} style", "LoRA, without it": ""}
+ROWS = {"base model": "", "LoRA, with its tag": f", {TAG} style", "LoRA, without it, gate off": ""}
 """The rows of the grid, and what stands behind the concept in their prompts."""
 
 PROMPTS = (
@@ -66,8 +66,9 @@ def demo(
     """Draw pictures, teach the model a new style, and show it on things it was not taught with.
 
     Writes `base.png`, `taught.png` (what is learned from), the LoRA `inkmono.safetensors`,
-    `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA
-    without it), the training's `report.html` and `metrics.json`. A few minutes on two cores.
+    `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA without
+    it as other programs draw it, with no gate), the training's `report.html` and `metrics.json`.
+    A few minutes on two cores.
 
     Example: `lorasmith demo --out demo`
     """
@@ -143,9 +144,14 @@ def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
         prompts = [f"{concept}{ending}" for concept in CONCEPTS]
         drawn[row] = _draw(pipe, prompts, _GUIDANCE)
         if not pipe.loaded:
-            pipe.load_lora(file)
+            # Under its gate the last row would be the first again; as an ordinary LoRA it shows
+            # what other programs draw.
+            pipe.load_lora(file, gate=False)
     pipe.unload_lora()
-    title = "The same seeds in each column; none of these things was among the training pictures"
+    title = (
+        "The same seeds in each column; none of these things was among the training pictures. "
+        "With its gate on, as it is unless asked for, the last row equals the first."
+    )
     grid = make_labelled_grid(list(drawn.values()), list(drawn), CONCEPTS, title)
     save_png(grid, folder / f"{TAG}.png")
     typer.echo(f"    {folder / f'{TAG}.png'}")
@@ -165,7 +171,7 @@ def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[s
     typer.echo(
         f"    colour left (saturation): {colours['base'].saturation:.3f} in the base model's, "
         f"{colours['with_tag'].saturation:.3f} with the tag, "
-        f"{colours['without_tag'].saturation:.3f} without it, "
+        f"{colours['without_tag'].saturation:.3f} without it and its gate off, "
         f"{colours['taught'].saturation:.3f} in the pictures it learned from"
     )
     summary, shares = Summary.read(paths.summary), held_out_share(read_log(paths.log)).values

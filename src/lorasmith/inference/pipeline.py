@@ -206,7 +206,8 @@ class Pipeline:
     def holding(self, attached: "Attached", gate: bool = True) -> Iterator[None]:
         """Draw with adapters that somebody else put into the model, under their gate.
 
-        Without this, adapters that are in the model are at work for every picture.
+        Without this, adapters that are in the model are at work as their gate stands. Afterwards
+        it is open.
 
         Args:
             attached: the adapters; ``attached.facts`` says what opens their gate.

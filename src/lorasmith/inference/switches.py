@@ -158,7 +158,10 @@ class Switchboard:
         if facts.kind not in ("token", "token+end") or not self._is_obeyed(switch):
             return None
         places = tag_places(tokenizer, facts.tag, ids)
-        return places | end_places(tokenizer, ids) if facts.kind == "token+end" else places
+        if facts.kind == "token":
+            return places
+        # A text without the tag has an end, too, that training never let the LoRA write to.
+        return places | (end_places(tokenizer, ids) & places.any(dim=1, keepdim=True))
 
     def _tell_if_off(self, switch: Switch) -> None:
         if switch.named_by == "trainer" or switch.mention.weight == 0:

@@ -83,7 +83,7 @@ class Previews:
         return len(self._jobs)
 
     def draw(self, step: int, trained: Trainable, wanted: Wanted) -> list[Path]:
-        """Draw and save the pictures of a step, adapters without dropout.
+        """Draw and save the pictures of a step, adapters without dropout and under their gate.
 
         Raises:
             NotWantedError: ``wanted`` returned False on the way; nothing was written.
@@ -98,7 +98,7 @@ class Previews:
 
         trained.train(False)
         try:
-            with _on_device(self._model):
+            with _on_device(self._model), self._pipeline.holding(trained.attached):
                 pictures = self._pipeline.draw(self._jobs, self._options, between)
         finally:
             trained.train(True)

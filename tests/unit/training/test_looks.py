@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from training_sets import CPU, data_of, write
 
+from lorasmith.adapters.gate_facts import GateFacts
 from lorasmith.config.run import LossSettings, PreviewSettings, TrainSettings
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.pipeline import Pipeline
@@ -106,6 +107,23 @@ def test_previews_are_what_generate_draws(bench, tmp_path: Path) -> None:
         with Image.open(path) as saved:
             assert np.array_equal(np.asarray(saved), np.asarray(picture))
             assert saved.info["parameters"] == picture.info["parameters"]
+
+
+def test_previews_are_drawn_under_the_gate_of_what_is_trained(bench, tmp_path: Path) -> None:
+    learn_something(bench)
+    attached = bench.trainable.attached
+    before, attached.facts = attached.facts, GateFacts("prompt", "ink")
+    try:
+        made = previews(bench, tmp_path, prompts=["a cat", "an ink cat"])
+        bench.trainable.set_weight(0.0)
+        base = [Image.open(p).tobytes() for p in made.draw(0, bench.trainable, lambda: True)]
+        bench.trainable.set_weight(1.0)
+        seen = [Image.open(p).tobytes() for p in made.draw(30, bench.trainable, lambda: True)]
+    finally:
+        attached.facts = before
+    assert seen[0] == base[0]
+    assert seen[1] != base[1]
+    assert not attached.gate.shut
 
 
 def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_path: Path) -> None:
