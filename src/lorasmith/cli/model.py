@@ -1,4 +1,4 @@
-"""``lorasmith model``: what is inside a model."""
+"""``lorasmith model``: what is inside a model, and its conversion."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from lorasmith.cli.convert import convert
 from lorasmith.cli.covered import coverage_json, coverage_table
 from lorasmith.config.lora import LoraSettings
 
 if TYPE_CHECKING:
     from lorasmith.models.anatomy import Anatomy, LoraCost
+    from lorasmith.models.summary import ModelSummary
     from lorasmith.models.unet_tree import Node
 
 _SIZE_OF_HALF = 2
@@ -26,17 +28,20 @@ _FILE_WIDTH = 160
 
 def register(app: typer.Typer) -> None:
     """Add the ``model`` commands to the application."""
-    room = typer.Typer(help="Look into models.", no_args_is_help=True)
+    room = typer.Typer(help="Look into models, and convert them.", no_args_is_help=True)
     room.command("info")(info)
-    # A callback keeps `info` a sub-command while it is the only one.
-    room.callback()(_room)
+    room.command("convert")(convert)
     app.add_typer(room, name="model")
 
 
 def info(
     model: Annotated[
         Path | None,
-        typer.Argument(help="A diffusers model folder.", show_default="the embedded model"),
+        typer.Argument(
+            help="A diffusers folder, a .safetensors file with a whole model, or a Hugging Face id "
+            "in the local cache.",
+            show_default="the embedded model",
+        ),
     ] = None,
     lora: Annotated[
         int | None, typer.Option(metavar="RANK", help="Also show what a LoRA of this rank costs.")
@@ -49,29 +54,44 @@ def info(
             "all-linear+conv, text-encoder, up.1, or patterns.",
         ),
     ] = None,
+    download: Annotated[
+        bool,
+        typer.Option("--download", help="Fetch the Hugging Face id if it is not in the cache."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Show a model's parts: the U-Net as a tree, its layers by kind, VAE, text side, scheduler.
+    """Show what a model is and its parts: the U-Net as a tree, its layers by kind, VAE, text side.
 
-    Only the configs are read, never the weights. `<-` marks where the time, the text and the skip
-    connections enter; the names in brackets (IN01, MID, OUT03) are those of block weight vectors.
+    Family, prediction type, number formats and hash come first. Weights are not loaded; the hash is
+    the one that A1111 shows for single files, and that of the U-Net's weights for folders. In the
+    tree `<-` marks where the time, the text and the skip connections enter; the names in brackets
+    (IN01, MID, OUT03) are those of block weight vectors.
 
     `--targets` takes what the setting `lora.targets` takes, with rank 16 unless `--lora` is given.
 
     Example: `lorasmith model info --lora 16`
     """
     console = _console()
+    if download:
+        from lorasmith.models.hub import download_model
+
+        download_model("" if model is None else model.as_posix())
     if targets is not None:
         rank = LoraSettings().rank if lora is None else lora
         _show_targets(console, model, targets, rank, as_json)
         return
     with Console(stderr=True).status("reading the model's parts"):
+        from lorasmith.inference.metadata import hash_of_model
         from lorasmith.models.anatomy import anatomy
+        from lorasmith.models.summary import summarize
 
-        parts = anatomy(model, lora)
+        summary, parts = summarize(model), anatomy(model, lora)
+        hashed = hash_of_model(summary.path)
     if as_json:
-        typer.echo(json.dumps(_as_json(parts, lora), indent=2))
+        tree = _summary_json(summary, hashed) | _as_json(parts, lora)
+        typer.echo(json.dumps(tree, indent=2))
         return
+    console.print(_summary_text(summary, hashed), soft_wrap=True, highlight=False)
     console.print(_tree(parts.unet))
     console.print(_shares(parts))
     console.print(_brief(parts), soft_wrap=True, highlight=False)
@@ -99,12 +119,38 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
-def _room() -> None:
-    """Look into models."""
+def _summary_json(summary: "ModelSummary", hashed: str) -> dict[str, Any]:
+    return {
+        "title": summary.title,
+        "family": summary.variant.family,
+        "inpainting": summary.variant.inpainting,
+        "prediction_type": summary.variant.prediction,
+        "layout": "single file" if summary.single_file else "folder",
+        "hash": hashed,
+        "parts": [asdict(part) for part in summary.parts],
+        "left_out": list(summary.left_out),
+    }
+
+
+def _summary_text(summary: "ModelSummary", hashed: str) -> str:
+    told = summary.variant.prediction
+    predicts = f"predicts {told}" if told else "what it predicts is not said (measured when loaded)"
+    layout = "single file" if summary.single_file else "folder"
+    parts = [f"{part.name} {'+'.join(part.formats)} ({part.tensors})" for part in summary.parts]
+    lines = [
+        f"Model      {summary.title}, {predicts}, {layout}, hash {hashed}",
+        f"Parts      {', '.join(parts)}",
+    ]
+    if summary.left_out:
+        more = ", ..." if len(summary.left_out) > 3 else ""
+        first = ", ".join(summary.left_out[:3])
+        lines.append(f"Not used   {len(summary.left_out)} further: {first}{more}")
+    return "\n".join(lines)
 
 
 def _as_json(parts: "Anatomy", rank: int | None) -> dict[str, Any]:
     tree = asdict(parts) | {"folder": str(parts.folder), "parameters": parts.parameters}
+    del tree["variant"]  # said in the summary
     costs = [asdict(cost) | {"reduction": cost.reduction} for cost in parts.lora]
     tree["lora"] = None if rank is None else {"rank": rank, "costs": costs}
     return tree

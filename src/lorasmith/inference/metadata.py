@@ -47,11 +47,14 @@ def describe(
 def hash_of_model(folder: Path) -> str:
     """Return the first 10 hex digits of the SHA-256 of the U-Net's weights, or ``""`` without any.
 
-    The files of a sharded U-Net are hashed one after the other in the order of their names.
+    Of a model in a single file it is that of the file, as A1111 has it. The files of a sharded
+    U-Net are hashed one after the other in the order of their names.
     """
     files = sorted((folder / "unet").glob("*.safetensors"))
     # A second precision lies beside the first as NAME.fp16.safetensors; the plain one is loaded.
     files = [path for path in files if "." not in path.stem] or files
+    if folder.is_file():
+        files = [folder]
     digest = sha256()
     for path in files:
         with path.open("rb") as stream:

@@ -4,17 +4,17 @@ Everything is computed from the parts' configs on torch's meta device: no weight
 model of any size takes no memory.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.load import quiet, resolve_model
+from lorasmith.core.errors import ConfigError
+from lorasmith.models.family import Variant
+from lorasmith.models.load import open_source
+from lorasmith.models.source import Source, empty_part
 from lorasmith.models.unet_tree import Node, count, unet_tree
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ class Anatomy:
     """The parts of a model and their sizes."""
 
     folder: Path
-    """The model's folder."""
+    """The model's folder or file."""
+    variant: Variant
+    """What it is."""
     unet: Node
     """The U-Net's tree; its parameters are the total."""
     shares: tuple[Share, ...]
@@ -107,7 +109,7 @@ def anatomy(name: str | Path | None = None, rank: int | None = None) -> Anatomy:
     """Take a model apart.
 
     Args:
-        name: a diffusers model folder; None is the embedded model.
+        name: see `lorasmith.models.load.resolve_model`; None is the embedded model.
         rank: also work out what a LoRA of this rank costs.
 
     Raises:
@@ -116,17 +118,18 @@ def anatomy(name: str | Path | None = None, rank: int | None = None) -> Anatomy:
     """
     if rank is not None and rank < 1:
         raise ConfigError(f"lora: rank {rank} is not possible; use a whole number, 1 or more")
-    folder = resolve_model(name)
-    unet, vae = _diffusers_part(folder, "unet"), _diffusers_part(folder, "vae")
-    texts = {part.name: _text_encoder(folder, part.name) for part in _text_folders(folder)}
+    source = open_source(name)
+    parts = {part: empty_part(source, part) for part in source.networks}
+    unet, vae = parts.pop("unet"), parts.pop("vae")
     return Anatomy(
-        folder,
+        source.path,
+        source.variant,
         unet_tree(unet),
         kind_shares(unet),
         _vae_facts(vae),
-        tuple(_text_facts(part, encoder) for part, encoder in texts.items()),
-        _scheduler_facts(read_config(folder, "scheduler", "scheduler_config.json")),
-        lora_costs(unet, list(texts.values()), rank) if rank else (),
+        tuple(_text_facts(part, encoder) for part, encoder in parts.items()),
+        _scheduler_facts(source),
+        lora_costs(unet, list(parts.values()), rank) if rank else (),
     )
 
 
@@ -150,10 +153,10 @@ def empty_networks(name: str | Path | None = None) -> EmptyNetworks:
     Raises:
         WeightsError: no such model, or a part's config is missing or damaged.
     """
-    folder = resolve_model(name)
-    texts = {part.name: _text_encoder(folder, part.name) for part in _text_folders(folder)}
-    second = texts.get("text_encoder_2")
-    return EmptyNetworks(folder, _diffusers_part(folder, "unet"), texts["text_encoder"], second)
+    source = open_source(name)
+    parts = {part: empty_part(source, part) for part in source.networks if part != "vae"}
+    first, second = parts.get("text_encoder"), parts.get("text_encoder_2")
+    return EmptyNetworks(source.path, parts["unet"], first, second)
 
 
 def kind_of(name: str) -> str:
@@ -224,59 +227,9 @@ def lora_costs(
     return (*costs, _cost("text", inner, rank))
 
 
-def read_config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    """Read a part's JSON config.
-
-    Raises:
-        WeightsError: missing, not JSON, or not an object.
-    """
-    path = folder / part / file
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"model {folder}: {part}/{file} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"model {folder}: {part}/{file} is not a JSON object")
-    return config
-
-
 def _cost(name: str, layers: Sequence[nn.Linear | nn.Conv2d], rank: int) -> LoraCost:
     weights = sum(layer.weight.numel() for layer in layers)
     return LoraCost(name, len(layers), weights, sum(lora_parameters(one, rank) for one in layers))
-
-
-def _diffusers_part(folder: Path, part: str) -> Any:
-    """Build the U-Net or the VAE from its config, without memory for its weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
-    config = read_config(folder, part)
-    name = config.get("_class_name", kind.__name__)
-    if name != kind.__name__:
-        raise WeightsError(f"model {folder}: {part} is a {name}, not a {kind.__name__}")
-    try:
-        with quiet(), torch.device("meta"):
-            return kind.from_config(config)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"model {folder}: {part}/config.json does not fit: {error}") from error
-
-
-def _text_folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("text_encoder*")) if path.is_dir()]
-
-
-def _text_encoder(folder: Path, part: str) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = read_config(folder, part)
-    names = config.get("architectures") or [CLIPTextModel.__name__]
-    with_projection = CLIPTextModelWithProjection.__name__ in names
-    kind = CLIPTextModelWithProjection if with_projection else CLIPTextModel
-    try:
-        with quiet(), torch.device("meta"):
-            return kind(CLIPTextConfig(**config))
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"model {folder}: {part}/config.json does not fit: {error}") from error
 
 
 def _vae_facts(vae: Any) -> dict[str, Any]:
@@ -307,10 +260,11 @@ def _text_facts(part: str, encoder: Any) -> dict[str, Any]:
     }
 
 
-def _scheduler_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+def _scheduler_facts(source: Source) -> dict[str, Any]:
+    config = source.config("scheduler")
     return {
         "class": config.get("_class_name", "unknown"),
-        "prediction_type": config.get("prediction_type", "epsilon"),
+        "prediction_type": source.variant.prediction,  # None where a single file does not tell
         "timesteps": config.get("num_train_timesteps", 1000),
         "beta_schedule": config.get("beta_schedule", "linear"),
         "beta_start": config.get("beta_start", 0.0001),

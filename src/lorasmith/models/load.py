@@ -1,17 +1,28 @@
-"""Opening a Stable Diffusion model in diffusers' folder layout, with errors that name the part."""
+"""Opening a Stable Diffusion model: a diffusers folder, a single file, or an id in the cache."""
 
-import json
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorasmith.core.errors import WeightsError, did_you_mean
+from lorasmith.core.header import PICKLE_SUFFIXES, refuse_pickle
+from lorasmith.models.configs import unet_config
+from lorasmith.models.hub import cached_model, is_id
+from lorasmith.models.parts import empty_network, fill, plain_state
+from lorasmith.models.prediction import measured_prediction
+from lorasmith.models.quiet import quiet
+from lorasmith.models.single_file import SingleFile
+from lorasmith.models.source import (
+    FolderSource,
+    Source,
+    empty_part,
+    folder_tokenizer,
+    named,
+    read_json,
+)
+from lorasmith.models.stored import part_tensors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,12 +31,10 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 """The miniature base model that ships with the package."""
 
-# diffusers imports bitsandbytes where it is installed, which says what it could not load.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-SECOND_PARTS = ("text_encoder_2", "tokenizer_2")
-"""What SDXL has besides."""
+__all__ = [
+    "EMBEDDED", "Model", "load_model", "load_part", "load_text_encoder", "load_tokenizer",
+    "open_source", "quiet", "resolve_model",
+]  # fmt: skip
 
 
 @dataclass
@@ -33,10 +42,13 @@ class Model:
     """The parts of one Stable Diffusion model."""
 
     folder: Path
+    """Where it was read: a folder, or a single file."""
     unet: "UNet2DConditionModel"
     vae: "AutoencoderKL"
     text_encoder: "CLIPTextModel"
+    """The text encoder, or the first of two. The SDXL refiner has only the second: None."""
     tokenizer: "CLIPTokenizer"
+    """Its tokenizer, or None likewise."""
     scheduler_config: dict[str, Any]
     text_encoder_2: "CLIPTextModelWithProjection | None" = None
     """SDXL's second text encoder."""
@@ -63,133 +75,135 @@ class Model:
         with quiet():  # diffusers warns about parts to be kept in float32 even where there are none
             for part in (self.unet, self.vae, *self.text_encoders):
                 part.to(device=device, dtype=dtype).requires_grad_(False).eval()
-            if dtype == torch.float16 and self.text_encoder_2 is not None:
-                # SDXL's VAE overflows in float16 unless it was trained again for it.
-                self.vae.to(dtype=torch.float32 if self.vae.config.force_upcast else dtype)
+            self.vae.to(dtype=_vae_dtype(self.vae, self.text_encoder_2 is not None, dtype))
         return self
 
 
 def resolve_model(name: str | Path | None) -> Path:
-    """Return the folder of a model; None is the embedded one.
+    """Return a model's folder or single file; None is the embedded model.
+
+    Args:
+        name: a diffusers folder, a ``.safetensors`` file with a whole model, or a Hugging Face id
+            whose files are in the local cache.
 
     Raises:
-        WeightsError: no such folder, or not a diffusers model folder.
+        WeightsError: nothing is there, or it is no model.
     """
-    folder = EMBEDDED if name is None else Path(name).expanduser()
-    if not folder.is_dir():
-        near = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise WeightsError(f"model {folder}: no such folder{did_you_mean(folder.name, near)}")
-    if not (folder / "model_index.json").is_file():
-        raise WeightsError(
-            f"model {folder}: not a diffusers model folder (model_index.json is missing)"
-        )
-    second = SECOND_PARTS if any((folder / part).is_dir() for part in SECOND_PARTS) else ()
-    missing = [part for part in (*PARTS, *second) if not (folder / part).is_dir()]
-    if missing:
-        raise WeightsError(f"model {folder}: missing part {', '.join(missing)}")
-    return folder
+    path = EMBEDDED if name is None else Path(name).expanduser()
+    if path.is_file():
+        refuse_pickle(path)
+        if path.suffix != ".safetensors":
+            raise WeightsError(
+                f"model {path}: not a model; give a diffusers folder or a .safetensors file"
+            )
+        return path
+    if path.is_dir():
+        return FolderSource(path).path
+    text = "" if name is None else Path(name).as_posix()
+    if is_id(text):
+        cached = cached_model(text)
+        if cached is not None:
+            return FolderSource(cached).path
+    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, near)
+    if not hint and is_id(text):
+        hint = ", and no model of that id in the Hugging Face cache; --download fetches it"
+    kind = "file" if path.suffix in (".safetensors", *PICKLE_SUFFIXES) else "folder"
+    raise WeightsError(f"model {path}: no such {kind}{hint}")
 
 
-def load_model(name: str | Path | None = None) -> Model:
-    """Load a model's parts on the CPU in float32.
+def open_source(name: str | Path | None = None) -> Source:
+    """Open a stored model without reading its weights; for names see `resolve_model`.
+
+    Raises:
+        WeightsError: nothing is there, or it is no whole model.
+    """
+    path = resolve_model(name)
+    return SingleFile(path) if path.is_file() else FolderSource(path)
+
+
+def load_model(name: str | Path | None = None, dtype: torch.dtype = torch.float32) -> Model:
+    """Load a model's parts on the CPU; for names see `resolve_model`.
+
+    Weights are memory-mapped and cast one by one: those that are stored in ``dtype`` take no
+    memory of their own.
+
+    Args:
+        name: None is the embedded model.
+        dtype: of the networks; SDXL's autoencoder stays in float32 where it overflows in float16.
 
     Raises:
         WeightsError: a part is missing or its weights are damaged; the part is named.
     """
-    folder = resolve_model(name)
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    unet = load_part(UNet2DConditionModel, folder, "unet")
-    vae = load_part(AutoencoderKL, folder, "vae")
+    source = open_source(name)
+    parts: dict[str, Any] = {part: _empty(source, part) for part in source.networks}
+    names = {part: list(plain_state(network)) for part, network in parts.items()}
+    source.check(names)
+    two = "text_encoder_2" in parts
+    for part, network in parts.items():
+        with named(source.path, part):
+            kind = _vae_dtype(network, two, dtype) if part == "vae" else dtype
+            fill(network, source.tensors(part, names[part]), kind)
+    has = "text_encoder" in parts
     return Model(
-        folder,
-        unet,
-        vae,
-        load_text_encoder(folder),
-        load_tokenizer(folder),
-        scheduler_config(folder),
-        *(_second_text_side(folder) if (folder / "text_encoder_2").is_dir() else (None, None)),
+        source.path,
+        parts["unet"],
+        parts["vae"],
+        parts.get("text_encoder"),
+        source.tokenizer("tokenizer") if has else None,
+        _scheduler(source, parts["unet"]),
+        parts.get("text_encoder_2"),
+        source.tokenizer("tokenizer_2") if two else None,
     )
 
 
+def _empty(source: Source, part: str) -> Any:
+    with named(source.path, part):
+        return empty_part(source, part)
+
+
+def _vae_dtype(vae: Any, two_encoders: bool, dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for an SDXL autoencoder that was not trained again for float16."""
+    overflows = two_encoders and vae.config.force_upcast and dtype == torch.float16
+    return torch.float32 if overflows else dtype
+
+
+def _scheduler(source: Source, unet: Any) -> dict[str, Any]:
+    """Return the scheduler's config, the prediction measured where nothing says it."""
+    with named(source.path, "scheduler"):
+        config = source.config("scheduler")
+    if source.variant.prediction is None:
+        config["prediction_type"] = measured_prediction(unet)
+        if config["prediction_type"] == "epsilon":
+            known = replace(source.variant, prediction="epsilon")
+            unet.register_to_config(sample_size=unet_config(known)["sample_size"])
+    return config
+
+
 def load_text_encoder(folder: Path) -> "CLIPTextModel":
-    """Load the text encoder part in float32."""
+    """Load the text encoder part of a folder in float32."""
     from transformers import CLIPTextModel
 
     return load_part(CLIPTextModel, folder, "text_encoder")
 
 
 def load_tokenizer(folder: Path, part: str = "tokenizer") -> "CLIPTokenizer":
-    """Load a tokenizer part."""
-    from transformers import CLIPTokenizer
-
-    with quiet(), _named(folder, part):
-        return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
-
-
-def _second_text_side(folder: Path) -> "tuple[CLIPTextModelWithProjection, CLIPTokenizer]":
-    from transformers import CLIPTextModelWithProjection
-
-    encoder = load_part(CLIPTextModelWithProjection, folder, "text_encoder_2")
-    return encoder, load_tokenizer(folder, "tokenizer_2")
-
-
-def scheduler_config(folder: Path) -> dict[str, Any]:
-    """Read the scheduler's config."""
-    with _named(folder, "scheduler"):
-        text = (folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
-        return dict(json.loads(text))
+    """Load a tokenizer part of a folder."""
+    return folder_tokenizer(folder, part)
 
 
 def load_part(kind: Any, folder: Path, part: str) -> Any:
-    """Load one network with ``from_pretrained`` in float32, never from the network."""
-    with quiet(), _named(folder, part):
-        _require_kind(kind.__name__, folder / part / "config.json")
-        # transformers obeys the dtype in config.json and diffusers does not; ask for one both obey.
-        key = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
-        return kind.from_pretrained(folder / part, local_files_only=True, **{key: torch.float32})
+    """Load one network of a folder in float32.
 
+    Args:
+        kind: its class in diffusers or transformers.
+        folder: the folder that the part's folder is in.
+        part: the part's folder.
 
-def _require_kind(wanted: str, config: Path) -> None:
-    """Refuse a part of another class, which diffusers would load with random weights."""
-    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    name = found.get("_class_name", wanted)
-    if name != wanted:
-        raise ValueError(f"it is a {name}, not a {wanted}")
-
-
-@contextmanager
-def _named(folder: Path, part: str) -> Iterator[None]:
-    """Turn whatever a library raises on damaged files into one error that names the part."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"model {folder}: {part} cannot be loaded: {reason}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' own progress bars and warnings out of ours while a model loads."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = [
-        lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()
-    ]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-        for library in libraries:
-            library.enable_progress_bar()
+    Raises:
+        WeightsError: it is missing, damaged, or of another class.
+    """
+    with named(folder, part):
+        network = empty_network(kind, read_json(folder, f"{part}/config.json"))
+        fill(network, part_tensors(folder / part, part), torch.float32)
+    return network

@@ -6,13 +6,11 @@ without reading a value back to the host, so that a step can be captured as a CU
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from lorasmith.core.errors import ConfigError
-
-PredictionType = Literal["epsilon", "v_prediction"]
+from lorasmith.models.family import PredictionType
 
 
 def alphas_cumprod(

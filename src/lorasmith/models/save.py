@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from safetensors import SafetensorError
 
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, sync_folder
-from lorasmith.models.load import quiet
+from lorasmith.models.load import open_source, quiet
+from lorasmith.models.parts import plain_state
+from lorasmith.models.stored import in_memory
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -39,7 +42,10 @@ def save_changed(
     """
     refuse_taken(folder)
     changed = set(parts)
-    with _appearing(folder) as building:
+    if model.folder.is_file():
+        _save_changed_file(model, changed, folder, dtype)
+        return
+    with appearing(folder) as building:
         shutil.copy(model.folder / _INDEX, building)
         for part in _listed(model.folder):
             if part in changed:
@@ -48,6 +54,19 @@ def save_changed(
                     network.save_pretrained(building / part)
             elif (model.folder / part).is_dir():
                 shutil.copytree(model.folder / part, building / part)
+
+
+def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: torch.dtype) -> None:
+    """Write a model that was read from a single file as a folder."""
+    from lorasmith.models.convert import contents_of, write_folder
+
+    prediction = model.scheduler_config["prediction_type"]  # measured where the file was silent
+    contents = contents_of(open_source(model.folder), prediction)
+    tensors = dict(contents.tensors)
+    for part in changed:
+        state = plain_state(getattr(model, part))
+        tensors[part] = {name: in_memory(value.to(dtype)) for name, value in state.items()}
+    write_folder(replace(contents, tensors=tensors), folder)
 
 
 def refuse_taken(folder: Path) -> None:
@@ -68,7 +87,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder`` that takes its name if all goes well."""
     building = folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}")
     try:

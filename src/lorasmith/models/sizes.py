@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.anatomy import read_config
-from lorasmith.models.load import EMBEDDED
+from lorasmith.models.load import open_source
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,14 @@ class ModelSizes:
 
     @classmethod
     def read(cls, folder: Path | None = None) -> Self:
-        """Read a diffusers folder; the embedded model by default.
+        """Read a model's configs; the embedded model by default.
 
         Raises:
             WeightsError: no such model, or its configs do not say.
         """
-        folder = folder or EMBEDDED
-        unet, vae = read_config(folder, "unet"), read_config(folder, "vae")
+        source = open_source(folder)
+        folder = source.path
+        unet, vae = source.config("unet"), source.config("vae")
         downscale = 2 ** (_levels(vae, folder, "vae") - 1)
         size = unet.get("sample_size")
         if not isinstance(size, int):

@@ -4,6 +4,8 @@ The vocabulary is laid out as CLIP's (Radford et al. 2021): 256 byte symbols, th
 end-of-word mark, one entry per merge, and the two special tokens.
 """
 
+import lzma
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
+SHIPPED = Path(__file__).parent / "clip" / "merges.txt.xz"
+"""CLIP's whole merge list, which every Stable Diffusion model's tokenizer is made from."""
+_FIXED = 512 + 2
+"""Tokens that are no merge: the byte symbols, twice, and the two special ones."""
 
 
 def read_merges(path: Path, count: int | None = None) -> list[tuple[str, str]]:
@@ -36,6 +42,32 @@ def read_merges(path: Path, count: int | None = None) -> list[tuple[str, str]]:
     if count is not None and len(merges) < count:
         raise DataError(f"{path}: has {len(merges)} merges, fewer than the {count} asked for")
     return [(pair[0], pair[1]) for pair in merges]
+
+
+@cache
+def _shipped_merges() -> tuple[tuple[str, str], ...]:
+    lines = lzma.decompress(SHIPPED.read_bytes()).decode("utf-8").splitlines()
+    pairs = (line.split() for line in lines)
+    return tuple((first, second) for first, second in pairs)
+
+
+def clip_tokenizer(vocabulary: int, pad_token: str = END) -> "CLIPTokenizer":
+    """Return CLIP's tokenizer with a vocabulary of that size: 49,408 for published models.
+
+    A smaller vocabulary has the first merges only, as models with a narrow text tower use.
+
+    Raises:
+        DataError: CLIP has no vocabulary of that size.
+    """
+    merges = _shipped_merges()
+    if not _FIXED <= vocabulary <= _FIXED + len(merges):
+        raise DataError(
+            f"a vocabulary of {vocabulary:,} is not CLIP's, which has {_FIXED + len(merges):,} "
+            "tokens; tokens that were added to a model are not supported"
+        )
+    tokenizer = build_tokenizer(list(merges[: vocabulary - _FIXED]))
+    tokenizer.pad_token = pad_token
+    return tokenizer
 
 
 def build_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":

@@ -1,6 +1,7 @@
 """The picture sizes of a model, from its configs alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,16 +28,15 @@ def test_sizes_are_those_of_the_opened_model(tiny_model: Path) -> None:
     ],
 )
 def test_a_config_that_does_not_say_is_named(
-    tmp_path: Path, part: str, config: dict[str, object], message: str
+    tiny_model: Path, tmp_path: Path, part: str, config: dict[str, object], message: str
 ) -> None:
-    good = {"block_out_channels": [8, 8], "sample_size": 8}
-    for name in ("unet", "vae"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config if name == part else good))
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / part / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=message):
-        ModelSizes.read(tmp_path)
+        ModelSizes.read(folder)
 
 
 def test_no_model(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="unet"):
+    with pytest.raises(WeightsError, match="not a diffusers model folder"):
         ModelSizes.read(tmp_path)

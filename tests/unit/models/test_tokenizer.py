@@ -4,8 +4,8 @@ import pytest
 from transformers import CLIPTokenizer
 
 from lorasmith.core.errors import DataError
-from lorasmith.models.load import load_tokenizer
-from lorasmith.models.tokenizer import build_tokenizer, read_merges
+from lorasmith.models.load import EMBEDDED, load_tokenizer
+from lorasmith.models.tokenizer import build_tokenizer, clip_tokenizer, read_merges
 
 MERGES = "#version: 0.2\nc a\nca t</w>\nt h\nth e</w>\n"
 
@@ -67,3 +67,25 @@ def test_a_bad_list_is_named(tmp_path: Path) -> None:
             read_merges(path)
     with pytest.raises(DataError, match="cannot be read as a merge list"):
         read_merges(tmp_path / "absent.txt")
+
+
+def test_the_shipped_list_makes_the_tokenizer_of_clip() -> None:
+    tokenizer = clip_tokenizer(49408)
+    assert len(tokenizer) == 49408
+    # Published ids: "a photo of a cat" is a common example of CLIP's.
+    assert ids(tokenizer, "a photo of a cat") == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert ids(tokenizer, "") == [49406, 49407]
+    assert clip_tokenizer(49408, "!").pad_token_id == 0
+
+
+def test_a_narrow_model_s_tokenizer_has_the_first_merges() -> None:
+    own, embedded = clip_tokenizer(8192), load_tokenizer(EMBEDDED)
+    assert own.get_vocab() == embedded.get_vocab()
+    text = "A lighthouse at dusk, 3 sheep & a café; noto style"
+    assert ids(own, text) == ids(embedded, text)
+
+
+@pytest.mark.parametrize("vocabulary", [513, 49409])
+def test_a_vocabulary_that_is_not_clip_s_is_refused(vocabulary: int) -> None:
+    with pytest.raises(DataError, match=r"is not CLIP's, which has 49,408 tokens"):
+        clip_tokenizer(vocabulary)

@@ -1,0 +1,189 @@
+"""The configs of each family's parts in diffusers' words, made from the family's facts.
+
+They are what the published folders contain, so that a single file is enough to open a model.
+"""
+
+from typing import Any
+
+from lorasmith.models.family import (
+    HEAD_WIDTH,
+    INPAINTING_CHANNELS,
+    LATENT_CHANNELS,
+    TIME_ID_WIDTH,
+    Tower,
+    UnetFacts,
+    Variant,
+)
+
+DOWNSCALE = 8
+"""Pixels per latent along a side."""
+VOCABULARY = 49408
+"""Tokens of CLIP's tokenizer."""
+
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+}
+"""The class of each network in diffusers or transformers."""
+DIFFUSERS_PARTS = ("unet", "vae")
+"""Networks of diffusers; the others are of transformers."""
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""The tokenizer of each text encoder."""
+
+
+def config_of(variant: Variant, part: str) -> dict[str, Any]:
+    """Return the config of a network (a key of `CLASSES`) or of the ``scheduler``."""
+    if part == "unet":
+        return unet_config(variant)
+    if part == "vae":
+        return vae_config(variant)
+    if part == "scheduler":
+        return scheduler_config(variant)
+    return text_config(variant.facts.towers[part])
+
+
+def unet_config(variant: Variant) -> dict[str, Any]:
+    """Return the U-Net's config."""
+    facts = variant.facts.unet
+    attended = [depth > 0 for depth in facts.depths]
+    config: dict[str, Any] = {
+        "_class_name": CLASSES["unet"],
+        "sample_size": variant.size // DOWNSCALE,
+        "in_channels": INPAINTING_CHANNELS if variant.inpainting else LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "block_out_channels": list(facts.channels),
+        "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attended],
+        "up_block_types": [
+            "CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attended)
+        ],
+        "layers_per_block": 2,
+        "cross_attention_dim": facts.context,
+        "attention_head_dim": _heads(facts),
+        "transformer_layers_per_block": _depths(facts),
+        "use_linear_projection": facts.linear,
+        # The attention of SD 2.x trained for v overflows in float16 otherwise.
+        "upcast_attention": variant.family == "sd2" and variant.prediction != "epsilon",
+    }
+    if facts.time_ids:
+        pooled = next(t.projection for t in variant.facts.towers.values() if t.projected)
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": TIME_ID_WIDTH,
+            "projection_class_embeddings_input_dim": pooled + facts.time_ids * TIME_ID_WIDTH,
+        }
+    return config
+
+
+def _heads(facts: UnetFacts) -> int | list[int]:
+    """Return what diffusers calls attention_head_dim, which is the number of heads."""
+    return facts.heads or [width // HEAD_WIDTH for width in facts.channels]
+
+
+def _depths(facts: UnetFacts) -> int | list[int]:
+    """Return the transformer layers; the middle block has as many as the last entry says."""
+    used = {depth for depth in facts.depths if depth}
+    if len(used) == 1:
+        return used.pop()
+    return [max(depth, 1) for depth in facts.depths]
+
+
+def vae_config(variant: Variant) -> dict[str, Any]:
+    """Return the autoencoder's config, the same network in all families."""
+    return {
+        "_class_name": CLASSES["vae"],
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "latent_channels": LATENT_CHANNELS,
+        "norm_num_groups": 32,
+        "sample_size": variant.size,
+        "scaling_factor": variant.facts.scaling_factor,
+        "force_upcast": variant.facts.vae_upcast,
+    }
+
+
+def text_config(tower: Tower, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+    """Return a text tower's config."""
+    kind = CLASSES["text_encoder_2"] if tower.projected else CLASSES["text_encoder"]
+    return {
+        "architectures": [kind],
+        "model_type": "clip_text_model",
+        "hidden_size": tower.width,
+        "intermediate_size": 4 * tower.width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "hidden_act": "gelu" if tower.open_clip else "quick_gelu",
+        "projection_dim": tower.projection,
+        "max_position_embeddings": 77,
+        "vocab_size": vocabulary,
+        "layer_norm_eps": 1e-05,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": 0 if tower.open_clip else vocabulary - 1,
+    }
+
+
+def pad_token(tower: Tower) -> str:
+    """Return what a tower's texts are filled up with."""
+    return "!" if tower.open_clip else "<|endoftext|>"
+
+
+def scheduler_config(variant: Variant) -> dict[str, Any]:
+    """Return the noise schedule, the same in all families (arXiv:2112.10752), and the target."""
+    euler = variant.facts.unet.time_ids > 0
+    config: dict[str, Any] = {
+        "_class_name": "EulerDiscreteScheduler" if euler else "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": variant.prediction or variant.facts.predictions[0],
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+    return config if euler else config | {"clip_sample": False, "set_alpha_to_one": False}
+
+
+PIPELINES = {
+    ("sd1", False): "StableDiffusionPipeline",
+    ("sd2", False): "StableDiffusionPipeline",
+    ("sdxl", False): "StableDiffusionXLPipeline",
+    ("sdxl-refiner", False): "StableDiffusionXLImg2ImgPipeline",
+    ("sd1", True): "StableDiffusionInpaintPipeline",
+    ("sd2", True): "StableDiffusionInpaintPipeline",
+    ("sdxl", True): "StableDiffusionXLInpaintPipeline",
+    ("sdxl-refiner", True): "StableDiffusionXLInpaintPipeline",
+}
+"""diffusers' pipeline for a family, without and with inpainting."""
+
+
+def model_index(variant: Variant) -> dict[str, Any]:
+    """Return a folder's ``model_index.json``."""
+    networks = {part: ["diffusers", CLASSES[part]] for part in DIFFUSERS_PARTS}
+    scheduler = scheduler_config(variant)["_class_name"]
+    index: dict[str, Any] = {
+        "_class_name": PIPELINES[variant.family, variant.inpainting],
+        **networks,
+        "scheduler": ["diffusers", scheduler],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+    }
+    two = variant.facts.unet.time_ids > 0
+    for part, tokenizer in TOKENIZERS.items():
+        if part in variant.facts.towers:
+            index[part] = ["transformers", CLASSES[part]]
+            index[tokenizer] = ["transformers", "CLIPTokenizer"]
+        elif two:
+            index[part] = index[tokenizer] = [None, None]
+    if not two:
+        return index | {"safety_checker": [None, None], "requires_safety_checker": False}
+    refiner = variant.family == "sdxl-refiner"
+    return index | {
+        "force_zeros_for_empty_prompt": not refiner,
+        **({"requires_aesthetics_score": refiner} if refiner or variant.inpainting else {}),
+    }

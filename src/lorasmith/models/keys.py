@@ -1,0 +1,354 @@
+"""Where each tensor of a model is in a single file: the naming of the original code (LDM, sgm).
+
+The tables are pairs of name beginnings, diffusers' on the left. A name is translated by the
+longest beginning that fits; as each table is one to one, it works in both directions. The U-Net's
+and the autoencoder's blocks are counted through in the original code and grouped by resolution in
+diffusers, so their pairs are made from the number of levels and of layers in each.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from lorasmith.models.family import Family
+
+Pairs = tuple[tuple[str, str], ...]
+
+UNET_OUTSIDE: Pairs = (
+    ("conv_in", "input_blocks.0.0"),
+    ("time_embedding.linear_1", "time_embed.0"),
+    ("time_embedding.linear_2", "time_embed.2"),
+    ("add_embedding.linear_1", "label_emb.0.0"),
+    ("add_embedding.linear_2", "label_emb.0.2"),
+    ("conv_norm_out", "out.0"),
+    ("conv_out", "out.2"),
+)
+UNET_RESNET: Pairs = (
+    ("norm1", "in_layers.0"),
+    ("conv1", "in_layers.2"),
+    ("time_emb_proj", "emb_layers.1"),
+    ("norm2", "out_layers.0"),
+    ("conv2", "out_layers.3"),
+    ("conv_shortcut", "skip_connection"),
+)
+VAE_OUTSIDE: Pairs = (
+    ("encoder.conv_in", "encoder.conv_in"),
+    ("encoder.conv_norm_out", "encoder.norm_out"),
+    ("encoder.conv_out", "encoder.conv_out"),
+    ("decoder.conv_in", "decoder.conv_in"),
+    ("decoder.conv_norm_out", "decoder.norm_out"),
+    ("decoder.conv_out", "decoder.conv_out"),
+    ("quant_conv", "quant_conv"),
+    ("post_quant_conv", "post_quant_conv"),
+)
+VAE_RESNET: Pairs = (
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+    ("conv_shortcut", "nin_shortcut"),
+)
+VAE_ATTENTION: Pairs = (
+    ("group_norm", "norm"),
+    ("to_q", "q"),
+    ("to_k", "k"),
+    ("to_v", "v"),
+    ("to_out.0", "proj_out"),
+)
+"""In the original code these projections are 1x1 convolutions."""
+OPEN_CLIP_OUTSIDE: Pairs = (
+    ("embeddings.token_embedding.weight", "token_embedding.weight"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("final_layer_norm", "ln_final"),
+    ("text_projection.weight", "text_projection"),
+)
+OPEN_CLIP_LAYER: Pairs = (
+    ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("self_attn.out_proj", "attn.out_proj"),
+)
+STACKED = ("q_proj", "k_proj", "v_proj")
+"""OpenCLIP has these in one tensor, ``attn.in_proj_weight`` and ``_bias``, in this order."""
+
+
+class Form(Enum):
+    """How a tensor is kept in a single file, compared with diffusers."""
+
+    SAME = "as it is"
+    CONVOLUTION = "with two more dimensions of size 1"
+    TURNED = "transposed"
+    STACKED = "several one above the other"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a single file, and what it is in a folder."""
+
+    key: str
+    """Its name in the file."""
+    part: str
+    """The network that it belongs to: ``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``."""
+    names: tuple[str, ...]
+    """Its names there; several where the file has them stacked."""
+    form: Form = Form.SAME
+    """How it is kept."""
+
+
+class Table:
+    """A one-to-one translation of name beginnings, in both directions."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._there = dict(pairs)
+        self._back = {theirs: ours for ours, theirs in self._there.items()}
+
+    def key(self, name: str) -> str | None:
+        """Return diffusers' name in the original naming, or None if it has none."""
+        return _translated(self._there, name)
+
+    def name(self, key: str) -> str | None:
+        """Return an original name in diffusers' naming, or None if it has none."""
+        return _translated(self._back, key)
+
+
+def _translated(pairs: Mapping[str, str], name: str) -> str | None:
+    cut = len(name)
+    while cut > 0:
+        other = pairs.get(name[:cut])
+        if other is not None:
+            return other + name[cut:]
+        cut = name.rfind(".", 0, cut)
+    return None
+
+
+def unet_table(config: Mapping[str, Any]) -> Table:
+    """Return the table of a U-Net with this diffusers config."""
+    levels, layers = len(config["block_out_channels"]), int(config.get("layers_per_block", 2))
+    attended = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
+    return Table((*UNET_OUTSIDE, *_unet_blocks(levels, layers, attended)))
+
+
+def _unet_blocks(levels: int, layers: int, attended: list[bool]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of the blocks; ``attended`` says which levels on the way up have attention.
+
+    On the way down each level has ``layers`` resnets and a downsampler, on the way up one resnet
+    more, and its upsampler is in the last piece, behind the attention if there is any.
+    """
+    per_level = layers + 1
+    for level in range(levels):
+        ours = f"down_blocks.{level}"
+        for layer in range(layers):
+            piece = f"input_blocks.{level * per_level + layer + 1}"
+            yield from _resnet(f"{ours}.resnets.{layer}", f"{piece}.0", UNET_RESNET)
+            yield f"{ours}.attentions.{layer}", f"{piece}.1"
+        sampler = f"input_blocks.{(level + 1) * per_level}.0.op"
+        yield f"{ours}.downsamplers.0.conv", sampler
+    for place, ours in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+        pairs = UNET_RESNET if ours.startswith("resnets") else (("", ""),)
+        yield from _resnet(f"mid_block.{ours}", f"middle_block.{place}", pairs)
+    for level in range(levels):
+        ours = f"up_blocks.{level}"
+        for layer in range(per_level):
+            piece = f"output_blocks.{level * per_level + layer}"
+            yield from _resnet(f"{ours}.resnets.{layer}", f"{piece}.0", UNET_RESNET)
+            yield f"{ours}.attentions.{layer}", f"{piece}.1"
+        last = f"output_blocks.{level * per_level + layers}"
+        yield f"{ours}.upsamplers.0.conv", f"{last}.{2 if attended[level] else 1}.conv"
+
+
+def _resnet(ours: str, theirs: str, pairs: Pairs) -> Iterator[tuple[str, str]]:
+    for inner, outer in pairs:
+        yield f"{ours}.{inner}".rstrip("."), f"{theirs}.{outer}".rstrip(".")
+
+
+def vae_table(config: Mapping[str, Any]) -> Table:
+    """Return the table of an autoencoder with this diffusers config."""
+    levels, layers = len(config["block_out_channels"]), int(config.get("layers_per_block", 1))
+    return Table((*VAE_OUTSIDE, *_vae_blocks(levels, layers)))
+
+
+def _vae_blocks(levels: int, layers: int) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of the blocks. The decoder's are counted from the last in the original."""
+    for level in range(levels):
+        for layer in range(layers):
+            ours, theirs = f"down_blocks.{level}.resnets.{layer}", f"down.{level}.block.{layer}"
+            yield from _resnet(f"encoder.{ours}", f"encoder.{theirs}", VAE_RESNET)
+        ours, theirs = f"down_blocks.{level}.downsamplers.0.conv", f"down.{level}.downsample.conv"
+        yield f"encoder.{ours}", f"encoder.{theirs}"
+        back = levels - 1 - level
+        for layer in range(layers + 1):
+            ours, theirs = f"up_blocks.{level}.resnets.{layer}", f"up.{back}.block.{layer}"
+            yield from _resnet(f"decoder.{ours}", f"decoder.{theirs}", VAE_RESNET)
+        ours, theirs = f"up_blocks.{level}.upsamplers.0.conv", f"up.{back}.upsample.conv"
+        yield f"decoder.{ours}", f"decoder.{theirs}"
+    for side in ("encoder", "decoder"):
+        for number in (0, 1):
+            ours, theirs = f"mid_block.resnets.{number}", f"mid.block_{number + 1}"
+            yield from _resnet(f"{side}.{ours}", f"{side}.{theirs}", VAE_RESNET)
+        ours, theirs = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
+        yield from _resnet(ours, theirs, VAE_ATTENTION)
+
+
+def open_clip_table(layers: int) -> Table:
+    """Return the table of an OpenCLIP text tower, but for what is stacked."""
+    pairs = [
+        (f"encoder.layers.{layer}.{ours}", f"transformer.resblocks.{layer}.{theirs}")
+        for layer in range(layers)
+        for ours, theirs in OPEN_CLIP_LAYER
+    ]
+    return Table((*OPEN_CLIP_OUTSIDE, *pairs))
+
+
+class FamilyKeys:
+    """Where the parts of one family are in a single file."""
+
+    unet: ClassVar[str] = "model.diffusion_model."
+    vae: ClassVar[str] = "first_stage_model."
+    clip: ClassVar[Mapping[str, str]] = {}
+    """CLIP towers, which keep their names, by part."""
+    open_clip: ClassVar[Mapping[str, str]] = {}
+    """OpenCLIP towers by part."""
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of further tensors in published files that no picture depends on."""
+
+    def entries(
+        self, names: Mapping[str, Iterable[str]], configs: Mapping[str, Mapping[str, Any]]
+    ) -> list[Entry]:
+        """Return the tensors of a file with these parts.
+
+        Args:
+            names: each part's tensors in diffusers' naming, text towers' without ``text_model.``.
+            configs: the configs of U-Net and autoencoder.
+
+        Raises:
+            KeyError: a tensor has no place in single files of this family; it is named.
+        """
+        found: list[Entry] = []
+        for part, inside in names.items():
+            if part == "unet":
+                found += _plain(part, inside, self.unet, unet_table(configs[part]))
+            elif part == "vae":
+                found += _plain(part, inside, self.vae, vae_table(configs[part]))
+            elif part in self.clip:
+                found += [Entry(self.clip[part] + name, part, (name,)) for name in inside]
+            else:
+                found += _open_clip(part, list(inside), self.open_clip[part])
+        return found
+
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """Beginnings of names by the part that they are of."""
+        return {"unet": self.unet, "vae": self.vae, **self.clip, **self.open_clip}
+
+
+def _plain(part: str, names: Iterable[str], prefix: str, table: Table) -> Iterator[Entry]:
+    for name in names:
+        key = table.key(name)
+        if key is None:
+            raise KeyError(name)
+        yield Entry(prefix + key, part, (name,), _form(part, name))
+
+
+def _form(part: str, name: str) -> Form:
+    """Tell the autoencoder's attention apart, whose projections became linear layers."""
+    projection = part == "vae" and ".attentions." in name and ".group_norm." not in name
+    return Form.CONVOLUTION if projection and name.endswith(".weight") else Form.SAME
+
+
+def _open_clip(part: str, names: list[str], prefix: str) -> Iterator[Entry]:
+    layers = 1 + max((int(n.split(".")[2]) for n in names if ".layers." in n), default=-1)
+    table = open_clip_table(layers)
+    for name in names:
+        if any(f".{one}." in name for one in STACKED):
+            continue
+        key = table.key(name)
+        if key is None:
+            raise KeyError(name)
+        turned = name.startswith("text_projection")
+        yield Entry(prefix + key, part, (name,), Form.TURNED if turned else Form.SAME)
+    for layer in range(layers):
+        attention = f"encoder.layers.{layer}.self_attn"
+        for kind in ("weight", "bias"):
+            key = f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{kind}"
+            inside = tuple(f"{attention}.{one}.{kind}" for one in STACKED)
+            yield Entry(key, part, inside, Form.STACKED)
+
+
+class Sd1Keys(FamilyKeys):
+    """SD 1.x, as the LDM code of CompVis and Runway saves it."""
+
+    clip: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model.transformer.text_model."}
+    ignored: ClassVar[tuple[str, ...]] = (
+        "cond_stage_model.transformer.text_model.embeddings.position_ids",
+        "cond_stage_model.transformer.text_projection.",
+        "cond_stage_model.transformer.vision_model.",
+        "cond_stage_model.transformer.visual_projection.",
+        "cond_stage_model.transformer.logit_scale",
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.text_projection",
+    )
+
+
+class Sd2Keys(FamilyKeys):
+    """SD 2.x, as Stability AI's LDM code saves it."""
+
+    open_clip: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model.model."}
+    ignored: ClassVar[tuple[str, ...]] = (
+        # The last layer: the hidden states before it are used.
+        "cond_stage_model.model.transformer.resblocks.23.",
+        "cond_stage_model.model.text_projection",
+        "cond_stage_model.model.logit_scale",
+        "cond_stage_model.model.attn_mask",
+    )
+
+
+class SdxlKeys(FamilyKeys):
+    """SDXL, as Stability AI's sgm code saves it."""
+
+    clip: ClassVar[Mapping[str, str]] = {
+        "text_encoder": "conditioner.embedders.0.transformer.text_model."
+    }
+    open_clip: ClassVar[Mapping[str, str]] = {"text_encoder_2": "conditioner.embedders.1.model."}
+    ignored: ClassVar[tuple[str, ...]] = (
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
+        "conditioner.embedders.0.logit_scale",
+        "conditioner.embedders.0.text_projection",
+        "conditioner.embedders.1.model.logit_scale",
+        "conditioner.embedders.1.model.attn_mask",
+        "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids",
+        "denoiser.",
+    )
+
+
+class RefinerKeys(FamilyKeys):
+    """The SDXL refiner, as sgm saves it."""
+
+    open_clip: ClassVar[Mapping[str, str]] = {"text_encoder_2": "conditioner.embedders.0.model."}
+    ignored: ClassVar[tuple[str, ...]] = (
+        "conditioner.embedders.0.model.logit_scale",
+        "conditioner.embedders.0.model.attn_mask",
+        "denoiser.",
+    )
+
+
+KEYS: Mapping[Family, FamilyKeys] = {
+    "sd1": Sd1Keys(),
+    "sd2": Sd2Keys(),
+    "sdxl": SdxlKeys(),
+    "sdxl-refiner": RefinerKeys(),
+}
+
+IGNORED = (
+    *("model_ema.", "first_stage_model.loss.", "lvlb_weights", "logvar", "scale_factor"),
+    *("betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_"),
+    *("model.diffusion_model.betas", "global_step", "epoch", "num_timesteps"),
+)
+"""Beginnings of tensors in files of any family that no picture depends on: averages of the
+weights beside the weights, the noise schedule, what training left."""
+V_MARKS = ("v_pred", "edm_vpred.sigma_max")
+"""Empty tensors by which files say that the model predicts v."""
+ZERO_SNR_MARK = "ztsnr"
+"""And that its last noise level holds no signal."""
+MARKS = (*V_MARKS, "edm_vpred.sigma_min", ZERO_SNR_MARK)

@@ -1,0 +1,34 @@
+"""Keeping the libraries' own progress bars and warnings out of ours."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# diffusers imports bitsandbytes where it is installed, which says what it could not load.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' own progress bars and warnings out of ours while a model loads."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = [
+        lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()
+    ]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+        for library in libraries:
+            library.enable_progress_bar()

@@ -1,0 +1,87 @@
+"""Single files of published models in their true sizes: all headers, no bytes (sparse files)."""
+
+import json
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasmith.models.configs import CLASSES, DIFFUSERS_PARTS, config_of
+from lorasmith.models.family import Variant
+from lorasmith.models.keys import KEYS, Form
+from lorasmith.models.parts import empty_network, plain_state
+
+VARIANTS = {
+    "sd1": Variant("sd1", prediction="epsilon"),
+    "sd1-inpainting": Variant("sd1", True, "epsilon"),
+    "sd2-base": Variant("sd2", prediction="epsilon"),
+    "sd2-v": Variant("sd2", prediction="v_prediction"),
+    "sd2-inpainting": Variant("sd2", True, "epsilon"),
+    "sdxl": Variant("sdxl", prediction="epsilon"),
+    "sdxl-inpainting": Variant("sdxl", True, "epsilon"),
+    "sdxl-refiner": Variant("sdxl-refiner", prediction="epsilon"),
+}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
+
+
+def empty_parts(variant: Variant) -> dict[str, Any]:
+    """The networks of a published model, on the meta device."""
+    import diffusers
+    import transformers
+
+    parts = ("unet", "vae", *variant.facts.towers)
+    return {
+        part: empty_network(
+            getattr(diffusers if part in DIFFUSERS_PARTS else transformers, CLASSES[part]),
+            config_of(variant, part),
+        )
+        for part in parts
+    }
+
+
+@cache
+def folder_shapes(name: str) -> dict[str, dict[str, torch.Size]]:
+    """Shapes in diffusers' naming of each part of a variant."""
+    networks = empty_parts(VARIANTS[name])
+    return {
+        part: {key: value.shape for key, value in plain_state(network).items()}
+        for part, network in networks.items()
+    }
+
+
+@cache
+def file_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a variant's single file by the original names."""
+    shapes, variant = folder_shapes(name), VARIANTS[name]
+    configs = {part: config_of(variant, part) for part in shapes}
+    found: dict[str, tuple[int, ...]] = {}
+    for entry in KEYS[variant.family].entries(shapes, configs):
+        shape = tuple(shapes[entry.part][entry.names[0]])
+        if entry.form is Form.STACKED:
+            shape = (len(entry.names) * shape[0], *shape[1:])
+        elif entry.form is Form.TURNED:
+            shape = shape[::-1]
+        elif entry.form is Form.CONVOLUTION:
+            shape = (*shape, 1, 1)
+        found[entry.key] = shape
+    return found
+
+
+def write_sparse(
+    path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "F16",
+    metadata: dict[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Write a safetensors file whose weights are a hole in the file: zeros that take no disk."""
+    header: dict[str, Any] = {"__metadata__": metadata or {}}
+    place = 0
+    for name, shape in shapes.items():
+        size = prod(shape) * BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + place)
+    return path

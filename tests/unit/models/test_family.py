@@ -1,0 +1,105 @@
+"""The families' facts against the published models' figures, on the meta device."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.models.configs import CLASSES, config_of, model_index
+from lorasmith.models.family import FAMILIES, Variant, family_of_unet
+from lorasmith.models.source import variant_of
+from lorasmith.models.unet_tree import count
+from true_files import VARIANTS, empty_parts
+from true_size import CLIP_G, CLIP_H, CLIP_L, UNETS
+
+PARAMETERS = {
+    # U-Net, autoencoder, text encoders
+    "sd1": (859_520_964, 83_653_863, 123_060_480),
+    "sd1-inpainting": (859_535_364, 83_653_863, 123_060_480),
+    "sd2-base": (865_910_724, 83_653_863, 340_387_840),
+    "sd2-v": (865_910_724, 83_653_863, 340_387_840),
+    "sd2-inpainting": (865_925_124, 83_653_863, 340_387_840),
+    "sdxl": (2_567_463_684, 83_653_863, 123_060_480, 694_659_840),
+    "sdxl-inpainting": (2_567_478_084, 83_653_863, 123_060_480, 694_659_840),
+    "sdxl-refiner": (2_259_526_660, 83_653_863, 694_659_840),
+}
+"""Of the published models."""
+TITLES = {
+    "sd1": "SD 1.x",
+    "sd1-inpainting": "SD 1.x inpainting",
+    "sd2-base": "SD 2.x base",
+    "sd2-v": "SD 2.x 768-v",
+    "sd2-inpainting": "SD 2.x inpainting",
+    "sdxl": "SDXL",
+    "sdxl-inpainting": "SDXL inpainting",
+    "sdxl-refiner": "SDXL refiner",
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_published_models(name: str) -> None:
+    variant = VARIANTS[name]
+    networks = empty_parts(variant)
+    assert tuple(map(count, networks.values())) == PARAMETERS[name]
+    assert {part: type(network).__name__ for part, network in networks.items()} == {
+        part: CLASSES[part] for part in networks
+    }
+    scheduler = config_of(variant, "scheduler")
+    assert variant_of(config_of(variant, "unet"), scheduler, "m") == variant
+    assert variant.title == TITLES[name]
+    assert variant.size == (1024 if "sdxl" in name else 768 if name == "sd2-v" else 512)
+    unet, vae = networks["unet"].config, networks["vae"].config
+    assert unet.sample_size * 8 == vae.sample_size == variant.size
+    assert vae.scaling_factor == (0.13025 if "sdxl" in name else 0.18215)
+
+
+@pytest.mark.parametrize(("name", "other"), [("sd1", "sd15"), ("sd2-v", "sd21"), ("sdxl", "sdxl")])
+def test_configs_are_those_that_other_tests_state(name: str, other: str) -> None:
+    config = config_of(VARIANTS[name], "unet")
+    for key, value in UNETS[other].items():
+        found = config[key]
+        assert found == (list(value) if isinstance(value, tuple) else value), key
+
+
+def test_text_towers() -> None:
+    facts = {name: FAMILIES[name].towers for name in ("sd1", "sd2", "sdxl")}
+    for tower, known in (
+        (facts["sd1"]["text_encoder"], CLIP_L),
+        (facts["sd2"]["text_encoder"], CLIP_H),
+        (facts["sdxl"]["text_encoder"], CLIP_L),
+        (facts["sdxl"]["text_encoder_2"], CLIP_G),
+    ):
+        assert tower.width == known["hidden_size"]
+        assert 4 * tower.width == known["intermediate_size"]
+        assert tower.layers == known["num_hidden_layers"]
+        assert tower.heads == known["num_attention_heads"]
+        assert tower.projection == known["projection_dim"]
+
+
+def test_what_conditions_each_family() -> None:
+    for family, facts in FAMILIES.items():
+        pooled = sum(t.projection for t in facts.towers.values() if t.projected)
+        config = config_of(Variant(family), "unet")
+        told = config.get("projection_class_embeddings_input_dim", 0)
+        assert told == {"sdxl": 2816, "sdxl-refiner": 2560}.get(family, 0)
+        assert told == pooled + 256 * facts.unet.time_ids
+        assert facts.unet.context == sum(t.width for t in facts.towers.values())
+
+
+def test_the_refiner_has_one_text_side() -> None:
+    index = model_index(VARIANTS["sdxl-refiner"])
+    assert index["text_encoder"] == index["tokenizer"] == [None, None]
+    assert index["text_encoder_2"] == ["transformers", "CLIPTextModelWithProjection"]
+    assert index["requires_aesthetics_score"] is True
+
+
+def test_other_models_are_refused() -> None:
+    image = SimpleNamespace(addition_embed_type="image")
+    with pytest.raises(WeightsError, match="m: its U-Net wants image inputs"):
+        family_of_unet(image, "m")
+    with pytest.raises(WeightsError, match="InstructPix2Pix model \\(8 input channels\\)"):
+        variant_of({"in_channels": 8}, {}, "m")
+    with pytest.raises(
+        WeightsError, match="no known kind \\(3 input channels\\); expected 4, or 9"
+    ):
+        variant_of({"in_channels": 3}, {}, "m")

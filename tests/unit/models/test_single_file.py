@@ -1,0 +1,205 @@
+"""Single files: what they are is told from names and shapes; what they are not, in words."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.core.weights import load_tensors, save_tensors
+from lorasmith.models.anatomy import empty_networks
+from lorasmith.models.convert import contents_of, write_single_file
+from lorasmith.models.family import Variant
+from lorasmith.models.load import load_model, open_source
+from lorasmith.models.prediction import measured_prediction
+from lorasmith.models.sizes import ModelSizes
+from lorasmith.models.summary import summarize
+from true_files import VARIANTS, file_shapes, write_sparse
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP = "cond_stage_model.transformer.text_model."
+EXTRAS = {
+    "sd1": {f"{CLIP}embeddings.position_ids": (1, 77), "alphas_cumprod": (1000,), "betas": (1000,)},
+    "sd2": {
+        "cond_stage_model.model.transformer.resblocks.23.ln_1.weight": (1024,),
+        "cond_stage_model.model.text_projection": (1024, 1024),
+        "model_ema.diffusion_modelout2weight": (4, 320, 3, 3),
+    },
+    "sdxl": {"conditioner.embedders.1.model.logit_scale": (), "denoiser.sigmas": (1000,)},
+    "sdxl-refiner": {"denoiser.sigmas": (1000,)},
+}
+"""What published files hold besides."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    write_single_file(contents_of(open_source(tiny_model)), path)
+    return path
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_family_is_told_from_names_and_shapes(name: str, path: Path) -> None:
+    variant = VARIANTS[name]
+    extras = EXTRAS[variant.family]
+    summary = summarize(write_sparse(path, file_shapes(name) | extras))
+    said = variant.prediction if variant.family != "sd2" or variant.inpainting else None
+    assert summary.variant == Variant(variant.family, variant.inpainting, said)
+    assert {part.formats for part in summary.parts} == {("F16",)}
+    assert set(summary.left_out) == set(extras)
+    assert ModelSizes.read(path).default == (768 if said is None else variant.size)
+
+
+SAID = {
+    "v_pred": ({"v_pred": (0,)}, {}, "v_prediction"),
+    "modelspec": ({}, {"modelspec.prediction_type": "v"}, "v_prediction"),
+    "architecture": ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction"),
+    "modelspec epsilon": ({}, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
+}
+
+
+@pytest.mark.parametrize("how", SAID)
+def test_files_say_what_they_predict(how: str, path: Path) -> None:
+    more, metadata, expected = SAID[how]
+    write_sparse(path, file_shapes("sd2-v") | more, metadata=metadata)
+    assert open_source(path).variant.prediction == expected
+
+
+@pytest.mark.parametrize(("word", "expected"), [('"v"', "v_prediction"), ("eps", "epsilon")])
+def test_settings_beside_the_file_say_it(path: Path, word: str, expected: str) -> None:
+    write_sparse(path, file_shapes("sd2-v"))
+    path.with_suffix(".yaml").write_text(f"model:\n  params:\n    parameterization: {word}\n")
+    assert open_source(path).variant.prediction == expected
+
+
+def test_an_sdxl_that_predicts_v_without_terminal_signal(path: Path) -> None:
+    write_sparse(path, file_shapes("sdxl") | {"v_pred": (0,), "ztsnr": (0,)})
+    scheduler = open_source(path).config("scheduler")
+    assert scheduler["prediction_type"] == "v_prediction"
+    assert scheduler["rescale_betas_zero_snr"] is True
+
+
+def test_older_names_of_the_text_tower(path: Path) -> None:
+    old = {key.replace(CLIP, CLIP.removesuffix("text_model.")): shape
+           for key, shape in file_shapes("sd1").items()}  # fmt: skip
+    assert summarize(write_sparse(path, old)).variant == VARIANTS["sd1"]
+
+
+def test_the_refiner_has_no_first_text_encoder(path: Path) -> None:
+    networks = empty_networks(write_sparse(path, file_shapes("sdxl-refiner")))
+    assert networks.text_encoder is None
+    assert networks.text_encoder_2.config.hidden_size == 1280
+
+
+def some(name: str, *starts: str) -> dict[str, tuple[int, ...]]:
+    return {key: shape for key, shape in file_shapes(name).items() if key.startswith(starts)}
+
+
+WRONG = {
+    "this is a U-Net alone; expected a whole": some("sd1", UNET),
+    "this is a U-Net with its text tower, without an auto": some("sd1", UNET, CLIP),
+    "this is an autoencoder (VAE) alone; expected": some("sd1", VAE),
+    "this is a U-Net of SD 1.x with its autoencoder, without a text tower; expected "
+    "cond_stage_model.transformer.text_model.* as well": some("sd1", UNET, VAE),
+    "this is a U-Net of SDXL with its autoencoder, without a text tower; expected conditioner."
+    "embedders.0": some("sdxl", UNET, VAE),
+    "this is a text encoder alone": {"text_model.embeddings.token_embedding.weight": (2, 2)},
+    "this is a U-Net alone, in diffusers' naming": {"down_blocks.0.resnets.0.conv1.weight": (1,)},
+    "this is an autoencoder (VAE) alone, in diff": {"encoder.down_blocks.0.resnets.0.conv1": (1,)},
+    "this is an autoencoder (VAE) alone;": {"decoder.up.0.block.0.conv1.weight": (1,)},
+    "this is a LoRA": {"lora_unet_mid_block_x.lora_down.weight": (1, 1)},
+    "this is a ControlNet": {"control_model.input_blocks.0.0.weight": (1,)},
+    "this is a model of a later family": {f"{UNET}double_blocks.0.img_attn.proj.weight": (1, 1)},
+    "this is a textual-inversion embedding": {"emb_params": (1, 768)},
+    "this is of no kind that lorasmith knows (1 tensors, such as what)": {"what": (1,)},
+    "this is of no kind that lorasmith knows (0 tensors)": {},
+    "its U-Net is that of an InstructPix2Pix model (8 input channels); expected 4, or 9":
+        file_shapes("sd1") | {f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)},
+    "its text tower is that of SD 1.x, and its U-Net reads text of width 2048 of SDXL; expected "
+    "768": some("sdxl", UNET, VAE) | some("sd1", CLIP),
+    "2 tensors belong to no part of SD 1.x (what, model.diffusion_model.adapter.weight); the file "
+    "is of another kind, or something was merged into it":
+        file_shapes("sd1") | {"what": (1,), f"{UNET}adapter.weight": (1,)},
+    "unet cannot be loaded: 1 of 686 tensors are missing (model.diffusion_model.out.2.bias)":
+        {k: v for k, v in file_shapes("sd1").items() if k != f"{UNET}out.2.bias"},
+    "text_encoder_2 cannot be loaded: 1 of 389 tensors are missing (conditioner.embedders.1.model"
+    ".ln_final.bias)":
+        {k: v for k, v in file_shapes("sdxl").items() if not k.endswith("ln_final.bias")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_no_whole_model_is_said(message: str, path: Path) -> None:
+    write_sparse(path, WRONG[message])
+    with pytest.raises(WeightsError) as caught:
+        summarize(path)
+    assert str(caught.value).startswith(f"model {path}: {message}")
+
+
+def test_shapes_that_are_not_the_family_s(path: Path) -> None:
+    shapes = file_shapes("sd1") | {f"{UNET}out.2.bias": (5,)}
+    with pytest.raises(
+        WeightsError, match=r"unet cannot .* 1 of 686 .* conv_out.bias: \[5\] where"
+    ):
+        load_model(write_sparse(path, shapes))
+
+
+def test_a_cut_file_is_named(tiny_file: Path, path: Path) -> None:
+    path.write_bytes(tiny_file.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match=r"model\.safetensors: .*it is cut off"):
+        load_model(path)
+
+
+def test_mixed_formats_become_one(tiny_file: Path, path: Path) -> None:
+    tensors = load_tensors(tiny_file)
+    mixed = {k: v.half() if n % 2 else v.bfloat16() for n, (k, v) in enumerate(tensors.items())}
+    save_tensors(path, mixed, open_source(tiny_file).metadata)
+    model = load_model(path, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.bfloat16}
+    assert {part.formats for part in summarize(path).parts} <= {("F16", "BF16"), ("BF16", "F16")}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"configs": {"unet": {}}}'])
+def test_damaged_configs_in_the_file(tiny_file: Path, path: Path, text: str) -> None:
+    save_tensors(path, load_tensors(tiny_file), {"lorasmith.model": text})
+    with pytest.raises(WeightsError, match=r"its lorasmith.model is (damaged|incomplete)"):
+        open_source(path)
+
+
+def test_a_single_file_is_the_folder(tiny_file: Path, tiny_model: Path) -> None:
+    one, other = load_model(tiny_file), load_model(tiny_model)
+    for part in ("unet", "vae", "text_encoder"):
+        mine, yours = getattr(one, part).state_dict(), getattr(other, part).state_dict()
+        assert mine.keys() == yours.keys()
+        assert all(torch.equal(mine[key], yours[key]) for key in mine)
+    assert one.scheduler_config["prediction_type"] == other.scheduler_config["prediction_type"]
+    assert one.tokenizer("a cat")["input_ids"] == other.tokenizer("a cat")["input_ids"]
+    assert one.default_size == other.default_size == ModelSizes.read(tiny_file).default
+
+
+class Denoiser(torch.nn.Module):
+    """Stands for a trained U-Net at the last timestep: returns its input, or something else."""
+
+    dtype = torch.float32
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.copies = copies
+        self.config = type("Config", (), {"in_channels": 4, "cross_attention_dim": 8})
+
+    def forward(self, noise: torch.Tensor, step: torch.Tensor, context: torch.Tensor) -> object:
+        assert context.shape == (1, 77, 8)
+        assert step.tolist() == [999]
+        other = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1))
+        output = noise + 0.3 * other if self.copies else 0.07 * noise + other
+        return type("Output", (), {"sample": output})
+
+
+def test_what_a_network_predicts_is_measured() -> None:
+    assert measured_prediction(Denoiser(copies=True)) == "epsilon"
+    assert measured_prediction(Denoiser(copies=False)) == "v_prediction"
