@@ -44,18 +44,26 @@ def set_up(folder: Path, model: Path, page: Path) -> None:
 
 
 def add_loras(folder: Path) -> None:
-    """Put ``inkmono``, ``inkmono-best`` and ``rank4`` where a run leaves them."""
+    """Put ``inkmono``, ``inkmono-best`` and ``rank4`` where a run leaves them; two with gates.
+
+    ``people/curly`` waits for the tag ``curlyqx``, ``people/cook`` for ``cookqz``.
+    """
     import torch
 
     from lorasmith.core.weights import save_tensors
 
     name = "lora_unet_up_blocks_3_attentions_0_transformer_blocks_0_attn2_to_v"
     random = torch.Generator().manual_seed(0)
-    for file in ("inkmono.safetensors", "rank4.safetensors", "inkmono/inkmono-best.safetensors"):
-        path = folder / "loras" / file
+    tags = {
+        "loras/inkmono": "", "loras/rank4": "", "loras/inkmono/inkmono-best": "",
+        "people/curly": "curlyqx", "people/cook": "cookqz",
+    }  # fmt: skip
+    for file, tag in tags.items():
+        path = folder / f"{file}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         factors = {
             f"{name}.lora_down.weight": torch.randn(4, 16, generator=random),
             f"{name}.lora_up.weight": torch.randn(8, 4, generator=random),
         }
-        save_tensors(path, factors, {"ss_base_model_version": "sd_v1"})
+        gate = {"lorasmith.gate": "prompt", "lorasmith.tag": tag} if tag else {}
+        save_tensors(path, factors, {"ss_base_model_version": "sd_v1", **gate})

@@ -8,7 +8,8 @@ import pytest
 from guide_scene import REPOSITORY, add_loras, commands, set_up
 from lorasmith.cli import run
 
-PAGES = {page: REPOSITORY / "docs" / page for page in ("quickstart.md", "training.md", "loras.md")}
+GUIDES = ("quickstart.md", "training.md", "loras.md", "tags.md")
+PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
     "train": [
         "--set", "train.steps=4", "--set", "train.device=cpu", "--set", "train.checkpoint_every=2",
@@ -26,11 +27,11 @@ def test_the_commands_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     set_up(tmp_path, tiny_model, PAGES[page])
-    if page == "loras.md":
+    if page in ("loras.md", "tags.md"):
         add_loras(tmp_path)
     monkeypatch.chdir(tmp_path)
     lines = commands(PAGES[page])
-    assert len(lines) >= 6
+    assert len(lines) >= 5
     for line in lines:
         # The shortened runs have no checkpoint of step 100.
         arguments = shlex.split(line.replace("step-100", "step-2"), comments=True)[1:]
