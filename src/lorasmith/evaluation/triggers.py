@@ -97,7 +97,8 @@ def bleeding_share(matrix: torch.Tensor) -> float | None:
 def forgetting(before: float, after: float, base: float) -> float | None:
     """Return the share of a tag's fidelity gain that is lost.
 
-    (F_before - F_after) / (F_before - F_0). None where there was no gain to lose. Negative where the tag works better than before.
+    (F_before - F_after) / (F_before - F_0). None where there was no gain to lose. Negative where
+    the tag works better than before.
     """
     return (before - after) / (before - base) if before > base else None
 

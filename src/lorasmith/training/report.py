@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
+from lorasmith.evaluation.html import page_template
 from lorasmith.training.advice import advise, best_step, held_out_share, share_of_base
 from lorasmith.training.charts import STYLES, Chart, Line, draw, legend
 from lorasmith.training.curves import curve_of, smoothed, thinned
@@ -86,12 +87,7 @@ def render(run: RunFolder) -> str:
 
 
 def _template() -> "Template":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("lorasmith.training", package_path=".")
-    # Everything is escaped: captions, tags and names are the user's, and may be anything.
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template(_TEMPLATE)
+    return page_template("lorasmith.training", _TEMPLATE)
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What lies in a run's folder, read back for its report."""
 
-import base64
 import io
 import re
 from dataclasses import dataclass
@@ -11,15 +10,12 @@ from PIL import Image, UnidentifiedImageError
 from lorasmith.config.load import load_settings
 from lorasmith.config.run import TrainRun
 from lorasmith.core.errors import DataError
+from lorasmith.evaluation.html import encoded_uri, fits, picture_uri
 from lorasmith.inference.pictures import PARAMETERS
 from lorasmith.loops.track import read_log
 from lorasmith.training.summary import Summary
 
 _PREVIEWS = re.compile(r"step-(\d+)")
-_AS_IT_IS = 256
-"""Longest side in pixels up to which a picture goes into the page unchanged."""
-_LONGEST = 448
-_QUALITY = 88
 
 
 @dataclass(frozen=True)
@@ -106,14 +102,9 @@ def data_uri(picture: Path) -> str:
     Raises:
         DataError: the file is no picture.
     """
-    encoded, kind = picture.read_bytes(), "png"
+    encoded = picture.read_bytes()
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            if max(image.size) > _AS_IT_IS:
-                image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
-                small = io.BytesIO()
-                image.convert("RGB").save(small, format="WEBP", quality=_QUALITY)
-                encoded, kind = small.getvalue(), "webp"
+            return encoded_uri(encoded, "png") if fits(image) else picture_uri(image)
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"{picture}: cannot be read as a picture ({error}); delete it") from error
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"

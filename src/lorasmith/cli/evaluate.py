@@ -1,0 +1,234 @@
+"""``lorasmith evaluate``: does a tag bring its feature, and nothing without it?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lorasmith.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from lorasmith.evaluation.drawing import Studio
+    from lorasmith.evaluation.figures import FeatureFigures, Figures
+    from lorasmith.evaluation.report import Chosen
+    from lorasmith.evaluation.subject import Feature
+    from lorasmith.training.evaluated import Named
+
+_FILE_WIDTH = 120
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|FILE...", help="Folders of runs, or LoRA files.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Captioned pictures to compare with: a folder or a packed tar. Those that have a "
+            "tag in their caption count for it.",
+            show_default="those that the run kept out of its training",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results.", show_default="the run's, or `evaluation`"),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=2, help="Pictures of each kind of prompt, each from its own seed.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    max_leak: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Of several files of one tag, measure the one of the lowest held-out loss whose "
+            "leak ratio in predictions is at most this.",
+            show_default="any",
+        ),
+    ] = None,
+    class_word: Annotated[
+        str | None,
+        typer.Option(
+            "--class", help="What the pictures show without the tag.", show_default="the file's"
+        ),
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the network that looks at pictures: CLIP as transformers saves it, or "
+            "Inception v3.",
+            show_default="the embedded image tower",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="the run's"),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,
+    size: Annotated[
+        str | None, typer.Option(help="Size, such as 512x512.", show_default="the model's")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: Annotated[
+        Literal["no", "fp16", "bf16"], typer.Option(help="Number format; no is float32.")
+    ] = "no",
+) -> None:
+    """Measure tags: fidelity, leaking without the tag, bleeding between tags, forgetting.
+
+    Writes `evaluation.json` and `evaluation.html`, a page with pictures that needs nothing else.
+    Every figure's formula is in docs/evaluation.md. Of a run with several saved files, or several
+    files of one tag, the best is chosen first, by the loss on the held-out pictures.
+
+    Example: `lorasmith evaluate loras/inkmono --max-leak 0.2`
+    """
+    from lorasmith.core.device import dtype_of, pick_device
+    from lorasmith.core.files import writable_folder
+    from lorasmith.evaluation.drawing import Studio
+    from lorasmith.evaluation.judge import open_judge
+    from lorasmith.evaluation.measure import Evaluator
+    from lorasmith.evaluation.report import Context, Evaluation, write_evaluation
+    from lorasmith.evaluation.scenes import all_scenes
+    from lorasmith.inference.options import SamplingOptions
+    from lorasmith.models.load import load_model
+    from lorasmith.training.evaluated import named
+
+    paths = [target.expanduser() for target in targets]
+    found = named(paths)
+    place = writable_folder(_place(out, paths))
+    features = [one.feature(data and data.expanduser(), class_word) for one in found]
+    options = SamplingOptions(steps=steps, guidance=guidance, size=size, batch_size=batch_size)
+    folder = _model_of(model, found)
+    target = pick_device(device)
+    with _working() as status:
+        drawn = 0
+
+        def advance(count: int) -> None:
+            nonlocal drawn
+            drawn += count
+            status.update(f"measuring, {drawn // steps} pictures drawn")
+
+        opened = load_model(folder).to(target, dtype_of(precision))
+        studio = Studio(opened, options, advance)
+        work = Evaluator(
+            studio, open_judge(judge and judge.expanduser()), range(seed, seed + seeds)
+        )
+        chosen, features = _choose(studio, features, found, max_leak)
+        figures = work.measure(features)
+        scenes = all_scenes(work, features)
+    context = Context(
+        name=", ".join(path.resolve().stem for path in paths),
+        model=opened.folder.name,
+        judge=work.judge.name,
+        device=target.type,
+        seeds=work.seeds,
+        sampling={
+            "steps": steps, "guidance": guidance, "sampler": options.sampler, "side": studio.side,
+        },
+        max_leak=max_leak,
+    )  # fmt: skip
+    written = write_evaluation(place, Evaluation(context, figures, chosen, scenes))
+    _show(figures, chosen)
+    for path in written:
+        typer.echo(path)
+
+
+def _place(out: Path | None, targets: Sequence[Path]) -> Path:
+    if out is not None:
+        return out.expanduser()
+    return targets[0] if len(targets) == 1 and targets[0].is_dir() else Path("evaluation")
+
+
+def _model_of(model: Path | None, found: "Sequence[Named]") -> Path | None:
+    """Return the model folder, or None for the embedded one.
+
+    Raises:
+        ConfigError: the runs were trained on several.
+    """
+    if model is not None:
+        return model.expanduser()
+    folders = {one.run.model.path for one in found if one.run is not None}
+    if len(folders) > 1:
+        known = ", ".join(sorted(str(folder or "the embedded model") for folder in folders))
+        raise ConfigError(f"--model: the runs were trained on {known}; say which to draw with")
+    return next(iter(folders), None)
+
+
+def _working() -> "Status":
+    return Console(stderr=True).status("opening the model")
+
+
+def _choose(
+    studio: "Studio", features: "Sequence[Feature]", found: "Sequence[Named]", bound: float | None
+) -> "tuple[list[Chosen], list[Feature]]":
+    """Choose among the files of tags that have several."""
+    from lorasmith.evaluation.checkpoints import choose, compare
+    from lorasmith.evaluation.report import Chosen
+    from lorasmith.training.evaluated import step_of
+
+    chosen, best = [], []
+    for feature, one in zip(features, found, strict=True):
+        if len(one.files) > 1 or bound is not None:
+            files = [(file, step_of(file)) for file in one.files]
+            candidates = compare(studio, feature, files)
+            choice = choose(candidates, bound)
+            chosen.append(Chosen(one.tag, candidates, choice.best.file, choice.within))
+            feature = replace(feature, file=choice.best.file)
+        best.append(feature)
+    return chosen, best
+
+
+def _show(figures: "Figures", chosen: "Sequence[Chosen]") -> None:
+    """Print the headline figures."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    for one in chosen:
+        kept = "" if one.within else ": none keeps to --max-leak, this is the least leaky"
+        console.print(f"{one.tag}: {one.best.name} of {len(one.candidates)} files{kept}")
+    table = Table("tag")
+    for column in ("fidelity", "base", "real", "gain", "leak, gated", "leak, no gate"):
+        table.add_column(column, justify="right")
+    for feature in figures.features:
+        table.add_row(feature.tag, *_cells(feature))
+    console.print(table)
+    for name, found in (("gated", figures.gated), ("no gate", figures.plain)):
+        if found is not None:
+            lost = ", ".join(f"{kept.tag} {_share(kept.forgetting)}" for kept in found.kept)
+            console.print(
+                f"{name}: bleeding {_share(found.bleeding.share)} of the diagonal; "
+                f"forgetting {lost}"
+            )
+
+
+def _cells(one: "FeatureFigures") -> tuple[str, ...]:
+    like = one.fidelity
+    gated = "–" if one.gated is None else _share(one.gated.latent.ratio)
+    return (
+        f"{like.lora:.3f}",
+        f"{like.base:.3f}",
+        f"{like.ceiling:.3f}",
+        _share(like.gain),
+        gated,
+        _share(one.plain.latent.ratio),
+    )
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "0" if value == 0 else f"{value:.1%}"

@@ -1,0 +1,37 @@
+"""A tiny model and two LoRAs for it, with tags, gates and layers in several blocks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_making import make_lora
+from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lorasmith.models.load import Model, load_model
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model: Path) -> Model:
+    return load_model(tiny_model).to(torch.device("cpu"), torch.float32)
+
+
+def tagged_lora(
+    model: Model, path: Path, tag: str, gate: str, seed: int, size: float = 0.3
+) -> Path:
+    """Write a LoRA of a tag whose effect is large."""
+    make_lora(model, path, {"targets": "attention"}, size, seed)
+    file = load_lora_file(path)
+    metadata = {**file.metadata, "lorasmith.gate": gate, "lorasmith.tag": tag,
+                "lorasmith.class": "person", "lorasmith.step": "7"}  # fmt: skip
+    save_lora_file(path, file.layers, metadata, torch.float32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def loras(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Files of the tags ``qqa`` (prompt gate) and ``qqb`` (no gate)."""
+    folder = tmp_path_factory.mktemp("tagged")
+    return (
+        tagged_lora(model, folder / "qqa.safetensors", "qqa", "prompt", 1),
+        tagged_lora(model, folder / "qqb.safetensors", "qqb", "none", 2),
+    )
