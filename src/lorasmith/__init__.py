@@ -18,16 +18,39 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.core.version import VERSION
 
 if TYPE_CHECKING:
+    from lorasmith.adapters.operations import (
+        Weighted,
+        bake_loras,
+        convert_lora,
+        diff_loras,
+        extract_lora,
+        lora_info,
+        merge_loras,
+        resize_lora,
+    )
     from lorasmith.inference.pipeline import load_pipeline
-    from lorasmith.training.entry import train
+    from lorasmith.training.entry import train, train_features
 
 __version__ = VERSION
 
-__all__ = ["__version__", "load_pipeline", "train"]
+__all__ = [
+    "Weighted", "__version__", "bake_loras", "convert_lora", "diff_loras", "extract_lora",
+    "load_pipeline", "lora_info", "merge_loras", "resize_lora", "train", "train_features",
+]  # fmt: skip
 
+_OPERATIONS = "lorasmith.adapters.operations"
 _HOMES = {
+    "Weighted": _OPERATIONS,
+    "bake_loras": _OPERATIONS,
+    "convert_lora": _OPERATIONS,
+    "diff_loras": _OPERATIONS,
+    "extract_lora": _OPERATIONS,
+    "lora_info": _OPERATIONS,
+    "merge_loras": _OPERATIONS,
+    "resize_lora": _OPERATIONS,
     "load_pipeline": "lorasmith.inference.pipeline",
     "train": "lorasmith.training.entry",
+    "train_features": "lorasmith.training.entry",
 }
 """The modules of the public functions."""
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lorasmith.adapters.combine import Term
 from lorasmith.adapters.fit import fit
-from lorasmith.adapters.formats import LoraFile
 from lorasmith.adapters.layers import layer_weight
 from lorasmith.core.errors import WeightsError
+from lorasmith.models.family import family_of
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def bake(
     model: "Model",
-    files: Sequence[tuple[LoraFile, float]],
+    terms: Sequence[Term],
     dtype: torch.dtype = torch.float32,
 ) -> set[str]:
     """Add LoRA files to a float32 model's weights; return the parts that changed.
@@ -26,19 +27,20 @@ def bake(
 
     Args:
         model: its weights are changed in place.
-        files: the files and their weights.
+        terms: the files, their weights and weights by block.
         dtype: the number format that it will be saved in; it must be able to hold the sum.
 
     Raises:
         WeightsError: a file does not fit the model (counts are named), or the sum is not finite or
             too large for the number format that it will be saved in.
+        ConfigError: weights by block are for another family.
     """
-    found = [(fit(model, file), weight) for file, weight in files]
-    deltas = [
-        (one.places[name], weight, adapter)
-        for one, weight in found
-        for name, adapter in one.adapters.items()
-    ]
+    family = family_of(model)
+    deltas = []
+    for term in terms:
+        found, weight_of = fit(model, term.file), term.weights(family)
+        for name, adapter in found.adapters.items():
+            deltas.append((found.places[name], weight_of(name), adapter))
     changed = set()
     for place, weight, adapter in deltas:
         base = layer_weight(place.layer)

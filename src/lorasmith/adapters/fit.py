@@ -44,7 +44,7 @@ def fit(model: "Model", file: LoraFile, strict: bool = True) -> Fit:
             the file says that it was made for another family or another kind of prediction; two
             layers have the same place.
     """
-    places = _places(model, file, strict)
+    places = places_in(model, file, strict)
     adapters: dict[str, Adapter] = {}
     misfits: list[str] = []
     for name, place in places.items():
@@ -62,8 +62,13 @@ def fit(model: "Model", file: LoraFile, strict: bool = True) -> Fit:
     return Fit({name: places[name] for name in adapters}, adapters)
 
 
-def _places(model: Networks, file: LoraFile, strict: bool) -> Places:
-    """Return where the layers of a file belong, by their names in the file."""
+def places_in(model: Networks, file: LoraFile, strict: bool = True) -> Places:
+    """Return where the layers of a file belong, by their names in the file.
+
+    Raises:
+        WeightsError: none of them have a place, or, if strict, not all, with both numbers; or two
+            have the same place.
+    """
     places, other = places_of(model), other_names(model)
     known = {name: places.get(other.get(name, name)) for name in file.layers}
     found = {name: place for name, place in known.items() if place is not None}

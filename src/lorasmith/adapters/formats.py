@@ -56,7 +56,7 @@ def save_lora_file(
     path: Path,
     layers: Mapping[str, Layer],
     metadata: Mapping[str, str],
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = torch.float16,
 ) -> None:
     """Write a LoRA file in kohya's spelling, atomically.
 
@@ -67,7 +67,7 @@ def save_lora_file(
         path: the file.
         layers: adapters by file name (`lorasmith.adapters.names.unet_name`).
         metadata: see `lorasmith.adapters.metadata`.
-        dtype: of the factors on disk. Alphas are always float32.
+        dtype: of the factors on disk; None leaves each as it is. Alphas are always float32.
 
     Raises:
         WeightsError: there are no layers, they are all zero, or a value is not finite.
@@ -86,12 +86,12 @@ def write_tensors(
     layers: Mapping[str, Layer],
     tensors: Tensors,
     metadata: Mapping[str, str],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> None:
     """Write the tensors that some layers have in some spelling; see `save_lora_file`."""
     _refuse_useless(path, layers)
     numbers = {key: one for key, one in tensors.items() if not key.endswith(ALPHA)}
-    if not all(_holds(dtype, tensor) for tensor in numbers.values()):
+    if dtype is not None and not all(_holds(dtype, tensor) for tensor in numbers.values()):
         warnings.warn(
             f"{path.name}: some values do not fit {_plain(dtype)}; saved as float32",
             LorasmithWarning,
@@ -142,8 +142,8 @@ def _holds(dtype: torch.dtype, factor: torch.Tensor) -> bool:
     return bool(error <= _LOSS_IN_HALF * exact.norm())
 
 
-def _on_disk(factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return factor.detach().to("cpu", dtype).contiguous()
+def _on_disk(factor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return factor.detach().to("cpu", dtype or factor.dtype).contiguous()
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapters.kinds import DoraLayer, Layer
+import torch
+
+from lorasmith.adapters.kinds import LoraLayer
 from lorasmith.adapters.modules import Module
 from lorasmith.core.errors import WeightsError
 
@@ -83,14 +85,19 @@ def settings_of(path: Path, metadata: Mapping[str, str], from_peft: bool) -> Pef
     return PeftSettings(entries, where)
 
 
-def metadata_for(layers: Mapping[Module, Layer]) -> str:
+Written = Mapping[Module, tuple[LoraLayer, torch.Tensor | None]]
+"""Layers as diffusers' naming holds them: factors, and DoRA's lengths or none."""
+
+
+def metadata_for(layers: Written) -> str:
     """Return the metadata entry that lets diffusers rebuild adapters, a JSON object.
 
     The rank and alpha that most layers of a part have are its own; others stand in patterns.
     """
     entries: dict[str, Any] = {}
     for part in dict.fromkeys(module.part for module in layers):
-        own = {module.path: layer for module, layer in layers.items() if module.part == part}
+        written = {m.path: entry for m, entry in layers.items() if m.part == part}
+        own = {path: layer for path, (layer, _) in written.items()}
         rank = _most_common(layer.rank for layer in own.values())
         alpha = _most_common(layer.alpha for layer in own.values())
         fields = {
@@ -99,7 +106,7 @@ def metadata_for(layers: Mapping[Module, Layer]) -> str:
             "rank_pattern": {p: one.rank for p, one in own.items() if one.rank != rank},
             "alpha_pattern": {p: one.alpha for p, one in own.items() if one.alpha != alpha},
             "target_modules": sorted(own),
-            "use_dora": any(isinstance(layer, DoraLayer) for layer in own.values()),
+            "use_dora": any(lengths is not None for _, lengths in written.values()),
             "use_rslora": False,
             "lora_bias": False,
         }

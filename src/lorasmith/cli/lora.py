@@ -1,22 +1,25 @@
-"""``lorasmith lora``: look into LoRA files, and merge them into a model."""
+"""``lorasmith lora``: look into LoRA files, and merge them into a model.
+
+The commands that make LoRA files from others are in `lorasmith.cli.lora_files`.
+"""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorasmith.core.errors import ConfigError
+from lorasmith.cli import lora_files, probe, project
+from lorasmith.cli.lora_files import EMBEDDED, Files, Precision
 
 if TYPE_CHECKING:
     from lorasmith.adapters.describe import BlockFacts, LoraFacts
     from lorasmith.adapters.formats import LoraFile
 
-_EMBEDDED = "embedded"
 _FILE_WIDTH = 160
 _LONGEST = 100
 """Metadata values are cut to so many characters on the screen."""
@@ -24,9 +27,14 @@ _LONGEST = 100
 
 def register(app: typer.Typer) -> None:
     """Add the ``lora`` commands to the application."""
-    room = typer.Typer(help="Look into LoRA files and merge them.", no_args_is_help=True)
+    room = typer.Typer(
+        help="Look into LoRA files, convert, merge and resize them.", no_args_is_help=True
+    )
     room.command("info")(info)
     room.command("bake")(bake)
+    lora_files.register(room)
+    probe.register(room)
+    project.register(room)
     app.add_typer(room, name="lora")
 
 
@@ -68,70 +76,34 @@ def bake(
             show_default=False,
         ),
     ],
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE[:WEIGHT]...", help="LoRA files; weight 1 if left out.", show_default=False
-        ),
-    ],
+    files: Files,
     out: Annotated[Path, typer.Option(help="The new model folder; must not exist.")] = ...,  # type: ignore[assignment]
-    precision: Annotated[
-        Literal["no", "fp16", "bf16"],
-        typer.Option(
-            help="What changed parts are stored in; no is float32, the others are half the size "
-            "and round the weights."
-        ),
-    ] = "no",
+    precision: Precision = "no",
 ) -> None:
     """Merge LoRAs into a model and save it as a new diffusers folder.
 
-    It draws what the model draws with these LoRAs. Parts that no LoRA changes are copied as they
-    are. If anything fails, nothing is written.
+    It draws what the model draws with these LoRAs, of any kind. Parts that no LoRA changes are
+    copied as they are; `--precision` is about the others. If anything fails, nothing is written.
 
     Example: `lorasmith lora bake embedded loras/inkmono.safetensors:0.8 --out models/inkmono`
     """
-    chosen = [_weighted(file) for file in files]
+    chosen = [lora_files.weighted(file) for file in files]
     with Console(stderr=True).status("opening model and LoRAs"):
         from lorasmith.adapters.bake import bake as merge
-        from lorasmith.adapters.formats import load_lora_file
         from lorasmith.core.device import dtype_of
         from lorasmith.models.load import load_model, resolve_model
         from lorasmith.models.save import refuse_taken, save_changed
 
-        folder = resolve_model(None if model == _EMBEDDED else model)
+        folder = resolve_model(None if model == EMBEDDED else model)
         target = out.expanduser()
         refuse_taken(target)
-        loras = [(load_lora_file(path), weight) for path, weight in chosen]
+        terms = [one.term() for one in chosen]
         opened = load_model(folder)
     with Console(stderr=True).status("merging and saving"):
-        changed = merge(opened, loras, dtype_of(precision))
+        changed = merge(opened, terms, dtype_of(precision))
         save_changed(opened, changed, target, dtype_of(precision))
-    count = f"{len(loras)} LoRA{'' if len(loras) == 1 else 's'}"
+    count = f"{len(terms)} LoRA{'' if len(terms) == 1 else 's'}"
     typer.echo(f"{target}: {count} merged into {', '.join(sorted(changed))}")
-
-
-def _weighted(text: str) -> tuple[Path, float]:
-    """Take FILE:WEIGHT apart. A file whose own name ends in a colon and a number is meant first."""
-    from lorasmith.inference.prompt import check_weight
-
-    whole = Path(text).expanduser()
-    name, colon, weight = text.rpartition(":")
-    if not colon or whole.is_file():
-        return whole, 1.0
-    path = Path(name).expanduser()
-    if not path.is_file() and not _is_number(weight):
-        return whole, 1.0  # C:\loras\ink.safetensors, which is then missed by its whole name
-    if not _is_number(weight):
-        raise ConfigError(f"{text}: {weight!r} is not a number; write FILE or FILE:WEIGHT")
-    return path, check_weight(text, weight)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _brief(lora: "LoraFile", facts: "LoraFacts") -> Text:
@@ -145,6 +117,7 @@ def _brief(lora: "LoraFile", facts: "LoraFacts") -> Text:
         "Name": data.get("ss_output_name") or data.get("modelspec.title", ""),
         "Tag": data.get("modelspec.trigger_phrase", ""),
         "Family": f"{family} (by its {facts.known_by})" if facts.known_by else family,
+        "Kind": f"{', '.join(facts.kinds)}, in the naming of {' and '.join(facts.spellings)}",
         "Layers": f"{total.layers}, {total.parameters:,} parameters, rank {_listed(total.ranks)}, "
         f"alpha {_listed(total.alphas)}",
         "Norm": f"{total.norm:.4g}, largest layer {total.largest:.4g}",

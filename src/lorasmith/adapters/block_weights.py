@@ -1,0 +1,132 @@
+"""Weights by block (LBW): a vector of numbers, or a preset's name, for the blocks of a U-Net.
+
+Blocks go by the numbers of the original model: IN00-11, MID, OUT00-11, and BASE for the text
+encoders. A vector's length tells which blocks it is about; the blocks that it leaves out count as
+0. Layers outside of all blocks (time embedding, last convolution) keep the LoRA's plain weight.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lorasmith.core.errors import ConfigError, did_you_mean
+
+BASE, MID = "BASE", "MID"
+_LARGEST = 10.0
+
+
+def _inner(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"IN{number:02d}" for number in numbers)
+
+
+def _outer(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"OUT{number:02d}" for number in numbers)
+
+
+VECTORS: dict[int, tuple[str, ...]] = {
+    17: (BASE, *_inner(1, 2, 4, 5, 7, 8), MID, *_outer(*range(3, 12))),
+    26: (BASE, *_inner(*range(12)), MID, *_outer(*range(12))),
+    12: (BASE, *_inner(4, 5, 7, 8), MID, *_outer(*range(6))),
+    20: (BASE, *_inner(*range(9)), MID, *_outer(*range(9))),
+}
+"""The blocks of each length of vector: SD by its attention, all of SD, and SDXL likewise."""
+
+_PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "NONE": ((), ()),
+    "ALL": (VECTORS[17], VECTORS[12]),
+    "INS": ((BASE, *_inner(1, 2, 4)), (BASE, *_inner(4, 5))),
+    "IND": ((BASE, *_inner(5, 7, 8)), (BASE, *_inner(7, 8))),
+    "INALL": ((BASE, *_inner(1, 2, 4, 5, 7, 8)), (BASE, *_inner(4, 5, 7, 8))),
+    "MIDD": (
+        (BASE, *_inner(5, 7, 8), MID, *_outer(3, 4, 5, 6)),
+        (BASE, *_inner(7, 8), MID, *_outer(0, 1, 2)),
+    ),
+    "OUTD": ((BASE, *_outer(3, 4, 5, 6)), (BASE, *_outer(0, 1, 2))),
+    "OUTS": ((BASE, *_outer(7, 8, 9, 10, 11)), (BASE, *_outer(3, 4, 5))),
+    "OUTALL": ((BASE, *_outer(*range(3, 12))), (BASE, *_outer(*range(6)))),
+}
+"""The blocks that each preset leaves on, of SD and of SDXL; ALL0.5 halves all of them."""
+
+PRESETS = (*_PRESETS, "ALL0.5")
+"""Names of the presets."""
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """Multipliers by block."""
+
+    text: str
+    """As the user wrote them."""
+    sd: Mapping[str, float] | None
+    """Multipliers for SD 1.x and 2.x by block; None where they are for SDXL only."""
+    sdxl: Mapping[str, float] | None
+    """For SDXL, likewise."""
+
+    def of_family(self, is_sdxl: bool) -> "Blocks":
+        """Return the multipliers for a family.
+
+        Raises:
+            ConfigError: the vector has the length of the other family's.
+        """
+        chosen = self.sdxl if is_sdxl else self.sd
+        if chosen is None:
+            lengths = ("12 or 20", "SDXL") if is_sdxl else ("17 or 26", "SD 1.x and 2.x")
+            raise ConfigError(
+                f"block weights {self.text!r} have a length for the other family; {lengths[1]} "
+                f"takes {lengths[0]} numbers or a preset"
+            )
+        return Blocks(chosen)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Multipliers by block for one family."""
+
+    weights: Mapping[str, float]
+    """By block; a block that is not there counts as 0."""
+
+    def of(self, block: str) -> float:
+        """Return the multiplier of a block (`Place.block`); 1 for layers outside of all blocks."""
+        return self.weights.get(block, 0.0) if block else 1.0
+
+
+def parse_block_weights(text: str) -> BlockWeights:
+    """Read a preset's name or 12, 17, 20 or 26 numbers with commas between them.
+
+    Raises:
+        ConfigError: no such preset (close matches are named), a wrong count, or something that is
+            no number from -10 to 10.
+    """
+    name = text.strip()
+    if name == "ALL0.5":
+        halves = _on(_PRESETS["ALL"][0], 0.5), _on(_PRESETS["ALL"][1], 0.5)
+        return BlockWeights(name, *halves)
+    if name in _PRESETS:
+        sd, sdxl = _PRESETS[name]
+        return BlockWeights(name, _on(sd, 1.0), _on(sdxl, 1.0))
+    if "," not in name:
+        hint = did_you_mean(name.upper(), PRESETS) or f"; presets are {', '.join(PRESETS)}"
+        raise ConfigError(f"block weights: there is no preset {name!r}{hint}")
+    numbers = [_number(name, one) for one in name.split(",")]
+    if len(numbers) not in VECTORS:
+        raise ConfigError(
+            f"block weights {name!r}: {len(numbers)} numbers; SD takes 17 or 26, SDXL 12 or 20"
+        )
+    weights = dict(zip(VECTORS[len(numbers)], numbers, strict=True))
+    return BlockWeights(name, *((weights, None) if len(numbers) in (17, 26) else (None, weights)))
+
+
+def _on(blocks: tuple[str, ...], weight: float) -> dict[str, float]:
+    return dict.fromkeys(blocks, weight)
+
+
+def _number(text: str, one: str) -> float:
+    try:
+        number = float(one)
+    except ValueError as error:
+        raise ConfigError(f"block weights {text!r}: {one.strip()!r} is not a number") from error
+    if not math.isfinite(number) or abs(number) > _LARGEST:
+        raise ConfigError(
+            f"block weights {text!r}: {one.strip()} is not between -{_LARGEST:g} and {_LARGEST:g}"
+        )
+    return number

@@ -1,0 +1,380 @@
+"""The algebra of LoRA files, all of it tested on the dense change of the weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorasmith.adapters.algebra import (
+    cut_all,
+    inner_product,
+    levelled,
+    spectrum_of_layer,
+    spectrum_of_matrix,
+    weighted_sum,
+)
+from lorasmith.adapters.block_weights import PRESETS, VECTORS, parse_block_weights
+from lorasmith.adapters.combine import Term, add, extract, resize, weights_of
+from lorasmith.adapters.compare import compare
+from lorasmith.adapters.describe import norm_of
+from lorasmith.adapters.formats import LoraFile
+from lorasmith.adapters.kinds import DoraLayer, LoraLayer, OtherLayer, dense_delta
+from lorasmith.core.errors import ConfigError, WeightsError
+
+NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+CONV = "lora_unet_mid_block_resnets_0_conv1"
+
+
+def dense(layer: LoraLayer) -> torch.Tensor:
+    product = layer.up.double().flatten(1) @ layer.down.double().flatten(1)
+    return (layer.alpha / len(layer.down) * product).reshape(len(layer.up), *layer.down.shape[1:])
+
+
+@st.composite
+def lora_layers(
+    draw: st.DrawFn, kernel: int | None = None, sides: tuple[int, int] = (6, 5)
+) -> LoraLayer:
+    rank = draw(st.integers(1, 7))  # may be more than the matrix has
+    alpha = draw(st.sampled_from([0.5, 1.0, 3.0, 8.0, -2.0]))
+    draws = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    extra = [] if kernel is None else [kernel, kernel]
+    down = torch.randn(rank, sides[1], *extra, generator=draws)
+    up = torch.randn(sides[0], rank, *[1 for _ in extra], generator=draws)
+    return LoraLayer(down, up, alpha)
+
+
+weights = st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@settings(max_examples=40)
+@given(data=st.data(), first=weights, second=weights)
+def test_a_sum_is_the_sum(
+    kernel: int | None, data: st.DataObject, first: float, second: float
+) -> None:
+    one, two = data.draw(lora_layers(kernel)), data.draw(lora_layers(kernel))
+    summed = weighted_sum([(one, first), (two, second)])
+    torch.testing.assert_close(
+        dense(summed), first * dense(one) + second * dense(two), rtol=1e-5, atol=1e-5
+    )
+    assert summed.alpha == summed.rank == one.rank + two.rank
+
+
+@settings(max_examples=40)
+@given(data=st.data(), factor=weights)
+def test_merging_is_linear(data: st.DataObject, factor: float) -> None:
+    """m(c A) = c m(A), m(A + B) = m(A) + m(B), and the order does not matter."""
+    one, two = data.draw(lora_layers()), data.draw(lora_layers())
+    scaled = weighted_sum([(one, factor), (two, factor)])
+    whole = weighted_sum([(one, 1.0), (two, 1.0)])
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(dense(scaled), factor * dense(whole), **close)
+    nested = weighted_sum([(weighted_sum([(one, 1.0)]), factor), (two, factor)])
+    torch.testing.assert_close(dense(nested), dense(scaled), **close)
+    torch.testing.assert_close(dense(weighted_sum([(two, 1.0), (one, 1.0)])), dense(whole), **close)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_resizing_to_full_rank_is_the_identity(kernel: int | None, data: st.DataObject) -> None:
+    layer = data.draw(lora_layers(kernel))
+    spectrum = spectrum_of_layer(layer)
+    assert spectrum.rank == min(layer.rank, 6, 5 * (kernel or 1) ** 2)
+    again = spectrum.cut(spectrum.rank)
+    torch.testing.assert_close(dense(again), dense(layer), rtol=1e-5, atol=1e-5)
+    assert again.down.shape[1:] == layer.down.shape[1:]
+    assert spectrum.energy == pytest.approx(float(dense(layer).square().sum()), rel=1e-9)
+
+
+@settings(max_examples=40)
+@given(data=st.data(), rank=st.integers(1, 6))
+def test_a_cut_is_the_best_of_its_rank(data: st.DataObject, rank: int) -> None:
+    """The error is the energy of the singular values that are left out (Eckart, Young 1936)."""
+    layer = data.draw(lora_layers())
+    layers, kept = cut_all({"x": spectrum_of_layer(layer)}, ("rank", rank))
+    values = torch.linalg.svdvals(dense(layer))
+    lost = float((dense(layers["x"]) - dense(layer)).square().sum())
+    assert lost == pytest.approx(float(values[rank:].square().sum()), rel=1e-4, abs=1e-8)
+    assert kept.share == pytest.approx(1 - lost / float(values.square().sum()), abs=1e-6)
+    assert layers["x"].rank <= rank
+
+
+@settings(max_examples=40)
+@given(data=st.data(), share=st.floats(0.05, 1.0))
+def test_an_energy_is_kept_with_the_smallest_rank(data: st.DataObject, share: float) -> None:
+    spectrum = spectrum_of_layer(data.draw(lora_layers()))
+    rank = spectrum.rank_for(share)
+    reached = spectrum.values.square().cumsum(0) / spectrum.energy
+    assert reached[rank - 1] >= share - 1e-9
+    assert rank == 1 or reached[rank - 2] < share
+
+
+def test_nothing_has_rank_one_and_no_energy() -> None:
+    spectrum = spectrum_of_matrix(torch.zeros(4, 3))
+    layers, kept = cut_all({"x": spectrum}, ("energy", 0.9))
+    assert layers["x"].rank == 1
+    assert not dense(layers["x"]).any()
+    assert kept.share == 1.0
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_inner_products_need_no_dense_matrices(data: st.DataObject) -> None:
+    one, two = data.draw(lora_layers(3)), data.draw(lora_layers(3))
+    assert inner_product(one, two) == pytest.approx(
+        float((dense(one) * dense(two)).sum()), rel=1e-6, abs=1e-6
+    )
+    assert inner_product(one, one) == pytest.approx(norm_of(one) ** 2, rel=1e-6)
+
+
+def test_one_alpha_for_all_layers() -> None:
+    one, two = (
+        LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0),
+        LoraLayer(torch.randn(4, 5), torch.randn(6, 4), 9.0),
+    )
+    level = levelled({"a": one, "b": two})
+    assert {layer.alpha for layer in level.values()} == {4.0}
+    torch.testing.assert_close(dense(level["a"]), dense(one), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dense(level["b"]), dense(two), rtol=1e-6, atol=1e-6)
+
+
+def test_one_by_one_kernels_add_to_linear_layers() -> None:
+    """SD 2.x files come with either."""
+    one = LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0)
+    two = LoraLayer(torch.randn(3, 5, 1, 1), torch.randn(6, 3, 1, 1), 1.0)
+    summed = weighted_sum([(one, 1.0), (two, 1.0)])
+    torch.testing.assert_close(
+        dense(summed), dense(one) + dense(two)[:, :, 0, 0], rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="cannot be added"):
+        weighted_sum([(one, 1.0), (LoraLayer(torch.ones(2, 4), torch.ones(6, 2), 1.0), 1.0)])
+
+
+# --- whole files ----------------------------------------------------------------------------
+
+
+def loha() -> OtherLayer:
+    draws = torch.Generator().manual_seed(3)
+    shapes = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 72), "hada_w2_a": (8, 2), "hada_w2_b": (2, 72)}
+    return OtherLayer("LoHa", {k: torch.randn(s, generator=draws) for k, s in shapes.items()}, 1.0)
+
+
+def file_of(layers: dict, name: str = "some", **metadata: str) -> LoraFile:
+    return LoraFile(Path(f"{name}.safetensors"), layers, metadata)
+
+
+def test_other_kinds_add_up_by_their_dense_changes() -> None:
+    lora = LoraLayer(torch.randn(2, 8, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
+    one, two = file_of({CONV: loha()}), file_of({CONV: lora}, "two")
+    layers = add([Term(one, 0.5), Term(two, -1.0)], "sd1")
+    wanted = 0.5 * loha().dense().reshape(8, 8, 3, 3).double() - dense(lora)
+    torch.testing.assert_close(dense(layers[CONV]), wanted, rtol=1e-4, atol=1e-4)
+    smaller, kept = resize(one, ("energy", 1.0))
+    torch.testing.assert_close(
+        dense(smaller[CONV]).flatten(1), loha().dense().double(), rtol=1e-4, atol=1e-4
+    )
+    assert kept.share == pytest.approx(1.0)
+
+
+def test_dora_needs_its_base() -> None:
+    base = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    plain = LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0)
+    dora = DoraLayer(plain, torch.rand(6) + 0.5, on_input=False)
+    file = file_of({NAME: dora})
+    with pytest.raises(WeightsError, match="is DoRA, whose effect depends on the base; name its"):
+        add([Term(file)], "sd1")
+    with pytest.raises(WeightsError, match="the base model has no such layer"):
+        add([Term(file)], "sd1", lambda _: None)
+    layers = add([Term(file, 0.5)], "sd1", lambda _: base)
+    torch.testing.assert_close(
+        dense(layers[NAME]), 0.5 * dense_delta(dora, base).double(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_files_of_different_kinds_are_not_added(tmp_path: Path) -> None:
+    from lorasmith.adapters.combine import common_family
+    from lorasmith.adapters.retold import common_prediction
+
+    layer = LoraLayer(torch.ones(1, 5), torch.ones(6, 1), 1.0)
+    one = file_of({NAME: layer}, "one", ss_base_model_version="sd_v1")
+    two = file_of({NAME: layer}, "two", ss_base_model_version="sdxl_base_v1-0")
+    with pytest.raises(
+        WeightsError, match=r"two.safetensors is for SDXL and one.safetensors for SD 1"
+    ):
+        common_family([one, two])
+    three = file_of({NAME: layer}, "three", **{"modelspec.prediction_type": "v"})
+    four = file_of({NAME: layer}, "four", **{"modelspec.prediction_type": "epsilon"})
+    with pytest.raises(WeightsError, match=r"four\.safetensors is for models that predict epsilon"):
+        common_prediction([three, one, four])
+    wide = file_of({NAME: LoraLayer(torch.ones(1, 7), torch.ones(6, 1), 1.0)}, "wide")
+    with pytest.raises(WeightsError, match=f"wide.safetensors: {NAME}: layers of 6 x"):
+        add([Term(one), Term(wide)], "sd1")
+
+
+def test_names_of_one_layer_are_one_layer() -> None:
+    """SDXL's layers in sgm's names and in diffusers' add up under sgm's."""
+    layer = LoraLayer(torch.ones(1, 5), torch.ones(6, 1), 1.0)
+    tail = "transformer_blocks_0_attn1_to_q"
+    one = file_of({f"lora_unet_input_blocks_4_1_{tail}": layer})
+    two = file_of({f"lora_unet_down_blocks_1_attentions_0_{tail}": layer})
+    layers = add([Term(one), Term(two)], "sdxl")
+    assert list(layers) == [f"lora_unet_input_blocks_4_1_{tail}"]
+    assert layers[f"lora_unet_input_blocks_4_1_{tail}"].rank == 2
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+def test_extracting_what_was_baked(model, tiny_model: Path, make_lora) -> None:
+    from lorasmith.adapters.bake import bake
+    from lorasmith.models.load import load_model
+
+    lora = make_lora(["_to_", "conv1", "ff_net", "lora_te_"])
+    bake(model, [Term(lora, 0.7)])
+    base = load_model(tiny_model)
+    found = extract(model, base, ("rank", 3))
+    assert found.layers.keys() == lora.layers.keys()
+    assert found.left == ()
+    assert found.kept.share == pytest.approx(1.0, abs=1e-6)
+    for name, layer in lora.layers.items():
+        torch.testing.assert_close(
+            dense(found.layers[name]), 0.7 * dense(layer), rtol=1e-3, atol=1e-5
+        )
+    with torch.no_grad():
+        model.unet.conv_norm_out.weight += 1
+        model.text_encoder.embeddings.token_embedding.weight += 1
+    assert [key.split(".", 1)[0] for key in extract(model, base, ("rank", 1)).left] == [
+        "unet", "text_encoder",
+    ]  # fmt: skip
+    with pytest.raises(WeightsError, match="no layer differs"):
+        extract(base, base, ("rank", 3))
+
+
+def test_models_of_different_kinds_have_no_difference(model, tiny_sdxl: Path) -> None:
+    from lorasmith.models.load import load_model
+
+    with pytest.raises(WeightsError, match="are not of one kind"):
+        extract(load_model(tiny_sdxl), model, ("rank", 3))
+
+
+def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> None:
+    """Two DoRAs each change the base's weights, not each other's result."""
+    from lorasmith.adapters.bake import bake
+    from lorasmith.adapters.inject import attach
+    from lorasmith.adapters.layers import layer_weight
+    from lorasmith.adapters.names import places_of
+
+    files = []
+    for seed in (1, 2):
+        plain = make_lora(["attn2_to_k", "conv1"], seed=seed)
+        layers = {
+            name: DoraLayer(layer, torch.rand(len(layer.up)) + 0.5, on_input=False)
+            for name, layer in plain.layers.items()
+        }
+        files.append(replace(plain, layers=layers))
+    attached = [attach(model, file, weight) for file, weight in zip(files, (1.0, 0.5), strict=True)]
+    wanted = {
+        name: layer_weight(place.layer)
+        + attached[0].adapters[name].delta_weight()
+        + 0.5 * attached[1].adapters[name].delta_weight()
+        for name, place in places_of(model).items()
+        if name in files[0].layers
+    }
+    for one in attached:
+        one.detach()
+    bake(model, [Term(files[0]), Term(files[1], 0.5)])
+    for name, weight in wanted.items():
+        torch.testing.assert_close(layer_weight(places_of(model)[name].layer), weight)
+    assert weights_of(model) is not None
+
+
+# --- weights by block -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", VECTORS)
+def test_vectors_name_their_blocks(length: int) -> None:
+    numbers = [round(0.1 * n, 1) for n in range(length)]
+    blocks = parse_block_weights(",".join(map(str, numbers)))
+    chosen = blocks.of_family(is_sdxl=length in (12, 20))
+    assert [chosen.of(block) for block in VECTORS[length]] == numbers
+    assert chosen.of("OUT99") == 0.0, "blocks that are left out count as 0"
+    assert chosen.of("") == 1.0, "layers outside of the blocks keep the plain weight"
+    with pytest.raises(ConfigError, match="a length for the other family"):
+        blocks.of_family(is_sdxl=length in (17, 26))
+
+
+def test_presets_are_the_vectors_that_everybody_knows() -> None:
+    known = {
+        "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0", "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
+        "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0", "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
+        "OUTD": "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0", "OUTS": "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1",
+        "OUTALL": "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1", "ALL": ",".join(["1"] * 17),
+        "NONE": ",".join(["0"] * 17), "ALL0.5": ",".join(["0.5"] * 17),
+    }  # fmt: skip
+    assert set(known) == set(PRESETS)
+    for name, vector in known.items():
+        preset, plain = parse_block_weights(name), parse_block_weights(vector)
+        for block in VECTORS[26]:
+            assert preset.of_family(False).of(block) == plain.of_family(False).of(block), name
+        assert preset.of_family(True).weights.keys() <= set(VECTORS[12])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("OUTDD", "no preset 'OUTDD'; did you mean OUTD"),
+        ("1,1,1", "3 numbers; SD takes 17 or 26, SDXL 12 or 20"),
+        (",".join(["x"] * 17), "'x' is not a number"),
+        (",".join(["nan"] * 12), "nan is not between -10 and 10"),
+        ("1," * 16 + "99", "99 is not between"),
+    ],
+)
+def test_block_weights_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_block_weights(text)
+
+
+def test_blocks_weigh_layers(make_lora) -> None:
+    file = make_lora(["attn1_to_q", "lora_te_"])
+    layers = add([Term(file, 2.0, parse_block_weights("OUTALL"))], "sd1")
+    kept = {name for name in file.layers if "_up_blocks_" in name or name.startswith("lora_te_")}
+    assert layers.keys() == kept
+    assert 0 < len(kept) < len(file.layers)
+    for name in kept:
+        torch.testing.assert_close(
+            dense(layers[name]), 2 * dense(file.layers[name]), rtol=1e-5, atol=1e-6
+        )
+    assert add([Term(file, 2.0, parse_block_weights("NONE"))], "sd1") == {}
+
+
+# --- comparing ------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_about_the_dense_changes(make_lora) -> None:
+    one, two = (
+        make_lora(["attn1_to_q", "conv1"]),
+        make_lora(["attn1_to_q", "lora_te_"], rank=5, seed=4),
+    )
+    two = replace(two, metadata={"ss_output_name": "two", "sshs_model_hash": "x"})
+    found = compare(one, two)
+    names = {**one.layers, **two.layers}
+    empty = torch.tensor(0.0, dtype=torch.float64)
+    deltas = [
+        tuple(dense(f.layers[n]) if n in f.layers else empty for f in (one, two)) for n in names
+    ]
+    assert found.total.layers == len(names)
+    assert found.total.one == pytest.approx(sum(float((a**2).sum()) for a, _ in deltas) ** 0.5)
+    wanted = sum(float(((a - b) ** 2).sum()) for a, b in deltas) ** 0.5
+    assert found.total.difference == pytest.approx(wanted, rel=1e-6)
+    assert {block.block for block in found.blocks} >= {"BASE", "MID", "IN01", "OUT11"}
+    assert all("conv1" in name for name in found.only_one)
+    assert all(name.startswith("lora_te_") for name in found.only_two)
+    assert found.metadata == {"ss_output_name": (None, "two")}
+    same = compare(one, one)
+    assert same.total.cosine == pytest.approx(1.0)
+    assert same.total.difference == pytest.approx(0.0, abs=1e-6 * same.total.one)
+    assert same.only_one == same.only_two == ()
