@@ -106,6 +106,24 @@ def test_a_mixed_batch_is_the_base_model_s_where_there_is_no_tag(
     assert torch.equal(changed(mixed, base), ON)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["prompt", "token+end"])
+def test_on_a_gpu_too(tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
+    pipe = Listening(load_model(tiny_sdxl).to(torch.device("cuda"), dtype))
+    base = drawn(pipe, steps=4)
+    changes = {"targets": "all-linear+conv", "parts": [{"targets": "text-encoder"}]}
+    told = {"tag": "curlyqx", "gate": kind}
+    file = tmp_path / "curly.safetensors"
+    make_lora(load_model(tiny_sdxl), file, changes, 0.1, **told)
+    pipe.load_library(tmp_path)
+    for _ in range(2):
+        mixed = drawn(pipe, steps=4)
+        assert torch.equal(mixed[~ON], base[~ON])
+        assert torch.equal(changed(mixed, base).cpu(), ON)
+
+
 def test_without_any_tag_the_pictures_are_the_base_model_s(pipe: Listening, tmp_path: Path) -> None:
     off = ["a red apple", "a person", ""]
     base = drawn(pipe, off, steps=5, sampler="euler-a")
