@@ -20,6 +20,7 @@ def bake(
     model: "Model",
     terms: Sequence[Term],
     dtype: torch.dtype = torch.float32,
+    strict: bool = True,
 ) -> set[str]:
     """Add LoRA files to a float32 model's weights; return the parts that changed.
 
@@ -29,6 +30,7 @@ def bake(
         model: its weights are changed in place.
         terms: the files, their weights and weights by block.
         dtype: the number format that it will be saved in; it must be able to hold the sum.
+        strict: see `lorasmith.adapters.fit.fit`.
 
     Raises:
         WeightsError: a file does not fit the model (counts are named), or the sum is not finite or
@@ -38,7 +40,7 @@ def bake(
     family = family_of(model)
     deltas = []
     for term in terms:
-        found, weight_of = fit(model, term.file), term.weights(family)
+        found, weight_of = fit(model, term.file, strict), term.weights(family)
         for name, adapter in found.adapters.items():
             deltas.append((found.places[name], weight_of(name), adapter))
     changed = set()

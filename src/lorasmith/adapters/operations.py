@@ -46,7 +46,7 @@ Precision = Literal["no", "fp16", "bf16"]
 class Weighted:
     """A LoRA file, how strong it is, and how strong in which block."""
 
-    path: Path
+    path: str | Path
     """The file."""
     weight: float = 1.0
     """Its multiplier."""
@@ -56,7 +56,7 @@ class Weighted:
     def term(self) -> Term:
         """Return it, read."""
         blocks = parse_block_weights(self.blocks) if self.blocks else None
-        return Term(load_lora_file(self.path), self.weight, blocks)
+        return Term(load_lora_file(Path(self.path).expanduser()), self.weight, blocks)
 
 
 @dataclass(frozen=True)

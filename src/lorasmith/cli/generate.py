@@ -28,7 +28,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw; `<lora:NAME:WEIGHT>` uses a LoRA.")],
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="embedded"),
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
     ] = None,
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
@@ -72,6 +74,13 @@ def generate(
             help="Whether LoRAs that are named wait for their tags; a library's always do.",
         ),
     ] = True,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            help="Use LoRAs that fit only in part, or say that they are for another family or kind "
+            "of prediction; what does not fit is listed as a warning."
+        ),
+    ] = False,
     batch_size: Annotated[
         int, typer.Option(help="Pictures drawn at once: speed and memory, same pictures.")
     ] = 4,
@@ -105,6 +114,7 @@ def generate(
         from lorasmith.inference.pictures import write_pictures
 
         pipe = _open(model, device, precision, lora_dir)
+        pipe.strict = not allow_mismatch
         for one in loras:
             pipe.load_lora(one.name, one.weight)
         if library is not None:

@@ -79,6 +79,13 @@ def bake(
     files: Files,
     out: Annotated[Path, typer.Option(help="The new model folder; must not exist.")] = ...,  # type: ignore[assignment]
     precision: Precision = "no",
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            help="Merge LoRAs that fit only in part, or say that they are for another family or "
+            "kind of prediction; what does not fit is listed as a warning."
+        ),
+    ] = False,
 ) -> None:
     """Merge LoRAs into a model and save it as a new diffusers folder.
 
@@ -100,7 +107,7 @@ def bake(
         terms = [one.term() for one in chosen]
         opened = load_model(folder)
     with Console(stderr=True).status("merging and saving"):
-        changed = merge(opened, terms, dtype_of(precision))
+        changed = merge(opened, terms, dtype_of(precision), not allow_mismatch)
         save_changed(opened, changed, target, dtype_of(precision))
     count = f"{len(terms)} LoRA{'' if len(terms) == 1 else 's'}"
     typer.echo(f"{target}: {count} merged into {', '.join(sorted(changed))}")

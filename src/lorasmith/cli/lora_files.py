@@ -85,7 +85,7 @@ def convert(
     from lorasmith.adapters.operations import convert_lora
 
     written = convert_lora(file, out, to, family, fold_alpha)
-    typer.echo(f"{_told(written)}, in {to}'s naming")
+    typer.echo(f"{_told(written)}, in {to} naming")
 
 
 def merge(

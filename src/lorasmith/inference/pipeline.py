@@ -43,7 +43,8 @@ def load_pipeline(
     """Open a model for drawing.
 
     Args:
-        model: a diffusers model folder; None is the miniature model that ships with lorasmith.
+        model: a diffusers folder, a ``.safetensors`` file with a whole model, or a Hugging Face id
+            in the local cache; None is the miniature model that ships with lorasmith.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: what the networks compute in; None is float32.
         lora_dir: where ``<lora:NAME:WEIGHT>`` in a prompt looks for ``NAME.safetensors``, in it and
@@ -54,7 +55,8 @@ def load_pipeline(
         ConfigError: no such device.
     """
     target = pick_device(device)
-    return Pipeline(load_model(model).to(target, dtype or torch.float32), lora_dir)
+    dtype = dtype or torch.float32
+    return Pipeline(load_model(model, dtype).to(target, dtype), lora_dir)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Pipeline:
         _check_fits(model)
         self.model = model
         self.lora_dir = Path(lora_dir).expanduser()
+        self.strict = True
+        """Whether a LoRA is refused that does not fit as a whole, or says that it is for another
+        family or kind of prediction. If not, what fits is used and the rest is warned about."""
         self._loaded: list[Switch] = []
         self._held: list[Switch] = []
         self._library: Library | None = None
@@ -308,7 +313,7 @@ class Pipeline:
         from lorasmith.adapters.formats import load_lora_file
         from lorasmith.adapters.inject import attach
 
-        return attach(self.model, load_lora_file(path), weight)
+        return attach(self.model, load_lora_file(path), weight, self.strict)
 
 
 def _told(prompt: Prompt, board: "Switchboard") -> str:
@@ -335,6 +340,11 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
 def _check_fits(model: Model) -> None:
     """Refuse models whose parts do not belong together or that want inputs we do not give."""
     unet, where = model.unet.config, f"model {model.folder}: unet"
+    if family_of(model) == "sdxl-refiner":
+        raise WeightsError(
+            f"model {model.folder}: this is an SDXL refiner, which finishes pictures of an SDXL "
+            "base model and does not draw by itself; use the base model"
+        )
     if (family_of(model) == "sdxl") != (model.text_encoder_2 is not None):
         raise WeightsError(
             f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
