@@ -43,27 +43,45 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 6 * 8 + 20,
         "layers_per_block": 2,
     },
+    "sdxl-refiner": {
+        "block_out_channels": (8, 8, 16, 16),
+        "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+        "cross_attention_dim": 24,
+        "attention_head_dim": (1, 1, 2, 2),
+        "transformer_layers_per_block": 2,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 5 * 8 + 24,
+        "layers_per_block": 2,
+    },
 }
+INPAINTING = "-inpainting"
 
 
 def make_tiny(folder: Path, family: str = "sd1") -> Path:
-    """Write a model of a family (``sd1``, ``sd2``, ``sdxl``) and return its folder.
+    """Write a model of a family and return its folder.
 
-    Pictures are 64 x 64, latents 8 x 8; SD 2.x predicts v.
+    Families are ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, and the first three with
+    ``-inpainting`` behind. Pictures are 64 x 64, latents 8 x 8; SD 2.x predicts v unless it
+    inpaints.
     """
     import torch
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
         UNet2DConditionModel,
     )
 
     torch.manual_seed(0)
+    inpainting = family.endswith(INPAINTING)
+    family = family.removesuffix(INPAINTING)
     tokenizer = _tokenizer()
     parts: dict[str, Any] = {
-        "unet": UNet2DConditionModel(sample_size=8, norm_num_groups=4, **UNETS[family]),
+        "unet": UNet2DConditionModel(
+            sample_size=8, norm_num_groups=4, in_channels=9 if inpainting else 4, **UNETS[family]
+        ),
         "vae": AutoencoderKL(
             block_out_channels=(8, 8, 8, 8),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -75,18 +93,34 @@ def make_tiny(folder: Path, family: str = "sd1") -> Path:
         "text_encoder": _text_encoder(tokenizer, 3 if family == "sdxl" else 2),
         "tokenizer": tokenizer,
         "scheduler": DDIMScheduler(
-            prediction_type="v_prediction" if family == "sd2" else "epsilon", **SCHEDULE
+            prediction_type="v_prediction" if family == "sd2" and not inpainting else "epsilon",
+            **SCHEDULE,
         ),
         "feature_extractor": None,
     }
-    if family == "sdxl":
-        second = _tokenizer(pad_token="!")
-        parts |= {"text_encoder_2": _second_text_encoder(second), "tokenizer_2": second}
-        StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(folder)
-    else:
-        safe = {"safety_checker": None, "requires_safety_checker": False}
-        StableDiffusionPipeline(**parts, **safe).save_pretrained(folder)
+    _pipeline(family, inpainting, parts).save_pretrained(folder)
     return folder
+
+
+def _pipeline(family: str, inpainting: bool, parts: dict[str, Any]) -> Any:
+    """Put the parts, and what SDXL has besides, into diffusers' pipeline."""
+    import diffusers
+
+    if family not in ("sdxl", "sdxl-refiner"):
+        kind = "StableDiffusionInpaintPipeline" if inpainting else "StableDiffusionPipeline"
+        return getattr(diffusers, kind)(**parts, safety_checker=None, requires_safety_checker=False)
+    second = _tokenizer(pad_token="!")
+    refiner = family == "sdxl-refiner"
+    encoder = _second_text_encoder(second, 24 if refiner else 20)
+    parts |= {"text_encoder_2": encoder, "tokenizer_2": second, "add_watermarker": False}
+    if refiner:
+        parts |= {"text_encoder": None, "tokenizer": None, "requires_aesthetics_score": True}
+        del parts["feature_extractor"]
+        return diffusers.StableDiffusionXLImg2ImgPipeline(**parts)
+    if inpainting:
+        del parts["feature_extractor"]
+        return diffusers.StableDiffusionXLInpaintPipeline(**parts)
+    return diffusers.StableDiffusionXLPipeline(**parts)
 
 
 def _tokenizer(**changes: Any) -> Any:
@@ -120,8 +154,8 @@ def _text_encoder(tokenizer: Any, layers: int) -> Any:
     return CLIPTextModel(_text_config(tokenizer, 16, layers))
 
 
-def _second_text_encoder(tokenizer: Any) -> Any:
+def _second_text_encoder(tokenizer: Any, projection: int = 20) -> Any:
     from transformers import CLIPTextModelWithProjection
 
-    config = _text_config(tokenizer, 24, 3, projection_dim=20, hidden_act="gelu")
+    config = _text_config(tokenizer, 24, 3, projection_dim=projection, hidden_act="gelu")
     return CLIPTextModelWithProjection(config)

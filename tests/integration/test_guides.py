@@ -8,7 +8,7 @@ import pytest
 from guide_scene import REPOSITORY, add_loras, commands, set_up
 from lorasmith.cli import run
 
-GUIDES = ("quickstart.md", "training.md", "loras.md", "tags.md")
+GUIDES = ("quickstart.md", "training.md", "loras.md", "tags.md", "models.md")
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
     "train": [

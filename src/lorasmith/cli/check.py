@@ -47,7 +47,9 @@ def check(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="embedded"),
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
     ] = None,
     caption: Annotated[
         str | None, typer.Option(help="Caption of pictures that have none, as class pictures may.")

@@ -32,8 +32,9 @@ class ModelSettings(Settings):
     """The model that is taught."""
 
     path: UserPath | None = None
-    """A Stable Diffusion 1.x, 2.x or SDXL model in diffusers' folder layout; left out, the
-    miniature model that ships with lorasmith."""
+    """A Stable Diffusion 1.x, 2.x or SDXL model: a folder in diffusers' layout, a .safetensors
+    file, or a Hugging Face id in the local cache; left out, the miniature model that ships with
+    lorasmith."""
 
 
 class PreserveSettings(Settings):

@@ -172,6 +172,8 @@ def write_folder(model: Contents, folder: Path, dtype: torch.dtype | None = None
         WeightsError: a weight is not finite.
         OutputError: it cannot be written.
     """
+    from diffusers import __version__ as diffusers_version
+
     with appearing(folder) as building:
         for part, tensors in model.tensors.items():
             stem = STEMS[0] if part in DIFFUSERS_PARTS else STEMS[1]
@@ -187,7 +189,7 @@ def write_folder(model: Contents, folder: Path, dtype: torch.dtype | None = None
         (building / "scheduler").mkdir()
         scheduler = model.configs["scheduler"]
         _write_json(building / "scheduler" / "scheduler_config.json", scheduler)
-        index = model_index(model.variant)
+        index = model_index(model.variant) | {"_diffusers_version": diffusers_version}
         index["scheduler"] = ["diffusers", scheduler.get("_class_name", index["scheduler"][1])]
         _write_json(building / INDEX, index)
 

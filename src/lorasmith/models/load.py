@@ -73,9 +73,10 @@ class Model:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
         """Move the networks, frozen and in evaluation mode."""
         with quiet():  # diffusers warns about parts to be kept in float32 even where there are none
-            for part in (self.unet, self.vae, *self.text_encoders):
+            for part in (self.unet, *self.text_encoders):
                 part.to(device=device, dtype=dtype).requires_grad_(False).eval()
-            self.vae.to(dtype=_vae_dtype(self.vae, self.text_encoder_2 is not None, dtype))
+            own = _vae_dtype(self.vae, self.text_encoder_2 is not None, dtype)
+            self.vae.to(device=device, dtype=own).requires_grad_(False).eval()
         return self
 
 
@@ -107,7 +108,7 @@ def resolve_model(name: str | Path | None) -> Path:
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, near)
     if not hint and is_id(text):
-        hint = ", and no model of that id in the Hugging Face cache; --download fetches it"
+        hint = f", and no such id in the cache; `lorasmith model info {text} --download` fetches it"
     kind = "file" if path.suffix in (".safetensors", *PICKLE_SUFFIXES) else "folder"
     raise WeightsError(f"model {path}: no such {kind}{hint}")
 

@@ -1,0 +1,91 @@
+"""How much memory of its own a model takes while it is loaded (RssAnon, Linux only).
+
+A file with SDXL's true names and shapes is written without its bytes, a hole in the file that reads
+as zeros: what is measured does not depend on values. A fresh process opens it and loads it, while a
+thread reads RssAnon, the memory that is mapped to no file, a thousand times a second.
+
+    python bench/load_memory.py [sdxl] [BF16]
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+STORED = ("F32", "F16", "BF16")
+_MEBIBYTE = 2**20
+
+
+def own_memory() -> int:
+    """Return the bytes of this process that no file is mapped to."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not say RssAnon; use Linux")
+
+
+def measure(path: str) -> dict[str, float]:
+    """Load a model in bfloat16; return its size and the memory it took, in MiB, and seconds."""
+    import diffusers
+    import torch
+    import transformers
+
+    from lorasmith.models.load import load_model
+
+    # Libraries load parts of themselves when a class is first asked for.
+    _ = diffusers.UNet2DConditionModel, diffusers.AutoencoderKL
+    _ = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
+    load_model()
+    before, peak, done = own_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, own_memory())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    model = load_model(path, torch.bfloat16)
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    networks = (model.unet, model.vae, *model.text_encoders)
+    size = sum(p.numel() * p.element_size() for one in networks for p in one.parameters())
+    return {
+        "size": size / _MEBIBYTE,
+        "after": (own_memory() - before) / _MEBIBYTE,
+        "peak": (peak - before) / _MEBIBYTE,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Write the files one after the other and measure each in a process of its own."""
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2])))
+        return
+    from true_files import file_shapes, write_sparse
+
+    name = sys.argv[1] if len(sys.argv) > 1 else "sdxl"
+    print(f"{name} loaded in bfloat16; MiB of memory of its own (RssAnon)")
+    for dtype in sys.argv[2:] or STORED:
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_sparse(Path(folder) / "model.safetensors", file_shapes(name), dtype)
+            command = [sys.executable, __file__, "--measure", str(path)]
+            found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        print(
+            f"stored as {dtype:4}: weights {found['size']:7.0f}, after {found['after']:7.0f}, "
+            f"peak {found['peak']:7.0f} ({found['peak'] / found['size']:.3f} x), "
+            f"{found['seconds']:.0f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

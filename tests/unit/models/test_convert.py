@@ -1,0 +1,148 @@
+"""From a folder to a single file and back: the same tensors, the same configs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasmith.core.errors import OutputError, WeightsError
+from lorasmith.core.weights import load_metadata, load_tensors, save_tensors
+from lorasmith.models.convert import contents_of, write_folder, write_single_file
+from lorasmith.models.load import EMBEDDED, load_model, open_source
+from lorasmith.models.save import save_changed
+from tiny_models import make_tiny
+
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd1-inpainting", "sdxl-inpainting")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", request.param)
+
+
+def single(folder: Path | None, path: Path, dtype: torch.dtype | None = None) -> Path:
+    write_single_file(contents_of(open_source(folder)), path, dtype)
+    return path
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
+    assert len(files) >= 3
+    for file in files:
+        mine, yours = load_tensors(one / file), load_tensors(other / file)
+        assert mine.keys() == yours.keys(), file
+        for key, value in mine.items():
+            assert value.dtype == yours[key].dtype
+            assert torch.equal(value, yours[key]), f"{file}: {key}"
+
+
+def test_a_round_trip_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    path, back = single(tiny, tmp_path / "a.safetensors"), tmp_path / "back"
+    write_folder(contents_of(open_source(path)), back)
+    assert_same_weights(tiny, back)
+    again = single(back, tmp_path / "b.safetensors")
+    first, second = load_tensors(path), load_tensors(again)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert load_metadata(path)["lorasmith.model"] == load_metadata(again)["lorasmith.model"]
+    assert open_source(path).variant == open_source(tiny).variant == open_source(back).variant
+
+
+def test_diffusers_opens_the_folder(tiny: Path, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    write_folder(contents_of(open_source(single(tiny, tmp_path / "a.safetensors"))), tmp_path / "b")
+    ours = DiffusionPipeline.from_pretrained(tmp_path / "b", local_files_only=True)
+    theirs = DiffusionPipeline.from_pretrained(tiny, local_files_only=True)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        one, other = getattr(ours, name, None), getattr(theirs, name, None)
+        assert (one is None) == (other is None)
+        if one is not None:
+            state = other.state_dict()
+            assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+    assert ours.unet.config.attention_head_dim == theirs.unet.config.attention_head_dim
+    assert ours.scheduler.config.prediction_type == theirs.scheduler.config.prediction_type
+
+
+def test_formats_are_kept_and_may_be_changed(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "half"
+    write_folder(contents_of(open_source(tiny_model)), folder, torch.float16)
+    path = single(folder, tmp_path / "a.safetensors")
+    assert {value.dtype for value in load_tensors(path).values()} == {torch.float16}
+    wide = single(path, tmp_path / "b.safetensors", torch.float32)
+    assert {value.dtype for value in load_tensors(wide).values()} == {torch.float32}
+
+
+def test_the_embedded_model_as_a_single_file(tmp_path: Path) -> None:
+    path = single(None, tmp_path / "mini.safetensors")
+    model, own = load_model(path), load_model()
+    state = own.unet.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in model.unet.state_dict().items())
+    text = "a red apple, noto style"
+    assert model.tokenizer(text)["input_ids"] == own.tokenizer(text)["input_ids"]
+    assert load_metadata(path)["modelspec.architecture"] == "stable-diffusion-v1"
+
+
+def test_a_tokenizer_of_its_own_is_not_lost(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / "tokenizer" / "tokenizer.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = told["model"]["vocab"]
+    vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
+    path.write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"its tokenizer is not CLIP's.*keep it as a folder"):
+        single(folder, tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_tokenizer_for_older_programs(tiny_model: Path, tmp_path: Path) -> None:
+    write_folder(contents_of(open_source(tiny_model)), tmp_path / "b")
+    place = tmp_path / "b" / "tokenizer"
+    vocabulary = json.loads((place / "vocab.json").read_text(encoding="utf-8"))
+    lines = (place / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert len(vocabulary) == 1014
+    assert lines[:2] == ["#version: 0.2", "i n"]
+    assert len(lines) == 1 + 500
+
+
+def test_what_is_not_finite_is_not_written(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    broken = load_tensors(path)
+    with pytest.raises(WeightsError, match="1 tensors are not finite"):
+        save_tensors(path, broken | {"quant_conv.bias": torch.full((8,), torch.nan)}, {})
+    raw = bytearray(path.read_bytes())
+    raw[-4:] = torch.tensor([torch.nan]).numpy().tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(WeightsError, match="1 tensors are not finite"):
+        write_folder(contents_of(open_source(folder)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_folder(contents_of(open_source(tiny_model)), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_changed_single_file_is_saved_as_a_folder(tiny_model: Path, tmp_path: Path) -> None:
+    path = single(tiny_model, tmp_path / "a.safetensors")
+    model = load_model(path)
+    with torch.no_grad():
+        model.unet.conv_in.bias.fill_(3.0)
+    save_changed(model, {"unet"}, tmp_path / "out")
+    changed, before = load_model(tmp_path / "out"), load_model(path)
+    assert changed.unet.conv_in.bias.tolist() == [3.0] * 8
+    assert torch.equal(changed.unet.conv_out.bias, before.unet.conv_out.bias)
+    vae = before.vae.state_dict()
+    assert all(torch.equal(value, vae[key]) for key, value in changed.vae.state_dict().items())
+
+
+def test_the_embedded_model_is_described_by_its_own_configs() -> None:
+    assert open_source().path == EMBEDDED
+    assert open_source().variant.title == "SD 1.x"
