@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuild the embedded model from public npm packages: data, five trainings, package, report.
+# Rebuild the embedded model from public npm packages: data, seven trainings, package, report.
 #
 #   bash recipes/embedded_base/rebuild.sh [--toy] [--data DATA] [--work DIR] [--out DIR]
 #
@@ -10,7 +10,7 @@
 #
 # LORASMITH_RECIPE_SET: further settings of all trainings, separated by spaces, for instance
 # "loop.stop_after_minutes=10 loop.checkpoint_every=500"; LORASMITH_RECIPE_SET_CLIP, _VAE,
-# _VAE_DECODER, _UNET and _UNET_LONGER: those of one.
+# _VAE_DECODER, _VAE_BOTH, _UNET, _UNET_LONGER and _UNET_FINISH: those of one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 recipe=recipes/embedded_base
@@ -39,6 +39,7 @@ else
   work=${work:-work} out=${out:-src/lorasmith/embedded} results=$recipe
 fi
 clip=$work/clip vae=$work/vae decoder=$work/vae_decoder unet=$work/unet longer=$work/unet_longer
+both=$work/vae_both finish=$work/unet_finish
 
 command -v lorasmith > /dev/null || fail "there is no lorasmith command; run \`make embedded-base\`"
 
@@ -53,11 +54,11 @@ toy_settings() {
       echo "text.width=32 text.layers=1 text.heads=2 text.mlp=64"
       ;;
     vae) echo "resolution=64 shape.channels=[16,16,16,16] shape.groups=8" ;;
-    vae_decoder)
+    vae_decoder | vae_both)
       echo "resolution=64 shape.channels=[16,16,16,16] shape.groups=8"
       echo "loss.discriminator_channels=8 loss.adversarial_start=2"
       ;;
-    unet | unet_longer) echo "stages=[{resolution=64,steps=4}] shape.channels=[32,32,64,64] shape.heads=4" ;;
+    unet | unet_longer | unet_finish) echo "stages=[{resolution=64,steps=4}] shape.channels=[32,32,64,64] shape.heads=4" ;;
   esac
 }
 
@@ -97,29 +98,35 @@ if [ -z "$data" ]; then
 fi
 [ -e "$data" ] || fail "$data: no such file or folder"
 
-# 2. Text and image towers; the autoencoder, then its decoder alone; the U-Net.
+# 2. Text and image towers; the autoencoder, then its decoder alone; the U-Net; then the whole
+# autoencoder again, and the U-Net on its new latents.
 train clip clip "$clip"
 train vae vae "$vae"
 train vae vae_decoder "$decoder" "loop.start_from=$vae" "loss.perceptual_tower=$clip"
 train unet unet "$unet" "vae=$vae" "clip=$clip"
 train unet unet_longer "$longer" "loop.start_from=$unet" "vae=$vae" "clip=$clip"
+train vae vae_both "$both" "loop.start_from=$decoder" "loss.perceptual_tower=$clip"
+train unet unet_finish "$finish" "loop.start_from=$longer" "vae=$both" "clip=$clip"
 
 # 3. The model, and the hash of every row that any part of it was trained on.
-for folder in "$vae" "$decoder" "$unet" "$longer"; do
+for folder in "$vae" "$decoder" "$unet" "$longer" "$both" "$finish"; do
   cmp -s "$clip/manifest.tsv" "$folder/manifest.tsv" \
     || fail "$folder was trained on other rows than $clip; delete one of them and start again"
 done
 mkdir -p "$results"
 cp "$clip/manifest.tsv" "$results/manifest.tsv"
-python $recipe/package.py --unet "$longer" --vae "$decoder" --clip "$clip" --out "$out"
+python $recipe/package.py --unet "$finish" --vae "$both" --clip "$clip" --out "$out"
 
-# 4. What it can do, beside a decoder that was taught by pixels alone; a toy can do nothing. The
-# table of autoencoder shapes is trained below work/.
+# 4. What it can do, beside the autoencoder before its last training and after the same without the
+# perceptual and adversarial terms; a toy can do nothing. The table of autoencoder shapes is trained
+# below work/.
 if [ "$toy" = yes ]; then exit; fi
 plain=$work/vae_plain
-train vae vae_decoder "$plain" "loop.start_from=$vae" "loss.perceptual=0" "loss.adversarial=0" \
+train vae vae_both "$plain" "loop.start_from=$decoder" "loss.perceptual=0" "loss.adversarial=0" \
   "loop.steps=3000"
-measured=(--vae "pixels and gradients only=$plain" --unet "without averaging=$longer/unet_without_ema")
+measured=(--vae "before the last training=$decoder")
+measured+=(--vae "last training by pixels and gradients only=$plain")
+measured+=(--unet "without averaging=$finish/unet_without_ema")
 if [ "$work" = work ]; then bash $recipe/vae_table.sh; fi
 for folder in "$work"/table/*; do
   if [ -d "$folder/vae" ]; then measured+=(--table "${folder##*/}=$folder"); fi

@@ -83,7 +83,7 @@ def options_of(part: str) -> set[str]:
 
 ALL = [
     "python -m", "python build.py", "lorasmith clip", "lorasmith vae", "lorasmith vae",
-    "lorasmith unet", "lorasmith unet", "python package.py", *["lorasmith vae"] * 5,
+    "lorasmith unet", "lorasmith unet", "lorasmith vae", "lorasmith unet", "python package.py", *["lorasmith vae"] * 5,
     "lorasmith report",
 ]  # fmt: skip
 
@@ -126,12 +126,14 @@ def test_an_interrupted_training_is_resumed(recipe: Recipe) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     assert recipe.run("--data", "pack.tar").returncode == 0
-    vae, decoder, unet, longer = recipe.calls()[:4]
+    vae, decoder, unet, longer, both, finish = recipe.calls()[:6]
     assert "--resume" in vae
     assert "--resume" not in decoder
     assert "loop.start_from=work/vae" in decoder
     assert unet[2] == longer[2] == "unet"
     assert "loop.start_from=work/unet" in longer
+    assert "loop.start_from=work/vae_decoder" in both
+    assert {"loop.start_from=work/unet_longer", "vae=work/vae_both"} <= set(finish)
 
 
 def test_parts_trained_on_different_rows_are_refused(recipe: Recipe) -> None:
@@ -155,14 +157,15 @@ def test_the_settings_of_every_training_are_known_keys(
         "--toy", LORASMITH_RECIPE_SET="loop.seed=9", LORASMITH_RECIPE_SET_UNET_LONGER="min_snr=1"
     )
     assert result.returncode == 0, result.stderr
-    assert recipe.steps() == ALL[2:8]
+    assert recipe.steps() == ALL[2:10]
     monkeypatch.chdir(REPOSITORY)
     kinds = {"clip": ClipRun, "vae": VaeRun, "unet": UnetRun}
-    for _, _, part, config, *options in recipe.calls()[:5]:
+    for _, _, part, config, *options in recipe.calls()[:7]:
         sets = [word for word in options if word != "--set"]
         run = load_settings(kinds[part], Path(config), sets)
         assert run.loop.seed == 9
         assert run.loop.device == "cpu"
         assert run.data.filters == type(run.data.filters)()
-    assert run.min_snr == 1.0
+        if config.endswith("unet_longer.toml"):
+            assert run.min_snr == 1.0
     assert not (recipe.root / "src/lorasmith/embedded").exists()
