@@ -148,7 +148,7 @@ def _draw(file: Path, shown: Sequence[Row], steps: int) -> dict[str, list[Image.
         return pipe(prompts, seed=0, steps=steps, guidance=GUIDANCE, batch_size=8)
 
     base = draw(tagged)
-    pipe.load_lora(file)
+    pipe.load_lora(file, gate=False)  # "untagged" shows what the words alone hold back
     return {"base": base, "tagged": draw(tagged), "untagged": draw(plain)}
 
 
