@@ -41,6 +41,21 @@ def set_up(folder: Path, model: Path, page: Path) -> None:
     for text in fences(page, "toml"):
         if text.startswith("# lorasmith train\n"):
             (folder / "run.toml").write_text(text, encoding="utf-8")
+        if text.startswith("# lorasmith train with features\n"):
+            (folder / "features.toml").write_text(text, encoding="utf-8")
+            _add_features(folder / "data")
+
+
+def _add_features(folder: Path) -> None:
+    """Write the pictures of two features."""
+    for name, tag in (("curly", "curlyqx"), ("cook", "cookqz")):
+        (folder / name).mkdir(parents=True)
+        for number, place in enumerate(("park", "kitchen", "car")):
+            picture = Image.new("RGB", (64, 64), "white")
+            ImageDraw.Draw(picture).ellipse((8 * number, 8, 40, 20 + 8 * number), fill="black")
+            picture.save(folder / name / f"{number}.png")
+            caption = f"a {tag} person in a {place}"
+            (folder / name / f"{number}.txt").write_text(caption, encoding="utf-8")
 
 
 def add_loras(folder: Path) -> None:

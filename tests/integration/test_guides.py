@@ -8,7 +8,7 @@ import pytest
 from guide_scene import REPOSITORY, add_loras, commands, set_up
 from lorasmith.cli import run
 
-GUIDES = ("quickstart.md", "training.md", "loras.md", "tags.md", "models.md")
+GUIDES = ("quickstart.md", "training.md", "loras.md", "tags.md", "models.md", "features.md")
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
     "train": [
@@ -50,7 +50,11 @@ def _check(line: str, arguments: list[str], folder: Path) -> None:
     out = arguments[arguments.index("--out") + 1]
     if arguments[0] == "generate":
         assert (folder / out / "0000.png").is_file(), line
-    if arguments[0] == "train":
+    if arguments[0] == "train" and "features.toml" in arguments:
+        for tag in ("curlyqx", "cookqz"):
+            assert (folder / "loras" / f"{out}-{tag}.safetensors").is_file(), line
+            assert (folder / "loras" / out / tag / "report.html").is_file(), line
+    elif arguments[0] == "train":
         place = folder / out if "/" in out else folder / "loras" / out
         assert place.with_name(f"{place.name}.safetensors").is_file(), line
         assert (place / "report.html").is_file(), line

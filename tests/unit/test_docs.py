@@ -113,6 +113,7 @@ def test_there_are_commands_to_check() -> None:
 def test_commands_in_the_pages_are_understood(
     page: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lorasmith.config.features import FeaturesRun
     from lorasmith.config.load import load_settings
     from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
     from lorasmith.config.run import TrainRun
@@ -126,10 +127,14 @@ def test_commands_in_the_pages_are_understood(
     file = arguments.get("config") or arguments.get("run")
     settings = file if file is not None and file.is_file() else None
     base = None if settings else EXAMPLES[path[-1]]
-    load_settings(kinds[path[-1]], settings, arguments["sets"] or [], base)
+    if page == "docs/features.md":
+        load_settings(FeaturesRun, None, arguments["sets"] or [], FEATURES)
+    else:
+        load_settings(kinds[path[-1]], settings, arguments["sets"] or [], base)
 
 
 LOOP = {"out": "runs/x", "steps": 10, "batch_size": 8, "learning_rate": 1e-3}
+FEATURES = {"feature": [{"tag": "t", "data": "p"}], "output": {"name": "n"}}
 EXAMPLES: dict[str, Any] = {
     "train": {"data": {"path": "p", "tag": "t"}, "output": {"name": "n"}},
     "clip": {"data": {"path": "p"}, "loop": LOOP},
@@ -173,8 +178,10 @@ def test_python_in_the_pages_runs(
         add_loras(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(load, "EMBEDDED", tiny_model)
+    before = set(tmp_path.rglob("*"))
     exec(compile(text, page, "exec"), {})
-    assert list(tmp_path.glob("*.png"))
+    made = {path.suffix for path in set(tmp_path.rglob("*")) - before}
+    assert made & {".png", ".safetensors"}
 
 
 def test_links_lead_somewhere() -> None:

@@ -25,10 +25,13 @@ def report(
 
     Example: `lorasmith report loras/inkmono`
     """
+    from lorasmith.training.overview import write_features_reports
     from lorasmith.training.paths import RunPaths
     from lorasmith.training.report import write_report
 
     folder = run.expanduser()
     # RunPaths would look for a bare name in loras/ only, though it may be a folder right here.
     name = str(folder.absolute() if folder.is_dir() else folder)
-    typer.echo(write_report(RunPaths.of(name)))
+    paths = RunPaths.of(name)
+    for page in write_features_reports(paths) or [write_report(paths)]:
+        typer.echo(page)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -11,6 +11,9 @@ import typer.core
 from lorasmith.cli.overrides import as_overrides
 from lorasmith.config.presets import ADVICE, PRESETS, Preset
 from lorasmith.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasmith.config.features import FeaturesRun
 
 _PLACEHOLDERS = {"data": {"path": "path/to/pictures", "tag": "mytag"}, "output": {"name": "mylora"}}
 _STEP = re.compile(r"latest|(step-)?\d+")
@@ -53,7 +56,9 @@ def train(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="embedded"),
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
     ] = None,
     preset: Annotated[
         Preset | None, typer.Option(help="Settings that suit a style or a subject.")
@@ -81,10 +86,12 @@ def train(
     previews and checkpoints go to the folder NAME beside it. Ctrl-C saves what was learned, and
     `--resume` with the same RUN.toml or `--out` goes on with it.
 
+    A RUN.toml with [[feature]] tables trains a LoRA for each, NAME-TAG.safetensors.
+
     Example: `lorasmith train --data pictures --tag inkmono --out inkmono --steps 300`
     """
-    from lorasmith.config.load import dump_toml, load_settings
-    from lorasmith.config.run import TrainRun
+    from lorasmith.config.features import FeaturesRun, load_run
+    from lorasmith.config.load import dump_toml
 
     flags = {
         "data.path": data, "data.tag": tag, "output.name": out, "model.path": model,
@@ -98,9 +105,12 @@ def train(
         base |= _PLACEHOLDERS
     elif run is None:
         _require_options(overrides)
-    settings = load_settings(TrainRun, run, overrides, base)
+    settings = load_run(run, overrides, base)
     if print_config:
         typer.echo(dump_toml(settings), nl=False)
+        return
+    if isinstance(settings, FeaturesRun):
+        _train_features(settings, resume)
         return
     if preset is not None and preset in ADVICE and settings.data.class_path is None:
         typer.echo(f"note: {ADVICE[preset]}", err=True)
@@ -109,6 +119,15 @@ def train(
     file = train_lora(settings, resume)
     report = file.with_suffix("") / "report.html"
     typer.echo(f"{file} ({file.stat().st_size / 2**20:.1f} MiB), report in {report}")
+
+
+def _train_features(settings: "FeaturesRun", resume: str | None) -> None:
+    from lorasmith.training.features import train_features
+
+    files = train_features(settings, resume)
+    for file in files:
+        typer.echo(f"{file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    typer.echo(f"all together: generate --library {files[0].parent}")
 
 
 def _settings_of(out: str) -> Path:

@@ -113,6 +113,10 @@ class FeaturesRun(Settings):
             raise ValueError(
                 "preserve.cross goes with train.mode = staged: joint features never change at once"
             )
+        if self.track.wandb and self.train.mode == "joint":
+            raise ValueError(
+                "track.wandb takes one run at a time; with train.mode = joint set it to false"
+            )
         self.runs()  # settings that do not go together are refused before anything is done
         return self
 
@@ -156,6 +160,9 @@ def load_run(
     """
     tree = {**(base or {}), **(read_toml(path) if path is not None else {})}
     if "feature" in tree:
+        for key, option in (("data.path", "--data"), ("data.tag", "--tag")):
+            if any(override.partition("=")[0].strip() == key for override in overrides):
+                raise ConfigError(f"{option}: the settings have [[feature]] tables, which say that")
         return load_settings(FeaturesRun, path, overrides, base)
     return load_settings(TrainRun, path, overrides, base)
 

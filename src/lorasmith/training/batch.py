@@ -37,6 +37,8 @@ class Batch:
     places: torch.Tensor | None = None
     """The tokens that LoRAs with a token gate may write to, bool ``[B, M, 77]``: of the set's own
     feature, then of the earlier ones; None where none has such a gate."""
+    called: Sequence[bool] | None = None
+    """Which captions call the set's own feature; None where it is at work for all of them."""
     named: Sequence[Sequence[bool]] = ()
     """For each earlier feature, which captions call it; decided on the host."""
     task: Task = "learn"

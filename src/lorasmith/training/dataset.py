@@ -93,6 +93,8 @@ class TrainingSet:
     """Pictures that are only measured, never changed at random; None without any."""
     plain: Words | None = None
     """The captions without the tag, where these are wanted."""
+    called: Sequence[bool] | None = None
+    """Which of the captions call the set's own feature, where that matters."""
     named: Sequence[Sequence[bool]] = ()
     """For each earlier feature, which of the captions call it."""
 
@@ -119,7 +121,8 @@ class TrainingSet:
             ids=words.ids,
             ids_2=words.ids_2,
             places=words.places,
-            named=[[one[number] for number in numbers.tolist()] for one in self.named],
+            called=None if self.called is None else _chosen(self.called, numbers),
+            named=[_chosen(one, numbers) for one in self.named],
         )
 
     def without_tag(self, batch: Batch, draws: Draws, strength: float) -> Batch:
@@ -292,6 +295,7 @@ class _Builder:
         repeats = [row.repeats * self.data.repeats for row in rows]
         bucket_of = pictures.bucket_of
         order = BucketOrder(bucket_of, repeats, self.train.batch_size, self.train.seed, classed)
+        own = self.gating.own
         weights = [self.data.class_weight if other else 1.0 for other in classed]
         return TrainingSet(
             rows,
@@ -303,6 +307,7 @@ class _Builder:
             latents,
             words,
             torch.tensor(weights, device=self.device),
+            called=None if own is None else [own(row.caption) for row in rows],
             named=[[calls(row.caption) for row in rows] for calls in self.gating.earlier],
         )
 
@@ -356,6 +361,10 @@ class _Builder:
     def _cache(self, kind: str, identity: str) -> TensorCache:
         """Return the cache of one network, whose folder holds no other's entries."""
         return TensorCache(self.cache_root and self.cache_root / kind / identity[:16])
+
+
+def _chosen(known: Sequence[bool], numbers: torch.Tensor) -> list[bool]:
+    return [known[number] for number in numbers.tolist()]
 
 
 def _measured(row: Row) -> tuple[str, Size]:

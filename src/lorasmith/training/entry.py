@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasmith.config.load import load_settings
+from lorasmith.config.features import FeaturesRun, load_run, single
 from lorasmith.config.run import TrainRun
 from lorasmith.core.errors import ConfigError
 
@@ -25,21 +25,45 @@ def train(config: TrainRun | Mapping[str, Any] | str | Path, *, resume: str | No
     """
     from lorasmith.training.loop import train as train_lora
 
-    return train_lora(settings_of(config), resume)
+    return train_lora(single(settings_of(config)), resume)
 
 
-def settings_of(config: TrainRun | Mapping[str, Any] | str | Path) -> TrainRun:
+def train_features(
+    config: FeaturesRun | Mapping[str, Any] | str | Path, *, resume: str | None = None
+) -> dict[str, Path]:
+    """Train a LoRA for each feature and return their files by their tags.
+
+    Args:
+        config: the settings, with ``feature`` tables, in one of the forms that `train` takes.
+        resume: as in `train`.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or out of range, or there are no features.
+        LorasmithError: see `lorasmith.training.features.train_features`.
+    """
+    from lorasmith.training.features import train_features as train_all
+
+    run = settings_of(config)
+    if not isinstance(run, FeaturesRun):
+        raise ConfigError("the settings have no [[feature]] tables: use lorasmith.train")
+    files = train_all(run, resume)
+    return {feature.tag: file for feature, file in zip(run.feature, files, strict=True)}
+
+
+def settings_of(
+    config: TrainRun | FeaturesRun | Mapping[str, Any] | str | Path,
+) -> TrainRun | FeaturesRun:
     """Return settings that were given in one of several forms.
 
     Raises:
         ConfigError: they are unknown, missing or out of range, or in no such form.
     """
-    if isinstance(config, TrainRun):
+    if isinstance(config, TrainRun | FeaturesRun):
         return config
     if isinstance(config, Mapping):
-        return load_settings(TrainRun, base=config)
+        return load_run(None, base=config)
     if isinstance(config, str | Path):
-        return load_settings(TrainRun, Path(config).expanduser())
+        return load_run(Path(config).expanduser())
     raise ConfigError(
         f"train takes a TrainRun, a dictionary of settings or the path of a TOML file, not "
         f"{type(config).__name__}"

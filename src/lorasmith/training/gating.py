@@ -27,6 +27,8 @@ class Gating:
 
     marker: Marker | None = None
     """Marks the tokens of each feature that has a token gate; None where none has."""
+    own: Callable[[str], bool] | None = None
+    """Does a caption call the feature? None where it is at work for every caption."""
     earlier: Sequence[Callable[[str], bool]] = ()
     """For each earlier feature: does a caption call it?"""
     plain: bool = False
@@ -57,7 +59,12 @@ def gating_of(
         return lambda caption: one.kind == "none" or has_tag(model.tokenizer, one.tag, caption)
 
     chooses = any(by_token(one) for one in every)
-    return Gating(mark if chooses else None, [called(one) for one in earlier], plain)
+    return Gating(
+        mark if chooses else None,
+        called(own) if by_token(own) else None,
+        [called(one) for one in earlier],
+        plain,
+    )
 
 
 def places_of(model: "Model", facts: GateFacts, ids: torch.Tensor) -> torch.Tensor:
@@ -117,12 +124,15 @@ def _set_own(lane: Lane, batch: Batch, own: range, whole: int, base: bool) -> No
     if base:
         lane.own.shut_all()
         return
-    tokens = None
-    if lane.by_token and batch.task == "learn" and batch.places is not None:
-        places = batch.places[:, 0]
-        tokens = places.new_zeros(whole, places.shape[-1])
-        tokens[own.start : own.stop] = places
-    lane.own.let_through([k in own for k in range(whole)], batch.clean.device, tokens)
+    tokens, rows = None, [k in own for k in range(whole)]
+    if lane.by_token and batch.task == "learn":
+        if batch.places is not None:
+            places = batch.places[:, 0]
+            tokens = places.new_zeros(whole, places.shape[-1])
+            tokens[own.start : own.stop] = places
+        if batch.called is not None:  # layers that read no text are at work as pictures say
+            rows[own.start : own.stop] = batch.called
+    lane.own.let_through(rows, batch.clean.device, tokens)
 
 
 def _set_earlier(lane: Lane, batch: Batch) -> None:

@@ -100,6 +100,8 @@ class Looks:
         session = self._session
         if not session.main:
             return
+        if session.objective.lane is not None:
+            session.objective.lane.rest()
         try:
             with _surviving("a preview", session.progress.done):
                 self._previews.draw(session.progress.done, session.trainable, self._wanted)

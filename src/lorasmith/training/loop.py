@@ -43,14 +43,18 @@ def train(run: TrainRun, resume: str | None = None) -> Path:
             is intact.
         KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
     """
-    with opened(run, resume) as session, _naming_the_rest(session.paths):
-        first = session.progress.done
-        with (
-            reporting(session.run, session.paths, first, session.main) as report,
-            stop_on_interrupt() as request,
-        ):
-            ended = _steps(session, report, request)
-        return finish(session, ended)
+    with opened(run, resume) as session, naming_the_rest(session.paths):
+        return take_steps(session)
+
+
+def take_steps(session: Session, title: str = "training") -> Path:
+    """Take all steps that are left; write what the run leaves, and return its LoRA."""
+    with (
+        reporting(session.run, session.paths, session.progress.done, session.main, title) as report,
+        stop_on_interrupt() as request,
+    ):
+        ended = _steps(session, report, request)
+    return finish(session, ended)
 
 
 def _steps(session: Session, report: Reporter, request: StopRequest) -> str:
@@ -59,30 +63,47 @@ def _steps(session: Session, report: Reporter, request: StopRequest) -> str:
     looks.first()
     total = session.run.train.steps
     while session.progress.done < total:
-        with _naming_memory(session):
+        with naming_memory(session):
             report.step(*session.advance())
-        due = _Due.after(session)
-        stopping = _asked(session, request, due)
+        due = Due.after(session)
+        stopping = asked(session, request, due)
         if not (due.anything or stopping):
             continue
-        _require_finite(session)
-        figures = looks.take() if due.look else {}
-        if due.line:
-            report.line(session.progress.done, session.rates(), figures)
+        look(session, report, looks, due)
         with report.pause():
             _save_what_is_due(session, due, stopping or looks.no_better)
         if stopping and session.progress.done < total:
-            raise Interrupted(
-                f"stopped after step {session.progress.done} of {total}, all saved; go on with: "
-                f"{session.paths.how_to_resume}"
-            )
+            raise Interrupted(stopped(session))
         if looks.no_better:
-            return f"the held-out loss did not improve for {session.progress.waited} looks"
+            return why_ended(session, looks)
+    return why_ended(session, looks)
+
+
+def look(session: Session, report: Reporter, looks: Looks, due: "Due") -> None:
+    """Make sure that all is finite; look at the run and write a line, where that is due."""
+    _require_finite(session)
+    figures = looks.take() if due.look else {}
+    if due.line:
+        report.line(session.progress.done, session.rates(), figures)
+
+
+def stopped(session: Session) -> str:
+    """Say that a run was stopped, and how to go on."""
+    return (
+        f"stopped after step {session.progress.done} of {session.run.train.steps}, all saved; go "
+        f"on with: {session.paths.how_to_resume}"
+    )
+
+
+def why_ended(session: Session, looks: Looks) -> str:
+    """Say why there are no more steps."""
+    if session.progress.done < session.run.train.steps and looks.no_better:
+        return f"the held-out loss did not improve for {session.progress.waited} looks"
     return "all steps done"
 
 
 @dataclass(frozen=True)
-class _Due:
+class Due:
     """What happens after a step."""
 
     line: bool
@@ -96,7 +117,8 @@ class _Due:
         return self.line or self.look or self.checkpoint or self.file
 
     @classmethod
-    def after(cls, session: Session) -> "_Due":
+    def after(cls, session: Session) -> "Due":
+        """Return what happens after the session's last step."""
         run, done = session.run, session.progress.done
         last = done == run.train.steps
 
@@ -112,14 +134,14 @@ class _Due:
         )
 
 
-def _asked(session: Session, request: StopRequest, due: _Due) -> bool:
+def asked(session: Session, request: StopRequest, due: Due) -> bool:
     """Tell whether the run shall stop now; several processes agree on it at lines of the log."""
     if session.accelerator.num_processes > 1 and not due.line:
         return False
     return agree(session.accelerator, request.asked)
 
 
-def _save_what_is_due(session: Session, due: _Due, ending: bool) -> None:
+def _save_what_is_due(session: Session, due: Due, ending: bool) -> None:
     if due.checkpoint or ending:
         session.save()
     if due.file and session.main:
@@ -139,7 +161,7 @@ def _require_finite(session: Session) -> None:
 
 
 @contextmanager
-def _naming_memory(session: Session) -> Iterator[None]:
+def naming_memory(session: Session) -> Iterator[None]:
     """Say what to do when memory runs out in a step. The optimizer has not moved then."""
     try:
         yield
@@ -157,7 +179,7 @@ def _naming_memory(session: Session) -> Iterator[None]:
 
 
 @contextmanager
-def _naming_the_rest(paths: RunPaths) -> Iterator[None]:
+def naming_the_rest(paths: RunPaths) -> Iterator[None]:
     """Say what is left when a second Ctrl-C or the disk stops the run at once."""
     try:
         yield

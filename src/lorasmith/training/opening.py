@@ -19,6 +19,7 @@ from lorasmith.adapters.trainable import Trainable, inject_targets
 from lorasmith.config.load import dump_toml
 from lorasmith.config.run import TrainRun, TrainSettings
 from lorasmith.core.device import dtype_of, pick_device
+from lorasmith.core.errors import ConfigError
 from lorasmith.loops.checkpoint import Checkpoint
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.memory import require_space
@@ -28,7 +29,7 @@ from lorasmith.loops.track import check_wandb
 from lorasmith.loops.trained import Trained
 from lorasmith.models.load import Model, load_model, quiet
 from lorasmith.training.chosen import ChosenRows, choose_rows
-from lorasmith.training.dataset import TrainingSet, build_dataset, send_home
+from lorasmith.training.dataset import TrainingSet, buckets_of, build_dataset, send_home
 from lorasmith.training.earlier import Earlier
 from lorasmith.training.gating import Lane, by_token, gating_of
 from lorasmith.training.losses import process_of
@@ -101,7 +102,10 @@ def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
 
 @contextmanager
 def prepared(
-    plans: Sequence[Plan], machine: Machine, earlier: Sequence[Earlier] = ()
+    plans: Sequence[Plan],
+    machine: Machine,
+    earlier: Sequence[Earlier] = (),
+    later: Sequence[TrainRun] = (),
 ) -> Iterator[list[Session]]:
     """Prepare features that are trained at the same time, on one model.
 
@@ -109,6 +113,7 @@ def prepared(
         plans: the features; what is common to all is as in the first.
         machine: what they are trained on.
         earlier: features that are in the model already, and stay as they are.
+        later: features that come afterwards: what is wrong with them is told now.
     """
     first, device, accelerator = plans[0].run, machine.device, machine.accelerator
     if first.track.wandb:
@@ -116,7 +121,10 @@ def prepared(
     model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
     plans = [replace(plan, run=_completed(plan.run, model, plan.found)) for plan in plans]
     check_previews(first.preview, model)
-    targets = [resolve(model, plan.run.lora, plan.run.train) for plan in plans]
+    several = len(plans) + len(earlier) + len(later) > 1
+    targets = [_targets(plan.run, model, several) for plan in plans]
+    for run in later:
+        _targets(_completed(run, model, None), model, several)
     needed = sum(
         bytes_needed(plan.run, own, model.default_size, new=plan.found is None)
         for plan, own in zip(plans, targets, strict=True)
@@ -152,6 +160,17 @@ def _reads_live(targets: Sequence[Sequence[Target]], earlier: Sequence[Earlier])
     """Tell whether text encoders run in the step: adapters in them are trained, or have a gate."""
     trained = any(target.place.part != UNET for own in targets for target in own)
     return trained or any(one.in_text for one in earlier)
+
+
+def _targets(run: TrainRun, model: Model, several: bool) -> list[Target]:
+    """Return a feature's layers; of several features, an error says whose they are."""
+    try:
+        buckets_of(model, run.data)
+        return resolve(model, run.lora, run.train)
+    except ConfigError as error:
+        if not several:
+            raise
+        raise ConfigError(f"feature {run.data.tag!r}: {error}") from error
 
 
 def _facts(run: TrainRun) -> GateFacts:

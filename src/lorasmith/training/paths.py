@@ -26,11 +26,13 @@ class RunPaths:
     """The result, ``NAME.safetensors``."""
     folder: Path
     """Settings, log, checkpoints and previews, in the folder NAME beside it."""
+    whole: Path | None = None
+    """The folder of the run of several features that this is a part of."""
 
     @property
     def name(self) -> str:
         """The LoRA's name in prompts."""
-        return self.folder.name
+        return self.lora.name.removesuffix(SUFFIX)
 
     @classmethod
     def of(cls, name: str) -> "RunPaths":
@@ -82,7 +84,8 @@ class RunPaths:
     @property
     def how_to_resume(self) -> str:
         """The command that goes on with this run."""
-        return f"lorasmith train {shlex.quote(str(self.settings))} --resume"
+        settings = self.settings if self.whole is None else self.whole / self.settings.name
+        return f"lorasmith train {shlex.quote(str(settings))} --resume"
 
     def claim(self) -> None:
         """Make sure that a new run can write, and that no other run's files are in its way.
@@ -94,7 +97,7 @@ class RunPaths:
             OutputError: the name is taken, or the folder cannot be written.
         """
         if os.path.lexists(self.lora):
-            raise OutputError(_taken(self.lora))
+            raise OutputError(taken(self.lora))
         there = checkpoints(self.checkpoints)
         if there:
             raise OutputError(
@@ -103,7 +106,7 @@ class RunPaths:
             )
         strange = self._first_strange()
         if strange is not None:
-            raise OutputError(_taken(strange))
+            raise OutputError(taken(strange))
         writable_folder(self.lora.parent)
 
     def claim_again(self) -> None:
@@ -194,5 +197,6 @@ def keep_outside(place: Path, data: TrainData, field: str) -> None:
             )
 
 
-def _taken(path: Path) -> str:
+def taken(path: Path) -> str:
+    """Say that something is in the way of a new run."""
     return f"{path} exists already and is not written over; choose another --out or delete it"

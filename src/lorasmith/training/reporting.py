@@ -44,11 +44,14 @@ class Reporter:
         """
         losses = [float(one.loss) for one in self._pending]
         norms = [float(one.grad_norm) for one in self._pending]
+        kept = [float(one.kept) for one in self._pending if one.kept is not None]
         now = time.perf_counter()
         speed = self._pictures / max(1e-9, now - self._clock - self._idle)
         for loss in losses:
             self._smooth.add(loss)
         figures = {"loss": sum(losses) / len(losses), "grad_norm": max(norms)}
+        if kept:
+            figures["preserve"] = sum(kept) / len(kept)
         self._tracker.log(step, {**figures, **rates, "images_per_s": speed, **more})
         note = f"loss {self._smooth.value:.4f}  lr {rates['lr']:.1e}  {speed:.1f} images/s"
         self._advance(0, note)
@@ -99,7 +102,9 @@ def told_outside(run: TrainRun) -> dict[str, Any]:
 
 
 @contextmanager
-def reporting(run: TrainRun, paths: RunPaths, first: int, main: bool) -> Iterator[Reporter]:
+def reporting(
+    run: TrainRun, paths: RunPaths, first: int, main: bool, title: str | None = "training"
+) -> Iterator[Reporter]:
     """Open the run's log, its boards and its progress bar.
 
     Args:
@@ -107,6 +112,7 @@ def reporting(run: TrainRun, paths: RunPaths, first: int, main: bool) -> Iterato
         paths: where it writes.
         first: steps done before.
         main: False says and writes nothing.
+        title: of the progress bar; None shows none.
     """
     track = run.track
     wandb = None
@@ -114,6 +120,8 @@ def reporting(run: TrainRun, paths: RunPaths, first: int, main: bool) -> Iterato
         wandb = WandbRun(track.wandb_project, paths.name, told_outside(run))
     with (
         Tracker(paths.folder, track.tensorboard, main, first, wandb) as tracker,
-        progress_bar("training", run.train.steps, first, enabled=main) as advance,
+        progress_bar(
+            title or "", run.train.steps, first, enabled=main and title is not None
+        ) as advance,
     ):
         yield Reporter(tracker, advance)

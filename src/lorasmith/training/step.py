@@ -127,6 +127,12 @@ def losses_together(shares: Sequence[Share]) -> list[torch.Tensor]:
     ]
 
 
+def backward(loss: torch.Tensor) -> None:
+    """Add gradients, unless no adapter is at work for any picture that the loss is of."""
+    if loss.requires_grad:
+        torch.autograd.backward(loss)
+
+
 def _noise_of(share: Share) -> tuple[torch.Tensor, torch.Tensor]:
     return share.drawn.noise, share.drawn.timesteps
 
@@ -183,7 +189,7 @@ class TrainStep:
         self.begin()
         for batch, drawn in parts:
             losses = self._objective.losses(batch, drawn)
-            torch.autograd.backward(self.take(batch, losses, whole))
+            backward(self.take(batch, losses, whole))
         return self.finish()
 
     def begin(self) -> None:
@@ -225,12 +231,15 @@ class TrainStep:
     def _gradients(self, *losses: torch.Tensor) -> list[torch.Tensor]:
         """Return all gradients, summed over processes like the losses."""
         if self._exchange is None:
-            return [p.grad for p in self._parameters if p.grad is not None]
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            if gradients:
+                return gradients  # otherwise gates were shut for every picture of the batch
         for parameter in self._parameters:  # all processes must exchange the same
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        self._exchange([*losses, *gradients])
+        if self._exchange is not None:
+            self._exchange([*losses, *gradients])
         return gradients
 
     def _move(self, loss: torch.Tensor, norm: torch.Tensor) -> None:

@@ -1,0 +1,279 @@
+"""``lorasmith train`` with several features: staged, joint, and both gone on with exactly."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from feature_runs import two_features, write_pictures
+from safetensors import safe_open
+from safetensors.torch import load_file
+from train_commands import assert_same, error_of, figures_of, press_ctrl_c, sets, state_at
+
+from lorasmith.cli import run
+from lorasmith.loops.checkpoint import load_checkpoint
+from lorasmith.training.step import TrainStep
+
+TAGS = ("curlyqx", "cookqz")
+PRESERVED = "[preserve]\nstrength = 0.5\nevery = 2\ncross = 0.5\n"
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two features; runs of all tests lie beside them."""
+    root = tmp_path_factory.mktemp("features")
+    for number, (folder, tag) in enumerate(zip(("curly", "cook"), TAGS, strict=True)):
+        write_pictures(root / folder, tag, number)
+    return root
+
+
+@pytest.fixture(scope="session")
+def staged(scene: Path, tiny_model: Path) -> Path:
+    file = two_features(scene, tiny_model, name="staged", more=PRESERVED, ema=0.9)
+    assert run(["train", str(file)]) == 0
+    return scene / "loras"
+
+
+@pytest.fixture(scope="session")
+def joint(scene: Path, tiny_model: Path) -> Path:
+    file = two_features(scene, tiny_model, mode="joint", name="joint")
+    assert run(["train", str(file)]) == 0
+    return scene / "loras"
+
+
+@contextmanager
+def ctrl_c_at(number: int) -> Iterator[None]:
+    """Press Ctrl-C while the optimizers move for the so-manieth time (from 1)."""
+    plain, count = TrainStep.finish, 0
+
+    def finish(self: TrainStep) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            press_ctrl_c()
+        return plain(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "finish", finish)
+        yield
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return dict(opened.metadata())
+
+
+def files(loras: Path, name: str) -> list[Path]:
+    return [loras / f"{name}-{tag}.safetensors" for tag in TAGS]
+
+
+@pytest.mark.parametrize("mode", ["staged", "joint"])
+def test_every_feature_has_a_file_that_knows_its_gate(
+    mode: str, request: pytest.FixtureRequest
+) -> None:
+    loras: Path = request.getfixturevalue(mode)
+    told = [metadata(file) for file in files(loras, mode)]
+    assert [one["lorasmith.tag"] for one in told] == list(TAGS)
+    assert [one["ss_network_dim"] for one in told] == ["4", "2"]
+    for one in told:
+        assert (one["lorasmith.gate"], one["lorasmith.class"]) == ("prompt", "person")
+        assert one["lorasmith.step"] == "4"
+    assert told[0]["lorasmith.run"] == told[1]["lorasmith.run"] != ""
+    for tag in TAGS:
+        folder = loras / mode / tag
+        assert json.loads((folder / "summary.json").read_text())["tag"] == tag
+        assert tag in (folder / "report.html").read_text()
+    page = (loras / mode / "report.html").read_text()
+    assert all(f'href="{tag}/report.html"' in page for tag in TAGS)
+
+
+def test_the_report_command_writes_all_pages(joint: Path, tmp_path: Path) -> None:
+    shutil.copytree(joint / "joint", tmp_path / "joint")
+    pages = sorted((tmp_path / "joint").rglob("report.html"))
+    assert len(pages) == 3
+    for page in pages:
+        page.unlink()
+    assert run(["report", str(tmp_path / "joint")]) == 0
+    assert sorted((tmp_path / "joint").rglob("report.html")) == pages
+
+
+# --- one after another ------------------------------------------------------------------------
+
+
+def test_the_first_stage_is_the_run_that_it_would_be_alone(
+    scene: Path, staged: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A later stage on top of it is another one: its cross term sees the first feature."""
+    base = ["--tag", TAGS[0], "--out", f"{tmp_path}/one", "-m", str(tiny_model)]
+    same = sets("train.steps=4", "train.batch_size=2", "train.device=cpu", "train.log_every=1",
+                "train.learning_rate=0.01", "train.warmup=0", "train.ema=0.9", "lora.rank=4",
+                "track.tensorboard=false", "preview.every=0", "data.class_word=person",
+                "preserve.strength=0.5", "preserve.every=2", "preserve.cross=0.5")  # fmt: skip
+    assert run(["train", "--data", str(scene / "curly"), *base, *same]) == 0
+    assert_same(state_at(tmp_path / "one", 4), state_at(staged / "staged" / TAGS[0], 4))
+    first, second = (figures_of(staged / "staged" / tag) for tag in TAGS)
+    assert ["preserve" in line for line in first] == [True, False, True, False]
+    assert ["preserve" in line for line in second] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("moment", [3, 6])
+def test_a_staged_run_goes_on_exactly(
+    scene: Path, staged: Path, tiny_model: Path, moment: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in the first stage, or in the second; not upon another first feature."""
+    name = f"stopped{moment}"
+    file = two_features(scene, tiny_model, name=name, more=PRESERVED, ema=0.9)
+    with ctrl_c_at(moment):
+        assert run(["train", str(file)]) == 130
+    first = staged / f"{name}-{TAGS[0]}.safetensors"
+    assert first.exists() == (moment > 4)
+    if first.exists():
+        own = first.read_bytes()
+        shutil.copy(staged / f"staged-{TAGS[1]}.safetensors", first)
+        assert run(["train", "--out", str(staged / name), "--resume"]) == 1
+        assert "trained on top of other files" in error_of(capsys)
+        first.write_bytes(own)
+    assert run(["train", "--out", str(staged / name), "--resume"]) == 0
+    for one, two in zip(files(staged, "staged"), files(staged, name), strict=True):
+        assert_same(load_file(one), load_file(two))
+    for tag in TAGS:
+        assert_same(state_at(staged / "staged" / tag, 4), state_at(staged / name / tag, 4))
+        assert figures_of(staged / "staged" / tag) == figures_of(staged / name / tag)
+    told = [metadata(file)["lorasmith.run"] for file in files(staged, name)]
+    assert told[0] == told[1]
+
+
+# --- all at once ------------------------------------------------------------------------------
+
+
+def test_each_feature_of_a_joint_run_is_as_in_a_run_of_its_own(
+    scene: Path, joint: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
+    packed = load_checkpoint(joint / "joint" / "checkpoints" / "step-00000004").tensors
+    for tag, folder, rank in zip(TAGS, ("curly", "cook"), (4, 2), strict=True):
+        out = tmp_path / tag
+        settings = sets("train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01",
+                        "train.warmup=0", "train.log_every=1", "preview.every=0",
+                        "track.tensorboard=false", f"lora.rank={rank}")  # fmt: skip
+        assert run(["train", "--data", str(scene / folder), "--tag", tag, "--out", str(out),
+                    "-m", str(tiny_model), "--steps", "4", *settings]) == 0  # fmt: skip
+        alone = {k: v for k, v in state_at(out, 4).items() if k.startswith("module/")}
+        own = {k: packed[f"joint-{tag}/{k}"] for k in alone}
+        far = torch.cat([((own[k] - alone[k]).abs() > 5e-4).flatten() for k in alone])
+        assert float(far.float().mean()) < 0.02
+        assert max(float(value.abs().max()) for k, value in own.items() if "up" in k) > 5e-3
+        for a, b in zip(figures_of(joint / "joint" / tag), figures_of(out), strict=True):
+            assert a == pytest.approx(b, rel=5e-3)
+
+
+def test_a_joint_run_goes_on_exactly(
+    scene: Path, joint: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = two_features(scene, tiny_model, mode="joint", name="halted")
+    for number in (2, 3):  # in the first step, then in the second one after that
+        with ctrl_c_at(number):
+            assert run(["train", str(file), *(["--resume"] if number == 3 else [])]) == 130
+    assert run(["train", str(joint / "halted" / "run.toml"), "--resume"]) == 0
+    states = [load_checkpoint(joint / name / "checkpoints" / "step-00000004").tensors
+              for name in ("joint", "halted")]  # fmt: skip
+    assert run(["train", str(file), "--resume", "--set", "train.mode=staged"]) == 1
+    assert "started with 'joint' and cannot go on with 'staged'" in error_of(capsys)
+    renamed = {key.replace("halted", "joint"): value for key, value in states[1].items()}
+    assert_same(states[0], renamed)
+    for one, two in zip(files(joint, "joint"), files(joint, "halted"), strict=True):
+        assert_same(load_file(one), load_file(two))
+    for tag in TAGS:
+        assert figures_of(joint / "joint" / tag) == figures_of(joint / "halted" / tag)
+
+
+@pytest.mark.parametrize("mode", ["staged", "joint"])
+def test_a_run_with_everything_on(scene: Path, tiny_model: Path, mode: str) -> None:
+    """Looks, a text encoder and a token gate in one feature only, uneven parts."""
+    file = two_features(
+        scene, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=3, accumulate=3,
+        gradient_checkpointing="true",
+    )  # fmt: skip
+    extra = 'rank = 2\ntargets = "cross-attention+text-encoder"\ngate = "token+end"'
+    text = file.read_text()
+    # In the first stage, so that the second has a frozen text encoder's adapters under it.
+    file.write_text(text.replace('class = "person"', f'class = "person"\n{extra}', 1))
+    looks = sets("preview.every=2", "preview.steps=1", "preview.count=1", "data.held_out=0.2")
+    assert run(["train", str(file), *looks]) == 0
+    for tag in TAGS:
+        folder = scene / "loras" / f"all-{mode}" / tag
+        assert any("held_out" in line for line in figures_of(folder))
+        assert (folder / "previews" / "step-000002" / "0000.png").is_file()
+    written = files(scene / "loras", f"all-{mode}")
+    told = [metadata(one)["lorasmith.gate"] for one in written]
+    assert told == ["token+end", "prompt"]
+    assert [any("lora_te_" in key for key in load_file(one)) for one in written] == [True, False]
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], file: Path, *more: str, edit: tuple[str, str] = ("", "")
+) -> str:
+    if edit[0]:
+        assert edit[0] in file.read_text()
+        file.write_text(file.read_text().replace(*edit))
+    capsys.readouterr()
+    assert run(["train", str(file), *more]) == 1
+    return error_of(capsys)
+
+
+def test_a_name_that_is_taken_is_refused(
+    scene: Path, joint: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.read_bytes() for p in joint.rglob("*") if p.is_file() and "joint" in str(p)}
+    file = two_features(scene, tiny_model, mode="joint", name="joint")
+    assert "holds a run already; go on with" in refused(capsys, file)
+    assert "holds no run to go on with" in refused(
+        capsys, file, "--resume", "--set", f"output.name={scene}/loras/none"
+    )
+    single = ["train", "--data", str(scene / "curly"), "--tag", TAGS[0], "--out",
+              str(joint / "joint"), "-m", str(tiny_model)]  # fmt: skip
+    assert run(single) == 1
+    assert "choose another --out" in error_of(capsys)
+    assert before == {p: p.read_bytes() for p in before}
+
+
+@pytest.mark.parametrize("mode", ["staged", "joint"])
+def test_mistakes_are_told_before_anything_is_written(
+    scene: Path, tiny_model: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def settings(name: str = "wrong") -> Path:
+        return two_features(scene, tiny_model, mode=mode, name=name)
+
+    told = refused(capsys, settings(), edit=("rank = 2", 'rank = 2\ntargets = "attn9"'))
+    assert "feature 'cookqz': lora.targets" in told
+    (tmp_path / "empty").mkdir()
+    told = refused(capsys, settings(), edit=(f"{scene}/cook", f"{tmp_path}/empty"))
+    assert f"{tmp_path}/empty" in told
+    told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "kookqz"'))
+    assert "captions contains the tag 'kookqz'" in told
+    told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "curlyqx"'))
+    assert "the tag 'curlyqx' is there twice" in told
+    told = refused(capsys, settings(), "--data", "x")
+    assert "--data: the settings have [[feature]] tables" in told
+    told = refused(capsys, settings(), "--out", str(scene / "cook" / "lora"))
+    assert "among the pictures" in told
+    assert not list((scene / "loras").glob("wrong*"))
+
+
+def test_captions_with_both_tags_stop_a_joint_run(
+    scene: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(scene / "cook", mixed)
+    (mixed / "1.txt").write_text("a cookqz and curlyqx person")
+    file = two_features(scene, tiny_model, mode="joint", name="mixed")
+    told = refused(capsys, file, edit=(f"{scene}/cook", str(mixed)))
+    assert "1 caption has the tag 'curlyqx' besides 'cookqz'" in told
+    assert "(first 1.png)" in told
