@@ -28,6 +28,11 @@ class Gate:
         """Whether no row is let through, so that nothing needs to be computed."""
         return self._shut
 
+    @property
+    def wide_open(self) -> bool:
+        """Whether every row and every token is let through."""
+        return self._rows is None and self._tokens is None and not self._shut
+
     def open(self) -> None:
         """Let every row and every token through."""
         self._rows, self._tokens, self._shut = None, None, False
