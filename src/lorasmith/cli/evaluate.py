@@ -1,6 +1,7 @@
 """``lorasmith evaluate``: does a tag bring its feature, and nothing without it?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,12 +13,13 @@ from rich.table import Table
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from lorasmith.evaluation.drawing import Studio
-    from lorasmith.evaluation.figures import FeatureFigures, Figures
-    from lorasmith.evaluation.report import Chosen
+    from lorasmith.evaluation.figures import FeatureFigures
+    from lorasmith.evaluation.judge import Judge
+    from lorasmith.evaluation.report import Chosen, Evaluation
     from lorasmith.evaluation.subject import Feature
+    from lorasmith.inference.options import SamplingOptions
+    from lorasmith.models.load import Model
     from lorasmith.training.evaluated import Named
 
 _FILE_WIDTH = 120
@@ -99,11 +101,8 @@ def evaluate(
     """
     from lorasmith.core.device import dtype_of, pick_device
     from lorasmith.core.files import writable_folder
-    from lorasmith.evaluation.drawing import Studio
     from lorasmith.evaluation.judge import open_judge
-    from lorasmith.evaluation.measure import Evaluator
-    from lorasmith.evaluation.report import Context, Evaluation, write_evaluation
-    from lorasmith.evaluation.scenes import all_scenes
+    from lorasmith.evaluation.report import write_evaluation
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.models.load import load_model
     from lorasmith.training.evaluated import named
@@ -113,39 +112,65 @@ def evaluate(
     place = writable_folder(_place(out, paths))
     features = [one.feature(data and data.expanduser(), class_word) for one in found]
     options = SamplingOptions(steps=steps, guidance=guidance, size=size, batch_size=batch_size)
-    folder = _model_of(model, found)
-    target = pick_device(device)
-    with _working() as status:
+    looking = open_judge(judge and judge.expanduser())
+    opened = load_model(_model_of(model, found)).to(pick_device(device), dtype_of(precision))
+    with _drawing(opened, options) as studio:
+        name = ", ".join(path.resolve().stem for path in paths)
+        seen = _evaluated(
+            name, studio, looking, range(seed, seed + seeds), features, found, max_leak
+        )
+    written = write_evaluation(place, seen)
+    _show(seen)
+    for path in written:
+        typer.echo(path)
+
+
+@contextmanager
+def _drawing(model: "Model", options: "SamplingOptions") -> "Iterator[Studio]":
+    """Make a studio that says how far it is while the block runs."""
+    from lorasmith.evaluation.drawing import Studio
+
+    with Console(stderr=True).status("measuring") as status:
         drawn = 0
 
         def advance(count: int) -> None:
             nonlocal drawn
             drawn += count
-            status.update(f"measuring, {drawn // steps} pictures drawn")
+            status.update(f"measuring, {drawn // options.steps} pictures drawn")
 
-        opened = load_model(folder).to(target, dtype_of(precision))
-        studio = Studio(opened, options, advance)
-        work = Evaluator(
-            studio, open_judge(judge and judge.expanduser()), range(seed, seed + seeds)
-        )
-        chosen, features = _choose(studio, features, found, max_leak)
-        figures = work.measure(features)
-        scenes = all_scenes(work, features)
+        yield Studio(model, options, advance)
+
+
+def _evaluated(
+    name: str,
+    studio: "Studio",
+    judge: "Judge",
+    seeds: Sequence[int],
+    features: "Sequence[Feature]",
+    found: "Sequence[Named]",
+    max_leak: float | None,
+) -> "Evaluation":
+    """Choose files, measure them and draw the page's pictures."""
+    from lorasmith.evaluation.measure import Evaluator
+    from lorasmith.evaluation.report import Context, Evaluation
+    from lorasmith.evaluation.scenes import all_scenes
+
+    options = studio.options
     context = Context(
-        name=", ".join(path.resolve().stem for path in paths),
-        model=opened.folder.name,
-        judge=work.judge.name,
-        device=target.type,
-        seeds=work.seeds,
+        name=name,
+        model=studio.model.folder.name,
+        judge=judge.name,
+        device=studio.model.unet.device.type,
+        seeds=list(seeds),
         sampling={
-            "steps": steps, "guidance": guidance, "sampler": options.sampler, "side": studio.side,
+            "steps": options.steps, "guidance": options.guidance, "sampler": options.sampler,
+            "side": studio.side,
         },
         max_leak=max_leak,
     )  # fmt: skip
-    written = write_evaluation(place, Evaluation(context, figures, chosen, scenes))
-    _show(figures, chosen)
-    for path in written:
-        typer.echo(path)
+    work = Evaluator(studio, judge, seeds)
+    chosen, best = _choose(studio, features, found, max_leak)
+    return Evaluation(context, work.measure(best), chosen, all_scenes(work, best))
 
 
 def _place(out: Path | None, targets: Sequence[Path]) -> Path:
@@ -169,10 +194,6 @@ def _model_of(model: Path | None, found: "Sequence[Named]") -> Path | None:
     return next(iter(folders), None)
 
 
-def _working() -> "Status":
-    return Console(stderr=True).status("opening the model")
-
-
 def _choose(
     studio: "Studio", features: "Sequence[Feature]", found: "Sequence[Named]", bound: float | None
 ) -> "tuple[list[Chosen], list[Feature]]":
@@ -193,11 +214,12 @@ def _choose(
     return chosen, best
 
 
-def _show(figures: "Figures", chosen: "Sequence[Chosen]") -> None:
+def _show(seen: "Evaluation") -> None:
     """Print the headline figures."""
+    figures = seen.figures
     console = Console()
     console = console if console.is_terminal else Console(width=_FILE_WIDTH)
-    for one in chosen:
+    for one in seen.chosen:
         kept = "" if one.within else ": none keeps to --max-leak, this is the least leaky"
         console.print(f"{one.tag}: {one.best.name} of {len(one.candidates)} files{kept}")
     table = Table("tag")

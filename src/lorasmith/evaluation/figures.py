@@ -10,11 +10,11 @@ class Likeness:
     """How like pictures of a tag are to what it stands for."""
 
     lora: float
-    """Mean similarity of the tag's pictures to the real ones."""
+    """Mean similarity of the tag's pictures to the nearest real one."""
     base: float
     """That of the base model's, same prompts and seeds."""
     ceiling: float
-    """That of the real ones to each other."""
+    """That of each real one to the nearest other."""
     gain: float | None
     """Share of the way from base to ceiling."""
 

@@ -35,6 +35,7 @@ class Evaluator:
         self.studio = studio
         self.judge = judge
         self.seeds = list(seeds)
+        self._looked_at: dict[int, tuple[Sequence[Image.Image], torch.Tensor]] = {}
 
     def measure(self, features: Sequence[Feature]) -> Figures:
         """Measure everything about some features.
@@ -57,8 +58,8 @@ class Evaluator:
         """Measure one tag by itself."""
         prompts = one.tagged(len(self.seeds))
         base, ours = self.draw(prompts), self.draw(prompts, [one], gate=True)
-        real = self.judge.features(one.pictures)
-        of_base, of_ours = (self.judge.features(drawn.pictures) for drawn in (base, ours))
+        real = self._features(one.pictures)
+        of_base, of_ours = (self._features(drawn.pictures) for drawn in (base, ours))
         return FeatureFigures(
             tag=one.tag,
             class_word=one.class_word,
@@ -82,7 +83,7 @@ class Evaluator:
         if said is None or told is None:
             return None
         scores = [
-            triggers.text_alignment(unit(self.judge.features(pictures)), unit(texts))
+            triggers.text_alignment(unit(self._features(pictures)), unit(texts))
             for pictures, texts in (
                 (ours.pictures, said), (base.pictures, said), (one.pictures, told),
             )
@@ -146,10 +147,12 @@ class Evaluator:
         """Measure two tags in one prompt. Gates do not matter: both tags are there."""
         prompts = joined(first, second, len(self.seeds))
         sets: list[list[Feature]] = [[first, second], [first], [second], []]
-        drawn = [self.draw(prompts, files, gate=False) for files in sets]
+        drawn = [self.draw(prompts, some, gate=False) for some in sets]
         asked = Predicted(self.studio, first)
         texts = [with_another(caption, first.tag, second.tag) for caption in asked.captions]
-        predicted = [asked.predict(texts, [one.file for one in files]) for files in sets]
+        predicted = [
+            asked.predict(texts, list(dict.fromkeys(one.file for one in some))) for some in sets
+        ]
         found: dict[str, float | None] = {
             "latent": triggers.interaction(*(one.latents for one in drawn)),
             "prediction": triggers.interaction(*predicted),
@@ -162,10 +165,18 @@ class Evaluator:
         self, prompts: Sequence[str], loras: Sequence[Feature] = (), gate: bool = True
     ) -> Drawn:
         """Draw prompts from the seeds of this evaluation."""
-        return self.studio.draw(prompts, self.seeds, [one.file for one in loras], gate)
+        files = list(dict.fromkeys(one.file for one in loras))  # one may serve several tags
+        return self.studio.draw(prompts, self.seeds, files, gate)
+
+    def _features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Return the judge's features, ``[N, D]``; the same list is looked at once only."""
+        known = self._looked_at.get(id(pictures))
+        if known is None:  # the list is kept too, so that its id stays its own
+            known = self._looked_at[id(pictures)] = pictures, self.judge.features(pictures)
+        return known[1]
 
     def _seen(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        return unit(self.judge.features(pictures))
+        return unit(self._features(pictures))
 
     def _changes(self, ours: Drawn, base: Drawn, space: triggers.Space) -> torch.Tensor:
         if space == "latent":

@@ -85,5 +85,5 @@ def all_scenes(work: Evaluator, features: Sequence[Feature]) -> list[Scene]:
 
 
 def _scene(title: str, prompts: Sequence[str], rows: Sequence[Row]) -> Scene:
-    cut = [Row(row.label, row.pictures[:_MOST]) for row in rows]
-    return Scene(title, [prompt or "(nothing)" for prompt in prompts[:_MOST]], cut)
+    columns = [prompt or "(nothing)" for prompt in prompts[:_MOST]]
+    return Scene(title, columns, [Row(row.label, row.pictures[: len(columns)]) for row in rows])

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.adapters.gate_facts import GateFacts, gate_of_metadata
-from lorasmith.config.features import FeaturesRun, load_run
+from lorasmith.config.features import load_run
 from lorasmith.config.run import SUFFIX, TrainRun
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.weights import load_metadata
@@ -17,8 +17,10 @@ from lorasmith.data.rows import read_rows
 from lorasmith.data.tags import contains_tag
 from lorasmith.evaluation.subject import Feature
 from lorasmith.training.chosen import split_held_out, tagged_rows
+from lorasmith.training.features_paths import FeaturesPaths
 from lorasmith.training.paths import RunPaths
 
+_SETTINGS = "run.toml"
 MOST_PICTURES = 64
 """Real pictures of a feature that are compared with; of more, evenly spread ones."""
 
@@ -122,8 +124,10 @@ def _of_file(file: Path) -> Named:
 
 def _run_beside(file: Path, tag: str) -> TrainRun | None:
     """Return the settings of the run in whose folder, or beside whose folder, a file lies."""
-    for folder in (file.parent, file.with_name(file.name.removesuffix(SUFFIX))):
-        if (folder / "run.toml").is_file():
+    stem = file.name.removesuffix(SUFFIX)
+    names = [stem[:end] for end in range(len(stem), 0, -1) if end == len(stem) or stem[end] == "-"]
+    for folder in (file.parent, *(file.with_name(name) for name in names)):
+        if (folder / _SETTINGS).is_file():
             runs = [run for run, _ in _runs(folder) if run.data.tag == tag]
             if runs:
                 return runs[0]
@@ -131,7 +135,7 @@ def _run_beside(file: Path, tag: str) -> TrainRun | None:
 
 
 def _of_run(folder: Path) -> list[Named]:
-    if not (folder / "run.toml").is_file():
+    if not (folder / _SETTINGS).is_file():
         raise DataError(
             f"{folder}: not a run's folder (it has no run.toml); a run lies in the folder of its "
             "name beside the LoRA, such as loras/inkmono"
@@ -147,15 +151,12 @@ def _of_run(folder: Path) -> list[Named]:
 
 
 def _runs(folder: Path) -> list[tuple[TrainRun, RunPaths]]:
-    """Return a run, or those of its features, and where each lies."""
-    run = load_run(folder / "run.toml")
-    runs = run.runs() if isinstance(run, FeaturesRun) else [run]
-    own = RunPaths.of(str(folder.absolute()))
-    if len(runs) == 1 and not isinstance(run, FeaturesRun):
-        return [(runs[0], own)]
-    # What a run's settings call it may have been moved since: its features lie beside it.
-    beside = [own.folder.with_name(Path(one.output.name).name) for one in runs]
-    return [(one, RunPaths.of(str(place))) for one, place in zip(runs, beside, strict=True)]
+    """Return a run, or those of its features, and where each lies now."""
+    run, here = load_run(folder / _SETTINGS), str(folder.absolute())
+    if isinstance(run, TrainRun):
+        return [(run, RunPaths.of(here))]
+    moved = run.model_copy(update={"output": run.output.model_copy(update={"name": here})})
+    return list(zip(run.runs(), FeaturesPaths.of(moved).features, strict=True))
 
 
 def _files(paths: RunPaths) -> list[Path]:

@@ -1,0 +1,381 @@
+"""Two tags: how well do they keep apart, with each way of training?
+
+    python bench/triggers.py --data emoji128.tar --out bench/out/triggers
+
+Ways (`--ways`), each with the same number of pictures seen of each feature:
+
+- plain: one LoRA on the mixed pictures of both, as existing trainers do it; no gate.
+- staged: one after the other, prompt gates.
+- joint: both at once, every picture runs its own feature's adapters only, prompt gates.
+- preserved: staged with preservation, used as plain files.
+- projected: the same files after `lorasmith lora project`, used as plain files.
+- token: staged with token gates.
+
+Every cell (pair, way, seed) is one JSON under OUT/cells; cells that are there are not done again,
+so that a stopped benchmark goes on where it was. The table goes to standard output as Markdown.
+Runs on a GPU or on CPUs.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lora_quality import machine
+from PIL import Image
+from trigger_data import PAIRS, Prepared, mix, prepare
+
+import lorasmith
+from lorasmith.cli import run as command
+from lorasmith.config.lora import GateKind
+from lorasmith.core.device import pick_device
+from lorasmith.core.files import write_text
+from lorasmith.data.rows import read_rows
+from lorasmith.evaluation.drawing import Studio
+from lorasmith.evaluation.judge import open_judge
+from lorasmith.evaluation.measure import Evaluator
+from lorasmith.evaluation.scenes import pair_scene
+from lorasmith.evaluation.subject import Feature
+from lorasmith.inference.options import SamplingOptions
+from lorasmith.inference.pictures import make_labelled_grid
+from lorasmith.models.load import load_model
+
+STAGED = {"mode": "staged"}
+PRESERVE = {"strength": 1.0, "every": 2, "cross": 1.0}
+
+
+class Way(NamedTuple):
+    """One way of training, and how its files are used."""
+
+    settings: Mapping[str, Any]
+    """Tables of the run that are its own; empty for the mixed LoRA."""
+    gate: GateKind
+
+
+WAYS: dict[str, Way] = {
+    "plain": Way({}, "none"),
+    "staged": Way({"train": STAGED}, "prompt"),
+    "joint": Way({"train": {"mode": "joint"}}, "prompt"),
+    "preserved": Way({"train": STAGED, "preserve": PRESERVE}, "none"),
+    "projected": Way({"train": STAGED, "preserve": PRESERVE}, "none"),
+    "token": Way({"train": STAGED}, "token"),
+}
+GATED = ("staged", "joint", "token")
+
+
+def main() -> None:
+    """Do the cells that are missing, then print the table."""
+    options = _options()
+    if not options.data.is_file():
+        sys.exit(f"skipped: {options.data} is absent (the packed emoji data, --data)")
+    rows = read_rows(options.data)
+    for pair in options.pairs:
+        features = [prepare(rows, one, options.out / "data") for one in PAIRS[pair]]
+        for seed in range(options.seeds):
+            for way in options.ways:
+                file = options.out / "cells" / f"{pair}-{way}-{seed}.json"
+                if file.is_file():
+                    continue
+                started = time.perf_counter()
+                print(f"{pair}, {way}, seed {seed}", file=sys.stderr, flush=True)
+                cell = do_cell(features, pair, way, seed, options)
+                cell |= {"seconds": round(time.perf_counter() - started, 1), "machine": machine()}
+                write_text(file, json.dumps(cell, indent=2) + "\n")
+    for pair in options.pairs:
+        print(table(pair, read_cells(options.out / "cells", pair, options.seeds)))
+
+
+# --- one cell -------------------------------------------------------------------------------------
+
+
+def do_cell(
+    features: Sequence[Prepared], pair: str, way: str, seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train one way and measure it."""
+    started = time.perf_counter()
+    files = train(features, pair, way, seed, options)
+    training = time.perf_counter() - started
+    subjects = [
+        subject(one, file, WAYS[way].gate) for one, file in zip(features, files, strict=True)
+    ]
+    device = pick_device(options.device)
+    model = load_model(options.model).to(device, torch.float32)
+    sampling = SamplingOptions(steps=options.drawing_steps, batch_size=options.pictures)
+    studio = Studio(model, sampling)
+    work = Evaluator(studio, open_judge(), range(1000 * seed, 1000 * seed + options.pictures))
+    figures = asdict(work.measure(subjects))
+    first, second = subjects
+    scene = pair_scene(work, first, second, subjects)
+    rows = [row.pictures for row in scene.rows]
+    sheet: Image.Image = make_labelled_grid(
+        rows, [row.label for row in scene.rows], scene.columns, f"{pair}, {way}, seed {seed}"
+    )
+    place = options.out / "sheets"
+    place.mkdir(parents=True, exist_ok=True)
+    sheet.save(place / f"{pair}-{way}-{seed}.png", optimize=True)
+    return {
+        "pair": pair, "way": way, "seed": seed, "steps": options.steps,
+        "batch_size": options.batch_size, "training_seconds": round(training, 1), **figures,
+    }  # fmt: skip
+
+
+def train(
+    features: Sequence[Prepared], pair: str, way: str, seed: int, options: argparse.Namespace
+) -> list[Path]:
+    """Return the LoRA of each feature; the mixed one is that of both."""
+    if way == "projected":
+        files = train(features, pair, "preserved", seed, options)
+        return [projected(one, file, options) for one, file in zip(features, files, strict=True)]
+    name = options.out / "runs" / f"{pair}-{way}-{seed}"
+    common = {
+        "output": {"name": str(name.absolute())},
+        "model": {"path": options.model},
+        "preview": {"every": 0},
+        "track": {"tensorboard": False},
+        "lora": {"gate": WAYS[way].gate},
+    }
+    steps = {
+        "steps": options.steps, "batch_size": options.batch_size, "seed": seed,
+        "device": options.device,
+    }  # fmt: skip
+    if way == "plain":
+        folder = mix(features, options.out / "data" / f"mixed-{pair}")
+        first = features[0].taught
+        data = {"path": folder, "tag": first.tag, "held_out": 0.0}
+        # Both features' pictures in one run: twice the steps show each as often.
+        both = {**steps, "steps": 2 * options.steps}
+        file = finished(name) or lorasmith.train({**common, "data": data, "train": both})
+        return [file, file]
+    own = WAYS[way].settings
+    config = {
+        **common,
+        **{key: value for key, value in own.items() if key != "train"},
+        "data": {"held_out": 0.0},
+        "train": {**steps, **own["train"]},
+        "feature": [
+            {"tag": one.taught.tag, "class": one.taught.class_word, "data": str(one.learned)}
+            for one in features
+        ],
+    }
+    done = [finished(name.with_name(f"{name.name}-{one.taught.tag}")) for one in features]
+    if all(done):
+        return [file for file in done if file is not None]
+    clear(name)
+    made = lorasmith.train_features(config)
+    return [made[one.taught.tag] for one in features]
+
+
+def finished(name: Path) -> Path | None:
+    """Return the LoRA of a run that was trained before."""
+    file = name.with_name(f"{name.name}.safetensors")
+    return file if file.is_file() else None
+
+
+def clear(name: Path) -> None:
+    """Remove what a run left that was stopped half way."""
+    for path in name.parent.glob(f"{name.name}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def projected(one: Prepared, file: Path, options: argparse.Namespace) -> Path:
+    """Return a LoRA whose keys and values answer to its tag alone."""
+    out = file.with_name(f"{file.stem}-projected.safetensors")
+    if not out.is_file():
+        arguments = ["lora", "project", str(file), "--data", str(one.learned), "--out", str(out)]
+        arguments += ["--class", one.taught.class_word]
+        model = [] if options.model is None else ["-m", str(options.model)]
+        if command([*arguments, *model]) != 0:
+            sys.exit(f"{file} could not be projected")
+    return out
+
+
+def subject(one: Prepared, file: Path, gate: GateKind) -> Feature:
+    """Return what is measured: a file, and real pictures that it was not trained on."""
+    rows = read_rows(one.real)
+    return Feature(
+        one.taught.tag,
+        one.taught.class_word,
+        file,
+        gate,
+        [Image.open(row.file).convert("RGB") for row in rows],
+        [row.caption for row in rows],
+        held_out=True,
+    )
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+Cell = Mapping[str, Any]
+Read = Callable[[Cell], float | None]
+
+
+def read_cells(folder: Path, pair: str, seeds: int) -> dict[str, list[Cell]]:
+    """Return the cells of a pair that are there, by way."""
+    found: dict[str, list[Cell]] = {}
+    for way in WAYS:
+        files = [folder / f"{pair}-{way}-{seed}.json" for seed in range(seeds)]
+        cells = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        if cells:
+            found[way] = cells
+    return found
+
+
+def fidelity(cell: Cell) -> float:
+    """Return the mean fidelity of both tags."""
+    return float(statistics.mean(one["fidelity"]["lora"] for one in cell["features"]))
+
+
+def gain(cell: Cell) -> float | None:
+    """Return the mean share of the way from base to real."""
+    return _mean([one["fidelity"]["gain"] for one in cell["features"]])
+
+
+def leak(cell: Cell, space: str = "latent") -> float | None:
+    """Return the mean leak ratio, under gates where the way has them."""
+    mode = "gated" if cell["way"] in GATED else "plain"
+    return _mean([one[mode][space]["ratio"] for one in cell["features"]])
+
+
+def plain_leak(cell: Cell) -> float | None:
+    """Return the mean leak ratio of the weights in predictions, without any gate."""
+    return _mean([one["plain"]["prediction"]["ratio"] for one in cell["features"]])
+
+
+def bleeding(cell: Cell) -> float | None:
+    """Return the largest off-diagonal share of bleeding, as the way's files are used."""
+    found = cell["gated" if cell["way"] in GATED else "plain"]
+    return None if found is None else found["bleeding"]["share"]
+
+
+def forgetting(cell: Cell) -> float | None:
+    """Return how much of the first tag's gain is lost once the second is loaded."""
+    found = cell["gated" if cell["way"] in GATED else "plain"]
+    if found is None or cell["way"] == "plain":  # one file: there is no before
+        return None
+    value = found["kept"][0]["forgetting"]
+    return None if value is None else float(value)
+
+
+def together(cell: Cell) -> float | None:
+    """Return the mean gain of pictures with both tags in the prompt."""
+    (pair,) = cell["pairs"]
+    return _mean([one["gain"] for one in pair["likeness"].values()])
+
+
+COLUMNS: tuple[tuple[str, Read, str], ...] = (
+    ("fidelity", fidelity, ".3f"),
+    ("gain", gain, ".0%"),
+    ("leak ratio, latents", leak, ".1%"),
+    ("leak ratio, image tower", lambda cell: leak(cell, "image"), ".1%"),
+    ("weights' leak, predictions", plain_leak, ".1%"),
+    ("bleeding", bleeding, ".0%"),
+    ("forgetting", forgetting, ".1%"),
+    ("A+B, gain", together, ".0%"),
+    ("seconds of training", lambda cell: float(cell["training_seconds"]), ".0f"),
+)
+
+
+def table(pair: str, cells: Mapping[str, Sequence[Cell]]) -> str:
+    """Return the results of a pair as Markdown: means over the seeds, and the aims."""
+    first, second = PAIRS[pair]
+    lines = [
+        f"\n### {pair}: `{first.tag}` ({first.name}) and `{second.tag}` ({second.name})\n",
+        "| | seeds | " + " | ".join(name for name, _, _ in COLUMNS) + " |",
+        "|---|---|" + "---|" * len(COLUMNS),
+    ]
+    for way, some in cells.items():
+        shown = [_shown([read(cell) for cell in some], form) for _, read, form in COLUMNS]
+        lines.append(f"| {way} | {len(some)} | " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", *aims(cells)])
+
+
+def aims(cells: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """Return what was aimed at, and whether it was reached, one line each."""
+    found = []
+
+    def told(aim: str, value: float | None, met: bool) -> None:
+        shown = "not measured" if value is None else f"{value:.3g}"
+        found.append(f"- {aim}: {shown}, {'met' if met else 'NOT met'}")
+
+    for way in GATED:
+        ratios = [leak(cell) for cell in cells.get(way, [])]
+        exact = all(
+            one["gated"]["exact"] for cell in cells.get(way, []) for one in cell["features"]
+        )
+        if ratios:
+            told(f"leak under the gate of {way} exactly 0", _mean(ratios), exact)
+    base = cells.get("plain")
+    for way in ("preserved", "projected"):
+        if base and way in cells:
+            ratio = _share(_over(leak, cells[way]), _over(leak, base))
+            told(f"leak ratio of {way} at most a quarter of plain's", ratio, _at_most(ratio, 0.25))
+            kept = _share(_over(fidelity, cells[way]), _over(fidelity, base))
+            told(
+                f"fidelity of {way} at least 90% of plain's", kept, kept is not None and kept >= 0.9
+            )
+    for way, some in cells.items():
+        worst = _over(bleeding, some)
+        told(f"bleeding of {way} at most a quarter of the diagonal", worst, _at_most(worst, 0.25))
+        if way != "plain":
+            lost = _over(forgetting, some)
+            told(f"forgetting of {way} under 2%", lost, lost is not None and lost < 0.02)
+    return found
+
+
+def _at_most(value: float | None, bound: float) -> bool:
+    return value is not None and value <= bound
+
+
+def _over(read: Read, cells: Sequence[Cell]) -> float | None:
+    return _mean([read(cell) for cell in cells])
+
+
+def _share(value: float | None, whole: float | None) -> float | None:
+    return value / whole if value is not None and whole else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def _shown(values: Sequence[float | None], form: str) -> str:
+    """Return the mean, with the largest deviation from it where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = statistics.mean(known)
+    if len(known) == 1 or max(known) == min(known):
+        return format(mean, form)
+    return f"{mean:{form}} ± {max(abs(value - mean) for value in known):{form}}"
+
+
+def _options() -> argparse.Namespace:
+    assert __doc__ is not None  # noqa: S101 (for the type checker)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("emoji128.tar"), help="packed emoji data")
+    parser.add_argument("--out", type=Path, default=Path("bench/out/triggers"))
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=250, help="training steps of each feature")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=16, help="drawn of each kind of prompt")
+    parser.add_argument("--drawing-steps", type=int, default=20)
+    parser.add_argument("--model", type=Path, help="a diffusers folder, if not the embedded model")
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

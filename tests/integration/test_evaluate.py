@@ -1,0 +1,157 @@
+"""The commands ``evaluate`` and ``lora probe`` on a tiny model, with LoRAs as runs leave them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lora_making import make_lora
+from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lorasmith.cli import run
+from lorasmith.models.load import load_model
+
+QUICK = ["--steps", "1", "--seeds", "3", "--guidance", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def scene(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures of two tags, and files of a run of each."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    noise = torch.randint(0, 256, (12, 64, 64, 3), generator=torch.Generator().manual_seed(0))
+    model = load_model(tiny_model)
+    for number, (tag, gate) in enumerate((("curlyqx", "prompt"), ("cookqz", "none"))):
+        pictures = folder / tag
+        pictures.mkdir()
+        for place in range(6):
+            pixels = noise[6 * number + place].numpy().astype("uint8")
+            Image.fromarray(pixels).save(pictures / f"{place}.png")
+            (pictures / f"{place}.txt").write_text(f"a {tag} person, style {place}")
+        save(model, folder / "loras" / f"{tag}.safetensors", tag, gate, number)
+    settings = (
+        f'[data]\npath = "{folder}/curlyqx"\ntag = "curlyqx"\nclass_word = "person"\n'
+        f'held_out = 0.5\n[output]\nname = "curlyqx"\n[model]\npath = "{tiny_model}"\n'
+    )
+    own = folder / "loras" / "curlyqx"
+    own.mkdir()
+    (own / "run.toml").write_text(settings)
+    save(model, own / "curlyqx-000004.safetensors", "curlyqx", "prompt", 5, step="4")
+    return folder
+
+
+def save(model: Any, path: Path, tag: str, gate: str, seed: int, step: str = "8") -> None:
+    path.parent.mkdir(exist_ok=True)
+    make_lora(model, path, {"targets": "attention"}, 0.3, seed + 1)
+    file = load_lora_file(path)
+    told = {"lorasmith.gate": gate, "lorasmith.tag": tag, "lorasmith.step": step}
+    save_lora_file(path, file.layers, {**file.metadata, **told}, torch.float32)
+
+
+def test_a_run_is_measured_and_its_best_file_chosen(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "loras"
+    shutil.copytree(scene / "loras", own)
+    assert run(["evaluate", str(own / "curlyqx"), "--max-leak", "1e9", *QUICK]) == 0
+    captured = capsys.readouterr()
+    assert "curlyqx" in captured.out
+    found = json.loads((own / "curlyqx" / "evaluation.json").read_text())
+    (one,) = found["features"]
+    assert (one["tag"], one["class_word"], one["gate"]) == ("curlyqx", "person", "prompt")
+    assert (one["references"], one["held_out"]) == (3, True)
+    assert one["gated"]["exact"] is True
+    assert one["gated"]["latent"]["ratio"] == 0.0
+    assert one["gated"]["latent"]["present"] > 0.0
+    assert one["plain"]["exact"] is False
+    assert one["plain"]["latent"]["ratio"] > 0.0
+    assert one["plain"]["prediction"]["floor"] == 0.0
+    assert one["distribution"]["kid"]["low"] < one["distribution"]["kid"]["high"]
+    assert one["distribution"]["fid"] is None
+    assert (found["gated"], found["plain"], found["pairs"]) == (None, None, [])
+    (files,) = found["checkpoints"]
+    best = min(files["files"], key=lambda file: file["loss"]["difference"])
+    assert [file["step"] for file in files["files"]] == [8, 4]
+    assert best["file"] == files["best"] == one["file"]
+    assert str(tmp_path) not in json.dumps(found)
+
+
+def test_two_tags_are_measured_together(
+    scene: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "all"
+    for tag in ("curlyqx", "cookqz"):
+        shutil.copytree(scene / tag, pictures / f"1_{tag}")
+    files = [str(scene / "loras" / f"{tag}.safetensors") for tag in ("curlyqx", "cookqz")]
+    out = tmp_path / "out"
+    more = ["--data", str(pictures), "--class", "person", "-m", str(tiny_model)]
+    assert run(["evaluate", *files, *more, "--out", str(out), *QUICK, "--seeds", "2"]) == 0
+    found = json.loads((out / "evaluation.json").read_text())
+    first, second = found["features"]
+    assert (first["references"], first["held_out"]) == (6, False)
+    assert (first["gated"]["exact"], second["gated"]) == (True, None)
+    for kind in ("gated", "plain"):
+        assert found[kind]["bleeding"]["tags"] == ["curlyqx", "cookqz"]
+        assert len(found[kind]["bleeding"]["matrix"]) == 2
+    # The ungated file is at work for every prompt, the gated one stays out of others' pictures.
+    kept = {one["tag"]: one for one in found["gated"]["kept"]}
+    assert kept["cookqz"]["alone"] == kept["cookqz"]["loaded"]
+    assert kept["curlyqx"]["alone"] != kept["curlyqx"]["loaded"]
+    (pair,) = found["pairs"]
+    assert (pair["first"], pair["second"]) == ("curlyqx", "cookqz")
+    assert pair["interaction"]["prediction"] > 0.0
+    page = (out / "evaluation.html").read_text()
+    assert page.count("<img ") == 2 * (5 + 2 * 3 + 3 * 3 + 3 * 2)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "curlyqx + cookqz" in page
+
+
+def test_a_probe_prints_a_chart_and_writes_a_page(
+    scene: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, page = str(scene / "loras" / "curlyqx.safetensors"), tmp_path / "probe.html"
+    arguments = ["lora", "probe", file, "-m", str(tiny_model), "--device", "cpu"]
+    data = ["--data", str(scene / "curlyqx"), "--by", "kind"]
+    assert run([*arguments, *data, "--html", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "cross-attention" in printed
+    assert "█" in printed
+    assert page.read_text().count("<rect ") == 2 * 2
+    assert run([*arguments, "--steps", "1", "--json"]) == 0
+    blocks = json.loads(capsys.readouterr().out)["blocks"]
+    named = [one["block"] for one in blocks]
+    assert named == ["down.0", "down.1", "down.2", "mid", "up.1", "up.2", "up.3"]
+    assert all(one["switched_off"] > 0 for one in blocks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere.safetensors"], "nowhere.safetensors: no such weights file"),
+        (["evaluate", "loras"], "loras: not a run's folder"),
+        (["evaluate", "loras/cookqz.safetensors"], "name them with --data DIR"),
+        (["evaluate", "loras/cookqz.safetensors", "--data", "curlyqx"], "0 pictures with the tag"),
+        (["evaluate", "loras/curlyqx", "--judge", "curlyqx"], "no judge there"),
+        (["evaluate", "tagless.safetensors"], "does not say which tag calls it"),
+        (["lora", "probe", "tagless.safetensors"], "give a prompt with --prompt"),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], message: str, scene: Path, tmp_path: Path, tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from lorasmith.models import load
+
+    monkeypatch.chdir(scene)
+    monkeypatch.setattr(load, "EMBEDDED", tiny_model)
+    tagless = load_lora_file(scene / "loras" / "curlyqx.safetensors")
+    save_lora_file(tmp_path / "tagless.safetensors", tagless.layers, {})
+    fixed = [str(tmp_path / "tagless.safetensors") if one == "tagless.safetensors" else one
+             for one in arguments]  # fmt: skip
+    assert run([*fixed, "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
