@@ -39,7 +39,7 @@ class LoraSettings(Settings):
     """Scale by alpha / sqrt(rank) instead (arXiv:2312.03732), so that high ranks still learn."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the adapters' inputs set to zero while they are trained."""
-    targets: Targets = "attention"
+    targets: Targets = "all-linear"
     """Layers that get an adapter, one target or a list. A target is `KINDS`, `BLOCKS` or
     `KINDS@BLOCKS`, several joined by `+`. Kinds: `cross-attention`, `self-attention`, `attention`,
     `ff`, `all-linear` (all layers of the transformers), `conv` (resnets and samplers),

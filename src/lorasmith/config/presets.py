@@ -6,15 +6,14 @@ from typing import Any, Literal
 Preset = Literal["style", "subject"]
 
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
-    # How things are drawn sits in the attention layers; words keep their meaning.
+    # How things are drawn sits in all layers of the transformers; words keep their meaning.
     "style": {
-        "lora": {"targets": "attention", "rank": 16},
-        "train": {"schedule": "cosine", "warmup": 0.08},
+        "lora": {"targets": "all-linear", "rank": 16},
+        "train": {"schedule": "cosine", "warmup": 0.08, "loss": {"min_snr": 5.0}},
     },
-    # A new thing needs its details, hence the feed-forward layers, and a word for it, hence the
-    # text encoder. Min-SNR weighting keeps low noise levels, where details are, from ruling.
+    # A new thing needs a word for it, hence the text encoder.
     "subject": {
-        "lora": {"targets": ["attention+ff", "text-encoder"], "rank": 16},
+        "lora": {"targets": ["all-linear", "text-encoder"], "rank": 16},
         "train": {"schedule": "cosine", "warmup": 0.08, "loss": {"min_snr": 5.0}},
     },
 }

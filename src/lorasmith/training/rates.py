@@ -5,7 +5,7 @@ from lorasmith.config.training import TrainSettings
 MINIATURE = 100_000_000
 """A U-Net with fewer parameters counts as a miniature; that of SD 1.x has 860 million."""
 
-_ADAMW = {True: 2e-3, False: 1e-4}
+_ADAMW = {True: 6e-3, False: 1e-4}
 """Peak learning rates of AdamW for miniatures and for full-size models."""
 
 _SHARE = {"lion": 0.25}

@@ -64,7 +64,7 @@ def test_each_feature_has_its_own_settings_over_the_common_ones(tmp_path: Path) 
     assert (curly.data.resolution, cook.data.resolution, cook.data.repeats) == (64, 64, 3)
     assert (curly.lora.rank, curly.lora.scaled_alpha, curly.lora.gate) == (4, 4.0, "token")
     assert (cook.lora.rank, cook.lora.scaled_alpha, cook.lora.gate) == (8, 2.0, "prompt")
-    assert (curly.lora.targets, cook.lora.targets) == ("cross-attention", "attention")
+    assert (curly.lora.targets, cook.lora.targets) == ("cross-attention", "all-linear")
     assert (curly.train.learning_rate, cook.train.learning_rate) == (None, 5e-4)
     assert curly.train.steps == cook.train.steps == 7
     assert [run.output.name for run in (curly, cook)] == ["both-curlyqx", "both-a-cook"]

@@ -31,7 +31,7 @@ class Bench:
         return self.trainable.parameters()
 
     def objective(self, prediction: str = "epsilon", **loss: Any) -> Objective:
-        settings = LossSettings(**loss)
+        settings = LossSettings(**{"min_snr": 0.0, **loss})
         config = {**self.model.scheduler_config, "prediction_type": prediction}
         process = process_of(config, settings, torch.device("cpu"))
         return Objective(Denoiser(self.model), process, settings)
