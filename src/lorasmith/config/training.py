@@ -23,7 +23,7 @@ class LossSettings(Settings):
     """What is minimised."""
 
     min_snr: float = Field(default=5.0, ge=0.0)
-    """Gamma of min-SNR weighting (arXiv:2303.09556): low noise levels, which are easy, count less. 0
+    """Gamma of min-SNR weighting (arXiv:2303.09556): low noise levels, being easy, count less. 0
     weighs all alike."""
     noise_offset: float = Field(default=0.0, ge=0.0, le=1.0)
     """Strength of noise that is the same all over a channel, for darker darks; usually 0.05."""
