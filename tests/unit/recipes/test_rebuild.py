@@ -83,8 +83,8 @@ def options_of(part: str) -> set[str]:
 
 ALL = [
     "python -m", "python build.py", "lorasmith clip", "lorasmith vae", "lorasmith vae",
-    "lorasmith unet", "lorasmith unet", "lorasmith vae", "lorasmith unet", "python package.py", *["lorasmith vae"] * 5,
-    "lorasmith report",
+    "lorasmith unet", "lorasmith unet", "lorasmith vae", "lorasmith unet", "python package.py",
+    *["lorasmith vae"] * 5, "lorasmith report",
 ]  # fmt: skip
 
 
