@@ -43,7 +43,7 @@ def test_no_other_matrix_does_better(seed: int, strength: float) -> None:
         numbers(seed, RANK, WIDTH),
         numbers(seed + 1, 9, WIDTH),
         numbers(seed + 2, 12, WIDTH),
-    )  # noqa: E501
+    )
     moments = Moments(second_moment(tag), second_moment(other))
     best = project(down, moments, strength)
     assert best.shape == down.shape
