@@ -1,7 +1,7 @@
 """Putting adapters into a network and taking them out again, which restores it exactly."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,21 +26,18 @@ class _Slot:
     parent: nn.Module
     child: str
     adapter: Adapter
+    place: Place
 
 
 class Attached:
     """Adapters that sit in a network, until ``detach`` is called."""
 
-    def __init__(
-        self, slots: Mapping[str, _Slot], gate: Gate, facts: GateFacts, in_text: bool
-    ) -> None:
+    def __init__(self, slots: Mapping[str, _Slot], gate: Gate, facts: GateFacts) -> None:
         self._slots = dict(slots)
         self.gate = gate
         """The one gate of all of them; open until it is told otherwise."""
         self.facts = facts
         """What is to open it; nobody obeys that here."""
-        self.in_text = in_text
-        """Whether any of them is in a text encoder."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -50,16 +47,33 @@ class Attached:
         """The adapters by the names of their layers in files."""
         return {path: slot.adapter for path, slot in self._slots.items()}
 
+    @property
+    def in_text(self) -> bool:
+        """Whether any of them is in a text encoder, with a weight other than 0."""
+        return any(
+            slot.place.part != UNET and slot.adapter.weight != 0 for slot in self._slots.values()
+        )
+
     def set_weight(self, weight: float) -> None:
         """Set the multiplier of all adapters; at 0 they are not computed at all.
 
         Raises:
             ConfigError: the weight is not a finite number.
         """
-        if not math.isfinite(weight):
-            raise ConfigError(f"LoRA weight {weight} is not a finite number")
-        for slot in self._slots.values():
-            slot.adapter.weight = float(weight)
+        self.set_weights(lambda _: weight)
+
+    def set_weights(self, weight_at: Callable[[Place], float]) -> None:
+        """Set the multiplier of each adapter by the place where it is.
+
+        Raises:
+            ConfigError: a weight is not a finite number.
+        """
+        weights = {name: float(weight_at(slot.place)) for name, slot in self._slots.items()}
+        for weight in weights.values():
+            if not math.isfinite(weight):
+                raise ConfigError(f"LoRA weight {weight} is not a finite number")
+        for name, slot in self._slots.items():
+            slot.adapter.weight = weights[name]
 
     def detach(self) -> None:
         """Take the adapters out. A layer without any left is the original module again.
@@ -116,9 +130,8 @@ def put_in(
     gate = Gate()
     for name, one in adapters.items():
         one.gate, one.reads_text = gate, _reads_text(places[name])
-    slots = {name: _put_in(*places[name].location, one) for name, one in adapters.items()}
-    in_text = any(places[name].part != UNET for name in adapters)
-    return Attached(slots, gate, facts or GateFacts(), in_text)
+    slots = {name: _put_in(places[name], one) for name, one in adapters.items()}
+    return Attached(slots, gate, facts or GateFacts())
 
 
 def _reads_text(place: Place) -> bool:
@@ -126,7 +139,8 @@ def _reads_text(place: Place) -> bool:
     return place.part == UNET and place.path.endswith((".attn2.to_k", ".attn2.to_v"))
 
 
-def _put_in(root: nn.Module, path: str, adapter: Adapter) -> _Slot:
+def _put_in(place: Place, adapter: Adapter) -> _Slot:
+    root, path = place.location
     above, _, child = path.rpartition(".")
     parent = root.get_submodule(above)
     layer = parent.get_submodule(child)
@@ -134,7 +148,7 @@ def _put_in(root: nn.Module, path: str, adapter: Adapter) -> _Slot:
         layer = Adapted(layer)
         setattr(parent, child, layer)
     layer.adapters.append(adapter)
-    return _Slot(parent, child, adapter)
+    return _Slot(parent, child, adapter, place)
 
 
 def _take_out(slot: _Slot) -> None:

@@ -56,6 +56,8 @@ def has_tag(tokenizer: "CLIPTokenizer", tag: str, text: str) -> bool:
 def tag_places(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch.Tensor:
     """Mark the tokens of every occurrence of a tag.
 
+    One that begins in one of the model's windows of 77 tokens and ends in the next is marked too.
+
     Args:
         tokenizer: the one that made the tokens.
         tag: one word or several.
@@ -69,9 +71,14 @@ def tag_places(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch
     """
     sought = tag_ids(tokenizer, tag)
     found = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, tokens in zip(found, ids.tolist(), strict=True):
-        for start in _starts(tokenizer, sought, tokens):
-            row[start : start + len(sought)] = True
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    is_end = end_places(tokenizer, ids).tolist()
+    for row, tokens, ends in zip(found, ids.tolist(), is_end, strict=True):
+        text = [
+            place for place, token in enumerate(tokens) if token not in special and not ends[place]
+        ]
+        for start in _starts(tokenizer, sought, [tokens[place] for place in text]):
+            row[text[start : start + len(sought)]] = True
     return found.to(ids.device)
 
 

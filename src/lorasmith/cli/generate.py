@@ -116,7 +116,9 @@ def generate(
         pipe = _open(model, device, precision, lora_dir)
         pipe.strict = not allow_mismatch
         for one in loras:
-            pipe.load_lora(one.name, one.weight)
+            pipe.load_lora(
+                one.name, one.weight, unet=one.unet, lbw=one.lbw, start=one.start, stop=one.stop
+            )
         if library is not None:
             pipe.load_library(library)
     jobs = make_jobs([prompt], seed, n)

@@ -13,6 +13,7 @@ from lorasmith.core.errors import LorasmithWarning
 from lorasmith.inference.jobs import make_jobs
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.pipeline import Pipeline, Progress
+from lorasmith.inference.prompt import plain_prompt
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -109,7 +110,9 @@ class Studio:
                 pipe.load_lora(file)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", _STAYS_OFF, LorasmithWarning)
-                pictures = pipe.draw(make_jobs(prompts, list(seeds), 1), options, self._progress)
+                # Prompts are made of captions, in which brackets are brackets.
+                jobs = make_jobs([plain_prompt(one) for one in prompts], list(seeds), 1)
+                pictures = pipe.draw(jobs, options, self._progress)
         finally:
             pipe.unload_lora()
         return Drawn(torch.cat(pipe.kept), pictures)

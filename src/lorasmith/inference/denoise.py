@@ -4,7 +4,7 @@ Plain functions over tensors. Latents and the sampler's arithmetic stay float32 
 network computes in; only the network's inputs are cast.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,27 @@ class Guided:
             sizes = torch.cat([sizes, sizes])
         dtype = self.unet.dtype
         return {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(dtype)}}
+
+
+class Phased:
+    """The U-Net for a batch whose texts and gates change at some of the steps."""
+
+    def __init__(self, begin: Callable[[int], Guided], phases: Collection[int]) -> None:
+        """Prepare for one walk.
+
+        Args:
+            begin: returns the U-Net for the phase that begins with a step.
+            phases: first steps of all phases; 1 is one of them.
+        """
+        self._begin, self._phases = begin, phases
+        self._step = 0
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Return the prediction of the next step; see `Guided`. One call is one step."""
+        self._step += 1
+        if self._step in self._phases:
+            self._guided = self._begin(self._step)
+        return self._guided(latents, timestep)
 
 
 def rescale(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:

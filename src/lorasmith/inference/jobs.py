@@ -1,6 +1,6 @@
 """The pictures of one call: which prompt and which seed each is drawn from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,8 +23,13 @@ class Job:
     """Where its random numbers start."""
 
 
-def make_jobs(prompts: Sequence[str], seed: int | Sequence[int], n: int) -> list[Job]:
+def make_jobs(prompts: Sequence[str | Prompt], seed: int | Sequence[int], n: int) -> list[Job]:
     """Return what `Pipeline.draw` takes: one job per picture, prompts parsed, seeds assigned.
+
+    Args:
+        prompts: as written, or taken apart already (`plain_prompt` of a caption).
+        seed: of picture 0, or of every picture.
+        n: pictures per prompt.
 
     Raises:
         ConfigError: no prompt, a malformed one, or a seed or count out of range.
@@ -32,7 +37,7 @@ def make_jobs(prompts: Sequence[str], seed: int | Sequence[int], n: int) -> list
     check_count(n)
     if not prompts:
         raise ConfigError("prompt: the list is empty; give at least one prompt")
-    parsed = [parse_prompt(prompt) for prompt in prompts]
+    parsed = [one if isinstance(one, Prompt) else parse_prompt(one) for one in prompts]
     total = n * len(parsed)
     seeds = range(check_seed(seed), seed + total) if isinstance(seed, int) else list(seed)
     if len(seeds) != total:
@@ -40,7 +45,14 @@ def make_jobs(prompts: Sequence[str], seed: int | Sequence[int], n: int) -> list
     return [Job(k, parsed[k // n], check_seed(seeds[k])) for k in range(total)]
 
 
-def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield the items in pieces of ``size``; the last may be shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def batches(
+    items: Sequence[T], size: int, kind: Callable[[T], int] = lambda _: 0
+) -> Iterator[Sequence[T]]:
+    """Yield the items in pieces of ``size``; the last may be shorter.
+
+    What is in one piece is of one kind. Kinds follow each other, items of a kind are in order.
+    """
+    for one in sorted({kind(item) for item in items}):
+        alike = [item for item in items if kind(item) == one]
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]

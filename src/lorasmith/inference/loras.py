@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lorasmith.core.errors import ConfigError, WeightsError, did_you_mean
 from lorasmith.core.files import TEMPORARY_PREFIX
-from lorasmith.inference.prompt import SUFFIX, LoraMention, check_name, check_weight
+from lorasmith.inference.mention import LoraMention, Spot, check_name, parse_options
+from lorasmith.inference.prompt import SUFFIX
 
 _HOW = "write NAME, NAME:WEIGHT or path/to/file.safetensors:WEIGHT"
 
@@ -99,15 +100,19 @@ def library_files(folder: Path) -> list[Path]:
 def parse_option(text: str) -> LoraMention:
     """Take ``NAME``, ``NAME:WEIGHT`` or ``path/to/file.safetensors:WEIGHT`` apart.
 
+    Behind the name stands what `lorasmith.inference.mention.parse_mention` takes.
+
     Raises:
-        ConfigError: no name, or a weight that is not a number from -10 to 10.
+        ConfigError: no name, or what follows it is malformed, at which column.
     """
-    name, colon, weight = text.rpartition(":")
-    if not colon or _is_path(weight):  # the colon of a folder's name, or of C:\
-        name, weight = text, "1"
+    parts = text.split(":")
+    # Colons before the last part of a path are those of a folder's name, or of C:\
+    named = max((place for place, part in enumerate(parts) if _is_path(part)), default=0)
+    name = ":".join(parts[: named + 1])
     if not name.strip():
         raise ConfigError(f"--lora {text!r} has no name; {_HOW}")
-    return LoraMention(name.strip(), check_weight(f"--lora {text!r}", weight, _HOW))
+    spot = Spot(f"--lora {text!r}", len(name) + 2)
+    return parse_options(name.strip(), parts[named + 1 :], spot, _HOW)
 
 
 def _is_path(text: str) -> bool:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 
 from lorasmith.core.device import generator, pick_device
-from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.inference.denoise import Added, Guided, denoise, initial_noise
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.inference.denoise import Guided, Phased, denoise, initial_noise
+from lorasmith.inference.inputs import added_inputs, check_fits
 from lorasmith.inference.jobs import Job, batches, make_jobs
 from lorasmith.inference.loras import find_lora, resolve_lora
+from lorasmith.inference.mention import LoraMention, checked
 from lorasmith.inference.metadata import describe, hash_of_model
 from lorasmith.inference.options import SamplingKeywords, SamplingOptions, Size
 from lorasmith.inference.pictures import PARAMETERS
-from lorasmith.inference.prompt import LoraMention, Prompt, check_negative, check_weight
+from lorasmith.inference.prompt import Prompt, parse_negative
 from lorasmith.inference.samplers import make_scheduler
-from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import Conditioning
 
 if TYPE_CHECKING:
     from lorasmith.adapters.inject import Attached
@@ -77,12 +77,13 @@ class Pipeline:
     """
 
     def __init__(self, model: Model, lora_dir: str | Path = "loras") -> None:
-        _check_fits(model)
+        check_fits(model)
         self.model = model
         self.lora_dir = Path(lora_dir).expanduser()
         self.strict = True
         """Whether a LoRA is refused that does not fit as a whole, or says that it is for another
-        family or kind of prediction. If not, what fits is used and the rest is warned about."""
+        family or kind of prediction. If not, what fits is used and the rest is warned about.
+        A prompt longer than the model reads at once is warned about if strict."""
         self._loaded: list[Switch] = []
         self._held: list[Switch] = []
         self._library: Library | None = None
@@ -125,14 +126,24 @@ class Pipeline:
         self, jobs: Sequence[Job], options: SamplingOptions, progress: Progress | None = None
     ) -> list[Image.Image]:
         """Draw the pictures of `make_jobs`; see ``__call__``."""
-        check_negative(options.negative)
+        negative = parse_negative(options.negative)
         size = options.size_for(self.model.default_size, self.model.downscale)
         prompts = list(dict.fromkeys(job.prompt for job in jobs))
-        with self._switched(prompts, options.gate) as board:
-            texts = board.embed(options.negative, options.clip_skip)
+        with self._switched(prompts, options) as board:
+            texts = board.embed(negative, options.clip_skip, warn=self.strict)
             call = _Call(options, size, progress, board, texts)
-            parts = [self._draw_batch(some, call) for some in batches(jobs, options.batch_size)]
-        return [picture for part in parts for picture in part]
+            # One batch has texts of one length, so that no picture depends on its neighbours'.
+            places = batches(
+                range(len(jobs)), options.batch_size, lambda k: texts.length(jobs[k].prompt)
+            )
+            drawn = {
+                place: image
+                for some in places
+                for place, image in zip(
+                    some, self._draw_batch([jobs[k] for k in some], call), strict=True
+                )
+            }
+        return [drawn[place] for place in range(len(jobs))]
 
     def find_lora(self, name: str) -> Path:
         """Return the file of a LoRA by its name in prompts.
@@ -142,7 +153,17 @@ class Pipeline:
         """
         return find_lora(name, self.lora_dir)
 
-    def load_lora(self, path_or_name: str | Path, weight: float = 1.0, gate: bool = True) -> None:
+    def load_lora(
+        self,
+        path_or_name: str | Path,
+        weight: float = 1.0,
+        gate: bool = True,
+        *,
+        unet: float | None = None,
+        lbw: str = "",
+        start: int = 1,
+        stop: int | None = None,
+    ) -> None:
         """Attach a LoRA to every picture from now on, on top of those already there.
 
         A file that says which tag switches it on is at work for prompts with that tag only.
@@ -152,17 +173,22 @@ class Pipeline:
                 name of a LoRA in `lora_dir`.
             weight: strength; 1 is as trained.
             gate: False has it at work for every prompt, with its tag or without.
+            unet: strength in the U-Net, where it is another than in the text encoders.
+            lbw: weights by block, a preset's name or numbers (`parse_block_weights`).
+            start: first denoising step that it is at work in, from 1.
+            stop: last one; None is the last of all.
 
         Raises:
             WeightsError: the file is missing, damaged or does not fit the model.
-            ConfigError: the weight is not a number from -10 to 10.
+            ConfigError: a weight is not a number from -10 to 10, or another argument impossible.
         """
         from lorasmith.inference.switches import Switch
 
-        strength = check_weight(f"LoRA {str(path_or_name)!r}", weight, "give a weight such as 0.8")
+        wanted = LoraMention(str(path_or_name), weight, unet, lbw, start, stop)
+        mention = checked(wanted, f"LoRA {str(path_or_name)!r}")
         file = resolve_lora(path_or_name, self.lora_dir)
-        mention = LoraMention(file.stem, strength)
-        self._loaded.append(Switch(mention, self._attach(file, strength), "call", gate))
+        mention = replace(mention, name=file.stem)
+        self._loaded.append(Switch(mention, self._attach(file, mention), "call", gate))
 
     def unload_lora(self) -> None:
         """Detach every LoRA that `load_lora` attached; the model is as it was before."""
@@ -263,22 +289,36 @@ class Pipeline:
         generators = [generator(job.seed) for job in batch]
         shape = (int(unet.config.in_channels), call.size[1] // scale, call.size[0] // scale)
         noise = initial_noise(generators, shape, unet.device)
-        prompts = [job.prompt for job in batch]
-        unwanted, wanted = zip(*(call.texts.pairs[prompt] for prompt in prompts), strict=True)
-        context = torch.stack([one.context for one in wanted])
-        negative = torch.stack([one.context for one in unwanted])
-        added = _added(wanted, unwanted, call.size)
-        guided = Guided(unet, context, negative, options.guidance, options.guidance_rescale, added)
-        call.board.set_rows(prompts, call.texts, both=guided.takes_both)
+
+        def begin(phase: int) -> Guided:
+            return self._guided([job.prompt for job in batch], call, phase)
 
         def on_step(_: int) -> None:
             if call.progress is not None:
                 call.progress(len(batch))
 
+        guided = Phased(begin, call.board.phases)
         return denoise(guided, scheduler, noise, generators, on_step)
 
+    def _guided(self, prompts: Sequence[Prompt], call: _Call, phase: int) -> Guided:
+        """Return the U-Net for a batch in a phase; its gates are set."""
+        options, pairs = call.options, [call.texts.pairs[prompt, phase] for prompt in prompts]
+        unwanted, wanted = zip(*pairs, strict=True)
+        guided = Guided(
+            self.model.unet,
+            torch.stack([one.context for one in wanted]),
+            torch.stack([one.context for one in unwanted]),
+            options.guidance,
+            options.guidance_rescale,
+            added_inputs(wanted, unwanted, call.size),
+        )
+        call.board.set_rows(prompts, call.texts, guided.takes_both, phase)
+        return guided
+
     @contextmanager
-    def _switched(self, prompts: Sequence[Prompt], gate: bool) -> Iterator["Switchboard"]:
+    def _switched(
+        self, prompts: Sequence[Prompt], options: SamplingOptions
+    ) -> Iterator["Switchboard"]:
         """Have everything in the model that the prompts ask for, while the block runs."""
         from lorasmith.inference.switches import Switchboard
 
@@ -287,7 +327,9 @@ class Pipeline:
         try:
             self._attach_mentioned(prompts, mentioned)
             named += mentioned
-            yield Switchboard(self.model, named, self._library, prompts, gate)
+            yield Switchboard(
+                self.model, named, self._library, prompts, options.gate, options.steps
+            )
         finally:
             for switch in named:
                 switch.attached.gate.open()
@@ -306,20 +348,19 @@ class Pipeline:
         wanted = list(dict.fromkeys(lora for prompt in prompts for lora in prompt.loras))
         files = {lora.name: self.find_lora(lora.name) for lora in wanted}
         for lora in wanted:  # one by one, so that what got in can be taken out again
-            attached = self._attach(files[lora.name], lora.weight)
+            attached = self._attach(files[lora.name], lora)
             mentioned.append(Switch(lora, attached, "prompt"))
 
-    def _attach(self, path: Path, weight: float) -> "Attached":
-        from lorasmith.adapters.formats import load_lora_file
-        from lorasmith.adapters.inject import attach
+    def _attach(self, path: Path, mention: LoraMention) -> "Attached":
+        from lorasmith.inference.attaching import attach_mention
 
-        return attach(self.model, load_lora_file(path), weight, self.strict)
+        return attach_mention(self.model, path, mention, self.strict)
 
 
 def _told(prompt: Prompt, board: "Switchboard") -> str:
     """Return a prompt with every LoRA that was at work, as a prompt would ask for it."""
     more = [one.mention for one in board.at_work(prompt) if one.named_by in ("call", "library")]
-    return " ".join([prompt.source, *(f"<lora:{one.name}:{one.weight:g}>" for one in more)])
+    return " ".join([prompt.source, *map(str, more)])
 
 
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:
@@ -335,42 +376,3 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
         )
     bytes_ = (pictures.nan_to_num(0.0) * 255).round().to("cpu", torch.uint8)
     return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in bytes_]
-
-
-def _check_fits(model: Model) -> None:
-    """Refuse models whose parts do not belong together or that want inputs we do not give."""
-    unet, where = model.unet.config, f"model {model.folder}: unet"
-    if family_of(model) == "sdxl-refiner":
-        raise WeightsError(
-            f"model {model.folder}: this is an SDXL refiner, which finishes pictures of an SDXL "
-            "base model and does not draw by itself; use the base model"
-        )
-    if (family_of(model) == "sdxl") != (model.text_encoder_2 is not None):
-        raise WeightsError(
-            f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
-            "text encoders and a U-Net that reads sizes, other models have neither"
-        )
-    if unet.in_channels != model.vae.config.latent_channels:
-        raise WeightsError(
-            f"{where} takes {unet.in_channels} channels and the vae makes "
-            f"{model.vae.config.latent_channels}; inpainting models are not supported"
-        )
-    width = sum(encoder.config.hidden_size for encoder in model.text_encoders)
-    if unet.cross_attention_dim != width:
-        raise WeightsError(
-            f"{where} reads text of width {unet.cross_attention_dim}, text_encoder writes {width}"
-        )
-
-
-def _added(
-    wanted: Sequence[Conditioning], unwanted: Sequence[Conditioning], size: Size
-) -> Added | None:
-    """Return SDXL's further inputs for one batch: whole pictures of the size that is drawn."""
-    pooled = [one.pooled for one in wanted if one.pooled is not None]
-    negative = [one.pooled for one in unwanted if one.pooled is not None]
-    if not pooled or not negative:
-        return None
-    summaries = torch.stack(pooled)
-    width, height = size
-    sizes = torch.tensor([height, width, 0, 0, height, width], device=summaries.device)
-    return Added(summaries, torch.stack(negative), sizes.expand(len(pooled), 6))

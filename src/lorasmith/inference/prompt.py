@@ -1,27 +1,31 @@
-"""Prompt syntax: finding ``<lora:name:weight>``."""
+"""Prompts: LoRAs that they ask for, and words with emphasis."""
 
-import math
 import re
 from dataclasses import dataclass
 
 from lorasmith.core.errors import ConfigError
+from lorasmith.inference.emphasis import parse_words
+from lorasmith.inference.mention import (
+    HOW,
+    LoraMention,
+    Spot,
+    added_up,
+    check_name,
+    check_weight,
+    parse_mention,
+)
+from lorasmith.models.words import Passage, plain_passage
 
-MAX_WEIGHT = 10.0
+__all__ = [
+    "SUFFIX", "LoraMention", "Prompt", "check_name", "check_negative", "check_text", "check_weight",
+    "parse_negative", "parse_prompt", "plain_prompt",
+]  # fmt: skip
+
 SUFFIX = ".safetensors"
 
+_OPENING = "<lora:"
 _MENTION = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
 _UNCLOSED = re.compile(r"<lora:[^<>]{0,40}", re.IGNORECASE)
-_HOW = "write <lora:NAME> or <lora:NAME:WEIGHT>"
-
-
-@dataclass(frozen=True)
-class LoraMention:
-    """A LoRA that a prompt asks for."""
-
-    name: str
-    """File name without its suffix."""
-    weight: float = 1.0
-    """Strength; 1 is as trained, negative turns it round."""
 
 
 @dataclass(frozen=True)
@@ -31,42 +35,55 @@ class Prompt:
     source: str
     """What was written."""
     text: str
-    """What the text encoder reads: the source without mentions."""
+    """Its words, without mentions and marks of emphasis: where tags are looked for."""
     loras: tuple[LoraMention, ...] = ()
-    """The LoRAs asked for, in order; a name given twice has the sum of its weights."""
+    """The LoRAs asked for, in order; what is given twice has the sum of its weights."""
+    passage: Passage = ()
+    """What the text encoders read; left out, the text as it stands."""
+
+    def __post_init__(self) -> None:
+        if not self.passage:
+            object.__setattr__(self, "passage", plain_passage(self.text))
+
+
+def plain_prompt(text: str) -> Prompt:
+    """Return a text as it stands as a prompt: a caption, in which no sign means anything."""
+    return Prompt(text, text)
 
 
 def parse_prompt(source: str) -> Prompt:
-    """Take ``<lora:NAME>`` and ``<lora:NAME:WEIGHT>`` out of a prompt.
+    """Take a prompt apart: mentions of LoRAs, emphasis, BREAK.
 
     Raises:
-        ConfigError: a mention is malformed, its name could leave the LoRA folder, or its weight
-            is not a number from -10 to 10; or the prompt is not valid text.
+        ConfigError: something is malformed, at which column; a LoRA's name could leave the LoRA
+            folder; a weight is not a number from -10 to 10; or the prompt is not valid text.
     """
-    check_text("prompt", source)
-    loras: dict[str, float] = {}
-    for match in _MENTION.finditer(source):
-        mention = _mention(match[0], match[1])
-        total = loras.get(mention.name, 0.0) + mention.weight
-        loras[mention.name] = check_weight(f"prompt: {match[0]!r}, all mentions together", total)
-    text = _MENTION.sub(" ", source)
-    unclosed = _UNCLOSED.search(text)
-    if unclosed:
-        raise ConfigError(f"prompt: {unclosed[0]!r} is not closed with '>'; {_HOW}")
-    clean = re.sub(r"[ \t]+", " ", text).strip() if loras else source
-    return Prompt(source, clean, tuple(LoraMention(*item) for item in loras.items()))
+    return _parsed(source, "prompt")
+
+
+def parse_negative(source: str) -> Prompt:
+    """Take a negative prompt apart; it must not mention LoRAs, which would do nothing there.
+
+    Raises:
+        ConfigError: it does, or see `parse_prompt`.
+    """
+    check_text("negative", source)
+    found = _UNCLOSED.search(source)
+    if found:
+        raise ConfigError(
+            f"{Spot('negative', found.start() + 1)}: {found[0]!r} has no effect there; move it to "
+            "the prompt"
+        )
+    return _parsed(source, "negative")
 
 
 def check_negative(negative: str) -> None:
-    """Refuse LoRA mentions in the negative prompt, where they would do nothing.
+    """Refuse a negative prompt that `parse_negative` refuses.
 
     Raises:
-        ConfigError: there is one, or the text is not valid.
+        ConfigError: see there.
     """
-    check_text("negative", negative)
-    found = _UNCLOSED.search(negative)
-    if found:
-        raise ConfigError(f"negative: {found[0]!r} has no effect there; move it to the prompt")
+    parse_negative(negative)
 
 
 def check_text(field: str, text: str) -> None:
@@ -83,41 +100,19 @@ def check_text(field: str, text: str) -> None:
         raise ConfigError(f"{field}: {text!r} is not valid UTF-8 text") from error
 
 
-def _mention(whole: str, inside: str) -> LoraMention:
-    name, *rest = (part.strip() for part in inside.split(":"))
-    if len(rest) > 1:
-        raise ConfigError(f"prompt: {whole!r} has too many parts; {_HOW}")
-    check_name(name, f"prompt: {whole!r}")
-    return LoraMention(name, check_weight(f"prompt: {whole!r}", rest[0]) if rest else 1.0)
-
-
-def check_name(name: str, where: str) -> None:
-    """Refuse a name that could lead out of the LoRA folder.
-
-    Raises:
-        ConfigError: no name, or one with slashes, ``..`` or NUL.
-    """
-    if not name:
-        raise ConfigError(f"{where} has no name; {_HOW}")
-    if "\0" in name or "/" in name or "\\" in name or ".." in name:
-        raise ConfigError(
-            f"{where}: a LoRA name is a plain file name, without slashes, '..' or NUL; "
-            "put the file into the LoRA folder or name that folder with --lora-dir"
-        )
-
-
-def check_weight(where: str, weight: str | float, how: str = _HOW) -> float:
-    """Return a LoRA's weight as a number.
-
-    Raises:
-        ConfigError: not a number from -10 to 10.
-    """
-    try:
-        number = float(weight)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {weight!r} is not a number; {how}") from error
-    if not (math.isfinite(number) and abs(number) <= MAX_WEIGHT):
-        raise ConfigError(
-            f"{where}: weight {weight} is not between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
-        )
-    return number
+def _parsed(source: str, where: str) -> Prompt:
+    check_text(where, source)
+    loras = added_up(
+        (parse_mention(found[1], spot.after(len(_OPENING))), spot)
+        for found in _MENTION.finditer(source)
+        for spot in [Spot(where, found.start() + 1)]
+    )
+    # Blanks for mentions, so that columns of what is left are those of the source.
+    rest = _MENTION.sub(lambda found: " " * len(found[0]), source)
+    unclosed = _UNCLOSED.search(rest)
+    if unclosed:
+        spot = Spot(where, unclosed.start() + 1)
+        raise ConfigError(f"{spot}: {unclosed[0]!r} is not closed with '>'; {HOW}")
+    text, passage = parse_words(rest, where)
+    clean = re.sub(r"[ \t]+", " ", text).strip() if rest != source else text
+    return Prompt(source, clean, loras, passage)

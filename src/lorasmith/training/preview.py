@@ -16,7 +16,7 @@ from lorasmith.inference.jobs import Job
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.pictures import save_png
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.inference.prompt import Prompt, parse_prompt
+from lorasmith.inference.prompt import Prompt, check_negative, parse_prompt, plain_prompt
 from lorasmith.models.load import Model, quiet
 
 _AT_ONCE = 4
@@ -44,6 +44,7 @@ def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
             batch_size=_AT_ONCE,
         )
         options.size_for(model.default_size, model.downscale)
+        check_negative(settings.negative)
         for prompt in settings.prompts or ():
             parse_prompt(prompt)
     except ConfigError as error:
@@ -123,7 +124,7 @@ def _prompts(settings: PreviewSettings, captions: Sequence[str]) -> list[Prompt]
     distinct = list(dict.fromkeys(caption for caption in captions if caption))
     count = min(settings.count, len(distinct))
     chosen = [distinct[place * len(distinct) // count] for place in range(count)]
-    return [Prompt(caption, caption) for caption in chosen]  # no LoRA is meant by a caption
+    return [plain_prompt(caption) for caption in chosen]  # no LoRA is meant by a caption
 
 
 @contextmanager

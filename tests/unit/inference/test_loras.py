@@ -183,6 +183,13 @@ def test_an_option_is_taken_apart(text: str, name: str, weight: float) -> None:
     assert parse_option(text) == LoraMention(name, weight)
 
 
+def test_an_option_says_all_that_a_prompt_can() -> None:
+    wanted = LoraMention("a:b/ink.safetensors", 0.5, 1.0, "MIDD", 2, 9)
+    assert parse_option("a:b/ink.safetensors:0.5:1:lbw=MIDD:step=2-9") == wanted
+    with pytest.raises(ConfigError, match="column 9: 'hi' is not a number"):
+        parse_option("ink:0.5:hi")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

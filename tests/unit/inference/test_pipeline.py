@@ -98,10 +98,29 @@ def test_progress_counts_picture_steps(pipe: Pipeline) -> None:
     assert counts == [2, 2, 2, 2, 1, 1, 1, 1]
 
 
-def test_a_long_prompt_warns_once_with_what_was_cut(pipe: Pipeline) -> None:
-    with pytest.warns(LorasmithWarning, match="this was cut: .*zebra") as caught:
-        pipe("apple " * 80 + "zebra", n=2, steps=1)
+def test_a_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
+    long = "a " * 75 + "zebra"
+    told = "more than the 75 .* read in 2 chunks, the second from 'zebra' on"
+    with pytest.warns(LorasmithWarning, match=told) as caught:
+        strict = pixels(pipe(long, n=2, steps=1))
     assert len(caught) == 1
+    pipe.strict = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert (pixels(pipe(long, n=2, steps=1)) == strict).all()
+    finally:
+        pipe.strict = True
+
+
+def test_a_picture_does_not_depend_on_how_long_its_neighbours_prompts_are(pipe: Pipeline) -> None:
+    prompts = ["a pear", "an apple BREAK a plum", "a (fig:1.3)"]
+    together = pixels(pipe(prompts, seed=[4, 4, 4], steps=2, guidance=9))
+    for prompt, picture in zip(prompts, together, strict=True):
+        assert abs(pixels(pipe(prompt, seed=4, steps=2, guidance=9))[0] - picture).max() <= 1
+    assert abs(together[0] - together[1]).max() > 1
+    longer = pixels(pipe("a pear", seed=4, steps=2, guidance=9, negative="a BREAK b"))
+    assert abs(longer - together[0]).max() > 1
 
 
 def test_mentions_apply_to_their_own_prompts_only(pipe: Pipeline) -> None:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.prompt import LoraMention, check_negative, parse_prompt
 
+TWELVE = "1,0,0,0,0,1,1,1,0.5,0,0,-1"
+
 
 @pytest.mark.parametrize(
     ("source", "text", "loras"),
@@ -19,6 +21,24 @@ from lorasmith.inference.prompt import LoraMention, check_negative, parse_prompt
         ("<lora:a:0.5> x <lora:a:0.25>", "x", (LoraMention("a", 0.75),)),
         ("x <LoRA: my file : .5 >", "x", (LoraMention("my file", 0.5),)),
         ("3 < 4 and <b>", "3 < 4 and <b>", ()),
+        ("x <lora:a:0.6:0.8>", "x", (LoraMention("a", 0.6, 0.8),)),
+        ("x <lora:a:te=0.6:unet=0.8>", "x", (LoraMention("a", 0.6, 0.8),)),
+        ("x <lora:a:unet=0.8:te=0.6>", "x", (LoraMention("a", 0.6, 0.8),)),
+        ("x <lora:a:unet=0.8>", "x", (LoraMention("a", 1.0, 0.8),)),
+        ("x <lora:a:te=0.6>", "x", (LoraMention("a", 0.6),)),
+        ("x <lora:a:0.6:0.6>", "x", (LoraMention("a", 0.6),)),
+        ("x <lora:a:0.6:UNET = 0.8>", "x", (LoraMention("a", 0.6, 0.8),)),
+        ("x <lora:a:1:lbw=OUTD>", "x", (LoraMention("a", lbw="OUTD"),)),
+        (f"x <lora:a:lbw={TWELVE}:stop=10>", "x", (LoraMention("a", lbw=TWELVE, stop=10),)),
+        ("x <lora:a:start=3>", "x", (LoraMention("a", start=3),)),
+        ("x <lora:a:step=5-10>", "x", (LoraMention("a", start=5, stop=10),)),
+        ("<lora:a:0.5:1> x <lora:a:0.5:0.25>", "x", (LoraMention("a", 1.0, 1.25),)),
+        (
+            "<lora:a:0.5> x <lora:a:0.25:stop=2>",
+            "x",
+            (LoraMention("a", 0.5), LoraMention("a", 0.25, stop=2)),
+        ),
+        ("(a <lora:x> b:1.5)", "a b", (LoraMention("x"),)),
     ],
 )
 def test_mentions_are_taken_out(source: str, text: str, loras: tuple[LoraMention, ...]) -> None:
@@ -43,7 +63,20 @@ def test_mentions_are_taken_out(source: str, text: str, loras: tuple[LoraMention
         ("<lora:x:>", "'' is not a number"),
         ("<lora:>", "no name"),
         ("<lora::1>", "no name"),
-        ("<lora:x:1:2:3>", "too many parts"),
+        ("<lora:x:1:2:3>", "column 13: too many parts"),
+        ("a <lora:x:te=1:te=2>", "column 16: te is given twice"),
+        ("<lora:x:1:te=2>", "column 11: te is given twice"),
+        ("<lora:x:dyn=4>", "column 9: 'dyn' is no setting of a LoRA; there are te, unet"),
+        ("<lora:x:uent=1>", "did you mean unet?"),
+        ("<lora:x:lbw=OUTD:1>", "column 18: numbers without a name go before lbw="),
+        ("<lora:x:lbw=OUTX>", "column 9: block weights: there is no preset 'OUTX'"),
+        ("<lora:x:lbw=1,2>", "2 numbers; SD takes 17 or 26, SDXL 12 or 20"),
+        ("<lora:x:start=0>", "'0' is no step"),
+        ("<lora:x:stop=1.5>", "'1.5' is no step"),
+        ("<lora:x:start=4:stop=3>", "column 17: step 3 comes before step 4"),
+        ("<lora:x:step=5>", "step=5 is not FIRST-LAST"),
+        ("<lora:x:step=5-4>", "step 4 comes before step 5"),
+        ("<lora:x:step=2-5:stop=4>", "leave one out"),
         ("a <lora:x:1", "not closed"),
         ("caf\udce9", "not valid UTF-8"),
     ],
@@ -65,7 +98,28 @@ def test_any_text_parses_or_is_refused(source: str) -> None:
     assert all(math.isfinite(lora.weight) for lora in prompt.loras)
 
 
+MENTIONS = st.builds(
+    LoraMention,
+    st.sampled_from(["ink", "my file", "v1.5"]),
+    st.sampled_from([1.0, 0.5, -2.0]),
+    st.sampled_from([None, 0.25, 3.0]),
+    st.sampled_from(["", "OUTD", TWELVE]),
+    st.integers(1, 5),
+    st.sampled_from([None, 5, 12]),
+)
+
+
+@given(st.lists(MENTIONS, unique_by=lambda one: (one.name, one.lbw, one.start, one.stop)))
+def test_what_a_mention_writes_is_read_back(mentions: list[LoraMention]) -> None:
+    assert parse_prompt(" ".join(map(str, mentions))).loras == tuple(mentions)
+
+
+@pytest.mark.parametrize(("step", "on"), [(1, False), (2, True), (4, True), (5, False)])
+def test_both_ends_of_a_range_of_steps_belong_to_it(step: int, on: bool) -> None:
+    assert parse_prompt("<lora:x:step=2-4>").loras[0].is_on(step) is on
+
+
 def test_a_negative_prompt_has_no_loras() -> None:
     check_negative("blurry, <3")
-    with pytest.raises(ConfigError, match="negative"):
+    with pytest.raises(ConfigError, match="negative, column 8: "):
         check_negative("blurry <lora:x:1>")

@@ -147,7 +147,7 @@ def test_previews_nobody_wants_any_more_are_given_up(bench, tmp_path: Path) -> N
     ("more", "message"),
     [
         ({"size": "60x64"}, r"preview\.size: 60x64 is not in steps of 8 pixels"),
-        ({"prompts": ["x <lora:"]}, r"preview\.prompt: .* is not closed"),
+        ({"prompts": ["x <lora:"]}, r"preview\.prompt, column 3: .* is not closed"),
         ({"steps": 2000}, r"preview\.steps: 2000 is not possible"),
     ],
 )

@@ -1,0 +1,97 @@
+r"""Weights of words in prompts: what brackets, BREAK and \( come to."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.core.errors import ConfigError
+from lorasmith.inference.emphasis import parse_words
+from lorasmith.inference.prompt import parse_negative, parse_prompt, plain_prompt
+from lorasmith.models.words import EMPTY
+
+WORD = st.sampled_from(["red", "apple,", "a", "BREAKFAST", "it's", "7:", "straße"])
+
+
+def told(source: str) -> list[list[tuple[str, float]]]:
+    """Pieces by section, weights rounded."""
+    return [
+        [(words.text.strip(), round(words.weight, 6)) for words in section]
+        for section in parse_words(source, "prompt")[1]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "sections"),
+    [
+        ("a red apple", [[("a red apple", 1.0)]]),
+        ("a (red) apple", [[("a", 1.0), ("red", 1.1), ("apple", 1.0)]]),
+        ("a (red:1.2) apple", [[("a", 1.0), ("red", 1.2), ("apple", 1.0)]]),
+        ("a [red] apple", [[("a", 1.0), ("red", round(1 / 1.1, 6)), ("apple", 1.0)]]),
+        ("((red))", [[("red", 1.21)]]),
+        ("((red:1.5) apple:2)", [[("red", 3.0), ("apple", 2.0)]]),
+        ("([red])", [[("red", 1.0)]]),
+        ("(red : 0.5 )", [[("red", 0.5)]]),
+        ("(red:-1)", [[("red", -1.0)]]),
+        ("(red:.5)", [[("red", 0.5)]]),
+        ("(note: red)", [[("note: red", 1.1)]]),
+        ("(red:)", [[("red:", 1.1)]]),
+        (r"\(red\) \[x\] \\ a\b", [[(r"(red) [x] \ a\b", 1.0)]]),
+        (r"(a \(b:1.5\))", [[("a (b:1.5)", 1.1)]]),
+        ("a BREAK b", [[("a", 1.0)], [("b", 1.0)]]),
+        ("a, BREAK, b", [[("a,", 1.0)], [(", b", 1.0)]]),
+        ("BREAKFAST break", [[("BREAKFAST break", 1.0)]]),
+        ("(a BREAK b:1.3) c", [[("a", 1.3)], [("b", 1.3), ("c", 1.0)]]),
+        ("BREAK a BREAK BREAK", [[("a", 1.0)]]),
+        ("", [[("", 1.0)]]),
+        ("()", [[("", 1.0)]]),
+    ],
+)
+def test_words_have_weights(source: str, sections: list[list[tuple[str, float]]]) -> None:
+    assert told(source) == sections
+
+
+@pytest.mark.parametrize(
+    ("source", "column", "message"),
+    [
+        ("a (red apple", 3, r"'(' is not closed; write \( for the sign itself"),
+        ("a [red) apple", 7, "')' closes nothing"),
+        ("smile :)", 8, "')' closes nothing"),
+        ("a ]", 3, "']' closes nothing"),
+        ("a (red:1.2.3) b", 8, "'1.2.3' is not a number; write it like (word:1.2)"),
+        ("(red:99)", 6, "emphasis 99 is not between -10 and 10"),
+        ("[cow:horse:0.5]", 15, "are not supported"),
+        ("[cow|horse]", 11, "are not supported"),
+        ("x <lora:ink:0.5> (red", 18, "is not closed"),  # mentions do not shift the columns
+    ],
+)
+def test_wrong_syntax_points_at_the_column(source: str, column: int, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_prompt(source)
+    assert str(caught.value).startswith(f"prompt, column {column}: ")
+    assert message in str(caught.value)
+    if "lora" not in source:
+        with pytest.raises(ConfigError, match=f"^negative, column {column}: "):
+            parse_negative(source)
+
+
+@given(st.lists(WORD, max_size=6))
+def test_text_without_marks_is_left_as_it_is(words: list[str]) -> None:
+    text = " ".join(words)
+    prompt = parse_prompt(text)
+    assert prompt.text == text
+    assert prompt.passage == (plain_prompt(text).passage if text else EMPTY)
+
+
+@given(st.lists(WORD, min_size=1, max_size=4), st.floats(-9, 9), st.integers(0, 3))
+def test_brackets_within_brackets_multiply(words: list[str], weight: float, depth: int) -> None:
+    text = " ".join(words)
+    ((piece,),) = parse_prompt("(" * depth + f"({text}:{weight:f})" + ")" * depth).passage
+    assert piece.text == text
+    assert piece.weight == pytest.approx(float(f"{weight:f}") * 1.1**depth)
+
+
+def test_tags_are_looked_for_in_the_words_without_marks() -> None:
+    assert parse_prompt("a ((curlyqx:1.2) person), [x]y").text == "a curlyqx person , x y"
+    assert parse_prompt("curly BREAK qx").text == "curly BREAK qx"
+    assert parse_prompt("(curly)qx").text == "curly qx"  # the tokenizer reads two words there
+    assert plain_prompt("a (b) :)").passage == ((("a (b) :)", 1.0),),)

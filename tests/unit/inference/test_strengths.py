@@ -1,0 +1,172 @@
+"""Where, how strongly and in which steps a LoRA is at work, as prompts and Python say it."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_making import Listening, make_lora
+from lorasmith.adapters.tags import tag_places
+from lorasmith.core.errors import ConfigError, LorasmithWarning
+from lorasmith.inference.denoise import Guided
+from lorasmith.inference.pictures import PARAMETERS
+from lorasmith.models.chunks import passage_ids
+from lorasmith.models.load import load_model
+from lorasmith.models.words import plain_passage
+
+ALL = {"targets": "attention", "parts": [{"targets": "text-encoder"}]}
+SEVENTEEN = "0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0"
+"""The middle block only."""
+
+
+@pytest.fixture(scope="session")
+def opened(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Listening:
+    folder = tmp_path_factory.mktemp("loras")
+    pipe = Listening(load_model(tiny_model).to(torch.device("cpu"), torch.float32), folder)
+    make_lora(pipe.model, folder / "ink.safetensors", ALL, 0.3, tag="", gate="none")
+    make_lora(pipe.model, folder / "mid.safetensors", {"targets": "mid"}, 0.3, gate="none")
+    return pipe
+
+
+@pytest.fixture
+def pipe(opened: Listening) -> Iterator[Listening]:
+    yield opened
+    opened.unload_lora()
+
+
+def drawn(pipe: Listening, prompt: str, **keywords: Any) -> torch.Tensor:
+    pipe(prompt, **{"steps": 3, "seed": 3, "guidance": 4.0, **keywords})
+    return pipe.decoded
+
+
+def test_text_encoders_and_unet_have_strengths_of_their_own(pipe: Listening) -> None:
+    base, both = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:ink:0.5>")
+    text, unet = drawn(pipe, "a pear <lora:ink:0.5:0>"), drawn(pipe, "a pear <lora:ink:0:0.5>")
+    assert torch.equal(drawn(pipe, "a pear <lora:ink:te=0:unet=0>"), base)
+    assert torch.equal(drawn(pipe, "a pear <lora:ink:0.5:0.5>"), both)
+    different = [base, both, text, unet]
+    for number, one in enumerate(different):
+        assert not any(torch.equal(one, other) for other in different[:number])
+    pipe.load_lora("ink", 0.0, unet=0.5)
+    assert torch.equal(drawn(pipe, "a pear"), unet)
+
+
+def test_block_weights_choose_blocks(pipe: Listening) -> None:
+    base, middle = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:mid:0.5>")
+    found = drawn(pipe, f"a pear <lora:mid:0.5:lbw={SEVENTEEN}>")
+    torch.testing.assert_close(found, middle)
+    assert not torch.equal(found, base)
+    assert torch.equal(drawn(pipe, "a pear <lora:mid:0.5:lbw=OUTALL>"), base)
+    halves = drawn(pipe, "a pear <lora:mid:lbw=ALL0.5>")
+    torch.testing.assert_close(halves, middle)
+    pipe.load_lora("mid", 0.5, lbw="ALL")
+    torch.testing.assert_close(drawn(pipe, "a pear"), middle)
+    with pytest.raises(
+        ConfigError, match=r"LoRA mid: block weights .* length for the other family"
+    ):
+        drawn(pipe, "a pear <lora:mid:lbw=1,1,1,1,1,1,1,1,1,1,1,1>")
+
+
+@pytest.mark.parametrize(
+    ("written", "on"),
+    [("start=2", [2, 3]), ("stop=2", [1, 2]), ("step=2-2", [2]), ("stop=9", [1, 2, 3])],
+)
+def test_a_lora_is_at_work_in_its_steps_only(
+    pipe: Listening, monkeypatch: pytest.MonkeyPatch, written: str, on: list[int]
+) -> None:
+    """Every step's texts and prediction are those of a call with the LoRA, or of one without."""
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    original = Guided.__call__
+
+    def call(self: Guided, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        # The same latents in every call, so that steps can be compared.
+        calls.append((self.context, original(self, torch.ones_like(latents), timestep)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(Guided, "__call__", call)
+    for prompt in ("a pear", "a pear <lora:ink:0.5>", f"a pear <lora:ink:0.5:{written}>"):
+        drawn(pipe, prompt)
+    without, with_it, found = calls[:3], calls[3:6], calls[6:]
+    for step in (1, 2, 3):
+        expected = (with_it if step in on else without)[step - 1]
+        other = (without if step in on else with_it)[step - 1]
+        for place in (0, 1):
+            torch.testing.assert_close(found[step - 1][place], expected[place])
+            assert not torch.allclose(found[step - 1][place], other[place])
+
+
+def test_pictures_of_one_batch_have_steps_of_their_own(pipe: Listening) -> None:
+    prompts = ["a pear", "a pear <lora:ink:0.5:stop=1>", "a pear <lora:ink:0.5:start=2>"]
+    base = drawn(pipe, ["a pear"] * 3, seed=[3, 3, 3])  # type: ignore[arg-type]
+    together = drawn(pipe, prompts, seed=[3, 3, 3])  # type: ignore[arg-type]
+    assert torch.equal(together[0], base[0])
+    for number in (1, 2):
+        alone = drawn(pipe, prompts[number])
+        torch.testing.assert_close(together[number], alone[0], atol=1e-4, rtol=0)
+        assert not torch.equal(together[number], base[number])
+
+
+def test_a_start_behind_the_last_step_is_told(pipe: Listening) -> None:
+    with pytest.warns(LorasmithWarning, match="ink stays off: it is to start at step 9 and there"):
+        late = drawn(pipe, "a pear <lora:ink:start=9>")
+    assert torch.equal(late, drawn(pipe, "a pear"))
+
+
+def test_pictures_tell_all_that_was_asked_for(pipe: Listening) -> None:
+    pipe.load_lora("ink", 0.5, unet=1.0, lbw="MIDD", start=2, stop=3)
+    (image,) = pipe("a pear", steps=3)
+    written = "<lora:ink:0.5:1:lbw=MIDD:start=2:stop=3>"
+    assert image.info[PARAMETERS].splitlines()[0] == f"a pear {written}"
+    pipe.unload_lora()
+    again = pipe(f"a pear {written}", steps=3)[0]
+    assert again.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weight": "x"}, {"unet": 11}, {"lbw": "NOPE"}, {"start": 0}, {"start": 3, "stop": 2}],
+)
+def test_impossible_strengths_are_refused(pipe: Listening, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        pipe.load_lora("ink", **changes)
+    assert pipe.loaded == ()
+
+
+def test_a_tag_across_the_border_of_two_chunks_wakes_both_gates(
+    pipe: Listening, tmp_path: Path
+) -> None:
+    words = len(pipe.model.tokenizer("curlyqx", add_special_tokens=False)["input_ids"])
+    text = "a " * (75 - words) + "curlyqx person"
+    ids = passage_ids(pipe.model.tokenizer, plain_passage(text))
+    places = tag_places(pipe.model.tokenizer, "curlyqx person", ids[None])[0]
+    assert len(ids) == 154
+    assert places[:77].sum() == words
+    assert places[77:].any()
+    changes, told = {"targets": "*.attn2.to_[kv]"}, {"tag": "curlyqx person", "gate": "token"}
+    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, **told))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the prompt has")
+        awake, asleep = drawn(pipe, text, steps=1), drawn(pipe, text, steps=1, gate=False)
+        pipe.unload_lora()
+        base = drawn(pipe, text, steps=1)
+    assert not torch.equal(awake, base)
+    assert not torch.equal(awake, asleep)
+
+
+def test_an_empty_negative_prompt_of_sdxl_is_that_of_diffusers(tiny_sdxl: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    theirs = DiffusionPipeline.from_pretrained(tiny_sdxl, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3))
+    expected = theirs(
+        "a red apple", latents=noise, width=64, height=64, num_inference_steps=3,
+        guidance_scale=5.0, output_type="pt",
+    ).images  # fmt: skip
+    pipe = Listening(load_model(tiny_sdxl).to(torch.device("cpu"), torch.float32))
+    found = drawn(pipe, "a red apple", guidance=5.0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(found, drawn(pipe, "a red apple", guidance=5.0, negative="x"))

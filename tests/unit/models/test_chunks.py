@@ -1,0 +1,161 @@
+"""Long texts in chunks, and emphasis, against what the text towers say to each chunk alone."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.models.chunks import (
+    count_chunks,
+    emphasized,
+    empty_is_zero,
+    encode_passages,
+    lengthened,
+    passage_ids,
+    warn_of_length,
+)
+from lorasmith.models.load import Model, load_model
+from lorasmith.models.text import encode_captions, tokenize
+from lorasmith.models.tokenizer import build_tokenizer, read_merges
+from lorasmith.models.words import EMPTY, Passage, Words, plain_passage
+from tiny_models import MERGES
+
+TOKENIZER = build_tokenizer(read_merges(MERGES, 500))
+FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
+START, END = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
+
+
+def contents(passage: Passage) -> list[str]:
+    """What each chunk says."""
+    rows = passage_ids(TOKENIZER, passage).view(-1, 77).tolist()
+    for row in rows:
+        assert row[0] == START
+        end = row.index(END)
+        assert set(row[end:]) == {END}
+    return [TOKENIZER.decode(row[1 : row.index(END)]).strip() for row in rows]
+
+
+def test_a_short_text_has_the_tokens_that_the_tokenizer_gives() -> None:
+    for text in ("", "a red apple", "a " * 75):
+        (ids,) = tokenize(TOKENIZER, [text])
+        assert torch.equal(passage_ids(TOKENIZER, plain_passage(text)), ids)
+        assert count_chunks(TOKENIZER, plain_passage(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "chunks"),
+    [
+        ("a " * 75 + "b c", ["a " * 74 + "a", "b c"]),
+        ("a " * 60 + ", " + "b " * 20, ["a " * 60 + ",", "b " * 19 + "b"]),  # at a comma near
+        ("a " * 50 + ", " + "b " * 30, ["a " * 50 + ", " + "b " * 24, "b " * 5 + "b"]),  # too far
+        ("a " * 74 + ", b", ["a " * 74 + ",", "b"]),
+        ("a " * 75 + ", b", ["a " * 75, ", b"]),
+        ("a " * 74 + "curlyqx", ["a " * 74, "curlyqx"]),  # not within a word
+        ("a " * 151, ["a " * 75, "a " * 75, "a"]),
+    ],
+)
+def test_where_a_chunk_ends(text: str, chunks: list[str]) -> None:
+    found = contents(plain_passage(text))
+    assert [one.split() for one in found] == [one.split() for one in chunks]
+
+
+def test_a_section_begins_a_chunk() -> None:
+    passage = ((Words("a red"), Words("apple", 1.5)), (Words("b"),))
+    assert contents(passage) == ["a red apple", "b"]
+
+
+@given(st.lists(st.sampled_from(["a", "curlyqx", ",", "straße", "7", "b,"]), max_size=120))
+def test_no_token_is_lost(words: list[str]) -> None:
+    text = " ".join(words)
+    ids = passage_ids(TOKENIZER, plain_passage(text))
+    assert len(ids) % 77 == 0
+    kept = [number for number in ids.tolist() if number not in (START, END)]
+    assert kept == TOKENIZER(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def test_a_long_word_is_cut_where_it_must_be() -> None:
+    found = contents(plain_passage("qx" * 100))
+    assert len(found) > 1
+    assert "".join(found).replace(" ", "") == "qx" * 100
+
+
+def test_only_chunks_that_nobody_asked_for_are_warned_about() -> None:
+    sections = ((Words("a " * 75),), (Words("b"),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_length(TOKENIZER, sections, "prompt")
+    with pytest.warns(
+        LorasmithWarning, match="the negative prompt has 77 tokens, more than the 75"
+    ):
+        warn_of_length(TOKENIZER, plain_passage("a " * 77), "negative prompt")
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Model:
+    folder: Path = request.getfixturevalue(FAMILIES[request.param])
+    return load_model(folder).to(torch.device("cpu"), torch.float32)
+
+
+def test_each_chunk_is_encoded_as_a_text_of_its_own(model: Model) -> None:
+    texts = ["a " * 75, "red apple", "", "a pear"]
+    alone = encode_captions(model, texts)
+    passages = [plain_passage("a " * 75 + "red apple"), EMPTY, plain_passage("a pear")]
+    long, empty, short = encode_passages(model, passages)
+    torch.testing.assert_close(long.context, torch.cat([alone[0].context, alone[1].context]))
+    torch.testing.assert_close(empty.context, alone[2].context)
+    torch.testing.assert_close(short.context, alone[3].context)
+    filled = lengthened(short, empty, 154)
+    assert torch.equal(filled.context, torch.cat([short.context, empty.context]))
+    if model.text_encoder_2 is not None:
+        torch.testing.assert_close(long.pooled, alone[0].pooled)  # of the first chunk
+        torch.testing.assert_close(short.pooled, alone[3].pooled)
+        assert filled.pooled is short.pooled
+
+
+def test_emphasis_is_on_its_own_words_in_each_tower(model: Model) -> None:
+    plain = (Words("a"), Words("red"), Words("apple"))
+    strong = (Words("a"), Words("red", 1.5), Words("apple"))
+    before, after = encode_passages(model, [(plain,), (strong,)])
+    red = passage_ids(model.tokenizer, (plain[:2],)).tolist().index(END)  # the place behind it
+    first = passage_ids(model.tokenizer, (plain[:1],)).tolist().index(END)
+    start = 0
+    for encoder in model.text_encoders:
+        part = slice(start, start := start + encoder.config.hidden_size)
+        x, y = before.context[:, part].double(), after.context[:, part].double()
+        weights = torch.ones(77, 1, dtype=torch.float64)
+        weights[first:red] = 1.5
+        expected = x * weights * (x.norm() / (x * weights).norm())
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    if before.pooled is not None:
+        torch.testing.assert_close(before.pooled, after.pooled)
+
+
+def test_rows_without_emphasis_keep_their_bits() -> None:
+    states = torch.randn(3, 77, 8)
+    weights = torch.ones(3, 77)
+    assert emphasized(states, weights) is states
+    weights[1, 4] = 1.2
+    found = emphasized(states, weights)
+    assert torch.equal(found[[0, 2]], states[[0, 2]])
+    assert not torch.equal(found[1], states[1])
+    weights[2] = 0.0  # nothing is left to be brought back
+    assert not emphasized(states, weights)[2].any()
+
+
+def test_what_an_empty_negative_prompt_stands_for(
+    tiny_sdxl: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert not empty_is_zero(load_model(tiny_model))
+    assert empty_is_zero(load_model(tiny_sdxl))
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_sdxl, folder)
+    index = folder / "model_index.json"
+    told = json.loads(index.read_text(encoding="utf-8")) | {"force_zeros_for_empty_prompt": False}
+    index.write_text(json.dumps(told), encoding="utf-8")
+    assert not empty_is_zero(load_model(folder))
