@@ -8,7 +8,9 @@ import pytest
 from guide_scene import REPOSITORY, add_loras, commands, set_up
 from lorasmith.cli import run
 
-GUIDES = ("quickstart.md", "training.md", "loras.md", "tags.md", "models.md", "features.md")
+GUIDES = (
+    "quickstart.md", "training.md", "loras.md", "tags.md", "prompts.md", "models.md", "features.md",
+)  # fmt: skip
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
     "train": [
@@ -27,7 +29,7 @@ def test_the_commands_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     set_up(tmp_path, tiny_model, PAGES[page])
-    if page in ("loras.md", "tags.md"):
+    if page in ("loras.md", "tags.md", "prompts.md"):
         add_loras(tmp_path)
     monkeypatch.chdir(tmp_path)
     lines = commands(PAGES[page])
