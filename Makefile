@@ -16,7 +16,7 @@ demo: $(STAMP)  ## pictures from the embedded model, then a small LoRA trained o
 	$(BIN)/lorasmith demo --out demo
 
 test: $(STAMP)  ## all tests (CPU, offline)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)  ## style, types, and the one-way-imports contract
 	$(BIN)/ruff check .

@@ -12,6 +12,9 @@ from tiny_models import make_tiny
 
 # Read when torch loads: OpenMP threads that spin long starve each other on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# With a worker for each core, more threads would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine makes any example slow now and then, which says nothing about the code.
 settings.register_profile("lorasmith", deadline=None)
 settings.load_profile("lorasmith")
