@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)  ## pictures from the embedded model, then a small LoRA trained on it
+demo: $(STAMP)  ## pictures from the embedded model, then two small LoRAs trained on it
 	$(BIN)/lorasmith demo --out demo
 
 test: $(STAMP)  ## all tests (CPU, offline)

@@ -304,8 +304,8 @@ def aims(cells: Mapping[str, Sequence[Cell]]) -> list[str]:
     found = []
 
     def told(aim: str, value: float | None, met: bool) -> None:
-        shown = "not measured" if value is None else f"{value:.3g}"
-        found.append(f"- {aim}: {shown}, {'met' if met else 'NOT met'}")
+        shown = "not measured" if value is None else f"{value:.3g}, {'met' if met else 'NOT met'}"
+        found.append(f"- {aim}: {shown}")
 
     for way in GATED:
         ratios = [leak(cell) for cell in cells.get(way, [])]

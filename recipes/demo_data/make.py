@@ -1,13 +1,16 @@
-"""Make the demo's pictures: 24 of a style that the embedded model has never seen.
+"""Make the demo's pictures: 24 of a style and 12 of clothes that the embedded model has never seen.
 
-    python recipes/demo_data/make.py emoji128.tar src/lorasmith/demo_data
+    python recipes/demo_data/make.py emoji128.tar src/lorasmith/demo_data src/lorasmith/demo_cook
 
 The style is Fluent Emoji High Contrast by Microsoft (MIT): solid black shapes on white. The
-pictures are taken from the packed emoji data as they are; in the captions the words for the style
-are replaced by the demo's tag.
+clothes are those of cooks in Fluent Emoji, flat and with gradients, by the same. The pictures are
+taken from the packed emoji data as they are; in the captions the words for the style or the cook
+are replaced by a tag of the demo.
 """
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -27,11 +30,22 @@ CONCEPTS = (
 )  # fmt: skip
 """Unicode names: animals, food, faces, things, vehicles."""
 
-ATTRIBUTION = """\
+COOK_STYLES = ("fluent", "fluent-flat")
+COOK_TAG, COOK_CLASS = "cookqz", "worker"
+
+FLUENT_MONO = """\
 The pictures in this folder are from Fluent Emoji (high contrast) by Microsoft,
 https://github.com/microsoft/fluentui-emoji
 Changed: rasterised at 128 x 128 pixels on white, recentred, stored in shades of grey.
 
+"""
+FLUENT = """\
+The pictures in this folder are from Fluent Emoji (color and flat) by Microsoft,
+https://github.com/microsoft/fluentui-emoji
+Changed: rasterised at 128 x 128 pixels on white, recentred.
+
+"""
+MIT = """\
 MIT License
 
 Copyright (c) Microsoft Corporation.
@@ -56,30 +70,60 @@ SOFTWARE.
 """
 
 
-def main(packed: Path, out: Path) -> None:
-    """Write ``name.png``, ``name.txt`` for each concept, and the attribution."""
-    rows = {row.columns["name"]: row for row in read_rows(packed) if row.columns["style"] == STYLE}
+def main(packed: Path, styles: Path, clothes: Path) -> None:
+    """Write ``name.png`` and ``name.txt`` for each picture, and the attributions."""
+    rows = read_rows(packed)
+    write_style({row.columns["name"]: row for row in rows if row.columns["style"] == STYLE}, styles)
+    write_clothes(
+        [
+            row
+            for row in rows
+            if row.columns["holdout"] == "cook" and row.columns["style"] in COOK_STYLES
+        ],
+        clothes,
+    )
+
+
+def write_style(rows: dict[str, Row], out: Path) -> None:
+    """Write the pictures of the style, one of each concept."""
     missing = [name for name in CONCEPTS if name not in rows]
     if missing:
-        sys.exit(f"{packed}: has no {STYLE} picture of {', '.join(missing)}")
+        sys.exit(f"the data have no {STYLE} picture of {', '.join(missing)}")
     for name in CONCEPTS:
-        write_pair(rows[name], out / name.replace(" ", "-"))
-    write_text(out / "ATTRIBUTION.txt", ATTRIBUTION)
+        row, stem = rows[name], out / name.replace(" ", "-")
+        picture = decode(row.read_bytes(), row.key).convert("L")
+        write_pair(picture, changed(row, STYLE_WORDS, f"{TAG} style"), stem)
+    write_text(out / "ATTRIBUTION.txt", FLUENT_MONO + MIT)
     print(f"{len(CONCEPTS)} pictures in {out}")
 
 
-def write_pair(row: Row, stem: Path) -> None:
+def write_clothes(rows: Sequence[Row], out: Path) -> None:
+    """Write the cooks."""
+    if not rows:
+        sys.exit(f"the data have no cooks in {' or '.join(COOK_STYLES)}")
+    for row in rows:
+        stem = out / re.sub(r"[^a-z]+", "-", f"{row.columns['style']} {row.columns['name']}")
+        picture = decode(row.read_bytes(), row.key)
+        write_pair(picture, changed(row, "cook", f"{COOK_TAG} {COOK_CLASS}"), stem)
+    write_text(out / "ATTRIBUTION.txt", FLUENT + MIT)
+    print(f"{len(rows)} pictures in {out}")
+
+
+def changed(row: Row, words: str, tagged: str) -> str:
+    """Return a caption with a tag for some words."""
+    if words not in row.caption:
+        sys.exit(f"{row.key}: its caption {row.caption!r} does not say {words!r}")
+    return row.caption.replace(words, tagged, 1)
+
+
+def write_pair(picture: Image.Image, caption: str, stem: Path) -> None:
     """Write one picture and its caption."""
-    if STYLE_WORDS not in row.caption:
-        sys.exit(f"{row.key}: its caption {row.caption!r} does not name the style")
-    picture: Image.Image = decode(row.read_bytes(), row.key).convert("L")
     with replacing(stem.with_suffix(".png")) as temporary:
         picture.save(temporary, format="PNG", optimize=True)
-    caption = row.caption.replace(STYLE_WORDS, f"{TAG} style")
     write_text(stem.with_suffix(".txt"), caption + "\n")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 4:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

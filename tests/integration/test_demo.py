@@ -14,23 +14,24 @@ def test_the_demo_runs_and_runs_again(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from lorasmith.cli import demo
+    from lorasmith.cli import demo, demo_tags
 
-    monkeypatch.setattr(demo, "_SAMPLING_STEPS", 2)
+    for half in (demo, demo_tags):
+        monkeypatch.setattr(half, "_SAMPLING_STEPS", 1)
     out = tmp_path / "demo"
     for _ in range(2):
         assert run(["demo", "--out", str(out), "-m", str(tiny_model), "--steps", "2"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     printed = captured.out.splitlines()
-    assert printed[: len(printed) // 2][0] == "1/3 drawing 8 pictures with the base model"
+    assert printed[: len(printed) // 2][0] == "1/5 drawing 8 pictures with the base model"
     assert [line[:3] for line in printed if not line.startswith(" ")] == [
-        "1/3", "2/3", "3/3", "try",
+        "1/5", "2/5", "3/5", "4/5", "5/5", "try",
     ] * 2  # fmt: skip
     files = files_under(out)
     assert [name for name in files if "/" not in name] == [
-        "base.png", "inkmono.png", "inkmono.safetensors", "metrics.json", "report.html",
-        "taught.png",
+        "base.png", "cookqz.safetensors", "inkmono.png", "inkmono.safetensors", "metrics.json",
+        "report.html", "tags.png", "taught.png",
     ]  # fmt: skip
     assert {"inkmono/run.toml", "inkmono/log.jsonl", "inkmono/summary.json"} <= set(files)
     assert (out / "report.html").read_text() == (out / "inkmono/report.html").read_text()
@@ -38,7 +39,16 @@ def test_the_demo_runs_and_runs_again(
         assert grid.width > 8 * 64
         assert grid.height > 3 * 64
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == ["training", "base", "with_tag", "without_tag", "taught", "seconds"]
+    assert list(metrics) == [
+        "training", "base", "with_tag", "without_tag", "taught", "tags", "seconds",
+    ]  # fmt: skip
+    assert metrics["tags"]["exact"] is True
+    assert metrics["tags"]["gated"] == 0.0
+    assert set(metrics["tags"]["plain"]) == {"inkmono", "cookqz"}
+    assert all(ratio > 0 for ratio in metrics["tags"]["plain"].values())
+    with Image.open(out / "tags.png") as grid:
+        assert grid.width > 4 * 64
+        assert grid.height > 3 * 64
     assert metrics["taught"]["saturation"] == 0.0
     assert set(metrics["with_tag"]) == {"saturation", "two_tone"}
     assert metrics["training"]["steps"] == 2
@@ -68,3 +78,13 @@ def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:
     for row in rows:
         with Image.open(row.file) as picture:
             assert picture.size == (128, 128)
+
+
+def test_the_cooks_are_complete_and_their_tag_is_in_every_caption() -> None:
+    from lorasmith.cli.demo_tags import CLASS, COOK, COOK_DATA
+    from lorasmith.data.rows import read_rows
+
+    rows = read_rows(COOK_DATA)
+    assert len(rows) == 12
+    assert all(f"{COOK} {CLASS}" in row.caption for row in rows)
+    assert "Copyright (c) Microsoft Corporation" in (COOK_DATA / "ATTRIBUTION.txt").read_text()

@@ -50,6 +50,10 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
     for file in ("model_index.json", "tokenizer/tokenizer.json", "scheduler/scheduler_config.json"):
         assert f"lorasmith/embedded/{file}" in names
     assert sum(name.startswith("lorasmith/demo_data/") for name in names) == 24 * 2 + 1
+    assert sum(name.startswith("lorasmith/demo_cook/") for name in names) == 12 * 2 + 1
+    assert {"lorasmith/evaluation/style.css", "lorasmith/evaluation/evaluation.html.j2"} <= set(
+        names
+    )
     strange = [n for n in names if not n.startswith("lorasmith") or "__pycache__" in n]
     assert strange == []
     assert wheel.stat().st_size < LARGEST

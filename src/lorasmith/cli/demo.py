@@ -1,4 +1,4 @@
-"""``lorasmith demo``: pictures from the embedded model, then a style taught to it."""
+"""``lorasmith demo``: pictures from the embedded model, a style taught to it, then two tags."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorasmith.cli.demo_tags import CLASS, COOK, show_tags, teach_cook
 from lorasmith.core.files import writable_folder, write_text
 from lorasmith.loops.progress import progress_bar
 
@@ -63,7 +64,7 @@ def demo(
         int | None, typer.Option(help="Training steps.", show_default="as `train` has them")
     ] = None,
 ) -> None:
-    """Draw pictures, teach the model a new style, and show it on things it was not taught with.
+    """Draw pictures, teach the model a new style and new clothes, and switch them by their tags.
 
     Writes `base.png`, `taught.png` (what is learned from), the LoRA `inkmono.safetensors`,
     `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA without
@@ -81,11 +82,17 @@ def demo(
     paths = _teach(model, steps, folder)
     drawn = _show_lora(pipe, paths.lora, folder)
     metrics = _measure(drawn, paths)
+    files = {TAG: paths.lora, COOK: teach_cook(model, steps, folder)}
+    metrics["tags"] = show_tags(pipe.model, files, folder)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     typer.echo(
         f'try it: lorasmith generate "a snowman, {TAG} style <lora:{TAG}:1>" '
         f"--guidance {_GUIDANCE:g} --lora-dir {folder}"
+    )
+    typer.echo(
+        f'    and: lorasmith generate "a woman {COOK} {CLASS}, {TAG} style" '
+        f"--guidance {_GUIDANCE:g} --library {folder}"
     )
 
 
@@ -93,7 +100,7 @@ def _show_base(pipe: "Pipeline", folder: Path) -> None:
     """Draw what the model can do by itself."""
     from lorasmith.inference.pictures import make_labelled_grid, save_png
 
-    typer.echo(f"1/3 drawing {len(PROMPTS)} pictures with the base model")
+    typer.echo(f"1/5 drawing {len(PROMPTS)} pictures with the base model")
     pictures = _draw(pipe, PROMPTS)
     save_png(make_labelled_grid([pictures], column_labels=PROMPTS), folder / "base.png")
     typer.echo(f"    {folder / 'base.png'}")
@@ -118,7 +125,7 @@ def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
     )
     pictures = taught_pictures()
     typer.echo(
-        f"2/3 teaching it a style from {len(pictures)} pictures, {run.train.steps} steps, "
+        f"2/5 teaching it a style from {len(pictures)} pictures, {run.train.steps} steps, "
         f"{_patience(run.train.steps)}"
     )
     save_png(make_grid(pictures, columns=8), folder / "taught.png")
@@ -137,7 +144,7 @@ def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     from lorasmith.inference.pictures import make_labelled_grid, save_png
 
     typer.echo(
-        f"3/3 drawing {len(CONCEPTS)} things that were not among those, without and with the LoRA"
+        f"3/5 drawing {len(CONCEPTS)} things that were not among those, without and with the LoRA"
     )
     drawn = {}
     for row, ending in ROWS.items():

@@ -1,0 +1,136 @@
+"""The second half of ``lorasmith demo``: a second tag beside the first, and both as switches."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lorasmith.loops.progress import progress_bar
+
+if TYPE_CHECKING:
+    from lorasmith.evaluation.drawing import Drawn, Studio
+    from lorasmith.models.load import Model
+
+COOK_DATA = Path(__file__).resolve().parent.parent / "demo_cook"
+"""12 captioned pictures of cooks, whose clothes the embedded model has never seen."""
+
+COOK, CLASS = "cookqz", "worker"
+STEPS = 40
+"""Few, so that the demo stays short: clothes are learned sooner than a style."""
+_BATCH, _RATE, _WARMUP = 6, 4e-3, 5
+WHO = ("a man", "a woman", "a")
+"""One for each seed."""
+_SEED = 7
+_SAMPLING_STEPS, _GUIDANCE = 15, 3.0
+
+
+def teach_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
+    """Train the second tag and return its LoRA.
+
+    Args:
+        model: the base model's folder; None is the embedded one.
+        steps: fewer than usual, for a look.
+        folder: the demo's.
+    """
+    import lorasmith
+    from lorasmith.cli.demo import clear_previous
+    from lorasmith.training.paths import RunPaths
+
+    count = len(list(COOK_DATA.glob("*.png")))
+    wanted = STEPS if steps is None else min(steps, STEPS)
+    typer.echo(f"4/5 teaching it a second tag, what cooks wear: {count} pictures, {wanted} steps")
+    paths = RunPaths.of(f"{folder.absolute()}/{COOK}")
+    clear_previous(paths)
+    started = time.perf_counter()
+    file = lorasmith.train(
+        {
+            "data": {"path": COOK_DATA, "tag": COOK, "class_word": CLASS},
+            "output": {"name": str(paths.folder)},
+            "model": {"path": model},
+            "train": {
+                "steps": wanted, "batch_size": _BATCH, "learning_rate": _RATE, "warmup": _WARMUP,
+            },
+            "preview": {"every": 0},
+        }
+    )  # fmt: skip
+    typer.echo(f"    {folder / file.name}, {time.perf_counter() - started:.0f} s")
+    return file
+
+
+def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str, Any]:
+    """Draw four pictures per seed, none, either and both tags; return the leak ratios.
+
+    Args:
+        model: the base model.
+        files: the LoRAs by their tags, the style first.
+        folder: where ``tags.png`` goes.
+    """
+    from lorasmith.evaluation.drawing import Studio
+    from lorasmith.inference.options import SamplingOptions
+    from lorasmith.inference.pictures import make_labelled_grid, save_png
+
+    style, cook = files
+    prompts = _prompts(style, cook)
+    pictures = len(WHO) * (len(prompts) + 5)
+    typer.echo(f"5/5 drawing with both tags as switches, four pictures of each of {len(WHO)} seeds")
+    with progress_bar("drawing", pictures * _SAMPLING_STEPS) as advance:
+        options = SamplingOptions(steps=_SAMPLING_STEPS, guidance=_GUIDANCE)
+        studio = Studio(model, options, advance)
+        loaded = list(files.values())
+        drawn = {name: _draw(studio, some, loaded) for name, some in prompts.items()}
+        leaks = _leaks(studio, prompts, files, drawn)
+    rows = list(zip(*(one.pictures for one in drawn.values()), strict=True))
+    title = (
+        "Each row is one seed. Both LoRAs are loaded; each wakes where its tag is in the prompt."
+    )
+    labels = [prompt.partition(",")[0] for prompt in prompts["no tag"]]
+    save_png(make_labelled_grid(rows, labels, list(prompts), title), folder / "tags.png")
+    typer.echo(f"    {folder / 'tags.png'}")
+    exact = "bit for bit the base model's" if leaks["exact"] else "NOT the base model's"
+    typer.echo(f"    without a tag the pictures are {exact}: the leak ratio is {leaks['gated']:g}")
+    plain = ", ".join(f"{tag} {ratio:.0%}" for tag, ratio in leaks["plain"].items())
+    typer.echo(f"    leak ratio of the same files where nobody minds their gates: {plain}")
+    return leaks
+
+
+def _prompts(style: str, cook: str) -> dict[str, list[str]]:
+    """Return the prompts of each column, one per seed."""
+    return {
+        "no tag": [f"{who} {CLASS}, fluent style" for who in WHO],
+        style: [f"{who} {CLASS}, {style} style" for who in WHO],
+        cook: [f"{who} {cook} {CLASS}, fluent style" for who in WHO],
+        f"{style} and {cook}": [f"{who} {cook} {CLASS}, {style} style" for who in WHO],
+    }
+
+
+def _draw(
+    studio: "Studio", prompts: Sequence[str], files: Sequence[Path] = (), gate: bool = True
+) -> "Drawn":
+    return studio.draw(prompts, range(_SEED, _SEED + len(prompts)), files, gate)
+
+
+def _leaks(
+    studio: "Studio",
+    prompts: dict[str, list[str]],
+    files: dict[str, Path],
+    drawn: "dict[str, Drawn]",
+) -> dict[str, Any]:
+    """Return leak ratios in final latents, under the gates and of each file without its gate."""
+    from lorasmith.evaluation.triggers import changes, leak_ratio
+
+    base = _draw(studio, prompts["no tag"])
+    silent = changes(drawn["no tag"].latents, base.latents, "latent")
+    plain, gated = {}, {}
+    for tag, file in files.items():
+        with_it = changes(drawn[tag].latents, _draw(studio, prompts[tag]).latents, "latent")
+        ungated = _draw(studio, prompts["no tag"], [file], gate=False)
+        without = changes(ungated.latents, base.latents, "latent")
+        gated[tag] = leak_ratio(silent, with_it) or 0.0
+        plain[tag] = round(leak_ratio(without, with_it) or 0.0, 4)
+    return {
+        "exact": bool((drawn["no tag"].latents == base.latents).all()),
+        "gated": max(gated.values()),
+        "plain": plain,
+    }
