@@ -1,19 +1,18 @@
 """Pictures from prompts: encode, denoise under guidance, decode, with LoRAs that wait for tags."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import torch
 from PIL import Image
 
 from lorasmith.core.device import generator, pick_device
-from lorasmith.core.errors import LorasmithWarning
 from lorasmith.inference.denoise import Guided, Phased, denoise, initial_noise
+from lorasmith.inference.images import judged, to_images
 from lorasmith.inference.inputs import added_inputs, check_fits
 from lorasmith.inference.jobs import Job, batches, make_jobs
 from lorasmith.inference.loras import find_lora, resolve_lora
@@ -28,8 +27,12 @@ from lorasmith.models.load import Model, load_model
 if TYPE_CHECKING:
     from lorasmith.adapters.inject import Attached
     from lorasmith.inference.library import Library
+    from lorasmith.inference.safety import Judge
     from lorasmith.inference.switches import Switch, Switchboard, Texts
 
+__all__ = ["Pipeline", "Progress", "load_pipeline", "to_images"]
+
+T = TypeVar("T")
 Progress = Callable[[int], Any]
 """Called with the number of picture-steps just done; a call makes pictures x steps of them."""
 
@@ -39,6 +42,7 @@ def load_pipeline(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     lora_dir: str | Path = "loras",
+    safety_checker: "str | Path | Judge | None" = None,
 ) -> "Pipeline":
     """Open a model for drawing.
 
@@ -49,6 +53,8 @@ def load_pipeline(
         dtype: what the networks compute in; None is float32.
         lora_dir: where ``<lora:NAME:WEIGHT>`` in a prompt looks for ``NAME.safetensors``, in it and
             in the folders of runs that it holds.
+        safety_checker: tells which pictures must not be shown: a function of pictures, or the
+            folder ``safety_checker`` of a diffusers model. None is none.
 
     Raises:
         WeightsError: no such folder, a part is missing or damaged.
@@ -56,7 +62,13 @@ def load_pipeline(
     """
     target = pick_device(device)
     dtype = dtype or torch.float32
-    return Pipeline(load_model(model, dtype).to(target, dtype), lora_dir)
+    pipe = Pipeline(load_model(model, dtype).to(target, dtype), lora_dir)
+    if isinstance(safety_checker, str | Path):
+        from lorasmith.inference.safety import load_judge
+
+        safety_checker = load_judge(safety_checker, target)
+    pipe.judge = safety_checker
+    return pipe
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,8 @@ class Pipeline:
         """Whether a LoRA is refused that does not fit as a whole, or says that it is for another
         family or kind of prediction. If not, what fits is used and the rest is warned about.
         A prompt longer than the model reads at once is warned about if strict."""
+        self.judge: Judge | None = None
+        """Tells of pictures whether they must not be shown; those are blackened, with a warning."""
         self._loaded: list[Switch] = []
         self._held: list[Switch] = []
         self._library: Library | None = None
@@ -126,24 +140,38 @@ class Pipeline:
         self, jobs: Sequence[Job], options: SamplingOptions, progress: Progress | None = None
     ) -> list[Image.Image]:
         """Draw the pictures of `make_jobs`; see ``__call__``."""
+        return self._each(jobs, options, progress, self._draw_batch)
+
+    @torch.no_grad()
+    def draw_latents(
+        self, jobs: Sequence[Job], options: SamplingOptions, progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Return the pictures of `make_jobs` as latents, float32 ``[N, C, h, w]``; see `decode`."""
+        latents = self._each(jobs, options, progress, lambda *batch: list(self._denoise(*batch)))
+        return torch.stack(latents)
+
+    def _each(
+        self,
+        jobs: Sequence[Job],
+        options: SamplingOptions,
+        progress: Progress | None,
+        make: "Callable[[Sequence[Job], _Call], Sequence[T]]",
+    ) -> list[T]:
+        """Return what is made of each job, batch by batch."""
         negative = parse_negative(options.negative)
         size = options.size_for(self.model.default_size, self.model.downscale)
         prompts = list(dict.fromkeys(job.prompt for job in jobs))
+        made: dict[int, T] = {}
         with self._switched(prompts, options) as board:
             texts = board.embed(negative, options.clip_skip, warn=self.strict)
             call = _Call(options, size, progress, board, texts)
             # One batch has texts of one length, so that no picture depends on its neighbours'.
-            places = batches(
-                range(len(jobs)), options.batch_size, lambda k: texts.length(jobs[k].prompt)
-            )
-            drawn = {
-                place: image
-                for some in places
-                for place, image in zip(
-                    some, self._draw_batch([jobs[k] for k in some], call), strict=True
-                )
-            }
-        return [drawn[place] for place in range(len(jobs))]
+            numbers = range(len(jobs))
+            for some in batches(
+                numbers, options.batch_size, lambda k: texts.length(jobs[k].prompt)
+            ):
+                made |= zip(some, make([jobs[k] for k in some], call), strict=True)
+        return [made[k] for k in numbers]
 
     def find_lora(self, name: str) -> Path:
         """Return the file of a LoRA by its name in prompts.
@@ -274,6 +302,8 @@ class Pipeline:
     def _draw_batch(self, jobs: Sequence[Job], call: _Call) -> list[Image.Image]:
         """Draw the pictures of one batch."""
         images = to_images(self.decode(self._denoise(jobs, call)))
+        if self.judge is not None:
+            images = judged(images, self.judge)
         for job, image in zip(jobs, images, strict=True):
             image.info[PARAMETERS] = describe(
                 _told(job.prompt, call.board), job.seed, call.options, call.size,
@@ -361,18 +391,3 @@ def _told(prompt: Prompt, board: "Switchboard") -> str:
     """Return a prompt with every LoRA that was at work, as a prompt would ask for it."""
     more = [one.mention for one in board.at_work(prompt) if one.named_by in ("call", "library")]
     return " ".join([prompt.source, *map(str, more)])
-
-
-def to_images(pictures: torch.Tensor) -> list[Image.Image]:
-    """Return RGB pictures from floats in 0..1, ``[B, 3, H, W]``, rounded to 8 bits.
-
-    Values that are not finite become black, with a warning.
-    """
-    if not torch.isfinite(pictures).all():
-        warnings.warn(
-            "the model returned values that are not numbers, drawn black; use precision no or bf16",
-            LorasmithWarning,
-            stacklevel=2,
-        )
-    bytes_ = (pictures.nan_to_num(0.0) * 255).round().to("cpu", torch.uint8)
-    return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in bytes_]

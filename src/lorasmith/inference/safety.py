@@ -1,0 +1,72 @@
+"""An optional judge of pictures: a function, or Stable Diffusion's checker in a local folder."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.models.quiet import quiet
+from lorasmith.models.source import named
+
+Judge = Callable[[Sequence[Image.Image]], Sequence[bool]]
+"""Tells of each picture whether it must not be shown."""
+
+# OpenAI's CLIP was trained on pictures with these means and deviations (red, green, blue).
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def load_judge(folder: str | Path, device: torch.device) -> Judge:
+    """Open the folder ``safety_checker`` of a diffusers model.
+
+    Raises:
+        WeightsError: there is none, or it is damaged or something else.
+    """
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    path = Path(folder).expanduser()
+    with named(path.parent, path.name), quiet():
+        if not (path / "config.json").is_file():
+            raise WeightsError("there is no config.json; name a folder safety_checker")
+        checker, told = StableDiffusionSafetyChecker.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        if told["missing_keys"]:
+            raise WeightsError(f"{len(told['missing_keys'])} of its tensors are missing")
+    return _Checker(checker.to(device).eval())
+
+
+class _Checker:
+    """Stable Diffusion's own checker, which compares pictures with concepts in CLIP's space."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._side = int(network.config.vision_config.image_size)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> list[bool]:
+        device = next(self._network.parameters()).device
+        seen = torch.stack([clip_input(image, self._side) for image in images]).to(device)
+        # It blackens the second argument, which has to be there.
+        nothing = np.zeros((len(images), 1, 1, 3))
+        return [bool(bad) for bad in self._network(seen, nothing)[1]]
+
+
+def clip_input(image: Image.Image, side: int) -> torch.Tensor:
+    """Return a picture as CLIP sees it, float32 ``[3, side, side]``.
+
+    The shorter side is resized (bicubic), the middle cut out, channels are normalised.
+    """
+    width, height = image.size
+    scale = side / min(width, height)
+    size = max(side, round(width * scale)), max(side, round(height * scale))
+    resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    cut = resized.crop((left, top, left + side, top + side))
+    values = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1).float() / 255
+    mean, deviation = (torch.tensor(one)[:, None, None] for one in (_MEAN, _DEVIATION))
+    return (values - mean) / deviation

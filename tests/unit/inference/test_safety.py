@@ -1,0 +1,84 @@
+"""Latents instead of pictures, and pictures that a judge does not let through."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lorasmith.core.errors import LorasmithWarning, WeightsError
+from lorasmith.inference.jobs import make_jobs
+from lorasmith.inference.options import SamplingOptions
+from lorasmith.inference.pictures import PARAMETERS
+from lorasmith.inference.pipeline import Pipeline, load_pipeline, to_images
+from lorasmith.inference.safety import clip_input, load_judge
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checker of a small CLIP; every picture is like its first concept."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": SIDE,
+        "num_attention_heads": 2, "patch_size": 16,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    network = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    folder = tmp_path_factory.mktemp("model") / "safety_checker"
+    network.concept_embeds_weights.data.fill_(-2.0)  # similarity is never that low
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_latents_decode_to_the_pictures(pipe: Pipeline) -> None:
+    jobs, options = make_jobs(["a", "a BREAK b", "c"], 5, 1), SamplingOptions(steps=2)
+    latents = pipe.draw_latents(jobs, options)
+    assert latents.shape == (3, 4, 8, 8)
+    assert latents.dtype == torch.float32
+    with torch.no_grad():
+        found = to_images(pipe.decode(latents))
+    for one, other in zip(found, pipe.draw(jobs, options), strict=True):
+        difference = np.asarray(one).astype(int) - np.asarray(other).astype(int)
+        assert abs(difference).max() <= 1
+
+
+def test_what_a_judge_does_not_let_through_is_black(tiny_model: Path) -> None:
+    asked: list[int] = []
+
+    def second(images: list[Image.Image]) -> list[bool]:
+        asked.append(len(images))
+        return [False, True]
+
+    judged = load_pipeline(tiny_model, device="cpu", safety_checker=second)
+    with pytest.warns(LorasmithWarning, match="1 of 2 pictures were blackened"):
+        one, two = judged("a pear", n=2, steps=1)
+    assert asked == [2]
+    assert np.asarray(one).any()
+    assert not np.asarray(two).any()
+    assert two.info[PARAMETERS].startswith("a pear")
+
+
+def test_a_checker_in_a_folder(checker: Path, tiny_model: Path, tmp_path: Path) -> None:
+    judge = load_judge(checker, torch.device("cpu"))
+    assert judge([Image.new("RGB", (40, 60), "red"), Image.new("RGB", (32, 32))]) == [True, True]
+    judged = load_pipeline(tiny_model, device="cpu", safety_checker=checker)
+    with pytest.warns(LorasmithWarning, match="blackened"):
+        assert not np.asarray(judged("a pear", steps=1)[0]).any()
+    with pytest.raises(WeightsError):
+        load_judge(tmp_path / "nothing", torch.device("cpu"))
+
+
+def test_clip_sees_the_middle() -> None:
+    image = Image.new("RGB", (96, 32), "black")
+    image.paste("white", (32, 0, 64, 32))
+    seen = clip_input(image, SIDE)
+    assert seen.shape == (3, SIDE, SIDE)
+    white = (1 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
+        [0.26862954, 0.26130258, 0.27577711]
+    )
+    torch.testing.assert_close(seen[:, 16, 16], white)
