@@ -98,8 +98,8 @@ def test_two_tags_are_measured_together(
         assert len(found[kind]["bleeding"]["matrix"]) == 2
     # The ungated file is at work for every prompt, the gated one stays out of others' pictures.
     kept = {one["tag"]: one for one in found["gated"]["kept"]}
-    assert kept["cookqz"]["alone"] == kept["cookqz"]["loaded"]
-    assert kept["curlyqx"]["alone"] != kept["curlyqx"]["loaded"]
+    assert kept["cookqz"]["alone"] == pytest.approx(kept["cookqz"]["loaded"], abs=1e-4)
+    assert kept["curlyqx"]["alone"] != pytest.approx(kept["curlyqx"]["loaded"], abs=1e-4)
     (pair,) = found["pairs"]
     assert (pair["first"], pair["second"]) == ("curlyqx", "cookqz")
     assert pair["interaction"]["prediction"] > 0.0
