@@ -32,7 +32,7 @@ def test_a_bare_name_goes_to_loras(
         "checkpoints", "log.jsonl", "pictures.json", "report.html", "run.toml", "summary.json",
     ]  # fmt: skip
     tensors = load_file("loras/ink.safetensors")
-    assert len(tensors) == 3 * 128
+    assert len(tensors) == 3 * 192  # every linear layer of the transformers of SD 1.x
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     assert tensors[f"{name}.lora_down.weight"].shape == (3, 16)
     assert tensors[f"{name}.alpha"] == 3.0

@@ -144,12 +144,13 @@ class LoraLinear(LowRank):
         Those cost 6 T r (in + out) operations for T tokens, forward and backward; the gradient of
         a whole weight costs 2 T in out, and needs a third of the calls. Only where nothing is
         lost: a change would drown in the rounding of half a weight, and dropout and gates are
-        about inputs.
+        about inputs. Never for drawing, whose pictures are to be the same every time.
         """
         thin = weight.numel() <= _MERGED_BELOW * self.rank * sum(weight.shape)
         exact = weight.dtype == self.down.dtype and weight.dtype in (torch.float32, torch.float64)
+        learning = self.down.requires_grad and torch.is_grad_enabled()
         return (
-            thin and exact and self.training and not self.dropout
+            thin and exact and learning and self.training and not self.dropout
             and self.weight != 0 and self.gate.wide_open
         )  # fmt: skip
 

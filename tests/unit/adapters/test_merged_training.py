@@ -51,6 +51,8 @@ def test_only_training_of_small_layers_merges() -> None:
     adapter.gate.let_through([True, False], torch.device("cpu"))
     assert not adapter.is_cheaper_merged(weight)
     adapter.gate.open()
+    with torch.no_grad():
+        assert not adapter.is_cheaper_merged(weight)
     adapter.weight = 0.0
     assert not adapter.is_cheaper_merged(weight)
     adapter.weight = 1.0
