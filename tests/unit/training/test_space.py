@@ -15,7 +15,7 @@ from lorasmith.training.space import bytes_needed, parameters_of
 
 
 def run_with(*overrides: str) -> TrainRun:
-    needed = ["data.path=x", "data.tag=ink", "output.name=n", "preview.every=0"]
+    needed = ["data.path=x", "data.tag=ink", "output.name=n", "preview.every=0", "train.steps=250"]
     return load_settings(TrainRun, None, [*needed, *overrides])
 
 
