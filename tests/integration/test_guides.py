@@ -10,6 +10,7 @@ from lorasmith.cli import run
 
 GUIDES = (
     "quickstart.md", "training.md", "loras.md", "tags.md", "prompts.md", "models.md", "features.md",
+    "evaluation.md",
 )  # fmt: skip
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
@@ -19,6 +20,8 @@ QUICK = {
         "--set", "preview.guidance=1",
     ],
     "generate": ["--steps", "1", "-n", "1", "--device", "cpu"],
+    "evaluate": ["--steps", "1", "--seeds", "2", "--guidance", "1", "--device", "cpu"],
+    "lora probe": ["--steps", "1", "--device", "cpu"],
 }  # fmt: skip
 """Added to the commands, so that they take no time on a tiny model; settings mean the last."""
 
@@ -37,7 +40,7 @@ def test_the_commands_run(
     for line in lines:
         # The shortened runs have no checkpoint of step 100.
         arguments = shlex.split(line.replace("step-100", "step-2"), comments=True)[1:]
-        more = QUICK.get(arguments[0], [])
+        more = QUICK.get(arguments[0], QUICK.get(" ".join(arguments[:2]), []))
         if more and "-m" not in arguments:
             more = [*more, "-m", "path/to/model"]
         status = run([*arguments, *more])
@@ -52,6 +55,8 @@ def _check(line: str, arguments: list[str], folder: Path) -> None:
     out = arguments[arguments.index("--out") + 1]
     if arguments[0] == "generate":
         assert (folder / out / "0000.png").is_file(), line
+    if arguments[0] == "evaluate":
+        assert (folder / out / "evaluation.html").is_file(), line
     if arguments[0] == "train" and "features.toml" in arguments:
         for tag in ("curlyqx", "cookqz"):
             assert (folder / "loras" / f"{out}-{tag}.safetensors").is_file(), line

@@ -68,8 +68,9 @@ def demo(
 
     Writes `base.png`, `taught.png` (what is learned from), the LoRA `inkmono.safetensors`,
     `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA without
-    it as other programs draw it, with no gate), the training's `report.html` and `metrics.json`.
-    A few minutes on two cores.
+    it as other programs draw it, with no gate), the training's `report.html`, a second LoRA
+    `cookqz.safetensors`, `tags.png` (the same seeds with no tag, either and both) and
+    `metrics.json`. A few minutes on two cores.
 
     Example: `lorasmith demo --out demo`
     """
