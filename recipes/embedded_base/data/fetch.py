@@ -4,6 +4,7 @@ import base64
 import hashlib
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -62,6 +63,8 @@ def verify(package: Package, tarball: Path) -> None:
 
 def unpack(package: Package, tarball: Path, folder: Path) -> Path:
     """Extract the wanted files of a verified tarball into `folder`, and return it."""
+    if not hasattr(tarfile, "data_filter"):
+        sys.exit("error: archives are unpacked safely from Python 3.11.4 on; use a later Python")
     marker = folder / _MARKER
     receipt = "\n".join([package.sha512, *package.keep])
     if marker.exists() and marker.read_text(encoding="utf-8") == receipt:
