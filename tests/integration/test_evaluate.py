@@ -15,7 +15,7 @@ from lorasmith.adapters.formats import load_lora_file, save_lora_file
 from lorasmith.cli import run
 from lorasmith.models.load import load_model
 
-QUICK = ["--steps", "1", "--seeds", "3", "--guidance", "1", "--device", "cpu"]
+QUICK = ["--steps", "1", "--seeds", "3", "--guidance", "1", "--batch-size", "16"]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lorasmith.evaluation.drawing import Studio
     from lorasmith.evaluation.figures import FeatureFigures
     from lorasmith.evaluation.judge import Judge
+    from lorasmith.evaluation.measure import Evaluator
     from lorasmith.evaluation.report import Chosen, Evaluation
     from lorasmith.evaluation.subject import Feature
     from lorasmith.inference.options import SamplingOptions
@@ -169,7 +170,7 @@ def _evaluated(
         max_leak=max_leak,
     )  # fmt: skip
     work = Evaluator(studio, judge, seeds)
-    chosen, best = _choose(studio, features, found, max_leak)
+    chosen, best = _choose(work, features, found, max_leak)
     return Evaluation(context, work.measure(best), chosen, all_scenes(work, best))
 
 
@@ -195,7 +196,7 @@ def _model_of(model: Path | None, found: "Sequence[Named]") -> Path | None:
 
 
 def _choose(
-    studio: "Studio", features: "Sequence[Feature]", found: "Sequence[Named]", bound: float | None
+    work: "Evaluator", features: "Sequence[Feature]", found: "Sequence[Named]", bound: float | None
 ) -> "tuple[list[Chosen], list[Feature]]":
     """Choose among the files of tags that have several."""
     from lorasmith.evaluation.checkpoints import choose, compare
@@ -206,7 +207,7 @@ def _choose(
     for feature, one in zip(features, found, strict=True):
         if len(one.files) > 1 or bound is not None:
             files = [(file, step_of(file)) for file in one.files]
-            candidates = compare(studio, feature, files)
+            candidates = compare(work.asked(feature), files)
             choice = choose(candidates, bound)
             chosen.append(Chosen(one.tag, candidates, choice.best.file, choice.within))
             feature = replace(feature, file=choice.best.file)

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.evaluation.drawing import Studio
 from lorasmith.evaluation.predicted import PairedLoss, Predicted
-from lorasmith.evaluation.subject import Feature
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,16 @@ class Choice:
     """Whether it keeps to the leak that was asked for; where none does, it is the least leaky."""
 
 
-def compare(
-    studio: Studio, feature: Feature, files: Sequence[tuple[Path, int | None]]
-) -> list[Candidate]:
+def compare(asked: Predicted, files: Sequence[tuple[Path, int | None]]) -> list[Candidate]:
     """Measure files of one tag on the same pictures, noise levels and noise.
+
+    Args:
+        asked: the tag's real pictures.
+        files: the files, and after how many steps of training each was written.
 
     Raises:
         WeightsError: a file does not fit the model.
     """
-    asked = Predicted(studio, feature)
     return [
         Candidate(file, step, asked.paired_loss(file), asked.leak(file).ratio)
         for file, step in files

@@ -35,6 +35,7 @@ class Evaluator:
         self.studio = studio
         self.judge = judge
         self.seeds = list(seeds)
+        self._asked: dict[int, tuple[Feature, Predicted]] = {}
         self._looked_at: dict[int, tuple[Sequence[Image.Image], torch.Tensor]] = {}
 
     def measure(self, features: Sequence[Feature]) -> Figures:
@@ -117,7 +118,7 @@ class Evaluator:
         return Leak(
             latent=within("latent"),
             image=within("image"),
-            prediction=None if gate else Predicted(self.studio, one).leak(one.file),
+            prediction=None if gate else self.asked(one).leak(one.file),
             exact=all(torch.equal(ours.latents, base.latents) for ours, base in absent.values()),
         )
 
@@ -148,7 +149,7 @@ class Evaluator:
         prompts = joined(first, second, len(self.seeds))
         sets: list[list[Feature]] = [[first, second], [first], [second], []]
         drawn = [self.draw(prompts, some, gate=False) for some in sets]
-        asked = Predicted(self.studio, first)
+        asked = self.asked(first)
         texts = [with_another(caption, first.tag, second.tag) for caption in asked.captions]
         predicted = [
             asked.predict(texts, list(dict.fromkeys(one.file for one in some))) for some in sets
@@ -167,6 +168,13 @@ class Evaluator:
         """Draw prompts from the seeds of this evaluation."""
         files = list(dict.fromkeys(one.file for one in loras))  # one may serve several tags
         return self.studio.draw(prompts, self.seeds, files, gate)
+
+    def asked(self, one: Feature) -> Predicted:
+        """Return a feature's real pictures as questions to the network."""
+        known = self._asked.get(id(one.pictures))
+        if known is None:  # with the feature its pictures are kept, so that their id stays theirs
+            known = self._asked[id(one.pictures)] = one, Predicted(self.studio, one)
+        return known[1]
 
     def _features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return the judge's features, ``[N, D]``; the same list is looked at once only."""

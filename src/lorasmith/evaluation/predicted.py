@@ -48,22 +48,23 @@ class Predicted:
         pictures, self.captions = feature.spread(_MOST)
         """Their captions, with the tag."""
         latents = encode_pictures(self._model, to_tensor(pictures, studio.side))
-        self._noise = FixedNoise(self._model, latents)
-        self._base: dict[tuple[str, ...], torch.Tensor] = {}
+        # Guidance draws twice as many rows at once.
+        self._noise = FixedNoise(self._model, latents, batch_size=2 * studio.options.batch_size)
+        self._known: dict[tuple[tuple[str, ...], tuple[Path, ...]], torch.Tensor] = {}
 
     def predict(self, texts: Sequence[str], files: Sequence[Path] = ()) -> torch.Tensor:
         """Return predictions, float32 ``[N * T, C, h, w]``, one text for each picture.
 
+        What was asked before is not asked again.
+
         Raises:
             WeightsError: a file does not fit the model.
         """
-        if files:
+        key = tuple(texts), tuple(files)
+        if key not in self._known:
             with _at_work(self._model, files):
-                return self._noise.predict(texts)
-        key = tuple(texts)
-        if key not in self._base:
-            self._base[key] = self._noise.predict(texts)
-        return self._base[key]
+                self._known[key] = self._noise.predict(texts)
+        return self._known[key]
 
     def leak(self, file: Path) -> SpaceLeak:
         """Return what a LoRA changes with and without its tag, relative to the base's predictions.

@@ -32,7 +32,7 @@ def feature(file: Path, tag: str = "qqa") -> Feature:
 
 @pytest.fixture(scope="module")
 def studio(model: Model) -> Studio:
-    return Studio(model, SamplingOptions(steps=2, batch_size=4))
+    return Studio(model, SamplingOptions(steps=2, batch_size=8))
 
 
 def test_predictions_are_the_networks_for_each_picture_level_and_text(model: Model) -> None:
@@ -112,7 +112,7 @@ def test_the_best_file_is_the_lowest_loss_within_the_bound(
     assert choose(files, 0.3).best.file == Path("b")
     least = choose(files, 0.1)
     assert (least.best.file, least.within) == (Path("c"), False)
-    compared = compare(studio, feature(loras[0]), [(loras[0], 7), (loras[1], None)])
+    compared = compare(Predicted(studio, feature(loras[0])), [(loras[0], 7), (loras[1], None)])
     assert [one.step for one in compared] == [7, None]
     assert compared[0].loss.base == compared[1].loss.base
     assert compared[0].loss.difference != compared[1].loss.difference
