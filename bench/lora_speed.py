@@ -40,6 +40,7 @@ from lorasmith.data.pictures import load_squares, to_signed
 from lorasmith.data.rows import read_rows
 from lorasmith.models.load import load_model
 from lorasmith.training.opening import opened
+from lorasmith.training.together import Together
 
 AIM = 1.0
 RANK, CLIP, RATE, DECAY = 16, 1.0, 2e-3, 0.01
@@ -83,7 +84,7 @@ def lorasmith_steps(options: argparse.Namespace) -> Iterator[Step]:
             },
         }  # fmt: skip
         with opened(TrainRun.model_validate(tree), None) as session:
-            yield session.advance
+            yield Together([session]).advance
 
 
 @contextmanager

@@ -22,6 +22,7 @@ class Gate:
         self._rows: torch.Tensor | None = None
         self._tokens: torch.Tensor | None = None
         self._shut = False
+        self._known: dict[tuple[object, ...], torch.Tensor] = {}
 
     @property
     def shut(self) -> bool:
@@ -61,10 +62,17 @@ class Gate:
             self._shut = True
             return
         if len(chosen) < len(rows):
-            self._rows = put(torch.tensor(chosen), device)  # without waiting for the device
+            self._rows = self._indices(chosen, device)
         if tokens is not None:
             own = tokens if self._rows is None else tokens.index_select(0, self._rows)
             self._tokens = own.unsqueeze(-1)
+
+    def _indices(self, chosen: Sequence[int], device: torch.device) -> torch.Tensor:
+        """Return row numbers on the device: always the same tensor, as recorded steps need it."""
+        key = (device, *chosen)
+        if key not in self._known:
+            self._known[key] = put(torch.tensor(chosen), device)  # without waiting for the device
+        return self._known[key]
 
     def add(self, adapter: "Adapter", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return a layer's output with what an adapter adds to the rows that are let through.

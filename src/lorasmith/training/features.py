@@ -42,7 +42,7 @@ from lorasmith.training.reporting import Reporter, reporting
 from lorasmith.training.results import export, finish
 from lorasmith.training.resuming import LATEST, find_checkpoint
 from lorasmith.training.session import Session
-from lorasmith.training.together import advance_together
+from lorasmith.training.together import Together
 
 
 def train_features(run: FeaturesRun, resume: str | None = None) -> list[Path]:
@@ -232,9 +232,12 @@ def _watching(
 
 def _joint_steps(watched: Sequence[_Watched], paths: FeaturesPaths, request: StopRequest) -> None:
     """Take the steps that are left, with what is due after each."""
+    before: list[_Watched] = []
     while active := [one for one in watched if one.goes_on]:
+        if active != before:  # some have no steps left
+            before, steps = active, Together([one.session for one in active])
         with naming_memory(active[0].session):
-            taken = advance_together([one.session for one in active])
+            taken = steps.advance()
         for one, (figures, pictures) in zip(active, taken, strict=True):
             one.report.step(figures, pictures)
         session = active[0].session

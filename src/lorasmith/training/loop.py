@@ -17,6 +17,7 @@ from lorasmith.training.paths import RunPaths
 from lorasmith.training.reporting import Reporter, reporting
 from lorasmith.training.results import export, finish
 from lorasmith.training.session import Session
+from lorasmith.training.together import Together
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,10 +62,11 @@ def _steps(session: Session, report: Reporter, request: StopRequest) -> str:
     """Take the steps that are left, with what is due after each; return why they ended."""
     looks = Looks(session, report, lambda: not request.asked)
     looks.first()
+    steps = Together([session])
     total = session.run.train.steps
     while session.progress.done < total:
         with naming_memory(session):
-            report.step(*session.advance())
+            report.step(*steps.advance()[0])
         due = Due.after(session)
         stopping = asked(session, request, due)
         if not (due.anything or stopping):

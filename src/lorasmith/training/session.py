@@ -110,11 +110,6 @@ class Session:
 
     # --- steps ----------------------------------------------------------------------------
 
-    def advance(self) -> tuple[Figures, int]:
-        """Take the next optimizer step; return its figures and how many pictures it had."""
-        numbers = self.prepare()
-        return self.taken(self.step_once(self.parts(numbers), len(numbers))), len(numbers)
-
     def prepare(self) -> torch.Tensor:
         """Make ready for the next step; return the numbers of its pictures, int64 ``[B]``."""
         step, train = self.progress.done, self.run.train

@@ -68,6 +68,14 @@ class Figures(NamedTuple):
     """The loss of preservation, in steps that have it."""
 
 
+class Pending(NamedTuple):
+    """A step before its ``finish``."""
+
+    loss: torch.Tensor
+    kept: torch.Tensor
+    gradients: list[torch.Tensor | None]
+
+
 class Objective(NamedTuple):
     """The loss of a batch under some noise."""
 
@@ -192,6 +200,11 @@ class TrainStep:
             backward(self.take(batch, losses, whole))
         return self.finish()
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether ``finish`` waits for neither the device nor other processes."""
+        return self._skips_itself and self._exchange is None
+
     def begin(self) -> None:
         """Start a step that is taken piece by piece: ``take`` for each part, then ``finish``."""
         self._optimizer.zero_grad(set_to_none=True)
@@ -217,11 +230,21 @@ class TrainStep:
         gradients = self._gradients(loss, kept)
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
         if self._clip > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         self._move(loss + kept, norm)
         return Figures(loss, norm, kept)
+
+    def pending(self) -> Pending:
+        """Return what ``take`` and gradients have left for ``finish``."""
+        return Pending(self._loss, self._kept, [one.grad for one in self._parameters])
+
+    def resume(self, pending: Pending) -> None:
+        """Put back what ``pending`` returned: a replayed pass computes it anew in its place."""
+        self._loss, self._kept = pending.loss, pending.kept
+        for parameter, gradient in zip(self._parameters, pending.gradients, strict=True):
+            parameter.grad = gradient
 
     def failed_step(self) -> int | None:
         """Return the first call (from 0) that was not finite, or None; waits for the device."""

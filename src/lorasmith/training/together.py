@@ -1,64 +1,181 @@
-"""Steps of several features at once: one pass of the model, and an optimizer for each feature."""
+"""Optimizer steps of one feature or of several at once: one pass of the model, and an optimizer for
+each feature. On a GPU they are recorded and replayed.
+"""
 
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import fields, replace
+from itertools import groupby, zip_longest
+from typing import NamedTuple
 
 import torch
 
+from lorasmith.loops.recording import Recorder
 from lorasmith.training.batch import Batch
 from lorasmith.training.losses import Noise
 from lorasmith.training.session import Session
-from lorasmith.training.step import Figures, Share, backward, losses_together
-
-Piece = tuple[Session, int, Share]
-"""A feature, the size of its whole batch, and a part of that."""
+from lorasmith.training.step import Figures, Pending, Share, backward, losses_together
 
 
-def advance_together(sessions: Sequence[Session]) -> list[tuple[Figures, int]]:
-    """Take the next step of several features; return each one's figures and count of pictures.
+class Part(NamedTuple):
+    """What one feature brings to one of a step's passes."""
+
+    owner: int
+    """Number of the feature."""
+    turn: int
+    """Parts of one turn may share a pass."""
+    whole: int
+    """Size of the feature's whole batch."""
+    batch: Batch
+    drawn: Noise
+
+
+class Together:
+    """Takes the steps of some features.
 
     Each takes the step that it would take by itself: its own pictures and random numbers, the mean
     over its own batch, clipped by its own norm, with its own optimizer. What they share is the
     pass of the frozen model. (Adapter dropout is the exception: its numbers are drawn for the
     pass as a whole.)
+
+    Recorded are passes and gradients, and where nothing in it asks the device (AdamW, one process,
+    no loss scaling) the optimizer too. Pictures and noise are drawn outside.
     """
-    numbers = [session.prepare() for session in sessions]
-    for session in sessions:
-        session.step_once.begin()
-    parts = [session.parts(own) for session, own in zip(sessions, numbers, strict=True)]
-    for round_ in zip_longest(*parts):
-        for pieces in _alike(_pieces(sessions, numbers, round_)):
-            backward(_loss_of(pieces))
-    return [
-        (session.taken(session.step_once.finish()), len(own))
-        for session, own in zip(sessions, numbers, strict=True)
-    ]
+
+    def __init__(self, sessions: Sequence[Session], record: bool = True) -> None:
+        """Prepare for steps of some features.
+
+        Args:
+            sessions: the features.
+            record: False launches every kernel of every step one by one.
+        """
+        self._sessions = tuple(sessions)
+        self._steps = [one.step_once for one in sessions]
+        self._to_the_end = all(one.asks_nothing for one in self._steps)
+        self._recorder = Recorder(sessions[0].device, record)
+
+    @property
+    def recordings(self) -> int:
+        """How many recordings of steps there are."""
+        return len(self._recorder)
+
+    def advance(self) -> list[tuple[Figures, int]]:
+        """Take the next step; return each feature's figures and how many pictures it had."""
+        numbers = [one.prepare() for one in self._sessions]
+        parts = list(_parts(self._sessions, numbers))
+        figures = self._whole(parts) if self._to_the_end else self._in_two(parts)
+        return [
+            (session.taken(_apart(own)), len(its))
+            for session, own, its in zip(self._sessions, figures, numbers, strict=True)
+        ]
+
+    def _whole(self, parts: Sequence[Part]) -> list[Figures]:
+        """Take a step in one piece."""
+
+        def work(inputs: Sequence[torch.Tensor]) -> list[Figures]:
+            self._pass(_with_inputs(parts, inputs))
+            return [one.finish() for one in self._steps]
+
+        return self._recorder(_key(parts), _inputs(parts), work)
+
+    def _in_two(self, parts: Sequence[Part]) -> list[Figures]:
+        """Take a step whose optimizer has questions: only what comes before is recorded."""
+
+        def work(inputs: Sequence[torch.Tensor]) -> list[Pending]:
+            self._pass(_with_inputs(parts, inputs))
+            return [one.pending() for one in self._steps]
+
+        pending = self._recorder(_key(parts), _inputs(parts), work)
+        for step, own in zip(self._steps, pending, strict=True):
+            step.resume(own)
+        return [step.finish() for step in self._steps]
+
+    def _pass(self, parts: Sequence[Part]) -> None:
+        """Compute the gradients of a step."""
+        for step in self._steps:
+            step.begin()
+        for group in _alike(parts):
+            backward(self._loss_of(group))
+
+    def _loss_of(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Return the sum of the features' losses: no feature's weights are in another's loss."""
+        steps = [self._steps[one.owner] for one in parts]
+        shares: list[Share] = [
+            step.share(one.batch, one.drawn) for step, one in zip(steps, parts, strict=True)
+        ]
+        losses = [
+            step.take(one.batch, own, one.whole)
+            for step, one, own in zip(steps, parts, losses_together(shares), strict=True)
+        ]
+        return torch.stack(losses).sum()
 
 
-def _pieces(
-    sessions: Sequence[Session],
-    numbers: Sequence[torch.Tensor],
-    round_: Sequence[tuple[Batch, Noise] | None],
-) -> Iterator[Piece]:
-    for session, own, part in zip(sessions, numbers, round_, strict=True):
-        if part is not None:  # another feature has more parts
-            yield session, len(own), session.step_once.share(*part)
+def _parts(sessions: Sequence[Session], numbers: Sequence[torch.Tensor]) -> Iterator[Part]:
+    """Yield the parts of all features, turn by turn; some features have more than others."""
+    every = [one.parts(own) for one, own in zip(sessions, numbers, strict=True)]
+    for turn, parts in enumerate(zip_longest(*every)):
+        for owner, part in enumerate(parts):
+            if part is not None:
+                yield Part(owner, turn, len(numbers[owner]), *part)
 
 
-def _alike(pieces: Iterator[Piece]) -> list[list[Piece]]:
-    """Group parts that one pass can do: of one task, and latents of one shape."""
-    groups: dict[tuple[str, torch.Size], list[Piece]] = {}
-    for piece in pieces:
-        batch = piece[2].batch
-        groups.setdefault((batch.task, batch.clean.shape[1:]), []).append(piece)
-    return list(groups.values())
+def _alike(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield parts that one pass can do: of one turn and task, and latents of one shape."""
+    for _, turn in groupby(parts, key=lambda one: one.turn):
+        groups: dict[tuple[str, torch.Size], list[Part]] = {}
+        for one in turn:
+            groups.setdefault((one.batch.task, one.batch.clean.shape[1:]), []).append(one)
+        yield from groups.values()
 
 
-def _loss_of(pieces: Sequence[Piece]) -> torch.Tensor:
-    """Return the sum of the features' losses: no feature's weights are in another's loss."""
-    found = losses_together([share for _, _, share in pieces])
-    losses = [
-        session.step_once.take(share.batch, own, whole)
-        for (session, whole, share), own in zip(pieces, found, strict=True)
-    ]
-    return torch.stack(losses).sum()
+def _apart(figures: Figures) -> Figures:
+    """Return figures that the next replay leaves alone."""
+    kept = figures.loss if figures.kept is None else figures.kept
+    return Figures(*torch.stack([figures.loss, figures.grad_norm, kept]).unbind())
+
+
+# --- what a recording is told apart by, and what it is given anew ------------------------------
+
+_ON_HOST = "numbers"
+"""The field of a batch that is for messages and stays on the CPU."""
+_TENSORS = [one.name for one in fields(Batch) if one.name != _ON_HOST]
+
+
+def _key(parts: Sequence[Part]) -> Hashable:
+    """Return everything about some parts but the values of their tensors on the device."""
+    told = []
+    for one in parts:
+        values = [_told(getattr(one.batch, name)) for name in _TENSORS]
+        told.append((one.owner, one.turn, one.whole, *values, *map(_told, one.drawn)))
+    return tuple(told)
+
+
+def _told(value: object) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_told(one) for one in value)
+    return value  # type: ignore[return-value]
+
+
+def _inputs(parts: Sequence[Part]) -> list[torch.Tensor]:
+    """Return the tensors of some parts, always in the same order."""
+    found = []
+    for one in parts:
+        values = [getattr(one.batch, name) for name in _TENSORS]
+        found += [value for value in (*values, *one.drawn) if isinstance(value, torch.Tensor)]
+    return found
+
+
+def _with_inputs(parts: Sequence[Part], inputs: Sequence[torch.Tensor]) -> list[Part]:
+    """Return parts that have other tensors, in the order of ``_inputs``."""
+    left = iter(inputs)
+    made = []
+    for one in parts:
+        values = {name: getattr(one.batch, name) for name in _TENSORS}
+        new = {k: next(left) for k, value in values.items() if isinstance(value, torch.Tensor)}
+        made.append(
+            one._replace(
+                batch=replace(one.batch, **new), drawn=Noise(*(next(left) for _ in Noise._fields))
+            )
+        )
+    return made

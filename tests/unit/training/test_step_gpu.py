@@ -9,6 +9,7 @@ from training_sets import write
 
 from lorasmith.config.run import TrainRun
 from lorasmith.training.opening import opened
+from lorasmith.training.together import Together
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,11 +23,13 @@ def waiting_fails() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("record", [False, True])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("family", ["tiny_model", "tiny_sdxl"])
 def test_steps_do_not_wait_for_the_device(
     family: str,
     precision: str,
+    record: bool,
     tmp_path: Path,
     request: pytest.FixtureRequest,
     waiting_fails: None,
@@ -41,11 +44,13 @@ def test_steps_do_not_wait_for_the_device(
     }
     with opened(TrainRun.model_validate(settings), None) as session:
         before = [one.detach().clone() for one in session.trainable.parameters()]
-        for _ in range(3):  # optimizers make their state at first, libraries their workspaces
-            session.advance()
+        steps = Together([session], record=record)
+        # Optimizers make their state at first, libraries their workspaces, and steps are recorded.
+        for _ in range(3):
+            steps.advance()
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
-            figures, _ = session.advance()
+            figures, _ = steps.advance()[0]
         torch.cuda.set_sync_debug_mode("default")
         assert figures.loss.device.type == "cuda"
         assert session.failed_step() is None

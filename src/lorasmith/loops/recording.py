@@ -1,0 +1,115 @@
+"""Work on a GPU that is recorded once for each shape of its input, and replayed from then on.
+
+Training steps of small batches spend most of their time launching kernels one by one; a replay
+launches all of them at once. What is recorded must not read a value of the device on the host;
+what it decides in Python must be part of the key that its recordings are told apart by.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.loops.memory import free_memory
+
+R = TypeVar("R")
+Tensors = Sequence[torch.Tensor]
+
+_WARM = 2
+"""Times that input of a new shape is worked on normally, so that libraries settle on kernels."""
+_MOST = 24
+"""Recordings kept at most; each holds some tens of megabytes on the device."""
+
+
+class _Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: list[torch.Tensor]
+    result: Any
+
+
+class Recorder:
+    """Does work on the device, normally at first and from recordings later.
+
+    All recordings share one pool of memory, so that many need hardly more than the largest.
+    """
+
+    def __init__(self, device: torch.device, on: bool = True) -> None:
+        """Prepare it; nothing is recorded yet.
+
+        Args:
+            device: where the work is done. Nothing but CUDA can record.
+            on: False never records.
+        """
+        self._device = device
+        self._on = on and device.type == "cuda"
+        self._seen: dict[Hashable, int] = {}
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._pool: Any = None
+        self._side: torch.cuda.Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+    def __call__(self, key: Hashable, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
+        """Return ``work(inputs)``, or what a replay of it leaves.
+
+        Tensors in the result of a replay are overwritten by the next one.
+
+        Args:
+            key: all that the work depends on besides the inputs' values: equal keys mean equal
+                kernels on inputs of equal shapes and dtypes.
+            inputs: tensors on the device.
+            work: called with the inputs, or with copies of them at addresses that stay.
+        """
+        if not self._on:
+            return work(inputs)
+        found = self._recordings.get(key)
+        if found is None:
+            seen = self._seen.get(key, 0)
+            self._seen[key] = seen + 1
+            if seen < _WARM or len(self._recordings) >= _MOST:
+                return self._normally(inputs, work)
+            found = self._record(inputs, work)
+            if found is None:
+                return work(inputs)
+            self._recordings[key] = found
+        for kept, new in zip(found.inputs, inputs, strict=True):
+            kept.copy_(new)
+        found.graph.replay()
+        result: R = found.result
+        return result
+
+    def _normally(self, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
+        """Work on a stream of its own, as while recording: the default one cannot be recorded."""
+        if self._side is None:
+            self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            result = work(inputs)
+        current.wait_stream(self._side)
+        return result
+
+    def _record(self, inputs: Tensors, work: Callable[[Tensors], R]) -> _Recording | None:
+        """Record the work without doing it; None, and never again, where that is impossible."""
+        kept = [one.clone() for one in inputs]
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                return _Recording(graph, kept, work(kept))
+        except RuntimeError as error:
+            self._on = False
+            self._recordings.clear()
+            torch.cuda.synchronize(self._device)
+            free_memory()
+            warnings.warn(
+                "steps could not be recorded as a CUDA graph and launch their kernels one by one, "
+                f"which is slower: {str(error).strip().partition(chr(10))[0]}",
+                LorasmithWarning,
+                stacklevel=3,
+            )
+            return None
