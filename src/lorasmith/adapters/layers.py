@@ -47,6 +47,11 @@ class Adapter(nn.Module, ABC):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to the layer's output for its input ``x``, times ``weight``."""
 
+    def onto(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output ``y`` for its input ``x``, with what is added to it."""
+        added: torch.Tensor = self(x)
+        return y + added
+
     @abstractmethod
     def delta_weight(self) -> torch.Tensor:
         """Return what is added to the layer's weight, in its shape; ``weight`` is left out."""
@@ -132,6 +137,13 @@ class LoraLinear(LowRank):
         # The multiplier goes where the tensor is thinnest.
         inner = F.linear(self._dropped(x), down.to(x.dtype)) * (self.weight * self.scale)
         return F.linear(inner, up.to(x.dtype))
+
+    def onto(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return ``y`` with what is added, the second product and the sum in one operation."""
+        down, up = (factor.to(x.dtype) for factor in self.factors())
+        inner = F.linear(self._dropped(x), down).flatten(0, -2)
+        scale = self.weight * self.scale
+        return torch.addmm(y.flatten(0, -2), inner, up.t(), alpha=scale).view_as(y)
 
     def added_to(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a layer's weight ``[out, in]`` with what this adapter adds, w * s * B A."""

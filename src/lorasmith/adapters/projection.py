@@ -142,7 +142,7 @@ def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[
         DataError: the tag is in none of the texts, or there are no others.
     """
     contexts = torch.stack([one.context for one in encode_captions(model, texts, warn=False)])
-    places = tag_places(model.tokenizer, tag, token_ids(model, texts, warn=False).ids)
+    places = tag_places(model.main_tokenizer, tag, token_ids(model, texts, warn=False).ids)
     knowing = places.cumsum(dim=1) > 0
     if not bool(knowing.any()):
         raise DataError(f"the tag {tag!r} is in none of the {len(texts)} captions")

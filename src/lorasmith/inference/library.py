@@ -113,14 +113,14 @@ class Library:
         return Entry(path, facts, family == family_of(self._model) and meant == predicted)
 
     def _tag(self, facts: GateFacts) -> _Tag:
-        return tuple(tag_ids(self._model.tokenizer, facts.tag))
+        return tuple(tag_ids(self._model.main_tokenizer, facts.tag))
 
     def _written(self, tags: Iterable[_Tag]) -> tuple[str, ...]:
         return tuple(sorted(self._entries[tag][0].facts.tag for tag in tags))
 
     def _tags_in(self, text: str) -> list[_Tag]:
         """Return the tags that occur in a text other than within a longer one."""
-        tokenizer = self._model.tokenizer
+        tokenizer = self._model.main_tokenizer
         spans = {
             tag: tag_spans(tokenizer, entries[0].facts.tag, text)
             for tag, entries in self._entries.items()

@@ -124,11 +124,11 @@ class Switchboard:
             ConfigError: ``clip_skip`` names a layer that does not exist.
         """
         if warn:
-            warn_of_length(self._model.tokenizer, negative.passage, "negative prompt")
+            warn_of_length(self._model.main_tokenizer, negative.passage, "negative prompt")
             for passage in dict.fromkeys(prompt.passage for prompt in self._at_work):
-                warn_of_length(self._model.tokenizer, passage, "prompt")
+                warn_of_length(self._model.main_tokenizer, passage, "prompt")
         texts = list(dict.fromkeys([negative.passage, *(p.passage for p in self._at_work)]))
-        tokens = {one: passage_ids(self._model.tokenizer, one) for one in [*texts, EMPTY]}
+        tokens = {one: passage_ids(self._model.main_tokenizer, one) for one in [*texts, EMPTY]}
         if any(len(tokens[one]) != len(tokens[texts[0]]) for one in texts) and EMPTY not in texts:
             texts.append(EMPTY)  # what shorter texts are filled up with
         groups: dict[tuple[Switch, ...], list[tuple[Prompt, int]]] = {}
@@ -203,11 +203,11 @@ class Switchboard:
             return False
         if not self._is_obeyed(switch):
             return True
-        return has_tag(self._model.tokenizer, switch.attached.facts.tag, text)
+        return has_tag(self._model.main_tokenizer, switch.attached.facts.tag, text)
 
     def _places(self, switch: Switch, ids: torch.Tensor) -> torch.Tensor | None:
         """Return the tokens that a LoRA may write to, bool ``[B, L]``, or None for all."""
-        facts, tokenizer = switch.attached.facts, self._model.tokenizer
+        facts, tokenizer = switch.attached.facts, self._model.main_tokenizer
         if facts.kind not in ("token", "token+end") or not self._is_obeyed(switch):
             return None
         places = tag_places(tokenizer, facts.tag, ids)

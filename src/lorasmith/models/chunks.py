@@ -95,11 +95,12 @@ def encode_passages(
     Raises:
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
-    first = [_chunks(model.tokenizer, one) for one in passages]
+    tokenizer = model.main_tokenizer
+    first = [_chunks(tokenizer, one) for one in passages]
     counts = [len(chunks) for chunks in first]
-    rows = _rows(model.tokenizer, [chunk for chunks in first for chunk in chunks])
+    rows = _rows(tokenizer, [chunk for chunks in first for chunk in chunks])
     other = None
-    if model.tokenizer_2 is not None:
+    if model.tokenizer_2 is not None and model.tokenizer is not None:
         # Both have one vocabulary. Should they cut a text otherwise, the first one's count holds.
         second = [_chunks(model.tokenizer_2, one) for one in passages]
         fitted = [_to_length(some, count) for some, count in zip(second, counts, strict=True)]
@@ -119,14 +120,16 @@ def encode_passages(
 def empty_is_zero(model: "Model") -> bool:
     """Tell whether an empty negative prompt stands for zeros, as SDXL's base model was taught.
 
-    A folder may say otherwise in its ``model_index.json`` (``force_zeros_for_empty_prompt``).
+    Its refiner was not. A folder may say otherwise in its ``model_index.json``
+    (``force_zeros_for_empty_prompt``).
     """
-    if family_of(model) != "sdxl":
+    family = family_of(model)
+    if family not in ("sdxl", "sdxl-refiner"):
         return False
-    index = model.folder / "model_index.json"
+    index, usual = model.folder / "model_index.json", family == "sdxl"
     if not index.is_file():
-        return True
-    return bool(read_json(model.folder, index.name).get("force_zeros_for_empty_prompt", True))
+        return usual
+    return bool(read_json(model.folder, index.name).get("force_zeros_for_empty_prompt", usual))
 
 
 def lengthened(text: Conditioning, empty: Conditioning, tokens: int) -> Conditioning:

@@ -111,6 +111,8 @@ class FamilyFacts:
     """What latents are multiplied by."""
     vae_upcast: bool = False
     """Whether the VAE overflows in float16."""
+    noise_levels: int | None = None
+    """How many of the noise levels, from the lowest, its models know; None for all."""
 
 
 _SDXL_TOWERS = {"text_encoder": VIT_L, "text_encoder_2": BIG_G}
@@ -165,6 +167,7 @@ FAMILIES: dict[Family, FamilyFacts] = {
         (1024, 1024),
         0.13025,
         vae_upcast=True,
+        noise_levels=200,  # arXiv:2307.01952, section 2.5
     ),
 }
 

@@ -9,6 +9,7 @@ import torch
 from lorasmith.core.errors import WeightsError, did_you_mean
 from lorasmith.core.header import PICKLE_SUFFIXES, refuse_pickle
 from lorasmith.models.configs import unet_config
+from lorasmith.models.family import INPAINTING_CHANNELS
 from lorasmith.models.hub import cached_model, is_id
 from lorasmith.models.parts import empty_network, fill, plain_state
 from lorasmith.models.prediction import measured_prediction
@@ -45,9 +46,9 @@ class Model:
     """Where it was read: a folder, or a single file."""
     unet: "UNet2DConditionModel"
     vae: "AutoencoderKL"
-    text_encoder: "CLIPTextModel"
+    text_encoder: "CLIPTextModel | None"
     """The text encoder, or the first of two. The SDXL refiner has only the second: None."""
-    tokenizer: "CLIPTokenizer"
+    tokenizer: "CLIPTokenizer | None"
     """Its tokenizer, or None likewise."""
     scheduler_config: dict[str, Any]
     text_encoder_2: "CLIPTextModelWithProjection | None" = None
@@ -59,6 +60,19 @@ class Model:
     def text_encoders(self) -> "list[CLIPTextModel | CLIPTextModelWithProjection]":
         """The text encoder, or both."""
         return [one for one in (self.text_encoder, self.text_encoder_2) if one is not None]
+
+    @property
+    def main_tokenizer(self) -> "CLIPTokenizer":
+        """The tokenizer of the first text encoder that there is. Two differ in padding only."""
+        found = self.tokenizer or self.tokenizer_2
+        if found is None:
+            raise WeightsError(f"model {self.folder}: has no tokenizer")
+        return found
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net also reads a mask and the latents of the picture around it."""
+        return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
 
     @property
     def downscale(self) -> int:

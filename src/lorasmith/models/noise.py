@@ -56,6 +56,8 @@ class NoiseProcess:
     """Cumulative signal power a_t, float32 ``[T]``."""
     prediction_type: PredictionType
     """What the network predicts."""
+    known: int | None = None
+    """How many of the levels, from the lowest, the network is for; None for all."""
 
     @classmethod
     def from_scheduler(
@@ -91,8 +93,8 @@ class NoiseProcess:
 
     @property
     def steps(self) -> int:
-        """Number of timesteps T."""
-        return len(self.alphas)
+        """Number of timesteps T that the network is for, from 0."""
+        return len(self.alphas) if self.known is None else min(self.known, len(self.alphas))
 
     def _a(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return self.alphas[timesteps].view(-1, *[1] * (like.ndim - 1))

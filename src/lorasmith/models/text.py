@@ -20,9 +20,9 @@ class TokenIds(NamedTuple):
     """Texts as each text encoder reads them."""
 
     ids: torch.Tensor
-    """int64 ``[B, 77]``."""
+    """int64 ``[B, 77]``, for the first text encoder that there is."""
     ids_2: torch.Tensor | None = None
-    """For SDXL's second encoder, whose tokenizer pads otherwise; None for other models."""
+    """For SDXL's second encoder, whose tokenizer pads otherwise; None where there is one."""
 
 
 class Conditioning(NamedTuple):
@@ -36,8 +36,8 @@ class Conditioning(NamedTuple):
 
 def token_ids(model: "Model", texts: Sequence[str], warn: bool = True) -> TokenIds:
     """Return the texts' tokens on the CPU; see `tokenize`."""
-    ids = tokenize(model.tokenizer, texts, warn)
-    if model.tokenizer_2 is None:
+    ids = tokenize(model.main_tokenizer, texts, warn)
+    if model.tokenizer is None or model.tokenizer_2 is None:
         return TokenIds(ids)
     return TokenIds(ids, tokenize(model.tokenizer_2, texts, warn=False))
 
@@ -46,7 +46,8 @@ def condition(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Condition
     """Return what the U-Net is told about texts. Gradients flow to the text encoders.
 
     SD 1.x and 2.x: the last hidden states, normed. SDXL: the last but one hidden states of both
-    encoders side by side, as they are, and the second encoder's projected summary.
+    encoders side by side, as they are, and the second encoder's projected summary. The SDXL
+    refiner has the second encoder alone, and reads likewise.
 
     Args:
         model: its text encoders are used where they are.
@@ -56,6 +57,8 @@ def condition(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Condition
     Raises:
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
+    if model.text_encoder is None:
+        return Conditioning(*_early(model.text_encoders[0], tokens.ids, clip_skip))
     if model.text_encoder_2 is None or tokens.ids_2 is None:
         return Conditioning(encode(model.text_encoder, tokens.ids, clip_skip))
     first, _ = _early(model.text_encoder, tokens.ids, clip_skip)
@@ -76,7 +79,7 @@ def encode_captions(
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
     found: list[Conditioning] = []
-    device = model.text_encoder.device
+    device = model.text_encoders[0].device
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         tokens = token_ids(model, texts[start : start + _TEXTS_AT_ONCE], warn)
         second = None if tokens.ids_2 is None else tokens.ids_2.to(device)

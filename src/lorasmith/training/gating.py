@@ -56,7 +56,7 @@ def gating_of(
         return torch.stack([places_of(model, one, ids) for one in every], dim=1)
 
     def called(one: GateFacts) -> Callable[[str], bool]:
-        return lambda caption: one.kind == "none" or has_tag(model.tokenizer, one.tag, caption)
+        return lambda caption: one.kind == "none" or has_tag(model.main_tokenizer, one.tag, caption)
 
     chooses = any(by_token(one) for one in every)
     return Gating(
@@ -74,10 +74,10 @@ def places_of(model: "Model", facts: GateFacts, ids: torch.Tensor) -> torch.Tens
     """
     if not by_token(facts):
         return torch.ones_like(ids, dtype=torch.bool)
-    places = tag_places(model.tokenizer, facts.tag, ids)
+    places = tag_places(model.main_tokenizer, facts.tag, ids)
     if facts.kind == "token":
         return places
-    return places | (end_places(model.tokenizer, ids) & places.any(dim=1, keepdim=True))
+    return places | (end_places(model.main_tokenizer, ids) & places.any(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True)

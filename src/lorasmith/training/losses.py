@@ -4,6 +4,7 @@ Everything stays on the device and has the shape of the batch, so that a step ca
 """
 
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -28,17 +29,26 @@ class Noise(NamedTuple):
 
 
 def process_of(
-    scheduler_config: dict[str, object], settings: LossSettings, device: torch.device
+    scheduler_config: dict[str, object],
+    settings: LossSettings,
+    device: torch.device,
+    known: int | None = None,
 ) -> NoiseProcess:
     """Return the noise process of a model, rescaled where the settings say so.
 
     Warns where the settings ask for a rescaling that the model does not fit.
+
+    Args:
+        scheduler_config: of the model.
+        settings: of the loss.
+        device: where it is wanted.
+        known: how many noise levels, from the lowest, the model is for; None for all.
     """
-    process = NoiseProcess.from_scheduler(scheduler_config, device)
+    process = replace(NoiseProcess.from_scheduler(scheduler_config, device), known=known)
     if not settings.zero_terminal_snr or scheduler_config.get("rescale_betas_zero_snr"):
         return process
     warnings.warn(_misfit(process), LorasmithWarning, stacklevel=2)
-    return NoiseProcess(zero_terminal(process.alphas), process.prediction_type)
+    return replace(process, alphas=zero_terminal(process.alphas))
 
 
 def _misfit(process: NoiseProcess) -> str:
@@ -56,7 +66,7 @@ def _misfit(process: NoiseProcess) -> str:
 
 
 def draw_noise(process: NoiseProcess, settings: LossSettings, batch: Batch, draws: Draws) -> Noise:
-    """Draw noise levels uniformly, and unit noise with its offset."""
+    """Draw noise levels uniformly among those of the model, and unit noise with its offset."""
     shape = batch.clean.shape[1:]
     timesteps = draws.integers(process.steps)
     noise = draws.normal(*shape)

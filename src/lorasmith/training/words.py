@@ -224,7 +224,7 @@ def _encoded(model: "Model", texts: Sequence[str]) -> Iterator[Entry]:
 
 def _layout(model: "Model") -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     length, width = (
-        int(model.tokenizer.model_max_length),
+        int(model.main_tokenizer.model_max_length),
         int(model.unet.config.cross_attention_dim),
     )
     layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -238,7 +238,7 @@ def _layout(model: "Model") -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 @torch.no_grad()
 def _embed(model: "Model", texts: Sequence[str]) -> Conditioning:
     """Return the texts' conditioning on the text encoders' device, in their number format."""
-    return condition(model, _tokens(model, texts, model.text_encoder.device))
+    return condition(model, _tokens(model, texts, model.text_encoders[0].device))
 
 
 def _tokens(
