@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import writable_folder
 from lorasmith.inference.loras import find_lora, library_files, parse_option, resolve_lora
 from lorasmith.inference.options import SamplingOptions, check_count, check_seed
@@ -14,6 +15,7 @@ from lorasmith.inference.prompt import LoraMention, check_negative, parse_prompt
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
+    from lorasmith.inference.canvas import Canvas
     from lorasmith.inference.pipeline import Pipeline
 
 _TAGS_SHOWN = 12
@@ -40,7 +42,23 @@ def generate(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Width and height in pixels, such as 128x128.", show_default="the model's own"
+            help="Width and height in pixels, such as 128x128.",
+            show_default="the model's own, or that of --image",
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="A picture to start from instead of noise; the SDXL refiner needs one."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="For inpainting models: white where the picture is painted anew."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the steps that are taken on --image: 1 leaves nothing of it.",
+            show_default="0.75; 1 under --mask, 0.3 for the refiner",
         ),
     ] = None,
     sampler: Annotated[
@@ -102,16 +120,19 @@ def generate(
     Example: `lorasmith generate "a dog face, inkmono style" --library loras --out woken`
     """
     options = SamplingOptions(
-        negative, steps, guidance, size, sampler, clip_skip, guidance_rescale, batch_size, gate
-    )
+        negative, steps, guidance, size, sampler, clip_skip, guidance_rescale, batch_size, gate,
+        strength,
+    )  # fmt: skip
     loras = [parse_option(text) for text in lora or []]
     _check(prompt, options, seed, n, loras, lora_dir)
     if library is not None:
         library_files(library.expanduser())
+    canvas = _canvas(image, mask, strength)
     folder = writable_folder(out.expanduser())
     with Console(stderr=True).status("opening the model"):
         from lorasmith.inference.jobs import make_jobs
         from lorasmith.inference.pictures import write_pictures
+        from lorasmith.inference.start import Starts
 
         pipe = _open(model, device, precision, lora_dir)
         pipe.strict = not allow_mismatch
@@ -121,8 +142,8 @@ def generate(
             )
         if library is not None:
             pipe.load_library(library)
-    jobs = make_jobs([prompt], seed, n)
-    with progress_bar("drawing", total=n * steps) as advance:
+    jobs = make_jobs([prompt], seed, n, canvas)
+    with progress_bar("drawing", total=n * Starts(pipe.model, options, jobs).taken) as advance:
         images = pipe.draw(jobs, options, advance)
     write_pictures(images, folder)
     if library is not None:
@@ -142,6 +163,19 @@ def _check(
         find_lora(mention.name, lora_dir.expanduser())
     for option in loras:
         resolve_lora(option.name, lora_dir.expanduser())
+
+
+def _canvas(image: Path | None, mask: Path | None, strength: float | None) -> "Canvas | None":
+    """Read what is drawn on, if there is something."""
+    if strength is not None and image is None:
+        raise ConfigError("--strength goes with --image PICTURE")
+    if mask is not None and image is None:
+        raise ConfigError("--mask goes with --image PICTURE")
+    if image is None:
+        return None
+    from lorasmith.inference.canvas import Canvas
+
+    return Canvas.of(image, mask)
 
 
 def _awake(pipe: "Pipeline", text: str) -> str:

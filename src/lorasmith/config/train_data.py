@@ -57,6 +57,14 @@ class PictureSettings(Settings):
     colour_jitter: Share = 0.0
     """Brightness, contrast and saturation are changed at random by up to this share. Needs the
     VAE in every step."""
+    masks: Literal["given", "random"] = "given"
+    """What an inpainting model is taught to paint anew: the white of `name.mask.png` where that
+    file exists and of random masks elsewhere, or of random masks for all."""
+    random_masks: int = Field(default=8, ge=0)
+    """How many random masks each picture gets, for an inpainting model. 0 draws new ones every time
+    and therefore needs the VAE in every step."""
+    aesthetic_score: float = Field(default=6.0, ge=0.0, le=10.0)
+    """What the SDXL refiner is told of how good the pictures look."""
     background: Annotated[str, AfterValidator(_colour)] = "#ffffff"
     """Colour under transparent pictures."""
 

@@ -24,9 +24,9 @@ Point = tuple[float, float]
 def random_mask(width: int, height: int, draws: torch.Generator) -> Pixels:
     """Draw a mask: all white with probability `WHOLE`, else rectangles, ellipses and strokes.
 
-    Rectangles and ellipses are an eighth to nine tenths of the picture wide and high, and lie
-    anywhere inside of it. A stroke is a round brush, a sixteenth to a quarter of the shorter side
-    thick, drawn along a path of straight pieces whose corners lie anywhere.
+    Rectangles and ellipses are an eighth to nine tenths of the picture wide and high, and have
+    their centre anywhere in it. A stroke is a round brush, a sixteenth to a quarter of the shorter
+    side thick, drawn along a path of straight pieces whose corners lie anywhere.
 
     Args:
         width: in pixels.
@@ -51,10 +51,25 @@ def random_mask(width: int, height: int, draws: torch.Generator) -> Pixels:
     return np.asarray(mask, dtype=np.uint8)
 
 
+def without_hole(pictures: torch.Tensor, holes: torch.Tensor) -> torch.Tensor:
+    """Return pictures that are grey, which is 0, where their masks are white.
+
+    Args:
+        pictures: float32 ``[B, 3, H, W]`` in -1..1.
+        holes: uint8 ``[B, 1, H, W]`` on their device.
+    """
+    return pictures * (holes < HALF)
+
+
+def at_latents(holes: torch.Tensor, downscale: int) -> torch.Tensor:
+    """Return masks of latents, float32 0 or 1 ``[B, 1, h, w]``, for uint8 ``[B, 1, H, W]``."""
+    return (holes[..., ::downscale, ::downscale] >= HALF).float()
+
+
 def _box(width: int, height: int, numbers: "_Numbers") -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom of a rectangle inside of the picture."""
+    """Return left, top, right and bottom of a rectangle whose centre is in the picture."""
     wide, tall = (side * numbers.between(1 / 8, 9 / 10) for side in (width, height))
-    left, top = numbers.next() * (width - wide), numbers.next() * (height - tall)
+    left, top = numbers.next() * width - wide / 2, numbers.next() * height - tall / 2
     return left, top, left + wide, top + tall
 
 

@@ -72,7 +72,20 @@ def decode_mask(encoded: bytes, name: str, size: tuple[int, int]) -> Image.Image
     Raises:
         DataError: not a picture, damaged, too large, or not of the picture's shape.
     """
-    mask = decode(encoded, name, background=(0, 0, 0)).convert("L")
+    return fitted_mask(decode(encoded, name, background=(0, 0, 0)).convert("L"), name, size)
+
+
+def fitted_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image:
+    """Bring a mask to its picture's size.
+
+    Args:
+        mask: grey, ``L``.
+        name: what errors call it.
+        size: width and height of the upright picture.
+
+    Raises:
+        DataError: not of the picture's shape.
+    """
     width, height = size
     # As high as the picture would be at the mask's width, give or take a rounded pixel.
     if abs(mask.height - mask.width * height / width) > max(1.0, mask.width / width):

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.core.device import generator
-from lorasmith.inference.denoise import Added, Guided
+from lorasmith.inference.denoise import Guided
+from lorasmith.inference.inputs import added_inputs
+from lorasmith.inference.options import Size
+from lorasmith.inference.start import blank_surroundings
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.models.text import Conditioning, encode_captions
 
@@ -114,15 +117,12 @@ class FixedNoise:
         unet = self._model.unet
         context = torch.stack([one.context for one in words])
         noisy = self._noisy[rows].to(unet.device)
-        guided = Guided(unet, context, context, 1.0, added=self._added(words, noisy))
+        height, width = (side * self._model.downscale for side in noisy.shape[-2:])
+        added = added_inputs(self._model, words, words, (width, height))
+        around = self._around(len(noisy), (width, height))
+        guided = Guided(unet, context, context, 1.0, added=added, surroundings=around)
         return guided(noisy, self._timesteps[rows].to(unet.device)).cpu()
 
-    def _added(self, words: Sequence[Conditioning], noisy: torch.Tensor) -> Added | None:
-        """Return what SDXL is told besides: whole pictures of their own size."""
-        summaries = [one.pooled for one in words if one.pooled is not None]
-        if not summaries:
-            return None
-        height, width = (side * self._model.downscale for side in noisy.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device)
-        pooled = torch.stack(summaries)
-        return Added(pooled, pooled, sizes.expand(len(pooled), 6))
+    def _around(self, count: int, size: Size) -> torch.Tensor | None:
+        """Return what an inpainting model reads besides: that all is painted anew."""
+        return blank_surroundings(self._model, size, count) if self._model.inpaints else None

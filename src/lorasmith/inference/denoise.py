@@ -28,7 +28,10 @@ class Added:
     negative: torch.Tensor
     """Summaries of the negative prompts, ``[B, P]``."""
     sizes: torch.Tensor
-    """Original height and width, top and left of the crop, target height and width, ``[B, 6]``."""
+    """Original height and width, top and left of the crop, target height and width, ``[B, 6]``; the
+    refiner has a score of how good it shall look in place of the target, ``[B, 5]``."""
+    negative_sizes: torch.Tensor
+    """The same for the negative prompts."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Guided:
     """Share phi of the rescaled prediction."""
     added: Added | None = None
     """For SDXL."""
+    surroundings: torch.Tensor | None = None
+    """For inpainting models: the mask and the latents of the rest, ``[B, 1 + C, h, w]``."""
 
     @property
     def takes_both(self) -> bool:
@@ -76,6 +81,9 @@ class Guided:
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
         dtype = self.unet.dtype
+        if self.surroundings is not None:
+            halves = len(latents) // len(self.surroundings)
+            latents = torch.cat([latents, torch.cat([self.surroundings] * halves)], dim=1)
         prediction: torch.Tensor = self.unet(
             latents.to(dtype),
             timestep,
@@ -92,7 +100,7 @@ class Guided:
         pooled, sizes = self.added.pooled, self.added.sizes
         if both:
             pooled = torch.cat([self.added.negative, pooled])
-            sizes = torch.cat([sizes, sizes])
+            sizes = torch.cat([self.added.negative_sizes, sizes])
         dtype = self.unet.dtype
         return {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(dtype)}}
 
@@ -152,8 +160,10 @@ def denoise(
     noise: torch.Tensor,
     generators: Sequence[torch.Generator],
     on_step: OnStep | None = None,
+    clean: torch.Tensor | None = None,
+    first: int = 0,
 ) -> torch.Tensor:
-    """Walk unit noise down to latents.
+    """Walk unit noise down to latents, or given latents that are noised half way.
 
     Args:
         predict: the network, called with scaled latents and a timestep.
@@ -161,12 +171,19 @@ def denoise(
         noise: float32 ``[B, C, h, w]``.
         generators: one per picture, for samplers that add noise on the way.
         on_step: called after each step.
+        clean: latents that are noised to the level of the first step; None starts from noise.
+        first: how many steps are left out at the beginning.
 
     Returns:
         Latents, float32 ``[B, C, h, w]``, still multiplied by the VAE's scaling factor.
     """
     latents: torch.Tensor = noise * scheduler.init_noise_sigma
-    for index, timestep in enumerate(scheduler.timesteps):
+    if clean is not None:
+        if hasattr(scheduler, "set_begin_index"):  # others look it up by the timestep
+            scheduler.set_begin_index(first)
+        level = scheduler.timesteps[first : first + 1].repeat(len(clean))
+        latents = scheduler.add_noise(clean, noise, level)
+    for index, timestep in enumerate(scheduler.timesteps[first:]):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(
             prediction, timestep, latents, generator=list(generators), return_dict=False

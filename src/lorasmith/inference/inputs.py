@@ -11,24 +11,24 @@ from lorasmith.models.family import family_of
 from lorasmith.models.load import Model
 from lorasmith.models.text import Conditioning
 
+_SCORE, _NEGATIVE_SCORE = 6.0, 2.5
+"""How good pictures shall look, and how good those of the negative prompt do."""
+
 
 def check_fits(model: Model) -> None:
     """Refuse models whose parts do not belong together or that want inputs we do not give."""
     unet, where = model.unet.config, f"model {model.folder}: unet"
-    if family_of(model) == "sdxl-refiner":
-        raise WeightsError(
-            f"model {model.folder}: this is an SDXL refiner, which finishes pictures of an SDXL "
-            "base model and does not draw by itself; use the base model"
-        )
-    if (family_of(model) == "sdxl") != (model.text_encoder_2 is not None):
+    two = family_of(model) in ("sdxl", "sdxl-refiner")
+    if two != (model.text_encoder_2 is not None):
         raise WeightsError(
             f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
             "text encoders and a U-Net that reads sizes, other models have neither"
         )
-    if unet.in_channels != model.vae.config.latent_channels:
+    channels = int(model.vae.config.latent_channels)
+    if unet.in_channels not in (channels, 2 * channels + 1):
         raise WeightsError(
-            f"{where} takes {unet.in_channels} channels and the vae makes "
-            f"{model.vae.config.latent_channels}; inpainting models are not supported"
+            f"{where} takes {unet.in_channels} channels and the vae makes {channels}; use a model "
+            f"that takes {channels}, or {2 * channels + 1} for inpainting"
         )
     width = sum(encoder.config.hidden_size for encoder in model.text_encoders)
     if unet.cross_attention_dim != width:
@@ -38,14 +38,27 @@ def check_fits(model: Model) -> None:
 
 
 def added_inputs(
-    wanted: Sequence[Conditioning], unwanted: Sequence[Conditioning], size: Size
+    model: Model, wanted: Sequence[Conditioning], unwanted: Sequence[Conditioning], size: Size
 ) -> Added | None:
-    """Return SDXL's further inputs for one batch: whole pictures of the size that is drawn."""
+    """Return SDXL's further inputs for one batch: whole pictures of the size that is drawn.
+
+    The refiner is told scores instead, those of diffusers' pipelines.
+    """
     pooled = [one.pooled for one in wanted if one.pooled is not None]
     negative = [one.pooled for one in unwanted if one.pooled is not None]
     if not pooled or not negative:
         return None
     summaries = torch.stack(pooled)
     width, height = size
-    sizes = torch.tensor([height, width, 0, 0, height, width], device=summaries.device)
-    return Added(summaries, torch.stack(negative), sizes.expand(len(pooled), 6))
+    frame = [float(height), float(width), 0.0, 0.0]
+    if family_of(model) != "sdxl-refiner":
+        sizes = _rows([*frame, *frame[:2]], summaries)
+        return Added(summaries, torch.stack(negative), sizes, sizes)
+    wished, shunned = [*frame, _SCORE], [*frame, _NEGATIVE_SCORE]
+    return Added(
+        summaries, torch.stack(negative), _rows(wished, summaries), _rows(shunned, summaries)
+    )
+
+
+def _rows(numbers: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(numbers, device=like.device).expand(len(like), -1)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.options import check_count, check_seed
 from lorasmith.inference.prompt import Prompt, parse_prompt
+
+if TYPE_CHECKING:
+    from lorasmith.inference.canvas import Canvas
 
 T = TypeVar("T")
 
@@ -21,15 +24,23 @@ class Job:
     """What to draw."""
     seed: int
     """Where its random numbers start."""
+    canvas: "Canvas | None" = None
+    """What it is drawn on; None for nothing."""
 
 
-def make_jobs(prompts: Sequence[str | Prompt], seed: int | Sequence[int], n: int) -> list[Job]:
+def make_jobs(
+    prompts: Sequence[str | Prompt],
+    seed: int | Sequence[int],
+    n: int,
+    canvas: "Canvas | None" = None,
+) -> list[Job]:
     """Return what `Pipeline.draw` takes: one job per picture, prompts parsed, seeds assigned.
 
     Args:
         prompts: as written, or taken apart already (`plain_prompt` of a caption).
         seed: of picture 0, or of every picture.
         n: pictures per prompt.
+        canvas: what all of them are drawn on; None for nothing.
 
     Raises:
         ConfigError: no prompt, a malformed one, or a seed or count out of range.
@@ -42,7 +53,7 @@ def make_jobs(prompts: Sequence[str | Prompt], seed: int | Sequence[int], n: int
     seeds = range(check_seed(seed), seed + total) if isinstance(seed, int) else list(seed)
     if len(seeds) != total:
         raise ConfigError(f"seed: {len(seeds)} seeds for {total} pictures; give one for each")
-    return [Job(k, parsed[k // n], check_seed(seeds[k])) for k in range(total)]
+    return [Job(k, parsed[k // n], check_seed(seeds[k]), canvas) for k in range(total)]
 
 
 def batches(

@@ -12,7 +12,13 @@ _PIECE = 1 << 20
 
 
 def describe(
-    prompt: str, seed: int, options: SamplingOptions, size: Size, model: Path, model_hash: str
+    prompt: str,
+    seed: int,
+    options: SamplingOptions,
+    size: Size,
+    model: Path,
+    model_hash: str,
+    strength: float | None = None,
 ) -> str:
     """Return the ``parameters`` text of one picture.
 
@@ -23,6 +29,7 @@ def describe(
         size: width and height in pixels.
         model: the model's folder; only its name is told.
         model_hash: see `hash_of_model`; left out where empty.
+        strength: share of the steps that were taken on a given picture; None without one.
     """
     settings: dict[str, object] = {
         "Steps": options.steps,
@@ -34,6 +41,8 @@ def describe(
     if model_hash:
         settings["Model hash"] = model_hash
     settings["Model"] = model.resolve().name
+    if strength is not None:
+        settings["Denoising strength"] = float(strength)
     if options.clip_skip > 1:
         settings["Clip skip"] = options.clip_skip
     if options.guidance_rescale:

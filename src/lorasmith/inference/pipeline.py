@@ -11,18 +11,21 @@ import torch
 from PIL import Image
 
 from lorasmith.core.device import generator, pick_device
-from lorasmith.inference.denoise import Guided, Phased, denoise, initial_noise
+from lorasmith.inference.canvas import Canvas, Picture
+from lorasmith.inference.denoise import Guided, Phased, denoise
 from lorasmith.inference.images import judged, to_images
 from lorasmith.inference.inputs import added_inputs, check_fits
 from lorasmith.inference.jobs import Job, batches, make_jobs
 from lorasmith.inference.loras import find_lora, resolve_lora
 from lorasmith.inference.mention import LoraMention, checked
 from lorasmith.inference.metadata import describe, hash_of_model
-from lorasmith.inference.options import SamplingKeywords, SamplingOptions, Size
+from lorasmith.inference.options import SamplingKeywords, SamplingOptions
 from lorasmith.inference.pictures import PARAMETERS
 from lorasmith.inference.prompt import Prompt, parse_negative
 from lorasmith.inference.samplers import make_scheduler
+from lorasmith.inference.start import Starts
 from lorasmith.models.load import Model, load_model
+from lorasmith.models.moments import decode_latents
 
 if TYPE_CHECKING:
     from lorasmith.adapters.inject import Attached
@@ -76,7 +79,7 @@ class _Call:
     """What all pictures of one call share."""
 
     options: SamplingOptions
-    size: Size
+    starts: Starts
     progress: Progress | None
     board: "Switchboard"
     texts: "Texts"
@@ -108,6 +111,8 @@ class Pipeline:
         *,
         seed: int | Sequence[int] = 0,
         n: int = 1,
+        image: Picture | None = None,
+        mask: Picture | None = None,
         progress: Progress | None = None,
         **keywords: Unpack[SamplingKeywords],
     ) -> list[Image.Image]:
@@ -121,6 +126,8 @@ class Pipeline:
             prompt: one prompt or several; ``<lora:NAME:WEIGHT>`` applies a LoRA to that prompt.
             seed: of picture 0; or a list with the seed of every picture.
             n: pictures per prompt.
+            image: picture to start from, which the SDXL refiner needs; None starts from noise.
+            mask: for inpainting models, which part of it is painted anew: the white one.
             progress: called with the number of picture-steps just done.
             keywords: the fields of `SamplingOptions`.
 
@@ -128,11 +135,14 @@ class Pipeline:
             ``n * number of prompts`` RGB pictures in the order of the prompts.
 
         Raises:
-            ConfigError: an option is unknown or out of range, or a prompt malformed.
+            ConfigError: an option is unknown or out of range, or a prompt malformed; the model
+                cannot do what is asked with a picture.
+            DataError: a picture cannot be read.
             WeightsError: a LoRA is unknown or does not fit.
         """
         options = SamplingOptions.of(keywords)
-        jobs = make_jobs([prompt] if isinstance(prompt, str) else list(prompt), seed, n)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        jobs = make_jobs(prompts, seed, n, Canvas.of(image, mask))
         return self.draw(jobs, options, progress)
 
     @torch.no_grad()
@@ -159,12 +169,12 @@ class Pipeline:
     ) -> list[T]:
         """Return what is made of each job, batch by batch."""
         negative = parse_negative(options.negative)
-        size = options.size_for(self.model.default_size, self.model.downscale)
+        starts = Starts(self.model, options, jobs)
         prompts = list(dict.fromkeys(job.prompt for job in jobs))
         made: dict[int, T] = {}
-        with self._switched(prompts, options) as board:
+        with self._switched(prompts, options.gate, starts.taken) as board:
             texts = board.embed(negative, options.clip_skip, warn=self.strict)
-            call = _Call(options, size, progress, board, texts)
+            call = _Call(options, starts, progress, board, texts)
             # One batch has texts of one length, so that no picture depends on its neighbours'.
             numbers = range(len(jobs))
             for some in batches(
@@ -292,12 +302,7 @@ class Pipeline:
         Args:
             latents: multiplied by the VAE's scaling factor, ``[B, C, h, w]``.
         """
-        vae = self.model.vae
-        # Some later models also shift their latents; Stable Diffusion's have no shift.
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        unscaled = latents / vae.config.scaling_factor + shift
-        pictures: torch.Tensor = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+        return decode_latents(self.model.vae, latents)
 
     def _draw_batch(self, jobs: Sequence[Job], call: _Call) -> list[Image.Image]:
         """Draw the pictures of one batch."""
@@ -306,29 +311,30 @@ class Pipeline:
             images = judged(images, self.judge)
         for job, image in zip(jobs, images, strict=True):
             image.info[PARAMETERS] = describe(
-                _told(job.prompt, call.board), job.seed, call.options, call.size,
-                self.model.folder, self.model_hash,
+                _told(job.prompt, call.board), job.seed, call.options, call.starts.size,
+                self.model.folder, self.model_hash, call.starts.strength,
             )  # fmt: skip
         return images
 
     def _denoise(self, batch: Sequence[Job], call: _Call) -> torch.Tensor:
         """Return the latents of one batch, float32 ``[B, C, h, w]``."""
-        options, unet, scale = call.options, self.model.unet, self.model.downscale
+        options, device = call.options, self.model.unet.device
         config = self.model.scheduler_config
-        scheduler = make_scheduler(options.sampler, config, options.steps, unet.device)
+        scheduler = make_scheduler(options.sampler, config, options.steps, device)
         generators = [generator(job.seed) for job in batch]
-        shape = (int(unet.config.in_channels), call.size[1] // scale, call.size[0] // scale)
-        noise = initial_noise(generators, shape, unet.device)
+        start = call.starts.of(batch, generators)
 
         def begin(phase: int) -> Guided:
-            return self._guided([job.prompt for job in batch], call, phase)
+            guided = self._guided([job.prompt for job in batch], call, phase)
+            return replace(guided, surroundings=start.surroundings)
 
         def on_step(_: int) -> None:
             if call.progress is not None:
                 call.progress(len(batch))
 
         guided = Phased(begin, call.board.phases)
-        return denoise(guided, scheduler, noise, generators, on_step)
+        first = call.starts.first
+        return denoise(guided, scheduler, start.noise, generators, on_step, start.clean, first)
 
     def _guided(self, prompts: Sequence[Prompt], call: _Call, phase: int) -> Guided:
         """Return the U-Net for a batch in a phase; its gates are set."""
@@ -340,14 +346,14 @@ class Pipeline:
             torch.stack([one.context for one in unwanted]),
             options.guidance,
             options.guidance_rescale,
-            added_inputs(wanted, unwanted, call.size),
+            added_inputs(self.model, wanted, unwanted, call.starts.size),
         )
         call.board.set_rows(prompts, call.texts, guided.takes_both, phase)
         return guided
 
     @contextmanager
     def _switched(
-        self, prompts: Sequence[Prompt], options: SamplingOptions
+        self, prompts: Sequence[Prompt], gate: bool, steps: int
     ) -> Iterator["Switchboard"]:
         """Have everything in the model that the prompts ask for, while the block runs."""
         from lorasmith.inference.switches import Switchboard
@@ -357,9 +363,7 @@ class Pipeline:
         try:
             self._attach_mentioned(prompts, mentioned)
             named += mentioned
-            yield Switchboard(
-                self.model, named, self._library, prompts, options.gate, options.steps
-            )
+            yield Switchboard(self.model, named, self._library, prompts, gate, steps)
         finally:
             for switch in named:
                 switch.attached.gate.open()

@@ -26,7 +26,11 @@ class Batch:
     """Pooled text embeddings of SDXL, ``[B, P]`` likewise; None for other models."""
     time_ids: torch.Tensor | None = None
     """SDXL's size conditioning, float32 ``[B, 6]``: original height and width, top and left of
-    the crop, height and width of the bucket; None for other models."""
+    the crop, height and width of the bucket. The refiner's, ``[B, 5]``, ends with a score of how
+    good the picture looks instead. None for other models."""
+    surroundings: torch.Tensor | None = None
+    """What an inpainting model reads beside the noisy latents, float32 ``[B, 1 + C, h, w]``: 1
+    where it is to paint anew, and the latents of the picture without that; None for others."""
     mask: torch.Tensor | None = None
     """How much each latent counts, float32 0..1 ``[B, 1, h, w]``; None where no picture of the
     set has a mask."""
@@ -63,6 +67,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         context=_cat([one.context for one in batches]),
         pooled=_cat([one.pooled for one in batches]),
         time_ids=_cat([one.time_ids for one in batches]),
+        surroundings=_cat([one.surroundings for one in batches]),
         ids=_cat([one.ids for one in batches]),
         ids_2=_cat([one.ids_2 for one in batches]),
     )

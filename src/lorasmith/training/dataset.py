@@ -20,11 +20,13 @@ from lorasmith.data.order import BucketOrder
 from lorasmith.data.placed import PlacedPictures, upright_size
 from lorasmith.data.row import Row
 from lorasmith.data.tags import without_tag
+from lorasmith.models.family import family_of
 from lorasmith.models.load import quiet
 from lorasmith.training.batch import Batch
 from lorasmith.training.chosen import ChosenRows, choose_rows
+from lorasmith.training.encoding import HoleChoice, Pictures, content_hash
 from lorasmith.training.gating import OPEN, Gating
-from lorasmith.training.latents import Latents, LiveLatents, Pictures, content_hash, fixed_latents
+from lorasmith.training.latents import Latents, LiveLatents, fixed_latents
 from lorasmith.training.network_hash import network_hash
 from lorasmith.training.paths import keep_outside
 from lorasmith.training.words import LiveWords, Words, fixed_tokens, fixed_words
@@ -117,6 +119,7 @@ class TrainingSet:
             context=words.context,
             pooled=words.pooled,
             time_ids=pictures.time_ids,
+            surroundings=pictures.surroundings,
             mask=pictures.mask,
             ids=words.ids,
             ids_2=words.ids_2,
@@ -272,7 +275,7 @@ class _Builder:
             placed.room != (0, 0) for placed in pictures.placed.placements
         )
         latents: Latents
-        if moving or self.data.colour_jitter:
+        if moving or self.data.colour_jitter or self._masks_are_new(rows):
             latents = LiveLatents(
                 self.model.vae, self.model.downscale, pictures, self.data, self.device
             )
@@ -280,6 +283,12 @@ class _Builder:
             latents = self._fixed_latents(pictures, self.data.flip)
         made = self._set(rows, len(chosen.tagged), pictures, latents, self._words(rows))
         return replace(made, plain=self._plain(rows)) if self.gating.plain else made
+
+    def _masks_are_new(self, rows: Sequence[Row]) -> bool:
+        """Tell whether a new mask is drawn for a picture every time."""
+        if not self.model.inpaints or self.data.random_masks:
+            return False
+        return self.data.masks == "random" or any(row.mask is None for row in rows)
 
     def held_out(self, rows: Sequence[Row]) -> TrainingSet:
         """Return the pictures that are measured: not changed at random, and with whole captions."""
@@ -321,7 +330,12 @@ class _Builder:
             [content for content, _ in read],
             self.train.loss.masked,
             self.model.unet.config.addition_embed_type == "text_time",
+            self.data.aesthetic_score if family_of(self.model) == "sdxl-refiner" else None,
+            self._holes() if self.model.inpaints else None,
         )
+
+    def _holes(self) -> HoleChoice:
+        return HoleChoice(self.data.masks == "given", self.data.random_masks, self.train.seed)
 
     def _fixed_latents(self, pictures: Pictures, flip: bool) -> Latents:
         cache = self._cache("latents", self.vae_identity)

@@ -38,8 +38,8 @@ class Looks:
             run.train.batch_size,
             run.train.seed,
         )
-        captions = [row.caption for row in data.rows[: data.tagged]]
-        self._previews = Previews(run.preview, session.model, captions, session.paths.previews)
+        rows = data.rows[: data.tagged]
+        self._previews = Previews(run.preview, session.model, rows, session.paths.previews)
 
     @property
     def no_better(self) -> bool:

@@ -27,6 +27,7 @@ from lorasmith.loops.optimizers import RateGroup, build_optimizer
 from lorasmith.loops.processes import accelerator_for, sum_over
 from lorasmith.loops.track import check_wandb
 from lorasmith.loops.trained import Trained
+from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.load import Model, load_model, quiet
 from lorasmith.training.chosen import ChosenRows, choose_rows
 from lorasmith.training.dataset import TrainingSet, buckets_of, build_dataset, send_home
@@ -282,7 +283,8 @@ def _session(
     earlier: Sequence[Earlier],
 ) -> Session:
     train, accelerator = plan.run.train, machine.accelerator
-    process = process_of(model.scheduler_config, train.loss, model.unet.device)
+    known = FAMILIES[family_of(model)].noise_levels
+    process = process_of(model.scheduler_config, train.loss, model.unet.device, known)
     objective = Objective(Denoiser(model), process, train.loss, lane)
     groups = _groups(trainable, train)
     optimizer, peaks = build_optimizer(train, groups)

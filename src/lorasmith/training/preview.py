@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,11 +13,16 @@ from lorasmith.adapters.trainable import Trainable
 from lorasmith.config.run import PreviewSettings
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import write_text
+from lorasmith.data.picture import decode, decode_mask
+from lorasmith.data.row import Row
+from lorasmith.inference.canvas import Canvas
 from lorasmith.inference.jobs import Job
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.pictures import save_png
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.inference.prompt import Prompt, check_negative, parse_prompt, plain_prompt
+from lorasmith.inference.start import REFINES, steps_taken
+from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, quiet
 
 _AT_ONCE = 4
@@ -45,6 +51,8 @@ def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
         )
         options.size_for(model.default_size, model.downscale)
         check_negative(settings.negative)
+        if family_of(model) == "sdxl-refiner":
+            steps_taken(settings.steps, REFINES)
         for prompt in settings.prompts or ():
             parse_prompt(prompt)
     except ConfigError as error:
@@ -59,7 +67,7 @@ class Previews:
         self,
         settings: PreviewSettings,
         model: Model,
-        captions: Sequence[str],
+        rows: Sequence[Row],
         folder: Path,
     ) -> None:
         """Decide what is drawn.
@@ -67,7 +75,8 @@ class Previews:
         Args:
             settings: of the previews.
             model: the model in training.
-            captions: of the training pictures; some are drawn where there are no prompts.
+            rows: the training pictures. Some of their captions are drawn where there are no
+                prompts, and some models draw on them.
             folder: where each look gets a folder ``step-000100``.
 
         Raises:
@@ -76,9 +85,14 @@ class Previews:
         self._pipeline = Pipeline(model)
         self._model = model
         self._folder = folder
-        self._options = check_previews(settings, model)
-        prompts = _prompts(settings, captions)
-        self._jobs = [Job(k, one, settings.seed + k) for k, one in enumerate(prompts)]
+        options = check_previews(settings, model)
+        # A picture that is drawn on would otherwise say in which size.
+        size = options.size_for(model.default_size, model.downscale)
+        self._options = replace(options, size=size)
+        self._jobs = [
+            Job(k, prompt, settings.seed + k, canvas)
+            for k, (prompt, canvas) in enumerate(_wanted(settings, model, rows))
+        ]
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -117,14 +131,44 @@ class Previews:
         return paths
 
 
-def _prompts(settings: PreviewSettings, captions: Sequence[str]) -> list[Prompt]:
-    """Return what is drawn: the prompts of the settings, or captions as they stand."""
+def _wanted(
+    settings: PreviewSettings, model: Model, rows: Sequence[Row]
+) -> list[tuple[Prompt, Canvas | None]]:
+    """Return what is drawn, and on what: the prompts of the settings, or captions as they stand.
+
+    Captions are drawn on their own pictures; prompts on some of all, with masks if there are any.
+    """
     if settings.prompts is not None:
-        return [parse_prompt(prompt) for prompt in settings.prompts]
-    distinct = list(dict.fromkeys(caption for caption in captions if caption))
-    count = min(settings.count, len(distinct))
-    chosen = [distinct[place * len(distinct) // count] for place in range(count)]
-    return [plain_prompt(caption) for caption in chosen]  # no LoRA is meant by a caption
+        prompts = [parse_prompt(prompt) for prompt in settings.prompts]
+        masked = [row for row in rows if row.mask is not None and model.inpaints]
+        chosen = _spread(masked or rows, len(prompts))
+        return list(zip(prompts, _canvases(model, chosen), strict=True))
+    distinct: dict[str, Row] = {}
+    for row in rows:
+        distinct.setdefault(row.caption, row)
+    distinct.pop("", None)
+    chosen = _spread(list(distinct.values()), min(settings.count, len(distinct)))
+    captions = [plain_prompt(row.caption) for row in chosen]  # no LoRA is meant by a caption
+    return list(zip(captions, _canvases(model, chosen), strict=True))
+
+
+def _canvases(model: Model, rows: Sequence[Row]) -> list[Canvas | None]:
+    """Return the pictures that the SDXL refiner changes, or whose masks a model paints anew."""
+    if family_of(model) == "sdxl-refiner":
+        return [Canvas.of(decode(row.read_bytes(), row.key)) for row in rows]
+    if not model.inpaints:
+        return [None] * len(rows)
+    return [None if row.mask is None else _masked(row) for row in rows]
+
+
+def _masked(row: Row) -> Canvas | None:
+    picture = decode(row.read_bytes(), row.key)
+    return Canvas(picture, decode_mask(row.read_mask() or b"", str(row.mask), picture.size))
+
+
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """Return so many rows, evenly spread."""
+    return [rows[place * len(rows) // count] for place in range(count)]
 
 
 @contextmanager

@@ -44,6 +44,8 @@ class Denoiser:
         extra = None
         if batch.time_ids is not None:
             extra = {"text_embeds": self._cast(pooled), "time_ids": batch.time_ids}
+        if batch.surroundings is not None:
+            noisy = torch.cat([noisy, batch.surroundings], dim=1)
         predicted: torch.Tensor = self._model.unet(
             self._cast(noisy),
             timesteps,

@@ -18,7 +18,7 @@ def test_a_mask_is_black_and_white_and_not_black(width: int, height: int, seed: 
     assert mask.shape == (height, width)
     assert mask.dtype == np.uint8
     assert set(np.unique(mask)) <= {0, 255}
-    assert (mask == 255).mean() > 1 / 300
+    assert (mask == 255).mean() > 1 / 1000
 
 
 @given(width=sides, height=sides, seed=st.integers(0, 2**40))

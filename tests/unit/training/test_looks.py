@@ -11,6 +11,7 @@ from training_sets import CPU, data_of, write
 from lorasmith.adapters.gate_facts import GateFacts
 from lorasmith.config.run import LossSettings, PreviewSettings, TrainSettings
 from lorasmith.core.errors import ConfigError
+from lorasmith.data.row import Row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.training.dataset import TrainingSet, build_dataset
 from lorasmith.training.heldout import FixedGrid
@@ -91,7 +92,8 @@ def test_of_many_pictures_evenly_spread_ones_are_measured() -> None:
 def previews(bench, folder: Path, **more) -> Previews:
     settings = PreviewSettings(**{"steps": 2, "count": 2, **more})
     captions = ["a cat", "a <dog>", "a cat", "a mouse", "<lora:x:1> y"]
-    return Previews(settings, bench.model, captions, folder)
+    rows = [Row(str(k), (one,), {}, folder / f"{k}.png") for k, one in enumerate(captions)]
+    return Previews(settings, bench.model, rows, folder)
 
 
 def test_previews_are_what_generate_draws(bench, tmp_path: Path) -> None:
