@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lorasmith.adapters.fused import Cast, fused
 from lorasmith.adapters.gate import Gate
 from lorasmith.core.errors import WeightsError
 
@@ -131,6 +132,9 @@ class LowRank(Adapter):
 class LoraLinear(LowRank):
     """An adapter of a linear layer: down ``[r, in]``, up ``[out, r]``."""
 
+    cast: Cast | None = None
+    """Its factors in the layer's dtype, as long as they are those of a step at work."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to the output, ``[..., out]``, for an input ``[..., in]``."""
         down, up = self.factors()
@@ -156,15 +160,11 @@ class LoraLinear(LowRank):
         Those cost 6 T r (in + out) operations for T tokens, forward and backward; the gradient of
         a whole weight costs 2 T in out, and needs a third of the calls. Only where nothing is
         lost: a change would drown in the rounding of half a weight, and dropout and gates are
-        about inputs. Never for drawing, whose pictures are to be the same every time.
+        about inputs.
         """
         thin = weight.numel() <= _MERGED_BELOW * self.rank * sum(weight.shape)
         exact = weight.dtype == self.down.dtype and weight.dtype in (torch.float32, torch.float64)
-        learning = self.down.requires_grad and torch.is_grad_enabled()
-        return (
-            thin and exact and learning and self.training and not self.dropout
-            and self.weight != 0 and self.gate.wide_open
-        )  # fmt: skip
+        return thin and exact
 
 
 class LoraConv2d(LowRank):
@@ -209,23 +209,26 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the base's output, untouched where all adapters have weight 0 or a shut gate."""
-        merged = self._merged_weight()
-        if merged is not None:
-            return F.linear(x, merged, self.bias)
+        alone = self.learning_alone()
+        if alone is not None and isinstance(self.base, nn.Linear):
+            if alone.cast is not None and x.dtype == alone.cast.down.dtype:
+                return fused(x, self.base, alone, alone.cast)
+            if alone.is_cheaper_merged(self.base.weight):
+                return F.linear(x, alone.added_to(self.base.weight), self.bias)
         y: torch.Tensor = self.base(x)
         for adapter in cast("Iterable[Adapter]", self.adapters):
             if adapter.weight != 0:
                 y = adapter.gate.add(adapter, x, y)
         return y
 
-    def _merged_weight(self) -> torch.Tensor | None:
-        """Return one weight for base and adapter together, where that is the faster way."""
-        if len(self.adapters) != 1 or not isinstance(self.base, nn.Linear):
+    def learning_alone(self) -> "LoraLinear | None":
+        """Return the adapter where there is one only, it learns, and from every row as it is."""
+        if len(self.adapters) != 1 or not torch.is_grad_enabled():
             return None
         one = self.adapters[0]
-        if not isinstance(one, LoraLinear) or not one.is_cheaper_merged(self.base.weight):
+        if not isinstance(one, LoraLinear) or not one.training or not one.down.requires_grad:
             return None
-        return one.added_to(self.base.weight)
+        return one if one.weight != 0 and not one.dropout and one.gate.wide_open else None
 
 
 def make_adapter(

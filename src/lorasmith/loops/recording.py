@@ -97,7 +97,7 @@ class Recorder:
         kept = [one.clone() for one in inputs]
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
                 return _Recording(graph, kept, work(kept))

@@ -1,4 +1,4 @@
-"""Compiling the blocks of a U-Net, so that what lies between its matrix products is done at once."""
+"""Compiling the blocks of a U-Net: what lies between matrix products is done at once."""
 
 import os
 from collections.abc import Iterator
@@ -20,16 +20,29 @@ def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
     return (one for one in network.modules() if type(one).__name__ in _BLOCKS)
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """Compile a network's blocks, each when it is first called."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    torch._dynamo.config.recompile_limit = _VARIANTS
-    torch._dynamo.config.accumulated_recompile_limit = 8 * _VARIANTS
-    for block in blocks_of(network):
-        block.compile(dynamic=False)
+class Compiled:
+    """The compiled blocks of a network, which are in place between ``on`` and ``off``.
 
+    Each is compiled when it is first called; what the compiler made is kept in the cache folder
+    for later runs.
+    """
 
-def uncompile_blocks(network: nn.Module) -> None:
-    """Run the blocks as they are written again."""
-    for block in blocks_of(network):
-        block._compiled_call_impl = None
+    def __init__(self, network: nn.Module) -> None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+        torch._dynamo.config.recompile_limit = _VARIANTS
+        torch._dynamo.config.accumulated_recompile_limit = 8 * _VARIANTS
+        self._calls = []
+        for block in blocks_of(network):
+            block.compile(dynamic=False)
+            self._calls.append((block, block._compiled_call_impl))
+        self.off()
+
+    def on(self) -> None:
+        """Run the compiled blocks."""
+        for block, call in self._calls:
+            block._compiled_call_impl = call
+
+    def off(self) -> None:
+        """Run the blocks as they are written."""
+        for block, _ in self._calls:
+            block._compiled_call_impl = None

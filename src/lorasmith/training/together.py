@@ -5,7 +5,7 @@ each feature. On a GPU they are recorded and replayed.
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import groupby, zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from lorasmith.training.batch import Batch
 from lorasmith.training.losses import Noise
 from lorasmith.training.session import Session
 from lorasmith.training.step import Figures, Pending, Share, backward, losses_together
+from lorasmith.training.swift import Swift
 
 
 class Part(NamedTuple):
@@ -41,13 +42,17 @@ class Together:
     no loss scaling) the optimizer too. Pictures and noise are drawn outside.
     """
 
-    def __init__(self, sessions: Sequence[Session], record: bool = True) -> None:
+    def __init__(
+        self, sessions: Sequence[Session], record: bool = True, compiled: bool = False
+    ) -> None:
         """Prepare for steps of some features.
 
         Args:
             sessions: the features.
             record: False launches every kernel of every step one by one.
+            compiled: whether the U-Net's blocks are to be compiled.
         """
+        self._swift = Swift(sessions[0].model.unet, compiled)
         self._sessions = tuple(sessions)
         self._steps = [one.step_once for one in sessions]
         self._to_the_end = all(one.asks_nothing for one in self._steps)
@@ -91,10 +96,11 @@ class Together:
 
     def _pass(self, parts: Sequence[Part]) -> None:
         """Compute the gradients of a step."""
-        for step in self._steps:
-            step.begin()
-        for group in _alike(parts):
-            backward(self._loss_of(group))
+        with self._swift():
+            for step in self._steps:
+                step.begin()
+            for group in _alike(parts):
+                backward(self._loss_of(group))
 
     def _loss_of(self, parts: Sequence[Part]) -> torch.Tensor:
         """Return the sum of the features' losses: no feature's weights are in another's loss."""
@@ -149,12 +155,13 @@ def _key(parts: Sequence[Part]) -> Hashable:
     return tuple(told)
 
 
-def _told(value: object) -> Hashable:
+def _told(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
         return value.shape, value.dtype
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_told(one) for one in value)
-    return value  # type: ignore[return-value]
+    plain: Hashable = value
+    return plain
 
 
 def _inputs(parts: Sequence[Part]) -> list[torch.Tensor]:
@@ -169,13 +176,13 @@ def _inputs(parts: Sequence[Part]) -> list[torch.Tensor]:
 def _with_inputs(parts: Sequence[Part], inputs: Sequence[torch.Tensor]) -> list[Part]:
     """Return parts that have other tensors, in the order of ``_inputs``."""
     left = iter(inputs)
-    made = []
-    for one in parts:
+
+    def renewed(one: Part) -> Part:
         values = {name: getattr(one.batch, name) for name in _TENSORS}
-        new = {k: next(left) for k, value in values.items() if isinstance(value, torch.Tensor)}
-        made.append(
-            one._replace(
-                batch=replace(one.batch, **new), drawn=Noise(*(next(left) for _ in Noise._fields))
-            )
-        )
-    return made
+        new: dict[str, Any] = {
+            name: next(left) for name, value in values.items() if isinstance(value, torch.Tensor)
+        }
+        drawn = Noise(*(next(left) for _ in Noise._fields))
+        return one._replace(batch=replace(one.batch, **new), drawn=drawn)
+
+    return [renewed(one) for one in parts]

@@ -48,17 +48,18 @@ def test_only_training_of_small_layers_merges() -> None:
     assert adapter.is_cheaper_merged(weight)
     assert not adapter.is_cheaper_merged(weight.bfloat16())  # the change would be rounded away
     assert not adapter.is_cheaper_merged(torch.zeros(512, 512).double())
+    assert layer.learning_alone() is adapter
     adapter.gate.let_through([True, False], torch.device("cpu"))
-    assert not adapter.is_cheaper_merged(weight)
+    assert layer.learning_alone() is None
     adapter.gate.open()
     with torch.no_grad():
-        assert not adapter.is_cheaper_merged(weight)
+        assert layer.learning_alone() is None
     adapter.weight = 0.0
-    assert not adapter.is_cheaper_merged(weight)
+    assert layer.learning_alone() is None
     adapter.weight = 1.0
     adapter.eval()
-    assert not adapter.is_cheaper_merged(weight)
-    assert not adapted(dropout=0.1)[1].is_cheaper_merged(weight)
+    assert layer.learning_alone() is None
+    assert adapted(dropout=0.1)[0].learning_alone() is None
 
 
 def test_a_layer_with_two_adapters_keeps_them_apart() -> None:

@@ -1,0 +1,44 @@
+"""A U-Net at full speed while a training step works with it, and as it is written otherwise.
+
+Drawing and measuring always use the network as it is written: what they give must not depend on
+how it was trained.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from lorasmith.training import geglu
+from lorasmith.training.compiling import Compiled
+
+
+class Swift:
+    """What is exchanged in a network for the time of a step."""
+
+    def __init__(self, network: nn.Module, compiled: bool) -> None:
+        """Prepare it.
+
+        Args:
+            network: the U-Net, on the device where it is trained.
+            compiled: whether its blocks are to be compiled when a step first uses them.
+        """
+        self._network = network
+        device = next(network.parameters()).device
+        self._kernels = geglu.available(device)
+        self._compiled = Compiled(network) if compiled else None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Use the fast ways while the block runs."""
+        if self._kernels:
+            geglu.use_kernels(self._network)
+        if self._compiled is not None:
+            self._compiled.on()
+        try:
+            yield
+        finally:
+            if self._compiled is not None:
+                self._compiled.off()
+            if self._kernels:
+                geglu.use_own(self._network)
