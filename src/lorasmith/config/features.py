@@ -113,10 +113,6 @@ class FeaturesRun(Settings):
             raise ValueError(
                 "preserve.cross goes with train.mode = staged: joint features never change at once"
             )
-        if self.track.wandb and self.train.mode == "joint":
-            raise ValueError(
-                "track.wandb takes one run at a time; with train.mode = joint set it to false"
-            )
         self.runs()  # settings that do not go together are refused before anything is done
         return self
 

@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -46,7 +46,7 @@ class Tracker:
         tensorboard: bool = True,
         enabled: bool = True,
         first: int = 0,
-        wandb: WandbRun | None = None,
+        wandb: WandbRun | Board | None = None,
     ) -> None:
         """Open the log.
 
@@ -55,7 +55,8 @@ class Tracker:
             tensorboard: also write event files.
             enabled: False writes nothing.
             first: steps already done; lines of a crashed run beyond them are dropped.
-            wandb: also send the figures to Weights & Biases.
+            wandb: also send the figures to Weights & Biases, or show them on a board that is
+                there already.
 
         Raises:
             ConfigError: wandb is wanted and not installed.
@@ -66,7 +67,8 @@ class Tracker:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if wandb is not None:  # before anything is opened: it may not be installed
-            self._boards.append(_Wandb(folder, wandb))
+            board = _Wandb(folder, wandb) if isinstance(wandb, WandbRun) else wandb
+            self._boards.append(board)
         log = folder / "log.jsonl"
         kept = [r for r in read_log(log) if r["step"] <= first] if log.is_file() else []
         write_text(log, "".join(json.dumps(record) + "\n" for record in kept))
@@ -139,6 +141,40 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+@contextmanager
+def wandb_board(folder: Path, run: WandbRun) -> Iterator[Board]:
+    """Open a run at Weights & Biases that several logs share.
+
+    Args:
+        folder: where ``wandb/`` is.
+        run: what is told about it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    board = _Wandb(folder, run)
+    try:
+        yield board
+    finally:
+        board.close()
+
+
+class Corner:
+    """One log's share of a board: its figures have names of their own."""
+
+    def __init__(self, board: Board, name: str) -> None:
+        self._board = board
+        self._name = name
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show the figures of one step, ``NAME/loss`` and so on."""
+        self._board.log(step, {f"{self._name}/{key}": value for key, value in figures.items()})
+
+    def close(self) -> None:
+        """Leave the board to the others."""
 
 
 def check_wandb() -> None:

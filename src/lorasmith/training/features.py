@@ -18,6 +18,7 @@ from lorasmith.data.rules.features import Featured, between_features
 from lorasmith.evaluation.check_features import dropout_findings, tag_findings
 from lorasmith.loops.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
+from lorasmith.loops.track import Board, Corner, WandbRun, wandb_board
 from lorasmith.loops.trained import under
 from lorasmith.models.load import load_tokenizer, resolve_model
 from lorasmith.training.chosen import ChosenRows, choose_rows
@@ -38,7 +39,7 @@ from lorasmith.training.loop import (
 from lorasmith.training.opening import Machine, Plan, claimed, prepared
 from lorasmith.training.overview import write_overview
 from lorasmith.training.paths import RunPaths
-from lorasmith.training.reporting import Reporter, reporting
+from lorasmith.training.reporting import Reporter, reporting, told_outside
 from lorasmith.training.results import export, finish
 from lorasmith.training.resuming import LATEST, find_checkpoint
 from lorasmith.training.session import Session
@@ -129,7 +130,7 @@ def _train_staged(
                 prepared([plan], Machine.of(one.train), earlier, runs[stage + 1 :]) as sessions,
                 naming_the_rest(place),
             ):
-                _start(run, paths, sessions)
+                _start(run, paths, sessions, resume is None and stage == 0)
                 take_steps(sessions[0], f"training {one.data.tag}")
                 _write_overview(run, paths, sessions[0])
         earlier.append(Earlier.read(place.lora, one.data, chosen[stage]))
@@ -148,10 +149,10 @@ def _wanted(place: RunPaths, resume: str | None) -> str | None:
     return None if resume == LATEST and not checkpoints(place.checkpoints) else resume
 
 
-def _start(run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session]) -> None:
+def _start(run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session], new: bool) -> None:
     """Put the whole run's settings in place, and one identity into all of its files."""
     if sessions[0].main:
-        paths.begin(dump_toml(run))
+        paths.begin(dump_toml(run), new)
     identity = sessions[0].progress.identity
     for place in paths.features:
         if run.train.mode == "staged" and place.lora.is_file():
@@ -199,15 +200,12 @@ def _train_joint(
         Plan(one, place, rows, None if found is None else _own_part(found, place))
         for one, place, rows in zip(run.runs(), paths.features, chosen, strict=True)
     ]
-    with (
-        prepared(plans, Machine.of(run.train)) as sessions,
-        naming_the_rest(paths.own),
-        _watching(run, sessions) as (watched, request),
-    ):
-        _start(run, paths, sessions)
-        for one in watched:
-            one.looks.first()
-        _joint_steps(watched, paths, request)
+    with prepared(plans, Machine.of(run.train)) as sessions, naming_the_rest(paths.own):
+        _start(run, paths, sessions, found is None)
+        with _watching(run, paths, sessions) as (watched, request):
+            for one in watched:
+                one.looks.first()
+            _joint_steps(watched, paths, request)
         for one in watched:
             finish(one.session, why_ended(one.session, one.looks))
         _write_overview(run, paths, sessions[0])
@@ -215,19 +213,35 @@ def _train_joint(
 
 @contextmanager
 def _watching(
-    run: FeaturesRun, sessions: Sequence[Session]
+    run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session]
 ) -> Iterator[tuple[list[_Watched], StopRequest]]:
     """Open the features' logs; the first one's bar stands for all."""
     with ExitStack() as stack:
         request = stack.enter_context(stop_on_interrupt())
+        board = stack.enter_context(_board(run, paths, sessions))
         watched = []
         for number, session in enumerate(sessions):
             title = None if number else f"training {len(run.feature)} features"
+            shared = None if board is None else Corner(board, session.run.data.tag)
             opened = reporting(
-                session.run, session.paths, session.progress.done, session.main, title
+                session.run, session.paths, session.progress.done, session.main, title, shared
             )
             watched.append(_Watched(session, stack.enter_context(opened), request))
         yield watched, request
+
+
+@contextmanager
+def _board(
+    run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session]
+) -> Iterator[Board | None]:
+    """Open the one run at Weights & Biases that all features are shown in, where it is wanted."""
+    if not (run.track.wandb and sessions[0].main):
+        yield None
+        return
+    told = {session.run.data.tag: told_outside(session.run) for session in sessions}
+    wanted = WandbRun(run.track.wandb_project, paths.own.name, told)
+    with wandb_board(paths.own.folder, wanted) as board:
+        yield board
 
 
 def _joint_steps(watched: Sequence[_Watched], paths: FeaturesPaths, request: StopRequest) -> None:

@@ -1,6 +1,7 @@
 """Where a run of several features writes."""
 
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from lorasmith.config.run import SUFFIX
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
-from lorasmith.training.paths import RunPaths, keep_outside, taken
+from lorasmith.training.paths import WANDB, WANDB_ID, RunPaths, keep_outside, taken
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,21 @@ class FeaturesPaths:
                 f"{self.own.folder} holds no run to go on with; start without --resume"
             )
 
-    def begin(self, settings: str) -> None:
+    def begin(self, settings: str, new: bool = False) -> None:
         """Put the run's settings in place; remove what killed processes left half written.
+
+        Args:
+            settings: TOML.
+            new: also remove what an unfinished run of this name told Weights & Biases.
 
         Raises:
             OutputError: a file cannot be written or removed.
         """
         try:
             remove_leftovers(self.own.folder)
+            if new:
+                (self.own.folder / WANDB_ID).unlink(missing_ok=True)
+                shutil.rmtree(self.own.folder / WANDB, ignore_errors=True)
             write_text(self.own.settings, settings)
         except OSError as error:
             raise OutputError(
@@ -93,5 +101,6 @@ class FeaturesPaths:
             return folder
         known = {self.own.settings, self.own.report, folder / CHECKPOINTS}
         known |= {feature.folder for feature in self.features}
+        known |= {folder / WANDB, folder / WANDB_ID}
         found = (p for p in folder.iterdir() if p not in known)
         return min((p for p in found if not p.name.startswith(TEMPORARY_PREFIX)), default=None)

@@ -12,8 +12,10 @@ from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
 
-_FILES = ("log.jsonl", "pictures.json", "wandb-id", "report.html")
-_FOLDERS = (CHECKPOINTS, "previews", "tensorboard", "wandb")
+WANDB, WANDB_ID = "wandb", "wandb-id"
+"""The folder and the file of a run that goes to Weights & Biases."""
+_FILES = ("log.jsonl", "pictures.json", WANDB_ID, "report.html")
+_FOLDERS = (CHECKPOINTS, "previews", "tensorboard", WANDB)
 LORA_FOLDER = Path("loras")
 """Where a LoRA goes whose name has no folder, and where prompts look for it."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorasmith.config.run import TrainRun
 from lorasmith.loops.progress import Advance, progress_bar
-from lorasmith.loops.track import Tracker, WandbRun
+from lorasmith.loops.track import Board, Tracker, WandbRun
 from lorasmith.training.paths import RunPaths
 from lorasmith.training.step import Figures
 
@@ -103,7 +103,12 @@ def told_outside(run: TrainRun) -> dict[str, Any]:
 
 @contextmanager
 def reporting(
-    run: TrainRun, paths: RunPaths, first: int, main: bool, title: str | None = "training"
+    run: TrainRun,
+    paths: RunPaths,
+    first: int,
+    main: bool,
+    title: str | None = "training",
+    shared: Board | None = None,
 ) -> Iterator[Reporter]:
     """Open the run's log, its boards and its progress bar.
 
@@ -113,10 +118,12 @@ def reporting(
         first: steps done before.
         main: False says and writes nothing.
         title: of the progress bar; None shows none.
+        shared: the board of a run at Weights & Biases that others write to as well; None opens one
+            where the settings want it.
     """
     track = run.track
-    wandb = None
-    if track.wandb:
+    wandb: WandbRun | Board | None = shared
+    if track.wandb and shared is None:
         wandb = WandbRun(track.wandb_project, paths.name, told_outside(run))
     with (
         Tracker(paths.folder, track.tensorboard, main, first, wandb) as tracker,

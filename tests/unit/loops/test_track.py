@@ -1,13 +1,13 @@
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fake_wandb import FakeWandb
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.track import Tracker, WandbRun, check_wandb, read_log
+from lorasmith.loops.track import Corner, Tracker, WandbRun, check_wandb, read_log, wandb_board
 
 
 def write(folder: Path, steps: range, first: int = 0, tensorboard: bool = False) -> None:
@@ -64,24 +64,6 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-class FakeWandb(ModuleType):
-    """Stands in for the package, and keeps what it was told."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.calls: list[tuple] = []
-
-    def init(self, **given: object) -> "FakeWandb":
-        self.calls.append(("init", given))
-        return self
-
-    def log(self, figures: dict[str, float], step: int) -> None:
-        self.calls.append(("log", figures, step))
-
-    def finish(self) -> None:
-        self.calls.append(("finish",))
-
-
 @pytest.fixture
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -109,6 +91,21 @@ def test_wandb_is_told_the_same_and_never_asks(
     monkeypatch.setenv("WANDB_API_KEY", "x")
     Tracker(tmp_path, tensorboard=False, wandb=run)
     assert fake.calls[-1][1]["mode"] is None
+
+
+@pytest.mark.usefixtures("no_account")
+def test_logs_may_share_one_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with wandb_board(tmp_path / "both", WandbRun("project", "both")) as board:
+        for tag in ("a", "b"):
+            shared = Corner(board, tag)
+            with Tracker(tmp_path / tag, tensorboard=False, wandb=shared) as tracker:
+                tracker.log(7, {"loss": 0.5})
+            assert read_log(tmp_path / tag / "log.jsonl")[0]["loss"] == 0.5
+        assert fake.calls[1:] == [("log", {"a/loss": 0.5}, 7), ("log", {"b/loss": 0.5}, 7)]
+    assert [call[0] for call in fake.calls] == ["init", "log", "log", "finish"]
+    assert fake.calls[0][1]["dir"] == str(tmp_path / "both")
 
 
 def test_missing_wandb_is_told_with_its_command(

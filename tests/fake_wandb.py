@@ -1,0 +1,21 @@
+"""A stand-in for the package wandb."""
+
+from types import ModuleType
+
+
+class FakeWandb(ModuleType):
+    """Stands in for the package, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list[tuple] = []
+
+    def init(self, **given: object) -> "FakeWandb":
+        self.calls.append(("init", given))
+        return self
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        self.calls.append(("log", figures, step))
+
+    def finish(self) -> None:
+        self.calls.append(("finish",))
