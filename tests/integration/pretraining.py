@@ -1,9 +1,7 @@
 """What the tests of pretraining share: small data, small settings, and running the commands."""
 
 import json
-import os
 import random
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,16 +152,9 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def one_of_two(
-    rank: int, port: int, place: Place, out: Path, sets: Mapping[str, tuple[str, ...]]
-) -> None:
-    """Be one of two processes that share each of the given runs."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    sys.exit(max(place.pretrain(kind, out / kind, *given) for kind, given in sets.items()))
+def several_runs(place: Place, out: Path, sets: Mapping[str, tuple[str, ...]]) -> int:
+    """Do one run of each given kind; return the highest exit code."""
+    return max(place.pretrain(kind, out / kind, *given) for kind, given in sets.items())
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:

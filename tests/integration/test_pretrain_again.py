@@ -1,7 +1,5 @@
 """Pretraining that is stopped and resumed, starts from weights, or is divided into parts."""
 
-import socket
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,11 @@ from pretraining import (
     assert_same,
     error_of,
     final_state,
-    one_of_two,
+    several_runs,
 )
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
+from two_processes import in_two_processes
 
 from lorasmith.loops.track import read_log
 
@@ -105,21 +104,8 @@ DIVISIBLE = {"clip": (), "vae": ("loss.adversarial=0",), "unet": ("train_text_en
 
 
 def test_two_processes_equal_one(place: Place, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = get_context("spawn")
-    workers = [
-        context.Process(
-            target=one_of_two, args=(rank, port, place, tmp_path / "two", DIVISIBLE), daemon=True
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(150)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    codes = in_two_processes(several_runs, place, tmp_path / "two", DIVISIBLE)
+    assert codes == [0, 0]
     for kind in KINDS:
         assert place.pretrain(kind, tmp_path / "one" / kind, *DIVISIBLE[kind]) == 0
         assert_close(tmp_path / "one" / kind, tmp_path / "two" / kind)

@@ -1,11 +1,7 @@
 """What a run can be asked for: divided batches, averages, looks, other models and optimizers."""
 
 import json
-import os
-import socket
-import sys
 import tomllib
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -23,6 +19,7 @@ from train_commands import (
     steps_there,
     train,
 )
+from two_processes import in_two_processes
 
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
@@ -66,37 +63,13 @@ def test_checkpointed_gradients_are_the_same(
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
-def one_of_two(rank: int, port: int, given: list[str], cache: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LORASMITH_CACHE": cache,
-    }  # fmt: skip
-    sys.exit(run(given))
-
-
-def test_two_processes_are_one(
-    tiny_model: Path, pictures: Path, tmp_path: Path, cache_in_tmp: Path
-) -> None:
+def test_two_processes_are_one(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     """A batch of five is shared three to two; one process writes, and both end well."""
     (pictures / "ball5.png").unlink()
     more = sets(*EVERY_LINE, *LOOKS, "train.batch_size=5", "data.held_out=0", "train.ema=0.9")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *more) == 0
     given = ["train", str(tmp_path / "one" / "run.toml"), "--out", f"{tmp_path}/two"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = [
-        get_context("spawn").Process(
-            target=one_of_two, args=(rank, port, given, str(cache_in_tmp)), daemon=True
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(200)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert in_two_processes(run, given) == [0, 0]
     assert_close(tmp_path / "one", tmp_path / "two")
     assert files_under(tmp_path / "one") == files_under(tmp_path / "two")
 

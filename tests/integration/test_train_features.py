@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ from feature_runs import two_features, write_pictures
 from safetensors import safe_open
 from safetensors.torch import load_file
 from train_commands import assert_same, error_of, figures_of, press_ctrl_c, sets, state_at
+from two_processes import in_two_processes
 
+from fake_wandb import FakeWandb
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
 from lorasmith.training.step import TrainStep
@@ -189,6 +192,61 @@ def test_a_joint_run_goes_on_exactly(
         assert_same(load_file(one), load_file(two))
     for tag in TAGS:
         assert figures_of(joint / "joint" / tag) == figures_of(joint / "halted" / tag)
+
+
+def halted(file: str, out: str) -> int:
+    """Stop at the second step, and go on; 0 when both went as asked."""
+    with ctrl_c_at(3):  # each step has two features
+        if run(["train", file, "--out", out]) != 130:
+            return 1
+    return run(["train", "--out", out, "--resume"])
+
+
+def test_a_joint_run_in_two_processes_is_as_in_one(
+    scene: Path, joint: Path, tiny_model: Path
+) -> None:
+    """A picture for each of them, or one and none; stopped, and gone on with in both."""
+    file = two_features(scene, tiny_model, mode="joint", name="joint")
+    assert in_two_processes(halted, str(file), str(joint / "shared")) == [0, 0]
+    one, two = (load_checkpoint(joint / name / "checkpoints" / "step-00000004")
+                for name in ("joint", "shared"))  # fmt: skip
+    apart = {k.replace("shared", "joint"): v for k, v in two.tensors.items()}
+    assert apart.keys() == one.tensors.keys()
+    weights = [key for key in apart if "/module/" in key]
+    far = torch.cat([((apart[k] - one.tensors[k]).abs() > 5e-4).flatten() for k in weights])
+    assert float(far.float().mean()) < 0.02
+    for tag in TAGS:
+        assert f"joint-{tag}" in {key.split("/")[0] for key in weights}
+        lines = [figures_of(joint / name / tag) for name in ("joint", "shared")]
+        for a, b in zip(*lines, strict=True):
+            assert a == pytest.approx(b, rel=5e-3)
+    assert all(file.is_file() for file in files(joint, "shared"))
+
+
+def test_features_of_a_joint_run_share_one_run_of_wandb(
+    scene: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    file = two_features(scene, tiny_model, mode="joint", name="told", steps=3)
+    wanted = ["train", str(file), *sets("track.wandb=true")]
+    with ctrl_c_at(3):
+        assert run(wanted) == 130
+    assert run([*wanted, "--resume"]) == 0
+    kinds = [call[0] for call in fake.calls]
+    assert kinds == ["init", *["log"] * 4, "finish", "init", *["log"] * 2, "finish"]
+    opened = [call[1] for call in fake.calls if call[0] == "init"]
+    assert opened[0] == opened[1]
+    assert opened[0]["name"] == "told"
+    assert set(opened[0]["config"]) == set(TAGS)
+    assert str(scene) not in json.dumps(opened[0]["config"])
+    logged = [call[1:] for call in fake.calls if call[0] == "log"]
+    assert [step for _, step in logged] == [1, 1, 2, 2, 3, 3]
+    for (figures, step), tag in zip(logged, TAGS * 3, strict=True):
+        own = figures_of(scene / "loras" / "told" / tag)[step - 1]
+        assert figures[f"{tag}/loss"] == own["loss"]
+        assert all(name.startswith(f"{tag}/") for name in figures)
 
 
 @pytest.mark.parametrize("mode", ["staged", "joint"])
