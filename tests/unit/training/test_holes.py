@@ -1,0 +1,203 @@
+"""What inpainting models read beside the noisy latents."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from training_sets import CPU, data_of, pixels_of, write
+
+from lorasmith.config.run import LossSettings, TrainData, TrainSettings
+from lorasmith.core.device import generator
+from lorasmith.core.draws import Draws
+from lorasmith.models.load import Model, load_model
+from lorasmith.training.batch import Batch, joined
+from lorasmith.training.dataset import TrainingSet, build_dataset
+from lorasmith.training.losses import draw_noise, process_of
+from lorasmith.training.step import Denoiser
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_of: Tiny) -> Model:
+    return load_model(tiny_of("sd1-inpainting")).to(CPU, torch.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six square pictures; the first two have masks, which are not symmetric."""
+    folder = write(tmp_path / "p", [(64, 64)] * 6)
+    for number in range(2):
+        mask = Image.new("L", (64, 64), 0)
+        ImageDraw.Draw(mask).ellipse((3, 9 + 7 * number, 33, 57), fill=255)
+        mask.save(folder / f"{number:02}.mask.png")
+    return folder
+
+
+def built(model: Model, data: TrainData, seed: int = 0) -> TrainingSet:
+    train = TrainSettings(batch_size=4, seed=seed, loss=LossSettings(masked=False))
+    return build_dataset(model, data, train, CPU)
+
+
+def surroundings(made: TrainingSet, numbers: list[int], step: int = 0) -> torch.Tensor:
+    batch = made.batch(torch.tensor(numbers), Draws(generator(0, 1, step), len(numbers)))
+    assert batch.surroundings is not None
+    assert batch.surroundings.shape == (len(numbers), 5, 8, 8)
+    return batch.surroundings
+
+
+def given_masks(folder: Path, numbers: list[int]) -> torch.Tensor:
+    arrays = [np.asarray(Image.open(folder / f"{n:02}.mask.png")).copy() for n in numbers]
+    return torch.stack([torch.from_numpy(one).float() / 255.0 for one in arrays]).unsqueeze(1)
+
+
+def by_hand(
+    model: Model, folder: Path, masks: torch.Tensor, numbers: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The mask, and mean and deviation around it, in diffusers' words."""
+    pixels = pixels_of(folder, numbers).float() / 127.5 - 1
+    with torch.no_grad():
+        posterior = model.vae.encode(pixels * (masks < 0.5)).latent_dist
+    scale = model.vae.config.scaling_factor
+    return F.interpolate(masks, size=(8, 8)), posterior.mean * scale, posterior.std * scale
+
+
+@pytest.mark.parametrize("more", [{}, {"random_masks": 0}], ids=["encoded once", "in every step"])
+def test_given_masks(model: Model, folder: Path, more: dict[str, Any]) -> None:
+    made = built(model, data_of(folder, **more))
+    mask, mean, deviation = by_hand(model, folder, given_masks(folder, [1, 0]), [1, 0])
+    samples = torch.stack([surroundings(made, [1, 0], step) for step in range(60)])
+    assert torch.equal(samples[:, :, :1], mask.expand(60, -1, -1, -1, -1))
+    error = (samples[:, :, 1:].mean(dim=0) - mean) / deviation * 60**0.5
+    assert abs(float(error.mean())) < 0.3
+    assert float(error.std()) == pytest.approx(1.0, abs=0.2)
+
+
+def test_mirrored_pictures_have_mirrored_masks(model: Model, folder: Path) -> None:
+    made = built(model, data_of(folder, flip=True))
+    mask = given_masks(folder, [0])
+    both = [F.interpolate(one, size=(8, 8)) for one in (mask, mask.flip(-1))]
+    seen = set()
+    for step in range(20):
+        found = surroundings(made, [0], step)[:, :1]
+        seen |= {side for side in (0, 1) if torch.equal(found, both[side])}
+    assert seen == {0, 1}
+
+
+def test_random_masks_are_a_few_of_each_picture_and_the_seeds(model: Model, folder: Path) -> None:
+    made = built(model, data_of(folder, random_masks=3))
+    drawn = [surroundings(made, [4, 5], step) for step in range(30)]
+    masks = [{tuple(one[row, 0].flatten().tolist()) for one in drawn} for row in range(2)]
+    assert [len(some) for some in masks] == [3, 3]
+    assert masks[0] != masks[1]
+    again = built(model, data_of(folder, random_masks=3))
+    assert torch.equal(surroundings(again, [4, 5], 7), drawn[7])
+    other = built(model, data_of(folder, random_masks=3), seed=1)
+    assert not any(torch.equal(surroundings(other, [4, 5], k), drawn[k]) for k in range(5))
+
+
+def test_new_masks_every_time(model: Model, folder: Path) -> None:
+    made = built(model, data_of(folder, random_masks=0))
+    drawn = [surroundings(made, [4], step)[0, 0] for step in range(12)]
+    assert len({tuple(one.flatten().tolist()) for one in drawn}) > 6
+    assert torch.equal(surroundings(made, [4], 3)[0, 0], drawn[3])
+
+
+def test_masks_for_the_loss_alone(model: Model, folder: Path) -> None:
+    """With random masks for all, the given ones say what is learned and not what is hidden."""
+    data = data_of(folder, masks="random")
+    train = TrainSettings(batch_size=4, loss=LossSettings(masked=True))
+    made = build_dataset(model, data, train, CPU)
+    mask = given_masks(folder, [0])
+    hidden = []
+    for step in range(12):
+        batch = made.batch(torch.tensor([0]), Draws(generator(0, 1, step), 1))
+        assert batch.mask is not None
+        assert batch.surroundings is not None
+        torch.testing.assert_close(batch.mask, F.avg_pool2d(mask, 8))
+        hidden.append(batch.surroundings[:, :1])
+    assert not any(torch.equal(one, F.interpolate(mask, size=(8, 8))) for one in hidden)
+
+
+@pytest.mark.parametrize("more", [{}, {"random_masks": 0}, {"flip": True}], ids=str)
+def test_a_batch_does_not_depend_on_how_it_is_divided(
+    model: Model, folder: Path, more: dict[str, Any]
+) -> None:
+    made = built(model, data_of(folder, **more))
+    numbers = torch.tensor([4, 0, 5, 2])
+    whole = made.batch(numbers, Draws(generator(9), 4)).surroundings
+    parts = [
+        made.batch(numbers[first : first + 2], Draws(generator(9), 4, first, 2)).surroundings
+        for first in (0, 2)
+    ]
+    assert whole is not None
+    torch.testing.assert_close(torch.cat([one for one in parts if one is not None]), whole)
+
+
+def test_a_second_run_encodes_nothing(
+    model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoded = type(model.vae).encode, []
+
+    def counted(vae: Any, pixels: torch.Tensor) -> Any:
+        encoded.append(len(pixels))
+        return encode(vae, pixels)
+
+    monkeypatch.setattr(type(model.vae), "encode", counted)
+    built(model, data_of(folder, random_masks=3))
+    assert sum(encoded) == 6 + 2 + 4 * 3
+    built(model, data_of(folder, random_masks=3))
+    assert sum(encoded) == 20
+    mask = Image.open(folder / "00.mask.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    mask.save(folder / "00.mask.png")
+    built(model, data_of(folder, random_masks=3))
+    assert sum(encoded) == 21
+
+
+def test_other_models_have_none(tiny_model: Path, folder: Path) -> None:
+    plain = load_model(tiny_model).to(CPU, torch.float32)
+    made = built(plain, data_of(folder))
+    assert made.batch(torch.tensor([0]), Draws(generator(0), 1)).surroundings is None
+
+
+def test_batches_are_joined_with_what_surrounds_them(model: Model, folder: Path) -> None:
+    """The network sees for each picture what it sees when the picture is alone."""
+    made = built(model, data_of(folder))
+    batches: list[Batch] = [
+        made.batch(torch.tensor([number]), Draws(generator(0, number), 1)) for number in (0, 4)
+    ]
+    predict, times = Denoiser(model), torch.tensor([300, 700])
+    with torch.no_grad():
+        both = joined(batches)
+        together = predict(both.clean, times, both)
+        alone = [predict(one.clean, times[k : k + 1], one) for k, one in enumerate(batches)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
+    refiner = load_model(tiny_of("sdxl-refiner")).to(CPU, torch.float32)
+    for more in ({}, {"colour_jitter": 0.1}):
+        made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
+        batch = made.batch(torch.tensor([0, 1]), Draws(generator(0), 2))
+        expected = torch.tensor([[64.0, 64.0, 0.0, 0.0, 7.5]] * 2)
+        assert batch.time_ids is not None
+        assert torch.equal(batch.time_ids, expected)
+
+
+def test_the_refiner_knows_the_lowest_noise_levels() -> None:
+    config: dict[str, object] = {"beta_schedule": "scaled_linear"}
+    process = process_of(config, LossSettings(), CPU, known=200)
+    assert process.steps == 200
+    clean = torch.zeros(400, 1, 1, 1)
+    batch = Batch(clean=clean, weight=torch.ones(400), numbers=torch.arange(400))
+    levels = draw_noise(process, LossSettings(), batch, Draws(generator(0), 400)).timesteps
+    assert 190 < int(levels.max()) < 200
+    assert int(levels.min()) < 10
+    whole = process_of(config, LossSettings(), CPU)
+    assert whole.steps == 1000
+    assert torch.equal(whole.alphas, process.alphas)
