@@ -77,7 +77,7 @@ class Model:
     @property
     def downscale(self) -> int:
         """Pixels per latent along one side (8 for Stable Diffusion 1.x)."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return halved(len(self.vae.config.block_out_channels))
 
     @property
     def default_size(self) -> int:
@@ -92,6 +92,11 @@ class Model:
             own = _vae_dtype(self.vae, self.text_encoder_2 is not None, dtype)
             self.vae.to(device=device, dtype=own).requires_grad_(False).eval()
         return self
+
+
+def halved(levels: int) -> int:
+    """Return how much smaller a network's last level is: each but the last halves the sides."""
+    return int(2 ** (levels - 1))
 
 
 def resolve_model(name: str | Path | None) -> Path:

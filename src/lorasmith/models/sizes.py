@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.load import open_source
+from lorasmith.models.load import Model, halved, open_source
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,17 @@ class ModelSizes:
         source = open_source(folder)
         folder = source.path
         unet, vae = source.config("unet"), source.config("vae")
-        downscale = 2 ** (_levels(vae, folder, "vae") - 1)
+        downscale = halved(_levels(vae, folder, "vae"))
         size = unet.get("sample_size")
         if not isinstance(size, int):
             raise WeightsError(f"model {folder}: unet/config.json has no sample_size")
-        return cls(size * downscale, downscale * 2 ** (_levels(unet, folder, "unet") - 1))
+        return cls(size * downscale, downscale * halved(_levels(unet, folder, "unet")))
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """Return the sizes of a model that is loaded."""
+        levels = len(model.unet.config.block_out_channels)
+        return cls(model.default_size, model.downscale * halved(levels))
 
 
 def _levels(config: dict[str, Any], folder: Path, part: str) -> int:

@@ -13,8 +13,7 @@ import torch
 from lorasmith.config.run import TrainData, TrainSettings
 from lorasmith.core.device import dtype_of, put
 from lorasmith.core.draws import Draws
-from lorasmith.core.errors import ConfigError
-from lorasmith.data.buckets import Bucket, Placement, Size, bucket_step, make_buckets, place
+from lorasmith.data.buckets import Bucket, Placement, Size, place
 from lorasmith.data.cache import TensorCache, cache_folder
 from lorasmith.data.order import BucketOrder
 from lorasmith.data.placed import PlacedPictures, upright_size
@@ -29,44 +28,11 @@ from lorasmith.training.gating import OPEN, Gating
 from lorasmith.training.latents import Latents, LiveLatents, fixed_latents
 from lorasmith.training.network_hash import network_hash
 from lorasmith.training.paths import keep_outside
+from lorasmith.training.sizes import buckets_of
 from lorasmith.training.words import LiveWords, Words, fixed_tokens, fixed_words
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
-
-
-def size_multiple(model: "Model") -> int:
-    """Return what the sides of pictures must be multiples of, in pixels."""
-    # Each level of the U-Net but the last halves the latents once more.
-    levels: int = len(model.unet.config.block_out_channels)
-    return int(model.downscale * 2 ** (levels - 1))
-
-
-def picture_side(model: "Model", wanted: int | None) -> int:
-    """Return the side of square training pictures in pixels.
-
-    Raises:
-        ConfigError: the wanted side is not a multiple of what the model can do.
-    """
-    multiple = size_multiple(model)
-    side = wanted or model.default_size
-    if side % multiple:
-        near = max(multiple, (side + multiple // 2) // multiple * multiple)
-        raise ConfigError(f"data.resolution: {side} is not a multiple of {multiple}; use {near}")
-    return side
-
-
-def buckets_of(model: "Model", data: TrainData) -> tuple[Bucket, ...]:
-    """Return the sizes that pictures are brought to.
-
-    Raises:
-        ConfigError: the resolution does not suit the model.
-    """
-    side = picture_side(model, data.resolution)
-    if not data.buckets:
-        return (Bucket(side, side),)
-    step = bucket_step(side, data.bucket_step, size_multiple(model))
-    return make_buckets(side, step, data.max_aspect)
 
 
 @dataclass(frozen=True)

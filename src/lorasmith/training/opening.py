@@ -31,7 +31,7 @@ from lorasmith.loops.trained import Trained
 from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.load import Model, load_model, quiet
 from lorasmith.training.chosen import ChosenRows, choose_rows
-from lorasmith.training.dataset import TrainingSet, buckets_of, build_dataset, send_home
+from lorasmith.training.dataset import TrainingSet, build_dataset, send_home
 from lorasmith.training.earlier import Earlier
 from lorasmith.training.gating import Lane, by_token, gating_of
 from lorasmith.training.losses import process_of
@@ -40,6 +40,7 @@ from lorasmith.training.preview import check_previews
 from lorasmith.training.rates import with_rates
 from lorasmith.training.resuming import check_settings, find_checkpoint
 from lorasmith.training.session import Session
+from lorasmith.training.sizes import buckets_of
 from lorasmith.training.space import bytes_needed
 from lorasmith.training.step import Denoiser, Objective, TrainStep
 

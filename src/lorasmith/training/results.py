@@ -12,8 +12,8 @@ from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.weights import load_metadata
 from lorasmith.data.tags import tag_frequency
 from lorasmith.models.family import family_of
-from lorasmith.training.dataset import picture_side
 from lorasmith.training.session import Session
+from lorasmith.training.sizes import picture_side
 from lorasmith.training.summary import Summary
 
 

@@ -16,6 +16,7 @@ def test_sizes_are_those_of_the_opened_model(tiny_model: Path) -> None:
     sizes = ModelSizes.read(tiny_model)
     assert sizes.default == model.default_size == 64
     assert sizes.multiple == 64
+    assert sizes == ModelSizes.of(model)
     assert ModelSizes.read() == ModelSizes(default=128, multiple=64)
 
 

@@ -15,7 +15,7 @@ from lorasmith.core.draws import Draws
 from lorasmith.core.errors import ConfigError, DataError
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text import encode, tokenize
-from lorasmith.training.dataset import buckets_of
+from lorasmith.training.sizes import buckets_of
 
 
 @pytest.fixture
