@@ -36,6 +36,7 @@ def set_up(folder: Path, model: Path, page: Path) -> None:
         picture.save(folder / "pictures" / f"{number}.png")
         caption = f"a {thing}, inkmono style"
         (folder / "pictures" / f"{number}.txt").write_text(caption, encoding="utf-8")
+    _add_photo(folder)
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "model").symlink_to(model)
     for text in fences(page, "toml"):
@@ -44,6 +45,16 @@ def set_up(folder: Path, model: Path, page: Path) -> None:
         if text.startswith("# lorasmith train with features\n"):
             (folder / "features.toml").write_text(text, encoding="utf-8")
             _add_features(folder / "data")
+
+
+def _add_photo(folder: Path) -> None:
+    """Write a picture to draw on, its mask, and the mask of a training picture."""
+    photo = Image.new("RGB", (64, 64), "navy")
+    ImageDraw.Draw(photo).ellipse((12, 12, 50, 44), fill="orange")
+    photo.save(folder / "photo.png")
+    mask = Image.new("L", (64, 64), 0)
+    ImageDraw.Draw(mask).rectangle((10, 10, 52, 46), fill=255)
+    mask.save(folder / "mask.png")
 
 
 def _add_features(folder: Path) -> None:

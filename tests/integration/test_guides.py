@@ -1,6 +1,7 @@
 """Every command of the quick start and the guides runs, page by page and in order."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from lorasmith.cli import run
 
 GUIDES = (
     "quickstart.md", "training.md", "loras.md", "tags.md", "prompts.md", "models.md", "features.md",
-    "evaluation.md",
+    "evaluation.md", "inpainting.md",
 )  # fmt: skip
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
@@ -26,21 +27,32 @@ QUICK = {
 """Added to the commands, so that they take no time on a tiny model; settings mean the last."""
 
 
+GIVEN = {
+    "train": [*QUICK["train"], "--set", "preview.steps=4"],
+    "generate": [*QUICK["generate"], "--steps", "4"],
+}
+"""Likewise on the page about given pictures: of very few steps none would be left for these."""
+OTHER_MODELS = {"inpainting": "sd1-inpainting", "refiner": "sdxl-refiner"}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_run(
-    page: str, tiny_model: Path, tmp_path: Path,
+    page: str, tiny_model: Path, tiny_of: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     set_up(tmp_path, tiny_model, PAGES[page])
-    if page in ("loras.md", "tags.md", "prompts.md"):
+    if page in ("loras.md", "tags.md", "prompts.md", "inpainting.md"):
         add_loras(tmp_path)
+    quick = {**QUICK, **GIVEN} if page == "inpainting.md" else QUICK
+    for name, family in OTHER_MODELS.items() if page == "inpainting.md" else ():
+        (tmp_path / "path" / "to" / name).symlink_to(tiny_of(family))
     monkeypatch.chdir(tmp_path)
     lines = commands(PAGES[page])
     assert len(lines) >= 5
     for line in lines:
         # The shortened runs have no checkpoint of step 100.
         arguments = shlex.split(line.replace("step-100", "step-2"), comments=True)[1:]
-        more = QUICK.get(arguments[0], QUICK.get(" ".join(arguments[:2]), []))
+        more = quick.get(arguments[0], quick.get(" ".join(arguments[:2]), []))
         if more and "-m" not in arguments:
             more = [*more, "-m", "path/to/model"]
         status = run([*arguments, *more])

@@ -6,6 +6,7 @@ which shows differences that pictures of a few seeds do not.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from lorasmith.inference.denoise import Guided
 from lorasmith.inference.inputs import added_inputs
 from lorasmith.inference.options import Size
 from lorasmith.inference.start import blank_surroundings
+from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.models.text import Conditioning, encode_captions
 
@@ -69,7 +71,8 @@ class FixedNoise:
         """
         self._model = model
         self._batch_size = batch_size
-        self._process = NoiseProcess.from_scheduler(model.scheduler_config, torch.device("cpu"))
+        process = NoiseProcess.from_scheduler(model.scheduler_config, torch.device("cpu"))
+        self._process = replace(process, known=FAMILIES[family_of(model)].noise_levels)
         steps = self._process.steps
         every = torch.tensor([int((k + 0.5) * steps / levels) for k in range(levels)])
         self._pictures = torch.arange(len(latents)).repeat_interleave(levels)

@@ -1,5 +1,6 @@
 """Predictions for fixed noise: against the network asked by hand, and with LoRAs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,27 @@ def test_a_lora_that_does_nothing_is_named(model: Model, loras: tuple[Path, Path
     noise = FixedNoise(model, torch.zeros(1, 4, 8, 8), levels=1)
     with pytest.raises(WeightsError, match="changes nothing"):
         Probe(model, replace(file, layers=idle)).run(noise, ["a cat"])
+
+
+@pytest.mark.parametrize(("family", "level"), [("sd1-inpainting", 500), ("sdxl-refiner", 100)])
+def test_models_that_are_told_more(tiny_of: Callable[[str], Path], family: str, level: int) -> None:
+    """An inpainting model has all to paint anew; the refiner is told a score, at a known level."""
+    told = load_model(tiny_of(family)).to(torch.device("cpu"), torch.float32)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    noise = FixedNoise(told, latents, levels=1)
+    found = noise.predict(["a cat"])
+    process = NoiseProcess.from_scheduler(told.scheduler_config, torch.device("cpu"))
+    words, at = encode_captions(told, ["a cat"])[0], torch.tensor([level])
+    inputs, extra = [process.add_noise(latents, noise._noise, at)], None
+    with torch.no_grad():
+        if family == "sd1-inpainting":
+            grey = told.vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean
+            inputs += [torch.ones(1, 1, 8, 8), grey * told.vae.config.scaling_factor]
+        else:
+            assert words.pooled is not None
+            sizes = torch.tensor([[64.0, 64.0, 0.0, 0.0, 6.0]])
+            extra = {"text_embeds": words.pooled[None], "time_ids": sizes}
+        asked = told.unet(
+            torch.cat(inputs, dim=1), at, words.context[None], added_cond_kwargs=extra
+        ).sample
+    torch.testing.assert_close(found, asked, atol=1e-5, rtol=1e-4)
