@@ -312,7 +312,8 @@ class Pipeline:
         for job, image in zip(jobs, images, strict=True):
             image.info[PARAMETERS] = describe(
                 _told(job.prompt, call.board), job.seed, call.options, call.starts.size,
-                self.model.folder, self.model_hash, call.starts.strength,
+                self.model.folder, self.model_hash,
+                call.starts.strength if job.canvas is not None else None,
             )  # fmt: skip
         return images
 

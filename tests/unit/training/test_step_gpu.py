@@ -1,6 +1,6 @@
 """On a GPU, a whole step of a run must not make the host wait for the device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,19 +25,19 @@ def waiting_fails() -> Iterator[None]:
 
 @pytest.mark.parametrize("record", [False, True])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("family", ["tiny_model", "tiny_sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sdxl-refiner", "sd1-inpainting"])
 def test_steps_do_not_wait_for_the_device(
     family: str,
     precision: str,
     record: bool,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
+    tiny_of: Callable[[str], Path],
     waiting_fails: None,
 ) -> None:
     settings = {
         "data": {"path": write(tmp_path / "p", [(64, 64)] * 5), "tag": "ink", "held_out": 0.0},
         "output": {"name": str(tmp_path / "out" / "lora")},
-        "model": {"path": request.getfixturevalue(family)},
+        "model": {"path": tiny_of(family)},
         "train": {"precision": precision, "batch_size": 4, "ema": 0.9, "device": "cuda"},
         "preview": {"every": 0},
         "track": {"tensorboard": False},

@@ -1,0 +1,103 @@
+"""Previews of models that draw on pictures."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from training_sets import write
+
+from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.trainable import Trainable, inject_targets
+from lorasmith.config.run import LoraSettings, PreviewSettings, TrainSettings
+from lorasmith.core.errors import ConfigError
+from lorasmith.data.row import Row
+from lorasmith.inference.pipeline import Pipeline
+from lorasmith.models.load import Model, load_model
+from lorasmith.training.preview import Previews, check_previews
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    """Three pictures, the second and third with masks; the first two have one caption."""
+    folder = write(tmp_path / "p", [(64, 64), (96, 64), (64, 64)])
+    made = []
+    for number, caption in enumerate(("a cat", "a cat", "a dog")):
+        mask = None
+        if number:
+            mask = folder / f"{number:02}.mask.png"
+            drawn = Image.new("L", (96 if number == 1 else 64, 64), 0)
+            ImageDraw.Draw(drawn).ellipse((9, 9, 50, 40), fill=255)
+            drawn.save(mask)
+        made.append(Row(f"{number:02}", (caption,), {}, folder / f"{number:02}.png", mask=mask))
+    return made
+
+
+@pytest.fixture
+def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, Trainable]]]:
+    made: list[Trainable] = []
+
+    def of(family: str) -> tuple[Model, Trainable]:
+        model = load_model(tiny_of(family)).to(torch.device("cpu"), torch.float32)
+        lora = LoraSettings(rank=2, targets="attention")
+        made.append(inject_targets(resolve(model, lora, TrainSettings(learning_rate=1.0)), lora, 0))
+        return model, made[-1]
+
+    yield of
+    for one in made:
+        one.detach()
+
+
+def drawn(
+    model: Model, trained: Trainable, rows: list[Row], folder: Path, **more: object
+) -> list[np.ndarray]:
+    settings = PreviewSettings.model_validate({"steps": 4, "seed": 5, **more})
+    paths = Previews(settings, model, rows, folder).draw(1, trained, lambda: True)
+    return [np.asarray(Image.open(path)) for path in paths]
+
+
+def near(found: np.ndarray, expected: Image.Image) -> bool:
+    """Drawn in another batch: the same but for rounding."""
+    other = np.asarray(expected).astype(int)
+    return found.shape == other.shape and int(abs(found - other).max()) <= 1
+
+
+def test_a_refiner_finishes_the_pictures_of_its_captions(
+    opened: Callable[[str], tuple[Model, Trainable]], rows: list[Row], tmp_path: Path
+) -> None:
+    model, trained = opened("sdxl-refiner")
+    found = drawn(model, trained, rows, tmp_path)
+    expected = [
+        Pipeline(model)("a cat", seed=5, image=rows[0].file, steps=4, size="64x64"),
+        Pipeline(model)("a dog", seed=6, image=rows[2].file, steps=4, size="64x64"),
+    ]
+    assert len(found) == 2
+    for one, (other,) in zip(found, expected, strict=True):
+        assert near(one, other)
+
+
+def test_an_inpainting_model_repaints_what_has_masks(
+    opened: Callable[[str], tuple[Model, Trainable]], rows: list[Row], tmp_path: Path
+) -> None:
+    model, trained = opened("sd1-inpainting")
+    pipe = Pipeline(model)
+    found = drawn(model, trained, rows, tmp_path / "captions")
+    assert near(found[0], pipe("a cat", seed=5, steps=4)[0])
+    more = {"image": rows[2].file, "mask": rows[2].mask, "steps": 4, "size": "64x64"}
+    assert near(found[1], pipe("a dog", seed=6, **more)[0])
+    # Prompts that somebody writes are drawn on pictures with masks, where there are any.
+    found = drawn(model, trained, rows, tmp_path / "prompts", prompts=["x", "y"], size="96x64")
+    for k in range(2):
+        more = {"image": rows[1 + k].file, "mask": rows[1 + k].mask, "steps": 4, "size": "96x64"}
+        assert near(found[k], pipe("xy"[k], seed=5 + k, **more)[0])
+
+
+def test_too_few_steps_are_refused_before_any_work(tiny_of: Tiny) -> None:
+    model = load_model(tiny_of("sdxl-refiner"))
+    with pytest.raises(ConfigError, match=r"preview\.steps: 3 times the strength 0\.3"):
+        check_previews(PreviewSettings(steps=3), model)
+    check_previews(PreviewSettings(steps=4), model)
