@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
-from lorasmith.training.step import Figures, TrainStep
+from lorasmith.training.step import TrainStep
+from lorasmith.training.together import Part, Together
 
 LOOKS = ("preview.every=2", "preview.steps=1", "preview.count=1", "preview.loss_timesteps=2")
 """Settings of runs that look at themselves, quickly."""
@@ -68,17 +69,16 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
 @contextmanager
 def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
     """Do something in the middle of a step (from 1); yields the pictures of every step taken."""
-    plain, seen = TrainStep.__call__, []
+    plain, seen = Together._pass, []
 
-    def stepping(self: TrainStep, parts: Any, whole: int) -> Figures:
-        drawn = list(parts)
-        seen.append([number for batch, _ in drawn for number in batch.numbers.tolist()])
+    def stepping(self: Together, parts: Sequence[Part]) -> None:
+        seen.append([number for one in parts for number in one.batch.numbers.tolist()])
         if len(seen) == number:
-            do(self)
-        return plain(self, drawn, whole)
+            do(self._steps[0])
+        plain(self, parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainStep, "__call__", stepping)
+        patch.setattr(Together, "_pass", stepping)
         yield seen
 
 
