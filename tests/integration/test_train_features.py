@@ -250,12 +250,14 @@ def test_features_of_a_joint_run_share_one_run_of_wandb(
 
 
 @pytest.mark.parametrize("mode", ["staged", "joint"])
-def test_a_run_with_everything_on(scene: Path, tiny_model: Path, mode: str) -> None:
-    """Looks, a text encoder and a token gate in one feature only, uneven parts."""
+def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -> None:
+    """Looks, a text encoder, a token gate and a long caption in one feature only, uneven parts."""
     file = two_features(
-        scene, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=3, accumulate=3,
+        tmp_path, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=3, accumulate=3,
         gradient_checkpointing="true",
     )  # fmt: skip
+    caption = tmp_path / "curly" / "1.txt"
+    caption.write_text(f"{caption.read_text()}, {'a ' * 90}, curlyqx")
     extra = 'rank = 2\ntargets = "cross-attention+text-encoder"\ngate = "token+end"'
     text = file.read_text()
     # In the first stage, so that the second has a frozen text encoder's adapters under it.
@@ -263,10 +265,10 @@ def test_a_run_with_everything_on(scene: Path, tiny_model: Path, mode: str) -> N
     looks = sets("preview.every=2", "preview.steps=1", "preview.count=1", "data.held_out=0.2")
     assert run(["train", str(file), *looks]) == 0
     for tag in TAGS:
-        folder = scene / "loras" / f"all-{mode}" / tag
+        folder = tmp_path / "loras" / f"all-{mode}" / tag
         assert any("held_out" in line for line in figures_of(folder))
         assert (folder / "previews" / "step-000002" / "0000.png").is_file()
-    written = files(scene / "loras", f"all-{mode}")
+    written = files(tmp_path / "loras", f"all-{mode}")
     told = [metadata(one)["lorasmith.gate"] for one in written]
     assert told == ["token+end", "prompt"]
     assert [any("lora_te_" in key for key in load_file(one)) for one in written] == [True, False]

@@ -74,6 +74,9 @@ class PictureSettings(Settings):
     """How many parts at the start stay in place when captions are shuffled."""
     caption_dropout: Share = 0.0
     """Share of the captions that are replaced by an empty one."""
+    max_chunks: Positive = 3
+    """How many chunks of 77 tokens a long caption is read in at most; the rest is cut off. All
+    captions of a set get as many as the longest one needs."""
     repeats: Positive = 1
     """How often each picture comes in an epoch; multiplied with the number of a `10_name`
     folder."""

@@ -134,7 +134,7 @@ def check(
     side = _side(data, sizes)
     found = scan(data.path, data.filters, caption, data.background_rgb, bar)
     tag = None if tagless else data.tag
-    facts = Facts(found, tag, _buckets(data, side, sizes), data.class_word)
+    facts = Facts(found, tag, _buckets(data, side, sizes), data.class_word, data.max_chunks)
     findings = [finding for rule in RULES for finding in rule(facts)]
     variety = variety_of(facts.scan.rows, data.background_rgb)
     if variety is not None and variety.alike:

@@ -15,8 +15,8 @@ import torch
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.family import family_of
 from lorasmith.models.source import read_json
-from lorasmith.models.text import Conditioning, TokenIds, condition
-from lorasmith.models.words import Passage, Section
+from lorasmith.models.text import Conditioning, TokenIds, condition, cut_text, token_ids
+from lorasmith.models.words import Passage, Section, plain_passage
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -52,6 +52,54 @@ class _Rows:
 def count_chunks(tokenizer: "CLIPTokenizer", passage: Passage) -> int:
     """Return how many chunks a text has; the empty one has one."""
     return len(_chunks(tokenizer, passage))
+
+
+def chunked_ids(model: "Model", texts: Sequence[str], chunks: int) -> TokenIds:
+    """Return texts without emphasis as tokens on the CPU, each in exactly so many chunks.
+
+    What does not fit is left out; behind shorter texts there are empty chunks, as when drawing. In
+    one chunk they are what `token_ids` gives.
+
+    Args:
+        model: its tokenizers are used.
+        texts: as they stand.
+        chunks: at least 1.
+
+    Returns:
+        int64 ``[len(texts), 77 * chunks]``, for the second encoder of SDXL likewise.
+    """
+    if chunks == 1:
+        return token_ids(model, texts, warn=False)
+
+    def rows(tokenizer: "CLIPTokenizer") -> torch.Tensor:
+        cut = [_to_length(_chunks(tokenizer, plain_passage(text)), chunks) for text in texts]
+        return _rows(tokenizer, [one for text in cut for one in text]).ids.view(len(texts), -1)
+
+    first = rows(model.main_tokenizer)
+    if model.tokenizer is None or model.tokenizer_2 is None:
+        return TokenIds(first)
+    return TokenIds(first, rows(model.tokenizer_2))
+
+
+def chunks_in_any_order(tokenizer: "CLIPTokenizer", text: str) -> int:
+    """Return how many chunks a text has at most when its parts between commas change places.
+
+    A chunk other than the last gives up some tokens at most, to end behind a comma. (Words of more
+    than that many tokens may need one chunk more.)
+    """
+    chunks = _chunks(tokenizer, plain_passage(text))
+    room, count = _room(tokenizer), sum(map(len, chunks))
+    if count <= room:
+        return 1
+    return max(len(chunks), -(-(count - room) // (room - _LOOK_BACK + 1)) + 1)
+
+
+def text_behind(tokenizer: "CLIPTokenizer", text: str, chunks: int) -> str:
+    """Return the end of a text that so many chunks have no room for, or ``""``."""
+    if chunks == 1:
+        return cut_text(tokenizer, text)
+    lost = _chunks(tokenizer, plain_passage(text))[chunks:]
+    return str(tokenizer.decode([token.number for chunk in lost for token in chunk])).strip()
 
 
 def passage_ids(tokenizer: "CLIPTokenizer", passage: Passage) -> torch.Tensor:

@@ -20,7 +20,8 @@ class TokenIds(NamedTuple):
     """Texts as each text encoder reads them."""
 
     ids: torch.Tensor
-    """int64 ``[B, 77]``, for the first text encoder that there is."""
+    """int64 ``[B, 77]``, for the first text encoder that there is; ``[B, 77 * chunks]`` of texts in
+    chunks."""
     ids_2: torch.Tensor | None = None
     """For SDXL's second encoder, whose tokenizer pads otherwise; None where there is one."""
 
@@ -29,7 +30,8 @@ class Conditioning(NamedTuple):
     """Texts as the U-Net reads them, with or without a batch dimension."""
 
     context: torch.Tensor
-    """``[B, 77, width]``, in the text encoders' dtype."""
+    """``[B, 77, width]``, in the text encoders' dtype; ``[B, 77 * chunks, width]`` of texts in
+    chunks."""
     pooled: torch.Tensor | None = None
     """SDXL's summary of each text, ``[B, P]``; None for other models."""
 
@@ -47,7 +49,8 @@ def condition(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Condition
 
     SD 1.x and 2.x: the last hidden states, normed. SDXL: the last but one hidden states of both
     encoders side by side, as they are, and the second encoder's projected summary. The SDXL
-    refiner has the second encoder alone, and reads likewise.
+    refiner has the second encoder alone, and reads likewise. Each chunk of a text is encoded as a
+    text of its own; the summary is the first one's.
 
     Args:
         model: its text encoders are used where they are.
@@ -57,6 +60,23 @@ def condition(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Condition
     Raises:
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
+    parts = [_window(model, one, clip_skip) for one in _windows(model, tokens)]
+    if len(parts) == 1:
+        return parts[0]
+    return Conditioning(torch.cat([one.context for one in parts], dim=1), parts[0].pooled)
+
+
+def _windows(model: "Model", tokens: TokenIds) -> list[TokenIds]:
+    """Cut texts into chunks. The rows of each are those of the texts, as gates know them."""
+    length = int(model.main_tokenizer.model_max_length)
+    first = torch.split(tokens.ids, length, dim=1)
+    if tokens.ids_2 is None:
+        return [TokenIds(ids) for ids in first]
+    second = torch.split(tokens.ids_2, length, dim=1)
+    return [TokenIds(*pair) for pair in zip(first, second, strict=True)]
+
+
+def _window(model: "Model", tokens: TokenIds, clip_skip: int) -> Conditioning:
     if model.text_encoder is None:
         return Conditioning(*_early(model.text_encoders[0], tokens.ids, clip_skip))
     if model.text_encoder_2 is None or tokens.ids_2 is None:

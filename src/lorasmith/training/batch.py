@@ -21,7 +21,8 @@ class Batch:
     numbers: torch.Tensor
     """Which pictures these are, for messages: int64 ``[B]`` on the CPU."""
     context: torch.Tensor | None = None
-    """Text embeddings, ``[B, 77, width]`` in the U-Net's dtype; None where ``ids`` are given."""
+    """Text embeddings, ``[B, L, width]`` in the U-Net's dtype, L being 77 for each chunk; None
+    where ``ids`` are given."""
     pooled: torch.Tensor | None = None
     """Pooled text embeddings of SDXL, ``[B, P]`` likewise; None for other models."""
     time_ids: torch.Tensor | None = None
@@ -35,11 +36,11 @@ class Batch:
     """How much each latent counts, float32 0..1 ``[B, 1, h, w]``; None where no picture of the
     set has a mask."""
     ids: torch.Tensor | None = None
-    """Token ids, int64 ``[B, 77]``, where the text encoder is trained and runs in the step."""
+    """Token ids, int64 ``[B, L]``, where the text encoder is trained and runs in the step."""
     ids_2: torch.Tensor | None = None
     """Token ids for the second text encoder of SDXL, likewise."""
     places: torch.Tensor | None = None
-    """The tokens that LoRAs with a token gate may write to, bool ``[B, M, 77]``: of the set's own
+    """The tokens that LoRAs with a token gate may write to, bool ``[B, M, L]``: of the set's own
     feature, then of the earlier ones; None where none has such a gate."""
     called: Sequence[bool] | None = None
     """Which captions call the set's own feature; None where it is at work for all of them."""
@@ -51,6 +52,12 @@ class Batch:
     an earlier feature, which is at work."""
     earlier: int = 0
     """Which earlier feature's pictures they are, for ``keep_earlier``."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens a text has."""
+        read = self.ids if self.context is None else self.context
+        return 0 if read is None else read.shape[1]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -26,6 +26,7 @@ from lorasmith.training.chosen import ChosenRows, choose_rows
 from lorasmith.training.encoding import HoleChoice, Pictures, content_hash
 from lorasmith.training.gating import OPEN, Gating
 from lorasmith.training.latents import Latents, LiveLatents, fixed_latents
+from lorasmith.training.lengths import chunks_of
 from lorasmith.training.network_hash import network_hash
 from lorasmith.training.paths import keep_outside
 from lorasmith.training.sizes import buckets_of
@@ -173,7 +174,8 @@ def build_dataset(
     buckets = buckets_of(model, data)
     chosen = chosen or choose_rows(data)
     root = _cache_root(data)
-    builder = _Builder(model, data, train, device, text_trained, gating, buckets, root)
+    chunks = chunks_of(model, data, chosen, gating.plain)
+    builder = _Builder(model, data, train, device, text_trained, gating, buckets, root, chunks)
     with quiet():
         model.vae.to(device)
         for encoder in model.text_encoders:
@@ -222,6 +224,7 @@ class _Builder:
     gating: Gating
     buckets: Sequence[Bucket]
     cache_root: Path | None
+    chunks: int
 
     @cached_property
     def vae_identity(self) -> str:
@@ -328,15 +331,34 @@ class _Builder:
             return self._fixed(captions, dropout)
         data = self.data.model_copy(update={"caption_dropout": dropout})
         dtype, marker = dtype_of(self.train.precision), self.gating.marker
-        return LiveWords(self.model, captions, data, dtype, self.device, self.text_trained, marker)
+        return LiveWords(
+            self.model,
+            captions,
+            data,
+            dtype,
+            self.device,
+            self.text_trained,
+            marker,
+            self.chunks,
+        )
 
     def _fixed(self, captions: Sequence[str], dropout: float) -> Words:
         dtype, marker = dtype_of(self.train.precision), self.gating.marker
         if self.text_trained:
-            return fixed_tokens(self.model, captions, dropout, self.device, marker)
+            return fixed_tokens(self.model, captions, dropout, self.device, marker, self.chunks)
         names = self.text_identities
         cache = self._cache("texts", "".join(name[:8] for name in names))
-        return fixed_words(self.model, names, captions, dropout, dtype, cache, self.device, marker)
+        return fixed_words(
+            self.model,
+            names,
+            captions,
+            dropout,
+            dtype,
+            cache,
+            self.device,
+            marker,
+            self.chunks,
+        )
 
     def _cache(self, kind: str, identity: str) -> TensorCache:
         """Return the cache of one network, whose folder holds no other's entries."""

@@ -125,11 +125,12 @@ def _parts(sessions: Sequence[Session], numbers: Sequence[torch.Tensor]) -> Iter
 
 
 def _alike(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Yield parts that one pass can do: of one turn and task, and latents of one shape."""
+    """Yield parts that one pass can do: of one turn and task, latents and texts of one shape."""
     for _, turn in groupby(parts, key=lambda one: one.turn):
-        groups: dict[tuple[str, torch.Size], list[Part]] = {}
+        groups: dict[tuple[str, torch.Size, int], list[Part]] = {}
         for one in turn:
-            groups.setdefault((one.batch.task, one.batch.clean.shape[1:]), []).append(one)
+            kind = one.batch.task, one.batch.clean.shape[1:], one.batch.length
+            groups.setdefault(kind, []).append(one)
         yield from groups.values()
 
 

@@ -13,7 +13,8 @@ from lorasmith.core.errors import DataError
 from lorasmith.data.cache import Entry, TensorCache, key_of
 from lorasmith.data.caption import dropped, shuffled
 from lorasmith.loops.progress import progress_bar
-from lorasmith.models.text import Conditioning, TokenIds, condition, token_ids
+from lorasmith.models.chunks import chunked_ids
+from lorasmith.models.text import Conditioning, TokenIds, condition
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -34,7 +35,7 @@ class Worded(NamedTuple):
 
 
 Marker = Callable[[torch.Tensor], torch.Tensor]
-"""Marks tokens: int64 ``[B, 77]`` to bool ``[B, M, 77]``, as in ``Batch.places``."""
+"""Marks tokens: int64 ``[B, L]`` to bool ``[B, M, L]``, as in ``Batch.places``."""
 
 
 class Words(Protocol):
@@ -86,6 +87,7 @@ class LiveWords:
         device: torch.device,
         as_ids: bool,
         marker: Marker | None = None,
+        chunks: int = 1,
     ) -> None:
         self._model = model
         self._captions = captions
@@ -94,6 +96,7 @@ class LiveWords:
         self._device = device
         self._as_ids = as_ids
         self._marker = marker
+        self._chunks = chunks
 
     def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
         """Return the embeddings or tokens of newly shuffled captions; see ``Words``."""
@@ -101,11 +104,11 @@ class LiveWords:
             self._changed(self._captions[number], own)
             for number, own in zip(numbers.tolist(), draws.of_each(_CAPTION), strict=True)
         ]
-        places = _places(self._model, texts, self._marker, self._device)
+        tokens = chunked_ids(self._model, texts, self._chunks)
+        places = _places(tokens, self._marker, self._device)
         if self._as_ids:
-            tokens = _tokens(self._model, texts, self._device)
-            return Worded(ids=tokens.ids, ids_2=tokens.ids_2, places=places)
-        found = _cast(_embed(self._model, texts), self._dtype, self._device)
+            return Worded(None, None, *_on(tokens, self._device), places)
+        found = _cast(_embed(self._model, tokens), self._dtype, self._device)
         return Worded(*found, places=places)
 
     def _changed(self, caption: str, draws: torch.Generator) -> str:
@@ -137,6 +140,7 @@ def fixed_tokens(
     dropout: float,
     device: torch.device,
     marker: Marker | None = None,
+    chunks: int = 1,
 ) -> FixedWords:
     """Cut every distinct caption into tokens once, for a text encoder that is trained.
 
@@ -146,11 +150,11 @@ def fixed_tokens(
         dropout: share of the captions that are replaced by the empty one.
         device: where batches are wanted.
         marker: marks the tokens that may be written to; None for all.
+        chunks: how many each caption has; see `chunked_ids`.
     """
     distinct = Captions.of(captions, dropout)
-    tokens = _tokens(model, distinct.texts, device, warn=True)
-    places = _places(model, distinct.texts, marker, device)
-    table = Worded(ids=tokens.ids, ids_2=tokens.ids_2, places=places)
+    tokens = chunked_ids(model, distinct.texts, chunks)
+    table = Worded(None, None, *_on(tokens, device), _places(tokens, marker, device))
     return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
 
 
@@ -163,6 +167,7 @@ def fixed_words(
     cache: TensorCache,
     device: torch.device,
     marker: Marker | None = None,
+    chunks: int = 1,
 ) -> FixedWords:
     """Encode every distinct caption once.
 
@@ -175,43 +180,56 @@ def fixed_words(
         cache: where embeddings are looked up and kept.
         device: where batches are wanted.
         marker: marks the tokens that may be written to; None for all.
+        chunks: how many each caption has; see `chunked_ids`.
 
     Raises:
         DataError: an embedding is not finite; the caption is named.
     """
     distinct = Captions.of(captions, dropout)
-    found = _cached(model, identities, distinct.texts, cache)
-    places = _places(model, distinct.texts, marker, device)
-    table = Worded(*_cast(found, dtype, device), places=places)
+    tokens = chunked_ids(model, distinct.texts, chunks)
+    found = _cached(model, identities, distinct.texts, tokens, cache)
+    table = Worded(*_cast(found, dtype, device), places=_places(tokens, marker, device))
     return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
 
 
 def _cached(
-    model: "Model", identities: Sequence[str], texts: Sequence[str], cache: TensorCache
+    model: "Model",
+    identities: Sequence[str],
+    texts: Sequence[str],
+    tokens: TokenIds,
+    cache: TensorCache,
 ) -> Conditioning:
-    tokens = token_ids(model, texts)
+    """Return the texts' conditioning. An entry is a chunk: all short texts share the empty one."""
+    layout = _layout(model)
+    width = layout["context"][1][0]
+    rows = [part.view(-1, width) for part in tokens if part is not None]
+    chunks = len(rows[0]) // len(texts)
     keys = []
-    for place in range(len(texts)):
-        ids = [part[place].tolist() for part in tokens if part is not None]
+    for place in range(len(rows[0])):
+        ids = [part[place].tolist() for part in rows]
         keys.append(key_of({"what": "text", "ids": ids, "encoders": list(identities)}))
 
     def compute(places: list[int]) -> Iterator[Entry]:
-        return _encoded(model, [texts[place] for place in places])
+        missing = TokenIds(*(part[places] for part in rows))
+        return _encoded(model, missing, [texts[place // chunks] for place in places])
 
-    layout = _layout(model)
-    with progress_bar("encoding captions", len(texts)) as advance:
-        entries = cache.fetch(keys, [layout] * len(texts), compute, advance)
+    with progress_bar("encoding captions", len(keys)) as advance:
+        entries = cache.fetch(keys, [layout] * len(keys), compute, advance)
     context = torch.stack([one["context"] for one in entries])
-    pooled = torch.stack([one["pooled"] for one in entries]) if "pooled" in layout else None
-    return Conditioning(context, pooled)
+    context = context.view(len(texts), chunks * width, -1)
+    if "pooled" not in layout:
+        return Conditioning(context)
+    return Conditioning(context, torch.stack([one["pooled"] for one in entries[::chunks]]))
 
 
 @torch.no_grad()
-def _encoded(model: "Model", texts: Sequence[str]) -> Iterator[Entry]:
+def _encoded(model: "Model", tokens: TokenIds, texts: Sequence[str]) -> Iterator[Entry]:
+    """Yield the entries of chunks; the texts are those that they are of."""
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        some = texts[start : start + _TEXTS_AT_ONCE]
-        context, pooled = _embed(model, some)
-        for place, text in enumerate(some):
+        part = slice(start, start + _TEXTS_AT_ONCE)
+        second = None if tokens.ids_2 is None else tokens.ids_2[part]
+        context, pooled = _embed(model, TokenIds(tokens.ids[part], second))
+        for place, text in enumerate(texts[part]):
             entry = {"context": context[place].float().cpu()}
             if pooled is not None:
                 entry["pooled"] = pooled[place].float().cpu()
@@ -236,28 +254,22 @@ def _layout(model: "Model") -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 
 @torch.no_grad()
-def _embed(model: "Model", texts: Sequence[str]) -> Conditioning:
+def _embed(model: "Model", tokens: TokenIds) -> Conditioning:
     """Return the texts' conditioning on the text encoders' device, in their number format."""
-    return condition(model, _tokens(model, texts, model.text_encoders[0].device))
+    return condition(model, _on(tokens, model.text_encoders[0].device))
 
 
-def _tokens(
-    model: "Model", texts: Sequence[str], device: torch.device, warn: bool = False
-) -> TokenIds:
-    ids, ids_2 = token_ids(model, texts, warn)
-    return TokenIds(put(ids, device), None if ids_2 is None else put(ids_2, device))
+def _on(tokens: TokenIds, device: torch.device) -> TokenIds:
+    second = None if tokens.ids_2 is None else put(tokens.ids_2, device)
+    return TokenIds(put(tokens.ids, device), second)
 
 
-def _places(
-    model: "Model", texts: Sequence[str], marker: Marker | None, device: torch.device
-) -> torch.Tensor | None:
+def _places(tokens: TokenIds, marker: Marker | None, device: torch.device) -> torch.Tensor | None:
     """Return which tokens may be written to; none is asked for where no gate chooses tokens.
 
     SDXL's tokenizers differ in their padding only, which stands where the end does.
     """
-    if marker is None:
-        return None
-    return put(marker(token_ids(model, texts, warn=False).ids), device)
+    return None if marker is None else put(marker(tokens.ids), device)
 
 
 def _cast(found: Conditioning, dtype: torch.dtype, device: torch.device) -> Conditioning:

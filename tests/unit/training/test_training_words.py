@@ -1,16 +1,22 @@
 """Captions of a training set, what SDXL is told besides, and which pictures are held out."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from training_sets import CPU, built, data_of, take, write
 
+from lorasmith.adapters.gate_facts import GateFacts
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.row import Row
+from lorasmith.models.chunks import encode_passages, lengthened
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import encode_captions, tokenize
+from lorasmith.models.text import Conditioning, TokenIds, condition, encode_captions, tokenize
+from lorasmith.models.words import plain_passage
+from lorasmith.training import words
 from lorasmith.training.chosen import choose_rows, split_held_out
+from lorasmith.training.gating import gating_of
 
 
 @pytest.fixture
@@ -73,11 +79,104 @@ def test_contexts_have_the_precision_of_the_network(tmp_path: Path, model: Model
     assert batch.clean.dtype == torch.float32
 
 
-def test_captions_that_are_cut_off_warn_once(tmp_path: Path, model: Model) -> None:
-    folder = write(tmp_path / "p", [(64, 64)] * 3, "ink " + "word " * 200)
+# --- long captions --------------------------------------------------------------------------
+
+
+LONG = "picture {}, ink, " + "a " * 66 + ", red apple, " + "b " * 40
+"""Two chunks, the first of which ends behind the comma."""
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_captions_that_are_cut_off_are_named_once(
+    tmp_path: Path, model: Model, chunks: int
+) -> None:
+    folder = write(tmp_path / "p", [(64, 64)] * 5, "ink " + "word " * 100 + "end")
     with pytest.warns(LorasmithWarning) as told:
+        made = built(model, data_of(folder, max_chunks=chunks))
+    (message,) = [str(one.message) for one in told]
+    assert message.startswith(f"5 captions are longer than data.max_chunks = {chunks} has room")
+    assert all(f"0{number}.png from 'word word word word' on" in message for number in range(3))
+    assert "and 2 more; shorten them or raise it" in message
+    assert take(made, [0]).context.shape[1] == 77 * chunks
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         built(model, data_of(folder))
-    assert sum("longer than 77 tokens" in str(one.message) for one in told) == 1
+
+
+@pytest.mark.parametrize("family", ["tiny_model", "tiny_sdxl"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_long_captions_are_read_as_prompts_are(
+    tmp_path: Path, family: str, trained: bool, request: pytest.FixtureRequest
+) -> None:
+    """Embedded before or in the step: what drawing gives them, empty chunks behind short ones."""
+    own = load_model(request.getfixturevalue(family)).to(CPU, torch.float32)
+    folder = write(tmp_path / "p", [(64, 64)] * 3)
+    (folder / "01.txt").write_text(LONG.format(1))
+    made = built(own, data_of(folder, caption_dropout=0.5), text_trained=trained)
+    texts = [LONG.format(1), "picture 2, ink", ""]
+    long, short, empty = encode_passages(own, [plain_passage(text) for text in texts])
+    wanted = [long, lengthened(short, empty, 154), lengthened(empty, empty, 154)]
+    seen = set()
+    for step in range(8):
+        batch = take(made, [1, 2], step)
+        found = Conditioning(batch.context, batch.pooled)
+        if trained:
+            assert batch.ids.shape == (2, 154)
+            found = condition(own, TokenIds(batch.ids, batch.ids_2))
+        for place in range(2):
+            dropped = torch.allclose(found.context[place], wanted[2].context, atol=1e-5)
+            seen.add((place, dropped))
+            expected = wanted[2 if dropped else place]
+            torch.testing.assert_close(found.context[place], expected.context, atol=1e-5, rtol=1e-4)
+            if expected.pooled is not None:
+                torch.testing.assert_close(
+                    found.pooled[place], expected.pooled, atol=1e-5, rtol=1e-4
+                )
+    assert len(seen) == 4
+
+
+def test_shuffled_long_captions_always_have_room(tmp_path: Path, model: Model) -> None:
+    parts = ["a " * 30, "b " * 30, "c " * 30, "d " * 50]
+    folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + ", ".join(parts))
+    made = built(model, data_of(folder, shuffle_captions=True), text_trained=True)
+    own = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
+    counts = set()
+    for step in range(12):
+        ids = take(made, [0], step).ids
+        assert ids.shape == (1, 77 * 3)
+        counts.add(sum(token not in own for token in ids[0].tolist()))
+    assert len(counts) == 1
+
+
+def test_a_chunk_is_encoded_once_and_short_captions_keep_their_entries(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+
+    def counting(model: Model, tokens: TokenIds) -> Conditioning:
+        encoded.append(len(tokens.ids))
+        return plain(model, tokens)
+
+    plain = words._embed
+    monkeypatch.setattr(words, "_embed", counting)
+    folder = write(tmp_path / "p", [(64, 64)] * 4)
+    before = take(built(model, data_of(folder)), [2]).context
+    assert encoded == [4]
+    (folder / "01.txt").write_text(LONG.format(1))
+    after = take(built(model, data_of(folder)), [2]).context
+    assert encoded == [4, 3]  # both of the long caption, and the empty one
+    assert torch.equal(after[:, :77], before)
+
+
+def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + "a " * 90 + ", ink")
+    gating = gating_of(model, GateFacts("token+end", "ink"), ())
+    batch = take(built(model, data_of(folder), text_trained=True, gating=gating), [0])
+    places, ids = batch.places[0, 0], batch.ids[0]
+    tag = model.tokenizer("ink", add_special_tokens=False)["input_ids"]
+    end = places & (ids == model.tokenizer.eos_token_id)
+    assert ids[places & ~end].tolist() == tag * 2
+    assert [bool(part.any()) for part in torch.split(end, 77)] == [True, True]
 
 
 # --- SDXL -----------------------------------------------------------------------------------

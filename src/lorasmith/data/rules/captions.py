@@ -29,14 +29,26 @@ def same_captions(facts: Facts) -> Iterator[Finding]:
 
 
 def long_captions(facts: Facts) -> Iterator[Finding]:
-    """Tell captions whose end the text encoder does not see."""
-    cut = [row.key for row in facts.scan.rows if len(_UNITS.findall(row.caption)) > TOKENS]
+    """Tell captions whose end the text encoder does not see, and such as make all longer."""
+    lengths = {row.key: len(_UNITS.findall(row.caption)) for row in facts.scan.rows}
+    room = TOKENS * facts.max_chunks
+    cut = [key for key, length in lengths.items() if length > room]
     if cut:
         yield Finding(
             "long-captions", "warning",
-            f"{captions_have(len(cut))} more than {TOKENS} tokens, and what "
-            "stands behind them is not read; put the important words first or shorten it",
+            f"{captions_have(len(cut))} more than {room} tokens, and what stands behind them is "
+            "not read; put the important words first, shorten it or raise data.max_chunks",
             tuple(cut),
+        )  # fmt: skip
+        return
+    long = [key for key, length in lengths.items() if length > TOKENS]
+    if long:
+        yield Finding(
+            "long-captions", "advice",
+            f"{captions_have(len(long))} more than {TOKENS} tokens; all captions are then read in "
+            "several chunks, which models are not taught and every step pays for: shorten them, "
+            "unless prompts will be as long",
+            tuple(long),
         )  # fmt: skip
 
 

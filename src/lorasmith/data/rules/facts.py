@@ -40,6 +40,8 @@ class Facts:
     """The sizes that pictures are brought to."""
     class_word: str = ""
     """What the pictures show without the tag."""
+    max_chunks: int = 3
+    """How many chunks of a caption are read at most."""
 
     @property
     def looks(self) -> Sequence[Look]:
