@@ -1,106 +1,35 @@
 """Where a run of several features writes."""
 
-import os
-import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from lorasmith.config.features import FeaturesRun
 from lorasmith.config.run import SUFFIX
-from lorasmith.core.errors import OutputError
-from lorasmith.core.files import TEMPORARY_PREFIX, write_text
-from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
-from lorasmith.training.paths import WANDB, WANDB_ID, RunPaths, keep_outside, taken
+from lorasmith.training.paths import RunPaths
+from lorasmith.training.several_paths import SeveralPaths
 
 
 @dataclass(frozen=True)
-class FeaturesPaths:
-    """The files of a run of several features: ``NAME-TAG.safetensors`` for each, and the folder
-    ``NAME`` with a folder ``TAG`` for each."""
+class FeaturesPaths(SeveralPaths):
+    """``NAME-TAG.safetensors`` for each feature, and the folder ``NAME`` with a folder ``TAG`` for
+    each."""
 
-    own: RunPaths
-    """The run as a whole."""
-    features: tuple[RunPaths, ...]
-    """Each feature."""
+    @property
+    def features(self) -> tuple[RunPaths, ...]:
+        """Each feature."""
+        return self.parts
 
     @classmethod
     def of(cls, run: FeaturesRun) -> "FeaturesPaths":
         """Return the paths for a run's output name."""
         own = RunPaths.of(run.output.name)
+        shared = own.checkpoints if run.train.mode == "joint" else None
         parts = [
             RunPaths(
                 own.folder.parent / f"{own.name}-{feature.name}{SUFFIX}",
                 own.folder / feature.name,
                 own.folder,
+                shared,
             )
             for feature in run.feature
         ]
         return cls(replace(own, whole=own.folder), tuple(parts))
-
-    def claim(self, run: FeaturesRun) -> None:
-        """Make sure that a new run can write, and that no other run's files are in its way.
-
-        Raises:
-            OutputError: a name is taken, or a folder cannot be written.
-            ConfigError: the folder lies among the pictures.
-        """
-        for one in run.runs():
-            keep_outside(self.own.folder, one.data, "output.name (--out)")
-        if os.path.lexists(self.own.lora):
-            raise OutputError(taken(self.own.lora))
-        unfinished = [p for p in (self.own, *self.features) if checkpoints(p.checkpoints)]
-        if unfinished:
-            raise OutputError(
-                f"{self.own.folder} holds a run already; go on with {self.own.how_to_resume}, or "
-                "choose another --out or delete it"
-            )
-        strange = self._first_strange()
-        if strange is not None:
-            raise OutputError(taken(strange))
-        for feature in self.features:
-            feature.claim()
-
-    def claim_again(self) -> None:
-        """Make sure that there is a run to go on with.
-
-        Raises:
-            OutputError: there is none.
-        """
-        if not self.own.settings.is_file():
-            raise OutputError(
-                f"{self.own.folder} holds no run to go on with; start without --resume"
-            )
-
-    def begin(self, settings: str, new: bool = False) -> None:
-        """Put the run's settings in place; remove what killed processes left half written.
-
-        Args:
-            settings: TOML.
-            new: also remove what an unfinished run of this name told Weights & Biases.
-
-        Raises:
-            OutputError: a file cannot be written or removed.
-        """
-        try:
-            remove_leftovers(self.own.folder)
-            if new:
-                (self.own.folder / WANDB_ID).unlink(missing_ok=True)
-                shutil.rmtree(self.own.folder / WANDB, ignore_errors=True)
-            write_text(self.own.settings, settings)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to folder {self.own.folder}: {error.strerror or error}"
-            ) from error
-
-    def _first_strange(self) -> Path | None:
-        """Return something in the folder that no unfinished run leaves, if there is any."""
-        folder = self.own.folder
-        if not os.path.lexists(folder):
-            return None
-        if folder.is_symlink() or not folder.is_dir():
-            return folder
-        known = {self.own.settings, self.own.report, folder / CHECKPOINTS}
-        known |= {feature.folder for feature in self.features}
-        known |= {folder / WANDB, folder / WANDB_ID}
-        found = (p for p in folder.iterdir() if p not in known)
-        return min((p for p in found if not p.name.startswith(TEMPORARY_PREFIX)), default=None)

@@ -163,8 +163,13 @@ def _require_finite(session: Session) -> None:
 
 
 @contextmanager
-def naming_memory(session: Session) -> Iterator[None]:
-    """Say what to do when memory runs out in a step. The optimizer has not moved then."""
+def naming_memory(session: Session, relief: str = "") -> Iterator[None]:
+    """Say what to do when memory runs out in a step. The optimizer has not moved then.
+
+    Args:
+        session: the run.
+        relief: what helps before all else.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -174,7 +179,7 @@ def naming_memory(session: Session) -> Iterator[None]:
         train = session.run.train
         raise TrainingError(
             f"out of memory at step {session.progress.done + 1}; {_last(session.paths)} is kept. "
-            f"Raise train.accumulate (now {train.accumulate}), lower train.batch_size (now "
+            f"{relief}Raise train.accumulate (now {train.accumulate}), lower train.batch_size (now "
             f"{train.batch_size}) or data.resolution, set train.gradient_checkpointing = true or "
             'train.precision = "bf16"'
         ) from error
@@ -199,10 +204,10 @@ def naming_the_rest(paths: RunPaths) -> Iterator[None]:
 
 
 def _how(paths: RunPaths) -> str:
-    there = checkpoints(paths.checkpoints)
+    there = checkpoints(paths.saved)
     return f"go on with: {paths.how_to_resume}" if there else "the same command starts anew"
 
 
 def _last(paths: RunPaths) -> str:
-    there = checkpoints(paths.checkpoints)
+    there = checkpoints(paths.saved)
     return f"the last checkpoint ({there[-1].name})" if there else "the start (no checkpoint yet)"

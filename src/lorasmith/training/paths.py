@@ -14,7 +14,8 @@ from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftover
 
 WANDB, WANDB_ID = "wandb", "wandb-id"
 """The folder and the file of a run that goes to Weights & Biases."""
-_FILES = ("log.jsonl", "pictures.json", WANDB_ID, "report.html")
+_FAILURE = "failed.txt"
+_FILES = ("log.jsonl", "pictures.json", WANDB_ID, "report.html", _FAILURE)
 _FOLDERS = (CHECKPOINTS, "previews", "tensorboard", WANDB)
 LORA_FOLDER = Path("loras")
 """Where a LoRA goes whose name has no folder, and where prompts look for it."""
@@ -29,7 +30,11 @@ class RunPaths:
     folder: Path
     """Settings, log, checkpoints and previews, in the folder NAME beside it."""
     whole: Path | None = None
-    """The folder of the run of several features that this is a part of."""
+    """The folder of the run of several LoRAs that this is a part of."""
+    shared: Path | None = None
+    """The checkpoints of several LoRAs together, where this one has none of its own."""
+    command: str = "train"
+    """The command that goes on with it."""
 
     @property
     def name(self) -> str:
@@ -56,8 +61,13 @@ class RunPaths:
 
     @property
     def checkpoints(self) -> Path:
-        """What `--resume` goes on from."""
+        """This run's own checkpoints."""
         return self.folder / CHECKPOINTS
+
+    @property
+    def saved(self) -> Path:
+        """What `--resume` goes on from."""
+        return self.shared or self.checkpoints
 
     @property
     def previews(self) -> Path:
@@ -75,6 +85,11 @@ class RunPaths:
         return self.folder / "summary.json"
 
     @property
+    def failure(self) -> Path:
+        """Why a run was given up while others went on."""
+        return self.folder / _FAILURE
+
+    @property
     def report(self) -> Path:
         """The run on one page."""
         return self.folder / "report.html"
@@ -87,7 +102,7 @@ class RunPaths:
     def how_to_resume(self) -> str:
         """The command that goes on with this run."""
         settings = self.settings if self.whole is None else self.whole / self.settings.name
-        return f"lorasmith train {shlex.quote(str(settings))} --resume"
+        return f"lorasmith {self.command} {shlex.quote(str(settings))} --resume"
 
     def claim(self) -> None:
         """Make sure that a new run can write, and that no other run's files are in its way.
@@ -97,6 +112,15 @@ class RunPaths:
 
         Raises:
             OutputError: the name is taken, or the folder cannot be written.
+        """
+        self.refuse_taken()
+        writable_folder(self.lora.parent)
+
+    def refuse_taken(self) -> None:
+        """Make sure that no other run's files are in the way; nothing is written to find out.
+
+        Raises:
+            OutputError: the name is taken.
         """
         if os.path.lexists(self.lora):
             raise OutputError(taken(self.lora))
@@ -109,7 +133,6 @@ class RunPaths:
         strange = self._first_strange()
         if strange is not None:
             raise OutputError(taken(strange))
-        writable_folder(self.lora.parent)
 
     def claim_again(self) -> None:
         """Make sure that there is a run to go on with.
