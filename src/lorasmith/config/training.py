@@ -1,5 +1,6 @@
 """Settings about how a LoRA is trained."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -17,6 +18,28 @@ def _steps_or_share(value: int | float) -> int | float:
     if value < 0 or (value >= 1 and value != int(value)):
         raise ValueError("give a number of steps, such as 20, or a share below 1, such as 0.05")
     return int(value) if value >= 1 or value == 0 else value
+
+
+def _memory(value: str) -> str:
+    """Take 12GB, 12.5 GiB, 8000MB."""
+    bytes_of(value)
+    return value
+
+
+def bytes_of(memory: str) -> int:
+    """Return how many bytes a text such as ``12GB`` means; GB and GiB are both 2^30 bytes, as
+    graphics cards are sold.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", memory, re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ValueError("give an amount of memory, such as 12GB")
+    return int(float(found[1]) * 2 ** (30 if found[2].upper() == "G" else 20))
+
+
+Memory = Annotated[str, AfterValidator(_memory)]
 
 
 class LossSettings(Settings):
@@ -78,6 +101,15 @@ class TrainSettings(Settings):
     """What the frozen model computes in: float32 (no), fp16 or bf16. The adapters stay float32."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, about a third slower."""
+    memory: Memory | None = None
+    """What a run may take of a GPU, such as 12GB: as few blocks as possible then compute their
+    activations again. Left out, none does, unless `gradient_checkpointing` says so."""
+    cuda_graph: bool = True
+    """On a CUDA GPU, record a step once for each size of pictures and replay it: the same results,
+    without the time that launching its kernels one by one takes."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the U-Net's blocks, which takes one to two minutes the first time and makes steps
+    some percent faster; auto does it for long runs of large models on a GPU."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -24,6 +24,11 @@ class Bucket:
         """Width over height."""
         return self.width / self.height
 
+    @property
+    def area(self) -> int:
+        """How many pixels it has."""
+        return self.width * self.height
+
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
 

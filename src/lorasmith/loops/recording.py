@@ -105,6 +105,7 @@ class Recorder:
             self._on = False
             self._recordings.clear()
             torch.cuda.synchronize(self._device)
+            _restore_generator(self._device)
             free_memory()
             warnings.warn(
                 "steps could not be recorded as a CUDA graph and launch their kernels one by one, "
@@ -113,3 +114,11 @@ class Recorder:
                 stacklevel=3,
             )
             return None
+
+
+def _restore_generator(device: torch.device) -> None:
+    """Give the device's generator a state of its own again: a recording that failed keeps it."""
+    number = torch.cuda.current_device() if device.index is None else device.index
+    own = torch.cuda.default_generators[number]
+    fresh = torch.Generator(device).manual_seed(own.initial_seed())
+    own.graphsafe_set_state(fresh.graphsafe_get_state())

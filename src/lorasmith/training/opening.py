@@ -268,7 +268,6 @@ def _place(model: Model, train: TrainSettings, device: torch.device, text_traine
             network.to(device=device, dtype=dtype_of(train.precision))
     if not train.gradient_checkpointing:
         return
-    model.unet.enable_gradient_checkpointing()
     for encoder in model.text_encoders if text_trained else ():
         encoder.gradient_checkpointing_enable()
         encoder.train()  # transformers checkpoints in training mode only

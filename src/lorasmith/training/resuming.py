@@ -20,7 +20,7 @@ _FREE = (
     "output", "preview", "track", "model.path", "data.path", "data.cache", "data.cache_dir",
     "data.class_path", "train.device", "train.log_every", "train.checkpoint_every",
     "train.keep_checkpoints", "train.save_every", "train.patience", "train.accumulate",
-    "train.gradient_checkpointing",
+    "train.gradient_checkpointing", "train.memory", "train.cuda_graph", "train.compile",
 )  # fmt: skip
 """Settings whose change needs no word: they do not change what is learned, or are seen at once."""
 

@@ -4,11 +4,16 @@ Drawing and measuring always use the network as it is written: what they give mu
 how it was trained.
 """
 
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.loops.memory import ran_out
+from lorasmith.loops.progress import tell
 from lorasmith.training import geglu
 from lorasmith.training.compiling import Compiled
 
@@ -27,6 +32,29 @@ class Swift:
         device = next(network.parameters()).device
         self._kernels = geglu.available(device)
         self._compiled = Compiled(network) if compiled else None
+        self._worked = False
+
+    @contextmanager
+    def surviving(self, again: Callable[[], None]) -> Iterator[None]:
+        """Do the block's work again without compiling where that fails, and from then on."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            if self._compiled is None or self._worked or ran_out(error):
+                raise
+            self._compiled = None
+            reason = " ".join(str(error).split())[:160]
+            warnings.warn(
+                f"the U-Net's blocks could not be compiled and run as they are: {reason}",
+                LorasmithWarning,
+                stacklevel=2,
+            )
+            again()
+            return
+        if self._compiled is not None and not self._worked:
+            self._worked = True
+            tell(f"compiled in {time.perf_counter() - started:.0f} s")
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lorasmith.loops.progress import tell
 from lorasmith.loops.recording import Recorder
 from lorasmith.training.batch import Batch
 from lorasmith.training.losses import Noise
+from lorasmith.training.pace import Pace, pace_of, recompute_as_told
 from lorasmith.training.session import Session
 from lorasmith.training.step import Figures, Pending, Share, backward, losses_together
 from lorasmith.training.swift import Swift
@@ -42,21 +44,25 @@ class Together:
     no loss scaling) the optimizer too. Pictures and noise are drawn outside.
     """
 
-    def __init__(
-        self, sessions: Sequence[Session], record: bool = True, compiled: bool = False
-    ) -> None:
+    def __init__(self, sessions: Sequence[Session], pace: Pace | None = None) -> None:
         """Prepare for steps of some features.
 
         Args:
             sessions: the features.
-            record: False launches every kernel of every step one by one.
-            compiled: whether the U-Net's blocks are to be compiled.
+            pace: how steps are taken; None decides by the settings.
+
+        Raises:
+            ConfigError: the settings' memory is too little.
         """
-        self._swift = Swift(sessions[0].model.unet, compiled)
+        pace = pace or pace_of(sessions)
+        self._swift = Swift(sessions[0].model.unet, pace.compiled)
         self._sessions = tuple(sessions)
         self._steps = [one.step_once for one in sessions]
         self._to_the_end = all(one.asks_nothing for one in self._steps)
-        self._recorder = Recorder(sessions[0].device, record)
+        self._recorder = Recorder(sessions[0].device, pace.record)
+        plan = recompute_as_told(sessions, lambda: self._pass(_largest(sessions)))
+        if sessions[0].main:
+            tell(*pace.notes, *([plan] if plan else []))
 
     @property
     def recordings(self) -> int:
@@ -96,7 +102,7 @@ class Together:
 
     def _pass(self, parts: Sequence[Part]) -> None:
         """Compute the gradients of a step."""
-        with self._swift():
+        with self._swift.surviving(lambda: self._pass(parts)), self._swift():
             for step in self._steps:
                 step.begin()
             for group in _alike(parts):
@@ -113,6 +119,17 @@ class Together:
             for step, one, own in zip(steps, parts, losses_together(shares), strict=True)
         ]
         return torch.stack(losses).sum()
+
+
+def _largest(sessions: Sequence[Session]) -> list[Part]:
+    """Return the parts of a step that needs as much memory as any of the first epoch."""
+
+    def most(session: Session) -> torch.Tensor:
+        order, placements = session.data.order, session.data.placements
+        batches = (order.batch(step) for step in range(order.steps_per_epoch))
+        return max(batches, key=lambda own: len(own) * placements[int(own[0])].bucket.area)
+
+    return list(_parts(sessions, [most(one) for one in sessions]))
 
 
 def _parts(sessions: Sequence[Session], numbers: Sequence[torch.Tensor]) -> Iterator[Part]:

@@ -9,6 +9,7 @@ from training_sets import write
 
 from lorasmith.config.run import TrainRun
 from lorasmith.training.opening import opened
+from lorasmith.training.pace import Pace
 from lorasmith.training.together import Together
 
 pytestmark = [
@@ -44,7 +45,7 @@ def test_steps_do_not_wait_for_the_device(
     }
     with opened(TrainRun.model_validate(settings), None) as session:
         before = [one.detach().clone() for one in session.trainable.parameters()]
-        steps = Together([session], record=record)
+        steps = Together([session], Pace(record=record))
         # Optimizers make their state at first, libraries their workspaces, and steps are recorded.
         for _ in range(3):
             steps.advance()

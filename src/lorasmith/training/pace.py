@@ -1,0 +1,178 @@
+"""How the steps of a run are taken: recorded or not, compiled or not, and within which memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorasmith.config.training import TrainSettings, bytes_of
+from lorasmith.core.errors import ConfigError
+from lorasmith.loops.memory import free_memory, ran_out
+from lorasmith.training.geglu import has_triton
+from lorasmith.training.recomputing import Recomputing, by_size, fewest
+from lorasmith.training.session import Session
+
+_WORTH_COMPILING = 900.0
+"""Seconds of training from which the minutes that compiling takes are made up for."""
+_FAST = 3e14
+"""Operations per second that a fast GPU does in training; slower ones gain more by compiling."""
+_SHAPES = 2
+"""Sizes of pictures up to which compiling is worth it: each is compiled by itself."""
+_APART = 0.7 * 2**30
+"""What a process takes of a GPU beside its tensors: kernels, libraries, recorded steps."""
+_LOOSE = 1.04
+"""What the allocator holds over what is used at the peak."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was decided."""
+
+    record: bool = True
+    """Whether steps are recorded as CUDA graphs."""
+    compiled: bool = False
+    """Whether the U-Net's blocks are compiled."""
+    notes: tuple[str, ...] = ()
+    """What is to be told about it."""
+
+
+def pace_of(sessions: Sequence[Session]) -> Pace:
+    """Decide by the settings, which all sessions have in common, and by what they train.
+
+    Nothing of it depends on how far the run is or on what else the machine does, so that a
+    resumed run decides the same.
+    """
+    session = sessions[0]
+    train, device = session.run.train, session.device
+    if device.type != "cuda":
+        told = "train.memory has no effect on a CPU: it limits what is taken of a GPU"
+        return Pace(False, False, (told,) if train.memory else ())
+    compiled = train.compile == "on" or (train.compile == "auto" and _pays(sessions))
+    notes = []
+    if compiled and not has_triton():
+        compiled = False
+        if train.compile == "on":
+            notes.append("train.compile needs the package triton, which is not installed: off")
+    if compiled:
+        notes.append("compiling the U-Net's blocks, a minute or two the first time")
+    kept = next((one.step_once for one in sessions if not one.step_once.asks_nothing), None)
+    if train.cuda_graph and kept is not None:
+        notes.append(
+            f"{_why_not(train, session)}: recorded are passes and gradients, not the optimizer"
+        )
+    return Pace(train.cuda_graph, compiled, tuple(notes))
+
+
+def _why_not(train: TrainSettings, session: Session) -> str:
+    if session.accelerator.num_processes > 1:
+        return "several processes exchange gradients"
+    if train.precision == "fp16":
+        return "fp16 scales its losses by what it reads from the GPU"
+    return f"the optimizer {train.optimizer} reads values from the GPU"
+
+
+def _pays(sessions: Sequence[Session]) -> bool:
+    """Estimate whether compiling makes up for its time.
+
+    A U-Net does about 0.2 operations per parameter and latent forward (0.23 for SD 1.5 at 512
+    pixels, 0.16 for SDXL at 1024), and a step about as much again and 1.1 times more.
+    """
+    session = sessions[0]
+    if len({one for each in sessions for one in each.data.bucket_of}) > _SHAPES:
+        return False
+    unet = session.model.unet
+    size: int = sum(one.numel() for one in unet.parameters())
+    area: int = max(placed.bucket.area for placed in session.data.placements)
+    latents = area / session.model.downscale**2
+    train = session.run.train
+    pictures = train.steps * train.batch_size * len(sessions)
+    seconds = 2.1 * 0.2 * size * latents * pictures / _FAST
+    return bool(seconds > _WORTH_COMPILING)
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def recompute_as_told(sessions: Sequence[Session], step: Callable[[], None]) -> str | None:
+    """Let blocks compute twice as the settings say; return what is to be told about it.
+
+    Args:
+        sessions: what is trained.
+        step: computes the gradients of the largest step of the run.
+
+    Raises:
+        ConfigError: even with every block computing twice the memory would not do.
+    """
+    session = sessions[0]
+    train = session.run.train
+    wanted = train.memory if session.device.type == "cuda" else None
+    if not (train.gradient_checkpointing or wanted):
+        return None
+    recomputing = Recomputing(session.model.unet, drops_out=session.run.lora.dropout > 0)
+    if wanted is None:
+        recomputing.choose_all()
+        return None
+    return _fit(sessions, recomputing, wanted, step)
+
+
+def _fit(
+    sessions: Sequence[Session], recomputing: Recomputing, wanted: str, step: Callable[[], None]
+) -> str:
+    device, limit = sessions[0].device, bytes_of(wanted)
+    total = torch.cuda.get_device_properties(device).total_memory
+    if limit < total:  # a promise: whatever else happens, no more is taken
+        torch.cuda.set_per_process_memory_fraction((limit - _APART) / total, device)
+    # Optimizers make their state, two values for each parameter, in the first step.
+    states = sum(8 * one.numel() for each in sessions for one in each.trainable.parameters())
+    room = (min(limit, total) - _APART) / _LOOSE - states
+    needed: dict[int, float] = {}
+    recomputing.choose_all()
+    order = by_size(recomputing.blocks, step_forward(step))
+
+    def fits(count: int) -> bool:
+        recomputing.choose(order[:count])
+        needed[count] = _peak(step, device)
+        return needed[count] <= room
+
+    count = fewest(len(order), fits)
+    if count is None:
+        least = (needed[len(order)] + states) * _LOOSE + _APART
+        raise ConfigError(
+            f"train.memory: {wanted} is too little, about {least / 2**30:.1f}GB are needed; lower "
+            "train.batch_size or data.resolution, or raise train.accumulate"
+        )
+    recomputing.choose(order[:count])
+    used = (needed[count] + states) * _LOOSE + _APART
+    return (
+        f"{count} of {len(order)} blocks compute their activations twice, to take about "
+        f"{used / 2**30:.1f} of {wanted}"
+    )
+
+
+def step_forward(step: Callable[[], None]) -> Callable[[], None]:
+    """Return the step; its backward pass fails where nothing was kept, which is no matter."""
+
+    def forward() -> None:
+        try:
+            step()
+        except RuntimeError as error:
+            if "nothing was kept" not in str(error):
+                raise
+
+    return forward
+
+
+def _peak(step: Callable[[], None], device: torch.device) -> float:
+    """Return the most that is allocated while a step works; infinite where memory runs out."""
+    free_memory()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        step()
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        return float("inf")
+    finally:
+        free_memory()
+    return float(torch.cuda.max_memory_allocated(device))
