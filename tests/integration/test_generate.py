@@ -8,9 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
 
 from lorasmith.cli import run
+from lorasmith.core.errors import WeightsError
+from lorasmith.inference import safety
+from lorasmith.inference.pipeline import load_pipeline, to_images
+from lorasmith.inference.safety import Judge
+from lorasmith.models import hub
 
 
 @pytest.fixture
@@ -53,6 +60,79 @@ def test_the_same_command_draws_the_same_pictures(tiny_model: Path, tmp_path: Pa
     for name in ("0000.png", "0001.png"):
         one, two = (np.asarray(Image.open(tmp_path / d / name)).astype(int) for d in "ab")
         assert abs(one - two).max() <= 1
+
+
+def test_latents_instead_of_pictures(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny_model, tmp_path / "a", "-n", "2", "--seed", "3") == 0
+    capsys.readouterr()
+    assert generate(tiny_model, tmp_path / "b", "-n", "2", "--seed", "3", "--latents") == 0
+    file = tmp_path / "b" / "latents.safetensors"
+    assert capsys.readouterr().out == f"latents of 2 pictures in {file}\n"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    with safe_open(file, "pt") as opened:
+        latents = opened.get_tensor("latents")
+        told = json.loads(opened.metadata()["jobs"])
+    assert told == [{"prompt": "a red apple", "seed": seed} for seed in (3, 4)]
+    pipe = load_pipeline(tiny_model, device="cpu")
+    for number, image in enumerate(to_images(pipe.decode(latents))):
+        drawn = Image.open(tmp_path / "a" / f"000{number}.png")
+        assert abs(np.asarray(image).astype(int) - np.asarray(drawn).astype(int)).max() <= 1
+
+
+def test_a_safety_checker_blackens(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    asked = []
+
+    def load(folder: Path, device: torch.device) -> Judge:
+        asked.append(folder)
+        return lambda images: [True] * len(images)
+
+    monkeypatch.setattr(safety, "load_judge", load)
+    checker = tmp_path / "checker"
+    assert generate(tiny_model, tmp_path / "out", "-n", "1", "--safety-checker", str(checker)) == 0
+    assert asked == [checker]
+    assert "blackened" in capsys.readouterr().err
+    assert not np.asarray(Image.open(tmp_path / "out" / "0000.png")).any()
+    monkeypatch.undo()
+    assert generate(tiny_model, tmp_path / "none", "--safety-checker", str(checker)) == 1
+    assert "there is no config.json" in one_line(capsys.readouterr().err)
+    assert generate(tiny_model, tmp_path / "none", "--latents", "--safety-checker", "x") == 1
+    assert "--latents makes none" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["generate", "train", "info"])
+def test_models_are_downloaded_when_that_is_asked_for(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """And not otherwise; the stand-in finds no network."""
+    asked = []
+
+    def download(name: str) -> None:
+        asked.append(name)
+        raise WeightsError(f"model {name}: cannot be downloaded: no route")
+
+    monkeypatch.setattr(hub, "download_model", download)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "pictures").mkdir()
+    given = {
+        "generate": ["generate", "a", "--out", str(tmp_path / "out"), "-m"],
+        "train": ["train", "--data", str(tmp_path / "pictures"), "--tag", "ink", "--out",
+                  str(tmp_path / "ink"), "-m"],
+        "info": ["model", "info"],
+    }[command]  # fmt: skip
+    assert run([*given, "some/model"]) == 1
+    assert asked == []
+    capsys.readouterr()
+    assert run([*given, "some/model", "--download"]) == 1
+    assert asked == ["some/model"]
+    assert "cannot be downloaded: no route" in one_line(capsys.readouterr().err)
+    assert run([*(given if command == "info" else given[:-1]), "--download"]) == 1
+    assert "name one with --model" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from lorasmith.cli.fetching import Download
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import writable_folder
 
@@ -41,10 +42,7 @@ def convert(
             show_default="as the file says, else measured",
         ),
     ] = None,
-    download: Annotated[
-        bool,
-        typer.Option("--download", help="Fetch the Hugging Face id if it is not in the cache."),
-    ] = False,
+    download: Download = False,
 ) -> None:
     """Turn a diffusers folder into a single file in the original naming, or the other way round.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from lorasmith.cli.fetching import Download, fetch
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import writable_folder
 from lorasmith.inference.loras import find_lora, library_files, parse_option, resolve_lora
@@ -107,6 +108,18 @@ def generate(
         Literal["no", "fp16", "bf16"],
         typer.Option(help="What the model computes in; no is float32."),
     ] = "no",
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Write latents.safetensors instead of pictures.")
+    ] = False,
+    safety_checker: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The folder safety_checker of a diffusers model; what it refuses becomes black.",
+            show_default="nothing is checked",
+        ),
+    ] = None,
+    download: Download = False,
 ) -> None:
     """Draw pictures from a prompt.
 
@@ -125,16 +138,20 @@ def generate(
     )  # fmt: skip
     loras = [parse_option(text) for text in lora or []]
     _check(prompt, options, seed, n, loras, lora_dir)
+    if latents and safety_checker is not None:
+        raise ConfigError("--safety-checker looks at pictures, and --latents makes none; drop one")
     if library is not None:
         library_files(library.expanduser())
     canvas = _canvas(image, mask, strength)
     folder = writable_folder(out.expanduser())
+    if download:
+        fetch(model)
     with Console(stderr=True).status("opening the model"):
         from lorasmith.inference.jobs import make_jobs
-        from lorasmith.inference.pictures import write_pictures
+        from lorasmith.inference.pictures import write_latents, write_pictures
         from lorasmith.inference.start import Starts
 
-        pipe = _open(model, device, precision, lora_dir)
+        pipe = _open(model, device, precision, lora_dir, safety_checker)
         pipe.strict = not allow_mismatch
         for one in loras:
             pipe.load_lora(
@@ -144,11 +161,15 @@ def generate(
             pipe.load_library(library)
     jobs = make_jobs([prompt], seed, n, canvas)
     with progress_bar("drawing", total=n * Starts(pipe.model, options, jobs).taken) as advance:
-        images = pipe.draw(jobs, options, advance)
-    write_pictures(images, folder)
+        if latents:
+            file = write_latents(pipe.draw_latents(jobs, options, advance), jobs, folder)
+            told = f"latents of {n} {'picture' if n == 1 else 'pictures'} in {file}"
+        else:
+            write_pictures(pipe.draw(jobs, options, advance), folder)
+            told = f"{n} {'picture' if n == 1 else 'pictures'} and grid.png in {folder}"
     if library is not None:
         typer.echo(_awake(pipe, jobs[0].prompt.text))
-    typer.echo(f"{n} {'picture' if n == 1 else 'pictures'} and grid.png in {folder}")
+    typer.echo(told)
 
 
 def _check(
@@ -188,9 +209,13 @@ def _awake(pipe: "Pipeline", text: str) -> str:
 
 
 def _open(
-    model: Path | None, device: str, precision: Literal["no", "fp16", "bf16"], lora_dir: Path
+    model: Path | None,
+    device: str,
+    precision: Literal["no", "fp16", "bf16"],
+    lora_dir: Path,
+    safety_checker: Path | None,
 ) -> "Pipeline":
     from lorasmith.core.device import dtype_of
     from lorasmith.inference.pipeline import load_pipeline
 
-    return load_pipeline(model, device, dtype_of(precision), lora_dir)
+    return load_pipeline(model, device, dtype_of(precision), lora_dir, safety_checker)

@@ -14,6 +14,7 @@ from rich.tree import Tree
 
 from lorasmith.cli.convert import convert
 from lorasmith.cli.covered import coverage_json, coverage_table
+from lorasmith.cli.fetching import Download, fetch
 from lorasmith.config.lora import LoraSettings
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ def info(
             "all-linear+conv, text-encoder, up.1, or patterns.",
         ),
     ] = None,
-    download: Annotated[
-        bool,
-        typer.Option("--download", help="Fetch the Hugging Face id if it is not in the cache."),
-    ] = False,
+    download: Download = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Show what a model is and its parts: the U-Net as a tree, its layers by kind, VAE, text side.
@@ -73,9 +71,7 @@ def info(
     """
     console = _console()
     if download:
-        from lorasmith.models.hub import download_model
-
-        download_model("" if model is None else model.as_posix())
+        fetch(model)
     if targets is not None:
         rank = LoraSettings().rank if lora is None else lora
         _show_targets(console, model, targets, rank, as_json)

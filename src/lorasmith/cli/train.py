@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from lorasmith.cli.fetching import Download, fetch
 from lorasmith.cli.overrides import as_overrides
 from lorasmith.config.presets import ADVICE, PRESETS, Preset
 from lorasmith.core.errors import ConfigError
@@ -76,6 +77,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Override one setting: section.key=value. May be repeated."),
     ] = None,
+    download: Download = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as TOML and stop.")
     ] = False,
@@ -109,6 +111,8 @@ def train(
     if print_config:
         typer.echo(dump_toml(settings), nl=False)
         return
+    if download:
+        fetch(settings.model.path)
     if isinstance(settings, FeaturesRun):
         _train_features(settings, resume)
         return

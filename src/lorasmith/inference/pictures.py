@@ -4,18 +4,22 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import replacing
+from lorasmith.core.weights import save_tensors
 from lorasmith.inference.grid import make_grid, make_labelled_grid
+from lorasmith.inference.jobs import Job
 
 __all__ = [
     "format_parameters",
     "make_grid",
     "make_labelled_grid",
     "save_png",
+    "write_latents",
     "write_pictures",
 ]
 
@@ -50,6 +54,26 @@ def write_pictures(images: Sequence[Image.Image], folder: Path) -> list[Path]:
     grid.info[PARAMETERS] = images[0].info.get(PARAMETERS, "")
     save_png(grid, folder / "grid.png")
     return [*paths, folder / "grid.png"]
+
+
+def write_latents(latents: torch.Tensor, jobs: Sequence[Job], folder: Path) -> Path:
+    """Write ``latents.safetensors`` into a folder: the tensor ``latents``, for `Pipeline.decode`.
+
+    The metadata's ``jobs`` say in JSON what the prompts and seeds were.
+
+    Args:
+        latents: float32 ``[N, C, h, w]``.
+        jobs: what they are of.
+        folder: a file of that name in it is replaced, atomically.
+
+    Raises:
+        WeightsError: they are not finite.
+        OutputError: the file cannot be written.
+    """
+    told = [{"prompt": job.prompt.source, "seed": job.seed} for job in jobs]
+    path = folder / "latents.safetensors"
+    save_tensors(path, {"latents": latents}, {"jobs": json.dumps(told, ensure_ascii=False)})
+    return path
 
 
 def save_png(image: Image.Image, path: Path) -> None:
