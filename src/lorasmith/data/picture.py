@@ -15,7 +15,7 @@ Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 120_000_000
 """Larger pictures are refused before they are decoded."""
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 """Formats in which several frames are several pictures; in an MPO they are views of one."""
 
@@ -59,6 +59,15 @@ def decode_fully(encoded: bytes, name: str, background: tuple[int, int, int] = W
     return Decoded(shown, moving, transparent)
 
 
+def as_decoded(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Return a picture that is in memory as ``decode`` returns that of a file.
+
+    Raises:
+        DataError: its values have no known white.
+    """
+    return _on_background(_upright(_to_eight_bits(picture, "picture")), background)[0]
+
+
 def decode_mask(encoded: bytes, name: str, size: tuple[int, int]) -> Image.Image:
     """Decode a mask to grey ``L`` of its picture's size: 255 is learned, 0 is not.
 
@@ -72,7 +81,7 @@ def decode_mask(encoded: bytes, name: str, size: tuple[int, int]) -> Image.Image
     Raises:
         DataError: not a picture, damaged, too large, or not of the picture's shape.
     """
-    return fitted_mask(decode(encoded, name, background=(0, 0, 0)).convert("L"), name, size)
+    return fitted_mask(decode(encoded, name, BLACK).convert("L"), name, size)
 
 
 def fitted_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image:

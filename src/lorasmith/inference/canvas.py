@@ -9,7 +9,7 @@ from PIL import Image
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.buckets import Bucket, place
-from lorasmith.data.picture import Pixels, decode, decode_mask, fitted_mask
+from lorasmith.data.picture import BLACK, Pixels, as_decoded, decode, decode_mask, fitted_mask
 from lorasmith.data.placed import Frame, cut
 from lorasmith.inference.options import Size
 
@@ -42,13 +42,14 @@ class Canvas:
                 raise ConfigError("mask: says what of a picture is painted anew; give the picture")
             return None
         if isinstance(image, Image.Image):
-            picture = image.convert("RGB")
+            picture = as_decoded(image)
         else:
             picture = decode(_content(image, "image"), str(image))
         if mask is None:
             return cls(picture)
         if isinstance(mask, Image.Image):
-            return cls(picture, fitted_mask(mask.convert("L"), "mask", picture.size))
+            grey = as_decoded(mask, BLACK).convert("L")
+            return cls(picture, fitted_mask(grey, "mask", picture.size))
         return cls(picture, decode_mask(_content(mask, "mask"), str(mask), picture.size))
 
     def size_for(self, default: int, multiple: int) -> Size:

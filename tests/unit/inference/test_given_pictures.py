@@ -195,3 +195,22 @@ def test_masks_in_memory_have_the_shape_of_their_picture() -> None:
     assert canvas is not None
     assert canvas.mask is not None
     assert canvas.mask.size == (64, 64)
+
+
+def test_pictures_in_memory_are_those_of_files(tmp_path: Path) -> None:
+    """Transparent parts are white, and black in masks."""
+    picture = noise_picture(64, 64).convert("RGBA")
+    picture.putalpha(mask_of(64, 64))
+    mask = Image.new("LA", (64, 64), (255, 255))
+    mask.putalpha(mask_of(64, 64))
+    picture.save(tmp_path / "p.png")
+    mask.save(tmp_path / "m.png")
+    memory, file = Canvas.of(picture, mask), Canvas.of(tmp_path / "p.png", tmp_path / "m.png")
+    assert memory is not None
+    assert file is not None
+    assert memory.picture.getpixel((0, 0)) == (255, 255, 255)
+    assert torch.equal(memory.pixels((64, 64)), file.pixels((64, 64)))
+    assert torch.equal(memory.hole((64, 64)), file.hole((64, 64)))
+    assert torch.equal(
+        memory.hole((64, 64))[0] == 255, torch.from_numpy(np.array(mask_of(64, 64)) == 255)
+    )
