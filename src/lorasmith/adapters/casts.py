@@ -1,69 +1,107 @@
 """Copies of adapters' factors in the number format of the layers that they are on."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
+from typing import cast
 
 import torch
 from torch import nn
 
-from lorasmith.adapters.fused import Cast
-from lorasmith.adapters.layers import LoraLinear, LowRank
+from lorasmith.adapters.fused import Stack
+from lorasmith.adapters.layers import Adapted, LoraLinear
 
 
 class Casts:
-    """Copies of adapters' factors in their layers' dtype, all renewed at once.
+    """Copies of the factors of adapters in training, all renewed at once.
 
-    The adapters have them only between ``renew`` and ``drop``, so that none is ever out of date.
+    The layers have them only between ``renew`` and ``drop``, so that none is ever out of date.
     """
 
-    def __init__(self, pairs: Iterable[tuple[LoraLinear, nn.Linear]]) -> None:
+    def __init__(self, layers: Collection[tuple[Adapted, tuple[LoraLinear, ...]]]) -> None:
         """Make room for the copies.
 
         Args:
-            pairs: adapters and the layers that they belong to, on one device.
+            layers: linear layers, and those of their adapters that are trained, in the order in
+                which they divide the rows of a batch.
         """
-        self._adapters: list[LoraLinear] = []
-        self._copies: list[Cast] = []
-        for adapter, layer in pairs:
-            dtype = layer.weight.dtype
-            self._adapters.append(adapter)
-            self._copies.append(
-                Cast(
-                    torch.empty_like(adapter.down, dtype=dtype, requires_grad=False),
-                    torch.empty_like(adapter.up, dtype=dtype, requires_grad=False),
-                )
-            )
+        self._layers = [(layer, adapters, _room(layer, adapters)) for layer, adapters in layers]
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Copy the factors as they are now, and give the copies to the adapters."""
-        if not self._adapters:
+        """Copy the factors as they are now, and give the copies to the layers."""
+        copies: list[torch.Tensor] = []
+        downs: list[torch.Tensor] = []
+        ups: list[torch.Tensor] = []
+        scales: list[float] = []
+        for layer, adapters, room in self._layers:
+            for number, one in enumerate(adapters):
+                downs.append(one.down)
+                ups.append(one.up)
+                scales.append(one.weight * one.scale)
+                copies.append(room.down[number, : one.rank])
+            copies += [room.up[number, :, : one.rank] for number, one in enumerate(adapters)]
+            layer.learning = adapters
+            layer.stack = Stack(*room[:2], tuple(scales[-len(adapters) :]))
+        if not copies:
             return
-        factors: list[torch.Tensor] = []
-        for adapter in self._adapters:
-            factors += [adapter.down, adapter.up]
-        torch._foreach_copy_([one for pair in self._copies for one in pair], factors)
-        for adapter, copy in zip(self._adapters, self._copies, strict=True):
-            adapter.cast = copy
+        if any(scale != 1.0 for scale in scales):
+            ups = list(torch._foreach_mul(ups, scales))
+        torch._foreach_copy_(copies, list(_in_turn(downs, ups, self._layers)))
 
     def drop(self) -> None:
         """Take the copies back."""
-        for adapter in self._adapters:
-            adapter.cast = None
+        for layer, _, _ in self._layers:
+            layer.stack, layer.learning = None, ()
 
 
-def casts_for(adapted: Iterable[tuple[LowRank, nn.Module]]) -> Casts | None:
-    """Return copies for the adapters that can be fused with their layers; None where none can.
+def _in_turn(
+    downs: list[torch.Tensor],
+    ups: list[torch.Tensor],
+    layers: list[tuple[Adapted, tuple[LoraLinear, ...], Stack]],
+) -> Iterator[torch.Tensor]:
+    """Yield the factors layer by layer, all down before all up."""
+    first = 0
+    for _, adapters, _ in layers:
+        last = first + len(adapters)
+        yield from downs[first:last]
+        yield from ups[first:last]
+        first = last
 
-    Those are adapters of linear layers on a CUDA GPU, without dropout or a start that is
-    subtracted.
+
+def _room(layer: Adapted, adapters: tuple[LoraLinear, ...]) -> Stack:
+    weight = layer.weight
+    outputs, inputs = weight.shape
+    count, rank = len(adapters), max(one.rank for one in adapters)
+    return Stack(
+        weight.new_zeros(count, rank, inputs),
+        weight.new_zeros(count, outputs, rank),
+        (1.0,) * count,
+    )
+
+
+def casts_for(network: nn.Module, adapters: Collection[nn.Module]) -> Casts:
+    """Return copies for all layers of a network whose adapters can be fused with them.
+
+    Those are linear layers on a CUDA GPU with adapters in training that have no dropout and no
+    start that is subtracted.
+
+    Args:
+        network: the network.
+        adapters: those in training.
     """
-    pairs = [
-        (adapter, layer)
-        for adapter, layer in adapted
-        if isinstance(adapter, LoraLinear)
-        and isinstance(layer, nn.Linear)
-        and layer.weight.is_cuda
-        and adapter.down0 is None
-        and not adapter.dropout
-    ]
-    return Casts(pairs) if pairs else None
+    trained = {id(one) for one in adapters}
+    found = []
+    for layer in network.modules():
+        if not isinstance(layer, Adapted) or not isinstance(layer.base, nn.Linear):
+            continue
+        own = tuple(one for one in layer.adapters if id(one) in trained)
+        if own and layer.weight.is_cuda and all(can_be_fused(one) for one in own):
+            found.append((layer, cast("tuple[LoraLinear, ...]", own)))
+    return Casts(found)
+
+
+def can_be_fused(adapter: nn.Module) -> bool:
+    """Tell whether an adapter's product is all that it does."""
+    return isinstance(adapter, LoraLinear) and adapter.down0 is None and not adapter.dropout

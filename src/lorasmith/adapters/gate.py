@@ -22,6 +22,7 @@ class Gate:
         self._rows: torch.Tensor | None = None
         self._tokens: torch.Tensor | None = None
         self._shut = False
+        self._span: tuple[int, int] | None = None
         self._known: dict[tuple[object, ...], torch.Tensor] = {}
 
     @property
@@ -34,13 +35,22 @@ class Gate:
         """Whether every row and every token is let through."""
         return self._rows is None and self._tokens is None and not self._shut
 
+    def span(self, rows: int) -> tuple[int, int] | None:
+        """Return the first row that is let through and the one after the last, where all between
+        are and no tokens are chosen; None otherwise.
+
+        Args:
+            rows: how many the batch has.
+        """
+        return (0, rows) if self.wide_open else self._span
+
     def open(self) -> None:
         """Let every row and every token through."""
-        self._rows, self._tokens, self._shut = None, None, False
+        self._rows, self._tokens, self._shut, self._span = None, None, False, None
 
     def shut_all(self) -> None:
         """Let nothing through."""
-        self._rows, self._tokens, self._shut = None, None, True
+        self._rows, self._tokens, self._shut, self._span = None, None, True, None
 
     def let_through(
         self,
@@ -63,6 +73,8 @@ class Gate:
             return
         if len(chosen) < len(rows):
             self._rows = self._indices(chosen, device)
+            if tokens is None and chosen == list(range(chosen[0], chosen[-1] + 1)):
+                self._span = (chosen[0], chosen[-1] + 1)
         if tokens is not None:
             own = tokens if self._rows is None else tokens.index_select(0, self._rows)
             self._tokens = own.unsqueeze(-1)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.adapters.fused import Cast, fused
+from lorasmith.adapters.fused import Stack, fused
 from lorasmith.adapters.gate import Gate
 from lorasmith.core.errors import WeightsError
 
@@ -132,9 +132,6 @@ class LowRank(Adapter):
 class LoraLinear(LowRank):
     """An adapter of a linear layer: down ``[r, in]``, up ``[out, r]``."""
 
-    cast: Cast | None = None
-    """Its factors in the layer's dtype, as long as they are those of a step at work."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to the output, ``[..., out]``, for an input ``[..., in]``."""
         down, up = self.factors()
@@ -192,6 +189,11 @@ class LoraConv2d(LowRank):
 class Adapted(nn.Module):
     """Stands in for a frozen layer: its output plus that of every adapter that is on."""
 
+    stack: Stack | None = None
+    """The factors of ``learning`` in the layer's dtype, as long as a step is at work with them."""
+    learning: tuple[LoraLinear, ...] = ()
+    """Adapters in training that divide the rows of a batch among them, in their order."""
+
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
@@ -209,17 +211,36 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the base's output, untouched where all adapters have weight 0 or a shut gate."""
-        alone = self.learning_alone()
-        if alone is not None and isinstance(self.base, nn.Linear):
-            if alone.cast is not None and x.dtype == alone.cast.down.dtype:
-                return fused(x, self.base, alone, alone.cast)
-            if alone.is_cheaper_merged(self.base.weight):
+        if isinstance(self.base, nn.Linear) and torch.is_grad_enabled():
+            if self.stack is not None and self.divided(x):
+                downs, ups = zip(*((one.down, one.up) for one in self.learning), strict=True)
+                return fused(x, self.base, self.stack, downs, ups)
+            alone = self.learning_alone()
+            if alone is not None and alone.is_cheaper_merged(self.base.weight):
                 return F.linear(x, alone.added_to(self.base.weight), self.bias)
         y: torch.Tensor = self.base(x)
         for adapter in cast("Iterable[Adapter]", self.adapters):
             if adapter.weight != 0:
                 y = adapter.gate.add(adapter, x, y)
         return y
+
+    def divided(self, x: torch.Tensor) -> bool:
+        """Tell whether the adapters in ``learning`` are at work for equal parts of the rows of an
+        input, one after the other and for all of them, and no other adapter is.
+        """
+        count, rows = len(self.learning), len(x)
+        if rows % count or x.dtype != self.weight.dtype:
+            return False
+        each = rows // count
+        for number, one in enumerate(self.learning):
+            span = (number * each, number * each + each)
+            if not one.training or one.weight == 0 or one.gate.span(rows) != span:
+                return False
+        return all(
+            one.gate.shut or one.weight == 0
+            for one in cast("Iterable[Adapter]", self.adapters)
+            if not any(one is other for other in self.learning)
+        )
 
     def learning_alone(self) -> "LoraLinear | None":
         """Return the adapter where there is one only, it learns, and from every row as it is."""

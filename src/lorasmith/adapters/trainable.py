@@ -53,11 +53,6 @@ class Trainable:
         found = self.attached.adapters
         return {name: one for name, one in found.items() if isinstance(one, LowRank)}
 
-    def layers(self) -> list[tuple[LowRank, nn.Module]]:
-        """Return each adapter with the layer that it is on."""
-        adapters = self.adapters
-        return [(adapters[one.place.name], one.place.layer) for one in self.targets]
-
     @property
     def trains_text(self) -> bool:
         """Whether any of them is in a text encoder."""

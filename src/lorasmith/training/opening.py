@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lorasmith.adapters.casts import casts_for
 from lorasmith.adapters.gate_facts import GateFacts
 from lorasmith.adapters.inject import Attached, attach
 from lorasmith.adapters.names import UNET
@@ -40,6 +39,7 @@ from lorasmith.training.preview import check_previews
 from lorasmith.training.rates import with_rates
 from lorasmith.training.resuming import check_settings, find_checkpoint
 from lorasmith.training.session import Session
+from lorasmith.training.sharing import shared_sets
 from lorasmith.training.sizes import buckets_of
 from lorasmith.training.space import bytes_needed
 from lorasmith.training.step import Denoiser, Objective, TrainStep
@@ -109,6 +109,7 @@ def prepared(
     machine: Machine,
     earlier: Sequence[Earlier] = (),
     later: Sequence[TrainRun] = (),
+    called: Callable[[TrainRun], str] | None = lambda run: f"feature {run.data.tag!r}",
 ) -> Iterator[list[Session]]:
     """Prepare features that are trained at the same time, on one model.
 
@@ -117,6 +118,7 @@ def prepared(
         machine: what they are trained on.
         earlier: features that are in the model already, and stay as they are.
         later: features that come afterwards: what is wrong with them is told now.
+        called: what errors call one of several.
     """
     first, device, accelerator = plans[0].run, machine.device, machine.accelerator
     if first.track.wandb:
@@ -124,10 +126,11 @@ def prepared(
     model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
     plans = [replace(plan, run=_completed(plan.run, model, plan.found)) for plan in plans]
     check_previews(first.preview, model)
-    several = len(plans) + len(earlier) + len(later) > 1
-    targets = [_targets(plan.run, model, several) for plan in plans]
+    if len(plans) + len(earlier) + len(later) == 1:
+        called = None
+    targets = [_targets(plan.run, model, called) for plan in plans]
     for run in later:
-        _targets(_completed(run, model, None), model, several)
+        _targets(_completed(run, model, None), model, called)
     needed = sum(
         bytes_needed(plan.run, own, model.default_size, new=plan.found is None)
         for plan, own in zip(plans, targets, strict=True)
@@ -135,7 +138,11 @@ def prepared(
     require_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
     words_live = _reads_live(targets, earlier)
     with accelerator.main_process_first():
-        sets = [_dataset(plan, model, device, words_live, earlier) for plan in plans]
+        sets = shared_sets(
+            [plan.run for plan in plans],
+            lambda number: _dataset(plans[number], model, device, words_live, earlier),
+            seeded_pictures=model.inpaints,
+        )
         kept = _kept_sets(plans[0], model, device, words_live, earlier)
         send_home(model, [*sets, *kept], words_live)
     _place(model, first.train, device, words_live)
@@ -165,15 +172,15 @@ def _reads_live(targets: Sequence[Sequence[Target]], earlier: Sequence[Earlier])
     return trained or any(one.in_text for one in earlier)
 
 
-def _targets(run: TrainRun, model: Model, several: bool) -> list[Target]:
+def _targets(run: TrainRun, model: Model, called: Callable[[TrainRun], str] | None) -> list[Target]:
     """Return a feature's layers; of several features, an error says whose they are."""
     try:
         buckets_of(model, run.data)
         return resolve(model, run.lora, run.train)
     except ConfigError as error:
-        if not several:
+        if called is None:
             raise
-        raise ConfigError(f"feature {run.data.tag!r}: {error}") from error
+        raise ConfigError(f"{called(run)}: {error}") from error
 
 
 def _facts(run: TrainRun) -> GateFacts:
@@ -301,7 +308,6 @@ def _session(
         train.clip,
         None if alone else partial(sum_over, accelerator),
         scaler,
-        casts_for(trainable.layers()),
     )
     return Session(
         run=plan.run,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from lorasmith.adapters.casts import Casts
 from lorasmith.config.training import LossSettings
 from lorasmith.loops.optimizers import skips_itself
 from lorasmith.models.noise import NoiseProcess
@@ -163,7 +162,6 @@ class TrainStep:
         clip: float,
         exchange: Exchange | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        casts: Casts | None = None,
     ) -> None:
         """Put a step together.
 
@@ -174,7 +172,6 @@ class TrainStep:
             clip: largest gradient norm; 0 leaves gradients alone.
             exchange: sums gradients over processes; None for a single one.
             scaler: fp16's loss scaling; gradients that overflow are then skipped, not an error.
-            casts: copies of factors that are renewed for each step.
         """
         self._objective = objective
         self._parameters = parameters
@@ -182,7 +179,6 @@ class TrainStep:
         self._clip = clip
         self._exchange = exchange
         self._scaler = scaler
-        self._casts = casts
         device = parameters[0].device
         self._done = torch.zeros((), dtype=torch.int64, device=device)
         self._failed = torch.full((), -1, dtype=torch.int64, device=device)
@@ -213,8 +209,6 @@ class TrainStep:
 
     def begin(self) -> None:
         """Start a step that is taken piece by piece: ``take`` for each part, then ``finish``."""
-        if self._casts is not None:
-            self._casts.renew()
         self._optimizer.zero_grad(set_to_none=True)
         self._loss = torch.zeros((), device=self._done.device)
         self._kept = torch.zeros((), device=self._done.device)
@@ -235,8 +229,6 @@ class TrainStep:
     def finish(self) -> Figures:
         """Clip what gradients there are, and move the weights unless something is not finite."""
         loss, kept = self._loss, self._kept
-        if self._casts is not None:
-            self._casts.drop()
         gradients = self._gradients(loss, kept)
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lorasmith.adapters.casts import casts_for
 from lorasmith.loops.progress import tell
 from lorasmith.loops.recording import Recorder
 from lorasmith.training.batch import Batch
@@ -58,6 +59,8 @@ class Together:
         self._swift = Swift(sessions[0].model.unet, pace.compiled)
         self._sessions = tuple(sessions)
         self._steps = [one.step_once for one in sessions]
+        trained = [one for each in sessions for one in each.trainable.adapters.values()]
+        self._casts = casts_for(sessions[0].model.unet, trained)
         self._to_the_end = all(one.asks_nothing for one in self._steps)
         self._recorder = Recorder(sessions[0].device, pace.record)
         plan = recompute_as_told(sessions, lambda: self._pass(_largest(sessions)))
@@ -105,8 +108,10 @@ class Together:
         with self._swift.surviving(lambda: self._pass(parts)), self._swift():
             for step in self._steps:
                 step.begin()
+            self._casts.renew()
             for group in _alike(parts):
                 backward(self._loss_of(group))
+            self._casts.drop()
 
     def _loss_of(self, parts: Sequence[Part]) -> torch.Tensor:
         """Return the sum of the features' losses: no feature's weights are in another's loss."""

@@ -1,40 +1,68 @@
-"""A layer and its adapter as one operation: the same output and gradients as in separate ones."""
+"""A layer and its adapters as one operation: the same output and gradients as in separate ones."""
 
 import pytest
 import torch
 from torch import nn
 
 from lorasmith.adapters.casts import Casts, casts_for
-from lorasmith.adapters.fused import Cast, fused
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
+from lorasmith.adapters.fused import Stack, fused
+from lorasmith.adapters.gate import Gate
+from lorasmith.adapters.layers import Adapted, Factors, LoraLinear, make_adapter
 
-SHAPES = [(5, 6), (2, 3, 6)]
+CPU = torch.device("cpu")
+IN, OUT = 6, 4
 
 
-def make(dtype: torch.dtype, alpha: float = 3.0) -> tuple[nn.Linear, LoraLinear]:
-    draws = torch.Generator().manual_seed(3)
-    layer = nn.Linear(6, 4).requires_grad_(False).to(dtype)
+def make(dtype: torch.dtype, ranks: tuple[int, ...] = (2,), alpha: float = 3.0) -> Adapted:
+    torch.manual_seed(3)
+    layer = Adapted(nn.Linear(IN, OUT).requires_grad_(False).to(dtype))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    factors = [torch.randn(shape, generator=draws, dtype=wide) for shape in ((2, 6), (4, 2))]
-    return layer, LoraLinear(Factors(*factors), alpha)
+    for rank in ranks:
+        factors = Factors(torch.randn(rank, IN, dtype=wide), torch.randn(OUT, rank, dtype=wide))
+        layer.adapters.append(LoraLinear(factors, alpha))
+    return layer
 
 
-def plain(x: torch.Tensor, layer: nn.Linear, adapter: LoraLinear) -> torch.Tensor:
-    change = adapter.weight * adapter.scale * (adapter.up @ adapter.down)
-    return x @ (layer.weight + change).T + layer.bias
+def divide(layer: Adapted, rows: int) -> None:
+    """Give each adapter its equal part of the rows."""
+    each = rows // len(layer.adapters)
+    for number, one in enumerate(layer.adapters):
+        one.gate = Gate()
+        one.gate.let_through([row // each == number for row in range(rows)], CPU)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+def plain(x: torch.Tensor, layer: Adapted) -> torch.Tensor:
+    """Part by part, with dense weights."""
+    weight, bias = layer.base.weight.to(x.dtype), layer.base.bias.to(x.dtype)
+    parts = x.chunk(len(layer.adapters))
+    return torch.cat(
+        [
+            part @ (weight + one.weight * one.scale * (one.up @ one.down)).to(x.dtype).T + bias
+            for part, one in zip(parts, layer.adapters, strict=True)
+        ]
+    )
+
+
+def factors(layer: Adapted) -> list[nn.Parameter]:
+    return [factor for one in layer.adapters for factor in (one.down, one.up)]
+
+
+@pytest.mark.parametrize("shape", [(6, IN), (6, 3, IN)])
+@pytest.mark.parametrize("ranks", [(2,), (2, 2), (1, 3, 2)])
 @pytest.mark.parametrize("alpha", [2.0, 3.0])
-def test_output_and_gradients_are_those_of_the_sum(shape: tuple[int, ...], alpha: float) -> None:
-    layer, adapter = make(torch.float64, alpha)
+def test_output_and_gradients_are_those_of_the_sums(
+    shape: tuple[int, ...], ranks: tuple[int, ...], alpha: float
+) -> None:
+    layer = make(torch.float64, ranks, alpha)
+    divide(layer, 6)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    cast = Cast(adapter.down.detach().clone(), adapter.up.detach().clone())
-    found = fused(x, layer, adapter, cast)
-    wanted = plain(x, layer, adapter)
+    casts = Casts([(layer, tuple(layer.adapters))])
+    casts.renew()
+    assert layer.divided(x)
+    found, wanted = layer(x), plain(x, layer)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
     weight = torch.randn_like(found)
-    of = (x, adapter.down, adapter.up)
+    of = [x, *factors(layer)]
     ours = torch.autograd.grad((found * weight).sum(), of)
     theirs = torch.autograd.grad((wanted * weight).sum(), of)
     for one, other in zip(ours, theirs, strict=True):
@@ -42,25 +70,24 @@ def test_output_and_gradients_are_those_of_the_sum(shape: tuple[int, ...], alpha
 
 
 def test_an_input_without_gradients_gets_none() -> None:
-    layer, adapter = make(torch.float64)
-    x = torch.randn(3, 6, dtype=torch.float64)
-    cast = Cast(adapter.down.detach(), adapter.up.detach())
-    fused(x, layer, adapter, cast).sum().backward()
+    layer = make(torch.float64)
+    x = torch.randn(3, IN, dtype=torch.float64)
+    Casts([(layer, tuple(layer.adapters))]).renew()
+    layer(x).sum().backward()
     assert x.grad is None
-    assert adapter.down.grad is not None
-    assert adapter.down.grad.norm() > 0
+    assert all(one.grad is not None and one.grad.norm() > 0 for one in factors(layer))
 
 
 def test_gradients_of_factors_are_float32_over_a_bf16_layer() -> None:
-    layer, adapter = make(torch.bfloat16)
-    x = torch.randn(40, 6).bfloat16().requires_grad_()
-    cast = Cast(adapter.down.detach().bfloat16(), adapter.up.detach().bfloat16())
-    y = fused(x, layer, adapter, cast)
+    layer = make(torch.bfloat16)
+    x = torch.randn(40, IN).bfloat16().requires_grad_()
+    Casts([(layer, tuple(layer.adapters))]).renew()
+    y = layer(x)
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
     assert x.grad is not None
     assert x.grad.dtype == torch.bfloat16
-    for factor in (adapter.down, adapter.up):
+    for factor in factors(layer):
         assert factor.grad is not None
         assert factor.grad.dtype == torch.float32
         # Not rounded to bfloat16 on the way.
@@ -68,67 +95,95 @@ def test_gradients_of_factors_are_float32_over_a_bf16_layer() -> None:
 
 
 def test_copies_are_those_of_the_moment_and_are_taken_back() -> None:
-    layer, adapter = make(torch.bfloat16)
-    casts = Casts([(adapter, layer)])
-    assert adapter.cast is None
+    layer = make(torch.bfloat16, alpha=2.0)
+    (adapter,) = layer.adapters
+    casts = Casts([(layer, (adapter,))])
+    assert layer.stack is None
     casts.renew()
-    assert adapter.cast is not None
-    assert torch.equal(adapter.cast.down, adapter.down.bfloat16())
+    assert layer.stack is not None
+    assert torch.equal(layer.stack.down[0], adapter.down.bfloat16())
     with torch.no_grad():
         adapter.up.add_(1.0)
+    adapter.weight = 0.5
     casts.renew()
-    assert torch.equal(adapter.cast.up, adapter.up.bfloat16())
+    assert torch.equal(layer.stack.up[0], (0.5 * adapter.up).bfloat16())
+    assert layer.stack.scales == (0.5,)
     casts.drop()
-    assert adapter.cast is None
+    assert layer.stack is None
 
 
-def test_an_adapted_layer_uses_its_copies_in_training_only() -> None:
-    layer, adapter = make(torch.bfloat16)
-    whole = Adapted(layer)
-    whole.adapters.append(adapter)
-    x = torch.randn(7, 6).bfloat16()
-    casts = Casts([(adapter, layer)])
+def test_copies_are_used_in_training_and_for_whole_parts_only() -> None:
+    layer = make(torch.bfloat16, (2, 2))
+    divide(layer, 6)
+    x = torch.randn(6, IN).bfloat16()
+    casts = Casts([(layer, tuple(layer.adapters))])
     casts.renew()
-    copies = adapter.cast
-    assert copies is not None
-    torch.testing.assert_close(whole(x), plain_bf16(x, layer, adapter), atol=0.1, rtol=0.05)
-    copies.down.fill_(float("nan"))
-    assert whole(x).isnan().all()
+    torch.testing.assert_close(layer(x).float(), plain(x.float(), layer), atol=0.1, rtol=0.05)
+    broken = layer.stack
+    assert broken is not None
+    broken.down.fill_(float("nan"))
+    assert layer(x).isnan().all()
     with torch.no_grad():
-        assert not whole(x).isnan().any()
-    whole.eval()
-    assert not whole(x).isnan().any()
-    whole.train()
-    adapter.gate.let_through([True] * 3 + [False] * 4, torch.device("cpu"))
-    assert not whole(x).isnan().any()
+        assert not layer(x).isnan().any()
+    layer.eval()
+    assert not layer(x).isnan().any()
+    layer.train()
+    layer.adapters[0].gate.let_through([True, True, False, False, False, False], CPU)
+    assert not layer(x).isnan().any()
+    divide(layer, 6)
+    other = make(torch.bfloat16).adapters[0]
+    layer.adapters.append(other)
+    assert not layer(x).isnan().any()  # one more is at work
+    other.gate.shut_all()
+    assert layer(x).isnan().all()
+    layer.adapters[0].gate.let_through([True] * 3 + [False] * 3, CPU, torch.ones(6, 1).bool())
+    assert not layer(x).isnan().any()  # which chooses tokens
 
 
-def plain_bf16(x: torch.Tensor, layer: nn.Linear, adapter: LoraLinear) -> torch.Tensor:
-    wide = nn.Linear(6, 4)
-    wide.load_state_dict({k: v.float() for k, v in layer.state_dict().items()})
-    return plain(x.float(), wide, adapter).bfloat16()
-
-
-def test_nothing_is_fused_on_a_cpu_or_where_it_would_not_be_the_same() -> None:
-    layer, adapter = make(torch.bfloat16)
-    assert casts_for([(adapter, layer)]) is None
+def test_nothing_is_fused_on_a_cpu() -> None:
+    layer = make(torch.bfloat16)
+    assert len(casts_for(layer, list(layer.adapters))) == 0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_too() -> None:
-    layer, adapter = make(torch.bfloat16)
-    layer, adapter = layer.cuda(), adapter.cuda()
-    casts = casts_for([(adapter, layer)])
-    assert casts is not None
+@pytest.mark.parametrize("ranks", [(2,), (2, 3)])
+def test_on_a_gpu_too(ranks: tuple[int, ...]) -> None:
+    layer = make(torch.bfloat16, ranks).cuda()
+    divide(layer, 40)
+    x = torch.randn(40, IN, device="cuda").bfloat16().requires_grad_()
+    casts = casts_for(layer, list(layer.adapters))
+    assert len(casts) == 1
     casts.renew()
-    assert adapter.cast is not None
-    x = torch.randn(40, 6, device="cuda").bfloat16().requires_grad_()
-    weight = torch.randn(40, 4, device="cuda")
-    of = (x, adapter.down, adapter.up)
-    ours = torch.autograd.grad((fused(x, layer, adapter, adapter.cast).float() * weight).sum(), of)
-    change = adapter.scale * (adapter.up @ adapter.down)
-    whole = x.float() @ (layer.weight.float() + change).T + layer.bias.float()
-    theirs = torch.autograd.grad((whole * weight).sum(), of)
+    assert layer.divided(x)
+    weight = torch.randn(40, OUT, device="cuda")
+    of = [x, *factors(layer)]
+    ours = torch.autograd.grad((layer(x).float() * weight).sum(), of)
+    theirs = torch.autograd.grad((plain(x.float(), layer) * weight).sum(), of)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.float(), other.float(), atol=0.2, rtol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_adapters_that_do_more_are_not_fused() -> None:
+    layer = make(torch.bfloat16).cuda()
+    start = Factors(torch.randn(2, IN).cuda(), torch.randn(OUT, 2).cuda())
+    for more in ({"start": start}, {"dropout": 0.1}):
+        layer.adapters[0] = make_adapter(layer.base, start, 2.0, **more).cuda()
+        assert len(casts_for(layer, list(layer.adapters))) == 0
+
+
+def test_the_operation_is_well_formed() -> None:
+    """As torch's own check of custom operations sees it, for compilers."""
+    layer = make(torch.float32, (2, 1))
+    stack = Stack(torch.randn(2, 2, IN), torch.randn(2, OUT, 2), (1.0, 2.0))
+    x = torch.randn(4, 3, IN, requires_grad=True)
+    downs = [one.down for one in layer.adapters]
+    ups = [one.up for one in layer.adapters]
+    base = layer.base
+    torch.library.opcheck(
+        torch.ops.lorasmith.adapted_linear.default,
+        (x, base.weight, base.bias, downs, ups, stack.down, stack.up, list(stack.scales)),
+    )
+    assert fused(x, base, stack, downs, ups).shape == (4, 3, OUT)
