@@ -34,13 +34,39 @@ def load_settings(
     Raises:
         ConfigError: unreadable file, unknown key (with close matches) or invalid value.
     """
+    tree = read_tree(path, overrides, base)
+    return checked(kind, tree, "settings" if path is None else str(path))
+
+
+def read_tree(
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+) -> Tree:
+    """Return settings as a tree, not checked yet; the arguments are those of `load_settings`.
+
+    Raises:
+        ConfigError: unreadable file, or something that is no override.
+    """
     tree: Tree = _deep_copy(base or {})
-    where = "settings"
     if path is not None:
         _merge(tree, read_toml(path))
-        where = str(path)
     for override in overrides:
         _merge(tree, parse_override(override))
+    return tree
+
+
+def checked(kind: type[S], tree: Mapping[str, Any], where: str = "settings") -> S:
+    """Return a tree as settings of a kind.
+
+    Args:
+        kind: the settings class.
+        tree: the values.
+        where: what errors name as their place.
+
+    Raises:
+        ConfigError: unknown key (with close matches) or invalid value.
+    """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -69,7 +95,7 @@ def parse_override(text: str) -> Tree:
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {text!r}: write it as section.key=value")
-    tree: Any = _parse_value(value.strip())
+    tree: Any = parse_value(value.strip())
     for part in reversed(parts):
         tree = {part: tree}
     return dict(tree)
@@ -80,7 +106,8 @@ def dump_toml(settings: Settings) -> str:
     return tomli_w.dumps(_without_none(settings.model_dump(mode="json", by_alias=True)))
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Read a value as TOML, or as plain text where that does not parse."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

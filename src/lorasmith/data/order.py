@@ -1,6 +1,7 @@
 """Which rows make up batch number k: a pure function, so that a resumed run sees the same ones."""
 
 import bisect
+import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -91,7 +92,6 @@ class BucketOrder:
             is_class: which entries are class entries; at least one must be none.
         """
         self.batch_size = batch_size
-        self.seed = seed
         self._bucket_of = torch.tensor(bucket_of, dtype=torch.int64)
         classes = torch.zeros(len(bucket_of), dtype=torch.bool)
         if is_class is not None:
@@ -103,6 +103,16 @@ class BucketOrder:
         classed = _rounds([((every > k) & classes).nonzero().flatten() for k in times])
         self._classes = torch.cat(classed) if classed else torch.empty(0, dtype=torch.int64)
         self._draws = sum(len(part) for part in self._tagged)
+        self._start(seed)
+
+    def seeded(self, seed: int) -> "BucketOrder":
+        """Return the order of the same entries under another seed."""
+        other = copy.copy(self)
+        other._start(seed)
+        return other
+
+    def _start(self, seed: int) -> None:
+        self.seed = seed
         self.steps_per_epoch = self._steps_in(0)
         """Batches of the first epoch; with class entries later ones may have a few more or less."""
         self._starts = [0]

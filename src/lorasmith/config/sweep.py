@@ -1,0 +1,283 @@
+"""Settings of a sweep: one run's settings, and those that vary from one LoRA to the next."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import reduce
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lorasmith.config.base import described_fields
+from lorasmith.config.load import checked, parse_value, read_tree
+from lorasmith.config.run import OutputSettings, TrainRun
+from lorasmith.core.errors import ConfigError, did_you_mean
+
+VARIABLE: Mapping[str, str] = {
+    "lora.rank": "rank",
+    "lora.alpha": "alpha",
+    "lora.rslora": "rslora-",
+    "lora.dropout": "dropout",
+    "lora.targets": "",
+    "lora.init": "",
+    "lora.gate": "gate-",
+    "train.learning_rate": "lr",
+    "train.text_learning_rate": "textlr",
+    "train.loraplus_ratio": "loraplus",
+    "train.schedule": "",
+    "train.warmup": "warmup",
+    "train.floor": "floor",
+    "train.weight_decay": "decay",
+    "train.clip": "clip",
+    "train.ema": "ema",
+    "train.seed": "seed",
+    "train.loss.min_snr": "snr",
+    "train.loss.noise_offset": "offset",
+    "preserve.strength": "preserve",
+    "preserve.every": "every",
+}
+"""Settings that may vary, and what stands before their values in file names."""
+
+MOST_TOGETHER = 8
+"""LoRAs that are trained at the same time unless somebody says otherwise."""
+_LONGEST_VALUE, _LONGEST_NAME = 24, 100
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One LoRA of a sweep."""
+
+    name: str
+    """What differs, fit for file names: ``lr1e-4-rank8``."""
+    settings: Mapping[str, Any]
+    """The varied settings by their dotted names, with this LoRA's values."""
+    run: TrainRun
+    """Its settings, as those of a run of its own."""
+
+
+def _flat(value: Any) -> Any:
+    """Take ``train.seed = [0, 1]`` in TOML, which nests, for the setting of that name."""
+    if not isinstance(value, Mapping):
+        return value
+    return dict(_leaves(value, ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class SweepRun(TrainRun):
+    """Everything about one `lorasmith sweep`: a run's settings, and what varies."""
+
+    vary: Annotated[dict[str, list[Any]], BeforeValidator(_flat)] = Field(default_factory=dict)
+    """Settings by their dotted names, each with its values; a LoRA for each combination."""
+    together: Annotated[int, Field(gt=0)] = MOST_TOGETHER
+    """How many LoRAs are trained at the same time at most."""
+
+    @model_validator(mode="after")
+    def _something_varies(self) -> Self:
+        check_names(self.vary)
+        for name, values in self.vary.items():
+            _check_values(name, [_value_of(self._with({name: value}), name) for value in values])
+        self.variants()  # combinations that do not fit are refused before anything is done
+        return self
+
+    def variants(self) -> list[Variant]:
+        """Return all combinations; the setting that was named last varies fastest."""
+        combinations = [
+            dict(zip(self.vary, values, strict=True)) for values in product(*self.vary.values())
+        ]
+        runs = [self._with(changes) for changes in combinations]
+        settings = [{name: _value_of(run, name) for name in self.vary} for run in runs]
+        return [
+            Variant(name, own, _renamed(run, f"{self.output.name}/{name}"))
+            for name, own, run in zip(names_of(settings), settings, runs, strict=True)
+        ]
+
+    def groups(self) -> list[list[Variant]]:
+        """Return the combinations in groups that are trained at the same time, nearly equal."""
+        every = self.variants()
+        count = -(-len(every) // self.together)
+        edges = [len(every) * k // count for k in range(count + 1)]
+        return [every[first:last] for first, last in pairwise(edges)]
+
+    def _with(self, changes: Mapping[str, Any]) -> TrainRun:
+        """Return the run with other values of some settings.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        tree = self.model_dump(exclude={"vary", "together"}, exclude_unset=True, by_alias=True)
+        for name, value in changes.items():
+            *sections, key = name.split(".")
+            place = reduce(lambda inner, section: inner.setdefault(section, {}), sections, tree)
+            place[key] = value
+        told = ", ".join(f"{name}={value}" for name, value in changes.items())
+        return checked(TrainRun, tree, f"vary {told}")
+
+
+def load_sweep(
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    together: int | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> SweepRun:
+    """Read the settings of a sweep.
+
+    Args:
+        path: a TOML file, of a run or of a sweep.
+        overrides: ``section.key=value``, as for a run.
+        vary: values of settings by their dotted names; they replace those that the file has for
+            the same settings.
+        together: how many LoRAs are trained at the same time at most; None leaves it as it is.
+        base: values laid under the file's.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, invalid value, or nothing to vary.
+    """
+    tree = read_tree(path, overrides, base)
+    if "feature" in tree:
+        raise ConfigError(
+            "the settings have [[feature]] tables, which cannot be swept; give settings of a "
+            "single tag, or train the features with lorasmith train"
+        )
+    check_names(vary or {}, none=True)
+    known = _flat(tree.get("vary", {}))
+    if vary and isinstance(known, Mapping):
+        tree["vary"] = {**known, **vary}
+    if together is not None:
+        tree["together"] = together
+    return checked(SweepRun, tree, "settings" if path is None else str(path))
+
+
+def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Read ``section.key=value,value,...``; each value as that of an override.
+
+    Commas within quotes and brackets divide nothing.
+
+    Raises:
+        ConfigError: it is not written like that, or a setting is there twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip()
+        if not (name and equals and values.strip()):
+            raise ConfigError(f"--vary {text!r}: write it as section.key=value,value")
+        if name in found:
+            raise ConfigError(f"--vary {name}: it is there twice; give all its values at once")
+        found[name] = [parse_value(part.strip()) for part in _divided(values)]
+    return found
+
+
+def check_names(names: Iterable[str], none: bool = False) -> None:
+    """Make sure that settings exist and may vary.
+
+    Args:
+        names: dotted.
+        none: whether there may be none.
+
+    Raises:
+        ConfigError: one does not or may not.
+    """
+    for name in names:
+        if name in VARIABLE:
+            continue
+        known = [field for field, _, _ in described_fields(TrainRun)]
+        if name not in known:
+            close = did_you_mean(name, VARIABLE) or did_you_mean(name, known)
+            raise ConfigError(f"vary: there is no setting {name!r}{close}")
+        raise ConfigError(
+            f"vary: {name} is the same for all LoRAs of a sweep, which share the pictures, the "
+            f"model and the steps; what may vary is {', '.join(VARIABLE)}"
+        )
+    if not (names or none):
+        raise ConfigError(
+            "nothing to vary: name at least one setting with its values, such as "
+            "--vary train.learning_rate=1e-4,2e-4"
+        )
+
+
+def names_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a name for each combination of settings, fit for file names and all different."""
+    slugs = {name: _slugs([own[name] for own in settings]) for name in settings[0]}
+    names = [
+        "-".join(f"{VARIABLE[name]}{slugs[name][number]}" for name in own)
+        for number, own in enumerate(settings)
+    ]
+    if max(map(len, names)) <= _LONGEST_NAME and len({name.casefold() for name in names}) == len(
+        names
+    ):
+        return names
+    digits = len(str(len(names)))
+    return [f"variant{number + 1:0{digits}}" for number in range(len(names))]
+
+
+def short_number(value: float) -> str:
+    """Return a number as it is written shortest, without rounding: 8, 0.01, 1e-4."""
+    plain = format(Decimal(repr(value)).normalize(), "f")
+    mantissa, _, power = f"{Decimal(repr(value)).normalize():e}".partition("e")
+    scientific = f"{mantissa}e{int(power)}"
+    return scientific if len(scientific) < len(plain) else plain
+
+
+def _slugs(values: Sequence[Any]) -> list[str]:
+    """Return the values of one setting as parts of file names; different ones stay different."""
+    distinct = list(dict.fromkeys(values))
+    words = [_slug(value) for value in distinct]
+    if len({word.casefold() for word in words}) < len(words):
+        words = [f"{word}-{number}" for number, word in enumerate(words, start=1)]
+    by_value = dict(zip(distinct, words, strict=True))
+    return [by_value[value] for value in values]
+
+
+def _slug(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return short_number(value)
+    text = "+".join(value) if isinstance(value, tuple) else str(value)
+    return re.sub(r"[^\w.+-]+", "-", text)[:_LONGEST_VALUE].strip("-.") or "x"
+
+
+def _check_values(name: str, values: Sequence[Any]) -> None:
+    """Make sure that there are several different ones."""
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ConfigError(f"vary {name}: the value {value} is there twice")
+    if len(values) < 2:
+        told = f"{values[0]} alone" if values else "no value"
+        raise ConfigError(f"vary {name}: {told} is nothing to vary; give several, or use --set")
+
+
+def _value_of(run: TrainRun, name: str) -> Any:
+    return reduce(getattr, name.split("."), run)
+
+
+def _renamed(run: TrainRun, name: str) -> TrainRun:
+    return run.model_copy(update={"output": OutputSettings(name=name)})
+
+
+def _divided(text: str) -> list[str]:
+    """Cut a text at its commas, but for those within quotes and brackets."""
+    pieces, quote, depth = [""], "", 0
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not (quote or depth):
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces

@@ -1,0 +1,74 @@
+"""Pictures that several LoRAs have in common are prepared once, and taken in each one's order."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_sets import CPU, write
+
+from lorasmith.config.run import TrainRun
+from lorasmith.models.load import load_model
+from lorasmith.training.dataset import TrainingSet, build_dataset
+from lorasmith.training.sharing import shared_sets
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write(tmp_path / "pictures", [(64, 64)] * 5 + [(64, 128)] * 4)
+
+
+def settings(pictures: Path, **sections: Any) -> TrainRun:
+    tree = {"data": {"path": pictures, "tag": "ink", "held_out": 0.2}, "output": {"name": "n"}}
+    return TrainRun.model_validate(tree | sections)
+
+
+def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
+    pictures: Path, tiny_model: Path
+) -> None:
+    model = load_model(tiny_model)
+    runs = [
+        settings(pictures, train={"seed": seed, "batch_size": 4}, lora={"rank": rank})
+        for seed, rank in ((3, 4), (4, 8))
+    ]
+    alone = [build_dataset(model, run.data, run.train, CPU) for run in runs]
+    built: list[int] = []
+
+    def build(number: int) -> TrainingSet:
+        built.append(number)
+        return build_dataset(model, runs[number].data, runs[number].train, CPU)
+
+    shared = shared_sets(runs, build, seeded_pictures=False)
+    assert built == [0]
+    assert shared[0].latents is shared[1].latents
+    assert shared[1].held_out is not None
+    for step in range(7):
+        for one, own in zip(shared, alone, strict=True):
+            assert torch.equal(one.order.batch(step), own.order.batch(step))
+    assert any(
+        not torch.equal(shared[0].order.batch(step), shared[1].order.batch(step))
+        for step in range(7)
+    )
+    shared_sets(runs, build, seeded_pictures=True)
+    assert built == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"lora": {"gate": "token"}}, {"preserve": {"strength": 1}}, {"train": {"batch_size": 2}},
+     {"train": {"loss": {"masked": False}}}],
+)  # fmt: skip
+def test_what_makes_other_batches_is_not_shared(
+    pictures: Path, tiny_model: Path, other: dict[str, Any]
+) -> None:
+    made = build_dataset(load_model(tiny_model), settings(pictures).data, settings(pictures).train,
+                         CPU)  # fmt: skip
+    built: list[int] = []
+
+    def build(number: int) -> TrainingSet:
+        built.append(number)
+        return made
+
+    runs = [settings(pictures), settings(pictures, **other), settings(pictures)]
+    shared_sets(runs, build, seeded_pictures=False)
+    assert built == [0, 1]
