@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lorasmith.adapters.casts import casts_for
 from lorasmith.adapters.gate_facts import GateFacts
 from lorasmith.adapters.inject import Attached, attach
 from lorasmith.adapters.names import UNET
@@ -309,7 +308,6 @@ def _session(
         train.clip,
         None if alone else partial(sum_over, accelerator),
         scaler,
-        casts_for(trainable.layers()),
     )
     return Session(
         run=plan.run,
