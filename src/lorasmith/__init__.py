@@ -28,14 +28,16 @@ if TYPE_CHECKING:
         merge_loras,
         resize_lora,
     )
+    from lorasmith.evaluation.entry import check, check_features
     from lorasmith.inference.pipeline import load_pipeline
     from lorasmith.training.entry import train, train_features
 
 __version__ = VERSION
 
 __all__ = [
-    "Weighted", "__version__", "bake_loras", "convert_lora", "diff_loras", "extract_lora",
-    "load_pipeline", "lora_info", "merge_loras", "resize_lora", "train", "train_features",
+    "Weighted", "__version__", "bake_loras", "check", "check_features", "convert_lora",
+    "diff_loras", "extract_lora", "load_pipeline", "lora_info", "merge_loras", "resize_lora",
+    "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.operations"
@@ -48,6 +50,8 @@ _HOMES = {
     "lora_info": _OPERATIONS,
     "merge_loras": _OPERATIONS,
     "resize_lora": _OPERATIONS,
+    "check": "lorasmith.evaluation.entry",
+    "check_features": "lorasmith.evaluation.entry",
     "load_pipeline": "lorasmith.inference.pipeline",
     "train": "lorasmith.training.entry",
     "train_features": "lorasmith.training.entry",

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+import lorasmith
 from lorasmith.cli import run
+from lorasmith.core.errors import ConfigError
 
 COLOURS = ("red", "blue", "green", "gold", "black", "purple")
 
@@ -159,3 +161,36 @@ def test_nothing_is_written(dataset: Path, capsys: pytest.CaptureFixture[str]) -
     before = state()
     assert run(["check", str(dataset), "--tag", "inkmono"]) == 0
     assert state() == before
+
+
+def test_python_returns_what_the_command_prints(
+    dataset: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dataset / "3.txt").unlink()
+    _, tree, _ = checked(
+        capsys, str(dataset), "--tag", "inkmono", "--set", "data.max_aspect=1.8", "-m",
+        str(tiny_model),
+    )  # fmt: skip
+    report = lorasmith.check(dataset, tag="inkmono", model=tiny_model, max_aspect=1.8)
+    assert json.loads(json.dumps(report.as_tree())) == tree
+    assert [finding.rule for finding in report.errors] == ["no-caption"]
+    assert lorasmith.check(str(dataset), caption="a thing", resolution=256).errors == []
+    run = {
+        "data": {"path": str(dataset), "tag": "inkmono", "max_aspect": 1.8},
+        "model": {"path": str(tiny_model)}, "output": {"name": "none"},
+    }  # fmt: skip
+    assert lorasmith.check(run).as_tree() == report.as_tree()
+
+
+def test_python_says_which_function_it_should_be(dataset: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'[[feature]]\ntag="inkmono"\ndata="{dataset}"\n[output]\nname="none"\n')
+    with pytest.raises(ConfigError, match=r"use lorasmith\.check_features"):
+        lorasmith.check(file)
+    with pytest.raises(ConfigError, match="tag, caption and the like go with a folder"):
+        lorasmith.check(file, tag="inkmono")
+    assert list(lorasmith.check_features(file).reports) == ["inkmono"]
+    with pytest.raises(ConfigError, match=r"use lorasmith\.check$"):
+        lorasmith.check_features({"data": {"path": "p", "tag": "t"}, "output": {"name": "n"}})
+    with pytest.raises(ConfigError, match=r"resolutoin.*did you mean resolution"):
+        lorasmith.check(dataset, resolutoin=256)

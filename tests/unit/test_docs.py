@@ -181,7 +181,7 @@ def test_python_in_the_pages_runs(
     before = set(tmp_path.rglob("*"))
     exec(compile(text, page, "exec"), {})
     made = {path.suffix for path in set(tmp_path.rglob("*")) - before}
-    assert made & {".png", ".safetensors"}
+    assert made & {".png", ".safetensors", ".json"}
 
 
 def test_links_lead_somewhere() -> None:

@@ -22,7 +22,6 @@ _FILE_WIDTH = 120
 _FILES_SHOWN = 4
 _SIZES_SHOWN = 3
 _STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan"}
-_NO_TAG = "tag"
 
 
 def register(app: typer.Typer) -> None:
@@ -68,20 +67,17 @@ def check(
 
     Example: `lorasmith check pictures --tag inkmono`
     """
-    from lorasmith.config.load import load_settings
-    from lorasmith.config.run import TrainRun
     from lorasmith.evaluation.check import check as check_data
+    from lorasmith.evaluation.entry import data_settings, names_settings
     from lorasmith.loops.progress import progress_bar
 
-    given = {"path": str(data), "tag": tag or _NO_TAG, "resolution": resolution}
-    if data.suffix == ".toml" and not data.is_dir():
+    if names_settings(data):
         if tag is not None or caption is not None:
             raise ConfigError("--tag and --caption go with a folder; RUN.toml says what they are")
         more = {"data.resolution": resolution, "model.path": model}
         _check_run(data, [*as_overrides(more), *(sets or [])], as_json)
         return
-    base = {"data": {k: v for k, v in given.items() if v is not None}, "output": {"name": "none"}}
-    settings = load_settings(TrainRun, None, sets or [], base).data
+    settings = data_settings(data, tag, {"resolution": resolution}, tuple(sets or ()))
     report = check_data(settings, tag is None, model, caption, progress_bar)
     _tell(report, data, as_json)
 

@@ -163,15 +163,39 @@ def load_run(
     return load_settings(TrainRun, path, overrides, base)
 
 
-def single(run: TrainRun | FeaturesRun) -> TrainRun:
+def single(run: TrainRun | FeaturesRun, instead: str = "lorasmith.train_features") -> TrainRun:
     """Return settings that must be those of one feature.
+
+    Args:
+        run: the settings.
+        instead: the function for several, for the message.
 
     Raises:
         ConfigError: they have ``[[feature]]`` tables.
     """
     if isinstance(run, FeaturesRun):
-        raise ConfigError("the settings have [[feature]] tables: use lorasmith.train_features")
+        raise ConfigError(f"the settings have [[feature]] tables: use {instead}")
     return run
+
+
+def settings_of(
+    config: TrainRun | FeaturesRun | Mapping[str, Any] | str | Path,
+) -> TrainRun | FeaturesRun:
+    """Return settings that were given in one of several forms.
+
+    Raises:
+        ConfigError: they are unknown, missing or out of range, or in no such form.
+    """
+    if isinstance(config, TrainRun | FeaturesRun):
+        return config
+    if isinstance(config, Mapping):
+        return load_run(None, base=config)
+    if isinstance(config, str | Path):
+        return load_run(Path(config).expanduser())
+    raise ConfigError(
+        f"settings are a TrainRun, a dictionary or the path of a TOML file, not "
+        f"{type(config).__name__}"
+    )
 
 
 def _with_data(feature: Any, common: Mapping[str, Any]) -> Any:

@@ -55,7 +55,8 @@ class Scan:
 
 
 @contextmanager
-def _no_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
+def no_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show no progress."""
     del title, total
     yield lambda count=1: None
 
@@ -65,7 +66,7 @@ def scan(
     filters: Sequence[RowFilter] = (),
     caption: str | None = None,
     background: tuple[int, int, int] = WHITE,
-    bar: Bar = _no_bar,
+    bar: Bar = no_bar,
 ) -> Scan:
     """Read every picture, mask and caption under ``path``.
 
@@ -98,7 +99,7 @@ def _examined(rows: Sequence[Row], background: tuple[int, int, int]) -> Iterator
         yield from pool.map(lambda row: examine(row, background), rows)
 
 
-def usable_rows(data: TrainData, bar: Bar = _no_bar) -> list[Row]:
+def usable_rows(data: TrainData, bar: Bar = no_bar) -> list[Row]:
     """Return the pictures to learn from; ``data.bad_pictures`` decides about the others.
 
     What is only strange is a LorasmithWarning, one for each kind.
@@ -110,7 +111,7 @@ def usable_rows(data: TrainData, bar: Bar = _no_bar) -> list[Row]:
     return _decided(found, data)
 
 
-def class_rows(data: TrainData, bar: Bar = _no_bar) -> list[Row]:
+def class_rows(data: TrainData, bar: Bar = no_bar) -> list[Row]:
     """Return the class pictures; ``data.class_caption`` stands for captions they do not have.
 
     An empty list without ``data.class_path``.

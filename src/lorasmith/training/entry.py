@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasmith.config.features import FeaturesRun, load_run, single
+from lorasmith.config.features import FeaturesRun, settings_of, single
 from lorasmith.config.run import TrainRun
 from lorasmith.core.errors import ConfigError
 
@@ -48,23 +48,3 @@ def train_features(
         raise ConfigError("the settings have no [[feature]] tables: use lorasmith.train")
     files = train_all(run, resume)
     return {feature.tag: file for feature, file in zip(run.feature, files, strict=True)}
-
-
-def settings_of(
-    config: TrainRun | FeaturesRun | Mapping[str, Any] | str | Path,
-) -> TrainRun | FeaturesRun:
-    """Return settings that were given in one of several forms.
-
-    Raises:
-        ConfigError: they are unknown, missing or out of range, or in no such form.
-    """
-    if isinstance(config, TrainRun | FeaturesRun):
-        return config
-    if isinstance(config, Mapping):
-        return load_run(None, base=config)
-    if isinstance(config, str | Path):
-        return load_run(Path(config).expanduser())
-    raise ConfigError(
-        f"train takes a TrainRun, a dictionary of settings or the path of a TOML file, not "
-        f"{type(config).__name__}"
-    )

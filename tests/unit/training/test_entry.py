@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 import lorasmith
+from lorasmith.config.features import settings_of
 from lorasmith.config.load import dump_toml
 from lorasmith.config.run import TrainRun
 from lorasmith.core.errors import ConfigError
-from lorasmith.training import entry
 
 TREE: dict[str, Any] = {
     "data": {"path": Path("pictures"), "tag": "ink"},
@@ -32,7 +32,7 @@ def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_dictionary_is_not_changed() -> None:
     before = {name: dict(section) for name, section in TREE.items()}
-    entry.settings_of(TREE)
+    settings_of(TREE)
     assert before == TREE
 
 
