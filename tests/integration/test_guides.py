@@ -28,9 +28,12 @@ QUICK = {
 
 
 GIVEN = {
-    "train": [*QUICK["train"], "--set", "preview.steps=4"],
+    "train": [
+        *QUICK["train"], "--set", "preview.steps=4", "--set", "train.steps=2",
+        "--set", "preview.loss_timesteps=1", "--set", "train.batch_size=2",
+    ],
     "generate": [*QUICK["generate"], "--steps", "4"],
-}
+}  # fmt: skip
 """Likewise on the page about given pictures: of very few steps none would be left for these."""
 OTHER_MODELS = {"inpainting": "sd1-inpainting", "refiner": "sdxl-refiner"}
 
