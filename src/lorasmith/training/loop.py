@@ -86,7 +86,7 @@ def look(session: Session, report: Reporter, looks: Looks, due: "Due") -> None:
     _require_finite(session)
     figures = looks.take() if due.look else {}
     if due.line:
-        report.line(session.progress.done, session.rates(), figures)
+        report.line(session.progress.done, session.rates(), figures, session.clock.busy)
 
 
 def stopped(session: Session) -> str:

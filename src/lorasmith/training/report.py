@@ -105,10 +105,13 @@ def _tiles(run: RunFolder) -> list[Tile]:
     speeds = curve_of(run.log, "images_per_s").values.tolist()
     summary = run.summary
     if summary is not None:
-        tiles.append(Tile("time", _duration(summary.seconds), f"{summary.steps} steps"))
+        tiles.append(Tile("time", duration(summary.seconds), f"{summary.steps} steps"))
     if speeds:
-        note = summary.device if summary else ""
-        tiles.append(Tile("speed", f"{statistics.median(speeds):.3g}/s", note and f"on {note}"))
+        note = f"on {summary.device}" if summary else ""
+        idle = curve_of(run.log, "gpu_idle").values.tolist()
+        if idle:
+            note = f"{note}, idle {statistics.median(idle):.1%} of the time".removeprefix(", ")
+        tiles.append(Tile("speed", f"{statistics.median(speeds):.3g}/s", note))
     if summary is not None:
         kept = f"{summary.held_out} more kept out" if summary.held_out else "none kept out"
         tiles.append(Tile("pictures", str(summary.pictures), kept))
@@ -218,7 +221,8 @@ def _day(log: Sequence[dict[str, float]]) -> str:
     return f"{datetime.fromtimestamp(times[-1], UTC):%Y-%m-%d %H:%M} UTC" if times else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words, such as 2 min 05 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

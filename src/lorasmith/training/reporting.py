@@ -1,9 +1,11 @@
 """What a run says while it goes on: a line of the log every few steps, and the progress bar."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from lorasmith.config.run import TrainRun
 from lorasmith.loops.progress import Advance, progress_bar
@@ -34,24 +36,34 @@ class Reporter:
         self._pictures += pictures
         self._advance(1)
 
-    def line(self, step: int, rates: Mapping[str, float], more: Mapping[str, float]) -> None:
+    def line(
+        self,
+        step: int,
+        rates: Mapping[str, float],
+        more: Mapping[str, float],
+        busy: Callable[[], float | None] = lambda: None,
+    ) -> None:
         """Write the means since the last line; this waits for the device.
 
         Args:
             step: steps done.
             rates: learning rates by their names in the log.
             more: further figures.
+            busy: tells for how many seconds a GPU was at work on steps since it was last asked.
         """
-        losses = [float(one.loss) for one in self._pending]
-        norms = [float(one.grad_norm) for one in self._pending]
-        kept = [float(one.kept) for one in self._pending if one.kept is not None]
-        now = time.perf_counter()
-        speed = self._pictures / max(1e-9, now - self._clock - self._idle)
+        losses = _read([one.loss for one in self._pending])
+        norms = _read([one.grad_norm for one in self._pending])
+        kept = _read([one.kept for one in self._pending if one.kept is not None])
+        worked, now = busy(), time.perf_counter()
+        seconds = max(1e-9, now - self._clock - self._idle)
+        speed = self._pictures / seconds
         for loss in losses:
             self._smooth.add(loss)
         figures = {"loss": sum(losses) / len(losses), "grad_norm": max(norms)}
         if kept:
             figures["preserve"] = sum(kept) / len(kept)
+        if worked is not None:
+            figures["gpu_idle"] = max(0.0, 1.0 - worked / seconds)
         self._tracker.log(step, {**figures, **rates, "images_per_s": speed, **more})
         note = f"loss {self._smooth.value:.4f}  lr {rates['lr']:.1e}  {speed:.1f} images/s"
         self._advance(0, note)
@@ -70,6 +82,11 @@ class Reporter:
             yield
         finally:
             self._idle += time.perf_counter() - started
+
+
+def _read(values: Sequence[torch.Tensor]) -> list[float]:
+    """Bring scalars from the device, all at once."""
+    return torch.stack(list(values)).tolist() if values else []
 
 
 class Smoothed:

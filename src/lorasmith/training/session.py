@@ -19,6 +19,7 @@ from lorasmith.core.draws import Draws
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.weights import Tensors
 from lorasmith.loops.checkpoint import Checkpoint, save_checkpoint
+from lorasmith.loops.device_clock import DeviceClock
 from lorasmith.loops.schedule import lr_scale, warmup_steps
 from lorasmith.loops.trained import Trained
 from lorasmith.models.load import Model
@@ -92,6 +93,7 @@ class Session:
     """How far it is."""
 
     def __post_init__(self) -> None:
+        self.clock = DeviceClock(self.device)
         self._start_counting()
 
     def _start_counting(self) -> None:

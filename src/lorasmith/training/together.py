@@ -76,7 +76,8 @@ class Together:
         """Take the next step; return each feature's figures and how many pictures it had."""
         numbers = [one.prepare() for one in self._sessions]
         parts = list(_parts(self._sessions, numbers))
-        figures = self._whole(parts) if self._to_the_end else self._in_two(parts)
+        with self._sessions[0].clock:
+            figures = self._whole(parts) if self._to_the_end else self._in_two(parts)
         return [
             (session.taken(_apart(own)), len(its))
             for session, own, its in zip(self._sessions, figures, numbers, strict=True)
