@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from train_commands import error_of, sets, train
 
+from lora_making import make_lora
 from lorasmith.cli import run
+from lorasmith.models.load import load_model
 
 # --- settings -------------------------------------------------------------------------------
 
@@ -135,3 +137,30 @@ def test_nothing_is_written_among_the_class_pictures(
     assert train(tiny_model, pictures, f"{others}/ink", *more) == 1
     assert f"lies among the pictures in {others}" in error_of(capsys)
     assert list(others.iterdir()) == []
+
+
+# --- previews -------------------------------------------------------------------------------
+
+
+def test_loras_of_previews_are_looked_for_before_training(
+    tiny_model: Path, tiny_sd2: Path, pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """And tried on: it has to be there, sound, and of the model's family."""
+    monkeypatch.chdir(tmp_path)
+
+    def told(prompt: str) -> str:
+        more = sets("preview.every=2", "preview.steps=1", f'preview.prompts=["{prompt}"]')
+        assert train(tiny_model, pictures, "made/ink", *more) == 1
+        assert not Path("made/ink").exists()
+        return error_of(capsys)
+
+    assert "preview.prompts: LoRA 'glow': there is no folder loras" in told("a <lora:glow:1>")
+    Path("loras").mkdir()
+    make_lora(load_model(tiny_sd2), Path("loras/glow.safetensors"), {}, 0.1)
+    assert "did you mean glow?" in told("a <lora:glwo:1>")
+    assert "preview.prompts: loras/glow.safetensors: its 192 layers" in told("a <lora:glow:1>")
+    Path("loras/glow.safetensors").write_bytes(b"nothing")
+    assert "glow.safetensors" in told("a <lora:glow:1>")
+    off = sets("preview.every=0", 'preview.prompts=["a <lora:none:1>"]', "train.steps=1")
+    assert train(tiny_model, pictures, "made/ink", *off) == 0

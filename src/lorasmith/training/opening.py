@@ -35,7 +35,7 @@ from lorasmith.training.earlier import Earlier
 from lorasmith.training.gating import Lane, by_token, gating_of
 from lorasmith.training.losses import process_of
 from lorasmith.training.paths import RunPaths, keep_outside
-from lorasmith.training.preview import check_previews
+from lorasmith.training.preview import check_preview_loras, check_previews
 from lorasmith.training.rates import with_rates
 from lorasmith.training.resuming import check_settings, find_checkpoint
 from lorasmith.training.session import Session
@@ -126,6 +126,7 @@ def prepared(
     model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
     plans = [replace(plan, run=_completed(plan.run, model, plan.found)) for plan in plans]
     check_previews(first.preview, model)
+    check_preview_loras(first.preview, model)
     if len(plans) + len(earlier) + len(later) == 1:
         called = None
     targets = [_targets(plan.run, model, called) for plan in plans]

@@ -11,12 +11,14 @@ from PIL import Image
 
 from lorasmith.adapters.trainable import Trainable
 from lorasmith.config.run import PreviewSettings
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.data.picture import decode, decode_mask
 from lorasmith.data.row import Row
+from lorasmith.inference.attaching import attach_mention
 from lorasmith.inference.canvas import Canvas
 from lorasmith.inference.jobs import Job
+from lorasmith.inference.loras import find_lora
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.pictures import save_png
 from lorasmith.inference.pipeline import Pipeline
@@ -24,6 +26,7 @@ from lorasmith.inference.prompt import Prompt, check_negative, parse_prompt, pla
 from lorasmith.inference.start import REFINES, steps_taken
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, quiet
+from lorasmith.training.paths import LORA_FOLDER
 
 _AT_ONCE = 4
 
@@ -60,6 +63,28 @@ def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
     return options
 
 
+def check_preview_loras(settings: PreviewSettings, model: Model) -> None:
+    """Make sure that the LoRAs which prompts of previews name are there, and fit the model.
+
+    Args:
+        settings: of the previews.
+        model: stays as it is.
+
+    Raises:
+        WeightsError: one is unknown, damaged or for another model.
+        ConfigError: its block weights are for another family.
+    """
+    prompts = settings.prompts or () if settings.every else ()
+    for mention in dict.fromkeys(one for text in prompts for one in parse_prompt(text).loras):
+        try:
+            if not LORA_FOLDER.is_dir():
+                raise WeightsError(f"LoRA {mention.name!r}: there is no folder {LORA_FOLDER}")
+            file = find_lora(mention.name, LORA_FOLDER)
+            attach_mention(model, file, mention).detach()
+        except (ConfigError, WeightsError) as error:
+            raise type(error)(f"preview.prompts: {error}") from error
+
+
 class Previews:
     """Draws the same prompts from the same seeds again and again."""
 
@@ -82,7 +107,7 @@ class Previews:
         Raises:
             ConfigError: a prompt or the size is not possible.
         """
-        self._pipeline = Pipeline(model)
+        self._pipeline = Pipeline(model, LORA_FOLDER)
         self._model = model
         self._folder = folder
         options = check_previews(settings, model)
