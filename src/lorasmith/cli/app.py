@@ -14,7 +14,18 @@ from typing import Annotated, Any, TextIO
 import typer
 import typer.core
 
-from lorasmith.cli import check, demo, evaluate, generate, lora, model, pretrain, report, train
+from lorasmith.cli import (
+    cache,
+    check,
+    demo,
+    evaluate,
+    generate,
+    lora,
+    model,
+    pretrain,
+    report,
+    train,
+)
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 
 # Newer typer carries its own click, older ones use the package; this is the right one of either.
@@ -45,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for room in (generate, check, train, report, evaluate, demo, pretrain, model, lora):
+for room in (generate, check, train, report, evaluate, demo, pretrain, model, lora, cache):
     room.register(app)
 
 

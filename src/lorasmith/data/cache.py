@@ -16,6 +16,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,11 +36,15 @@ Compute = Callable[[list[int]], Iterator[Entry]]
 
 CACHE_VARIABLE = "LORASMITH_CACHE"
 
-_MARK = "lorasmith_cache"
+MARK = "lorasmith_cache"
+"""What a shard's metadata have, beside an entry for each key."""
 _VERSION = "1"
-_SHARD = "entries-{}.safetensors"
+SHARD = "entries-{}.safetensors"
+"""The name of a shard."""
 _SHARD_BYTES = 64 * 2**20
 _ORPHAN_SECONDS = 24 * 3600.0
+_USED_SECONDS = 3600.0
+"""Uses of a shard within this time after another are not noted."""
 
 
 def cache_folder() -> Path:
@@ -108,7 +113,10 @@ class TensorCache:
             if not left:
                 break
             try:
-                found |= _read_shard(path, left)
+                there = _read_shard(path, left)
+                found |= there
+                if there:
+                    _note_use(path)
             except (SafetensorError, OSError, ValueError):
                 _remove(path)  # a shard by its name, but damaged: its entries are made anew
         return found
@@ -119,7 +127,7 @@ class TensorCache:
             return []
         _sweep(self._folder)
         ages = []
-        for path in self._folder.glob(_SHARD.format("*")):
+        for path in self._folder.glob(SHARD.format("*")):
             try:
                 ages.append((path.stat().st_mtime_ns, path.name, path))
             except FileNotFoundError:  # another process has just removed it
@@ -140,7 +148,7 @@ class TensorCache:
         }
         checks = {key: _checksum(entry) for key, entry in entries.items()}
         try:
-            save_tensors(self._folder / _SHARD.format(name), tensors, {_MARK: _VERSION, **checks})
+            save_tensors(self._folder / SHARD.format(name), tensors, {MARK: _VERSION, **checks})
         except OutputError as error:
             warnings.warn(
                 f"{error}; going on without this cache. `data.cache_dir` or the variable "
@@ -175,7 +183,7 @@ def _read_shard(path: Path, wanted: Mapping[str, Layout]) -> dict[str, Entry]:
     """Return the sound ones among the wanted entries of a shard."""
     with safe_open(path, framework="pt") as file:
         facts = file.metadata() or {}
-        if facts.get(_MARK) != _VERSION:
+        if facts.get(MARK) != _VERSION:
             return {}  # somebody else's file, or a later version's: left alone
         names = set(file.keys())
         found = {}
@@ -211,6 +219,13 @@ def _sweep(folder: Path) -> None:
                 _remove(path)
         except FileNotFoundError:
             continue
+
+
+def _note_use(path: Path) -> None:
+    """Give a shard the time of now, by which those are found that nobody uses any more."""
+    with suppress(OSError):  # gone by now, or a cache that may only be read
+        if time.time() - path.stat().st_mtime > _USED_SECONDS:
+            os.utime(path)
 
 
 def _remove(path: Path) -> None:

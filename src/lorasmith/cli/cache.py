@@ -1,0 +1,130 @@
+"""``lorasmith cache``: what training keeps on disk for the next run, and removing it."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lorasmith.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasmith.data.cache_files import Shard
+
+_UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_AGE = re.compile(r"(\d{1,6})([hdw])")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("cache")(cache)
+
+
+def cache(
+    prune: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Remove what was not used for so long: 12h, 30d, 8w."),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="Another cache, the `data.cache_dir` of runs.",
+            show_default="$LORASMITH_CACHE, else the user's cache folder",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Show what training keeps for the next run (latents, text embeddings), or remove it.
+
+    Whatever is removed is computed again when it is needed. Nothing but the cache's own files is
+    touched, and nothing outside its folder.
+
+    Example: `lorasmith cache --prune 30d`
+    """
+    from lorasmith.data.cache import cache_folder
+    from lorasmith.data.cache_files import bytes_beside, remove_unused, shards_in
+
+    if clear and prune is not None:
+        raise ConfigError("--clear removes all that --prune would; drop one of them")
+    age = 0.0 if clear else None if prune is None else _seconds(prune)
+    root = (folder or cache_folder()).expanduser()
+    removed = [] if age is None else remove_unused(root, age)
+    left = shards_in(root)
+    beside = bytes_beside(root, left)
+    if as_json:
+        typer.echo(json.dumps(_tree(root, left, removed, beside), indent=2))
+        return
+    if age is not None:
+        typer.echo(f"removed {_counted(removed)}")
+    _show(root, left, beside)
+
+
+def _seconds(age: str) -> float:
+    """Return an age in seconds.
+
+    Raises:
+        ConfigError: it is not written like 30d.
+    """
+    match = _AGE.fullmatch(age)
+    if match is None or not int(match[1]):
+        raise ConfigError(f"--prune {age}: write an age in hours, days or weeks: 12h, 30d, 8w")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _show(root: Path, shards: "list[Shard]", beside: int) -> None:
+    if shards:
+        table = Table(title=str(root), title_justify="left")
+        table.add_column("what")
+        for column in ("networks", "entries", "MiB", "unused for"):
+            table.add_column(column, justify="right")
+        for kind in sorted({shard.kind for shard in shards}):
+            own = [shard for shard in shards if shard.kind == kind]
+            table.add_row(
+                kind, str(len({shard.path.parent for shard in own})),
+                str(sum(shard.entries for shard in own)), _mebibytes(own),
+                f"{min(map(_age_of, own)):.0f} to {max(map(_age_of, own)):.0f} days",
+            )  # fmt: skip
+        Console().print(table)
+    typer.echo(f"{root}: {_counted(shards)}")
+    if beside:
+        typer.echo(f"{beside / 2**20:.1f} MiB of other files there are left alone")
+
+
+def _tree(root: Path, left: "list[Shard]", removed: "list[Shard]", beside: int) -> dict[str, Any]:
+    """Return everything as values that JSON can hold."""
+
+    def told(shards: "list[Shard]") -> dict[str, int]:
+        return {
+            "files": len(shards),
+            "entries": sum(shard.entries for shard in shards),
+            "bytes": sum(shard.size for shard in shards),
+        }
+
+    kinds = sorted({shard.kind for shard in left})
+    return {
+        "folder": str(root),
+        **told(left),
+        "kinds": {kind: told([one for one in left if one.kind == kind]) for kind in kinds},
+        "removed": told(removed),
+        "other_bytes": beside,
+    }
+
+
+def _counted(shards: "list[Shard]") -> str:
+    entries = sum(shard.entries for shard in shards)
+    return f"{entries} {'entry' if entries == 1 else 'entries'}, {_mebibytes(shards)} MiB"
+
+
+def _mebibytes(shards: "list[Shard]") -> str:
+    return f"{sum(shard.size for shard in shards) / 2**20:.1f}"
+
+
+def _age_of(shard: "Shard") -> float:
+    """Return for how many days it was not used."""
+    return max(0.0, time.time() - shard.used) / _UNITS["d"]

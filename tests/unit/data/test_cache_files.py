@@ -1,0 +1,104 @@
+"""Looking at the cache's folder and removing from it: its own files, and nothing else."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lorasmith.data.cache import Entry, TensorCache
+from lorasmith.data.cache_files import bytes_beside, remove_unused, shards_in
+
+DAY = 86400.0
+
+
+def fill(folder: Path, keys: list[str]) -> list[Entry]:
+    """Fetch entries, which makes those that are not there."""
+
+    def compute(places: list[int]):
+        return ({"mean": torch.full((3,), float(place))} for place in places)
+
+    layout = {"mean": (torch.float32, (3,))}
+    return TensorCache(folder).fetch(keys, [layout] * len(keys), compute, lambda _: None)
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def unused_for(path: Path, days: float) -> None:
+    os.utime(path, (time.time() - days * DAY,) * 2)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two networks' entries, used 40 and 2 days ago."""
+    root = tmp_path / "cache"
+    fill(root / "latents" / "aa", ["one", "two", "three"])
+    fill(root / "texts" / "bb", ["four"])
+    unused_for(only_file(root / "latents" / "aa"), 40)
+    unused_for(only_file(root / "texts" / "bb"), 2)
+    return root
+
+
+def test_shards_are_counted_the_oldest_first(root: Path) -> None:
+    old, young = shards_in(root)
+    assert (old.kind, old.entries, young.kind, young.entries) == ("latents", 3, "texts", 1)
+    assert old.size == old.path.stat().st_size
+    assert shards_in(root / "nothing") == []
+    assert bytes_beside(root, [old, young]) == 0
+    (root / "note.txt").write_text("12345")
+    assert bytes_beside(root, [old, young]) == 5
+
+
+def test_what_was_not_used_for_long_goes(root: Path) -> None:
+    assert remove_unused(root, 60 * DAY) == []
+    (gone,) = remove_unused(root, 30 * DAY)
+    assert gone.kind == "latents"
+    assert not gone.path.parent.exists()
+    assert [one.kind for one in shards_in(root)] == ["texts"]
+    fill(root / "latents" / "aa", ["one"])  # made anew
+
+
+def test_what_is_found_counts_as_used(root: Path) -> None:
+    before = only_file(root / "latents" / "aa").read_bytes()
+    fill(root / "latents" / "aa", ["two"])
+    assert remove_unused(root, 30 * DAY) == []
+    assert only_file(root / "latents" / "aa").read_bytes() == before
+    unused_for(only_file(root / "texts" / "bb"), 50)
+    fill(root / "texts" / "bb", ["another"])  # nothing of the old file
+    assert [one.entries for one in remove_unused(root, 30 * DAY)] == [1]
+
+
+def test_nothing_else_is_touched(root: Path, tmp_path: Path) -> None:
+    """Foreign files, wherever they are; links, and what is behind them."""
+    name = only_file(root / "texts" / "bb").name
+    outside = tmp_path / "outside"
+    fill(outside / "cc", ["five"])
+    kept = [only_file(outside / "cc"), root / "latents" / "aa" / "entries-x.safetensors",
+            root / "latents" / name, root / "mine" / "aa" / name,
+            root / "latents" / "aa" / "notes.txt"]  # fmt: skip
+    save_file({"weight": torch.ones(2)}, kept[1])  # such a name, but somebody else's
+    for path in kept[2:]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(only_file(root / "texts" / "bb").read_bytes())
+    (root / "latents" / "link").symlink_to(outside / "cc")
+    (root / "texts" / "bb" / "entries-link.safetensors").symlink_to(kept[0])
+    assert len(remove_unused(root, 0)) == 2
+    assert shards_in(root) == []
+    assert all(path.is_file() for path in kept)
+    assert not (root / "texts" / "bb" / name).exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "latents").symlink_to(outside)
+    assert remove_unused(tmp_path / "other", 0) == []
+    assert kept[0].is_file()
+
+
+def test_damaged_shards_go_like_others(root: Path) -> None:
+    only_file(root / "texts" / "bb").write_bytes(b"half")
+    (one,) = (shard for shard in shards_in(root) if shard.kind == "texts")
+    assert one.entries == 0
+    assert len(remove_unused(root, 0)) == 2
