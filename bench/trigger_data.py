@@ -79,25 +79,32 @@ def prepare(rows: Sequence[Row], taught: Taught, folder: Path) -> Prepared:
     parts = {"real": mine[:kept_out], "learned": mine[kept_out:]}
     for name, part in parts.items():
         place = folder / taught.name / name
-        place.mkdir(parents=True, exist_ok=True)
+        if place.is_dir():
+            continue
+        making = folder / taught.name / f".{name}"
+        making.mkdir(parents=True, exist_ok=True)
         for number, (row, picture) in enumerate(zip(part, load_squares(part, SIDE), strict=True)):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(place / f"{number:03d}.png")
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(making / f"{number:03d}.png")
             text = taught.caption(row.caption)
-            (place / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+            (making / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+        making.rename(place)
     own = folder / taught.name
     return Prepared(taught, own / "learned", own / "real", len(parts["learned"]))
 
 
 def mix(features: Sequence[Prepared], folder: Path) -> Path:
     """Put features into one folder, each repeated so that they come about equally often."""
+    if folder.is_dir():
+        return folder
+    making = folder.with_name(f".{folder.name}")
     most = max(one.count for one in features)
     for one in features:
         repeats = max(1, round(most / one.count))
-        place = folder / f"{repeats}_{one.taught.name}"
+        place = making / f"{repeats}_{one.taught.name}"
         place.mkdir(parents=True, exist_ok=True)
         for file in one.learned.iterdir():
             (place / file.name).write_bytes(file.read_bytes())
-    return folder
+    return making.rename(folder)
 
 
 def _lot(key: str) -> str:

@@ -8,7 +8,8 @@ Ways (`--ways`), each with the same number of pictures seen of each feature:
 - staged: one after the other, prompt gates.
 - joint: both at once, every picture runs its own feature's adapters only, prompt gates.
 - preserved: staged with preservation, used as plain files.
-- projected: the same files after `lorasmith lora project`, used as plain files.
+- held: staged with preservation four times as strong and in every step, used as plain files.
+- projected: the preserved files after `lorasmith lora project`, used as plain files.
 - token: staged with token gates.
 
 Every cell (pair, way, seed) is one JSON under OUT/cells; cells that are there are not done again,
@@ -49,6 +50,7 @@ from lorasmith.models.load import load_model
 
 STAGED = {"mode": "staged"}
 PRESERVE = {"strength": 1.0, "every": 2, "cross": 1.0}
+HOLD = {"strength": 4.0, "every": 1, "cross": 4.0}
 
 
 class Way(NamedTuple):
@@ -64,9 +66,13 @@ WAYS: dict[str, Way] = {
     "staged": Way({"train": STAGED}, "prompt"),
     "joint": Way({"train": {"mode": "joint"}}, "prompt"),
     "preserved": Way({"train": STAGED, "preserve": PRESERVE}, "none"),
+    "held": Way({"train": STAGED, "preserve": HOLD}, "none"),
+    "held+projected": Way({"train": STAGED, "preserve": HOLD}, "none"),
     "projected": Way({"train": STAGED, "preserve": PRESERVE}, "none"),
     "token": Way({"train": STAGED}, "token"),
 }
+PROJECTED = {"projected": "preserved", "held+projected": "held"}
+"""Ways whose files are made from those of another."""
 GATED = ("staged", "joint", "token")
 
 
@@ -78,7 +84,7 @@ def main() -> None:
     rows = read_rows(options.data)
     for pair in options.pairs:
         features = [prepare(rows, one, options.out / "data") for one in PAIRS[pair]]
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for way in options.ways:
                 file = options.out / "cells" / f"{pair}-{way}-{seed}.json"
                 if file.is_file():
@@ -130,8 +136,8 @@ def train(
     features: Sequence[Prepared], pair: str, way: str, seed: int, options: argparse.Namespace
 ) -> list[Path]:
     """Return the LoRA of each feature; the mixed one is that of both."""
-    if way == "projected":
-        files = train(features, pair, "preserved", seed, options)
+    if way in PROJECTED:
+        files = train(features, pair, PROJECTED[way], seed, options)
         return [projected(one, file, options) for one, file in zip(features, files, strict=True)]
     name = options.out / "runs" / f"{pair}-{way}-{seed}"
     common = {
@@ -219,11 +225,11 @@ Cell = Mapping[str, Any]
 Read = Callable[[Cell], float | None]
 
 
-def read_cells(folder: Path, pair: str, seeds: int) -> dict[str, list[Cell]]:
+def read_cells(folder: Path, pair: str, seeds: Sequence[int]) -> dict[str, list[Cell]]:
     """Return the cells of a pair that are there, by way."""
     found: dict[str, list[Cell]] = {}
     for way in WAYS:
-        files = [folder / f"{pair}-{way}-{seed}.json" for seed in range(seeds)]
+        files = [folder / f"{pair}-{way}-{seed}.json" for seed in seeds]
         cells = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         if cells:
             found[way] = cells
@@ -315,7 +321,7 @@ def aims(cells: Mapping[str, Sequence[Cell]]) -> list[str]:
         if ratios:
             told(f"leak under the gate of {way} exactly 0", _mean(ratios), exact)
     base = cells.get("plain")
-    for way in ("preserved", "projected"):
+    for way in ("preserved", "projected", "held", "held+projected"):
         if base and way in cells:
             ratio = _share(_over(leak, cells[way]), _over(leak, base))
             told(f"leak ratio of {way} at most a quarter of plain's", ratio, _at_most(ratio, 0.25))
@@ -367,7 +373,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("bench/out/triggers"))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=250, help="training steps of each feature")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=16, help="drawn of each kind of prompt")

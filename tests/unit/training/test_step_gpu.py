@@ -8,6 +8,7 @@ import torch
 from training_sets import write
 
 from lorasmith.config.run import TrainRun
+from lorasmith.core.errors import ConfigError
 from lorasmith.training.opening import opened
 from lorasmith.training.pace import Pace
 from lorasmith.training.together import Together
@@ -73,3 +74,76 @@ def test_a_run_on_the_gpu_writes_its_lora(tmp_path: Path, tiny_model: Path, prec
         "track": {"tensorboard": False},
     }
     assert train(TrainRun.model_validate(settings)).is_file()
+
+
+def settings_of(tmp_path: Path, model: Path, name: str, **train: object) -> TrainRun:
+    data = tmp_path / "p"
+    if not data.is_dir():
+        write(data, [(64, 64)] * 6)
+    return TrainRun.model_validate(
+        {
+            "data": {"path": data, "tag": "ink", "held_out": 0.0},
+            "output": {"name": str(tmp_path / name / "lora")},
+            "model": {"path": model},
+            "lora": {"targets": "all-linear"},
+            "train": {"batch_size": 2, "learning_rate": 1e-3, "device": "cuda", **train},
+            "preview": {"every": 0},
+            "track": {"tensorboard": False},
+        }
+    )
+
+
+def weights_after(run: TrainRun, steps: int, pace: Pace | None = None) -> torch.Tensor:
+    with opened(run, None) as session:
+        together = Together([session], pace)
+        for _ in range(steps):
+            together.advance()
+        if pace is not None:
+            assert (together.recordings > 0) == pace.record
+        assert session.failed_step() is None
+        return torch.cat([one.detach().flatten() for one in session.trainable.parameters()])
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_recorded_steps_learn_what_others_learn(
+    tmp_path: Path, tiny_model: Path, precision: str
+) -> None:
+    found = [
+        weights_after(
+            settings_of(tmp_path, tiny_model, f"{record}", precision=precision),
+            8,
+            Pace(record=record),
+        )
+        for record in (False, True)
+    ]
+    torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_asks_the_device_is_recorded_in_part(
+    tmp_path: Path, tiny_model: Path, optimizer: str, precision: str
+) -> None:
+    run = settings_of(tmp_path, tiny_model, "x", precision=precision, optimizer=optimizer)
+    if optimizer != "adamw":
+        pytest.importorskip("pytorch_optimizer")
+    assert weights_after(run, 6).isfinite().all()
+
+
+def test_compiled_blocks_learn_what_others_learn(tmp_path: Path, tiny_model: Path) -> None:
+    plain = weights_after(settings_of(tmp_path, tiny_model, "a", precision="bf16"), 6)
+    compiled = weights_after(
+        settings_of(tmp_path, tiny_model, "b", precision="bf16"), 6, Pace(compiled=True)
+    )
+    torch.testing.assert_close(plain, compiled, atol=1e-3, rtol=5e-2)
+
+
+def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) -> None:
+    try:
+        roomy = settings_of(tmp_path, tiny_model, "a", precision="bf16", memory="4GB")
+        assert weights_after(roomy, 4).isfinite().all()
+        tight = settings_of(tmp_path, tiny_model, "b", precision="bf16", memory="720MB")
+        with pytest.raises(ConfigError, match=r"720MB is too little, about \d"):
+            weights_after(tight, 1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -1,0 +1,359 @@
+"""Training steps of full-size models on a GPU: lorasmith beside the public diffusers + peft recipe.
+
+    python bench/train_speed.py --models sd15 sdxl --batches 1 4 8 16 --out bench/out/train_speed
+
+Rank 16 on every linear layer of the U-Net's transformers, bfloat16 frozen weights, float32
+adapters, AdamW, clipping at 1; random weights of the published sizes, latents and text embeddings
+made beforehand. Measured one after the other in one process: milliseconds per step (median),
+pictures per second, peak memory, and operations per second, counted as two forward passes of the
+U-Net per picture, as a share of what a large bfloat16 matrix product reaches on the same GPU.
+
+- lorasmith: as `lorasmith train` takes its steps, with `train.compile = "off"`.
+- compiled: the same with `train.compile = "on"`.
+- recipe: peft's adapters in diffusers' U-Net, under autocast, as the public example trains.
+- memory: lorasmith within `--memory`, at batch size 1.
+- four: four LoRAs over one shared pass, a picture each, beside one of them alone.
+- run: `lorasmith train` as a whole on `--photos`, data included.
+
+Each figure is written as it is measured, so that a run that is stopped leaves what it has.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from full_size import SCHEDULER, SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, write_model
+from lora_quality import machine
+
+from lorasmith.training.gating import Lane
+from lorasmith.training.pace import Pace
+from lorasmith.training.together import Together
+
+RANK, CLIP, RATE = 16, 1.0, 1e-4
+Step = Callable[[], Any]
+Row = dict[str, Any]
+SIZE = 8192
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    options = _options()
+    device = torch.device(options.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    ceiling = _ceiling(device, options.tiny)
+    results = {"machine": machine(), "ceiling_tflops": ceiling}
+    print(f"a bfloat16 product reaches {ceiling:.0f} TFLOP/s", flush=True)
+    rows: list[Row] = []
+    for row in _rows(options, device):
+        rows.append(row)
+        print(_told(row, ceiling), flush=True)
+        text = json.dumps({**results, "rows": rows}, indent=1)
+        (options.out / "train_speed.json").write_text(text + "\n", encoding="utf-8")
+    print(table(rows, ceiling))
+
+
+def _rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    for name in options.models:
+        for way in options.ways:
+            measure, batches = WAYS[way], options.batches
+            if way in ("memory", "four"):
+                batches = [1]
+            elif way == "run":
+                batches = [options.run_batch]
+            for batch in batches:
+                row = {"model": name, "way": way, "batch": batch}
+                try:
+                    yield row | measure(name, batch, options, device)
+                except torch.OutOfMemoryError:
+                    yield row | {"error": "out of memory"}
+                gc.collect()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+# --- ways -----------------------------------------------------------------------------------------
+
+
+def _lorasmith(
+    name: str, batch: int, options: argparse.Namespace, device: torch.device, **train: Any
+) -> Row:
+    """Measure steps as a run takes them."""
+    unet = make_unet(name, device, torch.bfloat16, options.tiny)
+    made = adapters(name, unet, RANK)
+    inputs = Inputs(name, unet, batch, side=options.side)
+    run = MadeUp(unet, made, inputs, Lane(made.attached.gate), **train)
+    pace = Pace(device.type == "cuda", compiled=train.get("compile") == "on")
+    torch._dynamo.reset()
+    steps = Together([run], pace)  # type: ignore[list-item]
+    try:
+        return _measured(steps.advance, batch, options, device) | {"recordings": steps.recordings}
+    finally:
+        made.detach()
+
+
+def _compiled(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    return _lorasmith(name, batch, options, device, compile="on")
+
+
+def _within(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    """Measure steps within a limit of memory, which is lifted again."""
+    try:
+        return _lorasmith(name, batch, options, device, memory=options.memory)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def _four(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    """Measure several LoRAs that share each pass."""
+    unet = make_unet(name, device, torch.bfloat16, options.tiny)
+    several = [adapters(name, unet, RANK, seed) for seed in range(4)]
+    gates = [one.attached.gate for one in several]
+    runs = []
+    for number, one in enumerate(several):
+        lane = Lane(gates[number], others=[gate for gate in gates if gate is not gates[number]])
+        inputs = Inputs(name, unet, batch, seed=number, side=options.side)
+        runs.append(MadeUp(unet, one, inputs, lane))
+    steps = Together(runs, Pace(device.type == "cuda"))  # type: ignore[arg-type]
+    found = _measured(steps.advance, 4 * batch, options, device)
+    for one in several:
+        one.detach()
+    return found
+
+
+def _recipe(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    """Measure the public recipe, its latents and text embeddings computed beforehand."""
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    unet = make_unet(name, device, torch.bfloat16, options.tiny)
+    ours = adapters(name, unet, RANK)
+    paths = [target.place.path for target in ours.targets]
+    ours.detach()
+    config = LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=paths)
+    unet.add_adapter(config)
+    cast_training_params(unet, dtype=torch.float32)
+    unet.train()
+    parameters = [one for one in unet.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
+    noises = DDPMScheduler.from_config(SCHEDULER)
+    inputs = Inputs(name, unet, batch, side=options.side)
+    more = None
+    if inputs.pooled is not None:
+        more = {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids}
+    clean = inputs.clean.to(torch.bfloat16)
+
+    def step() -> None:
+        noise = torch.randn_like(clean)
+        levels = torch.randint(0, noises.config.num_train_timesteps, (batch,), device=device).long()
+        noisy = noises.add_noise(clean, noise, levels)
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = unet(
+                noisy, levels, inputs.context, added_cond_kwargs=more, return_dict=False
+            )[0]
+            loss = F.mse_loss(predicted.float(), noise.float(), reduction="mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.detach().item()  # the progress bar of the recipe shows it
+
+    return _measured(step, batch, options, device)
+
+
+def _run(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    """Measure `lorasmith train` as a whole."""
+    import lorasmith
+
+    if not options.photos or not options.photos.is_dir():
+        return {"error": "skipped: no folder of photographs (--photos)"}
+    folder = write_model(name, options.scratch / name, device, options.tiny)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    out = options.scratch / f"{name}-run"
+    started = time.perf_counter()
+    lorasmith.train(
+        {
+            "data": {
+                "path": _captioned(options.photos, options.scratch / "photos"),
+                "tag": "sks", "held_out": 0.0, "cache": False, "repeats": 8,
+                "resolution": options.side * 8 or SIDE[name],
+            },
+            "model": {"path": folder},
+            "output": {"name": str(out)},
+            "lora": {"rank": RANK, "targets": "all-linear"},
+            "train": {
+                "steps": options.run_steps, "batch_size": batch, "precision": "bf16",
+                "compile": "off", "device": device.type, "checkpoint_every": options.run_steps,
+            },
+            "preview": {"every": 0},
+            "track": {"tensorboard": False},
+        }
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    told = [one for one in lines if "images_per_s" in one]
+    steady = told[len(told) // 4 :]
+    speed = statistics.median(one["images_per_s"] for one in steady)
+    idle = [one["gpu_idle"] for one in steady if "gpu_idle" in one]
+    return {
+        "images_per_s": speed, "ms": 1e3 * batch / speed, "whole_seconds": seconds,
+        "steps": options.run_steps, "peak_gib": _peak(device),
+        "gpu_idle": statistics.mean(idle) if idle else None,
+        "loss": [told[0]["loss"], told[-1]["loss"]],
+    }  # fmt: skip
+
+
+def _captioned(photos: Path, folder: Path) -> Path:
+    """Copy photographs and put captions beside them."""
+    for number, photo in enumerate(sorted(photos.rglob("*.jpg"))):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02d}.jpg").write_bytes(photo.read_bytes())
+        text = f"a photo of sks {photo.parent.name.replace('_', ' ')}"
+        (folder / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+WAYS = {
+    "recipe": _recipe,
+    "lorasmith": _lorasmith,
+    "compiled": _compiled,
+    "memory": _within,
+    "four": _four,
+    "run": _run,
+}
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def _measured(step: Step, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    first = _seconds(step, 3, device)
+    times = [_seconds(step, 1, device) for _ in range(options.steps)]
+    ms = 1e3 * statistics.median(times)
+    if options.profile:
+        _profile(step, options.out)
+    return {
+        "ms": ms, "images_per_s": 1e3 * batch / ms, "peak_gib": _peak(device),
+        "first_steps_s": first,
+    }  # fmt: skip
+
+
+def _profile(step: Step, folder: Path) -> None:
+    """Write where the time of a step on the GPU goes, kernel by kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        step()
+        torch.cuda.synchronize()
+    kernels = sorted(found.key_averages(), key=lambda one: -one.self_device_time_total)
+    total = sum(one.self_device_time_total for one in kernels) / 1e3
+    lines = [f"{total:.1f} ms in {sum(one.count for one in kernels)} kernels"]
+    lines += [
+        f"{one.self_device_time_total / 1e3:9.2f} ms {one.count:6d} {one.key[:150]}"
+        for one in kernels[:60]
+    ]
+    number = len(list(folder.glob("kernels-*.txt")))
+    (folder / f"kernels-{number:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _seconds(step: Step, count: int, device: torch.device) -> float:
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _peak(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+def _ceiling(device: torch.device, tiny: bool) -> float:
+    """Return what a large bfloat16 matrix product reaches, in 10^12 operations per second."""
+    size, count = (128, 2) if tiny else (SIZE, 20)
+    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+    _seconds(lambda: a @ b, 3, device)
+    return count * 2 * size**3 / _seconds(lambda: a @ b, count, device) / 1e12
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _told(row: Row, ceiling: float) -> str:
+    head = f"{row['model']} batch {row['batch']} {row['way']}: "
+    if "error" in row:
+        return head + str(row["error"])
+    names = ("first_steps_s", "gpu_idle", "whole_seconds", "recordings", "loss")
+    more = {name: row[name] for name in names if name in row}
+    return head + " | ".join(_cells(row, ceiling)) + f" {more}"
+
+
+def _cells(row: Row, ceiling: float) -> list[str]:
+    work = 2 * TFLOP[row["model"]] * row["images_per_s"]
+    peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+    return [
+        f"{row['ms']:.1f}", f"{row['images_per_s']:.1f}", peak, f"{work:.0f}",
+        f"{work / ceiling:.0%}",
+    ]  # fmt: skip
+
+
+def table(rows: list[Row], ceiling: float) -> str:
+    """Return the figures as Markdown, with the ratio to the recipe of the same batch size."""
+    heads = ["model", "batch", "way", "ms/step", "images/s", "peak GiB", "TFLOP/s", "of ceiling"]
+    lines = ["| " + " | ".join([*heads, "recipe x"]) + " |", "|" + "---|" * (len(heads) + 1)]
+    recipe = {
+        (one["model"], one["batch"]): one["images_per_s"]
+        for one in rows
+        if one["way"] == "recipe" and "error" not in one
+    }
+    for row in rows:
+        names = [row["model"], str(row["batch"]), row["way"]]
+        if "error" in row:
+            lines.append("| " + " | ".join([*names, row["error"], "", "", "", "", ""]) + " |")
+            continue
+        base = recipe.get((row["model"], row["batch"]))
+        ratio = f"{row['images_per_s'] / base:.2f}" if base else ""
+        lines.append("| " + " | ".join([*names, *_cells(row, ceiling), ratio]) + " |")
+    return "\n".join(lines)
+
+
+def _options() -> argparse.Namespace:
+    assert __doc__ is not None  # noqa: S101 (for the type checker)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=sorted(SIDE), default=sorted(SIDE))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 16])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--steps", type=int, default=10, help="steps that are measured")
+    parser.add_argument("--memory", default="12GB")
+    parser.add_argument("--profile", action="store_true", help="write where the time goes")
+    parser.add_argument("--photos", type=Path, help="a folder of photographs, for `run`")
+    parser.add_argument("--run-steps", type=int, default=200)
+    parser.add_argument("--run-batch", type=int, default=4)
+    parser.add_argument("--scratch", type=Path, default=Path("bench/out/models"))
+    parser.add_argument("--out", type=Path, default=Path("bench/out/train_speed"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--side", type=int, default=0, help="latents' side, if not the model's own")
+    parser.add_argument("--tiny", action="store_true", help="narrow networks, to try this out")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("skipped: these models need a CUDA GPU (--device cpu --tiny tries the program)")
+    return options
+
+
+if __name__ == "__main__":
+    main()
