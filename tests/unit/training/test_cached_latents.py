@@ -11,6 +11,7 @@ from training_sets import CPU, built, data_of, take, write
 
 from lorasmith.config.run import TrainData
 from lorasmith.models.load import Model, load_model
+from lorasmith.models.text import TokenIds
 from lorasmith.training import words
 from lorasmith.training.dataset import TrainingSet
 from lorasmith.training.network_hash import network_hash
@@ -38,9 +39,9 @@ class Counts:
             self.pictures += len(pixels)
             return encode(vae, pixels)
 
-        def embed_counted(of: Model, texts: list[str]) -> Any:
-            self.captions += len(texts)
-            return embed(of, texts)
+        def embed_counted(of: Model, tokens: TokenIds) -> Any:
+            self.captions += len(tokens.ids)
+            return embed(of, tokens)
 
         monkeypatch.setattr(type(model.vae), "encode", encode_counted)
         monkeypatch.setattr(words, "_embed", embed_counted)
