@@ -171,8 +171,9 @@ def test_python_in_the_pages_runs(
     page: str, text: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run the examples as they stand, on a tiny model instead of the embedded one."""
-    from lorasmith.models import load
+    from lorasmith.models import load, tower
 
+    assert tower.EMBEDDED == load.EMBEDDED  # imported by now: its image tower stays the real one
     set_up(tmp_path, tiny_model, REPOSITORY / page)
     if page != "docs/training.md":  # there they are made
         add_loras(tmp_path)
