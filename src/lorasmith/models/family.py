@@ -1,7 +1,7 @@
 """The families of Stable Diffusion models, and what differs between them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lorasmith.core.errors import WeightsError
@@ -172,6 +172,17 @@ FAMILIES: dict[Family, FamilyFacts] = {
 }
 
 
+MINIATURE = replace(
+    FAMILIES["sd1"],
+    title="miniature SD 1.x",
+    unet=UnetFacts((64, 96, 128, 160), (1, 1, 1, 0), 256, heads=8, linear=False),
+    towers={"text_encoder": Tower("miniature CLIP", False, 256, 4, 4, 256)},
+    sizes=(128, 128),
+    scaling_factor=0.86028,
+)
+"""The model that ships with the package: of the family SD 1.x, and like it in all but its sizes."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """What a model is: its family, and what it is for."""
@@ -206,11 +217,6 @@ class Variant:
     def size(self) -> int:
         """Native side of its pictures in pixels: the larger where nothing says what it predicts."""
         return self.facts.sizes[self.prediction != "epsilon"]
-
-
-EMBEDDED_TITLE = "miniature SD 1.x"
-"""What the model that ships with the package is: SD 1.x in all but its widths. Its own configs,
-beside its weights, are its facts."""
 
 
 def family_of(model: Networks) -> Family:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.models.family import EMBEDDED_TITLE, Variant
+from lorasmith.models.family import MINIATURE, Variant
 from lorasmith.models.load import EMBEDDED, open_source
 from lorasmith.models.parts import check_names, plain_state
 from lorasmith.models.source import empty_part, named
@@ -56,6 +56,6 @@ def summarize(name: str | Path | None = None) -> ModelSummary:
             check_names(dict.fromkeys(inside), tensors)
         formats = Counter(tensors[one].dtype for one in inside)
         parts.append(PartSummary(part, len(inside), tuple(f for f, _ in formats.most_common())))
-    title = EMBEDDED_TITLE if source.path == EMBEDDED else source.variant.title
+    title = MINIATURE.title if source.path == EMBEDDED else source.variant.title
     single = source.path.is_file()
     return ModelSummary(source.path, title, source.variant, single, tuple(parts), source.left_out)

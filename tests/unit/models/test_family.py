@@ -6,7 +6,9 @@ import pytest
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.configs import CLASSES, config_of, model_index
-from lorasmith.models.family import FAMILIES, Variant, family_of_unet
+from lorasmith.models.family import FAMILIES, MINIATURE, Variant, family_of_unet
+from lorasmith.models.load import open_source
+from lorasmith.models.sizes import ModelSizes
 from lorasmith.models.source import variant_of
 from lorasmith.models.unet_tree import count
 from true_files import VARIANTS, empty_parts
@@ -84,6 +86,26 @@ def test_what_conditions_each_family() -> None:
         assert told == {"sdxl": 2816, "sdxl-refiner": 2560}.get(family, 0)
         assert told == pooled + 256 * facts.unet.time_ids
         assert facts.unet.context == sum(t.width for t in facts.towers.values())
+
+
+def test_the_miniature_is_what_ships() -> None:
+    """Its facts against the configs beside its weights, and what they say of the whole family."""
+    source = open_source()
+    unet, vae, text = (source.config(part) for part in ("unet", "vae", "text_encoder"))
+    assert tuple(unet["block_out_channels"]) == MINIATURE.unet.channels
+    attended = tuple(int(kind.startswith("CrossAttn")) for kind in unet["down_block_types"])
+    assert (attended, unet["transformer_layers_per_block"]) == (MINIATURE.unet.depths, 1)
+    assert unet["cross_attention_dim"] == MINIATURE.unet.context == text["hidden_size"]
+    assert (unet["attention_head_dim"], unet["use_linear_projection"]) == (8, False)
+    assert (MINIATURE.unet.heads, MINIATURE.unet.linear) == (8, False)
+    (tower,) = MINIATURE.towers.values()
+    assert (tower.width, tower.layers, tower.heads, tower.projection) == tuple(
+        text[key] for key in
+        ("hidden_size", "num_hidden_layers", "num_attention_heads", "projection_dim")
+    )  # fmt: skip
+    assert ModelSizes.read().default == MINIATURE.sizes[0]
+    assert vae["scaling_factor"] == MINIATURE.scaling_factor
+    assert source.variant == Variant("sd1", prediction=MINIATURE.predictions[0])
 
 
 def test_the_refiner_has_one_text_side() -> None:
