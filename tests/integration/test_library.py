@@ -146,3 +146,25 @@ def test_two_claims_to_a_tag_are_one_line(
     assert "one.safetensors" in error
     assert "two.safetensors" in error
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_tag_of_another_family_is_one_line(
+    library: Path, tiny_model: Path, tiny_sd2: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It stops what asks for it, and nothing else; a file that fits takes its place."""
+    folder = tmp_path / "library"
+    foreign = make_lora(load_model(tiny_sd2), folder / "sd2.safetensors", {}, 0.5, tag="cookqz")
+    more = ("--library", str(folder))
+    assert generate("a person", tmp_path / "out", tiny_model, *more) == 0
+    assert capsys.readouterr().err == ""
+    assert generate("a cookqz person", tmp_path / "none", tiny_model, *more) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: {foreign}: ")
+    assert "\n" not in error
+    assert "made for SD 2.x, and this model is SD 1.x" in error
+    assert "its tag 'cookqz' is in the prompt" in error
+    assert not list((tmp_path / "none").glob("*.png"))
+    (folder / "own.safetensors").write_bytes((library / "cookqz.safetensors").read_bytes())
+    assert generate("a cookqz person", tmp_path / "out", tiny_model, *more) == 0
+    assert "awake: cookqz" in capsys.readouterr().out

@@ -316,10 +316,16 @@ def test_mistakes_are_told_before_anything_is_written(
     (tmp_path / "empty").mkdir()
     told = refused(capsys, settings(), edit=(f"{scene}/cook", f"{tmp_path}/empty"))
     assert f"{tmp_path}/empty" in told
+    assert "no pictures" in told
     told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "kookqz"'))
     assert "captions contains the tag 'kookqz'" in told
     told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "curlyqx"'))
     assert "the tag 'curlyqx' is there twice" in told
+    told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "a curlyqx look"'))
+    assert "the tag 'curlyqx' stands inside the tag 'a curlyqx look'" in told
+    digits = two_features(tmp_path, tiny_model, mode=mode, tags=("qx1", "qx12"))
+    assert "the tokens of the tag 'qx1' stand inside those of 'qx12'" in refused(capsys, digits)
+    assert not (tmp_path / "loras" / "both").exists()
     told = refused(capsys, settings(), "--data", "x")
     assert "--data: the settings have [[feature]] tables" in told
     told = refused(capsys, settings(), "--out", str(scene / "cook" / "lora"))
