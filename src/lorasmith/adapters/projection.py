@@ -19,7 +19,8 @@ import torch
 from lorasmith.adapters.kinds import Layer, LoraLayer
 from lorasmith.adapters.tags import tag_places
 from lorasmith.core.errors import DataError, WeightsError
-from lorasmith.models.text import encode_captions, token_ids
+from lorasmith.models.chunks import encode_passages, passage_ids
+from lorasmith.models.words import plain_passage
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -141,17 +142,20 @@ def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[
     Raises:
         DataError: the tag is in none of the texts, or there are no others.
     """
-    contexts = torch.stack([one.context for one in encode_captions(model, texts, warn=False)])
-    places = tag_places(model.main_tokenizer, tag, token_ids(model, texts, warn=False).ids)
-    knowing = places.cumsum(dim=1) > 0
+    tokenizer, passages = model.main_tokenizer, [plain_passage(text) for text in texts]
+    window = int(tokenizer.model_max_length)
+    contexts = torch.cat([one.context for one in encode_passages(model, passages)])
+    places = [tag_places(tokenizer, tag, passage_ids(tokenizer, one)[None]) for one in passages]
+    # Each chunk of a long caption is encoded by itself, and knows nothing of the others.
+    knowing = (torch.cat(places, dim=1).view(-1, window).cumsum(dim=1) > 0).flatten()
     if not bool(knowing.any()):
         raise DataError(f"the tag {tag!r} is in none of the {len(texts)} captions")
     if not others:
         raise DataError("there is no text without the tag to compare with")
-    plain = torch.stack([one.context for one in encode_captions(model, others, warn=False)])
+    plain = encode_passages(model, [plain_passage(text) for text in others])
     return Moments(
         second_moment(contexts[knowing.to(contexts.device)]).cpu(),
-        second_moment(plain.flatten(0, 1)).cpu(),
+        second_moment(torch.cat([one.context for one in plain])).cpu(),
     )
 
 

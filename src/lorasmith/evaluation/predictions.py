@@ -16,9 +16,10 @@ from lorasmith.inference.denoise import Guided
 from lorasmith.inference.inputs import added_inputs
 from lorasmith.inference.options import Size
 from lorasmith.inference.start import blank_surroundings
+from lorasmith.models.chunks import encode_alike
 from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.noise import NoiseProcess
-from lorasmith.models.text import Conditioning, encode_captions
+from lorasmith.models.text import Conditioning
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -98,7 +99,7 @@ class FixedNoise:
             texts: one for each picture. The text encoders read them as they are now.
         """
         distinct = list(dict.fromkeys(texts))
-        words = encode_captions(self._model, distinct, warn=False)
+        words = encode_alike(self._model, distinct)
         read = dict(zip(distinct, words, strict=True))
         parts = []
         for rows in torch.split(torch.arange(len(self)), self._batch_size):

@@ -16,7 +16,7 @@ from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.family import family_of
 from lorasmith.models.source import read_json
 from lorasmith.models.text import Conditioning, TokenIds, condition, cut_text, token_ids
-from lorasmith.models.words import Passage, Section, plain_passage
+from lorasmith.models.words import EMPTY, Passage, Section, plain_passage
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -163,6 +163,19 @@ def encode_passages(
         found.append(Conditioning(own, None if pooled is None else pooled[start]))
         start += count
     return found
+
+
+def encode_alike(model: "Model", texts: Sequence[str]) -> list[Conditioning]:
+    """Return what texts without emphasis say, all in as many chunks as the longest one needs.
+
+    Context ``[77 * chunks, width]``, pooled ``[P]`` or None; see `encode_passages`.
+    """
+    found = encode_passages(model, [plain_passage(text) for text in texts])
+    longest = max((len(one.context) for one in found), default=0)
+    if all(len(one.context) == longest for one in found):
+        return found
+    (empty,) = encode_passages(model, [EMPTY])
+    return [lengthened(one, empty, longest) for one in found]
 
 
 def empty_is_zero(model: "Model") -> bool:

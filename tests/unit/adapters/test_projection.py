@@ -104,3 +104,16 @@ def test_moments_are_of_the_tokens_that_know_of_the_tag(tiny_model: Path) -> Non
     torch.testing.assert_close(moments.tag, second_moment(hidden[2:]))
     with pytest.raises(DataError, match="in none of the 1 captions"):
         moments_of(model, "curlyqx", ["a person"], ["x"])
+
+
+def test_a_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) -> None:
+    """Chunks do not know of each other: what stands before it, in the first, does not count."""
+    model = load_model(tiny_model)
+    long = "a " * 75 + "a curlyqx person"
+    alone, found = (
+        moments_of(model, "curlyqx", [text], ["a person"]) for text in ("a curlyqx person", long)
+    )
+    torch.testing.assert_close(found.tag, alone.tag)
+    twice = moments_of(model, "curlyqx", ["a curlyqx person"], ["a person", long])
+    assert twice.other.shape == alone.other.shape
+    assert not torch.allclose(twice.other, alone.other)

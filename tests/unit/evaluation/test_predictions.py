@@ -63,6 +63,23 @@ def test_predictions_are_the_networks_for_each_picture_level_and_text(model: Mod
     assert not torch.allclose(found, other)
 
 
+def test_predictions_read_long_captions_as_drawing_does(model: Model) -> None:
+    """In chunks, with an empty one behind those that need one less."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    noise = FixedNoise(model, latents, levels=1, seed=3)
+    texts = ["a " * 75 + "red boat", "a cat"]
+    first, second, short, empty = encode_captions(model, ["a " * 75, "red boat", "a cat", ""])
+    contexts = [
+        torch.cat([first.context, second.context]),
+        torch.cat([short.context, empty.context]),
+    ]
+    with torch.no_grad():
+        asked = model.unet(
+            noise._noisy, noise._timesteps, encoder_hidden_states=torch.stack(contexts)
+        ).sample
+    torch.testing.assert_close(noise.predict(texts), asked, atol=1e-5, rtol=1e-4)
+
+
 def test_latents_are_scaled_as_the_network_knows_them(model: Model) -> None:
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     latents = encode_pictures(model, pictures, batch_size=2)
