@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     )
     from lorasmith.evaluation.entry import check, check_features
     from lorasmith.inference.pipeline import load_pipeline
-    from lorasmith.training.entry import train, train_features
+    from lorasmith.training.entry import sweep, train, train_features
 
 __version__ = VERSION
 
 __all__ = [
     "Weighted", "__version__", "bake_loras", "check", "check_features", "convert_lora",
     "diff_loras", "extract_lora", "load_pipeline", "lora_info", "merge_loras", "resize_lora",
-    "train", "train_features",
+    "sweep", "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.operations"
@@ -53,6 +53,7 @@ _HOMES = {
     "check": "lorasmith.evaluation.entry",
     "check_features": "lorasmith.evaluation.entry",
     "load_pipeline": "lorasmith.inference.pipeline",
+    "sweep": "lorasmith.training.entry",
     "train": "lorasmith.training.entry",
     "train_features": "lorasmith.training.entry",
 }

@@ -24,6 +24,7 @@ from lorasmith.cli import (
     model,
     pretrain,
     report,
+    sweep,
     train,
 )
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
@@ -56,7 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for room in (generate, check, train, report, evaluate, demo, pretrain, model, lora, cache):
+for room in (generate, check, train, sweep, report, evaluate, demo, pretrain, model, lora, cache):
     room.register(app)
 
 

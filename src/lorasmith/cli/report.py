@@ -28,10 +28,12 @@ def report(
     from lorasmith.training.overview import write_features_reports
     from lorasmith.training.paths import RunPaths
     from lorasmith.training.report import write_report
+    from lorasmith.training.sweep_page import write_sweep_reports
 
     folder = run.expanduser()
     # RunPaths would look for a bare name in loras/ only, though it may be a folder right here.
     name = str(folder.absolute() if folder.is_dir() else folder)
     paths = RunPaths.of(name)
-    for page in write_features_reports(paths) or [write_report(paths)]:
+    several = write_features_reports(paths) or write_sweep_reports(paths)
+    for page in several or [write_report(paths)]:
         typer.echo(page)

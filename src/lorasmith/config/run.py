@@ -76,6 +76,9 @@ class PreviewSettings(Settings):
     """Size of the previews, such as 512x768; left out, the model's own."""
     loss_timesteps: Positive = 4
     """How many noise levels, evenly spread, the held-out loss is measured at."""
+    loss_seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """Seed of the noise that it is measured with; left out, `train.seed`. Held-out losses are to be
+    compared where this is the same."""
 
 
 class TrackSettings(Settings):

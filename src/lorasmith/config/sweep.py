@@ -119,6 +119,8 @@ class SweepRun(TrainRun):
             *sections, key = name.split(".")
             place = reduce(lambda inner, section: inner.setdefault(section, {}), sections, tree)
             place[key] = value
+        # Held-out losses under different seeds are to be comparable.
+        tree.setdefault("preview", {}).setdefault("loss_seed", self.train.seed)
         told = ", ".join(f"{name}={value}" for name, value in changes.items())
         return checked(TrainRun, tree, f"vary {told}")
 
@@ -193,8 +195,7 @@ def check_names(names: Iterable[str], none: bool = False) -> None:
             continue
         known = [field for field, _, _ in described_fields(TrainRun)]
         if name not in known:
-            close = did_you_mean(name, VARIABLE) or did_you_mean(name, known)
-            raise ConfigError(f"vary: there is no setting {name!r}{close}")
+            raise ConfigError(f"vary: there is no setting {name!r}{did_you_mean(name, known)}")
         raise ConfigError(
             f"vary: {name} is the same for all LoRAs of a sweep, which share the pictures, the "
             f"model and the steps; what may vary is {', '.join(VARIABLE)}"

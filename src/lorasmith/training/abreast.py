@@ -50,6 +50,8 @@ class Whole:
     """What helps first when memory runs out."""
     lenient: bool = False
     """Whether the others go on where the loss of one is not finite."""
+    same_base: bool = False
+    """Whether the base model draws the same for all, and needs to do so only once."""
 
 
 class _Watched:
@@ -92,8 +94,9 @@ def train_abreast(sessions: Sequence[Session], whole: Whole) -> None:
         KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
     """
     with _watching(sessions, whole) as (watched, request):
-        for one in watched:
-            one.looks.first()
+        drawn = watched[0].session.paths.previews if whole.same_base else None
+        for number, one in enumerate(watched):
+            one.looks.first(drawn if number else None)
         _steps(watched, whole, request)
     for one in watched:
         if not one.failed:

@@ -13,8 +13,12 @@ from typing import Literal
 
 from lorasmith.training.curves import Curve
 
-Style = Literal["main", "second", "third", "fourth", "dashed", "faint"]
-STYLES: tuple[Style, ...] = ("main", "second", "third", "fourth")
+Style = Literal[
+    "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "dashed", "faint"
+]  # fmt: skip
+STYLES: tuple[Style, ...] = (
+    "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth",
+)  # fmt: skip
 """For lines that are equals."""
 
 _WIDTH, _HEIGHT = 640, 240

@@ -1,8 +1,10 @@
 """Looking at a run every so many steps: preview pictures and the loss on a fixed grid."""
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
@@ -36,7 +38,7 @@ class Looks:
             data.held_out or data,
             run.preview.loss_timesteps,
             run.train.batch_size,
-            run.train.seed,
+            run.train.seed if run.preview.loss_seed is None else run.preview.loss_seed,
         )
         rows = data.rows[: data.tagged]
         self._previews = Previews(run.preview, session.model, rows, session.paths.previews)
@@ -47,15 +49,19 @@ class Looks:
         patience = self._session.run.train.patience
         return patience is not None and self._session.progress.waited >= patience
 
-    def first(self) -> None:
-        """Look at the base model, before the first step of a new run."""
+    def first(self, drawn: Path | None = None) -> None:
+        """Look at the base model, before the first step of a new run.
+
+        Args:
+            drawn: the previews of a run whose base model has drawn the same already.
+        """
         session = self._session
         if session.progress.done or session.run.preview.every == 0:
             return
         session.trainable.set_weight(0.0)
         try:
             with self._report.pause():
-                self._draw()
+                self._draw_base(drawn)
         finally:
             session.trainable.set_weight(1.0)
         with self._report.pause():
@@ -95,6 +101,12 @@ class Looks:
         if found[0] is not None:
             session.progress.base = found[0].base
         return found[0]
+
+    def _draw_base(self, drawn: Path | None) -> None:
+        if drawn is None:
+            self._draw()
+        elif self._session.main and drawn.is_dir():
+            shutil.copytree(drawn, self._session.paths.previews, dirs_exist_ok=True)
 
     def _draw(self) -> None:
         session = self._session

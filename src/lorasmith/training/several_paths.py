@@ -25,6 +25,11 @@ class SeveralPaths:
     """The checkpoints of those that are trained at the same time, where they are not the whole's
     or each one's own."""
 
+    @property
+    def pages(self) -> tuple[Path, ...]:
+        """What is written about the whole."""
+        return (self.own.report,)
+
     def claim(self, data: Iterable[TrainData]) -> None:
         """Make sure that a new run can write, and that no other run's files are in its way.
 
@@ -92,7 +97,7 @@ class SeveralPaths:
             return None
         if folder.is_symlink() or not folder.is_dir():
             return folder
-        known = {self.own.settings, self.own.report, folder / CHECKPOINTS}
+        known = {self.own.settings, *self.pages, folder / CHECKPOINTS}
         known |= {place.folder for place in (*self.parts, *self.groups)}
         known |= {folder / WANDB, folder / WANDB_ID}
         found = (p for p in folder.iterdir() if p not in known)

@@ -1,0 +1,100 @@
+"""What commands that train have in common: options, and how they become settings."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from lorasmith.config.presets import ADVICE, Preset
+from lorasmith.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasmith.config.run import TrainRun
+
+RunFile = Annotated[
+    Path | None, typer.Argument(metavar="[RUN.toml]", help="Settings; the options override it.")
+]
+Data = Annotated[
+    Path | None, typer.Option(help="A folder of pictures, each with its caption in a .txt file.")
+]
+Tag = Annotated[
+    str | None, typer.Option(help="The words that shall call the LoRA; in every caption.")
+]
+BaseModel = Annotated[
+    Path | None,
+    typer.Option(
+        "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+    ),
+]
+PresetName = Annotated[Preset | None, typer.Option(help="Settings that suit a style or a subject.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+Rank = Annotated[int | None, typer.Option(help="Inner width of the adapters.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[step-N]",
+        help="Go on with the run of this name: from its latest checkpoint, or from one step.",
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one setting: section.key=value. May be repeated."),
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print all settings as TOML and stop.")
+]
+
+PLACEHOLDERS = {"data": {"path": "path/to/pictures", "tag": "mytag"}, "output": {"name": "mylora"}}
+"""What stands for options that were not given where settings are only printed."""
+_STEP = re.compile(r"latest|(step-)?\d+")
+_LATEST = "latest"
+
+
+class WithResume(typer.core.TyperCommand):
+    """Lets ``--resume`` stand alone: what follows is its value only if it names a step."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in what ``--resume`` alone means."""
+        completed: list[str] = []
+        for place, argument in enumerate(args):
+            completed.append(argument)
+            following = args[place + 1] if place + 1 < len(args) else ""
+            if argument == "--resume" and not _STEP.fullmatch(following):
+                completed.append(_LATEST)
+        return super().parse_args(ctx, completed)
+
+
+def saved_settings(out: str) -> Path:
+    """Return the settings that a run saved.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from lorasmith.training.paths import RunPaths
+
+    file = RunPaths.of(out).settings
+    if not file.is_file():
+        raise ConfigError(f"--resume: there is no run {out} ({file} is missing); look at --out")
+    return file
+
+
+def require_options(command: str, overrides: Sequence[str]) -> None:
+    """Name the options that a run without a file cannot do without.
+
+    Raises:
+        ConfigError: there are such.
+    """
+    needed = {"data.path": "--data DIR", "data.tag": "--tag TAG", "output.name": "--out NAME"}
+    known = {override.partition("=")[0].strip() for override in overrides}
+    missing = [option for key, option in needed.items() if key not in known]
+    if missing:
+        raise ConfigError(f"{command} needs {', '.join(missing)}, or a RUN.toml that says so")
+
+
+def advise(preset: Preset | None, run: "TrainRun") -> None:
+    """Say what goes well with a preset and is not there."""
+    if preset is not None and preset in ADVICE and run.data.class_path is None:
+        typer.echo(f"note: {ADVICE[preset]}", err=True)

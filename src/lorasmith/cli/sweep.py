@@ -1,0 +1,109 @@
+"""``lorasmith sweep``: LoRAs that differ in settings, trained at the same time."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lorasmith.cli import run_options as options
+from lorasmith.cli.fetching import Download, fetch
+from lorasmith.cli.overrides import as_overrides
+from lorasmith.config.presets import PRESETS
+
+if TYPE_CHECKING:
+    from lorasmith.config.sweep import SweepRun
+    from lorasmith.training.sweep_results import SweepResult
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("sweep", cls=options.WithResume)(sweep)
+
+
+def sweep(
+    run: options.RunFile = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            help="Try several values of a setting: section.key=value,value. May be repeated; the "
+            "values multiply.",
+        ),
+    ] = None,
+    together: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many LoRAs at the same time at most.", show_default="8"),
+    ] = None,
+    data: options.Data = None,
+    tag: options.Tag = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="NAME writes into loras/NAME/, some/path/NAME into that folder."),
+    ] = None,
+    model: options.BaseModel = None,
+    preset: options.PresetName = None,
+    steps: options.Steps = None,
+    rank: options.Rank = None,
+    resume: options.Resume = None,
+    sets: options.Sets = None,
+    download: Download = False,
+    print_config: options.PrintConfig = False,
+) -> None:
+    """Train several LoRAs that differ in settings, at the same time.
+
+    A LoRA for each combination of the varied settings, from the same pictures and in one pass of
+    the model for all: NAME/lr1e-4-rank8.safetensors, with a folder of that name as `train` leaves
+    it. NAME/sweep.html and NAME/sweep.json compare them. Ctrl-C saves what was learned, and
+    `--resume` with the same settings or `--out` goes on with it.
+
+    Example: `lorasmith sweep --data pictures --tag ink --out tried --vary lora.rank=4,16`
+    """
+    from lorasmith.config.load import dump_toml
+    from lorasmith.config.sweep import load_sweep, parse_vary
+
+    flags = {
+        "data.path": data, "data.tag": tag, "output.name": out, "model.path": model,
+        "train.steps": steps, "lora.rank": rank,
+    }  # fmt: skip
+    overrides = [*as_overrides(flags), *(sets or [])]
+    base: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
+    if run is None and resume is not None and out is not None:
+        run = options.saved_settings(out)
+    if print_config:
+        base |= options.PLACEHOLDERS
+    elif run is None:
+        options.require_options("sweep", overrides)
+    settings = load_sweep(run, overrides, parse_vary(vary or []), together, base)
+    if print_config:
+        typer.echo(dump_toml(settings), nl=False)
+        return
+    if download:
+        fetch(settings.model.path)
+    options.advise(preset, settings)
+    from lorasmith.training.sweep import train_sweep
+
+    _show(settings, train_sweep(settings, resume))
+
+
+def _show(settings: "SweepRun", results: Sequence["SweepResult"]) -> None:
+    """Print what came of all LoRAs, and what to think of the differences."""
+    from lorasmith.training.sweep_page import rows_of
+    from lorasmith.training.sweep_paths import SweepPaths
+    from lorasmith.training.sweep_results import notes_of
+
+    ranked = any(one.gain is not None for one in results)
+    paths = SweepPaths.of(settings)
+    table = Table(title=f"LoRAs in {paths.own.folder}", title_justify="left")
+    table.add_column("file", overflow="fold")
+    for title in (("held-out gain", "at step") if ranked else ()) + ("training loss", "time"):
+        table.add_column(title, justify="right")
+    for row, one in zip(rows_of(results), results, strict=True):
+        name = f"{row.name}: {row.file}" if one.file is None else row.file
+        gain = (row.gain, row.step) if ranked else ()
+        table.add_row(name, *gain, row.loss, row.time)
+    Console().print(table)
+    for note in notes_of(settings, results):
+        typer.echo(f"{note.title}. {note.text}")
+    typer.echo(f"side by side: {paths.page}")

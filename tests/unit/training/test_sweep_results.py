@@ -1,0 +1,144 @@
+"""What a sweep says about its results: the order, and which differences count."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_folders import write_run
+
+from lorasmith.config.sweep import SweepRun, load_sweep
+from lorasmith.training.sweep_page import render, told, write_sweep_pages
+from lorasmith.training.sweep_paths import SweepPaths
+from lorasmith.training.sweep_results import (
+    Note,
+    by_settings,
+    limit_of,
+    notes_of,
+    results_of,
+    spread_over_seeds,
+)
+
+
+def sweep_of(folder: Path, vary: Mapping[str, Sequence[Any]], **sections: Any) -> SweepRun:
+    tree = {"data": {"path": "p", "tag": "inkmono"}, "output": {"name": str(folder)}}
+    return load_sweep(None, vary=vary, base=tree | sections)
+
+
+def written(folder: Path, run: SweepRun, lowest: Sequence[float | None]) -> SweepPaths:
+    """Leave a run's folder for each variant, with its lowest share of the base's loss."""
+    paths = SweepPaths.of(run)
+    for place, share in zip(paths.parts, lowest, strict=True):
+        write_run(place.folder, held_out=() if share is None else (1.0, share, share, share + 0.01))
+        place.lora.write_bytes(b"")
+    return paths
+
+
+def notes(folder: Path, vary: Mapping[str, Sequence[Any]], lowest: Sequence[float]) -> list[Note]:
+    run = sweep_of(folder, vary)
+    return notes_of(run, results_of(run, written(folder, run, lowest)))
+
+
+def test_the_best_comes_first(tmp_path: Path) -> None:
+    run = sweep_of(tmp_path / "tried", {"lora.rank": [2, 4, 8]})
+    results = results_of(run, written(tmp_path, run, [0.9, 0.7, 0.8]))
+    assert [one.name for one in results] == ["rank4", "rank8", "rank2"]
+    assert [one.gain for one in results] == pytest.approx([0.3, 0.2, 0.1])
+    assert {one.best_step for one in results} == {100}
+
+
+def test_one_seed_tells_nothing_about_chance(tmp_path: Path) -> None:
+    (note,) = notes(tmp_path / "tried", {"lora.rank": [2, 4]}, [0.9, 0.7])
+    assert note.title == "How much of the differences is chance is not known"
+
+
+def test_seeds_alone_are_chance(tmp_path: Path) -> None:
+    (note,) = notes(tmp_path / "tried", {"train.seed": [0, 1]}, [0.8, 0.7])
+    assert note.title == "Only the seed differs"
+    assert "25.0% and varies by 7.07%" in note.text
+
+
+VARY = {"lora.rank": [2, 4, 8], "train.seed": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("lowest", "title"),
+    [
+        # What a seed does to all alike is no reason to doubt.
+        ([0.70, 0.60, 0.80, 0.701, 0.902, 0.80], "rank2 is the best"),
+        ([0.700, 0.705, 0.703, 0.701, 0.706, 0.702], "None is certainly better than the others"),
+        ([0.700, 0.705, 0.703, 0.701, 0.806, 0.800], "rank4 is among the best"),
+    ],
+)
+def test_differences_are_held_against_the_spread(
+    lowest: list[float], title: str, tmp_path: Path
+) -> None:
+    (note,) = notes(tmp_path / "tried", VARY, lowest)
+    assert note.title == title
+
+
+@given(
+    st.lists(st.floats(-1, 1), min_size=4, max_size=4),
+    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+)
+def test_settings_and_seeds_by_themselves_are_no_spread(
+    settings: list[float], seeds: list[float]
+) -> None:
+    gains = np.array(settings)[:, None] + np.array(seeds)
+    assert spread_over_seeds(gains) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_spread_is_that_of_differences() -> None:
+    draws = np.random.default_rng(0).standard_normal((400, 60)) * 0.1
+    assert spread_over_seeds(draws) == pytest.approx(0.1 * 2**0.5, rel=0.02)
+    two = draws[:2]
+    assert spread_over_seeds(two) == pytest.approx((two[0] - two[1]).std(ddof=1))
+    assert limit_of(0.1, 2) == pytest.approx(0.1 * 2**0.5)
+    assert limit_of(0.1, 16) == 0.1
+
+
+def test_only_seeds_that_all_have_are_compared(tmp_path: Path) -> None:
+    run = sweep_of(tmp_path / "tried", VARY)
+    paths = written(tmp_path, run, [0.9, 0.8, 0.7, 0.6, 0.5, None])
+    known = [one for one in results_of(run, paths) if one.gain is not None]
+    names, gains = by_settings(known)
+    assert names == ["rank8", "rank4", "rank2"]
+    assert gains == pytest.approx(np.array([[0.5], [0.3], [0.1]]))
+
+
+def test_without_held_out_pictures_there_is_no_order(tmp_path: Path) -> None:
+    run = sweep_of(tmp_path / "tried", {"train.loss.min_snr": [0, 5]})
+    results = results_of(run, written(tmp_path, run, [None, None]))
+    assert [one.name for one in results] == ["snr0", "snr5"]
+    unranked, losses = notes_of(run, results)
+    assert unranked.title == "The LoRAs are not ranked"
+    assert "No pictures were kept out" in unranked.text
+    assert losses.title == "Training losses are not to be compared"
+    assert told(run, results)["ranked_by"] is None
+    page = render(run, results)
+    assert "All, in no order" in page
+    assert "held-out gain" not in page
+
+
+def test_the_page_stands_by_itself(tmp_path: Path) -> None:
+    """One is given up, one was never begun, and more than there are colours."""
+    run = sweep_of(tmp_path / "tried", {"train.seed": range(11)}, data={
+        "path": "p", "tag": "<b>ink</b>"
+    })  # fmt: skip
+    paths = SweepPaths.of(run)
+    for number, place in enumerate(paths.parts[:-1]):
+        write_run(place.folder, held_out=(1.0, 0.9 - 0.01 * number, 0.8, 0.8), finished=number > 0)
+    paths.parts[0].failure.write_text("loss <i> is not finite\n")
+    page = write_sweep_pages(run, paths).read_text()
+    assert "<b>ink" not in page
+    assert "<i>" not in page
+    assert "seed0 was given up" in page
+    assert "not begun" in page
+    assert "The first 8 have colours" in page
+    assert 'class="line eighth"' in page
+    assert 'class="line faint"' in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "step 0" in page
