@@ -42,6 +42,8 @@ def set_up(folder: Path, model: Path, page: Path) -> None:
     for text in fences(page, "toml"):
         if text.startswith("# lorasmith train\n"):
             (folder / "run.toml").write_text(text, encoding="utf-8")
+        if text.startswith("# lorasmith sweep\n"):
+            (folder / "sweep.toml").write_text(text, encoding="utf-8")
         if text.startswith("# lorasmith train with features\n"):
             (folder / "features.toml").write_text(text, encoding="utf-8")
             _add_features(folder / "data")

@@ -11,7 +11,7 @@ from lorasmith.cli import run
 
 GUIDES = (
     "quickstart.md", "training.md", "loras.md", "tags.md", "prompts.md", "models.md", "features.md",
-    "evaluation.md", "inpainting.md",
+    "evaluation.md", "inpainting.md", "sweeps.md",
 )  # fmt: skip
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
@@ -19,6 +19,11 @@ QUICK = {
         "--set", "train.steps=4", "--set", "train.device=cpu", "--set", "train.checkpoint_every=2",
         "--set", "preview.steps=1", "--set", "preview.count=1", "--set", "preview.every=2",
         "--set", "preview.guidance=1",
+    ],
+    "sweep": [
+        "--set", "train.steps=2", "--set", "train.device=cpu", "--set", "train.batch_size=2",
+        "--set", "preview.prompts=[]", "--set", "preview.every=2",
+        "--set", "preview.loss_timesteps=1",
     ],
     "generate": ["--steps", "1", "-n", "1", "--device", "cpu"],
     "evaluate": ["--steps", "1", "--seeds", "2", "--guidance", "1", "--batch-size", "16"],
@@ -72,6 +77,8 @@ def _check(line: str, arguments: list[str], folder: Path) -> None:
         assert (folder / out / "0000.png").is_file(), line
     if arguments[0] == "evaluate":
         assert (folder / out / "evaluation.html").is_file(), line
+    if arguments[0] == "sweep":
+        assert (folder / "loras" / out / "sweep.html").is_file(), line
     if arguments[0] == "train" and "features.toml" in arguments:
         for tag in ("curlyqx", "cookqz"):
             assert (folder / "loras" / f"{out}-{tag}.safetensors").is_file(), line

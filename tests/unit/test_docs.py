@@ -149,11 +149,20 @@ EXAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize(("page", "text"), list(fences("toml")))
 def test_settings_in_the_pages_are_valid(page: str, text: str, tmp_path: Path) -> None:
     from lorasmith.config.load import load_settings
+    from lorasmith.config.sweep import SweepRun
 
     file = tmp_path / "run.toml"
     file.write_text(text, encoding="utf-8")
     command = text.splitlines()[0].removeprefix("# ")  # the first line says whose they are
-    load_settings(generator().RUNS[command], file)
+    load_settings({**generator().RUNS, "lorasmith sweep": SweepRun}[command], file)
+
+
+def test_the_page_on_sweeps_names_all_that_may_vary() -> None:
+    from lorasmith.config.sweep import VARIABLE
+
+    text = (REPOSITORY / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    table = text.partition("## What may vary")[2].partition("Everything else")[0]
+    assert set(re.findall(r"`([\w.]+)`", table)) == set(VARIABLE)
 
 
 def test_configs_of_the_recipe_are_valid() -> None:
