@@ -196,5 +196,7 @@ def write_model(name: str, folder: Path, device: torch.device, tiny: bool = Fals
     config = {"_class_name": "DDIMScheduler", **SCHEDULER}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     kind = "StableDiffusionXLPipeline" if name == "sdxl" else "StableDiffusionPipeline"
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    classes = {part: [type(one).__module__.split(".")[0], type(one).__name__]
+               for part, one in parts.items()}  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind, **classes}))
     return folder

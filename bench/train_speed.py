@@ -109,7 +109,7 @@ def _within(name: str, batch: int, options: argparse.Namespace, device: torch.de
         return _lorasmith(name, batch, options, device, memory=options.memory)
     finally:
         if device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def _four(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:

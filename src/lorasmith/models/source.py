@@ -108,7 +108,8 @@ class FolderSource:
     def _networks(self) -> tuple[str, ...]:
         """Return the networks that the model needs: text encoders as the index or folders say."""
         second = any((self.path / part).is_dir() for part in ("text_encoder_2", "tokenizer_2"))
-        none = self._index.get("text_encoder") in (None, [None, None])
+        told = self._index.get("text_encoder") in (None, [None, None])
+        none = told and not (self.path / "text_encoder").is_dir()
         first = () if second and none else ("text_encoder",)
         return ("unet", "vae", *first, *(("text_encoder_2",) if second else ()))
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,7 +32,9 @@ class Compiled:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         torch._dynamo.config.recompile_limit = _VARIANTS
         torch._dynamo.config.accumulated_recompile_limit = 8 * _VARIANTS
-        network.to(memory_format=torch.channels_last)  # what compiled convolutions are best at
+        cast("Any", network).to(
+            memory_format=torch.channels_last
+        )  # what compiled convolutions are best at
         self._calls = []
         for block in blocks_of(network):
             block.compile(dynamic=False)

@@ -18,9 +18,9 @@ _FAST = 3e14
 """Operations per second that a fast GPU does in training; slower ones gain more by compiling."""
 _SHAPES = 2
 """Sizes of pictures up to which compiling is worth it: each is compiled by itself."""
-_APART = 0.7 * 2**30
+_APART = 0.9 * 2**30
 """What a process takes of a GPU beside its tensors: kernels, libraries, recorded steps."""
-_LOOSE = 1.04
+_LOOSE = 1.07
 """What the allocator holds over what is used at the peak."""
 
 
@@ -121,7 +121,8 @@ def _fit(
     device, limit = sessions[0].device, bytes_of(wanted)
     total = torch.cuda.get_device_properties(device).total_memory
     if limit < total:  # a promise: whatever else happens, no more is taken
-        torch.cuda.set_per_process_memory_fraction((limit - _APART) / total, device)
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction((limit - _APART / 2) / total, number)
     # Optimizers make their state, two values for each parameter, in the first step.
     states = sum(8 * one.numel() for each in sessions for one in each.trainable.parameters())
     room = (min(limit, total) - _APART) / _LOOSE - states

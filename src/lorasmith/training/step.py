@@ -209,9 +209,13 @@ class TrainStep:
 
     def begin(self) -> None:
         """Start a step that is taken piece by piece: ``take`` for each part, then ``finish``."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self.forget()
         self._loss = torch.zeros((), device=self._done.device)
         self._kept = torch.zeros((), device=self._done.device)
+
+    def forget(self) -> None:
+        """Drop the gradients of the last step."""
+        self._optimizer.zero_grad(set_to_none=True)
 
     def share(self, batch: Batch, drawn: Noise) -> Share:
         """Return a part as what this step brings to a pass of the model."""

@@ -63,7 +63,7 @@ class Together:
         self._casts = casts_for(sessions[0].model.unet, trained)
         self._to_the_end = all(one.asks_nothing for one in self._steps)
         self._recorder = Recorder(sessions[0].device, pace.record)
-        plan = recompute_as_told(sessions, lambda: self._pass(_largest(sessions)))
+        plan = recompute_as_told(sessions, lambda: self._try(_largest(sessions)))
         if sessions[0].main:
             tell(*pace.notes, *([plan] if plan else []))
 
@@ -76,6 +76,8 @@ class Together:
         """Take the next step; return each feature's figures and how many pictures it had."""
         numbers = [one.prepare() for one in self._sessions]
         parts = list(_parts(self._sessions, numbers))
+        for step in self._steps:
+            step.forget()  # a recording has memory of its own for gradients
         with self._sessions[0].clock:
             figures = self._whole(parts) if self._to_the_end else self._in_two(parts)
         return [
@@ -110,9 +112,17 @@ class Together:
             for step in self._steps:
                 step.begin()
             self._casts.renew()
-            for group in _alike(parts):
-                backward(self._loss_of(group))
-            self._casts.drop()
+            try:
+                for group in _alike(parts):
+                    backward(self._loss_of(group))
+            finally:
+                self._casts.drop()
+
+    def _try(self, parts: Sequence[Part]) -> None:
+        """Compute the gradients of a step for nothing."""
+        self._pass(parts)
+        for step in self._steps:
+            step.forget()
 
     def _loss_of(self, parts: Sequence[Part]) -> torch.Tensor:
         """Return the sum of the features' losses: no feature's weights are in another's loss."""
