@@ -21,7 +21,7 @@ QUICK = {
         "--set", "preview.guidance=1",
     ],
     "sweep": [
-        "--set", "train.steps=2", "--set", "train.device=cpu", "--set", "train.batch_size=2",
+        "--set", "train.steps=1", "--set", "train.device=cpu", "--set", "train.batch_size=2",
         "--set", "preview.prompts=[]", "--set", "preview.every=2",
         "--set", "preview.loss_timesteps=1",
     ],

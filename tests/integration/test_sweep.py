@@ -22,7 +22,7 @@ COMMON = (
     "train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01", "train.warmup=0",
     "train.log_every=1", "train.checkpoint_every=2", "train.steps=4", "preview.every=2",
     "preview.steps=1", "preview.count=1", "preview.loss_timesteps=2", "data.held_out=0.2",
-    "track.tensorboard=false",
+    "track.tensorboard=false", "lora.targets=attention",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from lorasmith.training.run_folder import RunFolder, read_run
 from lorasmith.training.sweep_paths import SweepPaths
 
 _SEED = "train.seed"
+_GIVEN_UP = "given up: "
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class SweepResult:
     state: str
     """Why it ended, in words."""
 
+    @property
+    def given_up(self) -> str:
+        """Why it was given up; empty where it was not."""
+        return self.state.removeprefix(_GIVEN_UP) if self.state.startswith(_GIVEN_UP) else ""
+
 
 def results_of(run: SweepRun, paths: SweepPaths) -> list[SweepResult]:
     """Read what a sweep's LoRAs have left so far; the best first, in so far as that is known.
@@ -57,7 +63,12 @@ def results_of(run: SweepRun, paths: SweepPaths) -> list[SweepResult]:
     results = [
         _result(variant, place) for variant, place in zip(run.variants(), paths.parts, strict=True)
     ]
-    return sorted(results, key=lambda one: -np.inf if one.gain is None else one.gain, reverse=True)
+    return sorted(results, key=_rank)
+
+
+def _rank(result: SweepResult) -> tuple[bool, float]:
+    """Return what results are sorted by; those that were given up come last."""
+    return bool(result.given_up), math.inf if result.gain is None else -result.gain
 
 
 def _result(variant: Variant, place: RunPaths) -> SweepResult:
@@ -86,7 +97,7 @@ def _result(variant: Variant, place: RunPaths) -> SweepResult:
 
 def _state(folder: RunFolder, place: RunPaths) -> str:
     if place.failure.is_file():
-        return f"given up: {place.failure.read_text(encoding='utf-8').strip()}"
+        return f"{_GIVEN_UP}{place.failure.read_text(encoding='utf-8').strip()}"
     return folder.summary.stopped if folder.summary else "not finished"
 
 
@@ -108,11 +119,11 @@ class Note:
 def notes_of(run: SweepRun, results: Sequence[SweepResult]) -> list[Note]:
     """Say which differences between the results count for something."""
     notes = [
-        Note("bad", f"{one.name} was given up", f"{one.state.removeprefix('given up: ')}.")
+        Note("bad", f"{one.name} was given up", f"{one.given_up[:1].upper()}{one.given_up[1:]}.")
         for one in results
-        if one.state.startswith("given up: ")
+        if one.given_up
     ]
-    known = [one for one in results if one.gain is not None]
+    known = [one for one in results if one.gain is not None and not one.given_up]
     return [*notes, _ranking(run, known), *_losses_apart(run)]
 
 

@@ -50,6 +50,18 @@ def test_the_best_comes_first(tmp_path: Path) -> None:
     assert {one.best_step for one in results} == {100}
 
 
+def test_what_was_given_up_comes_last_and_is_not_compared(tmp_path: Path) -> None:
+    run = sweep_of(tmp_path / "tried", {"lora.rank": [2, 4, 8], "train.seed": [0, 1]})
+    paths = written(tmp_path, run, [0.9, 0.9, 0.8, 0.8, 0.5, 0.5])
+    for place in paths.parts[4:]:
+        place.failure.write_text("loss is not finite\n")
+    results = results_of(run, paths)
+    assert [one.name[:5] for one in results] == ["rank4"] * 2 + ["rank2"] * 2 + ["rank8"] * 2
+    *given_up, note = notes_of(run, results)
+    assert [one.text for one in given_up] == ["Loss is not finite."] * 2
+    assert note.title == "rank4 is the best"
+
+
 def test_one_seed_tells_nothing_about_chance(tmp_path: Path) -> None:
     (note,) = notes(tmp_path / "tried", {"lora.rank": [2, 4]}, [0.9, 0.7])
     assert note.title == "How much of the differences is chance is not known"
