@@ -99,10 +99,9 @@ def _show(settings: "SweepRun", results: Sequence["SweepResult"]) -> None:
     table.add_column("file", overflow="fold")
     for title in (("held-out gain", "at step") if ranked else ()) + ("training loss", "time"):
         table.add_column(title, justify="right")
-    for row, one in zip(rows_of(results), results, strict=True):
-        name = f"{row.name}: {row.file}" if one.file is None else row.file
+    for row in rows_of(results):
         gain = (row.gain, row.step) if ranked else ()
-        table.add_row(name, *gain, row.loss, row.time)
+        table.add_row(row.file, *gain, row.loss, row.time)
     Console().print(table)
     for note in notes_of(settings, results):
         typer.echo(f"{note.title}. {note.text}")

@@ -245,8 +245,9 @@ def _slug(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, int | float):
         return short_number(value)
-    text = "+".join(value) if isinstance(value, tuple) else str(value)
-    return re.sub(r"[^\w.+-]+", "-", text)[:_LONGEST_VALUE].strip("-.") or "x"
+    parts = value if isinstance(value, tuple) else (str(value),)
+    words = (re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts)
+    return "+".join(words)[:_LONGEST_VALUE].strip("-.") or "x"
 
 
 def _check_values(name: str, values: Sequence[Any]) -> None:

@@ -31,15 +31,14 @@ _TEMPLATE = "sweep.html.j2"
 class SweepRow:
     """A LoRA in a table of results, all in words."""
 
-    name: str
+    file: str
+    """Name of the LoRA; where there is none, what would be in it and what became of it."""
     gain: str
     """Empty where it was not measured."""
     step: str
     """Where that was."""
     loss: str
     time: str
-    file: str
-    """Name of the LoRA, or what became of it."""
     report: str
     """Its own page, relative to the sweep's; empty where there is none."""
 
@@ -145,12 +144,11 @@ def rows_of(results: Sequence[SweepResult]) -> list[SweepRow]:
     """Return a table of results, for the page and for the terminal."""
     return [
         SweepRow(
-            one.name,
+            f"{one.name}: {one.state.partition(':')[0]}" if one.file is None else one.file.name,
             "" if one.gain is None else f"{one.gain:.2%}",
             "" if one.best_step is None else str(one.best_step),
             "" if one.loss is None else f"{one.loss:.4g}",
             "" if one.seconds is None else duration(one.seconds),
-            one.state.partition(":")[0] if one.file is None else one.file.name,
             _link(one),
         )
         for one in results
@@ -158,6 +156,8 @@ def rows_of(results: Sequence[SweepResult]) -> list[SweepRow]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
     return short_number(value) if isinstance(value, float) else str(value)
 
 

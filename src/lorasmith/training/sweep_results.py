@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +140,32 @@ def _ranking(run: SweepRun, known: Sequence[SweepResult]) -> Note:
             f"{what}, and training losses do not tell which LoRA is better. Set data.held_out = "
             "0.1 or so, with preview.every above 0, or judge by the pictures.",
         )
-    names, gains = by_settings(known)
+    names, gains, left_out = by_settings(known)
     settings, seeds = gains.shape
     if seeds < 2:
         return Note(
             "unclear",
             "How much of the differences is chance is not known",
-            "Each combination of settings was trained with one seed only. Vary train.seed too, "
-            "as in train.seed=0,1,2, to see how far gains differ by themselves.",
+            "No settings were trained with several seeds. Vary train.seed too, as in "
+            "train.seed=0,1,2, to see how far gains differ by themselves.",
         )
-    if settings < 2:
+    if settings == 0:
+        return Note(
+            "unclear",
+            "How much of the differences is chance is not known",
+            "No settings have results under all seeds.",
+        )
+    if settings == 1:
         return Note(
             "unclear",
             "Only the seed differs",
             f"The gain is {_percent(float(gains.mean()))} and varies by "
             f"{_percent(float(gains.std(ddof=1)))} (standard deviation): that much is chance.",
         )
-    return _compared(names, gains)
+    note = _compared(names, gains)
+    if not left_out:
+        return note
+    return replace(note, text=f"{note.text} Not compared, for want of a seed: {_list(left_out)}.")
 
 
 def _compared(names: Sequence[str], gains: Floats) -> Note:
@@ -183,7 +192,7 @@ def _compared(names: Sequence[str], gains: Floats) -> Note:
     return Note(
         "unclear",
         f"{names[best]} is among the best",
-        f"{told} {average}; not that far behind: {', '.join(close)}.",
+        f"{told} {average}; not that far behind: {_list(close)}.",
     )
 
 
@@ -211,9 +220,9 @@ def limit_of(spread: float, seeds: int) -> float:
     return spread * max(1.0, 2.0 / math.sqrt(seeds))
 
 
-def by_settings(known: Sequence[SweepResult]) -> tuple[list[str], Floats]:
-    """Return the names of settings, their seeds apart, and their gains under the seeds that all
-    have, float64 ``[S, K]``."""
+def by_settings(known: Sequence[SweepResult]) -> tuple[list[str], Floats, list[str]]:
+    """Return the names of settings, their seeds apart, and their gains, float64 ``[S, K]``; and
+    the names of settings that lack a seed which others have, and are left out."""
     settings = [{k: v for k, v in one.settings.items() if k != _SEED} for one in known]
     distinct = [own for number, own in enumerate(settings) if own not in settings[:number]]
     gains = [
@@ -221,9 +230,15 @@ def by_settings(known: Sequence[SweepResult]) -> tuple[list[str], Floats]:
          if its == own}
         for own in distinct
     ]  # fmt: skip
-    common = [seed for seed in gains[0] if all(seed in own for own in gains)]
-    table = np.array([[own[seed] for seed in common] for own in gains], dtype=np.float64)
-    return names_of(distinct), table.reshape(len(distinct), len(common))
+    seeds = list(dict.fromkeys(seed for own in gains for seed in own))
+    whole = [
+        (name, [own[seed] for seed in seeds])
+        for name, own in zip(names_of(distinct), gains, strict=True)
+        if len(own) == len(seeds)
+    ]
+    table = np.array([row for _, row in whole], dtype=np.float64).reshape(-1, len(seeds))
+    names = [name for name, _ in whole]
+    return names, table, [name for name in names_of(distinct) if name not in names]
 
 
 def _losses_apart(run: SweepRun) -> Iterator[Note]:
@@ -234,6 +249,10 @@ def _losses_apart(run: SweepRun) -> Iterator[Note]:
             "Training losses are not to be compared",
             f"{' and '.join(weighed)} changes what they measure. Held-out losses leave it out.",
         )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
 
 
 def _percent(share: float) -> str:

@@ -112,13 +112,18 @@ def test_the_spread_is_that_of_differences() -> None:
     assert limit_of(0.1, 16) == 0.1
 
 
-def test_only_seeds_that_all_have_are_compared(tmp_path: Path) -> None:
+def test_only_settings_with_all_seeds_are_compared(tmp_path: Path) -> None:
     run = sweep_of(tmp_path / "tried", VARY)
     paths = written(tmp_path, run, [0.9, 0.8, 0.7, 0.6, 0.5, None])
     known = [one for one in results_of(run, paths) if one.gain is not None]
-    names, gains = by_settings(known)
-    assert names == ["rank8", "rank4", "rank2"]
-    assert gains == pytest.approx(np.array([[0.5], [0.3], [0.1]]))
+    names, gains, left_out = by_settings(known)
+    assert (names, left_out) == (["rank4", "rank2"], ["rank8"])
+    assert notes_of(run, known)[0].text.endswith("Not compared, for want of a seed: rank8.")
+    assert gains == pytest.approx(np.array([[0.3, 0.4], [0.1, 0.2]]))
+    (note,) = notes_of(
+        run, [one for one in known if one.name not in ("rank2-seed1", "rank4-seed1")]
+    )
+    assert note.text.startswith("No settings were trained with several seeds")
 
 
 def test_without_held_out_pictures_there_is_no_order(tmp_path: Path) -> None:
@@ -148,7 +153,7 @@ def test_the_page_stands_by_itself(tmp_path: Path) -> None:
     assert "<b>ink" not in page
     assert "<i>" not in page
     assert "seed0 was given up" in page
-    assert "not begun" in page
+    assert "seed10: not begun" in page
     assert "The first 8 have colours" in page
     assert 'class="line eighth"' in page
     assert 'class="line faint"' in page

@@ -125,6 +125,13 @@ def test_all_that_may_vary_are_settings() -> None:
     assert set(VARIABLE) <= {name for name, _, _ in described_fields(TrainRun)}
 
 
+def test_patterns_make_readable_names() -> None:
+    run = swept('lora.targets=["*.attn2.to_k","*.attn2.to_v"],attention+ff@up,up_blocks.1.*')
+    assert [one.name for one in run.variants()] == [
+        "attn2.to_k+attn2.to_v", "attention+ff-up", "up_blocks.1",
+    ]  # fmt: skip
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_short_numbers_are_exact(value: float) -> None:
     assert float(short_number(value)) == value
