@@ -36,6 +36,24 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def rows_of(table: torch.Tensor, which: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return rows of a table on a device, wherever the table is, without waiting for the device.
+
+    Rows of a table on the CPU go through page-locked memory on their way to a CUDA device: only
+    from there is a copy made while the host and the device go on.
+
+    Args:
+        table: ``[N, ...]``.
+        which: numbers of rows, int64 ``[B]`` on the table's device.
+        device: where the rows are wanted.
+    """
+    if table.device.type != "cpu" or device.type != "cuda":
+        return put(table[which], device)
+    locked = torch.empty((len(which), *table.shape[1:]), dtype=table.dtype, pin_memory=True)
+    torch.index_select(table, 0, which, out=locked)
+    return locked.to(device, non_blocking=True)
+
+
 def dtype_of(precision: Precision) -> torch.dtype:
     """Return the torch dtype that a mixed-precision setting computes in."""
     return _DTYPES[precision]

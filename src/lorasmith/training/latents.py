@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from lorasmith.config.run import TrainData
-from lorasmith.core.device import put
+from lorasmith.core.device import put, rows_of
 from lorasmith.core.draws import Draws
 from lorasmith.data.augment import View, draw_view, jittered
 from lorasmith.data.buckets import Placement
@@ -136,7 +136,7 @@ class FixedLatents:
         return self._rows(mean, which) + self._rows(deviation, which) * unit
 
     def _rows(self, table: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        return put(table[which], self._device)
+        return rows_of(table, which, self._device)
 
 
 def fixed_latents(

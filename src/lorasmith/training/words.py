@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from lorasmith.config.run import TrainData
-from lorasmith.core.device import put
+from lorasmith.core.device import put, rows_of
 from lorasmith.core.draws import Draws
 from lorasmith.core.errors import DataError
 from lorasmith.data.cache import Entry, TensorCache, key_of
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
 _TEXTS_AT_ONCE = 32
+_RESIDENT_BYTES = 2 * 2**30
+"""Embeddings up to this size stay on the training device."""
 _CAPTION = 0x63617074
 """The stream of what is decided on the host about a caption."""
 
@@ -53,26 +55,44 @@ class Words(Protocol):
 class FixedWords:
     """Distinct captions that were encoded or cut into tokens before the training."""
 
-    def __init__(self, table: Worded, which: torch.Tensor, dropout: float) -> None:
+    def __init__(
+        self, table: Worded, which: Sequence[int], dropout: float, device: torch.device
+    ) -> None:
         """Take what ``fixed_words`` made.
 
         Args:
             table: rows are distinct captions; with dropout the last one is the empty caption.
-            which: each picture's row, int64 ``[N]`` on the device of the table.
+            which: each picture's row.
             dropout: share of the captions that are replaced by the empty one.
+            device: where batches are wanted. The table stays there unless it is very large.
         """
-        self._table = table
-        self._which = which
+        total = sum(part.nbytes for part in table if part is not None)
+        home = device if total <= _RESIDENT_BYTES else torch.device("cpu")
+        self._table = Worded(*(None if part is None else part.to(home) for part in table))
+        self._which = torch.tensor(which, device=home)
         self._dropout = dropout
-        self._empty = max(len(part) for part in table if part is not None) - 1
+        self._device = device
+        # Of the table on the CPU it is not asked which captions the device drops.
+        self._empty = Worded(*(None if part is None else part[-1:].to(device) for part in table))
 
     def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
         """Return the embeddings or tokens of some pictures; see ``Words``."""
         which = self._which[put(numbers, self._which.device)]
+        found = [
+            None if part is None else rows_of(part, which, self._device) for part in self._table
+        ]
         if self._dropout:
-            drop = put(draws.uniform(), which.device) < self._dropout
-            which = which.masked_fill(drop, self._empty)
-        return Worded(*(None if part is None else part[which] for part in self._table))
+            drop = put(draws.uniform(), self._device) < self._dropout
+            found = [
+                None if part is None or empty is None else _replaced(part, empty, drop)
+                for part, empty in zip(found, self._empty, strict=True)
+            ]
+        return Worded(*found)
+
+
+def _replaced(rows: torch.Tensor, by: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return rows ``[B, ...]``, some of them replaced by another one, ``[1, ...]``."""
+    return torch.where(where.view(-1, *[1] * (rows.ndim - 1)), by, rows)
 
 
 class LiveWords:
@@ -155,7 +175,7 @@ def fixed_tokens(
     distinct = Captions.of(captions, dropout)
     tokens = chunked_ids(model, distinct.texts, chunks)
     table = Worded(None, None, *_on(tokens, device), _places(tokens, marker, device))
-    return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
+    return FixedWords(table, distinct.which, dropout, device)
 
 
 def fixed_words(
@@ -188,8 +208,9 @@ def fixed_words(
     distinct = Captions.of(captions, dropout)
     tokens = chunked_ids(model, distinct.texts, chunks)
     found = _cached(model, identities, distinct.texts, tokens, cache)
-    table = Worded(*_cast(found, dtype, device), places=_places(tokens, marker, device))
-    return FixedWords(table, torch.tensor(distinct.which, device=device), dropout)
+    cast = _cast(found, dtype, torch.device("cpu"))
+    table = Worded(*cast, places=_places(tokens, marker, torch.device("cpu")))
+    return FixedWords(table, distinct.which, dropout, device)
 
 
 def _cached(

@@ -8,6 +8,8 @@ import torch
 from training_sets import CPU, built, data_of, take, write
 
 from lorasmith.adapters.gate_facts import GateFacts
+from lorasmith.core.device import generator
+from lorasmith.core.draws import Draws
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.row import Row
 from lorasmith.models.chunks import encode_passages, lengthened
@@ -257,3 +259,22 @@ def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Mo
     torch.testing.assert_close(one.context, expected, rtol=1e-4, atol=1e-5)
     plain = built(model, data_of(folder, held_out=0.25), chosen=chosen)
     torch.testing.assert_close(one.clean, take(plain.held_out, numbers.tolist(), 1).clean)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.6])
+def test_a_large_table_stays_on_the_cpu_and_gives_the_same(
+    dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = words.Worded(torch.randn(4, 7, 3), torch.randn(4, 5), places=torch.rand(4, 1, 7) > 0.5)
+    numbers = torch.tensor([3, 0, 4, 2, 2])
+    found = []
+    for limit in (2**30, 0):
+        monkeypatch.setattr(words, "_RESIDENT_BYTES", limit)
+        fixed = words.FixedWords(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
+        found.append(fixed.gather(numbers, Draws(generator(5), 5)))
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    assert found[0].context is not None
+    dropped = sum(torch.equal(row, table.context[3]) for row in found[0].context)
+    assert (dropped > 0) == (dropout > 0)
