@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 
+import lorasmith
 from lorasmith.cli import run
 from lorasmith.cli.app import app
 from lorasmith.core.errors import DataError, LorasmithWarning
@@ -83,6 +84,11 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert captured.out == ""
     assert "Usage: lorasmith" in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"lorasmith {lorasmith.__version__}\n"
 
 
 def test_success_exits_with_0(broken: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from lorasmith.cli import (
     train,
 )
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
+from lorasmith.core.version import VERSION
 
 # Newer typer carries its own click, older ones use the package; this is the right one of either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -61,9 +62,21 @@ for room in (generate, check, train, sweep, report, evaluate, demo, pretrain, mo
     room.register(app)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lorasmith {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_tell_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     """Teach Stable Diffusion new things with LoRA."""
     # `run` takes --debug out of the arguments wherever it stands; it is declared for --help.

@@ -58,7 +58,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="embedded"),
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Training steps.", show_default="as `train` has them")

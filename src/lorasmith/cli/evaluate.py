@@ -79,7 +79,12 @@ def evaluate(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="the run's"),
+        typer.Option(
+            "-m",
+            "--model",
+            help="Folder, .safetensors file or cached id.",
+            show_default="the run's",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,

@@ -54,7 +54,9 @@ def probe(
     ] = "block",
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="embedded"),
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
     ] = None,
     page: Annotated[
         Path | None,

@@ -36,7 +36,9 @@ def project(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="A diffusers model folder.", show_default="embedded"),
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
     ] = None,
     strength: Annotated[
         float, typer.Option(min=1e-6, help="Larger leaks less, and keeps less of the feature.")
