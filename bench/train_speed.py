@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from full_size import SCHEDULER, SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, write_model
 from lora_quality import machine
 
+from lorasmith.loops.memory import limit_memory
 from lorasmith.training.gating import Lane
 from lorasmith.training.pace import Pace
 from lorasmith.training.together import Together
@@ -108,8 +109,7 @@ def _within(name: str, batch: int, options: argparse.Namespace, device: torch.de
     try:
         return _lorasmith(name, batch, options, device, memory=options.memory)
     finally:
-        if device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1.0)
+        limit_memory(device, None)
 
 
 def _four(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:

@@ -24,6 +24,21 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def limit_memory(device: torch.device, limit: float | None) -> None:
+    """Let this process take no more of a CUDA device's memory; None lifts the limit.
+
+    Args:
+        device: the device; others have no limit.
+        limit: bytes.
+    """
+    if device.type != "cuda":
+        return
+    number = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(number).total_memory
+    share = 1.0 if limit is None else min(1.0, limit / total)
+    torch.cuda.set_per_process_memory_fraction(share, number)
+
+
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Make sure that a disk has room.
 

@@ -22,7 +22,7 @@ from lorasmith.core.device import dtype_of, pick_device
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.checkpoint import Checkpoint
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.memory import require_space
+from lorasmith.loops.memory import limit_memory, require_space
 from lorasmith.loops.optimizers import RateGroup, build_optimizer
 from lorasmith.loops.processes import accelerator_for, sum_over
 from lorasmith.loops.track import check_wandb
@@ -244,6 +244,8 @@ def _injected(
         ]
         yield trainables, lanes
     finally:
+        if plans[0].run.train.memory:
+            limit_memory(model.unet.device, None)
         for trainable in trainables:
             trainable.detach()
         for attached in frozen:

@@ -7,7 +7,7 @@ import torch
 
 from lorasmith.config.training import TrainSettings, bytes_of
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.memory import free_memory, ran_out
+from lorasmith.loops.memory import free_memory, limit_memory, ran_out
 from lorasmith.training.geglu import has_triton
 from lorasmith.training.recomputing import Recomputing, by_size, fewest
 from lorasmith.training.session import Session
@@ -126,9 +126,7 @@ def _fit(
 ) -> str:
     device, limit = sessions[0].device, bytes_of(wanted)
     total = torch.cuda.get_device_properties(device).total_memory
-    if limit < total:  # a promise: whatever else happens, no more is taken
-        number = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.set_per_process_memory_fraction((limit - _APART / 2) / total, number)
+    limit_memory(device, limit - _APART / 2)  # a promise: whatever else happens, no more is taken
     # Optimizers make their state, two values for each parameter, in the first step.
     states = sum(8 * one.numel() for each in sessions for one in each.trainable.parameters())
     room = (min(limit, total) - _APART) / _LOOSE - states

@@ -9,6 +9,7 @@ from training_sets import write
 
 from lorasmith.config.run import TrainRun
 from lorasmith.core.errors import ConfigError
+from lorasmith.loops.memory import limit_memory
 from lorasmith.training.opening import opened
 from lorasmith.training.pace import Pace
 from lorasmith.training.together import Together
@@ -146,4 +147,23 @@ def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) 
         with pytest.raises(ConfigError, match=r"720MB is too little, about \d"):
             weights_after(tight, 1)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        limit_memory(torch.device("cuda"), None)
+
+
+def test_a_recorded_step_that_is_not_finite_moves_nothing_and_is_named(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    with opened(settings_of(tmp_path, tiny_model, "a", precision="bf16"), None) as session:
+        together = Together([session], Pace())
+        for _ in range(6):
+            together.advance()
+        assert together.recordings > 0
+        assert session.failed_step() is None
+        broken, *others = session.trainable.parameters()
+        with torch.no_grad():
+            broken.fill_(float("nan"))
+        before = [one.detach().clone() for one in others]
+        for _ in range(3):
+            together.advance()
+        assert session.failed_step() == 6
+        assert all(torch.equal(a, b) for a, b in zip(before, others, strict=True))

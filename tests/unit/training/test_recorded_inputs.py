@@ -1,0 +1,79 @@
+"""What recordings of steps are told apart by, and what they are given anew."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lorasmith.loops.recording import Recorder
+from lorasmith.training.batch import Batch
+from lorasmith.training.losses import Noise
+from lorasmith.training.together import Part, _inputs, _key, _with_inputs
+
+
+def part(seed: int = 0, size: int = 2, **more: object) -> Part:
+    draws = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(size, *shape, generator=draws)
+
+    batch = Batch(
+        clean=drawn(4, 8, 8),
+        weight=drawn(),
+        numbers=torch.arange(size),
+        context=drawn(77, 6),
+        mask=drawn(1, 8, 8),
+        places=drawn(1, 77) > 0,
+        called=[True] * size,
+        named=[[False] * size],
+    )
+    levels = torch.randint(1000, (size,), generator=draws)
+    batch = replace(batch, **more)  # type: ignore[arg-type]
+    return Part(0, 0, size, batch, Noise(levels, drawn(4, 8, 8)))
+
+
+def test_values_of_tensors_do_not_matter() -> None:
+    assert _key([part(0)]) == _key([part(1)])
+    assert hash(_key([part(0), part(1)])) == hash(_key([part(2), part(3)]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        part(size=3),
+        part(task="keep"),
+        part(called=[True, False]),
+        part(named=[[True, False]]),
+        part(mask=None),
+        part(context=torch.zeros(2, 154, 6)),
+        part(clean=torch.zeros(2, 4, 8, 8, dtype=torch.float64)),
+        part()._replace(whole=4),
+        part()._replace(owner=1),
+        part()._replace(turn=1),
+    ],
+)
+def test_all_else_does(other: Part) -> None:
+    assert _key([part()]) != _key([other])
+
+
+def test_tensors_are_exchanged_and_the_rest_stays() -> None:
+    before, wanted = [part(0), part(1, size=3)], [part(5), part(6, size=3)]
+    after = _with_inputs(before, _inputs(wanted))
+    for made, one, old in zip(after, wanted, before, strict=True):
+        assert made[:3] == old[:3]
+        assert made.batch.called == old.batch.called
+        assert made.batch.numbers is old.batch.numbers
+        for name in ("clean", "weight", "context", "mask", "places"):
+            assert getattr(made.batch, name) is getattr(one.batch, name)
+        assert all(a is b for a, b in zip(made.drawn, one.drawn, strict=True))
+    assert all(one.device.type == "cpu" for one in _inputs(before))
+    assert not any(one is before[0].batch.numbers for one in _inputs(before))
+
+
+def test_a_cpu_does_the_work_every_time() -> None:
+    recorder = Recorder(torch.device("cpu"))
+    found = [
+        float(recorder(0, [torch.tensor(float(k))], lambda given: given[0] * 2)) for k in range(6)
+    ]
+    assert found == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert len(recorder) == 0
