@@ -23,7 +23,7 @@ _BATCH, _RATE, _WARMUP = 6, 4e-3, 5
 WHO = ("a man", "a woman", "a")
 """One for each seed."""
 _SEED = 7
-_SAMPLING_STEPS, _GUIDANCE = 15, 3.0
+_SAMPLING_STEPS, _GUIDANCE = 12, 3.0
 
 
 def teach_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
