@@ -114,7 +114,8 @@ def recompute_as_told(sessions: Sequence[Session], step: Callable[[], None]) -> 
     wanted = train.memory if session.device.type == "cuda" else None
     if not (train.gradient_checkpointing or wanted):
         return None
-    recomputing = Recomputing(session.model.unet, drops_out=session.run.lora.dropout > 0)
+    drops_out = any(one.run.lora.dropout > 0 for one in sessions)
+    recomputing = Recomputing(session.model.unet, drops_out)
     if wanted is None:
         recomputing.choose_all()
         return None
