@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.loops.memory import free_memory
+from lorasmith.loops.memory import free_memory, ran_out
 
 R = TypeVar("R")
 Tensors = Sequence[torch.Tensor]
@@ -70,7 +70,7 @@ class Recorder:
             seen = self._seen.get(key, 0)
             self._seen[key] = seen + 1
             if seen < _WARM or len(self._recordings) >= _MOST:
-                return self._normally(inputs, work)
+                return self._with_room(inputs, work)
             found = self._record(inputs, work)
             if found is None:
                 return work(inputs)
@@ -80,6 +80,16 @@ class Recorder:
         found.graph.replay()
         result: R = found.result
         return result
+
+    def _with_room(self, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
+        """Work normally; where memory runs out, without recordings, which hold some of it."""
+        try:
+            return self._normally(inputs, work)
+        except (RuntimeError, MemoryError) as error:
+            if not self._recordings or not ran_out(error):
+                raise
+            self._stop("the memory that recordings hold was needed")
+        return self._normally(inputs, work)
 
     def _normally(self, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
         """Work on a stream of its own, as while recording: the default one cannot be recorded."""
@@ -102,18 +112,22 @@ class Recorder:
             with torch.cuda.graph(graph, pool=self._pool):
                 return _Recording(graph, kept, work(kept))
         except RuntimeError as error:
-            self._on = False
-            self._recordings.clear()
-            torch.cuda.synchronize(self._device)
+            self._stop(str(error).strip().partition("\n")[0][:200])
             _restore_generator(self._device)
-            free_memory()
-            warnings.warn(
-                "steps could not be recorded as a CUDA graph and launch their kernels one by one, "
-                f"which is slower: {str(error).strip().partition(chr(10))[0]}",
-                LorasmithWarning,
-                stacklevel=3,
-            )
             return None
+
+    def _stop(self, reason: str) -> None:
+        """Let go of all recordings and make no more."""
+        self._on = False
+        torch.cuda.synchronize(self._device)
+        self._recordings.clear()
+        free_memory()
+        warnings.warn(
+            "steps are not recorded as CUDA graphs any more and launch their kernels one by one, "
+            f"which is slower: {reason}",
+            LorasmithWarning,
+            stacklevel=4,
+        )
 
 
 def _restore_generator(device: torch.device) -> None:

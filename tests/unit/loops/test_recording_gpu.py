@@ -52,3 +52,19 @@ def test_what_cannot_be_recorded_is_done_normally_and_random_numbers_still_work(
     first = torch.rand(5, device="cuda")
     torch.manual_seed(3)
     assert torch.equal(first, torch.rand(5, device="cuda"))
+
+
+def test_recordings_make_room_where_memory_runs_out() -> None:
+    def work(given):
+        if given[0].shape[0] == 5 and len(recorder):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return given[0].sum()
+
+    recorder = Recorder(torch.device("cuda"))
+    for step in range(3):
+        recorder(3, inputs(3, step), work)
+    assert len(recorder) == 1
+    with pytest.warns(LorasmithWarning, match="memory that recordings hold"):
+        found = recorder(5, inputs(5, 0), work)
+    torch.testing.assert_close(found, inputs(5, 0)[0].sum())
+    assert len(recorder) == 0
