@@ -100,6 +100,25 @@ def test_a_stop_after_any_step_changes_nothing(
     assert_same_runs(unbroken, tmp_path / "ink")
 
 
+def test_another_grid_of_losses_has_another_base(
+    straight: tuple, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Losses before and after could not be compared otherwise, nor with the base model's."""
+    pictures, out = straight[0], tmp_path / "ink"
+    with at_step(3, press_ctrl_c):
+        assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
+    assert go_on(out, "--set", "preview.loss_seed=5") == 0
+    told = [one for one in figures_of(out) if "held_out_base" in one]
+    bases = [one["held_out_base"] for one in told if one["step"] <= 3]
+    others = [one["held_out_base"] for one in told if one["step"] > 3]
+    assert bases
+    assert len(set(bases)) == len(set(others)) == 1
+    assert bases[0] != others[0]
+    best = latest_checkpoint(out / "checkpoints")
+    assert best is not None
+    assert best.state["progress"]["best_step"] > 3
+
+
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "prodigy", "lion", "adafactor"])
 def test_every_optimizer_goes_on_exactly(
     straight: tuple, tiny_model: Path, tmp_path: Path, optimizer: str

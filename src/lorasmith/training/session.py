@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -240,7 +240,7 @@ class Session:
             "layers": list(self.trainable.adapters),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": asdict(self.progress),
-            "settings": self.run.model_dump(mode="json"),
+            "settings": packed_settings(self.run),
             "pictures": identity_of(self.data),
             "built_on": self.built_on,
         }
@@ -270,8 +270,14 @@ class Session:
         known = {one.name for one in fields(Progress)}
         told = {k: v for k, v in found.state["progress"].items() if k in known}
         self.progress = Progress(**{**told, "done": found.step})
-        if found.state.get("pictures") != identity_of(self.data):
-            self.progress.base = None  # it was that of other pictures
+        other_pictures = found.state.get("pictures") != identity_of(self.data)
+        if other_pictures or _grid_of(found.state["settings"]) != _grid_of(
+            packed_settings(self.run)
+        ):
+            # Losses on another grid cannot be compared with those that come.
+            self.progress.base = self.progress.best = self.progress.best_step = None
+            self.progress.waited = 0
+        if other_pictures:
             warnings.warn(
                 "the pictures or captions are not those that the run was started with; it goes on "
                 "with what is there now",
@@ -279,6 +285,18 @@ class Session:
                 stacklevel=2,
             )
         self._start_counting()
+
+
+def packed_settings(run: TrainRun) -> dict[str, Any]:
+    """Return settings as checkpoints hold them."""
+    return run.model_dump(mode="json")
+
+
+def _grid_of(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what the fixed grid of a run depends on besides its pictures."""
+    preview = settings["preview"]
+    seed = preview.get("loss_seed")
+    return preview["loss_timesteps"], settings["train"]["seed"] if seed is None else seed
 
 
 def identity_of(data: TrainingSet) -> str:
