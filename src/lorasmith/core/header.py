@@ -93,6 +93,8 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         WeightsError: there is no such file, or it is a pickle.
     """
+    if path.is_dir():
+        raise WeightsError(f"{path}: a folder; give the .safetensors file itself")
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     with path.open("rb") as stream:

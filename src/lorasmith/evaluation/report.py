@@ -12,7 +12,7 @@ from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
 from lorasmith.evaluation.bars import STYLES, BarChart, BarGroup, draw_bars
 from lorasmith.evaluation.checkpoints import Candidate
-from lorasmith.evaluation.distances import FID_FROM, Estimate
+from lorasmith.evaluation.distances import FID_FROM, SMALLEST, Estimate
 from lorasmith.evaluation.figures import FeatureFigures, Figures, Leak, SetFigures
 from lorasmith.evaluation.html import page_template, picture_uri
 from lorasmith.evaluation.scenes import Scene
@@ -110,6 +110,7 @@ def render(found: Evaluation) -> str:
         shown=_shown,
         version=VERSION,
         fid_from=f"{FID_FROM:,}",
+        smallest=SMALLEST,
     )  # fmt: skip
 
 

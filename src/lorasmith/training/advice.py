@@ -197,7 +197,8 @@ def _too_short(losses: Curve) -> Advice:
     return Advice(
         "unclear",
         "Too short to judge",
-        f"The log has {len(losses)} lines with a loss; {_FEWEST_LINES} are needed.",
+        f"The log has {len(losses)} {'line' if len(losses) == 1 else 'lines'} with a loss; "
+        f"{_FEWEST_LINES} are needed.",
         "Train longer, or set train.log_every lower.",
     )
 

@@ -57,6 +57,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_metadata(tmp_path / "absent.safetensors")
 
 
+def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="a folder; give the .safetensors file itself"):
+        load_metadata(tmp_path)
+
+
 class Payload:
     """Would create a file if it were ever unpickled."""
 

@@ -190,6 +190,8 @@ def test_without_held_out_pictures_the_verdict_is_careful() -> None:
 def test_a_log_with_hardly_anything_is_too_short(lines: list[dict[str, float]]) -> None:
     found = advise(lines, run_of())
     assert [one.title for one in found] == ["Too short to judge"]
+    told = {0: "has 0 lines with a loss", 1: "has 1 line with a loss"}
+    assert told[len(lines)] in found[0].evidence
 
 
 def test_the_best_step_is_the_earliest_lowest() -> None:
