@@ -58,7 +58,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="a folder; give the .safetensors file itself"):
+    with pytest.raises(WeightsError, match=r"a folder; give the \.safetensors file itself"):
         load_metadata(tmp_path)
 
 
