@@ -66,7 +66,8 @@ def advise(records: Sequence[Mapping[str, float]], run: TrainRun) -> list[Advice
         _overfitting(losses, held_out, run),
         _flat(losses, held_out if len(held_out) else fixed, run, peak),
     ]
-    return [one for one in found if one is not None] or [_fine(losses, held_out, fixed)]
+    sure = [one for one in found if one is not None]
+    return sure or [_too_far(held_out, run) or _fine(losses, held_out, fixed)]
 
 
 def held_out_share(records: Sequence[Mapping[str, float]]) -> Curve:
@@ -200,6 +201,22 @@ def _too_short(losses: Curve) -> Advice:
         f"The log has {len(losses)} {'line' if len(losses) == 1 else 'lines'} with a loss; "
         f"{_FEWEST_LINES} are needed.",
         "Train longer, or set train.log_every lower.",
+    )
+
+
+def _too_far(held_out: Curve, run: TrainRun) -> Advice | None:
+    """The last look alone is behind the base model, after a gain: less than overfitting needs."""
+    best = best_step(held_out)
+    if best is None or _gain(held_out) is None or float(held_out.values[-1]) <= 1.0:
+        return None
+    return Advice(
+        "unclear",
+        "The last look is worse than an earlier one",
+        f"On pictures that were not trained on, the loss is {_gain(held_out):.1%} below the base "
+        f"model's at step {best}, and {float(held_out.values[-1]) - 1.0:.1%} above it at step "
+        f"{int(held_out.steps[-1])}. A single measurement may be an accident.",
+        f"Compare with {last_part(run.output.name)}-best.safetensors, the state at step {best}. "
+        "A lower preview.every tells more.",
     )
 
 

@@ -167,6 +167,16 @@ def test_one_bad_measurement_is_no_overfitting() -> None:
     assert share_of("overfitting", [lines]) == 0.0
 
 
+def test_a_last_look_behind_the_base_model_is_not_called_healthy() -> None:
+    lines = log(learning, 0, better)
+    last = [line for line in lines if "held_out" in line][-1]
+    last["held_out"] = 1.2 * last["held_out_base"]
+    (found,) = advise(lines, run_of())
+    assert (found.kind, found.title) == ("unclear", "The last look is worse than an earlier one")
+    assert "20.0% above it at step 250" in found.evidence
+    assert found.remedy.startswith("Compare with ink-best.safetensors, the state at step 200")
+
+
 # --- nothing to blame -----------------------------------------------------------------------------
 
 
