@@ -51,9 +51,10 @@ def test_a_path_is_used_as_it_is(tiny_model: Path, pictures: Path, tmp_path: Pat
 
 
 def test_the_metadata_names_the_tag_and_no_folders(
-    tiny_model: Path, pictures: Path, tmp_path: Path
+    tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
+    capsys.readouterr()
     with safe_open(tmp_path / "ink.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["modelspec.trigger_phrase"] == "inkmono"
@@ -61,6 +62,9 @@ def test_the_metadata_names_the_tag_and_no_folders(
     assert metadata["ss_output_name"] == "ink"
     assert json.loads(metadata["ss_tag_frequency"])["pictures"]["inkmono style"] == 6
     assert str(tmp_path) not in json.dumps(metadata)
+    assert run(["model", "info", str(tiny_model), "--json"]) == 0
+    assert metadata["lorasmith.base"] == json.loads(capsys.readouterr().out)["hash"]
+    assert len(metadata["lorasmith.pictures"]) == 16
 
 
 def test_the_same_seed_gives_the_same_tensors(

@@ -2,7 +2,7 @@
 
 ``ss_*`` are those of sd-scripts, by which user interfaces tell the model family; ``modelspec.*``
 follow Stability AI's model metadata standard 1.0.1; ``lorasmith.*`` say what switches the LoRA on
-(`lorasmith.adapters.gate_facts`). All values are strings.
+(`lorasmith.adapters.gate_facts`), and by hashes what it was made from. All values are strings.
 """
 
 import json
@@ -44,6 +44,10 @@ class Facts:
     """Identity of the run, shared by its files."""
     step: int | None = None
     """Optimizer steps that it is the result of."""
+    base: str = ""
+    """Hash of the base model's U-Net, as `lorasmith model info` shows it."""
+    pictures: str = ""
+    """Hash of the names and captions of the pictures."""
 
 
 def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
@@ -76,5 +80,7 @@ def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
         "modelspec.date": date.astimezone(UTC).isoformat(timespec="seconds"),
         "modelspec.prediction_type": "v" if v else "epsilon",
         TRIGGER: facts.tag,
+        "lorasmith.base": facts.base,
+        "lorasmith.pictures": facts.pictures,
         **GateFacts(facts.gate, facts.tag, facts.class_word, facts.run, facts.step).metadata(),
     }

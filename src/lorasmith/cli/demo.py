@@ -45,7 +45,7 @@ PROMPTS = (
 
 _SEED = 7
 _SAMPLING_STEPS = 20
-_STEPS, _RATE = 100, 8e-3
+_STEPS, _RATE = 120, 8e-3
 """Fewer and larger steps than the defaults: the demo is to take less than four minutes."""
 _GUIDANCE = 3.0
 """For the style: less than usual, as guidance also exaggerates what colour is left."""
@@ -64,7 +64,7 @@ def demo(
             "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="100")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="120")] = None,
 ) -> None:
     """Draw pictures, teach the model a new style and new clothes, and switch them by their tags.
 

@@ -12,9 +12,12 @@ from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.weights import load_metadata
 from lorasmith.data.tags import tag_frequency
 from lorasmith.models.family import family_of
-from lorasmith.training.session import Session
+from lorasmith.training.session import Session, identity_of
 from lorasmith.training.sizes import picture_side
 from lorasmith.training.summary import Summary
+
+_DIGITS = 16
+"""Of a hash in a file's metadata: enough to tell sets of pictures apart."""
 
 
 def export(session: Session, path: Path) -> None:
@@ -38,6 +41,8 @@ def export(session: Session, path: Path) -> None:
         class_word=run.data.class_word,
         run=session.progress.identity,
         step=session.progress.done,
+        base=session.base_hash,
+        pictures=identity_of(session.data)[:_DIGITS],
     )
     with session.averaged():
         save_lora_file(path, exported(session.trainable), metadata_of(facts))

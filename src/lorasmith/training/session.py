@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from lorasmith.core.device import generator, seed_of
 from lorasmith.core.draws import Draws
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.weights import Tensors
+from lorasmith.inference.metadata import hash_of_model
 from lorasmith.loops.checkpoint import Checkpoint, save_checkpoint
 from lorasmith.loops.device_clock import DeviceClock
 from lorasmith.loops.schedule import lr_scale, warmup_steps
@@ -104,6 +106,11 @@ class Session:
     def device(self) -> torch.device:
         """Where it computes."""
         return torch.device(self.model.unet.device)
+
+    @cached_property
+    def base_hash(self) -> str:
+        """Hash of the base model's U-Net; read from its file once, when a LoRA is first written."""
+        return hash_of_model(self.model.folder)
 
     @property
     def main(self) -> bool:
