@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from full_size import SCHEDULER, SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, write_model
+from full_size import SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, scheduler, write_model
 from lora_quality import machine
 
 from lorasmith.loops.memory import limit_memory
@@ -90,7 +90,7 @@ def _lorasmith(
     unet = make_unet(name, device, torch.bfloat16, options.tiny)
     made = adapters(name, unet, RANK)
     inputs = Inputs(name, unet, batch, side=options.side)
-    run = MadeUp(unet, made, inputs, Lane(made.attached.gate), **train)
+    run = MadeUp(name, unet, made, inputs, Lane(made.attached.gate), **train)
     pace = Pace(device.type == "cuda", compiled=train.get("compile") == "on")
     torch._dynamo.reset()
     steps = Together([run], pace)  # type: ignore[list-item]
@@ -121,7 +121,7 @@ def _four(name: str, batch: int, options: argparse.Namespace, device: torch.devi
     for number, one in enumerate(several):
         lane = Lane(gates[number], others=[gate for gate in gates if gate is not gates[number]])
         inputs = Inputs(name, unet, batch, seed=number, side=options.side)
-        runs.append(MadeUp(unet, one, inputs, lane))
+        runs.append(MadeUp(name, unet, one, inputs, lane))
     steps = Together(runs, Pace(device.type == "cuda"))  # type: ignore[arg-type]
     found = _measured(steps.advance, 4 * batch, options, device)
     for one in several:
@@ -145,7 +145,7 @@ def _recipe(name: str, batch: int, options: argparse.Namespace, device: torch.de
     unet.train()
     parameters = [one for one in unet.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
-    noises = DDPMScheduler.from_config(SCHEDULER)
+    noises = DDPMScheduler.from_config(scheduler(name))
     inputs = Inputs(name, unet, batch, side=options.side)
     more = None
     if inputs.pooled is not None:
