@@ -1,6 +1,7 @@
 """The training pictures as the network needs them, batch by batch."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from lorasmith.config.run import TrainData, TrainSettings
 from lorasmith.core.device import dtype_of, put
 from lorasmith.core.draws import Draws
+from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.buckets import Bucket, Placement, Size, place
 from lorasmith.data.cache import TensorCache, cache_folder
 from lorasmith.data.order import BucketOrder
@@ -173,6 +175,10 @@ def build_dataset(
     """
     buckets = buckets_of(model, data)
     chosen = chosen or choose_rows(data)
+    if data.masks == "random" and not model.inpaints:
+        warnings.warn(
+            "data.masks has no effect: the model does not inpaint", LorasmithWarning, stacklevel=2
+        )
     root = _cache_root(data)
     chunks = chunks_of(model, data, chosen, gating.plain)
     builder = _Builder(model, data, train, device, text_trained, gating, buckets, root, chunks)

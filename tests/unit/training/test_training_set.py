@@ -12,7 +12,7 @@ from training_sets import CPU, built, data_of, moments, pixels_of, take, write
 
 from lorasmith.core.device import generator
 from lorasmith.core.draws import Draws
-from lorasmith.core.errors import ConfigError, DataError
+from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text import encode, tokenize
 from lorasmith.training.sizes import buckets_of
@@ -197,6 +197,15 @@ def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -
         torch.testing.assert_close(found[0, 0], expected.flip(-1) if mirrored else expected)
         seen.add(mirrored)
     assert seen == {False, True}
+
+
+def test_random_masks_want_a_model_that_inpaints(tmp_path: Path, model: Model) -> None:
+    folder = write(tmp_path / "p", [(64, 64)])
+    with pytest.warns(LorasmithWarning, match=r"data\.masks has no effect: the model does not"):
+        built(model, data_of(folder, masks="random"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built(model, data_of(folder))
 
 
 def test_masks_can_be_ignored(tmp_path: Path, model: Model) -> None:
