@@ -108,8 +108,8 @@ class TrainSettings(Settings):
     """On a CUDA GPU, record a step once for each size of pictures and replay it: the same results,
     without the time that launching its kernels one by one takes."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the U-Net's blocks, which takes one to two minutes the first time and makes steps
-    some percent faster; auto does it for long runs of SD 1.x and 2.x models on a GPU."""
+    """Compile the U-Net's blocks, which takes one to two minutes the first time; auto does it for
+    long runs of SD 1.x and 2.x models on a GPU."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -46,6 +46,7 @@ class Recorder:
         self._on = on and device.type == "cuda"
         self._seen: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, _Recording] = {}
+        self._told = False
         self._pool: Any = None
         self._side: torch.cuda.Stream | None = None
 
@@ -69,7 +70,7 @@ class Recorder:
         if found is None:
             seen = self._seen.get(key, 0)
             self._seen[key] = seen + 1
-            if seen < _WARM or len(self._recordings) >= _MOST:
+            if seen < _WARM or self._full():
                 return self._with_room(inputs, work)
             found = self._record(inputs, work)
             if found is None:
@@ -80,6 +81,20 @@ class Recorder:
         found.graph.replay()
         result: R = found.result
         return result
+
+    def _full(self) -> bool:
+        """Tell whether there are as many recordings as may be; say so the first time."""
+        if len(self._recordings) < _MOST:
+            return False
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"{_MOST} sizes of batches are recorded; steps of others launch their kernels one "
+                "by one, which is slower: a larger data.bucket_step makes fewer sizes",
+                LorasmithWarning,
+                stacklevel=4,
+            )
+        return True
 
     def _with_room(self, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
         """Work normally; where memory runs out, without recordings, which hold some of it."""

@@ -1,15 +1,16 @@
 """How the steps of a run are taken: recorded or not, compiled or not, and within which memory."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lorasmith.config.training import TrainSettings, bytes_of
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.loops.memory import free_memory, limit_memory, ran_out
 from lorasmith.training.geglu import has_triton
-from lorasmith.training.recomputing import Recomputing, by_size, fewest
+from lorasmith.training.recomputing import Recomputing, fewest
 from lorasmith.training.session import Session
 
 _WORTH_COMPILING = 900.0
@@ -45,14 +46,17 @@ def pace_of(sessions: Sequence[Session]) -> Pace:
     session = sessions[0]
     train, device = session.run.train, session.device
     if device.type != "cuda":
-        told = "train.memory has no effect on a CPU: it limits what is taken of a GPU"
-        return Pace(False, False, (told,) if train.memory else ())
+        if train.memory:
+            _warn("train.memory has no effect on a CPU: it limits what is taken of a GPU")
+        if train.compile == "on":
+            _warn("train.compile has no effect on a CPU: blocks are compiled for a GPU only")
+        return Pace(False, False)
     compiled = train.compile == "on" or (train.compile == "auto" and _pays(sessions))
     notes = []
     if compiled and not has_triton():
         compiled = False
         if train.compile == "on":
-            notes.append("train.compile needs the package triton, which is not installed: off")
+            _warn("train.compile is off: it needs the package triton, which is not installed")
     if compiled:
         notes.append("compiling the U-Net's blocks, a minute or two the first time")
     kept = next((one.step_once for one in sessions if not one.step_once.asks_nothing), None)
@@ -61,6 +65,11 @@ def pace_of(sessions: Sequence[Session]) -> Pace:
             f"{_why_not(train, session)}: recorded are passes and gradients, not the optimizer"
         )
     return Pace(train.cuda_graph, compiled, tuple(notes))
+
+
+def _warn(text: str) -> None:
+    """Say that a setting which somebody asked for has no effect."""
+    warnings.warn(text, LorasmithWarning, stacklevel=3)
 
 
 def _why_not(train: TrainSettings, session: Session) -> str:
@@ -132,8 +141,7 @@ def _fit(
     states = sum(8 * one.numel() for each in sessions for one in each.trainable.parameters())
     room = (min(limit, total) - _APART) / _LOOSE - states
     needed: dict[int, float] = {}
-    recomputing.choose_all()
-    order = by_size(recomputing.blocks, step_forward(step))
+    order = recomputing.by_size(_forward_of(step))
 
     def fits(count: int) -> bool:
         recomputing.choose(order[:count])
@@ -155,7 +163,7 @@ def _fit(
     )
 
 
-def step_forward(step: Callable[[], None]) -> Callable[[], None]:
+def _forward_of(step: Callable[[], None]) -> Callable[[], None]:
     """Return the step; its backward pass fails where nothing was kept, which is no matter."""
 
     def forward() -> None:

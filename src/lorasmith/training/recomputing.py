@@ -41,6 +41,17 @@ class Recomputing:
         """Let every block compute again."""
         self.choose(self.blocks)
 
+    def by_size(self, work: Callable[[], object]) -> list[nn.Module]:
+        """Return the blocks in the order of what each keeps for its backward pass, the most first.
+
+        None of them computes again afterwards: what those keep that do could not be seen.
+
+        Args:
+            work: runs a forward pass; nothing is kept of it.
+        """
+        self.choose([])
+        return _by_size(self.blocks, work)
+
     def _call(self, block: nn.Module, *given: Any) -> Any:
         if block not in self._chosen:
             return block(*given)
@@ -50,13 +61,8 @@ class Recomputing:
         )
 
 
-def by_size(blocks: list[nn.Module], work: Callable[[], object]) -> list[nn.Module]:
-    """Return blocks in the order of what each keeps for its backward pass, the most first.
-
-    Args:
-        blocks: some blocks, none within another.
-        work: runs a forward pass; nothing is kept of it.
-    """
+def _by_size(blocks: list[nn.Module], work: Callable[[], object]) -> list[nn.Module]:
+    """Order blocks, none within another, by what a forward pass makes each of them keep."""
     kept = dict.fromkeys(blocks, 0)
     weights = {one.data_ptr() for block in blocks for one in block.parameters()}
     inside: list[tuple[nn.Module, set[int]]] = []

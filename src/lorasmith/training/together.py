@@ -56,14 +56,17 @@ class Together:
             ConfigError: the settings' memory is too little.
         """
         pace = pace or pace_of(sessions)
-        self._swift = Swift(sessions[0].model.unet, pace.compiled)
+        unet = sessions[0].model.unet
+        self._swift = Swift(unet, compiled=False)
         self._sessions = tuple(sessions)
         self._steps = [one.step_once for one in sessions]
         trained = [one for each in sessions for one in each.trainable.adapters.values()]
-        self._casts = casts_for(sessions[0].model.unet, trained)
+        self._casts = casts_for(unet, trained)
         self._to_the_end = all(one.asks_nothing for one in self._steps)
         self._recorder = Recorder(sessions[0].device, pace.record)
         plan = recompute_as_told(sessions, lambda: self._try(_largest(sessions)))
+        if pace.compiled:  # not for the trials, each of which would be compiled anew
+            self._swift = Swift(unet, compiled=True)
         if sessions[0].main:
             tell(*pace.notes, *([plan] if plan else []))
 

@@ -12,10 +12,11 @@ from training_sets import write
 
 from lorasmith.config.run import TrainRun, TrainSettings
 from lorasmith.config.training import bytes_of
+from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import load_model
 from lorasmith.training.opening import opened
 from lorasmith.training.pace import Pace
-from lorasmith.training.recomputing import Recomputing, by_size, fewest
+from lorasmith.training.recomputing import Recomputing, fewest
 from lorasmith.training.together import Together
 
 
@@ -83,10 +84,12 @@ def test_recomputed_blocks_give_the_same_gradients_and_keep_less(tiny_model: Pat
 
 def test_blocks_are_ordered_by_what_they_keep(tiny_model: Path) -> None:
     unet = load_model(tiny_model).unet
-    blocks = Recomputing(unet).blocks
+    recomputing = Recomputing(unet)
     unet.requires_grad_(True)
-    order = by_size(blocks, lambda: predict(unet, torch.randn(1, 4, 16, 16)))
-    assert sorted(map(id, order)) == sorted(map(id, blocks))
+    recomputing.choose_all()  # what those keep that compute again is not seen
+    order = recomputing.by_size(lambda: predict(unet, torch.randn(1, 4, 16, 16)))
+    assert len(recomputing) == 0
+    assert sorted(map(id, order)) == sorted(map(id, recomputing.blocks))
     names = {id(one): name for name, one in unet.named_modules()}
     # The first level has four times the latents of the second and as many channels.
     assert names[id(order[0])].startswith(("up_blocks.3", "down_blocks.0"))
@@ -124,6 +127,6 @@ def test_a_cpu_neither_records_nor_compiles(tiny_model: Path, tmp_path: Path) ->
         "track": {"tensorboard": False},
     }
     with opened(TrainRun.model_validate(settings), None) as session:
-        pace = pace_of([session])
-        assert pace == Pace(False, False, pace.notes)
-        assert "no effect on a CPU" in pace.notes[0]
+        with pytest.warns(LorasmithWarning, match="no effect on a CPU") as told:
+            assert pace_of([session]) == Pace(False, False)
+        assert [str(one.message).split()[0] for one in told] == ["train.memory", "train.compile"]
