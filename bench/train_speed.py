@@ -10,6 +10,7 @@ U-Net per picture, as a share of what a large bfloat16 matrix product reaches on
 
 - lorasmith: as `lorasmith train` takes its steps, with `train.compile = "off"`.
 - compiled: the same with `train.compile = "on"`.
+- fp8: the same as lorasmith with `train.fp8 = true`.
 - recipe: peft's adapters in diffusers' U-Net, under autocast, as the public example trains.
 - memory: lorasmith within `--memory`, at batch size 1.
 - four: four LoRAs over one shared pass, a picture each, beside one of them alone.
@@ -91,7 +92,11 @@ def _lorasmith(
     made = adapters(name, unet, RANK)
     inputs = Inputs(name, unet, batch, side=options.side)
     run = MadeUp(name, unet, made, inputs, Lane(made.attached.gate), **train)
-    pace = Pace(device.type == "cuda", compiled=train.get("compile") == "on")
+    pace = Pace(
+        device.type == "cuda",
+        compiled=train.get("compile") == "on",
+        fp8=bool(train.get("fp8")) and device.type == "cuda",
+    )
     torch._dynamo.reset()
     steps = Together([run], pace)  # type: ignore[list-item]
     try:
@@ -102,6 +107,10 @@ def _lorasmith(
 
 def _compiled(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
     return _lorasmith(name, batch, options, device, compile="on")
+
+
+def _fp8(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    return _lorasmith(name, batch, options, device, fp8=True)
 
 
 def _within(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
@@ -229,6 +238,7 @@ WAYS = {
     "recipe": _recipe,
     "lorasmith": _lorasmith,
     "compiled": _compiled,
+    "fp8": _fp8,
     "memory": _within,
     "four": _four,
     "run": _run,

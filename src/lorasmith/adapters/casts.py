@@ -1,6 +1,6 @@
 """Copies of adapters' factors in the number format of the layers that they are on."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -8,6 +8,11 @@ from torch import nn
 
 from lorasmith.adapters.fused import Stack
 from lorasmith.adapters.layers import Adapted, LoraLinear
+from lorasmith.adapters.sharing import sharing
+
+Learner = tuple[Adapted, tuple[LoraLinear, ...]]
+"""A linear layer, and those of its adapters that are trained, in the order in which they divide
+the rows of a batch."""
 
 
 class Casts:
@@ -16,14 +21,17 @@ class Casts:
     The layers have them only between ``renew`` and ``drop``, so that none is ever out of date.
     """
 
-    def __init__(self, layers: Collection[tuple[Adapted, tuple[LoraLinear, ...]]]) -> None:
+    def __init__(self, families: Collection[Sequence[Learner]]) -> None:
         """Make room for the copies.
 
         Args:
-            layers: linear layers, and those of their adapters that are trained, in the order in
-                which they divide the rows of a batch.
+            families: layers that read the same input, most of them alone.
         """
-        self._layers = [(layer, adapters, _room(layer, adapters)) for layer, adapters in layers]
+        self._layers = [
+            (*learner, room)
+            for family in families
+            for learner, room in zip(family, _rooms(family), strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -43,7 +51,7 @@ class Casts:
                 copies.append(room.down[number, : one.rank])
             copies += [room.up[number, :, : one.rank] for number, one in enumerate(adapters)]
             layer.learning = adapters
-            layer.stack = Stack(*room[:2], tuple(scales[-len(adapters) :]))
+            layer.stack = room._replace(scales=tuple(scales[-len(adapters) :]))
         if not copies:
             return
         if any(scale != 1.0 for scale in scales):
@@ -70,15 +78,24 @@ def _in_turn(
         first = last
 
 
-def _room(layer: Adapted, adapters: tuple[LoraLinear, ...]) -> Stack:
-    weight = layer.weight
-    outputs, inputs = weight.shape
-    count, rank = len(adapters), max(one.rank for one in adapters)
-    return Stack(
-        weight.new_zeros(count, rank, inputs),
-        weight.new_zeros(count, outputs, rank),
-        (1.0,) * count,
-    )
+def _rooms(family: Sequence[Learner]) -> list[Stack]:
+    """Return room for the factors of layers that read the same input; A of all lie together."""
+    counts = {len(adapters) for _, adapters in family}
+    if len(family) > 1 and len(counts) > 1:
+        return [room for one in family for room in _rooms([one])]
+    count, layers = counts.pop(), len(family)
+    rank = max(one.rank for _, adapters in family for one in adapters)
+    first = family[0][0].weight
+    shared = first.new_zeros(count, layers * rank, first.shape[1])
+    return [
+        Stack(
+            down,
+            layer.weight.new_zeros(count, len(layer.weight), rank),
+            (1.0,) * count,
+            shared if layers > 1 else None,
+        )
+        for (layer, _), down in zip(family, shared.chunk(layers, 1), strict=True)
+    ]
 
 
 def casts_for(network: nn.Module, adapters: Collection[nn.Module]) -> Casts:
@@ -92,14 +109,19 @@ def casts_for(network: nn.Module, adapters: Collection[nn.Module]) -> Casts:
         adapters: those in training.
     """
     trained = {id(one) for one in adapters}
-    found = []
+    found: dict[nn.Module, Learner] = {}
     for layer in network.modules():
         if not isinstance(layer, Adapted) or not isinstance(layer.base, nn.Linear):
             continue
         own = tuple(one for one in layer.adapters if id(one) in trained)
         if own and layer.weight.is_cuda and all(can_be_fused(one) for one in own):
-            found.append((layer, cast("tuple[LoraLinear, ...]", own)))
-    return Casts(found)
+            found[layer] = layer, cast("tuple[LoraLinear, ...]", own)
+    families = [
+        [found.pop(one) for one in layers]
+        for layers in sharing(network)
+        if len(layers) > 1 and all(one in found for one in layers)
+    ]
+    return Casts([*families, *([one] for one in found.values())])
 
 
 def can_be_fused(adapter: nn.Module) -> bool:

@@ -7,14 +7,14 @@ A0) x. ``Adapted`` stands in for a frozen layer and adds any number of adapters 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.adapters.fused import Stack, fused
+from lorasmith.adapters.fused import Stack, Work, fused
 from lorasmith.adapters.gate import Gate
 from lorasmith.core.errors import WeightsError
 
@@ -212,9 +212,9 @@ class Adapted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the base's output, untouched where all adapters have weight 0 or a shut gate."""
         if isinstance(self.base, nn.Linear) and torch.is_grad_enabled():
-            if self.stack is not None and self.divided(x):
-                downs, ups = zip(*((one.down, one.up) for one in self.learning), strict=True)
-                return fused(x, self.base, self.stack, downs, ups)
+            work = self.work_for(x)
+            if work is not None:
+                return fused(x, [work])[0]
             alone = self.learning_alone()
             if alone is not None and alone.is_cheaper_merged(self.base.weight):
                 return F.linear(x, alone.added_to(self.base.weight), self.bias)
@@ -223,6 +223,13 @@ class Adapted(nn.Module):
             if adapter.weight != 0:
                 y = adapter.gate.add(adapter, x, y)
         return y
+
+    def work_for(self, x: torch.Tensor) -> Work | None:
+        """Return what is to be done for an input as one operation, None where it cannot be."""
+        if self.stack is None or not torch.is_grad_enabled() or not self.divided(x):
+            return None
+        downs, ups = zip(*((one.down, one.up) for one in self.learning), strict=True)
+        return Work(cast("nn.Linear", self.base), self.stack, downs, ups)
 
     def divided(self, x: torch.Tensor) -> bool:
         """Tell whether the adapters in ``learning`` are at work for equal parts of the rows of an
@@ -250,6 +257,24 @@ class Adapted(nn.Module):
         if not isinstance(one, LoraLinear) or not one.training or not one.down.requires_grad:
             return None
         return one if one.weight != 0 and not one.dropout and one.gate.wide_open else None
+
+
+def outputs_of(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """Return the outputs of layers that read the same input, at once where that can be."""
+    works = [one.work_for(x) if isinstance(one, Adapted) else None for one in layers]
+    own = [one for one in works if one is not None]
+    shared = own[0].stack.shared if own else None
+    if (
+        shared is not None
+        and len(own) * own[0].stack.down.shape[1] == shared.shape[1]
+        and len(own) == len(layers)
+        and all(one.stack.shared is shared for one in own)
+    ):
+        return fused(x, own)
+    return [
+        layer(x) if work is None else fused(x, [work])[0]
+        for layer, work in zip(layers, works, strict=True)
+    ]
 
 
 def make_adapter(

@@ -1,11 +1,13 @@
 """The gated activation of diffusers' transformers, h * gelu(g), in one pass each way on a GPU.
 
 Done by separate kernels it is the largest elementwise cost of a training step: the activations of
-these layers are eight times as wide as the others. The kernels are written in Triton, which comes
-with torch where it can use a CUDA GPU on Linux; elsewhere diffusers' own code is used.
+these layers are eight times as wide as the others. For the same reason the product of the layer's
+adapter is added in that pass too, and again in the backward pass, rather than once in a pass of its
+own. The kernels are written in Triton, which comes with torch where it can use a CUDA GPU on Linux;
+elsewhere diffusers' own code is used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,15 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lorasmith.adapters import eight_bit
+from lorasmith.adapters.fused import (
+    Work,
+    apart,
+    arguments,
+    gradients,
+    grouped,
+    no_gradients,
+    product,
+)
+from lorasmith.adapters.layers import Adapted
+
 
 def gated_layers(network: nn.Module) -> Iterator[nn.Module]:
     """Yield a network's gated activations, those with the exact GELU."""
     return (one for one in network.modules() if type(one) in _classes())
-
-
-def available(device: torch.device) -> bool:
-    """Tell whether there are kernels for a device."""
-    return device.type == "cuda" and has_triton()
 
 
 def use_kernels(network: nn.Module) -> None:
@@ -50,6 +59,9 @@ def _classes() -> tuple[Any, Any]:
 
         def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             """Return h * gelu(g)."""
+            work = self.proj.work_for(hidden_states) if isinstance(self.proj, Adapted) else None
+            if work is not None:
+                return adapted_gated(hidden_states, work)
             return gated(self.proj(hidden_states))
 
     return GEGLU, FastGEGLU
@@ -116,18 +128,166 @@ def _grid(output: torch.Tensor) -> tuple[int, int]:
     return output.numel() // width, -(-width // _BLOCK)
 
 
-@cache
-def has_triton() -> bool:
-    """Tell whether kernels can be compiled."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def _kernels() -> Any:
     """Import the kernels, which need Triton already to be defined."""
     from lorasmith.training import geglu_kernels
 
     return geglu_kernels
+
+
+# --- with adapters ------------------------------------------------------------------------------
+
+
+def adapted_gated(x: torch.Tensor, work: Work) -> torch.Tensor:
+    """Return h * gelu(g), ``[N, ..., n]``, for h and g the halves of an adapted layer's output."""
+    y: torch.Tensor = _adapted_gated(*arguments(x, [work]))[0]
+    return y
+
+
+@torch.library.custom_op("lorasmith::adapted_gated", mutates_args=())
+def _adapted_gated(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
+    downs: Sequence[torch.Tensor],
+    ups: Sequence[torch.Tensor],
+    down: torch.Tensor,
+    up: Sequence[torch.Tensor],
+    scales: Sequence[float],
+    eights: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """Return the output, W x + b ``[T, 2 n]``, and A_g x ``[G, T / G, r]``."""
+    flat = x.flatten(0, -2)
+    inner = product(grouped(flat, len(down)), down.transpose(1, 2))
+    (both,) = eight_bit.products(flat, weights, biases, eights)
+    y = both.new_empty(len(both), both.shape[1] // 2)
+    if both.is_cuda:
+        _kernels().forward_adapted[_tiles(y, len(down))](
+            both, inner, up[0], y, *_sizes(y, inner), **_TILE, wide=_padded(inner)
+        )
+    else:
+        y.copy_(reference(_with_adapter(both, inner, up[0])))
+    return [y.view(*x.shape[:-1], -1), both, inner]
+
+
+@_adapted_gated.register_fake
+def _adapted_gated_shape(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
+    downs: Sequence[torch.Tensor],
+    ups: Sequence[torch.Tensor],
+    down: torch.Tensor,
+    up: Sequence[torch.Tensor],
+    scales: Sequence[float],
+    eights: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    groups, rank = down.shape[:2]
+    tokens, width = x.numel() // x.shape[-1], weights[0].shape[0]
+    return [
+        x.new_empty(*x.shape[:-1], width // 2),
+        x.new_empty(tokens, width),
+        x.new_empty(groups, tokens // groups, rank),
+    ]
+
+
+@torch.library.custom_op("lorasmith::adapted_gated_backward", mutates_args=())
+def _adapted_gated_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    both: torch.Tensor,
+    inner: torch.Tensor,
+    weight: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scales: Sequence[float],
+    eights: Sequence[torch.Tensor],
+    wants_x: bool,
+) -> list[torch.Tensor]:
+    """Return the gradients of the input, of all A and of all B."""
+    flat = grad.flatten(0, -2).contiguous()
+    slopes = torch.empty_like(both)
+    if both.is_cuda:
+        _kernels().backward_adapted[_tiles(flat, len(down))](
+            flat, both, inner, up, slopes, *_sizes(flat, inner), **_TILE, wide=_padded(inner)
+        )
+    else:
+        slopes.copy_(_reference_slopes(flat, _with_adapter(both, inner, up)))
+    return gradients([slopes], x, inner, [weight], down, [up], scales, eights, wants_x)
+
+
+@_adapted_gated_backward.register_fake
+def _adapted_gated_backward_shape(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    both: torch.Tensor,
+    inner: torch.Tensor,
+    weight: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scales: Sequence[float],
+    eights: Sequence[torch.Tensor],
+    wants_x: bool,
+) -> list[torch.Tensor]:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return [
+        x.new_empty(x.shape) if wants_x else x.new_empty(0),
+        down.new_empty(down.shape, dtype=wide),
+        up.new_empty(up.shape, dtype=wide),
+    ]
+
+
+def _keep_adapted(ctx: Any, inputs: Sequence[Any], output: Sequence[torch.Tensor]) -> None:
+    x, weights, biases, downs, _, down, up, scales, eights = inputs
+    ctx.nothing = [no_gradients(one) for one in (weights, biases, up, eights)]
+    ctx.scales, ctx.ranks = scales, [len(one) for one in downs]
+    ctx.save_for_backward(x, output[1], output[2], weights[0], down, up[0], *eights)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_adapted(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
+    no_weights, no_biases, no_up, no_eights = ctx.nothing
+    if grads[0] is None:
+        none = [None] * len(ctx.ranks)
+        return None, no_weights, no_biases, none, none, None, no_up, None, no_eights
+    x, both, inner, weight, down, up, *eights = ctx.saved_tensors
+    wants_x = bool(ctx.needs_input_grad[0])
+    grad_x, grad_down, grad_up = _adapted_gated_backward(
+        grads[0], x, both, inner, weight, down, up, ctx.scales, eights, wants_x
+    )
+    downs, ups = apart(grad_down, [grad_up], ctx.ranks)
+    own = grad_x if wants_x else None
+    return own, no_weights, no_biases, downs, ups, None, no_up, None, no_eights
+
+
+_adapted_gated.register_autograd(_differentiate_adapted, setup_context=_keep_adapted)
+
+_TILE: dict[str, int] = {"rows": 64, "block": 128, "num_warps": 8}
+"""What one program makes."""
+
+
+def _tiles(output: torch.Tensor, groups: int) -> tuple[int, int, int]:
+    tokens, width = len(output) // groups, output.shape[1]
+    return -(-tokens // _TILE["rows"]), -(-width // _TILE["block"]), groups
+
+
+def _sizes(output: torch.Tensor, inner: torch.Tensor) -> tuple[int, int, int]:
+    return inner.shape[1], output.shape[1], inner.shape[2]
+
+
+def _padded(inner: torch.Tensor) -> int:
+    """Return the rank as kernels want it: a power of two, at least 16."""
+    return max(16, 1 << (inner.shape[2] - 1).bit_length())
+
+
+def _with_adapter(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    added = product(inner, up.transpose(1, 2)).flatten(0, 1)
+    return both + added
+
+
+def _reference_slopes(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
+    """Return the gradients of both halves by torch's own operations."""
+    hidden, gate = both.chunk(2, dim=-1)
+    share = 0.5 * (1.0 + torch.erf(gate * 0.5**0.5))
+    slope = share + gate * torch.exp(-0.5 * gate * gate) * (2.0 * torch.pi) ** -0.5
+    return torch.cat([grad * gate * share, grad * hidden * slope], dim=-1)

@@ -15,6 +15,12 @@ _DENSITY = tl.constexpr(0.3989422804014327)
 
 
 @triton.jit
+def _share(gate):
+    """Return Phi."""
+    return 0.5 * (1.0 + tl.erf(gate * _ROOT_HALF))
+
+
+@triton.jit
 def forward(both, out, width, block: tl.constexpr):
     """Write out[t, c] = both[t, c] * gelu(both[t, width + c]) for one t and a block of c."""
     row = tl.program_id(0).to(tl.int64) * width
@@ -23,8 +29,8 @@ def forward(both, out, width, block: tl.constexpr):
     place = 2 * row + column
     hidden = tl.load(both + place, inside).to(tl.float32)
     gate = tl.load(both + place + width, inside).to(tl.float32)
-    share = 0.5 * (1.0 + tl.erf(gate * _ROOT_HALF))
-    tl.store(out + row + column, (hidden * gate * share).to(out.dtype.element_ty), inside)
+    value = hidden * gate * _share(gate)
+    tl.store(out + row + column, value.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -37,8 +43,67 @@ def backward(grad, both, out, width, block: tl.constexpr):
     g = tl.load(grad + row + column, inside).to(tl.float32)
     hidden = tl.load(both + place, inside).to(tl.float32)
     gate = tl.load(both + place + width, inside).to(tl.float32)
-    share = 0.5 * (1.0 + tl.erf(gate * _ROOT_HALF))
+    share = _share(gate)
     slope = share + gate * _DENSITY * tl.exp(-0.5 * gate * gate)
     kind = out.dtype.element_ty
     tl.store(out + place, (g * gate * share).to(kind), inside)
     tl.store(out + place + width, (g * hidden * slope).to(kind), inside)
+
+
+@triton.jit
+def _adapted(
+    both, inner, up, tokens, width, rank,
+    rows: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    """Return both halves of a tile with the adapter's product added, and where the tile lies.
+
+    One group of tokens has one adapter: both ``[G, T, 2 n]``, inner ``[G, T, r]``, up
+    ``[G, 2 n, r]``.
+    """
+    group = tl.program_id(2).to(tl.int64)
+    token = tl.program_id(0) * rows + tl.arange(0, rows)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    part = tl.arange(0, wide)
+    inside = (token < tokens)[:, None] & (column < width)[None, :]
+    row = (group * tokens + token)[:, None]
+    thin = tl.load(
+        inner + row * rank + part[None, :], (token < tokens)[:, None] & (part < rank)[None, :], 0.0
+    )
+    place_up = (group * 2 * width + column)[None, :] * rank + part[:, None]
+    inside_up = (column < width)[None, :] & (part < rank)[:, None]
+    up_hidden = tl.load(up + place_up, inside_up, 0.0)
+    up_gate = tl.load(up + place_up + width * rank, inside_up, 0.0)
+    place = row * 2 * width + column[None, :]
+    hidden = tl.load(both + place, inside, 0.0).to(tl.float32)
+    gate = tl.load(both + place + width, inside, 0.0).to(tl.float32)
+    hidden = tl.dot(thin, up_hidden, hidden, input_precision="ieee")
+    gate = tl.dot(thin, up_gate, gate, input_precision="ieee")
+    return hidden, gate, row * width + column[None, :], place, inside
+
+
+@triton.jit
+def forward_adapted(
+    both, inner, up, out, tokens, width, rank,
+    rows: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    """Write h * gelu(g) of both halves with the adapter's product added."""
+    hidden, gate, to, _, inside = _adapted(both, inner, up, tokens, width, rank, rows, block, wide)
+    value = hidden * gate * _share(gate)
+    tl.store(out + to, value.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def backward_adapted(
+    grad, both, inner, up, out, tokens, width, rank,
+    rows: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of both halves side by side."""
+    hidden, gate, place, to, inside = _adapted(
+        both, inner, up, tokens, width, rank, rows, block, wide
+    )
+    g = tl.load(grad + place, inside, 0.0).to(tl.float32)
+    share = _share(gate)
+    slope = share + gate * _DENSITY * tl.exp(-0.5 * gate * gate)
+    kind = out.dtype.element_ty
+    tl.store(out + to, (g * gate * share).to(kind), inside)
+    tl.store(out + to + width, (g * hidden * slope).to(kind), inside)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from lorasmith.adapters import eight_bit
 from lorasmith.config.training import TrainSettings, bytes_of
 from lorasmith.core.errors import ConfigError, LorasmithWarning
+from lorasmith.core.kernels import has_triton
 from lorasmith.loops.memory import free_memory, limit_memory, ran_out
-from lorasmith.training.geglu import has_triton
 from lorasmith.training.recomputing import Recomputing, fewest
 from lorasmith.training.session import Session
 
@@ -33,6 +34,8 @@ class Pace:
     """Whether steps are recorded as CUDA graphs."""
     compiled: bool = False
     """Whether the U-Net's blocks are compiled."""
+    fp8: bool = False
+    """Whether large frozen layers multiply in 8 bits."""
     notes: tuple[str, ...] = ()
     """What is to be told about it."""
 
@@ -50,7 +53,9 @@ def pace_of(sessions: Sequence[Session]) -> Pace:
             _warn("train.memory has no effect on a CPU: it limits what is taken of a GPU")
         if train.compile == "on":
             _warn("train.compile has no effect on a CPU: blocks are compiled for a GPU only")
-        return Pace(False, False)
+        if train.fp8:
+            _warn("train.fp8 has no effect on a CPU: it is for GPUs that multiply in 8 bits")
+        return Pace(record=False)
     compiled = train.compile == "on" or (train.compile == "auto" and _pays(sessions))
     notes = []
     if compiled and not has_triton():
@@ -64,7 +69,20 @@ def pace_of(sessions: Sequence[Session]) -> Pace:
         notes.append(
             f"{_why_not(train, session)}: recorded are passes and gradients, not the optimizer"
         )
-    return Pace(train.cuda_graph, compiled, tuple(notes))
+    return Pace(train.cuda_graph, compiled, _in_eight_bits(session), tuple(notes))
+
+
+def _in_eight_bits(session: Session) -> bool:
+    """Tell whether large layers multiply in 8 bits; warn where they were asked to and cannot."""
+    if not session.run.train.fp8:
+        return False
+    if not eight_bit.available(session.device):
+        _warn("train.fp8 has no effect: it needs an RTX 40, H100 or later GPU and triton")
+        return False
+    if session.model.unet.dtype != torch.bfloat16:
+        _warn('train.fp8 has no effect: set train.precision = "bf16"')
+        return False
+    return True
 
 
 def _warn(text: str) -> None:

@@ -11,26 +11,34 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from lorasmith.adapters import eight_bit
 from lorasmith.core.errors import LorasmithWarning
+from lorasmith.core.kernels import available
 from lorasmith.loops.memory import ran_out
 from lorasmith.loops.progress import tell
-from lorasmith.training import geglu
+from lorasmith.training import attention, geglu, resnets
 from lorasmith.training.compiling import Compiled
 
 
 class Swift:
     """What is exchanged in a network for the time of a step."""
 
-    def __init__(self, network: nn.Module, compiled: bool) -> None:
+    def __init__(self, network: nn.Module, compiled: bool = False, fp8: bool = False) -> None:
         """Prepare it.
 
         Args:
             network: the U-Net, on the device where it is trained.
             compiled: whether its blocks are to be compiled when a step first uses them.
+            fp8: whether its large frozen layers multiply in 8 bits.
         """
         self._network = network
-        device = next(network.parameters()).device
-        self._kernels = geglu.available(device)
+        self._ways = [(attention.use_swift, attention.use_own)]
+        if available(next(network.parameters()).device):
+            self._ways.append((geglu.use_kernels, geglu.use_own))
+            if not compiled:  # a compiler makes kernels of its own for these
+                self._ways.append((resnets.use_kernels, resnets.use_own))
+                resnets.channels_last(network)
+        self._eights = eight_bit.Exchanged(network) if fp8 else None
         self._compiled = Compiled(network) if compiled else None
         self._worked = False
 
@@ -59,14 +67,17 @@ class Swift:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Use the fast ways while the block runs."""
-        if self._kernels:
-            geglu.use_kernels(self._network)
-        if self._compiled is not None:
-            self._compiled.on()
+        for use, _ in self._ways:
+            use(self._network)
+        for one in self._exchanged():
+            one.on()
         try:
             yield
         finally:
-            if self._compiled is not None:
-                self._compiled.off()
-            if self._kernels:
-                geglu.use_own(self._network)
+            for one in self._exchanged():
+                one.off()
+            for _, use_own in self._ways:
+                use_own(self._network)
+
+    def _exchanged(self) -> Iterator[eight_bit.Exchanged | Compiled]:
+        return (one for one in (self._eights, self._compiled) if one is not None)

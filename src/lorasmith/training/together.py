@@ -57,7 +57,7 @@ class Together:
         """
         pace = pace or pace_of(sessions)
         unet = sessions[0].model.unet
-        self._swift = Swift(unet, compiled=False)
+        self._swift = Swift(unet, fp8=pace.fp8)
         self._sessions = tuple(sessions)
         self._steps = [one.step_once for one in sessions]
         trained = [one for each in sessions for one in each.trainable.adapters.values()]
@@ -66,7 +66,7 @@ class Together:
         self._recorder = Recorder(sessions[0].device, pace.record)
         plan = recompute_as_told(sessions, lambda: self._try(_largest(sessions)))
         if pace.compiled:  # not for the trials, each of which would be compiled anew
-            self._swift = Swift(unet, compiled=True)
+            self._swift = Swift(unet, compiled=True, fp8=pace.fp8)
         if sessions[0].main:
             tell(*pace.notes, *([plan] if plan else []))
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.casts import Casts, casts_for
-from lorasmith.adapters.fused import Stack, fused
+from lorasmith.adapters.fused import Stack, Work, arguments, fused
 from lorasmith.adapters.gate import Gate
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear, make_adapter
+from lorasmith.adapters.layers import Adapted, Factors, LoraLinear, make_adapter, outputs_of
+from lorasmith.adapters.sharing import sharing
 
 CPU = torch.device("cpu")
 IN, OUT = 6, 4
@@ -56,7 +57,7 @@ def test_output_and_gradients_are_those_of_the_sums(
     layer = make(torch.float64, ranks, alpha)
     divide(layer, 6)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    casts = Casts([(layer, tuple(layer.adapters))])
+    casts = Casts([[(layer, tuple(layer.adapters))]])
     casts.renew()
     assert layer.divided(x)
     found, wanted = layer(x), plain(x, layer)
@@ -72,7 +73,7 @@ def test_output_and_gradients_are_those_of_the_sums(
 def test_an_input_without_gradients_gets_none() -> None:
     layer = make(torch.float64)
     x = torch.randn(3, IN, dtype=torch.float64)
-    Casts([(layer, tuple(layer.adapters))]).renew()
+    Casts([[(layer, tuple(layer.adapters))]]).renew()
     layer(x).sum().backward()
     assert x.grad is None
     assert all(one.grad is not None and one.grad.norm() > 0 for one in factors(layer))
@@ -81,7 +82,7 @@ def test_an_input_without_gradients_gets_none() -> None:
 def test_gradients_of_factors_are_float32_over_a_bf16_layer() -> None:
     layer = make(torch.bfloat16)
     x = torch.randn(40, IN).bfloat16().requires_grad_()
-    Casts([(layer, tuple(layer.adapters))]).renew()
+    Casts([[(layer, tuple(layer.adapters))]]).renew()
     y = layer(x)
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
@@ -97,7 +98,7 @@ def test_gradients_of_factors_are_float32_over_a_bf16_layer() -> None:
 def test_copies_are_those_of_the_moment_and_are_taken_back() -> None:
     layer = make(torch.bfloat16, alpha=2.0)
     (adapter,) = layer.adapters
-    casts = Casts([(layer, (adapter,))])
+    casts = Casts([[(layer, (adapter,))]])
     assert layer.stack is None
     casts.renew()
     assert layer.stack is not None
@@ -116,7 +117,7 @@ def test_copies_are_used_in_training_and_for_whole_parts_only() -> None:
     layer = make(torch.bfloat16, (2, 2))
     divide(layer, 6)
     x = torch.randn(6, IN).bfloat16()
-    casts = Casts([(layer, tuple(layer.adapters))])
+    casts = Casts([[(layer, tuple(layer.adapters))]])
     casts.renew()
     torch.testing.assert_close(layer(x).float(), plain(x.float(), layer), atol=0.1, rtol=0.05)
     broken = layer.stack
@@ -174,16 +175,79 @@ def test_adapters_that_do_more_are_not_fused() -> None:
         assert len(casts_for(layer, list(layer.adapters))) == 0
 
 
-def test_the_operation_is_well_formed() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_operation_is_well_formed(count: int) -> None:
     """As torch's own check of custom operations sees it, for compilers."""
-    layer = make(torch.float32, (2, 1))
-    stack = Stack(torch.randn(2, 2, IN), torch.randn(2, OUT, 2), (1.0, 2.0))
+    layers = [make(torch.float32, (2, 1)) for _ in range(count)]
+    shared = torch.randn(2, 2 * count, IN)
     x = torch.randn(4, 3, IN, requires_grad=True)
-    downs = [one.down for one in layer.adapters]
-    ups = [one.up for one in layer.adapters]
-    base = layer.base
-    torch.library.opcheck(
-        torch.ops.lorasmith.adapted_linear.default,
-        (x, base.weight, base.bias, downs, ups, stack.down, stack.up, list(stack.scales)),
-    )
-    assert fused(x, base, stack, downs, ups).shape == (4, 3, OUT)
+    works = [
+        Work(
+            layer.base,
+            Stack(down, torch.randn(2, OUT, 2), (1.0, 2.0), shared),
+            [one.down for one in layer.adapters],
+            [one.up for one in layer.adapters],
+        )
+        for layer, down in zip(layers, shared.chunk(count, 1), strict=True)
+    ]
+    given = arguments(x, works)
+    torch.library.opcheck(torch.ops.lorasmith.adapted_linears.default, given)
+    assert [one.shape for one in fused(x, works)] == [(4, 3, OUT)] * count
+
+
+class Attention(nn.Module):
+    """As diffusers' own has them."""
+
+    def __init__(self, ranks: list[tuple[int, ...]], cross: bool = False) -> None:
+        super().__init__()
+        self.is_cross_attention = cross
+        made = (make(torch.float64, one, 2.0 + len(one)) for one in ranks)
+        self.to_q, self.to_k, self.to_v = made
+
+    def learners(self) -> list[tuple[Adapted, tuple[LoraLinear, ...]]]:
+        return [(one, tuple(one.adapters)) for one in (self.to_q, self.to_k, self.to_v)]
+
+
+@pytest.mark.parametrize("ranks", [[(2,), (2,), (2,)], [(1, 2), (3, 1), (2, 2)]])
+@pytest.mark.parametrize("used", [(0, 1, 2), (1, 2), (2,)])
+def test_layers_that_read_the_same_input(
+    ranks: list[tuple[int, ...]], used: tuple[int, ...]
+) -> None:
+    attention = Attention(ranks)
+    layers = [attention.to_q, attention.to_k, attention.to_v]
+    for layer in layers:
+        divide(layer, 4)
+    Casts([attention.learners()]).renew()
+    x = torch.randn(4, 3, IN, dtype=torch.float64, requires_grad=True)
+    found = outputs_of(x, [layers[one] for one in used])
+    wanted = [plain(x, layers[one]) for one in used]
+    weights = [torch.randn_like(one) for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+    of = [x, *(factor for one in used for factor in factors(layers[one]))]
+    # The last output gets no gradient where there are several.
+    each = list(zip(found, wanted, weights, strict=True))[: max(1, len(used) - 1)]
+    ours = torch.autograd.grad(sum((a * w).sum() for a, _, w in each), of, allow_unused=True)
+    theirs = torch.autograd.grad(sum((b * w).sum() for _, b, w in each), of, allow_unused=True)
+    for factor, one, other in zip(of, ours, theirs, strict=True):
+        nothing = torch.zeros_like(factor)
+        torch.testing.assert_close(
+            nothing if one is None else one,
+            nothing if other is None else other,
+            atol=1e-12,
+            rtol=1e-12,
+        )
+
+
+def test_layers_with_other_adapters_do_not_share() -> None:
+    attention = Attention([(2,), (2,), (2, 2)])
+    Casts([attention.learners()]).renew()
+    assert all(one.stack is not None and one.stack.shared is None for one in attention.children())
+
+
+def test_layers_of_an_attention_are_found() -> None:
+    own, cross = Attention([(2,)] * 3), Attention([(2,)] * 3, cross=True)
+    assert list(sharing(nn.ModuleList([own, cross]))) == [
+        [own.to_q, own.to_k, own.to_v],
+        [cross.to_k, cross.to_v],
+    ]

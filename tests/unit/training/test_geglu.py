@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from lorasmith.adapters.casts import Casts
+from lorasmith.adapters.fused import arguments
+from lorasmith.adapters.gate import Gate
+from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
 from lorasmith.training import geglu
 from lorasmith.training.swift import Swift
 
@@ -25,7 +29,7 @@ def test_a_network_without_a_gpu_stays_as_it_is() -> None:
     network = Network()
     x = torch.randn(3, 5, 12)
     before = network(x)
-    with Swift(network, compiled=False)():
+    with Swift(network)():
         assert torch.equal(network(x), before)
 
 
@@ -64,3 +68,78 @@ def test_kernels_agree_with_float64(shape: tuple[int, ...], dtype: torch.dtype) 
     bound = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
     torch.testing.assert_close(ours.double(), wanted, atol=bound, rtol=bound)
     torch.testing.assert_close(slope.double(), wanted_slope, atol=bound, rtol=bound)
+
+
+class Gated(torch.nn.Module):
+    """A gated layer with adapters."""
+
+    def __init__(self, ranks: tuple[int, ...], size: int, dtype: torch.dtype, device: str) -> None:
+        from diffusers.models.activations import GEGLU
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = GEGLU(12, size).to(dtype).requires_grad_(False)
+        self.layer.proj = Adapted(self.layer.proj)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        for rank in ranks:
+            factors = torch.randn(rank, 12, dtype=wide), torch.randn(2 * size, rank, dtype=wide)
+            self.layer.proj.adapters.append(LoraLinear(Factors(*factors), 2.0 * rank))
+        self.to(device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+    def divide(self, rows: int) -> None:
+        proj = self.layer.proj
+        for number, one in enumerate(proj.adapters):
+            one.gate = Gate()
+            own = [row * len(proj.adapters) // rows == number for row in range(rows)]
+            one.gate.let_through(own, proj.weight.device)
+
+
+def compare(network: Gated, x: torch.Tensor, atol: float, rtol: float) -> None:
+    """The operation beside the layers as they are written, for x of as many rows."""
+    network.divide(len(x))
+    adapters = tuple(network.layer.proj.adapters)
+    of = [x, *(factor for one in adapters for factor in (one.down, one.up))]
+    wanted = network(x)
+    weight = torch.randn_like(wanted)
+    theirs = torch.autograd.grad((wanted * weight).sum(), of)
+    casts = Casts([[(network.layer.proj, adapters)]])
+    geglu.use_kernels(network)
+    casts.renew()
+    found = network(x)
+    ours = torch.autograd.grad((found * weight).sum(), of)
+    casts.drop()
+    geglu.use_own(network)
+    for one, other in zip([found, *ours], [wanted, *theirs], strict=True):
+        scale = float(other.abs().max())
+        torch.testing.assert_close(one.double(), other.double(), atol=atol * scale, rtol=rtol)
+
+
+@pytest.mark.parametrize("ranks", [(3,), (1, 4)])
+def test_with_adapters_in_the_same_pass(ranks: tuple[int, ...]) -> None:
+    network = Gated(ranks, 20, torch.float64, "cpu")
+    x = torch.randn(4, 3, 12, dtype=torch.float64, requires_grad=True)
+    compare(network, x, 1e-12, 1e-10)
+
+
+def test_the_operation_is_well_formed() -> None:
+    network = Gated((2,), 8, torch.float32, "cpu")
+    proj = network.layer.proj
+    casts = Casts([[(proj, tuple(proj.adapters))]])
+    casts.renew()
+    x = torch.randn(4, 3, 12, requires_grad=True)
+    given = arguments(x, [proj.work_for(x)])
+    torch.library.opcheck(torch.ops.lorasmith.adapted_gated.default, given)
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("size", [20, 640])
+@pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_with_adapters(size: int, ranks: tuple[int, ...], dtype: torch.dtype) -> None:
+    network = Gated(ranks, size, dtype, "cuda")
+    x = torch.randn(4, 37, 12, device="cuda").to(dtype).requires_grad_()
+    compare(network, x, *((1e-5, 1e-4) if dtype == torch.float32 else (2e-2, 2e-2)))

@@ -1,0 +1,165 @@
+"""Does a LoRA learn the same where the frozen model multiplies in 8 bits?
+
+    python bench/fp8_accuracy.py --out bench/out/fp8
+
+Trains the demo's style on the embedded model in float32, in bfloat16 and in bfloat16 with
+`train.fp8`, each with several seeds, and compares what is learned. A seed fixes pictures, noise and
+the adapters' start, so that runs of one seed differ by rounding only. Every linear layer of the
+U-Net multiplies in 8 bits here, of any size: in a real run only the largest do.
+
+- held out: loss of the held-out pictures on fixed noise after training, as a share of the base's.
+- curve: mean over the steps of |loss - loss of the bfloat16 run of that seed|, as a share of it.
+- apart: distance of the learned changes of the weights from those of the bfloat16 run of that seed,
+  as a share of their length; *other seeds*: the same between bfloat16 runs of different seeds.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lora_quality import machine
+from safetensors.torch import load_file
+
+import lorasmith
+from lorasmith.adapters import eight_bit
+from lorasmith.cli.demo import DEMO_DATA, TAG
+
+KINDS: dict[str, dict[str, Any]] = {
+    "float32": {"precision": "no"},
+    "bfloat16": {"precision": "bf16"},
+    "8 bits": {"precision": "bf16", "fp8": True},
+}
+Found = dict[tuple[str, int], dict[str, Any]]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = _options()
+    eight_bit.WORTH = eight_bit.TOKENS = 0
+    found: Found = {
+        (kind, seed): _trained(kind, seed, options)
+        for seed in range(options.seeds)
+        for kind in KINDS
+    }
+    rows = compared(found, options.seeds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = {"machine": machine(), "steps": options.steps, "rows": rows}
+    (options.out / "fp8_accuracy.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(table(rows))
+
+
+def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    folder: Path = options.out / f"{kind.replace(' ', '-')}-{seed}"
+    file = lorasmith.train(
+        {
+            "data": {"path": DEMO_DATA, "tag": TAG, "held_out": 0.25},
+            "output": {"name": str(folder)},
+            "lora": {"targets": "all-linear"},
+            "train": {
+                "steps": options.steps, "log_every": 1, "seed": seed, "batch_size": 8,
+                "learning_rate": 2e-3, "device": options.device, **KINDS[kind],
+            },
+            "preview": {"every": options.steps, "count": 1, "steps": 1, "loss_timesteps": 16},
+            "track": {"tensorboard": False},
+        }
+    )  # fmt: skip
+    lines = [json.loads(one) for one in (folder / "log.jsonl").read_text().splitlines()]
+    held_out = [one["held_out"] for one in lines if "held_out" in one]
+    base = [one["held_out_base"] for one in lines if "held_out_base" in one]
+    print(f"{kind}, seed {seed}: held out {held_out[-1]:.4f}", flush=True)
+    return {
+        "losses": [one["loss"] for one in lines if "loss" in one],
+        "held_out": held_out[-1] / (base or held_out)[0],
+        "change": changes(Path(str(file))),
+    }
+
+
+def changes(file: Path) -> torch.Tensor:
+    """Return the changes of all weights that a kohya file makes, one after the other."""
+    found = load_file(file)
+    return torch.cat(
+        [
+            (
+                found[key.replace("lora_down", "lora_up")].float().flatten(1)
+                @ down.float().flatten(1)
+            ).flatten()
+            for key, down in sorted(found.items())
+            if key.endswith("lora_down.weight")
+        ]
+    )
+
+
+def compared(found: Found, seeds: int) -> list[dict[str, Any]]:
+    """Return a row for each kind."""
+    others = [
+        _apart(found["bfloat16", a]["change"], found["bfloat16", b]["change"])
+        for a, b in itertools.permutations(range(seeds), 2)
+    ]
+    rows = []
+    for kind in KINDS:
+        own = [found[kind, seed] for seed in range(seeds)]
+        beside = [found["bfloat16", seed] for seed in range(seeds)]
+        rows.append(
+            {
+                "kind": kind,
+                "held_out": [one["held_out"] for one in own],
+                "curve": [_curve(a, b) for a, b in zip(own, beside, strict=True)],
+                "apart": [
+                    _apart(a["change"], b["change"]) for a, b in zip(own, beside, strict=True)
+                ],
+                "other_seeds": others if kind == "bfloat16" else [],
+            }
+        )
+    return rows
+
+
+def _curve(one: dict[str, Any], other: dict[str, Any]) -> float:
+    pairs = zip(one["losses"], other["losses"], strict=True)
+    return statistics.mean(abs(a - b) for a, b in pairs) / statistics.mean(other["losses"])
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the figures as Markdown."""
+    lines = ["| | held out | curve | apart | other seeds |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [row["kind"], _spread(row["held_out"]), _mean(row["curve"])]
+        lines.append(
+            "| " + " | ".join([*cells, _mean(row["apart"]), _mean(row["other_seeds"])]) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return " ".join(f"{one:.4f}" for one in values)
+
+
+def _mean(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2%}" if values else ""
+
+
+def _options() -> argparse.Namespace:
+    assert __doc__ is not None  # noqa: S101 (for the type checker)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("bench/out/fp8"))
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    if options.device == "cuda" and not (
+        torch.cuda.is_available() and eight_bit.available(torch.device("cuda"))
+    ):
+        sys.exit("skipped: this needs a GPU that multiplies in 8 bits (--device cpu tries it)")
+    return options
+
+
+if __name__ == "__main__":
+    main()

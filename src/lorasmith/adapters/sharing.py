@@ -1,0 +1,16 @@
+"""Which layers of a network read the same input."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+_NAMES = ("to_q", "to_k", "to_v")
+
+
+def sharing(network: nn.Module) -> Iterator[list[nn.Module]]:
+    """Yield the layers of each attention that do: q, k and v, or k and v of a text."""
+    for one in network.modules():
+        found: list[Any] = [getattr(one, name, None) for name in _NAMES]
+        if all(isinstance(layer, nn.Module) for layer in found):
+            yield found[1:] if getattr(one, "is_cross_attention", False) else found
