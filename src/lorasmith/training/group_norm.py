@@ -118,25 +118,23 @@ def _normalised(
     each = channels // groups
     y, stats = _outputs(x, groups)
     kernels = _kernels()
-    grid, share = _division(x, _most_blocks(each))
+    added, across = (shift, bias), (groups, pictures)
+    held = _held(positions, each)
+    if held:
+        kernels.hold[across](
+            x, gamma, beta, *added, y, stats, positions, channels, eps, each, silu, **held
+        )
+        return y, stats
+    tile = _group_tile(each)
+    grid, share = _division(x, tile["rows"])
     parts = x.new_empty((pictures, grid[1], 2, channels), dtype=torch.float32)
     kernels.moments[grid](x, parts, positions, channels, share, **_TILE)
-    kernels.statistics[groups, pictures](
-        parts,
-        shift,
-        bias,
-        stats,
-        positions,
-        share,
-        grid[1],
-        channels,
-        each,
-        eps,
-        **_group_tile(grid[1], each),
+    kernels.statistics[across](
+        parts, *added, stats, positions, share, grid[1], channels, each, eps, **tile
     )
     grid, share = _division(x)
     kernels.normalise[grid](
-        x, stats, gamma, beta, shift, bias, y, positions, channels, each, share, silu, **_TILE
+        x, stats, gamma, beta, *added, y, positions, channels, each, share, silu, **_TILE
     )
     return y, stats
 
@@ -173,25 +171,28 @@ def _normalised_backward(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     grad, x = _channels_last(grad), _channels_last(x)
-    shift = None if shift is None else shift.contiguous()
     pictures, channels, positions = _sizes(x)
     groups = stats.shape[1]
     each = channels // groups
-    kernels = _kernels()
-    grid, share = _division(x, _most_blocks(each))
-    parts = x.new_empty((pictures, grid[1], 2, channels), dtype=torch.float32)
-    fixed = (gamma, beta, shift, bias)
-    kernels.slopes[grid](
-        grad, x, stats, *fixed, parts, positions, channels, each, share, silu, **_TILE
-    )
-    means = torch.empty_like(stats)
-    kernels.means[groups, pictures](
-        parts, gamma, means, positions, grid[1], channels, each, **_group_tile(grid[1], each)
-    )
+    given = (grad, x, stats)
+    fixed = (gamma, beta, None if shift is None else shift.contiguous(), bias)
     out = torch.empty_like(x, memory_format=torch.channels_last)
+    kernels = _kernels()
+    held = _held(positions, each)
+    if held:
+        kernels.hold_backward[groups, pictures](
+            *given, *fixed, out, positions, channels, each, silu, **held
+        )
+        return out
+    tile = _group_tile(each)
+    grid, share = _division(x, tile["rows"])
+    parts = x.new_empty((pictures, grid[1], 2, channels), dtype=torch.float32)
+    kernels.slopes[grid](*given, *fixed, parts, positions, channels, each, share, silu, **_TILE)
+    means = torch.empty_like(stats)
+    kernels.means[groups, pictures](parts, gamma, means, positions, grid[1], channels, each, **tile)
     grid, share = _division(x)
     kernels.differentiate[grid](
-        grad, x, stats, means, *fixed, out, positions, channels, each, share, silu, **_TILE
+        *given, means, *fixed, out, positions, channels, each, share, silu, **_TILE
     )
     return out
 
@@ -266,9 +267,11 @@ pieces of 16 bytes. The channels of the U-Nets are multiples of these."""
 _TILE = {"rows": _ROWS, "columns": _COLUMNS, "num_warps": 4}
 _PROGRAMS = 4096
 """As many are wanted, to keep the largest GPUs busy to the end."""
-_MOST_BLOCKS = 64
-_MOST_PARTS = 8192
-"""How many parts, for each channel of a group, a program of the second stage can hold."""
+_PARTS, _WIDEST = 8192, 128
+"""How many parts of a group's channels a program of the second stage takes, and for how many
+channels that is the same program."""
+_HELD = 16384
+"""How much of a group, filled up to powers of two, one program holds: 32 values a thread."""
 
 
 def _division(x: torch.Tensor, most: int = 1 << 15) -> tuple[tuple[int, int, int], int]:
@@ -286,15 +289,19 @@ def _division(x: torch.Tensor, most: int = 1 << 15) -> tuple[tuple[int, int, int
     return (across, -(-positions // share), pictures), share
 
 
-def _most_blocks(each: int) -> int:
-    """Return into how many shares positions may go with so many channels in a group."""
-    return max(1, min(_MOST_BLOCKS, _MOST_PARTS // _power(each)))
+def _group_tile(each: int) -> dict[str, int]:
+    """Return how many shares of how many channels the second stage takes at once."""
+    columns = max(_WIDEST, _power(each))
+    return {"rows": max(1, _PARTS // columns), "columns": columns, "num_warps": 8}
 
 
-def _group_tile(blocks: int, each: int) -> dict[str, int]:
-    """Return how large a tile takes all parts of a group."""
-    rows, columns = _power(blocks), _power(each)
-    return {"rows": rows, "columns": columns, "num_warps": 8 if rows * columns > 2048 else 4}
+def _held(positions: int, each: int) -> dict[str, int] | None:
+    """Return the tile that holds a whole group, which saves two calls; None for a large one."""
+    rows, columns = _power(positions), _power(each)
+    if rows * columns > _HELD:
+        return None
+    warps = min(max(rows * columns // 1024, 1), 16)
+    return {"rows": rows, "columns": columns, "num_warps": warps}
 
 
 def _power(least: int) -> int:

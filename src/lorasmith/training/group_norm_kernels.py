@@ -18,8 +18,12 @@ and LeVeque (1979). All is computed in float32, each result rounded once.
 import triton
 import triton.language as tl
 
+_jit = triton.jit(do_not_specialize=["positions", "each", "share", "blocks"])
+"""Compiles one variant for all sizes: only the channels matter, as what lies between positions."""
+_jit_held = triton.jit(do_not_specialize=["positions"])
 
-@triton.jit
+
+@_jit
 def moments(x, out, positions, channels, share, rows: tl.constexpr, columns: tl.constexpr):
     """Write the mean of each channel over a share, and the sum of squares about that mean.
 
@@ -50,7 +54,7 @@ def moments(x, out, positions, channels, share, rows: tl.constexpr, columns: tl.
     tl.store(place + channels, about, inside)
 
 
-@triton.jit
+@_jit
 def statistics(
     parts,
     shift,
@@ -85,7 +89,7 @@ def statistics(
     tl.store(place + 1, 1.0 / tl.sqrt(variance + eps))
 
 
-@triton.jit
+@_jit
 def normalise(
     x,
     stats,
@@ -124,7 +128,7 @@ def normalise(
         tl.store(out + place, z.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@_jit
 def slopes(
     grad,
     x,
@@ -171,7 +175,7 @@ def slopes(
     tl.store(place + channels, tl.sum(along, 0), inside)
 
 
-@triton.jit
+@_jit
 def means(
     parts,
     gamma,
@@ -199,7 +203,7 @@ def means(
     tl.store(place + 1, along)
 
 
-@triton.jit
+@_jit
 def differentiate(
     grad,
     x,
@@ -244,7 +248,7 @@ def differentiate(
         tl.store(out + place, (slope * r[None, :]).to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@_jit
 def add(
     a,
     b,
@@ -274,6 +278,90 @@ def add(
         value = tl.load(a + place, mask, other=0.0).to(tl.float32) + bias[None, :]
         value += tl.load(b + place, mask, other=0.0).to(tl.float32)
         tl.store(out + place, value.to(out.dtype.element_ty), mask)
+
+
+@_jit_held
+def hold(
+    x,
+    gamma,
+    beta,
+    shift,
+    bias,
+    out,
+    stats,
+    positions,
+    channels,
+    eps,
+    each: tl.constexpr,
+    silu: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Write y, m and r of one group (axis 0) of one picture (axis 1), all of it held at once."""
+    group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, inner = tl.arange(0, rows), tl.arange(0, columns)
+    column = group * each + inner
+    inside = inner < each
+    mask = (row < positions)[:, None] & inside[None, :]
+    place = row[:, None] * channels + column[None, :]
+    x += picture * positions * channels
+    out += picture * positions * channels
+    u = tl.load(x + place, mask, other=0.0).to(tl.float32)
+    u += _added(shift, bias, picture, column, channels, inside)[None, :]
+    whole = 1.0 * positions * each
+    mean = tl.sum(tl.where(mask, u, 0.0)) / whole
+    away = tl.where(mask, u - mean, 0.0)
+    r = 1.0 / tl.sqrt(tl.sum(away * away) / whole + eps)
+    pair = stats + (picture * tl.num_programs(0) + group) * 2
+    tl.store(pair, mean)
+    tl.store(pair + 1, r)
+    scale = r * tl.load(gamma + column, inside, other=0.0).to(tl.float32)
+    start_at = tl.load(beta + column, inside, other=0.0).to(tl.float32)
+    z = away * scale[None, :] + start_at[None, :]
+    if silu:
+        z = z / (1.0 + tl.exp(-z))
+    tl.store(out + place, z.to(out.dtype.element_ty), mask)
+
+
+@_jit_held
+def hold_backward(
+    grad,
+    x,
+    stats,
+    gamma,
+    beta,
+    shift,
+    bias,
+    out,
+    positions,
+    channels,
+    each: tl.constexpr,
+    silu: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Write dx of one group (axis 0) of one picture (axis 1), all of it held at once."""
+    group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, inner = tl.arange(0, rows), tl.arange(0, columns)
+    column = group * each + inner
+    inside = inner < each
+    mask = (row < positions)[:, None] & inside[None, :]
+    place = row[:, None] * channels + column[None, :]
+    x += picture * positions * channels
+    grad += picture * positions * channels
+    out += picture * positions * channels
+    middle, r = _place(stats, shift, bias, picture, column, channels, each, inside)
+    weight = tl.load(gamma + column, inside, other=0.0).to(tl.float32)[None, :]
+    start_at = tl.load(beta + column, inside, other=0.0).to(tl.float32)[None, :]
+    h = (tl.load(x + place, mask, other=0.0).to(tl.float32) - middle[None, :]) * r[None, :]
+    slope = tl.load(grad + place, mask, other=0.0).to(tl.float32)
+    if silu:
+        slope *= _silu_slope(h * weight + start_at)
+    slope *= weight
+    whole = 1.0 * positions * each
+    total, along = tl.sum(slope) / whole, tl.sum(slope * h) / whole
+    slope = (slope - total - h * along) * r[None, :]
+    tl.store(out + place, slope.to(out.dtype.element_ty), mask)
 
 
 @triton.jit
