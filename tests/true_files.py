@@ -23,7 +23,7 @@ VARIANTS = {
     "sdxl-inpainting": Variant("sdxl", True, "epsilon"),
     "sdxl-refiner": Variant("sdxl-refiner", prediction="epsilon"),
 }
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I8": 1}
 
 
 def empty_parts(variant: Variant) -> dict[str, Any]:

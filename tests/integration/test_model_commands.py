@@ -93,6 +93,8 @@ def test_what_is_refused(
     out = tmp_path / "out"
     assert "this is a pickled file" in refused(capsys, "model", "convert", pickled, out)
     assert "docs/models.md says how" in refused(capsys, "model", "info", pickled)
+    line = refused(capsys, "model", "convert", tiny_model, tmp_path / "new.ckpt")
+    assert "pickled files are not written; end the name in .safetensors" in line
     (tmp_path / "taken").mkdir()
     line = refused(capsys, "model", "convert", tiny_model, tmp_path / "taken")
     assert line.endswith("something is there already; choose another name")

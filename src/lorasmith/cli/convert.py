@@ -7,8 +7,9 @@ import typer
 from rich.console import Console
 
 from lorasmith.cli.fetching import Download
-from lorasmith.core.errors import OutputError
+from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import writable_folder
+from lorasmith.core.header import PICKLE_SUFFIXES
 
 SINGLE = ".safetensors"
 EMBEDDED_NAME = "embedded"
@@ -54,6 +55,10 @@ def convert(
     Example: `lorasmith model convert models/photo photo-fp16.safetensors --precision fp16`
     """
     target = out.expanduser()
+    if target.suffix.lower() in PICKLE_SUFFIXES:
+        raise ConfigError(
+            f"{target}: pickled files are not written; end the name in {SINGLE}, or name a folder"
+        )
     if target.exists() or target.is_symlink():
         raise OutputError(f"{target}: something is there already; choose another name")
     with Console(stderr=True).status("opening the model"):

@@ -194,7 +194,7 @@ def _brief(parts: "Anatomy") -> str:
         f"{vae['latent_channels']} channels per {vae['downscale']}x{vae['downscale']} pixels, "
         f"scaling factor {vae['scaling_factor']:g}",
         *(_text_line(text) for text in parts.text),
-        f"Scheduler  {noise['class']}: predicts {noise['prediction_type']}, "
+        f"Scheduler  {noise['class']}: predicts {noise['prediction_type'] or 'what is not said'}, "
         f"{noise['timesteps']} timesteps, {noise['beta_schedule']} betas "
         f"{noise['beta_start']:g} to {noise['beta_end']:g}",
         f"All parts  {short(parts.parameters)} parameters",

@@ -66,9 +66,10 @@ def read_header(path: Path) -> Header:
     refuse_pickle(path)
     size = path.stat().st_size
     with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        start = stream.read(_LENGTH_BYTES)
+        length = int.from_bytes(start, "little")
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            raise _unreadable(path, f"its header would be longer than its {size:,} bytes")
+            raise _unreadable(path, _instead(size, start))
         if length > LONGEST:
             raise _unreadable(
                 path, f"its header has {length:,} bytes; at most {LONGEST:,} are read"
@@ -110,6 +111,20 @@ def refuse_pickle(path: Path) -> None:
 
 def _unreadable(path: Path, reason: str) -> WeightsError:
     return WeightsError(f"{path}: not a readable safetensors file ({reason})")
+
+
+def _instead(size: int, start: bytes) -> str:
+    """Say what a file is that is too short for its header, by its first bytes."""
+    if size == 0:
+        return "it is empty; fetch it again"
+    if start.startswith(b"version "):
+        return "it is a Git LFS pointer instead of the file; `git lfs pull` fetches that"
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page instead of the file; fetch it again, logged in where one must be"
+    return (
+        f"its header would be longer than its {size:,} bytes; it is cut off, or something "
+        "else; fetch it again"
+    )
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -164,7 +179,8 @@ def _check_places(path: Path, places: Iterable[tuple[int, int]], room: int) -> N
         reached = end
     if reached > room:
         raise _unreadable(
-            path, f"it is cut off: {room:,} of {reached:,} bytes of weights are there"
+            path,
+            f"it is cut off: {room:,} of {reached:,} bytes of weights are there; fetch it again",
         )
     if reached < room:
         raise _unreadable(path, f"{room - reached:,} bytes after its tensors belong to nothing")

@@ -63,7 +63,7 @@ def save_tensors(
         WeightsError: a tensor holds NaN or infinity.
         OutputError: the disk refused.
     """
-    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    bad = [key for key, value in tensors.items() if not _is_finite(value)]
     if bad:
         raise WeightsError(
             f"{path.name}: {len(bad)} tensors are not finite, first {bad[0]}; not saved"
@@ -74,6 +74,12 @@ def save_tensors(
             save_file(plain, temporary, metadata=dict(metadata))
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    if value.is_floating_point() and value.element_size() == 1:
+        value = value.float()  # torch tells nothing of numbers of eight bits
+    return bool(torch.isfinite(value).all())
 
 
 def _opened(path: Path, device: str) -> safe_open:

@@ -33,7 +33,8 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
     """
     if not torch.isfinite(pictures).all():
         warnings.warn(
-            "the model returned values that are not numbers, drawn black; use precision no or bf16",
+            "the model returned values that are not numbers, drawn black; use precision no or "
+            "bf16, and if it is one of them, look for damaged weights",
             LorasmithWarning,
             stacklevel=2,
         )

@@ -29,9 +29,12 @@ def load_judge(folder: str | Path, device: torch.device) -> Judge:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
     path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise WeightsError(
+            f"safety checker {path}: there is no config.json; name the folder safety_checker of a "
+            "diffusers model"
+        )
     with named(path.parent, path.name), quiet():
-        if not (path / "config.json").is_file():
-            raise WeightsError("there is no config.json; name a folder safety_checker")
         checker, told = StableDiffusionSafetyChecker.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True
         )

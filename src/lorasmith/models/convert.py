@@ -19,7 +19,7 @@ from lorasmith.core.weights import save_tensors
 from lorasmith.models.configs import DIFFUSERS_PARTS, TOKENIZERS, config_of, model_index
 from lorasmith.models.family import PredictionType, Variant
 from lorasmith.models.keys import KEYS, Entry, Form
-from lorasmith.models.parts import check_names, fill, plain_state
+from lorasmith.models.parts import check_tensors, fill, plain_state
 from lorasmith.models.prediction import measured_prediction
 from lorasmith.models.quiet import quiet
 from lorasmith.models.save import appearing
@@ -67,7 +67,7 @@ def contents_of(source: Source, prediction: PredictionType | None = None) -> Con
     for part, network in networks.items():
         with named(source.path, part):
             tensors[part] = source.tensors(part, names[part])
-            check_names(plain_state(network), tensors[part])
+            check_tensors(network, tensors[part])
     known = prediction or source.variant.prediction
     if known is None:
         fill(networks["unet"], tensors["unet"], torch.float32)

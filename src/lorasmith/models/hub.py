@@ -61,7 +61,8 @@ def download_model(name: str) -> Path:
         return Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"model {name}: cannot be downloaded: {reason}") from error
+        hint = "; is there a network?" if isinstance(error, httpx.TransportError) else ""
+        raise WeightsError(f"model {name}: cannot be downloaded: {reason}{hint}") from error
 
 
 def wanted_files(files: Iterable[str]) -> list[str]:

@@ -123,13 +123,24 @@ def resolve_model(name: str | Path | None) -> Path:
     if is_id(text):
         cached = cached_model(text)
         if cached is not None:
-            return FolderSource(cached).path
+            return _complete(text, cached)
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, near)
     if not hint and is_id(text):
         hint = f", and no such id in the cache; `lorasmith model info {text} --download` fetches it"
     kind = "file" if path.suffix in (".safetensors", *PICKLE_SUFFIXES) else "folder"
     raise WeightsError(f"model {path}: no such {kind}{hint}")
+
+
+def _complete(name: str, cached: Path) -> Path:
+    """Return a model's folder in the cache, if all of its parts are there."""
+    try:
+        return FolderSource(cached).path
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error}; if the cache has only a part of {name}, `lorasmith model info {name} "
+            "--download` fetches the rest"
+        ) from error
 
 
 def open_source(name: str | Path | None = None) -> Source:

@@ -60,23 +60,44 @@ def fill(network: nn.Module, tensors: Tensors, dtype: torch.dtype | None) -> Non
         dtype: of all its weights; None leaves each as it is stored.
 
     Raises:
-        WeightsError: tensors are missing, unknown or of another shape; says how many and which.
+        WeightsError: see `check_tensors`.
     """
-    wanted = {name.removeprefix(TEXT_LEVEL): name for name in network.state_dict()}
-    check_names(wanted, tensors)
-    state = network.state_dict()
-    shapes = [name for name, own in wanted.items() if tensors[name].shape != state[own].shape]
-    if shapes:
-        found, expected = tensors[shapes[0]].shape, state[wanted[shapes[0]]].shape
-        raise WeightsError(
-            f"{len(shapes)} of {len(wanted)} tensors do not fit, first {shapes[0]}: {list(found)} "
-            f"where its config says {list(expected)}"
-        )
-    for name, own in wanted.items():
+    check_tensors(network, tensors)
+    for own in network.state_dict():
+        name = own.removeprefix(TEXT_LEVEL)
         value = tensors[name].read()
         if dtype is not None and value.is_floating_point():
             value = value.to(dtype)
         _put(network, own, value)
+
+
+def check_tensors(network: nn.Module, tensors: Tensors) -> None:
+    """Compare a network's tensors with those that there are, without reading any.
+
+    Raises:
+        WeightsError: they are missing, unknown, of another shape or quantised; says how many and
+            which.
+    """
+    state = plain_state(network)
+    check_names(state, tensors)
+    shapes = [name for name, own in state.items() if tensors[name].shape != own.shape]
+    if shapes:
+        found, expected = tensors[shapes[0]].shape, state[shapes[0]].shape
+        raise WeightsError(
+            f"{len(shapes)} of {len(state)} tensors do not fit, first {shapes[0]}: {list(found)} "
+            f"where its config says {list(expected)}"
+        )
+    whole = [name for name, own in state.items() if _is_whole(own, tensors[name].dtype)]
+    if whole:
+        raise WeightsError(
+            f"{len(whole)} of {len(state)} tensors are whole numbers ({tensors[whole[0]].dtype}), "
+            f"first {whole[0]}; quantised weights are not supported, use those in fp16 or bf16"
+        )
+
+
+def _is_whole(own: torch.Tensor, stored: str) -> bool:
+    """Tell whole numbers where a network has fractions; formats are in safetensors' words."""
+    return own.is_floating_point() and stored.startswith(("I", "U", "BOOL"))
 
 
 def check_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ CONFIGS = "lorasmith.model"
 """The metadata entry with a model's configs."""
 
 _UNET, _VAE = FamilyKeys.unet, FamilyKeys.vae
+_TEXT = ("cond_stage_model.", "conditioner.embedders.")
 _OLD_CLIP = re.compile(
     r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer)\W?.*)"
 )
@@ -109,13 +110,20 @@ class SingleFile:
             return self._file.header.tensors[first].shape[1]
         if there == [_UNET] and known and first:
             kind = "a U-Net alone"
-            if self._tower() is not None:
+            if self._has_text():
                 kind = "a U-Net with its text tower, without an autoencoder (VAE)"
         elif there == [_VAE]:
             kind = "an autoencoder (VAE) alone"
+            if self._has_text():
+                kind = "an autoencoder (VAE) and a text tower, without a U-Net"
+        elif not there and self._has_text():
+            kind = "a text tower alone"
         else:
             kind = kind_of_file(self._keys)
         raise WeightsError(f"model {self.path}: this is {kind}; {EXPECTED}")
+
+    def _has_text(self) -> bool:
+        return any(key.startswith(_TEXT) for key in self._keys)
 
     def _tower(self) -> Family | None:
         """Return the family that the text towers are of, or None without any."""
@@ -131,11 +139,13 @@ class SingleFile:
         family = self._tower()
         if family is None:
             guess = by_width.get(width)
-            expected = KEYS[guess].prefixes if guess else {}
-            text = [f"{p}*" for part, p in expected.items() if part.startswith("text")]
+            starts = KEYS[guess].prefixes if guess else {"text_encoder": "cond_stage_model."}
+            text = [p for part, p in starts.items() if part.startswith("text")]
+            lost = [p for p in text if not any(key.startswith(p) for key in self._keys)]
+            without = "a text tower" if lost == text else "one of its two text towers"
             raise WeightsError(
-                f"model {self.path}: this is a U-Net{_like(guess)} with its autoencoder, without a "
-                f"text tower; expected {' and '.join(text) or 'cond_stage_model.*'} as well"
+                f"model {self.path}: this is a U-Net{_like(guess)} with its autoencoder, without "
+                f"{without}; expected {' and '.join(f'{one}*' for one in lost)} as well"
             )
         other = by_width.get(width)
         if not self._told and other != family:

@@ -97,13 +97,22 @@ class FolderSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / INDEX).is_file():
-            raise WeightsError(f"model {path}: not a diffusers model folder ({INDEX} is missing)")
+            part = "; it looks like one part of it, give the folder around it"
+            hint = part if (path / "config.json").is_file() else ""
+            raise WeightsError(
+                f"model {path}: not a diffusers model folder ({INDEX} is missing){hint}"
+            )
         self._index = read_json(path, INDEX)
         self.networks = self._networks()
         parts = (*self.networks, *self._tokenizers, "scheduler")
         missing = [part for part in parts if not (path / part).is_dir()]
         if missing:
-            raise WeightsError(f"model {path}: missing part {', '.join(missing)}")
+            kind = self._index.get("_class_name", "model of no name")
+            raise WeightsError(
+                f"model {path}: missing part {', '.join(missing)}; by its {INDEX} it is a {kind}, "
+                "and SD 1.x, SD 2.x and SDXL have a U-Net, VAE, text encoders, tokenizers and a "
+                "scheduler"
+            )
 
     def _networks(self) -> tuple[str, ...]:
         """Return the networks that the model needs: text encoders as the index or folders say."""
@@ -172,6 +181,8 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / file).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"model {folder}: {file} is missing") from error
     except (OSError, ValueError) as error:
         raise WeightsError(f"model {folder}: {file} cannot be read: {error}") from error
     if not isinstance(config, dict):

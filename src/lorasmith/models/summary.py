@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorasmith.models.family import MINIATURE, Variant
 from lorasmith.models.load import EMBEDDED, open_source
-from lorasmith.models.parts import check_names, plain_state
+from lorasmith.models.parts import check_tensors, plain_state
 from lorasmith.models.source import empty_part, named
 
 
@@ -47,13 +47,14 @@ def summarize(name: str | Path | None = None) -> ModelSummary:
         WeightsError: no such model, or a part is missing or damaged.
     """
     source = open_source(name)
-    names = {part: list(plain_state(empty_part(source, part))) for part in source.networks}
+    networks = {part: empty_part(source, part) for part in source.networks}
+    names = {part: list(plain_state(network)) for part, network in networks.items()}
     source.check(names)
     parts = []
     for part, inside in names.items():
         with named(source.path, part):
             tensors = source.tensors(part, inside)
-            check_names(dict.fromkeys(inside), tensors)
+            check_tensors(networks[part], tensors)
         formats = Counter(tensors[one].dtype for one in inside)
         parts.append(PartSummary(part, len(inside), tuple(f for f, _ in formats.most_common())))
     title = MINIATURE.title if source.path == EMBEDDED else source.variant.title

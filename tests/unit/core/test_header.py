@@ -45,11 +45,26 @@ BAD = {
     "unknown number format 'X9'": {"a": entry(0, 1, [1], "X9")},
     "does not fit its shape": {"a": entry(0, 1, [2])},
     "overlap or leave gaps": {"a": entry(0, 1), "b": entry(0, 1)},
-    "it is cut off: 1 of 2 bytes": {"a": entry(0, 2)},
+    "it is cut off: 1 of 2 bytes of weights are there; fetch it again": {"a": entry(0, 2)},
     "1 bytes after its tensors": {},
     "metadata are not texts": {"__metadata__": {"a": 1}},
     "is not what it should be": b"[" * 100_000,
 }
+
+
+INSTEAD = {
+    "it is empty": b"",
+    "it is a Git LFS pointer .* `git lfs pull`": b"version https://git-lfs/spec/v1\noid 1",
+    "it is a web page": b"\n<!DOCTYPE html><html>401 Unauthorized</html>",
+    "longer than its 5 bytes; it is cut off, or something else; fetch it again": b"12345",
+}
+
+
+@pytest.mark.parametrize("what", INSTEAD)
+def test_what_was_saved_instead_of_a_file_is_said(path: Path, what: str) -> None:
+    path.write_bytes(INSTEAD[what])
+    with pytest.raises(WeightsError, match=f"x.safetensors: not a readable.*{what}"):
+        read_header(path)
 
 
 @pytest.mark.parametrize("reason", BAD)

@@ -1,3 +1,4 @@
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path, value: float) -> None:
     with pytest.raises(WeightsError, match="1 tensors are not finite, first bad"):
         save_tensors(path, {"good": torch.ones(2), "bad": torch.tensor([1.0, value])}, {})
     assert not path.exists()
+
+
+def test_eight_bit_numbers_are_saved(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "x.safetensors", torch.tensor([1.0, -2.0]).to(torch.float8_e4m3fn)
+    save_tensors(path, {"a": numbers}, {})
+    assert torch.equal(load_tensors(path)["a"].float(), numbers.float())
+    with pytest.raises(WeightsError, match="1 tensors are not finite, first a"):
+        save_tensors(path, {"a": torch.tensor([math.nan]).to(torch.float8_e4m3fn)}, {})
 
 
 def test_an_unwritable_place_is_an_output_error(tmp_path: Path) -> None:

@@ -218,6 +218,17 @@ def test_pickles_are_refused(tmp_path: Path, name: str) -> None:
         resolve_model(tmp_path / name)
 
 
+def test_what_is_no_model_folder_is_said(folder: Path) -> None:
+    with pytest.raises(WeightsError, match="one part of it, give the folder around it"):
+        resolve_model(folder / "unet")
+    shutil.rmtree(folder / "unet")
+    index = json.loads((folder / "model_index.json").read_text())
+    changed = {**index, "_class_name": "StableDiffusion3Pipeline"}
+    (folder / "model_index.json").write_text(json.dumps(changed))
+    with pytest.raises(WeightsError, match=r"missing part unet; .* is a StableDiffusion3Pipeline"):
+        resolve_model(folder)
+
+
 def test_other_files_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "model.png").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"not a model; give a diffusers folder or a \.safe"):

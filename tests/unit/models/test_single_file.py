@@ -104,6 +104,11 @@ WRONG = {
     "this is a U-Net alone; expected a whole": some("sd1", UNET),
     "this is a U-Net with its text tower, without an auto": some("sd1", UNET, CLIP),
     "this is an autoencoder (VAE) alone; expected": some("sd1", VAE),
+    "this is an autoencoder (VAE) and a text tower, without a U-Net; exp": some("sd1", VAE, CLIP),
+    "this is a text tower alone; expected a whole": some("sd1", CLIP),
+    "this is a U-Net of SDXL with its autoencoder, without one of its two text towers; expected "
+    "conditioner.embedders.1.model.* as well":
+        some("sdxl", UNET, VAE, "conditioner.embedders.0."),
     "this is a U-Net of SD 1.x with its autoencoder, without a text tower; expected "
     "cond_stage_model.transformer.text_model.* as well": some("sd1", UNET, VAE),
     "this is a U-Net of SDXL with its autoencoder, without a text tower; expected conditioner."
@@ -147,6 +152,16 @@ def test_shapes_that_are_not_the_family_s(path: Path) -> None:
         WeightsError, match=r"unet cannot .* 1 of 686 .* conv_out.bias: \[5\] where"
     ):
         load_model(write_sparse(path, shapes))
+    for look in (summarize, lambda file: contents_of(open_source(file))):
+        with pytest.raises(WeightsError, match=r"unet cannot .* 1 of 686 tensors do not fit"):
+            look(path)
+
+
+def test_quantised_weights_are_refused(path: Path) -> None:
+    write_sparse(path, file_shapes("sd1"), "I8")
+    for look in (load_model, summarize, lambda file: contents_of(open_source(file))):
+        with pytest.raises(WeightsError, match=r"unet .* 686 tensors are whole numbers \(I8\)"):
+            look(path)
 
 
 def test_a_cut_file_is_named(tiny_file: Path, path: Path) -> None:
