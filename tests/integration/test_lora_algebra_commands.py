@@ -163,6 +163,15 @@ def test_convert_and_its_refusals(
     save_file({f"{KEY}.hada_{key}": part for key, part in parts.items()}, loha)
     err = refused(["convert", str(loha), new, "--to", "diffusers"], tmp_path, capsys)
     assert "no keys for 1 LoHa of 1 layers" in err
+    err = refused(["convert", one, new, "--family", "sdxl"], tmp_path, capsys)
+    assert "by its metadata it is for SD 1.x, not for SDXL; leave --family out" in err
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(one), bare)
+    err = refused(["convert", str(bare), new, "--family", "sdxl"], tmp_path, capsys)
+    assert f"{bare}: lora_unet_" in err
+    assert "has no place in SDXL" in err
+    err = refused(["merge", f"{one}:0.5", f"{one}:-0.5", "--out", new], tmp_path, capsys)
+    assert "cancel each other out; not saved" in err
     assert "give either a rank" in refused(["resize", one, "--out", new], tmp_path, capsys)
     both = ["resize", one, "--rank", "2", "--energy", "0.5", "--out", new]
     assert "give either a rank" in refused(both, tmp_path, capsys)

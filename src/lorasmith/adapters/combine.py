@@ -37,6 +37,10 @@ _KERNEL_3X3 = ("conv", "conv1", "conv2", "conv_in", "conv_out")
 """The last names of the layers that are 3x3 convolutions in every published U-Net."""
 
 
+_ROUNDING = 1e-6
+"""What is left of a sum whose terms cancel, as a share of them, is rounding below this."""
+
+
 @dataclass(frozen=True)
 class Term:
     """A LoRA file in a sum."""
@@ -118,10 +122,30 @@ def add(
     return layers
 
 
+def cancels(layer: LoraLayer) -> bool:
+    """Tell whether the terms of a sum take each other away, up to rounding.
+
+    By ||B A|| <= 1e-6 ||B|| ||A||: the factors of a sum stand one behind the other, so the right
+    side does not shrink where terms do cancel.
+    """
+    down, up = layer.down.flatten(1).double(), layer.up.flatten(1).double()
+    return bool((up @ down).norm() <= _ROUNDING * up.norm() * down.norm())
+
+
 def renamed(name: str, family: Family | None) -> str:
-    """Return a layer's name in kohya's files for a family; unknown names stay as they are."""
+    """Return a layer's name in kohya's files for a family; unknown names stay as they are.
+
+    Raises:
+        WeightsError: the family has no such layer.
+    """
     module = module_of_kohya(name)
-    return name if module is None or family is None else module.kohya(family)
+    if module is None or family is None:
+        return name
+    try:
+        return module.kohya(family)
+    except (IndexError, KeyError) as error:
+        title = FAMILIES[family].title
+        raise WeightsError(f"{name} has no place in {title}; it is for another family") from error
 
 
 def common_family(files: Sequence[LoraFile]) -> Family | None:
@@ -135,7 +159,8 @@ def common_family(files: Sequence[LoraFile]) -> Family | None:
         if family != told[0][1]:
             raise WeightsError(
                 f"{file.path} is for {FAMILIES[family].title} and {told[0][0].path} for "
-                f"{FAMILIES[told[0][1]].title}; LoRAs of different families cannot be combined"
+                f"{FAMILIES[told[0][1]].title}; LoRAs of different families cannot be "
+                "combined or compared"
             )
     return told[0][1] if told else None
 

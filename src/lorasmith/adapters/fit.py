@@ -11,6 +11,7 @@ from lorasmith.adapters.formats import LoraFile
 from lorasmith.adapters.kinds import Layer, LoraLayer, dense_delta
 from lorasmith.adapters.layers import Adapter, Factors, layer_weight, make_adapter
 from lorasmith.adapters.names import Place, Places, other_names, places_of
+from lorasmith.adapters.spelling import is_foreign
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.family import FAMILIES, Networks, family_of
 
@@ -100,6 +101,8 @@ def _fitted(place: Place, layer: Layer) -> Adapter:
 def _cause(model: Networks, file: LoraFile) -> str:
     """Say which models a file that does not fit may be for."""
     own, (family, known_by) = family_of(model), family_of_file(file)
+    if any(is_foreign(name) for name in file.layers):
+        return "by its names it is for a later family (Flux, SD 3), which lorasmith does not draw"
     if family is not None and family != own:
         title = FAMILIES[family].title
         return f"by its {known_by} it was made for {title}: open it with an {title} model"

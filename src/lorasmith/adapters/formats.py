@@ -121,7 +121,7 @@ def _refuse_useless(path: Path, layers: Mapping[str, Layer]) -> None:
     if not any(_does_something(layer) for layer in layers.values()):
         raise WeightsError(
             f"{path.name}: all {len(layers)} layers are zero, so the LoRA would do nothing; not "
-            "saved: train longer or with a higher train.learning_rate"
+            "saved (of a training: train longer or with a higher train.learning_rate)"
         )
 
 

@@ -16,6 +16,7 @@ from lorasmith.adapters.combine import (
     Term,
     WeightOf,
     add,
+    cancels,
     common_family,
     cut,
     extract,
@@ -24,16 +25,16 @@ from lorasmith.adapters.combine import (
     weights_of,
 )
 from lorasmith.adapters.compare import Difference, compare
-from lorasmith.adapters.describe import LoraFacts, describe
+from lorasmith.adapters.describe import LoraFacts, describe, family_of_file
 from lorasmith.adapters.diffusers_file import save_diffusers_file
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lorasmith.adapters.formats import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.kinds import Layer, LoraLayer
 from lorasmith.adapters.metadata import Facts, metadata_of
 from lorasmith.adapters.retold import common_prediction, retold, summed
 from lorasmith.adapters.trainable import PartFacts
 from lorasmith.core.device import dtype_of
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import Family, family_of
+from lorasmith.models.family import FAMILIES, Family, family_of
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -109,13 +110,17 @@ def convert_lora(
             not read alphas from metadata.
 
     Raises:
-        WeightsError: the file is damaged, or of a kind that the naming has no keys for.
+        WeightsError: the file is damaged, for another family than ``family``, or of a kind that
+            the naming has no keys for.
         OutputError: something is there, or it cannot be written.
     """
     file, target = load_lora_file(Path(source).expanduser()), _free(out)
-    known = family or common_family([file])
+    known = _family(file, family)
     if to == "kohya":
-        layers = {renamed(name, known): layer for name, layer in file.layers.items()}
+        try:
+            layers = {renamed(name, known): layer for name, layer in file.layers.items()}
+        except WeightsError as error:
+            raise WeightsError(f"{file.path}: {error}") from error
         save_lora_file(target, layers, retold(file, layers, known, target.stem), dtype=None)
         return _written(target, layers)
     layers = dict(file.layers)
@@ -154,6 +159,8 @@ def merge_loras(
     layers = add(terms, family, _weights(base))
     if not layers:
         raise WeightsError(f"{target.name}: every layer has weight 0; not saved")
+    if all(cancels(layer) for layer in layers.values()):
+        raise WeightsError(f"{target.name}: the LoRAs cancel each other out; not saved")
     kept = Kept(0.0, 0.0)
     if limit is not None:
         layers, kept = cut(layers, limit)
@@ -250,12 +257,23 @@ def bake_loras(model: "Model", files: Sequence[Weighted], precision: Precision =
     return bake(model, [one.term() for one in files], dtype_of(precision))
 
 
+def _family(file: LoraFile, said: Family | None) -> Family | None:
+    """Return the family that a file is for, which a user says where the file does not tell."""
+    family, known_by = family_of_file(file)
+    if said and family and known_by != "names" and said != family:
+        raise WeightsError(
+            f"{file.path}: by its {known_by} it is for {FAMILIES[family].title}, not for "
+            f"{FAMILIES[said].title}; leave --family out"
+        )
+    return said or family
+
+
 def _free(out: str | Path) -> Path:
     from lorasmith.models.save import refuse_taken
 
     target = Path(out).expanduser()
     if target.suffix != ".safetensors":
-        raise ConfigError(f"--out {target}: a LoRA file's name ends in .safetensors")
+        raise ConfigError(f"{target}: a LoRA file's name ends in .safetensors; choose such a name")
     refuse_taken(target)
     return target
 

@@ -75,7 +75,7 @@ def _parsed(path: Path, tensors: Tensors) -> dict[str, Key]:
         first = ", ".join(strange[:_EXAMPLES])
         raise WeightsError(
             f"{path}: {len(strange)} of {len(tensors)} keys are no LoRA keys, first {first}; "
-            f"{what_it_is(strange[0])}"
+            f"{what_it_is(strange, bool(found))}"
         )
     return found
 

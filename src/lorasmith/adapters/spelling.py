@@ -14,6 +14,7 @@ One file may mix them.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lorasmith.adapters.modules import module_of_dotted
@@ -50,8 +51,15 @@ _STRANGERS: tuple[tuple[str, str], ...] = (
 )
 """Ends of keys of adapters that are not supported."""
 
+
+_MODEL = "a whole model; open it with -m"
+_PARTS = (r"model\.diffusion_model\.", r"first_stage_model\.", r"cond_stage_model\.|conditioner\.")
+_LATER = re.compile(
+    r"(lora_transformer|transformer\.(?!text_model)|lora_te3_|(lora_unet_|lora_te\d?_|"
+    r"diffusion_model\.)?(double|single|joint)_blocks)"
+)
 _OTHER_FILES: tuple[tuple[str, str], ...] = (
-    (r"(model\.diffusion_model|cond_stage_model|conditioner)\.", "a whole model; open it with -m"),
+    (r"(model\.diffusion_model|cond_stage_model|conditioner)\.", _MODEL),
     (r"(down_blocks|up_blocks|mid_block|conv_in|time_embedding|add_embedding)\.", "a U-Net"),
     (r"(input_blocks|middle_block|output_blocks|time_embed)\.", "a U-Net"),
     (r"(first_stage_model|encoder\.(down|mid|conv)|decoder|quant_conv|post_quant)", "a VAE"),
@@ -98,12 +106,24 @@ def layer_name(text: str) -> str:
     return module.kohya(None) if module else text
 
 
-def what_it_is(key: str) -> str:
-    """Say what a file may be, or what kind of adapter, by a key that is not understood."""
+def what_it_is(keys: Sequence[str], more: bool = False) -> str:
+    """Say what a file may be, or what kind of adapter, by its keys that are not understood.
+
+    Args:
+        keys: these keys.
+        more: whether the file has LoRA keys besides.
+    """
+    key = keys[0]
     for pattern, kind in _STRANGERS:
         if re.search(pattern, key):
             return f"{kind} are not supported"
     for pattern, kind in _OTHER_FILES:
         if re.match(pattern, key):
-            return f"it looks like {kind}"
-    return "it is no LoRA file"
+            whole = all(any(re.match(part, one) for one in keys) for part in _PARTS)
+            return f"it looks like {'a part of a model' if kind == _MODEL and not whole else kind}"
+    return "they belong to no known kind of adapter" if more else "it is no LoRA file"
+
+
+def is_foreign(name: str) -> bool:
+    """Tell the name of a layer that only models of later families have (Flux, SD 3)."""
+    return _LATER.match(name) is not None

@@ -114,10 +114,13 @@ def bake(
 
 
 def _brief(lora: "LoraFile", facts: "LoraFacts") -> Text:
+    from lorasmith.adapters.spelling import is_foreign
     from lorasmith.models.family import FAMILIES
 
     data, total = lora.metadata, facts.total
-    family = FAMILIES[facts.family].title if facts.family else "unknown"
+    foreign = any(is_foreign(name) for name in lora.layers)
+    other = "a later one (Flux, SD 3), which lorasmith does not draw" if foreign else "unknown"
+    family = FAMILIES[facts.family].title if facts.family else other
     lines = {
         "File": f"{lora.path} ({lora.path.stat().st_size / 2**20:.1f} MiB, "
         f"{', '.join(facts.dtypes)})",

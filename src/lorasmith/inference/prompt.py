@@ -27,6 +27,9 @@ _OPENING = "<lora:"
 _MENTION = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
 _UNCLOSED = re.compile(r"<lora:[^<>]{0,40}", re.IGNORECASE)
 
+_FOREIGN = re.compile(r"<(?:lora|(?:lyco|lycoris|hypernet):[^<>]{0,40})>?", re.IGNORECASE)
+"""Mentions that other programs know, or that lack their name."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -113,6 +116,12 @@ def _parsed(source: str, where: str) -> Prompt:
     if unclosed:
         spot = Spot(where, unclosed.start() + 1)
         raise ConfigError(f"{spot}: {unclosed[0]!r} is not closed with '>'; {HOW}")
+    foreign = _FOREIGN.search(rest)
+    if foreign:
+        spot = Spot(where, foreign.start() + 1)
+        raise ConfigError(
+            f"{spot}: {foreign[0]!r} is not known here; {HOW}, also for LyCORIS files"
+        )
     text, passage = parse_words(rest, where)
     clean = re.sub(r"[ \t]+", " ", text).strip() if rest != source else text
     return Prompt(source, clean, loras, passage)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from lorasmith.adapters.formats import LoraFile, load_lora_file
 from lorasmith.adapters.kinds import DoraLayer, OtherLayer, dense_delta
 from lorasmith.adapters.modules import module_of_dotted, module_of_kohya
+from lorasmith.adapters.spelling import is_foreign
 from lorasmith.core.errors import WeightsError
 
 Tensors = dict[str, torch.Tensor]
@@ -248,7 +249,7 @@ def test_unfinished_layers_are_named(
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("model.diffusion_model.input_blocks.0.0.weight", "a whole model; open it with -m"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "a part of a model"),
         ("down_blocks.0.resnets.0.conv1.weight", "a U-Net"),
         ("first_stage_model.encoder.conv_in.weight", "a VAE"),
         ("decoder.mid_block.resnets.0.conv1.weight", "a VAE"),
@@ -261,12 +262,37 @@ def test_unfinished_layers_are_named(
         (f"{FF}.lora_B.bias", "LoRAs that train biases are not supported"),
         (f"{FF}.w_norm", "LoRAs that train norms are not supported"),
         (f"{FF}.on_input", "IA3 are not supported"),
-        ("something.weight", "it is no LoRA file"),
+        ("something.weight", "they belong to no known kind of adapter"),
     ],
 )
 def test_what_is_no_lora_says_what_it_is(tmp_path: Path, key: str, what: str) -> None:
     with pytest.raises(WeightsError, match=rf"1 of 9 keys are no LoRA keys, first .*{what}"):
         read(tmp_path, {**spelled("kohya"), key: torch.ones(1)})
+
+
+def test_whole_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
+    starts = "model.diffusion_model.a", "first_stage_model.a", "conditioner.embedders.0.a"
+    with pytest.raises(WeightsError, match=r"3 of 3 keys .* a whole model; open it with -m"):
+        read(tmp_path, {start: torch.ones(1) for start in starts})
+    with pytest.raises(WeightsError, match=r"1 of 1 keys .* it is no LoRA file"):
+        read(tmp_path, {"something": torch.ones(1)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.single_blocks.0.attn.to_q",
+        "lora_unet_double_blocks_0_img_attn_qkv",
+        "lora_transformer_single_transformer_blocks_0_attn_to_q",
+        "diffusion_model.joint_blocks.0.x_block.attn.qkv",
+        "lora_te3_encoder_block_0_layer_0_SelfAttention_k",
+    ],
+)
+def test_layers_of_later_families_are_told(name: str) -> None:
+    assert is_foreign(name)
+    for own in spelled("kohya"):
+        assert not is_foreign(own)
+    assert not is_foreign("transformer.text_model.encoder.layers.0.mlp.fc1")
 
 
 def test_names_that_mean_no_layer() -> None:
