@@ -114,6 +114,23 @@ def test_info_of_what_is_no_lora(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "no such weights file" in capsys.readouterr().err
 
 
+def test_a_lora_for_a_later_family_is_told(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "later.safetensors"
+    block = "transformer.single_blocks.0.attn.to_q"
+    save_file(
+        {f"{block}.lora_A.weight": torch.ones(2, 8), f"{block}.lora_B.weight": torch.ones(8, 2)},
+        path,
+    )
+    assert run(["lora", "info", str(path)]) == 0
+    assert "a later one (Flux, SD 3), which lorasmith does not draw" in capsys.readouterr().out
+    assert run(["generate", "x", "-m", str(tiny_model), "--lora", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert "0 of its 1 layers" in err
+    assert "for a later family (Flux, SD 3)" in err
+
+
 # --- lora bake --------------------------------------------------------------------------------
 
 
@@ -215,6 +232,9 @@ def test_a_failed_merge_writes_nothing(
     assert "something is there already" in refused(
         [source, str(lora), "--out", str(tmp_path)], tmp_path, capsys
     )
+    for name in ("one.safetensors", "one.ckpt"):
+        line = refused([source, str(lora), "--out", str(tmp_path / name)], tmp_path, capsys)
+        assert "a merged model is a folder" in line
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

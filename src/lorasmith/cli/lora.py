@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lorasmith.cli import lora_files, probe, project
 from lorasmith.cli.lora_files import EMBEDDED, Files, Precision
+from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasmith.adapters.describe import BlockFacts, LoraFacts
@@ -71,8 +72,8 @@ def bake(
     model: Annotated[
         str,
         typer.Argument(
-            help="A diffusers model folder, or `embedded` for the one that ships with lorasmith "
-            "(a folder of that name is ./embedded).",
+            help="A diffusers folder, a .safetensors file with a whole model, a Hugging Face id in "
+            "the local cache, or `embedded` for the model that ships with lorasmith.",
             show_default=False,
         ),
     ],
@@ -98,11 +99,17 @@ def bake(
     with Console(stderr=True).status("opening model and LoRAs"):
         from lorasmith.adapters.bake import bake as merge
         from lorasmith.core.device import dtype_of
+        from lorasmith.core.header import PICKLE_SUFFIXES
         from lorasmith.models.load import load_model, resolve_model
         from lorasmith.models.save import refuse_taken, save_changed
 
         folder = resolve_model(None if model == EMBEDDED else model)
         target = out.expanduser()
+        if target.suffix.lower() in (".safetensors", *PICKLE_SUFFIXES):
+            raise ConfigError(
+                f"--out {target}: a merged model is a folder; name one, and make a single file of "
+                "it with `lorasmith model convert`"
+            )
         refuse_taken(target)
         terms = [one.term() for one in chosen]
         opened = load_model(folder)
