@@ -8,7 +8,8 @@ touched by this: they are computed with in the layer's own dtype.
 A layer has such copies only while a training step is at work with them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorasmith.adapters.sharing import sharing
+from lorasmith.core.branches import Branch
 from lorasmith.core.kernels import has_triton
 
 DTYPE = torch.float8_e4m3fn
@@ -197,12 +199,28 @@ def products(
 ) -> list[torch.Tensor]:
     """Return W x + b, ``[T, out]``, of each layer for one input ``[T, in]``."""
     if not eights or len(x) < TOKENS or sum(one.numel() for one in weights) < WORTH:
-        return [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        return _beside(
+            x,
+            [partial(F.linear, x, *layer) for layer in zip(weights, biases, strict=True)],
+        )
     rows, scales = rows_of(x)
     return [
         _product(rows, scales, eight.rows, eight.row_scales, bias, x.dtype)
         for bias, eight in zip(biases, _apart(eights), strict=True)
     ]
+
+
+def _beside(x: torch.Tensor, works: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+    """Do several products, each beside the others."""
+    branches = [Branch(number, x) for number in range(2, len(works) + 1)]
+    found = []
+    for branch, work in zip(branches, works[1:], strict=True):
+        with branch:
+            found.append(work())
+    first = works[0]()
+    for branch in branches:
+        branch.join()
+    return [first, *found]
 
 
 def sum_of_products(

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lorasmith.adapters import eight_bit
+from lorasmith.core.branches import Branch
 
 
 class Stack(NamedTuple):
@@ -88,8 +89,10 @@ def _forward(
 ) -> list[torch.Tensor]:
     """Return each layer's output, and A_g x of all layers ``[G, T, L r]``."""
     flat = x.flatten(0, -2)
-    inner = product(grouped(flat, len(down)), down.transpose(1, 2))
+    with Branch(0, x) as thin:
+        inner = product(grouped(flat, len(down)), down.transpose(1, 2))
     outputs = eight_bit.products(flat, weights, biases, eights)
+    thin.join()
     for y, part, one in zip(outputs, inner.chunk(len(weights), -1), up, strict=True):
         add_product(grouped(y, len(down)), part, one.transpose(1, 2))
     return [*(y.view(*x.shape[:-1], -1) for y in outputs), inner]
@@ -147,23 +150,30 @@ def gradients(
     groups = len(down)
     flats = [one.flatten(0, -2) for one in grads]
     owns = [grouped(one, groups) for one in flats]
-    parts = [product(own, one) for own, one in zip(owns, up, strict=True)]
-    grad_inner = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-    grad_ups = [
-        wide_product(own.transpose(1, 2), part)
-        for own, part in zip(owns, inner.chunk(len(owns), -1), strict=True)
-    ]
-    for number, grad_up in enumerate(grad_ups):
-        for part, scale in zip(grad_up, scales[number * groups :], strict=False):
-            if scale != 1.0:
-                part.mul_(scale)
-    read = grouped(x.flatten(0, -2), groups)
-    grad_down = wide_product(grad_inner.transpose(1, 2), read)
-    if not wants_x:
-        return [x.new_empty(0), grad_down, *grad_ups]
-    grad_x = eight_bit.sum_of_products(flats, weights, eights)
-    add_product(grouped(grad_x, groups), grad_inner, down)
-    return [grad_x.view(x.shape), grad_down, *grad_ups]
+    with Branch(0, x) as of_down:
+        parts = [product(own, one) for own, one in zip(owns, up, strict=True)]
+        grad_inner = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        of_down.mark()
+        read = grouped(x.flatten(0, -2), groups)
+        grad_down = wide_product(grad_inner.transpose(1, 2), read)
+    with Branch(1, x) as of_up:
+        grad_ups = [
+            wide_product(own.transpose(1, 2), part)
+            for own, part in zip(owns, inner.chunk(len(owns), -1), strict=True)
+        ]
+        for number, grad_up in enumerate(grad_ups):
+            for part, scale in zip(grad_up, scales[number * groups :], strict=False):
+                if scale != 1.0:
+                    part.mul_(scale)
+    grad_x = x.new_empty(0)
+    if wants_x:
+        grad_x = eight_bit.sum_of_products(flats, weights, eights)
+        of_down.wait()
+        add_product(grouped(grad_x, groups), grad_inner, down)
+        grad_x = grad_x.view(x.shape)
+    of_down.join()
+    of_up.join()
+    return [grad_x, grad_down, *grad_ups]
 
 
 @_backward.register_fake

@@ -2,9 +2,8 @@
 
 Done by separate kernels it is the largest elementwise cost of a training step: the activations of
 these layers are eight times as wide as the others. For the same reason the product of the layer's
-adapter is added in that pass too, and again in the backward pass, rather than once in a pass of its
-own. The kernels are written in Triton, which comes with torch where it can use a CUDA GPU on Linux;
-elsewhere diffusers' own code is used.
+adapter is added in that pass too. The kernels are written in Triton, which comes with torch where
+it can use a CUDA GPU on Linux; elsewhere diffusers' own code is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import nn
 from lorasmith.adapters import eight_bit
 from lorasmith.adapters.fused import (
     Work,
+    add_product,
     apart,
     arguments,
     gradients,
@@ -26,6 +26,7 @@ from lorasmith.adapters.fused import (
     product,
 )
 from lorasmith.adapters.layers import Adapted
+from lorasmith.core.branches import Branch
 
 
 def gated_layers(network: nn.Module) -> Iterator[nn.Module]:
@@ -95,12 +96,7 @@ def _gated_shape(both: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("lorasmith::gated_backward", mutates_args=())
 def _gated_backward(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
-    grad, both = grad.contiguous(), both.contiguous()
-    out = torch.empty_like(both)
-    _kernels().backward[_grid(grad)](
-        grad, both, out, grad.shape[-1], block=_BLOCK, num_warps=_WARPS
-    )
-    return out
+    return _slopes(grad.contiguous(), both.contiguous())
 
 
 @_gated_backward.register_fake
@@ -121,6 +117,15 @@ _gated.register_autograd(_differentiate, setup_context=_keep)
 
 _BLOCK, _WARPS = 512, 2
 """Values of the output that one program makes, and its threads by 32: eight values for each."""
+
+
+def _slopes(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
+    """Return the gradients of both halves, by the kernel."""
+    out = torch.empty_like(both)
+    _kernels().backward[_grid(grad)](
+        grad, both, out, grad.shape[-1], block=_BLOCK, num_warps=_WARPS
+    )
+    return out
 
 
 def _grid(output: torch.Tensor) -> tuple[int, int]:
@@ -156,17 +161,20 @@ def _adapted_gated(
     scales: Sequence[float],
     eights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Return the output, W x + b ``[T, 2 n]``, and A_g x ``[G, T / G, r]``."""
+    """Return the output, both halves ``[T, 2 n]``, and A_g x ``[G, T / G, r]``."""
     flat = x.flatten(0, -2)
-    inner = product(grouped(flat, len(down)), down.transpose(1, 2))
+    with Branch(0, x) as thin:
+        inner = product(grouped(flat, len(down)), down.transpose(1, 2))
     (both,) = eight_bit.products(flat, weights, biases, eights)
+    thin.join()
     y = both.new_empty(len(both), both.shape[1] // 2)
     if both.is_cuda:
         _kernels().forward_adapted[_tiles(y, len(down))](
             both, inner, up[0], y, *_sizes(y, inner), **_TILE, wide=_padded(inner)
         )
     else:
-        y.copy_(reference(_with_adapter(both, inner, up[0])))
+        add_product(grouped(both, len(down)), inner, up[0].transpose(1, 2))
+        y.copy_(reference(both))
     return [y.view(*x.shape[:-1], -1), both, inner]
 
 
@@ -206,13 +214,7 @@ def _adapted_gated_backward(
 ) -> list[torch.Tensor]:
     """Return the gradients of the input, of all A and of all B."""
     flat = grad.flatten(0, -2).contiguous()
-    slopes = torch.empty_like(both)
-    if both.is_cuda:
-        _kernels().backward_adapted[_tiles(flat, len(down))](
-            flat, both, inner, up, slopes, *_sizes(flat, inner), **_TILE, wide=_padded(inner)
-        )
-    else:
-        slopes.copy_(_reference_slopes(flat, _with_adapter(both, inner, up)))
+    slopes = _slopes(flat, both) if both.is_cuda else _reference_slopes(flat, both)
     return gradients([slopes], x, inner, [weight], down, [up], scales, eights, wants_x)
 
 
@@ -278,11 +280,6 @@ def _sizes(output: torch.Tensor, inner: torch.Tensor) -> tuple[int, int, int]:
 def _padded(inner: torch.Tensor) -> int:
     """Return the rank as kernels want it: a power of two, at least 16."""
     return max(16, 1 << (inner.shape[2] - 1).bit_length())
-
-
-def _with_adapter(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    added = product(inner, up.transpose(1, 2)).flatten(0, 1)
-    return both + added
 
 
 def _reference_slopes(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:

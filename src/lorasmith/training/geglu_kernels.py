@@ -51,11 +51,11 @@ def backward(grad, both, out, width, block: tl.constexpr):
 
 
 @triton.jit
-def _adapted(
-    both, inner, up, tokens, width, rank,
+def forward_adapted(
+    both, inner, up, out, tokens, width, rank,
     rows: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
-    """Return both halves of a tile with the adapter's product added, and where the tile lies.
+    """Add an adapter's product to both halves, and write h * gelu(g) of the sums.
 
     One group of tokens has one adapter: both ``[G, T, 2 n]``, inner ``[G, T, r]``, up
     ``[G, 2 n, r]``.
@@ -74,36 +74,13 @@ def _adapted(
     up_hidden = tl.load(up + place_up, inside_up, 0.0)
     up_gate = tl.load(up + place_up + width * rank, inside_up, 0.0)
     place = row * 2 * width + column[None, :]
-    hidden = tl.load(both + place, inside, 0.0).to(tl.float32)
-    gate = tl.load(both + place + width, inside, 0.0).to(tl.float32)
-    hidden = tl.dot(thin, up_hidden, hidden, input_precision="ieee")
-    gate = tl.dot(thin, up_gate, gate, input_precision="ieee")
-    return hidden, gate, row * width + column[None, :], place, inside
-
-
-@triton.jit
-def forward_adapted(
-    both, inner, up, out, tokens, width, rank,
-    rows: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
-):  # fmt: skip
-    """Write h * gelu(g) of both halves with the adapter's product added."""
-    hidden, gate, to, _, inside = _adapted(both, inner, up, tokens, width, rank, rows, block, wide)
-    value = hidden * gate * _share(gate)
-    tl.store(out + to, value.to(out.dtype.element_ty), inside)
-
-
-@triton.jit
-def backward_adapted(
-    grad, both, inner, up, out, tokens, width, rank,
-    rows: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
-):  # fmt: skip
-    """Write the gradients of both halves side by side."""
-    hidden, gate, place, to, inside = _adapted(
-        both, inner, up, tokens, width, rank, rows, block, wide
-    )
-    g = tl.load(grad + place, inside, 0.0).to(tl.float32)
-    share = _share(gate)
-    slope = share + gate * _DENSITY * tl.exp(-0.5 * gate * gate)
     kind = out.dtype.element_ty
-    tl.store(out + to, (g * gate * share).to(kind), inside)
-    tl.store(out + to + width, (g * hidden * slope).to(kind), inside)
+    added = tl.dot(thin, up_gate, input_precision="ieee")
+    gate = (tl.load(both + place + width, inside, 0.0).to(tl.float32) + added).to(kind)
+    tl.store(both + place + width, gate, inside)
+    added = tl.dot(thin, up_hidden, input_precision="ieee")
+    hidden = (tl.load(both + place, inside, 0.0).to(tl.float32) + added).to(kind)
+    tl.store(both + place, hidden, inside)
+    wide_gate = gate.to(tl.float32)
+    value = hidden.to(tl.float32) * wide_gate * _share(wide_gate)
+    tl.store(out + row * width + column[None, :], value.to(kind), inside)
