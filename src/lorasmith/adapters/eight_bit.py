@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorasmith.adapters.sharing import sharing
+from lorasmith.core import kernels
 from lorasmith.core.branches import Branch
-from lorasmith.core.kernels import has_triton
 
 DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -42,10 +42,16 @@ class Eight(NamedTuple):
 
 
 def available(device: torch.device) -> bool:
-    """Tell whether a device has these products (compute capability 8.9 and above)."""
-    if device.type != "cuda" or not has_triton():
+    """Tell whether a device has these products (compute capability 8.9 and above), by trying."""
+    if not kernels.available(device) or torch.cuda.get_device_capability(device) < (8, 9):
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 9)
+    x = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+    try:
+        with torch.cuda.device(device):
+            y = _product(*rows_of(x), *reference(x), None, x.dtype)
+    except RuntimeError:
+        return False
+    return bool((y == 16.0).all())
 
 
 def converted(weight: torch.Tensor) -> Eight:

@@ -264,7 +264,7 @@ def _differentiate_adapted(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tu
 
 _adapted_gated.register_autograd(_differentiate_adapted, setup_context=_keep_adapted)
 
-_TILE: dict[str, int] = {"rows": 64, "block": 128, "num_warps": 8}
+_TILE: dict[str, int] = {"rows": 16, "block": 128, "num_warps": 4}
 """What one program makes."""
 
 

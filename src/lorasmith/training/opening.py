@@ -80,6 +80,8 @@ class Machine:
         accelerator = accelerator_for(train.precision, device.type, "train")
         if accelerator.num_processes > 1:
             device = torch.device(accelerator.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # where kernels are launched and steps are recorded
         return cls(device, accelerator)
 
 

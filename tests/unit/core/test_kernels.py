@@ -1,0 +1,50 @@
+"""Own kernels are used where they work, and nowhere else."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from lorasmith.core import kernels
+from lorasmith.core.errors import LorasmithWarning
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(kernels, "has_triton", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    kernels.available.cache_clear()
+    yield
+    kernels.available.cache_clear()
+
+
+def test_a_kernel_that_works_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(kernels, "_try", tried.append)
+    assert kernels.available(CUDA)
+    assert kernels.available(CUDA)
+    assert tried == [CUDA]  # once
+
+
+def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(kernels, "_try", fail)
+    with pytest.warns(LorasmithWarning, match="cannot be compiled: Failed to find C compiler. Pl"):
+        assert not kernels.available(CUDA)
+
+
+def test_old_gpus_and_cpus_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_try", lambda _: None)
+    assert not kernels.available(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert not kernels.available(CUDA)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_first_kernel() -> None:
+    kernels._try(CUDA)
