@@ -88,14 +88,26 @@ def _forward(
     eights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Return each layer's output, and A_g x of all layers ``[G, T, L r]``."""
+    outputs, inner = products(x, weights, biases, down, eights)
+    for y, part, one in zip(outputs, inner.chunk(len(weights), -1), up, strict=True):
+        add_product(grouped(y, len(down)), part, one.transpose(1, 2))
+    return [*(y.view(*x.shape[:-1], -1) for y in outputs), inner]
+
+
+def products(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
+    down: torch.Tensor,
+    eights: Sequence[torch.Tensor],
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return W x + b of each layer ``[T, out]``, and A_g x of all layers ``[G, T / G, L r]``."""
     flat = x.flatten(0, -2)
     with Branch(0, x) as thin:
         inner = product(grouped(flat, len(down)), down.transpose(1, 2))
     outputs = eight_bit.products(flat, weights, biases, eights)
     thin.join()
-    for y, part, one in zip(outputs, inner.chunk(len(weights), -1), up, strict=True):
-        add_product(grouped(y, len(down)), part, one.transpose(1, 2))
-    return [*(y.view(*x.shape[:-1], -1) for y in outputs), inner]
+    return outputs, inner
 
 
 @_forward.register_fake
@@ -129,7 +141,21 @@ def _backward(
     wants_x: bool,
 ) -> list[torch.Tensor]:
     """Return the gradients of the input, of all A ``[G, L r, in]``, of each B ``[G, out, r]``."""
-    return gradients(grads, x, inner, weights, down, up, scales, eights, wants_x)
+    found = gradients(grads, x, inner, weights, down, up, scales, eights, wants_x)
+    return [x.new_empty(0) if found.x is None else found.x, found.down, *found.ups]
+
+
+class Gradients(NamedTuple):
+    """The gradients of some layers with one input."""
+
+    x: torch.Tensor | None
+    """Of the input; without the adapters' part where that was left out."""
+    inner: torch.Tensor
+    """Of A_g x, ``[G, T, L r]``: times ``down`` it is the adapters' part of ``x``."""
+    down: torch.Tensor
+    """Of all A, ``[G, L r, in]``."""
+    ups: list[torch.Tensor]
+    """Of each layer's B, ``[G, out, r]``."""
 
 
 def gradients(
@@ -142,10 +168,23 @@ def gradients(
     scales: Sequence[float],
     eights: Sequence[torch.Tensor],
     wants_x: bool,
-) -> list[torch.Tensor]:
-    """Compute them.
+    whole: bool = True,
+) -> Gradients:
+    """Return the gradients.
 
     With g an output's and B' = s B: g_h = g B', dB = s g^T h, dA = g_h^T x, dx = g W + g_h A.
+
+    Args:
+        grads: of each layer's output, ``[..., out]``.
+        x: the layers' input.
+        inner: A_g x of all layers.
+        weights: of each layer.
+        down: A of all adapters.
+        up: B of each layer's adapters, times their scales.
+        scales: of all adapters, layer by layer.
+        eights: the layers' weights in 8 bits, if they are to be used.
+        wants_x: whether the input has a gradient.
+        whole: whether that has the adapters' part; otherwise somebody else adds it.
     """
     groups = len(down)
     flats = [one.flatten(0, -2) for one in grads]
@@ -165,15 +204,15 @@ def gradients(
             for part, scale in zip(grad_up, scales[number * groups :], strict=False):
                 if scale != 1.0:
                     part.mul_(scale)
-    grad_x = x.new_empty(0)
+    grad_x = None
     if wants_x:
-        grad_x = eight_bit.sum_of_products(flats, weights, eights)
-        of_down.wait()
-        add_product(grouped(grad_x, groups), grad_inner, down)
-        grad_x = grad_x.view(x.shape)
+        grad_x = eight_bit.sum_of_products(flats, weights, eights).view(x.shape)
+        if whole:
+            of_down.wait()
+            add_product(grouped(grad_x.flatten(0, -2), groups), grad_inner, down)
     of_down.join()
     of_up.join()
-    return [grad_x, grad_down, *grad_ups]
+    return Gradients(grad_x, grad_inner, grad_down, grad_ups)
 
 
 @_backward.register_fake

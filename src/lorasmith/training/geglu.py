@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.adapters import eight_bit
 from lorasmith.adapters.fused import (
     Work,
     add_product,
@@ -23,15 +22,19 @@ from lorasmith.adapters.fused import (
     gradients,
     grouped,
     no_gradients,
-    product,
+    products,
 )
 from lorasmith.adapters.layers import Adapted
-from lorasmith.core.branches import Branch
 
 
 def gated_layers(network: nn.Module) -> Iterator[nn.Module]:
     """Yield a network's gated activations, those with the exact GELU."""
     return (one for one in network.modules() if type(one) in _classes())
+
+
+def is_gated(layer: nn.Module) -> bool:
+    """Tell whether a layer is a gated activation, exchanged or not."""
+    return type(layer) in _classes()
 
 
 def use_kernels(network: nn.Module) -> None:
@@ -120,7 +123,9 @@ _BLOCK, _WARPS = 512, 2
 
 
 def _slopes(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
-    """Return the gradients of both halves, by the kernel."""
+    """Return the gradients of both halves."""
+    if not both.is_cuda:
+        return _reference_slopes(grad, both)
     out = torch.empty_like(both)
     _kernels().backward[_grid(grad)](
         grad, both, out, grad.shape[-1], block=_BLOCK, num_warps=_WARPS
@@ -162,20 +167,26 @@ def _adapted_gated(
     eights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Return the output, both halves ``[T, 2 n]``, and A_g x ``[G, T / G, r]``."""
-    flat = x.flatten(0, -2)
-    with Branch(0, x) as thin:
-        inner = product(grouped(flat, len(down)), down.transpose(1, 2))
-    (both,) = eight_bit.products(flat, weights, biases, eights)
-    thin.join()
+    (both,), inner = products(x, weights, biases, down, eights)
+    return [add_and_gate(both, inner, up[0]).view(*x.shape[:-1], -1), both, inner]
+
+
+def add_and_gate(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Add adapters' products to both halves, in place; return h * gelu(g) ``[T, n]`` of the sums.
+
+    Args:
+        both: ``[T, 2 n]``.
+        inner: A_g x, ``[G, T / G, r]``.
+        up: B, ``[G, 2 n, r]``.
+    """
     y = both.new_empty(len(both), both.shape[1] // 2)
     if both.is_cuda:
-        _kernels().forward_adapted[_tiles(y, len(down))](
-            both, inner, up[0], y, *_sizes(y, inner), **_TILE, wide=_padded(inner)
+        _kernels().forward_adapted[_tiles(y, len(inner))](
+            both, inner, up, y, *_sizes(y, inner), **_TILE, wide=_padded(inner)
         )
-    else:
-        add_product(grouped(both, len(down)), inner, up[0].transpose(1, 2))
-        y.copy_(reference(both))
-    return [y.view(*x.shape[:-1], -1), both, inner]
+        return y
+    add_product(grouped(both, len(inner)), inner, up.transpose(1, 2))
+    return y.copy_(reference(both))
 
 
 @_adapted_gated.register_fake
@@ -213,9 +224,31 @@ def _adapted_gated_backward(
     wants_x: bool,
 ) -> list[torch.Tensor]:
     """Return the gradients of the input, of all A and of all B."""
-    flat = grad.flatten(0, -2).contiguous()
-    slopes = _slopes(flat, both) if both.is_cuda else _reference_slopes(flat, both)
-    return gradients([slopes], x, inner, [weight], down, [up], scales, eights, wants_x)
+    slopes = _slopes(grad.flatten(0, -2).contiguous(), both)
+    found = gradients([slopes], x, inner, [weight], down, [up], scales, eights, wants_x)
+    return [x.new_empty(0) if found.x is None else found.x, found.down, *found.ups]
+
+
+def add_and_slope(
+    grad: torch.Tensor, inner: torch.Tensor, down: torch.Tensor, both: torch.Tensor
+) -> torch.Tensor:
+    """Return the gradients of both halves ``[T, 2 n]``, from the output's without what adapters
+    behind it add to that.
+
+    Args:
+        grad: ``[T, n]``.
+        inner: the gradient of A_g y of these adapters, ``[G, T / G, r]``.
+        down: their A, ``[G, r, n]``.
+        both: the halves.
+    """
+    if not both.is_cuda:
+        add_product(grouped(grad, len(inner)), inner, down)
+        return _reference_slopes(grad, both)
+    out = torch.empty_like(both)
+    _kernels().backward_adapted[_tiles(grad, len(inner))](
+        grad, inner, down, both, out, *_sizes(grad, inner), **_TILE, wide=_padded(inner)
+    )
+    return out
 
 
 @_adapted_gated_backward.register_fake

@@ -84,3 +84,37 @@ def forward_adapted(
     wide_gate = gate.to(tl.float32)
     value = hidden.to(tl.float32) * wide_gate * _share(wide_gate)
     tl.store(out + row * width + column[None, :], value.to(kind), inside)
+
+
+@triton.jit
+def backward_adapted(
+    grad, inner, down, both, out, tokens, width, rank,
+    rows: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    """Add what adapters behind the output add to its gradient, and write that of both halves.
+
+    One group of tokens has one adapter: grad ``[G, T, n]``, inner ``[G, T, r]``, down
+    ``[G, r, n]``, both and out ``[G, T, 2 n]``.
+    """
+    group = tl.program_id(2).to(tl.int64)
+    token = tl.program_id(0) * rows + tl.arange(0, rows)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    part = tl.arange(0, wide)
+    inside = (token < tokens)[:, None] & (column < width)[None, :]
+    row = (group * tokens + token)[:, None]
+    thin = tl.load(
+        inner + row * rank + part[None, :], (token < tokens)[:, None] & (part < rank)[None, :], 0.0
+    )
+    place_down = (group * rank + part)[:, None] * width + column[None, :]
+    broad = tl.load(down + place_down, (part < rank)[:, None] & (column < width)[None, :], 0.0)
+    added = tl.dot(thin, broad, input_precision="ieee")
+    kind = out.dtype.element_ty
+    g = tl.load(grad + row * width + column[None, :], inside, 0.0).to(tl.float32) + added
+    g = g.to(kind).to(tl.float32)
+    place = row * 2 * width + column[None, :]
+    hidden = tl.load(both + place, inside, 0.0).to(tl.float32)
+    gate = tl.load(both + place + width, inside, 0.0).to(tl.float32)
+    share = _share(gate)
+    slope = share + gate * _DENSITY * tl.exp(-0.5 * gate * gate)
+    tl.store(out + place, (g * gate * share).to(kind), inside)
+    tl.store(out + place + width, (g * hidden * slope).to(kind), inside)

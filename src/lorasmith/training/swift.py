@@ -16,7 +16,7 @@ from lorasmith.core.errors import LorasmithWarning
 from lorasmith.core.kernels import available
 from lorasmith.loops.memory import ran_out
 from lorasmith.loops.progress import tell
-from lorasmith.training import attention, geglu, resnets, transformer_blocks
+from lorasmith.training import attention, feed_forward, geglu, resnets, transformer_blocks
 from lorasmith.training.compiling import Compiled
 
 
@@ -38,6 +38,7 @@ class Swift:
             if not compiled:  # a compiler makes kernels of its own for these
                 self._ways.append((resnets.use_kernels, resnets.use_own))
                 self._ways.append((transformer_blocks.use_kernels, transformer_blocks.use_own))
+                self._ways.append((feed_forward.use_kernels, feed_forward.use_own))
                 resnets.channels_last(network)
         self._eights = eight_bit.Exchanged(network) if fp8 else None
         self._compiled = Compiled(network) if compiled else None

@@ -7,7 +7,7 @@ from lorasmith.adapters.casts import Casts
 from lorasmith.adapters.fused import arguments
 from lorasmith.adapters.gate import Gate
 from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
-from lorasmith.training import geglu
+from lorasmith.training import feed_forward, geglu
 from lorasmith.training.swift import Swift
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -89,17 +89,18 @@ class Gated(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x)
 
-    def divide(self, rows: int) -> None:
-        proj = self.layer.proj
-        for number, one in enumerate(proj.adapters):
-            one.gate = Gate()
-            own = [row * len(proj.adapters) // rows == number for row in range(rows)]
-            one.gate.let_through(own, proj.weight.device)
+
+def divide(layer: Adapted, rows: int) -> None:
+    """Give each adapter its equal part of the rows."""
+    for number, one in enumerate(layer.adapters):
+        one.gate = Gate()
+        own = [row * len(layer.adapters) // rows == number for row in range(rows)]
+        one.gate.let_through(own, layer.weight.device)
 
 
 def compare(network: Gated, x: torch.Tensor, atol: float, rtol: float) -> None:
     """The operation beside the layers as they are written, for x of as many rows."""
-    network.divide(len(x))
+    divide(network.layer.proj, len(x))
     adapters = tuple(network.layer.proj.adapters)
     of = [x, *(factor for one in adapters for factor in (one.down, one.up))]
     wanted = network(x)
@@ -115,6 +116,80 @@ def compare(network: Gated, x: torch.Tensor, atol: float, rtol: float) -> None:
     for one, other in zip([found, *ours], [wanted, *theirs], strict=True):
         scale = float(other.detach().abs().max())
         torch.testing.assert_close(one.double(), other.double(), atol=atol * scale, rtol=rtol)
+
+
+class Whole(torch.nn.Module):
+    """A feed-forward layer with adapters on both of its layers."""
+
+    def __init__(self, ranks: tuple[int, ...], size: int, dtype: torch.dtype, device: str) -> None:
+        from diffusers.models.attention import FeedForward
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = FeedForward(12, inner_dim=size, activation_fn="geglu")
+        self.layer.to(dtype).requires_grad_(False)
+        self.layer.net[0].proj = Adapted(self.layer.net[0].proj)
+        self.layer.net[2] = Adapted(self.layer.net[2])
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        for more, one in enumerate(self.adapted()):
+            for rank in ranks:
+                rank += more
+                outputs, inputs = one.weight.shape
+                factors = (
+                    torch.randn(rank, inputs, dtype=wide),
+                    torch.randn(outputs, rank, dtype=wide),
+                )
+                one.adapters.append(LoraLinear(Factors(*factors), 2.0 * rank))
+        self.to(device)
+
+    def adapted(self) -> list[Adapted]:
+        return [self.layer.net[0].proj, self.layer.net[2]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def compare_whole(network: Whole, x: torch.Tensor, atol: float, rtol: float) -> None:
+    """The operation beside the layers as they are written, for x of as many rows."""
+    for layer in network.adapted():
+        divide(layer, len(x))
+    adapters = [one for layer in network.adapted() for one in layer.adapters]
+    of = [x, *(factor for one in adapters for factor in (one.down, one.up))]
+    wanted = network(x)
+    weight = torch.randn_like(wanted)
+    theirs = torch.autograd.grad((wanted * weight).sum(), of)
+    casts = Casts([[(layer, tuple(layer.adapters))] for layer in network.adapted()])
+    own = type(network.layer)
+    feed_forward.use_kernels(network)
+    assert type(network.layer) is not own
+    casts.renew()
+    found = network(x)
+    assert type(found.grad_fn).__name__ == "_FeedForwardBackward"
+    ours = torch.autograd.grad((found * weight).sum(), of)
+    casts.drop()
+    torch.testing.assert_close(network(x), wanted)
+    feed_forward.use_own(network)
+    assert type(network.layer) is own
+    for one, other in zip([found, *ours], [wanted, *theirs], strict=True):
+        scale = float(other.detach().abs().max())
+        torch.testing.assert_close(one.double(), other.double(), atol=atol * scale, rtol=rtol)
+
+
+@pytest.mark.parametrize("ranks", [(3,), (1, 4)])
+def test_both_layers_at_once(ranks: tuple[int, ...]) -> None:
+    network = Whole(ranks, 20, torch.float64, "cpu")
+    compare_whole(network, torch.randn(4, 3, 12).double().requires_grad_(), 1e-12, 1e-10)
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("size", [20, 640])
+@pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_layers_by_kernels(size: int, ranks: tuple[int, ...], dtype: torch.dtype) -> None:
+    network = Whole(ranks, size, dtype, "cuda")
+    x = torch.randn(4, 37, 12, device="cuda").to(dtype).requires_grad_()
+    compare_whole(network, x, *((1e-5, 1e-4) if dtype == torch.float32 else (2e-2, 2e-2)))
 
 
 @pytest.mark.parametrize("ranks", [(3,), (1, 4)])
