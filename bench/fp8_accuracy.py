@@ -8,6 +8,7 @@ the adapters' start, so that runs of one seed differ by rounding only. Every lin
 U-Net multiplies in 8 bits here, of any size: in a real run only the largest do.
 
 - held out: loss of the held-out pictures on fixed noise after training, as a share of the base's.
+- loss: mean of the last third of the steps, for each seed.
 - curve: mean over the steps of |loss - loss of the bfloat16 run of that seed|, as a share of it.
 - apart: distance of the learned changes of the weights from those of the bfloat16 run of that seed,
   as a share of their length; *other seeds*: the same between bfloat16 runs of different seeds.
@@ -62,7 +63,7 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
             "lora": {"targets": "all-linear"},
             "train": {
                 "steps": options.steps, "log_every": 1, "seed": seed, "batch_size": 8,
-                "learning_rate": 2e-3, "device": options.device, **KINDS[kind],
+                "learning_rate": options.learning_rate, "device": options.device, **KINDS[kind],
             },
             "preview": {"every": options.steps, "count": 1, "steps": 1, "loss_timesteps": 16},
             "track": {"tensorboard": False},
@@ -108,6 +109,7 @@ def compared(found: Found, seeds: int) -> list[dict[str, Any]]:
             {
                 "kind": kind,
                 "held_out": [one["held_out"] for one in own],
+                "loss": [statistics.mean(one["losses"][-_third(one) :]) for one in own],
                 "curve": [_curve(a, b) for a, b in zip(own, beside, strict=True)],
                 "apart": [
                     _apart(a["change"], b["change"]) for a, b in zip(own, beside, strict=True)
@@ -116,6 +118,11 @@ def compared(found: Found, seeds: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _third(one: dict[str, Any]) -> int:
+    """Return how many steps a third of a run are."""
+    return max(1, len(one["losses"]) // 3)
 
 
 def _curve(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -129,9 +136,9 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the figures as Markdown."""
-    lines = ["| | held out | curve | apart | other seeds |", "|---|---|---|---|---|"]
+    lines = ["| | held out | loss | curve | apart | other seeds |", "|---|---|---|---|---|---|"]
     for row in rows:
-        cells = [row["kind"], _spread(row["held_out"]), _mean(row["curve"])]
+        cells = [row["kind"], _spread(row["held_out"]), _spread(row["loss"]), _mean(row["curve"])]
         lines.append(
             "| " + " | ".join([*cells, _mean(row["apart"]), _mean(row["other_seeds"])]) + " |"
         )
@@ -149,8 +156,9 @@ def _mean(values: list[float]) -> str:
 def _options() -> argparse.Namespace:
     assert __doc__ is not None  # noqa: S101 (for the type checker)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--out", type=Path, default=Path("bench/out/fp8"))
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()

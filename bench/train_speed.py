@@ -14,7 +14,8 @@ U-Net per picture, as a share of what a large bfloat16 matrix product reaches on
 - recipe: peft's adapters in diffusers' U-Net, under autocast, as the public example trains.
 - memory: lorasmith within `--memory`, at batch size 1.
 - four: four LoRAs over one shared pass, a picture each, beside one of them alone.
-- run: `lorasmith train` as a whole on `--photos`, data included.
+- run, run-fp8: `lorasmith train` as a whole on `--photos`, data included. Both see the same
+  pictures and noise: their losses tell what 8 bits change.
 
 Each figure is written as it is measured, so that a run that is stopped leaves what it has.
 """
@@ -68,7 +69,7 @@ def _rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
             measure, batches = WAYS[way], options.batches
             if way in ("memory", "four"):
                 batches = [1]
-            elif way == "run":
+            elif way.startswith("run"):
                 batches = [options.run_batch]
             for batch in batches:
                 row = {"model": name, "way": way, "batch": batch}
@@ -179,7 +180,13 @@ def _recipe(name: str, batch: int, options: argparse.Namespace, device: torch.de
     return _measured(step, batch, options, device)
 
 
-def _run(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+def _run_fp8(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
+    return _run(name, batch, options, device, fp8=True)
+
+
+def _run(
+    name: str, batch: int, options: argparse.Namespace, device: torch.device, fp8: bool = False
+) -> Row:
     """Measure `lorasmith train` as a whole."""
     import lorasmith
 
@@ -190,7 +197,7 @@ def _run(name: str, batch: int, options: argparse.Namespace, device: torch.devic
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    out = options.scratch / f"{name}-run"
+    out = options.scratch / f"{name}-run{'-fp8' if fp8 else ''}"
     started = time.perf_counter()
     lorasmith.train(
         {
@@ -204,7 +211,8 @@ def _run(name: str, batch: int, options: argparse.Namespace, device: torch.devic
             "lora": {"rank": RANK, "targets": "all-linear"},
             "train": {
                 "steps": options.run_steps, "batch_size": batch, "precision": "bf16",
-                "compile": "off", "device": device.type, "checkpoint_every": options.run_steps,
+                "compile": "off", "fp8": fp8, "device": device.type,
+                "checkpoint_every": options.run_steps,
             },
             "preview": {"every": 0},
             "track": {"tensorboard": False},
@@ -220,7 +228,7 @@ def _run(name: str, batch: int, options: argparse.Namespace, device: torch.devic
         "images_per_s": speed, "ms": 1e3 * batch / speed, "whole_seconds": seconds,
         "steps": options.run_steps, "peak_gib": _peak(device),
         "gpu_idle": statistics.mean(idle) if idle else None,
-        "loss": [told[0]["loss"], told[-1]["loss"]],
+        "loss": [round(one["loss"], 5) for one in told],
     }  # fmt: skip
 
 
@@ -242,6 +250,7 @@ WAYS = {
     "memory": _within,
     "four": _four,
     "run": _run,
+    "run-fp8": _run_fp8,
 }
 
 
