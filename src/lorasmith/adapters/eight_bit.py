@@ -8,7 +8,7 @@ touched by this: they are computed with in the layer's own dtype.
 A layer has such copies only while a training step is at work with them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from lorasmith.adapters.sharing import sharing
 from lorasmith.core import kernels
-from lorasmith.core.branches import Branch
+from lorasmith.core.branches import beside
 
 DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -205,28 +205,13 @@ def products(
 ) -> list[torch.Tensor]:
     """Return W x + b, ``[T, out]``, of each layer for one input ``[T, in]``."""
     if not eights or len(x) < TOKENS or sum(one.numel() for one in weights) < WORTH:
-        return _beside(
-            x,
-            [partial(F.linear, x, *layer) for layer in zip(weights, biases, strict=True)],
-        )
+        layers = zip(weights, biases, strict=True)
+        return beside([partial(F.linear, x, *layer) for layer in layers], x)
     rows, scales = rows_of(x)
     return [
         _product(rows, scales, eight.rows, eight.row_scales, bias, x.dtype)
         for bias, eight in zip(biases, _apart(eights), strict=True)
     ]
-
-
-def _beside(x: torch.Tensor, works: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
-    """Do several products, each beside the others."""
-    branches = [Branch(number, x) for number in range(2, len(works) + 1)]
-    found = []
-    for branch, work in zip(branches, works[1:], strict=True):
-        with branch:
-            found.append(work())
-    first = works[0]()
-    for branch in branches:
-        branch.join()
-    return [first, *found]
 
 
 def sum_of_products(

@@ -5,9 +5,13 @@ beside large ones, and fill what these leave of the GPU. Outside of a recording 
 in its order, since keeping streams in step would cost the host more than is gained.
 """
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 import torch
+
+Found = TypeVar("Found")
 
 ENABLED = True
 """For comparisons."""
@@ -60,6 +64,27 @@ class Branch:
             torch.cuda.current_stream(self._side.device).wait_stream(self._side)
 
 
+def beside(works: Sequence[Callable[[], Found]], like: torch.Tensor) -> list[Found]:
+    """Return what some pieces of work give that do not need one another's results.
+
+    Args:
+        works: the pieces, at least one.
+        like: a tensor on the device where they are done.
+    """
+    first, *others = works
+    branches = [Branch(_FIRST + number, like) for number in range(len(others))]
+    found = []
+    for branch, work in zip(branches, others, strict=True):
+        with branch:
+            found.append(work())
+    own = first()
+    for branch in branches:
+        branch.join()
+    return [own, *found]
+
+
+_FIRST = 2
+"""Number of the first branch of ``beside``: the numbers below it are for use within its work."""
 _STREAMS: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
 
 

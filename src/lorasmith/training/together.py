@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lorasmith.adapters.casts import casts_for
+from lorasmith.core.branches import beside
 from lorasmith.loops.progress import tell
 from lorasmith.loops.recording import Recorder
 from lorasmith.training.batch import Batch
@@ -93,7 +94,7 @@ class Together:
 
         def work(inputs: Sequence[torch.Tensor]) -> list[Figures]:
             self._pass(_with_inputs(parts, inputs))
-            return [one.finish() for one in self._steps]
+            return beside([one.finish for one in self._steps], inputs[0])
 
         return self._recorder(_key(parts), _inputs(parts), work)
 
