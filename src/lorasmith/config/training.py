@@ -112,7 +112,7 @@ class TrainSettings(Settings):
     where batches are large: faster, slightly inexact. Adapters stay as they are."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the U-Net's blocks, which takes one to two minutes the first time; auto does it for
-    long runs of SD 1.x and 2.x models on a GPU."""
+    long runs on GPUs that are too old for the package's own, faster kernels (before RTX 30)."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -8,8 +8,8 @@ import torch
 
 from lorasmith.adapters import eight_bit
 from lorasmith.config.training import TrainSettings, bytes_of
+from lorasmith.core import kernels
 from lorasmith.core.errors import ConfigError, LorasmithWarning
-from lorasmith.core.kernels import has_triton
 from lorasmith.loops.memory import free_memory, limit_memory, ran_out
 from lorasmith.training.recomputing import Recomputing, fewest
 from lorasmith.training.session import Session
@@ -58,7 +58,7 @@ def pace_of(sessions: Sequence[Session]) -> Pace:
         return Pace(record=False)
     compiled = train.compile == "on" or (train.compile == "auto" and _pays(sessions))
     notes = []
-    if compiled and not has_triton():
+    if compiled and not kernels.has_triton():
         compiled = False
         if train.compile == "on":
             _warn("train.compile is off: it needs the package triton, which is not installed")
@@ -101,15 +101,15 @@ def _why_not(train: TrainSettings, session: Session) -> str:
 def _pays(sessions: Sequence[Session]) -> bool:
     """Estimate whether compiling makes up for its time.
 
-    For SDXL it does not: most of its steps are products of matrices, and the kernels between them
-    are replaced by faster ones already (348 ms compiled, 349 ms not, batch size 8 on an H200).
+    Where the package's own kernels work it does not: they leave little to a compiler, and what it
+    makes of the rest is slower than they are (docs/benchmarks.md). Older GPUs do not have them.
 
     A U-Net does about 0.2 operations per parameter and latent forward (0.23 for SD 1.5 at 512
     pixels, 0.16 for SDXL at 1024), and a step about as much again and 1.1 times more.
     """
     session = sessions[0]
     if (
-        session.model.text_encoder_2 is not None
+        kernels.available(session.device)
         or len({one for each in sessions for one in each.data.bucket_of}) > _SHAPES
     ):
         return False

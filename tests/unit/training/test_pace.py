@@ -1,0 +1,80 @@
+"""What is decided about steps before the first."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lorasmith.adapters import eight_bit
+from lorasmith.config.training import TrainSettings
+from lorasmith.core import kernels
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.training.pace import Pace, pace_of
+
+
+def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
+    """A long run of a large model: 60,000 steps at 512 pixels."""
+    with torch.device("meta"):
+        unet = nn.Linear(30000, 30000, dtype=train.pop("dtype", torch.bfloat16))
+    unet.dtype = unet.weight.dtype
+    settings = {"steps": 60000, "batch_size": 4, "precision": "bf16", **train}
+    bucket = SimpleNamespace(area=512 * 512)
+    return SimpleNamespace(
+        device=torch.device(device),
+        run=SimpleNamespace(train=TrainSettings(**settings)),
+        model=SimpleNamespace(unet=unet, downscale=8),
+        data=SimpleNamespace(
+            bucket_of=list(range(sizes)), placements=[SimpleNamespace(bucket=bucket)]
+        ),
+        step_once=SimpleNamespace(asks_nothing=True),
+        accelerator=SimpleNamespace(num_processes=1),
+    )
+
+
+@pytest.fixture(autouse=True)
+def an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda _: False)
+    monkeypatch.setattr(kernels, "has_triton", lambda: True)
+    monkeypatch.setattr(eight_bit, "available", lambda _: True)
+
+
+def test_long_runs_are_compiled_where_there_are_no_own_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert pace_of([session_of()]).compiled
+    assert not pace_of([session_of(steps=10)]).compiled
+    assert not pace_of([session_of(sizes=3)]).compiled
+    assert not pace_of([session_of(compile="off")]).compiled
+    monkeypatch.setattr(kernels, "available", lambda _: True)
+    assert not pace_of([session_of()]).compiled
+    assert pace_of([session_of(compile="on")]).compiled
+
+
+def test_without_triton_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_triton", lambda: False)
+    assert not pace_of([session_of()]).compiled
+    with pytest.warns(LorasmithWarning, match="train.compile is off: it needs the package triton"):
+        assert not pace_of([session_of(compile="on")]).compiled
+
+
+def test_eight_bits_are_used_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not pace_of([session_of()]).fp8
+    assert pace_of([session_of(fp8=True)]).fp8
+    with pytest.warns(LorasmithWarning, match='fp8 has no effect: set train.precision = "bf16"'):
+        assert not pace_of([session_of(fp8=True, dtype=torch.float16)]).fp8
+    monkeypatch.setattr(eight_bit, "available", lambda _: False)
+    with pytest.warns(
+        LorasmithWarning, match=r"train\.fp8 has no effect: it needs an RTX 40, H100"
+    ):
+        assert not pace_of([session_of(fp8=True)]).fp8
+
+
+def test_a_cpu_does_none_of_it_and_says_so() -> None:
+    with pytest.warns(LorasmithWarning) as told:
+        pace = pace_of([session_of("cpu", fp8=True, compile="on", memory="4GB")])
+    assert pace == Pace(record=False)
+    assert {str(one.message).split(" has no effect on a CPU")[0] for one in told} == {
+        "train.memory", "train.compile", "train.fp8",
+    }  # fmt: skip
