@@ -114,7 +114,7 @@ def casts_for(network: nn.Module, adapters: Collection[nn.Module]) -> Casts:
         if not isinstance(layer, Adapted) or not isinstance(layer.base, nn.Linear):
             continue
         own = tuple(one for one in layer.adapters if id(one) in trained)
-        if own and layer.weight.is_cuda and all(can_be_fused(one) for one in own):
+        if own and _is_on_gpu(layer) and all(can_be_fused(one) for one in own):
             found[layer] = layer, cast("tuple[LoraLinear, ...]", own)
     families = [
         [found.pop(one) for one in layers]
@@ -122,6 +122,11 @@ def casts_for(network: nn.Module, adapters: Collection[nn.Module]) -> Casts:
         if len(layers) > 1 and all(one in found for one in layers)
     ]
     return Casts([*families, *([one] for one in found.values())])
+
+
+def _is_on_gpu(layer: Adapted) -> bool:
+    """Tell whether a layer is where one operation is faster than several."""
+    return bool(layer.weight.is_cuda)
 
 
 def can_be_fused(adapter: nn.Module) -> bool:

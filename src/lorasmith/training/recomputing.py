@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
+from lorasmith.adapters.eight_bit import EightLinear
+from lorasmith.adapters.layers import Adapted
 from lorasmith.training.compiling import blocks_of
 
 
@@ -50,7 +53,8 @@ class Recomputing:
             work: runs a forward pass; nothing is kept of it.
         """
         self.choose([])
-        return _by_size(self.blocks, work)
+        kept = kept_by(self.blocks, work)
+        return sorted(self.blocks, key=lambda one: -kept[one])
 
     def _call(self, block: nn.Module, *given: Any) -> Any:
         if block not in self._chosen:
@@ -61,33 +65,57 @@ class Recomputing:
         )
 
 
-def _by_size(blocks: list[nn.Module], work: Callable[[], object]) -> list[nn.Module]:
-    """Order blocks, none within another, by what a forward pass makes each of them keep."""
+def kept_by(blocks: list[nn.Module], work: Callable[[], object]) -> dict[nn.Module, int]:
+    """Return how many bytes a forward pass makes each of some blocks keep, none within another."""
     kept = dict.fromkeys(blocks, 0)
-    weights = {one.data_ptr() for block in blocks for one in block.parameters()}
-    inside: list[tuple[nn.Module, set[int]]] = []
+    anyway: set[StorageWeakRef] = set()
+    inside: list[tuple[nn.Module, set[StorageWeakRef]]] = []
+
+    def enter(block: nn.Module) -> None:
+        anyway.update(_memory_of(one) for one in _there_anyway(block))
+        inside.append((block, set()))
 
     def count(tensor: torch.Tensor) -> None:
-        address = tensor.data_ptr()
-        if inside and address not in weights and address not in inside[-1][1]:
-            inside[-1][1].add(address)
-            kept[inside[-1][0]] += tensor.nbytes
+        memory = _memory_of(tensor)
+        if inside and memory not in anyway and memory not in inside[-1][1]:
+            inside[-1][1].add(memory)
+            kept[inside[-1][0]] += tensor.untyped_storage().nbytes()
 
     with (
-        _watching(blocks, inside),
+        _watching(blocks, enter, lambda: inside.pop()),
         torch.autograd.graph.saved_tensors_hooks(count, _never),
     ):
         work()
-    return sorted(blocks, key=lambda one: -kept[one])
+    return kept
+
+
+def _memory_of(tensor: torch.Tensor) -> StorageWeakRef:
+    """Return what stands for a tensor's memory. It lets go of the memory, whose address may then be
+    another tensor's, and is told apart from that one's.
+    """
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def _there_anyway(block: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield a block's weights, and the copies of them that layers have while a step is at work."""
+    yield from block.parameters()
+    for one in block.modules():
+        if isinstance(one, EightLinear):
+            yield from one.eight
+        elif isinstance(one, Adapted) and one.stack is not None:
+            own = (one.stack.down, one.stack.up, one.stack.shared)
+            yield from (tensor for tensor in own if tensor is not None)
 
 
 @contextmanager
-def _watching(blocks: list[nn.Module], inside: list[tuple[nn.Module, set[int]]]) -> Iterator[None]:
-    """Keep account of which block is at work."""
+def _watching(
+    blocks: list[nn.Module], enter: Callable[[nn.Module], None], leave: Callable[[], object]
+) -> Iterator[None]:
+    """Call these before and after each block's work."""
     hooks = []
     for block in blocks:
-        hooks.append(block.register_forward_pre_hook(lambda own, _: inside.append((own, set()))))
-        hooks.append(block.register_forward_hook(lambda *_: (inside.pop(), None)[1]))
+        hooks.append(block.register_forward_pre_hook(lambda own, _: enter(own)))
+        hooks.append(block.register_forward_hook(lambda *_: (leave(), None)[1]))
     try:
         yield
     finally:

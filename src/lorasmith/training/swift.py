@@ -1,14 +1,16 @@
 """A U-Net at full speed while a training step works with it, and as it is written otherwise.
 
 Drawing and measuring always use the network as it is written: what they give must not depend on
-how it was trained.
+how it was trained. (Where there are kernels, the weights of convolutions stay in the order in
+memory that steps want, by which drawings are rounded otherwise.)
 """
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 
 from lorasmith.adapters import eight_bit
@@ -19,30 +21,31 @@ from lorasmith.loops.progress import tell
 from lorasmith.training import attention, feed_forward, geglu, resnets, transformer_blocks
 from lorasmith.training.compiling import Compiled
 
+_Way = Callable[[nn.Module], None]
+
 
 class Swift:
     """What is exchanged in a network for the time of a step."""
 
-    def __init__(self, network: nn.Module, compiled: bool = False, fp8: bool = False) -> None:
+    def __init__(self, network: nn.Module, fp8: bool = False) -> None:
         """Prepare it.
 
         Args:
             network: the U-Net, on the device where it is trained.
-            compiled: whether its blocks are to be compiled when a step first uses them.
             fp8: whether its large frozen layers multiply in 8 bits.
         """
         self._network = network
-        self._ways = [(attention.use_swift, attention.use_own)]
-        if available(next(network.parameters()).device):
-            self._ways.append((geglu.use_kernels, geglu.use_own))
-            if not compiled:  # a compiler makes kernels of its own for these
-                self._ways.append((resnets.use_kernels, resnets.use_own))
-                self._ways.append((transformer_blocks.use_kernels, transformer_blocks.use_own))
-                self._ways.append((feed_forward.use_kernels, feed_forward.use_own))
-                resnets.channels_last(network)
+        self._device = next(network.parameters()).device
+        self._kernels = available(self._device)
+        if self._kernels:
+            resnets.channels_last(network)
         self._eights = eight_bit.Exchanged(network) if fp8 else None
-        self._compiled = Compiled(network) if compiled else None
+        self._compiled: Compiled | None = None
         self._worked = False
+
+    def compile(self) -> None:
+        """Let the network's blocks be compiled when a step next uses them."""
+        self._compiled = Compiled(self._network)
 
     @contextmanager
     def surviving(self, again: Callable[[], None]) -> Iterator[None]:
@@ -51,12 +54,12 @@ class Swift:
         try:
             yield
         except Exception as error:
-            if self._compiled is None or self._worked or ran_out(error):
+            if self._compiled is None or ran_out(error) or self._is_recording():
                 raise
             self._compiled = None
             reason = " ".join(str(error).split())[:160]
             warnings.warn(
-                f"the U-Net's blocks could not be compiled and run as they are: {reason}",
+                f"the U-Net's blocks could not be compiled and run without that: {reason}",
                 LorasmithWarning,
                 stacklevel=2,
             )
@@ -69,17 +72,26 @@ class Swift:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Use the fast ways while the block runs."""
-        for use, _ in self._ways:
-            use(self._network)
-        for one in self._exchanged():
-            one.on()
-        try:
+        with ExitStack() as behind:
+            for use, use_own in self._ways():
+                behind.callback(use_own, self._network)
+                use(self._network)
+            for one in (self._eights, self._compiled):
+                if one is not None:
+                    one.on()
+                    behind.callback(one.off)
             yield
-        finally:
-            for one in self._exchanged():
-                one.off()
-            for _, use_own in self._ways:
-                use_own(self._network)
 
-    def _exchanged(self) -> Iterator[eight_bit.Exchanged | Compiled]:
-        return (one for one in (self._eights, self._compiled) if one is not None)
+    def _ways(self) -> Iterator[tuple[_Way, _Way]]:
+        """Yield what is exchanged by class, and what takes that back."""
+        yield attention.use_swift, attention.use_own
+        if not self._kernels:
+            return
+        yield geglu.use_kernels, geglu.use_own
+        if self._compiled is None:  # a compiler makes kernels of its own for these
+            yield resnets.use_kernels, resnets.use_own
+            yield transformer_blocks.use_kernels, transformer_blocks.use_own
+            yield feed_forward.use_kernels, feed_forward.use_own
+
+    def _is_recording(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -67,7 +67,7 @@ class Together:
         self._recorder = Recorder(sessions[0].device, pace.record)
         plan = recompute_as_told(sessions, lambda: self._try(_largest(sessions)))
         if pace.compiled:  # not for the trials, each of which would be compiled anew
-            self._swift = Swift(unet, compiled=True, fp8=pace.fp8)
+            self._swift.compile()
         if sessions[0].main:
             tell(*pace.notes, *([plan] if plan else []))
 

@@ -1,0 +1,373 @@
+"""A step with all that is done for a GPU learns what a step of the network as it is written does.
+
+Here the kernels' places are taken by torch's own operations, in float64 on the CPU: what is tested
+is that everything fits together, in networks and steps of every kind.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_together import RATES, Two
+from torch import nn
+
+from lorasmith.adapters import casts, eight_bit
+from lorasmith.adapters.casts import casts_for
+from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
+from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.trainable import Trainable, inject_targets
+from lorasmith.config.run import LoraSettings
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.models.load import Model, load_model
+from lorasmith.training import geglu, group_norm, swift
+from lorasmith.training.recomputing import Recomputing, kept_by
+from lorasmith.training.step import Share
+from lorasmith.training.swift import Swift
+
+CPU = torch.device("cpu")
+EVERYTHING = "all-linear+conv"
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swift, "available", lambda device: True)
+    monkeypatch.setattr(casts, "_is_on_gpu", lambda layer: True)
+    monkeypatch.setattr(geglu, "gated", geglu.reference)
+    monkeypatch.setattr(group_norm, "normalised", group_norm.reference)
+    monkeypatch.setattr(group_norm, "add_biased", group_norm.reference_sum)
+
+
+@contextmanager
+def at_full_speed(network: nn.Module, adapters: list[nn.Module]) -> Iterator[int]:
+    """A step's surroundings; gives how many layers are one operation with their adapters."""
+    copies = casts_for(network, adapters)
+    with Swift(network)():
+        copies.renew()
+        yield len(copies)
+        copies.drop()
+
+
+def adapted(model: Model, targets: str, **more: Any) -> Trainable:
+    """Adapters in float64 that do something."""
+    lora = LoraSettings(rank=2, targets=targets, **more)
+    made = inject_targets(resolve(model, lora, RATES), lora, 0)
+    torch.manual_seed(4)
+    for one in made.adapters.values():
+        one.double()
+        nn.init.normal_(one.up, std=0.2)
+    return made
+
+
+def given_to(network: Any) -> dict[str, Any]:
+    """Input of a U-Net, two pictures."""
+    torch.manual_seed(5)
+    config = network.config
+    given = {
+        "sample": torch.randn(2, config.in_channels, 8, 12, dtype=torch.double),
+        "timestep": torch.tensor([7, 500]),
+        "encoder_hidden_states": torch.randn(2, 6, config.cross_attention_dim).double(),
+    }
+    given["encoder_hidden_states"].requires_grad_()
+    if config.addition_embed_type == "text_time":
+        ids = 5 if config.projection_class_embeddings_input_dim == 64 else 6
+        wide = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
+        text = torch.randn(2, wide, dtype=torch.double, requires_grad=True)
+        sizes = torch.full((2, ids), 64.0, dtype=torch.double)
+        given["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
+    return given
+
+
+def learned(network: Any, factors: list[nn.Parameter]) -> list[torch.Tensor]:
+    """Return a prediction, and the gradients of the factors and of the texts."""
+    given = given_to(network)
+    y = network(**given).sample
+    texts = [given["encoder_hidden_states"]]
+    texts += [one for one in given.get("added_cond_kwargs", {}).values() if one.requires_grad]
+    torch.manual_seed(6)
+    loss = (y * torch.randn(y.shape, dtype=torch.double)).sum()
+    return [y.detach(), *torch.autograd.grad(loss, [*factors, *texts])]
+
+
+def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        scale = float(other.abs().max())
+        assert scale > 0
+        torch.testing.assert_close(one, other, atol=1e-9 * scale, rtol=0)
+
+
+def state_of(network: nn.Module) -> list[Any]:
+    """Return what is exchanged in a network during a step."""
+    return [
+        (type(one), type(getattr(one, "processor", None)), one.__dict__.get("stack"))
+        for one in network.modules()
+    ]
+
+
+FAMILIES = ["sd1", "sd2", "sdxl", "sdxl-refiner", "sd1-inpainting"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_of_every_family(tiny_of: Callable[[str], Path], family: str) -> None:
+    model = load_model(tiny_of(family)).to(CPU, torch.float64)
+    network = model.unet
+    trainable = adapted(model, EVERYTHING)
+    before, plain = learned(network, trainable.parameters()), state_of(network)
+    recomputing = Recomputing(network)
+    for chosen in ([], recomputing.blocks[::2]):
+        recomputing.choose(chosen)
+        with at_full_speed(network, list(trainable.adapters.values())) as fused:
+            assert fused > 40
+            assert state_of(network) != plain
+            same(learned(network, trainable.parameters()), before)
+        assert state_of(network) == plain
+    recomputing.choose([])
+    same(learned(network, trainable.parameters()), before)  # but for the order in memory
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"only_cross_attention": True},
+        {"use_linear_projection": True, "upcast_attention": True},
+        {"mid_block_only_cross_attention": True},
+        {"attention_head_dim": (2, 4), "transformer_layers_per_block": 2},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"down_block_types": ("AttnDownBlock2D", "DownBlock2D")},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_unusual_networks(more: dict[str, Any]) -> None:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    two = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 4,
+    }
+    network: Any = UNet2DConditionModel(
+        sample_size=8,
+        norm_num_groups=4,
+        block_out_channels=(8, 16),
+        cross_attention_dim=8,
+        layers_per_block=1,
+        **two | more,
+    )
+    network.requires_grad_(False).double()
+    given = given_to(network)
+    text = given["encoder_hidden_states"]
+
+    def ways() -> list[torch.Tensor]:
+        y = network(**given).sample
+        torch.manual_seed(6)
+        (slope,) = torch.autograd.grad((y * torch.randn(y.shape).double()).sum(), text)
+        return [y.detach(), slope]
+
+    before, plain = ways(), state_of(network)
+    with Swift(network)():
+        assert state_of(network) != plain
+        same(ways(), before)
+    assert state_of(network) == plain
+
+
+def test_what_fails_in_a_step_leaves_the_network_as_it_is_written(tiny_model: Path) -> None:
+    model = load_model(tiny_model).to(CPU, torch.float64)
+    adapted(model, EVERYTHING)
+    plain, names = state_of(model.unet), list(model.unet.state_dict())
+
+    def fail() -> None:
+        assert state_of(model.unet) != plain
+        assert list(model.unet.state_dict()) == names
+        raise ValueError("in the step")
+
+    used = Swift(model.unet)
+    with pytest.raises(ValueError, match="in the step"), used():
+        fail()
+    assert state_of(model.unet) == plain
+
+
+@pytest.mark.parametrize("more", [{"dropout": 0.2}, {"init": "compensated"}], ids=str)
+def test_adapters_that_do_more_than_their_product(tiny_model: Path, more: dict[str, Any]) -> None:
+    model = load_model(tiny_model).to(CPU, torch.float64)
+    trainable = adapted(model, "attention", **more)
+
+    def ways() -> list[torch.Tensor]:
+        torch.manual_seed(3)  # of what drops out
+        return learned(model.unet, trainable.parameters())
+
+    before = ways()
+    with at_full_speed(model.unet, list(trainable.adapters.values())) as fused:
+        assert fused == 0
+        same(ways(), before)
+
+
+def test_weights_in_8_bits_are_nothing_that_a_block_keeps(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eight_bit, "WORTH", 0)
+    monkeypatch.setattr(eight_bit, "TOKENS", 0)
+    model = load_model(tiny_model).to(CPU, torch.bfloat16)
+    lora = LoraSettings(rank=2, targets="attention")
+    trainable = inject_targets(resolve(model, lora, RATES), lora, 0)
+    given = given_to(model.unet)
+    given = {
+        name: one.bfloat16() if one.is_floating_point() else one for name, one in given.items()
+    }
+    network, adapters = model.unet, list(trainable.adapters.values())
+    blocks = Recomputing(network).blocks
+
+    def bytes_of(fp8: bool) -> list[int]:
+        used, copies = Swift(network, fp8), casts_for(network, adapters)
+
+        def work() -> None:
+            with used():
+                copies.renew()
+                network(**given)
+                copies.drop()
+
+        return list(kept_by(blocks, work).values())
+
+    plain, eight = bytes_of(False), bytes_of(True)
+    assert sum(plain) > 0
+    assert eight == plain
+
+
+# --- compiling ----------------------------------------------------------------------------------
+
+
+class OneBlock(nn.Module):
+    """As much of a U-Net as is compiled."""
+
+    def __init__(self) -> None:
+        from diffusers.models.attention import BasicTransformerBlock
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = BasicTransformerBlock(16, 2, 8, cross_attention_dim=12)
+        self.requires_grad_(False).double()
+        for layers, name in ((self.block.attn1, "to_q"), (self.block.ff.net[0], "proj")):
+            layer = Adapted(getattr(layers, name))
+            out, width = layer.weight.shape
+            factors = Factors(torch.randn(2, width).double(), torch.randn(out, 2).double())
+            layer.adapters.append(LoraLinear(factors, 1.0))
+            setattr(layers, name, layer)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.block(x, encoder_hidden_states=text)
+
+    def learned(self) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        y = self(torch.randn(2, 5, 16).double(), torch.randn(2, 7, 12).double())
+        of = [one for one in self.parameters() if one.requires_grad]
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), of)]
+
+
+def with_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    own = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda block, **more: own(block, backend=backend, **more)
+    )
+
+
+def test_compiled_blocks_and_what_is_exchanged_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_backend(monkeypatch, "aot_eager")
+    network = OneBlock()
+    before, plain = network.learned(), state_of(network)
+    copies = casts_for(network, [one for one in network.modules() if isinstance(one, LoraLinear)])
+    used = Swift(network)
+    used.compile()
+    torch._dynamo.utils.counters.clear()
+    with used():
+        for _ in range(2):
+            copies.renew()
+            same(network.learned(), before)
+        copies.drop()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert state_of(network) == plain
+
+
+def test_blocks_that_cannot_be_compiled_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no compiler here")
+
+    with_backend(monkeypatch, broken)
+    network = OneBlock()
+    before, plain = network.learned(), state_of(network)
+    used = Swift(network)
+    used.compile()
+    found: list[list[torch.Tensor]] = []
+
+    def work() -> None:
+        with used.surviving(work), used():
+            found.append(network.learned())
+            assert type(network.block) is not plain[1][0]
+
+    with pytest.warns(LorasmithWarning, match="could not be compiled.*no compiler here"):
+        work()
+    work()
+    assert len(found) == 2
+    for one in found:
+        same(one, before)
+    assert state_of(network) == plain
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tiny_model: Path) -> Iterator[Two]:
+    made = Two(load_model(tiny_model))
+    yield made
+    for feature in made.features:
+        feature.attached.detach()
+
+
+def both_ways(two: Two, *shares: Share) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return each feature's gradients, as the network is written and at full speed."""
+    wanted = two.gradients(*shares)
+    adapters = [one for each in two.features for one in each.adapters.values()]
+    with at_full_speed(two.model.unet, adapters) as fused:
+        assert fused > 20
+        return wanted, two.gradients(*shares)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2), (2, 0)])
+@pytest.mark.parametrize("task", ["learn", "keep"])
+def test_features_in_one_pass(two: Two, sizes: tuple[int, int], task: str) -> None:
+    """Text encoders are trained here too; the first feature has more layers than the second."""
+    shares = [two.share(number, size) for number, size in enumerate(sizes) if size]
+    shares = [one._replace(batch=replace(one.batch, task=task)) for one in shares]
+    wanted, found = both_ways(two, *shares)
+    for one, other, size in zip(found, wanted, sizes, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
+        assert bool(other.abs().max() > 0) == (size > 0)
+
+
+def test_earlier_features_and_those_that_choose_tokens(two: Two) -> None:
+    first = two.features[0].attached.gate
+    lane = replace(two.lanes[1], earlier=[(first, False)], others=(), by_token=True)
+    share = two.share(1, 3, lane=lane)
+    places = torch.zeros(3, 1, share.batch.ids.shape[1], dtype=torch.bool)
+    places[:2, 0, 1:3] = True
+    for named in ([True, False, True], [True] * 3, [False] * 3):
+        batch = replace(share.batch, named=[named], places=places, called=[True, True, False])
+        wanted, found = both_ways(two, share._replace(batch=batch))
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
+        assert float(wanted[1].abs().max()) > 0
+
+
+def test_preservation_starts_from_nothing(two: Two) -> None:
+    """What is kept is measured in the same way as what changes: no adapter, no difference."""
+    for feature in two.features:
+        for one in feature.adapters.values():
+            nn.init.zeros_(one.up)
+    share = two.share(0, 2)
+    share = share._replace(batch=replace(share.batch, task="keep"))
+    _, found = both_ways(two, share)
+    assert float(found[0].abs().max()) == 0.0
