@@ -14,19 +14,22 @@ import pytest
 import torch
 from test_together import RATES, Two
 from torch import nn
+from training_sets import write
 
 from lorasmith.adapters import casts, eight_bit
 from lorasmith.adapters.casts import casts_for
 from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
 from lorasmith.adapters.targets import resolve
 from lorasmith.adapters.trainable import Trainable, inject_targets
-from lorasmith.config.run import LoraSettings
+from lorasmith.config.run import LoraSettings, TrainRun
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import Model, load_model
-from lorasmith.training import geglu, group_norm, swift
+from lorasmith.training import geglu, group_norm, swift, together
+from lorasmith.training.opening import opened
 from lorasmith.training.recomputing import Recomputing, kept_by
 from lorasmith.training.step import Share
 from lorasmith.training.swift import Swift
+from lorasmith.training.together import Together
 
 CPU = torch.device("cpu")
 EVERYTHING = "all-linear+conv"
@@ -371,3 +374,47 @@ def test_preservation_starts_from_nothing(two: Two) -> None:
     share = share._replace(batch=replace(share.batch, task="keep"))
     _, found = both_ways(two, share)
     assert float(found[0].abs().max()) == 0.0
+
+
+def run_of(model: Path, data: Path, out: Path) -> TrainRun:
+    settings = {
+        "data": {"path": data, "tag": "ink", "held_out": 0.0},
+        "output": {"name": str(out / "lora")},
+        "model": {"path": model},
+        "lora": {"targets": "attention+text-encoder", "rank": 2},
+        "train": {"batch_size": 4, "accumulate": 2, "ema": 0.9, "device": "cpu"},
+        "preview": {"every": 0},
+        "track": {"tensorboard": False},
+    }
+    return TrainRun.model_validate(settings)
+
+
+def test_a_run_and_what_fails_in_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accumulated parts, an average, a text encoder; memory that runs out in the last step."""
+    data = write(tmp_path / "p", [(64, 64)] * 4)
+    found: list[list[torch.Tensor]] = []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(swift, "available", lambda device: False)
+            monkeypatch.setattr(casts, "_is_on_gpu", lambda layer: False)
+        with opened(run_of(tiny_model, data, tmp_path / str(kernels)), None) as session:
+            plain, steps = state_of(session.model.unet), Together([session])
+            figures = [steps.advance()[0][0] for _ in range(2)]
+            assert state_of(session.model.unet) == plain
+            weights = [one.detach().clone() for one in session.trainable.parameters()]
+            found.append([*(part for one in figures for part in one[:2]), *weights])
+            with monkeypatch.context() as patched:
+                patched.setattr(together, "losses_together", out_of_memory)
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    steps.advance()
+            assert state_of(session.model.unet) == plain
+            for one, other in zip(session.trainable.parameters(), weights, strict=True):
+                assert torch.equal(one, other)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
+
+
+def out_of_memory(_: Any) -> None:
+    raise RuntimeError("CUDA out of memory")
