@@ -84,7 +84,8 @@ class Swift:
 
     def _ways(self) -> Iterator[tuple[_Way, _Way]]:
         """Yield what is exchanged by class, and what takes that back."""
-        yield attention.use_swift, attention.use_own
+        if self._kernels or self._device.type == "cuda":  # elsewhere it saves less than it costs
+            yield attention.use_swift, attention.use_own
         if not self._kernels:
             return
         yield geglu.use_kernels, geglu.use_own

@@ -177,6 +177,16 @@ def test_unusual_networks(more: dict[str, Any]) -> None:
     assert state_of(network) == plain
 
 
+def test_on_a_cpu_the_network_is_as_it_is_written(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swift, "available", lambda device: False)
+    network = load_model(tiny_model).unet
+    plain = state_of(network)
+    with Swift(network)():
+        assert state_of(network) == plain
+
+
 def test_what_fails_in_a_step_leaves_the_network_as_it_is_written(tiny_model: Path) -> None:
     model = load_model(tiny_model).to(CPU, torch.float64)
     adapted(model, EVERYTHING)
