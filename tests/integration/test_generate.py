@@ -186,7 +186,8 @@ def test_a_missing_part_is_named(
 ) -> None:
     shutil.rmtree(broken / part)
     assert generate(broken, tmp_path / "out") == 1
-    assert one_line(capsys.readouterr().err).endswith(f"broken: missing part {part}")
+    told = one_line(capsys.readouterr().err)
+    assert told.endswith(f"broken: missing part {part}; copy or download the whole folder again")
 
 
 @pytest.mark.parametrize(

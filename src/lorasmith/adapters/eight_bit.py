@@ -24,6 +24,10 @@ DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0
 WORTH = 3_000_000
 """Weights, of all layers that read an input together, from which converting the input pays."""
+_STEP = 16
+"""What both sides of a weight are to be multiples of."""
+_OF_TEXT = 2
+"""Layers of an attention that read a text, which has few tokens: k and v."""
 TOKENS = 4096
 """Rows of an input, likewise."""
 
@@ -93,13 +97,12 @@ class Exchanged:
 
     def __init__(self, network: nn.Module) -> None:
         """Convert the weights; they take as much memory again."""
-        alone = [[one] for one in network.modules() if type(one) is nn.Linear]
         found = {
             layer: None
-            for family in [*alone, *_attentions(network)]
+            for family in [*_alone(network), *_attentions(network)]
             if sum(one.weight.numel() for one in family) >= WORTH
             for layer in family
-            if not layer.weight.requires_grad
+            if not layer.weight.requires_grad and _divides(layer)
         }
         self._layers = [(layer, converted(layer.weight.detach())) for layer in found]
 
@@ -119,12 +122,24 @@ class Exchanged:
             layer.__class__ = nn.Linear
 
 
+def _alone(network: nn.Module) -> Iterator[list[nn.Linear]]:
+    """Yield each linear layer but embeddings of times and sizes, which read one row a picture."""
+    for name, one in network.named_modules():
+        if type(one) is nn.Linear and "embedding" not in name:
+            yield [one]
+
+
 def _attentions(network: nn.Module) -> Iterator[list[nn.Linear]]:
     """Yield q, k and v of each attention, which together are large where one is not."""
     for layers in sharing(network):
         bases = [getattr(one, "base", one) for one in layers]
-        if all(type(one) is nn.Linear for one in bases):
+        if len(bases) > _OF_TEXT and all(type(one) is nn.Linear for one in bases):
             yield cast("list[nn.Linear]", bases)
+
+
+def _divides(layer: nn.Linear) -> bool:
+    """Tell whether GPUs can multiply with a layer's weight in 8 bits."""
+    return layer.in_features % _STEP == 0 and layer.out_features % _STEP == 0
 
 
 class EightLinear(nn.Linear):

@@ -107,12 +107,16 @@ class FolderSource:
         parts = (*self.networks, *self._tokenizers, "scheduler")
         missing = [part for part in parts if not (path / part).is_dir()]
         if missing:
-            kind = self._index.get("_class_name", "model of no name")
             raise WeightsError(
-                f"model {path}: missing part {', '.join(missing)}; by its {INDEX} it is a {kind}, "
-                "and SD 1.x, SD 2.x and SDXL have a U-Net, VAE, text encoders, tokenizers and a "
-                "scheduler"
+                f"model {path}: missing part {', '.join(missing)}; {self._what_to_do()}"
             )
+
+    def _what_to_do(self) -> str:
+        """Return what a user can do about a part that is missing."""
+        kind = str(self._index.get("_class_name", "model of no name"))
+        if kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3"):
+            return "copy or download the whole folder again"
+        return f"by its {INDEX} it is a {kind}, which is none of SD 1.x, SD 2.x and SDXL"
 
     def _networks(self) -> tuple[str, ...]:
         """Return the networks that the model needs: text encoders as the index or folders say."""

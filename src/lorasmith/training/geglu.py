@@ -85,11 +85,7 @@ def reference(both: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("lorasmith::gated", mutates_args=())
 def _gated(both: torch.Tensor) -> torch.Tensor:
-    both = both.contiguous()
-    y = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
-    kernels = _kernels()
-    kernels.forward[_grid(y)](both, y, y.shape[-1], block=_BLOCK, num_warps=_WARPS)
-    return y
+    return _outputs(both.contiguous())
 
 
 @_gated.register_fake
@@ -120,6 +116,15 @@ _gated.register_autograd(_differentiate, setup_context=_keep)
 
 _BLOCK, _WARPS = 512, 2
 """Values of the output that one program makes, and its threads by 32: eight values for each."""
+
+
+def _outputs(both: torch.Tensor) -> torch.Tensor:
+    """Return h * gelu(g)."""
+    if not both.is_cuda:
+        return reference(both)
+    y = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
+    _kernels().forward[_grid(y)](both, y, y.shape[-1], block=_BLOCK, num_warps=_WARPS)
+    return y
 
 
 def _slopes(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
@@ -179,14 +184,14 @@ def add_and_gate(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> t
         inner: A_g x, ``[G, T / G, r]``.
         up: B, ``[G, 2 n, r]``.
     """
-    y = both.new_empty(len(both), both.shape[1] // 2)
-    if both.is_cuda:
+    if both.is_cuda and _fits(inner):
+        y = both.new_empty(len(both), both.shape[1] // 2)
         _kernels().forward_adapted[_tiles(y, len(inner))](
             both, inner, up, y, *_sizes(y, inner), **_TILE, wide=_padded(inner)
         )
         return y
     add_product(grouped(both, len(inner)), inner, up.transpose(1, 2))
-    return y.copy_(reference(both))
+    return _outputs(both)
 
 
 @_adapted_gated.register_fake
@@ -241,9 +246,9 @@ def add_and_slope(
         down: their A, ``[G, r, n]``.
         both: the halves.
     """
-    if not both.is_cuda:
+    if not (both.is_cuda and _fits(inner)):
         add_product(grouped(grad, len(inner)), inner, down)
-        return _reference_slopes(grad, both)
+        return _slopes(grad, both)
     out = torch.empty_like(both)
     _kernels().backward_adapted[_tiles(grad, len(inner))](
         grad, inner, down, both, out, *_sizes(grad, inner), **_TILE, wide=_padded(inner)
@@ -299,6 +304,8 @@ _adapted_gated.register_autograd(_differentiate_adapted, setup_context=_keep_ada
 
 _TILE: dict[str, int] = {"rows": 16, "block": 128, "num_warps": 4}
 """What one program makes."""
+_WIDEST = 256
+"""Bytes of a row of an adapter's factor that a tile has room for: rank 128 in bf16."""
 
 
 def _tiles(output: torch.Tensor, groups: int) -> tuple[int, int, int]:
@@ -308,6 +315,11 @@ def _tiles(output: torch.Tensor, groups: int) -> tuple[int, int, int]:
 
 def _sizes(output: torch.Tensor, inner: torch.Tensor) -> tuple[int, int, int]:
     return inner.shape[1], output.shape[1], inner.shape[2]
+
+
+def _fits(inner: torch.Tensor) -> bool:
+    """Tell whether the factors of a tile fit into what a GPU has for one program."""
+    return _padded(inner) * inner.element_size() <= _WIDEST
 
 
 def _padded(inner: torch.Tensor) -> int:

@@ -114,6 +114,32 @@ def test_small_products_stay_as_they_are() -> None:
     exchanged.off()
 
 
+def test_what_reads_few_rows_or_does_not_divide_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Attention(nn.Module):
+        def __init__(self, cross: bool) -> None:
+            super().__init__()
+            self.is_cross_attention = cross
+            self.to_q, self.to_k, self.to_v = (nn.Linear(16, 16) for _ in range(3))
+
+    monkeypatch.setattr(eight_bit, "WORTH", 500)
+    network = nn.ModuleDict(
+        {
+            "own": Attention(False),
+            "of_text": Attention(True),
+            "time_embedding": nn.Linear(64, 64),
+            "odd": nn.Linear(64, 72),
+            "wide": nn.Linear(64, 64),
+        }
+    ).requires_grad_(False)
+    exchanged = Exchanged(network)
+    exchanged.on()
+    found = {name for name, one in network.named_modules() if isinstance(one, EightLinear)}
+    exchanged.off()
+    assert found == {"own.to_q", "own.to_k", "own.to_v", "wide"}
+
+
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize("shape", [(5, 640), (4099, 1280), (70, 10240), (9, 100)])

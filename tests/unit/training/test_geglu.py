@@ -184,7 +184,7 @@ def test_both_layers_at_once(ranks: tuple[int, ...]) -> None:
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize("size", [20, 640])
-@pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40)])
+@pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40), (200,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_layers_by_kernels(size: int, ranks: tuple[int, ...], dtype: torch.dtype) -> None:
     network = Whole(ranks, size, dtype, "cuda")
@@ -212,7 +212,7 @@ def test_the_operation_is_well_formed() -> None:
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize("size", [20, 640])
-@pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40)])
+@pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40), (200,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_with_adapters(size: int, ranks: tuple[int, ...], dtype: torch.dtype) -> None:
     network = Gated(ranks, size, dtype, "cuda")
