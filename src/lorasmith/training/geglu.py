@@ -304,8 +304,8 @@ _adapted_gated.register_autograd(_differentiate_adapted, setup_context=_keep_ada
 
 _TILE: dict[str, int] = {"rows": 16, "block": 128, "num_warps": 4}
 """What one program makes."""
-_WIDEST = 256
-"""Bytes of a row of an adapter's factor that a tile has room for: rank 128 in bf16."""
+_WIDEST = 128
+"""Rank up to which a tile has room for the factors."""
 
 
 def _tiles(output: torch.Tensor, groups: int) -> tuple[int, int, int]:
@@ -318,8 +318,10 @@ def _sizes(output: torch.Tensor, inner: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _fits(inner: torch.Tensor) -> bool:
-    """Tell whether the factors of a tile fit into what a GPU has for one program."""
-    return _padded(inner) * inner.element_size() <= _WIDEST
+    """Tell whether a tile's factors fit into what a GPU has for one program, and its matrix units
+    multiply them (float32 they round).
+    """
+    return inner.element_size() == 2 and _padded(inner) <= _WIDEST
 
 
 def _padded(inner: torch.Tensor) -> int:
