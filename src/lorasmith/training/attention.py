@@ -14,7 +14,7 @@ from torch import nn
 from lorasmith.adapters.layers import outputs_of
 
 
-class Swift:
+class SwiftProcessor:
     """An attention processor for layers without norms of their own, masks and residuals."""
 
     def __call__(
@@ -57,7 +57,7 @@ def use_own(network: nn.Module) -> None:
             one.processor = _plain_processor()()
 
 
-_SWIFT = Swift()
+_SWIFT = SwiftProcessor()
 
 
 def _attentions(network: nn.Module) -> Iterator[Any]:
@@ -73,7 +73,7 @@ def _plain_processor() -> Any:
 
 
 def _is_plain(attention: Any) -> bool:
-    """Tell whether an attention does no more than `Swift` does."""
+    """Tell whether an attention does no more than `SwiftProcessor` does."""
     more = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
     return not attention.residual_connection and not any(
         getattr(attention, name, None) for name in more

@@ -43,13 +43,13 @@ def test_output_and_gradients_are_diffusers_own(cross: int | None, factor: float
     theirs = torch.autograd.grad(wanted.square().sum(), of)
     casts = casts_of(network, cross)
     attention.use_swift(network)
-    assert isinstance(network.processor, attention.Swift)
+    assert isinstance(network.processor, attention.SwiftProcessor)
     casts.renew()
     found = network(x, text)
     ours = torch.autograd.grad(found.square().sum(), of)
     casts.drop()
     attention.use_own(network)
-    assert not isinstance(network.processor, attention.Swift)
+    assert not isinstance(network.processor, attention.SwiftProcessor)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
@@ -72,4 +72,4 @@ def test_masks_are_heeded() -> None:
 def test_attentions_that_do_more_are_left_alone(more: dict[str, object]) -> None:
     network = make(adapted=False, **more)
     attention.use_swift(network)
-    assert not isinstance(network.processor, attention.Swift)
+    assert not isinstance(network.processor, attention.SwiftProcessor)
