@@ -25,6 +25,7 @@ from lorasmith.adapters.fused import (
     products,
 )
 from lorasmith.adapters.layers import Adapted
+from lorasmith.training.exchanging import exchange, put_back
 
 
 def gated_layers(network: nn.Module) -> Iterator[nn.Module]:
@@ -39,18 +40,12 @@ def is_gated(layer: nn.Module) -> bool:
 
 def use_kernels(network: nn.Module) -> None:
     """Make a network's gated activations use the kernels; ``use_own`` takes that back."""
-    own, fast = _classes()
-    for layer in gated_layers(network):
-        if type(layer) is own:
-            layer.__class__ = fast
+    exchange(network, *_classes())
 
 
 def use_own(network: nn.Module) -> None:
     """Let a network's gated activations run as they are written again."""
-    own, fast = _classes()
-    for layer in gated_layers(network):
-        if type(layer) is fast:
-            layer.__class__ = own
+    put_back(network, *_classes())
 
 
 @cache

@@ -7,22 +7,17 @@ import torch
 from torch import nn
 
 from lorasmith.training import layer_norm
+from lorasmith.training.exchanging import exchange, put_back
 
 
 def use_kernels(network: nn.Module) -> None:
     """Make a network's blocks use the kernels where they can; ``use_own`` takes that back."""
-    own, fast = _classes()
-    for one in network.modules():
-        if type(one) is own and _is_plain(one):
-            one.__class__ = fast
+    exchange(network, *_classes(), _is_plain)
 
 
 def use_own(network: nn.Module) -> None:
     """Let a network's blocks run as they are written again."""
-    own, fast = _classes()
-    for one in network.modules():
-        if type(one) is fast:
-            one.__class__ = own
+    put_back(network, *_classes())
 
 
 @cache
