@@ -234,7 +234,11 @@ def sum_of_products(
     weights: Sequence[torch.Tensor],
     eights: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """Return the sum of g W, ``[T, in]``, for each layer's gradient g ``[T, out]``."""
+    """Return the sum of g W, ``[T, in]``, for each layer's gradient g ``[T, out]``.
+
+    Only a layer alone does it in 8 bits: q, k and v are each too small to be worth converting a
+    gradient for.
+    """
     grad, weight = grads[0], weights[0]
     if len(grads) == 1 and eights and len(grad) >= TOKENS and weight.numel() >= WORTH:
         (eight,) = _apart(eights)

@@ -13,9 +13,6 @@ import torch
 
 Found = TypeVar("Found")
 
-ENABLED = True
-"""For comparisons."""
-
 
 class Branch:
     """A context manager: what is done in its block may go on beside what follows it.
@@ -28,7 +25,7 @@ class Branch:
         """Prepare one on the device of a tensor."""
         self._side: torch.cuda.Stream | None = None
         self._marked: torch.cuda.Event | None = None
-        if ENABLED and like.is_cuda and torch.cuda.is_current_stream_capturing():
+        if like.is_cuda and torch.cuda.is_current_stream_capturing():
             self._side = _stream(like.device, number)
             self._inside = torch.cuda.stream(self._side)
 

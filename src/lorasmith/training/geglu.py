@@ -6,7 +6,7 @@ adapter is added in that pass too. The kernels are written in Triton, which come
 it can use a CUDA GPU on Linux; elsewhere diffusers' own code is used.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -26,11 +26,6 @@ from lorasmith.adapters.fused import (
 )
 from lorasmith.adapters.layers import Adapted
 from lorasmith.training.exchanging import exchange, put_back
-
-
-def gated_layers(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield a network's gated activations, those with the exact GELU."""
-    return (one for one in network.modules() if type(one) in _classes())
 
 
 def is_gated(layer: nn.Module) -> bool:
