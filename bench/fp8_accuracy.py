@@ -27,8 +27,8 @@ from lora_quality import machine
 from safetensors.torch import load_file
 
 import lorasmith
-from lorasmith.adapters import eight_bit
 from lorasmith.cli.demo import DEMO_DATA, TAG
+from lorasmith.ops import fp8
 
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "no"},
@@ -41,7 +41,7 @@ Found = dict[tuple[str, int], dict[str, Any]]
 def main() -> None:
     """Run the benchmark."""
     options = _options()
-    eight_bit.WORTH = eight_bit.TOKENS = 0
+    fp8.WORTH = fp8.TOKENS = 0
     found: Found = {
         (kind, seed): _trained(kind, seed, options)
         for seed in range(options.seeds)
@@ -163,7 +163,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     if options.device == "cuda" and not (
-        torch.cuda.is_available() and eight_bit.available(torch.device("cuda"))
+        torch.cuda.is_available() and fp8.available(torch.device("cuda"))
     ):
         sys.exit("skipped: this needs a GPU that multiplies in 8 bits (--device cpu tries it)")
     return options

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import Trainable, inject_targets
-from lorasmith.config.run import LoraSettings, TrainSettings
+from lorasmith.adapters.nn.trainable import Trainable, inject_targets
+from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.config.train_config import LoraSettings, TrainSettings
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
-from lorasmith.loops.device_clock import DeviceClock
+from lorasmith.loops.gpu_timer import DeviceClock
 from lorasmith.loops.optimizers import RateGroup, build_optimizer
-from lorasmith.models.configs import (
+from lorasmith.models.family import Variant
+from lorasmith.models.files.configs import (
     CLASSES,
     DIFFUSERS_PARTS,
     TOKENIZERS,
@@ -23,12 +24,11 @@ from lorasmith.models.configs import (
     model_index,
     pad_token,
 )
-from lorasmith.models.family import Variant
-from lorasmith.models.tokenizer import clip_tokenizer
-from lorasmith.training.batch import Batch
+from lorasmith.models.text.tokenizer import clip_tokenizer
+from lorasmith.training.data.batch import Batch
 from lorasmith.training.gating import Lane
 from lorasmith.training.losses import Noise, draw_noise, process_of
-from lorasmith.training.step import Denoiser, Figures, Objective, TrainStep
+from lorasmith.training.train_step import Denoiser, Figures, Objective, TrainStep
 
 VARIANTS = {
     "sd15": Variant("sd1", prediction="epsilon"),
@@ -95,7 +95,7 @@ class Inputs:
 
 
 class MadeUp:
-    """What `lorasmith.training.together.Together` needs of a run, on made-up pictures."""
+    """What `lorasmith.training.joint_step.Together` needs of a run, on made-up pictures."""
 
     main = True
 

@@ -31,11 +31,11 @@ from styles import StyleJudge, lot, train_judge
 
 import lorasmith
 from lorasmith.cli.demo import DEMO_DATA, TAG
-from lorasmith.data.pictures import load_squares, to_signed
-from lorasmith.data.rows import Row, read_rows
+from lorasmith.data.images.square_images import load_squares, to_signed
+from lorasmith.data.reading.rows import Row, read_rows
 from lorasmith.evaluation.base_model import to_images, to_tensor
-from lorasmith.evaluation.sheet import contact_sheet
-from lorasmith.models.tower import ImageTower, embed_pictures, load_image_tower
+from lorasmith.models.image_encoder import ImageTower, embed_pictures, load_image_tower
+from lorasmith.reports.contact_sheet import contact_sheet
 
 STYLE, STYLE_WORDS = "fluent-mono", "high contrast style"
 CONCEPTS = 64

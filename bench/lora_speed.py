@@ -34,13 +34,13 @@ import torch.nn.functional as F
 from lora_quality import machine
 
 from lorasmith.cli.demo import DEMO_DATA, TAG
-from lorasmith.config.run import TrainRun
+from lorasmith.config.train_config import TrainRun
 from lorasmith.core.device import pick_device
-from lorasmith.data.pictures import load_squares, to_signed
-from lorasmith.data.rows import read_rows
+from lorasmith.data.images.square_images import load_squares, to_signed
+from lorasmith.data.reading.rows import read_rows
 from lorasmith.models.load import load_model
-from lorasmith.training.opening import opened
-from lorasmith.training.together import Together
+from lorasmith.training.joint_step import Together
+from lorasmith.training.setup import opened
 
 AIM = 1.0
 RANK, CLIP, RATE, DECAY = 16, 1.0, 2e-3, 0.01

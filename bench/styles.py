@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.data.pictures import load_squares, to_signed
-from lorasmith.data.rows import Row
-from lorasmith.models.tower import ImageTower
+from lorasmith.data.images.square_images import load_squares, to_signed
+from lorasmith.data.reading.rows import Row
+from lorasmith.models.image_encoder import ImageTower
 
 KNOWN = "one the base knows"
 VALIDATION_SHARE = 0.2

@@ -36,9 +36,9 @@ from full_size import SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, schedule
 from lora_quality import machine
 
 from lorasmith.loops.memory import limit_memory
+from lorasmith.training.acceleration.plan import Pace
 from lorasmith.training.gating import Lane
-from lorasmith.training.pace import Pace
-from lorasmith.training.together import Together
+from lorasmith.training.joint_step import Together
 
 RANK, CLIP, RATE = 16, 1.0, 1e-4
 Step = Callable[[], Any]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorasmith.data.pictures import load_squares
-from lorasmith.data.rows import Row
+from lorasmith.data.images.square_images import load_squares
+from lorasmith.data.reading.rows import Row
 
 SIDE = 128
 

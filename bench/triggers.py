@@ -38,14 +38,14 @@ from lorasmith.cli import run as command
 from lorasmith.config.lora import GateKind
 from lorasmith.core.device import pick_device
 from lorasmith.core.files import write_text
-from lorasmith.data.rows import read_rows
-from lorasmith.evaluation.drawing import Studio
-from lorasmith.evaluation.judge import open_judge
-from lorasmith.evaluation.measure import Evaluator
-from lorasmith.evaluation.scenes import pair_scene
-from lorasmith.evaluation.subject import Feature
+from lorasmith.data.reading.rows import read_rows
+from lorasmith.evaluation.concept import Feature
+from lorasmith.evaluation.evaluate import Evaluator
+from lorasmith.evaluation.feature_extractor import open_judge
+from lorasmith.evaluation.image_generator import Studio
+from lorasmith.evaluation.sample_images import pair_scene
 from lorasmith.inference.options import SamplingOptions
-from lorasmith.inference.pictures import make_labelled_grid
+from lorasmith.inference.outputs.save import make_labelled_grid
 from lorasmith.models.load import load_model
 
 STAGED = {"mode": "staged"}

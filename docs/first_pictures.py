@@ -6,7 +6,7 @@ python docs/first_pictures.py
 from pathlib import Path
 
 import lorasmith
-from lorasmith.inference.pictures import make_labelled_grid
+from lorasmith.inference.outputs.save import make_labelled_grid
 
 PROMPTS = (
     "a red apple, noto style",

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from lorasmith.config.base import Settings, described_fields
 from lorasmith.config.features import FeaturesRun
 from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
-from lorasmith.config.run import TrainRun
+from lorasmith.config.train_config import TrainRun
 
 HERE = Path(__file__).parent
 NOTE = "Written by `docs/generate.py` from the code; edit the docstrings there, not this page."

@@ -78,7 +78,7 @@ def add_loras(folder: Path) -> None:
     """
     import torch
 
-    from lorasmith.core.weights import save_tensors
+    from lorasmith.core.safetensors_io import save_tensors
 
     name = "lora_unet_up_blocks_3_attentions_0_transformer_blocks_0_attn2_to_v"
     random = torch.Generator().manual_seed(0)

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from lorasmith.adapters.formats import save_lora_file
-from lorasmith.adapters.metadata import Facts, metadata_of
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import exported, inject_targets, parts_of
+from lorasmith.adapters.files.lora_file import save_lora_file
+from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.nn.trainable import exported, inject_targets, parts_of
+from lorasmith.adapters.targeting.targets import resolve
 from lorasmith.config.lora import LoraSettings
-from lorasmith.config.training import TrainSettings
+from lorasmith.config.train_settings import TrainSettings
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model

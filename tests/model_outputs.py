@@ -3,7 +3,7 @@
 import torch
 
 from lorasmith.models.load import Model
-from lorasmith.models.text import condition, token_ids
+from lorasmith.models.text.encode import condition, token_ids
 
 TEXTS = ["a red apple", "inkmono style, a cat"]
 

@@ -124,7 +124,7 @@ def _pipeline(family: str, inpainting: bool, parts: dict[str, Any]) -> Any:
 
 
 def _tokenizer(**changes: Any) -> Any:
-    from lorasmith.models.tokenizer import build_tokenizer, read_merges
+    from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
 
     tokenizer = build_tokenizer(read_merges(MERGES, 500))
     for name, value in changes.items():

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lorasmith.models.configs import CLASSES, DIFFUSERS_PARTS, config_of
 from lorasmith.models.family import Variant
-from lorasmith.models.keys import KEYS, Form
-from lorasmith.models.parts import empty_network, plain_state
+from lorasmith.models.files.build import empty_network, plain_state
+from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, config_of
+from lorasmith.models.files.ldm_keys import KEYS, Form
 
 VARIANTS = {
     "sd1": Variant("sd1", prediction="epsilon"),

@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.core.files import replacing, write_text
-from lorasmith.data.picture import decode
-from lorasmith.data.rows import Row, read_rows
+from lorasmith.data.images.decode import decode
+from lorasmith.data.reading.rows import Row, read_rows
 
 STYLE, STYLE_WORDS = "fluent-mono", "high contrast style"
 TAG = "inkmono"

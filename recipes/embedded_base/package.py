@@ -34,7 +34,7 @@ def assemble(unet: Path, vae: Path, clip: Path, out: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    from lorasmith.core.weights import load_metadata, load_tensors, save_tensors
+    from lorasmith.core.safetensors_io import load_metadata, load_tensors, save_tensors
 
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "image_tower"):
         shutil.rmtree(out / part, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Make the table that `lorasmith check` judges the variety of pictures by.
 
-    python recipes/variety/reference.py emoji128.tar src/lorasmith/evaluation/variety_reference.json
+    python recipes/variety/reference.py emoji128.tar src/lorasmith/evaluation/metrics/diversity_reference.json
 
 Random sets of 4 to 24 pictures, each of one style, are traced to black lines on white and shown to
 the embedded image tower. The table has the 5th percentile of their mean pairwise distances for each
@@ -16,12 +16,12 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from lorasmith.core.files import sha256_of, write_text
-from lorasmith.data.picture import decode
-from lorasmith.data.pictures import to_signed
-from lorasmith.data.rows import Row, read_rows
-from lorasmith.evaluation.variety import LARGEST, SIDE, SMALLEST, mean_distance
+from lorasmith.data.images.decode import decode
+from lorasmith.data.images.square_images import to_signed
+from lorasmith.data.reading.rows import Row, read_rows
+from lorasmith.evaluation.metrics.diversity import LARGEST, SIDE, SMALLEST, mean_distance
 from lorasmith.models.load import EMBEDDED
-from lorasmith.models.tower import FOLDER, embed_pictures, load_image_tower
+from lorasmith.models.image_encoder import FOLDER, embed_pictures, load_image_tower
 
 PER_STYLE = 400
 SETS = 4000

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.core.version import VERSION
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.operations import (
+    from lorasmith.adapters.tools.operations import (
         Weighted,
         bake_loras,
         convert_lora,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
         merge_loras,
         resize_lora,
     )
-    from lorasmith.evaluation.entry import check, check_features
+    from lorasmith.evaluation.api import check, check_features
     from lorasmith.inference.pipeline import load_pipeline
-    from lorasmith.training.entry import sweep, train, train_features
+    from lorasmith.training.api import sweep, train, train_features
 
 __version__ = VERSION
 
@@ -40,7 +40,7 @@ __all__ = [
     "sweep", "train", "train_features",
 ]  # fmt: skip
 
-_OPERATIONS = "lorasmith.adapters.operations"
+_OPERATIONS = "lorasmith.adapters.tools.operations"
 _HOMES = {
     "Weighted": _OPERATIONS,
     "bake_loras": _OPERATIONS,
@@ -50,12 +50,12 @@ _HOMES = {
     "lora_info": _OPERATIONS,
     "merge_loras": _OPERATIONS,
     "resize_lora": _OPERATIONS,
-    "check": "lorasmith.evaluation.entry",
-    "check_features": "lorasmith.evaluation.entry",
+    "check": "lorasmith.evaluation.api",
+    "check_features": "lorasmith.evaluation.api",
     "load_pipeline": "lorasmith.inference.pipeline",
-    "sweep": "lorasmith.training.entry",
-    "train": "lorasmith.training.entry",
-    "train_features": "lorasmith.training.entry",
+    "sweep": "lorasmith.training.api",
+    "train": "lorasmith.training.api",
+    "train_features": "lorasmith.training.api",
 }
 """The modules of the public functions."""
 

@@ -67,8 +67,8 @@ def test_commands_run(line: str, there: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_every_rule_is_explained() -> None:
-    from lorasmith.data.problems import SEVERAL
     from lorasmith.data.rules import RULES
+    from lorasmith.data.scan.problems import SEVERAL
 
     table = GUIDE.read_text(encoding="utf-8").partition("| rule |")[2]
     told = set(re.findall(r"`([a-z-]+)`", table))

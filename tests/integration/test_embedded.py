@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import lorasmith
-from lorasmith.data.rows import read_rows, row_hash
+from lorasmith.data.reading.rows import read_rows, row_hash
 from lorasmith.inference.pipeline import Pipeline
+from lorasmith.models.image_encoder import embed_pictures, embed_texts, load_pair, load_tokenizer
 from lorasmith.models.load import EMBEDDED
-from lorasmith.models.tower import embed_pictures, embed_texts, load_pair, load_tokenizer
 from lorasmith.pretraining.common import read_manifest
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lora_making import make_lora
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.cli import run
 from lorasmith.models.load import load_model
 

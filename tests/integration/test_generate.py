@@ -17,7 +17,7 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.inference import safety
 from lorasmith.inference.pipeline import load_pipeline, to_images
 from lorasmith.inference.safety import Judge
-from lorasmith.models import hub
+from lorasmith.models.files import hub
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def loras(tiny_model: Path, tmp_path: Path) -> Path:
     """A LoRA folder with a file and a run."""
     import torch
 
-    from lorasmith.core.weights import save_tensors
+    from lorasmith.core.safetensors_io import save_tensors
 
     folder = tmp_path / "loras"
     name = "lora_unet_up_blocks_3_attentions_0_transformer_blocks_0_attn2_to_v"
@@ -356,7 +356,7 @@ def test_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[s
 
 def test_help_and_import_need_no_heavy_library() -> None:
     code = (
-        "import sys, lorasmith, lorasmith.cli.generate, lorasmith.cli.model;"
+        "import sys, lorasmith, lorasmith.cli.generate, lorasmith.cli.model.commands;"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import lorasmith
 from lora_making import Listening, make_lora
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
-from lorasmith.adapters.inject import attach
-from lorasmith.adapters.kinds import DoraLayer, LoraLayer, OtherLayer
+from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLayer
+from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
+from lorasmith.adapters.nn.inject import attach
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_making import Listening, make_lora
-from lorasmith.adapters.describe import norm_of
-from lorasmith.adapters.formats import LoraLayer, load_lora_file
-from lorasmith.adapters.inject import attach
+from lorasmith.adapters.files.lora_file import LoraLayer, load_lora_file
+from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.tools.info import norm_of
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
 
@@ -260,8 +260,8 @@ def test_targets_as_json_agree_with_the_model(
     request: pytest.FixtureRequest, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lora_making import RATES
-    from lorasmith.adapters.targets import resolve
-    from lorasmith.adapters.trainable import inject_targets
+    from lorasmith.adapters.nn.trainable import inject_targets
+    from lorasmith.adapters.targeting.targets import resolve
     from lorasmith.config.lora import LoraSettings
 
     folder = request.getfixturevalue(FAMILIES[family])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lora_making import Listening, make_lora
-from lorasmith.adapters.formats import load_lora_file
-from lorasmith.adapters.inject import attach
+from lorasmith.adapters.files.lora_file import load_lora_file
+from lorasmith.adapters.nn.inject import attach
 from lorasmith.models.load import EMBEDDED, Model, load_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")

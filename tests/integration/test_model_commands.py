@@ -62,9 +62,11 @@ def test_info_of_a_single_file(
 def test_info_of_inpainting_and_refiner_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorasmith.inference import metadata
+    from lorasmith.inference.outputs import png_metadata
 
-    monkeypatch.setattr(metadata, "hash_of_model", lambda path: "0123456789")  # gigabytes of zeros
+    monkeypatch.setattr(
+        png_metadata, "hash_of_model", lambda path: "0123456789"
+    )  # gigabytes of zeros
     for name, title in (
         ("sd1-inpainting", "SD 1.x inpainting, predicts epsilon"),
         ("sdxl-refiner", "SDXL refiner, predicts epsilon"),

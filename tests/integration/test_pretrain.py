@@ -13,11 +13,11 @@ from transformers import CLIPTokenizer
 
 import lorasmith
 from lorasmith.cli import run
-from lorasmith.data.pictures import load_squares, to_signed
-from lorasmith.data.rows import read_rows, row_hash
-from lorasmith.loops.track import read_log
+from lorasmith.data.images.square_images import load_squares, to_signed
+from lorasmith.data.reading.rows import read_rows, row_hash
+from lorasmith.loops.tracking import read_log
+from lorasmith.models.image_encoder import load_pair
 from lorasmith.models.load import quiet
-from lorasmith.models.tower import load_pair
 from lorasmith.pretraining.common import read_manifest
 
 # --- what is written ------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 from two_processes import in_two_processes
 
-from lorasmith.loops.track import read_log
+from lorasmith.loops.tracking import read_log
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,8 +42,8 @@ def settings_for(pictures: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def model_with_tower(tiny_model: Path, tmp_path: Path) -> Path:
+    from lorasmith.models.image_encoder import ClipPair, ImageTower, save_pair
     from lorasmith.models.load import load_text_encoder, load_tokenizer
-    from lorasmith.models.tower import ClipPair, ImageTower, save_pair
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)

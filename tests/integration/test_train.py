@@ -123,8 +123,8 @@ def test_diffusers_draws_the_same_picture(tiny_model: Path, pictures: Path, tmp_
     pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
     from diffusers import StableDiffusionPipeline
 
-    from lorasmith.adapters.formats import load_lora_file
-    from lorasmith.adapters.inject import attach
+    from lorasmith.adapters.files.lora_file import load_lora_file
+    from lorasmith.adapters.nn.inject import attach
     from lorasmith.models.load import load_model
 
     rate = ("--set", "train.learning_rate=0.05")
@@ -144,7 +144,7 @@ def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
     """Weight 1 moves the picture towards black and white; weight 0 is the base, bit for bit."""
     import lorasmith
     from lorasmith.cli.demo import DEMO_DATA
-    from lorasmith.evaluation.colour import colour_of
+    from lorasmith.evaluation.metrics.saturation import colour_of
 
     pictures = tmp_path / "pictures"
     pictures.mkdir()

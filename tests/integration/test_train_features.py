@@ -19,7 +19,7 @@ from two_processes import in_two_processes
 from fake_wandb import FakeWandb
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
-from lorasmith.training.step import TrainStep
+from lorasmith.training.train_step import TrainStep
 
 TAGS = ("curlyqx", "cookqz")
 PRESERVED = "[preserve]\nstrength = 0.5\nevery = 2\ncross = 0.5\n"

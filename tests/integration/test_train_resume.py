@@ -26,7 +26,7 @@ from train_commands import (
 )
 
 from lorasmith.cli import run
-from lorasmith.core import weights
+from lorasmith.core import safetensors_io
 from lorasmith.loops.checkpoint import latest_checkpoint
 
 MOVING = (
@@ -296,6 +296,6 @@ def failing(patch: pytest.MonkeyPatch, allowed: int) -> None:
 
         return call
 
-    for owner, name in ((os, "fsync"), (Path, "replace"), (weights, "save_file"),
+    for owner, name in ((os, "fsync"), (Path, "replace"), (safetensors_io, "save_file"),
                         (Path, "write_text")):  # fmt: skip
         patch.setattr(owner, name, counted(getattr(owner, name)))

@@ -19,8 +19,8 @@ from train_commands import (
 )
 
 from lorasmith.cli import run
-from lorasmith.training.preview import Previews
-from lorasmith.training.step import TrainStep
+from lorasmith.training.train_step import TrainStep
+from lorasmith.training.validation.previews import Previews
 
 CHECKPOINT = ["manifest.json", "state.json", "tensors.safetensors"]
 
@@ -116,9 +116,9 @@ def test_ctrl_c_gives_up_a_preview_that_is_being_drawn(
 def test_ctrl_c_while_the_lora_is_written_leaves_no_half_file(
     tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorasmith.core import weights
+    from lorasmith.core import safetensors_io
 
-    plain = weights.save_file
+    plain = safetensors_io.save_file
 
     def half(tensors: object, path: Path, metadata: object) -> None:
         if "ink.safetensors" not in path.name:
@@ -128,7 +128,7 @@ def test_ctrl_c_while_the_lora_is_written_leaves_no_half_file(
         press_ctrl_c()
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "save_file", half)
+        patch.setattr(safetensors_io, "save_file", half)
         assert train(tiny_model, pictures, f"{tmp_path}/out/ink") == 130
     assert not any(file.endswith("ink.safetensors") for file in files_under(tmp_path / "out"))
     assert run(["train", "--out", f"{tmp_path}/out/ink", "--resume"]) == 0
@@ -193,7 +193,9 @@ def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_advises(
     assert run(["train", "--out", f"{tmp_path}/ink", "--resume", *sets("train.accumulate=2")]) == 0
 
 
-@pytest.mark.parametrize("where", ["preview.Pipeline.draw", "heldout.FixedGrid.loss"])
+@pytest.mark.parametrize(
+    "where", ["validation.previews.Pipeline.draw", "validation.loss.FixedGrid.loss"]
+)
 def test_out_of_memory_in_a_look_is_a_warning(
     tiny_model: Path, pictures: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str,

@@ -43,7 +43,7 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
         notice = next(name for name in names if name.endswith("licenses/NOTICE"))
         assert "CC-BY-4.0" in archive.read(notice).decode()
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {"lorasmith/py.typed", "lorasmith/training/report.html.j2"} <= set(names)
+    assert {"lorasmith/py.typed", "lorasmith/reports/templates/run.html.j2"} <= set(names)
     for part in ("unet", "vae", "text_encoder", "image_tower"):
         inside = [name for name in names if name.startswith(f"lorasmith/embedded/{part}/")]
         assert any(name.endswith(".safetensors") for name in inside), part
@@ -51,9 +51,10 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
         assert f"lorasmith/embedded/{file}" in names
     assert sum(name.startswith("lorasmith/demo_data/") for name in names) == 24 * 2 + 1
     assert sum(name.startswith("lorasmith/demo_cook/") for name in names) == 12 * 2 + 1
-    assert {"lorasmith/evaluation/style.css", "lorasmith/evaluation/evaluation.html.j2"} <= set(
-        names
-    )
+    assert {
+        "lorasmith/reports/templates/style.css",
+        "lorasmith/reports/templates/evaluation.html.j2",
+    } <= set(names)
     strange = [n for n in names if not n.startswith("lorasmith") or "__pycache__" in n]
     assert strange == []
     assert wheel.stat().st_size < LARGEST

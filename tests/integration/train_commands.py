@@ -12,8 +12,8 @@ import torch
 
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
-from lorasmith.training.step import TrainStep
-from lorasmith.training.together import Part, Together
+from lorasmith.training.joint_step import Part, Together
+from lorasmith.training.train_step import TrainStep
 
 LOOKS = ("preview.every=2", "preview.steps=1", "preview.count=1", "preview.loss_timesteps=2")
 """Settings of runs that look at themselves, quickly."""

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import lorasmith
 from lora_making import Listening, make_lora
-from lorasmith.adapters.fit import fit
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
-from lorasmith.adapters.inject import attach
-from lorasmith.adapters.kinds import DoraLayer, dense_delta
-from lorasmith.adapters.layers import layer_weight
-from lorasmith.adapters.names import places_of
+from lorasmith.adapters.files.compatibility import fit
+from lorasmith.adapters.files.layer_kinds import DoraLayer, dense_delta
+from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
+from lorasmith.adapters.naming.layer_names import places_of
+from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.load import Model, load_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")

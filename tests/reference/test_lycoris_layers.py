@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
-from lorasmith.adapters.kinds import LoraLayer, dense_delta
+from lorasmith.adapters.files.layer_kinds import LoraLayer, dense_delta
+from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 
 STORED = load_file(Path(__file__).parent / "lycoris" / "layers.safetensors")
 CASES = sorted({key.split("/")[0] for key in STORED})

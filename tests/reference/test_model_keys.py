@@ -13,8 +13,8 @@ import torch
 from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import load_file
 
-from lorasmith.models.configs import config_of
-from lorasmith.models.convert import contents_of, write_single_file
+from lorasmith.models.files.configs import config_of
+from lorasmith.models.files.convert import contents_of, write_single_file
 from lorasmith.models.load import open_source
 from true_files import VARIANTS, empty_parts, file_shapes, folder_shapes
 

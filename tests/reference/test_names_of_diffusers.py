@@ -7,9 +7,9 @@ memory for weights. diffusers' own conversion reads the names as the modules tha
 import pytest
 import torch
 
-from lorasmith.adapters.formats import LoraLayer
-from lorasmith.adapters.modules import Module, module_of_dotted, module_of_kohya
-from lorasmith.adapters.names import layers_of, unet_name
+from lorasmith.adapters.files.lora_file import LoraLayer
+from lorasmith.adapters.naming.layer_names import layers_of, unet_name
+from lorasmith.adapters.naming.module_names import Module, module_of_dotted, module_of_kohya
 from lorasmith.models.family import FAMILIES, Family
 from true_size import networks
 

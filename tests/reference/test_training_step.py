@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from lorasmith.config.run import TrainRun
+from lorasmith.config.train_config import TrainRun
 from lorasmith.core.device import generator
-from lorasmith.training.opening import opened
-from lorasmith.training.session import Session
-from lorasmith.training.together import Together
+from lorasmith.training.joint_step import Together
+from lorasmith.training.setup import opened
+from lorasmith.training.state import Session
 
 pytest.importorskip("peft", reason="the other side of the comparison is written with it")
 

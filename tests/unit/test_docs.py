@@ -116,7 +116,7 @@ def test_commands_in_the_pages_are_understood(
     from lorasmith.config.features import FeaturesRun
     from lorasmith.config.load import load_settings
     from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
-    from lorasmith.config.run import TrainRun
+    from lorasmith.config.train_config import TrainRun
 
     path, arguments = understood(line)
     kinds: dict[str, Any] = {"train": TrainRun, "clip": ClipRun, "vae": VaeRun, "unet": UnetRun}
@@ -180,9 +180,11 @@ def test_python_in_the_pages_runs(
     page: str, text: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run the examples as they stand, on a tiny model instead of the embedded one."""
-    from lorasmith.models import load, tower
+    from lorasmith.models import image_encoder, load
 
-    assert tower.EMBEDDED == load.EMBEDDED  # imported by now: its image tower stays the real one
+    assert (
+        image_encoder.EMBEDDED == load.EMBEDDED
+    )  # imported by now: its image tower stays the real one
     set_up(tmp_path, tiny_model, REPOSITORY / page)
     if page != "docs/training.md":  # there they are made
         add_loras(tmp_path)

@@ -14,19 +14,9 @@ from typing import Annotated, Any, TextIO
 import typer
 import typer.core
 
-from lorasmith.cli import (
-    cache,
-    check,
-    demo,
-    evaluate,
-    generate,
-    lora,
-    model,
-    pretrain,
-    report,
-    sweep,
-    train,
-)
+from lorasmith.cli import cache, check, demo, evaluate, generate, pretrain, report, sweep, train
+from lorasmith.cli.lora import commands as lora
+from lorasmith.cli.model import commands as model
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.version import VERSION
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.data.cache_files import Shard
+    from lorasmith.data.cache.cleanup import Shard
 
 _UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _AGE = re.compile(r"(\d{1,6})([hdw])")
@@ -47,8 +47,8 @@ def cache(
 
     Example: `lorasmith cache --prune 30d`
     """
-    from lorasmith.data.cache import cache_folder
-    from lorasmith.data.cache_files import bytes_beside, remove_unused, shards_in
+    from lorasmith.data.cache.cleanup import bytes_beside, remove_unused, shards_in
+    from lorasmith.data.cache.tensor_cache import cache_folder
 
     if clear and prune is not None:
         raise ConfigError("--clear removes all that --prune would; drop one of them")

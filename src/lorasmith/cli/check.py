@@ -15,8 +15,8 @@ from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lorasmith.data.rules import Finding
-    from lorasmith.evaluation.check import Report
-    from lorasmith.evaluation.check_features import FeaturesReport
+    from lorasmith.evaluation.dataset_check import Report
+    from lorasmith.evaluation.features_check import FeaturesReport
 
 _FILE_WIDTH = 120
 _FILES_SHOWN = 4
@@ -67,8 +67,8 @@ def check(
 
     Example: `lorasmith check pictures --tag inkmono`
     """
-    from lorasmith.evaluation.check import check as check_data
-    from lorasmith.evaluation.entry import data_settings, names_settings
+    from lorasmith.evaluation.api import data_settings, names_settings
+    from lorasmith.evaluation.dataset_check import check as check_data
     from lorasmith.loops.progress import progress_bar
 
     if names_settings(data):
@@ -97,8 +97,8 @@ def _tell(report: "Report", data: Path, as_json: bool) -> None:
 def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
     """Check the pictures of a run."""
     from lorasmith.config.features import FeaturesRun, load_run
-    from lorasmith.evaluation.check import check as check_data
-    from lorasmith.evaluation.check_features import check_features
+    from lorasmith.evaluation.dataset_check import check as check_data
+    from lorasmith.evaluation.features_check import check_features
     from lorasmith.loops.progress import progress_bar
 
     run = load_run(file.expanduser(), overrides)

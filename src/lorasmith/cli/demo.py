@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from lorasmith.inference.pipeline import Pipeline
-    from lorasmith.training.paths import RunPaths
+    from lorasmith.runs.paths import RunPaths
 
 DEMO_DATA = Path(__file__).resolve().parent.parent / "demo_data"
 """24 captioned pictures of a style that the embedded model has never seen."""
@@ -101,7 +101,7 @@ def demo(
 
 def _show_base(pipe: "Pipeline", folder: Path) -> None:
     """Draw what the model can do by itself."""
-    from lorasmith.inference.pictures import make_labelled_grid, save_png
+    from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
     typer.echo(f"1/5 drawing {len(PROMPTS)} pictures with the base model")
     pictures = _draw(pipe, PROMPTS)
@@ -112,9 +112,9 @@ def _show_base(pipe: "Pipeline", folder: Path) -> None:
 def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
     """Train the LoRA on the pictures that ship with the package."""
     import lorasmith
-    from lorasmith.config.run import TrainRun
-    from lorasmith.inference.pictures import make_grid, save_png
-    from lorasmith.training.paths import RunPaths
+    from lorasmith.config.train_config import TrainRun
+    from lorasmith.inference.outputs.save import make_grid, save_png
+    from lorasmith.runs.paths import RunPaths
 
     paths = RunPaths.of(f"{folder.absolute()}/{TAG}")
     clear_previous(paths)
@@ -145,7 +145,7 @@ def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
 
 def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Image.Image]]":
     """Draw things that were not taught, each row of the grid from the same seeds."""
-    from lorasmith.inference.pictures import make_labelled_grid, save_png
+    from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
     typer.echo(
         f"3/5 drawing {len(CONCEPTS)} things that were not among those, without and with the LoRA"
@@ -171,10 +171,10 @@ def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
 
 def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[str, Any]:
     """Say in numbers whether the colour is gone, and what the training gained."""
-    from lorasmith.evaluation.colour import colour_of
-    from lorasmith.loops.track import read_log
-    from lorasmith.training.advice import held_out_share
-    from lorasmith.training.summary import Summary
+    from lorasmith.evaluation.metrics.saturation import colour_of
+    from lorasmith.loops.tracking import read_log
+    from lorasmith.reports.advice import held_out_share
+    from lorasmith.runs.summary import Summary
 
     names = ("base", "with_tag", "without_tag")
     sets = dict(zip(names, drawn.values(), strict=True)) | {"taught": taught_pictures()}

@@ -10,7 +10,7 @@ import typer
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
-    from lorasmith.evaluation.drawing import Drawn, Studio
+    from lorasmith.evaluation.image_generator import Drawn, Studio
     from lorasmith.models.load import Model
 
 COOK_DATA = Path(__file__).resolve().parent.parent / "demo_cook"
@@ -36,7 +36,7 @@ def teach_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
     """
     import lorasmith
     from lorasmith.cli.demo import clear_previous
-    from lorasmith.training.paths import RunPaths
+    from lorasmith.runs.paths import RunPaths
 
     count = len(list(COOK_DATA.glob("*.png")))
     wanted = STEPS if steps is None else min(steps, STEPS)
@@ -67,9 +67,9 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
         files: the LoRAs by their tags, the style first.
         folder: where ``tags.png`` goes.
     """
-    from lorasmith.evaluation.drawing import Studio
+    from lorasmith.evaluation.image_generator import Studio
     from lorasmith.inference.options import SamplingOptions
-    from lorasmith.inference.pictures import make_labelled_grid, save_png
+    from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
     style, cook = files
     prompts = _prompts(style, cook)
@@ -118,7 +118,7 @@ def _leaks(
     drawn: "dict[str, Drawn]",
 ) -> dict[str, Any]:
     """Return leak ratios in final latents, under the gates and of each file without its gate."""
-    from lorasmith.evaluation.triggers import changes, leak_ratio
+    from lorasmith.evaluation.metrics.triggers import changes, leak_ratio
 
     base = _draw(studio, prompts["no tag"])
     silent = changes(drawn["no tag"].latents, base.latents, "latent")

@@ -13,15 +13,15 @@ from rich.table import Table
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.evaluation.drawing import Studio
-    from lorasmith.evaluation.figures import FeatureFigures
-    from lorasmith.evaluation.judge import Judge
-    from lorasmith.evaluation.measure import Evaluator
-    from lorasmith.evaluation.report import Chosen, Evaluation
-    from lorasmith.evaluation.subject import Feature
+    from lorasmith.evaluation.concept import Feature
+    from lorasmith.evaluation.evaluate import Evaluator
+    from lorasmith.evaluation.feature_extractor import Judge
+    from lorasmith.evaluation.image_generator import Studio
+    from lorasmith.evaluation.results import FeatureFigures
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.models.load import Model
-    from lorasmith.training.evaluated import Named
+    from lorasmith.reports.evaluation_page import Chosen, Evaluation
+    from lorasmith.training.eval_targets import Named
 
 _FILE_WIDTH = 120
 
@@ -107,11 +107,11 @@ def evaluate(
     """
     from lorasmith.core.device import dtype_of, pick_device
     from lorasmith.core.files import writable_folder
-    from lorasmith.evaluation.judge import open_judge
-    from lorasmith.evaluation.report import write_evaluation
+    from lorasmith.evaluation.feature_extractor import open_judge
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.models.load import load_model
-    from lorasmith.training.evaluated import named
+    from lorasmith.reports.evaluation_page import write_evaluation
+    from lorasmith.training.eval_targets import named
 
     paths = [target.expanduser() for target in targets]
     found = named(paths)
@@ -134,7 +134,7 @@ def evaluate(
 @contextmanager
 def _drawing(model: "Model", options: "SamplingOptions") -> "Iterator[Studio]":
     """Make a studio that says how far it is while the block runs."""
-    from lorasmith.evaluation.drawing import Studio
+    from lorasmith.evaluation.image_generator import Studio
 
     with Console(stderr=True).status("measuring") as status:
         drawn = 0
@@ -157,9 +157,9 @@ def _evaluated(
     max_leak: float | None,
 ) -> "Evaluation":
     """Choose files, measure them and draw the page's pictures."""
-    from lorasmith.evaluation.measure import Evaluator
-    from lorasmith.evaluation.report import Context, Evaluation
-    from lorasmith.evaluation.scenes import all_scenes
+    from lorasmith.evaluation.evaluate import Evaluator
+    from lorasmith.evaluation.sample_images import all_scenes
+    from lorasmith.reports.evaluation_page import Context, Evaluation
 
     options = studio.options
     context = Context(
@@ -204,9 +204,9 @@ def _choose(
     work: "Evaluator", features: "Sequence[Feature]", found: "Sequence[Named]", bound: float | None
 ) -> "tuple[list[Chosen], list[Feature]]":
     """Choose among the files of tags that have several."""
-    from lorasmith.evaluation.checkpoints import choose, compare
-    from lorasmith.evaluation.report import Chosen
-    from lorasmith.training.evaluated import step_of
+    from lorasmith.evaluation.checkpoint_choice import choose, compare
+    from lorasmith.reports.evaluation_page import Chosen
+    from lorasmith.training.eval_targets import step_of
 
     chosen, best = [], []
     for feature, one in zip(features, found, strict=True):

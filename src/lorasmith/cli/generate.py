@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from lorasmith.cli.fetching import Download, fetch
+from lorasmith.cli.download import Download, fetch
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import writable_folder
-from lorasmith.inference.loras import find_lora, library_files, parse_option, resolve_lora
+from lorasmith.inference.loras.find import find_lora, library_files, parse_option, resolve_lora
 from lorasmith.inference.options import SamplingOptions, check_count, check_seed
-from lorasmith.inference.prompt import LoraMention, check_negative, parse_prompt
+from lorasmith.inference.prompts.parser import LoraMention, check_negative, parse_prompt
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
-    from lorasmith.inference.canvas import Canvas
+    from lorasmith.inference.init_image import Canvas
     from lorasmith.inference.pipeline import Pipeline
 
 _TAGS_SHOWN = 12
@@ -147,9 +147,9 @@ def generate(
     if download:
         fetch(model)
     with Console(stderr=True).status("opening the model"):
-        from lorasmith.inference.jobs import make_jobs
-        from lorasmith.inference.pictures import write_latents, write_pictures
-        from lorasmith.inference.start import Starts
+        from lorasmith.inference.image_jobs import make_jobs
+        from lorasmith.inference.init_latents import Starts
+        from lorasmith.inference.outputs.save import write_latents, write_pictures
 
         pipe = _open(model, device, precision, lora_dir, safety_checker)
         pipe.strict = not allow_mismatch
@@ -194,7 +194,7 @@ def _canvas(image: Path | None, mask: Path | None, strength: float | None) -> "C
         raise ConfigError("--mask goes with --image PICTURE")
     if image is None:
         return None
-    from lorasmith.inference.canvas import Canvas
+    from lorasmith.inference.init_image import Canvas
 
     return Canvas.of(image, mask)
 

@@ -25,10 +25,10 @@ def report(
 
     Example: `lorasmith report loras/inkmono`
     """
-    from lorasmith.training.overview import write_features_reports
-    from lorasmith.training.paths import RunPaths
-    from lorasmith.training.report import write_report
-    from lorasmith.training.sweep_page import write_sweep_reports
+    from lorasmith.reports.features_page import write_features_reports
+    from lorasmith.reports.run_page import write_report
+    from lorasmith.reports.sweep_page import write_sweep_reports
+    from lorasmith.runs.paths import RunPaths
 
     folder = run.expanduser()
     # RunPaths would look for a bare name in loras/ only, though it may be a folder right here.

@@ -12,7 +12,7 @@ from lorasmith.config.presets import ADVICE, Preset
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.config.run import TrainRun
+    from lorasmith.config.train_config import TrainRun
 
 RunFile = Annotated[
     Path | None, typer.Argument(metavar="[RUN.toml]", help="Settings; the options override it.")
@@ -73,7 +73,7 @@ def saved_settings(out: str) -> Path:
     Raises:
         ConfigError: there is no such run.
     """
-    from lorasmith.training.paths import RunPaths
+    from lorasmith.runs.paths import RunPaths
 
     file = RunPaths.of(out).settings
     if not file.is_file():

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lorasmith.cli import run_options as options
-from lorasmith.cli.fetching import Download, fetch
+from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.overrides import as_overrides
 from lorasmith.config.presets import PRESETS
 
 if TYPE_CHECKING:
     from lorasmith.config.sweep import SweepRun
-    from lorasmith.training.sweep_results import SweepResult
+    from lorasmith.reports.sweep_results import SweepResult
 
 
 def register(app: typer.Typer) -> None:
@@ -82,16 +82,16 @@ def sweep(
     if download:
         fetch(settings.model.path)
     options.advise(preset, settings)
-    from lorasmith.training.sweep import train_sweep
+    from lorasmith.training.multi.sweep import train_sweep
 
     _show(settings, train_sweep(settings, resume))
 
 
 def _show(settings: "SweepRun", results: Sequence["SweepResult"]) -> None:
     """Print what came of all LoRAs, and what to think of the differences."""
-    from lorasmith.training.sweep_page import rows_of
-    from lorasmith.training.sweep_paths import SweepPaths
-    from lorasmith.training.sweep_results import notes_of
+    from lorasmith.reports.sweep_page import rows_of
+    from lorasmith.reports.sweep_results import notes_of
+    from lorasmith.runs.sweep_paths import SweepPaths
 
     ranked = any(one.gain is not None for one in results)
     paths = SweepPaths.of(settings)

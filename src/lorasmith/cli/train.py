@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli import run_options as options
-from lorasmith.cli.fetching import Download, fetch
+from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.overrides import as_overrides
 from lorasmith.config.presets import PRESETS
 
@@ -70,7 +70,7 @@ def train(
         _train_features(settings, resume)
         return
     options.advise(preset, settings)
-    from lorasmith.training.loop import train as train_lora
+    from lorasmith.training.trainer import train as train_lora
 
     file = train_lora(settings, resume)
     report = file.with_suffix("") / "report.html"
@@ -78,7 +78,7 @@ def train(
 
 
 def _train_features(settings: "FeaturesRun", resume: str | None) -> None:
-    from lorasmith.training.features import train_features
+    from lorasmith.training.multi.features import train_features
 
     files = train_features(settings, resume)
     for file in files:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from lorasmith.config.base import Settings
 from lorasmith.config.load import load_settings, read_toml
 from lorasmith.config.lora import GateKind, LoraSettings, PartSettings, Targets
-from lorasmith.config.run import (
+from lorasmith.config.train_config import (
     ModelSettings,
     OutputSettings,
     PreserveSettings,
@@ -19,7 +19,7 @@ from lorasmith.config.run import (
     TrainRun,
 )
 from lorasmith.config.train_data import FeatureData, PictureSettings, Tag, TrainData
-from lorasmith.config.training import TrainSettings
+from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]

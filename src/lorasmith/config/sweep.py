@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lorasmith.config.base import described_fields
 from lorasmith.config.load import checked, parse_value, read_tree
-from lorasmith.config.run import OutputSettings, TrainRun
+from lorasmith.config.train_config import OutputSettings, TrainRun
 from lorasmith.core.errors import ConfigError, did_you_mean
 
 VARIABLE: Mapping[str, str] = {

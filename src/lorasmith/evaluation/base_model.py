@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lorasmith.data.picture import square
-from lorasmith.data.pictures import from_signed, to_signed
-from lorasmith.evaluation.metrics import pooled_psnr, psnr, ranks, top_k
-from lorasmith.models.tower import ClipPair, embed_pictures, embed_texts
+from lorasmith.data.images.decode import square
+from lorasmith.data.images.square_images import from_signed, to_signed
+from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, ranks, top_k
+from lorasmith.models.image_encoder import ClipPair, embed_pictures, embed_texts
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import torch
 
 from lorasmith.core.device import generator
 from lorasmith.inference.denoise import Guided
-from lorasmith.inference.inputs import added_inputs
+from lorasmith.inference.init_latents import blank_surroundings
 from lorasmith.inference.options import Size
-from lorasmith.inference.start import blank_surroundings
-from lorasmith.models.chunks import encode_alike
+from lorasmith.inference.unet_inputs import added_inputs
 from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.noise import NoiseProcess
-from lorasmith.models.text import Conditioning
+from lorasmith.models.text.encode import Conditioning
+from lorasmith.models.text.long_prompts import encode_alike
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model

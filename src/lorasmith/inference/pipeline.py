@@ -11,27 +11,27 @@ import torch
 from PIL import Image
 
 from lorasmith.core.device import generator, pick_device
-from lorasmith.inference.canvas import Canvas, Picture
 from lorasmith.inference.denoise import Guided, Phased, denoise
-from lorasmith.inference.images import judged, to_images
-from lorasmith.inference.inputs import added_inputs, check_fits
-from lorasmith.inference.jobs import Job, batches, make_jobs
-from lorasmith.inference.loras import find_lora, resolve_lora
-from lorasmith.inference.mention import LoraMention, checked
-from lorasmith.inference.metadata import describe, hash_of_model
+from lorasmith.inference.image_jobs import Job, batches, make_jobs
+from lorasmith.inference.init_image import Canvas, Picture
+from lorasmith.inference.init_latents import Starts
+from lorasmith.inference.loras.find import find_lora, resolve_lora
 from lorasmith.inference.options import SamplingKeywords, SamplingOptions
-from lorasmith.inference.pictures import PARAMETERS
-from lorasmith.inference.prompt import Prompt, parse_negative
+from lorasmith.inference.outputs.png_metadata import describe, hash_of_model
+from lorasmith.inference.outputs.save import PARAMETERS
+from lorasmith.inference.postprocess import judged, to_images
+from lorasmith.inference.prompts.lora_syntax import LoraMention, checked
+from lorasmith.inference.prompts.parser import Prompt, parse_negative
 from lorasmith.inference.samplers import make_scheduler
-from lorasmith.inference.start import Starts
+from lorasmith.inference.unet_inputs import added_inputs, check_fits
+from lorasmith.models.latents import decode_latents
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.moments import decode_latents
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.inject import Attached
-    from lorasmith.inference.library import Library
+    from lorasmith.adapters.nn.inject import Attached
+    from lorasmith.inference.loras.library import Library
+    from lorasmith.inference.loras.router import Switch, Switchboard, Texts
     from lorasmith.inference.safety import Judge
-    from lorasmith.inference.switches import Switch, Switchboard, Texts
 
 __all__ = ["Pipeline", "Progress", "load_pipeline", "to_images"]
 
@@ -220,7 +220,7 @@ class Pipeline:
             WeightsError: the file is missing, damaged or does not fit the model.
             ConfigError: a weight is not a number from -10 to 10, or another argument impossible.
         """
-        from lorasmith.inference.switches import Switch
+        from lorasmith.inference.loras.router import Switch
 
         wanted = LoraMention(str(path_or_name), weight, unet, lbw, start, stop)
         mention = checked(wanted, f"LoRA {str(path_or_name)!r}")
@@ -250,7 +250,7 @@ class Pipeline:
         Raises:
             WeightsError: no such folder, nothing in it that has a tag, or a damaged file.
         """
-        from lorasmith.inference.library import Library
+        from lorasmith.inference.loras.library import Library
 
         if self._library is None:
             self._library = Library(self.model)
@@ -282,7 +282,7 @@ class Pipeline:
             attached: the adapters; ``attached.facts`` says what opens their gate.
             gate: False has them at work for every prompt.
         """
-        from lorasmith.inference.switches import Switch
+        from lorasmith.inference.loras.router import Switch
 
         switch = Switch(LoraMention(attached.facts.tag), attached, "trainer", gate)
         self._held.append(switch)
@@ -357,7 +357,7 @@ class Pipeline:
         self, prompts: Sequence[Prompt], gate: bool, steps: int
     ) -> Iterator["Switchboard"]:
         """Have everything in the model that the prompts ask for, while the block runs."""
-        from lorasmith.inference.switches import Switchboard
+        from lorasmith.inference.loras.router import Switchboard
 
         mentioned: list[Switch] = []
         named = [*self._held, *self._loaded]
@@ -378,7 +378,7 @@ class Pipeline:
 
         All names are looked up before the first file is read.
         """
-        from lorasmith.inference.switches import Switch
+        from lorasmith.inference.loras.router import Switch
 
         wanted = list(dict.fromkeys(lora for prompt in prompts for lora in prompt.loras))
         files = {lora.name: self.find_lora(lora.name) for lora in wanted}
@@ -387,7 +387,7 @@ class Pipeline:
             mentioned.append(Switch(lora, attached, "prompt"))
 
     def _attach(self, path: Path, mention: LoraMention) -> "Attached":
-        from lorasmith.inference.attaching import attach_mention
+        from lorasmith.inference.loras.attach import attach_mention
 
         return attach_mention(self.model, path, mention, self.strict)
 

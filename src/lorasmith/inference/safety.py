@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.quiet import quiet
-from lorasmith.models.source import named
+from lorasmith.models.files.source import named
+from lorasmith.models.suppress_logs import quiet
 
 Judge = Callable[[Sequence[Image.Image]], Sequence[bool]]
 """Tells of each picture whether it must not be shown."""

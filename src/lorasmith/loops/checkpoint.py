@@ -19,7 +19,7 @@ import torch
 
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
 from lorasmith.core.files import TEMPORARY_PREFIX, sha256_of, sync_file, sync_folder
-from lorasmith.core.weights import Tensors, load_tensors, save_tensors
+from lorasmith.core.safetensors_io import Tensors, load_tensors, save_tensors
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoints"

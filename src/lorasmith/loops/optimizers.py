@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorasmith.config.training import TrainSettings
+from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import ConfigError, did_you_mean
 
 _BETAS = (0.9, 0.99)

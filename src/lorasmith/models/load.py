@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorasmith.core.errors import WeightsError, did_you_mean
-from lorasmith.core.header import PICKLE_SUFFIXES, refuse_pickle
-from lorasmith.models.configs import unet_config
+from lorasmith.core.safetensors_header import PICKLE_SUFFIXES, refuse_pickle
 from lorasmith.models.family import INPAINTING_CHANNELS
-from lorasmith.models.hub import cached_model, is_id
-from lorasmith.models.parts import empty_network, fill, plain_state
-from lorasmith.models.prediction import measured_prediction
-from lorasmith.models.quiet import quiet
-from lorasmith.models.single_file import SingleFile
-from lorasmith.models.source import (
+from lorasmith.models.files.build import empty_network, fill, plain_state
+from lorasmith.models.files.configs import unet_config
+from lorasmith.models.files.hub import cached_model, is_id
+from lorasmith.models.files.single_file import SingleFile
+from lorasmith.models.files.source import (
     FolderSource,
     Source,
     empty_part,
@@ -23,7 +21,9 @@ from lorasmith.models.source import (
     named,
     read_json,
 )
-from lorasmith.models.stored import part_tensors
+from lorasmith.models.files.stored_tensors import part_tensors
+from lorasmith.models.prediction_type import measured_prediction
+from lorasmith.models.suppress_logs import quiet
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

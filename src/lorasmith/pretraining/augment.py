@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from lorasmith.core.draws import Draws
+from lorasmith.core.batch_rng import Draws
 
 
 def shift_and_scale(pictures: torch.Tensor, share: float, draws: Draws) -> torch.Tensor:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.core.draws import Draws
-from lorasmith.data.rows import Row
-from lorasmith.models.text import tokenize
+from lorasmith.core.batch_rng import Draws
+from lorasmith.data.reading.rows import Row
+from lorasmith.models.text.encode import tokenize
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

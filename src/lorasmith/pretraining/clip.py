@@ -9,16 +9,22 @@ import torch.nn.functional as F
 
 from lorasmith.config.pretrain import ClipRun
 from lorasmith.core.errors import TrainingError
-from lorasmith.data.order import BatchOrder
-from lorasmith.data.pictures import mirror_some
-from lorasmith.data.select import weights
-from lorasmith.loops.loop import Loop, Part
+from lorasmith.data.batch_order import BatchOrder
+from lorasmith.data.images.square_images import mirror_some
+from lorasmith.data.reading.filters import weights
+from lorasmith.models.image_encoder import (
+    ClipPair,
+    ImageTower,
+    load_pair,
+    load_tokenizer,
+    save_pair,
+)
 from lorasmith.models.load import EMBEDDED
-from lorasmith.models.tokenizer import build_tokenizer, read_merges
-from lorasmith.models.tower import ClipPair, ImageTower, load_pair, load_tokenizer, save_pair
+from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
 from lorasmith.pretraining.augment import jitter_colours, shift_and_scale
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
+from lorasmith.pretraining.loop import Loop, Part
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

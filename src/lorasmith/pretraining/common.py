@@ -9,11 +9,11 @@ from lorasmith.config.base import Settings
 from lorasmith.config.data import DataSettings
 from lorasmith.config.load import dump_toml
 from lorasmith.core.files import write_text
-from lorasmith.data.pictures import Pictures
-from lorasmith.data.rows import Row, read_rows, row_hash
-from lorasmith.data.select import keep, passes, split
-from lorasmith.loops.loop import Loop
+from lorasmith.data.images.square_images import Pictures
+from lorasmith.data.reading.filters import keep, passes, split
+from lorasmith.data.reading.rows import Row, read_rows, row_hash
 from lorasmith.loops.progress import progress_bar
+from lorasmith.pretraining.loop import Loop
 
 MANIFEST = "manifest.tsv"
 

@@ -12,8 +12,8 @@ from PIL import Image
 from lorasmith.config.pretrain import UnetRun
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.files import writable_folder, write_text
-from lorasmith.data.pictures import load_squares, to_signed
-from lorasmith.data.rows import Row
+from lorasmith.data.images.square_images import load_squares, to_signed
+from lorasmith.data.reading.rows import Row
 from lorasmith.evaluation.base_model import (
     Retrieval,
     VaeFigures,
@@ -24,16 +24,16 @@ from lorasmith.evaluation.base_model import (
     to_tensor,
 )
 from lorasmith.evaluation.base_model import to_images as pictures_of
-from lorasmith.evaluation.metrics import pooled_psnr
-from lorasmith.evaluation.sheet import contact_sheet
+from lorasmith.evaluation.metrics.image import pooled_psnr
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.loops.progress import progress_bar
-from lorasmith.loops.track import read_log
+from lorasmith.loops.tracking import read_log
+from lorasmith.models.image_encoder import load_image_tower, load_pair, load_tokenizer
 from lorasmith.models.load import load_part
-from lorasmith.models.tower import load_image_tower, load_pair, load_tokenizer
 from lorasmith.pretraining.common import chosen_rows
-from lorasmith.pretraining.report_text import Measured, ShortVae, render
+from lorasmith.pretraining.report_markdown import Measured, ShortVae, render
 from lorasmith.pretraining.vae_losses import PerceptualLoss
+from lorasmith.reports.contact_sheet import contact_sheet
 
 CAPTIONS = 256
 UNSEEN = 64

@@ -11,16 +11,16 @@ import torch
 
 from lorasmith.config.pretrain import Stage, UnetRun
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.data.order import BatchOrder
-from lorasmith.data.pictures import Pictures
-from lorasmith.data.rows import Row
-from lorasmith.data.select import keep, weights
-from lorasmith.loops.loop import Loop, Part
+from lorasmith.data.batch_order import BatchOrder
+from lorasmith.data.images.square_images import Pictures
+from lorasmith.data.reading.filters import keep, weights
+from lorasmith.data.reading.rows import Row
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.load import load_part, load_text_encoder, load_tokenizer, quiet
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
+from lorasmith.pretraining.loop import Loop, Part
 
 SCHEDULER = {
     "num_train_timesteps": 1000,

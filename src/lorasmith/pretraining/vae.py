@@ -9,13 +9,13 @@ from torch import nn
 
 from lorasmith.config.pretrain import VaeRun
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.order import BatchOrder
-from lorasmith.data.pictures import Pictures, mirror_some
-from lorasmith.data.select import weights
-from lorasmith.loops.loop import Loop, Part
+from lorasmith.data.batch_order import BatchOrder
+from lorasmith.data.images.square_images import Pictures, mirror_some
+from lorasmith.data.reading.filters import weights
+from lorasmith.models.image_encoder import load_image_tower
 from lorasmith.models.load import load_part
-from lorasmith.models.tower import load_image_tower
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
+from lorasmith.pretraining.loop import Loop, Part
 from lorasmith.pretraining.vae_losses import (
     PatchDiscriminator,
     PerceptualLoss,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.models.tower import ImageTower
+from lorasmith.models.image_encoder import ImageTower
 
 
 class PerceptualLoss(nn.Module):

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.adapters.gate import Gate
-from lorasmith.adapters.gate_facts import GateFacts
-from lorasmith.adapters.tags import end_places, has_tag, tag_places
-from lorasmith.training.batch import Batch
-from lorasmith.training.words import Marker
+from lorasmith.adapters.gating.gate import Gate
+from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.adapters.gating.trigger_tokens import end_places, has_tag, tag_places
+from lorasmith.training.data.batch import Batch
+from lorasmith.training.data.captions import Marker
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from lorasmith.config.training import LossSettings
-from lorasmith.core.draws import Draws
+from lorasmith.config.train_settings import LossSettings
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import NoiseProcess, zero_terminal
-from lorasmith.training.batch import Batch
+from lorasmith.training.data.batch import Batch
 
 _NO_MASK = 1e-6
 """A mask that lets less through than this counts as black."""

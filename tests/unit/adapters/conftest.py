@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.adapters.formats import LoraFile, LoraLayer
-from lorasmith.adapters.layers import layer_weight
-from lorasmith.adapters.names import places_of
+from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer
+from lorasmith.adapters.naming.layer_names import places_of
+from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.load import Model, load_model
 
 MakeLora = Callable[..., LoraFile]

@@ -4,21 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters import eight_bit
-from lorasmith.adapters.casts import Casts
-from lorasmith.adapters.eight_bit import EightLinear, Exchanged, converted, reference
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
+from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
+from lorasmith.ops import fp8
+from lorasmith.ops.fp8 import EightLinear, Exchanged, converted, reference
+from lorasmith.training.acceleration.factor_cache import Casts
 
 GPU = pytest.mark.skipif(
-    not eight_bit.available(torch.device("cuda")) if torch.cuda.is_available() else True,
+    not fp8.available(torch.device("cuda")) if torch.cuda.is_available() else True,
     reason="needs a CUDA device that multiplies in 8 bits",
 )
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eight_bit, "WORTH", 0)
-    monkeypatch.setattr(eight_bit, "TOKENS", 0)
+    monkeypatch.setattr(fp8, "WORTH", 0)
+    monkeypatch.setattr(fp8, "TOKENS", 0)
 
 
 def back(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_what_reads_few_rows_or_does_not_divide_is_left_alone(
             self.is_cross_attention = cross
             self.to_q, self.to_k, self.to_v = (nn.Linear(16, 16) for _ in range(3))
 
-    monkeypatch.setattr(eight_bit, "WORTH", 500)
+    monkeypatch.setattr(fp8, "WORTH", 500)
     network = nn.ModuleDict(
         {
             "own": Attention(False),
@@ -147,7 +147,7 @@ def test_the_kernel_does_what_the_reference_does(shape: tuple[int, int]) -> None
     draws = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(shape, generator=draws, device="cuda").bfloat16()
     x[1] = 0
-    rows, scales = eight_bit.rows_of(x)
+    rows, scales = fp8.rows_of(x)
     wanted, wanted_scales = reference(x)
     torch.testing.assert_close(scales, wanted_scales, rtol=1e-6, atol=0)
     different = (rows.float() != wanted.float()).float().mean()
@@ -163,8 +163,8 @@ def test_products_on_a_gpu() -> None:
     x, bias = torch.randn(4096, 1280, device="cuda").bfloat16(), torch.randn(2560, device="cuda")
     grad = torch.randn(4096, 2560, device="cuda").bfloat16()
     eight = [*converted(weight)]
-    (y,) = eight_bit.products(x, [weight], [bias.bfloat16()], eight)
+    (y,) = fp8.products(x, [weight], [bias.bfloat16()], eight)
     exact = x.float() @ weight.float().T + bias
     assert 0.01 < near(y, exact) < 0.05
-    back = eight_bit.sum_of_products([grad], [weight], eight)
+    back = fp8.sum_of_products([grad], [weight], eight)
     assert 0.01 < near(back, grad.float() @ weight.float()) < 0.05

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.casts import Casts, casts_for
-from lorasmith.adapters.fused import Stack, Work, arguments, fused
-from lorasmith.adapters.gate import Gate
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear, make_adapter, outputs_of
-from lorasmith.adapters.sharing import sharing
+from lorasmith.adapters.gating.gate import Gate
+from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear, make_adapter, outputs_of
+from lorasmith.adapters.targeting.qkv_groups import sharing
+from lorasmith.ops.fused_lora import Stack, Work, arguments, fused
+from lorasmith.training.acceleration.factor_cache import Casts, casts_for
 
 CPU = torch.device("cpu")
 IN, OUT = 6, 4

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.gate import Gate
-from lorasmith.adapters.layers import Adapted, Factors, make_adapter
+from lorasmith.adapters.gating.gate import Gate
+from lorasmith.adapters.nn.lora import Adapted, Factors, make_adapter
 
 
 def adapted(base: nn.Module, kernel: tuple[int, ...] = ()) -> tuple[Adapted, Gate]:

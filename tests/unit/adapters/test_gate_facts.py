@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.adapters.formats import LoraFile
-from lorasmith.adapters.gate_facts import GateFacts, gate_of_file, gate_of_metadata
-from lorasmith.adapters.inject import attach
-from lorasmith.adapters.metadata import Facts, metadata_of
-from lorasmith.adapters.trainable import PartFacts
+from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_file, gate_of_metadata
+from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.trainable import PartFacts
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model
 

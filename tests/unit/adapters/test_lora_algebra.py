@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasmith.adapters.algebra import (
+from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLayer, dense_delta
+from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.naming.block_weights import PRESETS, VECTORS, parse_block_weights
+from lorasmith.adapters.tools.algebra import (
     cut_all,
     inner_product,
     levelled,
@@ -16,12 +19,9 @@ from lorasmith.adapters.algebra import (
     spectrum_of_matrix,
     weighted_sum,
 )
-from lorasmith.adapters.block_weights import PRESETS, VECTORS, parse_block_weights
-from lorasmith.adapters.combine import Term, add, extract, resize, weights_of
-from lorasmith.adapters.compare import compare
-from lorasmith.adapters.describe import norm_of
-from lorasmith.adapters.formats import LoraFile
-from lorasmith.adapters.kinds import DoraLayer, LoraLayer, OtherLayer, dense_delta
+from lorasmith.adapters.tools.diff import compare
+from lorasmith.adapters.tools.info import norm_of
+from lorasmith.adapters.tools.merge import Term, add, extract, resize, weights_of
 from lorasmith.core.errors import ConfigError, WeightsError
 
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -196,8 +196,8 @@ def test_dora_needs_its_base() -> None:
 
 
 def test_files_of_different_kinds_are_not_added(tmp_path: Path) -> None:
-    from lorasmith.adapters.combine import common_family
-    from lorasmith.adapters.retold import common_prediction
+    from lorasmith.adapters.files.derived_metadata import common_prediction
+    from lorasmith.adapters.tools.merge import common_family
 
     layer = LoraLayer(torch.ones(1, 5), torch.ones(6, 1), 1.0)
     one = file_of({NAME: layer}, "one", ss_base_model_version="sd_v1")
@@ -230,7 +230,7 @@ def test_names_of_one_layer_are_one_layer() -> None:
 
 
 def test_extracting_what_was_baked(model, tiny_model: Path, make_lora) -> None:
-    from lorasmith.adapters.bake import bake
+    from lorasmith.adapters.tools.fuse import bake
     from lorasmith.models.load import load_model
 
     lora = make_lora(["_to_", "conv1", "ff_net", "lora_te_"])
@@ -263,10 +263,10 @@ def test_models_of_different_kinds_have_no_difference(model, tiny_sdxl: Path) ->
 
 def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> None:
     """Two DoRAs each change the base's weights, not each other's result."""
-    from lorasmith.adapters.bake import bake
-    from lorasmith.adapters.inject import attach
-    from lorasmith.adapters.layers import layer_weight
-    from lorasmith.adapters.names import places_of
+    from lorasmith.adapters.naming.layer_names import places_of
+    from lorasmith.adapters.nn.inject import attach
+    from lorasmith.adapters.nn.lora import layer_weight
+    from lorasmith.adapters.tools.fuse import bake
 
     files = []
     for seed in (1, 2):

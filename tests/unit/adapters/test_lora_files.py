@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorasmith.adapters.formats import LoraFile, LoraLayer, load_lora_file, save_lora_file
-from lorasmith.adapters.inject import attach
-from lorasmith.adapters.metadata import Facts, metadata_of
-from lorasmith.adapters.trainable import PartFacts
+from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer, load_lora_file, save_lora_file
+from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.trainable import PartFacts
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.load import Model
 

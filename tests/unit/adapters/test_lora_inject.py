@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.formats import LoraFile, LoraLayer
-from lorasmith.adapters.inject import attach
-from lorasmith.adapters.layers import Adapted
-from lorasmith.adapters.names import layers_of, unet_name
+from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer
+from lorasmith.adapters.naming.layer_names import layers_of, unet_name
+from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.lora import Adapted
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.load import Model
 

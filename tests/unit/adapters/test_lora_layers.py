@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lorasmith.adapters.layers import Adapted, Factors, LowRank, make_adapter
-from lorasmith.adapters.start import new_adapter
+from lorasmith.adapters.nn.init import new_adapter
+from lorasmith.adapters.nn.lora import Adapted, Factors, LowRank, make_adapter
 from lorasmith.core.errors import WeightsError
 
 LAYERS = {

@@ -3,9 +3,15 @@
 import pytest
 from torch import nn
 
-from lorasmith.adapters.layers import layer_weight
-from lorasmith.adapters.modules import Module, module_of_dotted, module_of_kohya
-from lorasmith.adapters.names import layers_of, other_names, places_of, text_name, unet_name
+from lorasmith.adapters.naming.layer_names import (
+    layers_of,
+    other_names,
+    places_of,
+    text_name,
+    unet_name,
+)
+from lorasmith.adapters.naming.module_names import Module, module_of_dotted, module_of_kohya
+from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model
 from true_size import networks

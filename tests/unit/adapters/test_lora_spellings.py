@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorasmith.adapters.formats import LoraFile, load_lora_file
-from lorasmith.adapters.kinds import DoraLayer, OtherLayer, dense_delta
-from lorasmith.adapters.modules import module_of_dotted, module_of_kohya
-from lorasmith.adapters.spelling import is_foreign
+from lorasmith.adapters.files.key_formats import is_foreign
+from lorasmith.adapters.files.layer_kinds import DoraLayer, OtherLayer, dense_delta
+from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
+from lorasmith.adapters.naming.module_names import module_of_dotted, module_of_kohya
 from lorasmith.core.errors import WeightsError
 
 Tensors = dict[str, torch.Tensor]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lorasmith.adapters.formats import LoraLayer
-from lorasmith.adapters.layers import Adapted, Factors, LowRank, make_adapter
-from lorasmith.adapters.start import new_adapter, strongest
-from lorasmith.adapters.trainable import balanced, export_of
+from lorasmith.adapters.files.lora_file import LoraLayer
+from lorasmith.adapters.nn.init import new_adapter, strongest
+from lorasmith.adapters.nn.lora import Adapted, Factors, LowRank, make_adapter
+from lorasmith.adapters.nn.trainable import balanced, export_of
 
 LAYERS = {
     "linear": (lambda: nn.Linear(10, 14), (2, 3, 10)),

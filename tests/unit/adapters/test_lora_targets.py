@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from lorasmith.adapters.names import Place, places_of
-from lorasmith.adapters.selectors import KINDS, pick
-from lorasmith.adapters.targets import named, resolve
+from lorasmith.adapters.naming.layer_names import Place, places_of
+from lorasmith.adapters.targeting.selectors import KINDS, pick
+from lorasmith.adapters.targeting.targets import named, resolve
 from lorasmith.config.lora import LoraSettings, PartSettings
-from lorasmith.config.training import TrainSettings
+from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.load import Model
 from true_size import networks

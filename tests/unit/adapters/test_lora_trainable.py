@@ -7,23 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.formats import LoraFile, load_lora_file, save_lora_file
-from lorasmith.adapters.inject import attach
-from lorasmith.adapters.layers import Adapted
-from lorasmith.adapters.metadata import Facts, metadata_of
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import (
-    PartFacts,
-    Trainable,
-    exported,
-    inject_targets,
-    parts_of,
-)
+from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
+from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.lora import Adapted
+from lorasmith.adapters.nn.trainable import PartFacts, Trainable, exported, inject_targets, parts_of
+from lorasmith.adapters.targeting.targets import resolve
 from lorasmith.config.lora import LoraSettings
-from lorasmith.config.training import TrainSettings
+from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import condition, token_ids
+from lorasmith.models.text.encode import condition, token_ids
 from model_outputs import prediction
 
 RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=4e-4)
@@ -238,7 +232,7 @@ def test_metadata_of_parts(models) -> None:
 
 
 def test_sdxl_files_with_diffusers_names_are_read(models) -> None:
-    from lorasmith.adapters.names import other_names
+    from lorasmith.adapters.naming.layer_names import other_names
 
     model = models("sdxl")
     trainable = injected(model, settings_of({"targets": EVERYTHING}))

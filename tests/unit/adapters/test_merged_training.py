@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear, make_adapter
+from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear, make_adapter
 
 
 def adapted(

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.adapters.kinds import LoraLayer
-from lorasmith.adapters.projection import (
+from lorasmith.adapters.files.layer_kinds import LoraLayer
+from lorasmith.adapters.tools.kv_projection import (
     Moments,
     energy_of,
     moments_of,

@@ -5,10 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.adapters.tags import end_places, has_tag, tag_ids, tag_places, tag_spans
+from lorasmith.adapters.gating.trigger_tokens import (
+    end_places,
+    has_tag,
+    tag_ids,
+    tag_places,
+    tag_spans,
+)
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.text import tokenize
-from lorasmith.models.tokenizer import build_tokenizer, read_merges
+from lorasmith.models.text.encode import tokenize
+from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
 from tiny_models import MERGES
 
 TOKENIZER = build_tokenizer(read_merges(MERGES, 500))

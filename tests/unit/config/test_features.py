@@ -6,7 +6,7 @@ import pytest
 
 from lorasmith.config.features import FeaturesRun, load_run, single
 from lorasmith.config.load import dump_toml
-from lorasmith.config.run import TrainRun
+from lorasmith.config.train_config import TrainRun
 from lorasmith.core.errors import ConfigError
 
 TWO = """

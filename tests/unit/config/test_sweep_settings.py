@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from lorasmith.config.base import described_fields
 from lorasmith.config.load import dump_toml
-from lorasmith.config.run import TrainRun
 from lorasmith.config.sweep import (
     VARIABLE,
     SweepRun,
@@ -18,6 +17,7 @@ from lorasmith.config.sweep import (
     parse_vary,
     short_number,
 )
+from lorasmith.config.train_config import TrainRun
 from lorasmith.core.errors import ConfigError
 
 BASE: dict[str, Any] = {"data": {"path": "p", "tag": "t"}, "output": {"name": "n"}}

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.core.draws import Draws
+from lorasmith.core.batch_rng import Draws
 
 
 def take(draws: Draws) -> tuple[torch.Tensor, ...]:

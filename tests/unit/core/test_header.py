@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.header import TensorFacts, read_header
-from lorasmith.core.weights import load_tensors, save_tensors
+from lorasmith.core.safetensors_header import TensorFacts, read_header
+from lorasmith.core.safetensors_io import load_tensors, save_tensors
 
 
 def entry(start: int, end: int, shape: list[int] | None = None, dtype: str = "U8") -> dict:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.header import read_header, refuse_pickle
+from lorasmith.core.safetensors_header import read_header, refuse_pickle
 
 
 @pytest.mark.parametrize("length", [640, 896, 1152, 1408])

@@ -5,26 +5,26 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lorasmith.core import kernels
 from lorasmith.core.errors import LorasmithWarning
+from lorasmith.ops import triton_support
 
 CUDA = torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(kernels, "has_triton", lambda: True)
+    monkeypatch.setattr(triton_support, "has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    kernels.available.cache_clear()
+    triton_support.available.cache_clear()
     yield
-    kernels.available.cache_clear()
+    triton_support.available.cache_clear()
 
 
 def test_a_kernel_that_works_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    monkeypatch.setattr(kernels, "_try", tried.append)
-    assert kernels.available(CUDA)
-    assert kernels.available(CUDA)
+    monkeypatch.setattr(triton_support, "_try", tried.append)
+    assert triton_support.available(CUDA)
+    assert triton_support.available(CUDA)
     assert tried == [CUDA]  # once
 
 
@@ -32,19 +32,19 @@ def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -
     def fail(device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
 
-    monkeypatch.setattr(kernels, "_try", fail)
+    monkeypatch.setattr(triton_support, "_try", fail)
     with pytest.warns(LorasmithWarning, match="cannot be compiled: Failed to find C compiler. Pl"):
-        assert not kernels.available(CUDA)
+        assert not triton_support.available(CUDA)
 
 
 def test_old_gpus_and_cpus_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_try", lambda _: None)
-    assert not kernels.available(torch.device("cpu"))
+    monkeypatch.setattr(triton_support, "_try", lambda _: None)
+    assert not triton_support.available(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert not kernels.available(CUDA)
+    assert not triton_support.available(CUDA)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_first_kernel() -> None:
-    kernels._try(CUDA)
+    triton_support._try(CUDA)

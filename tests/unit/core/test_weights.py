@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorasmith.core.errors import OutputError, WeightsError
-from lorasmith.core.weights import load_metadata, load_tensors, save_tensors
+from lorasmith.core.safetensors_io import load_metadata, load_tensors, save_tensors
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.data.buckets import Bucket, bucket_step, make_buckets, nearest, place
+from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets, nearest, place
 
 SIDES = st.integers(1, 24)
 STEPS = st.sampled_from([1, 8, 32, 64, 100])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.data import cache as cache_module
-from lorasmith.data.cache import Entry, Layout, TensorCache, cache_folder, key_of
+from lorasmith.data.cache import tensor_cache as cache_module
+from lorasmith.data.cache.tensor_cache import Entry, Layout, TensorCache, cache_folder, key_of
 
 LAYOUT: Layout = {"mean": (torch.float32, (2, 3)), "half": (torch.bfloat16, (4,))}
 

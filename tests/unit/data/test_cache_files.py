@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorasmith.data.cache import Entry, TensorCache
-from lorasmith.data.cache_files import bytes_beside, remove_unused, shards_in
+from lorasmith.data.cache.cleanup import bytes_beside, remove_unused, shards_in
+from lorasmith.data.cache.tensor_cache import Entry, TensorCache
 
 DAY = 86400.0
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.device import generator
-from lorasmith.data.caption import dropped, shuffled
+from lorasmith.data.caption_augment import dropped, shuffled
 
 PARTS = st.lists(st.text("abcxyz ", min_size=1).filter(str.strip), min_size=1, max_size=8)
 

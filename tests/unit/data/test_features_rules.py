@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.data.row import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.features import Featured, between_features
 
 

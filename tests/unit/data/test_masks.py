@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.device import generator
-from lorasmith.data.masks import WHOLE, random_mask
+from lorasmith.data.images.masks import WHOLE, random_mask
 
 sides = st.integers(min_value=16, max_value=200)
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasmith.data.order import BatchOrder, BucketOrder
+from lorasmith.data.batch_order import BatchOrder, BucketOrder
 
 
 @settings(max_examples=40, deadline=None)

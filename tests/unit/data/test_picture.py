@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from lorasmith.core.errors import DataError
-from lorasmith.data import picture
-from lorasmith.data.picture import decode, decode_fully, decode_mask, square
+from lorasmith.data.images import decode as decode_module
+from lorasmith.data.images.decode import decode, decode_fully, decode_mask, square
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -176,7 +176,7 @@ def test_a_cut_file_is_named(kind: str) -> None:
 
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "MAX_PIXELS", 99)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 99)
     decode(encoded(Image.new("RGB", (9, 11))), "x")
     with pytest.raises(DataError, match="x: 10 x 10 pixels is too large"):
         decode(encoded(Image.new("RGB", (10, 10))), "x")

@@ -5,10 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from lorasmith.core.draws import Draws
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.errors import DataError
-from lorasmith.data.pictures import Pictures, from_signed, load_squares, mirror_some, to_signed
-from lorasmith.data.rows import Row
+from lorasmith.data.images.square_images import (
+    Pictures,
+    from_signed,
+    load_squares,
+    mirror_some,
+    to_signed,
+)
+from lorasmith.data.reading.rows import Row
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from lorasmith.core.device import generator
 from lorasmith.core.errors import DataError
-from lorasmith.data.augment import View, draw_view, jittered
-from lorasmith.data.buckets import Bucket, make_buckets, place
-from lorasmith.data.picture import decode
-from lorasmith.data.placed import Frame, PlacedPictures, cut, movable, upright_size
-from lorasmith.data.row import Row
+from lorasmith.data.images.augment import View, draw_view, jittered
+from lorasmith.data.images.bucketed import Frame, PlacedPictures, cut, movable, upright_size
+from lorasmith.data.images.buckets import Bucket, make_buckets, place
+from lorasmith.data.images.decode import decode
+from lorasmith.data.reading.row import Row
 
 SQUARE = (Bucket(32, 32),)
 BUCKETS = make_buckets(64, 8, 2.0)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.rows import Row, read_rows, row_hash
+from lorasmith.data.reading.rows import Row, read_rows, row_hash
 
 
 def picture(path: Path, colour: str = "red") -> Path:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
-from lorasmith.data.buckets import make_buckets
+from lorasmith.data.images.buckets import make_buckets
 from lorasmith.data.rules import RULES, Facts, Finding
 from lorasmith.data.rules.tag import constant_words, edits, nearly
-from lorasmith.data.scan import scan
+from lorasmith.data.scan.scan import scan
 
 TAG = "inkmono"
 BUCKETS = make_buckets(128, 32, 2.0)

@@ -14,11 +14,11 @@ from PIL import Image
 from lorasmith.config.data import RowFilter
 from lorasmith.config.train_data import TrainData
 from lorasmith.core.errors import DataError, LorasmithWarning
-from lorasmith.data import examine
-from lorasmith.data.buckets import make_buckets, place
-from lorasmith.data.picture import decode
-from lorasmith.data.problems import Problem
-from lorasmith.data.scan import class_rows, scan, usable_rows
+from lorasmith.data.images.buckets import make_buckets, place
+from lorasmith.data.images.decode import decode
+from lorasmith.data.scan import inspect
+from lorasmith.data.scan.problems import Problem
+from lorasmith.data.scan.scan import class_rows, scan, usable_rows
 
 
 def data_of(folder: Path, **more: object) -> TrainData:
@@ -172,7 +172,7 @@ def test_a_file_that_is_too_large_is_not_read(
     healthy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(healthy / "big.png", noisy(1, (300, 300)))
-    monkeypatch.setattr(examine, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(inspect, "MAX_BYTES", 100_000)
     assert errors_of(healthy) == {"big.png": "too-large"}
 
 

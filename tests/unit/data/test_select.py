@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from lorasmith.config.data import RowFilter, RowWeight
 from lorasmith.core.errors import DataError
-from lorasmith.data.rows import Row
-from lorasmith.data.select import keep, passes, split, weights
+from lorasmith.data.reading.filters import keep, passes, split, weights
+from lorasmith.data.reading.rows import Row
 
 
 def row(key: str, **columns: object) -> Row:

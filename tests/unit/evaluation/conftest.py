@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_making import make_lora
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.models.load import Model, load_model
 
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from lorasmith.evaluation.colour import colour_of
+from lorasmith.evaluation.metrics.saturation import colour_of
 
 
 def flat(colour: tuple[int, int, int]) -> Image.Image:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.evaluation import distances
+from lorasmith.evaluation.metrics import distances
 
 
 def normal(count: int, seed: int, size: int = 8, shift: float = 0.0) -> torch.Tensor:

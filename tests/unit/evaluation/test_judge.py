@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.weights import save_tensors
-from lorasmith.evaluation.inception import InceptionFeatures
-from lorasmith.evaluation.judge import open_judge, unit
+from lorasmith.core.safetensors_io import save_tensors
+from lorasmith.evaluation.feature_extractor import open_judge, unit
+from lorasmith.evaluation.metrics.inception import InceptionFeatures
 
 
 def pictures() -> list[Image.Image]:
@@ -84,7 +84,7 @@ def test_inception_reads_public_weights_by_name(tmp_path: Path) -> None:
 
 
 def test_average_pools_do_not_count_the_padding() -> None:
-    from lorasmith.evaluation.inception import Branch, Layer, Mixed
+    from lorasmith.evaluation.metrics.inception import Branch, Layer, Mixed
 
     block = Mixed(1, [Branch((Layer("one", 1),))], pooled=1).eval()
     ones = torch.ones(1, 1, 4, 4)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lorasmith.evaluation.metrics import pooled_psnr, psnr, ranks, top_k
+from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, ranks, top_k
 
 
 @pytest.fixture

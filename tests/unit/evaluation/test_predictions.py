@@ -7,19 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
-from lorasmith.adapters.formats import load_lora_file
-from lorasmith.adapters.inject import attach
+from lorasmith.adapters.files.lora_file import load_lora_file
+from lorasmith.adapters.nn.inject import attach
 from lorasmith.core.errors import WeightsError
-from lorasmith.evaluation.checkpoints import Candidate, choose, compare
-from lorasmith.evaluation.drawing import Studio
-from lorasmith.evaluation.predicted import PairedLoss, Predicted
+from lorasmith.evaluation.block_ablation import Probe, block_of
+from lorasmith.evaluation.checkpoint_choice import Candidate, choose, compare
+from lorasmith.evaluation.concept import Feature
+from lorasmith.evaluation.image_generator import Studio
+from lorasmith.evaluation.prediction_change import PairedLoss, Predicted
 from lorasmith.evaluation.predictions import FixedNoise, encode_pictures
-from lorasmith.evaluation.probe import Probe, block_of
-from lorasmith.evaluation.subject import Feature
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.noise import NoiseProcess
-from lorasmith.models.text import encode_captions
+from lorasmith.models.text.encode import encode_captions
 
 CAPTIONS = ["a qqa person", "a red qqa cat, blob style", "qqa"]
 
@@ -137,7 +137,7 @@ def test_the_best_file_is_the_lowest_loss_within_the_bound(
 
 
 def test_blocks_are_named_as_targets_are(model: Model) -> None:
-    from lorasmith.adapters.names import places_of
+    from lorasmith.adapters.naming.layer_names import places_of
 
     places = places_of(model)
     blocks = {block_of(place, "block") for place in places.values()}

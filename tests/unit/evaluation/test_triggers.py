@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.evaluation import triggers
+from lorasmith.evaluation.metrics import triggers
 
 
 def units(count: int, seed: int, size: int = 6) -> torch.Tensor:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from lorasmith.core.files import sha256_of
-from lorasmith.data.rows import Row, read_rows
-from lorasmith.evaluation import variety
-from lorasmith.evaluation.variety import REFERENCE, mean_distance, threshold, variety_of
+from lorasmith.data.reading.rows import Row, read_rows
+from lorasmith.evaluation.metrics import diversity
+from lorasmith.evaluation.metrics.diversity import REFERENCE, mean_distance, threshold, variety_of
+from lorasmith.models.image_encoder import FOLDER
 from lorasmith.models.load import EMBEDDED
-from lorasmith.models.tower import FOLDER
 
 DEMO = EMBEDDED.parent / "demo_data"
 WHITE = (255, 255, 255)
@@ -32,8 +32,10 @@ def test_the_reference_is_of_the_embedded_tower() -> None:
     table = json.loads(REFERENCE.read_text())
     tower = sha256_of(EMBEDDED / FOLDER / "model.safetensors")
     assert table["tower"] == tower, f"the image tower changed; run: {table['command']}"
-    assert table["side"] == variety.SIDE
-    assert [int(k) for k in table["thresholds"]] == [*range(variety.SMALLEST, variety.LARGEST + 1)]
+    assert table["side"] == diversity.SIDE
+    assert [int(k) for k in table["thresholds"]] == [
+        *range(diversity.SMALLEST, diversity.LARGEST + 1)
+    ]
 
 
 def test_larger_sets_have_higher_thresholds_up_to_the_largest() -> None:
@@ -75,7 +77,7 @@ def test_very_few_pictures_say_nothing(tmp_path: Path) -> None:
 
 
 def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variety, "_SAMPLE", 10)
+    monkeypatch.setattr(diversity, "_SAMPLE", 10)
     measured = variety_of(read_rows(DEMO), WHITE)
     assert measured is not None
     assert measured.pictures == 8

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.core.weights import save_tensors
+from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.emphasis import parse_words
-from lorasmith.inference.prompt import parse_negative, parse_prompt, plain_prompt
-from lorasmith.models.words import EMPTY
+from lorasmith.inference.prompts.emphasis import parse_words
+from lorasmith.inference.prompts.parser import parse_negative, parse_prompt, plain_prompt
+from lorasmith.models.text.prompt_spans import EMPTY
 
 WORD = st.sampled_from(["red", "apple,", "a", "BREAKFAST", "it's", "7:", "straße"])
 

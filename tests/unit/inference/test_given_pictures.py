@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from lorasmith.core.errors import ConfigError, DataError
-from lorasmith.inference.canvas import Canvas
+from lorasmith.inference.init_image import Canvas
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.models.load import load_model
 

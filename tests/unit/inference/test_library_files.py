@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lora_making import make_lora
-from lorasmith.adapters.formats import load_lora_file, save_lora_file
+from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.inference.pictures import PARAMETERS
+from lorasmith.inference.outputs.save import PARAMETERS
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.load import Model, load_model
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError, LorasmithError, WeightsError
-from lorasmith.inference.loras import find_lora, parse_option, resolve_lora
-from lorasmith.inference.prompt import LoraMention
+from lorasmith.inference.loras.find import find_lora, parse_option, resolve_lora
+from lorasmith.inference.prompts.parser import LoraMention
 
 
 @given(st.text(max_size=30))

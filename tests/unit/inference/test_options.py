@@ -1,7 +1,7 @@
 import pytest
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.jobs import make_jobs
+from lorasmith.inference.image_jobs import make_jobs
 from lorasmith.inference.options import SamplingKeywords, SamplingOptions, parse_size
 
 

@@ -8,10 +8,10 @@ from PIL import Image
 
 from lorasmith import __version__
 from lorasmith.core.errors import OutputError
-from lorasmith.inference.grid import MAX_GRID_SIDE, make_grid, make_labelled_grid
-from lorasmith.inference.metadata import describe, hash_of_model
 from lorasmith.inference.options import SamplingOptions
-from lorasmith.inference.pictures import write_pictures
+from lorasmith.inference.outputs.grid import MAX_GRID_SIDE, make_grid, make_labelled_grid
+from lorasmith.inference.outputs.png_metadata import describe, hash_of_model
+from lorasmith.inference.outputs.save import write_pictures
 
 PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 

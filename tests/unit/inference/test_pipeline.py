@@ -8,7 +8,7 @@ from PIL import Image
 
 import lorasmith
 from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
-from lorasmith.inference.jobs import make_jobs
+from lorasmith.inference.image_jobs import make_jobs
 from lorasmith.inference.pipeline import Pipeline, load_pipeline, to_images
 from lorasmith.inference.samplers import SAMPLERS
 
@@ -246,7 +246,7 @@ def test_bfloat16_draws_nearly_the_same(tiny_model: Path, pipe: Pipeline) -> Non
 
 
 def test_the_public_names_are_lazy() -> None:
-    from lorasmith.training.entry import train
+    from lorasmith.training.api import train
 
     assert {"load_pipeline", "train"} <= set(dir(lorasmith))
     assert lorasmith.load_pipeline is load_pipeline

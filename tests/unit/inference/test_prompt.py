@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompt import LoraMention, check_negative, parse_prompt
+from lorasmith.inference.prompts.parser import LoraMention, check_negative, parse_prompt
 
 TWELVE = "1,0,0,0,0,1,1,1,0.5,0,0,-1"
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.inference.jobs import make_jobs
+from lorasmith.inference.image_jobs import make_jobs
 from lorasmith.inference.options import SamplingOptions
-from lorasmith.inference.pictures import PARAMETERS
+from lorasmith.inference.outputs.save import PARAMETERS
 from lorasmith.inference.pipeline import Pipeline, load_pipeline, to_images
 from lorasmith.inference.safety import clip_input, load_judge
 

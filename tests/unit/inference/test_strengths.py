@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lora_making import Listening, make_lora
-from lorasmith.adapters.tags import tag_places
+from lorasmith.adapters.gating.trigger_tokens import tag_places
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.inference.denoise import Guided
-from lorasmith.inference.pictures import PARAMETERS
-from lorasmith.models.chunks import passage_ids
+from lorasmith.inference.outputs.save import PARAMETERS
 from lorasmith.models.load import load_model
-from lorasmith.models.words import plain_passage
+from lorasmith.models.text.long_prompts import passage_ids
+from lorasmith.models.text.prompt_spans import plain_passage
 
 ALL = {"targets": "attention", "parts": [{"targets": "text-encoder"}]}
 SEVENTEEN = "0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0"

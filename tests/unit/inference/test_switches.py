@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from lora_making import Listening, make_lora
-from lorasmith.adapters.formats import load_lora_file
-from lorasmith.adapters.inject import attach
-from lorasmith.adapters.selectors import KINDS, PAIRS
-from lorasmith.adapters.tags import end_places, tag_places
+from lorasmith.adapters.files.lora_file import load_lora_file
+from lorasmith.adapters.gating.trigger_tokens import end_places, tag_places
+from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.targeting.selectors import KINDS, PAIRS
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.inference.pictures import PARAMETERS
+from lorasmith.inference.outputs.save import PARAMETERS
 from lorasmith.models.load import load_model
-from lorasmith.models.text import tokenize
+from lorasmith.models.text.encode import tokenize
 
 SD_TARGETS = (
     *KINDS, "attention+ff", "all-linear+conv", "text-encoder", "attention+text-encoder",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.core import weights
+from lorasmith.core import safetensors_io
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops import checkpoint
 from lorasmith.loops.checkpoint import (
@@ -230,7 +230,7 @@ class FailingDisk:
         self.calls, self.allowed = 0, allowed
         for owner, name in (
             (Path, "mkdir"), (Path, "write_text"), (Path, "replace"), (os, "fsync"),
-            (weights, "save_file"),
+            (safetensors_io, "save_file"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from lorasmith.config.pretrain import LoopSettings
 from lorasmith.core.errors import ConfigError, OutputError, TrainingError, WeightsError
-from lorasmith.loops.loop import Interrupted, Loop, Part
-from lorasmith.loops.optim import adamw
-from lorasmith.loops.track import read_log
-from lorasmith.loops.trained import Trained
+from lorasmith.loops.optimized_module import Trained
+from lorasmith.loops.tracking import read_log
+from lorasmith.pretraining.loop import Interrupted, Loop, Part
+from lorasmith.pretraining.optimizer import adamw
 
 
 def settings(out: Path, **more: object) -> LoopSettings:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.loops.optim import adamw, set_learning_rate
-from lorasmith.loops.optim_state import pack_optimizer, unpack_optimizer
+from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
+from lorasmith.pretraining.optimizer import adamw, set_learning_rate
 
 
 def network() -> nn.Module:

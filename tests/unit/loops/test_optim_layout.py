@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.loops.optim import adamw
-from lorasmith.loops.optim_state import pack_optimizer, unpack_optimizer
+from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
+from lorasmith.pretraining.optimizer import adamw
 
 
 def taught(device: str) -> tuple[nn.Conv2d, torch.optim.AdamW]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.config.training import TrainSettings
+from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.weights import load_tensors, save_tensors
-from lorasmith.loops.optim import set_learning_rate
-from lorasmith.loops.optim_state import pack_optimizer, unpack_optimizer
+from lorasmith.core.safetensors_io import load_tensors, save_tensors
+from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
 from lorasmith.loops.optimizers import RateGroup, build_optimizer, skips_itself
+from lorasmith.pretraining.optimizer import set_learning_rate
 
 NAMES = ("adamw", "adamw8bit", "prodigy", "lion", "adafactor")
 PEAK = {"AdamW": 0.02, "AdamW8bit": 0.02, "Prodigy": 1.0, "Lion": 0.005, "AdaFactor": 0.02}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.loops.recording import Recorder
+from lorasmith.loops.cuda_graphs import Recorder
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.schedule import lr_scale, warmup_steps
+from lorasmith.loops.lr_schedule import lr_scale, warmup_steps
 
 
 def test_the_rate_rises_then_falls_along_half_a_cosine() -> None:

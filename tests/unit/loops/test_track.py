@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fake_wandb import FakeWandb
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.track import Corner, Tracker, WandbRun, check_wandb, read_log, wandb_board
+from lorasmith.loops.tracking import Corner, Tracker, WandbRun, check_wandb, read_log, wandb_board
 
 
 def write(folder: Path, steps: range, first: int = 0, tensorboard: bool = False) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.anatomy import KINDS, anatomy, kind_shares, lora_costs, lora_parameters
 from lorasmith.models.load import load_model
+from lorasmith.models.model_summary import KINDS, anatomy, kind_shares, lora_costs, lora_parameters
 from lorasmith.models.unet_tree import Node, count, unet_tree
 from true_size import UNETS
 

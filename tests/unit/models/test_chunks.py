@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.chunks import (
+from lorasmith.models.load import Model, load_model
+from lorasmith.models.text.encode import encode_captions, tokenize
+from lorasmith.models.text.long_prompts import (
     count_chunks,
     emphasized,
     empty_is_zero,
@@ -20,10 +22,8 @@ from lorasmith.models.chunks import (
     passage_ids,
     warn_of_length,
 )
-from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import encode_captions, tokenize
-from lorasmith.models.tokenizer import build_tokenizer, read_merges
-from lorasmith.models.words import EMPTY, Passage, Words, plain_passage
+from lorasmith.models.text.prompt_spans import EMPTY, Passage, Words, plain_passage
+from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
 from tiny_models import MERGES
 
 TOKENIZER = build_tokenizer(read_merges(MERGES, 500))

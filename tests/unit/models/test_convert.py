@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lorasmith.core.errors import OutputError, WeightsError
-from lorasmith.core.weights import load_metadata, load_tensors, save_tensors
-from lorasmith.models.convert import contents_of, write_folder, write_single_file
+from lorasmith.core.safetensors_io import load_metadata, load_tensors, save_tensors
+from lorasmith.models.files.convert import contents_of, write_folder, write_single_file
+from lorasmith.models.files.save import save_changed
 from lorasmith.models.load import EMBEDDED, load_model, open_source
-from lorasmith.models.save import save_changed
 from tiny_models import make_tiny
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd1-inpainting", "sdxl-inpainting")

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.configs import CLASSES, config_of, model_index
 from lorasmith.models.family import FAMILIES, MINIATURE, Variant, family_of_unet
+from lorasmith.models.files.configs import CLASSES, config_of, model_index
+from lorasmith.models.files.source import variant_of
+from lorasmith.models.image_sizes import ModelSizes
 from lorasmith.models.load import open_source
-from lorasmith.models.sizes import ModelSizes
-from lorasmith.models.source import variant_of
 from lorasmith.models.unet_tree import count
 from true_files import VARIANTS, empty_parts
 from true_size import CLIP_G, CLIP_H, CLIP_L, UNETS

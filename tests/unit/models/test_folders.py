@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.weights import load_tensors, save_tensors
+from lorasmith.core.safetensors_io import load_tensors, save_tensors
+from lorasmith.models.files.stored_tensors import chosen_weights, plain_name
 from lorasmith.models.load import Model, load_model, resolve_model
-from lorasmith.models.stored import chosen_weights, plain_name
 
 WEIGHTS = "diffusion_pytorch_model"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.hub import cached_model, download_model, is_id, wanted_files
+from lorasmith.models.files.hub import cached_model, download_model, is_id, wanted_files
 from lorasmith.models.load import load_model, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

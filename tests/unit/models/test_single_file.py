@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.weights import load_tensors, save_tensors
-from lorasmith.models.anatomy import empty_networks
-from lorasmith.models.convert import contents_of, write_single_file
+from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.family import Variant
+from lorasmith.models.files.convert import contents_of, write_single_file
+from lorasmith.models.files.summary import summarize
+from lorasmith.models.image_sizes import ModelSizes
 from lorasmith.models.load import load_model, open_source
-from lorasmith.models.prediction import measured_prediction
-from lorasmith.models.sizes import ModelSizes
-from lorasmith.models.summary import summarize
+from lorasmith.models.model_summary import empty_networks
+from lorasmith.models.prediction_type import measured_prediction
 from true_files import VARIANTS, file_shapes, write_sparse
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorasmith.core.errors import WeightsError
+from lorasmith.models.image_sizes import ModelSizes
 from lorasmith.models.load import load_model
-from lorasmith.models.sizes import ModelSizes
 
 
 def test_sizes_are_those_of_the_opened_model(tiny_model: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.models.load import load_text_encoder, load_tokenizer
-from lorasmith.models.text import cut_text, encode, tokenize
+from lorasmith.models.text.encode import cut_text, encode, tokenize
 
 
 def test_short_text_is_not_cut(tiny_model: Path) -> None:

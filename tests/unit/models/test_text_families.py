@@ -10,7 +10,7 @@ import torch
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, load_model, resolve_model
-from lorasmith.models.text import TokenIds, condition, encode_captions, token_ids
+from lorasmith.models.text.encode import TokenIds, condition, encode_captions, token_ids
 
 TEXTS = ["a red apple on a table, noto style", "", "x " * 90]
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}

@@ -5,7 +5,7 @@ from transformers import CLIPTokenizer
 
 from lorasmith.core.errors import DataError
 from lorasmith.models.load import EMBEDDED, load_tokenizer
-from lorasmith.models.tokenizer import build_tokenizer, clip_tokenizer, read_merges
+from lorasmith.models.text.tokenizer import build_tokenizer, clip_tokenizer, read_merges
 
 MERGES = "#version: 0.2\nc a\nca t</w>\nt h\nth e</w>\n"
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.weights import load_tensors, save_tensors
-from lorasmith.models.load import load_text_encoder, load_tokenizer
-from lorasmith.models.tower import (
+from lorasmith.core.safetensors_io import load_tensors, save_tensors
+from lorasmith.models.image_encoder import (
     ClipPair,
     ImageTower,
     embed_pictures,
@@ -16,6 +15,7 @@ from lorasmith.models.tower import (
     load_pair,
     save_pair,
 )
+from lorasmith.models.load import load_text_encoder, load_tokenizer
 
 
 @pytest.fixture

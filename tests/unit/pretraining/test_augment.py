@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorasmith.core.draws import Draws
+from lorasmith.core.batch_rng import Draws
 from lorasmith.pretraining.augment import jitter_colours, shift_and_scale
 
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.core.draws import Draws
-from lorasmith.data.rows import Row
+from lorasmith.core.batch_rng import Draws
+from lorasmith.data.reading.rows import Row
 from lorasmith.models.load import load_tokenizer
-from lorasmith.models.text import tokenize
+from lorasmith.models.text.encode import tokenize
 from lorasmith.pretraining.captions import CaptionTable
 
 CAPTIONS = [

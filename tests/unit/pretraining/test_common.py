@@ -4,7 +4,7 @@ import pytest
 
 from lorasmith.config.data import DataSettings
 from lorasmith.config.pretrain import Stage
-from lorasmith.data.rows import Row, row_hash
+from lorasmith.data.reading.rows import Row, row_hash
 from lorasmith.pretraining.common import chosen_rows, manifest_of, mirror_allowed, read_manifest
 from lorasmith.pretraining.unet import stage_of
 

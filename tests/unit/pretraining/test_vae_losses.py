@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.models.tower import ImageTower
+from lorasmith.models.image_encoder import ImageTower
 from lorasmith.pretraining.vae_losses import (
     PatchDiscriminator,
     PerceptualLoss,

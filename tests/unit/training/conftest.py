@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import Trainable, inject_targets
-from lorasmith.config.run import LoraSettings, LossSettings, TrainSettings
+from lorasmith.adapters.nn.trainable import Trainable, inject_targets
+from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.config.train_config import LoraSettings, LossSettings, TrainSettings
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
 from lorasmith.models.load import Model, load_model
-from lorasmith.training.batch import Batch
+from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise, draw_noise, process_of
-from lorasmith.training.step import Denoiser, Objective
+from lorasmith.training.train_step import Denoiser, Objective
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from lorasmith.training.curves import Curve
+from lorasmith.reports.curves import Curve
 
 Trend = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """The true loss over steps, in units of the base model's."""

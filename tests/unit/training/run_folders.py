@@ -9,10 +9,10 @@ from noisy_curves import Trend, learning, losses
 from PIL import Image
 
 from lorasmith.config.load import dump_toml
-from lorasmith.config.run import TrainRun
-from lorasmith.inference.pictures import save_png
-from lorasmith.loops.track import Tracker
-from lorasmith.training.summary import Summary
+from lorasmith.config.train_config import TrainRun
+from lorasmith.inference.outputs.save import save_png
+from lorasmith.loops.tracking import Tracker
+from lorasmith.runs.summary import Summary
 
 PROMPTS = ("a bell, inkmono style", "a <script>alert('x')</script> & \"owl\", inkmono style")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from noisy_curves import Trend, jumping, learning, level, losses, running_away, swinging
 
-from lorasmith.config.run import TrainRun
-from lorasmith.training.advice import Advice, advise, best_step, held_out_share
-from lorasmith.training.curves import curve_of
+from lorasmith.config.train_config import TrainRun
+from lorasmith.reports.advice import Advice, advise, best_step, held_out_share
+from lorasmith.reports.curves import curve_of
 
 SEEDS = range(40)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.casts import Casts
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
-from lorasmith.training import attention
+from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
+from lorasmith.training.acceleration import attention
+from lorasmith.training.acceleration.factor_cache import Casts
 
 
 def make(cross: int | None = None, adapted: bool = True, **more: object) -> nn.Module:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from training_sets import data_of, write
 
-from lorasmith.config.run import TrainSettings
+from lorasmith.config.train_config import TrainSettings
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
 from lorasmith.models.load import load_model
-from lorasmith.training.dataset import TrainingSet, build_dataset
+from lorasmith.training.data.dataset import TrainingSet, build_dataset
 
 pytestmark = [
     pytest.mark.gpu,

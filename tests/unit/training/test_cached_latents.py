@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from training_sets import CPU, built, data_of, take, write
 
-from lorasmith.config.run import TrainData
+from lorasmith.config.train_config import TrainData
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import TokenIds
-from lorasmith.training import words
-from lorasmith.training.dataset import TrainingSet
-from lorasmith.training.network_hash import network_hash
+from lorasmith.models.text.encode import TokenIds
+from lorasmith.training.data import captions
+from lorasmith.training.data.dataset import TrainingSet
+from lorasmith.training.data.module_hash import network_hash
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ class Counts:
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model = model
         self.pictures = self.captions = 0
-        encode, embed = type(model.vae).encode, words._embed
+        encode, embed = type(model.vae).encode, captions._embed
 
         def encode_counted(vae: Any, pixels: torch.Tensor) -> Any:
             self.pictures += len(pixels)
@@ -44,7 +44,7 @@ class Counts:
             return embed(of, tokens)
 
         monkeypatch.setattr(type(model.vae), "encode", encode_counted)
-        monkeypatch.setattr(words, "_embed", embed_counted)
+        monkeypatch.setattr(captions, "_embed", embed_counted)
 
     def __call__(self, data: TrainData, **more: Any) -> tuple[int, int, TrainingSet]:
         self.pictures = self.captions = 0

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.training.charts import Chart, Line, draw, legend, tick_texts, ticks
-from lorasmith.training.curves import Curve
+from lorasmith.reports.curves import Curve
+from lorasmith.reports.line_charts import Chart, Line, draw, legend, tick_texts, ticks
 
 
 def curve(steps: list[float], values: list[float]) -> Curve:

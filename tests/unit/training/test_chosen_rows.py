@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lorasmith.config.run import TrainData
+from lorasmith.config.train_config import TrainData
 from lorasmith.core.errors import DataError, LorasmithWarning
-from lorasmith.training.chosen import tagged_rows
+from lorasmith.training.data.split import tagged_rows
 
 
 def write_pictures(folder: Path, captions: list[str], side: int = 64) -> Path:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noisy_curves import learning, level, losses, running_away, swinging
 
-from lorasmith.training.curves import (
+from lorasmith.reports.curves import (
     Curve,
     curve_of,
     fall,

@@ -6,7 +6,7 @@ import pytest
 import lorasmith
 from lorasmith.config.features import settings_of
 from lorasmith.config.load import dump_toml
-from lorasmith.config.run import TrainRun
+from lorasmith.config.train_config import TrainRun
 from lorasmith.core.errors import ConfigError
 
 TREE: dict[str, Any] = {
@@ -22,7 +22,7 @@ def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file.write_text(dump_toml(run), encoding="utf-8")
     asked: list[tuple[TrainRun, str | None]] = []
     monkeypatch.setattr(
-        "lorasmith.training.loop.train", lambda *call: asked.append(call) or Path("ink")
+        "lorasmith.training.trainer.train", lambda *call: asked.append(call) or Path("ink")
     )
     for config in (run, TREE, file, str(file)):
         assert lorasmith.train(config, resume="latest") == Path("ink")

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from lorasmith.adapters.casts import Casts
-from lorasmith.adapters.fused import arguments
-from lorasmith.adapters.gate import Gate
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
-from lorasmith.training import feed_forward, geglu
-from lorasmith.training.swift import Swift
+from lorasmith.adapters.gating.gate import Gate
+from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
+from lorasmith.ops import geglu
+from lorasmith.ops.fused_lora import arguments
+from lorasmith.training.acceleration import feed_forward
+from lorasmith.training.acceleration.factor_cache import Casts
+from lorasmith.training.acceleration.patcher import Swift
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

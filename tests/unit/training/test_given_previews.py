@@ -9,14 +9,14 @@ import torch
 from PIL import Image, ImageDraw
 from training_sets import write
 
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import Trainable, inject_targets
-from lorasmith.config.run import LoraSettings, PreviewSettings, TrainSettings
+from lorasmith.adapters.nn.trainable import Trainable, inject_targets
+from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.config.train_config import LoraSettings, PreviewSettings, TrainSettings
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.row import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.load import Model, load_model
-from lorasmith.training.preview import Previews, check_previews
+from lorasmith.training.validation.previews import Previews, check_previews
 
 Tiny = Callable[[str], Path]
 

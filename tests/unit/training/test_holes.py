@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from training_sets import CPU, data_of, pixels_of, write
 
-from lorasmith.config.run import LossSettings, TrainData, TrainSettings
+from lorasmith.config.train_config import LossSettings, TrainData, TrainSettings
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
 from lorasmith.models.load import Model, load_model
-from lorasmith.training.batch import Batch, joined
-from lorasmith.training.dataset import TrainingSet, build_dataset
+from lorasmith.training.data.batch import Batch, joined
+from lorasmith.training.data.dataset import TrainingSet, build_dataset
 from lorasmith.training.losses import draw_noise, process_of
-from lorasmith.training.step import Denoiser
+from lorasmith.training.train_step import Denoiser
 
 Tiny = Callable[[str], Path]
 

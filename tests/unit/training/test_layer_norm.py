@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.training import layer_norm, transformer_blocks
+from lorasmith.ops import layer_norm
+from lorasmith.training.acceleration import transformer_block
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -74,14 +75,14 @@ def test_blocks_are_exchanged_and_put_back(only_cross: bool) -> None:
     text = torch.randn(2, 7, 12, dtype=torch.double, requires_grad=True)
     wanted = block(x, encoder_hidden_states=text)
     theirs = torch.autograd.grad(wanted.square().sum(), [x, text])
-    transformer_blocks.use_kernels(block)
+    transformer_block.use_kernels(block)
     assert type(block) is not own
     assert type(block).__name__ == own.__name__
     found = block(x, None, text, None, None, None, None)  # as with checkpoints
     ours = torch.autograd.grad(found.square().sum(), [x, text])
     for one, other in zip([found, *ours], [wanted, *theirs], strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
-    transformer_blocks.use_own(block)
+    transformer_block.use_own(block)
     assert type(block) is own
 
 
@@ -91,7 +92,7 @@ def test_blocks_of_other_kinds_stay(more: dict[str, object]) -> None:
         more = more | {"num_embeds_ada_norm": 4}
     block = block_of(**more)
     own = type(block)
-    transformer_blocks.use_kernels(block)
+    transformer_block.use_kernels(block)
     assert type(block) is own
 
 
@@ -99,5 +100,5 @@ def test_norms_that_learn_stay() -> None:
     block = block_of()
     block.norm2.requires_grad_()
     own = type(block)
-    transformer_blocks.use_kernels(block)
+    transformer_block.use_kernels(block)
     assert type(block) is own

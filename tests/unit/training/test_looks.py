@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from training_sets import CPU, data_of, write
 
-from lorasmith.adapters.gate_facts import GateFacts
-from lorasmith.config.run import LossSettings, PreviewSettings, TrainSettings
+from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.config.train_config import LossSettings, PreviewSettings, TrainSettings
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.row import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.training.dataset import TrainingSet, build_dataset
-from lorasmith.training.heldout import FixedGrid
-from lorasmith.training.preview import NotWantedError, Previews
+from lorasmith.training.data.dataset import TrainingSet, build_dataset
+from lorasmith.training.validation.loss import FixedGrid
+from lorasmith.training.validation.previews import NotWantedError, Previews
 
 
 def data_for(bench, folder: Path, sizes: list[tuple[int, int]]) -> TrainingSet:
@@ -77,7 +77,7 @@ def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path
 
 
 def test_of_many_pictures_evenly_spread_ones_are_measured() -> None:
-    from lorasmith.training.heldout import _spread
+    from lorasmith.training.validation.loss import _spread
 
     assert _spread(3, 32) == [0, 1, 2]
     chosen = _spread(1000, 32)

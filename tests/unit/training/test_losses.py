@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.config.training import LossSettings
+from lorasmith.config.train_settings import LossSettings
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import alphas_cumprod, zero_terminal
 from lorasmith.training.losses import Noise, draw_noise, losses_of, process_of, total_of

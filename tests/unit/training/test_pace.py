@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters import eight_bit
-from lorasmith.config.training import TrainSettings
-from lorasmith.core import kernels
+from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.training.pace import Pace, pace_of
+from lorasmith.ops import fp8, triton_support
+from lorasmith.training.acceleration.plan import Pace, pace_of
 
 
 def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
@@ -35,9 +34,9 @@ def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "available", lambda _: False)
-    monkeypatch.setattr(kernels, "has_triton", lambda: True)
-    monkeypatch.setattr(eight_bit, "available", lambda _: True)
+    monkeypatch.setattr(triton_support, "available", lambda _: False)
+    monkeypatch.setattr(triton_support, "has_triton", lambda: True)
+    monkeypatch.setattr(fp8, "available", lambda _: True)
 
 
 def test_long_runs_are_compiled_where_there_are_no_own_kernels(
@@ -47,13 +46,13 @@ def test_long_runs_are_compiled_where_there_are_no_own_kernels(
     assert not pace_of([session_of(steps=10)]).compiled
     assert not pace_of([session_of(sizes=3)]).compiled
     assert not pace_of([session_of(compile="off")]).compiled
-    monkeypatch.setattr(kernels, "available", lambda _: True)
+    monkeypatch.setattr(triton_support, "available", lambda _: True)
     assert not pace_of([session_of()]).compiled
     assert pace_of([session_of(compile="on")]).compiled
 
 
 def test_without_triton_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "has_triton", lambda: False)
+    monkeypatch.setattr(triton_support, "has_triton", lambda: False)
     assert not pace_of([session_of()]).compiled
     with pytest.warns(LorasmithWarning, match="train.compile is off: it needs the package triton"):
         assert not pace_of([session_of(compile="on")]).compiled
@@ -64,7 +63,7 @@ def test_eight_bits_are_used_where_they_can_be(monkeypatch: pytest.MonkeyPatch) 
     assert pace_of([session_of(fp8=True)]).fp8
     with pytest.warns(LorasmithWarning, match='fp8 has no effect: set train.precision = "bf16"'):
         assert not pace_of([session_of(fp8=True, dtype=torch.float16)]).fp8
-    monkeypatch.setattr(eight_bit, "available", lambda _: False)
+    monkeypatch.setattr(fp8, "available", lambda _: False)
     with pytest.warns(
         LorasmithWarning, match=r"train\.fp8 has no effect: it needs an RTX 40, H100"
     ):

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from training_sets import write
 
-from lorasmith.config.run import TrainRun, TrainSettings
-from lorasmith.config.training import bytes_of
+from lorasmith.config.train_config import TrainRun, TrainSettings
+from lorasmith.config.train_settings import bytes_of
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import load_model
-from lorasmith.training.opening import opened
-from lorasmith.training.pace import Pace
-from lorasmith.training.recomputing import Recomputing, fewest
-from lorasmith.training.together import Together
+from lorasmith.training.acceleration.activation_checkpointing import Recomputing, fewest
+from lorasmith.training.acceleration.plan import Pace
+from lorasmith.training.joint_step import Together
+from lorasmith.training.setup import opened
 
 
 @given(st.integers(0, 200), st.integers(0, 201))
@@ -117,7 +117,7 @@ def test_a_run_that_computes_twice_learns_the_same(tiny_model: Path, tmp_path: P
 
 
 def test_a_cpu_neither_records_nor_compiles(tiny_model: Path, tmp_path: Path) -> None:
-    from lorasmith.training.pace import pace_of
+    from lorasmith.training.acceleration.plan import pace_of
 
     settings = {
         "data": {"path": write(tmp_path / "p", [(64, 64)] * 2), "tag": "ink", "held_out": 0.0},

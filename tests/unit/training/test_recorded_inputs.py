@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.loops.recording import Recorder
-from lorasmith.training.batch import Batch
+from lorasmith.loops.cuda_graphs import Recorder
+from lorasmith.training.data.batch import Batch
+from lorasmith.training.joint_step import Part, _inputs, _key, _with_inputs
 from lorasmith.training.losses import Noise
-from lorasmith.training.together import Part, _inputs, _key, _with_inputs
 
 
 def part(seed: int = 0, size: int = 2, **more: object) -> Part:

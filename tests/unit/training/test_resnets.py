@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.layers import Adapted, Factors, make_adapter
-from lorasmith.training import group_norm, resnets
-from lorasmith.training.compiling import blocks_of
+from lorasmith.adapters.nn.lora import Adapted, Factors, make_adapter
+from lorasmith.ops import group_norm
+from lorasmith.training.acceleration import resnets
+from lorasmith.training.acceleration.compile import blocks_of
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 KINDS = {"convolutions": False, "products": True}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from training_sets import data_of, write
 
-from lorasmith.config.run import ModelSettings, OutputSettings, PreviewSettings, TrainRun
-from lorasmith.training.opening import opened
+from lorasmith.config.train_config import ModelSettings, OutputSettings, PreviewSettings, TrainRun
+from lorasmith.training.setup import opened
 
 
 def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> None:

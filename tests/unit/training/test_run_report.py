@@ -15,9 +15,9 @@ from run_folders import PROMPTS, write_preview, write_run
 
 from lorasmith.cli import run as command
 from lorasmith.core.errors import ConfigError, DataError, OutputError
-from lorasmith.training.paths import RunPaths
-from lorasmith.training.report import write_report
-from lorasmith.training.run_folder import data_uri, prompt_of
+from lorasmith.reports.run_page import write_report
+from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.run_folder import data_uri, prompt_of
 
 VOID = {"meta", "img", "link", "br"}
 OUTSIDE = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from training_sets import CPU, write
 
-from lorasmith.config.run import TrainRun
+from lorasmith.config.train_config import TrainRun
 from lorasmith.models.load import load_model
-from lorasmith.training.dataset import TrainingSet, build_dataset
-from lorasmith.training.sharing import shared_sets
+from lorasmith.training.data.dataset import TrainingSet, build_dataset
+from lorasmith.training.data.shared import shared_sets
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.adapters.targets import resolve
+from lorasmith.adapters.targeting.targets import resolve
 from lorasmith.config.load import load_settings
-from lorasmith.config.run import TrainRun, TrainSettings
+from lorasmith.config.train_config import TrainRun, TrainSettings
 from lorasmith.core.errors import OutputError
 from lorasmith.loops.memory import ran_out, require_space
-from lorasmith.training.space import bytes_needed, parameters_of
+from lorasmith.training.outputs.disk_usage import bytes_needed, parameters_of
 
 
 def run_with(*overrides: str) -> TrainRun:

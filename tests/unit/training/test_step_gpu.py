@@ -7,12 +7,12 @@ import pytest
 import torch
 from training_sets import write
 
-from lorasmith.config.run import TrainRun
+from lorasmith.config.train_config import TrainRun
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_memory
-from lorasmith.training.opening import opened
-from lorasmith.training.pace import Pace
-from lorasmith.training.together import Together
+from lorasmith.training.acceleration.plan import Pace
+from lorasmith.training.joint_step import Together
+from lorasmith.training.setup import opened
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,7 +63,7 @@ def test_steps_do_not_wait_for_the_device(
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run_on_the_gpu_writes_its_lora(tmp_path: Path, tiny_model: Path, precision: str) -> None:
-    from lorasmith.training.loop import train
+    from lorasmith.training.trainer import train
 
     settings = {
         "data": {"path": write(tmp_path / "p", [(64, 64)] * 5), "tag": "ink", "held_out": 0.3},

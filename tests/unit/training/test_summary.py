@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.core.errors import DataError
-from lorasmith.training.summary import Summary
+from lorasmith.runs.summary import Summary
 
 SUMMARY = Summary(
     name="ink", tag="inkmono", family="sd1", pictures=22, steps=250, seconds=61.5, parameters=9,

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from run_folders import write_run
 
 from lorasmith.config.sweep import SweepRun, load_sweep
-from lorasmith.training.sweep_page import render, told, write_sweep_pages
-from lorasmith.training.sweep_paths import SweepPaths
-from lorasmith.training.sweep_results import (
+from lorasmith.reports.sweep_page import render, told, write_sweep_pages
+from lorasmith.reports.sweep_results import (
     Note,
     by_settings,
     limit_of,
@@ -21,6 +20,7 @@ from lorasmith.training.sweep_results import (
     results_of,
     spread_over_seeds,
 )
+from lorasmith.runs.sweep_paths import SweepPaths
 
 
 def sweep_of(folder: Path, vary: Mapping[str, Sequence[Any]], **sections: Any) -> SweepRun:

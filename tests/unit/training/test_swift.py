@@ -16,20 +16,22 @@ from test_together import RATES, Two
 from torch import nn
 from training_sets import write
 
-from lorasmith.adapters import casts, eight_bit
-from lorasmith.adapters.casts import casts_for
-from lorasmith.adapters.layers import Adapted, Factors, LoraLinear
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import Trainable, inject_targets
-from lorasmith.config.run import LoraSettings, TrainRun
+from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
+from lorasmith.adapters.nn.trainable import Trainable, inject_targets
+from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.config.train_config import LoraSettings, TrainRun
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import Model, load_model
-from lorasmith.training import geglu, group_norm, swift, together
-from lorasmith.training.opening import opened
-from lorasmith.training.recomputing import Recomputing, kept_by
-from lorasmith.training.step import Share
-from lorasmith.training.swift import Swift
-from lorasmith.training.together import Together
+from lorasmith.ops import fp8 as fp8_ops
+from lorasmith.ops import geglu, group_norm
+from lorasmith.training import joint_step
+from lorasmith.training.acceleration import factor_cache, patcher
+from lorasmith.training.acceleration.activation_checkpointing import Recomputing, kept_by
+from lorasmith.training.acceleration.factor_cache import casts_for
+from lorasmith.training.acceleration.patcher import Swift
+from lorasmith.training.joint_step import Together
+from lorasmith.training.setup import opened
+from lorasmith.training.train_step import Share
 
 CPU = torch.device("cpu")
 EVERYTHING = "all-linear+conv"
@@ -37,8 +39,8 @@ EVERYTHING = "all-linear+conv"
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(swift, "available", lambda device: True)
-    monkeypatch.setattr(casts, "_is_on_gpu", lambda layer: True)
+    monkeypatch.setattr(patcher, "available", lambda device: True)
+    monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: True)
     monkeypatch.setattr(geglu, "gated", geglu.reference)
     monkeypatch.setattr(group_norm, "normalised", group_norm.reference)
     monkeypatch.setattr(group_norm, "add_biased", group_norm.reference_sum)
@@ -180,7 +182,7 @@ def test_unusual_networks(more: dict[str, Any]) -> None:
 def test_on_a_cpu_the_network_is_as_it_is_written(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(swift, "available", lambda device: False)
+    monkeypatch.setattr(patcher, "available", lambda device: False)
     network = load_model(tiny_model).unet
     plain = state_of(network)
     with Swift(network)():
@@ -221,8 +223,8 @@ def test_adapters_that_do_more_than_their_product(tiny_model: Path, more: dict[s
 def test_weights_in_8_bits_are_nothing_that_a_block_keeps(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eight_bit, "WORTH", 0)
-    monkeypatch.setattr(eight_bit, "TOKENS", 0)
+    monkeypatch.setattr(fp8_ops, "WORTH", 0)
+    monkeypatch.setattr(fp8_ops, "TOKENS", 0)
     model = load_model(tiny_model).to(CPU, torch.bfloat16)
     lora = LoraSettings(rank=2, targets="attention")
     trainable = inject_targets(resolve(model, lora, RATES), lora, 0)
@@ -407,8 +409,8 @@ def test_a_run_and_what_fails_in_it(
     found: list[list[torch.Tensor]] = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr(swift, "available", lambda device: False)
-            monkeypatch.setattr(casts, "_is_on_gpu", lambda layer: False)
+            monkeypatch.setattr(patcher, "available", lambda device: False)
+            monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: False)
         with opened(run_of(tiny_model, data, tmp_path / str(kernels)), None) as session:
             plain, steps = state_of(session.model.unet), Together([session])
             figures = [steps.advance()[0][0] for _ in range(2)]
@@ -416,7 +418,7 @@ def test_a_run_and_what_fails_in_it(
             weights = [one.detach().clone() for one in session.trainable.parameters()]
             found.append([*(part for one in figures for part in one[:2]), *weights])
             with monkeypatch.context() as patched:
-                patched.setattr(together, "losses_together", out_of_memory)
+                patched.setattr(joint_step, "losses_together", out_of_memory)
                 with pytest.raises(RuntimeError, match="out of memory"):
                     steps.advance()
             assert state_of(session.model.unet) == plain

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from lorasmith.adapters.gate_facts import GateFacts
-from lorasmith.adapters.targets import resolve
-from lorasmith.adapters.trainable import Trainable, inject_targets
-from lorasmith.config.run import LoraSettings, LossSettings, TrainSettings
+from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.adapters.nn.trainable import Trainable, inject_targets
+from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.config.train_config import LoraSettings, LossSettings, TrainSettings
 from lorasmith.core.device import generator
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import token_ids
-from lorasmith.training.batch import Batch
+from lorasmith.models.text.encode import token_ids
+from lorasmith.training.data.batch import Batch
 from lorasmith.training.gating import Lane, gating_of, places_of, set_gates
 from lorasmith.training.losses import Noise, process_of
-from lorasmith.training.step import (
+from lorasmith.training.train_step import (
     Denoiser,
     Objective,
     Share,

@@ -9,15 +9,15 @@ import torch
 
 from lorasmith.config.base import described_fields
 from lorasmith.config.load import dump_toml, load_settings
-from lorasmith.config.run import TrainRun, TrainSettings
+from lorasmith.config.train_config import TrainRun, TrainSettings
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops.checkpoint import save_checkpoint
-from lorasmith.loops.track import Tracker, read_log
-from lorasmith.training.paths import RunPaths
-from lorasmith.training.rates import with_rates
-from lorasmith.training.reporting import Reporter, Smoothed, told_outside
-from lorasmith.training.resuming import check_settings, find_checkpoint
-from lorasmith.training.step import Figures
+from lorasmith.loops.tracking import Tracker, read_log
+from lorasmith.runs.paths import RunPaths
+from lorasmith.training.lr_defaults import with_rates
+from lorasmith.training.outputs.logger import Reporter, Smoothed, told_outside
+from lorasmith.training.resume import check_settings, find_checkpoint
+from lorasmith.training.train_step import Figures
 
 NEEDED = ["data.path=x", "data.tag=ink", "output.name=n"]
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.config.run import TrainSettings
+from lorasmith.config.train_config import TrainSettings
 from lorasmith.loops.optimizers import RateGroup, build_optimizer
-from lorasmith.training.batch import Batch
-from lorasmith.training.step import TrainStep
+from lorasmith.training.data.batch import Batch
+from lorasmith.training.train_step import TrainStep
 
 
 def make_step(bench, optimizer: str = "adamw", clip: float = 1.0, rate: float = 1e-2, **more):

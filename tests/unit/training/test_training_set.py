@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from training_sets import CPU, built, data_of, moments, pixels_of, take, write
 
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import encode, tokenize
-from lorasmith.training.sizes import buckets_of
+from lorasmith.models.text.encode import encode, tokenize
+from lorasmith.training.data.resolution import buckets_of
 
 
 @pytest.fixture

@@ -7,17 +7,23 @@ import pytest
 import torch
 from training_sets import CPU, built, data_of, take, write
 
-from lorasmith.adapters.gate_facts import GateFacts
+from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
 from lorasmith.core.errors import DataError, LorasmithWarning
-from lorasmith.data.row import Row
-from lorasmith.models.chunks import encode_passages, lengthened
+from lorasmith.data.reading.row import Row
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text import Conditioning, TokenIds, condition, encode_captions, tokenize
-from lorasmith.models.words import plain_passage
-from lorasmith.training import words
-from lorasmith.training.chosen import choose_rows, split_held_out
+from lorasmith.models.text.encode import (
+    Conditioning,
+    TokenIds,
+    condition,
+    encode_captions,
+    tokenize,
+)
+from lorasmith.models.text.long_prompts import encode_passages, lengthened
+from lorasmith.models.text.prompt_spans import plain_passage
+from lorasmith.training.data import captions
+from lorasmith.training.data.split import choose_rows, split_held_out
 from lorasmith.training.gating import gating_of
 
 
@@ -159,8 +165,8 @@ def test_a_chunk_is_encoded_once_and_short_captions_keep_their_entries(
         encoded.append(len(tokens.ids))
         return plain(model, tokens)
 
-    plain = words._embed
-    monkeypatch.setattr(words, "_embed", counting)
+    plain = captions._embed
+    monkeypatch.setattr(captions, "_embed", counting)
     folder = write(tmp_path / "p", [(64, 64)] * 4)
     before = take(built(model, data_of(folder)), [2]).context
     assert encoded == [4]
@@ -265,12 +271,14 @@ def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Mo
 def test_a_large_table_stays_on_the_cpu_and_gives_the_same(
     dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = words.Worded(torch.randn(4, 7, 3), torch.randn(4, 5), places=torch.rand(4, 1, 7) > 0.5)
+    table = captions.Worded(
+        torch.randn(4, 7, 3), torch.randn(4, 5), places=torch.rand(4, 1, 7) > 0.5
+    )
     numbers = torch.tensor([3, 0, 4, 2, 2])
     found = []
     for limit in (2**30, 0):
-        monkeypatch.setattr(words, "_RESIDENT_BYTES", limit)
-        fixed = words.FixedWords(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
+        monkeypatch.setattr(captions, "_RESIDENT_BYTES", limit)
+        fixed = captions.FixedWords(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
         found.append(fixed.gather(numbers, Draws(generator(5), 5)))
     for one, other in zip(*found, strict=True):
         assert (one is None) == (other is None)

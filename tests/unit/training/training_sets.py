@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorasmith.config.run import LossSettings, TrainData, TrainSettings
+from lorasmith.config.train_config import LossSettings, TrainData, TrainSettings
+from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
-from lorasmith.core.draws import Draws
 from lorasmith.models.load import Model
-from lorasmith.training.batch import Batch
-from lorasmith.training.dataset import TrainingSet, build_dataset
+from lorasmith.training.data.batch import Batch
+from lorasmith.training.data.dataset import TrainingSet, build_dataset
 
 CPU = torch.device("cpu")
 

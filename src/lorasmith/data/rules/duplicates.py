@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lorasmith.data.examine import Look
-from lorasmith.data.fingerprint import bit_distances, colour_distances
 from lorasmith.data.rules.facts import Facts, Finding, counted, keys_of
+from lorasmith.data.scan.inspect import Look
+from lorasmith.data.scan.perceptual_hash import bit_distances, colour_distances
 
 BITS = 20
 """Of 128 bits of the difference hash so many may differ. Unlike photographs differ in about 60;

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from lorasmith.data.buckets import Bucket, Placement, place
-from lorasmith.data.examine import Look
-from lorasmith.data.row import Row
-from lorasmith.data.scan import Scan
+from lorasmith.data.images.buckets import Bucket, Placement, place
+from lorasmith.data.reading.row import Row
+from lorasmith.data.scan.inspect import Look
+from lorasmith.data.scan.scan import Scan
 from lorasmith.data.tags import contains_tag
 
 Weight = Literal["error", "warning", "advice"]

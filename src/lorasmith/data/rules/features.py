@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorasmith.data.row import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import Finding, captions_have
 from lorasmith.data.rules.tag import COMPANY_FROM, NEARLY_ALL, constant_words, words_of
 from lorasmith.data.tags import contains_tag

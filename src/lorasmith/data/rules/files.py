@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from lorasmith.data.problems import SEVERAL, by_kind
 from lorasmith.data.rules.facts import Facts, Finding
+from lorasmith.data.scan.problems import SEVERAL, by_kind
 
 
 def files(facts: Facts) -> Iterator[Finding]:

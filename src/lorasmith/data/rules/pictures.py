@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lorasmith.data.buckets import Placement
+from lorasmith.data.images.buckets import Placement
 from lorasmith.data.rules.facts import Facts, Finding, counted, keys_of, pictures_are
 
 ENLARGED = 1.5

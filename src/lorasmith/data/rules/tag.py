@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from lorasmith.data.row import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import Facts, Finding, captions_have
 
 COMPANY_FROM = 5

@@ -1,0 +1,1 @@
+"""LoRA files: reading every key format, writing kohya's and diffusers', metadata."""

@@ -1,0 +1,1 @@
+"""Trigger gating: when an adapter is active."""

@@ -1,0 +1,1 @@
+"""Names of layers and blocks across kohya, diffusers and sgm."""

@@ -1,0 +1,1 @@
+"""Adapter modules: the layers, their initialisation, and putting them into a network."""

@@ -1,0 +1,44 @@
+"""Adapters that are a whole change of a layer's weight: what DoRA, LoHa and LoKr come down to."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lorasmith.adapters.nn.lora import Adapter
+
+
+class DenseLinear(Adapter):
+    """A change of a linear layer's weight, ``[out, in]``."""
+
+    delta: torch.Tensor
+
+    def __init__(self, delta: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("delta", delta)
+
+    def delta_weight(self) -> torch.Tensor:
+        """Return the change; ``weight`` is left out."""
+        return self.delta
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the output, ``[..., out]``, for an input ``[..., in]``."""
+        return F.linear(x, self.delta.to(x.dtype)) * self.weight
+
+
+class DenseConv2d(DenseLinear):
+    """A change of a convolution's weight, ``[out, in, k, k]``."""
+
+    def __init__(self, base: nn.Conv2d, delta: torch.Tensor) -> None:
+        """Make an adapter that strides and pads as ``base`` does."""
+        super().__init__(delta)
+        self.stride, self.padding, self.dilation = base.stride, base.padding, base.dilation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the output, ``[B, out, h, w]``, for a ``[B, in, H, W]`` input."""
+        delta = self.delta.to(x.dtype)
+        return F.conv2d(x, delta, None, self.stride, self.padding, self.dilation) * self.weight
+
+
+def make_dense(base: nn.Module, delta: torch.Tensor) -> DenseLinear:
+    """Return an adapter that adds ``delta``, which has the shape of the layer's weight."""
+    return DenseConv2d(base, delta) if isinstance(base, nn.Conv2d) else DenseLinear(delta)

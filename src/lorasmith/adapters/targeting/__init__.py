@@ -1,0 +1,1 @@
+"""Which layers get an adapter, with which rank, alpha and learning rate."""

@@ -1,0 +1,1 @@
+"""Operations on LoRA files: merge, resize, extract, diff, fuse, project."""

@@ -1,0 +1,166 @@
+"""Algebra of LoRA layers, all of it about the dense change of the weight that they mean.
+
+A LoRA layer is the matrix D = (alpha / r) B A; a convolution's kernel counts as ``[out, in k k]``.
+Sums are exact: the factors stand one behind the other. Fewer rows come from the singular value
+decomposition, whose first k directions are the best approximation of rank k (Eckart, Young 1936);
+its energy is the sum of the squared singular values, which is the squared norm of D. Everything is
+computed in float64.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lorasmith.adapters.files.layer_kinds import LoraLayer
+
+_NOTHING = 1e-12
+"""Singular values below this share of the largest are rounding errors of float64 products."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A matrix by its singular values: ``left @ diag(values) @ right``, all float64."""
+
+    left: torch.Tensor
+    """``[out, k]``."""
+    values: torch.Tensor
+    """``[k]``, falling."""
+    right: torch.Tensor
+    """``[k, in k k]``."""
+    kernel: torch.Size
+    """Shape of one row of the weight: ``[in]`` or ``[in, k, k]``."""
+
+    @property
+    def energy(self) -> float:
+        """Squared norm of the matrix."""
+        return float(self.values.square().sum())
+
+    @property
+    def rank(self) -> int:
+        """Singular values that are more than rounding errors; at least 1."""
+        return max(1, int((self.values > _NOTHING * self.values[0]).sum()))
+
+    def rank_for(self, share: float) -> int:
+        """Return the smallest rank that keeps a share, 0 to 1, of the energy."""
+        reached = self.values.square().cumsum(0)
+        enough = reached >= share * reached[-1] * (1 - _NOTHING)
+        return min(self.rank, 1 + int((~enough).sum()))
+
+    def cut(self, rank: int) -> LoraLayer:
+        """Return the best approximation of at most a rank as a layer of float32, alpha = rank."""
+        kept = min(rank, len(self.values))
+        roots = self.values[:kept].sqrt()
+        down = (roots[:, None] * self.right[:kept]).reshape(kept, *self.kernel)
+        up = (self.left[:, :kept] * roots).reshape(-1, kept, *[1] * (len(self.kernel) - 1))
+        return LoraLayer(down.float(), up.float(), float(kept))
+
+
+def spectrum_of_matrix(delta: torch.Tensor) -> Spectrum:
+    """Return the spectrum of a dense change ``[out, in]`` or ``[out, in, k, k]``."""
+    left, values, right = torch.linalg.svd(delta.double().flatten(1), full_matrices=False)
+    return Spectrum(left, values, right, delta.shape[1:])
+
+
+def spectrum_of_layer(layer: LoraLayer) -> Spectrum:
+    """Return the spectrum of B A without making the product.
+
+    With B = Q R and A^T = P S, only R S^T of size r x r is decomposed.
+    """
+    outer, upper = torch.linalg.qr(layer.up.double().flatten(1))
+    inner, lower = torch.linalg.qr(layer.down.double().flatten(1).T)
+    left, values, right = torch.linalg.svd(upper @ lower.T)
+    values = values * abs(layer.alpha) / layer.rank
+    sign = -1.0 if layer.alpha < 0 else 1.0
+    k = len(values)
+    return Spectrum(outer @ left[:, :k] * sign, values, right[:k] @ inner.T, layer.down.shape[1:])
+
+
+def weighted_sum(terms: Sequence[tuple[LoraLayer, float]]) -> LoraLayer:
+    """Return the layer whose dense change is the weighted sum of others', exactly.
+
+    The factors stand one behind the other, each B times its weight and scale; alpha is the rank.
+
+    Raises:
+        ValueError: the layers have other shapes; both are named.
+    """
+    first = terms[0][0]
+    downs, ups = [], []
+    for layer, weight in terms:
+        down, up = _like(layer, first)
+        downs.append(down.double())
+        ups.append(up.double() * (weight * layer.alpha / layer.rank))
+    down, up = torch.cat(downs), torch.cat(ups, dim=1)
+    return LoraLayer(down.float(), up.float(), float(len(down)))
+
+
+def _like(layer: LoraLayer, other: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors with as many dimensions as another layer's, where they are 1x1."""
+    down, up = layer.down, layer.up
+    if down.ndim != other.down.ndim and all(
+        s == 1 for s in (*down.shape[2:], *other.down.shape[2:])
+    ):
+        extra = [1] * (other.down.ndim - 2)
+        down, up = (factor.reshape(*factor.shape[:2], *extra) for factor in (down, up))
+    if down.shape[1:] != other.down.shape[1:] or len(up) != len(other.up):
+        raise ValueError(
+            f"layers of {len(up)} x {list(down.shape[1:])} and of {len(other.up)} x "
+            f"{list(other.down.shape[1:])} cannot be added; they are for different models"
+        )
+    return down, up
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of the energy when ranks are cut."""
+
+    energy: float
+    """Of all layers before."""
+    kept: float
+    """Of all layers after."""
+
+    @property
+    def share(self) -> float:
+        """The part that is left, 0 to 1."""
+        return self.kept / self.energy if self.energy else 1.0
+
+
+Limit = tuple[Literal["rank"], int] | tuple[Literal["energy"], float]
+"""``("rank", 8)`` at most, or the smallest ranks that keep ``("energy", 0.95)`` of each layer."""
+
+
+def cut_all(spectra: Mapping[str, Spectrum], limit: Limit) -> tuple[dict[str, LoraLayer], Kept]:
+    """Return layers of lower rank, and what energy they keep."""
+    layers, energy, kept = {}, 0.0, 0.0
+    for name, spectrum in spectra.items():
+        wanted = limit[1] if limit[0] == "rank" else spectrum.rank_for(limit[1])
+        rank = min(int(wanted), spectrum.rank)
+        layers[name] = spectrum.cut(rank)
+        energy += spectrum.energy
+        kept += float(spectrum.values[:rank].square().sum())
+    return layers, Kept(energy, kept)
+
+
+def inner_product(one: LoraLayer, two: LoraLayer) -> float:
+    """Return the sum of the products of all entries of two changes, without making them.
+
+    Raises:
+        ValueError: the layers have other shapes.
+    """
+    down, up = (factor.double().flatten(1) for factor in _like(one, two))
+    other_down, other_up = two.down.double().flatten(1), two.up.double().flatten(1)
+    scale = one.alpha / one.rank * two.alpha / two.rank
+    return scale * float(((up.T @ other_up) * (down @ other_down.T)).sum())
+
+
+def levelled(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
+    """Return the same changes with one alpha, the largest rank, in all layers.
+
+    diffusers looks for differing alphas of attention layers under the wrong names.
+    """
+    alpha = float(max(layer.rank for layer in layers.values()))
+    return {
+        name: LoraLayer(layer.down, layer.up * (layer.alpha / alpha), alpha)
+        for name, layer in layers.items()
+    }

@@ -1,0 +1,160 @@
+"""What a LoRA file holds, in brief: family, ranks, alphas and norms by block."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
+from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.models.family import FAMILIES, Family
+
+_DIFFUSERS = re.compile(r"lora_unet_(?P<side>down|up)_blocks_(?P<level>\d+)_")
+_SGM = re.compile(r"lora_unet_(?P<side>input|output)_blocks_(?P<number>\d+)_")
+_XL = ("lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_",
+       "lora_unet_middle_block_")  # fmt: skip
+_DEEP = re.compile(r"lora_unet_\w+_transformer_blocks_[1-9]")
+"""A second transformer behind the first, which only SDXL has."""
+_TEXT_WIDTHS: dict[int, Family] = {facts.unet.context: family for family, facts in FAMILIES.items()}
+"""Width of the text that cross-attention of published models reads."""
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """The adapters of one block."""
+
+    block: str
+    """``down.1``, ``mid``, ``up.0``; IN04 and OUT05 in SDXL; or a text encoder."""
+    layers: int
+    """How many there are."""
+    ranks: tuple[int, ...]
+    """Their ranks, each once, rising."""
+    alphas: tuple[float, ...]
+    """Their alphas, likewise."""
+    parameters: int
+    """Numbers in their factors."""
+    norm: float
+    """Frobenius norm of what all of them add to the weights."""
+    largest: float
+    """The largest norm of a single one."""
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """A LoRA file in brief."""
+
+    family: Family | None
+    """The family of models that it is for, where that can be told."""
+    known_by: str
+    """What tells the family: ``metadata``, ``names``, ``shapes``, or nothing."""
+    blocks: tuple[BlockFacts, ...]
+    """Its blocks, in the order of the data."""
+    total: BlockFacts
+    """All of them together."""
+    dtypes: tuple[str, ...]
+    """Number formats of the factors."""
+    kinds: tuple[str, ...]
+    """What its layers are: LoRA, DoRA, LoHa, LoKr, ...; the commonest first."""
+    spellings: tuple[str, ...]
+    """How its keys are spelled."""
+
+
+def describe(file: LoraFile) -> LoraFacts:
+    """Return what a LoRA file holds."""
+    groups: dict[str, list[Layer]] = {}
+    for name, layer in file.layers.items():
+        groups.setdefault(block_name(name), []).append(layer)
+    family, known_by = family_of_file(file)
+    blocks = [_facts(block, groups[block]) for block in sorted(groups, key=_order)]
+    layers = list(file.layers.values())
+    dtypes = {
+        str(one.dtype).removeprefix("torch.") for la in layers for one in la.tensors().values()
+    }
+    kinds = tuple(kind for kind, _ in Counter(layer.kind for layer in layers).most_common())
+    total = _facts("all", layers)
+    return LoraFacts(
+        family, known_by, tuple(blocks), total, tuple(sorted(dtypes)), kinds, file.spellings
+    )
+
+
+def family_of_file(file: LoraFile) -> tuple[Family | None, str]:
+    """Return the family of models that a file is for, and what tells it."""
+    version = file.metadata.get("ss_base_model_version", "")
+    for family, facts in FAMILIES.items():
+        if version in facts.versions:
+            return family, "metadata"
+    if version.startswith("sdxl_"):
+        return "sdxl", "metadata"
+    widths = {la.sides[1] for name, la in file.layers.items() if name.endswith("attn2_to_k")}
+    known = {_TEXT_WIDTHS[width] for width in widths if width in _TEXT_WIDTHS}
+    if len(known) == 1:
+        return known.pop(), "shapes"
+    if any(name.startswith(_XL) or _DEEP.match(name) for name in file.layers):
+        return "sdxl", "names"
+    return None, ""
+
+
+def prediction_of_file(file: LoraFile) -> str | None:
+    """Return what a file's base predicts, ``epsilon`` or ``v_prediction``, if the file says so.
+
+    ``ss_base_model_version`` tells it of SD 2.x only; others' are alike for both.
+    """
+    told = file.metadata.get("modelspec.prediction_type")
+    if told in ("epsilon", "v"):
+        return "v_prediction" if told == "v" else "epsilon"
+    version = file.metadata.get("ss_base_model_version")
+    kinds = dict(zip(FAMILIES["sd2"].versions, ("epsilon", "v_prediction"), strict=True))
+    return kinds.get(version) if version else None
+
+
+def block_name(name: str) -> str:
+    """Return the block of a layer by its name in files."""
+    for prefix, part in (
+        ("lora_te1_", "text_encoder"),
+        ("lora_te2_", "text_encoder_2"),
+        ("lora_te_", "text_encoder"),
+    ):
+        if name.startswith(prefix):
+            return part
+    if name.startswith(("lora_unet_mid_block_", "lora_unet_middle_block_")):
+        return "mid"
+    if match := _DIFFUSERS.match(name):
+        return f"{match['side']}.{match['level']}"
+    if match := _SGM.match(name):
+        return f"{'IN' if match['side'] == 'input' else 'OUT'}{int(match['number']):02d}"
+    return "other"
+
+
+def norm_of(layer: Layer) -> float:
+    """Return the Frobenius norm of what a layer adds; of DoRA, of what changes the direction.
+
+    That of (alpha / rank) B A is found without making the product.
+    """
+    if isinstance(layer, DoraLayer):
+        return norm_of(layer.inner)
+    if not isinstance(layer, LoraLayer):
+        return float(layer.dense().double().norm())
+    down, up = layer.down.flatten(1).double(), layer.up.flatten(1).double()
+    square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
+    return abs(layer.alpha) / len(down) * float(square.sqrt())
+
+
+def _facts(block: str, layers: Sequence[Layer]) -> BlockFacts:
+    norms = torch.tensor([norm_of(layer) for layer in layers], dtype=torch.float64)
+    return BlockFacts(
+        block,
+        len(layers),
+        tuple(sorted({layer.rank for layer in layers})),
+        tuple(sorted({layer.alpha for layer in layers})),
+        sum(tensor.numel() for layer in layers for tensor in layer.tensors().values()),
+        float(norms.norm()),
+        float(norms.max()),
+    )
+
+
+def _order(block: str) -> tuple[Any, ...]:
+    starts = ("text_encoder", "down", "IN", "mid", "up", "OUT", "other")
+    return next(n for n, start in enumerate(starts) if block.startswith(start)), block

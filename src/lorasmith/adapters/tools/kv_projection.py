@@ -1,0 +1,163 @@
+"""Making a LoRA's keys and values of cross-attention answer to its tag alone, in closed form.
+
+For programs that have no gates. Keys and values read text embeddings x, one per token, and add
+B A x. The down-matrix that changes what it did at the tag's tokens least, while doing little at
+all other tokens, minimises
+
+    E_tag |A' x - A x|^2 + lambda E_other |A' x|^2
+
+and is A' = A S_tag (S_tag + lambda S_other)^-1, with S = E x x^T: set the derivative with respect
+to A' to zero. Shapes, ranks and keys stay; the file stays an ordinary LoRA.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
+from lorasmith.adapters.gating.trigger_tokens import tag_places
+from lorasmith.core.errors import DataError, WeightsError
+from lorasmith.models.text.long_prompts import encode_passages, passage_ids
+from lorasmith.models.text.prompt_spans import plain_passage
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+_NOTHING = 1e-10
+"""Directions with less than this share of the strongest one's energy count as never seen."""
+_READS_TEXT = ("attn2_to_k", "attn2_to_v")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of text embeddings, float64 ``[width, width]``."""
+
+    tag: torch.Tensor
+    """Of the tokens that know of the tag."""
+    other: torch.Tensor
+    """Of tokens of texts without it."""
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A LoRA's layers after the projection, and what it changed."""
+
+    layers: Mapping[str, Layer]
+    """All layers; those that do not read text are as they were."""
+    changed: int
+    """How many were projected."""
+    leak_before: float
+    """E_other |B A x|^2 / E_tag |B A x|^2, over all of them together."""
+    leak_after: float
+    """The same with A'."""
+    kept: float
+    """E_tag |B A' x|^2 / E_tag |B A x|^2."""
+
+
+def second_moment(embeddings: torch.Tensor) -> torch.Tensor:
+    """Return E x x^T of embeddings ``[N, width]``, float64 ``[width, width]``."""
+    x = embeddings.double()
+    return x.T @ x / len(x)
+
+
+def project(down: torch.Tensor, moments: Moments, strength: float) -> torch.Tensor:
+    """Return A' for a down-matrix A ``[r, width]``, in its dtype.
+
+    Directions that neither kind of text has are left out: the inverse is a pseudo-inverse.
+
+    Args:
+        down: any dtype.
+        moments: of the text encoder that the layer reads.
+        strength: lambda, above 0; larger leaks less and keeps less.
+    """
+    inverse = torch.linalg.pinv(
+        moments.tag + strength * moments.other, rtol=_NOTHING, hermitian=True
+    )
+    projected: torch.Tensor = down.double() @ moments.tag @ inverse
+    return projected.to(down.dtype)
+
+
+def project_layers(layers: Mapping[str, Layer], moments: Moments, strength: float) -> Projected:
+    """Project all layers of a LoRA that read text.
+
+    Raises:
+        WeightsError: there are none, their width is not that of the moments, or one is of a kind
+            that has no down-matrix.
+    """
+    found: dict[str, Layer] = dict(layers)
+    energy = torch.zeros(4, dtype=torch.float64)  # other and tag, before and after
+    reading = [name for name in layers if name.endswith(_READS_TEXT)]
+    if not reading:
+        raise WeightsError(
+            "no layer of the LoRA reads text (attn2_to_k, attn2_to_v), so there is nothing to "
+            "project"
+        )
+    for name in reading:
+        layer = layers[name]
+        if not isinstance(layer, LoraLayer) or layer.down.ndim != 2:
+            raise WeightsError(f"{name}: only plain LoRA layers can be projected")
+        if layer.down.shape[1] != len(moments.tag):
+            raise WeightsError(
+                f"{name}: it reads text of width {layer.down.shape[1]}, the model's has "
+                f"{len(moments.tag)}; name the right model with --model"
+            )
+        new = layer._replace(down=project(layer.down, moments, strength))
+        found[name] = new
+        energy += torch.stack([
+            energy_of(layer, moments.other), energy_of(layer, moments.tag),
+            energy_of(new, moments.other), energy_of(new, moments.tag),
+        ])  # fmt: skip
+    other, tag, other_after, tag_after = (float(value) for value in energy)
+    return Projected(
+        found,
+        len(reading),
+        leak_before=_ratio(other, tag),
+        leak_after=_ratio(other_after, tag_after),
+        kept=_ratio(tag_after, tag),
+    )
+
+
+def energy_of(layer: LoraLayer, moment: torch.Tensor) -> torch.Tensor:
+    """Return E |s B A x|^2 = s^2 tr(B A S A^T B^T), a float64 scalar."""
+    down, up = layer.down.double(), layer.up.double()
+    inner = down @ moment @ down.T
+    scale = layer.alpha / len(down)
+    return scale**2 * ((up.T @ up) * inner).sum()
+
+
+def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[str]) -> Moments:
+    """Return the second moments of a model's text embeddings with and without a tag.
+
+    Of texts with the tag those tokens count that know of it: CLIP reads from left to right, so the
+    tokens before the tag are what they are without it.
+
+    Args:
+        model: its text encoders are used where they are.
+        tag: the words.
+        texts: captions with the tag.
+        others: texts without it.
+
+    Raises:
+        DataError: the tag is in none of the texts, or there are no others.
+    """
+    tokenizer, passages = model.main_tokenizer, [plain_passage(text) for text in texts]
+    window = int(tokenizer.model_max_length)
+    contexts = torch.cat([one.context for one in encode_passages(model, passages)])
+    places = [tag_places(tokenizer, tag, passage_ids(tokenizer, one)[None]) for one in passages]
+    # Each chunk of a long caption is encoded by itself, and knows nothing of the others.
+    knowing = (torch.cat(places, dim=1).view(-1, window).cumsum(dim=1) > 0).flatten()
+    if not bool(knowing.any()):
+        raise DataError(f"the tag {tag!r} is in none of the {len(texts)} captions")
+    if not others:
+        raise DataError("there is no text without the tag to compare with")
+    plain = encode_passages(model, [plain_passage(text) for text in others])
+    return Moments(
+        second_moment(contexts[knowing.to(contexts.device)]).cpu(),
+        second_moment(torch.cat([one.context for one in plain])).cpu(),
+    )
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other > 0 else float("nan")

@@ -1,0 +1,304 @@
+"""What can be done with LoRA files, from path to path; the commands of ``lorasmith lora``.
+
+Everything is checked and computed before the first byte is written, and nothing is overwritten.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lorasmith.adapters.files.derived_metadata import common_prediction, retold, summed
+from lorasmith.adapters.files.diffusers_format import save_diffusers_file
+from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
+from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
+from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.naming.block_weights import parse_block_weights
+from lorasmith.adapters.nn.trainable import PartFacts
+from lorasmith.adapters.tools.algebra import Kept, Limit
+from lorasmith.adapters.tools.diff import Difference, compare
+from lorasmith.adapters.tools.fuse import bake
+from lorasmith.adapters.tools.info import LoraFacts, describe, family_of_file
+from lorasmith.adapters.tools.merge import (
+    Extracted,
+    Term,
+    WeightOf,
+    add,
+    cancels,
+    common_family,
+    cut,
+    extract,
+    renamed,
+    resize,
+    weights_of,
+)
+from lorasmith.core.device import dtype_of
+from lorasmith.core.errors import ConfigError, WeightsError
+from lorasmith.models.family import FAMILIES, Family, family_of
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+Naming = Literal["kohya", "diffusers"]
+Precision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A LoRA file, how strong it is, and how strong in which block."""
+
+    path: str | Path
+    """The file."""
+    weight: float = 1.0
+    """Its multiplier."""
+    blocks: str = ""
+    """Weights by block: a preset or numbers (see `lorasmith.adapters.naming.block_weights`)."""
+
+    def term(self) -> Term:
+        """Return it, read."""
+        blocks = parse_block_weights(self.blocks) if self.blocks else None
+        return Term(load_lora_file(Path(self.path).expanduser()), self.weight, blocks)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A LoRA file that was written."""
+
+    path: Path
+    """Where."""
+    layers: int
+    """Its layers."""
+    ranks: tuple[int, ...]
+    """Their ranks, each once, rising."""
+    kept: Kept
+    """What is left of the energy where ranks were cut."""
+
+
+def lora_info(path: str | Path) -> LoraFacts:
+    """Return what a LoRA file holds, in brief.
+
+    Raises:
+        WeightsError: missing, damaged, or no LoRA.
+    """
+    return describe(load_lora_file(Path(path).expanduser()))
+
+
+def diff_loras(one: str | Path, two: str | Path) -> Difference:
+    """Compare two LoRA files, whatever their spelling, rank and kind.
+
+    Raises:
+        WeightsError: a file is damaged, or they are for different families.
+    """
+    return compare(*(load_lora_file(Path(path).expanduser()) for path in (one, two)))
+
+
+def convert_lora(
+    source: str | Path,
+    out: str | Path,
+    to: Naming = "kohya",
+    family: Family | None = None,
+    fold_alpha: bool = False,
+) -> Written:
+    """Write a LoRA file in another naming; its numbers stay as they are.
+
+    Args:
+        source: the file, in any spelling.
+        out: the new file; nothing may be there.
+        to: ``kohya`` or ``diffusers``.
+        family: the family that it is for, where nothing in the file tells.
+        fold_alpha: of ``diffusers``, multiply alpha / rank into the factors, for programs that do
+            not read alphas from metadata.
+
+    Raises:
+        WeightsError: the file is damaged, for another family than ``family``, or of a kind that
+            the naming has no keys for.
+        OutputError: something is there, or it cannot be written.
+    """
+    file, target = load_lora_file(Path(source).expanduser()), _free(out)
+    known = _family(file, family)
+    if to == "kohya":
+        try:
+            layers = {renamed(name, known): layer for name, layer in file.layers.items()}
+        except WeightsError as error:
+            raise WeightsError(f"{file.path}: {error}") from error
+        save_lora_file(target, layers, retold(file, layers, known, target.stem), dtype=None)
+        return _written(target, layers)
+    layers = dict(file.layers)
+    told = retold(file, layers, known, target.stem)
+    save_diffusers_file(target, layers, told, fold_alpha=fold_alpha)
+    return _written(target, layers)
+
+
+def merge_loras(
+    files: Sequence[Weighted],
+    out: str | Path,
+    rank: int | None = None,
+    base: "Model | None" = None,
+    precision: Precision = "fp16",
+) -> Written:
+    """Write the weighted sum of LoRA files: exact, with ranks added up, or cut to a rank.
+
+    Args:
+        files: the files, their weights and weights by block.
+        out: the new file; nothing may be there.
+        rank: at most; None keeps the sum exact.
+        base: the base model, which DoRA needs.
+        precision: what numbers are stored in.
+
+    Raises:
+        WeightsError: a file is damaged, they are for different families or predictions, or all
+            that is left is zero.
+        ConfigError: the rank is not possible, or weights by block are for another family.
+        OutputError: something is there, or it cannot be written.
+    """
+    limit = _limit(rank, None) if rank is not None else None
+    target, terms = _free(out), [one.term() for one in files]
+    loaded = [term.file for term in terms]
+    family = common_family(loaded)
+    common_prediction(loaded)
+    layers = add(terms, family, _weights(base))
+    if not layers:
+        raise WeightsError(f"{target.name}: every layer has weight 0; not saved")
+    if all(cancels(layer) for layer in layers.values()):
+        raise WeightsError(f"{target.name}: the LoRAs cancel each other out; not saved")
+    kept = Kept(0.0, 0.0)
+    if limit is not None:
+        layers, kept = cut(layers, limit)
+    told = summed(loaded, layers, family, target.stem)
+    save_lora_file(target, layers, told, dtype_of(precision))
+    return _written(target, layers, kept)
+
+
+def resize_lora(
+    source: str | Path,
+    out: str | Path,
+    rank: int | None = None,
+    energy: float | None = None,
+    base: "Model | None" = None,
+    precision: Precision = "fp16",
+) -> Written:
+    """Write a LoRA at lower ranks; other kinds (LoHa, LoKr, with a base also DoRA) become LoRA.
+
+    Args:
+        source: the file.
+        out: the new file; nothing may be there.
+        rank: at most so much in every layer; or
+        energy: the smallest rank of each layer that keeps this share, above 0 to 1.
+        base: the base model, which DoRA needs.
+        precision: what numbers are stored in.
+
+    Raises:
+        WeightsError: the file is damaged, or is DoRA without a base.
+        ConfigError: none or both of rank and energy are given, or they are not possible.
+        OutputError: something is there, or it cannot be written.
+    """
+    limit = _limit(rank, energy)
+    file, target = load_lora_file(Path(source).expanduser()), _free(out)
+    family = common_family([file])
+    layers, kept = resize(file, limit, _weights(base))
+    layers = {renamed(name, family): layer for name, layer in layers.items()}
+    told = retold(file, layers, family, target.stem)
+    save_lora_file(target, layers, told, dtype_of(precision))
+    return _written(target, layers, kept)
+
+
+def extract_lora(
+    tuned: "Model",
+    base: "Model",
+    out: str | Path,
+    rank: int | None = None,
+    energy: float | None = None,
+    precision: Precision = "fp16",
+) -> tuple[Written, Extracted]:
+    """Write the difference of two models as a LoRA.
+
+    Args:
+        tuned: the model that was tuned.
+        base: the model that it was tuned from.
+        out: the new file; nothing may be there.
+        rank: at most so much in every layer; or
+        energy: the smallest rank of each layer that keeps this share, above 0 to 1.
+        precision: what numbers are stored in.
+
+    Raises:
+        WeightsError: the models are of different kinds, or do not differ.
+        ConfigError: none or both of rank and energy are given, or they are not possible.
+        OutputError: something is there, or it cannot be written.
+    """
+    limit, target = _limit(rank, energy), _free(out)
+    found = extract(tuned, base, limit)
+    facts = Facts(
+        name=target.stem,
+        tag="",
+        family=family_of(base),
+        prediction_type=tuned.scheduler_config.get("prediction_type", "epsilon"),
+        parts={"all": PartFacts(*_main(found.layers), len(found.layers))},
+        resolution=tuned.default_size,
+        tag_frequency={},
+        dataset=target.stem,
+        gate="none",
+    )
+    save_lora_file(target, found.layers, metadata_of(facts), dtype_of(precision))
+    return _written(target, found.layers, found.kept), found
+
+
+def bake_loras(model: "Model", files: Sequence[Weighted], precision: Precision = "no") -> set[str]:
+    """Add LoRA files to a float32 model's weights; return the parts that changed.
+
+    Args:
+        model: its weights are changed in place.
+        files: the files, their weights and weights by block.
+        precision: what it will be saved in; it must be able to hold the sums.
+
+    Raises:
+        WeightsError: a file does not fit the model, or a sum is not finite.
+        ConfigError: weights by block are for another family.
+    """
+    return bake(model, [one.term() for one in files], dtype_of(precision))
+
+
+def _family(file: LoraFile, said: Family | None) -> Family | None:
+    """Return the family that a file is for, which a user says where the file does not tell."""
+    family, known_by = family_of_file(file)
+    if said and family and known_by != "names" and said != family:
+        raise WeightsError(
+            f"{file.path}: by its {known_by} it is for {FAMILIES[family].title}, not for "
+            f"{FAMILIES[said].title}; leave --family out"
+        )
+    return said or family
+
+
+def _free(out: str | Path) -> Path:
+    from lorasmith.models.files.save import refuse_taken
+
+    target = Path(out).expanduser()
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: a LoRA file's name ends in .safetensors; choose such a name")
+    refuse_taken(target)
+    return target
+
+
+def _limit(rank: int | None, energy: float | None) -> Limit:
+    if (rank is None) == (energy is None):
+        raise ConfigError("give either a rank (--rank 8) or an energy to keep (--energy 0.95)")
+    if rank is not None:
+        if rank < 1:
+            raise ConfigError(f"rank {rank} is not possible; use a whole number, 1 or more")
+        return "rank", rank
+    if energy is None or not 0 < energy <= 1:
+        raise ConfigError(f"energy {energy} is not possible; use a share above 0, up to 1")
+    return "energy", energy
+
+
+def _weights(base: "Model | None") -> WeightOf | None:
+    return None if base is None else weights_of(base)
+
+
+def _main(layers: Mapping[str, LoraLayer]) -> tuple[int, float]:
+    """Return the largest rank and the alpha, which all layers share."""
+    return max(layer.rank for layer in layers.values()), next(iter(layers.values())).alpha
+
+
+def _written(path: Path, layers: Mapping[str, Layer], kept: Kept | None = None) -> Written:
+    ranks = tuple(sorted({layer.rank for layer in layers.values()}))
+    return Written(path, len(layers), ranks, kept or Kept(0.0, 0.0))

@@ -1,0 +1,1 @@
+"""``lorasmith lora``: commands on LoRA files."""

@@ -1,0 +1,187 @@
+"""``lorasmith lora probe``: which blocks of a LoRA do its work."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lorasmith.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorasmith.adapters.files.lora_file import LoraFile
+    from lorasmith.evaluation.block_ablation import Probed
+    from lorasmith.models.load import Model
+
+_FILE_WIDTH = 120
+_BAR = 24
+"""Characters of the longest bar."""
+_DRAWN = 4
+"""Pictures that are drawn where there are no real ones."""
+_MOST = 16
+"""Real pictures that are looked at."""
+
+
+def register(room: typer.Typer) -> None:
+    """Add the command to those about LoRA files."""
+    room.command("probe")(probe)
+
+
+def probe(
+    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Captioned pictures, a folder or a packed tar; their captions are the prompts.",
+            show_default="pictures that the LoRA draws itself",
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Draw this. Repeatable.", show_default="the file's tag"),
+    ] = None,
+    by: Annotated[
+        Literal["block", "piece", "kind"],
+        typer.Option(
+            help="block: down.1, mid, up.0; piece: IN04, MID, OUT05; kind: cross-attention, ff."
+        ),
+    ] = "block",
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", help="Also write a page with the bar chart.", show_default="none"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    steps: Annotated[int, typer.Option(help="Sampling steps of pictures that are drawn.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the pictures and their noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Switch a LoRA off block by block and report how much each contributes.
+
+    *switched off* is the share of the LoRA's effect that is missing without the block, *alone* the
+    effect of the block by itself. Blocks work on each other's results, so neither adds up to 100%.
+    The names are targets for `lora.targets`.
+
+    Example: `lorasmith lora probe loras/inkmono.safetensors --by kind`
+    """
+    import torch
+
+    from lorasmith.adapters.files.lora_file import load_lora_file
+    from lorasmith.core.device import pick_device
+    from lorasmith.evaluation.block_ablation import Probe
+    from lorasmith.evaluation.predictions import FixedNoise
+    from lorasmith.loops.progress import progress_bar
+    from lorasmith.models.load import load_model
+
+    lora = load_lora_file(file.expanduser())
+    opened = load_model(model).to(pick_device(device), torch.float32)
+    work = Probe(opened, lora, by)
+    if data is not None:
+        latents, texts = _real(opened, data.expanduser())
+    else:
+        latents, texts = _drawn(opened, lora, prompts or [], steps, seed)
+    with progress_bar("switching blocks off", len(work)) as advance:
+        found = work.run(FixedNoise(opened, latents, seed=seed), texts, advance)
+    if page is not None:
+        _write_page(page.expanduser(), lora, found, by)
+    if as_json:
+        typer.echo(json.dumps({"file": str(file), "by": by, **asdict(found)}, indent=2))
+        return
+    console = Console()
+    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console.print(_table(lora, found))
+    if page is not None:
+        console.print(f"{page}")
+
+
+def _real(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
+    """Return latents of real pictures ``[N, C, h, w]``, and their captions."""
+    from lorasmith.data.images.square_images import load_squares, to_signed
+    from lorasmith.data.reading.rows import read_rows
+    from lorasmith.evaluation.predictions import encode_pictures
+
+    rows = read_rows(data)
+    if not rows:
+        raise DataError(f"{data}: no captioned pictures there")
+    rows = rows[:: -(-len(rows) // _MOST)]
+    pictures = to_signed(load_squares(rows, model.default_size))
+    return encode_pictures(model, pictures), [row.caption for row in rows]
+
+
+def _drawn(
+    model: "Model", lora: "LoraFile", prompts: Sequence[str], steps: int, seed: int
+) -> "tuple[torch.Tensor, list[str]]":
+    """Return latents of what the LoRA draws ``[N, C, h, w]``, and the prompts."""
+    from lorasmith.adapters.gating.gate_metadata import gate_of_file
+    from lorasmith.evaluation.image_generator import Studio
+    from lorasmith.inference.options import SamplingOptions
+    from lorasmith.loops.progress import progress_bar
+
+    facts = gate_of_file(lora)
+    called = prompts or [f"{facts.tag} {facts.class_word}".strip()]
+    if not any(called):
+        raise ConfigError(
+            f"{lora.path}: it does not say which tag calls it; give a prompt with --prompt, or "
+            "pictures with --data"
+        )
+    count = max(_DRAWN, len(called))
+    texts = [called[number % len(called)] for number in range(count)]
+    with progress_bar("drawing", count * steps) as advance:
+        studio = Studio(model, SamplingOptions(steps=steps), advance)
+        drawn = studio.draw(texts, range(seed, seed + count), [lora.path], gate=False)
+    return drawn.latents, texts
+
+
+def _table(lora: "LoraFile", found: "Probed") -> Table:
+    title = f"{lora.path.name}: changes predictions by {found.effect:.2%}"
+    table = Table("block", title=title, title_justify="left")
+    for column in ("layers", "norm", "alone", "switched off"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    longest = max(max(one.switched_off for one in found.blocks), 1e-12)
+    for one in found.blocks:
+        bar = "█" * max(1, round(one.switched_off / longest * _BAR))
+        cells = f"{one.layers}", f"{one.norm:.3g}", f"{one.alone:.1%}", f"{one.switched_off:.1%}"
+        table.add_row(one.block, *cells, bar if one.switched_off else "")
+    return table
+
+
+def _write_page(page: Path, lora: "LoraFile", found: "Probed", by: str) -> None:
+    """Write the bar chart and its figures.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from lorasmith.core.errors import OutputError
+    from lorasmith.core.files import write_text
+    from lorasmith.core.version import VERSION
+    from lorasmith.reports.bar_charts import STYLES, BarChart, BarGroup, draw_bars
+    from lorasmith.reports.html import page_template
+
+    groups = [BarGroup(one.block, [one.switched_off, one.alone]) for one in found.blocks]
+    series = ["missing when switched off", "alone"]
+    chart = BarChart(f"Share of the LoRA's effect, by {by}", series, groups)
+    text = page_template("probe.html.j2").render(
+        name=lora.path.name,
+        found=found,
+        by=by,
+        chart=chart,
+        drawing=draw_bars(chart),
+        series=list(zip(series, STYLES, strict=False)),
+        version=VERSION,
+    )
+    try:
+        write_text(page, f"{text}\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {page}: {error.strerror or error}") from error

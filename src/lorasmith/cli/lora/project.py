@@ -1,0 +1,87 @@
+"""``lorasmith lora project``: a LoRA that answers to its tag, for programs without gates."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorasmith.core.errors import ConfigError, OutputError
+
+
+def register(room: typer.Typer) -> None:
+    """Add the command to those about LoRA files."""
+    room.command("project")(project)
+
+
+def project(
+    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="The captioned pictures that it was trained on; only the captions count.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The new file; must not exist.", show_default=False)],
+    tag: Annotated[
+        str | None, typer.Option(help="The words that call it.", show_default="the file's")
+    ] = None,
+    class_word: Annotated[
+        str | None,
+        typer.Option("--class", help="What stands for it otherwise.", show_default="the file's"),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="A text that it shall leave alone. Repeatable."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
+        ),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=1e-6, help="Larger leaks less, and keeps less of the feature.")
+    ] = 1.0,
+) -> None:
+    """Make a LoRA's keys and values of cross-attention answer to its tag alone.
+
+    For programs that have no gates: what the layers that read text do at other words than the tag
+    is taken out, in closed form. The captions without the tag, the class word and the empty prompt
+    say what other words are. Other layers stay as they are; a LoRA trained with `targets =
+    "*.attn2.to_k, *.attn2.to_v"` has none.
+
+    Example: `lorasmith lora project loras/inkmono.safetensors --data pictures --out plain.safetensors`
+    """  # noqa: E501 (one command, one line)
+    from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
+    from lorasmith.adapters.gating.gate_metadata import gate_of_file
+    from lorasmith.adapters.tools.kv_projection import moments_of, project_layers
+    from lorasmith.data.reading.rows import read_rows
+    from lorasmith.data.tags import contains_tag, without_tag
+    from lorasmith.models.load import load_model
+
+    target = out.expanduser()
+    if target.exists():
+        raise OutputError(f"{target} exists already and is not written over; choose another --out")
+    lora = load_lora_file(file.expanduser())
+    facts = gate_of_file(lora)
+    words, other = tag or facts.tag, facts.class_word if class_word is None else class_word
+    if not words:
+        raise ConfigError(f"{file}: the file does not say its tag; name it with --tag")
+    captions = list(dict.fromkeys(row.caption for row in read_rows(data.expanduser())))
+    texts = [caption for caption in captions if contains_tag(caption, words)]
+    if not texts:
+        raise ConfigError(f"{data}: none of the captions has the tag {words!r}; look at --tag")
+    plain = [without_tag(caption, words, other) for caption in captions]
+    others = list(dict.fromkeys([*plain, other, "", *(prompts or [])]))
+    moments = moments_of(load_model(model), words, texts, others)
+    found = project_layers(lora.layers, moments, strength)
+    name = target.name.removesuffix(".safetensors")
+    metadata = {**lora.metadata, "ss_output_name": name, "modelspec.title": name}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_lora_file(target, found.layers, metadata)
+    typer.echo(
+        f"{target}: {found.changed} of {len(found.layers)} layers projected; what they do at other "
+        f"words fell from {found.leak_before:.1%} to {found.leak_after:.1%} of what they do at the "
+        f"tag's, of which {found.kept:.0%} is kept"
+    )

@@ -1,0 +1,1 @@
+"""``lorasmith model``: commands on models."""

@@ -1,0 +1,252 @@
+"""``lorasmith model``: what is inside a model, and its conversion."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from lorasmith.cli.download import Download, fetch
+from lorasmith.cli.model.convert import convert
+from lorasmith.cli.model.targets_table import coverage_json, coverage_table
+from lorasmith.config.lora import LoraSettings
+
+if TYPE_CHECKING:
+    from lorasmith.models.files.summary import ModelSummary
+    from lorasmith.models.model_summary import Anatomy, LoraCost
+    from lorasmith.models.unet_tree import Node
+
+_SIZE_OF_HALF = 2
+"""Bytes per parameter in the float16 that LoRA files are usually saved in."""
+_FILE_WIDTH = 160
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``model`` commands to the application."""
+    room = typer.Typer(help="Look into models, and convert them.", no_args_is_help=True)
+    room.command("info")(info)
+    room.command("convert")(convert)
+    app.add_typer(room, name="model")
+
+
+def info(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A diffusers folder, a .safetensors file with a whole model, or a Hugging Face id "
+            "in the local cache.",
+            show_default="the embedded model",
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(metavar="RANK", help="Also show what a LoRA of this rank costs.")
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET[,TARGET]",
+            help="Only show what a LoRA on these layers takes: presets such as attention, "
+            "all-linear+conv, text-encoder, up.1, or patterns.",
+        ),
+    ] = None,
+    download: Download = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Show what a model is and its parts: the U-Net as a tree, its layers by kind, VAE, text side.
+
+    Family, prediction type, number formats and hash come first. Weights are not loaded; the hash is
+    the one that A1111 shows for single files, and that of the U-Net's weights for folders. In the
+    tree `<-` marks where the time, the text and the skip connections enter; the names in brackets
+    (IN01, MID, OUT03) are those of block weight vectors.
+
+    `--targets` takes what the setting `lora.targets` takes, with rank 16 unless `--lora` is given.
+
+    Example: `lorasmith model info --lora 16`
+    """
+    console = _console()
+    if download:
+        fetch(model)
+    if targets is not None:
+        rank = LoraSettings().rank if lora is None else lora
+        _show_targets(console, model, targets, rank, as_json)
+        return
+    with Console(stderr=True).status("reading the model's parts"):
+        from lorasmith.inference.outputs.png_metadata import hash_of_model
+        from lorasmith.models.files.summary import summarize
+        from lorasmith.models.model_summary import anatomy
+
+        summary, parts = summarize(model), anatomy(model, lora)
+        hashed = hash_of_model(summary.path)
+    if as_json:
+        tree = _summary_json(summary, hashed) | _as_json(parts, lora)
+        typer.echo(json.dumps(tree, indent=2))
+        return
+    console.print(_summary_text(summary, hashed), soft_wrap=True, highlight=False)
+    console.print(_tree(parts.unet))
+    console.print(_shares(parts))
+    console.print(_brief(parts), soft_wrap=True, highlight=False)
+    if lora is not None:
+        console.print(_costs(parts, lora))
+
+
+def _show_targets(
+    console: Console, model: Path | None, targets: str, rank: int, as_json: bool
+) -> None:
+    with Console(stderr=True).status("reading the model's parts"):
+        from lorasmith.adapters.targeting.coverage import coverage
+        from lorasmith.models.model_summary import empty_networks
+
+        found = coverage(empty_networks(model), targets, rank)
+    if as_json:
+        typer.echo(json.dumps(coverage_json(found, targets, rank), indent=2))
+        return
+    console.print(coverage_table(found, targets, rank))
+
+
+def _console() -> Console:
+    """Return a console as wide as the terminal, or wide enough for every line of a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
+def _summary_json(summary: "ModelSummary", hashed: str) -> dict[str, Any]:
+    return {
+        "title": summary.title,
+        "family": summary.variant.family,
+        "inpainting": summary.variant.inpainting,
+        "prediction_type": summary.variant.prediction,
+        "layout": "single file" if summary.single_file else "folder",
+        "hash": hashed,
+        "parts": [asdict(part) for part in summary.parts],
+        "left_out": list(summary.left_out),
+    }
+
+
+def _summary_text(summary: "ModelSummary", hashed: str) -> str:
+    told = summary.variant.prediction
+    predicts = f"predicts {told}" if told else "what it predicts is not said (measured when loaded)"
+    layout = "single file" if summary.single_file else "folder"
+    parts = [f"{part.name} {'+'.join(part.formats)} ({part.tensors})" for part in summary.parts]
+    lines = [
+        f"Model      {summary.title}, {predicts}, {layout}, hash {hashed}",
+        f"Parts      {', '.join(parts)}",
+    ]
+    if summary.left_out:
+        more = ", ..." if len(summary.left_out) > 3 else ""
+        first = ", ".join(summary.left_out[:3])
+        lines.append(f"Not used   {len(summary.left_out)} further: {first}{more}")
+    return "\n".join(lines)
+
+
+def _as_json(parts: "Anatomy", rank: int | None) -> dict[str, Any]:
+    tree = asdict(parts) | {"folder": str(parts.folder), "parameters": parts.parameters}
+    del tree["variant"]  # said in the summary
+    costs = [asdict(cost) | {"reduction": cost.reduction} for cost in parts.lora]
+    tree["lora"] = None if rank is None else {"rank": rank, "costs": costs}
+    return tree
+
+
+def _tree(node: "Node", above: str = "") -> Tree:
+    """Return the rich tree of a node; names are shown relative to the parent's."""
+    # "transformer_blocks.0" says nothing where there is only one.
+    name = node.path.removeprefix(f"{above}.").removeprefix("transformer_blocks.0.")
+    line = Text.assemble((name, "bold"))
+    for part, style in (
+        (node.kind if node.kind != name.replace("_", " ") else "", ""),
+        (short(node.parameters), "green"),
+        (node.detail, "cyan"),
+        (f"[{node.block}]" if node.block else "", "dim"),
+        (f"<- {node.note}" if node.note else "", "yellow"),
+    ):
+        line.append(f"  {part}" if part else "", style)
+    tree = Tree(line, guide_style="dim")
+    for child in node.children:
+        tree.children.append(_tree(child, node.path))
+    return tree
+
+
+def _shares(parts: "Anatomy") -> Table:
+    from lorasmith.models.model_summary import KINDS
+
+    table = Table("kind of layer", title="The U-Net by kind", title_justify="left")
+    for column in ("layers", "parameters", "share"):
+        table.add_column(column, justify="right")
+    for share in parts.shares:
+        row = str(share.layers), f"{share.parameters:,}", f"{share.share:.1%}"
+        table.add_row(KINDS[share.kind], *row)
+    table.add_section()
+    layers = sum(share.layers for share in parts.shares)
+    table.add_row("all", str(layers), f"{parts.unet.parameters:,}", "100.0%")
+    return table
+
+
+def _brief(parts: "Anatomy") -> str:
+    vae, noise = parts.vae, parts.scheduler
+    lines = [
+        f"VAE        {short(vae['parameters'])} (encoder {short(vae['encoder'])}, decoder "
+        f"{short(vae['decoder'])}), channels {_listed(vae['channels'])}, one latent of "
+        f"{vae['latent_channels']} channels per {vae['downscale']}x{vae['downscale']} pixels, "
+        f"scaling factor {vae['scaling_factor']:g}",
+        *(_text_line(text) for text in parts.text),
+        f"Scheduler  {noise['class']}: predicts {noise['prediction_type'] or 'what is not said'}, "
+        f"{noise['timesteps']} timesteps, {noise['beta_schedule']} betas "
+        f"{noise['beta_start']:g} to {noise['beta_end']:g}",
+        f"All parts  {short(parts.parameters)} parameters",
+    ]
+    return "\n".join(lines)
+
+
+def _text_line(text: Mapping[str, Any]) -> str:
+    return (
+        f"Text       {short(text['parameters'])} ({text['part']}, {text['class']}), "
+        f"{text['layers']} layers of width {text['width']}, {text['heads']} heads, "
+        f"{text['tokens']} tokens, vocabulary {text['vocabulary']:,}"
+    )
+
+
+def _costs(parts: "Anatomy", rank: int) -> Table:
+    from lorasmith.models.model_summary import KINDS
+
+    table = Table("LoRA on", title=f"A LoRA of rank {rank}", title_justify="left")
+    for column in ("layers", "their weights", "LoRA", "fewer", "file (fp16)"):
+        table.add_column(column, justify="right")
+    single = [cost for cost in parts.lora if cost.name in KINDS]
+    for cost in single:
+        table.add_row(KINDS[cost.name], *_cost_cells(cost))
+    table.add_section()
+    for cost in parts.lora[len(single) :]:
+        name = "text encoder" if cost.name == "text" else f"all of: {cost.name}"
+        table.add_row(name, *_cost_cells(cost))
+    return table
+
+
+def _cost_cells(cost: "LoraCost") -> tuple[str, ...]:
+    return (
+        str(cost.layers),
+        f"{cost.weights:,}",
+        f"{cost.lora:,}",
+        f"{cost.reduction:.1f}x",
+        _size(cost.lora * _SIZE_OF_HALF),
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
+
+
+def short(number: int) -> str:
+    """Return a count in three or four digits: 859.5 M, 296."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.{1 if number >= 10 * size else 2}f} {unit}"
+    return str(number)
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(str(number) for number in numbers)

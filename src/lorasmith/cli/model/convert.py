@@ -1,0 +1,89 @@
+"""``lorasmith model convert``: between a folder and a single file."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from lorasmith.cli.download import Download
+from lorasmith.core.errors import ConfigError, OutputError
+from lorasmith.core.files import writable_folder
+from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
+
+SINGLE = ".safetensors"
+EMBEDDED_NAME = "embedded"
+
+
+def convert(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="A diffusers folder, a .safetensors file with a whole model, a Hugging Face id, "
+            "or `embedded`.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="NAME.safetensors writes a single file, anything else a diffusers folder."
+        ),
+    ],
+    precision: Annotated[
+        Literal["keep", "no", "fp16", "bf16"],
+        typer.Option(
+            help="Number format of all weights; keep leaves each as it is, no is float32."
+        ),
+    ] = "keep",
+    prediction: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        typer.Option(
+            help="What the model predicts, where its file does not say or is wrong.",
+            show_default="as the file says, else measured",
+        ),
+    ] = None,
+    download: Download = False,
+) -> None:
+    """Turn a diffusers folder into a single file in the original naming, or the other way round.
+
+    Weights stay the same to the last bit unless `--precision` is given. What no picture depends on
+    (averages beside the weights, the noise schedule, a safety checker) is left out and listed.
+
+    Example: `lorasmith model convert models/photo.safetensors models/photo`
+
+    Example: `lorasmith model convert models/photo photo-fp16.safetensors --precision fp16`
+    """
+    target = out.expanduser()
+    if target.suffix.lower() in PICKLE_SUFFIXES:
+        raise ConfigError(
+            f"{target}: pickled files are not written; end the name in {SINGLE}, or name a folder"
+        )
+    if target.exists() or target.is_symlink():
+        raise OutputError(f"{target}: something is there already; choose another name")
+    with Console(stderr=True).status("opening the model"):
+        from lorasmith.core.device import dtype_of
+        from lorasmith.models.files.convert import contents_of, write_folder, write_single_file
+        from lorasmith.models.files.hub import download_model
+        from lorasmith.models.load import open_source
+
+        if download:
+            download_model(model)
+        source = open_source(None if model == EMBEDDED_NAME else model)
+        contents = contents_of(source, prediction)
+    with Console(stderr=True).status("converting"):
+        dtype = None if precision == "keep" else dtype_of(precision)
+        single = target.suffix.lower() == SINGLE
+        writable_folder(target.parent)
+        (write_single_file if single else write_folder)(contents, target, dtype)
+    kind = "single file" if single else "folder"
+    typer.echo(f"{target}: {contents.variant.title} as a {kind}")
+    for line in _left_out(source.left_out):
+        typer.echo(line)
+
+
+def _left_out(names: tuple[str, ...]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"left out, as no picture depends on it: {', '.join(names[:3])}{more}"]

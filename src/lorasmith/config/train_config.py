@@ -1,0 +1,141 @@
+"""Settings of `lorasmith train`: everything about one run, in one tree."""
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lorasmith.config.base import Settings, UserPath
+from lorasmith.config.lora import LoraSettings, PartSettings
+from lorasmith.config.train_data import TrainData
+from lorasmith.config.train_settings import LossSettings, TrainSettings
+
+__all__ = [
+    "LoraSettings", "LossSettings", "ModelSettings", "OutputSettings", "PartSettings",
+    "PreserveSettings", "PreviewSettings", "TrackSettings", "TrainData", "TrainRun",
+    "TrainSettings",
+]  # fmt: skip
+
+Positive = Annotated[int, Field(gt=0)]
+
+SUFFIX = ".safetensors"
+
+
+def _name(text: str) -> str:
+    stem = text.removesuffix(SUFFIX)
+    last = stem.replace("\\", "/").rpartition("/")[2]
+    if not last.strip(". ") or not text.isprintable():
+        raise ValueError("give the LoRA a name, such as inkmono or some/folder/inkmono")
+    return stem
+
+
+class ModelSettings(Settings):
+    """The model that is taught."""
+
+    path: UserPath | None = None
+    """A Stable Diffusion 1.x, 2.x or SDXL model: a folder in diffusers' layout, a .safetensors
+    file, or a Hugging Face id in the local cache; left out, the miniature model that ships with
+    lorasmith."""
+
+
+class PreserveSettings(Settings):
+    """What keeps pictures without the tag as they are, where the file is used without a gate.
+
+    A further loss on the pictures at hand: the mean square of what the adapters change in the
+    prediction where they should change nothing.
+    """
+
+    strength: float = Field(default=0.0, ge=0.0)
+    """Weight of the change under captions whose tag is replaced by the class word; 0 for none,
+    1 weighs it like the loss itself."""
+    every: Positive = 4
+    """Steps between two that have these terms; each costs about one and a half plain steps."""
+    cross: float = Field(default=0.0, ge=0.0)
+    """In later stages of several features: weight of the change under the pictures and captions
+    of earlier features, those switched on; 0 for none."""
+
+
+class PreviewSettings(Settings):
+    """What is looked at while the training goes on."""
+
+    every: int = Field(default=100, ge=0)
+    """Steps between two looks: preview pictures and the held-out loss; 0 for none."""
+    prompts: tuple[str, ...] | None = None
+    """Prompts of the preview pictures; left out, captions of training pictures. An empty list
+    draws none."""
+    count: Positive = 4
+    """How many captions are used when no prompts are given."""
+    negative: str = ""
+    """Negative prompt of the previews."""
+    steps: Positive = 15
+    """Sampling steps of a preview."""
+    guidance: float = Field(default=5.0, ge=0.0)
+    """Guidance scale of a preview."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the first preview picture; picture k uses seed + k."""
+    size: str | None = None
+    """Size of the previews, such as 512x768; left out, the model's own."""
+    loss_timesteps: Positive = 4
+    """How many noise levels, evenly spread, the held-out loss is measured at."""
+    loss_seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """Seed of the noise that it is measured with; left out, `train.seed`. Held-out losses are to be
+    compared where this is the same."""
+
+
+class TrackSettings(Settings):
+    """Where figures go, beside the JSON lines in the run's folder."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run's folder."""
+    wandb: bool = False
+    """Send figures to Weights & Biases (needs the extra `lorasmith[wandb]`)."""
+    wandb_project: str = "lorasmith"
+    """Its project."""
+
+
+class OutputSettings(Settings):
+    """What is written."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    """NAME writes `loras/NAME.safetensors`, some/path/NAME writes `some/path/NAME.safetensors`;
+    the run's other files go to the folder of that name beside it."""
+
+
+class TrainRun(Settings):
+    """Everything about one `lorasmith train` run."""
+
+    data: TrainData
+    """The pictures."""
+    output: OutputSettings
+    """The result."""
+    model: ModelSettings = ModelSettings()
+    """The base model."""
+    lora: LoraSettings = LoraSettings()
+    """The adapter."""
+    train: TrainSettings = TrainSettings()
+    """The training."""
+    preserve: PreserveSettings = PreserveSettings()
+    """What keeps pictures without the tag as they are."""
+    preview: PreviewSettings = PreviewSettings()
+    """Looks at it on the way."""
+    track: TrackSettings = TrackSettings()
+    """Where its figures go."""
+
+    @model_validator(mode="after")
+    def _patience_has_something_to_watch(self) -> Self:
+        if self.train.patience is not None and (
+            self.preview.every == 0 or self.data.held_out == 0.0
+        ):
+            raise ValueError(
+                "train.patience watches the held-out loss: preview.every and data.held_out must "
+                "not be 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_preserve(self) -> Self:
+        if self.preserve.strength and self.lora.gate in ("token", "token+end"):
+            raise ValueError(
+                f"preserve.strength has nothing to do under lora.gate = {self.lora.gate}: without "
+                "the tag nothing changes there; set it to 0"
+            )
+        return self

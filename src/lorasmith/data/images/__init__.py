@@ -1,0 +1,1 @@
+"""Images: decoding, masks, augmentation, aspect-ratio buckets."""

@@ -1,0 +1,1 @@
+"""Reading datasets: folders, manifests, captions, filters."""

@@ -1,0 +1,1 @@
+"""Scanning datasets for problems before training."""

@@ -1,0 +1,181 @@
+"""The preflight of a dataset: everything that can be said before a model is opened."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasmith.config.train_data import TrainData
+from lorasmith.core.errors import ConfigError
+from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets
+from lorasmith.data.rules import RULES, Facts, Finding
+from lorasmith.data.rules.pictures import enlargement, lost
+from lorasmith.data.rules.tag import constant_words
+from lorasmith.data.scan.scan import Bar, scan
+from lorasmith.evaluation.metrics.diversity import Variety, variety_of
+from lorasmith.models.image_sizes import ModelSizes
+
+
+@dataclass(frozen=True)
+class BucketUse:
+    """What comes to one size."""
+
+    width: int
+    height: int
+    pictures: int
+    """How many pictures."""
+    per_epoch: int
+    """How many of them an epoch shows, repeats counted."""
+    cropped: float
+    """Mean share that is cropped away."""
+    enlarged: int
+    """How many are scaled up."""
+
+
+@dataclass(frozen=True)
+class TagUse:
+    """Where the tag stands."""
+
+    tag: str
+    captions: int
+    """In how many captions."""
+    missing: tuple[str, ...]
+    """The pictures whose captions do not have it."""
+    company: tuple[str, ...]
+    """Words that stand in every caption that has it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known about a dataset."""
+
+    path: Path
+    facts: Facts
+    resolution: int
+    """Side of the square bucket."""
+    variety: Variety | None
+    """How different the pictures are; None for very few."""
+    findings: Sequence[Finding]
+    """What the rules say, errors first."""
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings that stop training."""
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    @property
+    def sizes(self) -> list[tuple[tuple[int, int], int]]:
+        """The sizes of the pictures and how many have each, the most frequent first."""
+        counts = Counter(look.size for look in self.facts.looks)
+        return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+
+    @property
+    def buckets(self) -> list[BucketUse]:
+        """The sizes that result, those of most pictures first."""
+        uses = [_bucket_use(self.facts, bucket) for bucket in self.facts.buckets]
+        return sorted((use for use in uses if use.pictures), key=lambda use: -use.pictures)
+
+    @property
+    def tag(self) -> TagUse | None:
+        """Where the tag stands; None when there is none."""
+        if self.facts.tag is None:
+            return None
+        tagged = self.facts.tagged
+        missing = tuple(row.key for row in self.facts.untagged)
+        company = tuple(constant_words(tagged, self.facts.tag))
+        return TagUse(self.facts.tag, len(tagged), missing, company)
+
+    @property
+    def common_words(self) -> list[str]:
+        """Words of every caption: the tag is among them, or is missing."""
+        return constant_words(self.facts.scan.rows)
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return everything as values that JSON can hold."""
+        found = self.facts.scan
+        return {
+            "path": str(self.path),
+            "ok": not self.errors,
+            "pictures": found.pictures,
+            "usable": len(found.rows),
+            "per_epoch": sum(row.repeats for row in found.rows),
+            "masks": sum(row.mask is not None for row in found.rows),
+            "resolution": self.resolution,
+            "sizes": [{"width": w, "height": h, "pictures": n} for (w, h), n in self.sizes],
+            "buckets": [asdict(use) for use in self.buckets],
+            "captions": len({row.caption for row in found.rows}),
+            "common_words": self.common_words,
+            "tag": None if self.tag is None else asdict(self.tag),
+            "variety": None if self.variety is None else asdict(self.variety),
+            "findings": [asdict(finding) for finding in self.findings],
+            "problems": [asdict(problem) for problem in found.problems],
+        }
+
+
+def check(
+    data: TrainData, tagless: bool, model: Path | None, caption: str | None, bar: Bar
+) -> Report:
+    """Check a dataset as training with these settings would use it.
+
+    Args:
+        data: the settings; repeats, captions' changes and the cache do not matter.
+        tagless: leave the tag of the settings out.
+        model: the diffusers folder whose sizes count; the embedded model by default.
+        caption: for pictures that have none; without it they are errors.
+        bar: shows progress.
+
+    Raises:
+        DataError: nothing there, or nothing that looks like pictures.
+        ConfigError: the resolution does not suit the model.
+        WeightsError: no such model.
+    """
+    sizes = ModelSizes.read(model)
+    side = _side(data, sizes)
+    found = scan(data.path, data.filters, caption, data.background_rgb, bar)
+    tag = None if tagless else data.tag
+    facts = Facts(found, tag, _buckets(data, side, sizes), data.class_word, data.max_chunks)
+    findings = [finding for rule in RULES for finding in rule(facts)]
+    variety = variety_of(facts.scan.rows, data.background_rgb)
+    if variety is not None and variety.alike:
+        findings.append(_all_alike(variety))
+    order = {"error": 0, "warning": 1, "advice": 2}
+    findings.sort(key=lambda finding: order[finding.severity])
+    return Report(data.path, facts, side, variety, findings)
+
+
+def _side(data: TrainData, sizes: ModelSizes) -> int:
+    side = data.resolution or sizes.default
+    if side % sizes.multiple:
+        near = max(sizes.multiple, round(side / sizes.multiple) * sizes.multiple)
+        raise ConfigError(f"resolution: {side} is not a multiple of {sizes.multiple}; use {near}")
+    return side
+
+
+def _buckets(data: TrainData, side: int, sizes: ModelSizes) -> tuple[Bucket, ...]:
+    if not data.buckets:
+        return (Bucket(side, side),)
+    return make_buckets(side, bucket_step(side, data.bucket_step, sizes.multiple), data.max_aspect)
+
+
+def _bucket_use(facts: Facts, bucket: Bucket) -> BucketUse:
+    pairs = zip(facts.looks, facts.placements, strict=True)
+    inside = [(look, placed) for look, placed in pairs if placed.bucket == bucket]
+    cuts = [lost(placed) for _, placed in inside]
+    return BucketUse(
+        width=bucket.width,
+        height=bucket.height,
+        pictures=len(inside),
+        per_epoch=sum(look.row.repeats for look, _ in inside),
+        cropped=sum(cuts) / len(cuts) if cuts else 0.0,
+        enlarged=sum(enlargement(placed) > 1.0 for _, placed in inside),
+    )
+
+
+def _all_alike(variety: Variety) -> Finding:
+    return Finding(
+        "all-alike", "advice",
+        f"the {variety.pictures} pictures are all alike (mean distance {variety.distance:.2f}, "
+        f"varied sets have more than {variety.threshold:.2f}): the LoRA will repeat them; add "
+        "other views, backgrounds and things",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Metrics: plain functions on images, features, latents and predictions."""

@@ -1,0 +1,1 @@
+"""LoRAs at inference: finding files, attaching, routing by trigger."""

@@ -1,0 +1,47 @@
+"""Putting a LoRA that somebody asks for into the model, at the strength asked for in each place."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorasmith.adapters.files.lora_file import load_lora_file
+from lorasmith.adapters.naming.block_weights import parse_block_weights
+from lorasmith.adapters.naming.layer_names import UNET, Place
+from lorasmith.adapters.nn.inject import Attached, attach
+from lorasmith.core.errors import ConfigError
+from lorasmith.inference.prompts.lora_syntax import LoraMention
+from lorasmith.models.family import family_of
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+
+def attach_mention(
+    model: "Model", path: Path, mention: LoraMention, strict: bool = True
+) -> Attached:
+    """Put a file's layers into a model, each with the weight that a mention gives to its place.
+
+    Raises:
+        WeightsError: see `attach`.
+        ConfigError: its block weights are for another family.
+    """
+    weight_at = _weight_at(model, mention)
+    attached = attach(model, load_lora_file(path), strict=strict)
+    attached.set_weights(weight_at)
+    return attached
+
+
+def _weight_at(model: "Model", mention: LoraMention) -> Callable[[Place], float]:
+    blocks = None
+    if mention.lbw:
+        is_sdxl = family_of(model) in ("sdxl", "sdxl-refiner")
+        try:
+            blocks = parse_block_weights(mention.lbw).of_family(is_sdxl)
+        except ConfigError as error:
+            raise ConfigError(f"LoRA {mention.name}: {error}") from error
+
+    def weight_at(place: Place) -> float:
+        strength = mention.in_unet if place.part == UNET else mention.weight
+        return strength if blocks is None else strength * blocks.of(place.block)
+
+    return weight_at

@@ -1,0 +1,277 @@
+"""Which LoRA is at work for which picture: every picture of a batch under the gates of its prompt.
+
+A LoRA may be wanted for some of the denoising steps only. Steps with the same LoRAs at work are a
+phase, which is named by its first step; the first one of all is 1.
+
+A gate never changes the shape of a batch. Pictures that no LoRA is at work for are therefore
+computed as in a batch of the base model, bit for bit: their rows are not touched, and their texts
+are encoded together with all others' while every gate is shut.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+
+from lorasmith.adapters.gating.trigger_tokens import end_places, has_tag, tag_places
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.inference.prompts.parser import LoraMention, Prompt
+from lorasmith.models.load import Model
+from lorasmith.models.text.encode import Conditioning
+from lorasmith.models.text.long_prompts import (
+    empty_is_zero,
+    encode_passages,
+    lengthened,
+    passage_ids,
+    warn_of_length,
+)
+from lorasmith.models.text.prompt_spans import EMPTY, Passage
+
+if TYPE_CHECKING:
+    from lorasmith.adapters.nn.inject import Attached
+
+
+@dataclass(eq=False)
+class Switch:
+    """A LoRA that sits in the model."""
+
+    mention: LoraMention
+    """Its name and weight."""
+    attached: "Attached"
+    """Its adapters."""
+    named_by: Literal["prompt", "call", "library", "trainer"]
+    """Who wants it: the prompts that mention it, the call for all of its pictures, a library for
+    prompts with its tag, a training that looks at what it has so far."""
+    gated: bool = True
+    """Whether its gate is obeyed."""
+
+    def is_meant(self, prompt: Prompt) -> bool:
+        """Tell whether it was named for a prompt, whatever its gate says."""
+        return self.named_by in ("call", "trainer") or self.mention in prompt.loras
+
+
+class Wakes(Protocol):
+    """A library, as far as a call knows it."""
+
+    def awake(self, text: str, named: Sequence[Switch]) -> Sequence[Switch]:
+        """Return the LoRAs that wake for a text besides those that are named for it."""
+        ...
+
+
+class Switchboard:
+    """The LoRAs of one call."""
+
+    def __init__(
+        self,
+        model: Model,
+        named: Sequence[Switch],
+        library: Wakes | None,
+        prompts: Iterable[Prompt],
+        gate: bool = True,
+        steps: int = 1,
+    ) -> None:
+        """Decide which LoRAs are at work for which prompts.
+
+        One warning is given for each LoRA that was named and stays off.
+
+        Args:
+            model: the model that they are in.
+            named: those that somebody named.
+            library: may wake others.
+            prompts: all prompts of the call.
+            gate: False has those that were named at work whatever their gates say.
+            steps: of the call.
+
+        Raises:
+            WeightsError: what the library should wake is not clear or does not fit the model.
+        """
+        self._model = model
+        self._gate = gate
+        self._at_work: dict[Prompt, tuple[Switch, ...]] = {}
+        for prompt in dict.fromkeys(prompts):
+            meant = [switch for switch in named if switch.is_meant(prompt)]
+            on = [switch for switch in meant if self._is_opened(switch, prompt.text)]
+            woken = library.awake(prompt.text, meant) if library else ()
+            self._at_work[prompt] = (*on, *woken)
+        everything = [switch for at_work in self._at_work.values() for switch in at_work]
+        self._switches = tuple(dict.fromkeys([*named, *everything]))
+        self.phases = _phases((switch.mention for switch in everything), steps)
+        """Each phase by its first step, in order."""
+        for switch in named:
+            self._tell_if_off(switch)
+        for switch in dict.fromkeys(everything):
+            _tell_if_late(switch.mention, steps)
+
+    def at_work(self, prompt: Prompt, phase: int | None = None) -> tuple[Switch, ...]:
+        """Return the LoRAs that are at work for a prompt: in a phase, or None, at any time."""
+        everything = self._at_work[prompt]
+        return tuple(one for one in everything if phase is None or one.mention.is_on(phase))
+
+    def embed(self, negative: Prompt, clip_skip: int, warn: bool = True) -> "Texts":
+        """Embed every prompt, and the negative one for each, under the gates of its pictures.
+
+        Both texts of a picture get as many chunks as the longer one has: the other is followed by
+        empty ones.
+
+        Args:
+            negative: of the call.
+            clip_skip: see `encode_passages`.
+            warn: warn of texts that are longer than the model was taught to read.
+
+        Raises:
+            ConfigError: ``clip_skip`` names a layer that does not exist.
+        """
+        if warn:
+            warn_of_length(self._model.main_tokenizer, negative.passage, "negative prompt")
+            for passage in dict.fromkeys(prompt.passage for prompt in self._at_work):
+                warn_of_length(self._model.main_tokenizer, passage, "prompt")
+        texts = list(dict.fromkeys([negative.passage, *(p.passage for p in self._at_work)]))
+        tokens = {one: passage_ids(self._model.main_tokenizer, one) for one in [*texts, EMPTY]}
+        if any(len(tokens[one]) != len(tokens[texts[0]]) for one in texts) and EMPTY not in texts:
+            texts.append(EMPTY)  # what shorter texts are filled up with
+        groups: dict[tuple[Switch, ...], list[tuple[Prompt, int]]] = {}
+        for prompt in self._at_work:
+            for phase in self.phases:
+                at_work = self.at_work(prompt, phase)
+                changing = tuple(switch for switch in at_work if switch.attached.in_text)
+                groups.setdefault(changing, []).append((prompt, phase))
+        pairs: dict[tuple[Prompt, int], tuple[Conditioning, Conditioning]] = {}
+        for changing, moments in groups.items():
+            for switch in self._switches:
+                _set(switch, switch in changing)
+            # Where nothing changes them all texts are encoded, which is the base model's batch.
+            own = {negative.passage, EMPTY, *(prompt.passage for prompt, _ in moments)}
+            some = [one for one in texts if one in own or not changing]
+            found = encode_passages(self._model, some, clip_skip)
+            embedded = dict(zip(some, found, strict=True))
+            pairs |= {one: self._pair(negative, one[0], embedded) for one in moments}
+        return Texts(negative.passage, pairs, tokens)
+
+    def _pair(
+        self, negative: Prompt, prompt: Prompt, embedded: dict[Passage, Conditioning]
+    ) -> tuple[Conditioning, Conditioning]:
+        """Return what both texts of a picture say, equally long."""
+        unwanted, wanted = embedded[negative.passage], embedded[prompt.passage]
+        length = max(len(unwanted.context), len(wanted.context))
+        if len(unwanted.context) != len(wanted.context):
+            empty = embedded[EMPTY]
+            unwanted, wanted = (lengthened(one, empty, length) for one in (unwanted, wanted))
+        if not negative.text.strip() and empty_is_zero(self._model):
+            summary = unwanted.pooled
+            unwanted = Conditioning(
+                torch.zeros_like(unwanted.context),
+                None if summary is None else torch.zeros_like(summary),
+            )
+        return unwanted, wanted
+
+    def set_rows(
+        self, prompts: Sequence[Prompt], texts: "Texts", both: bool, phase: int = 1
+    ) -> None:
+        """Set every gate for the coming batches of the U-Net.
+
+        Args:
+            prompts: of the batch's pictures, all of one `Texts.length`.
+            texts: of this call.
+            both: whether the batch holds each picture twice: all under the negative prompt, then
+                all under their own. What is decided for a picture holds for both.
+            phase: of the batches.
+        """
+        device = self._model.unet.device
+        read = [prompt.passage for prompt in prompts]
+        if both:
+            read = [texts.negative] * len(prompts) + read
+        length = max(texts.length(prompt) for prompt in prompts)
+        ids = torch.stack([texts.ids(one, length) for one in read])
+        for switch in self._switches:
+            rows = [switch in self.at_work(prompt, phase) for prompt in prompts]
+            tokens = self._places(switch, ids)
+            switch.attached.gate.let_through(
+                rows * 2 if both else rows, device, None if tokens is None else tokens.to(device)
+            )
+
+    def _is_obeyed(self, switch: Switch) -> bool:
+        """Tell whether a LoRA's gate counts."""
+        if switch.named_by == "library":
+            return True
+        return self._gate and switch.gated and switch.attached.facts.kind != "none"
+
+    def _is_opened(self, switch: Switch, text: str) -> bool:
+        """Tell whether a LoRA is at work for a text: its gate lets it, and its weight is not 0."""
+        if switch.mention.is_nothing:
+            return False
+        if not self._is_obeyed(switch):
+            return True
+        return has_tag(self._model.main_tokenizer, switch.attached.facts.tag, text)
+
+    def _places(self, switch: Switch, ids: torch.Tensor) -> torch.Tensor | None:
+        """Return the tokens that a LoRA may write to, bool ``[B, L]``, or None for all."""
+        facts, tokenizer = switch.attached.facts, self._model.main_tokenizer
+        if facts.kind not in ("token", "token+end") or not self._is_obeyed(switch):
+            return None
+        places = tag_places(tokenizer, facts.tag, ids)
+        if facts.kind == "token":
+            return places
+        # A text without the tag has an end, too, that training never let the LoRA write to.
+        return places | (end_places(tokenizer, ids) & places.any(dim=1, keepdim=True))
+
+    def _tell_if_off(self, switch: Switch) -> None:
+        if switch.named_by == "trainer" or switch.mention.is_nothing:
+            return
+        on = [switch in self._at_work[p] for p in self._at_work if switch.is_meant(p)]
+        # One that is named for all pictures may well be meant for some of several prompts.
+        if all(on) or (switch.named_by == "call" and any(on)):
+            return
+        warnings.warn(
+            f"LoRA {switch.mention.name} stays off: its tag {switch.attached.facts.tag!r} is not "
+            "in the prompt; write it there or use --no-gate (gate=False in Python)",
+            LorasmithWarning,
+            stacklevel=2,
+        )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a call as the networks read them."""
+
+    negative: Passage
+    """The negative prompt."""
+    pairs: dict[tuple[Prompt, int], tuple[Conditioning, Conditioning]]
+    """What the negative prompt and each prompt say to the U-Net in each phase."""
+    tokens: dict[Passage, torch.Tensor]
+    """Token ids of each text, and of the empty one, int64 ``[77 * chunks]`` on the CPU."""
+
+    def length(self, prompt: Prompt) -> int:
+        """Return how many tokens the texts of a prompt's pictures have."""
+        return max(len(self.tokens[one]) for one in (self.negative, prompt.passage))
+
+    def ids(self, text: Passage, length: int) -> torch.Tensor:
+        """Return a text's tokens with empty chunks behind it, int64 ``[length]``."""
+        own, empty = self.tokens[text], self.tokens[EMPTY]
+        return torch.cat([own, *[empty] * ((length - len(own)) // len(empty))])
+
+
+def _phases(mentions: Iterable[LoraMention], steps: int) -> tuple[int, ...]:
+    """Return the first step of each phase."""
+    firsts = {1}
+    for one in mentions:
+        firsts |= {one.start, steps + 1 if one.stop is None else one.stop + 1}
+    return tuple(sorted(first for first in firsts if first <= steps))
+
+
+def _tell_if_late(mention: LoraMention, steps: int) -> None:
+    if mention.start > steps:
+        warnings.warn(
+            f"LoRA {mention.name} stays off: it is to start at step {mention.start} and there are "
+            f"{steps}; take more steps or an earlier start",
+            LorasmithWarning,
+            stacklevel=3,
+        )
+
+
+def _set(switch: Switch, on: bool) -> None:
+    if on:
+        switch.attached.gate.open()
+    else:
+        switch.attached.gate.shut_all()

@@ -1,0 +1,1 @@
+"""Written images: files, grids and metadata."""

@@ -1,0 +1,97 @@
+"""Writing pictures with their generation parameters."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from lorasmith.core.errors import OutputError
+from lorasmith.core.files import replacing
+from lorasmith.core.safetensors_io import save_tensors
+from lorasmith.inference.image_jobs import Job
+from lorasmith.inference.outputs.grid import make_grid, make_labelled_grid
+
+__all__ = [
+    "format_parameters",
+    "make_grid",
+    "make_labelled_grid",
+    "save_png",
+    "write_latents",
+    "write_pictures",
+]
+
+PARAMETERS = "parameters"
+"""The PNG text key in which A1111 and its relatives keep generation parameters."""
+
+
+def format_parameters(prompt: str, negative: str, settings: Mapping[str, object]) -> str:
+    """Return generation parameters as A1111 writes them.
+
+    Line 1 is the prompt, then ``Negative prompt: ...`` where there is one, then ``Key: value``
+    pairs; a value with a comma, colon or line break is quoted as JSON.
+    """
+    pairs = ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items())
+    lines = [prompt, f"Negative prompt: {negative}" if negative else "", pairs]
+    return "\n".join([lines[0], *filter(None, lines[1:])]).replace("\0", " ")
+
+
+def write_pictures(images: Sequence[Image.Image], folder: Path) -> list[Path]:
+    """Write ``0000.png``, ``0001.png``, ... and ``grid.png`` into a folder.
+
+    Files of those names are replaced, each atomically; nothing else there is touched. What
+    ``image.info["parameters"]`` holds goes into each file; the grid has the first picture's.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    paths = [folder / f"{number:04d}.png" for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        save_png(image, path)
+    grid = make_grid(images)
+    grid.info[PARAMETERS] = images[0].info.get(PARAMETERS, "")
+    save_png(grid, folder / "grid.png")
+    return [*paths, folder / "grid.png"]
+
+
+def write_latents(latents: torch.Tensor, jobs: Sequence[Job], folder: Path) -> Path:
+    """Write ``latents.safetensors`` into a folder: the tensor ``latents``, for `Pipeline.decode`.
+
+    The metadata's ``jobs`` say in JSON what the prompts and seeds were.
+
+    Args:
+        latents: float32 ``[N, C, h, w]``.
+        jobs: what they are of.
+        folder: a file of that name in it is replaced, atomically.
+
+    Raises:
+        WeightsError: they are not finite.
+        OutputError: the file cannot be written.
+    """
+    told = [{"prompt": job.prompt.source, "seed": job.seed} for job in jobs]
+    path = folder / "latents.safetensors"
+    save_tensors(path, {"latents": latents}, {"jobs": json.dumps(told, ensure_ascii=False)})
+    return path
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write one PNG atomically, with the text in ``image.info["parameters"]`` if there is any.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    text = PngInfo()
+    if image.info.get(PARAMETERS):
+        text.add_text(PARAMETERS, str(image.info[PARAMETERS]))
+    try:
+        with replacing(path) as temporary:
+            image.save(temporary, format="PNG", pnginfo=text)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _quoted(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text

@@ -1,0 +1,1 @@
+"""Prompt syntax: emphasis and LoRA tags."""

@@ -1,0 +1,75 @@
+"""A network in training: its weights, its optimizer and its average move and are saved as one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.core.safetensors_io import Tensors
+from lorasmith.loops.ema import Ema
+from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
+
+
+@dataclass
+class Trained:
+    """A network, its optimizer and its average."""
+
+    module: nn.Module
+    """The network as it was added."""
+    wrapped: nn.Module
+    """The network as it is called: under autocast, and over several processes."""
+    optimizer: torch.optim.Optimizer
+    """What moves its weights."""
+    learning_rate: float
+    """Its peak learning rate."""
+    ema: Ema | None
+    """Its averaged weights, if any."""
+
+    def update(self, clip: float, scaler: torch.amp.GradScaler | None) -> torch.Tensor:
+        """Clip the gradients, move the weights and the average; return the gradients' norm.
+
+        With a scaler the caller updates it, once after all networks have moved.
+        """
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), clip).detach()
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        return norm
+
+    def pack(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return everything that a checkpoint needs, as tensors and JSON."""
+        packed, plain = pack_optimizer(self.optimizer)
+        packed |= {f"module/{k}": v for k, v in self.module.state_dict().items()}
+        if self.ema is not None:
+            packed |= {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
+        return packed, plain
+
+    def unpack(self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]) -> None:
+        """Put back what ``pack`` returned.
+
+        Raises:
+            WeightsError: it came from another network or other settings.
+        """
+        try:
+            self.module.load_state_dict(under("module/", tensors))
+            if self.ema is not None:
+                self.ema.load_state_dict(under("ema/", tensors))
+            unpack_optimizer(self.optimizer, under("optimizer/", tensors, keep=True), plain)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(f"the checkpoint does not fit these settings ({reason})") from error
+
+
+def under(prefix: str, tensors: Mapping[str, torch.Tensor], keep: bool = False) -> Tensors:
+    """Return the tensors whose names start with a prefix, without it unless ``keep``."""
+    cut = 0 if keep else len(prefix)
+    return {name[cut:]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""Model files: folders in diffusers' layout, single files, hub cache, conversion."""

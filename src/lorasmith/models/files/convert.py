@@ -1,0 +1,214 @@
+"""Writing a model anew: a folder as a single file, a single file as a folder.
+
+Tensors are taken from where they are stored to where they go without building the networks' own
+copies of them; what is not cast is the same to the last bit.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.core.files import write_text
+from lorasmith.core.safetensors_io import save_tensors
+from lorasmith.core.version import VERSION
+from lorasmith.models.family import PredictionType, Variant
+from lorasmith.models.files.build import check_tensors, fill, plain_state
+from lorasmith.models.files.configs import DIFFUSERS_PARTS, TOKENIZERS, config_of, model_index
+from lorasmith.models.files.ldm_keys import KEYS, Entry, Form
+from lorasmith.models.files.save import appearing
+from lorasmith.models.files.single_file import CONFIGS
+from lorasmith.models.files.source import INDEX, Source, empty_part, named
+from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, Tensors
+from lorasmith.models.prediction_type import measured_prediction
+from lorasmith.models.suppress_logs import quiet
+from lorasmith.models.text.tokenizer import clip_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+_HIDDEN = ("_name_or_path", "_diffusers_version", "transformers_version")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that is written of a model."""
+
+    variant: Variant
+    """What it is; its prediction is known."""
+    tensors: Mapping[str, Tensors]
+    """Where each network's tensors are, by their plain names."""
+    configs: Mapping[str, Mapping[str, Any]]
+    """The configs of its networks and of its scheduler."""
+    tokenizers: "Mapping[str, CLIPTokenizer]"
+    """Its tokenizers."""
+    flat_text: tuple[str, ...]
+    """Text encoders whose tensors have no ``text_model.`` in their names in a folder."""
+
+
+def contents_of(source: Source, prediction: PredictionType | None = None) -> Contents:
+    """Check a stored model and return what is to be written.
+
+    Args:
+        source: the model.
+        prediction: what it predicts; None is what the source says, or else is measured.
+
+    Raises:
+        WeightsError: a part is missing or damaged, or something belongs to no part.
+    """
+    networks = {part: empty_part(source, part) for part in source.networks}
+    names = {part: list(plain_state(network)) for part, network in networks.items()}
+    source.check(names)
+    tensors: dict[str, Tensors] = {}
+    for part, network in networks.items():
+        with named(source.path, part):
+            tensors[part] = source.tensors(part, names[part])
+            check_tensors(network, tensors[part])
+    known = prediction or source.variant.prediction
+    if known is None:
+        fill(networks["unet"], tensors["unet"], torch.float32)
+        known = measured_prediction(networks["unet"])
+    text = [part for part in source.networks if part in TOKENIZERS]
+    return Contents(
+        replace(source.variant, prediction=known),
+        tensors,
+        _configs(source, known),
+        {TOKENIZERS[part]: source.tokenizer(TOKENIZERS[part]) for part in text},
+        tuple(part for part in text if not source.text_level(part)),
+    )
+
+
+def _configs(source: Source, known: PredictionType) -> dict[str, dict[str, Any]]:
+    """Return the source's configs, completed where it did not say what the model predicts."""
+    configs = {part: source.config(part) for part in (*source.networks, "scheduler")}
+    if source.variant.prediction is None:
+        variant = replace(source.variant, prediction=known)
+        for part in (*DIFFUSERS_PARTS, "scheduler"):
+            configs[part] = config_of(variant, part)
+    configs["scheduler"]["prediction_type"] = known
+    return {
+        part: {key: value for key, value in config.items() if key not in _HIDDEN}
+        for part, config in configs.items()
+    }
+
+
+def write_single_file(model: Contents, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model as one file in the original naming.
+
+    Args:
+        model: see `contents_of`.
+        path: the file; nothing may be there.
+        dtype: of all weights; None leaves each as it is.
+
+    Raises:
+        WeightsError: its tokenizer is not CLIP's, so that the file could not be read again; a
+            weight is not finite.
+        OutputError: it cannot be written.
+    """
+    for part, encoder in ((TOKENIZERS[one], one) for one in model.tensors if one in TOKENIZERS):
+        _check_tokenizer(model, part, encoder)
+    names = {part: list(tensors) for part, tensors in model.tensors.items()}
+    entries = KEYS[model.variant.family].entries(names, model.configs)
+    joined = {entry.key: _cast(_joined(entry, model), dtype) for entry in entries}
+    save_tensors(path, joined, _metadata(model, path.stem))
+
+
+def _check_tokenizer(model: Contents, part: str, encoder: str) -> None:
+    own = model.tokenizers[part]
+    clip = clip_tokenizer(int(model.configs[encoder]["vocab_size"]), str(own.pad_token))
+    same = own.get_vocab() == clip.get_vocab() and own.model_max_length == clip.model_max_length
+    if not same:
+        raise WeightsError(
+            f"its {part} is not CLIP's, and single files hold no tokenizers: it would be read with "
+            "another one; keep it as a folder"
+        )
+
+
+def _joined(entry: Entry, model: Contents) -> torch.Tensor:
+    """Return a tensor as single files have it."""
+    values = [model.tensors[entry.part][name].read() for name in entry.names]
+    if entry.form is Form.STACKED:
+        return torch.cat(values)
+    if entry.form is Form.TURNED:
+        return values[0].t()
+    return values[0][:, :, None, None] if entry.form is Form.CONVOLUTION else values[0]
+
+
+def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return value if dtype is None or not value.is_floating_point() else value.to(dtype)
+
+
+def _metadata(model: Contents, title: str) -> dict[str, str]:
+    """Return what the file says about itself, for other programs and for reading it again."""
+    pads = {part: str(tokenizer.pad_token) for part, tokenizer in model.tokenizers.items()}
+    told = {"configs": model.configs, "pad_tokens": pads, "flat_text": list(model.flat_text)}
+    variant = model.variant
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": variant.architecture,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{variant.size}x{variant.size}",
+        "modelspec.prediction_type": "v" if variant.prediction == "v_prediction" else "epsilon",
+        "lorasmith.version": VERSION,
+        CONFIGS: json.dumps(told, sort_keys=True),
+    }
+
+
+def write_folder(model: Contents, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model in diffusers' folder layout; the folder appears when all of it is written.
+
+    Args:
+        model: see `contents_of`.
+        folder: where to; nothing may be there.
+        dtype: of all weights; None leaves each as it is.
+
+    Raises:
+        WeightsError: a weight is not finite.
+        OutputError: it cannot be written.
+    """
+    from diffusers import __version__ as diffusers_version
+
+    with appearing(folder) as building:
+        for part, tensors in model.tensors.items():
+            stem = STEMS[0] if part in DIFFUSERS_PARTS else STEMS[1]
+            named_so = {
+                _folder_name(model, part, name): _cast(stored.read(), dtype)
+                for name, stored in tensors.items()
+            }
+            (building / part).mkdir()
+            save_tensors(building / part / f"{stem}.safetensors", named_so, {"format": "pt"})
+            _write_json(building / part / "config.json", model.configs[part])
+        for part, tokenizer in model.tokenizers.items():
+            _write_tokenizer(tokenizer, building / part)
+        (building / "scheduler").mkdir()
+        scheduler = model.configs["scheduler"]
+        _write_json(building / "scheduler" / "scheduler_config.json", scheduler)
+        index = model_index(model.variant) | {"_diffusers_version": diffusers_version}
+        index["scheduler"] = ["diffusers", scheduler.get("_class_name", index["scheduler"][1])]
+        _write_json(building / INDEX, index)
+
+
+def _folder_name(model: Contents, part: str, name: str) -> str:
+    """Return a tensor's name in a folder, where text encoders have a level more."""
+    inside = part in TOKENIZERS and not name.startswith("text_projection")
+    return TEXT_LEVEL + name if inside and part not in model.flat_text else name
+
+
+def _write_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
+    """Write a tokenizer as transformers does, and as older programs read it."""
+    with quiet():
+        tokenizer.save_pretrained(folder)
+    told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    write_text(folder / "vocab.json", json.dumps(told["vocab"], ensure_ascii=False))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in told["merges"]]
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,88 @@
+"""Models by their Hugging Face id: from the local cache, downloaded only when that is asked for."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.models.files.configs import CLASSES, TOKENIZERS
+from lorasmith.models.files.source import INDEX
+from lorasmith.models.files.stored_tensors import STEMS
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
+_VARIANT = re.compile(
+    rf"(?:{'|'.join(STEMS)})(?:\.(?P<name>\w+))?(?:-\d+-of-\d+)?\.safetensors"
+    rf"(?:\.index(?:\.(?P<index>\w+))?\.json)?"
+)
+_TEXTS = (".json", ".txt")
+
+
+def is_id(name: str) -> bool:
+    """Tell whether a name has the form of a model id, ``organisation/model``."""
+    return _ID.fullmatch(name) is not None
+
+
+def cached_model(name: str) -> Path | None:
+    """Return the folder of a model in the local cache, or None if it is not there.
+
+    Nothing is asked of the network.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def download_model(name: str) -> Path:
+    """Download a model's parts into the local cache, what is there already excepted.
+
+    Raises:
+        WeightsError: not the form of an id, no such model, it is not in diffusers' layout, or there
+            is no network.
+    """
+    if not is_id(name):
+        raise WeightsError(
+            f"model {name}: only Hugging Face ids such as organisation/model can be downloaded"
+        )
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        info = HfApi().model_info(name)
+        files = wanted_files(sibling.rfilename for sibling in info.siblings or ())
+        if INDEX not in files:
+            raise WeightsError(
+                f"model {name}: not in diffusers' folder layout ({INDEX} is missing)"
+            )
+        return Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        hint = "; is there a network?" if isinstance(error, httpx.TransportError) else ""
+        raise WeightsError(f"model {name}: cannot be downloaded: {reason}{hint}") from error
+
+
+def wanted_files(files: Iterable[str]) -> list[str]:
+    """Choose what to download: configs, tokenizers, and one variant of each network's weights.
+
+    The variant without a name is taken, or else fp16; pickles and weights in other formats never.
+    """
+    chosen: list[str] = []
+    weights: dict[str, dict[str, list[str]]] = {}
+    for path in map(PurePosixPath, files):
+        folder = str(path.parent)
+        if folder == "." and path.name == INDEX:
+            chosen.append(INDEX)
+        match = _VARIANT.fullmatch(path.name)
+        if folder in CLASSES and match:
+            variant = match["name"] or match["index"] or ""
+            weights.setdefault(folder, {}).setdefault(variant, []).append(str(path))
+        elif folder in (*CLASSES, *TOKENIZERS.values(), "scheduler") and path.suffix in _TEXTS:
+            chosen.append(str(path))
+    for variants in weights.values():
+        best = min(variants, key=lambda one: (one != "", one != "fp16", one == "non_ema", one))
+        chosen += variants[best]
+    return sorted(chosen)

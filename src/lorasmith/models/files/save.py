@@ -1,0 +1,102 @@
+"""Writing a changed model as a new diffusers folder, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from lorasmith.core.errors import OutputError
+from lorasmith.core.files import TEMPORARY_PREFIX, sync_folder
+from lorasmith.models.files.build import plain_state
+from lorasmith.models.files.stored_tensors import in_memory
+from lorasmith.models.load import open_source, quiet
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+_INDEX = "model_index.json"
+
+
+def save_changed(
+    model: "Model", parts: Iterable[str], folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a model to a new folder: some parts anew, the others copied from where it was read.
+
+    The folder appears when all of it is written.
+
+    Args:
+        model: the model.
+        parts: which of ``unet``, ``text_encoder``, ``text_encoder_2`` have changed.
+        folder: where to; nothing may be there.
+        dtype: number format of the changed parts.
+
+    Raises:
+        OutputError: something is there, or it cannot be written.
+    """
+    refuse_taken(folder)
+    changed = set(parts)
+    if model.folder.is_file():
+        _save_changed_file(model, changed, folder, dtype)
+        return
+    with appearing(folder) as building:
+        shutil.copy(model.folder / _INDEX, building)
+        for part in _listed(model.folder):
+            if part in changed:
+                with quiet():
+                    network = getattr(model, part).to(dtype)
+                    network.save_pretrained(building / part)
+            elif (model.folder / part).is_dir():
+                shutil.copytree(model.folder / part, building / part)
+
+
+def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: torch.dtype) -> None:
+    """Write a model that was read from a single file as a folder."""
+    from lorasmith.models.files.convert import contents_of, write_folder
+
+    prediction = model.scheduler_config["prediction_type"]  # measured where the file was silent
+    contents = contents_of(open_source(model.folder), prediction)
+    tensors = dict(contents.tensors)
+    for part in changed:
+        state = plain_state(getattr(model, part))
+        tensors[part] = {name: in_memory(value.to(dtype)) for name, value in state.items()}
+    write_folder(replace(contents, tensors=tensors), folder)
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        OutputError: there is a file or a folder.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"{folder}: something is there already; choose another --out")
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the parts that the model's index names; other folders there are not its own."""
+    index: dict[str, Any] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    named = [name for name, value in index.items() if isinstance(value, list)]
+    return [name for name in named if name.isidentifier()]
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder`` that takes its name if all goes well."""
+    building = folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        building.rename(folder)
+        sync_folder(folder.parent)
+    except (OSError, SafetensorError, shutil.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"cannot write {folder}: {reason}; choose another --out") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

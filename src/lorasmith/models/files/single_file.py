@@ -1,0 +1,304 @@
+"""A whole model in one ``.safetensors`` file with the names of the original code (LDM, sgm).
+
+The family follows from the names and shapes of its tensors, the configs from the family. Files
+that lorasmith writes hold the model's configs in their metadata as well, for models whose widths
+are their own.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from lorasmith.core.errors import WeightsError
+from lorasmith.core.safetensors_io import WeightsFile
+from lorasmith.models.family import FAMILIES, Family, PredictionType, Variant
+from lorasmith.models.files.build import check_names, shown
+from lorasmith.models.files.configs import TOKENIZERS, config_of, pad_token
+from lorasmith.models.files.identify import EXPECTED, kind_of_file
+from lorasmith.models.files.ldm_keys import (
+    IGNORED,
+    KEYS,
+    MARKS,
+    STACKED,
+    V_MARKS,
+    ZERO_SNR_MARK,
+    Entry,
+    FamilyKeys,
+    Form,
+)
+from lorasmith.models.files.source import named, odd_channels, variant_of
+from lorasmith.models.files.stored_tensors import Stored, Tensors
+from lorasmith.models.text.tokenizer import clip_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+CONFIGS = "lorasmith.model"
+"""The metadata entry with a model's configs."""
+
+_UNET, _VAE = FamilyKeys.unet, FamilyKeys.vae
+_TEXT = ("cond_stage_model.", "conditioner.embedders.")
+_OLD_CLIP = re.compile(
+    r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer)\W?.*)"
+)
+"""SD 1.x text towers saved without the level ``text_model``."""
+_TOWERS: tuple[tuple[str, Family], ...] = (
+    ("conditioner.embedders.1.", "sdxl"),
+    ("conditioner.embedders.0.model.", "sdxl-refiner"),
+    ("cond_stage_model.model.", "sd2"),
+    ("cond_stage_model.transformer.", "sd1"),
+)
+"""By which text tower a family is told; the first that is there counts."""
+
+
+class SingleFile:
+    """A model in one file.
+
+    Raises:
+        WeightsError: the file is damaged, or not a whole model; says what it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = WeightsFile(path)
+        self._keys = {_renamed(key): key for key in self._file.header.tensors}
+        self._told = self._read_told()
+        self.variant = self._variant()
+        self.networks = ("unet", "vae", *self.variant.facts.towers)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's own metadata."""
+        return self._file.header.metadata
+
+    def _read_told(self) -> dict[str, Any]:
+        """Return what a file of lorasmith says about its model, or nothing."""
+        text = self.metadata.get(CONFIGS)
+        if text is None:
+            return {}
+        try:
+            told = json.loads(text)
+            if {"unet", "vae", "scheduler"} <= set(told["configs"]):
+                return cast(dict[str, Any], told)
+        except (ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"model {self.path}: its {CONFIGS} is damaged: {error}") from error
+        raise WeightsError(f"model {self.path}: its {CONFIGS} is incomplete")
+
+    def _variant(self) -> Variant:
+        where = f"model {self.path}"
+        channels = self._unet_channels()
+        family = self._family()
+        if self._told:
+            configs = self._told["configs"]
+            return variant_of(configs["unet"], configs["scheduler"], where)
+        if channels not in (4, 9):
+            raise WeightsError(f"{where}: its U-Net {odd_channels(channels)}")
+        return Variant(family, channels == 9, self._prediction(family, channels == 9))
+
+    def _unet_channels(self) -> int:
+        """Return the U-Net's input channels, having made sure that there is one and a VAE."""
+        there = [one for one in (_UNET, _VAE) if any(key.startswith(one) for key in self._keys)]
+        known = "edm_mean" not in self._keys
+        first = self._keys.get(f"{_UNET}input_blocks.0.0.weight")
+        if there == [_UNET, _VAE] and known and first:
+            return self._file.header.tensors[first].shape[1]
+        if there == [_UNET] and known and first:
+            kind = "a U-Net alone"
+            if self._has_text():
+                kind = "a U-Net with its text tower, without an autoencoder (VAE)"
+        elif there == [_VAE]:
+            kind = "an autoencoder (VAE) alone"
+            if self._has_text():
+                kind = "an autoencoder (VAE) and a text tower, without a U-Net"
+        elif not there and self._has_text():
+            kind = "a text tower alone"
+        else:
+            kind = kind_of_file(self._keys)
+        raise WeightsError(f"model {self.path}: this is {kind}; {EXPECTED}")
+
+    def _has_text(self) -> bool:
+        return any(key.startswith(_TEXT) for key in self._keys)
+
+    def _tower(self) -> Family | None:
+        """Return the family that the text towers are of, or None without any."""
+        for start, family in _TOWERS:
+            if any(key.startswith(start) for key in self._keys):
+                return family
+        return None
+
+    def _family(self) -> Family:
+        """Return the family by the text towers' names and the width of text in the U-Net."""
+        width = self._context()
+        by_width = {facts.unet.context: family for family, facts in FAMILIES.items()}
+        family = self._tower()
+        if family is None:
+            guess = by_width.get(width)
+            starts = KEYS[guess].prefixes if guess else {"text_encoder": "cond_stage_model."}
+            text = [p for part, p in starts.items() if part.startswith("text")]
+            lost = [p for p in text if not any(key.startswith(p) for key in self._keys)]
+            without = "a text tower" if lost == text else "one of its two text towers"
+            raise WeightsError(
+                f"model {self.path}: this is a U-Net{_like(guess)} with its autoencoder, without "
+                f"{without}; expected {' and '.join(f'{one}*' for one in lost)} as well"
+            )
+        other = by_width.get(width)
+        if not self._told and other != family:
+            raise WeightsError(
+                f"model {self.path}: its text tower is that of {FAMILIES[family].title}, and its "
+                f"U-Net reads text of width {width}{_like(other)}; expected "
+                f"{FAMILIES[family].unet.context}"
+            )
+        return family
+
+    def _context(self) -> int:
+        """Return the width of the text that the U-Net reads."""
+        ends = ".attn2.to_k.weight"
+        for key, own in self._keys.items():
+            if key.startswith(_UNET) and key.endswith(ends):
+                return self._file.header.tensors[own].shape[-1]
+        raise WeightsError(f"model {self.path}: its U-Net reads no text; {EXPECTED}")
+
+    def _prediction(self, family: Family, inpainting: bool) -> PredictionType | None:
+        """Return what the file, or the file of settings beside it, says that it predicts.
+
+        Files say so by empty tensors, by Stability AI's metadata, or by the original code's
+        ``NAME.yaml``. Where a family's models are of one kind, they are of it. None is unsaid.
+        """
+        if any(mark in self._keys for mark in V_MARKS):
+            return "v_prediction"
+        told = self.metadata.get("modelspec.prediction_type", "").lower()
+        architecture = self.metadata.get("modelspec.architecture", "")
+        if told.startswith("v") or architecture.endswith("768-v"):
+            return "v_prediction"
+        yaml = self.path.with_suffix(".yaml")
+        if yaml.is_file():
+            found = re.search(r"parameterization\W+(\w+)", yaml.read_text("utf-8", "replace"))
+            return "v_prediction" if found and found[1] == "v" else "epsilon"
+        predictions = FAMILIES[family].predictions
+        unsaid = len(predictions) > 1 and not inpainting and not told
+        return None if unsaid else "epsilon"
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Tensors that no picture depends on."""
+        ignored = (*IGNORED, *self._own_keys.ignored)
+        return tuple(key for key in self._keys if key.startswith(ignored) or key in MARKS)
+
+    @property
+    def _own_keys(self) -> FamilyKeys:
+        return KEYS[self.variant.family]
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Return a config: the file's own, or its family's."""
+        if self._told:
+            return dict(self._told["configs"][part])
+        config = config_of(self.variant, part)
+        if part == "scheduler" and ZERO_SNR_MARK in self._keys:
+            config["rescale_betas_zero_snr"] = True
+        if part in self.variant.facts.towers:
+            config |= self._vocabulary(part)
+        return config
+
+    def _vocabulary(self, part: str) -> dict[str, int]:
+        """Return the number of tokens as the embeddings have it, where they are there."""
+        prefix = self._own_keys.prefixes[part]
+        inner = "" if part in self._own_keys.open_clip else "embeddings."
+        key = self._keys.get(f"{prefix}{inner}token_embedding.weight")
+        return {"vocab_size": self._file.header.tensors[key].shape[0]} if key else {}
+
+    def tensors(self, part: str, names: Iterable[str]) -> Tensors:
+        """Return where a network's tensors are in the file."""
+        found: dict[str, Stored] = {}
+        for entry in self._entries({part: names}):
+            key = self._keys.get(entry.key)
+            if key is not None:
+                found |= _stored(entry, self._file, key)
+        return found
+
+    def check(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Refuse missing and unknown tensors, by their names in the file.
+
+        Raises:
+            WeightsError: says how many of which part.
+        """
+        wanted = {entry.key: entry.part for entry in self._entries(names)}
+        left = set(self.left_out)
+        unknown = [key for key in self._keys if key not in wanted and key not in left]
+        for part in names:
+            own = {key: None for key, owner in wanted.items() if owner == part}
+            with named(self.path, part):
+                check_names(own, {key: None for key in own if key in self._keys})
+        if unknown:
+            raise WeightsError(
+                f"model {self.path}: {len(unknown)} tensors belong to no part of "
+                f"{self.variant.facts.title}{shown(unknown)}; the file is of another kind, or "
+                "something was merged into it"
+            )
+
+    def _entries(self, names: Mapping[str, Iterable[str]]) -> list[Entry]:
+        configs = {part: self.config(part) for part in names}
+        try:
+            return self._own_keys.entries(names, configs)
+        except KeyError as error:
+            title = self.variant.facts.title
+            raise WeightsError(
+                f"model {self.path}: {error.args[0]} has no place in single files of {title}"
+            ) from error
+
+    def tokenizer(self, part: str) -> "CLIPTokenizer":
+        """Return CLIP's tokenizer, with as many tokens as the text tower knows."""
+        encoder = next(name for name, other in TOKENIZERS.items() if other == part)
+        with named(self.path, part):
+            pads = self._told.get("pad_tokens", {})
+            pad = pads.get(part) or pad_token(self.variant.facts.towers[encoder])
+            return clip_tokenizer(int(self.config(encoder)["vocab_size"]), pad)
+
+    def text_level(self, part: str) -> bool:
+        """Name tensors as published folders do, unless the file came from another one."""
+        return part not in self._told.get("flat_text", ())
+
+
+def _renamed(key: str) -> str:
+    old = _OLD_CLIP.fullmatch(key)
+    return f"{old[1]}text_model.{old[2]}" if old else key
+
+
+def _like(family: Family | None) -> str:
+    return f" of {FAMILIES[family].title}" if family else ""
+
+
+def _stored(entry: Entry, file: WeightsFile, key: str) -> dict[str, Stored]:
+    """Return what a tensor of the file is in a folder."""
+    facts = file.header.tensors[key]
+    shape = facts.shape
+    if entry.form is Form.STACKED:
+        width = shape[0] // len(STACKED)
+        return {
+            name: Stored((width, *shape[1:]), facts.dtype, partial(_slice, file, key, place, width))
+            for place, name in enumerate(entry.names)
+        }
+    read: Callable[[], torch.Tensor] = partial(file.tensor, key)
+    if entry.form is Form.TURNED:
+        shape, read = shape[::-1], partial(_turned, file, key)
+    elif entry.form is Form.CONVOLUTION and prod(shape[2:]) == 1:
+        shape = shape[:2]  # some programs leave the last two dimensions out
+        read = partial(_viewed, file, key, shape)
+    return {entry.names[0]: Stored(shape, facts.dtype, read)}
+
+
+def _slice(file: WeightsFile, key: str, place: int, width: int) -> torch.Tensor:
+    return file.tensor(key)[place * width : (place + 1) * width]
+
+
+def _turned(file: WeightsFile, key: str) -> torch.Tensor:
+    return file.tensor(key).t().contiguous()
+
+
+def _viewed(file: WeightsFile, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    return file.tensor(key).reshape(shape)

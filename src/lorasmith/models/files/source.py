@@ -1,0 +1,226 @@
+"""What a model is read from: a diffusers folder here, a single file in `single_file`."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lorasmith.core.errors import DataError, WeightsError
+from lorasmith.models.family import PredictionType, Variant, family_of_unet
+from lorasmith.models.files.build import empty_network
+from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, TOKENIZERS
+from lorasmith.models.files.stored_tensors import Tensors, part_tensors, uses_text_level
+from lorasmith.models.suppress_logs import quiet
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+INDEX = "model_index.json"
+_UNET_DEFAULTS = {"addition_embed_type": None, "use_linear_projection": False, "in_channels": 4}
+
+
+class Source(Protocol):
+    """A stored model. Opening one reads configs and headers, no weights."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or the file."""
+
+    @property
+    def variant(self) -> Variant:
+        """What the model is. Its prediction is None where a file does not tell."""
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Its networks: ``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What is there that lorasmith has no use for: names of parts, or of tensors."""
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Return the config of a network or of the ``scheduler``."""
+
+    def tensors(self, part: str, names: Iterable[str]) -> Tensors:
+        """Return where a network's tensors are; ``names`` are those that it should have."""
+
+    def check(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Refuse what belongs to no network; ``names`` are those of each network's tensors."""
+
+    def tokenizer(self, part: str) -> "CLIPTokenizer":
+        """Return the tokenizer ``tokenizer`` or ``tokenizer_2``."""
+
+    def text_level(self, part: str) -> bool:
+        """Tell whether a text encoder's tensors shall have ``text_model.`` in a folder."""
+
+
+def variant_of(unet: Mapping[str, Any], scheduler: Mapping[str, Any], where: str) -> Variant:
+    """Return what a model with these configs is.
+
+    Raises:
+        WeightsError: it wants inputs that no supported family has.
+    """
+    config = SimpleNamespace(**(_UNET_DEFAULTS | dict(unet)))
+    channels = config.in_channels
+    if channels not in _CHANNELS:
+        raise WeightsError(f"{where}: its U-Net {odd_channels(channels)}")
+    prediction: PredictionType | None = scheduler.get("prediction_type", "epsilon")
+    return Variant(family_of_unet(config, where), _CHANNELS[channels], prediction)
+
+
+_CHANNELS = {4: False, 9: True}
+_ODD_CHANNELS = {
+    5: "is that of a depth-to-image model",
+    7: "is that of an upscaler",
+    8: "is that of an InstructPix2Pix model",
+}
+
+
+def odd_channels(channels: object) -> str:
+    """Say what a U-Net with that number of input channels is, which is not 4 or 9."""
+    known = _ODD_CHANNELS.get(channels, "is of no known kind") if isinstance(channels, int) else ""
+    return (
+        f"{known} ({channels} input channels); expected 4, or 9 as inpainting models have"
+    ).strip()
+
+
+class FolderSource:
+    """A model in diffusers' folder layout.
+
+    Raises:
+        WeightsError: the folder has no index, or a part is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / INDEX).is_file():
+            part = "; it looks like one part of it, give the folder around it"
+            hint = part if (path / "config.json").is_file() else ""
+            raise WeightsError(
+                f"model {path}: not a diffusers model folder ({INDEX} is missing){hint}"
+            )
+        self._index = read_json(path, INDEX)
+        self.networks = self._networks()
+        parts = (*self.networks, *self._tokenizers, "scheduler")
+        missing = [part for part in parts if not (path / part).is_dir()]
+        if missing:
+            raise WeightsError(
+                f"model {path}: missing part {', '.join(missing)}; {self._what_to_do()}"
+            )
+
+    def _what_to_do(self) -> str:
+        """Return what a user can do about a part that is missing."""
+        kind = str(self._index.get("_class_name", "model of no name"))
+        if kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3"):
+            return "copy or download the whole folder again"
+        return f"by its {INDEX} it is a {kind}, which is none of SD 1.x, SD 2.x and SDXL"
+
+    def _networks(self) -> tuple[str, ...]:
+        """Return the networks that the model needs: text encoders as the index or folders say."""
+        second = any((self.path / part).is_dir() for part in ("text_encoder_2", "tokenizer_2"))
+        told = self._index.get("text_encoder") in (None, [None, None])
+        none = told and not (self.path / "text_encoder").is_dir()
+        first = () if second and none else ("text_encoder",)
+        return ("unet", "vae", *first, *(("text_encoder_2",) if second else ()))
+
+    @property
+    def _tokenizers(self) -> tuple[str, ...]:
+        return tuple(TOKENIZERS[part] for part in self.networks if part in TOKENIZERS)
+
+    @cached_property
+    def variant(self) -> Variant:
+        """What the model is."""
+        scheduler = self.config("scheduler")
+        return variant_of(self.config("unet"), scheduler, f"model {self.path}")
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Parts that the index names besides, such as a safety checker."""
+        used = {*self.networks, *self._tokenizers, "scheduler"}
+        named = [k for k, v in self._index.items() if isinstance(v, list) and any(v)]
+        return tuple(part for part in named if part not in used)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Read a part's config."""
+        file = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_json(self.path, f"{part}/{file}")
+
+    def tensors(self, part: str, names: Iterable[str]) -> Tensors:
+        """Find a network's tensors in its folder."""
+        del names  # a part's folder holds nothing else
+        return part_tensors(self.path / part, part)
+
+    def check(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Do nothing: each part's folder is checked when it is filled."""
+
+    def tokenizer(self, part: str) -> "CLIPTokenizer":
+        """Load a tokenizer part."""
+        return folder_tokenizer(self.path, part)
+
+    def text_level(self, part: str) -> bool:
+        """Tell how the text encoder's weights are named here."""
+        return uses_text_level(self.path / part)
+
+
+def folder_tokenizer(folder: Path, part: str) -> "CLIPTokenizer":
+    """Load a tokenizer from a folder's part.
+
+    Raises:
+        WeightsError: it is missing or damaged.
+    """
+    from transformers import CLIPTokenizer
+
+    with quiet(), named(folder, part):
+        return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
+
+
+def read_json(folder: Path, file: str) -> dict[str, Any]:
+    """Read a JSON object below a model's folder.
+
+    Raises:
+        WeightsError: missing, not JSON, or not an object.
+    """
+    try:
+        config = json.loads((folder / file).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"model {folder}: {file} is missing") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"model {folder}: {file} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"model {folder}: {file} is not a JSON object")
+    return config
+
+
+@contextmanager
+def named(where: Path, part: str) -> Iterator[None]:
+    """Turn whatever a library raises on damaged files into one error that names the part."""
+    from safetensors import SafetensorError
+
+    known = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+    try:
+        yield
+    except (WeightsError, DataError, *known) as error:
+        reason = str(error).strip().split("\n")[0].removeprefix(f"model {where}: ")
+        raise WeightsError(f"model {where}: {part} cannot be loaded: {reason}") from error
+
+
+def empty_part(source: Source, part: str) -> Any:
+    """Build one of a model's networks without its weights.
+
+    Raises:
+        WeightsError: its config is missing or does not fit; the part is named.
+    """
+    import diffusers
+    import transformers
+
+    library = diffusers if part in DIFFUSERS_PARTS else transformers
+    config = source.config(part)
+    try:
+        return empty_network(getattr(library, CLASSES[part]), config)
+    except WeightsError as error:
+        reason = str(error)
+        text = f"{part} is a{reason[7:]}" if reason.startswith("it is a") else f"{part}/{reason}"
+        raise WeightsError(f"model {source.path}: {text}") from error

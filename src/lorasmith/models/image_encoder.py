@@ -1,0 +1,181 @@
+"""The image tower: a small residual convolution net that meets the text tower in one space.
+
+It is the image half of CLIP pretraining, the backbone of the VAE's perceptual loss, and the
+judge of similarity in evaluation.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lorasmith.config.pretrain import TOWER_GROUPS
+from lorasmith.core.errors import WeightsError
+from lorasmith.core.files import write_text
+from lorasmith.core.safetensors_io import load_tensors, save_tensors
+from lorasmith.models.load import EMBEDDED, load_text_encoder, load_tokenizer, quiet
+from lorasmith.models.text.encode import tokenize
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+FOLDER = "image_tower"
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group normalisation before each, added to the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(TOWER_GROUPS, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(TOWER_GROUPS, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, C, H, W]`` to the same shape."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(hidden)))  # type: ignore[no-any-return]
+
+
+class ImageTower(nn.Module):
+    """Pictures to embeddings; stage k works at 1 / 2^(k+1) of the picture's side."""
+
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int], embedding: int) -> None:
+        super().__init__()
+        self.config = {"channels": list(channels), "blocks": list(blocks), "embedding": embedding}
+        stages, before = [], 3
+        for width, depth in zip(channels, blocks, strict=True):
+            down = nn.Conv2d(before, width, 3, stride=2, padding=1)
+            stages.append(nn.Sequential(down, *(ResidualBlock(width) for _ in range(depth))))
+            before = width
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(before)
+        self.projection = nn.Linear(before, embedding, bias=False)
+
+    def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        """Return each stage's output for pictures ``[B, 3, H, W]`` in -1..1."""
+        maps, x = [], pictures
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return unit-length embeddings, float32 ``[B, embedding]``."""
+        pooled = self.features(pictures)[-1].mean(dim=(2, 3))
+        return F.normalize(self.projection(self.norm(pooled)).float(), dim=-1)
+
+
+class ClipPair(nn.Module):
+    """Both towers and the learned temperature of Radford et al. 2021 (arXiv:2103.00020)."""
+
+    def __init__(self, text_encoder: "CLIPTextModel", image: ImageTower) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.image = image
+        width = int(text_encoder.config.hidden_size)
+        self.text_projection = nn.Linear(width, int(image.config["embedding"]), bias=False)  # type: ignore[call-overload]
+        self.log_scale = nn.Parameter(torch.tensor(1.0 / 0.07).log())
+
+    def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return unit-length embeddings, float32 ``[B, embedding]``, of token ids ``[B, 77]``."""
+        pooled = self.text_encoder(ids).pooler_output
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
+
+    def forward(self, pictures: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return image embeddings, text embeddings (both ``[B, embedding]``) and the scale."""
+        scale = self.log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
+        return self.image(pictures), self.embed_text(ids), scale
+
+
+def save_pair(pair: ClipPair, tokenizer: "CLIPTokenizer", folder: Path) -> None:
+    """Write ``text_encoder/``, ``tokenizer/`` and ``image_tower/`` into a folder."""
+    with quiet():
+        pair.text_encoder.save_pretrained(folder / "text_encoder")
+        tokenizer.save_pretrained(folder / "tokenizer")
+    own = {k: v for k, v in pair.state_dict().items() if not k.startswith("text_encoder.")}
+    save_tensors(folder / FOLDER / "model.safetensors", own, {"format": "pt"})
+    write_text(folder / FOLDER / "config.json", json.dumps(pair.image.config, indent=2) + "\n")
+
+
+def load_pair(folder: Path | None = None) -> ClipPair:
+    """Load both towers in float32, frozen; the embedded ones by default.
+
+    Raises:
+        WeightsError: the image tower is missing or does not fit its config.
+    """
+    folder = folder or EMBEDDED
+    image, tensors = _load_own(folder)
+    pair = ClipPair(load_text_encoder(folder), image)
+    try:
+        missing, unexpected = pair.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{folder / FOLDER}: weights do not fit config.json") from error
+    lost = [name for name in missing if not name.startswith("text_encoder.")]
+    if lost or unexpected:
+        raise WeightsError(
+            f"{folder / FOLDER}: {len(lost)} tensors missing, {len(unexpected)} unexpected"
+        )
+    return pair.requires_grad_(False).eval()
+
+
+def load_image_tower(folder: Path | None = None) -> ImageTower:
+    """Load the image tower alone, in float32, frozen; the embedded one by default."""
+    folder = folder or EMBEDDED
+    image, tensors = _load_own(folder)
+    own = {k.removeprefix("image."): v for k, v in tensors.items() if k.startswith("image.")}
+    try:
+        image.load_state_dict(own)
+    except RuntimeError as error:
+        raise WeightsError(f"{folder / FOLDER}: weights do not fit config.json") from error
+    return image.requires_grad_(False).eval()
+
+
+def _load_own(folder: Path) -> tuple[ImageTower, dict[str, torch.Tensor]]:
+    config_file = folder / FOLDER / "config.json"
+    if not config_file.is_file():
+        raise WeightsError(f"{folder}: has no {FOLDER}; `lorasmith pretrain clip` makes one")
+    try:
+        image = ImageTower(**json.loads(config_file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{config_file}: not an image tower's config ({error})") from error
+    tensors = load_tensors(folder / FOLDER / "model.safetensors")
+    return image, {k: v.float() for k, v in tensors.items()}
+
+
+@torch.no_grad()
+def embed_texts(
+    pair: ClipPair, tokenizer: "CLIPTokenizer", texts: Sequence[str], batch_size: int = 256
+) -> torch.Tensor:
+    """Return unit-length embeddings of texts, float32 ``[N, embedding]`` on the CPU."""
+    device = pair.log_scale.device
+    ids = tokenize(tokenizer, texts, warn=False)
+    return torch.cat(
+        [pair.embed_text(part.to(device)).cpu() for part in torch.split(ids, batch_size)]
+    )
+
+
+@torch.no_grad()
+def embed_pictures(
+    tower: ImageTower, pictures: torch.Tensor, batch_size: int = 256
+) -> torch.Tensor:
+    """Return unit-length embeddings of pictures ``[N, 3, H, W]`` in -1..1, on the CPU."""
+    device = tower.projection.weight.device
+    return torch.cat([tower(part.to(device)).cpu() for part in torch.split(pictures, batch_size)])
+
+
+__all__ = [
+    "ClipPair",
+    "ImageTower",
+    "embed_pictures",
+    "embed_texts",
+    "load_image_tower",
+    "load_pair",
+    "load_tokenizer",
+    "save_pair",
+]

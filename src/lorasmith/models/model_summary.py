@@ -1,0 +1,272 @@
+"""What a model is made of: parameters by kind of layer, what a LoRA on each would cost.
+
+Everything is computed from the parts' configs on torch's meta device: no weight is read, and a
+model of any size takes no memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lorasmith.core.errors import ConfigError
+from lorasmith.models.family import Variant
+from lorasmith.models.files.source import Source, empty_part
+from lorasmith.models.load import open_source
+from lorasmith.models.unet_tree import Node, count, unet_tree
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+KINDS: Mapping[str, str] = {
+    "attn1": "self-attention (attn1)",
+    "attn2": "cross-attention (attn2)",
+    "ff": "feed-forward (ff)",
+    "proj": "transformer in and out, norms",
+    "resnet": "resnet convolutions and norms",
+    "time_emb_proj": "time into resnets (time_emb_proj)",
+    "sampler": "down- and upsamplers",
+    "time_embedding": "time embedding",
+    "in_out": "first and last convolution",
+}
+"""Kinds of layers in a U-Net, by short name."""
+
+LORA_SETS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attn1", "attn2"),
+    "transformers": ("attn1", "attn2", "ff", "proj"),
+    "transformers, resnets and samplers": (
+        *("attn1", "attn2", "ff", "proj"),
+        *("resnet", "time_emb_proj", "sampler"),
+    ),
+}
+"""Sets of kinds that LoRAs are usually put on; the last two are those of sd-scripts."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the U-Net is of one kind."""
+
+    kind: str
+    """A key of `KINDS`."""
+    layers: int
+    """Linear layers and convolutions of this kind."""
+    parameters: int
+    """All their parameters, norms of this kind included."""
+    share: float
+    """Part of the U-Net's parameters, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class LoraCost:
+    """What low-rank matrices on a set of layers cost."""
+
+    name: str
+    """A key of `KINDS` or `LORA_SETS`, or ``text``."""
+    layers: int
+    """Adapted linear layers and convolutions."""
+    weights: int
+    """Parameters in their weight matrices."""
+    lora: int
+    """Parameters in the low-rank matrices."""
+
+    @property
+    def reduction(self) -> float:
+        """How many times fewer parameters are trained than in the layers themselves."""
+        return self.weights / self.lora if self.lora else 0.0
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a model and their sizes."""
+
+    folder: Path
+    """The model's folder or file."""
+    variant: Variant
+    """What it is."""
+    unet: Node
+    """The U-Net's tree; its parameters are the total."""
+    shares: tuple[Share, ...]
+    """The U-Net by kind of layer, in the order of `KINDS`."""
+    vae: Mapping[str, Any]
+    """The VAE in brief."""
+    text: tuple[Mapping[str, Any], ...]
+    """The text encoders in brief; SDXL has two."""
+    scheduler: Mapping[str, Any]
+    """Noise schedule and prediction type."""
+    lora: tuple[LoraCost, ...] = ()
+    """Costs of a LoRA by kind, then by set; empty unless a rank was asked for."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all parts."""
+        text = sum(int(part["parameters"]) for part in self.text)
+        return self.unet.parameters + int(self.vae["parameters"]) + text
+
+
+def anatomy(name: str | Path | None = None, rank: int | None = None) -> Anatomy:
+    """Take a model apart.
+
+    Args:
+        name: see `lorasmith.models.load.resolve_model`; None is the embedded model.
+        rank: also work out what a LoRA of this rank costs.
+
+    Raises:
+        WeightsError: no such model, or a part's config is missing or damaged.
+        ConfigError: the rank is not 1 or more.
+    """
+    if rank is not None and rank < 1:
+        raise ConfigError(f"lora: rank {rank} is not possible; use a whole number, 1 or more")
+    source = open_source(name)
+    parts = {part: empty_part(source, part) for part in source.networks}
+    unet, vae = parts.pop("unet"), parts.pop("vae")
+    return Anatomy(
+        source.path,
+        source.variant,
+        unet_tree(unet),
+        kind_shares(unet),
+        _vae_facts(vae),
+        tuple(_text_facts(part, encoder) for part, encoder in parts.items()),
+        _scheduler_facts(source),
+        lora_costs(unet, list(parts.values()), rank) if rank else (),
+    )
+
+
+@dataclass(frozen=True)
+class EmptyNetworks:
+    """A model's U-Net and text encoders without their weights, on the meta device."""
+
+    folder: Path
+    """The model's folder."""
+    unet: Any
+    """The U-Net."""
+    text_encoder: Any
+    """The text encoder, or the first of two."""
+    text_encoder_2: Any | None
+    """SDXL's second."""
+
+
+def empty_networks(name: str | Path | None = None) -> EmptyNetworks:
+    """Build a model's U-Net and text encoders from their configs.
+
+    Raises:
+        WeightsError: no such model, or a part's config is missing or damaged.
+    """
+    source = open_source(name)
+    parts = {part: empty_part(source, part) for part in source.networks if part != "vae"}
+    first, second = parts.get("text_encoder"), parts.get("text_encoder_2")
+    return EmptyNetworks(source.path, parts["unet"], first, second)
+
+
+def kind_of(name: str) -> str:
+    """Return the kind (a key of `KINDS`) of a U-Net module or parameter by its dotted name."""
+    parts = name.split(".")
+    for kind in ("attn1", "attn2", "ff", "time_emb_proj"):
+        if kind in parts:
+            return kind
+    if "attentions" in parts:
+        return "proj"
+    if "resnets" in parts:
+        return "resnet"
+    if "downsamplers" in parts or "upsamplers" in parts:
+        return "sampler"
+    return "time_embedding" if "embedding" in parts[0] else "in_out"
+
+
+def kind_shares(unet: "UNet2DConditionModel") -> tuple[Share, ...]:
+    """Return each kind's share of the U-Net; the parameters add up to all of it."""
+    parameters = dict.fromkeys(KINDS, 0)
+    for name, tensor in unet.named_parameters():
+        parameters[kind_of(name)] += tensor.numel()
+    layers = dict.fromkeys(KINDS, 0)
+    for name, _ in adaptable(unet):
+        layers[kind_of(name)] += 1
+    total = sum(parameters.values())
+    return tuple(
+        Share(kind, layers[kind], parameters[kind], parameters[kind] / total) for kind in KINDS
+    )
+
+
+def adaptable(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Yield the dotted names and layers that a LoRA can be put on."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            yield name, layer
+
+
+def lora_parameters(layer: nn.Linear | nn.Conv2d, rank: int) -> int:
+    """Return the number of parameters of a LoRA on one layer (arXiv:2106.09685, section 4.1).
+
+    Linear: down ``[r, in]`` and up ``[out, r]``; convolution: ``[r, in, k, k]`` and
+    ``[out, r, 1, 1]``.
+    """
+    if isinstance(layer, nn.Linear):
+        return rank * (layer.in_features + layer.out_features)
+    area = layer.kernel_size[0] * layer.kernel_size[1]
+    return rank * (layer.in_channels * area + layer.out_channels)
+
+
+def lora_costs(
+    unet: "UNet2DConditionModel", text_encoders: Sequence[nn.Module], rank: int
+) -> tuple[LoraCost, ...]:
+    """Return the cost of a LoRA of one rank: each kind, the usual sets, the text encoders."""
+    by_kind: dict[str, list[nn.Linear | nn.Conv2d]] = {kind: [] for kind in KINDS}
+    for name, layer in adaptable(unet):
+        by_kind[kind_of(name)].append(layer)
+    costs = [_cost(kind, layers, rank) for kind, layers in by_kind.items()]
+    for name, kinds in LORA_SETS.items():
+        costs.append(_cost(name, [layer for kind in kinds for layer in by_kind[kind]], rank))
+    # As everywhere, the projection behind SDXL's second encoder is left alone.
+    inner = [
+        layer
+        for encoder in text_encoders
+        for name, layer in adaptable(encoder)
+        if "encoder.layers" in name and isinstance(layer, nn.Linear)
+    ]
+    return (*costs, _cost("text", inner, rank))
+
+
+def _cost(name: str, layers: Sequence[nn.Linear | nn.Conv2d], rank: int) -> LoraCost:
+    weights = sum(layer.weight.numel() for layer in layers)
+    return LoraCost(name, len(layers), weights, sum(lora_parameters(one, rank) for one in layers))
+
+
+def _vae_facts(vae: Any) -> dict[str, Any]:
+    channels = list(vae.config.block_out_channels)
+    return {
+        "class": type(vae).__name__,
+        "parameters": count(vae),
+        "encoder": count(vae.encoder),
+        "decoder": count(vae.decoder),
+        "channels": channels,
+        "downscale": 2 ** (len(channels) - 1),
+        "latent_channels": vae.config.latent_channels,
+        "scaling_factor": vae.config.scaling_factor,
+    }
+
+
+def _text_facts(part: str, encoder: Any) -> dict[str, Any]:
+    config = encoder.config
+    return {
+        "part": part,
+        "class": type(encoder).__name__,
+        "parameters": count(encoder),
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "tokens": config.max_position_embeddings,
+        "vocabulary": config.vocab_size,
+    }
+
+
+def _scheduler_facts(source: Source) -> dict[str, Any]:
+    config = source.config("scheduler")
+    return {
+        "class": config.get("_class_name", "unknown"),
+        "prediction_type": source.variant.prediction,  # None where a single file does not tell
+        "timesteps": config.get("num_train_timesteps", 1000),
+        "beta_schedule": config.get("beta_schedule", "linear"),
+        "beta_start": config.get("beta_start", 0.0001),
+        "beta_end": config.get("beta_end", 0.02),
+    }

@@ -1,0 +1,1 @@
+"""Text: tokenizers, prompts of any length, text encoders."""

@@ -1,0 +1,1 @@
+"""HTML pages: what runs, sweeps and evaluations look like to a reader."""

@@ -1,0 +1,97 @@
+"""The page of a run of several features, which leads to the pages of each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from lorasmith.config.features import FeaturesRun
+from lorasmith.config.load import load_settings, read_toml
+from lorasmith.config.train_config import OutputSettings
+from lorasmith.core.errors import OutputError
+from lorasmith.core.files import write_text
+from lorasmith.core.version import VERSION
+from lorasmith.reports.run_page import write_report
+from lorasmith.runs.features_paths import FeaturesPaths
+from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.run_folder import data_uri, read_run
+
+_TEMPLATE = "features.html.j2"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A feature in the page."""
+
+    tag: str
+    class_word: str
+    state: str
+    """What became of it."""
+    file: str
+    """Name of its LoRA, where that is written."""
+    report: str
+    """Its own page, relative to this one; empty where there is none."""
+    pictures: tuple[str, ...]
+    """Its latest previews, as data URIs."""
+
+
+def write_features_reports(paths: RunPaths) -> list[Path]:
+    """Write the reports of all features that were begun, and the page that leads to them.
+
+    Returns:
+        the pages; none for a run of a single feature.
+
+    Raises:
+        DataError: a file of a feature is damaged.
+        ConfigError: the settings are damaged or of another version.
+        OutputError: a page cannot be written.
+    """
+    if not paths.settings.is_file() or "feature" not in read_toml(paths.settings):
+        return []
+    run = load_settings(FeaturesRun, paths.settings)
+    moved = run.model_copy(update={"output": OutputSettings(name=str(paths.folder))})
+    every = FeaturesPaths.of(moved)
+    pages = [write_report(one) for one in every.features if one.settings.is_file()]
+    return [*pages, write_overview(run, every)]
+
+
+def write_overview(run: FeaturesRun, paths: FeaturesPaths) -> Path:
+    """Write ``report.html`` into the run's folder and return it.
+
+    Raises:
+        DataError: a file of a feature is damaged.
+        OutputError: the page cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("lorasmith.reports")
+    # Everything is escaped: tags and names are the user's, and may be anything.
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    cards = [
+        _card(feature.tag, feature.class_word, place)
+        for feature, place in zip(run.feature, paths.features, strict=True)
+    ]
+    page = environment.get_template(_TEMPLATE).render(
+        name=paths.own.name, mode=run.train.mode, cards=cards, version=VERSION
+    )
+    target = paths.own.report
+    try:
+        write_text(target, page)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    return target
+
+
+def _card(tag: str, class_word: str, place: RunPaths) -> Card:
+    if not place.settings.is_file():
+        return Card(tag, class_word, "not begun", "", "", ())
+    folder = read_run(place.folder)
+    last = folder.previews[-1].pictures if folder.previews else ()
+    summary = folder.summary
+    return Card(
+        tag,
+        class_word,
+        "not finished" if summary is None else f"{summary.steps} steps, {summary.stopped}",
+        place.lora.name if summary is not None else "",
+        f"{quote(place.folder.name)}/{place.report.name}" if place.report.is_file() else "",
+        tuple(data_uri(picture) for picture in last),
+    )

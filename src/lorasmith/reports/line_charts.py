@@ -1,0 +1,188 @@
+"""Line charts as SVG text that stands in a page by itself: no script, no file, no network.
+
+Colours come from classes that the page's style sheet knows (``main``, ``second``, ``faint``, ...),
+so that a chart follows the page into dark mode.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from typing import Literal
+
+from lorasmith.reports.curves import Curve
+
+Style = Literal[
+    "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "dashed", "faint"
+]  # fmt: skip
+STYLES: tuple[Style, ...] = (
+    "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth",
+)  # fmt: skip
+"""For lines that are equals."""
+
+_WIDTH, _HEIGHT = 640, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 26
+_ROOM, _LABEL_ROOM = 0.06, 0.2
+"""Shares of the values' range that are left free above and below, and above where a label is."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart."""
+
+    label: str
+    """Its name in the legend."""
+    curve: Curve
+    """Where it goes; at least one point."""
+    style: Style = "main"
+    """Class of the line; ``faint`` lines have no place in the legend."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over the steps of a run."""
+
+    title: str
+    """What is shown."""
+    lines: Sequence[Line]
+    """At least one."""
+    mark: tuple[float, str] | None = None
+    """A step to point at, and what it is."""
+    from_zero: bool = False
+    """Let the scale start at zero."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From steps and values to places on the canvas."""
+
+    steps: tuple[float, float]
+    values: tuple[float, float]
+
+    def x(self, step: float) -> float:
+        """Return the distance from the left edge."""
+        first, last = self.steps
+        share = (step - first) / (last - first) if last > first else 0.5
+        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        """Return the distance from the upper edge."""
+        low, high = self.values
+        return round(_TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+
+def draw(chart: Chart) -> str:
+    """Return the chart as an ``<svg>`` element; every text in it is escaped."""
+    frame = _frame(chart)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(chart.title)}">',
+        *_grid(frame),
+        *_mark(chart, frame),
+        *(_path(line, frame) for line in chart.lines),
+        *_readings(chart, frame),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def legend(chart: Chart) -> list[Line]:
+    """Return the lines that need a name: all that are not faint, where there are several."""
+    named = [line for line in chart.lines if line.style != "faint"]
+    return named if len(chart.lines) > 1 else []
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round numbers (1, 2 or 5 times a power of ten apart) from ``low`` to ``high``."""
+    span = high - low
+    if not span > 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * f for f in (1, 2, 5, 10, 20) if span / (power * f) <= most)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def _frame(chart: Chart) -> _Frame:
+    steps = [float(s) for line in chart.lines for s in line.curve.steps]
+    values = [float(v) for line in chart.lines for v in line.curve.values]
+    low, high = min(values), max(values)
+    low = min(0.0, low) if chart.from_zero else low
+    span = (high - low) or abs(high) or 1.0
+    bottom = low if chart.from_zero and low == 0.0 else low - _ROOM * span
+    top = high + (_LABEL_ROOM if chart.mark else _ROOM) * span
+    return _Frame((min(0.0, *steps), max(steps)), (bottom, top))
+
+
+def _grid(frame: _Frame) -> Iterator[str]:
+    right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    values = ticks(*frame.values)
+    for value, text in zip(values, tick_texts(values), strict=True):
+        y = frame.y(value)
+        yield f'<path class="grid" d="M{_LEFT} {y}H{right}"/>'
+        yield f'<text class="tick" x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{text}</text>'
+    for step in ticks(*frame.steps, most=8):
+        if step == int(step):
+            place = f'x="{frame.x(step)}" y="{floor + 18}" text-anchor="middle"'
+            yield f'<text class="tick" {place}>{step:g}</text>'
+    yield f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>'
+
+
+def _mark(chart: Chart, frame: _Frame) -> Iterator[str]:
+    if chart.mark is None:
+        return
+    step, label = chart.mark
+    x = frame.x(step)
+    anchor, shift = ("end", -6) if x > _WIDTH / 2 else ("start", 6)
+    yield f'<path class="mark" d="M{x} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+    yield (
+        f'<text class="label" x="{x + shift}" y="{_TOP + 12}" text-anchor="{anchor}">'
+        f"{escape(label)}</text>"
+    )
+
+
+def _path(line: Line, frame: _Frame) -> str:
+    places = [
+        (frame.x(float(step)), frame.y(float(value)))
+        for step, value in zip(line.curve.steps, line.curve.values, strict=True)
+    ]
+    points = " ".join(f"{x},{y}" for x, y in places)
+    drawn = f'<polyline class="line {line.style}" points="{points}"/>'
+    if len(places) > 12 or line.style in ("faint", "dashed"):
+        return drawn
+    dots = "".join(f'<circle class="dot {line.style}" cx="{x}" cy="{y}" r="3"/>' for x, y in places)
+    return drawn + dots
+
+
+def _readings(chart: Chart, frame: _Frame) -> Iterator[str]:
+    """Yield invisible strips whose titles a browser shows as the values at a step."""
+    readings: dict[float, list[str]] = {}
+    for line in chart.lines:
+        for step, value in zip(line.curve.steps, line.curve.values, strict=True):
+            readings.setdefault(float(step), []).append(f"{line.label}: {value:.4g}")
+    steps = sorted(readings)
+    centres = [frame.x(step) for step in steps]
+    edges = [_LEFT, *((a + b) / 2 for a, b in pairwise(centres))]
+    for k, step in enumerate(steps):
+        width = (edges[k + 1] if k + 1 < len(edges) else _WIDTH - _RIGHT) - edges[k]
+        words = escape("\n".join([f"step {step:g}", *readings[step]]))
+        yield (
+            f'<rect class="strip" x="{edges[k]:.1f}" y="{_TOP}" width="{max(width, 0):.1f}" '
+            f'height="{_HEIGHT - _TOP - _BOTTOM}"><title>{words}</title></rect>'
+        )
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """Return the numbers of a scale, all with the same decimals, small ones as 2e-4."""
+    largest = max(abs(value) for value in values)
+    if 0 < largest < 1e-3:
+        return [_with_power(value) for value in values]
+    gap = values[1] - values[0] if len(values) > 1 else largest or 1.0
+    decimals = max(0, -math.floor(math.log10(gap) + 1e-9))
+    return [f"{value:,.{decimals}f}" for value in values]
+
+
+def _with_power(value: float) -> str:
+    mantissa, _, power = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(power)}" if value else "0"

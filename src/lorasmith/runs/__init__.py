@@ -1,0 +1,1 @@
+"""What a run leaves on disk: paths, summaries, and reading them back."""

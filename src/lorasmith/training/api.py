@@ -1,0 +1,93 @@
+"""Training from Python: what the command ``train`` does, with settings in whatever form."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasmith.config.features import FeaturesRun, settings_of, single
+from lorasmith.config.train_config import TrainRun
+from lorasmith.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasmith.reports.sweep_results import SweepResult
+
+
+def train(config: TrainRun | Mapping[str, Any] | str | Path, *, resume: str | None = None) -> Path:
+    """Train a LoRA and return its file.
+
+    Args:
+        config: the settings: a `TrainRun`; the same as nested dictionaries, ``{"data": {"path":
+            "pictures", "tag": "ink"}, "output": {"name": "ink"}, "train": {"steps": 400}}``; or
+            the path of a TOML file.
+        resume: go on with the run of this name from its ``latest`` checkpoint, or from
+            ``step-120`` and no other.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or out of range, or does not fit the model.
+        LorasmithError: see `lorasmith.training.trainer.train`.
+    """
+    from lorasmith.training.trainer import train as train_lora
+
+    return train_lora(single(settings_of(config)), resume)
+
+
+def train_features(
+    config: FeaturesRun | Mapping[str, Any] | str | Path, *, resume: str | None = None
+) -> dict[str, Path]:
+    """Train a LoRA for each feature and return their files by their tags.
+
+    Args:
+        config: the settings, with ``feature`` tables, in one of the forms that `train` takes.
+        resume: as in `train`.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or out of range, or there are no features.
+        LorasmithError: see `lorasmith.training.multi.features.train_features`.
+    """
+    from lorasmith.training.multi.features import train_features as train_all
+
+    run = settings_of(config)
+    if not isinstance(run, FeaturesRun):
+        raise ConfigError("the settings have no [[feature]] tables: use lorasmith.train")
+    files = train_all(run, resume)
+    return {feature.tag: file for feature, file in zip(run.feature, files, strict=True)}
+
+
+def sweep(
+    config: TrainRun | Mapping[str, Any] | str | Path,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    together: int | None = None,
+    resume: str | None = None,
+) -> list["SweepResult"]:
+    """Train a LoRA for each combination of some settings, at the same time; return the results.
+
+    They come in the order of their held-out gains, the best first, where pictures were held out;
+    each has its file, its settings and its figures.
+
+    Args:
+        config: the settings that all have in common, in one of the forms that `train` takes.
+        vary: the settings that differ, by their dotted names, each with its values:
+            ``{"train.learning_rate": [1e-4, 2e-4], "lora.rank": [8, 16]}``. They replace those of
+            the ``vary`` table in the settings, which may have them as well.
+        together: how many LoRAs are trained at the same time at most; left out, 8.
+        resume: as in `train`.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or out of range, may not vary, or does not fit
+            the model; or nothing varies.
+        LorasmithError: see `lorasmith.training.multi.sweep.train_sweep`.
+    """
+    from lorasmith.config.sweep import load_sweep
+    from lorasmith.training.multi.sweep import train_sweep
+
+    path, base = None, None
+    if isinstance(config, TrainRun | FeaturesRun):
+        base = config.model_dump(exclude_unset=True, by_alias=True)
+    elif isinstance(config, Mapping):
+        base = dict(config)
+    elif isinstance(config, str | Path):
+        path = Path(config).expanduser()
+    else:
+        settings_of(config)  # tells what it should be
+    return train_sweep(load_sweep(path, (), vary, together, base), resume)

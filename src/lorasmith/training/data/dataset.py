@@ -1,0 +1,381 @@
+"""The training pictures as the network needs them, batch by batch."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorasmith.config.train_config import TrainData, TrainSettings
+from lorasmith.core.batch_rng import Draws
+from lorasmith.core.device import dtype_of, put
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.data.batch_order import BucketOrder
+from lorasmith.data.cache.tensor_cache import TensorCache, cache_folder
+from lorasmith.data.images.bucketed import PlacedPictures, upright_size
+from lorasmith.data.images.buckets import Bucket, Placement, Size, place
+from lorasmith.data.reading.row import Row
+from lorasmith.data.tags import without_tag
+from lorasmith.models.family import family_of
+from lorasmith.models.load import quiet
+from lorasmith.runs.paths import keep_outside
+from lorasmith.training.data.batch import Batch
+from lorasmith.training.data.caption_lengths import chunks_of
+from lorasmith.training.data.captions import LiveWords, Words, fixed_tokens, fixed_words
+from lorasmith.training.data.latents import Latents, LiveLatents, fixed_latents
+from lorasmith.training.data.module_hash import network_hash
+from lorasmith.training.data.resolution import buckets_of
+from lorasmith.training.data.split import ChosenRows, choose_rows
+from lorasmith.training.data.vae_encoding import HoleChoice, Pictures, content_hash
+from lorasmith.training.gating import OPEN, Gating
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Pictures to take batches from. It keeps no state: batches depend on their arguments only."""
+
+    rows: Sequence[Row]
+    """The pictures, in the order of their numbers: the tagged ones, then the class pictures."""
+    tagged: int
+    """How many of them are tagged."""
+    buckets: Sequence[Bucket]
+    """The sizes that pictures may have."""
+    bucket_of: Sequence[int]
+    """Which of them each picture has."""
+    placements: Sequence[Placement]
+    """How each picture was scaled and cropped; random crops have the scaling in common."""
+    order: BucketOrder
+    """Which pictures each step takes."""
+    latents: Latents
+    """Where the pictures of a batch come from."""
+    words: Words
+    """Where the captions of a batch come from."""
+    weights: torch.Tensor
+    """Weight of each picture's loss, float32 ``[N]`` on the training device."""
+    held_out: "TrainingSet | None" = None
+    """Pictures that are only measured, never changed at random; None without any."""
+    plain: Words | None = None
+    """The captions without the tag, where these are wanted."""
+    called: Sequence[bool] | None = None
+    """Which of the captions call the set's own feature, where that matters."""
+    named: Sequence[Sequence[bool]] = ()
+    """For each earlier feature, which of the captions call it."""
+
+    def batch(self, numbers: torch.Tensor, draws: Draws) -> Batch:
+        """Return pictures and captions of one bucket, on the training device.
+
+        Equal numbers and equally seeded draws give an equal batch. Where latents and captions
+        are fixed, nothing here waits for the device.
+
+        Args:
+            numbers: which pictures, int64 ``[B]`` on the CPU, as ``order`` gives them.
+            draws: this part's share of the batch's random numbers, for B pictures.
+        """
+        pictures = self.latents.gather(numbers, draws)
+        words = self.words.gather(numbers, draws)
+        return Batch(
+            clean=pictures.clean,
+            weight=self.weights[put(numbers, self.weights.device)],
+            numbers=numbers,
+            context=words.context,
+            pooled=words.pooled,
+            time_ids=pictures.time_ids,
+            surroundings=pictures.surroundings,
+            mask=pictures.mask,
+            ids=words.ids,
+            ids_2=words.ids_2,
+            places=words.places,
+            called=None if self.called is None else _chosen(self.called, numbers),
+            named=[_chosen(one, numbers) for one in self.named],
+        )
+
+    def without_tag(self, batch: Batch, draws: Draws, strength: float) -> Batch:
+        """Return a batch of the same pictures under captions without the tag.
+
+        Args:
+            batch: what ``batch`` returned.
+            draws: this part's share of random numbers that nothing else uses.
+            strength: weight of each picture.
+        """
+        if self.plain is None:
+            raise ValueError("this set was made without such captions")
+        words = self.plain.gather(batch.numbers, draws)
+        return replace(
+            batch,
+            weight=torch.full_like(batch.weight, strength),
+            context=words.context,
+            pooled=words.pooled,
+            ids=words.ids,
+            ids_2=words.ids_2,
+            places=words.places,
+            task="keep",
+        )
+
+    def by_bucket(self, batch_size: int) -> list[torch.Tensor]:
+        """Return all numbers once, cut into batches of one bucket each, always the same ones."""
+        owned = [
+            [number for number, own in enumerate(self.bucket_of) if own == bucket]
+            for bucket in sorted(set(self.bucket_of))
+        ]
+        return [part for own in owned for part in torch.split(torch.tensor(own), batch_size)]
+
+    def record(self) -> list[dict[str, object]]:
+        """Return what was done to each picture, for the run's files."""
+        return [
+            {
+                "picture": row.key,
+                "class": number >= self.tagged,
+                "size": list(placed.original),
+                "bucket": str(placed.bucket),
+                "resized": list(placed.resized),
+                "crop": list(placed.crop),
+            }
+            for number, (row, placed) in enumerate(zip(self.rows, self.placements, strict=True))
+        ]
+
+    def keys_of(self, numbers: torch.Tensor) -> list[str]:
+        """Return the names of some pictures, each once."""
+        return list(dict.fromkeys(self.rows[number].key for number in numbers.tolist()))
+
+
+def build_dataset(
+    model: "Model",
+    data: TrainData,
+    train: TrainSettings,
+    device: torch.device,
+    chosen: ChosenRows | None = None,
+    text_trained: bool = False,
+    gating: Gating = OPEN,
+) -> TrainingSet:
+    """Prepare the pictures and captions of a run.
+
+    The VAE and the text encoders run on ``device`` in the number format that they have, which
+    should be float32. Those that no step needs are on the CPU afterwards.
+
+    Args:
+        model: the model to be trained, frozen and in evaluation mode.
+        data: settings of the pictures.
+        train: settings of the training.
+        device: where batches are wanted.
+        chosen: the pictures, where they have been read already.
+        text_trained: hand on token ids instead of embeddings, for a text encoder in the step.
+        gating: what batches shall say for gates and for preservation.
+
+    Raises:
+        ConfigError: a setting does not fit the model, or the cache lies among the pictures.
+        DataError: a picture or caption cannot be used; it is named.
+    """
+    buckets = buckets_of(model, data)
+    chosen = chosen or choose_rows(data)
+    if data.masks == "random" and not model.inpaints:
+        warnings.warn(
+            "data.masks has no effect: the model does not inpaint", LorasmithWarning, stacklevel=2
+        )
+    root = _cache_root(data)
+    chunks = chunks_of(model, data, chosen, gating.plain)
+    builder = _Builder(model, data, train, device, text_trained, gating, buckets, root, chunks)
+    with quiet():
+        model.vae.to(device)
+        for encoder in model.text_encoders:
+            encoder.to(device)
+    held_out = builder.held_out(chosen.held_out) if chosen.held_out else None
+    learned = replace(builder.learned(chosen), held_out=held_out)
+    send_home(model, [learned], text_trained)
+    return learned
+
+
+def send_home(model: "Model", sets: Sequence[TrainingSet], text_trained: bool) -> None:
+    """Send networks that no step needs to the CPU, and others to where the steps are.
+
+    Args:
+        model: whose VAE and text encoders they are.
+        sets: all sets that steps take batches from.
+        text_trained: whether text encoders run in the step.
+    """
+    device = sets[0].weights.device
+    pictured = any(isinstance(one.latents, LiveLatents) for one in sets)
+    worded = text_trained or any(isinstance(one.words, LiveWords) for one in sets)
+    with quiet():
+        model.vae.to(device if pictured else "cpu")
+        for encoder in model.text_encoders:
+            encoder.to(device if worded else "cpu")
+
+
+def _cache_root(data: TrainData) -> Path | None:
+    """Return the cache's folder, which is never among the user's pictures."""
+    if not data.cache:
+        return None
+    root = data.cache_dir or cache_folder()
+    keep_outside(root, data, "data.cache_dir")
+    return root
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """What the parts of a training set are made with."""
+
+    model: "Model"
+    data: TrainData
+    train: TrainSettings
+    device: torch.device
+    text_trained: bool
+    gating: Gating
+    buckets: Sequence[Bucket]
+    cache_root: Path | None
+    chunks: int
+
+    @cached_property
+    def vae_identity(self) -> str:
+        """The VAE's hash, where there is a cache that needs it."""
+        return network_hash(self.model.vae) if self.cache_root else ""
+
+    @cached_property
+    def text_identities(self) -> list[str]:
+        """Those of the text encoders."""
+        return [network_hash(one) if self.cache_root else "" for one in self.model.text_encoders]
+
+    def learned(self, chosen: ChosenRows) -> TrainingSet:
+        """Return the pictures that are learned from."""
+        rows = [*chosen.tagged, *chosen.classes]
+        pictures = self._pictures(rows)
+        moving = self.data.crop == "random" and any(
+            placed.room != (0, 0) for placed in pictures.placed.placements
+        )
+        latents: Latents
+        if moving or self.data.colour_jitter or self._masks_are_new(rows):
+            latents = LiveLatents(
+                self.model.vae, self.model.downscale, pictures, self.data, self.device
+            )
+        else:
+            latents = self._fixed_latents(pictures, self.data.flip)
+        made = self._set(rows, len(chosen.tagged), pictures, latents, self._words(rows))
+        return replace(made, plain=self._plain(rows)) if self.gating.plain else made
+
+    def _masks_are_new(self, rows: Sequence[Row]) -> bool:
+        """Tell whether a new mask is drawn for a picture every time."""
+        if not self.model.inpaints or self.data.random_masks:
+            return False
+        return self.data.masks == "random" or any(row.mask is None for row in rows)
+
+    def held_out(self, rows: Sequence[Row]) -> TrainingSet:
+        """Return the pictures that are measured: not changed at random, and with whole captions."""
+        pictures = self._pictures(rows)
+        latents = self._fixed_latents(pictures, False)
+        words = self._fixed([row.caption for row in rows], 0.0)
+        return self._set(rows, len(rows), pictures, latents, words)
+
+    def _set(
+        self, rows: Sequence[Row], tagged: int, pictures: Pictures, latents: Latents, words: Words
+    ) -> TrainingSet:
+        classed = [number >= tagged for number in range(len(rows))]
+        repeats = [row.repeats * self.data.repeats for row in rows]
+        bucket_of = pictures.bucket_of
+        order = BucketOrder(bucket_of, repeats, self.train.batch_size, self.train.seed, classed)
+        own = self.gating.own
+        weights = [self.data.class_weight if other else 1.0 for other in classed]
+        return TrainingSet(
+            rows,
+            tagged,
+            self.buckets,
+            bucket_of,
+            pictures.placed.placements,
+            order,
+            latents,
+            words,
+            torch.tensor(weights, device=self.device),
+            called=None if own is None else [own(row.caption) for row in rows],
+            named=[[calls(row.caption) for row in rows] for calls in self.gating.earlier],
+        )
+
+    def _pictures(self, rows: Sequence[Row]) -> Pictures:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            read = list(pool.map(_measured, rows))
+        placements = [place(size, self.buckets) for _, size in read]
+        return Pictures(
+            PlacedPictures(rows, placements, self.data.background_rgb),
+            [self.buckets.index(placed.bucket) for placed in placements],
+            [content for content, _ in read],
+            self.train.loss.masked,
+            self.model.unet.config.addition_embed_type == "text_time",
+            self.data.aesthetic_score if family_of(self.model) == "sdxl-refiner" else None,
+            self._holes() if self.model.inpaints else None,
+        )
+
+    def _holes(self) -> HoleChoice:
+        return HoleChoice(self.data.masks == "given", self.data.random_masks, self.train.seed)
+
+    def _fixed_latents(self, pictures: Pictures, flip: bool) -> Latents:
+        cache = self._cache("latents", self.vae_identity)
+        return fixed_latents(
+            self.model.vae,
+            self.vae_identity,
+            self.model.downscale,
+            pictures,
+            flip,
+            cache,
+            self.device,
+        )
+
+    def _words(self, rows: Sequence[Row]) -> Words:
+        return self._captions([row.caption for row in rows], self.data.caption_dropout)
+
+    def _plain(self, rows: Sequence[Row]) -> Words:
+        """Return the captions without the tag; none of them is dropped."""
+        tag, class_word = self.data.tag, self.data.class_word
+        return self._captions([without_tag(row.caption, tag, class_word) for row in rows], 0.0)
+
+    def _captions(self, captions: Sequence[str], dropout: float) -> Words:
+        if not self.data.shuffle_captions:
+            return self._fixed(captions, dropout)
+        data = self.data.model_copy(update={"caption_dropout": dropout})
+        dtype, marker = dtype_of(self.train.precision), self.gating.marker
+        return LiveWords(
+            self.model,
+            captions,
+            data,
+            dtype,
+            self.device,
+            self.text_trained,
+            marker,
+            self.chunks,
+        )
+
+    def _fixed(self, captions: Sequence[str], dropout: float) -> Words:
+        dtype, marker = dtype_of(self.train.precision), self.gating.marker
+        if self.text_trained:
+            return fixed_tokens(self.model, captions, dropout, self.device, marker, self.chunks)
+        names = self.text_identities
+        cache = self._cache("texts", "".join(name[:8] for name in names))
+        return fixed_words(
+            self.model,
+            names,
+            captions,
+            dropout,
+            dtype,
+            cache,
+            self.device,
+            marker,
+            self.chunks,
+        )
+
+    def _cache(self, kind: str, identity: str) -> TensorCache:
+        """Return the cache of one network, whose folder holds no other's entries."""
+        return TensorCache(self.cache_root and self.cache_root / kind / identity[:16])
+
+
+def _chosen(known: Sequence[bool], numbers: torch.Tensor) -> list[bool]:
+    return [known[number] for number in numbers.tolist()]
+
+
+def _measured(row: Row) -> tuple[str, Size]:
+    """Return the hash and the size of a picture."""
+    encoded = row.read_bytes()
+    return content_hash(encoded), upright_size(encoded, row.key)

@@ -1,0 +1,284 @@
+"""Latents of the training pictures: encoded once and gathered, or encoded in every step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+from lorasmith.config.train_config import TrainData
+from lorasmith.core.batch_rng import Draws
+from lorasmith.core.device import put, rows_of
+from lorasmith.data.cache.tensor_cache import Entry, TensorCache
+from lorasmith.data.images.augment import View, draw_view, jittered
+from lorasmith.data.images.buckets import Placement
+from lorasmith.data.images.masks import at_latents, without_hole
+from lorasmith.data.images.square_images import to_signed
+from lorasmith.loops.progress import progress_bar
+from lorasmith.models.latents import encode_pictures
+from lorasmith.training.data.inpainting import HoleTable, drawn_holes, hole_tables
+from lorasmith.training.data.vae_encoding import (
+    Pictures,
+    Side,
+    decoded,
+    encoded,
+    key_of_latents,
+    layout_of,
+    shrunk,
+    time_ids_of,
+)
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+_RESIDENT_BYTES = 4 * 2**30
+"""Latents up to this size stay on the training device; more are moved to it batch by batch."""
+_VIEW, _MIRROR = 0x76696577, 0x6D6972726F72
+"""The streams of what is decided on the host about a picture."""
+
+
+class Gathered(NamedTuple):
+    """The pictures' share of a batch, as in ``Batch``."""
+
+    clean: torch.Tensor
+    mask: torch.Tensor | None
+    time_ids: torch.Tensor | None
+    surroundings: torch.Tensor | None = None
+
+
+class Latents(Protocol):
+    """Where the latents of a batch come from."""
+
+    def gather(self, numbers: torch.Tensor, draws: Draws) -> Gathered:
+        """Return the latents of pictures of one bucket.
+
+        Args:
+            numbers: which pictures, int64 ``[B]`` on the CPU.
+            draws: this part's share of the batch's random numbers.
+        """
+
+
+# --- encoded once ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The n pictures of one bucket, and behind them their n mirrored ones, if there are any."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    mask: torch.Tensor | None
+    time_ids: torch.Tensor | None
+    pictures: int
+    holes: HoleTable | None = None
+
+    @property
+    def nbytes(self) -> int:
+        holes = 0 if self.holes is None else self.holes.nbytes
+        return self.mean.nbytes + self.deviation.nbytes + holes
+
+    def to(self, device: torch.device) -> "_Group":
+        return _Group(
+            self.mean.to(device),
+            self.deviation.to(device),
+            None if self.mask is None else self.mask.to(device),
+            None if self.time_ids is None else self.time_ids.to(device),
+            self.pictures,
+            None if self.holes is None else self.holes.to(device),
+        )
+
+
+class FixedLatents:
+    """Latents that were encoded before the training; a step only gathers and samples them."""
+
+    def __init__(
+        self, groups: dict[int, _Group], bucket_of: Sequence[int], flip: bool, device: torch.device
+    ) -> None:
+        self._bucket_of = bucket_of
+        self._flip = flip
+        self._device = device
+        fits = sum(one.nbytes for one in groups.values()) <= _RESIDENT_BYTES
+        self._home = device if fits else torch.device("cpu")
+        self._groups = {bucket: one.to(self._home) for bucket, one in groups.items()}
+        seen = dict.fromkeys(groups, 0)
+        self._within = []
+        for bucket in bucket_of:
+            self._within.append(seen[bucket])
+            seen[bucket] += 1
+
+    def gather(self, numbers: torch.Tensor, draws: Draws) -> Gathered:
+        """Return freshly sampled latents; see ``Latents``."""
+        chosen = numbers.tolist()
+        group = self._groups[self._bucket_of[chosen[0]]]
+        unit = put(draws.normal(*group.mean.shape[1:]), self._device)
+        # Decided on the host, so that it need not be asked of the device for latents kept here.
+        rows = [self._within[number] for number in chosen]
+        if self._flip:
+            sides = [bool(torch.rand((), generator=one) < 0.5) for one in draws.of_each(_MIRROR)]
+            rows = [row + side * group.pictures for row, side in zip(rows, sides, strict=True)]
+        which = put(torch.tensor(rows), self._home)
+        return Gathered(
+            self._sampled(group.mean, group.deviation, which, unit),
+            None if group.mask is None else self._rows(group.mask, which),
+            None if group.time_ids is None else self._rows(group.time_ids, which),
+            None if group.holes is None else self._surroundings(group.holes, rows, draws),
+        )
+
+    def _surroundings(self, holes: HoleTable, rows: Sequence[int], draws: Draws) -> torch.Tensor:
+        which = put(holes.chosen(rows, draws), self._home)
+        unit = put(draws.normal(*holes.mean.shape[1:]), self._device)
+        rest = self._sampled(holes.mean, holes.deviation, which, unit)
+        return torch.cat([self._rows(holes.mask, which), rest], dim=1)
+
+    def _sampled(
+        self, mean: torch.Tensor, deviation: torch.Tensor, which: torch.Tensor, unit: torch.Tensor
+    ) -> torch.Tensor:
+        return self._rows(mean, which) + self._rows(deviation, which) * unit
+
+    def _rows(self, table: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        return rows_of(table, which, self._device)
+
+
+def fixed_latents(
+    vae: "AutoencoderKL",
+    identity: str,
+    downscale: int,
+    pictures: Pictures,
+    flip: bool,
+    cache: TensorCache,
+    device: torch.device,
+) -> FixedLatents:
+    """Encode every picture's centre crop, and its mirror image with ``flip``.
+
+    For an inpainting model, each of them also without each of its holes.
+
+    Args:
+        vae: on the device where it shall run.
+        identity: the VAE's hash.
+        downscale: pixels per latent.
+        pictures: the pictures.
+        flip: keep mirror images too.
+        cache: where latents are looked up and kept.
+        device: where batches are wanted.
+
+    Raises:
+        DataError: a picture cannot be decoded, or its latents are not finite; it is named.
+    """
+    jobs = [
+        (number, side)
+        for side in ((False, True) if flip else (False,))
+        for number in range(len(pictures.bucket_of))
+    ]
+    keys = [key_of_latents(pictures, job, vae, identity) for job in jobs]
+    layouts = [layout_of(pictures, number, vae, downscale) for number, _ in jobs]
+
+    def compute(places: list[int]) -> Iterator[Entry]:
+        return _encoded(vae, pictures, [jobs[place] for place in places])
+
+    with progress_bar("encoding pictures", len(jobs)) as advance:
+        entries = dict(zip(jobs, cache.fetch(keys, layouts, compute, advance), strict=True))
+    buckets = sorted(set(pictures.bucket_of))
+    owned = [[job for job in jobs if pictures.bucket_of[job[0]] == bucket] for bucket in buckets]
+    made = [_group(pictures, own, [entries[job] for job in own], downscale) for own in owned]
+    if pictures.holes is not None:
+        tables = hole_tables(vae, identity, downscale, pictures, pictures.holes, owned, cache)
+        made = [replace(one, holes=table) for one, table in zip(made, tables, strict=True)]
+    return FixedLatents(dict(zip(buckets, made, strict=True)), pictures.bucket_of, flip, device)
+
+
+def _encoded(vae: "AutoencoderKL", pictures: Pictures, jobs: Sequence[Side]) -> Iterator[Entry]:
+    for (number, _), pixels in zip(jobs, decoded(pictures, jobs), strict=True):
+        yield encoded(vae, pictures, number, to_signed(pixels))
+
+
+def _group(
+    pictures: Pictures, jobs: Sequence[Side], entries: Sequence[Entry], downscale: int
+) -> _Group:
+    mask = time_ids = None
+    if pictures.any_mask:
+        mask = torch.cat([_mask(pictures, number, side, downscale) for number, side in jobs])
+    if pictures.sized:
+        placements = pictures.placed.placements
+        views = [(placements[number], View(placements[number].crop[:2], side))
+                 for number, side in jobs]  # fmt: skip
+        time_ids = torch.tensor([time_ids_of(*view, pictures.score) for view in views])
+    return _Group(
+        torch.stack([one["mean"] for one in entries]),
+        torch.stack([one["deviation"] for one in entries]),
+        mask,
+        time_ids,
+        len({number for number, _ in jobs}),
+    )
+
+
+def _mask(pictures: Pictures, number: int, mirrored: bool, downscale: int) -> torch.Tensor:
+    mask = pictures.placed.centre_mask(number)
+    if mask is None:
+        bucket = pictures.placed.placements[number].bucket
+        mask = torch.full((1, bucket.height, bucket.width), 255, dtype=torch.uint8)
+    return shrunk((mask.flip(-1) if mirrored else mask).unsqueeze(0), downscale)
+
+
+# --- encoded in every step ------------------------------------------------------------------
+
+
+class LiveLatents:
+    """Pictures that are cropped, coloured or masked anew every time: the VAE runs in the step."""
+
+    def __init__(
+        self,
+        vae: "AutoencoderKL",
+        downscale: int,
+        pictures: Pictures,
+        data: TrainData,
+        device: torch.device,
+    ) -> None:
+        self._vae = vae
+        self._downscale = downscale
+        self._pictures = pictures
+        self._data = data
+        self._device = device
+
+    def gather(self, numbers: torch.Tensor, draws: Draws) -> Gathered:
+        """Return latents of newly drawn crops; see ``Latents``."""
+        chosen, placed = numbers.tolist(), self._pictures.placed
+        placements = [placed.placements[number] for number in chosen]
+        views = self._views(placements, draws)
+        pixels, masks = placed.crops(chosen, [view.corner for view in views])
+        mirrored = torch.tensor([view.mirrored for view in views]).view(-1, 1, 1, 1)
+        pixels, masks = (torch.where(mirrored, one.flip(-1), one) for one in (pixels, masks))
+        shown = put(pixels, self._device).float() / 255.0
+        if self._data.colour_jitter:
+            shown = jittered(
+                shown, put(torch.tensor([view.factors for view in views]), self._device)
+            )
+        signed = shown * 2.0 - 1.0
+        clean = self._sampled(signed, draws)
+        mask = time_ids = surroundings = None
+        if self._pictures.any_mask:
+            mask = shrunk(put(masks, self._device), self._downscale)
+        if self._pictures.sized:
+            score = self._pictures.score
+            told = [time_ids_of(p, view, score) for p, view in zip(placements, views, strict=True)]
+            time_ids = put(torch.tensor(told), self._device)
+        if self._pictures.holes is not None:
+            holes = drawn_holes(self._pictures.holes, self._pictures, chosen, masks, draws)
+            surroundings = self._surroundings(signed, put(holes, self._device), draws)
+        return Gathered(clean, mask, time_ids, surroundings)
+
+    def _surroundings(
+        self, signed: torch.Tensor, holes: torch.Tensor, draws: Draws
+    ) -> torch.Tensor:
+        rest = self._sampled(without_hole(signed, holes), draws)
+        return torch.cat([at_latents(holes, self._downscale), rest], dim=1)
+
+    def _sampled(self, signed: torch.Tensor, draws: Draws) -> torch.Tensor:
+        mean, deviation = encode_pictures(self._vae, signed)
+        return mean + deviation * put(draws.normal(*mean.shape[1:]), self._device)
+
+    def _views(self, placements: Sequence[Placement], draws: Draws) -> list[View]:
+        data = self._data
+        return [
+            draw_view(placed, data.crop == "random", data.flip, data.colour_jitter, own)
+            for placed, own in zip(placements, draws.of_each(_VIEW), strict=True)
+        ]

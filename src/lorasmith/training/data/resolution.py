@@ -1,0 +1,38 @@
+"""The sizes that training pictures are brought to."""
+
+from typing import TYPE_CHECKING
+
+from lorasmith.config.train_config import TrainData
+from lorasmith.core.errors import ConfigError
+from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets
+from lorasmith.models.image_sizes import ModelSizes
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+
+def picture_side(model: "Model", wanted: int | None) -> int:
+    """Return the side of square training pictures in pixels.
+
+    Raises:
+        ConfigError: the wanted side is not a multiple of what the model can do.
+    """
+    multiple = ModelSizes.of(model).multiple
+    side = wanted or model.default_size
+    if side % multiple:
+        near = max(multiple, (side + multiple // 2) // multiple * multiple)
+        raise ConfigError(f"data.resolution: {side} is not a multiple of {multiple}; use {near}")
+    return side
+
+
+def buckets_of(model: "Model", data: TrainData) -> tuple[Bucket, ...]:
+    """Return the sizes that pictures are brought to.
+
+    Raises:
+        ConfigError: the resolution does not suit the model.
+    """
+    side = picture_side(model, data.resolution)
+    if not data.buckets:
+        return (Bucket(side, side),)
+    step = bucket_step(side, data.bucket_step, ModelSizes.of(model).multiple)
+    return make_buckets(side, step, data.max_aspect)

@@ -1,0 +1,173 @@
+"""From what a user names to what can be evaluated: runs, LoRA files and their pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_metadata
+from lorasmith.config.features import load_run
+from lorasmith.config.train_config import SUFFIX, TrainRun
+from lorasmith.core.errors import DataError, WeightsError
+from lorasmith.core.safetensors_io import load_metadata
+from lorasmith.data.images.decode import WHITE, decode
+from lorasmith.data.reading.row import Row
+from lorasmith.data.reading.rows import read_rows
+from lorasmith.data.tags import contains_tag
+from lorasmith.evaluation.concept import Feature
+from lorasmith.runs.features_paths import FeaturesPaths
+from lorasmith.runs.paths import RunPaths
+from lorasmith.training.data.split import split_held_out, tagged_rows
+
+_SETTINGS = "run.toml"
+MOST_PICTURES = 64
+"""Real pictures of a feature that are compared with; of more, evenly spread ones."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """One tag among what a user named."""
+
+    gate: GateFacts
+    """The tag, and what its files say about their gate."""
+    files: Sequence[Path]
+    """Its LoRAs; the first is the run's result."""
+    run: TrainRun | None
+    """The run that made them, where its settings are there."""
+
+    @property
+    def tag(self) -> str:
+        """What calls it."""
+        return self.gate.tag
+
+    def feature(self, data: Path | None, class_word: str | None) -> Feature:
+        """Return what is measured, with the first of the files.
+
+        Args:
+            data: captioned pictures to compare with; None for those that the run kept out, or
+                learned from where it kept too few.
+            class_word: if not what the file or the run says.
+
+        Raises:
+            DataError: there are no pictures, or fewer than two with the tag.
+        """
+        rows, held_out = self._rows(data)
+        if len(rows) < 2:
+            raise DataError(
+                f"{data or self.files[0]}: {len(rows)} pictures with the tag {self.tag!r}; an "
+                "evaluation compares with two or more, which --data DIR names"
+            )
+        stride = -(-len(rows) // MOST_PICTURES)
+        known = self.gate.class_word or (self.run.data.class_word if self.run else "")
+        return Feature(
+            tag=self.tag,
+            class_word=known if class_word is None else class_word,
+            file=self.files[0],
+            gate=self.gate.kind,
+            pictures=[self._picture(row) for row in rows[::stride]],
+            captions=[row.caption for row in rows[::stride]],
+            held_out=held_out,
+        )
+
+    def _rows(self, data: Path | None) -> tuple[list[Row], bool]:
+        """Return pictures with the tag, and whether they were kept out of the training."""
+        if data is not None:
+            return [row for row in read_rows(data) if contains_tag(row.caption, self.tag)], False
+        if self.run is None:
+            raise DataError(
+                f"{self.files[0]}: which pictures show {self.tag!r}? The run that made it is not "
+                "there to say; name them with --data DIR"
+            )
+        rows = tagged_rows(self.run.data)
+        _, held_out = split_held_out(rows, self.run.data.held_out)
+        return (held_out, True) if len(held_out) > 1 else (rows, False)
+
+    def _picture(self, row: Row) -> Image.Image:
+        background = self.run.data.background_rgb if self.run else WHITE
+        return decode(row.read_bytes(), row.key, background)
+
+
+def named(targets: Sequence[Path]) -> list[Named]:
+    """Return the tags of runs and LoRA files, in the order in which they are named.
+
+    Files of one tag are put together; a run gives its result, its best and what it saved on the
+    way.
+
+    Args:
+        targets: folders of runs, or LoRA files.
+
+    Raises:
+        WeightsError: a file is missing or no LoRA, or has no tag.
+        DataError: a folder is no run's, or the run has left no LoRA.
+    """
+    found: dict[str, Named] = {}
+    for target in targets:
+        for one in _of_run(target) if target.is_dir() else [_of_file(target)]:
+            before = found.get(one.tag)
+            if before is not None:
+                files = list(dict.fromkeys([*before.files, *one.files]))
+                one = Named(before.gate, files, before.run or one.run)
+            found[one.tag] = one
+    return list(found.values())
+
+
+def _of_file(file: Path) -> Named:
+    facts = gate_of_metadata(file, load_metadata(file))
+    if not facts.tag:
+        raise WeightsError(
+            f"{file}: it does not say which tag calls it, so that nothing can be measured; name a "
+            "LoRA that lorasmith trained, or the folder of its run"
+        )
+    return Named(facts, [file], _run_beside(file, facts.tag))
+
+
+def _run_beside(file: Path, tag: str) -> TrainRun | None:
+    """Return the settings of the run in whose folder, or beside whose folder, a file lies."""
+    stem = file.name.removesuffix(SUFFIX)
+    names = [stem[:end] for end in range(len(stem), 0, -1) if end == len(stem) or stem[end] == "-"]
+    for folder in (file.parent, *(file.with_name(name) for name in names)):
+        if (folder / _SETTINGS).is_file():
+            runs = [run for run, _ in _runs(folder) if run.data.tag == tag]
+            if runs:
+                return runs[0]
+    return None
+
+
+def _of_run(folder: Path) -> list[Named]:
+    if not (folder / _SETTINGS).is_file():
+        raise DataError(
+            f"{folder}: not a run's folder (it has no run.toml); a run lies in the folder of its "
+            "name beside the LoRA, such as loras/inkmono"
+        )
+    found = []
+    for run, paths in _runs(folder):
+        files = _files(paths)
+        if not files:
+            raise DataError(f"{folder}: the run has not left a LoRA of {run.data.tag!r} yet")
+        facts = gate_of_metadata(files[0], load_metadata(files[0]))
+        found.append(Named(facts, files, run))
+    return found
+
+
+def _runs(folder: Path) -> list[tuple[TrainRun, RunPaths]]:
+    """Return a run, or those of its features, and where each lies now."""
+    run, here = load_run(folder / _SETTINGS), str(folder.absolute())
+    if isinstance(run, TrainRun):
+        return [(run, RunPaths.of(here))]
+    moved = run.model_copy(update={"output": run.output.model_copy(update={"name": here})})
+    return list(zip(run.runs(), FeaturesPaths.of(moved).features, strict=True))
+
+
+def _files(paths: RunPaths) -> list[Path]:
+    """Return a run's LoRAs: its result, its best, and what it saved on the way."""
+    own = [paths.lora, paths.best]
+    saved = (
+        sorted(paths.folder.glob(f"{paths.name}-[0-9]*{SUFFIX}")) if paths.folder.is_dir() else []
+    )
+    return [file for file in dict.fromkeys([*own, *saved]) if file.is_file()]
+
+
+def step_of(file: Path) -> int | None:
+    """Return after how many steps of training a LoRA file was written, if it says so."""
+    return gate_of_metadata(file, load_metadata(file)).step

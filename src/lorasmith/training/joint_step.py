@@ -1,0 +1,226 @@
+"""Optimizer steps of one feature or of several at once: one pass of the model, and an optimizer for
+each feature. On a GPU they are recorded and replayed.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import fields, replace
+from itertools import groupby, zip_longest
+from typing import Any, NamedTuple
+
+import torch
+
+from lorasmith.loops.cuda_graphs import Recorder
+from lorasmith.loops.progress import tell
+from lorasmith.ops.streams import beside
+from lorasmith.training.acceleration.factor_cache import casts_for
+from lorasmith.training.acceleration.patcher import Swift
+from lorasmith.training.acceleration.plan import Pace, pace_of, recompute_as_told
+from lorasmith.training.data.batch import Batch
+from lorasmith.training.losses import Noise
+from lorasmith.training.state import Session
+from lorasmith.training.train_step import Figures, Pending, Share, backward, losses_together
+
+
+class Part(NamedTuple):
+    """What one feature brings to one of a step's passes."""
+
+    owner: int
+    """Number of the feature."""
+    turn: int
+    """Parts of one turn may share a pass."""
+    whole: int
+    """Size of the feature's whole batch."""
+    batch: Batch
+    drawn: Noise
+
+
+class Together:
+    """Takes the steps of some features.
+
+    Each takes the step that it would take by itself: its own pictures and random numbers, the mean
+    over its own batch, clipped by its own norm, with its own optimizer. What they share is the
+    pass of the frozen model. (Adapter dropout is the exception: its numbers are drawn for the
+    pass as a whole.)
+
+    Recorded are passes and gradients, and where nothing in it asks the device (AdamW, one process,
+    no loss scaling) the optimizer too. Pictures and noise are drawn outside.
+    """
+
+    def __init__(self, sessions: Sequence[Session], pace: Pace | None = None) -> None:
+        """Prepare for steps of some features.
+
+        Args:
+            sessions: the features.
+            pace: how steps are taken; None decides by the settings.
+
+        Raises:
+            ConfigError: the settings' memory is too little.
+        """
+        pace = pace or pace_of(sessions)
+        unet = sessions[0].model.unet
+        self._swift = Swift(unet, fp8=pace.fp8)
+        self._sessions = tuple(sessions)
+        self._steps = [one.step_once for one in sessions]
+        trained = [one for each in sessions for one in each.trainable.adapters.values()]
+        self._casts = casts_for(unet, trained)
+        self._to_the_end = all(one.asks_nothing for one in self._steps)
+        self._recorder = Recorder(sessions[0].device, pace.record)
+        plan = recompute_as_told(sessions, lambda: self._try(_largest(sessions)))
+        if pace.compiled:  # not for the trials, each of which would be compiled anew
+            self._swift.compile()
+        if sessions[0].main:
+            tell(*pace.notes, *([plan] if plan else []))
+
+    @property
+    def recordings(self) -> int:
+        """How many recordings of steps there are."""
+        return len(self._recorder)
+
+    def advance(self) -> list[tuple[Figures, int]]:
+        """Take the next step; return each feature's figures and how many pictures it had."""
+        numbers = [one.prepare() for one in self._sessions]
+        parts = list(_parts(self._sessions, numbers))
+        for step in self._steps:
+            step.forget()  # a recording has memory of its own for gradients
+        with self._sessions[0].clock:
+            figures = self._whole(parts) if self._to_the_end else self._in_two(parts)
+        return [
+            (session.taken(_apart(own)), len(its))
+            for session, own, its in zip(self._sessions, figures, numbers, strict=True)
+        ]
+
+    def _whole(self, parts: Sequence[Part]) -> list[Figures]:
+        """Take a step in one piece."""
+
+        def work(inputs: Sequence[torch.Tensor]) -> list[Figures]:
+            self._pass(_with_inputs(parts, inputs))
+            return beside([one.finish for one in self._steps], inputs[0])
+
+        return self._recorder(_key(parts), _inputs(parts), work)
+
+    def _in_two(self, parts: Sequence[Part]) -> list[Figures]:
+        """Take a step whose optimizer has questions: only what comes before is recorded."""
+
+        def work(inputs: Sequence[torch.Tensor]) -> list[Pending]:
+            self._pass(_with_inputs(parts, inputs))
+            return [one.pending() for one in self._steps]
+
+        pending = self._recorder(_key(parts), _inputs(parts), work)
+        for step, own in zip(self._steps, pending, strict=True):
+            step.resume(own)
+        return [step.finish() for step in self._steps]
+
+    def _pass(self, parts: Sequence[Part]) -> None:
+        """Compute the gradients of a step."""
+        with self._swift.surviving(lambda: self._pass(parts)), self._swift():
+            for step in self._steps:
+                step.begin()
+            self._casts.renew()
+            try:
+                for group in _alike(parts):
+                    backward(self._loss_of(group))
+            finally:
+                self._casts.drop()
+
+    def _try(self, parts: Sequence[Part]) -> None:
+        """Compute the gradients of a step for nothing."""
+        self._pass(parts)
+        for step in self._steps:
+            step.forget()
+
+    def _loss_of(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Return the sum of the features' losses: no feature's weights are in another's loss."""
+        steps = [self._steps[one.owner] for one in parts]
+        shares: list[Share] = [
+            step.share(one.batch, one.drawn) for step, one in zip(steps, parts, strict=True)
+        ]
+        losses = [
+            step.take(one.batch, own, one.whole)
+            for step, one, own in zip(steps, parts, losses_together(shares), strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
+def _largest(sessions: Sequence[Session]) -> list[Part]:
+    """Return the parts of a step that needs as much memory as any of the first epoch."""
+
+    def most(session: Session) -> torch.Tensor:
+        order, placements = session.data.order, session.data.placements
+        batches = (order.batch(step) for step in range(order.steps_per_epoch))
+        return max(batches, key=lambda own: len(own) * placements[int(own[0])].bucket.area)
+
+    return list(_parts(sessions, [most(one) for one in sessions]))
+
+
+def _parts(sessions: Sequence[Session], numbers: Sequence[torch.Tensor]) -> Iterator[Part]:
+    """Yield the parts of all features, turn by turn; some features have more than others."""
+    every = [one.parts(own) for one, own in zip(sessions, numbers, strict=True)]
+    for turn, parts in enumerate(zip_longest(*every)):
+        for owner, part in enumerate(parts):
+            if part is not None:
+                yield Part(owner, turn, len(numbers[owner]), *part)
+
+
+def _alike(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield parts that one pass can do: of one turn and task, latents and texts of one shape."""
+    for _, turn in groupby(parts, key=lambda one: one.turn):
+        groups: dict[tuple[str, torch.Size, int], list[Part]] = {}
+        for one in turn:
+            kind = one.batch.task, one.batch.clean.shape[1:], one.batch.length
+            groups.setdefault(kind, []).append(one)
+        yield from groups.values()
+
+
+def _apart(figures: Figures) -> Figures:
+    """Return figures that the next replay leaves alone."""
+    kept = figures.loss if figures.kept is None else figures.kept
+    return Figures(*torch.stack([figures.loss, figures.grad_norm, kept]).unbind())
+
+
+# --- what a recording is told apart by, and what it is given anew ------------------------------
+
+_ON_HOST = "numbers"
+"""The field of a batch that is for messages and stays on the CPU."""
+_TENSORS = [one.name for one in fields(Batch) if one.name != _ON_HOST]
+
+
+def _key(parts: Sequence[Part]) -> Hashable:
+    """Return everything about some parts but the values of their tensors on the device."""
+    told = []
+    for one in parts:
+        values = [_told(getattr(one.batch, name)) for name in _TENSORS]
+        told.append((one.owner, one.turn, one.whole, *values, *map(_told, one.drawn)))
+    return tuple(told)
+
+
+def _told(value: Any) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_told(one) for one in value)
+    plain: Hashable = value
+    return plain
+
+
+def _inputs(parts: Sequence[Part]) -> list[torch.Tensor]:
+    """Return the tensors of some parts, always in the same order."""
+    found = []
+    for one in parts:
+        values = [getattr(one.batch, name) for name in _TENSORS]
+        found += [value for value in (*values, *one.drawn) if isinstance(value, torch.Tensor)]
+    return found
+
+
+def _with_inputs(parts: Sequence[Part], inputs: Sequence[torch.Tensor]) -> list[Part]:
+    """Return parts that have other tensors, in the order of ``_inputs``."""
+    left = iter(inputs)
+
+    def renewed(one: Part) -> Part:
+        values = {name: getattr(one.batch, name) for name in _TENSORS}
+        new: dict[str, Any] = {
+            name: next(left) for name, value in values.items() if isinstance(value, torch.Tensor)
+        }
+        drawn = Noise(*(next(left) for _ in Noise._fields))
+        return one._replace(batch=replace(one.batch, **new), drawn=drawn)
+
+    return [renewed(one) for one in parts]

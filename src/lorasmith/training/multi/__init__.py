@@ -1,0 +1,1 @@
+"""Runs of several LoRAs: features with a tag each, and sweeps."""

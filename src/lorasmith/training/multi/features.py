@@ -1,0 +1,171 @@
+"""Runs of several features: one after another, or all at once."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorasmith.adapters.gating.gate_metadata import gate_of_metadata
+from lorasmith.config.features import FeaturesRun
+from lorasmith.config.load import dump_toml, load_settings
+from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
+from lorasmith.core.safetensors_io import load_metadata
+from lorasmith.data.rules.facts import Finding
+from lorasmith.data.rules.features import Featured, between_features
+from lorasmith.evaluation.features_check import dropout_findings, tag_findings
+from lorasmith.loops.checkpoint import checkpoints
+from lorasmith.models.load import load_tokenizer, resolve_model
+from lorasmith.reports.features_page import write_overview
+from lorasmith.runs.features_paths import FeaturesPaths
+from lorasmith.runs.paths import RunPaths
+from lorasmith.training.data.split import ChosenRows, choose_rows
+from lorasmith.training.joint_trainer import Whole, checkpoint_of_all, part_of, train_abreast
+from lorasmith.training.multi.frozen import Earlier
+from lorasmith.training.resume import LATEST
+from lorasmith.training.setup import Machine, Plan, claimed, prepared
+from lorasmith.training.state import Session
+from lorasmith.training.trainer import naming_the_rest, take_steps
+
+
+def train_features(run: FeaturesRun, resume: str | None = None) -> list[Path]:
+    """Train a LoRA for each feature of a run and return their files, in the order of the features.
+
+    The same settings give the same weights on the same machine, whether in one go or resumed.
+
+    Args:
+        run: the settings.
+        resume: go on with the run of this name from its ``latest`` checkpoint, or from
+            ``step-120`` and no other; of staged runs, in the stage that is not finished.
+
+    Raises:
+        DataError: pictures that cannot be used, or captions that mix the features.
+        LorasmithError: as from `lorasmith.training.trainer.train`.
+        KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
+    """
+    paths = FeaturesPaths.of(run)
+    if resume is None:
+        paths.claim(one.data for one in run.runs())
+    else:
+        paths.claim_again()
+        _require_mode(run, paths)
+    chosen = [choose_rows(one.data) for one in run.runs()]
+    check_apart(run, chosen)
+    if run.train.mode == "joint":
+        _train_joint(run, paths, chosen, resume)
+    else:
+        _train_staged(run, paths, chosen, resume)
+    return [feature.lora for feature in paths.features]
+
+
+def _require_mode(run: FeaturesRun, paths: FeaturesPaths) -> None:
+    """Refuse to go on with a run in another mode than it was started in.
+
+    Raises:
+        ConfigError: the mode differs, or the saved settings cannot be read.
+    """
+    before = load_settings(FeaturesRun, paths.own.settings).train.mode
+    if before != run.train.mode:
+        raise ConfigError(
+            f"train.mode: this run was started with {before!r} and cannot go on with "
+            f"{run.train.mode!r}; go on with {paths.own.how_to_resume}"
+        )
+
+
+def check_apart(run: FeaturesRun, chosen: Sequence[ChosenRows]) -> None:
+    """Refuse or warn of what would mix the features.
+
+    Raises:
+        DataError: captions or tags of one call another.
+    """
+    featured = [
+        Featured(feature.tag, feature.class_word, [*rows.tagged, *rows.held_out])
+        for feature, rows in zip(run.feature, chosen, strict=True)
+    ]
+    tokenizer = load_tokenizer(resolve_model(run.model.path))
+    found: list[Finding] = [
+        *between_features(featured, run.train.mode == "joint"),
+        *tag_findings(tokenizer, [feature.tag for feature in run.feature]),
+        *dropout_findings(run.runs()),
+    ]
+    for finding in found:
+        where = f" (first {finding.files[0]})" if finding.files else ""
+        if finding.severity == "error":
+            raise DataError(f"{finding.message}{where}")
+        warnings.warn(f"{finding.message}{where}", LorasmithWarning, stacklevel=3)
+
+
+# --- one after another ------------------------------------------------------------------------
+
+
+def _train_staged(
+    run: FeaturesRun, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
+) -> None:
+    """Train the features that are not finished, each on top of those before it."""
+    runs, earlier = run.runs(), list[Earlier]()
+    first = 0 if resume is None else _first_unfinished(paths)
+    for stage, (one, place) in enumerate(zip(runs, paths.features, strict=True)):
+        if stage >= first:
+            wanted = _wanted(place, resume if stage == first else None)
+            plan = Plan(one, place, chosen[stage], claimed(place, wanted))
+            with (
+                prepared([plan], Machine.of(one.train), earlier, runs[stage + 1 :]) as sessions,
+                naming_the_rest(place),
+            ):
+                _start(run, paths, sessions, resume is None and stage == 0)
+                take_steps(sessions[0], f"training {one.data.tag}")
+                _write_overview(run, paths, sessions[0])
+        earlier.append(Earlier.read(place.lora, one.data, chosen[stage]))
+
+
+def _first_unfinished(paths: FeaturesPaths) -> int:
+    """Return the number of the stage to go on with; the last one where all are finished."""
+    for stage, place in enumerate(paths.features):
+        if not (place.lora.is_file() and place.summary.is_file()):
+            return stage
+    return len(paths.features) - 1
+
+
+def _wanted(place: RunPaths, resume: str | None) -> str | None:
+    """Return which checkpoint a stage goes on from; one that has none yet starts anew."""
+    return None if resume == LATEST and not checkpoints(place.checkpoints) else resume
+
+
+def _start(run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session], new: bool) -> None:
+    """Put the whole run's settings in place, and one identity into all of its files."""
+    if sessions[0].main:
+        paths.begin(dump_toml(run), new)
+    identity = sessions[0].progress.identity
+    for place in paths.features:
+        if run.train.mode == "staged" and place.lora.is_file():
+            identity = gate_of_metadata(place.lora, load_metadata(place.lora)).run or identity
+            break
+    for session in sessions:
+        session.progress.identity = identity
+
+
+def _write_overview(run: FeaturesRun, paths: FeaturesPaths, session: Session) -> None:
+    """The LoRA is there by now: a page that cannot be written is no reason to fail."""
+    if not session.main:
+        return
+    try:
+        write_overview(run, paths)
+    except (OutputError, DataError) as error:
+        warnings.warn(f"no overview: {error}", LorasmithWarning, stacklevel=2)
+
+
+# --- all at once ------------------------------------------------------------------------------
+
+
+def _train_joint(
+    run: FeaturesRun, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
+) -> None:
+    found = checkpoint_of_all(paths.own, resume)
+    plans = [
+        Plan(one, place, rows, part_of(found, place))
+        for one, place, rows in zip(run.runs(), paths.features, chosen, strict=True)
+    ]
+    tags = tuple(feature.tag for feature in run.feature)
+    whole = Whole(paths.own, f"training {len(tags)} features", tags)
+    with prepared(plans, Machine.of(run.train)) as sessions, naming_the_rest(paths.own):
+        _start(run, paths, sessions, found is None)
+        train_abreast(sessions, whole)
+        _write_overview(run, paths, sessions[0])

@@ -1,0 +1,44 @@
+"""Features that were learned before, and stay as they are while the next one is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
+from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_file
+from lorasmith.adapters.naming.layer_names import UNET_PREFIX
+from lorasmith.config.train_config import TrainData
+from lorasmith.training.data.split import ChosenRows
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A feature that is in the model already."""
+
+    file: LoraFile
+    """Its LoRA."""
+    facts: GateFacts
+    """What switches it on."""
+    data: TrainData
+    """Its pictures' settings."""
+    chosen: ChosenRows
+    """Its pictures."""
+
+    @classmethod
+    def read(cls, path: Path, data: TrainData, chosen: ChosenRows) -> "Earlier":
+        """Read the LoRA of a feature.
+
+        Raises:
+            WeightsError: the file is missing or damaged.
+        """
+        file = load_lora_file(path)
+        return cls(file, gate_of_file(file), data, chosen)
+
+    @property
+    def in_text(self) -> bool:
+        """Whether it changes a text encoder."""
+        return any(not name.startswith(UNET_PREFIX) for name in self.file.layers)
+
+    @property
+    def identity(self) -> str:
+        """The hash of its weights."""
+        return self.file.metadata.get("sshs_model_hash", "")

@@ -1,0 +1,126 @@
+"""Sweeps: LoRAs of the same pictures that differ in settings, trained at the same time."""
+
+from collections.abc import Sequence
+
+from lorasmith.config.load import dump_toml, load_settings, read_toml
+from lorasmith.config.sweep import SweepRun, Variant
+from lorasmith.config.train_config import TrainRun
+from lorasmith.core.errors import ConfigError, OutputError
+from lorasmith.reports.advice import last_part
+from lorasmith.reports.sweep_page import write_sweep
+from lorasmith.reports.sweep_results import SweepResult, results_of
+from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.summary import Summary
+from lorasmith.runs.sweep_paths import SweepPaths
+from lorasmith.training.data.split import ChosenRows, choose_rows
+from lorasmith.training.joint_trainer import Whole, checkpoint_of_all, part_of, train_abreast
+from lorasmith.training.setup import Machine, Plan, prepared
+from lorasmith.training.state import Session
+from lorasmith.training.trainer import naming_the_rest
+
+
+def train_sweep(run: SweepRun, resume: str | None = None) -> list[SweepResult]:
+    """Train a LoRA for each combination of the varied settings; return what came of them.
+
+    Each becomes, to rounding, what a run of its own would make of it; with dropout in the adapters,
+    whose random numbers are drawn for all together, something equally good.
+
+    Args:
+        run: the settings.
+        resume: go on with the sweep of this name from its ``latest`` checkpoint, or from
+            ``step-120`` and no other, in the group that is not finished.
+
+    Returns:
+        the results, the best first where held-out pictures tell which that is.
+
+    Raises:
+        LorasmithError: as from `lorasmith.training.trainer.train`.
+        KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
+    """
+    paths = SweepPaths.of(run)
+    if resume is None:
+        paths.claim([run.data])
+    else:
+        paths.claim_again()
+        _require_same(run, paths)
+    chosen = choose_rows(run.data)
+    first = 0 if resume is None else _first_unfinished(run, paths)
+    for number in range(first, len(run.groups())):
+        _train_group(run, paths, chosen, number, resume if number == first else None)
+    return results_of(run, paths)
+
+
+def _require_same(run: SweepRun, paths: SweepPaths) -> None:
+    """Refuse to go on with a sweep of other LoRAs, or in other groups.
+
+    Raises:
+        OutputError: what is there is no sweep.
+        ConfigError: it is another one, or its settings cannot be read.
+    """
+    if "vary" not in read_toml(paths.own.settings):
+        raise OutputError(f"{paths.own.folder} holds no sweep to go on with; choose another --out")
+    before = load_settings(SweepRun, paths.own.settings)
+    if [_told(group) for group in before.groups()] != [_told(group) for group in run.groups()]:
+        raise ConfigError(
+            "vary: the sweep was started with other values, or with another --together; go on "
+            f"with {paths.own.how_to_resume}"
+        )
+
+
+def _told(group: Sequence[Variant]) -> list[dict[str, object]]:
+    return [dict(variant.settings) for variant in group]
+
+
+def _first_unfinished(run: SweepRun, paths: SweepPaths) -> int:
+    """Return the number of the group to go on with; how many there are where all are finished."""
+    groups = len(paths.groups)
+    for number in range(groups):
+        if not all(_finished(place, run.train.steps) for place in paths.of_group(run, number)):
+            return number
+    return groups
+
+
+def _finished(place: RunPaths, steps: int) -> bool:
+    if place.failure.is_file():
+        return True
+    there = place.lora.is_file() and place.summary.is_file()
+    return there and Summary.read(place.summary).steps >= steps
+
+
+def _train_group(
+    run: SweepRun, paths: SweepPaths, chosen: ChosenRows, number: int, resume: str | None
+) -> None:
+    """Train the LoRAs of a group (from 0), and write how the sweep stands."""
+    groups, place = run.groups(), paths.groups[number]
+    found = checkpoint_of_all(place, resume)
+    plans = [
+        Plan(variant.run, own, chosen, part_of(found, own))
+        for variant, own in zip(groups[number], paths.of_group(run, number), strict=True)
+    ]
+    later = [variant.run for group in groups[number + 1 :] for variant in group]
+    with (
+        prepared(plans, Machine.of(run.train), later=later, called=_called) as sessions,
+        naming_the_rest(place),
+    ):
+        if sessions[0].main:
+            paths.begin(dump_toml(run), found is None and number == 0)
+        train_abreast(sessions, _whole(groups, place, number))
+        _write(run, paths, sessions[0])
+
+
+def _called(run: TrainRun) -> str:
+    return f"variant {last_part(run.output.name)}"
+
+
+def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) -> Whole:
+    names = tuple(variant.name for variant in groups[number])
+    title = f"training {len(names)} LoRAs"
+    if len(groups) > 1:
+        title += f", group {number + 1} of {len(groups)}"
+    relief = f"Train fewer at the same time (--together, now {len(names)}). "
+    return Whole(place, title, names, relief, lenient=True, same_base=True)
+
+
+def _write(run: SweepRun, paths: SweepPaths, session: Session) -> None:
+    if session.main:
+        write_sweep(run, paths)

@@ -1,0 +1,99 @@
+"""What a run leaves: LoRA files, its summary and its report."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from lorasmith.adapters.files.lora_file import save_lora_file
+from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.nn.trainable import exported, parts_of
+from lorasmith.core.errors import LorasmithError, LorasmithWarning
+from lorasmith.core.safetensors_io import load_metadata
+from lorasmith.data.tags import tag_frequency
+from lorasmith.models.family import family_of
+from lorasmith.runs.summary import Summary
+from lorasmith.training.data.resolution import picture_side
+from lorasmith.training.state import Session, identity_of
+
+_DIGITS = 16
+"""Of a hash in a file's metadata: enough to tell sets of pictures apart."""
+
+
+def export(session: Session, path: Path) -> None:
+    """Write the adapters as they are as a LoRA file.
+
+    Raises:
+        WeightsError: they are all zero or not finite.
+        OutputError: the file cannot be written.
+    """
+    run, rows = session.run, session.data.rows[: session.data.tagged]
+    facts = Facts(
+        name=path.name.removesuffix(path.suffix),
+        tag=run.data.tag,
+        family=family_of(session.model),
+        prediction_type=session.objective.process.prediction_type,
+        parts=parts_of(session.trainable),
+        resolution=picture_side(session.model, run.data.resolution),
+        tag_frequency=tag_frequency(row.caption for row in rows),
+        dataset=run.data.path.resolve().name,
+        gate=run.lora.gate,
+        class_word=run.data.class_word,
+        run=session.progress.identity,
+        step=session.progress.done,
+        base=session.base_hash,
+        pictures=identity_of(session.data)[:_DIGITS],
+    )
+    with session.averaged():
+        save_lora_file(path, exported(session.trainable), metadata_of(facts))
+
+
+def finish(session: Session, ended: str) -> Path:
+    """Write the LoRA, the summary and the report; return the LoRA's file.
+
+    Args:
+        session: a run that has taken its last step.
+        ended: why it ended, in words.
+    """
+    paths = session.paths
+    if session.main:
+        export(session, paths.lora)
+        _summary(session, ended).write(paths.summary)
+        _write_report(session)
+    session.accelerator.wait_for_everyone()
+    return paths.lora
+
+
+def _summary(session: Session, ended: str) -> Summary:
+    data, paths, progress = session.data, session.paths, session.progress
+    return Summary(
+        name=paths.name,
+        tag=session.run.data.tag,
+        family=family_of(session.model),
+        pictures=data.tagged,
+        held_out=len(data.held_out.rows) if data.held_out else 0,
+        steps=progress.done,
+        seconds=round(session.seconds(), 1),
+        parameters=sum(parameter.numel() for parameter in session.trainable.parameters()),
+        layers=len(session.trainable.adapters),
+        best_step=progress.best_step,
+        stopped=ended,
+        sha256=load_metadata(paths.lora).get("sshs_model_hash", ""),
+        file=paths.lora.name,
+        device=_device_name(session.device),
+        model=session.model.folder.name,
+    )
+
+
+def _write_report(session: Session) -> None:
+    """The LoRA is there by now: a report that cannot be written is no reason to fail."""
+    from lorasmith.reports.run_page import write_report
+
+    try:
+        write_report(session.paths)
+    except LorasmithError as error:
+        warnings.warn(f"no report: {error}", LorasmithWarning, stacklevel=2)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,346 @@
+"""Preparing a run: from settings to a session that can take steps."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.adapters.naming.layer_names import UNET
+from lorasmith.adapters.nn.inject import Attached, attach
+from lorasmith.adapters.nn.trainable import Trainable, inject_targets
+from lorasmith.adapters.targeting.targets import Target, resolve
+from lorasmith.config.load import dump_toml
+from lorasmith.config.train_config import TrainRun, TrainSettings
+from lorasmith.core.device import dtype_of, pick_device
+from lorasmith.core.errors import ConfigError
+from lorasmith.loops.checkpoint import Checkpoint
+from lorasmith.loops.distributed import accelerator_for, sum_over
+from lorasmith.loops.ema import Ema
+from lorasmith.loops.memory import limit_memory, require_space
+from lorasmith.loops.optimized_module import Trained
+from lorasmith.loops.optimizers import RateGroup, build_optimizer
+from lorasmith.loops.tracking import check_wandb
+from lorasmith.models.family import FAMILIES, family_of
+from lorasmith.models.load import Model, load_model, quiet
+from lorasmith.runs.paths import RunPaths, keep_outside
+from lorasmith.training.data.dataset import TrainingSet, build_dataset, send_home
+from lorasmith.training.data.resolution import buckets_of
+from lorasmith.training.data.shared import shared_sets
+from lorasmith.training.data.split import ChosenRows, choose_rows
+from lorasmith.training.gating import Lane, by_token, gating_of
+from lorasmith.training.losses import process_of
+from lorasmith.training.lr_defaults import with_rates
+from lorasmith.training.multi.frozen import Earlier
+from lorasmith.training.outputs.disk_usage import bytes_needed
+from lorasmith.training.resume import check_settings, find_checkpoint
+from lorasmith.training.state import Session
+from lorasmith.training.train_step import Denoiser, Objective, TrainStep
+from lorasmith.training.validation.previews import check_preview_loras, check_previews
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A feature that shall be trained."""
+
+    run: TrainRun
+    """Its settings."""
+    paths: RunPaths
+    """Where it writes."""
+    chosen: ChosenRows
+    """Its pictures."""
+    found: Checkpoint | None
+    """What it goes on from; None for a new one."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on."""
+
+    device: torch.device
+    accelerator: "Accelerator"
+
+    @classmethod
+    def of(cls, train: TrainSettings) -> "Machine":
+        """Find it.
+
+        Raises:
+            ConfigError: there is no such device, or it cannot do what the settings ask for.
+        """
+        device = pick_device(train.device)
+        accelerator = accelerator_for(train.precision, device.type, "train")
+        if accelerator.num_processes > 1:
+            device = torch.device(accelerator.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # where kernels are launched and steps are recorded
+        return cls(device, accelerator)
+
+
+@contextmanager
+def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
+    """Prepare a run, and take the adapters out of the model at its end.
+
+    What can be refused is refused before anything is written.
+
+    Args:
+        run: the settings.
+        resume: None for a new run, else which checkpoint it goes on from: ``latest``, ``step-120``.
+    """
+    paths = RunPaths.of(run.output.name)
+    if resume is None:
+        keep_outside(paths.folder, run.data, "output.name (--out)")
+    machine = Machine.of(run.train)
+    chosen = choose_rows(run.data)
+    found = claimed(paths, resume)
+    with prepared([Plan(run, paths, chosen, found)], machine) as sessions:
+        yield sessions[0]
+
+
+@contextmanager
+def prepared(
+    plans: Sequence[Plan],
+    machine: Machine,
+    earlier: Sequence[Earlier] = (),
+    later: Sequence[TrainRun] = (),
+    called: Callable[[TrainRun], str] | None = lambda run: f"feature {run.data.tag!r}",
+) -> Iterator[list[Session]]:
+    """Prepare features that are trained at the same time, on one model.
+
+    Args:
+        plans: the features; what is common to all is as in the first.
+        machine: what they are trained on.
+        earlier: features that are in the model already, and stay as they are.
+        later: features that come afterwards: what is wrong with them is told now.
+        called: what errors call one of several.
+    """
+    first, device, accelerator = plans[0].run, machine.device, machine.accelerator
+    if first.track.wandb:
+        check_wandb()
+    model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
+    plans = [replace(plan, run=_completed(plan.run, model, plan.found)) for plan in plans]
+    check_previews(first.preview, model)
+    check_preview_loras(first.preview, model)
+    if len(plans) + len(earlier) + len(later) == 1:
+        called = None
+    targets = [_targets(plan.run, model, called) for plan in plans]
+    for run in later:
+        _targets(_completed(run, model, None), model, called)
+    needed = sum(
+        bytes_needed(plan.run, own, model.default_size, new=plan.found is None)
+        for plan, own in zip(plans, targets, strict=True)
+    )
+    require_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
+    words_live = _reads_live(targets, earlier)
+    with accelerator.main_process_first():
+        sets = shared_sets(
+            [plan.run for plan in plans],
+            lambda number: _dataset(plans[number], model, device, words_live, earlier),
+            seeded_pictures=model.inpaints,
+        )
+        kept = _kept_sets(plans[0], model, device, words_live, earlier)
+        send_home(model, [*sets, *kept], words_live)
+    _place(model, first.train, device, words_live)
+    with _injected(model, plans, targets, earlier) as (trainables, lanes):
+        sessions = [
+            _session(plan, machine, model, data, trainable, lane, kept, earlier)
+            for plan, data, trainable, lane in zip(plans, sets, trainables, lanes, strict=True)
+        ]
+        _begin(plans, sessions)
+        accelerator.wait_for_everyone()
+        yield sessions
+
+
+def _begin(plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+    """Restore what is gone on with, and put settings and records in place."""
+    for plan, session in zip(plans, sessions, strict=True):
+        if plan.found is not None:
+            session.restore(plan.found)
+        if session.main:
+            record = json.dumps(session.data.record(), indent=1, ensure_ascii=False)
+            session.paths.begin(dump_toml(plan.run), plan.found is None, f"{record}\n")
+
+
+def _reads_live(targets: Sequence[Sequence[Target]], earlier: Sequence[Earlier]) -> bool:
+    """Tell whether text encoders run in the step: adapters in them are trained, or have a gate."""
+    trained = any(target.place.part != UNET for own in targets for target in own)
+    return trained or any(one.in_text for one in earlier)
+
+
+def _targets(run: TrainRun, model: Model, called: Callable[[TrainRun], str] | None) -> list[Target]:
+    """Return a feature's layers; of several features, an error says whose they are."""
+    try:
+        buckets_of(model, run.data)
+        return resolve(model, run.lora, run.train)
+    except ConfigError as error:
+        if called is None:
+            raise
+        raise ConfigError(f"{called(run)}: {error}") from error
+
+
+def _facts(run: TrainRun) -> GateFacts:
+    return GateFacts(run.lora.gate, run.data.tag, run.data.class_word)
+
+
+def _dataset(
+    plan: Plan,
+    model: Model,
+    device: torch.device,
+    words_live: bool,
+    earlier: Sequence[Earlier],
+) -> TrainingSet:
+    run = plan.run
+    plain = run.preserve.strength > 0
+    gating = gating_of(model, _facts(run), [one.facts for one in earlier], plain)
+    return build_dataset(model, run.data, run.train, device, plan.chosen, words_live, gating)
+
+
+def _kept_sets(
+    plan: Plan,
+    model: Model,
+    device: torch.device,
+    words_live: bool,
+    earlier: Sequence[Earlier],
+) -> tuple[TrainingSet, ...]:
+    """Return the pictures of earlier features, where their prediction is to be kept."""
+    if not plan.run.preserve.cross:
+        return ()
+    return tuple(
+        build_dataset(
+            model, one.data, plan.run.train, device, one.chosen, words_live,
+            gating_of(model, one.facts, ()),
+        )
+        for one in earlier
+    )  # fmt: skip
+
+
+@contextmanager
+def _injected(
+    model: Model,
+    plans: Sequence[Plan],
+    targets: Sequence[Sequence[Target]],
+    earlier: Sequence[Earlier],
+) -> Iterator[tuple[list[Trainable], list[Lane]]]:
+    """Put adapters into the model while the block runs, those of earlier features first."""
+    frozen: list[Attached] = []
+    trainables: list[Trainable] = []
+    try:
+        for one in earlier:
+            frozen.append(attach(model, one.file))  # noqa: PERF401 (detach what got in)
+        for plan, own in zip(plans, targets, strict=True):
+            run = plan.run
+            trainables.append(inject_targets(own, run.lora, run.train.seed, _facts(run)))
+        before = [(one.gate, by_token(one.facts)) for one in frozen]
+        gates = [one.attached.gate for one in trainables]
+        lanes = [
+            Lane(own, by_token(_facts(plan.run)), before, [one for one in gates if one is not own])
+            for own, plan in zip(gates, plans, strict=True)
+        ]
+        yield trainables, lanes
+    finally:
+        if plans[0].run.train.memory:
+            limit_memory(model.unet.device, None)
+        for trainable in trainables:
+            trainable.detach()
+        for attached in frozen:
+            attached.detach()
+
+
+def claimed(paths: RunPaths, resume: str | None) -> Checkpoint | None:
+    """Make sure of the run's place; return what it goes on from."""
+    if resume is None:
+        paths.claim()
+        return None
+    paths.claim_again()
+    return find_checkpoint(paths.checkpoints, resume)
+
+
+def _completed(run: TrainRun, model: Model, found: Checkpoint | None) -> TrainRun:
+    """Fill in what depends on the model, and compare with the run that is gone on with."""
+    size = sum(parameter.numel() for parameter in model.unet.parameters())
+    run = run.model_copy(update={"train": with_rates(run.train, size)})
+    if found is not None:
+        check_settings(found.state["settings"], run)
+    return run
+
+
+def _place(model: Model, train: TrainSettings, device: torch.device, text_trained: bool) -> None:
+    """Bring what the steps use to the device, in the number format of the run."""
+    used: list[nn.Module] = [model.unet, *(model.text_encoders if text_trained else ())]
+    with quiet():
+        for network in used:
+            network.to(device=device, dtype=dtype_of(train.precision))
+    if not train.gradient_checkpointing:
+        return
+    for encoder in model.text_encoders if text_trained else ():
+        encoder.gradient_checkpointing_enable()
+        encoder.train()  # transformers checkpoints in training mode only
+
+
+def _session(
+    plan: Plan,
+    machine: Machine,
+    model: Model,
+    data: TrainingSet,
+    trainable: Trainable,
+    lane: Lane,
+    kept: tuple[TrainingSet, ...],
+    earlier: Sequence[Earlier],
+) -> Session:
+    train, accelerator = plan.run.train, machine.accelerator
+    known = FAMILIES[family_of(model)].noise_levels
+    process = process_of(model.scheduler_config, train.loss, model.unet.device, known)
+    objective = Objective(Denoiser(model), process, train.loss, lane)
+    groups = _groups(trainable, train)
+    optimizer, peaks = build_optimizer(train, groups)
+    adapters = nn.ModuleList(trainable.adapters.values())
+    average = Ema(adapters, train.ema) if train.ema > 0 else None
+    alone = accelerator.num_processes == 1
+    # A scaler's state is that of one optimizer's gradients: features do not share it.
+    scaler = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler)
+    step_once = TrainStep(
+        objective,
+        trainable.parameters(),
+        optimizer,
+        train.clip,
+        None if alone else partial(sum_over, accelerator),
+        scaler,
+    )
+    return Session(
+        run=plan.run,
+        paths=plan.paths,
+        accelerator=accelerator,
+        model=model,
+        data=data,
+        trainable=trainable,
+        state=Trained(adapters, adapters, optimizer, peaks[0], average),
+        objective=objective,
+        peaks=peaks,
+        labels=[group.part for group in groups],
+        step_once=step_once,
+        scaler=scaler,
+        earlier=kept,
+        built_on={one.file.path.name: one.identity for one in earlier},
+    )
+
+
+def _groups(trainable: Trainable, train: TrainSettings) -> list[RateGroup]:
+    """Return the parameters with their learning rates; LoRA+ raises that of the up-matrices."""
+    ratio = {"down": 1.0, "up": train.loraplus_ratio}
+    return [
+        RateGroup(_label(group.part, group.kind, train), group.parameters,
+                  group.learning_rate * ratio[group.kind])
+        for group in trainable.groups()
+    ]  # fmt: skip
+
+
+def _label(part: str, kind: str, train: TrainSettings) -> str:
+    return f"{part} {kind}" if train.loraplus_ratio > 1 else part

@@ -1,0 +1,1 @@
+"""Validation during a run: losses on held-out images, and preview images."""

@@ -1,0 +1,138 @@
+"""Looking at a run every so many steps: preview pictures and the loss on a fixed grid."""
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from lorasmith.core.errors import LorasmithWarning
+from lorasmith.loops.memory import free_memory, ran_out
+from lorasmith.training.outputs.export import export
+from lorasmith.training.outputs.logger import Reporter
+from lorasmith.training.state import Session
+from lorasmith.training.validation.loss import FixedGrid, Measured
+from lorasmith.training.validation.previews import NotWantedError, Previews
+
+
+class Looks:
+    """The looks at one run, and what they found."""
+
+    def __init__(self, session: Session, report: Reporter, wanted: Callable[[], bool]) -> None:
+        """Decide what is looked at.
+
+        Args:
+            session: the run.
+            report: where the figures go.
+            wanted: tells whether the run is still to go on.
+        """
+        self._session = session
+        self._report = report
+        self._wanted = wanted
+        run, data = session.run, session.data
+        self._name = "fixed_loss" if data.held_out is None else "held_out"
+        self._grid = FixedGrid(
+            session.objective,
+            data.held_out or data,
+            run.preview.loss_timesteps,
+            run.train.batch_size,
+            run.train.seed if run.preview.loss_seed is None else run.preview.loss_seed,
+        )
+        rows = data.rows[: data.tagged]
+        self._previews = Previews(run.preview, session.model, rows, session.paths.previews)
+
+    @property
+    def no_better(self) -> bool:
+        """Whether the held-out loss has not improved for as long as the settings allow."""
+        patience = self._session.run.train.patience
+        return patience is not None and self._session.progress.waited >= patience
+
+    def first(self, drawn: Path | None = None) -> None:
+        """Look at the base model, before the first step of a new run.
+
+        Args:
+            drawn: the previews of a run whose base model has drawn the same already.
+        """
+        session = self._session
+        if session.progress.done or session.run.preview.every == 0:
+            return
+        session.trainable.set_weight(0.0)
+        try:
+            with self._report.pause():
+                self._draw_base(drawn)
+        finally:
+            session.trainable.set_weight(1.0)
+        with self._report.pause():
+            base = self._measure()
+            if base is not None:
+                self._report.extra(0, Measured(base.base, base.base).figures(self._name))
+
+    def take(self) -> dict[str, float]:
+        """Look at the run as it is; return the figures for its log."""
+        session = self._session
+        with self._report.pause(), session.averaged():
+            measured = self._measure()
+            if measured is not None and self._name == "held_out":
+                self._remember(measured)
+            self._draw()
+        return {} if measured is None else measured.figures(self._name)
+
+    def _remember(self, measured: Measured) -> None:
+        """Keep the LoRA where it is the best so far."""
+        progress = self._session.progress
+        if progress.best is not None and measured.loss >= progress.best:
+            progress.waited += 1
+            return
+        progress.best, progress.best_step, progress.waited = measured.loss, progress.done, 0
+        if self._session.main:
+            export(self._session, self._session.paths.best)
+
+    def _measure(self) -> Measured | None:
+        """Measure in the main process, and tell the others."""
+        session = self._session
+        found: list[Measured | None] = [None]
+        if session.main:
+            with _surviving("the held-out loss", session.progress.done):
+                found = [self._grid.measure(session.trainable, session.progress.base)]
+        if session.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        if found[0] is not None:
+            session.progress.base = found[0].base
+        return found[0]
+
+    def _draw_base(self, drawn: Path | None) -> None:
+        if drawn is None:
+            self._draw()
+        elif self._session.main and drawn.is_dir():
+            shutil.copytree(drawn, self._session.paths.previews, dirs_exist_ok=True)
+
+    def _draw(self) -> None:
+        session = self._session
+        if not session.main:
+            return
+        if session.objective.lane is not None:
+            session.objective.lane.rest()
+        try:
+            with _surviving("a preview", session.progress.done):
+                self._previews.draw(session.progress.done, session.trainable, self._wanted)
+        except NotWantedError:
+            return
+
+
+@contextmanager
+def _surviving(what: str, step: int) -> Iterator[None]:
+    """Turn running out of memory into a warning: the training itself may well go on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        free_memory()
+        warnings.warn(
+            f"out of memory in {what} at step {step}; the training goes on without it: lower "
+            "preview.count or preview.size",
+            LorasmithWarning,
+            stacklevel=2,
+        )
