@@ -20,8 +20,8 @@ from lorasmith.data.images.decode import decode
 from lorasmith.data.images.square_images import to_signed
 from lorasmith.data.reading.rows import Row, read_rows
 from lorasmith.evaluation.metrics.diversity import LARGEST, SIDE, SMALLEST, mean_distance
-from lorasmith.models.load import EMBEDDED
 from lorasmith.models.image_encoder import FOLDER, embed_pictures, load_image_tower
+from lorasmith.models.load import EMBEDDED
 
 PER_STYLE = 400
 SETS = 4000
