@@ -1,0 +1,58 @@
+"""Registries of named implementations."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from lorasmith.core import registry as registry_module
+from lorasmith.core.errors import ConfigError
+from lorasmith.core.registry import Registry
+
+
+def make_registry() -> Registry[object]:
+    return Registry("encoder", "encoders", {"utf8": "json:dumps", "latin": "json:loads"})
+
+
+def test_a_builtin_item_is_imported_on_first_use() -> None:
+    import json
+
+    assert make_registry().get("utf8") is json.dumps
+    assert Registry("x", "xs", {"a": "no_such_module:thing"}).names() == ("a",)
+
+
+def test_an_added_item_comes_after_the_builtin_ones() -> None:
+    registry = make_registry()
+    registry.register("mine", 7)
+    assert registry.names() == ("utf8", "latin", "mine")
+    assert registry.get("mine") == 7
+    registry.unregister("mine")
+    assert "mine" not in registry
+
+
+def test_a_decorator_registers_and_returns_the_function() -> None:
+    registry = make_registry()
+
+    @registry.register("double")
+    def double(value: int) -> int:
+        return 2 * value
+
+    assert double(2) == 4
+    assert registry.get("double") is double
+
+
+def test_a_taken_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the encoder 'utf8' is registered already"):
+        make_registry().register("utf8", 1)
+
+
+def test_an_unknown_name_suggests_a_close_one() -> None:
+    with pytest.raises(ConfigError, match=r"no encoder 'utf9'; did you mean 'utf8'\? .*latin"):
+        make_registry().get("utf9")
+
+
+def test_an_entry_point_of_another_package_is_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("theirs", "json:load", "lorasmith.encoders")
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+    import json
+
+    assert make_registry().get("theirs") is json.load
