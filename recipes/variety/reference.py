@@ -1,6 +1,7 @@
 """Make the table that `lorasmith check` judges the variety of pictures by.
 
-    python recipes/variety/reference.py emoji128.tar src/lorasmith/evaluation/metrics/diversity_reference.json
+    python recipes/variety/reference.py emoji128.tar \\
+        src/lorasmith/evaluation/metrics/diversity_reference.json
 
 Random sets of 4 to 24 pictures, each of one style, are traced to black lines on white and shown to
 the embedded image tower. The table has the 5th percentile of their mean pairwise distances for each

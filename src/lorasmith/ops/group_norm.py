@@ -3,7 +3,8 @@
 torch normalises such pictures at a fraction of what memory allows, and convolutions on a GPU want
 no others. The parameters are taken to be frozen: gradients flow to the pictures only. What is to be
 added to each channel beforehand, a convolution's bias or an embedded time, costs no pass of its
-own here. The kernels are written in Triton; ``lorasmith.ops.triton_support`` tells where there are any.
+own here. The kernels are written in Triton; ``lorasmith.ops.triton_support`` tells
+where there are any.
 """
 
 from functools import cache

@@ -2,7 +2,8 @@
 
 ``ss_*`` are those of sd-scripts, by which user interfaces tell the model family; ``modelspec.*``
 follow Stability AI's model metadata standard 1.0.1; ``lorasmith.*`` say what switches the LoRA on
-(`lorasmith.adapters.gating.gate_metadata`), and by hashes what it was made from. All values are strings.
+(`lorasmith.adapters.gating.gate_metadata`), and by hashes what it was made from. All values are
+strings.
 """
 
 import json
