@@ -1,0 +1,347 @@
+"""Frozen trainings and pictures: how they are made, stored and compared."""
+
+import hashlib
+import json
+import lzma
+import platform
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from golden_settings import (
+    CLASS,
+    DEVICE,
+    DRAWN,
+    FEATURES,
+    NOT_OF_FEATURES,
+    OTHER_TAG,
+    RUNS,
+    SAMPLING,
+    SEED,
+    SETTINGS,
+    TAG,
+)
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load, save, save_file
+
+import lorasmith
+from lorasmith.cli import run as command
+from lorasmith.inference.pipeline import Pipeline
+
+EXPECTED = Path(__file__).parent / "expected"
+CPU = EXPECTED / "cpu.json"
+
+Tensors = dict[str, torch.Tensor]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Tiny = Callable[[str], Path]
+
+FIGURES = ("loss", "held_out")
+"""What is frozen of a log, by the names that it has there."""
+VOLATILE = ("modelspec.date", "lorasmith.run", "sshs_model_hash", "sshs_legacy_hash")
+"""Metadata that differ from run to run, or follow from the tensors."""
+WORDS = "metadata"
+
+TOLERANCE, HALF = 1e-4, 2**-10
+"""Where another CPU counted: shares of the largest value, and of each in float16."""
+STEPS_OF_GREY = 2
+
+PLACES = ("park", "sea", "sofa", "car", "hut", "tent")
+TIMES = ("dawn", "noon", "night", "rain", "snow", "fog")
+SHAPES = ((64, 64), (96, 64), (64, 96), (70, 64), (64, 128), (80, 100))
+
+# --- pictures to learn from -----------------------------------------------------------------------
+
+
+def pattern(number: int, width: int = 64, height: int = 64) -> Image.Image:
+    """Return a picture that is the same everywhere: whole numbers alone make it."""
+    y, x = np.mgrid[:height, :width]
+    waves = [(x * (3 + number) + y * (2 + k * number) + x * y // (9 + k)) % 256 for k in range(3)]
+    return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+
+
+def mask(number: int, width: int = 64, height: int = 64) -> Image.Image:
+    """Return a mask with a white rectangle."""
+    grey = np.zeros((height, width), np.uint8)
+    grey[8 : height - 12, 4 + 4 * number : width // 2 + 4 * number] = 255
+    return Image.fromarray(grey)
+
+
+def write_scene(root: Path) -> None:
+    """Write all pictures that runs learn from."""
+    for name, tag, first, count in (("pictures", TAG, 0, 6), ("others", OTHER_TAG, 10, 5),
+                                    ("masked", TAG, 0, 4), ("shapes", TAG, 0, 6)):  # fmt: skip
+        folder = root / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            size = SHAPES[number] if name == "shapes" else SHAPES[0]
+            pattern(first + number, *size).save(folder / f"{number}.png")
+            caption = f"a {tag} {CLASS}, {PLACES[number]}, {TIMES[number]}"
+            (folder / f"{number}.txt").write_text(caption)
+        if name == "masked":
+            for number in range(3):
+                mask(number).save(folder / f"{number}.mask.png")
+    (root / "class").mkdir()
+    for number in range(3):
+        pattern(20 + number).save(root / "class" / f"{number}.png")
+
+
+# --- trainings ------------------------------------------------------------------------------------
+
+
+def settings_of(name: str, model: Path | str | None, out: str) -> dict[str, Any]:
+    """Return all settings of a frozen run as nested dictionaries."""
+    wanted = RUNS[name]
+    tree = merged(SETTINGS, wanted.changes)
+    tree["output"]["name"] = out
+    tree["model"] = {"path": str(model)} if model else {}
+    if wanted.kind == "features":
+        for key in NOT_OF_FEATURES:
+            del tree["data"][key]
+        tree["feature"] = [dict(one) for one in FEATURES]
+    return tree
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one tree of settings over another; lists and optimizer arguments are taken whole."""
+    tree = {k: merged(v, {}) if isinstance(v, Mapping) else v for k, v in under.items()}
+    for key, value in over.items():
+        inner = tree.get(key)
+        whole = key == "optimizer_args" or not isinstance(inner, dict)
+        tree[key] = value if whole else merged(inner, value)
+    return tree
+
+
+def write_settings(name: str, model: Path | str | None, out: str) -> Path:
+    """Write a frozen run's settings into the working folder."""
+    file = Path(f"{Path(out).name}.toml")
+    file.write_text(tomli_w.dumps(settings_of(name, model, out)), encoding="utf-8")
+    return file
+
+
+def command_of(name: str) -> str:
+    return "sweep" if RUNS[name].kind == "sweep" else "train"
+
+
+def train(name: str, tiny_of: Tiny, out: str = "loras/golden") -> list[Path]:
+    """Train in the working folder, which has the pictures; return the LoRA files."""
+    family = RUNS[name].family
+    file = write_settings(name, tiny_of(family) if family else None, out)
+    assert command([command_of(name), str(file)]) == 0
+    return files_of(name, out)
+
+
+def files_of(name: str, out: str) -> list[Path]:
+    """Return the LoRA files of a run that has ended."""
+    folder = Path(out)
+    if RUNS[name].kind == "sweep":
+        return sorted(folder.glob("*.safetensors"))
+    if RUNS[name].kind == "features":
+        return sorted(folder.parent.glob(f"{folder.name}-*.safetensors"))
+    return [folder.with_name(f"{folder.name}.safetensors")]
+
+
+def folders_of(name: str, out: str) -> list[Path]:
+    """Return the folders with the logs of a run."""
+    folder = Path(out)
+    return [folder] if RUNS[name].kind == "train" else sorted(p.parent for p in logs(folder))
+
+
+def logs(folder: Path) -> list[Path]:
+    return list(folder.glob("*/log.jsonl"))
+
+
+def result(name: str, out: str = "loras/golden") -> tuple[Tensors, dict[str, str]]:
+    """Return what is frozen of a run: its files' tensors, its figures and the files' metadata."""
+    tensors: Tensors = {}
+    told: dict[str, Any] = {}
+    files = files_of(name, out)
+    for file in files:
+        prefix = f"{file.stem}/" if len(files) > 1 else ""
+        with safe_open(file, "pt") as opened:
+            tensors |= {f"{prefix}{key}": opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            words = opened.metadata()
+        told[prefix] = {key: value for key, value in words.items() if key not in VOLATILE}
+    for folder in folders_of(name, out):
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for figure in FIGURES:
+            found = [line[figure] for line in lines if figure in line]
+            if found:
+                tensors[f"log/{folder.name}/{figure}"] = torch.tensor(found, dtype=torch.float64)
+    for picture in sorted(Path(out).rglob("previews/step-*/*.png")):
+        place = picture.relative_to(out).with_suffix("").as_posix()
+        tensors[f"picture/{place}"] = torch.from_numpy(pixels(picture))
+    return tensors, {WORDS: json.dumps(told, sort_keys=True)}
+
+
+@contextmanager
+def stopped_at(number: int) -> Iterator[None]:
+    """Press Ctrl-C while an optimizer moves for the so-manieth time (from 1)."""
+    plain, count = torch.optim.AdamW.step, 0
+
+    def step(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, closure)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", step)
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- LoRA files of all kinds, and pictures --------------------------------------------------------
+
+_BLOCK = "lora_unet_{}_transformer_blocks_0_{}"
+_LAST = "up_blocks_3_attentions_2"
+LAYERS = {
+    _BLOCK.format("mid_block_attentions_0", "attn2_to_k"): (16, 16),
+    _BLOCK.format(_LAST, "attn1_to_v"): (8, 8),
+    _BLOCK.format(_LAST, "attn2_to_k"): (8, 16),
+    _BLOCK.format(_LAST, "attn2_to_v"): (8, 16),
+    _BLOCK.format(_LAST, "ff_net_2"): (8, 32),
+}
+"""Layers of the tiny SD 1.x, and their shapes."""
+LAYERS_XL = {
+    _BLOCK.format("mid_block_attentions_0", "attn1_to_v"): (16, 16),
+    _BLOCK.format("up_blocks_1_attentions_2", "attn2_to_v"): (16, 40),
+    "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": (16, 16),
+    "lora_te2_text_model_encoder_layers_1_mlp_fc1": (48, 24),
+}
+SHAPES_OF: Mapping[str, Callable[[int, int], dict[str, tuple[int, ...]]]] = {
+    "lora": lambda out, width: {"lora_down.weight": (2, width), "lora_up.weight": (out, 2)},
+    "dora": lambda out, width: {
+        "lora_down.weight": (2, width), "lora_up.weight": (out, 2), "dora_scale": (out, 1)},
+    "loha": lambda out, width: {
+        "hada_w1_a": (out, 2), "hada_w1_b": (2, width),
+        "hada_w2_a": (out, 2), "hada_w2_b": (2, width)},
+    "lokr": lambda out, width: {
+        "lokr_w1": (4, 4), "lokr_w2_a": (out // 4, 2), "lokr_w2_b": (2, width // 4)},
+}  # fmt: skip
+SIZE = 2.0
+"""Of random factors: what they change is seen in a picture."""
+GATED = {"lorasmith.tag": TAG, "lorasmith.class": CLASS}
+
+
+def write_loras(folder: Path) -> Path:
+    """Write LoRA files of every kind and gate, with random numbers."""
+    folder.mkdir()
+    for name, kind, layers, told in (
+        ("plain", "lora", LAYERS, {}),
+        ("gated", "lora", LAYERS, {"lorasmith.gate": "prompt", **GATED}),
+        ("token", "lora", LAYERS, {"lorasmith.gate": "token", **GATED}),
+        ("token-end", "lora", LAYERS, {"lorasmith.gate": "token+end", **GATED}),
+        ("dora", "dora", LAYERS, {}),
+        ("loha", "loha", LAYERS, {}),
+        ("lokr", "lokr", LAYERS, {}),
+        ("sdxl", "lora", LAYERS_XL, {}),
+    ):
+        draws = torch.Generator().manual_seed(4)
+        tensors: Tensors = {}
+        for layer, shape in layers.items():
+            for key, size in SHAPES_OF[kind](*shape).items():
+                tensors[f"{layer}.{key}"] = SIZE * torch.randn(size, generator=draws)
+            tensors[f"{layer}.alpha"] = torch.tensor(2.0)
+        save_file(tensors, folder / f"{name}.safetensors", told)
+    return folder
+
+
+def open_model(model: Path | None, loras: Path) -> Pipeline:
+    return lorasmith.load_pipeline(model, DEVICE, torch.float32, loras)
+
+
+def draw(pipe: Pipeline, name: str) -> Pixels:
+    """Draw a frozen picture."""
+    wanted = DRAWN[name]
+    given: dict[str, Any] = {}
+    if wanted.image:
+        given["image"] = pattern(1)
+    if wanted.mask:
+        given["mask"] = mask(1)
+    return draw_prompt(pipe, wanted.prompt, **given, **wanted.options)
+
+
+def draw_prompt(pipe: Pipeline, prompt: str, **more: Any) -> Pixels:
+    picture = pipe(prompt, seed=SEED, n=1, **{**SAMPLING, **more})[0]
+    return np.asarray(picture)
+
+
+def pixels(file: Path) -> Pixels:
+    with Image.open(file) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+# --- what is stored -------------------------------------------------------------------------------
+
+
+def this_cpu() -> dict[str, str]:
+    """Return what the last bits of a result depend on besides the code."""
+    found = {
+        "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    told = {key.strip(): value.strip() for key, _, value in (one.partition(":") for one in lines)}
+    for key in ("vendor_id", "model name", "cpu family", "model", "stepping"):
+        found[key] = told.get(key, "")
+    flags = " ".join(sorted(told.get("flags", "").split()))
+    return {**found, "flags": hashlib.sha256(flags.encode()).hexdigest()[:16]}
+
+
+def bit_for_bit() -> bool:
+    """Tell whether this is the kind of CPU that the results were recorded on."""
+    return bool(json.loads(CPU.read_text(encoding="utf-8")) == this_cpu())
+
+
+def store(name: str, tensors: Tensors, words: Mapping[str, str]) -> None:
+    """Write the result of a run, packed."""
+    whole = {key: one.contiguous() for key, one in sorted(tensors.items())}
+    packed = lzma.compress(save(whole, dict(words)), preset=9)
+    (EXPECTED / f"{name}.safetensors.xz").write_bytes(packed)
+
+
+def stored(name: str) -> tuple[Tensors, dict[str, str]]:
+    """Read the result of a run."""
+    plain = lzma.decompress((EXPECTED / f"{name}.safetensors.xz").read_bytes())
+    length = int.from_bytes(plain[:8], "little")
+    words: dict[str, str] = json.loads(plain[8 : 8 + length])["__metadata__"]
+    return load(plain), words
+
+
+def assert_same(one: Tensors, two: Tensors) -> None:
+    """Bit for bit on the recording kind of CPU, to `TOLERANCE` elsewhere."""
+    exact = bit_for_bit()
+    different = sorted(one.keys() ^ two.keys())
+    different += [key for key in one.keys() & two.keys() if not _agree(one[key], two[key], exact)]
+    assert not different, f"{len(different)} of {len(two)} differ: {', '.join(different[:5])}"
+
+
+def assert_same_pixels(one: Pixels, two: Pixels) -> None:
+    assert_same({"picture": torch.tensor(one)}, {"picture": torch.tensor(two)})
+
+
+def _agree(one: torch.Tensor, two: torch.Tensor, exact: bool) -> bool:
+    if one.shape != two.shape:
+        return False
+    if exact:
+        return one.dtype == two.dtype and torch.equal(one, two)
+    if two.dtype == torch.uint8:
+        return bool((one.int() - two.int()).abs().max() <= STEPS_OF_GREY)
+    # A file holds float16 where its values fit, which may turn on the last bit of one of them.
+    half = torch.float16 in (one.dtype, two.dtype)
+    one, two = one.double(), two.double()
+    room = TOLERANCE * float(two.abs().max()) + (HALF * two.abs() if half else 0.0)
+    return bool(((one - two).abs() <= room).all())

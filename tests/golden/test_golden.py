@@ -1,0 +1,80 @@
+"""Trainings and pictures are those that were recorded; see `record.py`."""
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import golden_runs as golden
+import numpy as np
+import pytest
+from golden_settings import DRAWN, RUNS
+
+from lorasmith.cli import run
+from lorasmith.inference.pipeline import Pipeline
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def opened(tiny_of: Tiny, loras: Path) -> Callable[[str], Pipeline]:
+    """Pipelines by family; each is opened once."""
+    made: dict[str, Pipeline] = {}
+
+    def of(family: str) -> Pipeline:
+        if family not in made:
+            made[family] = golden.open_model(tiny_of(family) if family else None, loras)
+        return made[family]
+
+    return of
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_result_is_unchanged(name: str, here: Path, tiny_of: Tiny) -> None:
+    if RUNS[name].needs:
+        pytest.importorskip(RUNS[name].needs)
+    golden.train(name, tiny_of)
+    tensors, words = golden.result(name)
+    expected, expected_words = golden.stored(name)
+    golden.assert_same(tensors, expected)
+    if golden.bit_for_bit():  # a hash of the base model stands there
+        assert words == expected_words
+
+
+@pytest.mark.parametrize(("name", "stop"), [("everything", 3), ("staged", 4), ("joint", 3)])
+def test_resumed_training_gives_the_result_of_the_straight_one(
+    name: str, stop: int, here: Path, tiny_of: Tiny
+) -> None:
+    file = golden.write_settings(name, tiny_of(RUNS[name].family), "loras/golden")
+    with golden.stopped_at(stop):
+        assert run([golden.command_of(name), str(file)]) == 130
+    assert run([golden.command_of(name), str(file), "--resume"]) == 0
+    golden.assert_same(golden.result(name)[0], golden.stored(name)[0])
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_picture_is_unchanged(name: str, opened: Callable[[str], Pipeline]) -> None:
+    drawn = golden.draw(opened(DRAWN[name].family), name)
+    golden.assert_same_pixels(drawn, golden.pixels(golden.EXPECTED / f"{name}.png"))
+
+
+def test_closed_gate_leaves_the_picture_of_the_base_model(
+    opened: Callable[[str], Pipeline],
+) -> None:
+    pipe = opened("sd1")
+    plain = golden.draw_prompt(pipe, "a person, sea")
+    for gated in ("gated", "token", "token-end"):
+        drawn = golden.draw_prompt(pipe, f"a person, sea <lora:{gated}:1>")
+        golden.assert_same_pixels(drawn, plain)
+
+
+def test_recorded_pictures_differ_from_each_other() -> None:
+    """What changed nothing in a picture would not be watched by it."""
+    pictures = {name: golden.pixels(golden.EXPECTED / f"{name}.png").astype(int) for name in DRAWN}
+    alike = [
+        (one, two)
+        for one, two in combinations(pictures, 2)
+        if pictures[one].shape == pictures[two].shape
+        and np.abs(pictures[one] - pictures[two]).max() <= golden.STEPS_OF_GREY
+        and {one, two} != {"lora", "open-gate"}
+    ]
+    assert alike == []
