@@ -7,6 +7,7 @@ import platform
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from golden_settings import (
 )
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 import lorasmith
 from lorasmith.cli import run as command
@@ -49,7 +50,9 @@ VOLATILE = ("modelspec.date", "lorasmith.run", "sshs_model_hash", "sshs_legacy_h
 WORDS = "metadata"
 
 TOLERANCE, HALF = 1e-4, 2**-10
-"""Where another CPU counted: shares of the largest value, and of each in float16."""
+"""Where another CPU counted: shares of a tensor's largest value, and of each in float16."""
+LEAST = 0.01
+"""The least that counts as the largest value: some factors never leave zero but for rounding."""
 STEPS_OF_GREY = 2
 
 PLACES = ("park", "sea", "sofa", "car", "hut", "tent")
@@ -164,8 +167,8 @@ def result(name: str, out: str = "loras/golden") -> tuple[Tensors, dict[str, str
     files = files_of(name, out)
     for file in files:
         prefix = f"{file.stem}/" if len(files) > 1 else ""
+        tensors |= {f"{prefix}{key}": tensor for key, tensor in tensors_in(file).items()}
         with safe_open(file, "pt") as opened:
-            tensors |= {f"{prefix}{key}": opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             words = opened.metadata()
         told[prefix] = {key: value for key, value in words.items() if key not in VOLATILE}
     for folder in folders_of(name, out):
@@ -277,6 +280,10 @@ def draw_prompt(pipe: Pipeline, prompt: str, **more: Any) -> Pixels:
     return np.asarray(picture)
 
 
+def tensors_in(file: Path) -> Tensors:
+    return dict(load_file(file))
+
+
 def pixels(file: Path) -> Pixels:
     with Image.open(file) as picture:
         return np.array(picture.convert("RGB"))
@@ -290,7 +297,7 @@ def this_cpu() -> dict[str, str]:
     found = {
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
+        **{package: version(package) for package in ("torch", "diffusers", "transformers")},
     }
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
@@ -343,5 +350,5 @@ def _agree(one: torch.Tensor, two: torch.Tensor, exact: bool) -> bool:
     # A file holds float16 where its values fit, which may turn on the last bit of one of them.
     half = torch.float16 in (one.dtype, two.dtype)
     one, two = one.double(), two.double()
-    room = TOLERANCE * float(two.abs().max()) + (HALF * two.abs() if half else 0.0)
+    room = TOLERANCE * max(float(two.abs().max()), LEAST) + (HALF * two.abs() if half else 0.0)
     return bool(((one - two).abs() <= room).all())

@@ -200,8 +200,12 @@ RUNS: Mapping[str, Run] = {
     }),
     "no-min-snr": Run(changes=training(loss={"min_snr": 0.0}, weight_decay=0.3)),
     "zero-terminal-snr": Run("sd2", training(loss={"zero_terminal_snr": True})),
-    "lion": Run(needs="pytorch_optimizer", changes=training(
-        optimizer="lion", optimizer_args={"betas": [0.9, 0.99]}, steps=2, learning_rate=0.001)),
+    # Lion takes the sign of a gradient; those of self-attention in the middle are rounding alone.
+    "lion": Run(needs="pytorch_optimizer", changes={
+        "lora": {"targets": "cross-attention@up.1"},
+        "train": {"optimizer": "lion", "optimizer_args": {"betas": [0.9, 0.99]}, "steps": 2,
+                  "learning_rate": 0.001},
+    }),
     "prodigy": Run(needs="pytorch_optimizer", changes=training(
         optimizer="prodigy", optimizer_args={"betas": [0.9, 0.99], "safeguard_warmup": True,
                                              "eps": 1e-4},
