@@ -96,7 +96,8 @@ LOOKS: Mapping[str, Any] = {
     "loss_timesteps": 2,
     "loss_seed": 7,
 }
-"""``[preview]`` of runs that look at themselves."""
+"""``[preview]`` of runs that look at themselves. How previews are sampled besides has no settings:
+their sampler and clip skip are those that `generate` has by default."""
 
 FEATURES: list[Mapping[str, Any]] = [
     {"tag": TAG, "class": CLASS, "data": "pictures"},
