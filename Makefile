@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format wheel embedded-base clean
+.PHONY: demo test test-slow lint format wheel embedded-base clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,8 +15,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## pictures from the embedded model, then two small LoRAs trained on it
 	$(BIN)/lorasmith demo --out demo
 
-test: $(STAMP)  ## all tests (CPU, offline)
-	$(BIN)/python -m pytest -n auto
+test: $(STAMP)  ## all tests but the slow ones (CPU, offline)
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(STAMP)  ## kills, several processes, whole guides, the wheel
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: $(STAMP)  ## style, types, and the one-way-imports contract
 	$(BIN)/ruff check .

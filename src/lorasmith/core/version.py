@@ -1,4 +1,3 @@
-"""The version, where every room can read it."""
+"""The version, in its only place: pyproject.toml reads it from here."""
 
 VERSION = "0.1.0"
-"""Stands in pyproject.toml too."""

@@ -1,4 +1,7 @@
+"""The version stands in one place."""
+
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import lorasmith
@@ -7,6 +10,7 @@ from lorasmith.core.version import VERSION
 PROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
-def test_the_version_is_the_same_everywhere() -> None:
-    assert tomllib.loads(PROJECT.read_text())["project"]["version"] == VERSION
+def test_the_package_and_its_metadata_have_the_version_of_the_module() -> None:
+    assert "version" not in tomllib.loads(PROJECT.read_text())["project"]
     assert lorasmith.__version__ == VERSION
+    assert version("lorasmith") == VERSION
