@@ -41,7 +41,7 @@ Found = dict[tuple[str, int], dict[str, Any]]
 def main() -> None:
     """Run the benchmark."""
     options = _options()
-    fp8.WORTH = fp8.TOKENS = 0
+    fp8.MIN_WEIGHTS = fp8.MIN_TOKENS = 0
     found: Found = {
         (kind, seed): _trained(kind, seed, options)
         for seed in range(options.seeds)
@@ -163,7 +163,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     if options.device == "cuda" and not (
-        torch.cuda.is_available() and fp8.available(torch.device("cuda"))
+        torch.cuda.is_available() and fp8.is_available(torch.device("cuda"))
     ):
         sys.exit("skipped: this needs a GPU that multiplies in 8 bits (--device cpu tries it)")
     return options

@@ -36,7 +36,7 @@ from full_size import SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, schedule
 from lora_quality import machine
 
 from lorasmith.loops.memory import limit_memory
-from lorasmith.training.acceleration.plan import Pace
+from lorasmith.training.acceleration.plan import ExecutionPlan
 from lorasmith.training.gating import Lane
 from lorasmith.training.joint_step import Together
 
@@ -93,9 +93,9 @@ def _lorasmith(
     made = adapters(name, unet, RANK)
     inputs = Inputs(name, unet, batch, side=options.side)
     run = MadeUp(name, unet, made, inputs, Lane(made.attached.gate), **train)
-    pace = Pace(
+    pace = ExecutionPlan(
         device.type == "cuda",
-        compiled=train.get("compile") == "on",
+        compile_blocks=train.get("compile") == "on",
         fp8=bool(train.get("fp8")) and device.type == "cuda",
     )
     torch._dynamo.reset()
@@ -132,7 +132,7 @@ def _four(name: str, batch: int, options: argparse.Namespace, device: torch.devi
         lane = Lane(gates[number], others=[gate for gate in gates if gate is not gates[number]])
         inputs = Inputs(name, unet, batch, seed=number, side=options.side)
         runs.append(MadeUp(name, unet, one, inputs, lane))
-    steps = Together(runs, Pace(device.type == "cuda"))  # type: ignore[arg-type]
+    steps = Together(runs, ExecutionPlan(device.type == "cuda"))  # type: ignore[arg-type]
     found = _measured(steps.advance, 4 * batch, options, device)
     for one in several:
         one.detach()

@@ -29,7 +29,7 @@ class _Recording(NamedTuple):
     result: Any
 
 
-class Recorder:
+class CudaGraphCache:
     """Does work on the device, normally at first and from recordings later.
 
     All recordings share one pool of memory, so that many need hardly more than the largest.

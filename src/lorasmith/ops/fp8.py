@@ -18,21 +18,21 @@ from torch import nn
 
 from lorasmith.adapters.targeting.qkv_groups import sharing
 from lorasmith.ops import triton_support
-from lorasmith.ops.streams import beside
+from lorasmith.ops.streams import run_concurrently
 
 DTYPE = torch.float8_e4m3fn
-LARGEST = 448.0
-WORTH = 3_000_000
+E4M3_MAX = 448.0
+MIN_WEIGHTS = 3_000_000
 """Weights, of all layers that read an input together, from which converting the input pays."""
 _STEP = 16
 """What both sides of a weight are to be multiples of."""
 _OF_TEXT = 2
 """Layers of an attention that read a text, which has few tokens: k and v."""
-TOKENS = 4096
+MIN_TOKENS = 4096
 """Rows of an input, likewise."""
 
 
-class Eight(NamedTuple):
+class Fp8Weight(NamedTuple):
     """A weight in 8 bits, twice."""
 
     rows: torch.Tensor
@@ -45,38 +45,38 @@ class Eight(NamedTuple):
     """``[in]``, float32."""
 
 
-def available(device: torch.device) -> bool:
+def is_available(device: torch.device) -> bool:
     """Tell whether a device has these products (compute capability 8.9 and above), by trying."""
-    if not triton_support.available(device) or torch.cuda.get_device_capability(device) < (8, 9):
+    if not triton_support.is_available(device) or torch.cuda.get_device_capability(device) < (8, 9):
         return False
     x = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
     try:
         with torch.cuda.device(device):
-            y = _product(*rows_of(x), *reference(x), None, x.dtype)
+            y = _scaled_matmul(*quantize_rows(x), *quantize_rows_reference(x), None, x.dtype)
     except RuntimeError:
         return False
     return bool((y == 16.0).all())
 
 
-def converted(weight: torch.Tensor) -> Eight:
+def quantize_weight(weight: torch.Tensor) -> Fp8Weight:
     """Return a weight ``[out, in]`` in 8 bits."""
-    return Eight(*reference(weight), *reference(weight.t()))
+    return Fp8Weight(*quantize_rows_reference(weight), *quantize_rows_reference(weight.t()))
 
 
-def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return rows ``[T, n]`` in 8 bits and each row's scale ``[T]``, by torch's own operations.
 
     A row of zeros stays one.
     """
     wide = x.float()
-    scales = wide.abs().amax(1).clamp(min=1e-12) / LARGEST
+    scales = wide.abs().amax(1).clamp(min=1e-12) / E4M3_MAX
     return (wide / scales[:, None]).to(DTYPE).contiguous(), scales
 
 
-def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same for activations, by one kernel on a GPU."""
     if not x.is_cuda:
-        return reference(x)
+        return quantize_rows_reference(x)
     from lorasmith.ops import fp8_triton
 
     x = x.contiguous()
@@ -90,7 +90,7 @@ def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return out, scales
 
 
-class Exchanged:
+class Fp8Patcher:
     """The large frozen linear layers of a network, which multiply in 8 bits between ``on`` and
     ``off``.
     """
@@ -100,25 +100,25 @@ class Exchanged:
         found = {
             layer: None
             for family in [*_alone(network), *_attentions(network)]
-            if sum(one.weight.numel() for one in family) >= WORTH
+            if sum(one.weight.numel() for one in family) >= MIN_WEIGHTS
             for layer in family
             if not layer.weight.requires_grad and _divides(layer)
         }
-        self._layers = [(layer, converted(layer.weight.detach())) for layer in found]
+        self._layers = [(layer, quantize_weight(layer.weight.detach())) for layer in found]
 
     def __len__(self) -> int:
         return len(self._layers)
 
-    def on(self) -> None:
+    def apply_patch(self) -> None:
         """Use the copies."""
         for layer, eight in self._layers:
-            layer.eight = eight  # type: ignore[assignment]
-            layer.__class__ = EightLinear
+            layer.fp8_weight = eight  # type: ignore[assignment]
+            layer.__class__ = Fp8Linear
 
-    def off(self) -> None:
+    def revert_patch(self) -> None:
         """Let the layers multiply as they are."""
         for layer, _ in self._layers:
-            del layer.eight
+            del layer.fp8_weight
             layer.__class__ = nn.Linear
 
 
@@ -142,14 +142,14 @@ def _divides(layer: nn.Linear) -> bool:
     return layer.in_features % _STEP == 0 and layer.out_features % _STEP == 0
 
 
-class EightLinear(nn.Linear):
+class Fp8Linear(nn.Linear):
     """A linear layer without adapters that has copies of its weight."""
 
-    eight: Eight
+    fp8_weight: Fp8Weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return W x + b."""
-        y: torch.Tensor = _linear(input, self.weight, self.bias, [*self.eight])
+        y: torch.Tensor = _linear(input, self.weight, self.bias, [*self.fp8_weight])
         return y
 
 
@@ -160,7 +160,7 @@ def _linear(
     bias: torch.Tensor | None,
     eights: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    (y,) = products(x.flatten(0, -2), [weight], [bias], eights)
+    (y,) = linear_products(x.flatten(0, -2), [weight], [bias], eights)
     return y.view(*x.shape[:-1], -1)
 
 
@@ -178,7 +178,7 @@ def _linear_shape(
 def _linear_backward(
     grad: torch.Tensor, weight: torch.Tensor, eights: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    grad_x = sum_of_products([grad.flatten(0, -2)], [weight], eights)
+    grad_x = input_gradient([grad.flatten(0, -2)], [weight], eights)
     return grad_x.view(*grad.shape[:-1], -1)
 
 
@@ -201,35 +201,35 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 _linear.register_autograd(_differentiate, setup_context=_keep)
 
 
-def flat(layers: Sequence[nn.Linear]) -> list[torch.Tensor]:
+def flatten_fp8_weights(layers: Sequence[nn.Linear]) -> list[torch.Tensor]:
     """Return the copies of some layers one after the other; none where one of them has none."""
-    found = [cast("Eight | None", getattr(layer, "eight", None)) for layer in layers]
+    found = [cast("Fp8Weight | None", getattr(layer, "fp8_weight", None)) for layer in layers]
     return [] if None in found else [part for one in found if one is not None for part in one]
 
 
-def _apart(eights: Sequence[torch.Tensor]) -> list[Eight]:
-    size = len(Eight._fields)
-    return [Eight(*eights[first : first + size]) for first in range(0, len(eights), size)]
+def _apart(eights: Sequence[torch.Tensor]) -> list[Fp8Weight]:
+    size = len(Fp8Weight._fields)
+    return [Fp8Weight(*eights[first : first + size]) for first in range(0, len(eights), size)]
 
 
-def products(
+def linear_products(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor | None],
     eights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Return W x + b, ``[T, out]``, of each layer for one input ``[T, in]``."""
-    if not eights or len(x) < TOKENS or sum(one.numel() for one in weights) < WORTH:
+    if not eights or len(x) < MIN_TOKENS or sum(one.numel() for one in weights) < MIN_WEIGHTS:
         layers = zip(weights, biases, strict=True)
-        return beside([partial(F.linear, x, *layer) for layer in layers], x)
-    rows, scales = rows_of(x)
+        return run_concurrently([partial(F.linear, x, *layer) for layer in layers], x)
+    rows, scales = quantize_rows(x)
     return [
-        _product(rows, scales, eight.rows, eight.row_scales, bias, x.dtype)
+        _scaled_matmul(rows, scales, eight.rows, eight.row_scales, bias, x.dtype)
         for bias, eight in zip(biases, _apart(eights), strict=True)
     ]
 
 
-def sum_of_products(
+def input_gradient(
     grads: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     eights: Sequence[torch.Tensor],
@@ -240,16 +240,18 @@ def sum_of_products(
     gradient for.
     """
     grad, weight = grads[0], weights[0]
-    if len(grads) == 1 and eights and len(grad) >= TOKENS and weight.numel() >= WORTH:
+    if len(grads) == 1 and eights and len(grad) >= MIN_TOKENS and weight.numel() >= MIN_WEIGHTS:
         (eight,) = _apart(eights)
-        return _product(*rows_of(grad), eight.columns, eight.column_scales, None, grad.dtype)
+        return _scaled_matmul(
+            *quantize_rows(grad), eight.columns, eight.column_scales, None, grad.dtype
+        )
     total = grad @ weight
     for grad, weight in zip(grads[1:], weights[1:], strict=True):
         total.addmm_(grad, weight)
     return total
 
 
-def _product(
+def _scaled_matmul(
     rows: torch.Tensor,
     scales: torch.Tensor,
     weight: torch.Tensor,

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from lorasmith.ops import fp8
-from lorasmith.ops.streams import Branch
+from lorasmith.ops.streams import SideStream
 
 
-class Stack(NamedTuple):
+class StackedFactors(NamedTuple):
     """The factors of G adapters of one layer, in its dtype, narrower ones filled up with zeros."""
 
     down: torch.Tensor
@@ -35,11 +35,11 @@ class Stack(NamedTuple):
     of which ``down`` is a part."""
 
 
-class Work(NamedTuple):
+class FusedLinearArgs(NamedTuple):
     """A layer's part in the operation."""
 
     layer: nn.Linear
-    stack: Stack
+    factors: StackedFactors
     """What is computed with."""
     downs: Sequence[torch.Tensor]
     """A of each adapter ``[r, in]``; they only receive gradients."""
@@ -47,7 +47,7 @@ class Work(NamedTuple):
     """B of each adapter ``[out, r]``, likewise."""
 
 
-def fused(x: torch.Tensor, works: Sequence[Work]) -> list[torch.Tensor]:
+def fused_lora_linear(x: torch.Tensor, works: Sequence[FusedLinearArgs]) -> list[torch.Tensor]:
     """Return W x + b + s_g B_g A_g x, ``[N, ..., out]``, of each layer, for an input
     ``[N, ..., in]``.
 
@@ -55,13 +55,13 @@ def fused(x: torch.Tensor, works: Sequence[Work]) -> list[torch.Tensor]:
         x: in the layers' dtype; its N rows are divided evenly among the G adapters, in order.
         works: what each of the layers does; with more than one they have ``shared`` in common.
     """
-    outputs: list[torch.Tensor] = _forward(*arguments(x, works))
+    outputs: list[torch.Tensor] = _forward(*op_arguments(x, works))
     return outputs[: len(works)]
 
 
-def arguments(x: torch.Tensor, works: Sequence[Work]) -> tuple[Any, ...]:
+def op_arguments(x: torch.Tensor, works: Sequence[FusedLinearArgs]) -> tuple[Any, ...]:
     """Return what the operation is called with."""
-    first = works[0].stack
+    first = works[0].factors
     return (
         x,
         [one.layer.weight for one in works],
@@ -69,9 +69,9 @@ def arguments(x: torch.Tensor, works: Sequence[Work]) -> tuple[Any, ...]:
         [down for one in works for down in one.downs],
         [up for one in works for up in one.ups],
         first.down if len(works) == 1 or first.shared is None else first.shared,
-        [one.stack.up for one in works],
-        [scale for one in works for scale in one.stack.scales],
-        fp8.flat([one.layer for one in works]),
+        [one.factors.up for one in works],
+        [scale for one in works for scale in one.factors.scales],
+        fp8.flatten_fp8_weights([one.layer for one in works]),
     )
 
 
@@ -88,13 +88,13 @@ def _forward(
     eights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Return each layer's output, and A_g x of all layers ``[G, T, L r]``."""
-    outputs, inner = products(x, weights, biases, down, eights)
+    outputs, inner = base_and_down_products(x, weights, biases, down, eights)
     for y, part, one in zip(outputs, inner.chunk(len(weights), -1), up, strict=True):
-        add_product(grouped(y, len(down)), part, one.transpose(1, 2))
+        add_group_matmul(split_groups(y, len(down)), part, one.transpose(1, 2))
     return [*(y.view(*x.shape[:-1], -1) for y in outputs), inner]
 
 
-def products(
+def base_and_down_products(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor | None],
@@ -103,9 +103,9 @@ def products(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return W x + b of each layer ``[T, out]``, and A_g x of all layers ``[G, T / G, L r]``."""
     flat = x.flatten(0, -2)
-    with Branch(0, x) as thin:
-        inner = product(grouped(flat, len(down)), down.transpose(1, 2))
-    outputs = fp8.products(flat, weights, biases, eights)
+    with SideStream(0, x) as thin:
+        inner = group_matmul(split_groups(flat, len(down)), down.transpose(1, 2))
+    outputs = fp8.linear_products(flat, weights, biases, eights)
     thin.join()
     return outputs, inner
 
@@ -141,7 +141,7 @@ def _backward(
     wants_x: bool,
 ) -> list[torch.Tensor]:
     """Return the gradients of the input, of all A ``[G, L r, in]``, of each B ``[G, out, r]``."""
-    found = gradients(grads, x, inner, weights, down, up, scales, eights, wants_x)
+    found = fused_gradients(grads, x, inner, weights, down, up, scales, eights, wants_x)
     return [x.new_empty(0) if found.x is None else found.x, found.down, *found.ups]
 
 
@@ -158,7 +158,7 @@ class Gradients(NamedTuple):
     """Of each layer's B, ``[G, out, r]``."""
 
 
-def gradients(
+def fused_gradients(
     grads: Sequence[torch.Tensor],
     x: torch.Tensor,
     inner: torch.Tensor,
@@ -188,16 +188,16 @@ def gradients(
     """
     groups = len(down)
     flats = [one.flatten(0, -2) for one in grads]
-    owns = [grouped(one, groups) for one in flats]
-    with Branch(0, x) as of_down:
-        parts = [product(own, one) for own, one in zip(owns, up, strict=True)]
+    owns = [split_groups(one, groups) for one in flats]
+    with SideStream(0, x) as of_down:
+        parts = [group_matmul(own, one) for own, one in zip(owns, up, strict=True)]
         grad_inner = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         of_down.mark()
-        read = grouped(x.flatten(0, -2), groups)
-        grad_down = wide_product(grad_inner.transpose(1, 2), read)
-    with Branch(1, x) as of_up:
+        read = split_groups(x.flatten(0, -2), groups)
+        grad_down = group_matmul_fp32(grad_inner.transpose(1, 2), read)
+    with SideStream(1, x) as of_up:
         grad_ups = [
-            wide_product(own.transpose(1, 2), part)
+            group_matmul_fp32(own.transpose(1, 2), part)
             for own, part in zip(owns, inner.chunk(len(owns), -1), strict=True)
         ]
         for number, grad_up in enumerate(grad_ups):
@@ -206,10 +206,10 @@ def gradients(
                     part.mul_(scale)
     grad_x = None
     if wants_x:
-        grad_x = fp8.sum_of_products(flats, weights, eights).view(x.shape)
+        grad_x = fp8.input_gradient(flats, weights, eights).view(x.shape)
         if whole:
             of_down.wait()
-            add_product(grouped(grad_x.flatten(0, -2), groups), grad_inner, down)
+            add_group_matmul(split_groups(grad_x.flatten(0, -2), groups), grad_inner, down)
     of_down.join()
     of_up.join()
     return Gradients(grad_x, grad_inner, grad_down, grad_ups)
@@ -237,7 +237,7 @@ def _backward_shape(
 
 def _keep(ctx: Any, inputs: Sequence[Any], output: Sequence[torch.Tensor]) -> None:
     x, weights, biases, downs, _, down, up, scales, eights = inputs
-    ctx.nothing = [no_gradients(one) for one in (weights, biases, up, eights)]
+    ctx.nothing = [none_grads(one) for one in (weights, biases, up, eights)]
     ctx.layers, ctx.scales, ctx.ranks = len(weights), scales, [len(one) for one in downs]
     ctx.outputs = [one.shape for one in output[:-1]]
     ctx.save_for_backward(x, output[-1], down, *weights, *up, *eights)
@@ -256,20 +256,20 @@ def _differentiate(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tuple[Any,
     grad_x, grad_down, *grad_ups = _backward(
         given, x, inner, weights, down, up, ctx.scales, eights, wants_x
     )
-    downs, ups = apart(grad_down, grad_ups, ctx.ranks)
+    downs, ups = split_grads(grad_down, grad_ups, ctx.ranks)
     no_weights, no_biases, no_up, no_eights = ctx.nothing
     own = grad_x if wants_x else None
     return own, no_weights, no_biases, downs, ups, None, no_up, None, no_eights
 
 
-def no_gradients(tensors: Sequence[torch.Tensor | None]) -> list[None] | None:
+def none_grads(tensors: Sequence[torch.Tensor | None]) -> list[None] | None:
     """Return the gradients of a list whose tensors get none, as torch wants it: one for each,
     but one for the whole list where not all of it are tensors.
     """
     return [None] * len(tensors) if all(one is not None for one in tensors) else None
 
 
-def apart(
+def split_grads(
     grad_down: torch.Tensor, grad_ups: Sequence[torch.Tensor], ranks: Sequence[int]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the gradients of every adapter's A and B, layer by layer, each of its own rank."""
@@ -286,17 +286,17 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 # --- products of matrices [G, n, k] and [G, k, m]; one pair has faster kernels than a batch ------
 
 
-def grouped(flat: torch.Tensor, groups: int) -> torch.Tensor:
+def split_groups(flat: torch.Tensor, groups: int) -> torch.Tensor:
     """Return rows ``[T, n]`` as ``[G, T / G, n]``."""
     return flat.view(groups, -1, flat.shape[-1])
 
 
-def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def group_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the products of each pair."""
     return (a[0] @ b[0]).unsqueeze(0) if len(a) == 1 else torch.bmm(a, b)
 
 
-def add_product(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def add_group_matmul(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """Add the products of each pair to ``to``."""
     if len(a) == 1:
         to[0].addmm_(a[0], b[0])
@@ -304,12 +304,12 @@ def add_product(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         to.baddbmm_(a, b)
 
 
-def wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def group_matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the product in float32 without rounding to fewer bits in between."""
     if a.dtype not in (torch.float16, torch.bfloat16):
-        return product(a, b)
+        return group_matmul(a, b)
     if not a.is_cuda:
-        return product(a.float(), b.float())
+        return group_matmul(a.float(), b.float())
     if len(a) == 1:
         return torch.mm(a[0], b[0], out_dtype=torch.float32).unsqueeze(0)
     return torch.bmm(a, b, out_dtype=torch.float32)

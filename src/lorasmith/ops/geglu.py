@@ -16,14 +16,14 @@ from torch import nn
 
 from lorasmith.adapters.nn.lora import Adapted
 from lorasmith.ops.fused_lora import (
-    Work,
-    add_product,
-    apart,
-    arguments,
-    gradients,
-    grouped,
-    no_gradients,
-    products,
+    FusedLinearArgs,
+    add_group_matmul,
+    base_and_down_products,
+    fused_gradients,
+    none_grads,
+    op_arguments,
+    split_grads,
+    split_groups,
 )
 from lorasmith.training.acceleration.module_patch import exchange, put_back
 
@@ -55,19 +55,19 @@ def _classes() -> tuple[Any, Any]:
             """Return h * gelu(g)."""
             work = self.proj.work_for(hidden_states) if isinstance(self.proj, Adapted) else None
             if work is not None:
-                return adapted_gated(hidden_states, work)
-            return gated(self.proj(hidden_states))
+                return lora_geglu(hidden_states, work)
+            return geglu(self.proj(hidden_states))
 
     return GEGLU, FastGEGLU
 
 
-def gated(both: torch.Tensor) -> torch.Tensor:
+def geglu(both: torch.Tensor) -> torch.Tensor:
     """Return h * gelu(g), ``[..., n]``, for h and g side by side, ``[..., 2 n]``, on a GPU."""
     y: torch.Tensor = _gated(both)
     return y
 
 
-def reference(both: torch.Tensor) -> torch.Tensor:
+def geglu_reference(both: torch.Tensor) -> torch.Tensor:
     """Return the same by torch's own operations, anywhere."""
     hidden, gate = both.chunk(2, dim=-1)
     return hidden * F.gelu(gate)
@@ -111,7 +111,7 @@ _BLOCK, _WARPS = 512, 2
 def _outputs(both: torch.Tensor) -> torch.Tensor:
     """Return h * gelu(g)."""
     if not both.is_cuda:
-        return reference(both)
+        return geglu_reference(both)
     y = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
     _kernels().forward[_grid(y)](both, y, y.shape[-1], block=_BLOCK, num_warps=_WARPS)
     return y
@@ -143,9 +143,9 @@ def _kernels() -> Any:
 # --- with adapters ------------------------------------------------------------------------------
 
 
-def adapted_gated(x: torch.Tensor, work: Work) -> torch.Tensor:
+def lora_geglu(x: torch.Tensor, work: FusedLinearArgs) -> torch.Tensor:
     """Return h * gelu(g), ``[N, ..., n]``, for h and g the halves of an adapted layer's output."""
-    y: torch.Tensor = _adapted_gated(*arguments(x, [work]))[0]
+    y: torch.Tensor = _adapted_gated(*op_arguments(x, [work]))[0]
     return y
 
 
@@ -162,11 +162,11 @@ def _adapted_gated(
     eights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Return the output, both halves ``[T, 2 n]``, and A_g x ``[G, T / G, r]``."""
-    (both,), inner = products(x, weights, biases, down, eights)
-    return [add_and_gate(both, inner, up[0]).view(*x.shape[:-1], -1), both, inner]
+    (both,), inner = base_and_down_products(x, weights, biases, down, eights)
+    return [add_lora_and_geglu(both, inner, up[0]).view(*x.shape[:-1], -1), both, inner]
 
 
-def add_and_gate(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def add_lora_and_geglu(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Add adapters' products to both halves, in place; return h * gelu(g) ``[T, n]`` of the sums.
 
     Args:
@@ -180,7 +180,7 @@ def add_and_gate(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> t
             both, inner, up, y, *_sizes(y, inner), **_TILE, wide=_padded(inner)
         )
         return y
-    add_product(grouped(both, len(inner)), inner, up.transpose(1, 2))
+    add_group_matmul(split_groups(both, len(inner)), inner, up.transpose(1, 2))
     return _outputs(both)
 
 
@@ -220,11 +220,11 @@ def _adapted_gated_backward(
 ) -> list[torch.Tensor]:
     """Return the gradients of the input, of all A and of all B."""
     slopes = _slopes(grad.flatten(0, -2).contiguous(), both)
-    found = gradients([slopes], x, inner, [weight], down, [up], scales, eights, wants_x)
+    found = fused_gradients([slopes], x, inner, [weight], down, [up], scales, eights, wants_x)
     return [x.new_empty(0) if found.x is None else found.x, found.down, *found.ups]
 
 
-def add_and_slope(
+def add_lora_and_geglu_backward(
     grad: torch.Tensor, inner: torch.Tensor, down: torch.Tensor, both: torch.Tensor
 ) -> torch.Tensor:
     """Return the gradients of both halves ``[T, 2 n]``, from the output's without what adapters
@@ -237,7 +237,7 @@ def add_and_slope(
         both: the halves.
     """
     if not (both.is_cuda and _fits(inner)):
-        add_product(grouped(grad, len(inner)), inner, down)
+        add_group_matmul(split_groups(grad, len(inner)), inner, down)
         return _slopes(grad, both)
     out = torch.empty_like(both)
     _kernels().backward_adapted[_tiles(grad, len(inner))](
@@ -269,7 +269,7 @@ def _adapted_gated_backward_shape(
 
 def _keep_adapted(ctx: Any, inputs: Sequence[Any], output: Sequence[torch.Tensor]) -> None:
     x, weights, biases, downs, _, down, up, scales, eights = inputs
-    ctx.nothing = [no_gradients(one) for one in (weights, biases, up, eights)]
+    ctx.nothing = [none_grads(one) for one in (weights, biases, up, eights)]
     ctx.scales, ctx.ranks = scales, [len(one) for one in downs]
     ctx.save_for_backward(x, output[1], output[2], weights[0], down, up[0], *eights)
     ctx.set_materialize_grads(False)
@@ -285,7 +285,7 @@ def _differentiate_adapted(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tu
     grad_x, grad_down, grad_up = _adapted_gated_backward(
         grads[0], x, both, inner, weight, down, up, ctx.scales, eights, wants_x
     )
-    downs, ups = apart(grad_down, [grad_up], ctx.ranks)
+    downs, ups = split_grads(grad_down, [grad_up], ctx.ranks)
     own = grad_x if wants_x else None
     return own, no_weights, no_biases, downs, ups, None, no_up, None, no_eights
 

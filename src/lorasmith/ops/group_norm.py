@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 
-def normalised(
+def group_norm(
     x: torch.Tensor,
     gamma: torch.Tensor,
     beta: torch.Tensor,
@@ -45,7 +45,7 @@ def normalised(
     return y
 
 
-def reference(
+def group_norm_reference(
     x: torch.Tensor,
     gamma: torch.Tensor,
     beta: torch.Tensor,
@@ -67,7 +67,7 @@ def reference(
     return z.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def add_biased(
+def add_with_bias(
     a: torch.Tensor,
     b: torch.Tensor,
     first: torch.Tensor | None = None,
@@ -88,7 +88,7 @@ def add_biased(
     return y
 
 
-def reference_sum(
+def add_with_bias_reference(
     a: torch.Tensor,
     b: torch.Tensor,
     first: torch.Tensor | None = None,

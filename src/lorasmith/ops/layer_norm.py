@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def kept(x: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x ``[..., n]`` again and its norm; use the returned x for what follows."""
     total, y = _Normalised.apply(x, None, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     return total, y
 
 
-def summed(
+def add_layer_norm(
     x: torch.Tensor, added: torch.Tensor, norm: nn.LayerNorm
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x + added, ``[..., n]``, and the norm of this sum.
@@ -29,7 +29,7 @@ def summed(
     return total, y
 
 
-def fits(norm: Any) -> bool:
+def is_supported(norm: Any) -> bool:
     """Tell whether a norm is one that these functions compute."""
     if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
         return False

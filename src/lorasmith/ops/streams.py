@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import torch
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-class Branch:
+class SideStream:
     """A context manager: what is done in its block may go on beside what follows it.
 
     The block's results may be used by other work after ``join``, and what was marked by ``mark``
@@ -29,7 +29,7 @@ class Branch:
             self._side = _stream(like.device, number)
             self._inside = torch.cuda.stream(self._side)
 
-    def __enter__(self) -> "Branch":
+    def __enter__(self) -> "SideStream":
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(self._side.device))
             self._inside.__enter__()  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ class Branch:
             torch.cuda.current_stream(self._side.device).wait_stream(self._side)
 
 
-def beside(works: Sequence[Callable[[], Found]], like: torch.Tensor) -> list[Found]:
+def run_concurrently(works: Sequence[Callable[[], Result]], like: torch.Tensor) -> list[Result]:
     """Return what some pieces of work give that do not need one another's results.
 
     Args:
@@ -69,7 +69,7 @@ def beside(works: Sequence[Callable[[], Found]], like: torch.Tensor) -> list[Fou
         like: a tensor on the device where they are done.
     """
     first, *others = works
-    branches = [Branch(_FIRST + number, like) for number in range(len(others))]
+    branches = [SideStream(_FIRST + number, like) for number in range(len(others))]
     found = []
     for branch, work in zip(branches, others, strict=True):
         with branch:

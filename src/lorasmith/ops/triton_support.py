@@ -22,7 +22,7 @@ def has_triton() -> bool:
 
 
 @cache
-def available(device: torch.device) -> bool:
+def is_available(device: torch.device) -> bool:
     """Tell whether there are kernels for a device, after trying one.
 
     Triton compiles them when they are first used, for which it needs a C compiler: where there is

@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorasmith.loops.cuda_graphs import Recorder
+from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.loops.progress import tell
-from lorasmith.ops.streams import beside
-from lorasmith.training.acceleration.factor_cache import casts_for
-from lorasmith.training.acceleration.patcher import Swift
-from lorasmith.training.acceleration.plan import Pace, pace_of, recompute_as_told
+from lorasmith.ops.streams import run_concurrently
+from lorasmith.training.acceleration.factor_cache import build_factor_cache
+from lorasmith.training.acceleration.patcher import UNetPatcher
+from lorasmith.training.acceleration.plan import (
+    ExecutionPlan,
+    configure_activation_checkpointing,
+    plan_execution,
+)
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise
 from lorasmith.training.state import Session
@@ -46,7 +50,7 @@ class Together:
     no loss scaling) the optimizer too. Pictures and noise are drawn outside.
     """
 
-    def __init__(self, sessions: Sequence[Session], pace: Pace | None = None) -> None:
+    def __init__(self, sessions: Sequence[Session], pace: ExecutionPlan | None = None) -> None:
         """Prepare for steps of some features.
 
         Args:
@@ -56,20 +60,20 @@ class Together:
         Raises:
             ConfigError: the settings' memory is too little.
         """
-        pace = pace or pace_of(sessions)
+        pace = pace or plan_execution(sessions)
         unet = sessions[0].model.unet
-        self._swift = Swift(unet, fp8=pace.fp8)
+        self._swift = UNetPatcher(unet, fp8=pace.fp8)
         self._sessions = tuple(sessions)
         self._steps = [one.step_once for one in sessions]
         trained = [one for each in sessions for one in each.trainable.adapters.values()]
-        self._casts = casts_for(unet, trained)
+        self._casts = build_factor_cache(unet, trained)
         self._to_the_end = all(one.asks_nothing for one in self._steps)
-        self._recorder = Recorder(sessions[0].device, pace.record)
-        plan = recompute_as_told(sessions, lambda: self._try(_largest(sessions)))
-        if pace.compiled:  # not for the trials, each of which would be compiled anew
+        self._recorder = CudaGraphCache(sessions[0].device, pace.use_cuda_graphs)
+        plan = configure_activation_checkpointing(sessions, lambda: self._try(_largest(sessions)))
+        if pace.compile_blocks:  # not for the trials, each of which would be compiled anew
             self._swift.compile()
         if sessions[0].main:
-            tell(*pace.notes, *([plan] if plan else []))
+            tell(*pace.messages, *([plan] if plan else []))
 
     @property
     def recordings(self) -> int:
@@ -94,7 +98,7 @@ class Together:
 
         def work(inputs: Sequence[torch.Tensor]) -> list[Figures]:
             self._pass(_with_inputs(parts, inputs))
-            return beside([one.finish for one in self._steps], inputs[0])
+            return run_concurrently([one.finish for one in self._steps], inputs[0])
 
         return self._recorder(_key(parts), _inputs(parts), work)
 
@@ -112,15 +116,15 @@ class Together:
 
     def _pass(self, parts: Sequence[Part]) -> None:
         """Compute the gradients of a step."""
-        with self._swift.surviving(lambda: self._pass(parts)), self._swift():
+        with self._swift.fallback_to_eager(lambda: self._pass(parts)), self._swift():
             for step in self._steps:
                 step.begin()
-            self._casts.renew()
+            self._casts.refresh()
             try:
                 for group in _alike(parts):
                     backward(self._loss_of(group))
             finally:
-                self._casts.drop()
+                self._casts.clear()
 
     def _try(self, parts: Sequence[Part]) -> None:
         """Compute the gradients of a step for nothing."""

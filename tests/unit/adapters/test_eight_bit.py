@@ -6,19 +6,19 @@ from torch import nn
 
 from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
 from lorasmith.ops import fp8
-from lorasmith.ops.fp8 import EightLinear, Exchanged, converted, reference
-from lorasmith.training.acceleration.factor_cache import Casts
+from lorasmith.ops.fp8 import Fp8Linear, Fp8Patcher, quantize_rows_reference, quantize_weight
+from lorasmith.training.acceleration.factor_cache import FactorCastCache
 
 GPU = pytest.mark.skipif(
-    not fp8.available(torch.device("cuda")) if torch.cuda.is_available() else True,
+    not fp8.is_available(torch.device("cuda")) if torch.cuda.is_available() else True,
     reason="needs a CUDA device that multiplies in 8 bits",
 )
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fp8, "WORTH", 0)
-    monkeypatch.setattr(fp8, "TOKENS", 0)
+    monkeypatch.setattr(fp8, "MIN_WEIGHTS", 0)
+    monkeypatch.setattr(fp8, "MIN_TOKENS", 0)
 
 
 def back(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,7 @@ def back(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def test_rows_are_scaled_each_by_itself() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 64) * torch.tensor([1e-3, 1.0, 1e3, 1e6, 0.0])[:, None]
-    rows, scales = reference(x)
+    rows, scales = quantize_rows_reference(x)
     assert rows.dtype == torch.float8_e4m3fn
     assert rows[:4].float().abs().amax(1).tolist() == [448.0] * 4
     # e4m3 keeps three bits after the first: half of the last is a sixteenth of the value.
@@ -52,17 +52,17 @@ def test_small_integers_come_through_exactly(always: None) -> None:
     grad = torch.randint(-7, 8, (10, 16)).bfloat16()
     grad[:, 0] = 7
     wanted = nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float())
-    exchanged = Exchanged(layer)
+    exchanged = Fp8Patcher(layer)
     assert len(exchanged) == 1
-    exchanged.on()
-    assert type(layer) is EightLinear
+    exchanged.apply_patch()
+    assert type(layer) is Fp8Linear
     found = layer(x)
     found.backward(grad)
     assert torch.equal(found, wanted.bfloat16())
     assert torch.equal(x.grad, (grad.float() @ layer.weight.float()).bfloat16())
-    exchanged.off()
+    exchanged.revert_patch()
     assert type(layer) is nn.Linear
-    assert not hasattr(layer, "eight")
+    assert not hasattr(layer, "fp8_weight")
 
 
 def test_adapters_are_not_rounded(always: None) -> None:
@@ -72,24 +72,24 @@ def test_adapters_are_not_rounded(always: None) -> None:
     factors = Factors(torch.randn(4, 48), torch.zeros(32, 4))
     layer.adapters.append(LoraLinear(factors, 4.0))
     (adapter,) = layer.adapters
-    casts, exchanged = Casts([[(layer, (adapter,))]]), Exchanged(layer)
+    casts, exchanged = FactorCastCache([[(layer, (adapter,))]]), Fp8Patcher(layer)
     x = torch.randn(64, 48).bfloat16().requires_grad_()
     weight = torch.randn(64, 32).bfloat16()
 
     def run() -> tuple[torch.Tensor, ...]:
-        casts.renew()
+        casts.refresh()
         y = layer(x)
-        casts.drop()
+        casts.clear()
         return (y, *torch.autograd.grad((y * weight).sum(), [x, adapter.down, adapter.up]))
 
     exact = run()
-    exchanged.on()
-    assert isinstance(layer.base, EightLinear)
+    exchanged.apply_patch()
+    assert isinstance(layer.base, Fp8Linear)
     base = run()
     with torch.no_grad():
         adapter.up.copy_(torch.randn(32, 4))
     added = run()
-    exchanged.off()
+    exchanged.revert_patch()
     y, x_grad = (near(one, other) for one, other in zip(base[:2], exact[:2], strict=True))
     assert 0.005 < y < 0.05
     assert 0.005 < x_grad < 0.05
@@ -104,14 +104,14 @@ def near(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def test_small_products_stay_as_they_are() -> None:
     network = nn.Sequential(nn.Linear(64, 64), nn.Linear(1024, 4096).requires_grad_(False))
-    exchanged = Exchanged(network)
+    exchanged = Fp8Patcher(network)
     assert len(exchanged) == 1
     x = torch.randn(8, 1024)
     before = network[1](x)
-    exchanged.on()
+    exchanged.apply_patch()
     assert type(network[0]) is nn.Linear
     assert torch.equal(network[1](x), before)  # too few rows
-    exchanged.off()
+    exchanged.revert_patch()
 
 
 def test_what_reads_few_rows_or_does_not_divide_is_left_alone(
@@ -123,7 +123,7 @@ def test_what_reads_few_rows_or_does_not_divide_is_left_alone(
             self.is_cross_attention = cross
             self.to_q, self.to_k, self.to_v = (nn.Linear(16, 16) for _ in range(3))
 
-    monkeypatch.setattr(fp8, "WORTH", 500)
+    monkeypatch.setattr(fp8, "MIN_WEIGHTS", 500)
     network = nn.ModuleDict(
         {
             "own": Attention(False),
@@ -133,10 +133,10 @@ def test_what_reads_few_rows_or_does_not_divide_is_left_alone(
             "wide": nn.Linear(64, 64),
         }
     ).requires_grad_(False)
-    exchanged = Exchanged(network)
-    exchanged.on()
-    found = {name for name, one in network.named_modules() if isinstance(one, EightLinear)}
-    exchanged.off()
+    exchanged = Fp8Patcher(network)
+    exchanged.apply_patch()
+    found = {name for name, one in network.named_modules() if isinstance(one, Fp8Linear)}
+    exchanged.revert_patch()
     assert found == {"own.to_q", "own.to_k", "own.to_v", "wide"}
 
 
@@ -147,8 +147,8 @@ def test_the_kernel_does_what_the_reference_does(shape: tuple[int, int]) -> None
     draws = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(shape, generator=draws, device="cuda").bfloat16()
     x[1] = 0
-    rows, scales = fp8.rows_of(x)
-    wanted, wanted_scales = reference(x)
+    rows, scales = fp8.quantize_rows(x)
+    wanted, wanted_scales = quantize_rows_reference(x)
     torch.testing.assert_close(scales, wanted_scales, rtol=1e-6, atol=0)
     different = (rows.float() != wanted.float()).float().mean()
     assert different < 1e-4  # values on the edge between two
@@ -162,9 +162,9 @@ def test_products_on_a_gpu() -> None:
     weight = torch.randn(2560, 1280, device="cuda").bfloat16()
     x, bias = torch.randn(4096, 1280, device="cuda").bfloat16(), torch.randn(2560, device="cuda")
     grad = torch.randn(4096, 2560, device="cuda").bfloat16()
-    eight = [*converted(weight)]
-    (y,) = fp8.products(x, [weight], [bias.bfloat16()], eight)
+    eight = [*quantize_weight(weight)]
+    (y,) = fp8.linear_products(x, [weight], [bias.bfloat16()], eight)
     exact = x.float() @ weight.float().T + bias
     assert 0.01 < near(y, exact) < 0.05
-    back = fp8.sum_of_products([grad], [weight], eight)
+    back = fp8.input_gradient([grad], [weight], eight)
     assert 0.01 < near(back, grad.float() @ weight.float()) < 0.05

@@ -7,8 +7,13 @@ from torch import nn
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear, make_adapter, outputs_of
 from lorasmith.adapters.targeting.qkv_groups import sharing
-from lorasmith.ops.fused_lora import Stack, Work, arguments, fused
-from lorasmith.training.acceleration.factor_cache import Casts, casts_for
+from lorasmith.ops.fused_lora import (
+    FusedLinearArgs,
+    StackedFactors,
+    fused_lora_linear,
+    op_arguments,
+)
+from lorasmith.training.acceleration.factor_cache import FactorCastCache, build_factor_cache
 
 CPU = torch.device("cpu")
 IN, OUT = 6, 4
@@ -57,8 +62,8 @@ def test_output_and_gradients_are_those_of_the_sums(
     layer = make(torch.float64, ranks, alpha)
     divide(layer, 6)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    casts = Casts([[(layer, tuple(layer.adapters))]])
-    casts.renew()
+    casts = FactorCastCache([[(layer, tuple(layer.adapters))]])
+    casts.refresh()
     assert layer.divided(x)
     found, wanted = layer(x), plain(x, layer)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
@@ -73,7 +78,7 @@ def test_output_and_gradients_are_those_of_the_sums(
 def test_an_input_without_gradients_gets_none() -> None:
     layer = make(torch.float64)
     x = torch.randn(3, IN, dtype=torch.float64)
-    Casts([[(layer, tuple(layer.adapters))]]).renew()
+    FactorCastCache([[(layer, tuple(layer.adapters))]]).refresh()
     layer(x).sum().backward()
     assert x.grad is None
     assert all(one.grad is not None and one.grad.norm() > 0 for one in factors(layer))
@@ -82,7 +87,7 @@ def test_an_input_without_gradients_gets_none() -> None:
 def test_gradients_of_factors_are_float32_over_a_bf16_layer() -> None:
     layer = make(torch.bfloat16)
     x = torch.randn(40, IN).bfloat16().requires_grad_()
-    Casts([[(layer, tuple(layer.adapters))]]).renew()
+    FactorCastCache([[(layer, tuple(layer.adapters))]]).refresh()
     y = layer(x)
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
@@ -98,18 +103,18 @@ def test_gradients_of_factors_are_float32_over_a_bf16_layer() -> None:
 def test_copies_are_those_of_the_moment_and_are_taken_back() -> None:
     layer = make(torch.bfloat16, alpha=2.0)
     (adapter,) = layer.adapters
-    casts = Casts([[(layer, (adapter,))]])
+    casts = FactorCastCache([[(layer, (adapter,))]])
     assert layer.stack is None
-    casts.renew()
+    casts.refresh()
     assert layer.stack is not None
     assert torch.equal(layer.stack.down[0], adapter.down.bfloat16())
     with torch.no_grad():
         adapter.up.add_(1.0)
     adapter.weight = 0.5
-    casts.renew()
+    casts.refresh()
     assert torch.equal(layer.stack.up[0], (0.5 * adapter.up).bfloat16())
     assert layer.stack.scales == (0.5,)
-    casts.drop()
+    casts.clear()
     assert layer.stack is None
 
 
@@ -117,8 +122,8 @@ def test_copies_are_used_in_training_and_for_whole_parts_only() -> None:
     layer = make(torch.bfloat16, (2, 2))
     divide(layer, 6)
     x = torch.randn(6, IN).bfloat16()
-    casts = Casts([[(layer, tuple(layer.adapters))]])
-    casts.renew()
+    casts = FactorCastCache([[(layer, tuple(layer.adapters))]])
+    casts.refresh()
     torch.testing.assert_close(layer(x).float(), plain(x.float(), layer), atol=0.1, rtol=0.05)
     broken = layer.stack
     assert broken is not None
@@ -143,7 +148,7 @@ def test_copies_are_used_in_training_and_for_whole_parts_only() -> None:
 
 def test_nothing_is_fused_on_a_cpu() -> None:
     layer = make(torch.bfloat16)
-    assert len(casts_for(layer, list(layer.adapters))) == 0
+    assert len(build_factor_cache(layer, list(layer.adapters))) == 0
 
 
 @pytest.mark.gpu
@@ -153,9 +158,9 @@ def test_on_a_gpu_too(ranks: tuple[int, ...]) -> None:
     layer = make(torch.bfloat16, ranks).cuda()
     divide(layer, 40)
     x = torch.randn(40, IN, device="cuda").bfloat16().requires_grad_()
-    casts = casts_for(layer, list(layer.adapters))
+    casts = build_factor_cache(layer, list(layer.adapters))
     assert len(casts) == 1
-    casts.renew()
+    casts.refresh()
     assert layer.divided(x)
     weight = torch.randn(40, OUT, device="cuda")
     of = [x, *factors(layer)]
@@ -172,7 +177,7 @@ def test_adapters_that_do_more_are_not_fused() -> None:
     start = Factors(torch.randn(2, IN).cuda(), torch.randn(OUT, 2).cuda())
     for more in ({"start": start}, {"dropout": 0.1}):
         layer.adapters[0] = make_adapter(layer.base, start, 2.0, **more).cuda()
-        assert len(casts_for(layer, list(layer.adapters))) == 0
+        assert len(build_factor_cache(layer, list(layer.adapters))) == 0
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -182,17 +187,17 @@ def test_the_operation_is_well_formed(count: int) -> None:
     shared = torch.randn(2, 2 * count, IN)
     x = torch.randn(4, 3, IN, requires_grad=True)
     works = [
-        Work(
+        FusedLinearArgs(
             layer.base,
-            Stack(down, torch.randn(2, OUT, 2), (1.0, 2.0), shared),
+            StackedFactors(down, torch.randn(2, OUT, 2), (1.0, 2.0), shared),
             [one.down for one in layer.adapters],
             [one.up for one in layer.adapters],
         )
         for layer, down in zip(layers, shared.chunk(count, 1), strict=True)
     ]
-    given = arguments(x, works)
+    given = op_arguments(x, works)
     torch.library.opcheck(torch.ops.lorasmith.adapted_linears.default, given)
-    assert [one.shape for one in fused(x, works)] == [(4, 3, OUT)] * count
+    assert [one.shape for one in fused_lora_linear(x, works)] == [(4, 3, OUT)] * count
 
 
 class Attention(nn.Module):
@@ -217,7 +222,7 @@ def test_layers_that_read_the_same_input(
     layers = [attention.to_q, attention.to_k, attention.to_v]
     for layer in layers:
         divide(layer, 4)
-    Casts([attention.learners()]).renew()
+    FactorCastCache([attention.learners()]).refresh()
     x = torch.randn(4, 3, IN, dtype=torch.float64, requires_grad=True)
     found = outputs_of(x, [layers[one] for one in used])
     wanted = [plain(x, layers[one]) for one in used]
@@ -241,7 +246,7 @@ def test_layers_that_read_the_same_input(
 
 def test_layers_with_other_adapters_do_not_share() -> None:
     attention = Attention([(2,), (2,), (2, 2)])
-    Casts([attention.learners()]).renew()
+    FactorCastCache([attention.learners()]).refresh()
     assert all(one.stack is not None and one.stack.shared is None for one in attention.children())
 
 

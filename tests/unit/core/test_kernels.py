@@ -15,16 +15,16 @@ CUDA = torch.device("cuda")
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(triton_support, "has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    triton_support.available.cache_clear()
+    triton_support.is_available.cache_clear()
     yield
-    triton_support.available.cache_clear()
+    triton_support.is_available.cache_clear()
 
 
 def test_a_kernel_that_works_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     monkeypatch.setattr(triton_support, "_try", tried.append)
-    assert triton_support.available(CUDA)
-    assert triton_support.available(CUDA)
+    assert triton_support.is_available(CUDA)
+    assert triton_support.is_available(CUDA)
     assert tried == [CUDA]  # once
 
 
@@ -34,14 +34,14 @@ def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(triton_support, "_try", fail)
     with pytest.warns(LorasmithWarning, match="cannot be compiled: Failed to find C compiler. Pl"):
-        assert not triton_support.available(CUDA)
+        assert not triton_support.is_available(CUDA)
 
 
 def test_old_gpus_and_cpus_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_support, "_try", lambda _: None)
-    assert not triton_support.available(torch.device("cpu"))
+    assert not triton_support.is_available(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert not triton_support.available(CUDA)
+    assert not triton_support.is_available(CUDA)
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.loops.cuda_graphs import Recorder
+from lorasmith.loops.cuda_graphs import CudaGraphCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +24,7 @@ def test_replays_give_what_the_work_gives() -> None:
         weight.add_(given[0].mean(dim=0))
         return weight * 2.0
 
-    recorder, expected = Recorder(torch.device("cuda")), torch.zeros(4, device="cuda")
+    recorder, expected = CudaGraphCache(torch.device("cuda")), torch.zeros(4, device="cuda")
     for step in range(12):
         size = 3 + step % 2
         given = inputs(size, step)
@@ -40,7 +40,7 @@ def test_what_cannot_be_recorded_is_done_normally_and_random_numbers_still_work(
         torch.rand(3, device="cuda")
         return total + float(total)  # asks the device
 
-    recorder = Recorder(torch.device("cuda"))
+    recorder = CudaGraphCache(torch.device("cuda"))
     found = [recorder(0, inputs(3, step), work) for step in range(2)]
     with pytest.warns(LorasmithWarning, match="one by one"):
         found.append(recorder(0, inputs(3, 2), work))
@@ -60,7 +60,7 @@ def test_recordings_make_room_where_memory_runs_out() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return given[0].sum()
 
-    recorder = Recorder(torch.device("cuda"))
+    recorder = CudaGraphCache(torch.device("cuda"))
     for step in range(3):
         recorder(3, inputs(3, step), work)
     assert len(recorder) == 1

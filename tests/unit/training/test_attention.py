@@ -6,7 +6,7 @@ from torch import nn
 
 from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
 from lorasmith.training.acceleration import attention
-from lorasmith.training.acceleration.factor_cache import Casts
+from lorasmith.training.acceleration.factor_cache import FactorCastCache
 
 
 def make(cross: int | None = None, adapted: bool = True, **more: object) -> nn.Module:
@@ -24,11 +24,11 @@ def make(cross: int | None = None, adapted: bool = True, **more: object) -> nn.M
     return made
 
 
-def casts_of(network: nn.Module, cross: int | None) -> Casts:
+def casts_of(network: nn.Module, cross: int | None) -> FactorCastCache:
     layers = [network.to_q, network.to_k, network.to_v]
     learners = [(one, tuple(one.adapters)) for one in layers]
     families = [learners] if cross is None else [learners[:1], learners[1:]]
-    return Casts(families)
+    return FactorCastCache(families)
 
 
 @pytest.mark.parametrize("cross", [None, 12])
@@ -43,13 +43,13 @@ def test_output_and_gradients_are_diffusers_own(cross: int | None, factor: float
     theirs = torch.autograd.grad(wanted.square().sum(), of)
     casts = casts_of(network, cross)
     attention.use_swift(network)
-    assert isinstance(network.processor, attention.SwiftProcessor)
-    casts.renew()
+    assert isinstance(network.processor, attention.FusedQKVAttnProcessor)
+    casts.refresh()
     found = network(x, text)
     ours = torch.autograd.grad(found.square().sum(), of)
-    casts.drop()
+    casts.clear()
     attention.use_own(network)
-    assert not isinstance(network.processor, attention.SwiftProcessor)
+    assert not isinstance(network.processor, attention.FusedQKVAttnProcessor)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
@@ -72,4 +72,4 @@ def test_masks_are_heeded() -> None:
 def test_attentions_that_do_more_are_left_alone(more: dict[str, object]) -> None:
     network = make(adapted=False, **more)
     attention.use_swift(network)
-    assert not isinstance(network.processor, attention.SwiftProcessor)
+    assert not isinstance(network.processor, attention.FusedQKVAttnProcessor)

@@ -6,10 +6,10 @@ import torch
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
 from lorasmith.ops import geglu
-from lorasmith.ops.fused_lora import arguments
+from lorasmith.ops.fused_lora import op_arguments
 from lorasmith.training.acceleration import feed_forward
-from lorasmith.training.acceleration.factor_cache import Casts
-from lorasmith.training.acceleration.patcher import Swift
+from lorasmith.training.acceleration.factor_cache import FactorCastCache
+from lorasmith.training.acceleration.patcher import UNetPatcher
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -30,7 +30,7 @@ def test_a_network_without_a_gpu_stays_as_it_is() -> None:
     network = Network()
     x = torch.randn(3, 5, 12)
     before = network(x)
-    with Swift(network)():
+    with UNetPatcher(network)():
         assert torch.equal(network(x), before)
 
 
@@ -39,7 +39,7 @@ def test_layers_are_exchanged_and_put_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert [geglu.is_gated(one) for one in network.layers] == [True, False, True]
     x = torch.randn(3, 5, 12)
     before = network(x)
-    monkeypatch.setattr(geglu, "gated", lambda both: geglu.reference(both) * 2.0)
+    monkeypatch.setattr(geglu, "geglu", lambda both: geglu.geglu_reference(both) * 2.0)
     geglu.use_kernels(network)
     assert not torch.allclose(network(x), before)
     geglu.use_own(network)
@@ -50,7 +50,7 @@ def test_the_reference_is_diffusers_own() -> None:
     network = Network()
     x = torch.randn(3, 5, 12)
     first = network.layers[0]
-    torch.testing.assert_close(geglu.reference(first.proj(x)), first(x), atol=0, rtol=0)
+    torch.testing.assert_close(geglu.geglu_reference(first.proj(x)), first(x), atol=0, rtol=0)
 
 
 @pytest.mark.gpu
@@ -61,10 +61,10 @@ def test_kernels_agree_with_float64(shape: tuple[int, ...], dtype: torch.dtype) 
     draws = torch.Generator("cuda").manual_seed(0)
     both = torch.randn(shape, generator=draws, device="cuda").to(dtype).requires_grad_()
     weight = torch.randn((*shape[:-1], shape[-1] // 2), generator=draws, device="cuda").to(dtype)
-    ours = geglu.gated(both)
+    ours = geglu.geglu(both)
     (slope,) = torch.autograd.grad((ours * weight).sum(), both)
     exact = both.detach().double().requires_grad_()
-    wanted = geglu.reference(exact)
+    wanted = geglu.geglu_reference(exact)
     (wanted_slope,) = torch.autograd.grad((wanted * weight.double()).sum(), exact)
     bound = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
     torch.testing.assert_close(ours.double(), wanted, atol=bound, rtol=bound)
@@ -107,12 +107,12 @@ def compare(network: Gated, x: torch.Tensor, atol: float, rtol: float) -> None:
     wanted = network(x)
     weight = torch.randn_like(wanted)
     theirs = torch.autograd.grad((wanted * weight).sum(), of)
-    casts = Casts([[(network.layer.proj, adapters)]])
+    casts = FactorCastCache([[(network.layer.proj, adapters)]])
     geglu.use_kernels(network)
-    casts.renew()
+    casts.refresh()
     found = network(x)
     ours = torch.autograd.grad((found * weight).sum(), of)
-    casts.drop()
+    casts.clear()
     geglu.use_own(network)
     for one, other in zip([found, *ours], [wanted, *theirs], strict=True):
         scale = float(other.detach().abs().max())
@@ -159,15 +159,15 @@ def compare_whole(network: Whole, x: torch.Tensor, atol: float, rtol: float) -> 
     wanted = network(x)
     weight = torch.randn_like(wanted)
     theirs = torch.autograd.grad((wanted * weight).sum(), of)
-    casts = Casts([[(layer, tuple(layer.adapters))] for layer in network.adapted()])
+    casts = FactorCastCache([[(layer, tuple(layer.adapters))] for layer in network.adapted()])
     own = type(network.layer)
     feed_forward.use_kernels(network)
     assert type(network.layer) is not own
-    casts.renew()
+    casts.refresh()
     found = network(x)
     assert type(found.grad_fn).__name__ == "_FeedForwardBackward"
     ours = torch.autograd.grad((found * weight).sum(), of)
-    casts.drop()
+    casts.clear()
     torch.testing.assert_close(network(x), wanted)
     feed_forward.use_own(network)
     assert type(network.layer) is own
@@ -203,10 +203,10 @@ def test_with_adapters_in_the_same_pass(ranks: tuple[int, ...]) -> None:
 def test_the_operation_is_well_formed() -> None:
     network = Gated((2,), 8, torch.float32, "cpu")
     proj = network.layer.proj
-    casts = Casts([[(proj, tuple(proj.adapters))]])
-    casts.renew()
+    casts = FactorCastCache([[(proj, tuple(proj.adapters))]])
+    casts.refresh()
     x = torch.randn(4, 3, 12, requires_grad=True)
-    given = arguments(x, [proj.work_for(x)])
+    given = op_arguments(x, [proj.work_for(x)])
     torch.library.opcheck(torch.ops.lorasmith.adapted_gated.default, given)
 
 

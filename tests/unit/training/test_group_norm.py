@@ -38,7 +38,7 @@ def parts(
 def test_the_reference_is_torch_s_own(silu: bool) -> None:
     x, gamma, beta, shift, bias = parts((2, 12, 5, 3), torch.float64)
     x.requires_grad_()
-    ours = group_norm.reference(x, gamma, beta, 4, 1e-5, silu, shift, bias)
+    ours = group_norm.group_norm_reference(x, gamma, beta, 4, 1e-5, silu, shift, bias)
     added = x + shift[:, :, None, None] + bias[:, None, None]
     wanted = F.group_norm(added, 4, gamma, beta, 1e-5)
     wanted = F.silu(wanted) if silu else wanted
@@ -55,7 +55,7 @@ def test_the_formula_of_the_gradient_is_the_reference_s() -> None:
     x, gamma, beta, *_ = parts((2, 12, 5, 3), torch.float64)
     x.requires_grad_()
     weight = torch.randn_like(x)
-    y = group_norm.reference(x, gamma, beta, 4, 1e-5, True)
+    y = group_norm.group_norm_reference(x, gamma, beta, 4, 1e-5, True)
     (wanted,) = torch.autograd.grad((y * weight).sum(), x)
     grouped = x.detach().view(2, 4, -1)
     variance, mean = torch.var_mean(grouped, -1, keepdim=True, correction=0)
@@ -94,8 +94,8 @@ def test_operations_tell_of_what_they_return() -> None:
     with FakeTensorMode():
         x = torch.empty(2, 12, 5, 3, dtype=torch.bfloat16, requires_grad=True)
         weight = torch.empty(12, dtype=torch.bfloat16)
-        y = group_norm.normalised(x, weight, weight, 4, 1e-5, True, bias=weight)
-        total = group_norm.add_biased(y, x, weight)
+        y = group_norm.group_norm(x, weight, weight, 4, 1e-5, True, bias=weight)
+        total = group_norm.add_with_bias(y, x, weight)
         (slope,) = torch.autograd.grad(total.sum(), x)
     for one in (y, total, slope):
         assert one.shape == x.shape
@@ -105,7 +105,7 @@ def test_operations_tell_of_what_they_return() -> None:
 
 def test_the_sum_is_torch_s_own() -> None:
     a, first, second, *_ = parts((2, 12, 5, 3), torch.float64)
-    found = group_norm.reference_sum(a, a.sin(), first, second)
+    found = group_norm.add_with_bias_reference(a, a.sin(), first, second)
     wanted = a + a.sin() + (first + second)[:, None, None]
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
 
@@ -146,12 +146,14 @@ def agree(
     bound = bound or BOUNDS[x.dtype]
     weight = torch.randn_like(x)
     x.requires_grad_()
-    ours = group_norm.normalised(x, gamma, beta, groups, 1e-5, silu, shift, bias)
+    ours = group_norm.group_norm(x, gamma, beta, groups, 1e-5, silu, shift, bias)
     (slope,) = torch.autograd.grad((ours * weight).sum(), x)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     exact = x.detach().double().requires_grad_()
     small = [None if one is None else one.double() for one in (gamma, beta, shift, bias)]
-    wanted = group_norm.reference(exact, small[0], small[1], groups, 1e-5, silu, *small[2:])
+    wanted = group_norm.group_norm_reference(
+        exact, small[0], small[1], groups, 1e-5, silu, *small[2:]
+    )
     (wanted_slope,) = torch.autograd.grad((wanted * weight.double()).sum(), exact)
     torch.testing.assert_close(ours.double(), wanted, atol=bound, rtol=bound)
     torch.testing.assert_close(slope.double(), wanted_slope, atol=bound, rtol=bound)
@@ -166,8 +168,8 @@ def test_the_kernel_of_the_sum_agrees(dtype: torch.dtype, shape: tuple[int, ...]
     b = a.flip(0).contiguous(memory_format=torch.channels_last)
     for biases in ((None, None), (first, None), (first, second)):
         left, right = a.clone().requires_grad_(), b.clone().requires_grad_()
-        found = group_norm.add_biased(left, right, *biases)
-        torch.testing.assert_close(found, group_norm.reference_sum(a, b, *biases))
+        found = group_norm.add_with_bias(left, right, *biases)
+        torch.testing.assert_close(found, group_norm.add_with_bias_reference(a, b, *biases))
         weight = torch.randn_like(a)
         for slope in torch.autograd.grad((found * weight).sum(), (left, right)):
             torch.testing.assert_close(slope, weight, atol=0, rtol=0)
@@ -181,8 +183,8 @@ def test_a_recorded_pass_is_the_same() -> None:
     x.requires_grad_()
 
     def work() -> tuple[torch.Tensor, torch.Tensor]:
-        y = group_norm.normalised(x, gamma, beta, 32, 1e-5, True, shift, bias)
-        y = group_norm.add_biased(y, x, bias)
+        y = group_norm.group_norm(x, gamma, beta, 32, 1e-5, True, shift, bias)
+        y = group_norm.add_with_bias(y, x, bias)
         return y, torch.autograd.grad(y.float().square().sum(), x)[0]
 
     side = torch.cuda.Stream()

@@ -29,7 +29,7 @@ def compare(
     weights = [torch.randn(shape, device=device).to(dtype) for _ in range(2)]
     for adds in (True, False):
         own = given if adds else given[:1]
-        found = layer_norm.summed(*own, norm) if adds else layer_norm.kept(*own, norm)
+        found = layer_norm.add_layer_norm(*own, norm) if adds else layer_norm.layer_norm(*own, norm)
         total = sum(one.double() for one in own)
         if adds and dtype != torch.float64:
             total = total + (found[0].detach().double() - total.detach())  # rounded once

@@ -10,7 +10,7 @@ from torch import nn
 from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.ops import fp8, triton_support
-from lorasmith.training.acceleration.plan import Pace, pace_of
+from lorasmith.training.acceleration.plan import ExecutionPlan, plan_execution
 
 
 def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
@@ -34,46 +34,46 @@ def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support, "available", lambda _: False)
+    monkeypatch.setattr(triton_support, "is_available", lambda _: False)
     monkeypatch.setattr(triton_support, "has_triton", lambda: True)
-    monkeypatch.setattr(fp8, "available", lambda _: True)
+    monkeypatch.setattr(fp8, "is_available", lambda _: True)
 
 
 def test_long_runs_are_compiled_where_there_are_no_own_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert pace_of([session_of()]).compiled
-    assert not pace_of([session_of(steps=10)]).compiled
-    assert not pace_of([session_of(sizes=3)]).compiled
-    assert not pace_of([session_of(compile="off")]).compiled
-    monkeypatch.setattr(triton_support, "available", lambda _: True)
-    assert not pace_of([session_of()]).compiled
-    assert pace_of([session_of(compile="on")]).compiled
+    assert plan_execution([session_of()]).compile_blocks
+    assert not plan_execution([session_of(steps=10)]).compile_blocks
+    assert not plan_execution([session_of(sizes=3)]).compile_blocks
+    assert not plan_execution([session_of(compile="off")]).compile_blocks
+    monkeypatch.setattr(triton_support, "is_available", lambda _: True)
+    assert not plan_execution([session_of()]).compile_blocks
+    assert plan_execution([session_of(compile="on")]).compile_blocks
 
 
 def test_without_triton_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_support, "has_triton", lambda: False)
-    assert not pace_of([session_of()]).compiled
+    assert not plan_execution([session_of()]).compile_blocks
     with pytest.warns(LorasmithWarning, match="train.compile is off: it needs the package triton"):
-        assert not pace_of([session_of(compile="on")]).compiled
+        assert not plan_execution([session_of(compile="on")]).compile_blocks
 
 
 def test_eight_bits_are_used_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not pace_of([session_of()]).fp8
-    assert pace_of([session_of(fp8=True)]).fp8
+    assert not plan_execution([session_of()]).fp8
+    assert plan_execution([session_of(fp8=True)]).fp8
     with pytest.warns(LorasmithWarning, match='fp8 has no effect: set train.precision = "bf16"'):
-        assert not pace_of([session_of(fp8=True, dtype=torch.float16)]).fp8
-    monkeypatch.setattr(fp8, "available", lambda _: False)
+        assert not plan_execution([session_of(fp8=True, dtype=torch.float16)]).fp8
+    monkeypatch.setattr(fp8, "is_available", lambda _: False)
     with pytest.warns(
         LorasmithWarning, match=r"train\.fp8 has no effect: it needs an RTX 40, H100"
     ):
-        assert not pace_of([session_of(fp8=True)]).fp8
+        assert not plan_execution([session_of(fp8=True)]).fp8
 
 
 def test_a_cpu_does_none_of_it_and_says_so() -> None:
     with pytest.warns(LorasmithWarning) as told:
-        pace = pace_of([session_of("cpu", fp8=True, compile="on", memory="4GB")])
-    assert pace == Pace(record=False)
+        pace = plan_execution([session_of("cpu", fp8=True, compile="on", memory="4GB")])
+    assert pace == ExecutionPlan(use_cuda_graphs=False)
     assert {str(one.message).split(" has no effect on a CPU")[0] for one in told} == {
         "train.memory", "train.compile", "train.fp8",
     }  # fmt: skip

@@ -14,8 +14,11 @@ from lorasmith.config.train_config import TrainRun, TrainSettings
 from lorasmith.config.train_settings import bytes_of
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import load_model
-from lorasmith.training.acceleration.activation_checkpointing import Recomputing, fewest
-from lorasmith.training.acceleration.plan import Pace
+from lorasmith.training.acceleration.activation_checkpointing import (
+    ActivationCheckpointer,
+    bisect_min,
+)
+from lorasmith.training.acceleration.plan import ExecutionPlan
 from lorasmith.training.joint_step import Together
 from lorasmith.training.setup import opened
 
@@ -28,7 +31,7 @@ def test_the_fewest_that_fit_are_found_with_few_tries(count: int, needed: int) -
         tried.append(number)
         return number >= needed
 
-    assert fewest(count, fits) == (needed if needed <= count else None)
+    assert bisect_min(count, fits) == (needed if needed <= count else None)
     assert len(tried) <= 2 + count.bit_length()
 
 
@@ -57,10 +60,10 @@ def test_recomputed_blocks_give_the_same_gradients_and_keep_less(tiny_model: Pat
     unet = load_model(tiny_model).unet
     unet.requires_grad_(True)
     x = torch.randn(2, 4, 8, 8)
-    recomputing = Recomputing(unet)
+    recomputing = ActivationCheckpointer(unet)
     found, kept = {}, {}
     for count in (0, 3, len(recomputing.blocks)):
-        recomputing.choose(recomputing.blocks[:count])
+        recomputing.select(recomputing.blocks[:count])
         assert len(recomputing) == count
         unet.zero_grad()
         held = 0
@@ -84,10 +87,10 @@ def test_recomputed_blocks_give_the_same_gradients_and_keep_less(tiny_model: Pat
 
 def test_blocks_are_ordered_by_what_they_keep(tiny_model: Path) -> None:
     unet = load_model(tiny_model).unet
-    recomputing = Recomputing(unet)
+    recomputing = ActivationCheckpointer(unet)
     unet.requires_grad_(True)
-    recomputing.choose_all()  # what those keep that compute again is not seen
-    order = recomputing.by_size(lambda: predict(unet, torch.randn(1, 4, 16, 16)))
+    recomputing.select_all()  # what those keep that compute again is not seen
+    order = recomputing.sort_by_saved_bytes(lambda: predict(unet, torch.randn(1, 4, 16, 16)))
     assert len(recomputing) == 0
     assert sorted(map(id, order)) == sorted(map(id, recomputing.blocks))
     names = {id(one): name for name, one in unet.named_modules()}
@@ -117,7 +120,7 @@ def test_a_run_that_computes_twice_learns_the_same(tiny_model: Path, tmp_path: P
 
 
 def test_a_cpu_neither_records_nor_compiles(tiny_model: Path, tmp_path: Path) -> None:
-    from lorasmith.training.acceleration.plan import pace_of
+    from lorasmith.training.acceleration.plan import plan_execution
 
     settings = {
         "data": {"path": write(tmp_path / "p", [(64, 64)] * 2), "tag": "ink", "held_out": 0.0},
@@ -128,5 +131,5 @@ def test_a_cpu_neither_records_nor_compiles(tiny_model: Path, tmp_path: Path) ->
     }
     with opened(TrainRun.model_validate(settings), None) as session:
         with pytest.warns(LorasmithWarning, match="no effect on a CPU") as told:
-            assert pace_of([session]) == Pace(False, False)
+            assert plan_execution([session]) == ExecutionPlan(False, False)
         assert [str(one.message).split()[0] for one in told] == ["train.memory", "train.compile"]

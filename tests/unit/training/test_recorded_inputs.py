@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.loops.cuda_graphs import Recorder
+from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.joint_step import Part, _inputs, _key, _with_inputs
 from lorasmith.training.losses import Noise
@@ -71,7 +71,7 @@ def test_tensors_are_exchanged_and_the_rest_stays() -> None:
 
 
 def test_a_cpu_does_the_work_every_time() -> None:
-    recorder = Recorder(torch.device("cpu"))
+    recorder = CudaGraphCache(torch.device("cpu"))
     found = [
         float(recorder(0, [torch.tensor(float(k))], lambda given: given[0] * 2)) for k in range(6)
     ]

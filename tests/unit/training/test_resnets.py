@@ -10,7 +10,7 @@ from torch import nn
 from lorasmith.adapters.nn.lora import Adapted, Factors, make_adapter
 from lorasmith.ops import group_norm
 from lorasmith.training.acceleration import resnets
-from lorasmith.training.acceleration.compile import blocks_of
+from lorasmith.training.acceleration.compile import iter_blocks
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 KINDS = {"convolutions": False, "products": True}
@@ -87,8 +87,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
         return work
 
-    monkeypatch.setattr(group_norm, "normalised", collecting(group_norm.reference, 1))
-    monkeypatch.setattr(group_norm, "add_biased", collecting(group_norm.reference_sum, 2))
+    monkeypatch.setattr(group_norm, "group_norm", collecting(group_norm.group_norm_reference, 1))
+    monkeypatch.setattr(
+        group_norm, "add_with_bias", collecting(group_norm.add_with_bias_reference, 2)
+    )
     return given
 
 
@@ -140,14 +142,14 @@ def test_gradients_come_with_channels_last(
     resnets.channels_last(network)
     resnets.use_kernels(network)
     came: list[torch.Tensor] = []
-    way = group_norm.normalised
+    way = group_norm.group_norm
 
     def listening(*arguments: Any) -> torch.Tensor:
         y = way(*arguments)
         y.register_hook(came.append)
         return y
 
-    monkeypatch.setattr(group_norm, "normalised", listening)
+    monkeypatch.setattr(group_norm, "group_norm", listening)
     both_ways(network, [])
     assert len(came) > 10
     assert all(is_last(one) for one in came)
@@ -157,9 +159,9 @@ def test_gradients_come_with_channels_last(
 def test_blocks_are_put_back(kind: str, calls: list[torch.Tensor]) -> None:
     network = make(kind)
     before, classes = both_ways(network, []), [type(one) for one in network.modules()]
-    blocks = list(blocks_of(network))
+    blocks = list(iter_blocks(network))
     resnets.use_kernels(network)
-    assert list(blocks_of(network)) == blocks
+    assert list(iter_blocks(network)) == blocks
     resnets.use_kernels(network)
     both_ways(network, [])
     assert calls

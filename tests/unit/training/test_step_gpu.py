@@ -10,7 +10,7 @@ from training_sets import write
 from lorasmith.config.train_config import TrainRun
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_memory
-from lorasmith.training.acceleration.plan import Pace
+from lorasmith.training.acceleration.plan import ExecutionPlan
 from lorasmith.training.joint_step import Together
 from lorasmith.training.setup import opened
 
@@ -47,7 +47,7 @@ def test_steps_do_not_wait_for_the_device(
     }
     with opened(TrainRun.model_validate(settings), None) as session:
         before = [one.detach().clone() for one in session.trainable.parameters()]
-        steps = Together([session], Pace(record=record))
+        steps = Together([session], ExecutionPlan(use_cuda_graphs=record))
         # Optimizers make their state at first, libraries their workspaces, and steps are recorded.
         for _ in range(3):
             steps.advance()
@@ -94,13 +94,13 @@ def settings_of(tmp_path: Path, model: Path, name: str, **train: object) -> Trai
     )
 
 
-def weights_after(run: TrainRun, steps: int, pace: Pace | None = None) -> torch.Tensor:
+def weights_after(run: TrainRun, steps: int, pace: ExecutionPlan | None = None) -> torch.Tensor:
     with opened(run, None) as session:
         together = Together([session], pace)
         for _ in range(steps):
             together.advance()
         if pace is not None:
-            assert (together.recordings > 0) == pace.record
+            assert (together.recordings > 0) == pace.use_cuda_graphs
         assert session.failed_step() is None
         return torch.cat([one.detach().flatten() for one in session.trainable.parameters()])
 
@@ -113,7 +113,7 @@ def test_recorded_steps_learn_what_others_learn(
         weights_after(
             settings_of(tmp_path, tiny_model, f"{record}", precision=precision),
             8,
-            Pace(record=record),
+            ExecutionPlan(use_cuda_graphs=record),
         )
         for record in (False, True)
     ]
@@ -134,7 +134,9 @@ def test_what_asks_the_device_is_recorded_in_part(
 def test_compiled_blocks_learn_what_others_learn(tmp_path: Path, tiny_model: Path) -> None:
     plain = weights_after(settings_of(tmp_path, tiny_model, "a", precision="bf16"), 6)
     compiled = weights_after(
-        settings_of(tmp_path, tiny_model, "b", precision="bf16"), 6, Pace(compiled=True)
+        settings_of(tmp_path, tiny_model, "b", precision="bf16"),
+        6,
+        ExecutionPlan(compile_blocks=True),
     )
     torch.testing.assert_close(plain, compiled, atol=1e-3, rtol=5e-2)
 
@@ -154,7 +156,7 @@ def test_a_recorded_step_that_is_not_finite_moves_nothing_and_is_named(
     tmp_path: Path, tiny_model: Path
 ) -> None:
     with opened(settings_of(tmp_path, tiny_model, "a", precision="bf16"), None) as session:
-        together = Together([session], Pace())
+        together = Together([session], ExecutionPlan())
         for _ in range(6):
             together.advance()
         assert together.recordings > 0

@@ -26,9 +26,12 @@ from lorasmith.ops import fp8 as fp8_ops
 from lorasmith.ops import geglu, group_norm
 from lorasmith.training import joint_step
 from lorasmith.training.acceleration import factor_cache, patcher
-from lorasmith.training.acceleration.activation_checkpointing import Recomputing, kept_by
-from lorasmith.training.acceleration.factor_cache import casts_for
-from lorasmith.training.acceleration.patcher import Swift
+from lorasmith.training.acceleration.activation_checkpointing import (
+    ActivationCheckpointer,
+    measure_saved_bytes,
+)
+from lorasmith.training.acceleration.factor_cache import build_factor_cache
+from lorasmith.training.acceleration.patcher import UNetPatcher
 from lorasmith.training.joint_step import Together
 from lorasmith.training.setup import opened
 from lorasmith.training.train_step import Share
@@ -39,21 +42,21 @@ EVERYTHING = "all-linear+conv"
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patcher, "available", lambda device: True)
+    monkeypatch.setattr(patcher, "is_available", lambda device: True)
     monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: True)
-    monkeypatch.setattr(geglu, "gated", geglu.reference)
-    monkeypatch.setattr(group_norm, "normalised", group_norm.reference)
-    monkeypatch.setattr(group_norm, "add_biased", group_norm.reference_sum)
+    monkeypatch.setattr(geglu, "geglu", geglu.geglu_reference)
+    monkeypatch.setattr(group_norm, "group_norm", group_norm.group_norm_reference)
+    monkeypatch.setattr(group_norm, "add_with_bias", group_norm.add_with_bias_reference)
 
 
 @contextmanager
 def at_full_speed(network: nn.Module, adapters: list[nn.Module]) -> Iterator[int]:
     """A step's surroundings; gives how many layers are one operation with their adapters."""
-    copies = casts_for(network, adapters)
-    with Swift(network)():
-        copies.renew()
+    copies = build_factor_cache(network, adapters)
+    with UNetPatcher(network)():
+        copies.refresh()
         yield len(copies)
-        copies.drop()
+        copies.clear()
 
 
 def adapted(model: Model, targets: str, **more: Any) -> Trainable:
@@ -121,15 +124,15 @@ def test_every_layer_of_every_family(tiny_of: Callable[[str], Path], family: str
     network = model.unet
     trainable = adapted(model, EVERYTHING)
     before, plain = learned(network, trainable.parameters()), state_of(network)
-    recomputing = Recomputing(network)
+    recomputing = ActivationCheckpointer(network)
     for chosen in ([], recomputing.blocks[::2]):
-        recomputing.choose(chosen)
+        recomputing.select(chosen)
         with at_full_speed(network, list(trainable.adapters.values())) as fused:
             assert fused > 40
             assert state_of(network) != plain
             same(learned(network, trainable.parameters()), before)
         assert state_of(network) == plain
-    recomputing.choose([])
+    recomputing.select([])
     same(learned(network, trainable.parameters()), before)  # but for the order in memory
 
 
@@ -173,7 +176,7 @@ def test_unusual_networks(more: dict[str, Any]) -> None:
         return [y.detach(), slope]
 
     before, plain = ways(), state_of(network)
-    with Swift(network)():
+    with UNetPatcher(network)():
         assert state_of(network) != plain
         same(ways(), before)
     assert state_of(network) == plain
@@ -182,10 +185,10 @@ def test_unusual_networks(more: dict[str, Any]) -> None:
 def test_on_a_cpu_the_network_is_as_it_is_written(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patcher, "available", lambda device: False)
+    monkeypatch.setattr(patcher, "is_available", lambda device: False)
     network = load_model(tiny_model).unet
     plain = state_of(network)
-    with Swift(network)():
+    with UNetPatcher(network)():
         assert state_of(network) == plain
 
 
@@ -199,7 +202,7 @@ def test_what_fails_in_a_step_leaves_the_network_as_it_is_written(tiny_model: Pa
         assert list(model.unet.state_dict()) == names
         raise ValueError("in the step")
 
-    used = Swift(model.unet)
+    used = UNetPatcher(model.unet)
     with pytest.raises(ValueError, match="in the step"), used():
         fail()
     assert state_of(model.unet) == plain
@@ -223,8 +226,8 @@ def test_adapters_that_do_more_than_their_product(tiny_model: Path, more: dict[s
 def test_weights_in_8_bits_are_nothing_that_a_block_keeps(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fp8_ops, "WORTH", 0)
-    monkeypatch.setattr(fp8_ops, "TOKENS", 0)
+    monkeypatch.setattr(fp8_ops, "MIN_WEIGHTS", 0)
+    monkeypatch.setattr(fp8_ops, "MIN_TOKENS", 0)
     model = load_model(tiny_model).to(CPU, torch.bfloat16)
     lora = LoraSettings(rank=2, targets="attention")
     trainable = inject_targets(resolve(model, lora, RATES), lora, 0)
@@ -233,18 +236,18 @@ def test_weights_in_8_bits_are_nothing_that_a_block_keeps(
         name: one.bfloat16() if one.is_floating_point() else one for name, one in given.items()
     }
     network, adapters = model.unet, list(trainable.adapters.values())
-    blocks = Recomputing(network).blocks
+    blocks = ActivationCheckpointer(network).blocks
 
     def bytes_of(fp8: bool) -> list[int]:
-        used, copies = Swift(network, fp8), casts_for(network, adapters)
+        used, copies = UNetPatcher(network, fp8), build_factor_cache(network, adapters)
 
         def work() -> None:
             with used():
-                copies.renew()
+                copies.refresh()
                 network(**given)
-                copies.drop()
+                copies.clear()
 
-        return list(kept_by(blocks, work).values())
+        return list(measure_saved_bytes(blocks, work).values())
 
     plain, eight = bytes_of(False), bytes_of(True)
     assert sum(plain) > 0
@@ -292,15 +295,17 @@ def test_compiled_blocks_and_what_is_exchanged_in_them(monkeypatch: pytest.Monke
     with_backend(monkeypatch, "aot_eager")
     network = OneBlock()
     before, plain = network.learned(), state_of(network)
-    copies = casts_for(network, [one for one in network.modules() if isinstance(one, LoraLinear)])
-    used = Swift(network)
+    copies = build_factor_cache(
+        network, [one for one in network.modules() if isinstance(one, LoraLinear)]
+    )
+    used = UNetPatcher(network)
     used.compile()
     torch._dynamo.utils.counters.clear()
     with used():
         for _ in range(2):
-            copies.renew()
+            copies.refresh()
             same(network.learned(), before)
-        copies.drop()
+        copies.clear()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     assert state_of(network) == plain
@@ -313,12 +318,12 @@ def test_blocks_that_cannot_be_compiled_use_the_kernels(monkeypatch: pytest.Monk
     with_backend(monkeypatch, broken)
     network = OneBlock()
     before, plain = network.learned(), state_of(network)
-    used = Swift(network)
+    used = UNetPatcher(network)
     used.compile()
     found: list[list[torch.Tensor]] = []
 
     def work() -> None:
-        with used.surviving(work), used():
+        with used.fallback_to_eager(work), used():
             found.append(network.learned())
             assert type(network.block) is not plain[1][0]
 
@@ -409,7 +414,7 @@ def test_a_run_and_what_fails_in_it(
     found: list[list[torch.Tensor]] = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr(patcher, "available", lambda device: False)
+            monkeypatch.setattr(patcher, "is_available", lambda device: False)
             monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: False)
         with opened(run_of(tiny_model, data, tmp_path / str(kernels)), None) as session:
             plain, steps = state_of(session.model.unet), Together([session])

@@ -16,7 +16,7 @@ from torch import nn
 
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.core.errors import WeightsError
-from lorasmith.ops.fused_lora import Stack, Work, fused
+from lorasmith.ops.fused_lora import FusedLinearArgs, StackedFactors, fused_lora_linear
 
 _MERGED_BELOW = 4
 """How many thin products of the adapter's rank a layer's weight may weigh to be merged with it:
@@ -189,7 +189,7 @@ class LoraConv2d(LowRank):
 class Adapted(nn.Module):
     """Stands in for a frozen layer: its output plus that of every adapter that is on."""
 
-    stack: Stack | None = None
+    stack: StackedFactors | None = None
     """The factors of ``learning`` in the layer's dtype, as long as a step is at work with them."""
     learning: tuple[LoraLinear, ...] = ()
     """Adapters in training that divide the rows of a batch among them, in their order."""
@@ -214,7 +214,7 @@ class Adapted(nn.Module):
         if isinstance(self.base, nn.Linear) and torch.is_grad_enabled():
             work = self.work_for(x)
             if work is not None:
-                return fused(x, [work])[0]
+                return fused_lora_linear(x, [work])[0]
             alone = self.learning_alone()
             if alone is not None and alone.is_cheaper_merged(self.base.weight):
                 return F.linear(x, alone.added_to(self.base.weight), self.bias)
@@ -224,12 +224,12 @@ class Adapted(nn.Module):
                 y = adapter.gate.add(adapter, x, y)
         return y
 
-    def work_for(self, x: torch.Tensor) -> Work | None:
+    def work_for(self, x: torch.Tensor) -> FusedLinearArgs | None:
         """Return what is to be done for an input as one operation, None where it cannot be."""
         if self.stack is None or not torch.is_grad_enabled() or not self.divided(x):
             return None
         downs, ups = zip(*((one.down, one.up) for one in self.learning), strict=True)
-        return Work(cast("nn.Linear", self.base), self.stack, downs, ups)
+        return FusedLinearArgs(cast("nn.Linear", self.base), self.stack, downs, ups)
 
     def divided(self, x: torch.Tensor) -> bool:
         """Tell whether the adapters in ``learning`` are at work for equal parts of the rows of an
@@ -263,16 +263,16 @@ def outputs_of(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tenso
     """Return the outputs of layers that read the same input, at once where that can be."""
     works = [one.work_for(x) if isinstance(one, Adapted) else None for one in layers]
     own = [one for one in works if one is not None]
-    shared = own[0].stack.shared if own else None
+    shared = own[0].factors.shared if own else None
     if (
         shared is not None
-        and len(own) * own[0].stack.down.shape[1] == shared.shape[1]
+        and len(own) * own[0].factors.down.shape[1] == shared.shape[1]
         and len(own) == len(layers)
-        and all(one.stack.shared is shared for one in own)
+        and all(one.factors.shared is shared for one in own)
     ):
-        return fused(x, own)
+        return fused_lora_linear(x, own)
     return [
-        layer(x) if work is None else fused(x, [work])[0]
+        layer(x) if work is None else fused_lora_linear(x, [work])[0]
         for layer, work in zip(layers, works, strict=True)
     ]
 

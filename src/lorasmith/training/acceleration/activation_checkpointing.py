@@ -14,11 +14,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from lorasmith.adapters.nn.lora import Adapted
-from lorasmith.ops.fp8 import EightLinear
-from lorasmith.training.acceleration.compile import blocks_of
+from lorasmith.ops.fp8 import Fp8Linear
+from lorasmith.training.acceleration.compile import iter_blocks
 
 
-class Recomputing:
+class ActivationCheckpointer:
     """The blocks of a U-Net that compute again what they did not keep."""
 
     def __init__(self, unet: Any, drops_out: bool = False) -> None:
@@ -28,7 +28,7 @@ class Recomputing:
             unet: the U-Net, whose class in diffusers asks about every block.
             drops_out: whether adapters draw random numbers, which must be the same again.
         """
-        self.blocks = list(blocks_of(unet))
+        self.blocks = list(iter_blocks(unet))
         self._chosen: set[nn.Module] = set()
         self._drops_out = drops_out
         unet.enable_gradient_checkpointing(self._call)
@@ -36,15 +36,15 @@ class Recomputing:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def choose(self, blocks: list[nn.Module]) -> None:
+    def select(self, blocks: list[nn.Module]) -> None:
         """Let these blocks compute again, and no others."""
         self._chosen = set(blocks)
 
-    def choose_all(self) -> None:
+    def select_all(self) -> None:
         """Let every block compute again."""
-        self.choose(self.blocks)
+        self.select(self.blocks)
 
-    def by_size(self, work: Callable[[], object]) -> list[nn.Module]:
+    def sort_by_saved_bytes(self, work: Callable[[], object]) -> list[nn.Module]:
         """Return the blocks in the order of what each keeps for its backward pass, the most first.
 
         None of them computes again afterwards: what those keep that do could not be seen.
@@ -52,8 +52,8 @@ class Recomputing:
         Args:
             work: runs a forward pass; nothing is kept of it.
         """
-        self.choose([])
-        kept = kept_by(self.blocks, work)
+        self.select([])
+        kept = measure_saved_bytes(self.blocks, work)
         return sorted(self.blocks, key=lambda one: -kept[one])
 
     def _call(self, block: nn.Module, *given: Any) -> Any:
@@ -65,7 +65,9 @@ class Recomputing:
         )
 
 
-def kept_by(blocks: list[nn.Module], work: Callable[[], object]) -> dict[nn.Module, int]:
+def measure_saved_bytes(
+    blocks: list[nn.Module], work: Callable[[], object]
+) -> dict[nn.Module, int]:
     """Return how many bytes a forward pass makes each of some blocks keep, none within another."""
     kept = dict.fromkeys(blocks, 0)
     anyway: set[StorageWeakRef] = set()
@@ -100,8 +102,8 @@ def _there_anyway(block: nn.Module) -> Iterator[torch.Tensor]:
     """Yield a block's weights, and the copies of them that layers have while a step is at work."""
     yield from block.parameters()
     for one in block.modules():
-        if isinstance(one, EightLinear):
-            yield from one.eight
+        if isinstance(one, Fp8Linear):
+            yield from one.fp8_weight
         elif isinstance(one, Adapted) and one.stack is not None:
             own = (one.stack.down, one.stack.up, one.stack.shared)
             yield from (tensor for tensor in own if tensor is not None)
@@ -127,7 +129,7 @@ def _never(_: Any) -> torch.Tensor:
     raise RuntimeError("nothing was kept of this pass")
 
 
-def fewest(count: int, fits: Callable[[int], bool]) -> int | None:
+def bisect_min(count: int, fits: Callable[[int], bool]) -> int | None:
     """Return the smallest number from 0 to ``count`` that fits, where larger ones fit better.
 
     None where none does. Tries about log2(count) of them.

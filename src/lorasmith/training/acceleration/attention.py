@@ -14,7 +14,7 @@ from torch import nn
 from lorasmith.adapters.nn.lora import outputs_of
 
 
-class SwiftProcessor:
+class FusedQKVAttnProcessor:
     """An attention processor for layers without norms of their own, masks and residuals."""
 
     def __call__(
@@ -57,7 +57,7 @@ def use_own(network: nn.Module) -> None:
             one.processor = _plain_processor()()
 
 
-_SWIFT = SwiftProcessor()
+_SWIFT = FusedQKVAttnProcessor()
 
 
 def _attentions(network: nn.Module) -> Iterator[Any]:

@@ -16,12 +16,12 @@ _VARIANTS = 64
 """Shapes of one class that are compiled at most."""
 
 
-def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
+def iter_blocks(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the blocks that can be compiled."""
     return (one for one in network.modules() if type(one).__name__ in _BLOCKS)
 
 
-class Compiled:
+class CompiledBlocks:
     """The compiled blocks of a network, which are in place between ``on`` and ``off``.
 
     Each is compiled when it is first called; what the compiler made is kept in the cache folder
@@ -36,17 +36,17 @@ class Compiled:
             memory_format=torch.channels_last
         )  # what compiled convolutions are best at
         self._calls = []
-        for block in blocks_of(network):
+        for block in iter_blocks(network):
             block.compile(dynamic=False)
             self._calls.append((block, block._compiled_call_impl))
-        self.off()
+        self.revert_patch()
 
-    def on(self) -> None:
+    def apply_patch(self) -> None:
         """Run the compiled blocks."""
         for block, call in self._calls:
             block._compiled_call_impl = call
 
-    def off(self) -> None:
+    def revert_patch(self) -> None:
         """Run the blocks as they are written."""
         for block, _ in self._calls:
             block._compiled_call_impl = None

@@ -8,20 +8,20 @@ from torch import nn
 
 from lorasmith.adapters.nn.lora import Adapted, LoraLinear
 from lorasmith.adapters.targeting.qkv_groups import sharing
-from lorasmith.ops.fused_lora import Stack
+from lorasmith.ops.fused_lora import StackedFactors
 
-Learner = tuple[Adapted, tuple[LoraLinear, ...]]
+TrainedLayer = tuple[Adapted, tuple[LoraLinear, ...]]
 """A linear layer, and those of its adapters that are trained, in the order in which they divide
 the rows of a batch."""
 
 
-class Casts:
+class FactorCastCache:
     """Copies of the factors of adapters in training, all renewed at once.
 
     The layers have them only between ``renew`` and ``drop``, so that none is ever out of date.
     """
 
-    def __init__(self, families: Collection[Sequence[Learner]]) -> None:
+    def __init__(self, families: Collection[Sequence[TrainedLayer]]) -> None:
         """Make room for the copies.
 
         Args:
@@ -37,7 +37,7 @@ class Casts:
         return len(self._layers)
 
     @torch.no_grad()
-    def renew(self) -> None:
+    def refresh(self) -> None:
         """Copy the factors as they are now, and give the copies to the layers."""
         copies: list[torch.Tensor] = []
         downs: list[torch.Tensor] = []
@@ -58,7 +58,7 @@ class Casts:
             ups = list(torch._foreach_mul(ups, scales))
         torch._foreach_copy_(copies, list(_in_turn(downs, ups, self._layers)))
 
-    def drop(self) -> None:
+    def clear(self) -> None:
         """Take the copies back."""
         for layer, _, _ in self._layers:
             layer.stack, layer.learning = None, ()
@@ -67,7 +67,7 @@ class Casts:
 def _in_turn(
     downs: list[torch.Tensor],
     ups: list[torch.Tensor],
-    layers: list[tuple[Adapted, tuple[LoraLinear, ...], Stack]],
+    layers: list[tuple[Adapted, tuple[LoraLinear, ...], StackedFactors]],
 ) -> Iterator[torch.Tensor]:
     """Yield the factors layer by layer, all down before all up."""
     first = 0
@@ -78,7 +78,7 @@ def _in_turn(
         first = last
 
 
-def _rooms(family: Sequence[Learner]) -> list[Stack]:
+def _rooms(family: Sequence[TrainedLayer]) -> list[StackedFactors]:
     """Return room for the factors of layers that read the same input; A of all lie together."""
     counts = {len(adapters) for _, adapters in family}
     if len(family) > 1 and len(counts) > 1:
@@ -88,7 +88,7 @@ def _rooms(family: Sequence[Learner]) -> list[Stack]:
     first = family[0][0].weight
     shared = first.new_zeros(count, layers * rank, first.shape[1])
     return [
-        Stack(
+        StackedFactors(
             down,
             layer.weight.new_zeros(count, len(layer.weight), rank),
             (1.0,) * count,
@@ -98,7 +98,7 @@ def _rooms(family: Sequence[Learner]) -> list[Stack]:
     ]
 
 
-def casts_for(network: nn.Module, adapters: Collection[nn.Module]) -> Casts:
+def build_factor_cache(network: nn.Module, adapters: Collection[nn.Module]) -> FactorCastCache:
     """Return copies for all layers of a network whose adapters can be fused with them.
 
     Those are linear layers on a CUDA GPU with adapters in training that have no dropout and no
@@ -109,19 +109,19 @@ def casts_for(network: nn.Module, adapters: Collection[nn.Module]) -> Casts:
         adapters: those in training.
     """
     trained = {id(one) for one in adapters}
-    found: dict[nn.Module, Learner] = {}
+    found: dict[nn.Module, TrainedLayer] = {}
     for layer in network.modules():
         if not isinstance(layer, Adapted) or not isinstance(layer.base, nn.Linear):
             continue
         own = tuple(one for one in layer.adapters if id(one) in trained)
-        if own and _is_on_gpu(layer) and all(can_be_fused(one) for one in own):
+        if own and _is_on_gpu(layer) and all(is_fusable(one) for one in own):
             found[layer] = layer, cast("tuple[LoraLinear, ...]", own)
     families = [
         [found.pop(one) for one in layers]
         for layers in sharing(network)
         if len(layers) > 1 and all(one in found for one in layers)
     ]
-    return Casts([*families, *([one] for one in found.values())])
+    return FactorCastCache([*families, *([one] for one in found.values())])
 
 
 def _is_on_gpu(layer: Adapted) -> bool:
@@ -129,6 +129,6 @@ def _is_on_gpu(layer: Adapted) -> bool:
     return bool(layer.weight.is_cuda)
 
 
-def can_be_fused(adapter: nn.Module) -> bool:
+def is_fusable(adapter: nn.Module) -> bool:
     """Tell whether an adapter's product is all that it does."""
     return isinstance(adapter, LoraLinear) and adapter.down0 is None and not adapter.dropout

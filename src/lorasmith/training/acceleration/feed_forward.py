@@ -14,13 +14,13 @@ from torch import nn
 from lorasmith.adapters.nn.lora import Adapted
 from lorasmith.ops import geglu
 from lorasmith.ops.fused_lora import (
-    Work,
-    add_product,
-    apart,
-    arguments,
-    gradients,
-    grouped,
-    products,
+    FusedLinearArgs,
+    add_group_matmul,
+    base_and_down_products,
+    fused_gradients,
+    op_arguments,
+    split_grads,
+    split_groups,
 )
 from lorasmith.training.acceleration.module_patch import exchange, put_back
 
@@ -64,7 +64,7 @@ def _is_plain(layer: Any) -> bool:
     return isinstance(net[1], nn.Dropout) and (net[1].p == 0 or not net[1].training)
 
 
-def feed_forward(x: torch.Tensor, first: Work, second: Work) -> torch.Tensor:
+def feed_forward(x: torch.Tensor, first: FusedLinearArgs, second: FusedLinearArgs) -> torch.Tensor:
     """Return what both layers give for an input ``[N, ..., C]``, whose rows as many adapters divide
     among them in both layers.
     """
@@ -76,12 +76,12 @@ def feed_forward(x: torch.Tensor, first: Work, second: Work) -> torch.Tensor:
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, first: Work, second: Work, *_: torch.Tensor
+        ctx: Any, x: torch.Tensor, first: FusedLinearArgs, second: FusedLinearArgs, *_: torch.Tensor
     ) -> torch.Tensor:
         (both,), inner = _products(x, first)
-        hidden = geglu.add_and_gate(both, inner, first.stack.up)
+        hidden = geglu.add_lora_and_geglu(both, inner, first.factors.up)
         (y,), last = _products(hidden, second)
-        add_product(grouped(y, len(last)), last, second.stack.up.transpose(1, 2))
+        add_group_matmul(split_groups(y, len(last)), last, second.factors.up.transpose(1, 2))
         ctx.save_for_backward(x, both, inner, hidden, last)
         ctx.works = first, second
         return y.view(*x.shape[:-1], -1)
@@ -92,22 +92,22 @@ class _FeedForward(torch.autograd.Function):
         first, second = ctx.works
         flat = grad.flatten(0, -2).contiguous()
         behind = _gradients(flat, hidden, last, second, wants_x=True, whole=False)
-        slopes = geglu.add_and_slope(behind.x, behind.inner, second.stack.down, both)
+        slopes = geglu.add_lora_and_geglu_backward(behind.x, behind.inner, second.factors.down, both)
         before = _gradients(slopes, x, inner, first, wants_x=ctx.needs_input_grad[0])
         found = []
         for own, work in ((before, first), (behind, second)):
-            downs, ups = apart(own.down, own.ups, [len(one) for one in work.downs])
+            downs, ups = split_grads(own.down, own.ups, [len(one) for one in work.downs])
             found += [*downs, *ups]
         return before.x, None, None, *found
 
 
-def _products(x: torch.Tensor, work: Work) -> tuple[list[torch.Tensor], torch.Tensor]:
-    _, weights, biases, _, _, down, _, _, eights = arguments(x, [work])
-    return products(x, weights, biases, down, eights)
+def _products(x: torch.Tensor, work: FusedLinearArgs) -> tuple[list[torch.Tensor], torch.Tensor]:
+    _, weights, biases, _, _, down, _, _, eights = op_arguments(x, [work])
+    return base_and_down_products(x, weights, biases, down, eights)
 
 
 def _gradients(
-    grad: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, work: Work, **how: bool
+    grad: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, work: FusedLinearArgs, **how: bool
 ) -> Any:
-    _, weights, _, _, _, down, up, scales, eights = arguments(x, [work])
-    return gradients([grad], x, inner, weights, down, up, scales, eights, **how)
+    _, weights, _, _, _, down, up, scales, eights = op_arguments(x, [work])
+    return fused_gradients([grad], x, inner, weights, down, up, scales, eights, **how)

@@ -18,14 +18,14 @@ from lorasmith.loops.memory import ran_out
 from lorasmith.loops.progress import tell
 from lorasmith.ops import fp8 as fp8_ops
 from lorasmith.ops import geglu
-from lorasmith.ops.triton_support import available
+from lorasmith.ops.triton_support import is_available
 from lorasmith.training.acceleration import attention, feed_forward, resnets, transformer_block
-from lorasmith.training.acceleration.compile import Compiled
+from lorasmith.training.acceleration.compile import CompiledBlocks
 
 _Way = Callable[[nn.Module], None]
 
 
-class Swift:
+class UNetPatcher:
     """What is exchanged in a network for the time of a step."""
 
     def __init__(self, network: nn.Module, fp8: bool = False) -> None:
@@ -37,19 +37,19 @@ class Swift:
         """
         self._network = network
         self._device = next(network.parameters()).device
-        self._kernels = available(self._device)
+        self._kernels = is_available(self._device)
         if self._kernels:
             resnets.channels_last(network)
-        self._eights = fp8_ops.Exchanged(network) if fp8 else None
-        self._compiled: Compiled | None = None
+        self._eights = fp8_ops.Fp8Patcher(network) if fp8 else None
+        self._compiled: CompiledBlocks | None = None
         self._worked = False
 
     def compile(self) -> None:
         """Let the network's blocks be compiled when a step next uses them."""
-        self._compiled = Compiled(self._network)
+        self._compiled = CompiledBlocks(self._network)
 
     @contextmanager
-    def surviving(self, again: Callable[[], None]) -> Iterator[None]:
+    def fallback_to_eager(self, again: Callable[[], None]) -> Iterator[None]:
         """Do the block's work again without compiling where that fails, and from then on."""
         started = time.perf_counter()
         try:
@@ -79,8 +79,8 @@ class Swift:
                 use(self._network)
             for one in (self._eights, self._compiled):
                 if one is not None:
-                    one.on()
-                    behind.callback(one.off)
+                    one.apply_patch()
+                    behind.callback(one.revert_patch)
             yield
 
     def _ways(self) -> Iterator[tuple[_Way, _Way]]:

@@ -10,7 +10,10 @@ from lorasmith.config.train_settings import TrainSettings, bytes_of
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.loops.memory import free_memory, limit_memory, ran_out
 from lorasmith.ops import fp8, triton_support
-from lorasmith.training.acceleration.activation_checkpointing import Recomputing, fewest
+from lorasmith.training.acceleration.activation_checkpointing import (
+    ActivationCheckpointer,
+    bisect_min,
+)
 from lorasmith.training.state import Session
 
 _WORTH_COMPILING = 900.0
@@ -26,20 +29,20 @@ _LOOSE = 1.07
 
 
 @dataclass(frozen=True)
-class Pace:
+class ExecutionPlan:
     """What was decided."""
 
-    record: bool = True
+    use_cuda_graphs: bool = True
     """Whether steps are recorded as CUDA graphs."""
-    compiled: bool = False
+    compile_blocks: bool = False
     """Whether the U-Net's blocks are compiled."""
     fp8: bool = False
     """Whether large frozen layers multiply in 8 bits."""
-    notes: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     """What is to be told about it."""
 
 
-def pace_of(sessions: Sequence[Session]) -> Pace:
+def plan_execution(sessions: Sequence[Session]) -> ExecutionPlan:
     """Decide by the settings, which all sessions have in common, and by what they train.
 
     Nothing of it depends on how far the run is or on what else the machine does, so that a
@@ -54,8 +57,10 @@ def pace_of(sessions: Sequence[Session]) -> Pace:
             _warn("train.compile has no effect on a CPU: blocks are compiled for a GPU only")
         if train.fp8:
             _warn("train.fp8 has no effect on a CPU: it is for GPUs that multiply in 8 bits")
-        return Pace(record=False)
-    compiled = train.compile == "on" or (train.compile == "auto" and _pays(sessions))
+        return ExecutionPlan(use_cuda_graphs=False)
+    compiled = train.compile == "on" or (
+        train.compile == "auto" and _compile_is_worthwhile(sessions)
+    )
     notes = []
     if compiled and not triton_support.has_triton():
         compiled = False
@@ -68,14 +73,14 @@ def pace_of(sessions: Sequence[Session]) -> Pace:
         notes.append(
             f"{_why_not(train, session)}: recorded are passes and gradients, not the optimizer"
         )
-    return Pace(train.cuda_graph, compiled, _in_eight_bits(session), tuple(notes))
+    return ExecutionPlan(train.cuda_graph, compiled, _in_eight_bits(session), tuple(notes))
 
 
 def _in_eight_bits(session: Session) -> bool:
     """Tell whether large layers multiply in 8 bits; warn where they were asked to and cannot."""
     if not session.run.train.fp8:
         return False
-    if not fp8.available(session.device):
+    if not fp8.is_available(session.device):
         _warn("train.fp8 has no effect: it needs an RTX 40, H100 or later GPU and triton")
         return False
     if session.model.unet.dtype != torch.bfloat16:
@@ -97,7 +102,7 @@ def _why_not(train: TrainSettings, session: Session) -> str:
     return f"the optimizer {train.optimizer} reads values from the GPU"
 
 
-def _pays(sessions: Sequence[Session]) -> bool:
+def _compile_is_worthwhile(sessions: Sequence[Session]) -> bool:
     """Estimate whether compiling makes up for its time.
 
     Where the package's own kernels work it does not: they leave little to a compiler, and what it
@@ -108,7 +113,7 @@ def _pays(sessions: Sequence[Session]) -> bool:
     """
     session = sessions[0]
     if (
-        triton_support.available(session.device)
+        triton_support.is_available(session.device)
         or len({one for each in sessions for one in each.data.bucket_of}) > _SHAPES
     ):
         return False
@@ -125,7 +130,9 @@ def _pays(sessions: Sequence[Session]) -> bool:
 # --- memory -----------------------------------------------------------------------------------
 
 
-def recompute_as_told(sessions: Sequence[Session], step: Callable[[], None]) -> str | None:
+def configure_activation_checkpointing(
+    sessions: Sequence[Session], step: Callable[[], None]
+) -> str | None:
     """Let blocks compute twice as the settings say; return what is to be told about it.
 
     Args:
@@ -141,15 +148,18 @@ def recompute_as_told(sessions: Sequence[Session], step: Callable[[], None]) -> 
     if not (train.gradient_checkpointing or wanted):
         return None
     drops_out = any(one.run.lora.dropout > 0 for one in sessions)
-    recomputing = Recomputing(session.model.unet, drops_out)
+    recomputing = ActivationCheckpointer(session.model.unet, drops_out)
     if wanted is None:
-        recomputing.choose_all()
+        recomputing.select_all()
         return None
     return _fit(sessions, recomputing, wanted, step)
 
 
 def _fit(
-    sessions: Sequence[Session], recomputing: Recomputing, wanted: str, step: Callable[[], None]
+    sessions: Sequence[Session],
+    recomputing: ActivationCheckpointer,
+    wanted: str,
+    step: Callable[[], None],
 ) -> str:
     device, limit = sessions[0].device, bytes_of(wanted)
     total = torch.cuda.get_device_properties(device).total_memory
@@ -158,21 +168,21 @@ def _fit(
     states = sum(8 * one.numel() for each in sessions for one in each.trainable.parameters())
     room = (min(limit, total) - _APART) / _LOOSE - states
     needed: dict[int, float] = {}
-    order = recomputing.by_size(_forward_of(step))
+    order = recomputing.sort_by_saved_bytes(_forward_of(step))
 
     def fits(count: int) -> bool:
-        recomputing.choose(order[:count])
+        recomputing.select(order[:count])
         needed[count] = _peak(step, device)
         return needed[count] <= room
 
-    count = fewest(len(order), fits)
+    count = bisect_min(len(order), fits)
     if count is None:
         least = (needed[len(order)] + states) * _LOOSE + _APART
         raise ConfigError(
             f"train.memory: {wanted} is too little, about {least / 2**30:.1f}GB are needed; lower "
             "train.batch_size or data.resolution, or raise train.accumulate"
         )
-    recomputing.choose(order[:count])
+    recomputing.select(order[:count])
     used = (needed[count] + states) * _LOOSE + _APART
     return (
         f"{count} of {len(order)} blocks compute their activations twice, to take about "

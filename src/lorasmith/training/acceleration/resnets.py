@@ -167,7 +167,7 @@ def _resnet(block: Any, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
     beside, second = x, None
     if block.conv_shortcut is not None:
         beside, second = _convolved(block.conv_shortcut, x)
-    y = group_norm.add_biased(hidden, beside, bias, second)
+    y = group_norm.add_with_bias(hidden, beside, bias, second)
     return y if block.output_scale_factor == 1.0 else y / block.output_scale_factor
 
 
@@ -178,7 +178,7 @@ def _norm(
     shift: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return group_norm.normalised(
+    return group_norm.group_norm(
         x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, shift, bias
     )
 

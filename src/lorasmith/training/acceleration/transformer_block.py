@@ -39,12 +39,12 @@ def _classes() -> tuple[Any, Any]:
         ) -> torch.Tensor:
             """Return the block's output, ``[B, T, C]``."""
             text = encoder_hidden_states
-            x, normed = layer_norm.kept(hidden_states, self.norm1)
+            x, normed = layer_norm.layer_norm(hidden_states, self.norm1)
             own = text if self.only_cross_attention else None
             given = self.attn1(normed, own, attention_mask=attention_mask)
-            x, normed = layer_norm.summed(x, given, self.norm2)
+            x, normed = layer_norm.add_layer_norm(x, given, self.norm2)
             given = self.attn2(normed, text, attention_mask=encoder_attention_mask)
-            x, normed = layer_norm.summed(x, given, self.norm3)
+            x, normed = layer_norm.add_layer_norm(x, given, self.norm3)
             y: torch.Tensor = x + self.ff(normed)
             return y
 
@@ -61,5 +61,5 @@ def _is_plain(block: Any) -> bool:
         and block.pos_embed is None
         and block._chunk_size is None
         and not hasattr(block, "fuser")
-        and all(layer_norm.fits(one) for one in norms)
+        and all(layer_norm.is_supported(one) for one in norms)
     )
