@@ -33,7 +33,7 @@ import lorasmith
 from lorasmith.cli.demo import DEMO_DATA, TAG
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import Row, read_rows
-from lorasmith.evaluation.base_model import to_images, to_tensor
+from lorasmith.evaluation.base_model import pil_to_tensor, tensor_to_pil
 from lorasmith.models.image_encoder import ImageTower, embed_pictures, load_image_tower
 from lorasmith.reports.contact_sheet import contact_sheet
 
@@ -165,7 +165,7 @@ def measure(
     results: dict[str, Any] = {"concepts": len(split.shown), "ceiling": ceiling}
     results["other_concepts_of_the_style"] = others
     for name, images in drawn.items():
-        pictures = to_tensor(images, SIDE)
+        pictures = pil_to_tensor(images, SIDE)
         similarity = (embed_pictures(tower, pictures) * of_true).sum(dim=1)
         verdicts = judge.styles_of(pictures)
         results[name] = {
@@ -211,7 +211,7 @@ def _write(results: dict[str, Any], out: Path) -> None:
 
 def _sheet(shown: Sequence[Row], drawn: dict[str, list[Image.Image]]) -> Image.Image:
     """Return base, tagged and true picture of everything, side by side."""
-    true = to_images(to_signed(load_squares(shown, SIDE)))
+    true = tensor_to_pil(to_signed(load_squares(shown, SIDE)))
     triples = zip(drawn["base"], drawn["tagged"], true, shown, strict=True)
     cells = [((a, b, c), row.caption.split(",")[0]) for a, b, c, row in triples]
     return contact_sheet(cells, columns=4)

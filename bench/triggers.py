@@ -39,11 +39,11 @@ from lorasmith.config.lora import GateKind
 from lorasmith.core.device import pick_device
 from lorasmith.core.files import write_text
 from lorasmith.data.reading.rows import read_rows
-from lorasmith.evaluation.concept import Feature
-from lorasmith.evaluation.evaluate import Evaluator
-from lorasmith.evaluation.feature_extractor import open_judge
-from lorasmith.evaluation.image_generator import Studio
-from lorasmith.evaluation.sample_images import pair_scene
+from lorasmith.evaluation.concept import EvalConcept
+from lorasmith.evaluation.evaluator import Evaluator
+from lorasmith.evaluation.feature_extractor import load_feature_extractor
+from lorasmith.evaluation.image_generator import ImageGenerator
+from lorasmith.evaluation.sample_images import pair_table
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.outputs.save import make_labelled_grid
 from lorasmith.models.load import load_model
@@ -114,12 +114,14 @@ def do_cell(
     device = pick_device(options.device)
     model = load_model(options.model).to(device, torch.float32)
     sampling = SamplingOptions(steps=options.drawing_steps, batch_size=options.pictures)
-    studio = Studio(model, sampling)
-    work = Evaluator(studio, open_judge(), range(1000 * seed, 1000 * seed + options.pictures))
+    studio = ImageGenerator(model, sampling)
+    work = Evaluator(
+        studio, load_feature_extractor(), range(1000 * seed, 1000 * seed + options.pictures)
+    )
     figures = asdict(work.measure(subjects))
     first, second = subjects
-    scene = pair_scene(work, first, second, subjects)
-    rows = [row.pictures for row in scene.rows]
+    scene = pair_table(work, first, second, subjects)
+    rows = [row.images for row in scene.rows]
     sheet: Image.Image = make_labelled_grid(
         rows, [row.label for row in scene.rows], scene.columns, f"{pair}, {way}, seed {seed}"
     )
@@ -205,10 +207,10 @@ def projected(one: Prepared, file: Path, options: argparse.Namespace) -> Path:
     return out
 
 
-def subject(one: Prepared, file: Path, gate: GateKind) -> Feature:
+def subject(one: Prepared, file: Path, gate: GateKind) -> EvalConcept:
     """Return what is measured: a file, and real pictures that it was not trained on."""
     rows = read_rows(one.real)
-    return Feature(
+    return EvalConcept(
         one.taught.tag,
         one.taught.class_word,
         file,

@@ -20,7 +20,12 @@ from lorasmith.core.files import sha256_of, write_text
 from lorasmith.data.images.decode import decode
 from lorasmith.data.images.square_images import to_signed
 from lorasmith.data.reading.rows import Row, read_rows
-from lorasmith.evaluation.metrics.diversity import LARGEST, SIDE, SMALLEST, mean_distance
+from lorasmith.evaluation.metrics.diversity import (
+    IMAGE_SIDE,
+    MAX_REFERENCE_IMAGES,
+    MIN_IMAGES,
+    mean_cosine_distance,
+)
 from lorasmith.models.image_encoder import FOLDER, embed_pictures, load_image_tower
 from lorasmith.models.load import EMBEDDED
 
@@ -49,12 +54,12 @@ def main(packed: Path, out: Path) -> None:
         "about": "mean pairwise image-tower distance of random sets of one style, traced to lines",
         "command": f"python recipes/variety/reference.py {packed.name} {out.as_posix()}",
         "tower": tower_hash(),
-        "side": SIDE,
+        "side": IMAGE_SIDE,
         "percentile": PERCENTILE,
         "sets": SETS,
         "thresholds": {
             count: round(percentile(embedded, count, draw), 4)
-            for count in range(SMALLEST, LARGEST + 1)
+            for count in range(MIN_IMAGES, MAX_REFERENCE_IMAGES + 1)
         },
     }
     write_text(out, json.dumps(table, indent=2) + "\n")
@@ -65,7 +70,7 @@ def traced(row: Row) -> torch.Tensor:
     grey = decode(row.read_bytes(), row.key).convert("L")
     lines = ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES))
     lines = lines.point(lambda value: 255 if value > _DARK else 0).convert("RGB")
-    small = lines.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small = lines.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
 
 
@@ -75,7 +80,7 @@ def percentile(embedded: list[torch.Tensor], count: int, draw: np.random.Generat
     for number in range(SETS):
         style = embedded[number % len(embedded)]
         chosen = draw.choice(len(style), count, replace=False)
-        distances.append(mean_distance(style[torch.from_numpy(chosen)]))
+        distances.append(mean_cosine_distance(style[torch.from_numpy(chosen)]))
     return float(np.percentile(distances, PERCENTILE))
 
 

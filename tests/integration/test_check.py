@@ -172,14 +172,14 @@ def test_python_returns_what_the_command_prints(
         str(tiny_model),
     )  # fmt: skip
     report = lorasmith.check(dataset, tag="inkmono", model=tiny_model, max_aspect=1.8)
-    assert json.loads(json.dumps(report.as_tree())) == tree
+    assert json.loads(json.dumps(report.to_dict())) == tree
     assert [finding.rule for finding in report.errors] == ["no-caption"]
     assert lorasmith.check(str(dataset), caption="a thing", resolution=256).errors == []
     run = {
         "data": {"path": str(dataset), "tag": "inkmono", "max_aspect": 1.8},
         "model": {"path": str(tiny_model)}, "output": {"name": "none"},
     }  # fmt: skip
-    assert lorasmith.check(run).as_tree() == report.as_tree()
+    assert lorasmith.check(run).to_dict() == report.to_dict()
 
 
 def test_python_says_which_function_it_should_be(dataset: Path, tmp_path: Path) -> None:

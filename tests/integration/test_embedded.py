@@ -70,11 +70,11 @@ def test_pictures_answer_to_their_words(pipe: Pipeline) -> None:
         "a bicycle, emojitwo style",
         "a heart, fluent style",
     ]
-    from lorasmith.evaluation.base_model import to_tensor
+    from lorasmith.evaluation.base_model import pil_to_tensor
 
     images = pipe(captions, seed=0, steps=12, guidance=5.0, batch_size=6)
     pair, tokenizer = load_pair(EMBEDDED), load_tokenizer(EMBEDDED)
-    pictures = embed_pictures(pair.image, to_tensor(images, 128))
+    pictures = embed_pictures(pair.image, pil_to_tensor(images, 128))
     texts = embed_texts(pair, tokenizer, captions)
     assert (pictures @ texts.T).argmax(dim=1).tolist() == list(range(len(captions)))
 

@@ -210,7 +210,7 @@ def test_names_that_are_taken_are_refused(
 ) -> None:
     files = {p: p.stat().st_mtime_ns for p in swept.rglob("*")}
     assert run(["sweep", *command(scene, tiny_model, "swept", *VARY)]) == 1
-    assert "holds a run already; go on with lorasmith sweep" in error_of(capsys)
+    assert "already holds a run; go on with lorasmith sweep" in error_of(capsys)
     among = ["--vary", "lora.rank=2,4", "--out", str(scene / "pictures" / "x")]
     assert run(["sweep", *command(scene, tiny_model, "swept", *among)]) == 1
     assert "among the pictures" in error_of(capsys)

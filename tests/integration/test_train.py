@@ -144,7 +144,7 @@ def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
     """Weight 1 moves the picture towards black and white; weight 0 is the base, bit for bit."""
     import lorasmith
     from lorasmith.cli.demo import DEMO_DATA
-    from lorasmith.evaluation.metrics.saturation import colour_of
+    from lorasmith.evaluation.metrics.saturation import measure_color
 
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -160,4 +160,4 @@ def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
     prompts = [f"a bell, inkmono style{lora}" for lora in ("", " <lora:ink:0>", " <lora:ink:1>")]
     base, off, on = pipe(prompts, seed=[3, 3, 3], steps=6)
     assert np.array_equal(np.asarray(base), np.asarray(off))
-    assert colour_of([on]).saturation < 0.9 * colour_of([base]).saturation
+    assert measure_color([on]).saturation < 0.9 * measure_color([base]).saturation

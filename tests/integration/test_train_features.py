@@ -293,8 +293,8 @@ def test_a_name_that_is_taken_is_refused(
 ) -> None:
     before = {p: p.read_bytes() for p in joint.rglob("*") if p.is_file() and "joint" in str(p)}
     file = two_features(scene, tiny_model, mode="joint", name="joint")
-    assert "holds a run already; go on with" in refused(capsys, file)
-    assert "holds no run to go on with" in refused(
+    assert "already holds a run; go on with" in refused(capsys, file)
+    assert "holds no run to resume" in refused(
         capsys, file, "--resume", "--set", f"output.name={scene}/loras/none"
     )
     single = ["train", "--data", str(scene / "curly"), "--tag", TAGS[0], "--out",

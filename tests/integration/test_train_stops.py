@@ -33,7 +33,7 @@ def test_a_taken_name_is_refused_and_left_alone(
 ) -> None:
     (tmp_path / "ink.safetensors").write_text("mine")
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 1
-    assert "ink.safetensors exists already and is not written over" in error_of(capsys)
+    assert "ink.safetensors already exists and is not overwritten" in error_of(capsys)
     assert (tmp_path / "ink.safetensors").read_text() == "mine"
     assert not (tmp_path / "ink").exists()
 
@@ -44,7 +44,7 @@ def test_a_run_is_never_mixed_with_another_of_its_name(
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
     before = {file: (tmp_path / file).read_bytes() for file in files_under(tmp_path)}
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--rank", "2") == 1
-    assert "ink.safetensors exists already" in error_of(capsys)
+    assert "ink.safetensors already exists" in error_of(capsys)
     assert {file: (tmp_path / file).read_bytes() for file in files_under(tmp_path)} == before
     (tmp_path / "ink.safetensors").unlink()
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--rank", "2") == 1

@@ -15,7 +15,7 @@ from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lorasmith.data.rules import Finding
-    from lorasmith.evaluation.dataset_check import Report
+    from lorasmith.evaluation.dataset_check import DatasetReport
     from lorasmith.evaluation.features_check import FeaturesReport
 
 _FILE_WIDTH = 120
@@ -68,7 +68,7 @@ def check(
     Example: `lorasmith check pictures --tag inkmono`
     """
     from lorasmith.evaluation.api import data_settings, names_settings
-    from lorasmith.evaluation.dataset_check import check as check_data
+    from lorasmith.evaluation.dataset_check import check_dataset as check_data
     from lorasmith.loops.progress import progress_bar
 
     if names_settings(data):
@@ -82,9 +82,9 @@ def check(
     _tell(report, data, as_json)
 
 
-def _tell(report: "Report", data: Path, as_json: bool) -> None:
+def _tell(report: "DatasetReport", data: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report.as_tree(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         show(report, _console())
     if report.errors:
@@ -97,7 +97,7 @@ def _tell(report: "Report", data: Path, as_json: bool) -> None:
 def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
     """Check the pictures of a run."""
     from lorasmith.config.features import FeaturesRun, load_run
-    from lorasmith.evaluation.dataset_check import check as check_data
+    from lorasmith.evaluation.dataset_check import check_dataset as check_data
     from lorasmith.evaluation.features_check import check_features
     from lorasmith.loops.progress import progress_bar
 
@@ -108,7 +108,7 @@ def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
         return
     found = check_features(run, progress_bar)
     if as_json:
-        typer.echo(json.dumps(found.as_tree(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
     else:
         show_features(found, _console())
     if found.errors:
@@ -127,7 +127,7 @@ def show_features(found: "FeaturesReport", console: Console) -> None:
         console.print("The features are kept apart.", style="green")
 
 
-def show(report: "Report", console: Console) -> None:
+def show(report: "DatasetReport", console: Console) -> None:
     """Print a report for people."""
     console.print(_summary(report))
     console.print(_buckets(report))
@@ -143,7 +143,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
-def _summary(report: "Report") -> Table:
+def _summary(report: "DatasetReport") -> Table:
     found = report.facts.scan
     table = Table(title=str(report.path), title_justify="left", show_header=False)
     table.add_column(style="bold")
@@ -155,19 +155,19 @@ def _summary(report: "Report") -> Table:
     captions = len({row.caption for row in found.rows})
     table.add_row("captions", f"{captions} different")
     table.add_row("tag", _tag(report))
-    if report.variety is not None:
+    if report.diversity is not None:
         table.add_row("variety", _variety(report))
     return table
 
 
-def _sizes(report: "Report") -> str:
+def _sizes(report: "DatasetReport") -> str:
     sizes = report.sizes
     shown = [f"{width}x{height} ({count})" for (width, height), count in sizes[:_SIZES_SHOWN]]
     more = f" and {len(sizes) - _SIZES_SHOWN} more sizes" if len(sizes) > _SIZES_SHOWN else ""
     return ", ".join(shown) + more or "none"
 
 
-def _tag(report: "Report") -> str:
+def _tag(report: "DatasetReport") -> str:
     use = report.tag
     if use is not None:
         return f"{use.tag!r} in {use.captions} of {len(report.facts.scan.rows)} captions"
@@ -176,18 +176,18 @@ def _tag(report: "Report") -> str:
     return f"not checked, --tag TAG does; {common}"
 
 
-def _variety(report: "Report") -> str:
-    variety = report.variety
+def _variety(report: "DatasetReport") -> str:
+    variety = report.diversity
     if variety is None:
         return ""
-    judged = "all alike" if variety.alike else "varied"
+    judged = "all alike" if variety.is_uniform else "varied"
     return (
-        f"{variety.distance:.2f}, {judged} (sets of {variety.pictures} below "
+        f"{variety.distance:.2f}, {judged} (sets of {variety.images} below "
         f"{variety.threshold:.2f} are all alike)"
     )
 
 
-def _buckets(report: "Report") -> Table:
+def _buckets(report: "DatasetReport") -> Table:
     table = Table(title=f"Sizes at resolution {report.resolution}", title_justify="left")
     table.add_column("size")
     for column in ("pictures", "per epoch", "cropped away", "enlarged"):

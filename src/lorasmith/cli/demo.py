@@ -116,7 +116,7 @@ def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
     from lorasmith.inference.outputs.save import make_grid, save_png
     from lorasmith.runs.paths import RunPaths
 
-    paths = RunPaths.of(f"{folder.absolute()}/{TAG}")
+    paths = RunPaths.from_name(f"{folder.absolute()}/{TAG}")
     clear_previous(paths)
     run = TrainRun.model_validate(
         {
@@ -171,24 +171,24 @@ def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
 
 def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[str, Any]:
     """Say in numbers whether the colour is gone, and what the training gained."""
-    from lorasmith.evaluation.metrics.saturation import colour_of
+    from lorasmith.evaluation.metrics.saturation import measure_color
     from lorasmith.loops.tracking import read_log
     from lorasmith.reports.advice import held_out_share
-    from lorasmith.runs.summary import Summary
+    from lorasmith.runs.summary import RunSummary
 
     names = ("base", "with_tag", "without_tag")
     sets = dict(zip(names, drawn.values(), strict=True)) | {"taught": taught_pictures()}
-    colours = {name: colour_of(pictures) for name, pictures in sets.items()}
+    colours = {name: measure_color(pictures) for name, pictures in sets.items()}
     typer.echo(
         f"    colour left (saturation): {colours['base'].saturation:.3f} in the base model's, "
         f"{colours['with_tag'].saturation:.3f} with the tag, "
         f"{colours['without_tag'].saturation:.3f} without it and its gate off, "
         f"{colours['taught'].saturation:.3f} in the pictures it learned from"
     )
-    summary, shares = Summary.read(paths.summary), held_out_share(read_log(paths.log)).values
+    summary, shares = RunSummary.read(paths.summary), held_out_share(read_log(paths.log)).values
     training = {
         "steps": summary.steps,
-        "pictures": summary.pictures,
+        "pictures": summary.images,
         "seconds": summary.seconds,
         "held_out_loss_over_base": round(float(shares[-1]), 4) if len(shares) else None,
     }
@@ -219,8 +219,8 @@ def taught_pictures() -> "list[Image.Image]":
 def clear_previous(paths: "RunPaths") -> None:
     """Remove the LoRA of an earlier demo and its run's files; anything else is left alone."""
     files = [
-        paths.lora, paths.settings, paths.log, paths.pictures, paths.summary, paths.report,
-        paths.best,
+        paths.lora, paths.settings, paths.log, paths.crops, paths.summary, paths.report,
+        paths.best_lora,
     ]  # fmt: skip
     for file in files:
         file.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import typer
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
-    from lorasmith.evaluation.image_generator import Drawn, Studio
+    from lorasmith.evaluation.image_generator import GeneratedImages, ImageGenerator
     from lorasmith.models.load import Model
 
 COOK_DATA = Path(__file__).resolve().parent.parent / "demo_cook"
@@ -41,7 +41,7 @@ def teach_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
     count = len(list(COOK_DATA.glob("*.png")))
     wanted = STEPS if steps is None else min(steps, STEPS)
     typer.echo(f"4/5 teaching it a second tag, what cooks wear: {count} pictures, {wanted} steps")
-    paths = RunPaths.of(f"{folder.absolute()}/{COOK}")
+    paths = RunPaths.from_name(f"{folder.absolute()}/{COOK}")
     clear_previous(paths)
     started = time.perf_counter()
     file = lorasmith.train(
@@ -67,7 +67,7 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
         files: the LoRAs by their tags, the style first.
         folder: where ``tags.png`` goes.
     """
-    from lorasmith.evaluation.image_generator import Studio
+    from lorasmith.evaluation.image_generator import ImageGenerator
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
@@ -77,11 +77,11 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
     typer.echo(f"5/5 drawing with both tags as switches, four pictures of each of {len(WHO)} seeds")
     with progress_bar("drawing", pictures * _SAMPLING_STEPS) as advance:
         options = SamplingOptions(steps=_SAMPLING_STEPS, guidance=_GUIDANCE)
-        studio = Studio(model, options, advance)
+        studio = ImageGenerator(model, options, advance)
         loaded = list(files.values())
         drawn = {name: _draw(studio, some, loaded) for name, some in prompts.items()}
         leaks = _leaks(studio, prompts, files, drawn)
-    rows = list(zip(*(one.pictures for one in drawn.values()), strict=True))
+    rows = list(zip(*(one.images for one in drawn.values()), strict=True))
     title = (
         "Each row is one seed. Both LoRAs are loaded; each wakes where its tag is in the prompt."
     )
@@ -106,16 +106,16 @@ def _prompts(style: str, cook: str) -> dict[str, list[str]]:
 
 
 def _draw(
-    studio: "Studio", prompts: Sequence[str], files: Sequence[Path] = (), gate: bool = True
-) -> "Drawn":
-    return studio.draw(prompts, range(_SEED, _SEED + len(prompts)), files, gate)
+    studio: "ImageGenerator", prompts: Sequence[str], files: Sequence[Path] = (), gate: bool = True
+) -> "GeneratedImages":
+    return studio.generate(prompts, range(_SEED, _SEED + len(prompts)), files, gate)
 
 
 def _leaks(
-    studio: "Studio",
+    studio: "ImageGenerator",
     prompts: dict[str, list[str]],
     files: dict[str, Path],
-    drawn: "dict[str, Drawn]",
+    drawn: "dict[str, GeneratedImages]",
 ) -> dict[str, Any]:
     """Return leak ratios in final latents, under the gates and of each file without its gate."""
     from lorasmith.evaluation.metrics.triggers import changes, leak_ratio

@@ -13,15 +13,15 @@ from rich.table import Table
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.evaluation.concept import Feature
-    from lorasmith.evaluation.evaluate import Evaluator
-    from lorasmith.evaluation.feature_extractor import Judge
-    from lorasmith.evaluation.image_generator import Studio
-    from lorasmith.evaluation.results import FeatureFigures
+    from lorasmith.evaluation.concept import EvalConcept
+    from lorasmith.evaluation.evaluator import Evaluator
+    from lorasmith.evaluation.feature_extractor import FeatureExtractor
+    from lorasmith.evaluation.image_generator import ImageGenerator
+    from lorasmith.evaluation.results import ConceptResult
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.models.load import Model
     from lorasmith.reports.evaluation_page import Chosen, Evaluation
-    from lorasmith.training.eval_targets import Named
+    from lorasmith.training.eval_targets import EvalTarget
 
 _FILE_WIDTH = 120
 
@@ -107,18 +107,18 @@ def evaluate(
     """
     from lorasmith.core.device import dtype_of, pick_device
     from lorasmith.core.files import writable_folder
-    from lorasmith.evaluation.feature_extractor import open_judge
+    from lorasmith.evaluation.feature_extractor import load_feature_extractor
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.models.load import load_model
     from lorasmith.reports.evaluation_page import write_evaluation
-    from lorasmith.training.eval_targets import named
+    from lorasmith.training.eval_targets import find_targets
 
     paths = [target.expanduser() for target in targets]
-    found = named(paths)
+    found = find_targets(paths)
     place = writable_folder(_place(out, paths))
-    features = [one.feature(data and data.expanduser(), class_word) for one in found]
+    features = [one.to_concept(data and data.expanduser(), class_word) for one in found]
     options = SamplingOptions(steps=steps, guidance=guidance, size=size, batch_size=batch_size)
-    looking = open_judge(judge and judge.expanduser())
+    looking = load_feature_extractor(judge and judge.expanduser())
     opened = load_model(_model_of(model, found)).to(pick_device(device), dtype_of(precision))
     with _drawing(opened, options) as studio:
         name = ", ".join(path.resolve().stem for path in paths)
@@ -132,9 +132,9 @@ def evaluate(
 
 
 @contextmanager
-def _drawing(model: "Model", options: "SamplingOptions") -> "Iterator[Studio]":
+def _drawing(model: "Model", options: "SamplingOptions") -> "Iterator[ImageGenerator]":
     """Make a studio that says how far it is while the block runs."""
-    from lorasmith.evaluation.image_generator import Studio
+    from lorasmith.evaluation.image_generator import ImageGenerator
 
     with Console(stderr=True).status("measuring") as status:
         drawn = 0
@@ -144,21 +144,21 @@ def _drawing(model: "Model", options: "SamplingOptions") -> "Iterator[Studio]":
             drawn += count
             status.update(f"measuring, {drawn // options.steps} pictures drawn")
 
-        yield Studio(model, options, advance)
+        yield ImageGenerator(model, options, advance)
 
 
 def _evaluated(
     name: str,
-    studio: "Studio",
-    judge: "Judge",
+    studio: "ImageGenerator",
+    judge: "FeatureExtractor",
     seeds: Sequence[int],
-    features: "Sequence[Feature]",
-    found: "Sequence[Named]",
+    features: "Sequence[EvalConcept]",
+    found: "Sequence[EvalTarget]",
     max_leak: float | None,
 ) -> "Evaluation":
     """Choose files, measure them and draw the page's pictures."""
-    from lorasmith.evaluation.evaluate import Evaluator
-    from lorasmith.evaluation.sample_images import all_scenes
+    from lorasmith.evaluation.evaluator import Evaluator
+    from lorasmith.evaluation.sample_images import make_image_tables
     from lorasmith.reports.evaluation_page import Context, Evaluation
 
     options = studio.options
@@ -170,13 +170,13 @@ def _evaluated(
         seeds=list(seeds),
         sampling={
             "steps": options.steps, "guidance": options.guidance, "sampler": options.sampler,
-            "side": studio.side,
+            "side": studio.image_side,
         },
         max_leak=max_leak,
     )  # fmt: skip
     work = Evaluator(studio, judge, seeds)
     chosen, best = _choose(work, features, found, max_leak)
-    return Evaluation(context, work.measure(best), chosen, all_scenes(work, best))
+    return Evaluation(context, work.measure(best), chosen, make_image_tables(work, best))
 
 
 def _place(out: Path | None, targets: Sequence[Path]) -> Path:
@@ -185,7 +185,7 @@ def _place(out: Path | None, targets: Sequence[Path]) -> Path:
     return targets[0] if len(targets) == 1 and targets[0].is_dir() else Path("evaluation")
 
 
-def _model_of(model: Path | None, found: "Sequence[Named]") -> Path | None:
+def _model_of(model: Path | None, found: "Sequence[EvalTarget]") -> Path | None:
     """Return the model folder, or None for the embedded one.
 
     Raises:
@@ -201,10 +201,13 @@ def _model_of(model: Path | None, found: "Sequence[Named]") -> Path | None:
 
 
 def _choose(
-    work: "Evaluator", features: "Sequence[Feature]", found: "Sequence[Named]", bound: float | None
-) -> "tuple[list[Chosen], list[Feature]]":
+    work: "Evaluator",
+    features: "Sequence[EvalConcept]",
+    found: "Sequence[EvalTarget]",
+    bound: float | None,
+) -> "tuple[list[Chosen], list[EvalConcept]]":
     """Choose among the files of tags that have several."""
-    from lorasmith.evaluation.checkpoint_choice import choose, compare
+    from lorasmith.evaluation.checkpoint_choice import choose_best, measure_candidates
     from lorasmith.reports.evaluation_page import Chosen
     from lorasmith.training.eval_targets import step_of
 
@@ -212,9 +215,9 @@ def _choose(
     for feature, one in zip(features, found, strict=True):
         if len(one.files) > 1 or bound is not None:
             files = [(file, step_of(file)) for file in one.files]
-            candidates = compare(work.asked(feature), files)
-            choice = choose(candidates, bound)
-            chosen.append(Chosen(one.tag, candidates, choice.best.file, choice.within))
+            candidates = measure_candidates(work.predictions(feature), files)
+            choice = choose_best(candidates, bound)
+            chosen.append(Chosen(one.tag, candidates, choice.best.file, choice.is_within_limit))
             feature = replace(feature, file=choice.best.file)
         best.append(feature)
     return chosen, best
@@ -236,14 +239,14 @@ def _show(seen: "Evaluation") -> None:
     console.print(table)
     for name, found in (("gated", figures.gated), ("no gate", figures.plain)):
         if found is not None:
-            lost = ", ".join(f"{kept.tag} {_share(kept.forgetting)}" for kept in found.kept)
+            lost = ", ".join(f"{kept.tag} {_share(kept.forgetting)}" for kept in found.forgetting)
             console.print(
                 f"{name}: bleeding {_share(found.bleeding.share)} of the diagonal; "
                 f"forgetting {lost}"
             )
 
 
-def _cells(one: "FeatureFigures") -> tuple[str, ...]:
+def _cells(one: "ConceptResult") -> tuple[str, ...]:
     like = one.fidelity
     gated = "–" if one.gated is None else _share(one.gated.latent.ratio)
     return (

@@ -33,7 +33,7 @@ def report(
     folder = run.expanduser()
     # RunPaths would look for a bare name in loras/ only, though it may be a folder right here.
     name = str(folder.absolute() if folder.is_dir() else folder)
-    paths = RunPaths.of(name)
+    paths = RunPaths.from_name(name)
     several = write_features_reports(paths) or write_sweep_reports(paths)
     for page in several or [write_report(paths)]:
         typer.echo(page)

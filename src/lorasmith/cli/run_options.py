@@ -75,7 +75,7 @@ def saved_settings(out: str) -> Path:
     """
     from lorasmith.runs.paths import RunPaths
 
-    file = RunPaths.of(out).settings
+    file = RunPaths.from_name(out).settings
     if not file.is_file():
         raise ConfigError(f"--resume: there is no run {out} ({file} is missing); look at --out")
     return file

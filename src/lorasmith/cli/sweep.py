@@ -94,8 +94,8 @@ def _show(settings: "SweepRun", results: Sequence["SweepResult"]) -> None:
     from lorasmith.runs.sweep_paths import SweepPaths
 
     ranked = any(one.gain is not None for one in results)
-    paths = SweepPaths.of(settings)
-    table = Table(title=f"LoRAs in {paths.own.folder}", title_justify="left")
+    paths = SweepPaths.from_config(settings)
+    table = Table(title=f"LoRAs in {paths.main.folder}", title_justify="left")
     table.add_column("file", overflow="fold")
     for title in (("held-out gain", "at step") if ranked else ()) + ("training loss", "time"):
         table.add_column(title, justify="right")
@@ -105,4 +105,4 @@ def _show(settings: "SweepRun", results: Sequence["SweepResult"]) -> None:
     Console().print(table)
     for note in notes_of(settings, results):
         typer.echo(f"{note.title}. {note.text}")
-    typer.echo(f"side by side: {paths.page}")
+    typer.echo(f"side by side: {paths.html_page}")

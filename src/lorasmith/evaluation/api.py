@@ -10,8 +10,8 @@ from lorasmith.config.train_config import TrainRun
 from lorasmith.config.train_data import TrainData
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.scan.scan import no_bar
-from lorasmith.evaluation.dataset_check import Report
-from lorasmith.evaluation.dataset_check import check as check_data
+from lorasmith.evaluation.dataset_check import DatasetReport
+from lorasmith.evaluation.dataset_check import check_dataset as check_data
 from lorasmith.evaluation.features_check import FeaturesReport
 from lorasmith.evaluation.features_check import check_features as check_all
 
@@ -25,7 +25,7 @@ def check(
     model: str | Path | None = None,
     caption: str | None = None,
     **data: Any,
-) -> Report:
+) -> DatasetReport:
     """Look pictures over before training on them; the folder is only read.
 
     Findings are returned, never raised: ``report.errors`` are those that would stop training,

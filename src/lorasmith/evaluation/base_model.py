@@ -9,12 +9,12 @@ from PIL import Image
 
 from lorasmith.data.images.decode import square
 from lorasmith.data.images.square_images import from_signed, to_signed
-from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, ranks, top_k
+from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, retrieval_ranks, top_k_accuracy
 from lorasmith.models.image_encoder import ClipPair, embed_pictures, embed_texts
 
 
 @dataclass(frozen=True)
-class VaeFigures:
+class VaeMetrics:
     """An autoencoder on pictures that it was not trained on."""
 
     mean_psnr: float
@@ -28,7 +28,7 @@ class VaeFigures:
 
 
 @torch.no_grad()
-def measure_vae(vae: Any, perceptual: Any, pictures: torch.Tensor) -> VaeFigures:
+def measure_vae(vae: Any, perceptual: Any, pictures: torch.Tensor) -> VaeMetrics:
     """Measure reconstructions of pictures ``[N, 3, H, W]`` in -1..1 from the posterior's mean."""
     made, latents, distances = [], [], []
     for shown in torch.split(pictures, 32):
@@ -38,7 +38,7 @@ def measure_vae(vae: Any, perceptual: Any, pictures: torch.Tensor) -> VaeFigures
         distances.append(perceptual(shown, made[-1]) * len(shown))
     result = torch.cat(made)
     spread = float(torch.cat(latents).std()) * float(vae.config.scaling_factor)
-    return VaeFigures(
+    return VaeMetrics(
         mean_psnr=float(psnr(pictures, result).mean()),
         pooled_psnr=pooled_psnr(pictures, result),
         perceptual=float(torch.stack(distances).sum() / len(pictures)),
@@ -47,30 +47,30 @@ def measure_vae(vae: Any, perceptual: Any, pictures: torch.Tensor) -> VaeFigures
 
 
 @torch.no_grad()
-def reconstructed(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
+def reconstruct(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
     """Return reconstructions of pictures, both ``[N, 3, H, W]`` in -1..1."""
     parts = (vae.decode(vae.encode(p).latent_dist.mean).sample for p in torch.split(pictures, 32))
     return torch.cat([part.clamp(-1.0, 1.0) for part in parts])
 
 
-def reconstruct(vae: Any, pictures: torch.Tensor) -> list[Image.Image]:
+def reconstruct_to_pil(vae: Any, pictures: torch.Tensor) -> list[Image.Image]:
     """Return reconstructions of pictures ``[N, 3, H, W]`` in -1..1 as PIL pictures."""
-    return to_images(reconstructed(vae, pictures))
+    return tensor_to_pil(reconstruct(vae, pictures))
 
 
-def to_images(pictures: torch.Tensor) -> list[Image.Image]:
+def tensor_to_pil(pictures: torch.Tensor) -> list[Image.Image]:
     """Turn pictures ``[N, 3, H, W]`` in -1..1 into PIL pictures."""
     return [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in from_signed(pictures).cpu()]
 
 
-def to_tensor(images: Sequence[Image.Image], side: int) -> torch.Tensor:
+def pil_to_tensor(images: Sequence[Image.Image], side: int) -> torch.Tensor:
     """Turn PIL pictures into ``[N, 3, side, side]`` in -1..1."""
     arrays = [torch.from_numpy(square(image, side).copy()) for image in images]
     return to_signed(torch.stack(arrays).permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class RetrievalMetrics:
     """How often a picture's own caption is among the nearest."""
 
     queries: int
@@ -81,7 +81,7 @@ class Retrieval:
 
 def measure_retrieval(
     pair: ClipPair, tokenizer: Any, pictures: torch.Tensor, captions: Sequence[str]
-) -> Retrieval:
+) -> RetrievalMetrics:
     """Look each picture's caption up among all captions by the two towers.
 
     Args:
@@ -92,5 +92,7 @@ def measure_retrieval(
     """
     images = embed_pictures(pair.image, pictures)
     texts = embed_texts(pair, tokenizer, captions)
-    rank = ranks(images, texts)
-    return Retrieval(len(pictures), len(captions), top_k(rank, 1), top_k(rank, 5))
+    rank = retrieval_ranks(images, texts)
+    return RetrievalMetrics(
+        len(pictures), len(captions), top_k_accuracy(rank, 1), top_k_accuracy(rank, 5)
+    )

@@ -1,8 +1,8 @@
-"""How much each block of a LoRA contributes: switched off by itself, and at work alone.
+"""How much each block of a LoRA contributes: switched off, and active alone.
 
-Measured on predictions for the same noisy latents (`FixedNoise`), where one layer's change shows
-without the chances of a drawing. With e the prediction of the model with the whole LoRA, e_0 the
-base's, e_-b that with block b off and e_b that with it alone:
+Measured on predictions for the same noisy latents (`FixedNoisePredictor`): a generated image would
+add the randomness of sampling. With e the prediction of the model with the full LoRA, e_0 that of
+the base model, e_-b that without block b and e_b that with block b alone:
 
 - switched off: ||e - e_-b||^2 / ||e - e_0||^2, what is missing without the block;
 - alone: ||e_b - e_0||^2 / ||e - e_0||^2, what the block does by itself.
@@ -24,12 +24,12 @@ from lorasmith.adapters.nn.inject import put_in
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.adapters.targeting.selectors import KINDS, TEXT
 from lorasmith.core.errors import WeightsError
-from lorasmith.evaluation.predictions import FixedNoise
+from lorasmith.evaluation.predictions import FixedNoisePredictor
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
-By = Literal["block", "piece", "kind"]
+BlockGrouping = Literal["block", "piece", "kind"]
 """``block``: down.1, mid, up.0. ``piece``: IN04, MID, OUT05. ``kind``: cross-attention, ff, ..."""
 
 _OUTSIDE = "outside"
@@ -37,7 +37,7 @@ _PLAIN_KINDS = ("cross-attention", "self-attention", "ff", "conv")
 
 
 @dataclass(frozen=True)
-class Contribution:
+class BlockContribution:
     """What one block of a LoRA does."""
 
     block: str
@@ -53,19 +53,19 @@ class Contribution:
 
 
 @dataclass(frozen=True)
-class Probed:
+class AblationResult:
     """A LoRA taken apart."""
 
     effect: float
     """||e - e_0||^2 / ||e_0||^2: what the whole LoRA changes."""
-    blocks: tuple[Contribution, ...]
+    blocks: tuple[BlockContribution, ...]
     """In the order of the data."""
 
 
-class Probe:
+class BlockAblation:
     """A LoRA that is to be taken apart."""
 
-    def __init__(self, model: "Model", file: LoraFile, by: By = "block") -> None:
+    def __init__(self, model: "Model", file: LoraFile, by: BlockGrouping = "block") -> None:
         """Sort its layers into blocks.
 
         Raises:
@@ -75,7 +75,7 @@ class Probe:
         self._found: Fit = fit(model, file)
         groups: dict[str, list[str]] = {}
         for name, place in self._found.places.items():
-            groups.setdefault(block_of(place, by), []).append(name)
+            groups.setdefault(block_name(place, by), []).append(name)
         self._groups = {block: groups[block] for block in sorted(groups, key=_order)}
 
     def __len__(self) -> int:
@@ -85,10 +85,10 @@ class Probe:
     @torch.no_grad()
     def run(
         self,
-        noise: FixedNoise,
+        noise: FixedNoisePredictor,
         texts: Sequence[str],
         progress: Callable[[int], object] | None = None,
-    ) -> Probed:
+    ) -> AblationResult:
         """Switch the LoRA off block by block.
 
         Args:
@@ -121,13 +121,13 @@ class Probe:
                 rest = [one for name, one in self._found.adapters.items() if name not in names]
                 off, alone = _asked_without(inside, ask), _asked_without(rest, ask)
                 missing, own = _square(full - off) / whole, _square(alone - base) / whole
-                blocks.append(Contribution(block, len(inside), _norm(inside), missing, own))
+                blocks.append(BlockContribution(block, len(inside), _norm(inside), missing, own))
         finally:
             attached.detach()
-        return Probed(whole / _square(base), tuple(blocks))
+        return AblationResult(whole / _square(base), tuple(blocks))
 
 
-def block_of(place: Place, by: By) -> str:
+def block_name(place: Place, by: BlockGrouping) -> str:
     """Return the block that a layer counts to."""
     if place.part != UNET:
         return TEXT

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.evaluation.prediction_change import PairedLoss, Predicted
+from lorasmith.evaluation.prediction_change import ConceptPredictions, PairedLoss
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,17 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BestCandidate:
     """The best of some candidates."""
 
     best: Candidate
-    within: bool
+    is_within_limit: bool
     """Whether it keeps to the leak that was asked for; where none does, it is the least leaky."""
 
 
-def compare(asked: Predicted, files: Sequence[tuple[Path, int | None]]) -> list[Candidate]:
+def measure_candidates(
+    asked: ConceptPredictions, files: Sequence[tuple[Path, int | None]]
+) -> list[Candidate]:
     """Measure files of one tag on the same pictures, noise levels and noise.
 
     Args:
@@ -45,7 +47,7 @@ def compare(asked: Predicted, files: Sequence[tuple[Path, int | None]]) -> list[
     ]
 
 
-def choose(candidates: Sequence[Candidate], max_leak: float | None) -> Choice:
+def choose_best(candidates: Sequence[Candidate], max_leak: float | None) -> BestCandidate:
     """Return the candidate of the lowest paired loss among those that leak no more than asked.
 
     A candidate whose leak ratio cannot be told does not keep to any bound.
@@ -60,8 +62,8 @@ def choose(candidates: Sequence[Candidate], max_leak: float | None) -> Choice:
         if max_leak is None or (one.leak is not None and one.leak <= max_leak)
     ]
     if fitting:
-        return Choice(min(fitting, key=lambda one: one.loss.difference), True)
-    return Choice(min(candidates, key=_leak), False)
+        return BestCandidate(min(fitting, key=lambda one: one.loss.difference), True)
+    return BestCandidate(min(candidates, key=_leak), False)
 
 
 def _leak(one: Candidate) -> float:

@@ -9,18 +9,18 @@ from PIL import Image
 from lorasmith.config.lora import GateKind
 from lorasmith.data.tags import with_another, without_tag
 
-UNRELATED = (
+UNRELATED_PROMPTS = (
     "a red apple", "a house", "a bicycle", "a sailboat", "a yellow flower", "a key", "a cup of tea",
     "a mountain",
 )  # fmt: skip
 """Prompts that have nothing to do with most features."""
 
-KINDS = ("class", "unrelated", "empty")
+PROMPT_KINDS = ("class", "unrelated", "empty")
 """Kinds of prompts without the tag."""
 
 
 @dataclass(frozen=True)
-class Feature:
+class EvalConcept:
     """A tag and what it stands for."""
 
     tag: str
@@ -31,21 +31,21 @@ class Feature:
     """Its LoRA."""
     gate: GateKind
     """What its file says about its gate."""
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     """Real pictures of it, at least two."""
     captions: Sequence[str]
     """Theirs, each with the tag."""
     held_out: bool
     """Whether the LoRA was not trained on them; False also where that is unknown."""
 
-    def tagged(self, count: int) -> list[str]:
+    def prompts_with_tag(self, count: int) -> list[str]:
         """Return ``count`` captions with the tag, evenly spread, repeated where there are fewer."""
         distinct = list(dict.fromkeys(self.captions))
         shown = min(count, len(distinct))
         chosen = [distinct[place * len(distinct) // shown] for place in range(shown)]
-        return _cycled(chosen, count)
+        return _cycle(chosen, count)
 
-    def untagged(self, kind: str, count: int) -> list[str]:
+    def prompts_without_tag(self, kind: str, count: int) -> list[str]:
         """Return ``count`` prompts of a kind without the tag.
 
         ``class`` are those of `tagged` with the class word in the tag's place.
@@ -53,28 +53,28 @@ class Feature:
         if kind == "empty":
             return [""] * count
         if kind == "unrelated":
-            return _cycled(UNRELATED, count)
-        return [self.plain(caption) for caption in self.tagged(count)]
+            return _cycle(UNRELATED_PROMPTS, count)
+        return [self.remove_tag(caption) for caption in self.prompts_with_tag(count)]
 
-    def spread(self, most: int) -> tuple[list[Image.Image], list[str]]:
+    def sample(self, most: int) -> tuple[list[Image.Image], list[str]]:
         """Return at most so many of its pictures, evenly spread, with their captions."""
-        count = min(most, len(self.pictures))
-        places = [number * len(self.pictures) // count for number in range(count)]
-        return [self.pictures[k] for k in places], [self.captions[k] for k in places]
+        count = min(most, len(self.images))
+        places = [number * len(self.images) // count for number in range(count)]
+        return [self.images[k] for k in places], [self.captions[k] for k in places]
 
-    def plain(self, caption: str) -> str:
+    def remove_tag(self, caption: str) -> str:
         """Return a caption without the tag."""
         return without_tag(caption, self.tag, self.class_word)
 
 
-def joined(first: Feature, second: Feature, count: int) -> list[str]:
+def joint_prompts(first: EvalConcept, second: EvalConcept, count: int) -> list[str]:
     """Return prompts that ask for two features at once.
 
     Captions of the first with the second's tag behind its own: "a curlyqx person" becomes
     "a curlyqx cookqz person".
     """
-    return [with_another(text, first.tag, second.tag) for text in first.tagged(count)]
+    return [with_another(text, first.tag, second.tag) for text in first.prompts_with_tag(count)]
 
 
-def _cycled(texts: Sequence[str], count: int) -> list[str]:
+def _cycle(texts: Sequence[str], count: int) -> list[str]:
     return [texts[place % len(texts)] for place in range(count)]

@@ -13,7 +13,7 @@ from lorasmith.data.rules import RULES, Facts, Finding
 from lorasmith.data.rules.pictures import enlargement, lost
 from lorasmith.data.rules.tag import constant_words
 from lorasmith.data.scan.scan import Bar, scan
-from lorasmith.evaluation.metrics.diversity import Variety, variety_of
+from lorasmith.evaluation.metrics.diversity import Diversity, measure_diversity
 from lorasmith.models.image_sizes import ModelSizes
 
 
@@ -47,14 +47,14 @@ class TagUse:
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetReport:
     """All that is known about a dataset."""
 
     path: Path
     facts: Facts
     resolution: int
     """Side of the square bucket."""
-    variety: Variety | None
+    diversity: Diversity | None
     """How different the pictures are; None for very few."""
     findings: Sequence[Finding]
     """What the rules say, errors first."""
@@ -91,7 +91,7 @@ class Report:
         """Words of every caption: the tag is among them, or is missing."""
         return constant_words(self.facts.scan.rows)
 
-    def as_tree(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON can hold."""
         found = self.facts.scan
         return {
@@ -107,15 +107,23 @@ class Report:
             "captions": len({row.caption for row in found.rows}),
             "common_words": self.common_words,
             "tag": None if self.tag is None else asdict(self.tag),
-            "variety": None if self.variety is None else asdict(self.variety),
+            "variety": None if self.diversity is None else _diversity_facts(self.diversity),
             "findings": [asdict(finding) for finding in self.findings],
             "problems": [asdict(problem) for problem in found.problems],
         }
 
 
-def check(
+def _diversity_facts(diversity: Diversity) -> dict[str, float]:
+    return {
+        "pictures": diversity.images,
+        "distance": diversity.distance,
+        "threshold": diversity.threshold,
+    }
+
+
+def check_dataset(
     data: TrainData, tagless: bool, model: Path | None, caption: str | None, bar: Bar
-) -> Report:
+) -> DatasetReport:
     """Check a dataset as training with these settings would use it.
 
     Args:
@@ -136,12 +144,12 @@ def check(
     tag = None if tagless else data.tag
     facts = Facts(found, tag, _buckets(data, side, sizes), data.class_word, data.max_chunks)
     findings = [finding for rule in RULES for finding in rule(facts)]
-    variety = variety_of(facts.scan.rows, data.background_rgb)
-    if variety is not None and variety.alike:
+    variety = measure_diversity(facts.scan.rows, data.background_rgb)
+    if variety is not None and variety.is_uniform:
         findings.append(_all_alike(variety))
     order = {"error": 0, "warning": 1, "advice": 2}
     findings.sort(key=lambda finding: order[finding.severity])
-    return Report(data.path, facts, side, variety, findings)
+    return DatasetReport(data.path, facts, side, variety, findings)
 
 
 def _side(data: TrainData, sizes: ModelSizes) -> int:
@@ -172,10 +180,10 @@ def _bucket_use(facts: Facts, bucket: Bucket) -> BucketUse:
     )
 
 
-def _all_alike(variety: Variety) -> Finding:
+def _all_alike(variety: Diversity) -> Finding:
     return Finding(
         "all-alike", "advice",
-        f"the {variety.pictures} pictures are all alike (mean distance {variety.distance:.2f}, "
+        f"the {variety.images} pictures are all alike (mean distance {variety.distance:.2f}, "
         f"varied sets have more than {variety.threshold:.2f}): the LoRA will repeat them; add "
         "other views, backgrounds and things",
     )  # fmt: skip

@@ -13,54 +13,56 @@ from PIL import Image
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors
-from lorasmith.evaluation.base_model import to_tensor
+from lorasmith.evaluation.base_model import pil_to_tensor
 from lorasmith.evaluation.metrics.inception import SIDE as INCEPTION_SIDE
-from lorasmith.evaluation.metrics.inception import InceptionFeatures
+from lorasmith.evaluation.metrics.inception import InceptionV3
 from lorasmith.models.image_encoder import FOLDER, ClipPair, embed_pictures, embed_texts, load_pair
 from lorasmith.models.load import load_tokenizer, quiet
 
-TOWER_SIDE = 128
+IMAGE_ENCODER_SIDE = 128
 """Side of the pictures that the image tower is shown, in pixels."""
 _AT_ONCE = 32
 
 
-class Judge(Protocol):
+class FeatureExtractor(Protocol):
     """A feature extractor."""
 
     @property
     def name(self) -> str:
         """What reports call it."""
 
-    def features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return features, float32 ``[N, D]`` on the CPU, of any length."""
 
-    def texts(self, texts: Sequence[str]) -> torch.Tensor | None:
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor | None:
         """Return features of texts in the same space, ``[N, D]``; None where it cannot read."""
 
 
-def unit(features: torch.Tensor) -> torch.Tensor:
+def normalize(features: torch.Tensor) -> torch.Tensor:
     """Return features ``[N, D]`` at length 1."""
     return F.normalize(features, dim=1)
 
 
 @dataclass(frozen=True)
-class TowerJudge:
+class ModelFolderExtractor:
     """A model folder's own image and text tower."""
 
     name: str
     pair: ClipPair
     tokenizer: Any
 
-    def features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
-        return embed_pictures(self.pair.image, to_tensor(pictures, TOWER_SIDE), _AT_ONCE)
+        return embed_pictures(
+            self.pair.image, pil_to_tensor(pictures, IMAGE_ENCODER_SIDE), _AT_ONCE
+        )
 
-    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
         return embed_texts(self.pair, self.tokenizer, texts)
 
 
-class ClipJudge:
+class ClipExtractor:
     """A CLIP model in transformers' folder layout."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,27 +79,27 @@ class ClipJudge:
         self._mean, self._deviation = _scaling(folder)
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
         side = int(self._model.config.vision_config.image_size)
-        scaled = (to_tensor(pictures, side) / 2 + 0.5 - self._mean) / self._deviation
+        scaled = (pil_to_tensor(pictures, side) / 2 + 0.5 - self._mean) / self._deviation
         parts = [
             self._model.visual_projection(self._model.vision_model(part).pooler_output)
             for part in torch.split(scaled, _AT_ONCE)
         ]
-        return unit(torch.cat(parts))
+        return normalize(torch.cat(parts))
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
         encoded = self._tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
         )
         pooled = self._model.text_model(**encoded).pooler_output
-        return unit(self._model.text_projection(pooled))
+        return normalize(self._model.text_projection(pooled))
 
 
-class InceptionJudge:
+class InceptionExtractor:
     """Inception v3 from ``model.safetensors``; it cannot read."""
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +109,7 @@ class InceptionJudge:
             WeightsError: the weights are missing, or not Inception v3's.
         """
         self.name = f"inception v3 ({folder.resolve().name})"
-        self._model = InceptionFeatures()
+        self._model = InceptionV3()
         tensors = load_tensors(folder / "model.safetensors")
         wanted = {k for k in self._model.state_dict() if not k.endswith("num_batches_tracked")}
         missing = sorted(wanted - tensors.keys())
@@ -124,16 +126,16 @@ class InceptionJudge:
         self._model.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return the last pooled layer, ``[N, 2048]``."""
-        shown = torch.split(to_tensor(pictures, INCEPTION_SIDE), _AT_ONCE)
+        shown = torch.split(pil_to_tensor(pictures, INCEPTION_SIDE), _AT_ONCE)
         return torch.cat([self._model(part) for part in shown])
 
-    def texts(self, texts: Sequence[str]) -> None:
+    def text_features(self, texts: Sequence[str]) -> None:
         """Return nothing: there is no text tower."""
 
 
-def open_judge(folder: Path | None = None) -> Judge:
+def load_feature_extractor(folder: Path | None = None) -> FeatureExtractor:
     """Open a feature extractor; the embedded towers by default.
 
     Args:
@@ -145,14 +147,16 @@ def open_judge(folder: Path | None = None) -> Judge:
         WeightsError: none of these, or damaged.
     """
     if folder is None:
-        return embedded_judge()
+        return embedded_extractor()
     if (folder / FOLDER).is_dir():
-        return TowerJudge(folder.resolve().name, load_pair(folder), load_tokenizer(folder))
+        return ModelFolderExtractor(
+            folder.resolve().name, load_pair(folder), load_tokenizer(folder)
+        )
     config = _config_of(folder)
     if config.get("model_type") == "clip":
-        return ClipJudge(folder)
+        return ClipExtractor(folder)
     if "inception_v3" in str(config.get("architecture", "")):
-        return InceptionJudge(folder)
+        return InceptionExtractor(folder)
     kind = config.get("model_type") or config.get("architecture") or "of no known kind"
     raise WeightsError(
         f"{folder}: a judge is a CLIP model, Inception v3 (architecture inception_v3 in "
@@ -161,11 +165,11 @@ def open_judge(folder: Path | None = None) -> Judge:
 
 
 @lru_cache(maxsize=1)
-def embedded_judge() -> TowerJudge:
+def embedded_extractor() -> ModelFolderExtractor:
     """Return the towers that ship with lorasmith."""
     from lorasmith.models.load import EMBEDDED
 
-    return TowerJudge("embedded image tower", load_pair(), load_tokenizer(EMBEDDED))
+    return ModelFolderExtractor("embedded image tower", load_pair(), load_tokenizer(EMBEDDED))
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from lorasmith.config.train_config import TrainRun
 from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.features import Featured, between_features
 from lorasmith.data.scan.scan import Bar
-from lorasmith.evaluation.dataset_check import Report, check
+from lorasmith.evaluation.dataset_check import DatasetReport, check_dataset
 from lorasmith.models.load import load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _END_OF_WORD = "</w>"
 class FeaturesReport:
     """All that is known about the pictures of several features."""
 
-    reports: Mapping[str, Report]
+    reports: Mapping[str, DatasetReport]
     """What there is to say about each by itself, by its tag."""
     tokens: Mapping[str, tuple[str, ...]]
     """What the tokenizer makes of each tag; ``</w>`` ends a word."""
@@ -36,12 +36,12 @@ class FeaturesReport:
         every = [*self.findings, *(one for r in self.reports.values() for one in r.findings)]
         return list(dict.fromkeys(one.rule for one in every if one.severity == "error"))
 
-    def as_tree(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON can hold."""
         return {
             "ok": not self.errors,
             "features": {
-                tag: {**report.as_tree(), "tokens": self.tokens[tag]}
+                tag: {**report.to_dict(), "tokens": self.tokens[tag]}
                 for tag, report in self.reports.items()
             },
             "findings": [asdict(finding) for finding in self.findings],
@@ -57,28 +57,28 @@ def check_features(run: FeaturesRun, bar: Bar) -> FeaturesReport:
         WeightsError: no such model.
     """
     model, runs = run.model.path, run.runs()
-    reports = {one.data.tag: check(one.data, False, model, None, bar) for one in runs}
+    reports = {one.data.tag: check_dataset(one.data, False, model, None, bar) for one in runs}
     tokenizer = load_tokenizer(resolve_model(model))
     tags = list(reports)
     featured = [Featured(one.data.tag, one.data.class_word, reports[one.data.tag].facts.scan.rows)
                 for one in runs]  # fmt: skip
     findings = [
         *between_features(featured, run.train.mode == "joint"),
-        *tag_findings(tokenizer, tags),
-        *dropout_findings(runs),
+        *check_tags(tokenizer, tags),
+        *check_caption_dropout(runs),
     ]
-    return FeaturesReport(reports, {tag: tokens_of(tokenizer, tag) for tag in tags}, findings)
+    return FeaturesReport(reports, {tag: tokenize_tag(tokenizer, tag) for tag in tags}, findings)
 
 
-def tokens_of(tokenizer: "CLIPTokenizer", tag: str) -> tuple[str, ...]:
+def tokenize_tag(tokenizer: "CLIPTokenizer", tag: str) -> tuple[str, ...]:
     """Return a tag's tokens as the vocabulary spells them."""
     return tuple(tokenizer.tokenize(tag))
 
 
-def tag_findings(tokenizer: "CLIPTokenizer", tags: Sequence[str]) -> Iterator[Finding]:
+def check_tags(tokenizer: "CLIPTokenizer", tags: Sequence[str]) -> Iterator[Finding]:
     """Tell tags that the model may know already, or that begin like others."""
     for tag in tags:
-        tokens = tokens_of(tokenizer, tag)
+        tokens = tokenize_tag(tokenizer, tag)
         if all(token.endswith(_END_OF_WORD) for token in tokens):
             yield Finding(
                 "tag-ordinary", "warning",
@@ -103,7 +103,7 @@ def tag_findings(tokenizer: "CLIPTokenizer", tags: Sequence[str]) -> Iterator[Fi
                 )  # fmt: skip
 
 
-def dropout_findings(runs: Sequence[TrainRun]) -> Iterator[Finding]:
+def check_caption_dropout(runs: Sequence[TrainRun]) -> Iterator[Finding]:
     """Tell captions that are dropped, which teaches the feature where its tag is not."""
     tags = [repr(run.data.tag) for run in runs if run.data.caption_dropout]
     if tags:

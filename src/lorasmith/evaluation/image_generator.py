@@ -23,28 +23,28 @@ _STAYS_OFF = ".*stays off.*"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedImages:
     """Pictures of one call."""
 
     latents: torch.Tensor
     """What they were decoded from, float32 ``[N, C, h, w]`` on the CPU."""
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     """The same, RGB."""
 
 
-class _Keeping(Pipeline):
+class _LatentCapturingPipeline(Pipeline):
     """Keeps what it decodes."""
 
     def __init__(self, model: "Model") -> None:
         super().__init__(model)
-        self.kept: list[torch.Tensor] = []
+        self.latents: list[torch.Tensor] = []
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        self.kept.append(latents.float().cpu())
+        self.latents.append(latents.float().cpu())
         return super().decode(latents)
 
 
-class Studio:
+class ImageGenerator:
     """Draws the same prompts from the same seeds with different LoRAs."""
 
     def __init__(
@@ -59,23 +59,23 @@ class Studio:
         """
         self.model = model
         self.options = options
-        self._pipe = _Keeping(model)
+        self._pipe = _LatentCapturingPipeline(model)
         self._progress = progress
-        self._known: dict[tuple[object, ...], Drawn] = {}
+        self._cache: dict[tuple[object, ...], GeneratedImages] = {}
 
     @property
-    def side(self) -> int:
+    def image_side(self) -> int:
         """Longer side of the pictures in pixels."""
         return max(self.options.size_for(self.model.default_size, self.model.downscale))
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
         files: Sequence[Path] = (),
         gate: bool = True,
         batch_size: int | None = None,
-    ) -> Drawn:
+    ) -> GeneratedImages:
         """Draw one picture per prompt and seed; what was drawn before is not drawn again.
 
         Args:
@@ -90,19 +90,19 @@ class Studio:
             ConfigError: a prompt is malformed.
         """
         key = (tuple(prompts), tuple(seeds), tuple(files), gate or not files, batch_size)
-        if key not in self._known:
-            self._known[key] = self._draw(prompts, seeds, files, gate, batch_size)
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = self._generate(prompts, seeds, files, gate, batch_size)
+        return self._cache[key]
 
-    def _draw(
+    def _generate(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
         files: Sequence[Path],
         gate: bool,
         batch_size: int | None,
-    ) -> Drawn:
-        pipe, self._pipe.kept = self._pipe, []
+    ) -> GeneratedImages:
+        pipe, self._pipe.latents = self._pipe, []
         size = batch_size or self.options.batch_size
         options = replace(self.options, gate=gate, batch_size=size)
         try:
@@ -115,4 +115,4 @@ class Studio:
                 pictures = pipe.draw(jobs, options, self._progress)
         finally:
             pipe.unload_lora()
-        return Drawn(torch.cat(pipe.kept), pictures)
+        return GeneratedImages(torch.cat(pipe.latents), pictures)

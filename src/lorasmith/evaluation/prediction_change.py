@@ -10,11 +10,11 @@ import torch
 
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.nn.inject import Attached, attach
-from lorasmith.evaluation.base_model import to_tensor
-from lorasmith.evaluation.concept import KINDS, Feature
-from lorasmith.evaluation.image_generator import Studio
+from lorasmith.evaluation.base_model import pil_to_tensor
+from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept
+from lorasmith.evaluation.image_generator import ImageGenerator
 from lorasmith.evaluation.metrics import triggers
-from lorasmith.evaluation.predictions import FixedNoise, encode_pictures
+from lorasmith.evaluation.predictions import FixedNoisePredictor, encode_images
 from lorasmith.evaluation.results import SpaceLeak
 
 if TYPE_CHECKING:
@@ -36,20 +36,22 @@ class PairedLoss:
     """The base model's own loss."""
 
 
-class Predicted:
+class ConceptPredictions:
     """A feature's real pictures, noised, as a question to a network with or without LoRAs.
 
     Gates are not obeyed: this is about what the weights do.
     """
 
-    def __init__(self, studio: Studio, feature: Feature) -> None:
+    def __init__(self, studio: ImageGenerator, feature: EvalConcept) -> None:
         self._model = studio.model
         self._feature = feature
-        pictures, self.captions = feature.spread(_MOST)
+        pictures, self.captions = feature.sample(_MOST)
         """Their captions, with the tag."""
-        latents = encode_pictures(self._model, to_tensor(pictures, studio.side))
+        latents = encode_images(self._model, pil_to_tensor(pictures, studio.image_side))
         # Guidance draws twice as many rows at once.
-        self._noise = FixedNoise(self._model, latents, batch_size=2 * studio.options.batch_size)
+        self._noise = FixedNoisePredictor(
+            self._model, latents, batch_size=2 * studio.options.batch_size
+        )
         self._known: dict[tuple[tuple[str, ...], tuple[Path, ...]], torch.Tensor] = {}
 
     def predict(self, texts: Sequence[str], files: Sequence[Path] = ()) -> torch.Tensor:
@@ -77,7 +79,7 @@ class Predicted:
         }
         again = self._noise.predict(self.captions)
         floor = triggers.changes(again, self.predict(self.captions), "prediction")
-        return space_leak(changed.pop("present"), changed, floor)
+        return leak_from_changes(changed.pop("present"), changed, floor)
 
     def paired_loss(self, file: Path) -> PairedLoss:
         """Return what a LoRA gains over the base model on these pictures."""
@@ -90,12 +92,14 @@ class Predicted:
 
     def _texts(self) -> Mapping[str, Sequence[str]]:
         count, one = len(self.captions), self._feature
-        plain = [one.plain(caption) for caption in self.captions]
-        others = {kind: one.untagged(kind, count) for kind in KINDS if kind != "class"}
+        plain = [one.remove_tag(caption) for caption in self.captions]
+        others = {
+            kind: one.prompts_without_tag(kind, count) for kind in PROMPT_KINDS if kind != "class"
+        }
         return {"present": self.captions, "class": plain, **others}
 
 
-def space_leak(
+def leak_from_changes(
     present: torch.Tensor, absent: Mapping[str, torch.Tensor], floor: torch.Tensor
 ) -> SpaceLeak:
     """Return the means of changes ``[.]``, and the leak ratio of all without the tag together."""

@@ -31,7 +31,7 @@ _STREAM = 5
 
 
 @torch.no_grad()
-def encode_pictures(model: "Model", pictures: torch.Tensor, batch_size: int = 8) -> torch.Tensor:
+def encode_images(model: "Model", images: torch.Tensor, batch_size: int = 8) -> torch.Tensor:
     """Return latents as the U-Net knows them, float32 ``[N, C, h, w]`` on the CPU.
 
     The mean of the VAE's distribution times its scaling factor.
@@ -44,13 +44,13 @@ def encode_pictures(model: "Model", pictures: torch.Tensor, batch_size: int = 8)
     vae = model.vae
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     parts = []
-    for part in torch.split(pictures, batch_size):
+    for part in torch.split(images, batch_size):
         mean = vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mean.float()
         parts.append(((mean - shift) * vae.config.scaling_factor).cpu())
     return torch.cat(parts)
 
 
-class FixedNoise:
+class FixedNoisePredictor:
     """Pictures at fixed noise levels with fixed noise."""
 
     def __init__(

@@ -6,7 +6,7 @@ from lorasmith.evaluation.metrics.distances import Estimate
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Fidelity:
     """How like pictures of a tag are to what it stands for."""
 
     lora: float
@@ -20,7 +20,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class TextAlignment:
     """How well pictures show their prompts (CLIP score), the class word in the tag's place."""
 
     lora: float
@@ -30,7 +30,7 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Distribution:
+class DistributionDistance:
     """How far the tag's pictures are from the real ones as a set."""
 
     kid: Estimate | None
@@ -67,7 +67,7 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class FeatureFigures:
+class ConceptResult:
     """One tag."""
 
     tag: str
@@ -79,11 +79,11 @@ class FeatureFigures:
     """Real pictures that it is compared with."""
     held_out: bool
     """Whether it was not trained on them."""
-    fidelity: Likeness
-    text: Alignment | None
+    fidelity: Fidelity
+    text: TextAlignment | None
     """None where the judge cannot read."""
-    distribution: Distribution
-    distribution_base: Distribution
+    distribution: DistributionDistance
+    distribution_base: DistributionDistance
     """The base model's pictures, likewise."""
     gated: Leak | None
     """As lorasmith draws; None for a file without a gate."""
@@ -92,14 +92,14 @@ class FeatureFigures:
 
 
 @dataclass(frozen=True)
-class Together:
+class PairResult:
     """Two tags in one prompt."""
 
     first: str
     second: str
     interaction: dict[str, float | None]
     """By space, 0 where the effects add up."""
-    likeness: dict[str, Likeness]
+    likeness: dict[str, Fidelity]
     """Pictures with both, to the real ones of each."""
 
 
@@ -115,7 +115,7 @@ class Bleeding:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ForgettingResult:
     """A tag's fidelity by itself and with the other LoRAs loaded."""
 
     tag: str
@@ -126,20 +126,20 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class SetFigures:
+class JointResult:
     """Several tags together."""
 
     bleeding: Bleeding
-    kept: list[Kept]
+    forgetting: list[ForgettingResult]
 
 
 @dataclass(frozen=True)
-class Figures:
+class EvaluationResults:
     """Everything."""
 
-    features: list[FeatureFigures]
-    gated: SetFigures | None
+    features: list[ConceptResult]
+    gated: JointResult | None
     """As lorasmith draws; None for a single tag."""
-    plain: SetFigures | None
+    plain: JointResult | None
     """As programs draw that know no gates."""
-    pairs: list[Together]
+    pairs: list[PairResult]

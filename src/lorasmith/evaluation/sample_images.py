@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lorasmith.data.tags import with_another, without_tag
-from lorasmith.evaluation.concept import KINDS, Feature
-from lorasmith.evaluation.evaluate import Evaluator
+from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept
+from lorasmith.evaluation.evaluator import Evaluator
 
 _MOST = 8
 """Columns of a table."""
@@ -15,75 +15,77 @@ _KIND_NAMES = {"class": "class word", "unrelated": "unrelated", "empty": "empty 
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """Pictures side by side."""
 
     label: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
-class Scene:
+class ImageTable:
     """A table of pictures; every column is one seed."""
 
     title: str
     columns: Sequence[str]
     """What stands above each column: a prompt."""
-    rows: Sequence[Row]
+    rows: Sequence[ImageRow]
 
 
-def feature_scenes(work: Evaluator, one: Feature) -> list[Scene]:
+def concept_tables(work: Evaluator, one: EvalConcept) -> list[ImageTable]:
     """Return a tag's pictures: with the tag beside real ones, and without it of each kind."""
     count = len(work.seeds)
-    real, _ = one.spread(_MOST)
-    prompts = one.tagged(count)
+    real, _ = one.sample(_MOST)
+    prompts = one.prompts_with_tag(count)
     rows = [
-        Row("real pictures", real),
-        Row("base model", work.draw(prompts).pictures),
-        Row("LoRA", work.draw(prompts, [one]).pictures),
+        ImageRow("real pictures", real),
+        ImageRow("base model", work.generate(prompts).images),
+        ImageRow("LoRA", work.generate(prompts, [one]).images),
     ]
-    scenes = [_scene(f"With the tag: {one.tag}", prompts, rows)]
-    for kind in KINDS:
-        prompts = one.untagged(kind, count)
-        rows = [Row("base model", work.draw(prompts).pictures)]
+    scenes = [_image_table(f"With the tag: {one.tag}", prompts, rows)]
+    for kind in PROMPT_KINDS:
+        prompts = one.prompts_without_tag(kind, count)
+        rows = [ImageRow("base model", work.generate(prompts).images)]
         if one.gate != "none":
-            rows.append(Row("LoRA, gated", work.draw(prompts, [one]).pictures))
-        rows.append(Row("LoRA, no gate", work.draw(prompts, [one], gate=False).pictures))
-        scenes.append(_scene(f"Without the tag: {_KIND_NAMES[kind]}", prompts, rows))
+            rows.append(ImageRow("LoRA, gated", work.generate(prompts, [one]).images))
+        rows.append(ImageRow("LoRA, no gate", work.generate(prompts, [one], gate=False).images))
+        scenes.append(_image_table(f"Without the tag: {_KIND_NAMES[kind]}", prompts, rows))
     return scenes
 
 
-def pair_scene(
-    work: Evaluator, first: Feature, second: Feature, loaded: Sequence[Feature]
-) -> Scene:
+def pair_table(
+    work: Evaluator, first: EvalConcept, second: EvalConcept, loaded: Sequence[EvalConcept]
+) -> ImageTable:
     """Return base, first, second, both and no tag on the same seeds.
 
     The prompts of a column differ by the tags only. All LoRAs are loaded, under their gates.
     """
-    captions = first.tagged(len(work.seeds))
-    plain = [first.plain(caption) for caption in captions]
+    captions = first.prompts_with_tag(len(work.seeds))
+    plain = [first.remove_tag(caption) for caption in captions]
     other = [without_tag(caption, first.tag, second.tag) for caption in captions]
     both = [with_another(caption, first.tag, second.tag) for caption in captions]
     rows = [
-        Row("base model", work.draw(plain).pictures),
-        Row(first.tag, work.draw(captions, loaded).pictures),
-        Row(second.tag, work.draw(other, loaded).pictures),
-        Row(f"{first.tag} + {second.tag}", work.draw(both, loaded).pictures),
-        Row("no tag", work.draw(plain, loaded).pictures),
+        ImageRow("base model", work.generate(plain).images),
+        ImageRow(first.tag, work.generate(captions, loaded).images),
+        ImageRow(second.tag, work.generate(other, loaded).images),
+        ImageRow(f"{first.tag} + {second.tag}", work.generate(both, loaded).images),
+        ImageRow("no tag", work.generate(plain, loaded).images),
     ]
-    return _scene(f"{first.tag} and {second.tag}", plain, rows)
+    return _image_table(f"{first.tag} and {second.tag}", plain, rows)
 
 
-def all_scenes(work: Evaluator, features: Sequence[Feature]) -> list[Scene]:
+def make_image_tables(work: Evaluator, features: Sequence[EvalConcept]) -> list[ImageTable]:
     """Return the scenes of every pair, then those of each tag."""
     pairs = [
-        pair_scene(work, one, other, features)
+        pair_table(work, one, other, features)
         for number, one in enumerate(features)
         for other in features[number + 1 :]
     ]
-    return [*pairs, *(scene for one in features for scene in feature_scenes(work, one))]
+    return [*pairs, *(scene for one in features for scene in concept_tables(work, one))]
 
 
-def _scene(title: str, prompts: Sequence[str], rows: Sequence[Row]) -> Scene:
+def _image_table(title: str, prompts: Sequence[str], rows: Sequence[ImageRow]) -> ImageTable:
     columns = [prompt or "(nothing)" for prompt in prompts[:_MOST]]
-    return Scene(title, columns, [Row(row.label, row.pictures[: len(columns)]) for row in rows])
+    return ImageTable(
+        title, columns, [ImageRow(row.label, row.images[: len(columns)]) for row in rows]
+    )

@@ -15,15 +15,15 @@ from lorasmith.core.files import writable_folder, write_text
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import Row
 from lorasmith.evaluation.base_model import (
-    Retrieval,
-    VaeFigures,
+    RetrievalMetrics,
+    VaeMetrics,
     measure_retrieval,
     measure_vae,
+    pil_to_tensor,
     reconstruct,
-    reconstructed,
-    to_tensor,
+    reconstruct_to_pil,
 )
-from lorasmith.evaluation.base_model import to_images as pictures_of
+from lorasmith.evaluation.base_model import tensor_to_pil as pictures_of
 from lorasmith.evaluation.metrics.image import pooled_psnr
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.loops.progress import progress_bar
@@ -143,9 +143,9 @@ class _Captions:
 
     def agreement(
         self, pipe: Pipeline, drawn: Sequence[Image.Image]
-    ) -> tuple[Retrieval, Retrieval]:
+    ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
         """Look the drawn pictures' captions up: trained ones, then unseen ones."""
-        pictures = to_tensor(drawn, self.side)
+        pictures = pil_to_tensor(drawn, self.side)
         trained = [row.caption for row in self.seen]
         # The unseen captions compete with trained ones, so that there are as many candidates.
         mixed = [row.caption for row in self.unseen] + trained[: len(trained) - len(self.unseen)]
@@ -168,7 +168,7 @@ class _Captions:
 
 def _vaes(
     pipe: Pipeline, rows: Sequence[Row], side: int, compared: Compared
-) -> tuple[dict[str, VaeFigures], Image.Image]:
+) -> tuple[dict[str, VaeMetrics], Image.Image]:
     """Measure all autoencoders; also return a sheet of their reconstructions."""
     device = pipe.model.unet.device
     pictures = _true(rows, side).to(device)
@@ -180,7 +180,7 @@ def _vaes(
     some = sorted(range(len(rows)), key=lambda k: _lot(rows[k]))[:RECONSTRUCTIONS]
     columns = [
         pictures_of(pictures[some]),
-        *(reconstruct(v, pictures[some]) for v in vaes.values()),
+        *(reconstruct_to_pil(v, pictures[some]) for v in vaes.values()),
     ]
     groups = zip(zip(*columns, strict=True), some, strict=True)
     return figures, contact_sheet([(images, rows[k].caption) for images, k in groups], columns=4)
@@ -205,7 +205,7 @@ def _short_vae(name: str, folder: Path, rows: Sequence[Row]) -> ShortVae:
 
 
 def _pooled(vae: Any, pictures: torch.Tensor) -> float:
-    return pooled_psnr(pictures, reconstructed(vae, pictures))
+    return pooled_psnr(pictures, reconstruct(vae, pictures))
 
 
 def _autoencoder(folder: Path, part: str) -> Any:
@@ -218,7 +218,7 @@ def _true(rows: Sequence[Row], side: int) -> torch.Tensor:
     return to_signed(load_squares(rows, side))
 
 
-def _looked_up(pipe: Pipeline, pictures: torch.Tensor, captions: Sequence[str]) -> Retrieval:
+def _looked_up(pipe: Pipeline, pictures: torch.Tensor, captions: Sequence[str]) -> RetrievalMetrics:
     folder = pipe.model.folder
     pair = load_pair(folder).to(pipe.model.unet.device)
     return measure_retrieval(pair, load_tokenizer(folder), pictures, captions)

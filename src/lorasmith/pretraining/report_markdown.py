@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorasmith.evaluation.base_model import Retrieval, VaeFigures
+from lorasmith.evaluation.base_model import RetrievalMetrics, VaeMetrics
 
 Line = Sequence[str]
 
@@ -34,11 +34,11 @@ class Measured:
     validation_rows: int
     sampling: str
     """How the pictures were drawn, in words."""
-    vaes: Mapping[str, VaeFigures]
+    vaes: Mapping[str, VaeMetrics]
     short_vaes: Sequence[ShortVae]
-    retrieval: Retrieval
-    seen: Mapping[str, Retrieval]
-    unseen: Mapping[str, Retrieval]
+    retrieval: RetrievalMetrics
+    seen: Mapping[str, RetrievalMetrics]
+    unseen: Mapping[str, RetrievalMetrics]
 
 
 def render(measured: Measured, appended: str = "") -> str:

@@ -11,10 +11,10 @@ from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
 from lorasmith.evaluation.checkpoint_choice import Candidate
-from lorasmith.evaluation.concept import KINDS
-from lorasmith.evaluation.metrics.distances import FID_FROM, SMALLEST, Estimate
-from lorasmith.evaluation.results import FeatureFigures, Figures, Leak, SetFigures
-from lorasmith.evaluation.sample_images import Scene
+from lorasmith.evaluation.concept import PROMPT_KINDS
+from lorasmith.evaluation.metrics.distances import FID_MIN_IMAGES, MIN_IMAGES, Estimate
+from lorasmith.evaluation.results import ConceptResult, EvaluationResults, JointResult, Leak
+from lorasmith.evaluation.sample_images import ImageTable
 from lorasmith.inference.outputs.data_uri import picture_uri
 from lorasmith.reports.bar_charts import STYLES, BarChart, BarGroup, draw_bars
 from lorasmith.reports.html import page_template
@@ -55,10 +55,10 @@ class Evaluation:
     """Everything that is written."""
 
     context: Context
-    figures: Figures
+    figures: EvaluationResults
     chosen: Sequence[Chosen]
     """Of tags with several files."""
-    scenes: Sequence[Scene]
+    scenes: Sequence[ImageTable]
 
 
 def write_evaluation(folder: Path, found: Evaluation) -> tuple[Path, Path]:
@@ -89,7 +89,11 @@ def as_tree(found: Evaluation) -> dict[str, Any]:
         }
         for one in found.chosen
     ]
-    return {"lorasmith": VERSION, **context, "checkpoints": chosen, **asdict(found.figures)}
+    tree = {"lorasmith": VERSION, **context, "checkpoints": chosen, **asdict(found.figures)}
+    for joint in (tree["gated"], tree["plain"]):
+        if joint is not None:
+            joint["kept"] = joint.pop("forgetting")
+    return tree
 
 
 def render(found: Evaluation) -> str:
@@ -110,17 +114,17 @@ def render(found: Evaluation) -> str:
         facts=_facts(found),
         shown=_shown,
         version=VERSION,
-        fid_from=f"{FID_FROM:,}",
-        smallest=SMALLEST,
+        fid_from=f"{FID_MIN_IMAGES:,}",
+        smallest=MIN_IMAGES,
     )  # fmt: skip
 
 
-def _embedded(scene: Scene) -> Iterator[tuple[str, list[str]]]:
+def _embedded(scene: ImageTable) -> Iterator[tuple[str, list[str]]]:
     for row in scene.rows:
-        yield row.label, [picture_uri(picture) for picture in row.pictures]
+        yield row.label, [picture_uri(picture) for picture in row.images]
 
 
-def _tiles(one: FeatureFigures) -> Iterator[tuple[str, str, str]]:
+def _tiles(one: ConceptResult) -> Iterator[tuple[str, str, str]]:
     """Yield name, value and note of a tag's headline figures."""
     like = one.fidelity
     yield "fidelity", f"{like.lora:.3f}", f"base {like.base:.3f}, real {like.ceiling:.3f}"
@@ -145,7 +149,7 @@ def _tiles(one: FeatureFigures) -> Iterator[tuple[str, str, str]]:
         yield "KID", f"{kid.value:.3g}", f"95%: {kid.low:.3g} to {kid.high:.3g}"
 
 
-def _leak_rows(one: FeatureFigures) -> Iterator[tuple[str, list[str]]]:
+def _leak_rows(one: ConceptResult) -> Iterator[tuple[str, list[str]]]:
     """Yield the label and cells of the leak table: present, kinds of absent, ratio, floor."""
     modes: list[tuple[str, Leak | None]] = [("gated", one.gated), ("no gate", one.plain)]
     for mode, leak in modes:
@@ -155,12 +159,12 @@ def _leak_rows(one: FeatureFigures) -> Iterator[tuple[str, list[str]]]:
                   ("predictions", leak.prediction))  # fmt: skip
         for name, space in spaces:
             if space is not None:
-                values = [space.present, *(space.absent[kind] for kind in KINDS)]
+                values = [space.present, *(space.absent[kind] for kind in PROMPT_KINDS)]
                 cells = [f"{value:.3g}" for value in values]
                 yield f"{name}, {mode}", [*cells, _shown(space.ratio), f"{space.floor:.2g}"]
 
 
-def _charts(figures: Figures) -> list[BarChart]:
+def _charts(figures: EvaluationResults) -> list[BarChart]:
     like = [
         BarGroup(one.tag, [one.fidelity.base, one.fidelity.lora, one.fidelity.ceiling])
         for one in figures.features
@@ -181,7 +185,7 @@ def _charts(figures: Figures) -> list[BarChart]:
     return charts
 
 
-def _bleeding(name: str, found: SetFigures) -> BarChart:
+def _bleeding(name: str, found: JointResult) -> BarChart:
     tags = found.bleeding.tags
     rows = zip(tags, found.bleeding.matrix, strict=True)
     groups = [BarGroup(f"with {tag}", row) for tag, row in rows]

@@ -13,7 +13,7 @@ from lorasmith.core.version import VERSION
 from lorasmith.reports.run_page import write_report
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_folder import data_uri, read_run
+from lorasmith.runs.run_folder import image_data_uri, read_run_folder
 
 _TEMPLATE = "features.html.j2"
 
@@ -49,8 +49,8 @@ def write_features_reports(paths: RunPaths) -> list[Path]:
         return []
     run = load_settings(FeaturesRun, paths.settings)
     moved = run.model_copy(update={"output": OutputSettings(name=str(paths.folder))})
-    every = FeaturesPaths.of(moved)
-    pages = [write_report(one) for one in every.features if one.settings.is_file()]
+    every = FeaturesPaths.from_config(moved)
+    pages = [write_report(one) for one in every.loras if one.settings.is_file()]
     return [*pages, write_overview(run, every)]
 
 
@@ -68,12 +68,12 @@ def write_overview(run: FeaturesRun, paths: FeaturesPaths) -> Path:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     cards = [
         _card(feature.tag, feature.class_word, place)
-        for feature, place in zip(run.feature, paths.features, strict=True)
+        for feature, place in zip(run.feature, paths.loras, strict=True)
     ]
     page = environment.get_template(_TEMPLATE).render(
-        name=paths.own.name, mode=run.train.mode, cards=cards, version=VERSION
+        name=paths.main.name, mode=run.train.mode, cards=cards, version=VERSION
     )
-    target = paths.own.report
+    target = paths.main.report
     try:
         write_text(target, page)
     except OSError as error:
@@ -84,14 +84,14 @@ def write_overview(run: FeaturesRun, paths: FeaturesPaths) -> Path:
 def _card(tag: str, class_word: str, place: RunPaths) -> Card:
     if not place.settings.is_file():
         return Card(tag, class_word, "not begun", "", "", ())
-    folder = read_run(place.folder)
-    last = folder.previews[-1].pictures if folder.previews else ()
+    folder = read_run_folder(place.folder)
+    last = folder.previews[-1].images if folder.previews else ()
     summary = folder.summary
     return Card(
         tag,
         class_word,
-        "not finished" if summary is None else f"{summary.steps} steps, {summary.stopped}",
+        "not finished" if summary is None else f"{summary.steps} steps, {summary.stop_reason}",
         place.lora.name if summary is not None else "",
         f"{quote(place.folder.name)}/{place.report.name}" if place.report.is_file() else "",
-        tuple(data_uri(picture) for picture in last),
+        tuple(image_data_uri(picture) for picture in last),
     )

@@ -15,7 +15,13 @@ from lorasmith.reports.curves import curve_of, smoothed, thinned
 from lorasmith.reports.html import page_template
 from lorasmith.reports.line_charts import STYLES, Chart, Line, draw, legend
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_folder import Preview, RunFolder, data_uri, prompt_of, read_run
+from lorasmith.runs.run_folder import (
+    Preview,
+    RunFolder,
+    image_data_uri,
+    read_prompt,
+    read_run_folder,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -56,7 +62,7 @@ def write_report(paths: RunPaths) -> Path:
         OutputError: the report cannot be written.
     """
     target = paths.report
-    page = render(read_run(paths.folder))
+    page = render(read_run_folder(paths.folder))
     try:
         write_text(target, page)
     except OSError as error:
@@ -69,11 +75,11 @@ def render(run: RunFolder) -> str:
     rows = _spread(run.previews, _MOST_ROWS)
     return _template().render(
         name=run.folder.resolve().name,
-        tag=run.run.data.tag,
+        tag=run.config.data.tag,
         finished=run.summary is not None,
-        stopped=run.summary.stopped if run.summary else "not finished",
+        stopped=run.summary.stop_reason if run.summary else "not finished",
         written=_day(run.log),
-        advice=advise(run.log, run.run),
+        advice=advise(run.log, run.config),
         tiles=list(_tiles(run)),
         before_after=_before_after(run.previews, best_step(held_out_share(run.log))),
         prompts=_prompts(run.previews),
@@ -81,7 +87,7 @@ def render(run: RunFolder) -> str:
         left_out=len(run.previews) - len(rows),
         charts=[(chart, draw(chart), legend(chart)) for chart in _charts(run)],
         facts=_facts(run),
-        settings=run.settings,
+        settings=run.settings_toml,
         version=VERSION,
     )
 
@@ -113,8 +119,12 @@ def _tiles(run: RunFolder) -> list[Tile]:
             note = f"{note}, idle {statistics.median(idle):.1%} of the time".removeprefix(", ")
         tiles.append(Tile("speed", f"{statistics.median(speeds):.3g}/s", note))
     if summary is not None:
-        kept = f"{summary.held_out} more kept out" if summary.held_out else "none kept out"
-        tiles.append(Tile("pictures", str(summary.pictures), kept))
+        kept = (
+            f"{summary.validation_images} more kept out"
+            if summary.validation_images
+            else "none kept out"
+        )
+        tiles.append(Tile("pictures", str(summary.images), kept))
         layers = f"in {summary.layers} layers" if summary.layers else ""
         tiles.append(Tile("trained numbers", _short(summary.parameters), layers))
     return tiles
@@ -122,7 +132,7 @@ def _tiles(run: RunFolder) -> list[Tile]:
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """Return the table of what the run says about itself."""
-    settings, summary = run.run, run.summary
+    settings, summary = run.config, run.summary
     facts = [("tag", settings.data.tag), ("rank", str(settings.lora.rank))]
     targets = settings.lora.targets
     facts.append(("layers", targets if isinstance(targets, str) else ", ".join(targets)))
@@ -131,7 +141,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         return [*facts, ("state", "not finished")]
     facts += [
         ("steps done", str(summary.steps)),
-        ("ended", summary.stopped),
+        ("ended", summary.stop_reason),
         ("model", f"{summary.model} ({summary.family})" if summary.model else summary.family),
         ("LoRA file", summary.file),
         ("SHA-256 of its weights", summary.sha256),
@@ -198,11 +208,11 @@ def _before_after(previews: Sequence[Preview], best: int | None) -> list[Shown]:
 
 
 def _prompts(previews: Sequence[Preview]) -> list[str]:
-    return [prompt_of(picture) for picture in previews[-1].pictures] if previews else []
+    return [read_prompt(picture) for picture in previews[-1].images] if previews else []
 
 
 def _shown(label: str, preview: Preview) -> Shown:
-    return Shown(label, tuple(data_uri(picture) for picture in preview.pictures))
+    return Shown(label, tuple(image_data_uri(picture) for picture in preview.images))
 
 
 def _spread(previews: Sequence[Preview], most: int) -> list[Preview]:

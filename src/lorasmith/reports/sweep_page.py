@@ -21,7 +21,7 @@ from lorasmith.reports.line_charts import STYLES, Chart, Line, draw, legend
 from lorasmith.reports.run_page import duration, write_report
 from lorasmith.reports.sweep_results import SweepResult, notes_of, results_of
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_folder import RunFolder, data_uri, prompt_of, read_run
+from lorasmith.runs.run_folder import RunFolder, image_data_uri, read_prompt, read_run_folder
 from lorasmith.runs.sweep_paths import SweepPaths
 
 _TEMPLATE = "sweep.html.j2"
@@ -75,8 +75,8 @@ def write_sweep_reports(paths: RunPaths) -> list[Path]:
         return []
     run = load_settings(SweepRun, paths.settings)
     moved = run.model_copy(update={"output": OutputSettings(name=str(paths.folder))})
-    every = SweepPaths.of(moved)
-    pages = [write_report(one) for one in every.parts if one.settings.is_file()]
+    every = SweepPaths.from_config(moved)
+    pages = [write_report(one) for one in every.loras if one.settings.is_file()]
     return [*pages, write_sweep_pages(moved, every)]
 
 
@@ -90,12 +90,15 @@ def write_sweep_pages(run: SweepRun, paths: SweepPaths) -> Path:
     """
     results = results_of(run, paths)
     figures = json.dumps(told(run, results), indent=2, ensure_ascii=False)
-    for target, text in ((paths.figures, f"{figures}\n"), (paths.page, render(run, results))):
+    for target, text in (
+        (paths.json_file, f"{figures}\n"),
+        (paths.html_page, render(run, results)),
+    ):
         try:
             write_text(target, text)
         except OSError as error:
             raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
-    return paths.page
+    return paths.html_page
 
 
 def told(run: SweepRun, results: Sequence[SweepResult]) -> dict[str, Any]:
@@ -122,11 +125,11 @@ def _plain(result: SweepResult) -> dict[str, Any]:
 
 def render(run: SweepRun, results: Sequence[SweepResult]) -> str:
     """Return the page as HTML."""
-    folders = [(one, read_run(one.folder)) for one in results if one.steps]
+    folders = [(one, read_run_folder(one.folder)) for one in results if one.steps]
     prompts, pictures = _pictures(folders)
     every = [(chart, draw(chart), legend(chart)) for chart in _charts(folders)]
     return page_template(_TEMPLATE).render(
-        name=RunPaths.of(run.output.name).name,
+        name=RunPaths.from_name(run.output.name).name,
         tag=run.data.tag,
         vary=[(name, ", ".join(map(_shown, values))) for name, values in run.vary.items()],
         ranked=any(one.gain is not None for one in results),
@@ -204,13 +207,13 @@ def _pictures(folders: _Folders) -> tuple[list[str], list[_Pictures]]:
     drawn = [(one, folder) for one, folder in folders if folder.previews]
     if not drawn:
         return [], []
-    prompts = [prompt_of(picture) for picture in drawn[0][1].previews[-1].pictures]
+    prompts = [read_prompt(picture) for picture in drawn[0][1].previews[-1].images]
     rows = []
     base = drawn[0][1].previews[0]
     if base.step == 0:
-        rows.append(_Pictures("base model", tuple(map(data_uri, base.pictures))))
+        rows.append(_Pictures("base model", tuple(map(image_data_uri, base.images))))
     for one, folder in drawn:
         last = folder.previews[-1]
         if last.step:
-            rows.append(_Pictures(one.name, tuple(map(data_uri, last.pictures))))
+            rows.append(_Pictures(one.name, tuple(map(image_data_uri, last.images))))
     return prompts, rows

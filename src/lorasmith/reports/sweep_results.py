@@ -12,7 +12,7 @@ from lorasmith.config.sweep import SweepRun, Variant, names_of
 from lorasmith.reports.advice import best_step, held_out_share
 from lorasmith.reports.curves import Floats, curve_of, smoothed, thinned
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_folder import RunFolder, read_run
+from lorasmith.runs.run_folder import RunFolder, read_run_folder
 from lorasmith.runs.sweep_paths import SweepPaths
 
 _SEED = "train.seed"
@@ -61,7 +61,7 @@ def results_of(run: SweepRun, paths: SweepPaths) -> list[SweepResult]:
         ConfigError: the settings of one are damaged or of another version.
     """
     results = [
-        _result(variant, place) for variant, place in zip(run.variants(), paths.parts, strict=True)
+        _result(variant, place) for variant, place in zip(run.variants(), paths.loras, strict=True)
     ]
     return sorted(results, key=_rank)
 
@@ -75,7 +75,7 @@ def _result(variant: Variant, place: RunPaths) -> SweepResult:
     if not place.settings.is_file():
         return SweepResult(variant.name, variant.settings, None, place.folder, None, None, None,
                            None, 0, None, "not begun")  # fmt: skip
-    folder = read_run(place.folder)
+    folder = read_run_folder(place.folder)
     log, summary = folder.log, folder.summary
     share, losses = held_out_share(log), thinned(curve_of(log, "loss"))
     held_out = curve_of(log, "held_out").values
@@ -98,7 +98,7 @@ def _result(variant: Variant, place: RunPaths) -> SweepResult:
 def _state(folder: RunFolder, place: RunPaths) -> str:
     if place.failure.is_file():
         return f"{_GIVEN_UP}{place.failure.read_text(encoding='utf-8').strip()}"
-    return folder.summary.stopped if folder.summary else "not finished"
+    return folder.summary.stop_reason if folder.summary else "not finished"
 
 
 # --- how sure that is -------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: paths, summaries, and reading them back."""
+"""Training runs on disk: paths, summaries, and reading a run's folder."""

@@ -1,35 +1,29 @@
-"""Where a run of several features writes."""
+"""The files of a features run."""
 
 from dataclasses import dataclass, replace
 
 from lorasmith.config.features import FeaturesRun
 from lorasmith.config.train_config import SUFFIX
-from lorasmith.runs.multi_paths import SeveralPaths
+from lorasmith.runs.multi_paths import MultiRunPaths
 from lorasmith.runs.paths import RunPaths
 
 
 @dataclass(frozen=True)
-class FeaturesPaths(SeveralPaths):
-    """``NAME-TAG.safetensors`` for each feature, and the folder ``NAME`` with a folder ``TAG`` for
-    each."""
-
-    @property
-    def features(self) -> tuple[RunPaths, ...]:
-        """Each feature."""
-        return self.parts
+class FeaturesPaths(MultiRunPaths):
+    """``NAME-TAG.safetensors`` of each feature, and in the folder ``NAME`` a folder ``TAG``."""
 
     @classmethod
-    def of(cls, run: FeaturesRun) -> "FeaturesPaths":
+    def from_config(cls, config: FeaturesRun) -> "FeaturesPaths":
         """Return the paths for a run's output name."""
-        own = RunPaths.of(run.output.name)
-        shared = own.checkpoints if run.train.mode == "joint" else None
-        parts = [
+        main = RunPaths.from_name(config.output.name)
+        shared = main.checkpoints if config.train.mode == "joint" else None
+        loras = [
             RunPaths(
-                own.folder.parent / f"{own.name}-{feature.name}{SUFFIX}",
-                own.folder / feature.name,
-                own.folder,
-                shared,
+                lora=main.folder.parent / f"{main.name}-{feature.name}{SUFFIX}",
+                folder=main.folder / feature.name,
+                parent_folder=main.folder,
+                shared_checkpoints=shared,
             )
-            for feature in run.feature
+            for feature in config.feature
         ]
-        return cls(replace(own, whole=own.folder), tuple(parts))
+        return cls(replace(main, parent_folder=main.folder), tuple(loras))

@@ -1,4 +1,4 @@
-"""Where a run writes that trains several LoRAs."""
+"""The files of a run that trains several LoRAs: a features run or a sweep."""
 
 import os
 import shutil
@@ -8,97 +8,96 @@ from pathlib import Path
 
 from lorasmith.config.train_data import TrainData
 from lorasmith.core.errors import OutputError
-from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
+from lorasmith.core.files import writable_folder, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
-from lorasmith.runs.paths import WANDB, WANDB_ID, RunPaths, keep_outside, taken
+from lorasmith.runs.paths import (
+    WANDB,
+    WANDB_ID,
+    RunPaths,
+    already_exists,
+    cannot_write_folder,
+    check_outside_dataset,
+    find_unexpected,
+)
 
 
 @dataclass(frozen=True)
-class SeveralPaths:
+class MultiRunPaths:
     """The files of such a run: the folder ``NAME``, and in it a folder for each LoRA."""
 
-    own: RunPaths
-    """The run as a whole."""
-    parts: tuple[RunPaths, ...]
-    """Each LoRA's."""
+    main: RunPaths
+    """The run itself."""
+    loras: tuple[RunPaths, ...]
+    """Each LoRA."""
     groups: tuple[RunPaths, ...] = ()
-    """The checkpoints of those that are trained at the same time, where they are not the whole's
-    or each one's own."""
+    """Folders with the checkpoints of LoRAs that are trained at the same time, if those are not
+    in the run's own folder or in each LoRA's."""
 
     @property
     def pages(self) -> tuple[Path, ...]:
-        """What is written about the whole."""
-        return (self.own.report,)
+        """The files that report on the run."""
+        return (self.main.report,)
 
-    def claim(self, data: Iterable[TrainData]) -> None:
-        """Make sure that a new run can write, and that no other run's files are in its way.
+    def check_can_create(self, datasets: Iterable[TrainData]) -> None:
+        """Check that a new run can write here and that no other run's files are in the way.
 
         Args:
-            data: where the pictures are.
+            datasets: name the folders of the images.
 
         Raises:
-            OutputError: a name is taken, or a folder cannot be written.
-            ConfigError: the folder lies among the pictures.
+            OutputError: a name is in use, or a folder cannot be written.
+            ConfigError: the folder is inside a dataset.
         """
-        for one in data:
-            keep_outside(self.own.folder, one, "output.name (--out)")
-        if os.path.lexists(self.own.lora):
-            raise OutputError(taken(self.own.lora))
-        places = (self.own, *self.parts, *self.groups)
-        unfinished = [place for place in places if checkpoints(place.checkpoints)]
-        if unfinished:
+        for data in datasets:
+            check_outside_dataset(self.main.folder, data, "output.name (--out)")
+        if os.path.lexists(self.main.lora):
+            raise OutputError(already_exists(self.main.lora))
+        runs = (self.main, *self.loras, *self.groups)
+        if any(checkpoints(run.checkpoints) for run in runs):
             raise OutputError(
-                f"{self.own.folder} holds a run already; go on with {self.own.how_to_resume}, or "
-                "choose another --out or delete it"
+                f"{self.main.folder} already holds a run; go on with {self.main.resume_command}, "
+                "or choose another --out or delete it"
             )
-        strange = self._first_strange()
-        if strange is not None:
-            raise OutputError(taken(strange))
-        for part in self.parts:
-            part.refuse_taken()
-        writable_folder(self.own.folder.parent)
+        unexpected = self._find_unexpected()
+        if unexpected is not None:
+            raise OutputError(already_exists(unexpected))
+        for lora in self.loras:
+            lora.check_no_conflicts()
+        writable_folder(self.main.folder.parent)
 
-    def claim_again(self) -> None:
-        """Make sure that there is a run to go on with.
+    def check_can_resume(self) -> None:
+        """Check that there is a run to resume.
 
         Raises:
             OutputError: there is none.
         """
-        if not self.own.settings.is_file():
-            raise OutputError(
-                f"{self.own.folder} holds no run to go on with; start without --resume"
-            )
+        if not self.main.settings.is_file():
+            raise OutputError(f"{self.main.folder} holds no run to resume; start without --resume")
 
-    def begin(self, settings: str, new: bool = False) -> None:
-        """Put the run's settings in place; remove what killed processes left half written.
+    def prepare_folder(self, settings: str, is_new: bool = False) -> None:
+        """Write the run's settings and remove files that a killed process left half-written.
 
         Args:
             settings: TOML.
-            new: also remove what an unfinished run of this name told Weights & Biases.
+            is_new: also remove what an unfinished run of this name logged to Weights & Biases.
 
         Raises:
             OutputError: a file cannot be written or removed.
         """
+        folder = self.main.folder
         try:
-            remove_leftovers(self.own.folder)
-            if new:
-                (self.own.folder / WANDB_ID).unlink(missing_ok=True)
-                shutil.rmtree(self.own.folder / WANDB, ignore_errors=True)
-            write_text(self.own.settings, settings)
+            remove_leftovers(folder)
+            if is_new:
+                (folder / WANDB_ID).unlink(missing_ok=True)
+                shutil.rmtree(folder / WANDB, ignore_errors=True)
+            write_text(self.main.settings, settings)
         except OSError as error:
-            raise OutputError(
-                f"cannot write to folder {self.own.folder}: {error.strerror or error}"
-            ) from error
+            raise cannot_write_folder(folder, error) from error
 
-    def _first_strange(self) -> Path | None:
+    def _find_unexpected(self) -> Path | None:
         """Return something in the folder that no unfinished run leaves, if there is any."""
-        folder = self.own.folder
-        if not os.path.lexists(folder):
-            return None
-        if folder.is_symlink() or not folder.is_dir():
-            return folder
-        known = {self.own.settings, *self.pages, folder / CHECKPOINTS}
-        known |= {place.folder for place in (*self.parts, *self.groups)}
-        known |= {folder / WANDB, folder / WANDB_ID}
-        found = (p for p in folder.iterdir() if p not in known)
-        return min((p for p in found if not p.name.startswith(TEMPORARY_PREFIX)), default=None)
+        folder = self.main.folder
+        names = (CHECKPOINTS, WANDB, WANDB_ID)
+        expected = {self.main.settings, *self.pages, *(folder / name for name in names)}
+        expected |= {run.folder for run in (*self.loras, *self.groups)}
+        return find_unexpected(folder, expected.__contains__)

@@ -1,9 +1,10 @@
-"""Where a training run writes."""
+"""The files of a training run: where they are, and whether a run may write or resume there."""
 
 import glob
 import os
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
 
 WANDB, WANDB_ID = "wandb", "wandb-id"
-"""The folder and the file of a run that goes to Weights & Biases."""
+"""The folder and the file of a run that logs to Weights & Biases."""
 _FAILURE = "failed.txt"
 _FILES = ("log.jsonl", "pictures.json", WANDB_ID, "report.html", _FAILURE)
 _FOLDERS = (CHECKPOINTS, "previews", "tensorboard", WANDB)
 LORA_FOLDER = Path("loras")
-"""Where a LoRA goes whose name has no folder, and where prompts look for it."""
+"""Folder of LoRAs whose name has no folder. Prompts find LoRAs by name in it."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class RunPaths:
     """The files of one run."""
 
     lora: Path
-    """The result, ``NAME.safetensors``."""
+    """The trained LoRA, ``NAME.safetensors``."""
     folder: Path
-    """Settings, log, checkpoints and previews, in the folder NAME beside it."""
-    whole: Path | None = None
-    """The folder of the run of several LoRAs that this is a part of."""
-    shared: Path | None = None
-    """The checkpoints of several LoRAs together, where this one has none of its own."""
+    """The folder NAME beside it: settings, log, checkpoints and previews."""
+    parent_folder: Path | None = None
+    """Folder of the features run or sweep that this run is a part of."""
+    shared_checkpoints: Path | None = None
+    """Checkpoints of several LoRAs together, if this one has none of its own."""
     command: str = "train"
-    """The command that goes on with it."""
+    """The command line command that resumes it."""
 
     @property
     def name(self) -> str:
@@ -42,11 +43,11 @@ class RunPaths:
         return self.lora.name.removesuffix(SUFFIX)
 
     @classmethod
-    def of(cls, name: str) -> "RunPaths":
-        """Return the paths for an output name: ``NAME`` alone goes into ``loras/``."""
-        bare = not any(separator in name for separator in ("/", os.sep))
-        folder = (LORA_FOLDER / name if bare else Path(name)).expanduser()
-        # with_suffix would take the end off a name like v1.5.
+    def from_name(cls, name: str) -> "RunPaths":
+        """Return the paths for an output name: ``NAME`` without a folder goes into ``loras/``."""
+        has_folder = any(separator in name for separator in ("/", os.sep))
+        folder = (Path(name) if has_folder else LORA_FOLDER / name).expanduser()
+        # with_suffix would cut off the end of a name like v1.5.
         return cls(folder.parent / f"{folder.name}{SUFFIX}", folder)
 
     @property
@@ -56,89 +57,94 @@ class RunPaths:
 
     @property
     def log(self) -> Path:
-        """The figures of its steps."""
+        """Losses and other metrics of its steps, a JSON object per line."""
         return self.folder / "log.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """This run's own checkpoints."""
+        """Folder of this run's own checkpoints."""
         return self.folder / CHECKPOINTS
 
     @property
-    def saved(self) -> Path:
-        """What `--resume` goes on from."""
-        return self.shared or self.checkpoints
+    def resume_checkpoints(self) -> Path:
+        """Folder of the checkpoints that ``--resume`` reads."""
+        return self.shared_checkpoints or self.checkpoints
 
     @property
     def previews(self) -> Path:
-        """Pictures drawn on the way."""
+        """Folder of the preview images."""
         return self.folder / "previews"
 
     @property
-    def best(self) -> Path:
-        """The LoRA as it was at the lowest held-out loss."""
+    def best_lora(self) -> Path:
+        """The LoRA at its lowest validation loss."""
         return self.folder / f"{self.name}-best{SUFFIX}"
 
     @property
     def summary(self) -> Path:
-        """What a finished run says about itself."""
+        """Facts about the finished run; see `RunSummary`."""
         return self.folder / "summary.json"
 
     @property
     def failure(self) -> Path:
-        """Why a run was given up while others went on."""
+        """Why this run was given up while the other runs of a sweep went on."""
         return self.folder / _FAILURE
 
     @property
     def report(self) -> Path:
-        """The run on one page."""
+        """The run's HTML page."""
         return self.folder / "report.html"
 
-    def at_step(self, step: int) -> Path:
-        """Return the file of the LoRA as it was at a step."""
+    @property
+    def crops(self) -> Path:
+        """How each training image was scaled and cropped."""
+        return self.folder / "pictures.json"
+
+    def lora_at_step(self, step: int) -> Path:
+        """Return the file of the LoRA that is saved at a step."""
         return self.folder / f"{self.name}-{step:06d}{SUFFIX}"
 
     @property
-    def how_to_resume(self) -> str:
-        """The command that goes on with this run."""
-        settings = self.settings if self.whole is None else self.whole / self.settings.name
+    def resume_command(self) -> str:
+        """The command line that resumes this run."""
+        settings = (self.parent_folder or self.folder) / self.settings.name
         return f"lorasmith {self.command} {shlex.quote(str(settings))} --resume"
 
-    def claim(self) -> None:
-        """Make sure that a new run can write, and that no other run's files are in its way.
+    def check_can_create(self) -> None:
+        """Check that a new run can write here and that no other run's files are in the way.
 
-        What a run that never got to a checkpoint left behind is not in the way: such a run may
-        simply be started again. Nothing is removed yet.
+        Files of a run without a checkpoint are not in the way: such a run may be started again.
+        Nothing is removed yet.
 
         Raises:
-            OutputError: the name is taken, or the folder cannot be written.
+            OutputError: the name is in use, or the folder cannot be written.
         """
-        self.refuse_taken()
+        self.check_no_conflicts()
         writable_folder(self.lora.parent)
 
-    def refuse_taken(self) -> None:
-        """Make sure that no other run's files are in the way; nothing is written to find out.
+    def check_no_conflicts(self) -> None:
+        """Check that no other run's files are in the way, without writing anything.
 
         Raises:
-            OutputError: the name is taken.
+            OutputError: the name is in use.
         """
         if os.path.lexists(self.lora):
-            raise OutputError(taken(self.lora))
-        there = checkpoints(self.checkpoints)
-        if there:
+            raise OutputError(already_exists(self.lora))
+        saved = checkpoints(self.checkpoints)
+        if saved:
             raise OutputError(
-                f"{self.folder} holds an unfinished run ({there[-1].name}); go on with "
-                f"{self.how_to_resume}, or choose another --out or delete it"
+                f"{self.folder} holds an unfinished run ({saved[-1].name}); go on with "
+                f"{self.resume_command}, or choose another --out or delete it"
             )
-        strange = self._first_strange()
-        if strange is not None:
-            raise OutputError(taken(strange))
+        unexpected = self._find_unexpected()
+        if unexpected is not None:
+            raise OutputError(already_exists(unexpected))
 
-    def claim_again(self) -> None:
-        """Make sure that there is a run to go on with.
+    def check_can_resume(self) -> None:
+        """Check that there is a run to resume and that its folder can be written.
 
         Raises:
-            OutputError: there is none, or its folder cannot be written.
+            OutputError: there is no checkpoint, or the folder cannot be written.
         """
         if not checkpoints(self.checkpoints):
             raise OutputError(
@@ -146,82 +152,89 @@ class RunPaths:
             )
         writable_folder(self.folder)
 
-    @property
-    def pictures(self) -> Path:
-        """How each picture was scaled and cropped."""
-        return self.folder / "pictures.json"
-
-    def begin(self, settings: str, new: bool, pictures: str = "[]") -> None:
-        """Put this run's settings in place; remove what killed processes left half written.
+    def prepare_folder(self, settings: str, is_new: bool, crops: str = "[]") -> None:
+        """Write the run's settings and remove files that a killed process left half-written.
 
         Args:
             settings: TOML.
-            new: also remove everything that an unfinished run of this name left behind.
-            pictures: JSON about what was done to the pictures.
+            is_new: also remove everything that an unfinished run of this name left.
+            crops: JSON, how each image is scaled and cropped.
 
         Raises:
             OutputError: a file cannot be written or removed.
         """
         try:
             remove_leftovers(self.folder)
-            for path in self._cut_off():
+            for path in self._partial_lora_files():
                 path.unlink(missing_ok=True)
-            for path in self._leftovers() if new else []:
+            for path in self._leftover_paths() if is_new else []:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
             write_text(self.settings, settings)
-            write_text(self.pictures, pictures)
+            write_text(self.crops, crops)
         except OSError as error:
-            raise OutputError(
-                f"cannot write to folder {self.folder}: {error.strerror or error}"
-            ) from error
+            raise cannot_write_folder(self.folder, error) from error
 
-    def _first_strange(self) -> Path | None:
-        """Return something at the folder's place that no unfinished run leaves, if there is any."""
-        if not os.path.lexists(self.folder):
-            return None
-        if self.folder.is_symlink() or not self.folder.is_dir():
-            return self.folder
+    def _find_unexpected(self) -> Path | None:
+        """Return something in the folder that no unfinished run leaves, if there is any."""
         folders = {self.folder / name for name in _FOLDERS}
-        files = {self.settings, *self._leftovers(), *self._cut_off()} - folders
-        strange = (
-            p
-            for p in self.folder.iterdir()
-            if not (p in files and p.is_file())
-            and not (p in folders and p.is_dir())
-            and not p.name.startswith(TEMPORARY_PREFIX)
+        files = {self.settings, *self._leftover_paths(), *self._partial_lora_files()} - folders
+        return find_unexpected(
+            self.folder,
+            lambda path: (path in files and path.is_file()) or (path in folders and path.is_dir()),
         )
-        return min(strange, default=None)
 
-    def _cut_off(self) -> list[Path]:
+    def _partial_lora_files(self) -> list[Path]:
         """Return half-written LoRA files beside the folder."""
         return list(self.lora.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(self.lora.name)}"))
 
-    def _leftovers(self) -> list[Path]:
-        """Return what an unfinished run leaves but its settings, which are replaced in one go."""
+    def _leftover_paths(self) -> list[Path]:
+        """Return what an unfinished run leaves, except its settings: they are replaced."""
         return [self.folder / name for name in (*_FILES, *_FOLDERS)]
 
 
-def keep_outside(place: Path, data: TrainData, field: str) -> None:
-    """Refuse to write among the user's pictures: what lies there later counts as part of them.
+def find_unexpected(folder: Path, is_expected: Callable[[Path], bool]) -> Path | None:
+    """Return the first entry of a run's folder that is not expected there.
+
+    Temporary files are expected. A link or a file in the folder's place is itself unexpected.
+    """
+    if not os.path.lexists(folder):
+        return None
+    if folder.is_symlink() or not folder.is_dir():
+        return folder
+    unexpected = (
+        path
+        for path in folder.iterdir()
+        if not is_expected(path) and not path.name.startswith(TEMPORARY_PREFIX)
+    )
+    return min(unexpected, default=None)
+
+
+def check_outside_dataset(path: Path, data: TrainData, field: str) -> None:
+    """Check that an output path is not inside a dataset, where its files would count as data.
 
     Args:
-        place: where something shall be written.
-        data: says where the pictures are.
-        field: the setting that names the place, for the message.
+        path: what will be written.
+        data: names the folders of the images.
+        field: the setting that names the path, for the message.
 
     Raises:
-        ConfigError: it lies in the folder of the pictures or of the class pictures.
+        ConfigError: it is in the folder of the training images or of the class images.
     """
-    for pictures in (data.path, data.class_path):
-        if pictures is not None and place.resolve().is_relative_to(pictures.resolve()):
+    for folder in (data.path, data.class_path):
+        if folder is not None and path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
-                f"{field}: {place} lies among the pictures in {pictures}; put it elsewhere"
+                f"{field}: {path} lies among the pictures in {folder}; put it elsewhere"
             )
 
 
-def taken(path: Path) -> str:
-    """Say that something is in the way of a new run."""
-    return f"{path} exists already and is not written over; choose another --out or delete it"
+def already_exists(path: Path) -> str:
+    """Return the message about something that is in the way of a new run."""
+    return f"{path} already exists and is not overwritten; choose another --out or delete it"
+
+
+def cannot_write_folder(folder: Path, error: OSError) -> OutputError:
+    """Return the error about a run's folder that cannot be written."""
+    return OutputError(f"cannot write to folder {folder}: {error.strerror or error}")

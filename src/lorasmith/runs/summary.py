@@ -1,4 +1,4 @@
-"""What a finished run says about itself, in ``summary.json`` of its folder."""
+"""The facts about a finished run, in ``summary.json`` of its folder."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -8,33 +8,36 @@ from typing import Any
 from lorasmith.core.errors import DataError
 from lorasmith.core.files import write_text
 
+_FILE_KEYS = {"images": "pictures", "validation_images": "held_out", "stop_reason": "stopped"}
+"""Fields that have another key in the file; all others have their own name."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The facts of a run that its log and settings do not have."""
+class RunSummary:
+    """What is known about a finished run besides its log and settings."""
 
     name: str
     """The LoRA's name."""
     tag: str
-    """The words that call it."""
+    """Its trigger word."""
     family: str
-    """Family of its model, such as ``sd1``."""
-    pictures: int
-    """Pictures that were trained on."""
-    held_out: int = 0
-    """Pictures kept out for the held-out loss."""
+    """Family of the base model, such as ``sd1``."""
+    images: int
+    """Training images."""
+    validation_images: int = 0
+    """Images that were held out for the validation loss."""
     steps: int
     """Optimizer steps taken."""
     seconds: float
-    """Time from start to end, all parts of a resumed run together."""
+    """Training time; of a resumed run the sum of all its parts."""
     parameters: int
-    """Numbers that were trained."""
+    """Trainable parameters."""
     layers: int = 0
-    """Layers that carry an adapter."""
+    """Layers with an adapter."""
     best_step: int | None = None
-    """Step with the lowest held-out loss, where that was measured."""
-    stopped: str = "all steps done"
-    """Why the training ended, in words."""
+    """Step with the lowest validation loss; None if that was not measured."""
+    stop_reason: str = "all steps done"
+    """Why training ended, as a phrase."""
     sha256: str = ""
     """``sshs_model_hash`` of the LoRA file."""
     file: str = ""
@@ -46,20 +49,21 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """Write the file atomically."""
-        write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        facts = {_FILE_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        write_text(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> "Summary":
-        """Read the file back.
+    def read(cls, path: Path) -> "RunSummary":
+        """Read the file.
 
         Raises:
-            DataError: it is damaged, lacks a fact, or has one that is not known.
+            DataError: it is damaged, lacks a key, or has an unknown one.
         """
+        names = {_FILE_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**values)
-        except (OSError, ValueError, TypeError) as error:
-            known = ", ".join(field.name for field in fields(cls))
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{names[key]: value for key, value in facts.items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
-                f"{path}: not a run's summary ({error}); it has the keys {known}"
+                f"{path}: not a run summary ({error}); it has the keys {', '.join(names)}"
             ) from error

@@ -1,59 +1,61 @@
-"""Where a sweep writes."""
+"""The files of a sweep."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorasmith.config.sweep import SweepRun
 from lorasmith.config.train_config import SUFFIX
-from lorasmith.runs.multi_paths import SeveralPaths
+from lorasmith.runs.multi_paths import MultiRunPaths
 from lorasmith.runs.paths import RunPaths
 
 _COMMAND = "sweep"
 
 
 @dataclass(frozen=True)
-class SweepPaths(SeveralPaths):
+class SweepPaths(MultiRunPaths):
     """The folder ``NAME``, and in it ``VARIANT.safetensors`` and a folder ``VARIANT`` for each."""
 
     @property
-    def page(self) -> Path:
-        """The sweep on one page."""
-        return self.own.folder / "sweep.html"
+    def html_page(self) -> Path:
+        """The page that compares the LoRAs."""
+        return self.main.folder / "sweep.html"
 
     @property
-    def figures(self) -> Path:
-        """The same for programs."""
-        return self.own.folder / "sweep.json"
+    def json_file(self) -> Path:
+        """The same results for programs."""
+        return self.main.folder / "sweep.json"
 
     @property
     def pages(self) -> tuple[Path, ...]:
-        """What is written about the whole."""
-        return (self.page, self.figures)
+        """The files that report on the sweep."""
+        return (self.html_page, self.json_file)
 
     @classmethod
-    def of(cls, run: SweepRun) -> "SweepPaths":
+    def from_config(cls, config: SweepRun) -> "SweepPaths":
         """Return the paths for a sweep's output name."""
-        own = RunPaths.of(run.output.name)
-        own = replace(own, whole=own.folder, command=_COMMAND)
-        groups, parts, every = [], [], run.groups()
-        for number, group in enumerate(every, start=1):
-            folder = own.folder / f"group{number}" if len(every) > 1 else own.folder
-            place = replace(own, folder=folder)
-            groups.append(place)
-            parts += [
+        main = RunPaths.from_name(config.output.name)
+        main = replace(main, parent_folder=main.folder, command=_COMMAND)
+        loras: list[RunPaths] = []
+        group_paths: list[RunPaths] = []
+        groups = config.groups()
+        for index, group in enumerate(groups, start=1):
+            folder = main.folder / f"group{index}" if len(groups) > 1 else main.folder
+            paths = replace(main, folder=folder)
+            group_paths.append(paths)
+            loras += [
                 RunPaths(
-                    own.folder / f"{variant.name}{SUFFIX}",
-                    own.folder / variant.name,
-                    own.folder,
-                    place.checkpoints,
-                    _COMMAND,
+                    lora=main.folder / f"{variant.name}{SUFFIX}",
+                    folder=main.folder / variant.name,
+                    parent_folder=main.folder,
+                    shared_checkpoints=paths.checkpoints,
+                    command=_COMMAND,
                 )
                 for variant in group
             ]
-        return cls(own, tuple(parts), tuple(groups))
+        return cls(main, tuple(loras), tuple(group_paths))
 
-    def of_group(self, run: SweepRun, number: int) -> tuple[RunPaths, ...]:
-        """Return the paths of the LoRAs of a group (from 0)."""
-        sizes = [len(group) for group in run.groups()]
-        first = sum(sizes[:number])
-        return self.parts[first : first + sizes[number]]
+    def loras_of_group(self, config: SweepRun, group: int) -> tuple[RunPaths, ...]:
+        """Return the paths of the LoRAs of a group (counted from 0)."""
+        sizes = [len(variants) for variants in config.groups()]
+        first = sum(sizes[:group])
+        return self.loras[first : first + sizes[group]]

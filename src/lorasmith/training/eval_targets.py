@@ -15,7 +15,7 @@ from lorasmith.data.images.decode import WHITE, decode
 from lorasmith.data.reading.row import Row
 from lorasmith.data.reading.rows import read_rows
 from lorasmith.data.tags import contains_tag
-from lorasmith.evaluation.concept import Feature
+from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.split import split_held_out, tagged_rows
@@ -26,7 +26,7 @@ MOST_PICTURES = 64
 
 
 @dataclass(frozen=True)
-class Named:
+class EvalTarget:
     """One tag among what a user named."""
 
     gate: GateFacts
@@ -41,7 +41,7 @@ class Named:
         """What calls it."""
         return self.gate.tag
 
-    def feature(self, data: Path | None, class_word: str | None) -> Feature:
+    def to_concept(self, data: Path | None, class_word: str | None) -> EvalConcept:
         """Return what is measured, with the first of the files.
 
         Args:
@@ -60,12 +60,12 @@ class Named:
             )
         stride = -(-len(rows) // MOST_PICTURES)
         known = self.gate.class_word or (self.run.data.class_word if self.run else "")
-        return Feature(
+        return EvalConcept(
             tag=self.tag,
             class_word=known if class_word is None else class_word,
             file=self.files[0],
             gate=self.gate.kind,
-            pictures=[self._picture(row) for row in rows[::stride]],
+            images=[self._picture(row) for row in rows[::stride]],
             captions=[row.caption for row in rows[::stride]],
             held_out=held_out,
         )
@@ -88,7 +88,7 @@ class Named:
         return decode(row.read_bytes(), row.key, background)
 
 
-def named(targets: Sequence[Path]) -> list[Named]:
+def find_targets(targets: Sequence[Path]) -> list[EvalTarget]:
     """Return the tags of runs and LoRA files, in the order in which they are named.
 
     Files of one tag are put together; a run gives its result, its best and what it saved on the
@@ -101,25 +101,25 @@ def named(targets: Sequence[Path]) -> list[Named]:
         WeightsError: a file is missing or no LoRA, or has no tag.
         DataError: a folder is no run's, or the run has left no LoRA.
     """
-    found: dict[str, Named] = {}
+    found: dict[str, EvalTarget] = {}
     for target in targets:
         for one in _of_run(target) if target.is_dir() else [_of_file(target)]:
             before = found.get(one.tag)
             if before is not None:
                 files = list(dict.fromkeys([*before.files, *one.files]))
-                one = Named(before.gate, files, before.run or one.run)
+                one = EvalTarget(before.gate, files, before.run or one.run)
             found[one.tag] = one
     return list(found.values())
 
 
-def _of_file(file: Path) -> Named:
+def _of_file(file: Path) -> EvalTarget:
     facts = gate_of_metadata(file, load_metadata(file))
     if not facts.tag:
         raise WeightsError(
             f"{file}: it does not say which tag calls it, so that nothing can be measured; name a "
             "LoRA that lorasmith trained, or the folder of its run"
         )
-    return Named(facts, [file], _run_beside(file, facts.tag))
+    return EvalTarget(facts, [file], _run_beside(file, facts.tag))
 
 
 def _run_beside(file: Path, tag: str) -> TrainRun | None:
@@ -134,7 +134,7 @@ def _run_beside(file: Path, tag: str) -> TrainRun | None:
     return None
 
 
-def _of_run(folder: Path) -> list[Named]:
+def _of_run(folder: Path) -> list[EvalTarget]:
     if not (folder / _SETTINGS).is_file():
         raise DataError(
             f"{folder}: not a run's folder (it has no run.toml); a run lies in the folder of its "
@@ -146,7 +146,7 @@ def _of_run(folder: Path) -> list[Named]:
         if not files:
             raise DataError(f"{folder}: the run has not left a LoRA of {run.data.tag!r} yet")
         facts = gate_of_metadata(files[0], load_metadata(files[0]))
-        found.append(Named(facts, files, run))
+        found.append(EvalTarget(facts, files, run))
     return found
 
 
@@ -154,14 +154,14 @@ def _runs(folder: Path) -> list[tuple[TrainRun, RunPaths]]:
     """Return a run, or those of its features, and where each lies now."""
     run, here = load_run(folder / _SETTINGS), str(folder.absolute())
     if isinstance(run, TrainRun):
-        return [(run, RunPaths.of(here))]
+        return [(run, RunPaths.from_name(here))]
     moved = run.model_copy(update={"output": run.output.model_copy(update={"name": here})})
-    return list(zip(run.runs(), FeaturesPaths.of(moved).features, strict=True))
+    return list(zip(run.runs(), FeaturesPaths.from_config(moved).loras, strict=True))
 
 
 def _files(paths: RunPaths) -> list[Path]:
     """Return a run's LoRAs: its result, its best, and what it saved on the way."""
-    own = [paths.lora, paths.best]
+    own = [paths.lora, paths.best_lora]
     saved = (
         sorted(paths.folder.glob(f"{paths.name}-[0-9]*{SUFFIX}")) if paths.folder.is_dir() else []
     )

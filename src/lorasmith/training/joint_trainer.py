@@ -160,7 +160,7 @@ def _steps(watched: Sequence[_Watched], whole: Whole, request: StopRequest) -> N
             _save_all(watched, whole.paths)
         for one in active:
             if due.file and session.main and not one.failed:
-                export(one.session, one.session.paths.at_step(session.progress.done))
+                export(one.session, one.session.paths.lora_at_step(session.progress.done))
         if stopping and any(one.goes_on for one in watched):
             raise Interrupted(stopped(session))
 
@@ -205,7 +205,7 @@ def part_of(found: Checkpoint | None, place: RunPaths) -> Checkpoint | None:
     state = found.state.get(_STATES, {}).get(place.name)
     if state is None:
         raise OutputError(
-            f"{place.whole}: the run that is there has no {place.name}; start a new one"
+            f"{place.parent_folder}: the run that is there has no {place.name}; start a new one"
         )
     tensors: dict[str, torch.Tensor] = under(f"{place.name}/", found.tensors)
     return Checkpoint(int(state["progress"]["done"]), tensors, state)

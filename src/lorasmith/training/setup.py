@@ -29,7 +29,7 @@ from lorasmith.loops.optimizers import RateGroup, build_optimizer
 from lorasmith.loops.tracking import check_wandb
 from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.load import Model, load_model, quiet
-from lorasmith.runs.paths import RunPaths, keep_outside
+from lorasmith.runs.paths import RunPaths, check_outside_dataset
 from lorasmith.training.data.dataset import TrainingSet, build_dataset, send_home
 from lorasmith.training.data.resolution import buckets_of
 from lorasmith.training.data.shared import shared_sets
@@ -95,9 +95,9 @@ def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
         run: the settings.
         resume: None for a new run, else which checkpoint it goes on from: ``latest``, ``step-120``.
     """
-    paths = RunPaths.of(run.output.name)
+    paths = RunPaths.from_name(run.output.name)
     if resume is None:
-        keep_outside(paths.folder, run.data, "output.name (--out)")
+        check_outside_dataset(paths.folder, run.data, "output.name (--out)")
     machine = Machine.of(run.train)
     chosen = choose_rows(run.data)
     found = claimed(paths, resume)
@@ -166,7 +166,7 @@ def _begin(plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
             session.restore(plan.found)
         if session.main:
             record = json.dumps(session.data.record(), indent=1, ensure_ascii=False)
-            session.paths.begin(dump_toml(plan.run), plan.found is None, f"{record}\n")
+            session.paths.prepare_folder(dump_toml(plan.run), plan.found is None, f"{record}\n")
 
 
 def _reads_live(targets: Sequence[Sequence[Target]], earlier: Sequence[Earlier]) -> bool:
@@ -257,9 +257,9 @@ def _injected(
 def claimed(paths: RunPaths, resume: str | None) -> Checkpoint | None:
     """Make sure of the run's place; return what it goes on from."""
     if resume is None:
-        paths.claim()
+        paths.check_can_create()
         return None
-    paths.claim_again()
+    paths.check_can_resume()
     return find_checkpoint(paths.checkpoints, resume)
 
 

@@ -93,7 +93,7 @@ def stopped(session: Session) -> str:
     """Say that a run was stopped, and how to go on."""
     return (
         f"stopped after step {session.progress.done} of {session.run.train.steps}, all saved; go "
-        f"on with: {session.paths.how_to_resume}"
+        f"on with: {session.paths.resume_command}"
     )
 
 
@@ -147,7 +147,7 @@ def _save_what_is_due(session: Session, due: Due, ending: bool) -> None:
     if due.checkpoint or ending:
         session.save()
     if due.file and session.main:
-        export(session, session.paths.at_step(session.progress.done))
+        export(session, session.paths.lora_at_step(session.progress.done))
 
 
 def _require_finite(session: Session) -> None:
@@ -204,10 +204,10 @@ def naming_the_rest(paths: RunPaths) -> Iterator[None]:
 
 
 def _how(paths: RunPaths) -> str:
-    there = checkpoints(paths.saved)
-    return f"go on with: {paths.how_to_resume}" if there else "the same command starts anew"
+    there = checkpoints(paths.resume_checkpoints)
+    return f"go on with: {paths.resume_command}" if there else "the same command starts anew"
 
 
 def _last(paths: RunPaths) -> str:
-    there = checkpoints(paths.saved)
+    there = checkpoints(paths.resume_checkpoints)
     return f"the last checkpoint ({there[-1].name})" if there else "the start (no checkpoint yet)"

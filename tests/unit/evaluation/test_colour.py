@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from lorasmith.evaluation.metrics.saturation import colour_of
+from lorasmith.evaluation.metrics.saturation import measure_color
 
 
 def flat(colour: tuple[int, int, int]) -> Image.Image:
@@ -21,10 +21,10 @@ def flat(colour: tuple[int, int, int]) -> Image.Image:
     ],
 )
 def test_flat_pictures(colour: tuple[int, int, int], saturation: float, two_tone: float) -> None:
-    assert colour_of([flat(colour)]) == pytest.approx((saturation, two_tone))
+    assert measure_color([flat(colour)]) == pytest.approx((saturation, two_tone))
 
 
 def test_several_pictures_are_averaged() -> None:
     half = flat((0, 0, 0))
     half.paste((0, 255, 0), (0, 0, 4, 2))
-    assert colour_of([half, flat((255, 255, 255))]) == pytest.approx((0.25, 0.75))
+    assert measure_color([half, flat((255, 255, 255))]) == pytest.approx((0.25, 0.75))

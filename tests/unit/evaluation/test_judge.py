@@ -10,8 +10,8 @@ from PIL import Image
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import save_tensors
-from lorasmith.evaluation.feature_extractor import open_judge, unit
-from lorasmith.evaluation.metrics.inception import InceptionFeatures
+from lorasmith.evaluation.feature_extractor import load_feature_extractor, normalize
+from lorasmith.evaluation.metrics.inception import InceptionV3
 
 
 def pictures() -> list[Image.Image]:
@@ -40,8 +40,8 @@ def clip_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_clip_folder_judges_as_transformers_does(clip_folder: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
-    judge = open_judge(clip_folder)
-    found, texts = judge.features(pictures()), judge.texts(["a red cat", "a boat"])
+    judge = load_feature_extractor(clip_folder)
+    found, texts = judge.image_features(pictures()), judge.text_features(["a red cat", "a boat"])
     assert judge.name == "tiny-clip"
     assert found.shape == (3, 12)
     assert texts is not None
@@ -52,9 +52,9 @@ def test_a_clip_folder_judges_as_transformers_does(clip_folder: Path) -> None:
     )
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    from lorasmith.evaluation.base_model import to_tensor
+    from lorasmith.evaluation.base_model import pil_to_tensor
 
-    shown = (to_tensor(pictures(), 32) / 2 + 0.5 - mean) / deviation
+    shown = (pil_to_tensor(pictures(), 32) / 2 + 0.5 - mean) / deviation
     with torch.no_grad():
         output = model(pixel_values=shown, **tokens)
     torch.testing.assert_close(found, output.image_embeds)
@@ -63,30 +63,30 @@ def test_a_clip_folder_judges_as_transformers_does(clip_folder: Path) -> None:
 
 def test_inception_reads_public_weights_by_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = InceptionFeatures()
+    network = InceptionV3()
     # Published: 23,834,568 numbers with the classifier of 1,000 classes (2,049,000).
     assert sum(p.numel() for p in network.parameters()) == 23_834_568 - 2_049_000
     state = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
     assert "Mixed_7c.branch3x3dbl_3b.conv.weight" in state
     save_tensors(tmp_path / "model.safetensors", {**state, "fc.bias": torch.zeros(1000)}, {})
     (tmp_path / "config.json").write_text('{"architecture": "inception_v3"}')
-    judge = open_judge(tmp_path)
-    found = judge.features(pictures())
+    judge = load_feature_extractor(tmp_path)
+    found = judge.image_features(pictures())
     assert found.shape == (3, 2048)
-    assert judge.texts(["a cat"]) is None
-    torch.testing.assert_close(unit(found).norm(dim=1), torch.ones(3))
+    assert judge.text_features(["a cat"]) is None
+    torch.testing.assert_close(normalize(found).norm(dim=1), torch.ones(3))
     assert not torch.equal(found[0], found[1])
 
     del state["Mixed_6b.branch_pool.bn.weight"]
     save_tensors(tmp_path / "model.safetensors", state, {})
     with pytest.raises(WeightsError, match=r"1 of the .* missing, first Mixed_6b.branch_pool"):
-        open_judge(tmp_path)
+        load_feature_extractor(tmp_path)
 
 
 def test_average_pools_do_not_count_the_padding() -> None:
-    from lorasmith.evaluation.metrics.inception import Branch, Layer, Mixed
+    from lorasmith.evaluation.metrics.inception import BranchSpec, ConvSpec, InceptionBlock
 
-    block = Mixed(1, [Branch((Layer("one", 1),))], pooled=1).eval()
+    block = InceptionBlock(1, [BranchSpec((ConvSpec("one", 1),))], pooled=1).eval()
     ones = torch.ones(1, 1, 4, 4)
     pooled = block._pool(ones)
     assert torch.equal(pooled, pooled[0, 0, 1, 1].expand_as(pooled))
@@ -94,10 +94,10 @@ def test_average_pools_do_not_count_the_padding() -> None:
 
 def test_what_is_no_judge_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no judge there"):
-        open_judge(tmp_path)
+        load_feature_extractor(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(WeightsError, match="this is bert"):
-        open_judge(tmp_path)
+        load_feature_extractor(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="not a config"):
-        open_judge(tmp_path)
+        load_feature_extractor(tmp_path)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, ranks, top_k
+from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, retrieval_ranks, top_k_accuracy
 
 
 @pytest.fixture
@@ -39,14 +39,18 @@ def test_ranks_and_top_k(extra: int) -> None:
         own = float(query @ candidates[i])
         nearer = [j for j, c in enumerate(candidates) if j != i and float(query @ c) > own + 1e-7]
         expected.append(len(nearer))
-    rank = ranks(queries, candidates)
+    rank = retrieval_ranks(queries, candidates)
     assert rank.tolist() == expected
     assert len(set(expected)) > 3
     for k in (1, 5):
-        assert top_k(rank, k) == pytest.approx(sum(r < k for r in expected) / 20)
+        assert top_k_accuracy(rank, k) == pytest.approx(sum(r < k for r in expected) / 20)
 
 
 def test_an_equal_candidate_is_not_nearer() -> None:
     query = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     own = torch.tensor([[0.8, 0.6], [0.8, 0.6], [1.0, 0.0]])
-    assert ranks(query, own).tolist() == [1, 0, 2]  # for the last both equal ones are nearer
+    assert retrieval_ranks(query, own).tolist() == [
+        1,
+        0,
+        2,
+    ]  # for the last both equal ones are nearer

@@ -10,12 +10,12 @@ from PIL import Image
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.nn.inject import attach
 from lorasmith.core.errors import WeightsError
-from lorasmith.evaluation.block_ablation import Probe, block_of
-from lorasmith.evaluation.checkpoint_choice import Candidate, choose, compare
-from lorasmith.evaluation.concept import Feature
-from lorasmith.evaluation.image_generator import Studio
-from lorasmith.evaluation.prediction_change import PairedLoss, Predicted
-from lorasmith.evaluation.predictions import FixedNoise, encode_pictures
+from lorasmith.evaluation.block_ablation import BlockAblation, block_name
+from lorasmith.evaluation.checkpoint_choice import Candidate, choose_best, measure_candidates
+from lorasmith.evaluation.concept import EvalConcept
+from lorasmith.evaluation.image_generator import ImageGenerator
+from lorasmith.evaluation.prediction_change import ConceptPredictions, PairedLoss
+from lorasmith.evaluation.predictions import FixedNoisePredictor, encode_images
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.noise import NoiseProcess
@@ -24,21 +24,21 @@ from lorasmith.models.text.encode import encode_captions
 CAPTIONS = ["a qqa person", "a red qqa cat, blob style", "qqa"]
 
 
-def feature(file: Path, tag: str = "qqa") -> Feature:
+def feature(file: Path, tag: str = "qqa") -> EvalConcept:
     noise = torch.randint(0, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(0))
     pictures = [Image.fromarray(one.numpy().astype("uint8")) for one in noise]
     captions = [caption.replace("qqa", tag) for caption in CAPTIONS]
-    return Feature(tag, "person", file, "prompt", pictures, captions, held_out=True)
+    return EvalConcept(tag, "person", file, "prompt", pictures, captions, held_out=True)
 
 
 @pytest.fixture(scope="module")
-def studio(model: Model) -> Studio:
-    return Studio(model, SamplingOptions(steps=2, batch_size=8))
+def studio(model: Model) -> ImageGenerator:
+    return ImageGenerator(model, SamplingOptions(steps=2, batch_size=8))
 
 
 def test_predictions_are_the_networks_for_each_picture_level_and_text(model: Model) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    noise = FixedNoise(model, latents, levels=2, seed=3, batch_size=3)
+    noise = FixedNoisePredictor(model, latents, levels=2, seed=3, batch_size=3)
     texts = ["a cat", "a red boat"]
     found = noise.predict(texts)
     assert found.shape == (4, 4, 8, 8)
@@ -57,16 +57,16 @@ def test_predictions_are_the_networks_for_each_picture_level_and_text(model: Mod
         losses.append(float((asked - drawn).double().square().mean()))
     expected = [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2]
     assert noise.losses(found).tolist() == pytest.approx(expected, rel=1e-4)
-    again = FixedNoise(model, latents, levels=2, seed=3, batch_size=3).predict(texts)
+    again = FixedNoisePredictor(model, latents, levels=2, seed=3, batch_size=3).predict(texts)
     assert torch.equal(found, again)
-    other = FixedNoise(model, latents, levels=2, seed=4).predict(texts)
+    other = FixedNoisePredictor(model, latents, levels=2, seed=4).predict(texts)
     assert not torch.allclose(found, other)
 
 
 def test_predictions_read_long_captions_as_drawing_does(model: Model) -> None:
     """In chunks, with an empty one behind those that need one less."""
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    noise = FixedNoise(model, latents, levels=1, seed=3)
+    noise = FixedNoisePredictor(model, latents, levels=1, seed=3)
     texts = ["a " * 75 + "red boat", "a cat"]
     first, second, short, empty = encode_captions(model, ["a " * 75, "red boat", "a cat", ""])
     contexts = [
@@ -82,7 +82,7 @@ def test_predictions_read_long_captions_as_drawing_does(model: Model) -> None:
 
 def test_latents_are_scaled_as_the_network_knows_them(model: Model) -> None:
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    latents = encode_pictures(model, pictures, batch_size=2)
+    latents = encode_images(model, pictures, batch_size=2)
     assert latents.shape == (3, 4, 8, 8)
     with torch.no_grad():
         mean = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
@@ -92,16 +92,16 @@ def test_latents_are_scaled_as_the_network_knows_them(model: Model) -> None:
 def test_sdxl_is_asked_with_sizes_and_summaries(tiny_sdxl: Path) -> None:
     xl = load_model(tiny_sdxl).to(torch.device("cpu"), torch.float32)
     latents = torch.zeros(1, 4, 8, 8)
-    found = FixedNoise(xl, latents, levels=1).predict(["a cat"])
-    other = FixedNoise(xl, latents, levels=1).predict(["a boat"])
+    found = FixedNoisePredictor(xl, latents, levels=1).predict(["a cat"])
+    other = FixedNoisePredictor(xl, latents, levels=1).predict(["a boat"])
     assert found.shape == (1, 4, 8, 8)
     assert not torch.equal(found, other)
 
 
 def test_a_lora_changes_predictions_and_is_gone_afterwards(
-    studio: Studio, loras: tuple[Path, Path]
+    studio: ImageGenerator, loras: tuple[Path, Path]
 ) -> None:
-    asked = Predicted(studio, feature(loras[0]))
+    asked = ConceptPredictions(studio, feature(loras[0]))
     leak = asked.leak(loras[0])
     assert leak.floor == 0.0
     assert set(leak.absent) == {"class", "unrelated", "empty"}
@@ -118,19 +118,21 @@ def test_a_lora_changes_predictions_and_is_gone_afterwards(
 
 
 def test_the_best_file_is_the_lowest_loss_within_the_bound(
-    studio: Studio, loras: tuple[Path, Path]
+    studio: ImageGenerator, loras: tuple[Path, Path]
 ) -> None:
     def candidate(name: str, loss: float, leak: float | None) -> Candidate:
         return Candidate(Path(name), None, PairedLoss(loss, None, 1.0), leak)
 
     files = [candidate("a", -0.3, 0.9), candidate("b", -0.2, 0.3), candidate("c", -0.1, 0.2),
              candidate("d", -0.9, None)]  # fmt: skip
-    assert choose(files[:3], None).best.file == Path("a")
-    assert choose(files, None).best.file == Path("d")
-    assert choose(files, 0.3).best.file == Path("b")
-    least = choose(files, 0.1)
-    assert (least.best.file, least.within) == (Path("c"), False)
-    compared = compare(Predicted(studio, feature(loras[0])), [(loras[0], 7), (loras[1], None)])
+    assert choose_best(files[:3], None).best.file == Path("a")
+    assert choose_best(files, None).best.file == Path("d")
+    assert choose_best(files, 0.3).best.file == Path("b")
+    least = choose_best(files, 0.1)
+    assert (least.best.file, least.is_within_limit) == (Path("c"), False)
+    compared = measure_candidates(
+        ConceptPredictions(studio, feature(loras[0])), [(loras[0], 7), (loras[1], None)]
+    )
     assert [one.step for one in compared] == [7, None]
     assert compared[0].loss.base == compared[1].loss.base
     assert compared[0].loss.difference != compared[1].loss.difference
@@ -140,25 +142,25 @@ def test_blocks_are_named_as_targets_are(model: Model) -> None:
     from lorasmith.adapters.naming.layer_names import places_of
 
     places = places_of(model)
-    blocks = {block_of(place, "block") for place in places.values()}
+    blocks = {block_name(place, "block") for place in places.values()}
     assert blocks == {
         "down.0", "down.1", "down.2", "down.3", "mid", "up.0", "up.1", "up.2", "up.3",
         "text-encoder", "outside",
     }  # fmt: skip
-    assert {block_of(place, "kind") for place in places.values()} == {
+    assert {block_name(place, "kind") for place in places.values()} == {
         "cross-attention", "self-attention", "ff", "conv", "projections", "text-encoder", "outside",
     }  # fmt: skip
-    pieces = {block_of(place, "piece") for place in places.values()}
+    pieces = {block_name(place, "piece") for place in places.values()}
     assert {"IN01", "MID", "OUT11", "text-encoder"} <= pieces
 
 
 def test_a_probe_tells_blocks_apart(model: Model, loras: tuple[Path, Path], tmp_path: Path) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    noise = FixedNoise(model, latents, levels=2)
+    noise = FixedNoisePredictor(model, latents, levels=2)
     texts = ["a qqa person", "qqa"]
     file = load_lora_file(loras[0])
     asked: list[int] = []
-    work = Probe(model, file, "kind")
+    work = BlockAblation(model, file, "kind")
     found = work.run(noise, texts, asked.append)
     assert len(asked) == len(work) == 6
     assert [one.block for one in found.blocks] == ["cross-attention", "self-attention"]
@@ -181,8 +183,8 @@ def test_a_block_that_is_all_of_a_lora_is_all_of_its_effect(model: Model, tmp_pa
     from lora_making import make_lora
 
     path = make_lora(model, tmp_path / "up.safetensors", {"targets": "attention@up.1"}, 0.3)
-    noise = FixedNoise(model, torch.zeros(1, 4, 8, 8), levels=1)
-    found = Probe(model, load_lora_file(path)).run(noise, ["a cat"])
+    noise = FixedNoisePredictor(model, torch.zeros(1, 4, 8, 8), levels=1)
+    found = BlockAblation(model, load_lora_file(path)).run(noise, ["a cat"])
     assert [one.block for one in found.blocks] == ["up.1"]
     assert found.blocks[0].alone == 1.0
     assert found.blocks[0].switched_off == 1.0
@@ -194,9 +196,9 @@ def test_a_lora_that_does_nothing_is_named(model: Model, loras: tuple[Path, Path
 
     file = load_lora_file(loras[0])
     idle = {n: la._replace(up=torch.zeros_like(la.up)) for n, la in file.layers.items()}
-    noise = FixedNoise(model, torch.zeros(1, 4, 8, 8), levels=1)
+    noise = FixedNoisePredictor(model, torch.zeros(1, 4, 8, 8), levels=1)
     with pytest.raises(WeightsError, match="changes nothing"):
-        Probe(model, replace(file, layers=idle)).run(noise, ["a cat"])
+        BlockAblation(model, replace(file, layers=idle)).run(noise, ["a cat"])
 
 
 @pytest.mark.parametrize(("family", "level"), [("sd1-inpainting", 500), ("sdxl-refiner", 100)])
@@ -204,7 +206,7 @@ def test_models_that_are_told_more(tiny_of: Callable[[str], Path], family: str, 
     """An inpainting model has all to paint anew; the refiner is told a score, at a known level."""
     told = load_model(tiny_of(family)).to(torch.device("cpu"), torch.float32)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    noise = FixedNoise(told, latents, levels=1)
+    noise = FixedNoisePredictor(told, latents, levels=1)
     found = noise.predict(["a cat"])
     process = NoiseProcess.from_scheduler(told.scheduler_config, torch.device("cpu"))
     words, at = encode_captions(told, ["a cat"])[0], torch.tensor([level])

@@ -12,7 +12,12 @@ from PIL import Image, ImageDraw
 from lorasmith.core.files import sha256_of
 from lorasmith.data.reading.rows import Row, read_rows
 from lorasmith.evaluation.metrics import diversity
-from lorasmith.evaluation.metrics.diversity import REFERENCE, mean_distance, threshold, variety_of
+from lorasmith.evaluation.metrics.diversity import (
+    REFERENCE,
+    diversity_threshold,
+    mean_cosine_distance,
+    measure_diversity,
+)
 from lorasmith.models.image_encoder import FOLDER
 from lorasmith.models.load import EMBEDDED
 
@@ -25,29 +30,36 @@ def test_the_mean_distance_is_that_of_all_pairs(count: int, seed: int) -> None:
     vectors = torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
     vectors = torch.nn.functional.normalize(vectors.double(), dim=-1)
     pairs = [1 - float(a @ b) for n, a in enumerate(vectors) for b in vectors[n + 1 :]]
-    assert mean_distance(vectors) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
+    assert mean_cosine_distance(vectors) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
 
 
 def test_the_reference_is_of_the_embedded_tower() -> None:
     table = json.loads(REFERENCE.read_text())
     tower = sha256_of(EMBEDDED / FOLDER / "model.safetensors")
     assert table["tower"] == tower, f"the image tower changed; run: {table['command']}"
-    assert table["side"] == diversity.SIDE
+    assert table["side"] == diversity.IMAGE_SIDE
     assert [int(k) for k in table["thresholds"]] == [
-        *range(diversity.SMALLEST, diversity.LARGEST + 1)
+        *range(diversity.MIN_IMAGES, diversity.MAX_REFERENCE_IMAGES + 1)
     ]
 
 
 def test_larger_sets_have_higher_thresholds_up_to_the_largest() -> None:
-    assert 0.05 < threshold(4) < threshold(8) < threshold(16) < threshold(24) < 0.3
-    assert threshold(500) == threshold(24)
+    assert (
+        0.05
+        < diversity_threshold(4)
+        < diversity_threshold(8)
+        < diversity_threshold(16)
+        < diversity_threshold(24)
+        < 0.3
+    )
+    assert diversity_threshold(500) == diversity_threshold(24)
 
 
 def test_the_demo_pictures_are_varied_though_of_one_style() -> None:
-    measured = variety_of(read_rows(DEMO), WHITE)
+    measured = measure_diversity(read_rows(DEMO), WHITE)
     assert measured is not None
-    assert measured.pictures == 24
-    assert not measured.alike
+    assert measured.images == 24
+    assert not measured.is_uniform
 
 
 def variations(folder: Path, count: int) -> list[Row]:
@@ -64,20 +76,20 @@ def variations(folder: Path, count: int) -> list[Row]:
 
 
 def test_one_thing_again_and_again_is_all_alike(tmp_path: Path) -> None:
-    measured = variety_of(variations(tmp_path, 12), WHITE)
+    measured = measure_diversity(variations(tmp_path, 12), WHITE)
     assert measured is not None
-    assert measured.alike
+    assert measured.is_uniform
     assert measured.distance < 0.1
 
 
 def test_very_few_pictures_say_nothing(tmp_path: Path) -> None:
     rows = variations(tmp_path, 4)
-    assert variety_of(rows[:3], WHITE) is None
-    assert variety_of(rows, WHITE) is not None
+    assert measure_diversity(rows[:3], WHITE) is None
+    assert measure_diversity(rows, WHITE) is not None
 
 
 def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diversity, "_SAMPLE", 10)
-    measured = variety_of(read_rows(DEMO), WHITE)
+    measured = measure_diversity(read_rows(DEMO), WHITE)
     assert measured is not None
-    assert measured.pictures == 8
+    assert measured.images == 8

@@ -36,7 +36,7 @@ NEEDED = ["data.path=x", "data.tag=ink", "output.name=n"]
     ],
 )
 def test_paths(name: str, file: str, folder: str) -> None:
-    paths = RunPaths.of(name)
+    paths = RunPaths.from_name(name)
     assert (paths.lora, paths.folder) == (Path(file), Path(folder))
     assert paths.name == name.rpartition("/")[2]
 
@@ -47,18 +47,18 @@ def test_paths(name: str, file: str, folder: str) -> None:
      "ink/checkpoints"],
 )  # fmt: skip
 def test_taken_names_are_refused_and_left_alone(tmp_path: Path, taken: str) -> None:
-    paths = RunPaths.of(f"{tmp_path}/ink")
-    paths.claim()
+    paths = RunPaths.from_name(f"{tmp_path}/ink")
+    paths.check_can_create()
     (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / taken).write_text("mine")
-    with pytest.raises(OutputError, match="exists already and is not written over"):
-        paths.claim()
+    with pytest.raises(OutputError, match="already exists and is not overwritten"):
+        paths.check_can_create()
     assert (tmp_path / taken).read_text() == "mine"
 
 
 def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
-    paths = RunPaths.of(f"{tmp_path}/ink")
-    paths.begin("first", new=True)
+    paths = RunPaths.from_name(f"{tmp_path}/ink")
+    paths.prepare_folder("first", is_new=True)
     paths.log.write_text("lines")
     paths.report.write_text("a page")
     (tmp_path / "ink" / ".lorasmith-tmp-1-run.toml").write_text("half")
@@ -68,9 +68,9 @@ def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
     (paths.checkpoints / ".lorasmith-tmp-1-step-00000002").mkdir()
     (tmp_path / ".lorasmith-tmp-1-ink.safetensors").write_text("half")
     (tmp_path / ".lorasmith-tmp-1-other.safetensors").write_text("of another")
-    paths.claim()
+    paths.check_can_create()
     assert paths.settings.read_text() == "first"
-    paths.begin("second", new=True)
+    paths.prepare_folder("second", is_new=True)
     assert sorted(p.name for p in paths.folder.iterdir()) == ["pictures.json", "run.toml"]
     assert paths.settings.read_text() == "second"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -80,18 +80,18 @@ def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_run_with_a_checkpoint_is_gone_on_with_and_not_started_anew(tmp_path: Path) -> None:
-    paths = RunPaths.of(f"{tmp_path}/ink")
+    paths = RunPaths.from_name(f"{tmp_path}/ink")
     with pytest.raises(OutputError, match="holds no checkpoint to resume from; start without"):
-        paths.claim_again()
-    paths.begin("first", new=True)
+        paths.check_can_resume()
+    paths.prepare_folder("first", is_new=True)
     paths.log.write_text("lines")
     save_checkpoint(paths.checkpoints, 7, {"a": torch.ones(1)}, {}, 2)
     (paths.checkpoints / ".lorasmith-tmp-1-step-00000009").mkdir()
     with pytest.raises(OutputError, match=r"an unfinished run \(step-00000007\); go on with "
                        r"lorasmith train .*ink/run\.toml --resume, or choose another"):  # fmt: skip
-        paths.claim()
-    paths.claim_again()
-    paths.begin("second", new=False)
+        paths.check_can_create()
+    paths.check_can_resume()
+    paths.prepare_folder("second", is_new=False)
     assert paths.settings.read_text() == "second"
     assert paths.log.read_text() == "lines"
     assert [p.name for p in paths.checkpoints.iterdir()] == ["step-00000007"]
@@ -100,7 +100,7 @@ def test_a_run_with_a_checkpoint_is_gone_on_with_and_not_started_anew(tmp_path: 
 def test_unwritable_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to folder"):
-        RunPaths.of(f"{tmp_path}/file/ink").claim()
+        RunPaths.from_name(f"{tmp_path}/file/ink").check_can_create()
 
 
 # --- settings -------------------------------------------------------------------------------

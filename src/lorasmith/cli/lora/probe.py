@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from lorasmith.adapters.files.lora_file import LoraFile
-    from lorasmith.evaluation.block_ablation import Probed
+    from lorasmith.evaluation.block_ablation import AblationResult
     from lorasmith.models.load import Model
 
 _FILE_WIDTH = 120
@@ -79,20 +79,20 @@ def probe(
 
     from lorasmith.adapters.files.lora_file import load_lora_file
     from lorasmith.core.device import pick_device
-    from lorasmith.evaluation.block_ablation import Probe
-    from lorasmith.evaluation.predictions import FixedNoise
+    from lorasmith.evaluation.block_ablation import BlockAblation
+    from lorasmith.evaluation.predictions import FixedNoisePredictor
     from lorasmith.loops.progress import progress_bar
     from lorasmith.models.load import load_model
 
     lora = load_lora_file(file.expanduser())
     opened = load_model(model).to(pick_device(device), torch.float32)
-    work = Probe(opened, lora, by)
+    work = BlockAblation(opened, lora, by)
     if data is not None:
         latents, texts = _real(opened, data.expanduser())
     else:
         latents, texts = _drawn(opened, lora, prompts or [], steps, seed)
     with progress_bar("switching blocks off", len(work)) as advance:
-        found = work.run(FixedNoise(opened, latents, seed=seed), texts, advance)
+        found = work.run(FixedNoisePredictor(opened, latents, seed=seed), texts, advance)
     if page is not None:
         _write_page(page.expanduser(), lora, found, by)
     if as_json:
@@ -109,14 +109,14 @@ def _real(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of real pictures ``[N, C, h, w]``, and their captions."""
     from lorasmith.data.images.square_images import load_squares, to_signed
     from lorasmith.data.reading.rows import read_rows
-    from lorasmith.evaluation.predictions import encode_pictures
+    from lorasmith.evaluation.predictions import encode_images
 
     rows = read_rows(data)
     if not rows:
         raise DataError(f"{data}: no captioned pictures there")
     rows = rows[:: -(-len(rows) // _MOST)]
     pictures = to_signed(load_squares(rows, model.default_size))
-    return encode_pictures(model, pictures), [row.caption for row in rows]
+    return encode_images(model, pictures), [row.caption for row in rows]
 
 
 def _drawn(
@@ -124,7 +124,7 @@ def _drawn(
 ) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of what the LoRA draws ``[N, C, h, w]``, and the prompts."""
     from lorasmith.adapters.gating.gate_metadata import gate_of_file
-    from lorasmith.evaluation.image_generator import Studio
+    from lorasmith.evaluation.image_generator import ImageGenerator
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.loops.progress import progress_bar
 
@@ -138,12 +138,12 @@ def _drawn(
     count = max(_DRAWN, len(called))
     texts = [called[number % len(called)] for number in range(count)]
     with progress_bar("drawing", count * steps) as advance:
-        studio = Studio(model, SamplingOptions(steps=steps), advance)
-        drawn = studio.draw(texts, range(seed, seed + count), [lora.path], gate=False)
+        studio = ImageGenerator(model, SamplingOptions(steps=steps), advance)
+        drawn = studio.generate(texts, range(seed, seed + count), [lora.path], gate=False)
     return drawn.latents, texts
 
 
-def _table(lora: "LoraFile", found: "Probed") -> Table:
+def _table(lora: "LoraFile", found: "AblationResult") -> Table:
     title = f"{lora.path.name}: changes predictions by {found.effect:.2%}"
     table = Table("block", title=title, title_justify="left")
     for column in ("layers", "norm", "alone", "switched off"):
@@ -157,7 +157,7 @@ def _table(lora: "LoraFile", found: "Probed") -> Table:
     return table
 
 
-def _write_page(page: Path, lora: "LoraFile", found: "Probed", by: str) -> None:
+def _write_page(page: Path, lora: "LoraFile", found: "AblationResult", by: str) -> None:
     """Write the bar chart and its figures.
 
     Raises:

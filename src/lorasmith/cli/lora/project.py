@@ -62,7 +62,7 @@ def project(
 
     target = out.expanduser()
     if target.exists():
-        raise OutputError(f"{target} exists already and is not written over; choose another --out")
+        raise OutputError(f"{target} already exists and is not overwritten; choose another --out")
     lora = load_lora_file(file.expanduser())
     facts = gate_of_file(lora)
     words, other = tag or facts.tag, facts.class_word if class_word is None else class_word

@@ -14,9 +14,9 @@ import torch
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-SMALLEST = 3
+MIN_IMAGES = 3
 """Pictures that a jackknife needs in either set."""
-FID_FROM = 2000
+FID_MIN_IMAGES = 2000
 """FID is computed for sets of more pictures than this."""
 _Z = 1.959963984540054
 """97.5th percentile of the normal distribution."""
@@ -82,7 +82,7 @@ def fid(real: torch.Tensor, drawn: torch.Tensor) -> float | None:
         None unless both sets have more than ``FID_FROM`` pictures: below, its bias is larger than
         the differences that one wants to see.
     """
-    if min(len(real), len(drawn)) <= FID_FROM:
+    if min(len(real), len(drawn)) <= FID_MIN_IMAGES:
         return None
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -102,7 +102,7 @@ class _GivenFeatures(torch.nn.Identity):
 
 
 def _estimate(real: torch.Tensor, drawn: torch.Tensor, kernel: Kernel) -> Estimate | None:
-    if min(len(real), len(drawn)) < SMALLEST:
+    if min(len(real), len(drawn)) < MIN_IMAGES:
         return None
     x, y = real.double(), drawn.double()
     value, deviation = squared_mmd(kernel(x, x), kernel(y, y), kernel(x, y))

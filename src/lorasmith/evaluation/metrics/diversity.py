@@ -23,11 +23,11 @@ from lorasmith.data.reading.row import Row
 from lorasmith.models.image_encoder import ImageTower, embed_pictures, load_image_tower
 
 REFERENCE = Path(__file__).with_name("diversity_reference.json")
-SIDE = 64
+IMAGE_SIDE = 64
 """Side of the pictures that the tower is shown."""
-SMALLEST = 4
+MIN_IMAGES = 4
 """Smaller sets say nothing."""
-LARGEST = 24
+MAX_REFERENCE_IMAGES = 24
 """Sets above are judged as if they were this large: the spread of random sets has nearly gone, and
 the percentile would come too near to their mean."""
 _SAMPLE = 192
@@ -35,10 +35,10 @@ _SAMPLE = 192
 
 
 @dataclass(frozen=True)
-class Variety:
+class Diversity:
     """How different the pictures of a set are."""
 
-    pictures: int
+    images: int
     """How many were compared."""
     distance: float
     """Mean cosine distance of all pairs: 0 for copies, about 1 for unrelated pictures."""
@@ -46,28 +46,28 @@ class Variety:
     """The 5th percentile of varied sets of this size."""
 
     @property
-    def alike(self) -> bool:
+    def is_uniform(self) -> bool:
         """Whether the set is less varied than nearly all random ones."""
         return self.distance < self.threshold
 
 
-def variety_of(rows: Sequence[Row], background: tuple[int, int, int]) -> Variety | None:
+def measure_diversity(rows: Sequence[Row], background: tuple[int, int, int]) -> Diversity | None:
     """Measure pictures with the embedded image tower; None for fewer than ``SMALLEST``.
 
     Args:
         rows: pictures that can be decoded.
         background: colour under transparent ones.
     """
-    if len(rows) < SMALLEST:
+    if len(rows) < MIN_IMAGES:
         return None
     stride = -(-len(rows) // _SAMPLE)
     chosen = rows[::stride]
-    pictures = to_signed(load_squares(chosen, SIDE, background=background))
-    distance = mean_distance(embed_pictures(_tower(), pictures))
-    return Variety(len(chosen), distance, threshold(len(chosen)))
+    pictures = to_signed(load_squares(chosen, IMAGE_SIDE, background=background))
+    distance = mean_cosine_distance(embed_pictures(_tower(), pictures))
+    return Diversity(len(chosen), distance, diversity_threshold(len(chosen)))
 
 
-def mean_distance(embeddings: torch.Tensor) -> float:
+def mean_cosine_distance(embeddings: torch.Tensor) -> float:
     """Return the mean cosine distance of all pairs of unit vectors ``[N, D]``, N at least 2.
 
     The squared length of their sum holds every pair's product twice, and N ones.
@@ -78,9 +78,9 @@ def mean_distance(embeddings: torch.Tensor) -> float:
     return 1.0 - (float(total @ total) - count) / pairs
 
 
-def threshold(count: int) -> float:
+def diversity_threshold(count: int) -> float:
     """Return the distance below which a set of ``count`` pictures is all alike."""
-    return _thresholds()[min(count, LARGEST)]
+    return _thresholds()[min(count, MAX_REFERENCE_IMAGES)]
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ def pooled_psnr(pictures: torch.Tensor, others: torch.Tensor) -> float:
     return float(10.0 * torch.log10(4.0 / error.clamp_min(1e-10)))
 
 
-def ranks(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+def retrieval_ranks(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Return how many candidates are nearer to query i than its own candidate i, int64 ``[N]``.
 
     Args:
@@ -36,6 +36,6 @@ def ranks(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     return ((similarity > own) & ~same).sum(dim=1)
 
 
-def top_k(rank: torch.Tensor, k: int) -> float:
+def top_k_accuracy(rank: torch.Tensor, k: int) -> float:
     """Return the share of ranks below ``k``."""
     return float((rank < k).float().mean())

@@ -19,7 +19,7 @@ FEATURES = 2048
 Kernel = tuple[int, int]
 
 
-class Layer(NamedTuple):
+class ConvSpec(NamedTuple):
     """One convolution of a branch."""
 
     name: str
@@ -29,17 +29,17 @@ class Layer(NamedTuple):
     padded: bool = True
 
 
-class Branch(NamedTuple):
+class BranchSpec(NamedTuple):
     """Layers one after the other, then some that stand side by side."""
 
-    chain: tuple[Layer, ...]
-    ends: tuple[Layer, ...] = ()
+    chain: tuple[ConvSpec, ...]
+    ends: tuple[ConvSpec, ...] = ()
 
 
 class ConvBlock(nn.Module):
     """Convolution, batch normalisation, ReLU."""
 
-    def __init__(self, before: int, layer: Layer) -> None:
+    def __init__(self, before: int, layer: ConvSpec) -> None:
         super().__init__()
         height, width = layer.kernel
         padding = (height // 2, width // 2) if layer.padded else (0, 0)
@@ -51,11 +51,11 @@ class ConvBlock(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class Mixed(nn.Module):
+class InceptionBlock(nn.Module):
     """Branches side by side, and a pool: joined along the channels."""
 
     def __init__(
-        self, before: int, branches: Sequence[Branch], pooled: int = 0, largest: bool = False
+        self, before: int, branches: Sequence[BranchSpec], pooled: int = 0, largest: bool = False
     ) -> None:
         """Make a block.
 
@@ -76,7 +76,7 @@ class Mixed(nn.Module):
             for layer in ends:
                 self.add_module(layer.name, ConvBlock(width, layer))
         if pooled:
-            self.branch_pool = ConvBlock(before, Layer("branch_pool", pooled))
+            self.branch_pool = ConvBlock(before, ConvSpec("branch_pool", pooled))
         last = [layer for chain, ends in branches for layer in ends or chain[-1:]]
         self.width = sum(layer.width for layer in last) + (pooled or before)
 
@@ -101,7 +101,7 @@ class Mixed(nn.Module):
         return made
 
 
-class InceptionFeatures(nn.Module):
+class InceptionV3(nn.Module):
     """The network up to its last pool."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class InceptionFeatures(nn.Module):
             self.add_module(layer.name, ConvBlock(width, layer))
             width = layer.width
         for name, branches, pooled in _BLOCKS:
-            block = Mixed(width, branches, pooled, largest=name == "Mixed_7c")
+            block = InceptionBlock(width, branches, pooled, largest=name == "Mixed_7c")
             self.add_module(name, block)
             width = block.width
 
@@ -130,98 +130,98 @@ class InceptionFeatures(nn.Module):
 _THREE, _FIVE, _ROW, _COLUMN = (3, 3), (5, 5), (1, 7), (7, 1)
 
 
-def _a(pooled: int) -> tuple[tuple[Branch, ...], int]:
+def _a(pooled: int) -> tuple[tuple[BranchSpec, ...], int]:
     """Fig. 5 of the paper: 1x1, 5x5 and two 3x3."""
     branches = (
-        Branch((Layer("branch1x1", 64),)),
-        Branch((Layer("branch5x5_1", 48), Layer("branch5x5_2", 64, _FIVE))),
-        Branch(
+        BranchSpec((ConvSpec("branch1x1", 64),)),
+        BranchSpec((ConvSpec("branch5x5_1", 48), ConvSpec("branch5x5_2", 64, _FIVE))),
+        BranchSpec(
             (
-                Layer("branch3x3dbl_1", 64),
-                Layer("branch3x3dbl_2", 96, _THREE),
-                Layer("branch3x3dbl_3", 96, _THREE),
+                ConvSpec("branch3x3dbl_1", 64),
+                ConvSpec("branch3x3dbl_2", 96, _THREE),
+                ConvSpec("branch3x3dbl_3", 96, _THREE),
             )
         ),
     )
     return branches, pooled
 
 
-def _c(width: int) -> tuple[tuple[Branch, ...], int]:
+def _c(width: int) -> tuple[tuple[BranchSpec, ...], int]:
     """Fig. 6: 7x7 taken apart into rows and columns."""
     branches = (
-        Branch((Layer("branch1x1", 192),)),
-        Branch(
+        BranchSpec((ConvSpec("branch1x1", 192),)),
+        BranchSpec(
             (
-                Layer("branch7x7_1", width),
-                Layer("branch7x7_2", width, _ROW),
-                Layer("branch7x7_3", 192, _COLUMN),
+                ConvSpec("branch7x7_1", width),
+                ConvSpec("branch7x7_2", width, _ROW),
+                ConvSpec("branch7x7_3", 192, _COLUMN),
             )
         ),
-        Branch(
+        BranchSpec(
             (
-                Layer("branch7x7dbl_1", width),
-                Layer("branch7x7dbl_2", width, _COLUMN),
-                Layer("branch7x7dbl_3", width, _ROW),
-                Layer("branch7x7dbl_4", width, _COLUMN),
-                Layer("branch7x7dbl_5", 192, _ROW),
+                ConvSpec("branch7x7dbl_1", width),
+                ConvSpec("branch7x7dbl_2", width, _COLUMN),
+                ConvSpec("branch7x7dbl_3", width, _ROW),
+                ConvSpec("branch7x7dbl_4", width, _COLUMN),
+                ConvSpec("branch7x7dbl_5", 192, _ROW),
             )
         ),
     )
     return branches, 192
 
 
-def _e() -> tuple[tuple[Branch, ...], int]:
+def _e() -> tuple[tuple[BranchSpec, ...], int]:
     """Fig. 7: 3x3 that end side by side in a row and a column."""
 
-    def ends(name: str) -> tuple[Layer, Layer]:
-        return Layer(f"{name}a", 384, (1, 3)), Layer(f"{name}b", 384, (3, 1))
+    def ends(name: str) -> tuple[ConvSpec, ConvSpec]:
+        return ConvSpec(f"{name}a", 384, (1, 3)), ConvSpec(f"{name}b", 384, (3, 1))
 
     branches = (
-        Branch((Layer("branch1x1", 320),)),
-        Branch((Layer("branch3x3_1", 384),), ends("branch3x3_2")),
-        Branch(
-            (Layer("branch3x3dbl_1", 448), Layer("branch3x3dbl_2", 384, _THREE)),
+        BranchSpec((ConvSpec("branch1x1", 320),)),
+        BranchSpec((ConvSpec("branch3x3_1", 384),), ends("branch3x3_2")),
+        BranchSpec(
+            (ConvSpec("branch3x3dbl_1", 448), ConvSpec("branch3x3dbl_2", 384, _THREE)),
             ends("branch3x3dbl_3"),
         ),
     )
     return branches, 192
 
 
-def _halving(name: str, width: int) -> Layer:
-    return Layer(name, width, _THREE, stride=2, padded=False)
+def _halving(name: str, width: int) -> ConvSpec:
+    return ConvSpec(name, width, _THREE, stride=2, padded=False)
 
 
 _HALVE_6 = (
-    Branch((_halving("branch3x3", 384),)),
-    Branch(
+    BranchSpec((_halving("branch3x3", 384),)),
+    BranchSpec(
         (
-            Layer("branch3x3dbl_1", 64),
-            Layer("branch3x3dbl_2", 96, _THREE),
+            ConvSpec("branch3x3dbl_1", 64),
+            ConvSpec("branch3x3dbl_2", 96, _THREE),
             _halving("branch3x3dbl_3", 96),
         )
     ),
 )
 _HALVE_7 = (
-    Branch((Layer("branch3x3_1", 192), _halving("branch3x3_2", 320))),
-    Branch(
+    BranchSpec((ConvSpec("branch3x3_1", 192), _halving("branch3x3_2", 320))),
+    BranchSpec(
         (
-            Layer("branch7x7x3_1", 192),
-            Layer("branch7x7x3_2", 192, _ROW),
-            Layer("branch7x7x3_3", 192, _COLUMN),
+            ConvSpec("branch7x7x3_1", 192),
+            ConvSpec("branch7x7x3_2", 192, _ROW),
+            ConvSpec("branch7x7x3_3", 192, _COLUMN),
             _halving("branch7x7x3_4", 192),
         )
     ),
 )
 _STEM = (
     _halving("Conv2d_1a_3x3", 32),
-    Layer("Conv2d_2a_3x3", 32, _THREE, padded=False),
-    Layer("Conv2d_2b_3x3", 64, _THREE),
-    Layer("Conv2d_3b_1x1", 80),
-    Layer("Conv2d_4a_3x3", 192, _THREE, padded=False),
+    ConvSpec("Conv2d_2a_3x3", 32, _THREE, padded=False),
+    ConvSpec("Conv2d_2b_3x3", 64, _THREE),
+    ConvSpec("Conv2d_3b_1x1", 80),
+    ConvSpec("Conv2d_4a_3x3", 192, _THREE, padded=False),
 )
 _POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
 """Layers with a maximum pool behind them."""
-_BLOCKS: tuple[tuple[str, tuple[Branch, ...], int], ...] = (
+_BLOCKS: tuple[tuple[str, tuple[BranchSpec, ...], int], ...] = (
     ("Mixed_5b", *_a(32)),
     ("Mixed_5c", *_a(64)),
     ("Mixed_5d", *_a(64)),

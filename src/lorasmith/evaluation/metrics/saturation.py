@@ -9,7 +9,7 @@ from PIL import Image
 _DARK, _LIGHT = 0.2, 0.8
 
 
-class Colour(NamedTuple):
+class ColorStats(NamedTuple):
     """Means over some pictures, each between 0 and 1."""
 
     saturation: float
@@ -18,14 +18,14 @@ class Colour(NamedTuple):
     """Share of the pixels that are nearly black or nearly white in brightness."""
 
 
-def colour_of(pictures: Sequence[Image.Image]) -> Colour:
+def measure_color(pictures: Sequence[Image.Image]) -> ColorStats:
     """Measure RGB pictures. At least one."""
-    measured = [_colour_of(picture) for picture in pictures]
+    measured = [_measure_image(picture) for picture in pictures]
     saturation, two_tone = np.mean(measured, axis=0).tolist()
-    return Colour(saturation, two_tone)
+    return ColorStats(saturation, two_tone)
 
 
-def _colour_of(picture: Image.Image) -> tuple[float, float]:
+def _measure_image(picture: Image.Image) -> tuple[float, float]:
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255.0
     saturation = pixels.max(axis=-1) - pixels.min(axis=-1)
     brightness = pixels.mean(axis=-1)

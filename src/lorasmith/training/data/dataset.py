@@ -23,7 +23,7 @@ from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import without_tag
 from lorasmith.models.family import family_of
 from lorasmith.models.load import quiet
-from lorasmith.runs.paths import keep_outside
+from lorasmith.runs.paths import check_outside_dataset
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.caption_lengths import chunks_of
 from lorasmith.training.data.captions import LiveWords, Words, fixed_tokens, fixed_words
@@ -214,7 +214,7 @@ def _cache_root(data: TrainData) -> Path | None:
     if not data.cache:
         return None
     root = data.cache_dir or cache_folder()
-    keep_outside(root, data, "data.cache_dir")
+    check_outside_dataset(root, data, "data.cache_dir")
     return root
 
 

@@ -11,7 +11,7 @@ from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, Outp
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.features import Featured, between_features
-from lorasmith.evaluation.features_check import dropout_findings, tag_findings
+from lorasmith.evaluation.features_check import check_caption_dropout, check_tags
 from lorasmith.loops.checkpoint import checkpoints
 from lorasmith.models.load import load_tokenizer, resolve_model
 from lorasmith.reports.features_page import write_overview
@@ -41,11 +41,11 @@ def train_features(run: FeaturesRun, resume: str | None = None) -> list[Path]:
         LorasmithError: as from `lorasmith.training.trainer.train`.
         KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
     """
-    paths = FeaturesPaths.of(run)
+    paths = FeaturesPaths.from_config(run)
     if resume is None:
-        paths.claim(one.data for one in run.runs())
+        paths.check_can_create(one.data for one in run.runs())
     else:
-        paths.claim_again()
+        paths.check_can_resume()
         _require_mode(run, paths)
     chosen = [choose_rows(one.data) for one in run.runs()]
     check_apart(run, chosen)
@@ -53,7 +53,7 @@ def train_features(run: FeaturesRun, resume: str | None = None) -> list[Path]:
         _train_joint(run, paths, chosen, resume)
     else:
         _train_staged(run, paths, chosen, resume)
-    return [feature.lora for feature in paths.features]
+    return [feature.lora for feature in paths.loras]
 
 
 def _require_mode(run: FeaturesRun, paths: FeaturesPaths) -> None:
@@ -62,11 +62,11 @@ def _require_mode(run: FeaturesRun, paths: FeaturesPaths) -> None:
     Raises:
         ConfigError: the mode differs, or the saved settings cannot be read.
     """
-    before = load_settings(FeaturesRun, paths.own.settings).train.mode
+    before = load_settings(FeaturesRun, paths.main.settings).train.mode
     if before != run.train.mode:
         raise ConfigError(
             f"train.mode: this run was started with {before!r} and cannot go on with "
-            f"{run.train.mode!r}; go on with {paths.own.how_to_resume}"
+            f"{run.train.mode!r}; go on with {paths.main.resume_command}"
         )
 
 
@@ -83,8 +83,8 @@ def check_apart(run: FeaturesRun, chosen: Sequence[ChosenRows]) -> None:
     tokenizer = load_tokenizer(resolve_model(run.model.path))
     found: list[Finding] = [
         *between_features(featured, run.train.mode == "joint"),
-        *tag_findings(tokenizer, [feature.tag for feature in run.feature]),
-        *dropout_findings(run.runs()),
+        *check_tags(tokenizer, [feature.tag for feature in run.feature]),
+        *check_caption_dropout(run.runs()),
     ]
     for finding in found:
         where = f" (first {finding.files[0]})" if finding.files else ""
@@ -102,7 +102,7 @@ def _train_staged(
     """Train the features that are not finished, each on top of those before it."""
     runs, earlier = run.runs(), list[Earlier]()
     first = 0 if resume is None else _first_unfinished(paths)
-    for stage, (one, place) in enumerate(zip(runs, paths.features, strict=True)):
+    for stage, (one, place) in enumerate(zip(runs, paths.loras, strict=True)):
         if stage >= first:
             wanted = _wanted(place, resume if stage == first else None)
             plan = Plan(one, place, chosen[stage], claimed(place, wanted))
@@ -118,10 +118,10 @@ def _train_staged(
 
 def _first_unfinished(paths: FeaturesPaths) -> int:
     """Return the number of the stage to go on with; the last one where all are finished."""
-    for stage, place in enumerate(paths.features):
+    for stage, place in enumerate(paths.loras):
         if not (place.lora.is_file() and place.summary.is_file()):
             return stage
-    return len(paths.features) - 1
+    return len(paths.loras) - 1
 
 
 def _wanted(place: RunPaths, resume: str | None) -> str | None:
@@ -132,9 +132,9 @@ def _wanted(place: RunPaths, resume: str | None) -> str | None:
 def _start(run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session], new: bool) -> None:
     """Put the whole run's settings in place, and one identity into all of its files."""
     if sessions[0].main:
-        paths.begin(dump_toml(run), new)
+        paths.prepare_folder(dump_toml(run), new)
     identity = sessions[0].progress.identity
-    for place in paths.features:
+    for place in paths.loras:
         if run.train.mode == "staged" and place.lora.is_file():
             identity = gate_of_metadata(place.lora, load_metadata(place.lora)).run or identity
             break
@@ -158,14 +158,14 @@ def _write_overview(run: FeaturesRun, paths: FeaturesPaths, session: Session) ->
 def _train_joint(
     run: FeaturesRun, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
 ) -> None:
-    found = checkpoint_of_all(paths.own, resume)
+    found = checkpoint_of_all(paths.main, resume)
     plans = [
         Plan(one, place, rows, part_of(found, place))
-        for one, place, rows in zip(run.runs(), paths.features, chosen, strict=True)
+        for one, place, rows in zip(run.runs(), paths.loras, chosen, strict=True)
     ]
     tags = tuple(feature.tag for feature in run.feature)
-    whole = Whole(paths.own, f"training {len(tags)} features", tags)
-    with prepared(plans, Machine.of(run.train)) as sessions, naming_the_rest(paths.own):
+    whole = Whole(paths.main, f"training {len(tags)} features", tags)
+    with prepared(plans, Machine.of(run.train)) as sessions, naming_the_rest(paths.main):
         _start(run, paths, sessions, found is None)
         train_abreast(sessions, whole)
         _write_overview(run, paths, sessions[0])

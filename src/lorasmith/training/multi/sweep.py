@@ -10,7 +10,7 @@ from lorasmith.reports.advice import last_part
 from lorasmith.reports.sweep_page import write_sweep
 from lorasmith.reports.sweep_results import SweepResult, results_of
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.summary import Summary
+from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
 from lorasmith.training.data.split import ChosenRows, choose_rows
 from lorasmith.training.joint_trainer import Whole, checkpoint_of_all, part_of, train_abreast
@@ -37,11 +37,11 @@ def train_sweep(run: SweepRun, resume: str | None = None) -> list[SweepResult]:
         LorasmithError: as from `lorasmith.training.trainer.train`.
         KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
     """
-    paths = SweepPaths.of(run)
+    paths = SweepPaths.from_config(run)
     if resume is None:
-        paths.claim([run.data])
+        paths.check_can_create([run.data])
     else:
-        paths.claim_again()
+        paths.check_can_resume()
         _require_same(run, paths)
     chosen = choose_rows(run.data)
     first = 0 if resume is None else _first_unfinished(run, paths)
@@ -57,13 +57,13 @@ def _require_same(run: SweepRun, paths: SweepPaths) -> None:
         OutputError: what is there is no sweep.
         ConfigError: it is another one, or its settings cannot be read.
     """
-    if "vary" not in read_toml(paths.own.settings):
-        raise OutputError(f"{paths.own.folder} holds no sweep to go on with; choose another --out")
-    before = load_settings(SweepRun, paths.own.settings)
+    if "vary" not in read_toml(paths.main.settings):
+        raise OutputError(f"{paths.main.folder} holds no sweep to go on with; choose another --out")
+    before = load_settings(SweepRun, paths.main.settings)
     if [_told(group) for group in before.groups()] != [_told(group) for group in run.groups()]:
         raise ConfigError(
             "vary: the sweep was started with other values, or with another --together; go on "
-            f"with {paths.own.how_to_resume}"
+            f"with {paths.main.resume_command}"
         )
 
 
@@ -75,7 +75,9 @@ def _first_unfinished(run: SweepRun, paths: SweepPaths) -> int:
     """Return the number of the group to go on with; how many there are where all are finished."""
     groups = len(paths.groups)
     for number in range(groups):
-        if not all(_finished(place, run.train.steps) for place in paths.of_group(run, number)):
+        if not all(
+            _finished(place, run.train.steps) for place in paths.loras_of_group(run, number)
+        ):
             return number
     return groups
 
@@ -84,7 +86,7 @@ def _finished(place: RunPaths, steps: int) -> bool:
     if place.failure.is_file():
         return True
     there = place.lora.is_file() and place.summary.is_file()
-    return there and Summary.read(place.summary).steps >= steps
+    return there and RunSummary.read(place.summary).steps >= steps
 
 
 def _train_group(
@@ -95,7 +97,7 @@ def _train_group(
     found = checkpoint_of_all(place, resume)
     plans = [
         Plan(variant.run, own, chosen, part_of(found, own))
-        for variant, own in zip(groups[number], paths.of_group(run, number), strict=True)
+        for variant, own in zip(groups[number], paths.loras_of_group(run, number), strict=True)
     ]
     later = [variant.run for group in groups[number + 1 :] for variant in group]
     with (
@@ -103,7 +105,7 @@ def _train_group(
         naming_the_rest(place),
     ):
         if sessions[0].main:
-            paths.begin(dump_toml(run), found is None and number == 0)
+            paths.prepare_folder(dump_toml(run), found is None and number == 0)
         train_abreast(sessions, _whole(groups, place, number))
         _write(run, paths, sessions[0])
 

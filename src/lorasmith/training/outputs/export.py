@@ -12,7 +12,7 @@ from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.tags import tag_frequency
 from lorasmith.models.family import family_of
-from lorasmith.runs.summary import Summary
+from lorasmith.runs.summary import RunSummary
 from lorasmith.training.data.resolution import picture_side
 from lorasmith.training.state import Session, identity_of
 
@@ -64,20 +64,20 @@ def finish(session: Session, ended: str) -> Path:
     return paths.lora
 
 
-def _summary(session: Session, ended: str) -> Summary:
+def _summary(session: Session, ended: str) -> RunSummary:
     data, paths, progress = session.data, session.paths, session.progress
-    return Summary(
+    return RunSummary(
         name=paths.name,
         tag=session.run.data.tag,
         family=family_of(session.model),
-        pictures=data.tagged,
-        held_out=len(data.held_out.rows) if data.held_out else 0,
+        images=data.tagged,
+        validation_images=len(data.held_out.rows) if data.held_out else 0,
         steps=progress.done,
         seconds=round(session.seconds(), 1),
         parameters=sum(parameter.numel() for parameter in session.trainable.parameters()),
         layers=len(session.trainable.adapters),
         best_step=progress.best_step,
-        stopped=ended,
+        stop_reason=ended,
         sha256=load_metadata(paths.lora).get("sshs_model_hash", ""),
         file=paths.lora.name,
         device=_device_name(session.device),

@@ -87,7 +87,7 @@ class Looks:
             return
         progress.best, progress.best_step, progress.waited = measured.loss, progress.done, 0
         if self._session.main:
-            export(self._session, self._session.paths.best)
+            export(self._session, self._session.paths.best_lora)
 
     def _measure(self) -> Measured | None:
         """Measure in the main process, and tell the others."""

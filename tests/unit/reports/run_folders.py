@@ -12,7 +12,7 @@ from lorasmith.config.load import dump_toml
 from lorasmith.config.train_config import TrainRun
 from lorasmith.inference.outputs.save import save_png
 from lorasmith.loops.tracking import Tracker
-from lorasmith.runs.summary import Summary
+from lorasmith.runs.summary import RunSummary
 
 PROMPTS = ("a bell, inkmono style", "a <script>alert('x')</script> & \"owl\", inkmono style")
 
@@ -79,9 +79,9 @@ def write_preview(folder: Path, step: int, black: float, side: int = 32) -> None
         save_png(picture, place / f"{number:04d}.png")
 
 
-def summary_of(folder: Path, steps: int) -> Summary:
-    return Summary(
-        name=folder.name, tag="inkmono", family="sd1", pictures=22, held_out=2, steps=steps,
+def summary_of(folder: Path, steps: int) -> RunSummary:
+    return RunSummary(
+        name=folder.name, tag="inkmono", family="sd1", images=22, validation_images=2, steps=steps,
         seconds=151.2, parameters=1_310_720, layers=128, best_step=steps,
         sha256="0f" * 32, file=f"{folder.name}.safetensors", device="cpu", model="embedded",
     )  # fmt: skip

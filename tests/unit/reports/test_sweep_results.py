@@ -30,8 +30,8 @@ def sweep_of(folder: Path, vary: Mapping[str, Sequence[Any]], **sections: Any) -
 
 def written(folder: Path, run: SweepRun, lowest: Sequence[float | None]) -> SweepPaths:
     """Leave a run's folder for each variant, with its lowest share of the base's loss."""
-    paths = SweepPaths.of(run)
-    for place, share in zip(paths.parts, lowest, strict=True):
+    paths = SweepPaths.from_config(run)
+    for place, share in zip(paths.loras, lowest, strict=True):
         write_run(place.folder, held_out=() if share is None else (1.0, share, share, share + 0.01))
         place.lora.write_bytes(b"")
     return paths
@@ -53,7 +53,7 @@ def test_the_best_comes_first(tmp_path: Path) -> None:
 def test_what_was_given_up_comes_last_and_is_not_compared(tmp_path: Path) -> None:
     run = sweep_of(tmp_path / "tried", {"lora.rank": [2, 4, 8], "train.seed": [0, 1]})
     paths = written(tmp_path, run, [0.9, 0.9, 0.8, 0.8, 0.5, 0.5])
-    for place in paths.parts[4:]:
+    for place in paths.loras[4:]:
         place.failure.write_text("loss is not finite\n")
     results = results_of(run, paths)
     assert [one.name[:5] for one in results] == ["rank4"] * 2 + ["rank2"] * 2 + ["rank8"] * 2
@@ -145,10 +145,10 @@ def test_the_page_stands_by_itself(tmp_path: Path) -> None:
     run = sweep_of(tmp_path / "tried", {"train.seed": range(11)}, data={
         "path": "p", "tag": "<b>ink</b>"
     })  # fmt: skip
-    paths = SweepPaths.of(run)
-    for number, place in enumerate(paths.parts[:-1]):
+    paths = SweepPaths.from_config(run)
+    for number, place in enumerate(paths.loras[:-1]):
         write_run(place.folder, held_out=(1.0, 0.9 - 0.01 * number, 0.8, 0.8), finished=number > 0)
-    paths.parts[0].failure.write_text("loss <i> is not finite\n")
+    paths.loras[0].failure.write_text("loss <i> is not finite\n")
     page = write_sweep_pages(run, paths).read_text()
     assert "<b>ink" not in page
     assert "<i>" not in page

@@ -5,26 +5,26 @@ from pathlib import Path
 import pytest
 
 from lorasmith.core.errors import DataError
-from lorasmith.runs.summary import Summary
+from lorasmith.runs.summary import RunSummary
 
-SUMMARY = Summary(
-    name="ink", tag="inkmono", family="sd1", pictures=22, steps=250, seconds=61.5, parameters=9,
-    best_step=200, stopped="Ctrl-C",
+SUMMARY = RunSummary(
+    name="ink", tag="inkmono", family="sd1", images=22, steps=250, seconds=61.5, parameters=9,
+    best_step=200, stop_reason="Ctrl-C",
 )  # fmt: skip
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     for summary in (SUMMARY, replace(SUMMARY, best_step=None, name='ü"</script>')):
         summary.write(tmp_path / "summary.json")
-        assert Summary.read(tmp_path / "summary.json") == summary
+        assert RunSummary.read(tmp_path / "summary.json") == summary
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"name": "x"}', '{"nmae": "x"}', "\xff"])
 def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"summary\.json: not a run's summary"):
-        Summary.read(path)
+    with pytest.raises(DataError, match=r"summary\.json: not a run summary"):
+        RunSummary.read(path)
 
 
 def test_a_key_that_is_not_known_is_refused(tmp_path: Path) -> None:
@@ -32,4 +32,4 @@ def test_a_key_that_is_not_known_is_refused(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(values | {"speed": 3}))
     with pytest.raises(DataError, match="speed"):
-        Summary.read(tmp_path / "summary.json")
+        RunSummary.read(tmp_path / "summary.json")

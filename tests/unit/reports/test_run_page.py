@@ -17,7 +17,7 @@ from lorasmith.cli import run as command
 from lorasmith.core.errors import ConfigError, DataError, OutputError
 from lorasmith.reports.run_page import write_report
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_folder import data_uri, prompt_of
+from lorasmith.runs.run_folder import image_data_uri, read_prompt
 
 VOID = {"meta", "img", "link", "br"}
 OUTSIDE = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder: Path) -> Page:
-    path = write_report(RunPaths.of(str(folder)))
+    path = write_report(RunPaths.from_name(str(folder)))
     assert path == folder / "report.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -165,27 +165,27 @@ def test_a_cut_off_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 
 def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
-    first = write_report(RunPaths.of(str(folder))).read_text()
-    assert write_report(RunPaths.of(str(folder))).read_text() == first
+    first = write_report(RunPaths.from_name(str(folder))).read_text()
+    assert write_report(RunPaths.from_name(str(folder))).read_text() == first
 
 
 def test_large_pictures_become_small_ones(tmp_path: Path) -> None:
     noise = Image.frombytes("RGB", (1024, 512), os.urandom(1024 * 512 * 3))
     noise.save(tmp_path / "large.png")
-    uri = data_uri(tmp_path / "large.png")
+    uri = image_data_uri(tmp_path / "large.png")
     assert uri.startswith("data:image/webp;base64,")
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as small:
         assert small.size == (448, 224)
     noise.resize((128, 128)).save(tmp_path / "small.png")
-    encoded = base64.b64decode(data_uri(tmp_path / "small.png").partition(",")[2])
+    encoded = base64.b64decode(image_data_uri(tmp_path / "small.png").partition(",")[2])
     assert encoded == (tmp_path / "small.png").read_bytes()
 
 
 def test_prompts_come_from_the_pictures(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
-    assert prompt_of(folder / "previews/step-000000/0001.png") == PROMPTS[1]
+    assert read_prompt(folder / "previews/step-000000/0001.png") == PROMPTS[1]
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    assert prompt_of(tmp_path / "plain.png") == ""
+    assert read_prompt(tmp_path / "plain.png") == ""
 
 
 # --- what can be wrong ----------------------------------------------------------------------------
@@ -193,16 +193,16 @@ def test_prompts_come_from_the_pictures(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a run's folder \(it has no run.toml\)"):
-        write_report(RunPaths.of(str(tmp_path)))
+        write_report(RunPaths.from_name(str(tmp_path)))
     assert not (tmp_path / "report.html").exists()
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
-    paths = RunPaths.of(str(folder))
+    paths = RunPaths.from_name(str(folder))
     picture = folder / "previews/step-000100/0000.png"
     picture.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"step-000100/0000\.png: cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"step-000100/0000\.png: cannot be read as an image"):
         write_report(paths)
     (folder / "summary.json").write_text("{")
     with pytest.raises(DataError, match=r"summary\.json"):
@@ -216,7 +216,7 @@ def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     (folder / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*report\.html"):
-        write_report(RunPaths.of(str(folder)))
+        write_report(RunPaths.from_name(str(folder)))
 
 
 # --- the command ----------------------------------------------------------------------------------
