@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from lorasmith.adapters.nn.trainable import Trainable, inject_targets
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraSettings, TrainSettings
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
@@ -100,7 +100,13 @@ class MadeUp:
     main = True
 
     def __init__(
-        self, name: str, unet: Any, trainable: Trainable, inputs: Inputs, lane: Lane, **train: Any
+        self,
+        name: str,
+        unet: Any,
+        trainable: TrainableLora,
+        inputs: Inputs,
+        lane: Lane,
+        **train: Any,
     ) -> None:
         self.device = unet.device
         self.clock = DeviceClock(self.device)
@@ -118,7 +124,8 @@ class MadeUp:
             order=order, placements=[SimpleNamespace(bucket=bucket)] * batch
         )
         groups = [
-            RateGroup(one.part, one.parameters, one.learning_rate) for one in trainable.groups()
+            RateGroup(one.part, one.parameters, one.learning_rate)
+            for one in trainable.parameter_groups()
         ]
         optimizer, _ = build_optimizer(settings, groups)
         process = process_of(scheduler(name), settings.loss, self.device)
@@ -146,12 +153,12 @@ class MadeUp:
         return figures
 
 
-def adapters(name: str, unet: Any, rank: int, seed: int = 0) -> Trainable:
+def adapters(name: str, unet: Any, rank: int, seed: int = 0) -> TrainableLora:
     """Put adapters on all linear layers of a U-Net's transformers."""
     networks = SimpleNamespace(folder=Path(name), unet=unet, **_towers(name))
     lora = LoraSettings(rank=rank, targets="all-linear")
     rates = TrainSettings(learning_rate=1e-4, text_learning_rate=1e-4)
-    return inject_targets(resolve(networks, lora, rates), lora, seed)
+    return inject_trainable(resolve_targets(networks, lora, rates), lora, seed)
 
 
 def _towers(name: str) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _recipe(name: str, batch: int, options: argparse.Namespace, device: torch.de
 
     unet = make_unet(name, device, torch.bfloat16, options.tiny)
     ours = adapters(name, unet, RANK)
-    paths = [target.place.path for target in ours.targets]
+    paths = [target.ref.path for target in ours.targets]
     ours.detach()
     config = LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=paths)
     unet.add_adapter(config)

@@ -8,8 +8,8 @@ import torch
 
 from lorasmith.adapters.files.lora_file import save_lora_file
 from lorasmith.adapters.files.metadata import Facts, metadata_of
-from lorasmith.adapters.nn.trainable import exported, inject_targets, parts_of
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.nn.trainable import export_layers, inject_trainable, summarize_parts
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraSettings
 from lorasmith.config.train_settings import TrainSettings
 from lorasmith.inference.pipeline import Pipeline
@@ -35,16 +35,23 @@ def make_lora(
     ``told`` are fields of `Facts`: what the file says about itself.
     """
     lora = LoraSettings.model_validate({"rank": 4, "alpha": 2.0, **changes})
-    trainable = inject_targets(resolve(model, lora, RATES), lora, seed=0)
+    trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, seed=0)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for factor in trainable.parameters():
             factor += size * torch.randn(factor.shape, generator=draws)
     predicts = model.scheduler_config.get("prediction_type", "epsilon")
     facts = Facts(
-        "ink", "ink", family_of(model), predicts, parts_of(trainable), 64, {"ink": 1}, "pictures"
+        "ink",
+        "ink",
+        family_of(model),
+        predicts,
+        summarize_parts(trainable),
+        64,
+        {"ink": 1},
+        "pictures",
     )
     metadata = metadata_of(replace(facts, **told))
-    save_lora_file(path, exported(trainable), metadata, torch.float32)
+    save_lora_file(path, export_layers(trainable), metadata, torch.float32)
     trainable.detach()
     return path

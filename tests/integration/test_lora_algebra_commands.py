@@ -13,7 +13,7 @@ import lorasmith
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLayer
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
-from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
 
@@ -33,7 +33,7 @@ def loras(model: Model, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def picture(model: Model, *files: tuple[Path, float]) -> np.ndarray:
-    attached = [attach(model, load_lora_file(path), weight) for path, weight in files]
+    attached = [attach_lora(model, load_lora_file(path), weight) for path, weight in files]
     pipe = Listening(model)
     pipe("a red apple", seed=3, steps=2, guidance=3.0)
     for one in attached:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import LoraLayer, load_lora_file
-from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.tools.info import norm_of
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
@@ -149,7 +149,10 @@ def test_baked_and_unbaked_pictures_agree(
     one = make_lora(model, tmp_path / "one.safetensors", EVERYTHING | {"init": "pissa"}, 0.1)
     two = make_lora(model, tmp_path / "two.safetensors", {"targets": "attention"}, 0.2, seed=2)
     base = picture(model)
-    first, second = attach(model, load_lora_file(one), 0.7), attach(model, load_lora_file(two))
+    first, second = (
+        attach_lora(model, load_lora_file(one), 0.7),
+        attach_lora(model, load_lora_file(two)),
+    )
     expected = picture(model)
     second.detach()
     only_first = picture(model)
@@ -178,7 +181,7 @@ def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{out}: 1 LoRA merged into unet" in capsys.readouterr().out.replace("\n", "")
     # Only what the model's index names is copied.
     assert not (out / "image_tower").exists()
-    attached = attach(model, load_lora_file(file), 0.5)
+    attached = attach_lora(model, load_lora_file(file), 0.5)
     np.testing.assert_allclose(picture(opened(out)), picture(model), atol=1e-3)
     attached.detach()
 
@@ -260,8 +263,8 @@ def test_targets_as_json_agree_with_the_model(
     request: pytest.FixtureRequest, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lora_making import RATES
-    from lorasmith.adapters.nn.trainable import inject_targets
-    from lorasmith.adapters.targeting.targets import resolve
+    from lorasmith.adapters.nn.trainable import inject_trainable
+    from lorasmith.adapters.targeting.targets import resolve_targets
     from lorasmith.config.lora import LoraSettings
 
     folder = request.getfixturevalue(FAMILIES[family])
@@ -270,10 +273,10 @@ def test_targets_as_json_agree_with_the_model(
     tree = json.loads(capsys.readouterr().out)
 
     model, lora = opened(folder), LoraSettings(rank=3, targets=targets)
-    trainable = inject_targets(resolve(model, lora, RATES), lora, 0)
+    trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     assert [one["name"] for one in tree["modules"]] == list(trainable.adapters)
     assert tree["total"]["lora"] == sum(p.numel() for p in trainable.parameters())
-    places = [target.place for target in trainable.targets]
+    places = [target.ref for target in trainable.targets]
     weights = sum(place.layer.weight.numel() for place in places)
     trainable.detach()
     whole = sum(p.numel() for one in (model.unet, *model.text_encoders) for p in one.parameters())

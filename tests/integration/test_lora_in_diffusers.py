@@ -9,7 +9,7 @@ import torch
 
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
-from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.models.load import EMBEDDED, Model, load_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
@@ -19,7 +19,7 @@ STEPS = 4
 
 def our_picture(model: Model, path: Path | None) -> np.ndarray:
     pipe = Listening(model)
-    attached = attach(model, load_lora_file(path)) if path else None
+    attached = attach_lora(model, load_lora_file(path)) if path else None
     pipe("a red apple", seed=3, negative="blurry", steps=STEPS, guidance=4.0)
     if attached:
         attached.detach()

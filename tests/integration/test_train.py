@@ -124,7 +124,7 @@ def test_diffusers_draws_the_same_picture(tiny_model: Path, pictures: Path, tmp_
     from diffusers import StableDiffusionPipeline
 
     from lorasmith.adapters.files.lora_file import load_lora_file
-    from lorasmith.adapters.nn.inject import attach
+    from lorasmith.adapters.nn.inject import attach_lora
     from lorasmith.models.load import load_model
 
     rate = ("--set", "train.learning_rate=0.05")
@@ -132,7 +132,7 @@ def test_diffusers_draws_the_same_picture(tiny_model: Path, pictures: Path, tmp_
     theirs = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
     theirs.load_lora_weights(tmp_path / "ink.safetensors")
     ours = load_model(tiny_model)
-    attach(ours, load_lora_file(tmp_path / "ink.safetensors"), 1.0)
+    attach_lora(ours, load_lora_file(tmp_path / "ink.safetensors"), 1.0)
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 16)
     with torch.no_grad():
         torch.testing.assert_close(

@@ -14,8 +14,8 @@ from lora_making import Listening, make_lora
 from lorasmith.adapters.files.compatibility import fit
 from lorasmith.adapters.files.layer_kinds import DoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
-from lorasmith.adapters.naming.layer_names import places_of
-from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.naming.layer_names import find_layer_refs
+from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.load import Model, load_model
 
@@ -38,7 +38,7 @@ def opened(folder: Path) -> Model:
 
 def our_picture(model: Model, path: Path) -> np.ndarray:
     pipe = Listening(model)
-    attached = attach(model, load_lora_file(path))
+    attached = attach_lora(model, load_lora_file(path))
     pipe("a red apple", seed=3, negative="blurry", steps=STEPS, guidance=4.0)
     attached.detach()
     return pipe.decoded[0].permute(1, 2, 0).numpy()
@@ -173,7 +173,7 @@ def test_a_dora_goes_to_diffusers_and_back(tiny_model: Path, tmp_path: Path) -> 
     kohya = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention+conv"}, 0.1)
     file = load_lora_file(kohya)
     torch.manual_seed(1)
-    places = places_of(model)
+    places = find_layer_refs(model)
     layers = {
         name: DoraLayer(
             layer,
@@ -212,7 +212,7 @@ def test_files_of_peft_and_for_peft(tiny_model: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     model = opened(tiny_model)
     path = tmp_path / "peft" / "adapter_model.safetensors"
-    attached = attach(model, load_lora_file(path))
+    attached = attach_lora(model, load_lora_file(path))
     assert len(attached) == sum(key.endswith("lora_A.weight") for key in load_file(path))
     with torch.no_grad():
         wanted, ours = theirs(*inputs).sample, model.unet(*inputs).sample

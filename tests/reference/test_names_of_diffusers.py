@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lorasmith.adapters.files.lora_file import LoraLayer
-from lorasmith.adapters.naming.layer_names import layers_of, unet_name
-from lorasmith.adapters.naming.module_names import Module, module_of_dotted, module_of_kohya
+from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
+from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
 from lorasmith.models.family import FAMILIES, Family
 from true_size import networks
 
@@ -47,18 +47,18 @@ def unet_of(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_module_maps_and_maps_back(name: str) -> None:
     family, attention, everything = COUNTS[name]
-    paths = [path for path in layers_of(unet_of(name)) if not path.startswith(OUTSIDE)]
+    paths = [path for path in find_adaptable_layers(unet_of(name)) if not path.startswith(OUTSIDE)]
     assert sum(".attentions." in f".{path}" for path in paths) == attention
     assert len(paths) == everything
     names = set()
     for path in paths:
-        module = Module("unet", path)
-        kohya = module.kohya(family)
+        module = LayerPath("unet", path)
+        kohya = module.kohya_name(family)
         names.add(kohya)
-        assert module_of_kohya(kohya) == module
-        assert module_of_kohya(unet_name(path)) == module, "diffusers' order of blocks"
-        assert module_of_dotted(module.dotted) == module
-        assert module_of_dotted(path) == module
+        assert parse_kohya_name(kohya) == module
+        assert parse_kohya_name(kohya_unet_name(path)) == module, "diffusers' order of blocks"
+        assert parse_dotted_name(module.diffusers_name) == module
+        assert parse_dotted_name(path) == module
     assert len(names) == everything
     sgm = family != "sd1"
     started = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
@@ -71,16 +71,16 @@ def test_every_module_of_the_text_encoders(tower: str, count: int, family: Famil
     if family == "sd1" and tower == "text_encoder_2":
         return
     encoder = getattr(networks("sdxl"), tower)
-    paths = [path for path in layers_of(encoder) if "encoder.layers." in path]
+    paths = [path for path in find_adaptable_layers(encoder) if "encoder.layers." in path]
     assert len(paths) == count
     prefix = {"sd1": "lora_te_", "sdxl": "lora_te1_" if tower == "text_encoder" else "lora_te2_"}
     for path in paths:
-        module = Module(tower, path.removeprefix("text_model."))
-        kohya = module.kohya(family)
+        module = LayerPath(tower, path.removeprefix("text_model."))
+        kohya = module.kohya_name(family)
         assert kohya.startswith(f"{prefix[family]}text_model_encoder_layers_")
-        assert module_of_kohya(kohya) == module
-        assert module.dotted.startswith(f"{tower}.text_model.encoder.layers.")
-        assert module_of_dotted(module.dotted) == module
+        assert parse_kohya_name(kohya) == module
+        assert module.diffusers_name.startswith(f"{tower}.text_model.encoder.layers.")
+        assert parse_dotted_name(module.diffusers_name) == module
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -94,11 +94,11 @@ def test_diffusers_reads_kohyas_names_as_the_modules_that_we_mean(name: str) -> 
 
     family = COUNTS[name][0]
     unet = unet_of(name)
-    paths = [path for path in layers_of(unet) if not path.startswith(OUTSIDE)]
+    paths = [path for path in find_adaptable_layers(unet) if not path.startswith(OUTSIDE)]
     empty = torch.empty(0, device="meta")
     layer = LoraLayer(empty, empty, 1.0)
     state = {
-        f"{Module('unet', path).kohya(family)}.{suffix}": tensor
+        f"{LayerPath('unet', path).kohya_name(family)}.{suffix}": tensor
         for path in paths
         for suffix, tensor in layer.tensors().items()
     }

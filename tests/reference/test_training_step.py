@@ -108,18 +108,18 @@ class Theirs:
         }  # fmt: skip
         targets = session.trainable.targets
         for part, module in network.items():
-            paths = [one.place.path for one in targets if one.place.part == part]
+            paths = [one.ref.path for one in targets if one.ref.part == part]
             if module is None:
                 assert not paths
                 continue
             module.add_adapter(LoraConfig(r=3, lora_alpha=1.5, target_modules=paths))
         layers = {}
         for one in targets:
-            layer = network[one.place.part].get_submodule(one.place.path)
-            adapter = session.trainable.adapters[one.place.name]
+            layer = network[one.ref.part].get_submodule(one.ref.path)
+            adapter = session.trainable.adapters[one.ref.name]
             layer.lora_A["default"].weight.data.copy_(adapter.down)
             layer.lora_B["default"].weight.data.copy_(adapter.up)
-            layers[one.place.name] = layer
+            layers[one.ref.name] = layer
         return layers
 
     def read(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -19,10 +19,10 @@ import torch
 
 from lorasmith.adapters.files.compatibility import Fit, fit
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.adapters.naming.layer_names import UNET, Place
-from lorasmith.adapters.nn.inject import put_in
+from lorasmith.adapters.naming.layer_names import UNET, LayerRef
+from lorasmith.adapters.nn.inject import inject_adapters
 from lorasmith.adapters.nn.lora import Adapter
-from lorasmith.adapters.targeting.selectors import KINDS, TEXT
+from lorasmith.adapters.targeting.selectors import LAYER_KINDS, TEXT
 from lorasmith.core.errors import WeightsError
 from lorasmith.evaluation.predictions import FixedNoisePredictor
 
@@ -107,7 +107,7 @@ class BlockAblation:
             return answer
 
         base = ask()
-        attached = put_in(self._found.places, self._found.adapters)
+        attached = inject_adapters(self._found.places, self._found.adapters)
         try:
             full = ask()
             whole = _square(full - base)
@@ -127,7 +127,7 @@ class BlockAblation:
         return AblationResult(whole / _square(base), tuple(blocks))
 
 
-def block_name(place: Place, by: BlockGrouping) -> str:
+def block_name(place: LayerRef, by: BlockGrouping) -> str:
     """Return the block that a layer counts to."""
     if place.part != UNET:
         return TEXT
@@ -137,7 +137,7 @@ def block_name(place: Place, by: BlockGrouping) -> str:
         found = (
             kind
             for kind in _PLAIN_KINDS
-            if any(fnmatchcase(f".{place.path}", pattern) for pattern in KINDS[kind])
+            if any(fnmatchcase(f".{place.path}", pattern) for pattern in LAYER_KINDS[kind])
         )
         return next(found, "projections" if ".attentions." in place.path else _OUTSIDE)
     side, _, rest = place.path.partition(".")
@@ -151,12 +151,12 @@ def block_name(place: Place, by: BlockGrouping) -> str:
 def _asked_without(adapters: Sequence[Adapter], ask: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Return the predictions with some adapters off."""
     for adapter in adapters:
-        adapter.weight = 0.0
+        adapter.strength = 0.0
     try:
         return ask()
     finally:
         for adapter in adapters:
-            adapter.weight = 1.0
+            adapter.strength = 1.0
 
 
 def _square(tensor: torch.Tensor) -> float:

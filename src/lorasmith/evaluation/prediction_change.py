@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.adapters.files.lora_file import load_lora_file
-from lorasmith.adapters.nn.inject import Attached, attach
+from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
 from lorasmith.evaluation.base_model import pil_to_tensor
 from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept
 from lorasmith.evaluation.image_generator import ImageGenerator
@@ -114,10 +114,10 @@ def leak_from_changes(
 @contextmanager
 def _at_work(model: "Model", files: Sequence[Path]) -> Iterator[None]:
     """Attach LoRAs while the block runs, at full weight and with open gates."""
-    attached: list[Attached] = []
+    attached: list[AttachedLora] = []
     try:
         for file in files:
-            attached.append(attach(model, load_lora_file(file)))  # noqa: PERF401 (detach what got in)
+            attached.append(attach_lora(model, load_lora_file(file)))  # noqa: PERF401 (detach what got in)
         yield
     finally:
         for one in reversed(attached):

@@ -28,7 +28,7 @@ from lorasmith.models.latents import decode_latents
 from lorasmith.models.load import Model, load_model
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.nn.inject import Attached
+    from lorasmith.adapters.nn.inject import AttachedLora
     from lorasmith.inference.loras.library import Library
     from lorasmith.inference.loras.router import Switch, Switchboard, Texts
     from lorasmith.inference.safety import Judge
@@ -272,7 +272,7 @@ class Pipeline:
             self._library.clear()
 
     @contextmanager
-    def holding(self, attached: "Attached", gate: bool = True) -> Iterator[None]:
+    def holding(self, attached: "AttachedLora", gate: bool = True) -> Iterator[None]:
         """Draw with adapters that somebody else put into the model, under their gate.
 
         Without this, adapters that are in the model are at work as their gate stands. Afterwards
@@ -284,7 +284,7 @@ class Pipeline:
         """
         from lorasmith.inference.loras.router import Switch
 
-        switch = Switch(LoraMention(attached.facts.tag), attached, "trainer", gate)
+        switch = Switch(LoraMention(attached.gate_metadata.tag), attached, "trainer", gate)
         self._held.append(switch)
         try:
             yield
@@ -386,7 +386,7 @@ class Pipeline:
             attached = self._attach(files[lora.name], lora)
             mentioned.append(Switch(lora, attached, "prompt"))
 
-    def _attach(self, path: Path, mention: LoraMention) -> "Attached":
+    def _attach(self, path: Path, mention: LoraMention) -> "AttachedLora":
         from lorasmith.inference.loras.attach import attach_mention
 
         return attach_mention(self.model, path, mention, self.strict)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.adapters.targeting.qkv_groups import sharing
+from lorasmith.adapters.targeting.qkv_groups import iter_qkv_groups
 from lorasmith.ops import triton_support
 from lorasmith.ops.streams import run_concurrently
 
@@ -131,7 +131,7 @@ def _alone(network: nn.Module) -> Iterator[list[nn.Linear]]:
 
 def _attentions(network: nn.Module) -> Iterator[list[nn.Linear]]:
     """Yield q, k and v of each attention, which together are large where one is not."""
-    for layers in sharing(network):
+    for layers in iter_qkv_groups(network):
         bases = [getattr(one, "base", one) for one in layers]
         if len(bases) > _OF_TEXT and all(type(one) is nn.Linear for one in bases):
             yield cast("list[nn.Linear]", bases)

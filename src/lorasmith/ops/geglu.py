@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapted
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.ops.fused_lora import (
     FusedLinearArgs,
     add_group_matmul,
@@ -53,7 +53,9 @@ def _classes() -> tuple[Any, Any]:
 
         def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             """Return h * gelu(g)."""
-            work = self.proj.work_for(hidden_states) if isinstance(self.proj, Adapted) else None
+            work = (
+                self.proj.fused_args(hidden_states) if isinstance(self.proj, LoraWrapper) else None
+            )
             if work is not None:
                 return lora_geglu(hidden_states, work)
             return geglu(self.proj(hidden_states))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_metadata
+from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
 from lorasmith.config.features import load_run
 from lorasmith.config.train_config import SUFFIX, TrainRun
 from lorasmith.core.errors import DataError, WeightsError
@@ -29,7 +29,7 @@ MOST_PICTURES = 64
 class EvalTarget:
     """One tag among what a user named."""
 
-    gate: GateFacts
+    gate: GateMetadata
     """The tag, and what its files say about their gate."""
     files: Sequence[Path]
     """Its LoRAs; the first is the run's result."""
@@ -113,7 +113,7 @@ def find_targets(targets: Sequence[Path]) -> list[EvalTarget]:
 
 
 def _of_file(file: Path) -> EvalTarget:
-    facts = gate_of_metadata(file, load_metadata(file))
+    facts = parse_gate(file, load_metadata(file))
     if not facts.tag:
         raise WeightsError(
             f"{file}: it does not say which tag calls it, so that nothing can be measured; name a "
@@ -145,7 +145,7 @@ def _of_run(folder: Path) -> list[EvalTarget]:
         files = _files(paths)
         if not files:
             raise DataError(f"{folder}: the run has not left a LoRA of {run.data.tag!r} yet")
-        facts = gate_of_metadata(files[0], load_metadata(files[0]))
+        facts = parse_gate(files[0], load_metadata(files[0]))
         found.append(EvalTarget(facts, files, run))
     return found
 
@@ -170,4 +170,4 @@ def _files(paths: RunPaths) -> list[Path]:
 
 def step_of(file: Path) -> int | None:
     """Return after how many steps of training a LoRA file was written, if it says so."""
-    return gate_of_metadata(file, load_metadata(file)).step
+    return parse_gate(file, load_metadata(file)).step

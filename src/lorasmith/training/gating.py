@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.adapters.gating.gate import Gate
-from lorasmith.adapters.gating.gate_metadata import GateFacts
-from lorasmith.adapters.gating.trigger_tokens import end_places, has_tag, tag_places
+from lorasmith.adapters.gating.gate_metadata import GateMetadata
+from lorasmith.adapters.gating.trigger_tokens import has_tag, mark_end_tokens, mark_tag_tokens
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.captions import Marker
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
 
-def by_token(facts: GateFacts) -> bool:
+def by_token(facts: GateMetadata) -> bool:
     """Tell whether a gate chooses among tokens."""
     return facts.kind in ("token", "token+end")
 
@@ -40,7 +40,7 @@ OPEN = Gating()
 
 
 def gating_of(
-    model: "Model", own: GateFacts, earlier: Sequence[GateFacts], plain: bool = False
+    model: "Model", own: GateMetadata, earlier: Sequence[GateMetadata], plain: bool = False
 ) -> Gating:
     """Return what a feature's batches shall say.
 
@@ -55,7 +55,7 @@ def gating_of(
     def mark(ids: torch.Tensor) -> torch.Tensor:
         return torch.stack([places_of(model, one, ids) for one in every], dim=1)
 
-    def called(one: GateFacts) -> Callable[[str], bool]:
+    def called(one: GateMetadata) -> Callable[[str], bool]:
         return lambda caption: one.kind == "none" or has_tag(model.main_tokenizer, one.tag, caption)
 
     chooses = any(by_token(one) for one in every)
@@ -67,17 +67,17 @@ def gating_of(
     )
 
 
-def places_of(model: "Model", facts: GateFacts, ids: torch.Tensor) -> torch.Tensor:
+def places_of(model: "Model", facts: GateMetadata, ids: torch.Tensor) -> torch.Tensor:
     """Return the tokens that a LoRA may write to, bool ``[B, L]``, for token ids ``[B, L]``.
 
     The end counts only where the tag is in the text: without it nothing is written.
     """
     if not by_token(facts):
         return torch.ones_like(ids, dtype=torch.bool)
-    places = tag_places(model.main_tokenizer, facts.tag, ids)
+    places = mark_tag_tokens(model.main_tokenizer, facts.tag, ids)
     if facts.kind == "token":
         return places
-    return places | (end_places(model.main_tokenizer, ids) & places.any(dim=1, keepdim=True))
+    return places | (mark_end_tokens(model.main_tokenizer, ids) & places.any(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Lane:
     def rest(self) -> None:
         """Leave the model with this feature alone at work, for every picture."""
         for gate in (*self.others, *(gate for gate, _ in self.earlier)):
-            gate.shut_all()
+            gate.close()
         self.own.open()
 
 
@@ -110,7 +110,7 @@ def set_gates(shares: Sequence[tuple[Lane, Batch]], base: bool = False) -> None:
     """
     for lane, _ in shares:
         for gate in lane.others:
-            gate.shut_all()
+            gate.close()
     whole, first = sum(len(batch.numbers) for _, batch in shares), 0
     for lane, batch in shares:
         own = range(first, first + len(batch.numbers))
@@ -122,7 +122,7 @@ def set_gates(shares: Sequence[tuple[Lane, Batch]], base: bool = False) -> None:
 
 def _set_own(lane: Lane, batch: Batch, own: range, whole: int, base: bool) -> None:
     if base:
-        lane.own.shut_all()
+        lane.own.close()
         return
     tokens, rows = None, [k in own for k in range(whole)]
     if lane.by_token and batch.task == "learn":
@@ -132,7 +132,7 @@ def _set_own(lane: Lane, batch: Batch, own: range, whole: int, base: bool) -> No
             tokens[own.start : own.stop] = places
         if batch.called is not None:  # layers that read no text are at work as pictures say
             rows[own.start : own.stop] = batch.called
-    lane.own.let_through(rows, batch.clean.device, tokens)
+    lane.own.set_rows(rows, batch.clean.device, tokens)
 
 
 def _set_earlier(lane: Lane, batch: Batch) -> None:
@@ -140,10 +140,10 @@ def _set_earlier(lane: Lane, batch: Batch) -> None:
     theirs = batch.task == "keep_earlier"
     for number, (gate, chooses) in enumerate(lane.earlier):
         if theirs and number != batch.earlier:
-            gate.shut_all()
+            gate.close()
             continue
         rows = [True] * len(batch.numbers) if theirs else batch.named[number]
         tokens = None
         if chooses and batch.places is not None:
             tokens = batch.places[:, 0 if theirs else 1 + number]
-        gate.let_through(rows, batch.clean.device, tokens)
+        gate.set_rows(rows, batch.clean.device, tokens)

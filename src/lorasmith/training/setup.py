@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.naming.layer_names import UNET
-from lorasmith.adapters.nn.inject import Attached, attach
-from lorasmith.adapters.nn.trainable import Trainable, inject_targets
-from lorasmith.adapters.targeting.targets import Target, resolve
+from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
+from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.load import dump_toml
 from lorasmith.config.train_config import TrainRun, TrainSettings
 from lorasmith.core.device import dtype_of, pick_device
@@ -169,25 +169,27 @@ def _begin(plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
             session.paths.prepare_folder(dump_toml(plan.run), plan.found is None, f"{record}\n")
 
 
-def _reads_live(targets: Sequence[Sequence[Target]], earlier: Sequence[Earlier]) -> bool:
+def _reads_live(targets: Sequence[Sequence[LayerTarget]], earlier: Sequence[Earlier]) -> bool:
     """Tell whether text encoders run in the step: adapters in them are trained, or have a gate."""
-    trained = any(target.place.part != UNET for own in targets for target in own)
+    trained = any(target.ref.part != UNET for own in targets for target in own)
     return trained or any(one.in_text for one in earlier)
 
 
-def _targets(run: TrainRun, model: Model, called: Callable[[TrainRun], str] | None) -> list[Target]:
+def _targets(
+    run: TrainRun, model: Model, called: Callable[[TrainRun], str] | None
+) -> list[LayerTarget]:
     """Return a feature's layers; of several features, an error says whose they are."""
     try:
         buckets_of(model, run.data)
-        return resolve(model, run.lora, run.train)
+        return resolve_targets(model, run.lora, run.train)
     except ConfigError as error:
         if called is None:
             raise
         raise ConfigError(f"{called(run)}: {error}") from error
 
 
-def _facts(run: TrainRun) -> GateFacts:
-    return GateFacts(run.lora.gate, run.data.tag, run.data.class_word)
+def _facts(run: TrainRun) -> GateMetadata:
+    return GateMetadata(run.lora.gate, run.data.tag, run.data.class_word)
 
 
 def _dataset(
@@ -226,19 +228,19 @@ def _kept_sets(
 def _injected(
     model: Model,
     plans: Sequence[Plan],
-    targets: Sequence[Sequence[Target]],
+    targets: Sequence[Sequence[LayerTarget]],
     earlier: Sequence[Earlier],
-) -> Iterator[tuple[list[Trainable], list[Lane]]]:
+) -> Iterator[tuple[list[TrainableLora], list[Lane]]]:
     """Put adapters into the model while the block runs, those of earlier features first."""
-    frozen: list[Attached] = []
-    trainables: list[Trainable] = []
+    frozen: list[AttachedLora] = []
+    trainables: list[TrainableLora] = []
     try:
         for one in earlier:
-            frozen.append(attach(model, one.file))  # noqa: PERF401 (detach what got in)
+            frozen.append(attach_lora(model, one.file))  # noqa: PERF401 (detach what got in)
         for plan, own in zip(plans, targets, strict=True):
             run = plan.run
-            trainables.append(inject_targets(own, run.lora, run.train.seed, _facts(run)))
-        before = [(one.gate, by_token(one.facts)) for one in frozen]
+            trainables.append(inject_trainable(own, run.lora, run.train.seed, _facts(run)))
+        before = [(one.gate, by_token(one.gate_metadata)) for one in frozen]
         gates = [one.attached.gate for one in trainables]
         lanes = [
             Lane(own, by_token(_facts(plan.run)), before, [one for one in gates if one is not own])
@@ -290,7 +292,7 @@ def _session(
     machine: Machine,
     model: Model,
     data: TrainingSet,
-    trainable: Trainable,
+    trainable: TrainableLora,
     lane: Lane,
     kept: tuple[TrainingSet, ...],
     earlier: Sequence[Earlier],
@@ -332,13 +334,13 @@ def _session(
     )
 
 
-def _groups(trainable: Trainable, train: TrainSettings) -> list[RateGroup]:
+def _groups(trainable: TrainableLora, train: TrainSettings) -> list[RateGroup]:
     """Return the parameters with their learning rates; LoRA+ raises that of the up-matrices."""
     ratio = {"down": 1.0, "up": train.loraplus_ratio}
     return [
-        RateGroup(_label(group.part, group.kind, train), group.parameters,
-                  group.learning_rate * ratio[group.kind])
-        for group in trainable.groups()
+        RateGroup(_label(group.part, group.factor, train), group.parameters,
+                  group.learning_rate * ratio[group.factor])
+        for group in trainable.parameter_groups()
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import torch
 
-from lorasmith.adapters.nn.trainable import Trainable
+from lorasmith.adapters.nn.trainable import TrainableLora
 from lorasmith.config.train_config import TrainRun
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator, seed_of
@@ -73,7 +73,7 @@ class Session:
     """The model with the adapters in it."""
     data: TrainingSet
     """The pictures."""
-    trainable: Trainable
+    trainable: TrainableLora
     """The adapters."""
     state: Trained
     """Their weights, optimizer and average."""

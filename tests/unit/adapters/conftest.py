@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer
-from lorasmith.adapters.naming.layer_names import places_of
+from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.load import Model, load_model
 
@@ -26,7 +26,7 @@ def make_lora(model: Model) -> MakeLora:
     def make(parts: Iterable[str] = ("_to_",), rank: int = 3, seed: int = 0) -> LoraFile:
         draws = torch.Generator().manual_seed(seed)
         layers = {}
-        for name, place in places_of(model).items():
+        for name, place in find_layer_refs(model).items():
             if any(part in name for part in parts):
                 shape = layer_weight(place.layer).shape
                 down = torch.randn(rank, *shape[1:], generator=draws) * 0.2

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
+from lorasmith.adapters.nn.lora import Factors, LoraLinear
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.ops import fp8
 from lorasmith.ops.fp8 import Fp8Linear, Fp8Patcher, quantize_rows_reference, quantize_weight
 from lorasmith.training.acceleration.factor_cache import FactorCastCache
@@ -68,7 +69,7 @@ def test_small_integers_come_through_exactly(always: None) -> None:
 def test_adapters_are_not_rounded(always: None) -> None:
     """The base's product is near, what the adapter adds is what it was."""
     torch.manual_seed(0)
-    layer = Adapted(nn.Linear(48, 32, dtype=torch.bfloat16).requires_grad_(False))
+    layer = LoraWrapper(nn.Linear(48, 32, dtype=torch.bfloat16).requires_grad_(False))
     factors = Factors(torch.randn(4, 48), torch.zeros(32, 4))
     layer.adapters.append(LoraLinear(factors, 4.0))
     (adapter,) = layer.adapters

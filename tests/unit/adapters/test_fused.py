@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.gating.gate import Gate
-from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear, make_adapter, outputs_of
-from lorasmith.adapters.targeting.qkv_groups import sharing
+from lorasmith.adapters.nn.lora import Factors, LoraLinear, make_adapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper, forward_shared_input
+from lorasmith.adapters.targeting.qkv_groups import iter_qkv_groups
 from lorasmith.ops.fused_lora import (
     FusedLinearArgs,
     StackedFactors,
@@ -19,9 +20,9 @@ CPU = torch.device("cpu")
 IN, OUT = 6, 4
 
 
-def make(dtype: torch.dtype, ranks: tuple[int, ...] = (2,), alpha: float = 3.0) -> Adapted:
+def make(dtype: torch.dtype, ranks: tuple[int, ...] = (2,), alpha: float = 3.0) -> LoraWrapper:
     torch.manual_seed(3)
-    layer = Adapted(nn.Linear(IN, OUT).requires_grad_(False).to(dtype))
+    layer = LoraWrapper(nn.Linear(IN, OUT).requires_grad_(False).to(dtype))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for rank in ranks:
         factors = Factors(torch.randn(rank, IN, dtype=wide), torch.randn(OUT, rank, dtype=wide))
@@ -29,27 +30,27 @@ def make(dtype: torch.dtype, ranks: tuple[int, ...] = (2,), alpha: float = 3.0) 
     return layer
 
 
-def divide(layer: Adapted, rows: int) -> None:
+def divide(layer: LoraWrapper, rows: int) -> None:
     """Give each adapter its equal part of the rows."""
     each = rows // len(layer.adapters)
     for number, one in enumerate(layer.adapters):
         one.gate = Gate()
-        one.gate.let_through([row // each == number for row in range(rows)], CPU)
+        one.gate.set_rows([row // each == number for row in range(rows)], CPU)
 
 
-def plain(x: torch.Tensor, layer: Adapted) -> torch.Tensor:
+def plain(x: torch.Tensor, layer: LoraWrapper) -> torch.Tensor:
     """Part by part, with dense weights."""
     weight, bias = layer.base.weight.to(x.dtype), layer.base.bias.to(x.dtype)
     parts = x.chunk(len(layer.adapters))
     return torch.cat(
         [
-            part @ (weight + one.weight * one.scale * (one.up @ one.down)).to(x.dtype).T + bias
+            part @ (weight + one.strength * one.scale * (one.up @ one.down)).to(x.dtype).T + bias
             for part, one in zip(parts, layer.adapters, strict=True)
         ]
     )
 
 
-def factors(layer: Adapted) -> list[nn.Parameter]:
+def factors(layer: LoraWrapper) -> list[nn.Parameter]:
     return [factor for one in layer.adapters for factor in (one.down, one.up)]
 
 
@@ -64,7 +65,7 @@ def test_output_and_gradients_are_those_of_the_sums(
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     casts = FactorCastCache([[(layer, tuple(layer.adapters))]])
     casts.refresh()
-    assert layer.divided(x)
+    assert layer.is_evenly_divided(x)
     found, wanted = layer(x), plain(x, layer)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
     weight = torch.randn_like(found)
@@ -104,18 +105,18 @@ def test_copies_are_those_of_the_moment_and_are_taken_back() -> None:
     layer = make(torch.bfloat16, alpha=2.0)
     (adapter,) = layer.adapters
     casts = FactorCastCache([[(layer, (adapter,))]])
-    assert layer.stack is None
+    assert layer.fused_factors is None
     casts.refresh()
-    assert layer.stack is not None
-    assert torch.equal(layer.stack.down[0], adapter.down.bfloat16())
+    assert layer.fused_factors is not None
+    assert torch.equal(layer.fused_factors.down[0], adapter.down.bfloat16())
     with torch.no_grad():
         adapter.up.add_(1.0)
-    adapter.weight = 0.5
+    adapter.strength = 0.5
     casts.refresh()
-    assert torch.equal(layer.stack.up[0], (0.5 * adapter.up).bfloat16())
-    assert layer.stack.scales == (0.5,)
+    assert torch.equal(layer.fused_factors.up[0], (0.5 * adapter.up).bfloat16())
+    assert layer.fused_factors.scales == (0.5,)
     casts.clear()
-    assert layer.stack is None
+    assert layer.fused_factors is None
 
 
 def test_copies_are_used_in_training_and_for_whole_parts_only() -> None:
@@ -125,7 +126,7 @@ def test_copies_are_used_in_training_and_for_whole_parts_only() -> None:
     casts = FactorCastCache([[(layer, tuple(layer.adapters))]])
     casts.refresh()
     torch.testing.assert_close(layer(x).float(), plain(x.float(), layer), atol=0.1, rtol=0.05)
-    broken = layer.stack
+    broken = layer.fused_factors
     assert broken is not None
     broken.down.fill_(float("nan"))
     assert layer(x).isnan().all()
@@ -134,15 +135,15 @@ def test_copies_are_used_in_training_and_for_whole_parts_only() -> None:
     layer.eval()
     assert not layer(x).isnan().any()
     layer.train()
-    layer.adapters[0].gate.let_through([True, True, False, False, False, False], CPU)
+    layer.adapters[0].gate.set_rows([True, True, False, False, False, False], CPU)
     assert not layer(x).isnan().any()
     divide(layer, 6)
     other = make(torch.bfloat16).adapters[0]
     layer.adapters.append(other)
     assert not layer(x).isnan().any()  # one more is at work
-    other.gate.shut_all()
+    other.gate.close()
     assert layer(x).isnan().all()
-    layer.adapters[0].gate.let_through([True] * 3 + [False] * 3, CPU, torch.ones(6, 1).bool())
+    layer.adapters[0].gate.set_rows([True] * 3 + [False] * 3, CPU, torch.ones(6, 1).bool())
     assert not layer(x).isnan().any()  # which chooses tokens
 
 
@@ -161,7 +162,7 @@ def test_on_a_gpu_too(ranks: tuple[int, ...]) -> None:
     casts = build_factor_cache(layer, list(layer.adapters))
     assert len(casts) == 1
     casts.refresh()
-    assert layer.divided(x)
+    assert layer.is_evenly_divided(x)
     weight = torch.randn(40, OUT, device="cuda")
     of = [x, *factors(layer)]
     ours = torch.autograd.grad((layer(x).float() * weight).sum(), of)
@@ -209,7 +210,7 @@ class Attention(nn.Module):
         made = (make(torch.float64, one, 2.0 + len(one)) for one in ranks)
         self.to_q, self.to_k, self.to_v = made
 
-    def learners(self) -> list[tuple[Adapted, tuple[LoraLinear, ...]]]:
+    def learners(self) -> list[tuple[LoraWrapper, tuple[LoraLinear, ...]]]:
         return [(one, tuple(one.adapters)) for one in (self.to_q, self.to_k, self.to_v)]
 
 
@@ -224,7 +225,7 @@ def test_layers_that_read_the_same_input(
         divide(layer, 4)
     FactorCastCache([attention.learners()]).refresh()
     x = torch.randn(4, 3, IN, dtype=torch.float64, requires_grad=True)
-    found = outputs_of(x, [layers[one] for one in used])
+    found = forward_shared_input(x, [layers[one] for one in used])
     wanted = [plain(x, layers[one]) for one in used]
     weights = [torch.randn_like(one) for one in wanted]
     for one, other in zip(found, wanted, strict=True):
@@ -247,12 +248,15 @@ def test_layers_that_read_the_same_input(
 def test_layers_with_other_adapters_do_not_share() -> None:
     attention = Attention([(2,), (2,), (2, 2)])
     FactorCastCache([attention.learners()]).refresh()
-    assert all(one.stack is not None and one.stack.shared is None for one in attention.children())
+    assert all(
+        one.fused_factors is not None and one.fused_factors.shared is None
+        for one in attention.children()
+    )
 
 
 def test_layers_of_an_attention_are_found() -> None:
     own, cross = Attention([(2,)] * 3), Attention([(2,)] * 3, cross=True)
-    assert list(sharing(nn.ModuleList([own, cross]))) == [
+    assert list(iter_qkv_groups(nn.ModuleList([own, cross]))) == [
         [own.to_q, own.to_k, own.to_v],
         [cross.to_k, cross.to_v],
     ]

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.gating.gate import Gate
-from lorasmith.adapters.nn.lora import Adapted, Factors, make_adapter
+from lorasmith.adapters.nn.lora import Factors, make_adapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 
 
-def adapted(base: nn.Module, kernel: tuple[int, ...] = ()) -> tuple[Adapted, Gate]:
+def adapted(base: nn.Module, kernel: tuple[int, ...] = ()) -> tuple[LoraWrapper, Gate]:
     down = torch.randn(2, base.weight.shape[1], *kernel)
     up = torch.randn(base.weight.shape[0], 2, *[1] * len(kernel))
-    layer = Adapted(base)
+    layer = LoraWrapper(base)
     adapter = make_adapter(base, Factors(down, up), alpha=2.0).to(base.weight.dtype)
     layer.adapters.append(adapter)
     return layer, adapter.gate
@@ -31,13 +32,13 @@ def test_rows_that_are_not_let_through_are_the_base_s(make, kernel, shape, dtype
     layer, gate = adapted(make().to(dtype), kernel)
     x = torch.randn(shape, dtype=dtype)
     base, full = layer.base(x), layer(x)
-    gate.let_through([True, False, True, False], CPU)
+    gate.set_rows([True, False, True, False], CPU)
     y = layer(x)
     assert torch.equal(y[1::2], base[1::2])
     torch.testing.assert_close(y[0::2], full[0::2])
     assert not torch.equal(y[0::2], base[0::2])
-    gate.let_through([False] * 4, CPU)
-    assert gate.shut
+    gate.set_rows([False] * 4, CPU)
+    assert gate.is_closed
     assert torch.equal(layer(x), base)
     gate.open()
     assert torch.equal(layer(x), full)
@@ -48,7 +49,7 @@ def test_a_shut_row_stays_the_base_s_even_beside_values_that_are_not_finite() ->
     layer, gate = adapted(nn.Linear(6, 5))
     layer.adapters[0].up.fill_(float("inf"))
     x = torch.randn(2, 6)
-    gate.let_through([True, False], CPU)
+    gate.set_rows([True, False], CPU)
     assert torch.equal(layer(x)[1], layer.base(x)[1])
 
 
@@ -59,7 +60,7 @@ def test_tokens_that_are_not_let_through_are_the_base_s() -> None:
     base, full = layer.base(x), layer(x)
     layer.adapters[0].reads_text = True
     tokens = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
-    gate.let_through([True, True, False], CPU, tokens)
+    gate.set_rows([True, True, False], CPU, tokens)
     y = layer(x)
     wanted = tokens & torch.tensor([[True], [True], [False]])
     assert torch.equal(y[~wanted], base[~wanted])
@@ -71,7 +72,7 @@ def test_tokens_are_nothing_to_layers_that_read_no_text() -> None:
     layer, gate = adapted(nn.Linear(6, 5))
     x = torch.randn(2, 9, 6)  # more places than the text has tokens
     base, full = layer.base(x), layer(x)
-    gate.let_through([False, True], CPU, torch.zeros(2, 4, dtype=torch.bool))
+    gate.set_rows([False, True], CPU, torch.zeros(2, 4, dtype=torch.bool))
     assert torch.equal(layer(x)[0], base[0])
     torch.testing.assert_close(layer(x)[1], full[1])
 
@@ -80,7 +81,7 @@ def test_gradients_come_from_the_rows_that_are_let_through() -> None:
     layer, gate = adapted(nn.Linear(6, 5).double())
     factors = list(layer.adapters[0].parameters())
     x = torch.randn(4, 6, dtype=torch.float64)
-    gate.let_through([False, True, True, False], CPU)
+    gate.set_rows([False, True, True, False], CPU)
     got = torch.autograd.grad(layer(x).square().sum(), factors)
     gate.open()
     wanted = torch.autograd.grad(layer(x[1:3]).square().sum(), factors)

@@ -8,15 +8,15 @@ import pytest
 
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.metadata import Facts, metadata_of
-from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_file, gate_of_metadata
-from lorasmith.adapters.nn.inject import attach
-from lorasmith.adapters.nn.trainable import PartFacts
+from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate, read_gate
+from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model
 
 HERE = Path("some.safetensors")
 FACTS = Facts(
-    "curly", "curlyqx", "sd1", "epsilon", {"unet": PartFacts(4, 2.0, 64)}, 128, {}, "pictures",
+    "curly", "curlyqx", "sd1", "epsilon", {"unet": PartSummary(4, 2.0, 64)}, 128, {}, "pictures",
     gate="token+end", class_word="person", run="5f0c", step=400,
 )  # fmt: skip
 
@@ -24,22 +24,22 @@ FACTS = Facts(
 def test_what_training_writes_is_read_again() -> None:
     data = metadata_of(FACTS)
     assert data["modelspec.trigger_phrase"] == "curlyqx"
-    told = GateFacts("token+end", "curlyqx", "person", "5f0c", 400)
-    assert gate_of_metadata(HERE, data) == told
+    told = GateMetadata("token+end", "curlyqx", "person", "5f0c", 400)
+    assert parse_gate(HERE, data) == told
     plain = replace(FACTS, gate="none", class_word="", run="", step=None)
-    assert gate_of_metadata(HERE, metadata_of(plain)) == GateFacts("none", "curlyqx")
+    assert parse_gate(HERE, metadata_of(plain)) == GateMetadata("none", "curlyqx")
 
 
 def test_a_trained_file_is_gated_by_its_tag_unless_it_says_otherwise() -> None:
     plain = Facts("a", "curlyqx", "sd1", "epsilon", FACTS.parts, 128, {}, "pictures")
-    assert gate_of_metadata(HERE, metadata_of(plain)).kind == "prompt"
-    assert gate_of_metadata(HERE, metadata_of(replace(plain, tag=""))) == GateFacts()
+    assert parse_gate(HERE, metadata_of(plain)).kind == "prompt"
+    assert parse_gate(HERE, metadata_of(replace(plain, tag=""))) == GateMetadata()
 
 
 def test_files_of_other_programs_have_no_gate() -> None:
-    assert gate_of_metadata(HERE, {}) == GateFacts("none", "")
-    found = gate_of_metadata(HERE, {"modelspec.trigger_phrase": " sks dog "})
-    assert found == GateFacts("none", "sks dog")
+    assert parse_gate(HERE, {}) == GateMetadata("none", "")
+    found = parse_gate(HERE, {"modelspec.trigger_phrase": " sks dog "})
+    assert found == GateMetadata("none", "sks dog")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_files_of_other_programs_have_no_gate() -> None:
 )
 def test_metadata_that_make_no_sense_are_refused(metadata: dict[str, str], message: str) -> None:
     with pytest.raises(WeightsError, match=message) as caught:
-        gate_of_metadata(HERE, metadata)
+        parse_gate(HERE, metadata)
     assert str(HERE) in str(caught.value)
 
 
@@ -62,9 +62,9 @@ def test_all_layers_of_a_file_share_its_gate(
 ) -> None:
     file = make_lora(["attn", "conv1", "lora_te_"])
     told = {"lorasmith.gate": "token", "lorasmith.tag": "curlyqx"}
-    attached, other = attach(model, replace(file, metadata=told)), attach(model, file)
-    assert attached.facts == gate_of_file(replace(file, metadata=told))
-    assert other.facts == GateFacts()
+    attached, other = attach_lora(model, replace(file, metadata=told)), attach_lora(model, file)
+    assert attached.gate_metadata == read_gate(replace(file, metadata=told))
+    assert other.gate_metadata == GateMetadata()
     assert {id(one.gate) for one in attached.adapters.values()} == {id(attached.gate)}
     assert {id(one.gate) for one in other.adapters.values()} == {id(other.gate)}
     assert attached.gate is not other.gate

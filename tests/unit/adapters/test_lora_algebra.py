@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.adapters.naming.block_weights import PRESETS, VECTORS, parse_block_weights
+from lorasmith.adapters.naming.block_weights import LBW_BLOCKS, PRESETS, parse_block_weights
 from lorasmith.adapters.tools.algebra import (
     cut_all,
     inner_product,
@@ -263,8 +263,8 @@ def test_models_of_different_kinds_have_no_difference(model, tiny_sdxl: Path) ->
 
 def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> None:
     """Two DoRAs each change the base's weights, not each other's result."""
-    from lorasmith.adapters.naming.layer_names import places_of
-    from lorasmith.adapters.nn.inject import attach
+    from lorasmith.adapters.naming.layer_names import find_layer_refs
+    from lorasmith.adapters.nn.inject import attach_lora
     from lorasmith.adapters.nn.lora import layer_weight
     from lorasmith.adapters.tools.fuse import bake
 
@@ -276,35 +276,37 @@ def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> Non
             for name, layer in plain.layers.items()
         }
         files.append(replace(plain, layers=layers))
-    attached = [attach(model, file, weight) for file, weight in zip(files, (1.0, 0.5), strict=True)]
+    attached = [
+        attach_lora(model, file, weight) for file, weight in zip(files, (1.0, 0.5), strict=True)
+    ]
     wanted = {
         name: layer_weight(place.layer)
         + attached[0].adapters[name].delta_weight()
         + 0.5 * attached[1].adapters[name].delta_weight()
-        for name, place in places_of(model).items()
+        for name, place in find_layer_refs(model).items()
         if name in files[0].layers
     }
     for one in attached:
         one.detach()
     bake(model, [Term(files[0]), Term(files[1], 0.5)])
     for name, weight in wanted.items():
-        torch.testing.assert_close(layer_weight(places_of(model)[name].layer), weight)
+        torch.testing.assert_close(layer_weight(find_layer_refs(model)[name].layer), weight)
     assert weights_of(model) is not None
 
 
 # --- weights by block -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", VECTORS)
+@pytest.mark.parametrize("length", LBW_BLOCKS)
 def test_vectors_name_their_blocks(length: int) -> None:
     numbers = [round(0.1 * n, 1) for n in range(length)]
     blocks = parse_block_weights(",".join(map(str, numbers)))
-    chosen = blocks.of_family(is_sdxl=length in (12, 20))
-    assert [chosen.of(block) for block in VECTORS[length]] == numbers
-    assert chosen.of("OUT99") == 0.0, "blocks that are left out count as 0"
-    assert chosen.of("") == 1.0, "layers outside of the blocks keep the plain weight"
+    chosen = blocks.for_family(is_sdxl=length in (12, 20))
+    assert [chosen.weight_of(block) for block in LBW_BLOCKS[length]] == numbers
+    assert chosen.weight_of("OUT99") == 0.0, "blocks that are left out count as 0"
+    assert chosen.weight_of("") == 1.0, "layers outside of the blocks keep the plain weight"
     with pytest.raises(ConfigError, match="a length for the other family"):
-        blocks.of_family(is_sdxl=length in (17, 26))
+        blocks.for_family(is_sdxl=length in (17, 26))
 
 
 def test_presets_are_the_vectors_that_everybody_knows() -> None:
@@ -318,9 +320,11 @@ def test_presets_are_the_vectors_that_everybody_knows() -> None:
     assert set(known) == set(PRESETS)
     for name, vector in known.items():
         preset, plain = parse_block_weights(name), parse_block_weights(vector)
-        for block in VECTORS[26]:
-            assert preset.of_family(False).of(block) == plain.of_family(False).of(block), name
-        assert preset.of_family(True).weights.keys() <= set(VECTORS[12])
+        for block in LBW_BLOCKS[26]:
+            assert preset.for_family(False).weight_of(block) == plain.for_family(False).weight_of(
+                block
+            ), name
+        assert preset.for_family(True).weights.keys() <= set(LBW_BLOCKS[12])
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer, load_lora_file, save_lora_file
 from lorasmith.adapters.files.metadata import Facts, metadata_of
-from lorasmith.adapters.nn.inject import attach
-from lorasmith.adapters.nn.trainable import PartFacts
+from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.load import Model
 
@@ -21,7 +21,7 @@ NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 FACTS = Facts(
     name="ink", tag="inkmono", family="sd1", prediction_type="epsilon",
-    parts={"unet": PartFacts(4, 2.0, 64)}, resolution=128,
+    parts={"unet": PartSummary(4, 2.0, 64)}, resolution=128,
     tag_frequency={"inkmono style": 3, "a cat": 1}, dataset="pictures",
 )  # fmt: skip
 
@@ -200,7 +200,7 @@ def test_diffusers_reads_the_same_lora(
     theirs = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
     base = output_of(theirs.unet)
     theirs.load_lora_weights(path)
-    attach(model, load_lora_file(path), 1.0)
+    attach_lora(model, load_lora_file(path), 1.0)
 
     ours = output_of(model.unet)
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer
-from lorasmith.adapters.naming.layer_names import layers_of, unet_name
-from lorasmith.adapters.nn.inject import attach
-from lorasmith.adapters.nn.lora import Adapted
+from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
+from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.load import Model
 
@@ -42,7 +42,9 @@ def test_detach_restores_the_same_modules_and_the_same_output(
     unet, text = modules_of(model.unet), modules_of(model.text_encoder)
     keys = list(model.unet.state_dict())
 
-    attached = attach(model, make_lora(["_attn", "conv1", "proj_in", "ff_net", "lora_te_"]), 1.0)
+    attached = attach_lora(
+        model, make_lora(["_attn", "conv1", "proj_in", "ff_net", "lora_te_"]), 1.0
+    )
     assert not torch.allclose(unet_output(model), before, atol=1e-4)
     assert not torch.allclose(text_output(model), text_before, atol=1e-4)
     attached.detach()
@@ -57,14 +59,14 @@ def test_detach_restores_the_same_modules_and_the_same_output(
 
 def test_weight_zero_is_bit_identical_and_weight_scales(model: Model, make_lora: MakeLora) -> None:
     before = unet_output(model)
-    attached = attach(model, make_lora(), 0.0)
+    attached = attach_lora(model, make_lora(), 0.0)
     assert torch.equal(unet_output(model), before)
 
-    attached.set_weight(1.0)
+    attached.set_strength(1.0)
     full = unet_output(model)
-    attached.set_weight(0.0)
+    attached.set_strength(0.0)
     assert torch.equal(unet_output(model), before)
-    attached.set_weight(1.0)
+    attached.set_strength(1.0)
     assert torch.equal(unet_output(model), full)
     assert not torch.equal(full, before)
 
@@ -72,9 +74,9 @@ def test_weight_zero_is_bit_identical_and_weight_scales(model: Model, make_lora:
 def test_two_loras_sum_as_their_dense_deltas(model: Model, make_lora: MakeLora) -> None:
     model.unet.double()
     one, two = make_lora(seed=1), make_lora(["attn2", "conv2"], rank=5, seed=2)
-    first, second = attach(model, one, 0.5), attach(model, two, -0.8)
+    first, second = attach_lora(model, one, 0.5), attach_lora(model, two, -0.8)
     both = unet_output_double(model)
-    paths = {unet_name(path): path for path in layers_of(model.unet)}
+    paths = {kohya_unet_name(path): path for path in find_adaptable_layers(model.unet)}
     deltas: dict[str, torch.Tensor] = {}
     for attached, weight in ((first, 0.5), (second, -0.8)):
         for name, adapter in attached.adapters.items():
@@ -98,27 +100,27 @@ def unet_output_double(model: Model) -> torch.Tensor:
 
 
 def test_detaching_one_of_two_leaves_the_other(model: Model, make_lora: MakeLora) -> None:
-    other = attach(model, make_lora(seed=2), 1.0)
+    other = attach_lora(model, make_lora(seed=2), 1.0)
     alone = unet_output(model)
-    first = attach(model, make_lora(seed=1), 1.0)
+    first = attach_lora(model, make_lora(seed=1), 1.0)
     assert not torch.equal(unet_output(model), alone)
     first.detach()
     assert torch.equal(unet_output(model), alone)
     other.detach()
-    assert not any(isinstance(module, Adapted) for module in model.unet.modules())
+    assert not any(isinstance(module, LoraWrapper) for module in model.unet.modules())
 
 
 def test_names_are_found_under_adapters(model: Model, make_lora: MakeLora) -> None:
-    before = list(layers_of(model.unet).items())
-    attach(model, make_lora(), 1.0)
-    assert list(layers_of(model.unet).items()) == before
+    before = list(find_adaptable_layers(model.unet).items())
+    attach_lora(model, make_lora(), 1.0)
+    assert list(find_adaptable_layers(model.unet).items()) == before
 
 
 def test_nothing_matches(model: Model, make_lora: MakeLora) -> None:
     file = make_lora()
     foreign = {f"lora_unet_elsewhere_{n}": layer for n, layer in enumerate(file.layers.values())}
     with pytest.raises(WeightsError, match=f"0 of its {len(foreign)} layers exist in this model"):
-        attach(model, replace(file, layers=foreign), 1.0)
+        attach_lora(model, replace(file, layers=foreign), 1.0)
 
 
 def test_some_are_left_over_and_nothing_is_changed(model: Model, make_lora: MakeLora) -> None:
@@ -127,7 +129,7 @@ def test_some_are_left_over_and_nothing_is_changed(model: Model, make_lora: Make
     total = len(file.layers)
     extra = {**file.layers, "lora_unet_nowhere": LoraLayer(torch.ones(1, 2), torch.ones(2, 1), 1.0)}
     with pytest.raises(WeightsError, match=f"{total} of its {total + 1} .*lora_unet_nowhere"):
-        attach(model, replace(file, layers=extra), 1.0)
+        attach_lora(model, replace(file, layers=extra), 1.0)
     assert modules_of(model.unet) == before
 
 
@@ -138,7 +140,7 @@ def test_sdxl_files_are_recognised(model: Model) -> None:
         Path("xl.safetensors"), {name: layer}, {"ss_base_model_version": "sdxl_base_v1-0"}
     )
     with pytest.raises(WeightsError, match="made for SDXL"):
-        attach(model, file, 1.0)
+        attach_lora(model, file, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_a_file_for_another_base_whose_layers_fit_is_refused(
     before = modules_of(model.unet)
     file = make_lora(["attn1_to_q"])
     with pytest.raises(WeightsError, match=f"its {len(file.layers)} layers exist.*{message}"):
-        attach(model, replace(file, metadata=told), 1.0)
+        attach_lora(model, replace(file, metadata=told), 1.0)
     assert modules_of(model.unet) == before
 
 
@@ -163,7 +165,7 @@ def test_a_file_for_the_same_base_or_of_unknown_origin_fits(
 ) -> None:
     known = {"ss_base_model_version": "sd_v1", "modelspec.prediction_type": "epsilon"}
     for told in (known, {"ss_base_model_version": "mine"}, {"modelspec.prediction_type": "?"}):
-        assert len(attach(model, replace(make_lora(["attn1_to_q"]), metadata=told))) > 0
+        assert len(attach_lora(model, replace(make_lora(["attn1_to_q"]), metadata=told))) > 0
 
 
 def test_what_sd2_predicts_is_told_by_its_version(model: Model, make_lora: MakeLora) -> None:
@@ -171,8 +173,8 @@ def test_what_sd2_predicts_is_told_by_its_version(model: Model, make_lora: MakeL
     model.scheduler_config["prediction_type"] = "v_prediction"
     file = make_lora(["attn1_to_q"])
     with pytest.raises(WeightsError, match="models that predict epsilon"):
-        attach(model, replace(file, metadata={"ss_base_model_version": "sd_v2"}))
-    assert len(attach(model, replace(file, metadata={"ss_base_model_version": "sd_v2_v"}))) > 0
+        attach_lora(model, replace(file, metadata={"ss_base_model_version": "sd_v2"}))
+    assert len(attach_lora(model, replace(file, metadata={"ss_base_model_version": "sd_v2_v"}))) > 0
 
 
 def test_other_widths_are_named(model: Model, make_lora: MakeLora) -> None:
@@ -181,7 +183,7 @@ def test_other_widths_are_named(model: Model, make_lora: MakeLora) -> None:
     name = next(iter(file.layers))
     wide = {**file.layers, name: LoraLayer(torch.ones(2, 320), torch.ones(320, 2), 1.0)}
     with pytest.raises(WeightsError, match=rf"{name}: down \[2, 320\].*do not fit"):
-        attach(model, replace(file, layers=wide), 1.0)
+        attach_lora(model, replace(file, layers=wide), 1.0)
     assert modules_of(model.unet) == before
 
 
@@ -189,12 +191,12 @@ def test_other_widths_are_named(model: Model, make_lora: MakeLora) -> None:
 def test_weights_that_are_no_numbers(model: Model, make_lora: MakeLora, weight: float) -> None:
     before = modules_of(model.unet)
     with pytest.raises(ConfigError, match="not a finite number"):
-        attach(model, make_lora(), weight)
+        attach_lora(model, make_lora(), weight)
     assert modules_of(model.unet) == before
 
 
 def test_a_bf16_model_takes_a_float32_file(model: Model, make_lora: MakeLora) -> None:
     model.to(torch.device("cpu"), torch.bfloat16)
-    attached = attach(model, make_lora(), 1.0)
+    attached = attach_lora(model, make_lora(), 1.0)
     assert all(a.down.dtype == torch.bfloat16 for a in attached.adapters.values())
     assert not any(p.requires_grad for a in attached.adapters.values() for p in a.parameters())

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lorasmith.adapters.nn.init import new_adapter
-from lorasmith.adapters.nn.lora import Adapted, Factors, LowRank, make_adapter
+from lorasmith.adapters.nn.init import init_adapter
+from lorasmith.adapters.nn.lora import Factors, LoraAdapter, make_adapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import WeightsError
 
 LAYERS = {
@@ -19,7 +20,7 @@ LAYERS = {
 }
 
 
-def random_adapter(base: nn.Module, rank: int, alpha: float, seed: int = 0) -> LowRank:
+def random_adapter(base: nn.Module, rank: int, alpha: float, seed: int = 0) -> LoraAdapter:
     draws = torch.Generator().manual_seed(seed)
     weight = base.weight
     down = torch.randn(rank, *weight.shape[1:], generator=draws, dtype=weight.dtype)
@@ -28,8 +29,8 @@ def random_adapter(base: nn.Module, rank: int, alpha: float, seed: int = 0) -> L
     return make_adapter(base, Factors(down, up), alpha)
 
 
-def adapted(base: nn.Module, *adapters: LowRank) -> Adapted:
-    host = Adapted(base)
+def adapted(base: nn.Module, *adapters: LoraAdapter) -> LoraWrapper:
+    host = LoraWrapper(base)
     host.adapters.extend(adapters)
     return host
 
@@ -46,7 +47,7 @@ def test_delta_equals_the_dense_product_in_float64(kind: str) -> None:
     base = build().double()
     x = torch.randn(shape, dtype=torch.float64)
     adapter = random_adapter(base, rank=3, alpha=1.5)
-    adapter.weight = -0.7
+    adapter.strength = -0.7
 
     flat = adapter.up.reshape(7, 3) @ adapter.down.reshape(3, -1)
     dense = -0.7 * (1.5 / 3) * flat.reshape(base.weight.shape)
@@ -77,7 +78,7 @@ def test_delta_for_any_shape_and_rank(
         base = nn.Linear(inputs, outputs).double()
         x = torch.randn(4, inputs, dtype=torch.float64)
     adapter = random_adapter(base, rank, alpha)
-    adapter.weight = weight
+    adapter.strength = weight
 
     expected = with_dense_delta(base, weight * adapter.delta_weight(), x)
 
@@ -94,7 +95,7 @@ def test_weight_zero_is_the_base_bit_for_bit(kind: str, dtype: torch.dtype) -> N
     host = adapted(base, random_adapter(base, 4, 4.0))
     assert not torch.equal(host(x), base(x))
 
-    host.adapters[0].weight = 0.0
+    host.adapters[0].strength = 0.0
 
     assert torch.equal(host(x), base(x))
 
@@ -102,7 +103,7 @@ def test_weight_zero_is_the_base_bit_for_bit(kind: str, dtype: torch.dtype) -> N
 def test_an_adapter_with_nan_is_not_computed_when_off() -> None:
     base = nn.Linear(3, 3)
     bad = make_adapter(base, Factors(torch.full((2, 3), torch.nan), torch.zeros(3, 2)), 1.0)
-    bad.weight = 0.0
+    bad.strength = 0.0
     x = torch.randn(4, 3)
     assert torch.equal(adapted(base, bad)(x), base(x))
 
@@ -110,7 +111,7 @@ def test_an_adapter_with_nan_is_not_computed_when_off() -> None:
 def test_adapters_of_one_layer_add_up() -> None:
     base = nn.Linear(6, 4).double()
     one, two = random_adapter(base, 2, 3.0, seed=1), random_adapter(base, 5, 1.0, seed=2)
-    one.weight, two.weight = 0.5, -2.0
+    one.strength, two.strength = 0.5, -2.0
     x = torch.randn(3, 6, dtype=torch.float64)
 
     delta = 0.5 * one.delta_weight() - 2.0 * two.delta_weight()
@@ -124,7 +125,7 @@ def test_a_new_adapter_changes_nothing_and_is_float32(kind: str, init: str) -> N
     build, shape = LAYERS[kind]
     base = build().bfloat16()
     x = torch.randn(shape).bfloat16()
-    adapter = new_adapter(base, 4, 4.0, init, torch.Generator().manual_seed(0))
+    adapter = init_adapter(base, 4, 4.0, init, torch.Generator().manual_seed(0))
 
     assert torch.equal(adapted(base, adapter)(x), base(x))
     assert adapter.down.dtype == adapter.up.dtype == torch.float32
@@ -134,9 +135,11 @@ def test_a_new_adapter_changes_nothing_and_is_float32(kind: str, init: str) -> N
 
 def test_inits_have_their_spread_and_follow_the_seed() -> None:
     base = nn.Linear(1000, 10)
-    gaussian = new_adapter(base, 8, 8.0, "gaussian", torch.Generator().manual_seed(0)).down.detach()
-    kaiming = new_adapter(base, 8, 8.0, "kaiming", torch.Generator().manual_seed(0)).down.detach()
-    again = new_adapter(base, 8, 8.0, "gaussian", torch.Generator().manual_seed(0)).down.detach()
+    gaussian = init_adapter(
+        base, 8, 8.0, "gaussian", torch.Generator().manual_seed(0)
+    ).down.detach()
+    kaiming = init_adapter(base, 8, 8.0, "kaiming", torch.Generator().manual_seed(0)).down.detach()
+    again = init_adapter(base, 8, 8.0, "gaussian", torch.Generator().manual_seed(0)).down.detach()
 
     assert float(gaussian.std()) == pytest.approx(1 / 8, rel=0.05)
     assert float(kaiming.abs().max()) <= 1000**-0.5
@@ -147,7 +150,7 @@ def test_inits_have_their_spread_and_follow_the_seed() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_reach_float32_factors_over_a_half_base(dtype: torch.dtype) -> None:
     base = nn.Linear(6, 4).to(dtype).requires_grad_(False)
-    adapter = new_adapter(base, 2, 2.0, "gaussian", torch.Generator().manual_seed(0))
+    adapter = init_adapter(base, 2, 2.0, "gaussian", torch.Generator().manual_seed(0))
     y = adapted(base, adapter)(torch.randn(3, 6).to(dtype))
     y.float().square().mean().backward()
 

@@ -4,13 +4,13 @@ import pytest
 from torch import nn
 
 from lorasmith.adapters.naming.layer_names import (
-    layers_of,
-    other_names,
-    places_of,
-    text_name,
-    unet_name,
+    find_adaptable_layers,
+    find_layer_refs,
+    find_name_aliases,
+    kohya_text_name,
+    kohya_unet_name,
 )
-from lorasmith.adapters.naming.module_names import Module, module_of_dotted, module_of_kohya
+from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model
@@ -24,7 +24,7 @@ def sd15() -> nn.Module:
 
 def test_module_counts_of_sd15(sd15: nn.Module) -> None:
     """All layers of the transformers are 192; with resnets and samplers there are 278."""
-    names = [unet_name(path) for path in layers_of(sd15)]
+    names = [kohya_unet_name(path) for path in find_adaptable_layers(sd15)]
     outside = ("conv_in", "conv_out", "time_embedding")
     assert sum("_attentions_" in name for name in names) == 192
     assert sum(not any(part in name for part in outside) for name in names) == 278
@@ -32,7 +32,7 @@ def test_module_counts_of_sd15(sd15: nn.Module) -> None:
 
 
 def test_sd15_names_are_those_of_the_convention(sd15: nn.Module) -> None:
-    names = {unet_name(path) for path in layers_of(sd15)}
+    names = {kohya_unet_name(path) for path in find_adaptable_layers(sd15)}
     block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
     assert {
         f"{block}_attn1_to_q",
@@ -53,20 +53,22 @@ def test_shapes_of_a_sd15_file(sd15: nn.Module) -> None:
 
 
 def test_names_lead_back_to_the_layers(model: Model) -> None:
-    places = places_of(model)
-    roots = {id(model.unet): unet_name, id(model.text_encoder): text_name}
+    places = find_layer_refs(model)
+    roots = {id(model.unet): kohya_unet_name, id(model.text_encoder): kohya_text_name}
     for name, place in places.items():
-        assert roots[id(place.root)](place.path) == name
-        assert place.root.get_submodule(place.path) is place.layer
-    assert len(places) == len(layers_of(model.unet)) + len(layers_of(model.text_encoder))
+        assert roots[id(place.network)](place.path) == name
+        assert place.network.get_submodule(place.path) is place.layer
+    assert len(places) == len(find_adaptable_layers(model.unet)) + len(
+        find_adaptable_layers(model.text_encoder)
+    )
 
 
 def test_text_names_do_not_depend_on_the_library(model: Model) -> None:
     expected = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    assert text_name("encoder.layers.0.self_attn.q_proj") == expected
-    assert text_name("text_model.encoder.layers.0.self_attn.q_proj") == expected
-    assert expected in places_of(model)
-    names = [name for name in places_of(model) if name.startswith("lora_te_")]
+    assert kohya_text_name("encoder.layers.0.self_attn.q_proj") == expected
+    assert kohya_text_name("text_model.encoder.layers.0.self_attn.q_proj") == expected
+    assert expected in find_layer_refs(model)
+    names = [name for name in find_layer_refs(model) if name.startswith("lora_te_")]
     assert len(names) == 2 * 6  # as 72 for the 12 layers of CLIP-L
 
 
@@ -100,12 +102,12 @@ XL_NAMES = {
 
 @pytest.mark.parametrize(("path", "expected"), XL_NAMES.items())
 def test_sdxl_layers_have_sgm_names(path: str, expected: str) -> None:
-    names = {place.path: name for name, place in places_of(networks("sdxl")).items()}
+    names = {place.path: name for name, place in find_layer_refs(networks("sdxl")).items()}
     assert names[path] == f"lora_unet_{expected}"
 
 
 def test_counts_of_names_on_sdxl() -> None:
-    names = list(places_of(networks("sdxl")))
+    names = list(find_layer_refs(networks("sdxl")))
     unet = [n for n in names if n.startswith(("lora_unet_input", "lora_unet_mid", "lora_unet_out"))]
     sgm = [n for n in unet if n not in ("lora_unet_input_blocks_0_0", "lora_unet_out_2")]
     assert len(sgm) == len(set(sgm)) == 788
@@ -118,29 +120,31 @@ def test_counts_of_names_on_sdxl() -> None:
 
 def test_diffusers_names_of_sdxl_are_known_too() -> None:
     model = networks("sdxl")
-    places, other = places_of(model), other_names(model)
+    places, other = find_layer_refs(model), find_name_aliases(model)
     name = "lora_unet_up_blocks_0_attentions_0_transformer_blocks_3_attn2_to_k"
     assert other[name] == "lora_unet_output_blocks_0_1_transformer_blocks_3_attn2_to_k"
     assert set(other.values()) <= places.keys()
-    assert len(other) == len(layers_of(model.unet)) + len(layers_of(model.text_encoder))
+    assert len(other) == len(find_adaptable_layers(model.unet)) + len(
+        find_adaptable_layers(model.text_encoder)
+    )
 
 
 def test_a_first_text_encoder_may_have_a_number_or_none() -> None:
     """diffusers numbers the only encoder of SD 1.x; its own naming has no numbers at all."""
     inner = "text_model_encoder_layers_0_self_attn_q_proj"
-    assert other_names(networks("sdxl"))[f"lora_te_{inner}"] == f"lora_te1_{inner}"
-    assert other_names(networks("sd15"))[f"lora_te1_{inner}"] == f"lora_te_{inner}"
+    assert find_name_aliases(networks("sdxl"))[f"lora_te_{inner}"] == f"lora_te1_{inner}"
+    assert find_name_aliases(networks("sd15"))[f"lora_te1_{inner}"] == f"lora_te_{inner}"
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
 def test_names_lead_to_layers_and_back_without_a_model(name: str) -> None:
     model = networks(name)
-    for kohya, place in places_of(model).items():
-        module = module_of_kohya(kohya)
-        assert module == Module(place.part, place.path.removeprefix("text_model."))
-        assert module.kohya(family_of(model)) == kohya
-        assert module_of_dotted(module.dotted) == module
-        assert module_of_kohya(module.kohya(None)) == module, "diffusers' order is read too"
+    for kohya, place in find_layer_refs(model).items():
+        module = parse_kohya_name(kohya)
+        assert module == LayerPath(place.part, place.path.removeprefix("text_model."))
+        assert module.kohya_name(family_of(model)) == kohya
+        assert parse_dotted_name(module.diffusers_name) == module
+        assert parse_kohya_name(module.kohya_name(None)) == module, "diffusers' order is read too"
 
 
 def test_names_of_blocks_are_those_of_the_tree() -> None:
@@ -151,7 +155,7 @@ def test_names_of_blocks_are_those_of_the_tree() -> None:
         return [node, *(below for child in node.children for below in flat(child))]
 
     for model in ("sd15", "sdxl"):
-        blocks = {place.path: place.block for place in places_of(networks(model)).values()}
+        blocks = {place.path: place.block for place in find_layer_refs(networks(model)).values()}
         for node in flat(unet_tree(networks(model).unet)):
             inside = [b for path, b in blocks.items() if path.startswith(f"{node.path}.")]
             if node.block and inside:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from lorasmith.adapters.files.key_formats import is_foreign
 from lorasmith.adapters.files.layer_kinds import DoraLayer, OtherLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
-from lorasmith.adapters.naming.module_names import module_of_dotted, module_of_kohya
+from lorasmith.adapters.naming.module_names import parse_dotted_name, parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
 Tensors = dict[str, torch.Tensor]
@@ -297,6 +297,6 @@ def test_layers_of_later_families_are_told(name: str) -> None:
 
 def test_names_that_mean_no_layer() -> None:
     for name in ("lora_unet_elsewhere", "lora_te_text_model_encoder_strata_0", "x", "lora_unet_"):
-        assert module_of_kohya(name) is None
+        assert parse_kohya_name(name) is None
     for name in ("transformer.blocks.0.attn.to_q", "x.y", "unet.nowhere", "model.layers.0.fc1"):
-        assert module_of_dotted(name) is None
+        assert parse_dotted_name(name) is None

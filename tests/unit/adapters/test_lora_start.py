@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lorasmith.adapters.files.lora_file import LoraLayer
-from lorasmith.adapters.nn.init import new_adapter, strongest
-from lorasmith.adapters.nn.lora import Adapted, Factors, LowRank, make_adapter
-from lorasmith.adapters.nn.trainable import balanced, export_of
+from lorasmith.adapters.nn.init import init_adapter, randomized_svd
+from lorasmith.adapters.nn.lora import Factors, LoraAdapter, make_adapter
+from lorasmith.adapters.nn.trainable import balance_factors, export_layer
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 
 LAYERS = {
     "linear": (lambda: nn.Linear(10, 14), (2, 3, 10)),
@@ -23,17 +24,19 @@ SUBTRACTED = ["compensated", "pissa"]
 INITS = ["gaussian", "kaiming", *SUBTRACTED]
 
 
-def new(base: nn.Module, init: str, rank: int = 4, alpha: float = 3.0, **more: float) -> LowRank:
-    return new_adapter(base, rank, alpha, init, torch.Generator().manual_seed(0), **more)
+def new(
+    base: nn.Module, init: str, rank: int = 4, alpha: float = 3.0, **more: float
+) -> LoraAdapter:
+    return init_adapter(base, rank, alpha, init, torch.Generator().manual_seed(0), **more)
 
 
-def adapted(base: nn.Module, *adapters: LowRank) -> Adapted:
-    host = Adapted(base)
+def adapted(base: nn.Module, *adapters: LoraAdapter) -> LoraWrapper:
+    host = LoraWrapper(base)
     host.adapters.extend(adapters)
     return host
 
 
-def moved(adapter: LowRank, size: float = 0.05, seed: int = 1) -> LowRank:
+def moved(adapter: LoraAdapter, size: float = 0.05, seed: int = 1) -> LoraAdapter:
     """What some steps of training do: both factors change."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -69,7 +72,7 @@ def test_the_start_is_the_base_and_its_weight_is_untouched(
 
     host = adapted(base, moved(adapter))
     assert not torch.equal(host(x), base(x))
-    adapter.weight = 0.0
+    adapter.strength = 0.0
     assert torch.equal(host(x), base(x))
 
 
@@ -83,7 +86,7 @@ def test_the_output_is_that_of_the_formula(kind: str, init: str) -> None:
     start = product((adapter.down.detach().double(), adapter.up.detach().double()))
     moved(adapter).double()
     base = base.double()
-    adapter.weight = -0.6
+    adapter.strength = -0.6
     delta = (3.0 / 4) * (product((adapter.down, adapter.up)) - start).reshape(base.weight.shape)
 
     x = torch.randn(shape, dtype=torch.float64)
@@ -115,7 +118,7 @@ def test_the_export_is_an_ordinary_lora_for_the_unmodified_base(
     adapter = moved(new(base, init, rank, alpha), seed=seed).double()
     base = base.double()
 
-    layer = export_of(adapter)
+    layer = export_layer(adapter)
     plain = make_adapter(base, Factors(layer.down, layer.up), layer.alpha)
 
     assert len(layer.down) == (2 * rank if init in SUBTRACTED else rank)
@@ -131,7 +134,7 @@ def test_little_is_lost_in_half_precision(init: str, size: float) -> None:
     """The difference of two float16 products would be nothing but rounding here."""
     torch.manual_seed(0)
     adapter = moved(new(nn.Linear(256, 192), init, rank=16), size)
-    layer = export_of(adapter)
+    layer = export_layer(adapter)
     wanted = adapter.delta_weight()
     half = Factors(layer.down.half().float(), layer.up.half().float())
     found = layer.alpha / len(layer.down) * product(half)
@@ -191,7 +194,7 @@ def test_the_strongest_directions_of_a_large_layer() -> None:
     draws = torch.Generator().manual_seed(0)
     matrix = torch.randn(320, 640, generator=draws) / (1 + torch.arange(640))
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = strongest(matrix, 8, draws)
+    found = randomized_svd(matrix, 8, draws)
     torch.testing.assert_close(found[1], s[:8], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         (found[0] * found[1]) @ found[2], (u[:, :8] * s[:8]) @ v[:8], rtol=1e-3, atol=1e-3
@@ -210,7 +213,7 @@ def test_balancing_keeps_the_product() -> None:
     down, up = torch.randn(3, 5, generator=draws), torch.randn(7, 3, generator=draws)
     down[0] *= 1e-5
     up[:, 1] = 0.0
-    even = balanced(Factors(down, up))
+    even = balance_factors(Factors(down, up))
     torch.testing.assert_close(product(even), up @ down)
     for row in (0, 2):
         torch.testing.assert_close(even.down[row].norm(), even.up[:, row].norm())

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from lorasmith.adapters.naming.layer_names import Place, places_of
-from lorasmith.adapters.targeting.selectors import KINDS, pick
-from lorasmith.adapters.targeting.targets import named, resolve
+from lorasmith.adapters.naming.layer_names import LayerRef, find_layer_refs
+from lorasmith.adapters.targeting.selectors import LAYER_KINDS, match_target
+from lorasmith.adapters.targeting.targets import resolve_targets, select_layers
 from lorasmith.config.lora import LoraSettings, PartSettings
 from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import ConfigError
@@ -16,8 +16,8 @@ from true_size import networks
 RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=4e-4)
 
 
-def taken(model: str, target: str) -> list[Place]:
-    return pick(target, list(places_of(networks(model)).values()), "lora.targets")
+def taken(model: str, target: str) -> list[LayerRef]:
+    return match_target(target, list(find_layer_refs(networks(model)).values()), "lora.targets")
 
 
 def paths(model: str, target: str) -> set[str]:
@@ -68,7 +68,7 @@ def test_kinds_are_the_layers_that_their_names_say() -> None:
 def test_joined_words_are_the_union(model: str) -> None:
     assert paths(model, "attention") == paths(model, "cross-attention+self-attention")
     assert paths(model, "all-linear") > paths(model, "attention+ff")
-    for kind in KINDS:
+    for kind in LAYER_KINDS:
         assert paths(model, f"{kind}+conv") == paths(model, kind) | paths(model, "conv")
 
 
@@ -139,12 +139,12 @@ def test_what_fits_nothing_names_what_is_near(target: str, message: str) -> None
 
 
 def test_lists_and_commas() -> None:
-    places = list(places_of(networks("sd15")).values())
-    both = named(("up.1", "attention"), places, "lora.targets")
-    assert both == named("attention, up.1", places, "lora.targets")
+    places = list(find_layer_refs(networks("sd15")).values())
+    both = select_layers(("up.1", "attention"), places, "lora.targets")
+    assert both == select_layers("attention, up.1", places, "lora.targets")
     assert [place.name for place in both] == [p.name for p in places if p in both]
     with pytest.raises(ConfigError, match="'atention'"):
-        named("attention,atention", places, "lora.targets")
+        select_layers("attention,atention", places, "lora.targets")
 
 
 def test_parts_have_numbers_of_their_own() -> None:
@@ -160,8 +160,8 @@ def test_parts_have_numbers_of_their_own() -> None:
         ),
     )
     found = {
-        f"{one.place.part}.{one.place.path}": (one.rank, one.alpha, one.learning_rate, one.part)
-        for one in resolve(networks("sd15"), lora, RATES)
+        f"{one.ref.part}.{one.ref.path}": (one.rank, one.alpha, one.learning_rate, one.part)
+        for one in resolve_targets(networks("sd15"), lora, RATES)
     }
     block = "unet.{}.attentions.0.transformer_blocks.0.{}"
     assert found[block.format("down_blocks.0", "attn1.to_q")] == (8, 4.0, 1e-3, "unet")
@@ -177,7 +177,7 @@ def test_alpha_of_a_part() -> None:
     def of(**numbers: float) -> tuple[int, float]:
         part = PartSettings.model_validate({"targets": "mid", **numbers})
         lora = LoraSettings(rank=8, alpha=4.0, targets=(), parts=(part,))
-        (pair,) = {(one.rank, one.alpha) for one in resolve(networks("sd15"), lora, RATES)}
+        (pair,) = {(one.rank, one.alpha) for one in resolve_targets(networks("sd15"), lora, RATES)}
         return pair
 
     assert of() == (8, 4.0)
@@ -189,12 +189,12 @@ def test_alpha_of_a_part() -> None:
 def test_a_part_that_fits_nothing_is_named() -> None:
     lora = LoraSettings(parts=(PartSettings(targets="mid"), PartSettings(targets="up.7")))
     with pytest.raises(ConfigError, match=r"^lora\.parts\.1\.targets: 'up\.7' fits no layer"):
-        resolve(networks("sd15"), lora, RATES)
+        resolve_targets(networks("sd15"), lora, RATES)
 
 
 def test_a_model_gets_its_own_layers(model: Model) -> None:
-    targets = resolve(model, LoraSettings(targets="attention+text-encoder"), RATES)
+    targets = resolve_targets(model, LoraSettings(targets="attention+text-encoder"), RATES)
     roots = {id(model.unet): "unet", id(model.text_encoder): "text_encoder"}
     for target in targets:
-        assert roots[id(target.place.root)] == target.place.part
-        assert target.place.root.get_submodule(target.place.path) is target.place.layer
+        assert roots[id(target.ref.network)] == target.ref.part
+        assert target.ref.network.get_submodule(target.ref.path) is target.ref.layer

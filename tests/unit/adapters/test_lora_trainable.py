@@ -9,10 +9,16 @@ from torch import nn
 
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.files.metadata import Facts, metadata_of
-from lorasmith.adapters.nn.inject import attach
-from lorasmith.adapters.nn.lora import Adapted
-from lorasmith.adapters.nn.trainable import PartFacts, Trainable, exported, inject_targets, parts_of
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.nn.trainable import (
+    PartSummary,
+    TrainableLora,
+    export_layers,
+    inject_trainable,
+    summarize_parts,
+)
+from lorasmith.adapters.nn.wrapper import LoraWrapper
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraSettings
 from lorasmith.config.train_settings import TrainSettings
 from lorasmith.core.errors import WeightsError
@@ -43,11 +49,11 @@ def settings_of(changes: dict) -> LoraSettings:
     return LoraSettings.model_validate({"rank": 4, "alpha": 3.0, **changes})
 
 
-def injected(model: Model, lora: LoraSettings, seed: int = 0) -> Trainable:
-    return inject_targets(resolve(model, lora, RATES), lora, seed)
+def injected(model: Model, lora: LoraSettings, seed: int = 0) -> TrainableLora:
+    return inject_trainable(resolve_targets(model, lora, RATES), lora, seed)
 
 
-def move(trainable: Trainable) -> None:
+def move(trainable: TrainableLora) -> None:
     draws = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for factor in trainable.parameters():
@@ -82,19 +88,19 @@ def test_shared_checks(models, tmp_path: Path, family: str, changes: dict) -> No
     trainable.train(False)
     changed = prediction(model)
     assert not torch.allclose(changed, base, atol=1e-4), "the adapters change the output"
-    trainable.set_weight(0.0)
+    trainable.set_strength(0.0)
     assert torch.equal(prediction(model), base), "off is the base, bit for bit"
-    trainable.set_weight(1.0)
+    trainable.set_strength(1.0)
     assert torch.equal(prediction(model), changed)
 
     path = tmp_path / "lora.safetensors"
-    save_lora_file(path, exported(trainable), {}, torch.float32)
+    save_lora_file(path, export_layers(trainable), {}, torch.float32)
     trainable.detach()
     assert modules_of(model) == modules, "the same objects are back"
     assert torch.equal(prediction(model), base)
     assert all(torch.equal(v, weights[k]) for k, v in model.unet.state_dict().items())
 
-    attached = attach(model, load_lora_file(path))
+    attached = attach_lora(model, load_lora_file(path))
     torch.testing.assert_close(prediction(model), changed, rtol=1e-4, atol=1e-5)
     attached.detach()
     assert modules_of(model) == modules
@@ -122,8 +128,8 @@ def test_groups_have_the_rates_of_their_parts(models) -> None:
         }
     )
     trainable = injected(models("sd1"), lora)
-    groups = trainable.groups()
-    assert [(g.part, g.kind, g.learning_rate) for g in groups] == [
+    groups = trainable.parameter_groups()
+    assert [(g.part, g.factor, g.learning_rate) for g in groups] == [
         ("unet", "down", 1e-3), ("unet", "up", 1e-3), ("up.1", "down", 1e-3),
         ("up.1", "up", 1e-3), ("mid", "down", 5e-5), ("mid", "up", 5e-5),
         ("text", "down", 4e-4), ("text", "up", 4e-4),
@@ -131,9 +137,9 @@ def test_groups_have_the_rates_of_their_parts(models) -> None:
     grouped = [id(p) for group in groups for p in group.parameters]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in trainable.parameters()}
-    assert trainable.trains_text
+    assert trainable.trains_text_encoder
     ups = {id(one.up) for one in trainable.adapters.values()}
-    assert all({id(p) in ups for p in g.parameters} == {g.kind == "up"} for g in groups)
+    assert all({id(p) in ups for p in g.parameters} == {g.factor == "up"} for g in groups)
 
 
 def test_half_precision_models_train_float32_adapters(models) -> None:
@@ -168,7 +174,7 @@ def test_detaching_twice_and_under_another_lora(models) -> None:
     move(one), move(two)
     one.detach()
     one.detach()
-    assert any(isinstance(module, Adapted) for module in model.unet.modules())
+    assert any(isinstance(module, LoraWrapper) for module in model.unet.modules())
     two.detach()
     assert modules_of(model) == modules
     assert torch.equal(prediction(model), base)
@@ -178,13 +184,13 @@ def test_an_untrained_start_is_not_saved(models, tmp_path: Path) -> None:
     """Its factors are not zero, but their product is."""
     trainable = injected(models("sd1"), settings_of({"init": "compensated"}))
     with pytest.raises(WeightsError, match="layers are zero"):
-        save_lora_file(tmp_path / "x.safetensors", exported(trainable), {})
+        save_lora_file(tmp_path / "x.safetensors", export_layers(trainable), {})
 
 
 def test_rslora_is_exported_as_ordinary_alpha(models) -> None:
     lora = settings_of({"rank": 16, "alpha": 4.0, "rslora": True, "targets": "mid"})
     trainable = injected(models("sd1"), lora)
-    for name, layer in exported(trainable).items():
+    for name, layer in export_layers(trainable).items():
         assert layer.alpha / len(layer.down) == pytest.approx(4.0 / 16**0.5)
         assert trainable.adapters[name].scale == pytest.approx(4.0 / 16**0.5)
 
@@ -194,7 +200,7 @@ def test_all_layers_of_a_file_have_one_alpha(models) -> None:
     parts = ({"targets": "mid", "rank": 2, "alpha": 5.0}, {"targets": "up.1", "alpha": 0.5})
     trainable = injected(models("sd1"), settings_of({"targets": "attention", "parts": parts}))
     move(trainable)
-    layers = exported(trainable)
+    layers = export_layers(trainable)
     assert {layer.alpha for layer in layers.values()} == {3.0}
     assert {len(layer.down) for layer in layers.values()} == {2, 4}
     for name, layer in layers.items():
@@ -211,11 +217,11 @@ def test_metadata_of_parts(models) -> None:
             "parts": ({"targets": "text-encoder", "rank": 2}, {"targets": "mid", "alpha": 1.0}),
         }
     )
-    parts = parts_of(injected(models("sd1"), lora))
+    parts = summarize_parts(injected(models("sd1"), lora))
     assert parts == {
-        "unet": PartFacts(8, 6.0, 15 * 8),
-        "text-encoder": PartFacts(4, 4.0, 12),
-        "mid": PartFacts(8, 2.0, 12),
+        "unet": PartSummary(8, 6.0, 15 * 8),
+        "text-encoder": PartSummary(4, 4.0, 12),
+        "mid": PartSummary(8, 2.0, 12),
     }
     facts = Facts("ink", "inkmono", "sdxl", "epsilon", parts, 1024, {}, "pictures")
     data = metadata_of(facts)
@@ -232,36 +238,36 @@ def test_metadata_of_parts(models) -> None:
 
 
 def test_sdxl_files_with_diffusers_names_are_read(models) -> None:
-    from lorasmith.adapters.naming.layer_names import other_names
+    from lorasmith.adapters.naming.layer_names import find_name_aliases
 
     model = models("sdxl")
     trainable = injected(model, settings_of({"targets": EVERYTHING}))
     move(trainable)
-    layers = exported(trainable)
+    layers = export_layers(trainable)
     changed = prediction(model)
     trainable.detach()
-    back = {own: name for name, own in other_names(model).items()}
+    back = {own: name for name, own in find_name_aliases(model).items()}
     renamed = {back.get(name, name): layer for name, layer in layers.items()}
     assert any(name.startswith("lora_unet_down_blocks_") for name in renamed)
 
-    attached = attach(model, LoraFile(Path("x.safetensors"), renamed, {}))
+    attached = attach_lora(model, LoraFile(Path("x.safetensors"), renamed, {}))
     torch.testing.assert_close(prediction(model), changed, rtol=1e-4, atol=1e-5)
     attached.detach()
 
     name = next(name for name in renamed if name.startswith("lora_unet_down_blocks_"))
-    both = {**renamed, other_names(model)[name]: renamed[name]}
+    both = {**renamed, find_name_aliases(model)[name]: renamed[name]}
     with pytest.raises(WeightsError, match="1 layers are in it under two names"):
-        attach(model, LoraFile(Path("x.safetensors"), both, {}))
+        attach_lora(model, LoraFile(Path("x.safetensors"), both, {}))
 
 
 def test_files_of_other_families_say_so(models) -> None:
     layers = {}
     for family in ("sd1", "sdxl"):
         trainable = injected(models(family), settings_of({"targets": "attention"}))
-        layers[family] = exported(trainable)
+        layers[family] = export_layers(trainable)
     xl = LoraFile(Path("xl.safetensors"), layers["sdxl"], {})
     with pytest.raises(WeightsError, match="made for SDXL: open it with an SDXL model"):
-        attach(models("sd1"), xl)
+        attach_lora(models("sd1"), xl)
     one = LoraFile(Path("one.safetensors"), layers["sd1"], {"ss_base_model_version": "sd_v1"})
     with pytest.raises(WeightsError, match=r"by its metadata it was made for SD 1\.x"):
-        attach(models("sdxl"), one)
+        attach_lora(models("sdxl"), one)

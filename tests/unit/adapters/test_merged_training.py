@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear, make_adapter
+from lorasmith.adapters.nn.lora import Factors, LoraLinear, make_adapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 
 
 def adapted(
     width: int = 24, started: bool = False, dropout: float = 0.0
-) -> tuple[Adapted, LoraLinear]:
+) -> tuple[LoraWrapper, LoraLinear]:
     torch.manual_seed(0)
     base = nn.Linear(width, 16).double().requires_grad_(False)
 
@@ -19,13 +20,13 @@ def adapted(
     start = factors() if started else None
     adapter = make_adapter(base, factors(), 3.0, start, dropout)
     assert isinstance(adapter, LoraLinear)
-    adapter.weight = 0.7
-    layer = Adapted(base)
+    adapter.strength = 0.7
+    layer = LoraWrapper(base)
     layer.adapters.append(adapter)
     return layer, adapter
 
 
-def results(layer: Adapted, adapter: LoraLinear, mode: bool) -> list[torch.Tensor]:
+def results(layer: LoraWrapper, adapter: LoraLinear, mode: bool) -> list[torch.Tensor]:
     adapter.train(mode)
     x = torch.linspace(-1, 1, 2 * 5 * layer.base.in_features).double()
     x = x.reshape(2, 5, -1).requires_grad_()
@@ -48,18 +49,18 @@ def test_only_training_of_small_layers_merges() -> None:
     assert adapter.is_cheaper_merged(weight)
     assert not adapter.is_cheaper_merged(weight.bfloat16())  # the change would be rounded away
     assert not adapter.is_cheaper_merged(torch.zeros(512, 512).double())
-    assert layer.learning_alone() is adapter
-    adapter.gate.let_through([True, False], torch.device("cpu"))
-    assert layer.learning_alone() is None
+    assert layer.sole_trainable_adapter() is adapter
+    adapter.gate.set_rows([True, False], torch.device("cpu"))
+    assert layer.sole_trainable_adapter() is None
     adapter.gate.open()
     with torch.no_grad():
-        assert layer.learning_alone() is None
-    adapter.weight = 0.0
-    assert layer.learning_alone() is None
-    adapter.weight = 1.0
+        assert layer.sole_trainable_adapter() is None
+    adapter.strength = 0.0
+    assert layer.sole_trainable_adapter() is None
+    adapter.strength = 1.0
     adapter.eval()
-    assert layer.learning_alone() is None
-    assert adapted(dropout=0.1)[0].learning_alone() is None
+    assert layer.sole_trainable_adapter() is None
+    assert adapted(dropout=0.1)[0].sole_trainable_adapter() is None
 
 
 def test_a_layer_with_two_adapters_keeps_them_apart() -> None:

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.adapters.gating.trigger_tokens import (
-    end_places,
+    find_tag_spans,
     has_tag,
-    tag_ids,
-    tag_places,
-    tag_spans,
+    mark_end_tokens,
+    mark_tag_tokens,
+    tokenize_tag,
 )
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.text.encode import tokenize
@@ -44,15 +44,15 @@ def test_whether_a_tag_occurs(tag: str, text: str, expected: bool) -> None:
 
 
 def test_a_tag_within_a_word_has_the_tokens_of_the_tag() -> None:
-    whole, tag = tag_ids(TOKENIZER, "qa"), tag_ids(TOKENIZER, "a")
+    whole, tag = tokenize_tag(TOKENIZER, "qa"), tokenize_tag(TOKENIZER, "a")
     assert whole[-len(tag) :] == tag  # this is what makes the test of the word's start necessary
     assert not has_tag(TOKENIZER, "a", "qa")
 
 
 def test_places_are_those_of_every_occurrence() -> None:
     ids = tokenize(TOKENIZER, ["curlyqx person, curlyqx", "a person", "a curlyqx"])
-    size = len(tag_ids(TOKENIZER, "curlyqx"))
-    found = tag_places(TOKENIZER, "curlyqx", ids)
+    size = len(tokenize_tag(TOKENIZER, "curlyqx"))
+    found = mark_tag_tokens(TOKENIZER, "curlyqx", ids)
     assert found.shape == ids.shape
     assert found.sum(dim=1).tolist() == [2 * size, 0, size]
     assert found[0, 1 : 1 + size].all()
@@ -63,22 +63,22 @@ def test_places_are_those_of_every_occurrence() -> None:
 def test_places_and_spans_agree(tag: list[str], text: list[str]) -> None:
     tag_text, whole = " ".join(tag), " ".join(text)
     ids = tokenize(TOKENIZER, [whole], warn=False)
-    spans = tag_spans(TOKENIZER, tag_text, whole)
+    spans = find_tag_spans(TOKENIZER, tag_text, whole)
     behind_start = {place + 1 for span in spans for place in span}
-    found = tag_places(TOKENIZER, tag_text, ids)[0].nonzero().flatten().tolist()
+    found = mark_tag_tokens(TOKENIZER, tag_text, ids)[0].nonzero().flatten().tolist()
     assert set(found) == {place for place in behind_start if place < 76}
     assert has_tag(TOKENIZER, tag_text, f"{whole} {tag_text}")
 
 
 def test_ends_are_where_the_text_ends_in_every_window() -> None:
     ids = tokenize(TOKENIZER, ["cat", "a cat face"])
-    ends = end_places(TOKENIZER, ids)
+    ends = mark_end_tokens(TOKENIZER, ids)
     for row, flags in zip(ids, ends, strict=True):
         first = row.tolist().index(TOKENIZER.eos_token_id)
         assert flags.tolist() == [False] * first + [True] * (77 - first)
-    two = end_places(TOKENIZER, ids.flip(0).reshape(1, 154))
+    two = mark_end_tokens(TOKENIZER, ids.flip(0).reshape(1, 154))
     assert torch.equal(two, ends.flip(0).reshape(1, 154))
-    assert end_places(TOKENIZER, ids[:, :20]).sum(dim=1).tolist() == (
+    assert mark_end_tokens(TOKENIZER, ids[:, :20]).sum(dim=1).tolist() == (
         ends[:, :20].sum(dim=1).tolist()
     )
 

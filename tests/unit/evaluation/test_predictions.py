@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lorasmith.adapters.files.lora_file import load_lora_file
-from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.core.errors import WeightsError
 from lorasmith.evaluation.block_ablation import BlockAblation, block_name
 from lorasmith.evaluation.checkpoint_choice import Candidate, choose_best, measure_candidates
@@ -139,9 +139,9 @@ def test_the_best_file_is_the_lowest_loss_within_the_bound(
 
 
 def test_blocks_are_named_as_targets_are(model: Model) -> None:
-    from lorasmith.adapters.naming.layer_names import places_of
+    from lorasmith.adapters.naming.layer_names import find_layer_refs
 
-    places = places_of(model)
+    places = find_layer_refs(model)
     blocks = {block_name(place, "block") for place in places.values()}
     assert blocks == {
         "down.0", "down.1", "down.2", "down.3", "mid", "up.0", "up.1", "up.2", "up.3",
@@ -165,10 +165,10 @@ def test_a_probe_tells_blocks_apart(model: Model, loras: tuple[Path, Path], tmp_
     assert len(asked) == len(work) == 6
     assert [one.block for one in found.blocks] == ["cross-attention", "self-attention"]
     base = noise.predict(texts).double()
-    attached = attach(model, file)
+    attached = attach_lora(model, file)
     full = noise.predict(texts).double()
     for name, adapter in attached.adapters.items():
-        adapter.weight = 0.0 if "attn2" in name else 1.0
+        adapter.strength = 0.0 if "attn2" in name else 1.0
     without = noise.predict(texts).double()
     attached.detach()
     whole = float((full - base).square().sum())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_making import Listening, make_lora
-from lorasmith.adapters.gating.trigger_tokens import tag_places
+from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.inference.denoise import Guided
 from lorasmith.inference.outputs.save import PARAMETERS
@@ -141,7 +141,7 @@ def test_a_tag_across_the_border_of_two_chunks_wakes_both_gates(
     words = len(pipe.model.tokenizer("curlyqx", add_special_tokens=False)["input_ids"])
     text = "a " * (75 - words) + "curlyqx person"
     ids = passage_ids(pipe.model.tokenizer, plain_passage(text))
-    places = tag_places(pipe.model.tokenizer, "curlyqx person", ids[None])[0]
+    places = mark_tag_tokens(pipe.model.tokenizer, "curlyqx person", ids[None])[0]
     assert len(ids) == 154
     assert places[:77].sum() == words
     assert places[77:].any()

@@ -11,16 +11,16 @@ import torch
 
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
-from lorasmith.adapters.gating.trigger_tokens import end_places, tag_places
-from lorasmith.adapters.nn.inject import attach
-from lorasmith.adapters.targeting.selectors import KINDS, PAIRS
+from lorasmith.adapters.gating.trigger_tokens import mark_end_tokens, mark_tag_tokens
+from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.targeting.selectors import LAYER_KINDS, SDXL_BLOCKS
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.inference.outputs.save import PARAMETERS
 from lorasmith.models.load import load_model
 from lorasmith.models.text.encode import tokenize
 
 SD_TARGETS = (
-    *KINDS, "attention+ff", "all-linear+conv", "text-encoder", "attention+text-encoder",
+    *LAYER_KINDS, "attention+ff", "all-linear+conv", "text-encoder", "attention+text-encoder",
     "down", "mid", "up",
 )  # fmt: skip
 PROMPTS = ("a red apple", "a curlyqx person, smiling", "a red pear", "a curlyqx cat")
@@ -71,7 +71,9 @@ def no_warning() -> Iterator[None]:
         yield
 
 
-CASES = [("sd1", targets) for targets in SD_TARGETS] + [("sdxl", targets) for targets in PAIRS]
+CASES = [("sd1", targets) for targets in SD_TARGETS] + [
+    ("sdxl", targets) for targets in SDXL_BLOCKS
+]
 
 
 @pytest.fixture(scope="session")
@@ -213,9 +215,9 @@ def test_a_token_gate_changes_keys_at_its_tokens_only(
         ungated = first_keys(pipe, PROMPTS, negative=negative, gate=False)
         pipe.unload_lora()
         ids = tokenize(tokenizer, [negative] * 4 + list(PROMPTS))
-        places = tag_places(tokenizer, "curlyqx", ids)
+        places = mark_tag_tokens(tokenizer, "curlyqx", ids)
         if kind == "token+end":
-            places |= end_places(tokenizer, ids) & places.any(dim=1, keepdim=True)
+            places |= mark_end_tokens(tokenizer, ids) & places.any(dim=1, keepdim=True)
         expected = places & ON.repeat(2)[:, None]
         assert expected[4:].any()
         assert torch.equal((keys != base).any(dim=2), expected)
@@ -310,7 +312,7 @@ def test_adapters_of_somebody_else_are_gated_while_they_are_held(
     pipe: Listening, curly: Path
 ) -> None:
     base = drawn(pipe)
-    attached = attach(pipe.model, load_lora_file(curly))
+    attached = attach_lora(pipe.model, load_lora_file(curly))
     try:
         assert changed(drawn(pipe), base).all()  # nobody has told the pipeline
         with pipe.holding(attached), no_warning():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorasmith.adapters.nn.trainable import Trainable, inject_targets
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraSettings, LossSettings, TrainSettings
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
@@ -24,7 +24,7 @@ class Bench:
     """What a training step needs."""
 
     model: Model
-    trainable: Trainable
+    trainable: TrainableLora
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -57,7 +57,9 @@ class Bench:
 def bench(tiny_model: Path) -> Iterator[Bench]:
     model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
     lora = LoraSettings(rank=2)
-    targets = resolve(model, lora, TrainSettings(learning_rate=2e-3, text_learning_rate=1e-3))
-    trainable = inject_targets(targets, lora, seed=0)
+    targets = resolve_targets(
+        model, lora, TrainSettings(learning_rate=2e-3, text_learning_rate=1e-3)
+    )
+    trainable = inject_trainable(targets, lora, seed=0)
     yield Bench(model, trainable)
     trainable.detach()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
+from lorasmith.adapters.nn.lora import Factors, LoraLinear
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.training.acceleration import attention
 from lorasmith.training.acceleration.factor_cache import FactorCastCache
 
@@ -16,7 +17,7 @@ def make(cross: int | None = None, adapted: bool = True, **more: object) -> nn.M
     made = Attention(16, cross, heads=2, dim_head=8, **more).double().requires_grad_(False)
     if adapted:
         for name in ("to_q", "to_k", "to_v"):
-            layer = Adapted(getattr(made, name))
+            layer = LoraWrapper(getattr(made, name))
             inputs = layer.base.in_features
             factors = torch.randn(3, inputs).double(), torch.randn(16, 3).double()
             layer.adapters.append(LoraLinear(Factors(*factors), 3.0))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lorasmith.adapters.gating.gate import Gate
-from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
+from lorasmith.adapters.nn.lora import Factors, LoraLinear
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.ops import geglu
 from lorasmith.ops.fused_lora import op_arguments
 from lorasmith.training.acceleration import feed_forward
@@ -80,7 +81,7 @@ class Gated(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = GEGLU(12, size).to(dtype).requires_grad_(False)
-        self.layer.proj = Adapted(self.layer.proj)
+        self.layer.proj = LoraWrapper(self.layer.proj)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         for rank in ranks:
             factors = torch.randn(rank, 12, dtype=wide), torch.randn(2 * size, rank, dtype=wide)
@@ -91,12 +92,12 @@ class Gated(torch.nn.Module):
         return self.layer(x)
 
 
-def divide(layer: Adapted, rows: int) -> None:
+def divide(layer: LoraWrapper, rows: int) -> None:
     """Give each adapter its equal part of the rows."""
     for number, one in enumerate(layer.adapters):
         one.gate = Gate()
         own = [row * len(layer.adapters) // rows == number for row in range(rows)]
-        one.gate.let_through(own, layer.weight.device)
+        one.gate.set_rows(own, layer.weight.device)
 
 
 def compare(network: Gated, x: torch.Tensor, atol: float, rtol: float) -> None:
@@ -129,8 +130,8 @@ class Whole(torch.nn.Module):
         torch.manual_seed(0)
         self.layer = FeedForward(12, inner_dim=size, activation_fn="geglu")
         self.layer.to(dtype).requires_grad_(False)
-        self.layer.net[0].proj = Adapted(self.layer.net[0].proj)
-        self.layer.net[2] = Adapted(self.layer.net[2])
+        self.layer.net[0].proj = LoraWrapper(self.layer.net[0].proj)
+        self.layer.net[2] = LoraWrapper(self.layer.net[2])
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         for more, one in enumerate(self.adapted()):
             for rank in ranks:
@@ -143,7 +144,7 @@ class Whole(torch.nn.Module):
                 one.adapters.append(LoraLinear(Factors(*factors), 2.0 * rank))
         self.to(device)
 
-    def adapted(self) -> list[Adapted]:
+    def adapted(self) -> list[LoraWrapper]:
         return [self.layer.net[0].proj, self.layer.net[2]]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -206,7 +207,7 @@ def test_the_operation_is_well_formed() -> None:
     casts = FactorCastCache([[(proj, tuple(proj.adapters))]])
     casts.refresh()
     x = torch.randn(4, 3, 12, requires_grad=True)
-    given = op_arguments(x, [proj.work_for(x)])
+    given = op_arguments(x, [proj.fused_args(x)])
     torch.library.opcheck(torch.ops.lorasmith.adapted_gated.default, given)
 
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 from training_sets import write
 
-from lorasmith.adapters.nn.trainable import Trainable, inject_targets
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraSettings, PreviewSettings, TrainSettings
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
@@ -38,13 +38,17 @@ def rows(tmp_path: Path) -> list[Row]:
 
 
 @pytest.fixture
-def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, Trainable]]]:
-    made: list[Trainable] = []
+def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, TrainableLora]]]:
+    made: list[TrainableLora] = []
 
-    def of(family: str) -> tuple[Model, Trainable]:
+    def of(family: str) -> tuple[Model, TrainableLora]:
         model = load_model(tiny_of(family)).to(torch.device("cpu"), torch.float32)
         lora = LoraSettings(rank=2, targets="attention")
-        made.append(inject_targets(resolve(model, lora, TrainSettings(learning_rate=1.0)), lora, 0))
+        made.append(
+            inject_trainable(
+                resolve_targets(model, lora, TrainSettings(learning_rate=1.0)), lora, 0
+            )
+        )
         return model, made[-1]
 
     yield of
@@ -53,7 +57,7 @@ def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, Trainable]]]:
 
 
 def drawn(
-    model: Model, trained: Trainable, rows: list[Row], folder: Path, **more: object
+    model: Model, trained: TrainableLora, rows: list[Row], folder: Path, **more: object
 ) -> list[np.ndarray]:
     settings = PreviewSettings.model_validate({"steps": 4, "seed": 5, **more})
     paths = Previews(settings, model, rows, folder).draw(1, trained, lambda: True)
@@ -67,7 +71,7 @@ def near(found: np.ndarray, expected: Image.Image) -> bool:
 
 
 def test_a_refiner_finishes_the_pictures_of_its_captions(
-    opened: Callable[[str], tuple[Model, Trainable]], rows: list[Row], tmp_path: Path
+    opened: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
 ) -> None:
     model, trained = opened("sdxl-refiner")
     found = drawn(model, trained, rows, tmp_path)
@@ -81,7 +85,7 @@ def test_a_refiner_finishes_the_pictures_of_its_captions(
 
 
 def test_an_inpainting_model_repaints_what_has_masks(
-    opened: Callable[[str], tuple[Model, Trainable]], rows: list[Row], tmp_path: Path
+    opened: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
 ) -> None:
     model, trained = opened("sd1-inpainting")
     pipe = Pipeline(model)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from training_sets import CPU, data_of, write
 
-from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.config.train_config import LossSettings, PreviewSettings, TrainSettings
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
@@ -69,7 +69,7 @@ def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path
     assert grid.measure(bench.trainable, 123.0).base == 123.0
     assert grid.measure(bench.trainable, None) == trained
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(one.weight == 1.0 and one.training for one in bench.trainable.adapters.values())
+    assert all(one.strength == 1.0 and one.training for one in bench.trainable.adapters.values())
     assert trained.figures("held_out") == {
         "held_out": trained.loss, "held_out_base": trained.base,
         "held_out_gain": trained.base - trained.loss,
@@ -114,7 +114,7 @@ def test_previews_are_what_generate_draws(bench, tmp_path: Path) -> None:
 def test_previews_are_drawn_under_the_gate_of_what_is_trained(bench, tmp_path: Path) -> None:
     learn_something(bench)
     attached = bench.trainable.attached
-    before, attached.facts = attached.facts, GateFacts("prompt", "ink")
+    before, attached.gate_metadata = attached.gate_metadata, GateMetadata("prompt", "ink")
     try:
         made = previews(bench, tmp_path, prompts=["a cat", "an ink cat"])
         bench.trainable.set_weight(0.0)
@@ -122,10 +122,10 @@ def test_previews_are_drawn_under_the_gate_of_what_is_trained(bench, tmp_path: P
         bench.trainable.set_weight(1.0)
         seen = [Image.open(p).tobytes() for p in made.draw(30, bench.trainable, lambda: True)]
     finally:
-        attached.facts = before
+        attached.gate_metadata = before
     assert seen[0] == base[0]
     assert seen[1] != base[1]
-    assert not attached.gate.shut
+    assert not attached.gate.is_closed
 
 
 def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_path: Path) -> None:

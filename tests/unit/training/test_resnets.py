@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapted, Factors, make_adapter
+from lorasmith.adapters.nn.lora import Factors, make_adapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.ops import group_norm
 from lorasmith.training.acceleration import resnets
 from lorasmith.training.acceleration.compile import iter_blocks
@@ -52,7 +53,7 @@ def adapt(network: nn.Module, names: tuple[str, ...]) -> list[nn.Parameter]:
         out, width, *kernel = layer.weight.shape
         down = torch.randn(2, width, *kernel, dtype=layer.weight.dtype) / width
         up = torch.randn(out, 2, *[1] * len(kernel), dtype=layer.weight.dtype)
-        stand_in = Adapted(layer)
+        stand_in = LoraWrapper(layer)
         stand_in.adapters.append(make_adapter(layer, Factors(down, up), alpha=2.0))
         setattr(parent, name, stand_in)
         factors += list(stand_in.adapters.parameters())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.load import load_settings
 from lorasmith.config.train_config import TrainRun, TrainSettings
 from lorasmith.core.errors import OutputError
@@ -22,7 +22,7 @@ def run_with(*overrides: str) -> TrainRun:
 def needed(bench, *overrides: str, new: bool = True) -> int:
     run = run_with(*overrides)
     train = TrainSettings(learning_rate=1.0, text_learning_rate=1.0)
-    targets = resolve(bench.model, run.lora, train)
+    targets = resolve_targets(bench.model, run.lora, train)
     return bytes_needed(run, targets, 64, new)
 
 

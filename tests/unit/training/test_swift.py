@@ -16,9 +16,10 @@ from test_together import RATES, Two
 from torch import nn
 from training_sets import write
 
-from lorasmith.adapters.nn.lora import Adapted, Factors, LoraLinear
-from lorasmith.adapters.nn.trainable import Trainable, inject_targets
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.nn.lora import Factors, LoraLinear
+from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.nn.wrapper import LoraWrapper
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraSettings, TrainRun
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import Model, load_model
@@ -59,10 +60,10 @@ def at_full_speed(network: nn.Module, adapters: list[nn.Module]) -> Iterator[int
         copies.clear()
 
 
-def adapted(model: Model, targets: str, **more: Any) -> Trainable:
+def adapted(model: Model, targets: str, **more: Any) -> TrainableLora:
     """Adapters in float64 that do something."""
     lora = LoraSettings(rank=2, targets=targets, **more)
-    made = inject_targets(resolve(model, lora, RATES), lora, 0)
+    made = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     torch.manual_seed(4)
     for one in made.adapters.values():
         one.double()
@@ -230,7 +231,7 @@ def test_weights_in_8_bits_are_nothing_that_a_block_keeps(
     monkeypatch.setattr(fp8_ops, "MIN_TOKENS", 0)
     model = load_model(tiny_model).to(CPU, torch.bfloat16)
     lora = LoraSettings(rank=2, targets="attention")
-    trainable = inject_targets(resolve(model, lora, RATES), lora, 0)
+    trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     given = given_to(model.unet)
     given = {
         name: one.bfloat16() if one.is_floating_point() else one for name, one in given.items()
@@ -268,7 +269,7 @@ class OneBlock(nn.Module):
         self.block = BasicTransformerBlock(16, 2, 8, cross_attention_dim=12)
         self.requires_grad_(False).double()
         for layers, name in ((self.block.attn1, "to_q"), (self.block.ff.net[0], "proj")):
-            layer = Adapted(getattr(layers, name))
+            layer = LoraWrapper(getattr(layers, name))
             out, width = layer.weight.shape
             factors = Factors(torch.randn(2, width).double(), torch.randn(out, 2).double())
             layer.adapters.append(LoraLinear(factors, 1.0))

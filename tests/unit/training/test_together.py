@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lorasmith.adapters.gating.gate_metadata import GateFacts
-from lorasmith.adapters.nn.trainable import Trainable, inject_targets
-from lorasmith.adapters.targeting.targets import resolve
+from lorasmith.adapters.gating.gate_metadata import GateMetadata
+from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraSettings, LossSettings, TrainSettings
 from lorasmith.core.device import generator
 from lorasmith.models.load import Model, load_model
@@ -37,9 +37,9 @@ class Two:
     def __init__(self, model: Model) -> None:
         self.model = model.to(torch.device("cpu"), torch.float64)
         settings = [LoraSettings(rank=2, targets=targets) for targets in TARGETS]
-        targets = [resolve(model, lora, RATES) for lora in settings]
+        targets = [resolve_targets(model, lora, RATES) for lora in settings]
         self.features = [
-            inject_targets(own, lora, seed)
+            inject_trainable(own, lora, seed)
             for seed, (own, lora) in enumerate(zip(targets, settings, strict=True))
         ]
         for number, feature in enumerate(self.features):
@@ -78,7 +78,7 @@ class Two:
         return [flat(feature) for feature in self.features]
 
 
-def flat(feature: Trainable) -> torch.Tensor:
+def flat(feature: TrainableLora) -> torch.Tensor:
     return torch.cat(
         [
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
@@ -131,7 +131,7 @@ def test_preservation_measures_what_the_adapters_change(two: Two) -> None:
         )
         denoise = share.objective.denoiser
         changed = denoise(noisy, share.drawn.timesteps, share.batch)
-        two.features[0].set_weight(0.0)
+        two.features[0].set_strength(0.0)
         base = denoise(noisy, share.drawn.timesteps, share.batch)
         assert losses_together([kept])[0].abs().max() == 0.0
     expected = (changed - base).float().square().mean(dim=(1, 2, 3))
@@ -161,10 +161,10 @@ def test_an_earlier_feature_is_kept_with_itself_switched_on(two: Two) -> None:
     with torch.no_grad():
         changed = losses_together([kept])[0]
         assert float(changed.min()) > 1e-8
-        two.features[0].set_weight(0.0)
+        two.features[0].set_strength(0.0)
         without_first = losses_together([kept])[0]
         assert not torch.allclose(changed, without_first, rtol=1e-3)
-        two.features[1].set_weight(0.0)
+        two.features[1].set_strength(0.0)
         assert losses_together([kept])[0].abs().max() == 0.0
 
 
@@ -192,7 +192,7 @@ TAGGED, UNTAGGED = "a curlyqx person, park", "a person, park"
 @pytest.mark.parametrize("kind", ["token", "token+end"])
 def test_a_token_gate_leaves_captions_without_the_tag_alone(two: Two, kind: Any) -> None:
     model, feature = two.model, two.features[1]
-    facts = GateFacts(kind, "curlyqx")
+    facts = GateMetadata(kind, "curlyqx")
     lane = Lane(feature.attached.gate, by_token=True, others=[two.features[0].attached.gate])
     gating = gating_of(model, facts, ())
     assert gating.marker is not None
@@ -204,10 +204,10 @@ def test_a_token_gate_leaves_captions_without_the_tag_alone(two: Two, kind: Any)
         batch = replace(share.batch, ids=ids, places=places, called=called)
         share = share._replace(batch=batch)
         gradient = two.gradients(share)[1]
-        feature.set_weight(0.0)
+        feature.set_strength(0.0)
         with torch.no_grad():
             base = losses_together([share])[0]
-        feature.set_weight(1.0)
+        feature.set_strength(1.0)
         with torch.no_grad():
             return losses_together([share])[0] - base, gradient
 
@@ -240,14 +240,14 @@ def test_a_batch_that_nothing_is_at_work_for_is_a_step_without_gradients(two: Tw
 
 def test_places_are_the_tag_and_with_it_the_end(two: Two) -> None:
     ids = token_ids(two.model, [TAGGED, UNTAGGED]).ids
-    tag = places_of(two.model, GateFacts("token", "curlyqx"), ids)
-    both = places_of(two.model, GateFacts("token+end", "curlyqx"), ids)
+    tag = places_of(two.model, GateMetadata("token", "curlyqx"), ids)
+    both = places_of(two.model, GateMetadata("token+end", "curlyqx"), ids)
     count = len(two.model.tokenizer.tokenize("curlyqx"))
     assert tag.sum(dim=1).tolist() == [count, 0]
     end = int((ids[0] == two.model.tokenizer.eos_token_id).nonzero()[0])
     assert both.sum(dim=1).tolist() == [count + 77 - end, 0]
     assert not bool((tag & ~both).any())
-    assert bool(places_of(two.model, GateFacts("prompt", "curlyqx"), ids).all())
+    assert bool(places_of(two.model, GateMetadata("prompt", "curlyqx"), ids).all())
 
 
 def test_token_gates_of_a_shared_pass_keep_to_their_rows(two: Two) -> None:
@@ -260,6 +260,6 @@ def test_token_gates_of_a_shared_pass_keep_to_their_rows(two: Two) -> None:
     adapter = next(one for one in two.features[1].adapters.values() if one.reads_text)
     x = torch.randn(3, 77, 16, generator=generator(1), dtype=torch.float64)
     y = torch.zeros(3, 77, adapter.up.shape[0], dtype=torch.float64)
-    added = gates[1].add(adapter, x, y)
+    added = gates[1].apply(adapter, x, y)
     touched = added.abs().sum(dim=-1) > 0
     assert touched.nonzero().tolist() == [[1, 3], [2, 3]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_sets import CPU, built, data_of, take, write
 
-from lorasmith.adapters.gating.gate_metadata import GateFacts
+from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.core.errors import DataError, LorasmithWarning
@@ -178,7 +178,7 @@ def test_a_chunk_is_encoded_once_and_short_captions_keep_their_entries(
 
 def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + "a " * 90 + ", ink")
-    gating = gating_of(model, GateFacts("token+end", "ink"), ())
+    gating = gating_of(model, GateMetadata("token+end", "ink"), ())
     batch = take(built(model, data_of(folder), text_trained=True, gating=gating), [0])
     places, ids = batch.places[0, 0], batch.ids[0]
     tag = model.tokenizer("ink", add_special_tokens=False)["input_ids"]

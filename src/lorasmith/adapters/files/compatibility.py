@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 from lorasmith.adapters.files.key_formats import is_foreign
 from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.adapters.naming.layer_names import Place, Places, other_names, places_of
-from lorasmith.adapters.nn.dense import make_dense
+from lorasmith.adapters.naming.layer_names import (
+    LayerRef,
+    LayerRefs,
+    find_layer_refs,
+    find_name_aliases,
+)
+from lorasmith.adapters.nn.dense import make_delta_adapter
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight, make_adapter
 from lorasmith.adapters.tools.info import family_of_file, prediction_of_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
@@ -25,7 +30,7 @@ _EXAMPLES = 3
 class Fit:
     """The layers of a file that a model has."""
 
-    places: Places
+    places: LayerRefs
     """Where they are, by their names in the file."""
     adapters: dict[str, Adapter]
     """Their adapters, likewise; in the dtype and on the device of their layers, not trainable."""
@@ -63,14 +68,14 @@ def fit(model: "Model", file: LoraFile, strict: bool = True) -> Fit:
     return Fit({name: places[name] for name in adapters}, adapters)
 
 
-def places_in(model: Networks, file: LoraFile, strict: bool = True) -> Places:
+def places_in(model: Networks, file: LoraFile, strict: bool = True) -> LayerRefs:
     """Return where the layers of a file belong, by their names in the file.
 
     Raises:
         WeightsError: none of them have a place, or, if strict, not all, with both numbers; or two
             have the same place.
     """
-    places, other = places_of(model), other_names(model)
+    places, other = find_layer_refs(model), find_name_aliases(model)
     known = {name: places.get(other.get(name, name)) for name in file.layers}
     found = {name: place for name, place in known.items() if place is not None}
     strange = [name for name in file.layers if name not in found]
@@ -89,11 +94,11 @@ def places_in(model: Networks, file: LoraFile, strict: bool = True) -> Places:
     return found
 
 
-def _fitted(place: Place, layer: Layer) -> Adapter:
+def _fitted(place: LayerRef, layer: Layer) -> Adapter:
     weight = layer_weight(place.layer)
     if not isinstance(layer, LoraLayer):
         delta = dense_delta(layer, weight).to(weight.dtype)
-        return make_dense(place.layer, delta).requires_grad_(False)
+        return make_delta_adapter(place.layer, delta).requires_grad_(False)
     down, up = (factor.to(weight.device, weight.dtype) for factor in (layer.down, layer.up))
     return make_adapter(place.layer, Factors(down, up), layer.alpha).requires_grad_(False)
 

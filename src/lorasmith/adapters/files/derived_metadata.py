@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.peft_config import METADATA_KEY
-from lorasmith.adapters.gating.gate_metadata import TRIGGER, GateFacts, gate_of_file
+from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata, read_gate
 from lorasmith.adapters.tools.info import prediction_of_file
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import FAMILIES, Family
@@ -52,10 +52,14 @@ def summed(
     common_prediction(files)
     first = files[0]
     kept = {k: v for k, v in first.metadata.items() if not k.startswith((*_OF_ONE, *_OF_OTHERS))}
-    gates = [gate_of_file(file) for file in files]
+    gates = [read_gate(file) for file in files]
     same = len({(gate.kind, gate.tag) for gate in gates}) == 1
     tags = ", ".join(dict.fromkeys(gate.tag for gate in gates if gate.tag))
-    gate = GateFacts(gates[0].kind, tags, gates[0].class_word) if same else GateFacts("none", tags)
+    gate = (
+        GateMetadata(gates[0].kind, tags, gates[0].class_word)
+        if same
+        else GateMetadata("none", tags)
+    )
     names = [file.metadata.get("modelspec.title") or file.path.stem for file in files]
     told = {
         "ss_output_name": name,
@@ -63,8 +67,8 @@ def summed(
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
         "modelspec.merged_from": ", ".join(names),
         "ss_tag_frequency": json.dumps(_frequencies(files), ensure_ascii=False),
-        **({TRIGGER: tags} if tags else {}),
-        **gate.metadata(),
+        **({TRIGGER_PHRASE: tags} if tags else {}),
+        **gate.to_metadata(),
     }
     return {**_facts(first, family, name), **kept, **told, **_sizes(layers)}
 

@@ -14,7 +14,7 @@ import torch
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import write_tensors
 from lorasmith.adapters.files.peft_config import METADATA_KEY, metadata_for
-from lorasmith.adapters.naming.module_names import Module, module_of_kohya
+from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -47,16 +47,16 @@ def save_diffusers_file(
         modules = {module: (_folded(one), lengths) for module, (one, lengths) in modules.items()}
     tensors: dict[str, torch.Tensor] = {}
     for module, (layer, lengths) in modules.items():
-        tensors[f"{module.dotted}.lora_A.weight"] = layer.down
-        tensors[f"{module.dotted}.lora_B.weight"] = layer.up
+        tensors[f"{module.diffusers_name}.lora_A.weight"] = layer.down
+        tensors[f"{module.diffusers_name}.lora_B.weight"] = layer.up
         if lengths is not None:
-            tensors[f"{module.dotted}.lora_magnitude_vector.weight"] = lengths
+            tensors[f"{module.diffusers_name}.lora_magnitude_vector.weight"] = lengths
     told = {**metadata, METADATA_KEY: metadata_for(modules)}
     write_tensors(path, layers, tensors, told, dtype)
 
 
-def _modules(path: Path, layers: Mapping[str, Layer]) -> dict[Module, Layer]:
-    unknown = [name for name in layers if module_of_kohya(name) is None]
+def _modules(path: Path, layers: Mapping[str, Layer]) -> dict[LayerPath, Layer]:
+    unknown = [name for name in layers if parse_kohya_name(name) is None]
     if unknown:
         raise WeightsError(
             f"{path.name}: {len(unknown)} of {len(layers)} layers have names that no Stable "
@@ -69,7 +69,7 @@ def _modules(path: Path, layers: Mapping[str, Layer]) -> dict[Module, Layer]:
             f"{path.name}: diffusers' naming has no keys for {kinds} of {len(layers)} layers; make "
             "them LoRA first with `lorasmith lora resize FILE --rank N`, DoRA with --base MODEL"
         )
-    return {module: layer for name, layer in layers.items() if (module := module_of_kohya(name))}
+    return {module: layer for name, layer in layers.items() if (module := parse_kohya_name(name))}
 
 
 def _is_writable(layer: Layer) -> bool:

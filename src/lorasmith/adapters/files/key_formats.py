@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lorasmith.adapters.naming.module_names import module_of_dotted
+from lorasmith.adapters.naming.module_names import parse_dotted_name
 
 DOWN, UP, MID, ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha"
 DORA_SCALE, MAGNITUDE = "dora_scale", "magnitude"
@@ -102,8 +102,8 @@ def layer_name(text: str) -> str:
     """
     if "." not in text:
         return re.sub("^lycoris_(?=down_|mid_|up_|input_|middle_|output_)", "lora_unet_", text)
-    module = module_of_dotted(text)
-    return module.kohya(None) if module else text
+    module = parse_dotted_name(text)
+    return module.kohya_name(None) if module else text
 
 
 def what_it_is(keys: Sequence[str], more: bool = False) -> str:

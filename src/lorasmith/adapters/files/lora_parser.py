@@ -29,7 +29,7 @@ from lorasmith.adapters.files.layer_kinds import (
     PlainLayer,
 )
 from lorasmith.adapters.files.peft_config import PeftSettings, settings_of
-from lorasmith.adapters.naming.module_names import module_of_kohya
+from lorasmith.adapters.naming.module_names import parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
 Tensors = Mapping[str, torch.Tensor]
@@ -180,7 +180,7 @@ class _Layer:
     def _alpha(self, rank: int) -> float:
         if self.alpha is not None:
             return float(self.alpha)
-        module = module_of_kohya(self.name)
+        module = parse_kohya_name(self.name)
         told = self.settings.alpha(module, rank) if self.settings and module else None
         return float(rank) if told is None else told
 

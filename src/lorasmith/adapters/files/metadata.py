@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from lorasmith.adapters.gating.gate_metadata import TRIGGER, GateFacts
-from lorasmith.adapters.nn.trainable import PartFacts
+from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
+from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.config.lora import GateKind
 from lorasmith.models.family import FAMILIES, Family
 
@@ -29,7 +29,7 @@ class Facts:
     """The family of the model that it was trained on."""
     prediction_type: str
     """``epsilon`` or ``v_prediction``."""
-    parts: Mapping[str, PartFacts]
+    parts: Mapping[str, PartSummary]
     """Its parts by name; the first is the main one."""
     resolution: int
     """Side of the training pictures in pixels."""
@@ -80,8 +80,10 @@ def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
         "modelspec.date": date.astimezone(UTC).isoformat(timespec="seconds"),
         "modelspec.prediction_type": "v" if v else "epsilon",
-        TRIGGER: facts.tag,
+        TRIGGER_PHRASE: facts.tag,
         "lorasmith.base": facts.base,
         "lorasmith.pictures": facts.pictures,
-        **GateFacts(facts.gate, facts.tag, facts.class_word, facts.run, facts.step).metadata(),
+        **GateMetadata(
+            facts.gate, facts.tag, facts.class_word, facts.run, facts.step
+        ).to_metadata(),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lorasmith.adapters.files.layer_kinds import LoraLayer
-from lorasmith.adapters.naming.module_names import Module
+from lorasmith.adapters.naming.module_names import LayerPath
 from lorasmith.core.errors import WeightsError
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -31,7 +31,7 @@ class PeftSettings:
         self._entries = entries
         self._where = where
 
-    def alpha(self, module: Module, rank: int) -> float | None:
+    def alpha(self, module: LayerPath, rank: int) -> float | None:
         """Return the alpha whose alpha / rank is the scale of a layer; None if nothing is said.
 
         A pattern counts if it is the path or its end, as a regular expression. rsLoRA scales by
@@ -85,7 +85,7 @@ def settings_of(path: Path, metadata: Mapping[str, str], from_peft: bool) -> Pef
     return PeftSettings(entries, where)
 
 
-Written = Mapping[Module, tuple[LoraLayer, torch.Tensor | None]]
+Written = Mapping[LayerPath, tuple[LoraLayer, torch.Tensor | None]]
 """Layers as diffusers' naming holds them: factors, and DoRA's lengths or none."""
 
 

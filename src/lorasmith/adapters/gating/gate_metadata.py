@@ -14,11 +14,11 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.config.lora import GateKind
 from lorasmith.core.errors import WeightsError
 
-TRIGGER = "modelspec.trigger_phrase"
+TRIGGER_PHRASE = "modelspec.trigger_phrase"
 
 
 @dataclass(frozen=True)
-class GateFacts:
+class GateMetadata:
     """What switches a LoRA on."""
 
     kind: GateKind = "none"
@@ -29,33 +29,33 @@ class GateFacts:
     """The words that switch it on; of a file without a gate, the words to call it by."""
     class_word: str = ""
     """What the tagged thing is without its tag."""
-    run: str = ""
+    run_id: str = ""
     """Identity of the run that made it; files of one run share it."""
     step: int | None = None
     """Optimizer steps that it is the result of."""
 
-    def metadata(self) -> dict[str, str]:
+    def to_metadata(self) -> dict[str, str]:
         """Return the entries of a LoRA file's metadata; what is not known is left out."""
         told = {
             "lorasmith.gate": self.kind if self.tag else "none",
             "lorasmith.tag": self.tag,
             "lorasmith.class": self.class_word,
-            "lorasmith.run": self.run,
+            "lorasmith.run": self.run_id,
             "lorasmith.step": "" if self.step is None else str(self.step),
         }
         return {key: value for key, value in told.items() if value}
 
 
-def gate_of_file(file: LoraFile) -> GateFacts:
+def read_gate(file: LoraFile) -> GateMetadata:
     """Return what a LoRA file says about its gate.
 
     Raises:
         WeightsError: see `gate_of_metadata`.
     """
-    return gate_of_metadata(file.path, file.metadata)
+    return parse_gate(file.path, file.metadata)
 
 
-def gate_of_metadata(path: Path, metadata: Mapping[str, str]) -> GateFacts:
+def parse_gate(path: Path, metadata: Mapping[str, str]) -> GateMetadata:
     """Return what a LoRA file's metadata block says about its gate.
 
     Raises:
@@ -63,7 +63,7 @@ def gate_of_metadata(path: Path, metadata: Mapping[str, str]) -> GateFacts:
             is no number.
     """
     kind = metadata.get("lorasmith.gate", "none")
-    tag = metadata.get("lorasmith.tag", metadata.get(TRIGGER, "")).strip()
+    tag = metadata.get("lorasmith.tag", metadata.get(TRIGGER_PHRASE, "")).strip()
     step = metadata.get("lorasmith.step", "")
     if kind not in get_args(GateKind):
         raise WeightsError(
@@ -77,7 +77,7 @@ def gate_of_metadata(path: Path, metadata: Mapping[str, str]) -> GateFacts:
         )
     if step and not step.isdecimal():
         raise WeightsError(f"{path}: its metadata name the step {step!r}, which is no number")
-    return GateFacts(
+    return GateMetadata(
         cast("GateKind", kind),
         tag,
         metadata.get("lorasmith.class", ""),

@@ -19,7 +19,7 @@ _END_OF_WORD = "</w>"
 """What CLIP's vocabulary marks the last token of a word with."""
 
 
-def tag_ids(tokenizer: "CLIPTokenizer", tag: str) -> list[int]:
+def tokenize_tag(tokenizer: "CLIPTokenizer", tag: str) -> list[int]:
     """Return the tokens of a tag, at least one.
 
     Raises:
@@ -31,7 +31,7 @@ def tag_ids(tokenizer: "CLIPTokenizer", tag: str) -> list[int]:
     return ids
 
 
-def tag_spans(tokenizer: "CLIPTokenizer", tag: str, text: str) -> list[range]:
+def find_tag_spans(tokenizer: "CLIPTokenizer", tag: str, text: str) -> list[range]:
     """Return where a tag occurs in a text, as ranges of positions among all of its tokens.
 
     The whole text counts, however long; special tokens do not.
@@ -39,7 +39,7 @@ def tag_spans(tokenizer: "CLIPTokenizer", tag: str, text: str) -> list[range]:
     Raises:
         ConfigError: the tag has no tokens.
     """
-    sought = tag_ids(tokenizer, tag)
+    sought = tokenize_tag(tokenizer, tag)
     starts = _starts(tokenizer, sought, _plain_ids(tokenizer, text))
     return [range(start, start + len(sought)) for start in starts]
 
@@ -50,10 +50,10 @@ def has_tag(tokenizer: "CLIPTokenizer", tag: str, text: str) -> bool:
     Raises:
         ConfigError: the tag has no tokens.
     """
-    return bool(tag_spans(tokenizer, tag, text))
+    return bool(find_tag_spans(tokenizer, tag, text))
 
 
-def tag_places(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch.Tensor:
+def mark_tag_tokens(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch.Tensor:
     """Mark the tokens of every occurrence of a tag.
 
     One that begins in one of the model's windows of 77 tokens and ends in the next is marked too.
@@ -69,10 +69,10 @@ def tag_places(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch
     Raises:
         ConfigError: the tag has no tokens.
     """
-    sought = tag_ids(tokenizer, tag)
+    sought = tokenize_tag(tokenizer, tag)
     found = torch.zeros(ids.shape, dtype=torch.bool)
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    is_end = end_places(tokenizer, ids).tolist()
+    is_end = mark_end_tokens(tokenizer, ids).tolist()
     for row, tokens, ends in zip(found, ids.tolist(), is_end, strict=True):
         text = [
             place for place, token in enumerate(tokens) if token not in special and not ends[place]
@@ -82,7 +82,7 @@ def tag_places(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch
     return found.to(ids.device)
 
 
-def end_places(tokenizer: "CLIPTokenizer", ids: torch.Tensor) -> torch.Tensor:
+def mark_end_tokens(tokenizer: "CLIPTokenizer", ids: torch.Tensor) -> torch.Tensor:
     """Mark the end token and the padding behind it, in each of the model's windows of 77 tokens.
 
     CLIP is causal: only these positions, and those behind a tag, know of the whole text.

@@ -23,7 +23,7 @@ def _outer(*numbers: int) -> tuple[str, ...]:
     return tuple(f"OUT{number:02d}" for number in numbers)
 
 
-VECTORS: dict[int, tuple[str, ...]] = {
+LBW_BLOCKS: dict[int, tuple[str, ...]] = {
     17: (BASE, *_inner(1, 2, 4, 5, 7, 8), MID, *_outer(*range(3, 12))),
     26: (BASE, *_inner(*range(12)), MID, *_outer(*range(12))),
     12: (BASE, *_inner(4, 5, 7, 8), MID, *_outer(*range(6))),
@@ -33,7 +33,7 @@ VECTORS: dict[int, tuple[str, ...]] = {
 
 _PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "NONE": ((), ()),
-    "ALL": (VECTORS[17], VECTORS[12]),
+    "ALL": (LBW_BLOCKS[17], LBW_BLOCKS[12]),
     "INS": ((BASE, *_inner(1, 2, 4)), (BASE, *_inner(4, 5))),
     "IND": ((BASE, *_inner(5, 7, 8)), (BASE, *_inner(7, 8))),
     "INALL": ((BASE, *_inner(1, 2, 4, 5, 7, 8)), (BASE, *_inner(4, 5, 7, 8))),
@@ -62,7 +62,7 @@ class BlockWeights:
     sdxl: Mapping[str, float] | None
     """For SDXL, likewise."""
 
-    def of_family(self, is_sdxl: bool) -> "Blocks":
+    def for_family(self, is_sdxl: bool) -> "FamilyBlockWeights":
         """Return the multipliers for a family.
 
         Raises:
@@ -75,17 +75,17 @@ class BlockWeights:
                 f"block weights {self.text!r} have a length for the other family; {lengths[1]} "
                 f"takes {lengths[0]} numbers or a preset"
             )
-        return Blocks(chosen)
+        return FamilyBlockWeights(chosen)
 
 
 @dataclass(frozen=True)
-class Blocks:
+class FamilyBlockWeights:
     """Multipliers by block for one family."""
 
     weights: Mapping[str, float]
     """By block; a block that is not there counts as 0."""
 
-    def of(self, block: str) -> float:
+    def weight_of(self, block: str) -> float:
         """Return the multiplier of a block (`Place.block`); 1 for layers outside of all blocks."""
         return self.weights.get(block, 0.0) if block else 1.0
 
@@ -108,11 +108,11 @@ def parse_block_weights(text: str) -> BlockWeights:
         hint = did_you_mean(name.upper(), PRESETS) or f"; presets are {', '.join(PRESETS)}"
         raise ConfigError(f"block weights: there is no preset {name!r}{hint}")
     numbers = [_number(name, one) for one in name.split(",")]
-    if len(numbers) not in VECTORS:
+    if len(numbers) not in LBW_BLOCKS:
         raise ConfigError(
             f"block weights {name!r}: {len(numbers)} numbers; SD takes 17 or 26, SDXL 12 or 20"
         )
-    weights = dict(zip(VECTORS[len(numbers)], numbers, strict=True))
+    weights = dict(zip(LBW_BLOCKS[len(numbers)], numbers, strict=True))
     return BlockWeights(name, *((weights, None) if len(numbers) in (17, 26) else (None, weights)))
 
 

@@ -14,11 +14,11 @@ import re
 from typing import NamedTuple
 
 from lorasmith.adapters.naming.layer_names import (
-    TEXT_PARTS,
+    TEXT_ENCODERS,
     UNET,
     UNET_PREFIX,
-    text_name,
-    unet_name,
+    kohya_text_name,
+    kohya_unet_name,
 )
 from lorasmith.adapters.naming.unet_blocks import BlockMap, diffusers_path
 from lorasmith.models.family import FAMILIES, Family
@@ -36,9 +36,9 @@ _WORDS = (
 _WORD = re.compile("|".join([*sorted(_WORDS, key=len, reverse=True), r"\d+"]))
 _PREFIXES = {
     UNET_PREFIX: UNET,
-    "lora_te1_": TEXT_PARTS[0],
-    "lora_te2_": TEXT_PARTS[1],
-    "lora_te_": TEXT_PARTS[0],
+    "lora_te1_": TEXT_ENCODERS[0],
+    "lora_te2_": TEXT_ENCODERS[1],
+    "lora_te_": TEXT_ENCODERS[0],
 }
 _UNET_STARTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out",
                 "time_embedding.", "add_embedding.")  # fmt: skip
@@ -50,7 +50,7 @@ _ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "o
 """What early diffusers called the layers of a text encoder's attention."""
 
 
-class Module(NamedTuple):
+class LayerPath(NamedTuple):
     """A layer of a model."""
 
     part: str
@@ -59,27 +59,27 @@ class Module(NamedTuple):
     """Its module path in diffusers; of a text encoder without the level ``text_model``."""
 
     @property
-    def dotted(self) -> str:
+    def diffusers_name(self) -> str:
         """Its name in diffusers' LoRA files, where text encoders have the level ``text_model``."""
         level = _TEXT_LEVEL if self.part != UNET and "encoder.layers" in self.path else ""
         return f"{self.part}.{level}{self.path}"
 
-    def kohya(self, family: Family | None) -> str:
+    def kohya_name(self, family: Family | None) -> str:
         """Return its name in kohya's LoRA files for models of a family; None is SD 1.x or 2.x."""
         facts = FAMILIES[family or "sd1"]
         if self.part == UNET:
             if facts.sgm_names:
-                return UNET_PREFIX + BlockMap.of_depths(facts.unet.depths).sgm_name(self.path)
-            return unet_name(self.path)
-        number = TEXT_PARTS.index(self.part)
+                return UNET_PREFIX + BlockMap.from_depths(facts.unet.depths).sgm_name(self.path)
+            return kohya_unet_name(self.path)
+        number = TEXT_ENCODERS.index(self.part)
         # A file for SDXL of which nobody knows that it is one still tells its encoders apart.
         prefixes = (
             facts.text_prefixes if number < len(facts.text_prefixes) else tuple(_PREFIXES)[1:]
         )
-        return text_name(self.path, prefixes[number])
+        return kohya_text_name(self.path, prefixes[number])
 
 
-def module_of_kohya(name: str) -> Module | None:
+def parse_kohya_name(name: str) -> LayerPath | None:
     """Return the layer that a name with underscores means; None where it means none.
 
     SDXL's may be sgm's names or diffusers'.
@@ -88,11 +88,11 @@ def module_of_kohya(name: str) -> Module | None:
         if name.startswith(prefix):
             inner = name.removeprefix(prefix)
             path = _with_dots(diffusers_path(inner) if part == UNET else inner)
-            return Module(part, path.removeprefix(_TEXT_LEVEL)) if path else None
+            return LayerPath(part, path.removeprefix(_TEXT_LEVEL)) if path else None
     return None
 
 
-def module_of_dotted(name: str) -> Module | None:
+def parse_dotted_name(name: str) -> LayerPath | None:
     """Return the layer that a name with dots means; None where it means none.
 
     With or without ``unet.`` and PEFT's ``base_model.model.``; with the attention processors and
@@ -100,18 +100,18 @@ def module_of_dotted(name: str) -> Module | None:
     """
     for start in _SGM_STARTS:
         if name.startswith(start):
-            return module_of_kohya(UNET_PREFIX + name.removeprefix(start).replace(".", "_"))
+            return parse_kohya_name(UNET_PREFIX + name.removeprefix(start).replace(".", "_"))
     part, _, path = name.partition(".")
-    plain = path if part in (UNET, *TEXT_PARTS) else name
+    plain = path if part in (UNET, *TEXT_ENCODERS) else name
     plain = plain.removeprefix(_PEFT_START).replace(".processor.", ".")
-    if part not in (UNET, *TEXT_PARTS):
-        part = UNET if plain.startswith(_UNET_STARTS) else TEXT_PARTS[0]
+    if part not in (UNET, *TEXT_ENCODERS):
+        part = UNET if plain.startswith(_UNET_STARTS) else TEXT_ENCODERS[0]
         if part != UNET and not plain.startswith(_TEXT_STARTS):
             return None
     return _checked(part, plain)
 
 
-def _checked(part: str, path: str) -> Module | None:
+def _checked(part: str, path: str) -> LayerPath | None:
     above, _, leaf = path.removeprefix(_TEXT_LEVEL).rpartition(".")
     if part == UNET:
         leaf = "to_out.0" if leaf == "to_out" else leaf
@@ -119,7 +119,7 @@ def _checked(part: str, path: str) -> Module | None:
         leaf = _ATTENTION.get(leaf, leaf)
     whole = f"{above}.{leaf}" if above else leaf
     # What is made of other words is no layer of a U-Net or a text encoder.
-    return Module(part, whole) if _with_dots(whole.replace(".", "_")) == whole else None
+    return LayerPath(part, whole) if _with_dots(whole.replace(".", "_")) == whole else None
 
 
 def _with_dots(name: str) -> str:

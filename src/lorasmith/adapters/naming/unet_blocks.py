@@ -62,7 +62,7 @@ class BlockMap:
         self._attended_up = list(attended_up)
 
     @classmethod
-    def of_unet(cls, unet: Any) -> Self:
+    def from_unet(cls, unet: Any) -> Self:
         """Return the map of a diffusers ``UNet2DConditionModel``."""
         return cls(
             [len(block.resnets) for block in unet.down_blocks],
@@ -71,7 +71,7 @@ class BlockMap:
         )
 
     @classmethod
-    def of_depths(cls, depths: Sequence[int]) -> Self:
+    def from_depths(cls, depths: Sequence[int]) -> Self:
         """Return the map of a published U-Net by the depth of each level's attention."""
         levels = len(depths)
         return cls(
@@ -80,7 +80,7 @@ class BlockMap:
             [depth > 0 for depth in reversed(depths)],
         )
 
-    def vector_name(self, path: str) -> str:
+    def lbw_name(self, path: str) -> str:
         """Return IN00 to IN11, MID or OUT00 to OUT11 for a module path, or nothing outside."""
         side, number, _ = self._position(path)
         if side == "middle":

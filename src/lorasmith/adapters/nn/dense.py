@@ -7,7 +7,7 @@ from torch import nn
 from lorasmith.adapters.nn.lora import Adapter
 
 
-class DenseLinear(Adapter):
+class DeltaLinear(Adapter):
     """A change of a linear layer's weight, ``[out, in]``."""
 
     delta: torch.Tensor
@@ -22,10 +22,10 @@ class DenseLinear(Adapter):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to the output, ``[..., out]``, for an input ``[..., in]``."""
-        return F.linear(x, self.delta.to(x.dtype)) * self.weight
+        return F.linear(x, self.delta.to(x.dtype)) * self.strength
 
 
-class DenseConv2d(DenseLinear):
+class DeltaConv2d(DeltaLinear):
     """A change of a convolution's weight, ``[out, in, k, k]``."""
 
     def __init__(self, base: nn.Conv2d, delta: torch.Tensor) -> None:
@@ -36,9 +36,9 @@ class DenseConv2d(DenseLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to the output, ``[B, out, h, w]``, for a ``[B, in, H, W]`` input."""
         delta = self.delta.to(x.dtype)
-        return F.conv2d(x, delta, None, self.stride, self.padding, self.dilation) * self.weight
+        return F.conv2d(x, delta, None, self.stride, self.padding, self.dilation) * self.strength
 
 
-def make_dense(base: nn.Module, delta: torch.Tensor) -> DenseLinear:
+def make_delta_adapter(base: nn.Module, delta: torch.Tensor) -> DeltaLinear:
     """Return an adapter that adds ``delta``, which has the shape of the layer's weight."""
-    return DenseConv2d(base, delta) if isinstance(base, nn.Conv2d) else DenseLinear(delta)
+    return DeltaConv2d(base, delta) if isinstance(base, nn.Conv2d) else DeltaLinear(delta)

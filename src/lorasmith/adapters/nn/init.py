@@ -5,21 +5,21 @@ import math
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Factors, LowRank, layer_weight, make_adapter
+from lorasmith.adapters.nn.lora import Factors, LoraAdapter, layer_weight, make_adapter
 from lorasmith.config.lora import Init
 
 _OVERSAMPLING = 8
 _POWER_STEPS = 6
 
 
-def new_adapter(
+def init_adapter(
     base: nn.Module,
     rank: int,
     alpha: float,
     init: Init,
-    draws: torch.Generator,
+    generator: torch.Generator,
     dropout: float = 0.0,
-) -> LowRank:
+) -> LoraAdapter:
     """Return an untrained adapter for a layer, which adds exactly zero.
 
     Its factors are float32 on the layer's device; the numbers are drawn on the CPU. The layer's
@@ -41,7 +41,7 @@ def new_adapter(
         WeightsError: adapters of this kind of layer are not supported.
     """
     weight = layer_weight(base)
-    factors = _factors(weight, rank, alpha / rank, init, draws)
+    factors = _factors(weight, rank, alpha / rank, init, generator)
     factors = Factors(*(factor.to(weight.device) for factor in factors))
     start = Factors(*(f.clone() for f in factors)) if init in ("compensated", "pissa") else None
     return make_adapter(base, factors, alpha, start, dropout)
@@ -64,7 +64,7 @@ def _factors(
     else:
         # Rows beyond the weight's own rank start as those of `compensated` without a partner.
         down.normal_(0.0, 1.0 / math.sqrt(fan_in), generator=draws)
-        left, strengths, right = strongest(weight, rank, draws)
+        left, strengths, right = randomized_svd(weight, rank, draws)
         root = (strengths / scale).sqrt().cpu()
         down[: len(root)] = (root[:, None] * right.cpu()).reshape(len(root), *weight.shape[1:])
         up[:, : len(root)] = (left.cpu() * root).reshape(len(up), len(root), *up.shape[2:])
@@ -72,8 +72,8 @@ def _factors(
 
 
 @torch.no_grad()
-def strongest(
-    weight: torch.Tensor, rank: int, draws: torch.Generator
+def randomized_svd(
+    weight: torch.Tensor, rank: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the strongest singular directions of a weight, by randomised subspace iteration.
 
@@ -92,7 +92,7 @@ def strongest(
     matrix = weight.detach().flatten(1).float()
     sides = min(matrix.shape)
     width = min(rank + _OVERSAMPLING, sides)
-    start = torch.randn(matrix.shape[1], width, generator=draws).to(matrix.device)
+    start = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
     basis = torch.linalg.qr(matrix @ start).Q
     for _ in range(_POWER_STEPS):
         basis = torch.linalg.qr(matrix.T @ basis).Q

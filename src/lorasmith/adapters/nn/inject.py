@@ -10,9 +10,10 @@ from torch import nn
 from lorasmith.adapters.files.compatibility import fit
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.gating.gate import Gate
-from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_file
-from lorasmith.adapters.naming.layer_names import UNET, Place, Places
-from lorasmith.adapters.nn.lora import Adapted, Adapter
+from lorasmith.adapters.gating.gate_metadata import GateMetadata, read_gate
+from lorasmith.adapters.naming.layer_names import UNET, LayerRef, LayerRefs
+from lorasmith.adapters.nn.lora import Adapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,17 +27,17 @@ class _Slot:
     parent: nn.Module
     child: str
     adapter: Adapter
-    place: Place
+    place: LayerRef
 
 
-class Attached:
+class AttachedLora:
     """Adapters that sit in a network, until ``detach`` is called."""
 
-    def __init__(self, slots: Mapping[str, _Slot], gate: Gate, facts: GateFacts) -> None:
+    def __init__(self, slots: Mapping[str, _Slot], gate: Gate, facts: GateMetadata) -> None:
         self._slots = dict(slots)
         self.gate = gate
         """The one gate of all of them; open until it is told otherwise."""
-        self.facts = facts
+        self.gate_metadata = facts
         """What is to open it; nobody obeys that here."""
 
     def __len__(self) -> int:
@@ -48,21 +49,21 @@ class Attached:
         return {path: slot.adapter for path, slot in self._slots.items()}
 
     @property
-    def in_text(self) -> bool:
+    def affects_text_encoder(self) -> bool:
         """Whether any of them is in a text encoder, with a weight other than 0."""
         return any(
-            slot.place.part != UNET and slot.adapter.weight != 0 for slot in self._slots.values()
+            slot.place.part != UNET and slot.adapter.strength != 0 for slot in self._slots.values()
         )
 
-    def set_weight(self, weight: float) -> None:
+    def set_strength(self, weight: float) -> None:
         """Set the multiplier of all adapters; at 0 they are not computed at all.
 
         Raises:
             ConfigError: the weight is not a finite number.
         """
-        self.set_weights(lambda _: weight)
+        self.set_strengths(lambda _: weight)
 
-    def set_weights(self, weight_at: Callable[[Place], float]) -> None:
+    def set_strengths(self, weight_at: Callable[[LayerRef], float]) -> None:
         """Set the multiplier of each adapter by the place where it is.
 
         Raises:
@@ -73,7 +74,7 @@ class Attached:
             if not math.isfinite(weight):
                 raise ConfigError(f"LoRA weight {weight} is not a finite number")
         for name, slot in self._slots.items():
-            slot.adapter.weight = weights[name]
+            slot.adapter.strength = weights[name]
 
     def detach(self) -> None:
         """Take the adapters out. A layer without any left is the original module again.
@@ -85,7 +86,9 @@ class Attached:
         self._slots.clear()
 
 
-def attach(model: "Model", file: LoraFile, weight: float = 1.0, strict: bool = True) -> Attached:
+def attach_lora(
+    model: "Model", file: LoraFile, strength: float = 1.0, strict: bool = True
+) -> AttachedLora:
     """Attach every layer of a LoRA file to a model's U-Net and text encoders.
 
     The factors are held in each layer's dtype and are not trainable. Nothing is changed unless
@@ -104,22 +107,22 @@ def attach(model: "Model", file: LoraFile, weight: float = 1.0, strict: bool = T
             or something impossible about its gate.
         ConfigError: the weight is not a finite number.
     """
-    facts, found = gate_of_file(file), fit(model, file, strict)
-    attached = put_in(found.places, found.adapters, facts)
+    facts, found = read_gate(file), fit(model, file, strict)
+    attached = inject_adapters(found.places, found.adapters, facts)
     try:
-        attached.set_weight(weight)
+        attached.set_strength(strength)
     except ConfigError:
         attached.detach()
         raise
     return attached
 
 
-def put_in(
-    places: Places, adapters: Mapping[str, Adapter], facts: GateFacts | None = None
-) -> Attached:
+def inject_adapters(
+    refs: LayerRefs, adapters: Mapping[str, Adapter], gate_metadata: GateMetadata | None = None
+) -> AttachedLora:
     """Put adapters into their places; both go by the names in files.
 
-    The layer at each place is replaced by an ``Adapted`` around it. One that has adapters already
+    Each layer is replaced by a ``LoraWrapper`` around it. One that has adapters already
     gets one more; their contributions add up. From now on the adapters share one gate.
 
     Args:
@@ -129,23 +132,23 @@ def put_in(
     """
     gate = Gate()
     for name, one in adapters.items():
-        one.gate, one.reads_text = gate, _reads_text(places[name])
-    slots = {name: _put_in(places[name], one) for name, one in adapters.items()}
-    return Attached(slots, gate, facts or GateFacts())
+        one.gate, one.reads_text = gate, _reads_text(refs[name])
+    slots = {name: _put_in(refs[name], one) for name, one in adapters.items()}
+    return AttachedLora(slots, gate, gate_metadata or GateMetadata())
 
 
-def _reads_text(place: Place) -> bool:
+def _reads_text(place: LayerRef) -> bool:
     """Tell whether a layer's input is the text, token by token."""
     return place.part == UNET and place.path.endswith((".attn2.to_k", ".attn2.to_v"))
 
 
-def _put_in(place: Place, adapter: Adapter) -> _Slot:
+def _put_in(place: LayerRef, adapter: Adapter) -> _Slot:
     root, path = place.location
     above, _, child = path.rpartition(".")
     parent = root.get_submodule(above)
     layer = parent.get_submodule(child)
-    if not isinstance(layer, Adapted):
-        layer = Adapted(layer)
+    if not isinstance(layer, LoraWrapper):
+        layer = LoraWrapper(layer)
         setattr(parent, child, layer)
     layer.adapters.append(adapter)
     return _Slot(parent, child, adapter, place)
@@ -153,12 +156,12 @@ def _put_in(place: Place, adapter: Adapter) -> _Slot:
 
 def _take_out(slot: _Slot) -> None:
     layer = slot.parent.get_submodule(slot.child)
-    if not isinstance(layer, Adapted):
+    if not isinstance(layer, LoraWrapper):
         return
     layer.adapters = nn.ModuleList(_others(layer, slot.adapter))
     if not layer.adapters:
         setattr(slot.parent, slot.child, layer.base)
 
 
-def _others(layer: Adapted, adapter: Adapter) -> Iterator[nn.Module]:
+def _others(layer: LoraWrapper, adapter: Adapter) -> Iterator[nn.Module]:
     return (one for one in layer.adapters if one is not adapter)

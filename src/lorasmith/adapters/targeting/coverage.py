@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorasmith.adapters.naming.layer_names import UNET, Place, places_of
+from lorasmith.adapters.naming.layer_names import UNET, LayerRef, find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.adapters.targeting.selectors import block_of
-from lorasmith.adapters.targeting.targets import named
+from lorasmith.adapters.targeting.selectors import block_label
+from lorasmith.adapters.targeting.targets import select_layers
 from lorasmith.config.lora import Targets
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.family import Networks
@@ -31,12 +31,12 @@ class CoveredLayer:
     """Shape of its weight."""
     parameters: int
     """Parameters of its weight."""
-    lora: int
+    lora_parameters: int
     """Parameters of its adapter."""
 
 
 @dataclass(frozen=True)
-class Coverage:
+class TargetCoverage:
     """The layers that targets take of a model."""
 
     layers: tuple[CoveredLayer, ...]
@@ -45,17 +45,17 @@ class Coverage:
     """All parameters of each part that adapters can go into."""
 
     @property
-    def lora(self) -> int:
+    def lora_parameters(self) -> int:
         """Parameters of all adapters."""
-        return sum(layer.lora for layer in self.layers)
+        return sum(layer.lora_parameters for layer in self.layers)
 
-    def share(self, layers: Iterable[CoveredLayer]) -> float:
+    def parameter_share(self, layers: Iterable[CoveredLayer]) -> float:
         """Return what part of their networks' parameters is in some layers, 0 to 1."""
         some = list(layers)
         whole = sum(self.parts[part] for part in {layer.part for layer in some})
         return sum(layer.parameters for layer in some) / whole if whole else 0.0
 
-    def by_block(self) -> dict[str, list[CoveredLayer]]:
+    def group_by_block(self) -> dict[str, list[CoveredLayer]]:
         """Return the layers of each block, in the order of the data."""
         found: dict[str, list[CoveredLayer]] = {}
         for layer in sorted(self.layers, key=_order):
@@ -63,7 +63,7 @@ class Coverage:
         return found
 
 
-def coverage(model: Networks, targets: Targets, rank: int) -> Coverage:
+def compute_coverage(model: Networks, targets: Targets, rank: int) -> TargetCoverage:
     """Return what targets take.
 
     Args:
@@ -77,7 +77,7 @@ def coverage(model: Networks, targets: Targets, rank: int) -> Coverage:
     """
     if rank < 1:
         raise ConfigError(f"lora: rank {rank} is not possible; use a whole number, 1 or more")
-    places = named(targets, list(places_of(model).values()), "--targets")
+    places = select_layers(targets, list(find_layer_refs(model).values()), "--targets")
     networks = {
         UNET: model.unet,
         "text_encoder": model.text_encoder,
@@ -88,17 +88,17 @@ def coverage(model: Networks, targets: Targets, rank: int) -> Coverage:
         for part, network in networks.items()
         if network is not None
     }
-    return Coverage(tuple(_covered(place, rank) for place in places), sizes)
+    return TargetCoverage(tuple(_covered(place, rank) for place in places), sizes)
 
 
-def _covered(place: Place, rank: int) -> CoveredLayer:
+def _covered(place: LayerRef, rank: int) -> CoveredLayer:
     weight = layer_weight(place.layer)
     of_unet = place.part == UNET
     return CoveredLayer(
         place.part,
         place.path,
         place.name,
-        block_of(place) or place.part,
+        block_label(place) or place.part,
         kind_of(place.path) if of_unet else place.path.split(".")[-2],
         tuple(weight.shape),
         weight.numel(),

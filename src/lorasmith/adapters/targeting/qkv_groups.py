@@ -8,7 +8,7 @@ from torch import nn
 _NAMES = ("to_q", "to_k", "to_v")
 
 
-def sharing(network: nn.Module) -> Iterator[list[nn.Module]]:
+def iter_qkv_groups(network: nn.Module) -> Iterator[list[nn.Module]]:
     """Yield the layers of each attention that do: q, k and v, or k and v of a text."""
     for one in network.modules():
         found: list[Any] = [getattr(one, name, None) for name in _NAMES]

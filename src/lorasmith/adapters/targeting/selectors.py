@@ -17,10 +17,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from lorasmith.adapters.naming.layer_names import UNET, Place
+from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.core.errors import ConfigError, did_you_mean
 
-KINDS: dict[str, tuple[str, ...]] = {
+LAYER_KINDS: dict[str, tuple[str, ...]] = {
     "cross-attention": ("*.attn2.to_[qkv]", "*.attn2.to_out.0"),
     "self-attention": ("*.attn1.to_[qkv]", "*.attn1.to_out.0"),
     "attention": ("*.attn[12].to_[qkv]", "*.attn[12].to_out.0"),
@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 included; ``conv`` is everything in resnets and samplers.
 """
 
-PAIRS: dict[str, tuple[str, ...]] = {
+SDXL_BLOCKS: dict[str, tuple[str, ...]] = {
     "b-lora": ("up_blocks.0.attentions.0", "up_blocks.0.attentions.1"),
     "b-lora-content": ("up_blocks.0.attentions.0",),
     "b-lora-style": ("up_blocks.0.attentions.1",),
@@ -42,15 +42,15 @@ PAIRS: dict[str, tuple[str, ...]] = {
 """The two transformers of SDXL that carry content and style (B-LoRA, arXiv:2403.14572)."""
 
 TEXT = "text-encoder"
-_PRESETS = (*KINDS, "attention+ff", "+conv", TEXT, "down", "mid", "up", *PAIRS)
+_PRESETS = (*LAYER_KINDS, "attention+ff", "+conv", TEXT, "down", "mid", "up", *SDXL_BLOCKS)
 _BLOCK = re.compile(r"(?P<side>down|up)(\.(?P<level>\d+))?|mid")
 _VECTOR = re.compile(r"(IN|OUT)\d\d|MID")
 _WILD = re.compile(r"[*?\[]")
 
-Test = Callable[[Place], bool]
+Test = Callable[[LayerRef], bool]
 
 
-def pick(target: str, places: Sequence[Place], field: str) -> list[Place]:
+def match_target(target: str, refs: Sequence[LayerRef], field: str) -> list[LayerRef]:
     """Return the layers that one target names, in the order of ``places``.
 
     Args:
@@ -66,11 +66,11 @@ def pick(target: str, places: Sequence[Place], field: str) -> list[Place]:
     where = [_block_test(word) for word in blocks]
     found = [
         place
-        for place in places
+        for place in refs
         if any(test(place) for test in wanted) and (not where or any(test(place) for test in where))
     ]
     if not found:
-        hint = _hint([*kinds, *blocks], wanted, places)
+        hint = _hint([*kinds, *blocks], wanted, refs)
         raise ConfigError(f"{field}: {target!r} fits no layer of this model{hint}")
     return found
 
@@ -84,7 +84,7 @@ def _parse(target: str, field: str) -> tuple[list[str], list[str]]:
     if not all([*words, *blocks]):
         raise ConfigError(f"{field}: {target!r} is not KINDS, BLOCKS or KINDS@BLOCKS")
     for word in words:
-        if not (word in KINDS or word == TEXT or _is_block(word) or _is_path(word)):
+        if not (word in LAYER_KINDS or word == TEXT or _is_block(word) or _is_path(word)):
             _refuse(word, field)
     for word in blocks:
         if not (_is_block(word) or _is_path(word)):
@@ -104,7 +104,7 @@ def _refuse(word: str, field: str) -> None:
 
 
 def _is_block(word: str) -> bool:
-    return bool(_BLOCK.fullmatch(word) or _VECTOR.fullmatch(word)) or word in PAIRS
+    return bool(_BLOCK.fullmatch(word) or _VECTOR.fullmatch(word)) or word in SDXL_BLOCKS
 
 
 def _is_path(word: str) -> bool:
@@ -115,15 +115,15 @@ def _is_path(word: str) -> bool:
 def _kind_test(word: str) -> Test:
     if word == TEXT:
         return lambda place: place.part != UNET and _is_inner_text(place)
-    if word in KINDS:
-        return lambda place: place.part == UNET and _fits(place.path, KINDS[word])
+    if word in LAYER_KINDS:
+        return lambda place: place.part == UNET and _fits(place.path, LAYER_KINDS[word])
     return _path_test(word)
 
 
 def _block_test(word: str) -> Test:
     """Return a test for U-Net layers in a block. Text encoders have none of these blocks."""
-    if word in PAIRS:
-        return lambda place: place.part == UNET and _fits(place.path, PAIRS[word])
+    if word in SDXL_BLOCKS:
+        return lambda place: place.part == UNET and _fits(place.path, SDXL_BLOCKS[word])
     if _VECTOR.fullmatch(word):
         return lambda place: place.block == word
     block = _BLOCK.fullmatch(word)
@@ -141,14 +141,14 @@ def _path_test(pattern: str) -> Test:
     # transformers 5 dropped the level text_model from some encoders; both spellings are meant.
     plain = pattern.replace(".text_model.", ".")
 
-    def fits(place: Place) -> bool:
+    def fits(place: LayerRef) -> bool:
         path = f"{place.part}.{place.path.removeprefix('text_model.')}"
         return place.part != UNET and _is_inner_text(place) and _fits(path, [plain])
 
     return fits
 
 
-def _is_inner_text(place: Place) -> bool:
+def _is_inner_text(place: LayerRef) -> bool:
     """Leave out the projection behind SDXL's second encoder: other programs cannot read it."""
     return "encoder.layers." in place.path
 
@@ -158,20 +158,20 @@ def _fits(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, one) or fnmatchcase(path, f"{one}.*") for one in patterns)
 
 
-def _hint(words: Sequence[str], kinds: Sequence[Test], places: Sequence[Place]) -> str:
+def _hint(words: Sequence[str], kinds: Sequence[Test], places: Sequence[LayerRef]) -> str:
     """Say what comes near to words that fit nothing."""
     for word in words:
         near = _near(word, places) if _is_path(word) and not _is_block(word) else []
         if near:
             return f"; did you mean {', '.join(near)}?"
-    if any(word in PAIRS for word in words):
+    if any(word in SDXL_BLOCKS for word in words):
         return "; it is about SDXL"
-    blocks = {block_of(one) for one in places if any(test(one) for test in kinds)}
+    blocks = {block_label(one) for one in places if any(test(one) for test in kinds)}
     names = sorted(blocks - {""})
     return f"; such layers are in {', '.join(names)}" if names else ""
 
 
-def block_of(place: Place) -> str:
+def block_label(place: LayerRef) -> str:
     """Return the word for the block that a layer is in (``down.1``, ``mid``), or nothing."""
     parts = place.path.split(".")
     if place.part != UNET or parts[0] not in ("down_blocks", "mid_block", "up_blocks"):
@@ -180,7 +180,7 @@ def block_of(place: Place) -> str:
     return side if side == "mid" else f"{side}.{parts[1]}"
 
 
-def _near(pattern: str, places: Sequence[Place]) -> list[str]:
+def _near(pattern: str, places: Sequence[LayerRef]) -> list[str]:
     """Return module paths, or single names in them, that come near to a pattern without a fit."""
     paths = [p.path if p.part == UNET else f"{p.part}.{p.path}" for p in places]
     if not _WILD.search(pattern):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
-from lorasmith.adapters.gating.trigger_tokens import tag_places
+from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.models.text.long_prompts import encode_passages, passage_ids
 from lorasmith.models.text.prompt_spans import plain_passage
@@ -145,7 +145,9 @@ def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[
     tokenizer, passages = model.main_tokenizer, [plain_passage(text) for text in texts]
     window = int(tokenizer.model_max_length)
     contexts = torch.cat([one.context for one in encode_passages(model, passages)])
-    places = [tag_places(tokenizer, tag, passage_ids(tokenizer, one)[None]) for one in passages]
+    places = [
+        mark_tag_tokens(tokenizer, tag, passage_ids(tokenizer, one)[None]) for one in passages
+    ]
     # Each chunk of a long caption is encoded by itself, and knows nothing of the others.
     knowing = (torch.cat(places, dim=1).view(-1, window).cumsum(dim=1) > 0).flatten()
     if not bool(knowing.any()):

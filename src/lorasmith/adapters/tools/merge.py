@@ -9,8 +9,8 @@ import torch
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.block_weights import BlockWeights
-from lorasmith.adapters.naming.layer_names import UNET, places_of
-from lorasmith.adapters.naming.module_names import Module, module_of_kohya
+from lorasmith.adapters.naming.layer_names import UNET, find_layer_refs
+from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.adapters.naming.unet_blocks import BlockMap
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.tools.algebra import (
@@ -30,7 +30,7 @@ from lorasmith.models.family import FAMILIES, Family, family_of
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
-WeightOf = Callable[[Module], torch.Tensor | None]
+WeightOf = Callable[[LayerPath], torch.Tensor | None]
 """Returns the weight of a layer of the base model; None where it has no such layer."""
 
 _KERNEL_3X3 = ("conv", "conv1", "conv2", "conv_in", "conv_out")
@@ -61,28 +61,28 @@ class Term:
         if self.blocks is None:
             return lambda name: self.weight
         facts = FAMILIES[family or "sd1"]
-        chosen = self.blocks.of_family(facts.sgm_names)
-        return lambda name: self.weight * chosen.of(block_of_name(name, family))
+        chosen = self.blocks.for_family(facts.sgm_names)
+        return lambda name: self.weight * chosen.weight_of(block_of_name(name, family))
 
 
 def block_of_name(name: str, family: Family | None) -> str:
     """Return a layer's block in block vectors by its name in files; empty outside of all."""
-    module = module_of_kohya(name)
+    module = parse_kohya_name(name)
     if module is None:
         return ""
     if module.part != UNET:
         return "BASE"
-    return BlockMap.of_depths(FAMILIES[family or "sd1"].unet.depths).vector_name(module.path)
+    return BlockMap.from_depths(FAMILIES[family or "sd1"].unet.depths).lbw_name(module.path)
 
 
 def weights_of(model: "Model") -> WeightOf:
     """Return a model's weights by layer."""
     found = {
-        Module(place.part, place.path.removeprefix("text_model.")): place.layer
-        for place in places_of(model).values()
+        LayerPath(place.part, place.path.removeprefix("text_model.")): place.layer
+        for place in find_layer_refs(model).values()
     }
 
-    def weight(module: Module) -> torch.Tensor | None:
+    def weight(module: LayerPath) -> torch.Tensor | None:
         layer = found.get(module)
         return None if layer is None else layer_weight(layer)
 
@@ -138,11 +138,11 @@ def renamed(name: str, family: Family | None) -> str:
     Raises:
         WeightsError: the family has no such layer.
     """
-    module = module_of_kohya(name)
+    module = parse_kohya_name(name)
     if module is None or family is None:
         return name
     try:
-        return module.kohya(family)
+        return module.kohya_name(family)
     except (IndexError, KeyError) as error:
         title = FAMILIES[family].title
         raise WeightsError(f"{name} has no place in {title}; it is for another family") from error
@@ -206,7 +206,7 @@ def extract(tuned: "Model", base: "Model", limit: Limit) -> Extracted:
     Raises:
         WeightsError: the models have different layers, or none of them differ.
     """
-    places, others = places_of(base), places_of(tuned)
+    places, others = find_layer_refs(base), find_layer_refs(tuned)
     if family_of(tuned) != family_of(base) or places.keys() != others.keys():
         raise WeightsError(
             f"{tuned.folder} and {base.folder} are not of one kind, so there is no difference of "
@@ -277,7 +277,7 @@ def dense_of(file: LoraFile, name: str, layer: Layer, base: WeightOf | None) -> 
         WeightsError: it is DoRA and there is no base, or the base lacks the layer.
         ValueError: it does not fit the base's layer.
     """
-    module = module_of_kohya(name)
+    module = parse_kohya_name(name)
     weight = base(module) if base and module else None
     if weight is not None:
         return dense_delta(layer, weight)

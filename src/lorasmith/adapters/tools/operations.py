@@ -14,7 +14,7 @@ from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.files.metadata import Facts, metadata_of
 from lorasmith.adapters.naming.block_weights import parse_block_weights
-from lorasmith.adapters.nn.trainable import PartFacts
+from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.adapters.tools.algebra import Kept, Limit
 from lorasmith.adapters.tools.diff import Difference, compare
 from lorasmith.adapters.tools.fuse import bake
@@ -232,7 +232,7 @@ def extract_lora(
         tag="",
         family=family_of(base),
         prediction_type=tuned.scheduler_config.get("prediction_type", "epsilon"),
-        parts={"all": PartFacts(*_main(found.layers), len(found.layers))},
+        parts={"all": PartSummary(*_main(found.layers), len(found.layers))},
         resolution=tuned.default_size,
         tag_frequency={},
         dataset=target.stem,

@@ -123,12 +123,12 @@ def _drawn(
     model: "Model", lora: "LoraFile", prompts: Sequence[str], steps: int, seed: int
 ) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of what the LoRA draws ``[N, C, h, w]``, and the prompts."""
-    from lorasmith.adapters.gating.gate_metadata import gate_of_file
+    from lorasmith.adapters.gating.gate_metadata import read_gate
     from lorasmith.evaluation.image_generator import ImageGenerator
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.loops.progress import progress_bar
 
-    facts = gate_of_file(lora)
+    facts = read_gate(lora)
     called = prompts or [f"{facts.tag} {facts.class_word}".strip()]
     if not any(called):
         raise ConfigError(

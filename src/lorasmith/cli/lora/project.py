@@ -54,7 +54,7 @@ def project(
     Example: `lorasmith lora project loras/inkmono.safetensors --data pictures --out plain.safetensors`
     """  # noqa: E501 (one command, one line)
     from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
-    from lorasmith.adapters.gating.gate_metadata import gate_of_file
+    from lorasmith.adapters.gating.gate_metadata import read_gate
     from lorasmith.adapters.tools.kv_projection import moments_of, project_layers
     from lorasmith.data.reading.rows import read_rows
     from lorasmith.data.tags import contains_tag, without_tag
@@ -64,7 +64,7 @@ def project(
     if target.exists():
         raise OutputError(f"{target} already exists and is not overwritten; choose another --out")
     lora = load_lora_file(file.expanduser())
-    facts = gate_of_file(lora)
+    facts = read_gate(lora)
     words, other = tag or facts.tag, facts.class_word if class_word is None else class_word
     if not words:
         raise ConfigError(f"{file}: the file does not say its tag; name it with --tag")

@@ -99,10 +99,10 @@ def _show_targets(
     console: Console, model: Path | None, targets: str, rank: int, as_json: bool
 ) -> None:
     with Console(stderr=True).status("reading the model's parts"):
-        from lorasmith.adapters.targeting.coverage import coverage
+        from lorasmith.adapters.targeting.coverage import compute_coverage
         from lorasmith.models.model_summary import empty_networks
 
-        found = coverage(empty_networks(model), targets, rank)
+        found = compute_coverage(empty_networks(model), targets, rank)
     if as_json:
         typer.echo(json.dumps(coverage_json(found, targets, rank), indent=2))
         return

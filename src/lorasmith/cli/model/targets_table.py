@@ -9,28 +9,28 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lorasmith.adapters.targeting.coverage import Coverage, CoveredLayer
+    from lorasmith.adapters.targeting.coverage import CoveredLayer, TargetCoverage
 
 
-def coverage_table(found: "Coverage", targets: str, rank: int) -> Table:
+def coverage_table(found: "TargetCoverage", targets: str, rank: int) -> Table:
     """Return layers, parameters and share by block."""
     table = Table("block", "layers", title=f"LoRA on {targets}, rank {rank}", title_justify="left")
     for column in ("modules", "their weights", "share", "LoRA"):
         table.add_column(column, justify="right")
-    for block, layers in found.by_block().items():
+    for block, layers in found.group_by_block().items():
         table.add_row(block, _kinds(layers), *_numbers(found, layers))
     table.add_section()
     table.add_row("all", "", *_numbers(found, found.layers))
     return table
 
 
-def coverage_json(found: "Coverage", targets: str, rank: int) -> dict[str, Any]:
+def coverage_json(found: "TargetCoverage", targets: str, rank: int) -> dict[str, Any]:
     """Return everything about what targets take."""
     return {
         "targets": targets,
         "rank": rank,
         "modules": [asdict(layer) for layer in found.layers],
-        "blocks": {block: _sums(found, layers) for block, layers in found.by_block().items()},
+        "blocks": {block: _sums(found, layers) for block, layers in found.group_by_block().items()},
         "total": _sums(found, found.layers),
     }
 
@@ -40,16 +40,16 @@ def _kinds(layers: "Sequence[CoveredLayer]") -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counted.items())
 
 
-def _sums(found: "Coverage", layers: "Sequence[CoveredLayer]") -> dict[str, Any]:
+def _sums(found: "TargetCoverage", layers: "Sequence[CoveredLayer]") -> dict[str, Any]:
     return {
         "modules": len(layers),
         "parameters": sum(layer.parameters for layer in layers),
-        "share": found.share(layers),
-        "lora": sum(layer.lora for layer in layers),
+        "share": found.parameter_share(layers),
+        "lora": sum(layer.lora_parameters for layer in layers),
     }
 
 
-def _numbers(found: "Coverage", layers: "Sequence[CoveredLayer]") -> tuple[str, ...]:
+def _numbers(found: "TargetCoverage", layers: "Sequence[CoveredLayer]") -> tuple[str, ...]:
     sums = _sums(found, layers)
     share, lora = f"{sums['share']:.1%}", f"{sums['lora']:,}"
     return str(sums["modules"]), f"{sums['parameters']:,}", share, lora

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.naming.block_weights import parse_block_weights
-from lorasmith.adapters.naming.layer_names import UNET, Place
-from lorasmith.adapters.nn.inject import Attached, attach
+from lorasmith.adapters.naming.layer_names import UNET, LayerRef
+from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.prompts.lora_syntax import LoraMention
 from lorasmith.models.family import family_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def attach_mention(
     model: "Model", path: Path, mention: LoraMention, strict: bool = True
-) -> Attached:
+) -> AttachedLora:
     """Put a file's layers into a model, each with the weight that a mention gives to its place.
 
     Raises:
@@ -26,22 +26,22 @@ def attach_mention(
         ConfigError: its block weights are for another family.
     """
     weight_at = _weight_at(model, mention)
-    attached = attach(model, load_lora_file(path), strict=strict)
-    attached.set_weights(weight_at)
+    attached = attach_lora(model, load_lora_file(path), strict=strict)
+    attached.set_strengths(weight_at)
     return attached
 
 
-def _weight_at(model: "Model", mention: LoraMention) -> Callable[[Place], float]:
+def _weight_at(model: "Model", mention: LoraMention) -> Callable[[LayerRef], float]:
     blocks = None
     if mention.lbw:
         is_sdxl = family_of(model) in ("sdxl", "sdxl-refiner")
         try:
-            blocks = parse_block_weights(mention.lbw).of_family(is_sdxl)
+            blocks = parse_block_weights(mention.lbw).for_family(is_sdxl)
         except ConfigError as error:
             raise ConfigError(f"LoRA {mention.name}: {error}") from error
 
-    def weight_at(place: Place) -> float:
+    def weight_at(place: LayerRef) -> float:
         strength = mention.in_unet if place.part == UNET else mention.weight
-        return strength if blocks is None else strength * blocks.of(place.block)
+        return strength if blocks is None else strength * blocks.weight_of(place.block)
 
     return weight_at

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
-from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_metadata
-from lorasmith.adapters.gating.trigger_tokens import tag_ids, tag_spans
-from lorasmith.adapters.nn.inject import attach
+from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
+from lorasmith.adapters.gating.trigger_tokens import find_tag_spans, tokenize_tag
+from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.tools.info import family_of_file, prediction_of_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
@@ -28,7 +28,7 @@ class Entry:
 
     path: Path
     """The file."""
-    facts: GateFacts
+    facts: GateMetadata
     """What wakes it; never of the kind ``none``."""
     fits: bool
     """False where its metadata say that it is for another kind of model."""
@@ -86,13 +86,15 @@ class Library:
         Raises:
             WeightsError: two files claim one tag, or a file does not fit the model.
         """
-        taken = {self._tag(one.attached.facts) for one in named if one.attached.facts.tag}
+        taken = {
+            self._tag(one.attached.gate_metadata) for one in named if one.attached.gate_metadata.tag
+        }
         return [self._switch(tag) for tag in self._tags_in(text) if tag not in taken]
 
     def rest(self) -> None:
         """Have none of them at work, until a call asks for it."""
         for switch in self._switches.values():
-            switch.attached.gate.shut_all()
+            switch.attached.gate.close()
 
     def clear(self) -> None:
         """Take all of them out of the model and forget them."""
@@ -103,7 +105,7 @@ class Library:
 
     def _entry(self, path: Path) -> Entry:
         metadata = load_metadata(path)
-        facts = gate_of_metadata(path, metadata)
+        facts = parse_gate(path, metadata)
         if facts.kind == "none" and facts.tag:
             facts = replace(facts, kind="prompt")  # a phrase that people are told to write
         told = LoraFile(path, {}, metadata)
@@ -112,8 +114,8 @@ class Library:
         meant = prediction_of_file(told) or predicted
         return Entry(path, facts, family == family_of(self._model) and meant == predicted)
 
-    def _tag(self, facts: GateFacts) -> _Tag:
-        return tuple(tag_ids(self._model.main_tokenizer, facts.tag))
+    def _tag(self, facts: GateMetadata) -> _Tag:
+        return tuple(tokenize_tag(self._model.main_tokenizer, facts.tag))
 
     def _written(self, tags: Iterable[_Tag]) -> tuple[str, ...]:
         return tuple(sorted(self._entries[tag][0].facts.tag for tag in tags))
@@ -122,7 +124,7 @@ class Library:
         """Return the tags that occur in a text other than within a longer one."""
         tokenizer = self._model.main_tokenizer
         spans = {
-            tag: tag_spans(tokenizer, entries[0].facts.tag, text)
+            tag: find_tag_spans(tokenizer, entries[0].facts.tag, text)
             for tag, entries in self._entries.items()
         }
         everywhere = [span for some in spans.values() for span in some]
@@ -137,14 +139,14 @@ class Library:
         switch = self._switches.get(entry.path)
         if switch is None:
             try:
-                attached = attach(self._model, load_lora_file(entry.path))
+                attached = attach_lora(self._model, load_lora_file(entry.path))
             except WeightsError as error:
                 raise WeightsError(
                     f"{error} (it is in the library, and its tag {entry.facts.tag!r} is in the "
                     "prompt: leave the tag out or take the file away)"
                 ) from error
-            attached.facts = entry.facts
-            attached.gate.shut_all()
+            attached.gate_metadata = entry.facts
+            attached.gate.close()
             switch = Switch(LoraMention(entry.path.stem), attached, "library")
             self._switches[entry.path] = switch
         return switch
@@ -183,7 +185,7 @@ def _latest_of_runs(entries: Sequence[Entry]) -> list[Entry]:
     """Return the file of the latest step of each run; files of unknown runs count by themselves."""
     latest: dict[str, Entry] = {}
     for entry in sorted(entries, key=_age):
-        latest[entry.facts.run or str(entry.path)] = entry
+        latest[entry.facts.run_id or str(entry.path)] = entry
     return list(latest.values())
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
-from lorasmith.adapters.gating.trigger_tokens import end_places, has_tag, tag_places
+from lorasmith.adapters.gating.trigger_tokens import has_tag, mark_end_tokens, mark_tag_tokens
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.inference.prompts.parser import LoraMention, Prompt
 from lorasmith.models.load import Model
@@ -30,7 +30,7 @@ from lorasmith.models.text.long_prompts import (
 from lorasmith.models.text.prompt_spans import EMPTY, Passage
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.nn.inject import Attached
+    from lorasmith.adapters.nn.inject import AttachedLora
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Switch:
 
     mention: LoraMention
     """Its name and weight."""
-    attached: "Attached"
+    attached: "AttachedLora"
     """Its adapters."""
     named_by: Literal["prompt", "call", "library", "trainer"]
     """Who wants it: the prompts that mention it, the call for all of its pictures, a library for
@@ -135,7 +135,9 @@ class Switchboard:
         for prompt in self._at_work:
             for phase in self.phases:
                 at_work = self.at_work(prompt, phase)
-                changing = tuple(switch for switch in at_work if switch.attached.in_text)
+                changing = tuple(
+                    switch for switch in at_work if switch.attached.affects_text_encoder
+                )
                 groups.setdefault(changing, []).append((prompt, phase))
         pairs: dict[tuple[Prompt, int], tuple[Conditioning, Conditioning]] = {}
         for changing, moments in groups.items():
@@ -187,7 +189,7 @@ class Switchboard:
         for switch in self._switches:
             rows = [switch in self.at_work(prompt, phase) for prompt in prompts]
             tokens = self._places(switch, ids)
-            switch.attached.gate.let_through(
+            switch.attached.gate.set_rows(
                 rows * 2 if both else rows, device, None if tokens is None else tokens.to(device)
             )
 
@@ -195,7 +197,7 @@ class Switchboard:
         """Tell whether a LoRA's gate counts."""
         if switch.named_by == "library":
             return True
-        return self._gate and switch.gated and switch.attached.facts.kind != "none"
+        return self._gate and switch.gated and switch.attached.gate_metadata.kind != "none"
 
     def _is_opened(self, switch: Switch, text: str) -> bool:
         """Tell whether a LoRA is at work for a text: its gate lets it, and its weight is not 0."""
@@ -203,18 +205,18 @@ class Switchboard:
             return False
         if not self._is_obeyed(switch):
             return True
-        return has_tag(self._model.main_tokenizer, switch.attached.facts.tag, text)
+        return has_tag(self._model.main_tokenizer, switch.attached.gate_metadata.tag, text)
 
     def _places(self, switch: Switch, ids: torch.Tensor) -> torch.Tensor | None:
         """Return the tokens that a LoRA may write to, bool ``[B, L]``, or None for all."""
-        facts, tokenizer = switch.attached.facts, self._model.main_tokenizer
+        facts, tokenizer = switch.attached.gate_metadata, self._model.main_tokenizer
         if facts.kind not in ("token", "token+end") or not self._is_obeyed(switch):
             return None
-        places = tag_places(tokenizer, facts.tag, ids)
+        places = mark_tag_tokens(tokenizer, facts.tag, ids)
         if facts.kind == "token":
             return places
         # A text without the tag has an end, too, that training never let the LoRA write to.
-        return places | (end_places(tokenizer, ids) & places.any(dim=1, keepdim=True))
+        return places | (mark_end_tokens(tokenizer, ids) & places.any(dim=1, keepdim=True))
 
     def _tell_if_off(self, switch: Switch) -> None:
         if switch.named_by == "trainer" or switch.mention.is_nothing:
@@ -224,8 +226,8 @@ class Switchboard:
         if all(on) or (switch.named_by == "call" and any(on)):
             return
         warnings.warn(
-            f"LoRA {switch.mention.name} stays off: its tag {switch.attached.facts.tag!r} is not "
-            "in the prompt; write it there or use --no-gate (gate=False in Python)",
+            f"LoRA {switch.mention.name} stays off: its tag {switch.attached.gate_metadata.tag!r} is "
+            "not in the prompt; write it there or use --no-gate (gate=False in Python)",
             LorasmithWarning,
             stacklevel=2,
         )
@@ -274,4 +276,4 @@ def _set(switch: Switch, on: bool) -> None:
     if on:
         switch.attached.gate.open()
     else:
-        switch.attached.gate.shut_all()
+        switch.attached.gate.close()

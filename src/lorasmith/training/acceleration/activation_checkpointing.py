@@ -13,7 +13,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from lorasmith.adapters.nn.lora import Adapted
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.ops.fp8 import Fp8Linear
 from lorasmith.training.acceleration.compile import iter_blocks
 
@@ -104,8 +104,8 @@ def _there_anyway(block: nn.Module) -> Iterator[torch.Tensor]:
     for one in block.modules():
         if isinstance(one, Fp8Linear):
             yield from one.fp8_weight
-        elif isinstance(one, Adapted) and one.stack is not None:
-            own = (one.stack.down, one.stack.up, one.stack.shared)
+        elif isinstance(one, LoraWrapper) and one.fused_factors is not None:
+            own = (one.fused_factors.down, one.fused_factors.up, one.fused_factors.shared)
             yield from (tensor for tensor in own if tensor is not None)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.adapters.nn.lora import outputs_of
+from lorasmith.adapters.nn.wrapper import forward_shared_input
 
 
 class FusedQKVAttnProcessor:
@@ -33,10 +33,10 @@ class FusedQKVAttnProcessor:
             )
             return masked
         if encoder_hidden_states is None:
-            q, k, v = outputs_of(hidden_states, (attn.to_q, attn.to_k, attn.to_v))
+            q, k, v = forward_shared_input(hidden_states, (attn.to_q, attn.to_k, attn.to_v))
         else:
             q = attn.to_q(hidden_states)
-            k, v = outputs_of(encoder_hidden_states, (attn.to_k, attn.to_v))
+            k, v = forward_shared_input(encoder_hidden_states, (attn.to_k, attn.to_v))
         q, k, v = (one.view(*one.shape[:2], attn.heads, -1).transpose(1, 2) for one in (q, k, v))
         y: torch.Tensor = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         y = attn.to_out[1](attn.to_out[0](y))

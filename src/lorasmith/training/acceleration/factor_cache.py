@@ -6,11 +6,12 @@ from typing import cast
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapted, LoraLinear
-from lorasmith.adapters.targeting.qkv_groups import sharing
+from lorasmith.adapters.nn.lora import LoraLinear
+from lorasmith.adapters.nn.wrapper import LoraWrapper
+from lorasmith.adapters.targeting.qkv_groups import iter_qkv_groups
 from lorasmith.ops.fused_lora import StackedFactors
 
-TrainedLayer = tuple[Adapted, tuple[LoraLinear, ...]]
+TrainedLayer = tuple[LoraWrapper, tuple[LoraLinear, ...]]
 """A linear layer, and those of its adapters that are trained, in the order in which they divide
 the rows of a batch."""
 
@@ -47,11 +48,10 @@ class FactorCastCache:
             for number, one in enumerate(adapters):
                 downs.append(one.down)
                 ups.append(one.up)
-                scales.append(one.weight * one.scale)
+                scales.append(one.strength * one.scale)
                 copies.append(room.down[number, : one.rank])
             copies += [room.up[number, :, : one.rank] for number, one in enumerate(adapters)]
-            layer.learning = adapters
-            layer.stack = room._replace(scales=tuple(scales[-len(adapters) :]))
+            layer.use_fused_factors(room._replace(scales=tuple(scales[-len(adapters) :])), adapters)
         if not copies:
             return
         if any(scale != 1.0 for scale in scales):
@@ -61,13 +61,13 @@ class FactorCastCache:
     def clear(self) -> None:
         """Take the copies back."""
         for layer, _, _ in self._layers:
-            layer.stack, layer.learning = None, ()
+            layer.clear_fused_factors()
 
 
 def _in_turn(
     downs: list[torch.Tensor],
     ups: list[torch.Tensor],
-    layers: list[tuple[Adapted, tuple[LoraLinear, ...], StackedFactors]],
+    layers: list[tuple[LoraWrapper, tuple[LoraLinear, ...], StackedFactors]],
 ) -> Iterator[torch.Tensor]:
     """Yield the factors layer by layer, all down before all up."""
     first = 0
@@ -111,20 +111,20 @@ def build_factor_cache(network: nn.Module, adapters: Collection[nn.Module]) -> F
     trained = {id(one) for one in adapters}
     found: dict[nn.Module, TrainedLayer] = {}
     for layer in network.modules():
-        if not isinstance(layer, Adapted) or not isinstance(layer.base, nn.Linear):
+        if not isinstance(layer, LoraWrapper) or not isinstance(layer.base, nn.Linear):
             continue
         own = tuple(one for one in layer.adapters if id(one) in trained)
         if own and _is_on_gpu(layer) and all(is_fusable(one) for one in own):
             found[layer] = layer, cast("tuple[LoraLinear, ...]", own)
     families = [
         [found.pop(one) for one in layers]
-        for layers in sharing(network)
+        for layers in iter_qkv_groups(network)
         if len(layers) > 1 and all(one in found for one in layers)
     ]
     return FactorCastCache([*families, *([one] for one in found.values())])
 
 
-def _is_on_gpu(layer: Adapted) -> bool:
+def _is_on_gpu(layer: LoraWrapper) -> bool:
     """Tell whether a layer is where one operation is faster than several."""
     return bool(layer.weight.is_cuda)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapted
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.ops import geglu
 from lorasmith.ops.fused_lora import (
     FusedLinearArgs,
@@ -46,8 +46,8 @@ def _classes() -> tuple[Any, Any]:
         def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             """Return the output, ``[..., C]``."""
             first, second = self.net[0].proj, self.net[2]
-            if isinstance(first, Adapted) and isinstance(second, Adapted):
-                works = first.work_for(hidden_states), second.work_for(hidden_states)
+            if isinstance(first, LoraWrapper) and isinstance(second, LoraWrapper):
+                works = first.fused_args(hidden_states), second.fused_args(hidden_states)
                 if works[0] is not None and works[1] is not None:
                     return feed_forward(hidden_states, works[0], works[1])
             y: torch.Tensor = second(self.net[0](hidden_states))

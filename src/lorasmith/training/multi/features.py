@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorasmith.adapters.gating.gate_metadata import gate_of_metadata
+from lorasmith.adapters.gating.gate_metadata import parse_gate
 from lorasmith.config.features import FeaturesRun
 from lorasmith.config.load import dump_toml, load_settings
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
@@ -136,7 +136,7 @@ def _start(run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session], 
     identity = sessions[0].progress.identity
     for place in paths.loras:
         if run.train.mode == "staged" and place.lora.is_file():
-            identity = gate_of_metadata(place.lora, load_metadata(place.lora)).run or identity
+            identity = parse_gate(place.lora, load_metadata(place.lora)).run_id or identity
             break
     for session in sessions:
         session.progress.identity = identity

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
-from lorasmith.adapters.gating.gate_metadata import GateFacts, gate_of_file
+from lorasmith.adapters.gating.gate_metadata import GateMetadata, read_gate
 from lorasmith.adapters.naming.layer_names import UNET_PREFIX
 from lorasmith.config.train_config import TrainData
 from lorasmith.training.data.split import ChosenRows
@@ -16,7 +16,7 @@ class Earlier:
 
     file: LoraFile
     """Its LoRA."""
-    facts: GateFacts
+    facts: GateMetadata
     """What switches it on."""
     data: TrainData
     """Its pictures' settings."""
@@ -31,7 +31,7 @@ class Earlier:
             WeightsError: the file is missing or damaged.
         """
         file = load_lora_file(path)
-        return cls(file, gate_of_file(file), data, chosen)
+        return cls(file, read_gate(file), data, chosen)
 
     @property
     def in_text(self) -> bool:

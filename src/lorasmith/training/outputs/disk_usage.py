@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.adapters.targeting.targets import Target
+from lorasmith.adapters.targeting.targets import LayerTarget
 from lorasmith.config.train_config import TrainRun
 from lorasmith.inference.options import parse_size
 
@@ -13,16 +13,16 @@ _SLACK = 16 * 2**20
 """For the log, event files and the report."""
 
 
-def parameters_of(targets: Sequence[Target]) -> int:
+def parameters_of(targets: Sequence[LayerTarget]) -> int:
     """Return how many numbers the adapters of some layers have."""
     total = 0
     for target in targets:
-        weight = layer_weight(target.place.layer)
+        weight = layer_weight(target.ref.layer)
         total += target.rank * (weight[0].numel() + weight.shape[0])
     return total
 
 
-def bytes_needed(run: TrainRun, targets: Sequence[Target], side: int, new: bool) -> int:
+def bytes_needed(run: TrainRun, targets: Sequence[LayerTarget], side: int, new: bool) -> int:
     """Return the bytes that a run's checkpoints, LoRA files and previews take at most.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 
 from lorasmith.adapters.files.lora_file import save_lora_file
 from lorasmith.adapters.files.metadata import Facts, metadata_of
-from lorasmith.adapters.nn.trainable import exported, parts_of
+from lorasmith.adapters.nn.trainable import export_layers, summarize_parts
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.tags import tag_frequency
@@ -33,7 +33,7 @@ def export(session: Session, path: Path) -> None:
         tag=run.data.tag,
         family=family_of(session.model),
         prediction_type=session.objective.process.prediction_type,
-        parts=parts_of(session.trainable),
+        parts=summarize_parts(session.trainable),
         resolution=picture_side(session.model, run.data.resolution),
         tag_frequency=tag_frequency(row.caption for row in rows),
         dataset=run.data.path.resolve().name,
@@ -45,7 +45,7 @@ def export(session: Session, path: Path) -> None:
         pictures=identity_of(session.data)[:_DIGITS],
     )
     with session.averaged():
-        save_lora_file(path, exported(session.trainable), metadata_of(facts))
+        save_lora_file(path, export_layers(session.trainable), metadata_of(facts))
 
 
 def finish(session: Session, ended: str) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorasmith.adapters.nn.trainable import Trainable
+from lorasmith.adapters.nn.trainable import TrainableLora
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.training.data.batch import Batch
@@ -72,7 +72,7 @@ class FixedGrid:
             count += len(losses)
         return total / count
 
-    def measure(self, trained: Trainable, base: float | None) -> Measured:
+    def measure(self, trained: TrainableLora, base: float | None) -> Measured:
         """Measure with adapters and, unless that is known already, without them.
 
         Args:
@@ -83,10 +83,10 @@ class FixedGrid:
         try:
             loss = self.loss()
             if base is None:
-                trained.set_weight(0.0)
+                trained.set_strength(0.0)
                 base = self.loss()
         finally:
-            trained.set_weight(1.0)
+            trained.set_strength(1.0)
             trained.train(True)
         return Measured(loss, base)
 

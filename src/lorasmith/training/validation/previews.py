@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorasmith.adapters.nn.trainable import Trainable
+from lorasmith.adapters.nn.trainable import TrainableLora
 from lorasmith.config.train_config import PreviewSettings
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.core.files import write_text
@@ -122,7 +122,7 @@ class Previews:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def draw(self, step: int, trained: Trainable, wanted: Wanted) -> list[Path]:
+    def draw(self, step: int, trained: TrainableLora, wanted: Wanted) -> list[Path]:
         """Draw and save the pictures of a step, adapters without dropout and under their gate.
 
         Raises:

@@ -58,12 +58,12 @@ class Looks:
         session = self._session
         if session.progress.done or session.run.preview.every == 0:
             return
-        session.trainable.set_weight(0.0)
+        session.trainable.set_strength(0.0)
         try:
             with self._report.pause():
                 self._draw_base(drawn)
         finally:
-            session.trainable.set_weight(1.0)
+            session.trainable.set_strength(1.0)
         with self._report.pause():
             base = self._measure()
             if base is not None:
