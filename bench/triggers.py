@@ -113,7 +113,9 @@ def do_cell(
     ]
     device = pick_device(options.device)
     model = load_model(options.model).to(device, torch.float32)
-    sampling = SamplingOptions(steps=options.drawing_steps, batch_size=options.pictures)
+    sampling = SamplingOptions(
+        num_inference_steps=options.drawing_steps, batch_size=options.pictures
+    )
     studio = ImageGenerator(model, sampling)
     work = Evaluator(
         studio, load_feature_extractor(), range(1000 * seed, 1000 * seed + options.pictures)

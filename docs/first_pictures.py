@@ -23,7 +23,7 @@ SEED = 0
 def main() -> None:
     """Draw two pictures of each prompt, seeds in order, into a captioned grid."""
     pipe = lorasmith.load_pipeline()
-    drawn = [pipe(prompt, seed=SEED, n=PICTURES) for prompt in PROMPTS]
+    drawn = [pipe(prompt, seed=SEED, num_images_per_prompt=PICTURES) for prompt in PROMPTS]
     rows = [list(row) for row in zip(*drawn, strict=True)]
     grid = make_labelled_grid(rows, column_labels=PROMPTS)
     path = Path(__file__).parent / "images" / "first_pictures.png"

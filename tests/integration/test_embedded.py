@@ -47,12 +47,12 @@ def test_plain_diffusers_draws_the_same_picture(pipe: Pipeline) -> None:
     from diffusers import StableDiffusionPipeline
 
     from lorasmith.core.device import generator
-    from lorasmith.inference.denoise import initial_noise
+    from lorasmith.inference.denoise import sample_noise
 
-    ours = pipe("a red apple, noto style", seed=3, steps=8, guidance=5.0)[0]
+    ours = pipe("a red apple, noto style", seed=3, num_inference_steps=8, guidance_scale=5.0)[0]
     theirs = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
     theirs.set_progress_bar_config(disable=True)
-    noise = initial_noise([generator(3)], (4, 16, 16), torch.device("cpu"))
+    noise = sample_noise([generator(3)], (4, 16, 16), torch.device("cpu"))
     image = theirs(
         "a red apple, noto style", num_inference_steps=8, guidance_scale=5.0, latents=noise
     ).images[0]
@@ -72,7 +72,7 @@ def test_pictures_answer_to_their_words(pipe: Pipeline) -> None:
     ]
     from lorasmith.evaluation.base_model import pil_to_tensor
 
-    images = pipe(captions, seed=0, steps=12, guidance=5.0, batch_size=6)
+    images = pipe(captions, seed=0, num_inference_steps=12, guidance_scale=5.0, batch_size=6)
     pair, tokenizer = load_pair(EMBEDDED), load_tokenizer(EMBEDDED)
     pictures = embed_pictures(pair.image, pil_to_tensor(images, 128))
     texts = embed_texts(pair, tokenizer, captions)

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from lorasmith.cli import run
 from lorasmith.core.errors import WeightsError
 from lorasmith.inference import safety
-from lorasmith.inference.pipeline import load_pipeline, to_images
-from lorasmith.inference.safety import Judge
+from lorasmith.inference.pipeline import load_pipeline, tensor_to_pil
+from lorasmith.inference.safety import SafetyChecker
 from lorasmith.models.files import hub
 
 
@@ -76,7 +76,7 @@ def test_latents_instead_of_pictures(
         told = json.loads(opened.metadata()["jobs"])
     assert told == [{"prompt": "a red apple", "seed": seed} for seed in (3, 4)]
     pipe = load_pipeline(tiny_model, device="cpu")
-    for number, image in enumerate(to_images(pipe.decode(latents))):
+    for number, image in enumerate(tensor_to_pil(pipe.decode(latents))):
         drawn = Image.open(tmp_path / "a" / f"000{number}.png")
         assert abs(np.asarray(image).astype(int) - np.asarray(drawn).astype(int)).max() <= 1
 
@@ -87,11 +87,11 @@ def test_a_safety_checker_blackens(
 ) -> None:  # fmt: skip
     asked = []
 
-    def load(folder: Path, device: torch.device) -> Judge:
+    def load(folder: Path, device: torch.device) -> SafetyChecker:
         asked.append(folder)
         return lambda images: [True] * len(images)
 
-    monkeypatch.setattr(safety, "load_judge", load)
+    monkeypatch.setattr(safety, "load_safety_checker", load)
     checker = tmp_path / "checker"
     assert generate(tiny_model, tmp_path / "out", "-n", "1", "--safety-checker", str(checker)) == 0
     assert asked == [checker]

@@ -35,7 +35,7 @@ def loras(model: Model, tmp_path: Path) -> tuple[Path, Path]:
 def picture(model: Model, *files: tuple[Path, float]) -> np.ndarray:
     attached = [attach_lora(model, load_lora_file(path), weight) for path, weight in files]
     pipe = Listening(model)
-    pipe("a red apple", seed=3, steps=2, guidance=3.0)
+    pipe("a red apple", seed=3, num_inference_steps=2, guidance_scale=3.0)
     for one in attached:
         one.detach()
     return pipe.decoded[0].numpy()

@@ -136,7 +136,7 @@ def test_a_lora_for_a_later_family_is_told(
 
 def picture(model: Model) -> np.ndarray:
     pipe = Listening(model)
-    pipe("a red apple", seed=3, negative="blurry", steps=4, guidance=4.0)
+    pipe("a red apple", seed=3, negative_prompt="blurry", num_inference_steps=4, guidance_scale=4.0)
     return pipe.decoded[0].numpy()
 
 

@@ -20,7 +20,13 @@ STEPS = 4
 def our_picture(model: Model, path: Path | None) -> np.ndarray:
     pipe = Listening(model)
     attached = attach_lora(model, load_lora_file(path)) if path else None
-    pipe("a red apple", seed=3, negative="blurry", steps=STEPS, guidance=4.0)
+    pipe(
+        "a red apple",
+        seed=3,
+        negative_prompt="blurry",
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+    )
     if attached:
         attached.detach()
     return pipe.decoded[0].permute(1, 2, 0).numpy()

@@ -65,7 +65,7 @@ def test_info_of_inpainting_and_refiner_files(
     from lorasmith.inference.outputs import png_metadata
 
     monkeypatch.setattr(
-        png_metadata, "hash_of_model", lambda path: "0123456789"
+        png_metadata, "compute_model_hash", lambda path: "0123456789"
     )  # gigabytes of zeros
     for name, title in (
         ("sd1-inpainting", "SD 1.x inpainting, predicts epsilon"),

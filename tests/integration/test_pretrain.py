@@ -64,7 +64,7 @@ def test_unet_writes_a_whole_model(place: Place) -> None:
 def test_the_model_draws_with_lorasmith_and_with_diffusers_alone(place: Place) -> None:
     pipe = lorasmith.load_pipeline(place.unet, device="cpu")
     assert pipe.model.default_size == 128
-    (own,) = pipe("a red circle", seed=3, steps=2, guidance=4.0)
+    (own,) = pipe("a red circle", seed=3, num_inference_steps=2, guidance_scale=4.0)
     with quiet():
         other = StableDiffusionPipeline.from_pretrained(place.unet, safety_checker=None)
         other.set_progress_bar_config(disable=True)
@@ -156,7 +156,7 @@ def test_the_text_encoder_may_learn_too_and_v_be_predicted(
     scheduler = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
     assert scheduler["prediction_type"] == "v_prediction"
     assert not (tmp_path / "out" / "unet_without_ema").exists()
-    assert lorasmith.load_pipeline(tmp_path / "out", device="cpu")("x", steps=1)
+    assert lorasmith.load_pipeline(tmp_path / "out", device="cpu")("x", num_inference_steps=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

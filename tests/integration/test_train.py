@@ -105,7 +105,7 @@ def test_the_result_changes_pictures_and_unloads_exactly(
     pipe = load_pipeline(tiny_model, device="cpu", lora_dir=tmp_path)
 
     def draw(prompt: str = "a ball, inkmono style") -> np.ndarray:
-        return np.asarray(pipe(prompt, seed=3, steps=3)[0]).astype(int)
+        return np.asarray(pipe(prompt, seed=3, num_inference_steps=3)[0]).astype(int)
 
     base = draw()
     pipe.load_lora(tmp_path / "ink.safetensors")
@@ -158,6 +158,6 @@ def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
 
     pipe = lorasmith.load_pipeline(device="cpu", lora_dir=tmp_path)
     prompts = [f"a bell, inkmono style{lora}" for lora in ("", " <lora:ink:0>", " <lora:ink:1>")]
-    base, off, on = pipe(prompts, seed=[3, 3, 3], steps=6)
+    base, off, on = pipe(prompts, seed=[3, 3, 3], num_inference_steps=6)
     assert np.array_equal(np.asarray(base), np.asarray(off))
     assert measure_color([on]).saturation < 0.9 * measure_color([base]).saturation

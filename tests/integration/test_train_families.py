@@ -57,7 +57,7 @@ def given(family: str, pictures: Path) -> dict[str, Path]:
     if family == "sdxl-refiner" or "inpainting" in family:
         files["image"] = pictures / "ball0.png"
     if "inpainting" in family:
-        files["mask"] = pictures / "ball0.mask.png"
+        files["mask_image"] = pictures / "ball0.mask.png"
     return files
 
 
@@ -69,8 +69,10 @@ def our_pictures(folder: Path, lora: Path, files: dict[str, Path]) -> list[np.nd
     for loras in ((), (lora,)):
         for one in loras:
             pipe.load_lora(one)
-        pipe("ball, inkmono style", seed=3, negative="blurry", steps=STEPS, guidance=4.0,
-             strength=strength, **files)  # fmt: skip
+        pipe(
+            "ball, inkmono style", seed=3, negative_prompt="blurry", num_inference_steps=STEPS,
+            guidance_scale=4.0, strength=strength, **files,
+        )  # fmt: skip
         drawn.append(pipe.decoded[0].permute(1, 2, 0).numpy())
     return drawn
 
@@ -84,8 +86,8 @@ def their_picture(family: str, folder: Path, lora: Path, files: dict[str, Path])
     more: dict[str, Any] = {}
     if files:
         more = {"image": Image.open(files["image"]), "strength": 0.75}
-    if "mask" in files:
-        more |= {"mask_image": Image.open(files["mask"]), "width": 64, "height": 64}
+    if "mask_image" in files:
+        more |= {"mask_image": Image.open(files["mask_image"]), "width": 64, "height": 64}
     images = pipe(
         "ball, inkmono style", negative_prompt="blurry", num_inference_steps=STEPS,
         guidance_scale=4.0, generator=torch.Generator().manual_seed(3), output_type="np", **more,

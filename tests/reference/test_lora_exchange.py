@@ -39,7 +39,13 @@ def opened(folder: Path) -> Model:
 def our_picture(model: Model, path: Path) -> np.ndarray:
     pipe = Listening(model)
     attached = attach_lora(model, load_lora_file(path))
-    pipe("a red apple", seed=3, negative="blurry", steps=STEPS, guidance=4.0)
+    pipe(
+        "a red apple",
+        seed=3,
+        negative_prompt="blurry",
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+    )
     attached.detach()
     return pipe.decoded[0].permute(1, 2, 0).numpy()
 

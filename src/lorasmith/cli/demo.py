@@ -154,7 +154,7 @@ def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     for row, ending in ROWS.items():
         prompts = [f"{concept}{ending}" for concept in CONCEPTS]
         drawn[row] = _draw(pipe, prompts, _GUIDANCE)
-        if not pipe.loaded:
+        if not pipe.loaded_loras:
             # Under its gate the last row would be the first again; as an ordinary LoRA it shows
             # what other programs draw.
             pipe.load_lora(file, gate=False)
@@ -201,7 +201,11 @@ def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[s
 def _draw(pipe: "Pipeline", prompts: Sequence[str], guidance: float = 5.0) -> "list[Image.Image]":
     with progress_bar("drawing", len(prompts) * _SAMPLING_STEPS) as advance:
         return pipe(
-            list(prompts), seed=_SEED, steps=_SAMPLING_STEPS, guidance=guidance, progress=advance
+            list(prompts),
+            seed=_SEED,
+            num_inference_steps=_SAMPLING_STEPS,
+            guidance_scale=guidance,
+            progress=advance,
         )
 
 

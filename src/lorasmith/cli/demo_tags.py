@@ -76,7 +76,7 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
     pictures = len(WHO) * (len(prompts) + 5)
     typer.echo(f"5/5 drawing with both tags as switches, four pictures of each of {len(WHO)} seeds")
     with progress_bar("drawing", pictures * _SAMPLING_STEPS) as advance:
-        options = SamplingOptions(steps=_SAMPLING_STEPS, guidance=_GUIDANCE)
+        options = SamplingOptions(num_inference_steps=_SAMPLING_STEPS, guidance_scale=_GUIDANCE)
         studio = ImageGenerator(model, options, advance)
         loaded = list(files.values())
         drawn = {name: _draw(studio, some, loaded) for name, some in prompts.items()}

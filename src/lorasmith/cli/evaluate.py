@@ -117,7 +117,9 @@ def evaluate(
     found = find_targets(paths)
     place = writable_folder(_place(out, paths))
     features = [one.to_concept(data and data.expanduser(), class_word) for one in found]
-    options = SamplingOptions(steps=steps, guidance=guidance, size=size, batch_size=batch_size)
+    options = SamplingOptions(
+        num_inference_steps=steps, guidance_scale=guidance, size=size, batch_size=batch_size
+    )
     looking = load_feature_extractor(judge and judge.expanduser())
     opened = load_model(_model_of(model, found)).to(pick_device(device), dtype_of(precision))
     with _drawing(opened, options) as studio:
@@ -142,7 +144,7 @@ def _drawing(model: "Model", options: "SamplingOptions") -> "Iterator[ImageGener
         def advance(count: int) -> None:
             nonlocal drawn
             drawn += count
-            status.update(f"measuring, {drawn // options.steps} pictures drawn")
+            status.update(f"measuring, {drawn // options.num_inference_steps} pictures drawn")
 
         yield ImageGenerator(model, options, advance)
 
@@ -169,7 +171,8 @@ def _evaluated(
         device=studio.model.unet.device.type,
         seeds=list(seeds),
         sampling={
-            "steps": options.steps, "guidance": options.guidance, "sampler": options.sampler,
+            "steps": options.num_inference_steps, "guidance": options.guidance_scale,
+            "sampler": options.sampler,
             "side": studio.image_side,
         },
         max_leak=max_leak,

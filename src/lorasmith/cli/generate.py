@@ -10,13 +10,18 @@ from rich.console import Console
 from lorasmith.cli.download import Download, fetch
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import writable_folder
-from lorasmith.inference.loras.find import find_lora, library_files, parse_option, resolve_lora
+from lorasmith.inference.loras.find import (
+    find_lora,
+    list_lora_files,
+    parse_lora_option,
+    resolve_lora,
+)
 from lorasmith.inference.options import SamplingOptions, check_count, check_seed
-from lorasmith.inference.prompts.parser import LoraMention, check_negative, parse_prompt
+from lorasmith.inference.prompts.parser import LoraRequest, check_negative_prompt, parse_prompt
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
-    from lorasmith.inference.init_image import Canvas
+    from lorasmith.inference.init_image import InitImage
     from lorasmith.inference.pipeline import Pipeline
 
 _TAGS_SHOWN = 12
@@ -136,36 +141,43 @@ def generate(
         negative, steps, guidance, size, sampler, clip_skip, guidance_rescale, batch_size, gate,
         strength,
     )  # fmt: skip
-    loras = [parse_option(text) for text in lora or []]
+    loras = [parse_lora_option(text) for text in lora or []]
     _check(prompt, options, seed, n, loras, lora_dir)
     if latents and safety_checker is not None:
         raise ConfigError("--safety-checker looks at pictures, and --latents makes none; drop one")
     if library is not None:
-        library_files(library.expanduser())
+        list_lora_files(library.expanduser())
     canvas = _canvas(image, mask, strength)
     folder = writable_folder(out.expanduser())
     if download:
         fetch(model)
     with Console(stderr=True).status("opening the model"):
-        from lorasmith.inference.image_jobs import make_jobs
-        from lorasmith.inference.init_latents import Starts
-        from lorasmith.inference.outputs.save import write_latents, write_pictures
+        from lorasmith.inference.image_jobs import make_image_jobs
+        from lorasmith.inference.init_latents import LatentPreparer
+        from lorasmith.inference.outputs.save import save_images, save_latents
 
         pipe = _open(model, device, precision, lora_dir, safety_checker)
         pipe.strict = not allow_mismatch
         for one in loras:
             pipe.load_lora(
-                one.name, one.weight, unet=one.unet, lbw=one.lbw, start=one.start, stop=one.stop
+                one.name,
+                one.weight,
+                unet_weight=one.unet_weight,
+                lbw=one.lbw,
+                start=one.start,
+                stop=one.stop,
             )
         if library is not None:
             pipe.load_library(library)
-    jobs = make_jobs([prompt], seed, n, canvas)
-    with progress_bar("drawing", total=n * Starts(pipe.model, options, jobs).taken) as advance:
+    jobs = make_image_jobs([prompt], seed, n, canvas)
+    with progress_bar(
+        "drawing", total=n * LatentPreparer(pipe.model, options, jobs).num_steps
+    ) as advance:
         if latents:
-            file = write_latents(pipe.draw_latents(jobs, options, advance), jobs, folder)
+            file = save_latents(pipe.generate_latents(jobs, options, advance), jobs, folder)
             told = f"latents of {n} {'picture' if n == 1 else 'pictures'} in {file}"
         else:
-            write_pictures(pipe.draw(jobs, options, advance), folder)
+            save_images(pipe.generate(jobs, options, advance), folder)
             told = f"{n} {'picture' if n == 1 else 'pictures'} and grid.png in {folder}"
     if library is not None:
         typer.echo(_awake(pipe, jobs[0].prompt.text))
@@ -174,19 +186,19 @@ def generate(
 
 def _check(
     prompt: str, options: SamplingOptions, seed: int, n: int,
-    loras: Sequence[LoraMention], lora_dir: Path,
+    loras: Sequence[LoraRequest], lora_dir: Path,
 ) -> None:  # fmt: skip
     """Find what is wrong with the command before the seconds that loading takes."""
     check_seed(seed)
     check_count(n)
-    check_negative(options.negative)
+    check_negative_prompt(options.negative_prompt)
     for mention in parse_prompt(prompt).loras:
         find_lora(mention.name, lora_dir.expanduser())
     for option in loras:
         resolve_lora(option.name, lora_dir.expanduser())
 
 
-def _canvas(image: Path | None, mask: Path | None, strength: float | None) -> "Canvas | None":
+def _canvas(image: Path | None, mask: Path | None, strength: float | None) -> "InitImage | None":
     """Read what is drawn on, if there is something."""
     if strength is not None and image is None:
         raise ConfigError("--strength goes with --image PICTURE")
@@ -194,14 +206,14 @@ def _canvas(image: Path | None, mask: Path | None, strength: float | None) -> "C
         raise ConfigError("--mask goes with --image PICTURE")
     if image is None:
         return None
-    from lorasmith.inference.init_image import Canvas
+    from lorasmith.inference.init_image import InitImage
 
-    return Canvas.of(image, mask)
+    return InitImage.load(image, mask)
 
 
 def _awake(pipe: "Pipeline", text: str) -> str:
     """Say which of a library's tags are in a prompt."""
-    awake, known = pipe.tags_in(text), pipe.library_tags
+    awake, known = pipe.find_library_tags(text), pipe.library_tags
     if awake:
         return f"awake: {', '.join(awake)}"
     shown = ", ".join(known[:_TAGS_SHOWN]) + (", ..." if len(known) > _TAGS_SHOWN else "")

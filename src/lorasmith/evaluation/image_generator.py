@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.inference.image_jobs import make_jobs
+from lorasmith.inference.image_jobs import make_image_jobs
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.pipeline import Pipeline, Progress
-from lorasmith.inference.prompts.parser import plain_prompt
+from lorasmith.inference.prompts.parser import make_plain_prompt
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -111,8 +111,8 @@ class ImageGenerator:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", _STAYS_OFF, LorasmithWarning)
                 # Prompts are made of captions, in which brackets are brackets.
-                jobs = make_jobs([plain_prompt(one) for one in prompts], list(seeds), 1)
-                pictures = pipe.draw(jobs, options, self._progress)
+                jobs = make_image_jobs([make_plain_prompt(one) for one in prompts], list(seeds), 1)
+                pictures = pipe.generate(jobs, options, self._progress)
         finally:
             pipe.unload_lora()
         return GeneratedImages(torch.cat(pipe.latents), pictures)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.core.device import generator
-from lorasmith.inference.denoise import Guided
-from lorasmith.inference.init_latents import blank_surroundings
+from lorasmith.inference.denoise import CFGDenoiser
+from lorasmith.inference.init_latents import make_blank_inpaint_cond
 from lorasmith.inference.options import Size
-from lorasmith.inference.unet_inputs import added_inputs
+from lorasmith.inference.unet_inputs import make_added_conditioning
 from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.models.text.encode import Conditioning
@@ -122,11 +122,13 @@ class FixedNoisePredictor:
         context = torch.stack([one.context for one in words])
         noisy = self._noisy[rows].to(unet.device)
         height, width = (side * self._model.downscale for side in noisy.shape[-2:])
-        added = added_inputs(self._model, words, words, (width, height))
+        added = make_added_conditioning(self._model, words, words, (width, height))
         around = self._around(len(noisy), (width, height))
-        guided = Guided(unet, context, context, 1.0, added=added, surroundings=around)
+        guided = CFGDenoiser(
+            unet, context, context, 1.0, added_conditioning=added, inpaint_cond=around
+        )
         return guided(noisy, self._timesteps[rows].to(unet.device)).cpu()
 
     def _around(self, count: int, size: Size) -> torch.Tensor | None:
         """Return what an inpainting model reads besides: that all is painted anew."""
-        return blank_surroundings(self._model, size, count) if self._model.inpaints else None
+        return make_blank_inpaint_cond(self._model, size, count) if self._model.inpaints else None

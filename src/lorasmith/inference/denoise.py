@@ -20,43 +20,43 @@ OnStep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedConditioning:
     """What SDXL's U-Net is told besides the words (arXiv:2307.01952, section 2.2)."""
 
-    pooled: torch.Tensor
+    pooled_prompt_embeds: torch.Tensor
     """Summaries of the prompts, ``[B, P]``."""
-    negative: torch.Tensor
+    negative_pooled_prompt_embeds: torch.Tensor
     """Summaries of the negative prompts, ``[B, P]``."""
-    sizes: torch.Tensor
+    time_ids: torch.Tensor
     """Original height and width, top and left of the crop, target height and width, ``[B, 6]``; the
     refiner has a score of how good it shall look in place of the target, ``[B, 5]``."""
-    negative_sizes: torch.Tensor
+    negative_time_ids: torch.Tensor
     """The same for the negative prompts."""
 
 
 @dataclass(frozen=True)
-class Guided:
+class CFGDenoiser:
     """The U-Net under classifier-free guidance (arXiv:2207.12598), one batched call a step."""
 
     unet: "UNet2DConditionModel"
     """The network."""
-    context: torch.Tensor
+    prompt_embeds: torch.Tensor
     """Embedded prompts, ``[B, 77, width]``."""
-    negative: torch.Tensor
+    negative_prompt_embeds: torch.Tensor
     """Embedded negative prompts, ``[B, 77, width]``."""
-    guidance: float
+    guidance_scale: float
     """Scale; exactly 1 leaves the negative half of the batch out."""
-    rescale: float = 0.0
+    guidance_rescale: float = 0.0
     """Share phi of the rescaled prediction."""
-    added: Added | None = None
+    added_conditioning: AddedConditioning | None = None
     """For SDXL."""
-    surroundings: torch.Tensor | None = None
+    inpaint_cond: torch.Tensor | None = None
     """For inpainting models: the mask and the latents of the rest, ``[B, 1 + C, h, w]``."""
 
     @property
-    def takes_both(self) -> bool:
+    def uses_guidance(self) -> bool:
         """Whether a call of the network holds every picture twice, the negative half first."""
-        return self.guidance != 1.0
+        return self.guidance_scale != 1.0
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Return the guided prediction, float32, shaped as ``latents`` ``[B, C, h, w]``.
@@ -65,13 +65,20 @@ class Guided:
             latents: scaled for the network by the scheduler.
             timestep: a scalar tensor.
         """
-        if not self.takes_both:
-            return self._call(latents, timestep, self.context, self._kwargs(both=False))
-        texts, kwargs = torch.cat([self.negative, self.context]), self._kwargs(both=True)
+        if not self.uses_guidance:
+            return self._call(latents, timestep, self.prompt_embeds, self._kwargs(both=False))
+        texts, kwargs = (
+            torch.cat([self.negative_prompt_embeds, self.prompt_embeds]),
+            self._kwargs(both=True),
+        )
         both = self._call(torch.cat([latents, latents]), timestep, texts, kwargs)
         negative, positive = both.chunk(2)
-        guided = negative + self.guidance * (positive - negative)
-        return rescale(guided, positive, self.rescale) if self.rescale else guided
+        guided = negative + self.guidance_scale * (positive - negative)
+        return (
+            rescale_noise_cfg(guided, positive, self.guidance_rescale)
+            if self.guidance_rescale
+            else guided
+        )
 
     def _call(
         self,
@@ -81,9 +88,9 @@ class Guided:
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
         dtype = self.unet.dtype
-        if self.surroundings is not None:
-            halves = len(latents) // len(self.surroundings)
-            latents = torch.cat([latents, torch.cat([self.surroundings] * halves)], dim=1)
+        if self.inpaint_cond is not None:
+            halves = len(latents) // len(self.inpaint_cond)
+            latents = torch.cat([latents, torch.cat([self.inpaint_cond] * halves)], dim=1)
         prediction: torch.Tensor = self.unet(
             latents.to(dtype),
             timestep,
@@ -95,20 +102,23 @@ class Guided:
 
     def _kwargs(self, both: bool) -> dict[str, Any]:
         """Return SDXL's further arguments, for the prompts or for negative and positive ones."""
-        if self.added is None:
+        if self.added_conditioning is None:
             return {}
-        pooled, sizes = self.added.pooled, self.added.sizes
+        pooled, sizes = (
+            self.added_conditioning.pooled_prompt_embeds,
+            self.added_conditioning.time_ids,
+        )
         if both:
-            pooled = torch.cat([self.added.negative, pooled])
-            sizes = torch.cat([self.added.negative_sizes, sizes])
+            pooled = torch.cat([self.added_conditioning.negative_pooled_prompt_embeds, pooled])
+            sizes = torch.cat([self.added_conditioning.negative_time_ids, sizes])
         dtype = self.unet.dtype
         return {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(dtype)}}
 
 
-class Phased:
+class ScheduledDenoiser:
     """The U-Net for a batch whose texts and gates change at some of the steps."""
 
-    def __init__(self, begin: Callable[[int], Guided], phases: Collection[int]) -> None:
+    def __init__(self, begin: Callable[[int], CFGDenoiser], phases: Collection[int]) -> None:
         """Prepare for one walk.
 
         Args:
@@ -126,7 +136,7 @@ class Phased:
         return self._guided(latents, timestep)
 
 
-def rescale(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:
+def rescale_noise_cfg(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:
     """Bring a guided prediction's spread back to the conditional one's (arXiv:2305.08891).
 
     Equations 14 to 16: ``x = phi * guided * std(positive) / std(guided) + (1 - phi) * guided``,
@@ -142,7 +152,7 @@ def rescale(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch
     return share * guided * factor + (1.0 - share) * guided
 
 
-def initial_noise(
+def sample_noise(
     generators: Sequence[torch.Generator], shape: tuple[int, int, int], device: torch.device
 ) -> torch.Tensor:
     """Draw one noise per generator: float32 ``[len(generators), *shape]``, mean 0, variance 1.
@@ -155,13 +165,13 @@ def initial_noise(
 
 
 def denoise(
-    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    denoiser: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     scheduler: Scheduler,
     noise: torch.Tensor,
     generators: Sequence[torch.Generator],
     on_step: OnStep | None = None,
-    clean: torch.Tensor | None = None,
-    first: int = 0,
+    init_latents: torch.Tensor | None = None,
+    first_step: int = 0,
 ) -> torch.Tensor:
     """Walk unit noise down to latents, or given latents that are noised half way.
 
@@ -178,13 +188,13 @@ def denoise(
         Latents, float32 ``[B, C, h, w]``, still multiplied by the VAE's scaling factor.
     """
     latents: torch.Tensor = noise * scheduler.init_noise_sigma
-    if clean is not None:
+    if init_latents is not None:
         if hasattr(scheduler, "set_begin_index"):  # others look it up by the timestep
-            scheduler.set_begin_index(first)
-        level = scheduler.timesteps[first : first + 1].repeat(len(clean))
-        latents = scheduler.add_noise(clean, noise, level)
-    for index, timestep in enumerate(scheduler.timesteps[first:]):
-        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
+            scheduler.set_begin_index(first_step)
+        level = scheduler.timesteps[first_step : first_step + 1].repeat(len(init_latents))
+        latents = scheduler.add_noise(init_latents, noise, level)
+    for index, timestep in enumerate(scheduler.timesteps[first_step:]):
+        prediction = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(
             prediction, timestep, latents, generator=list(generators), return_dict=False
         )[0]

@@ -9,13 +9,13 @@ from lorasmith.inference.options import check_count, check_seed
 from lorasmith.inference.prompts.parser import Prompt, parse_prompt
 
 if TYPE_CHECKING:
-    from lorasmith.inference.init_image import Canvas
+    from lorasmith.inference.init_image import InitImage
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Job:
+class ImageJob:
     """One picture to be drawn."""
 
     index: int
@@ -24,16 +24,16 @@ class Job:
     """What to draw."""
     seed: int
     """Where its random numbers start."""
-    canvas: "Canvas | None" = None
+    init_image: "InitImage | None" = None
     """What it is drawn on; None for nothing."""
 
 
-def make_jobs(
+def make_image_jobs(
     prompts: Sequence[str | Prompt],
     seed: int | Sequence[int],
-    n: int,
-    canvas: "Canvas | None" = None,
-) -> list[Job]:
+    num_images_per_prompt: int,
+    init_image: "InitImage | None" = None,
+) -> list[ImageJob]:
     """Return what `Pipeline.draw` takes: one job per picture, prompts parsed, seeds assigned.
 
     Args:
@@ -45,18 +45,21 @@ def make_jobs(
     Raises:
         ConfigError: no prompt, a malformed one, or a seed or count out of range.
     """
-    check_count(n)
+    check_count(num_images_per_prompt)
     if not prompts:
         raise ConfigError("prompt: the list is empty; give at least one prompt")
     parsed = [one if isinstance(one, Prompt) else parse_prompt(one) for one in prompts]
-    total = n * len(parsed)
+    total = num_images_per_prompt * len(parsed)
     seeds = range(check_seed(seed), seed + total) if isinstance(seed, int) else list(seed)
     if len(seeds) != total:
         raise ConfigError(f"seed: {len(seeds)} seeds for {total} pictures; give one for each")
-    return [Job(k, parsed[k // n], check_seed(seeds[k]), canvas) for k in range(total)]
+    return [
+        ImageJob(k, parsed[k // num_images_per_prompt], check_seed(seeds[k]), init_image)
+        for k in range(total)
+    ]
 
 
-def batches(
+def iter_batches(
     items: Sequence[T], size: int, kind: Callable[[T], int] = lambda _: 0
 ) -> Iterator[Sequence[T]]:
     """Yield the items in pieces of ``size``; the last may be shorter.

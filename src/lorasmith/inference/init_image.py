@@ -13,7 +13,7 @@ from lorasmith.data.images.buckets import Bucket, place
 from lorasmith.data.images.decode import BLACK, Pixels, as_decoded, decode, decode_mask, fitted_mask
 from lorasmith.inference.options import Size
 
-Picture = str | Path | Image.Image
+ImageInput = str | Path | Image.Image
 """A file, or a picture in memory."""
 
 _MOST = 4
@@ -21,16 +21,16 @@ _MOST = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Canvas:
+class InitImage:
     """What is drawn on."""
 
-    picture: Image.Image
+    image: Image.Image
     """RGB."""
     mask: Image.Image | None = None
     """L, of the picture's size: white is painted anew. None for the whole picture."""
 
     @classmethod
-    def of(cls, image: Picture | None, mask: Picture | None = None) -> "Canvas | None":
+    def load(cls, image: ImageInput | None, mask: ImageInput | None = None) -> "InitImage | None":
         """Read a picture and its mask; None without a picture.
 
         Raises:
@@ -62,7 +62,7 @@ class Canvas:
         Raises:
             ConfigError: it is so large that this can hardly be meant; another size is named.
         """
-        width, height = self.picture.size
+        width, height = self.image.size
         if width * height > _MOST * default**2:
             scale = default / (width * height) ** 0.5
             near = "x".join(str(_down(side * scale, multiple)) for side in (width, height))
@@ -72,11 +72,11 @@ class Canvas:
             )
         return _down(width, multiple), _down(height, multiple)
 
-    def pixels(self, size: Size) -> torch.Tensor:
+    def image_tensor(self, size: Size) -> torch.Tensor:
         """Return the picture, scaled to cover a size and cut to it: uint8 ``[3, H, W]``."""
-        return torch.from_numpy(_fitted(self.picture, size)).permute(2, 0, 1)
+        return torch.from_numpy(_fitted(self.image, size)).permute(2, 0, 1)
 
-    def hole(self, size: Size) -> torch.Tensor:
+    def mask_tensor(self, size: Size) -> torch.Tensor:
         """Return what is painted anew, likewise: uint8 ``[1, H, W]``, all white without a mask."""
         if self.mask is None:
             return torch.full((1, size[1], size[0]), 255, dtype=torch.uint8)

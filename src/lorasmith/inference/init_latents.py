@@ -15,27 +15,27 @@ import torch
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.images.masks import at_latents, without_hole
 from lorasmith.data.images.square_images import to_signed
-from lorasmith.inference.denoise import initial_noise
-from lorasmith.inference.image_jobs import Job
-from lorasmith.inference.init_image import Canvas
+from lorasmith.inference.denoise import sample_noise
+from lorasmith.inference.image_jobs import ImageJob
+from lorasmith.inference.init_image import InitImage
 from lorasmith.inference.options import SamplingOptions, Size
 from lorasmith.models.family import family_of
 from lorasmith.models.latents import encode_pictures
 from lorasmith.models.load import Model
 
-REFINES, _CHANGES, _ANEW = 0.3, 0.75, 1.0
+REFINER_STRENGTH, _CHANGES, _ANEW = 0.3, 0.75, 1.0
 """Strengths where none is given: of the SDXL refiner, of other models, and under a mask."""
 
 
 @dataclass(frozen=True)
-class Start:
+class InitLatents:
     """Where a batch of B pictures starts."""
 
     noise: torch.Tensor
     """Unit noise, float32 ``[B, C, h, w]``."""
-    clean: torch.Tensor | None
+    image_latents: torch.Tensor | None
     """Latents of the pictures that are changed, likewise; None where noise is all there is."""
-    surroundings: torch.Tensor | None
+    inpaint_cond: torch.Tensor | None
     """What an inpainting model reads beside the noisy latents, ``[B, 1 + C, h, w]``: 1 where it is
     to paint anew, and the latents of the rest."""
 
@@ -48,52 +48,56 @@ class _Moments(NamedTuple):
 
     def sample(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
         shape = (self.mean.shape[0], self.mean.shape[1], self.mean.shape[2])
-        unit = initial_noise(generators, shape, self.mean.device)
+        unit = sample_noise(generators, shape, self.mean.device)
         return self.mean + self.deviation * unit
 
 
-class Starts:
+class LatentPreparer:
     """The starts of one call; each given picture is encoded once."""
 
-    def __init__(self, model: Model, options: SamplingOptions, jobs: Sequence[Job]) -> None:
+    def __init__(self, model: Model, options: SamplingOptions, jobs: Sequence[ImageJob]) -> None:
         """Find out at which step and in which size the pictures start.
 
         Raises:
             ConfigError: the model cannot do that, or size and strength are not possible.
         """
-        canvases = [job.canvas for job in jobs if job.canvas is not None]
+        canvases = [job.init_image for job in jobs if job.init_image is not None]
         self._model = model
         self._check(canvases, len(canvases) < len(jobs), options)
         self.size = _size(model, options, canvases)
         """Width and height of the pictures in pixels."""
         self.strength = _strength(model, options, canvases[0]) if canvases else None
         """Share of the steps that are taken; None where nothing is given to start from."""
-        self.taken = steps_taken(options.steps, 1.0 if self.strength is None else self.strength)
+        self.num_steps = count_steps(
+            options.num_inference_steps, 1.0 if self.strength is None else self.strength
+        )
         """How many steps are taken."""
-        self.first = options.steps - self.taken
+        self.first_step = options.num_inference_steps - self.num_steps
         """How many are left out before them."""
         self._known: dict[tuple[int, bool], _Moments] = {}
 
-    def of(self, jobs: Sequence[Job], generators: Sequence[torch.Generator]) -> Start:
+    def prepare(
+        self, jobs: Sequence[ImageJob], generators: Sequence[torch.Generator]
+    ) -> InitLatents:
         """Return the start of one batch; the generators are those of its pictures."""
         model, (width, height) = self._model, self.size
         channels, scale = int(model.vae.config.latent_channels), model.downscale
-        canvas_of = [job.canvas for job in jobs]
+        canvas_of = [job.init_image for job in jobs]
         clean = surroundings = None
         if self.strength is not None and (self.strength < 1.0 or not model.inpaints):
             clean = self._sampled(canvas_of, generators, holed=False)
         shape = (channels, height // scale, width // scale)
-        noise = initial_noise(generators, shape, model.unet.device)
+        noise = sample_noise(generators, shape, model.unet.device)
         if model.inpaints:
             holes = [_hole(canvas, self.size) for canvas in canvas_of]
             mask = at_latents(torch.stack(holes), scale).to(noise.device)
             rest = self._sampled(canvas_of, generators, holed=True)
             surroundings = torch.cat([mask, rest], dim=1)
-        return Start(noise, clean, surroundings)
+        return InitLatents(noise, clean, surroundings)
 
     def _sampled(
         self,
-        canvases: Sequence[Canvas | None],
+        canvases: Sequence[InitImage | None],
         generators: Sequence[torch.Generator],
         holed: bool,
     ) -> torch.Tensor:
@@ -103,19 +107,19 @@ class Starts:
         ]
         return torch.cat(rows)
 
-    def _moments(self, canvas: Canvas | None, holed: bool) -> _Moments:
+    def _moments(self, canvas: InitImage | None, holed: bool) -> _Moments:
         key = id(canvas), holed
         if key not in self._known:
             hole = _hole(canvas, self.size)
             blank = torch.zeros(3, *hole.shape[1:])
-            signed = blank if canvas is None else to_signed(canvas.pixels(self.size))
+            signed = blank if canvas is None else to_signed(canvas.image_tensor(self.size))
             shown = without_hole(signed, hole) if holed else signed
             found = encode_pictures(self._model.vae, shown.unsqueeze(0))
             self._known[key] = _Moments(*(one[0].to(self._model.unet.device) for one in found))
         return self._known[key]
 
     def _check(
-        self, canvases: Sequence[Canvas], some_blank: bool, options: SamplingOptions
+        self, canvases: Sequence[InitImage], some_blank: bool, options: SamplingOptions
     ) -> None:
         model = self._model
         if family_of(model) == "sdxl-refiner" and some_blank:
@@ -137,7 +141,7 @@ class Starts:
             )
 
 
-def steps_taken(steps: int, strength: float) -> int:
+def count_steps(steps: int, strength: float) -> int:
     """Return how many steps a strength is, as diffusers counts them.
 
     Raises:
@@ -152,7 +156,7 @@ def steps_taken(steps: int, strength: float) -> int:
     return taken
 
 
-def blank_surroundings(model: Model, size: Size, count: int) -> torch.Tensor:
+def make_blank_inpaint_cond(model: Model, size: Size, count: int) -> torch.Tensor:
     """Return what an inpainting model reads where all is painted anew, ``[count, 1 + C, h, w]``.
 
     The latents of a grey picture, their mean.
@@ -163,21 +167,21 @@ def blank_surroundings(model: Model, size: Size, count: int) -> torch.Tensor:
     return one.expand(count, *one.shape[1:])
 
 
-def _hole(canvas: Canvas | None, size: Size) -> torch.Tensor:
+def _hole(canvas: InitImage | None, size: Size) -> torch.Tensor:
     if canvas is None:
         return torch.full((1, size[1], size[0]), 255, dtype=torch.uint8)
-    return canvas.hole(size)
+    return canvas.mask_tensor(size)
 
 
-def _size(model: Model, options: SamplingOptions, canvases: Sequence[Canvas]) -> Size:
+def _size(model: Model, options: SamplingOptions, canvases: Sequence[InitImage]) -> Size:
     if options.size is None and canvases:
         return canvases[0].size_for(model.default_size, model.downscale)
     return options.size_for(model.default_size, model.downscale)
 
 
-def _strength(model: Model, options: SamplingOptions, canvas: Canvas) -> float:
+def _strength(model: Model, options: SamplingOptions, canvas: InitImage) -> float:
     if options.strength is not None:
         return options.strength
     if canvas.mask is not None:
         return _ANEW
-    return REFINES if family_of(model) == "sdxl-refiner" else _CHANGES
+    return REFINER_STRENGTH if family_of(model) == "sdxl-refiner" else _CHANGES

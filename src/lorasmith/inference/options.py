@@ -21,9 +21,9 @@ Size = tuple[int, int]
 class SamplingKeywords(TypedDict, total=False):
     """The fields of `SamplingOptions` as keywords of a call."""
 
-    negative: str
-    steps: int
-    guidance: float
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
     size: Size | str | None
     sampler: str
     clip_skip: int
@@ -41,11 +41,11 @@ class SamplingOptions:
         ConfigError: on construction, where a value is out of range; the field is named.
     """
 
-    negative: str = ""
+    negative_prompt: str = ""
     """What the pictures should not show."""
-    steps: int = 20
+    num_inference_steps: int = 20
     """Denoising steps, 1 to 1000."""
-    guidance: float = 5.0
+    guidance_scale: float = 5.0
     """Classifier-free guidance scale (arXiv:2207.12598); 1 is none and takes half the time."""
     size: Size | str | None = None
     """Width and height in pixels, or ``"128x128"``; None is the size the model was trained at."""
@@ -64,10 +64,10 @@ class SamplingOptions:
     None is 1 under a mask, 0.3 for the SDXL refiner, 0.75 otherwise."""
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps, 1, MAX_STEPS)
+        _whole("num_inference_steps (--steps)", self.num_inference_steps, 1, MAX_STEPS)
         _whole("batch_size", self.batch_size, 1, None)
         _whole("clip_skip", self.clip_skip, 1, None)
-        _within("guidance", self.guidance, 0.0, 1000.0)
+        _within("guidance_scale (--guidance)", self.guidance_scale, 0.0, 1000.0)
         _within("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
         if self.strength is not None:
             _within("strength", self.strength, _LEAST_STRENGTH, 1.0)

@@ -11,29 +11,29 @@ import torch
 from PIL import Image
 
 from lorasmith.core.device import generator, pick_device
-from lorasmith.inference.denoise import Guided, Phased, denoise
-from lorasmith.inference.image_jobs import Job, batches, make_jobs
-from lorasmith.inference.init_image import Canvas, Picture
-from lorasmith.inference.init_latents import Starts
+from lorasmith.inference.denoise import CFGDenoiser, ScheduledDenoiser, denoise
+from lorasmith.inference.image_jobs import ImageJob, iter_batches, make_image_jobs
+from lorasmith.inference.init_image import ImageInput, InitImage
+from lorasmith.inference.init_latents import LatentPreparer
 from lorasmith.inference.loras.find import find_lora, resolve_lora
 from lorasmith.inference.options import SamplingKeywords, SamplingOptions
-from lorasmith.inference.outputs.png_metadata import describe, hash_of_model
-from lorasmith.inference.outputs.save import PARAMETERS
-from lorasmith.inference.postprocess import judged, to_images
-from lorasmith.inference.prompts.lora_syntax import LoraMention, checked
-from lorasmith.inference.prompts.parser import Prompt, parse_negative
+from lorasmith.inference.outputs.png_metadata import build_parameters_text, compute_model_hash
+from lorasmith.inference.outputs.save import PARAMETERS_KEY
+from lorasmith.inference.postprocess import blacken_unsafe, tensor_to_pil
+from lorasmith.inference.prompts.lora_syntax import LoraRequest, check_request
+from lorasmith.inference.prompts.parser import Prompt, parse_negative_prompt
 from lorasmith.inference.samplers import make_scheduler
-from lorasmith.inference.unet_inputs import added_inputs, check_fits
+from lorasmith.inference.unet_inputs import check_components, make_added_conditioning
 from lorasmith.models.latents import decode_latents
 from lorasmith.models.load import Model, load_model
 
 if TYPE_CHECKING:
     from lorasmith.adapters.nn.inject import AttachedLora
-    from lorasmith.inference.loras.library import Library
-    from lorasmith.inference.loras.router import Switch, Switchboard, Texts
-    from lorasmith.inference.safety import Judge
+    from lorasmith.inference.loras.library import FolderLoraLibrary
+    from lorasmith.inference.loras.router import ActiveLora, EncodedPrompts, LoraRouter
+    from lorasmith.inference.safety import SafetyChecker
 
-__all__ = ["Pipeline", "Progress", "load_pipeline", "to_images"]
+__all__ = ["Pipeline", "Progress", "load_pipeline", "tensor_to_pil"]
 
 T = TypeVar("T")
 Progress = Callable[[int], Any]
@@ -45,7 +45,7 @@ def load_pipeline(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     lora_dir: str | Path = "loras",
-    safety_checker: "str | Path | Judge | None" = None,
+    safety_checker: "str | Path | SafetyChecker | None" = None,
 ) -> "Pipeline":
     """Open a model for drawing.
 
@@ -67,10 +67,10 @@ def load_pipeline(
     dtype = dtype or torch.float32
     pipe = Pipeline(load_model(model, dtype).to(target, dtype), lora_dir)
     if isinstance(safety_checker, str | Path):
-        from lorasmith.inference.safety import load_judge
+        from lorasmith.inference.safety import load_safety_checker
 
-        safety_checker = load_judge(safety_checker, target)
-    pipe.judge = safety_checker
+        safety_checker = load_safety_checker(safety_checker, target)
+    pipe.safety_checker = safety_checker
     return pipe
 
 
@@ -79,10 +79,10 @@ class _Call:
     """What all pictures of one call share."""
 
     options: SamplingOptions
-    starts: Starts
+    starts: LatentPreparer
     progress: Progress | None
-    board: "Switchboard"
-    texts: "Texts"
+    board: "LoraRouter"
+    texts: "EncodedPrompts"
 
 
 class Pipeline:
@@ -92,27 +92,27 @@ class Pipeline:
     """
 
     def __init__(self, model: Model, lora_dir: str | Path = "loras") -> None:
-        check_fits(model)
+        check_components(model)
         self.model = model
         self.lora_dir = Path(lora_dir).expanduser()
         self.strict = True
         """Whether a LoRA is refused that does not fit as a whole, or says that it is for another
         family or kind of prediction. If not, what fits is used and the rest is warned about.
         A prompt longer than the model reads at once is warned about if strict."""
-        self.judge: Judge | None = None
+        self.safety_checker: SafetyChecker | None = None
         """Tells of pictures whether they must not be shown; those are blackened, with a warning."""
-        self._loaded: list[Switch] = []
-        self._held: list[Switch] = []
-        self._library: Library | None = None
+        self._loaded: list[ActiveLora] = []
+        self._held: list[ActiveLora] = []
+        self._library: FolderLoraLibrary | None = None
 
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
         seed: int | Sequence[int] = 0,
-        n: int = 1,
-        image: Picture | None = None,
-        mask: Picture | None = None,
+        num_images_per_prompt: int = 1,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
         progress: Progress | None = None,
         **keywords: Unpack[SamplingKeywords],
     ) -> list[Image.Image]:
@@ -125,9 +125,9 @@ class Pipeline:
         Args:
             prompt: one prompt or several; ``<lora:NAME:WEIGHT>`` applies a LoRA to that prompt.
             seed: of picture 0; or a list with the seed of every picture.
-            n: pictures per prompt.
+            num_images_per_prompt: images per prompt.
             image: picture to start from, which the SDXL refiner needs; None starts from noise.
-            mask: for inpainting models, which part of it is painted anew: the white one.
+            mask_image: for inpainting models, which part of it is painted anew: the white one.
             progress: called with the number of picture-steps just done.
             keywords: the fields of `SamplingOptions`.
 
@@ -142,19 +142,21 @@ class Pipeline:
         """
         options = SamplingOptions.of(keywords)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        jobs = make_jobs(prompts, seed, n, Canvas.of(image, mask))
-        return self.draw(jobs, options, progress)
+        jobs = make_image_jobs(
+            prompts, seed, num_images_per_prompt, InitImage.load(image, mask_image)
+        )
+        return self.generate(jobs, options, progress)
 
     @torch.no_grad()
-    def draw(
-        self, jobs: Sequence[Job], options: SamplingOptions, progress: Progress | None = None
+    def generate(
+        self, jobs: Sequence[ImageJob], options: SamplingOptions, progress: Progress | None = None
     ) -> list[Image.Image]:
         """Draw the pictures of `make_jobs`; see ``__call__``."""
         return self._each(jobs, options, progress, self._draw_batch)
 
     @torch.no_grad()
-    def draw_latents(
-        self, jobs: Sequence[Job], options: SamplingOptions, progress: Progress | None = None
+    def generate_latents(
+        self, jobs: Sequence[ImageJob], options: SamplingOptions, progress: Progress | None = None
     ) -> torch.Tensor:
         """Return the pictures of `make_jobs` as latents, float32 ``[N, C, h, w]``; see `decode`."""
         latents = self._each(jobs, options, progress, lambda *batch: list(self._denoise(*batch)))
@@ -162,23 +164,23 @@ class Pipeline:
 
     def _each(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[ImageJob],
         options: SamplingOptions,
         progress: Progress | None,
-        make: "Callable[[Sequence[Job], _Call], Sequence[T]]",
+        make: "Callable[[Sequence[ImageJob], _Call], Sequence[T]]",
     ) -> list[T]:
         """Return what is made of each job, batch by batch."""
-        negative = parse_negative(options.negative)
-        starts = Starts(self.model, options, jobs)
+        negative = parse_negative_prompt(options.negative_prompt)
+        starts = LatentPreparer(self.model, options, jobs)
         prompts = list(dict.fromkeys(job.prompt for job in jobs))
         made: dict[int, T] = {}
-        with self._switched(prompts, options.gate, starts.taken) as board:
-            texts = board.embed(negative, options.clip_skip, warn=self.strict)
+        with self._switched(prompts, options.gate, starts.num_steps) as board:
+            texts = board.encode_prompts(negative, options.clip_skip, warn=self.strict)
             call = _Call(options, starts, progress, board, texts)
             # One batch has texts of one length, so that no picture depends on its neighbours'.
             numbers = range(len(jobs))
-            for some in batches(
-                numbers, options.batch_size, lambda k: texts.length(jobs[k].prompt)
+            for some in iter_batches(
+                numbers, options.batch_size, lambda k: texts.num_tokens(jobs[k].prompt)
             ):
                 made |= zip(some, make([jobs[k] for k in some], call), strict=True)
         return [made[k] for k in numbers]
@@ -197,7 +199,7 @@ class Pipeline:
         weight: float = 1.0,
         gate: bool = True,
         *,
-        unet: float | None = None,
+        unet_weight: float | None = None,
         lbw: str = "",
         start: int = 1,
         stop: int | None = None,
@@ -211,7 +213,7 @@ class Pipeline:
                 name of a LoRA in `lora_dir`.
             weight: strength; 1 is as trained.
             gate: False has it at work for every prompt, with its tag or without.
-            unet: strength in the U-Net, where it is another than in the text encoders.
+            unet_weight: strength in the U-Net, where it is another than in the text encoders.
             lbw: weights by block, a preset's name or numbers (`parse_block_weights`).
             start: first denoising step that it is at work in, from 1.
             stop: last one; None is the last of all.
@@ -220,13 +222,13 @@ class Pipeline:
             WeightsError: the file is missing, damaged or does not fit the model.
             ConfigError: a weight is not a number from -10 to 10, or another argument impossible.
         """
-        from lorasmith.inference.loras.router import Switch
+        from lorasmith.inference.loras.router import ActiveLora
 
-        wanted = LoraMention(str(path_or_name), weight, unet, lbw, start, stop)
-        mention = checked(wanted, f"LoRA {str(path_or_name)!r}")
+        wanted = LoraRequest(str(path_or_name), weight, unet_weight, lbw, start, stop)
+        mention = check_request(wanted, f"LoRA {str(path_or_name)!r}")
         file = resolve_lora(path_or_name, self.lora_dir)
         mention = replace(mention, name=file.stem)
-        self._loaded.append(Switch(mention, self._attach(file, mention), "call", gate))
+        self._loaded.append(ActiveLora(mention, self._attach(file, mention), "call", gate))
 
     def unload_lora(self) -> None:
         """Detach every LoRA that `load_lora` attached; the model is as it was before."""
@@ -234,9 +236,9 @@ class Pipeline:
             self._loaded.pop().attached.detach()
 
     @property
-    def loaded(self) -> tuple[LoraMention, ...]:
+    def loaded_loras(self) -> tuple[LoraRequest, ...]:
         """The LoRAs that `load_lora` attached, in order."""
-        return tuple(switch.mention for switch in self._loaded)
+        return tuple(switch.request for switch in self._loaded)
 
     def load_library(self, folder: str | Path) -> tuple[str, ...]:
         """Let each LoRA of a folder wake for prompts with its tag, from now on.
@@ -250,10 +252,10 @@ class Pipeline:
         Raises:
             WeightsError: no such folder, nothing in it that has a tag, or a damaged file.
         """
-        from lorasmith.inference.loras.library import Library
+        from lorasmith.inference.loras.library import FolderLoraLibrary
 
         if self._library is None:
-            self._library = Library(self.model)
+            self._library = FolderLoraLibrary(self.model)
         self._library.add(Path(folder).expanduser())
         return self.library_tags
 
@@ -262,9 +264,9 @@ class Pipeline:
         """The tags that wake a LoRA of `load_library`, in alphabetical order."""
         return self._library.tags if self._library is not None else ()
 
-    def tags_in(self, text: str) -> tuple[str, ...]:
+    def find_library_tags(self, text: str) -> tuple[str, ...]:
         """Return the library's tags that are in a text, in alphabetical order."""
-        return self._library.tags_in(text) if self._library is not None else ()
+        return self._library.find_tags(text) if self._library is not None else ()
 
     def unload_library(self) -> None:
         """Detach and forget every LoRA of `load_library`."""
@@ -272,19 +274,19 @@ class Pipeline:
             self._library.clear()
 
     @contextmanager
-    def holding(self, attached: "AttachedLora", gate: bool = True) -> Iterator[None]:
+    def using_adapters(self, attached: "AttachedLora", gate: bool = True) -> Iterator[None]:
         """Draw with adapters that somebody else put into the model, under their gate.
 
         Without this, adapters that are in the model are at work as their gate stands. Afterwards
         it is open.
 
         Args:
-            attached: the adapters; ``attached.facts`` says what opens their gate.
+            attached: the adapters; ``attached.gate_metadata`` says what opens their gate.
             gate: False has them at work for every prompt.
         """
-        from lorasmith.inference.loras.router import Switch
+        from lorasmith.inference.loras.router import ActiveLora
 
-        switch = Switch(LoraMention(attached.gate_metadata.tag), attached, "trainer", gate)
+        switch = ActiveLora(LoraRequest(attached.gate_metadata.tag), attached, "trainer", gate)
         self._held.append(switch)
         try:
             yield
@@ -294,7 +296,7 @@ class Pipeline:
     @cached_property
     def model_hash(self) -> str:
         """First 10 hex digits of the SHA-256 of the U-Net's weights; empty without any."""
-        return hash_of_model(self.model.folder)
+        return compute_model_hash(self.model.folder)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return pictures, float32 ``[B, 3, H, W]`` in 0..1.
@@ -304,95 +306,99 @@ class Pipeline:
         """
         return decode_latents(self.model.vae, latents)
 
-    def _draw_batch(self, jobs: Sequence[Job], call: _Call) -> list[Image.Image]:
+    def _draw_batch(self, jobs: Sequence[ImageJob], call: _Call) -> list[Image.Image]:
         """Draw the pictures of one batch."""
-        images = to_images(self.decode(self._denoise(jobs, call)))
-        if self.judge is not None:
-            images = judged(images, self.judge)
+        images = tensor_to_pil(self.decode(self._denoise(jobs, call)))
+        if self.safety_checker is not None:
+            images = blacken_unsafe(images, self.safety_checker)
         for job, image in zip(jobs, images, strict=True):
-            image.info[PARAMETERS] = describe(
+            image.info[PARAMETERS_KEY] = build_parameters_text(
                 _told(job.prompt, call.board), job.seed, call.options, call.starts.size,
                 self.model.folder, self.model_hash,
-                call.starts.strength if job.canvas is not None else None,
+                call.starts.strength if job.init_image is not None else None,
             )  # fmt: skip
         return images
 
-    def _denoise(self, batch: Sequence[Job], call: _Call) -> torch.Tensor:
+    def _denoise(self, batch: Sequence[ImageJob], call: _Call) -> torch.Tensor:
         """Return the latents of one batch, float32 ``[B, C, h, w]``."""
         options, device = call.options, self.model.unet.device
         config = self.model.scheduler_config
-        scheduler = make_scheduler(options.sampler, config, options.steps, device)
+        scheduler = make_scheduler(options.sampler, config, options.num_inference_steps, device)
         generators = [generator(job.seed) for job in batch]
-        start = call.starts.of(batch, generators)
+        start = call.starts.prepare(batch, generators)
 
-        def begin(phase: int) -> Guided:
+        def begin(phase: int) -> CFGDenoiser:
             guided = self._guided([job.prompt for job in batch], call, phase)
-            return replace(guided, surroundings=start.surroundings)
+            return replace(guided, inpaint_cond=start.inpaint_cond)
 
         def on_step(_: int) -> None:
             if call.progress is not None:
                 call.progress(len(batch))
 
-        guided = Phased(begin, call.board.phases)
-        first = call.starts.first
-        return denoise(guided, scheduler, start.noise, generators, on_step, start.clean, first)
+        guided = ScheduledDenoiser(begin, call.board.phase_starts)
+        first = call.starts.first_step
+        return denoise(
+            guided, scheduler, start.noise, generators, on_step, start.image_latents, first
+        )
 
-    def _guided(self, prompts: Sequence[Prompt], call: _Call, phase: int) -> Guided:
+    def _guided(self, prompts: Sequence[Prompt], call: _Call, phase: int) -> CFGDenoiser:
         """Return the U-Net for a batch in a phase; its gates are set."""
-        options, pairs = call.options, [call.texts.pairs[prompt, phase] for prompt in prompts]
+        options, pairs = call.options, [call.texts.embeds[prompt, phase] for prompt in prompts]
         unwanted, wanted = zip(*pairs, strict=True)
-        guided = Guided(
+        guided = CFGDenoiser(
             self.model.unet,
             torch.stack([one.context for one in wanted]),
             torch.stack([one.context for one in unwanted]),
-            options.guidance,
+            options.guidance_scale,
             options.guidance_rescale,
-            added_inputs(self.model, wanted, unwanted, call.starts.size),
+            make_added_conditioning(self.model, wanted, unwanted, call.starts.size),
         )
-        call.board.set_rows(prompts, call.texts, guided.takes_both, phase)
+        call.board.set_gates(prompts, call.texts, guided.uses_guidance, phase)
         return guided
 
     @contextmanager
     def _switched(
         self, prompts: Sequence[Prompt], gate: bool, steps: int
-    ) -> Iterator["Switchboard"]:
+    ) -> Iterator["LoraRouter"]:
         """Have everything in the model that the prompts ask for, while the block runs."""
-        from lorasmith.inference.loras.router import Switchboard
+        from lorasmith.inference.loras.router import LoraRouter
 
-        mentioned: list[Switch] = []
+        mentioned: list[ActiveLora] = []
         named = [*self._held, *self._loaded]
         try:
             self._attach_mentioned(prompts, mentioned)
             named += mentioned
-            yield Switchboard(self.model, named, self._library, prompts, gate, steps)
+            yield LoraRouter(self.model, named, self._library, prompts, gate, steps)
         finally:
             for switch in named:
                 switch.attached.gate.open()
             if self._library is not None:
-                self._library.rest()
+                self._library.deactivate_all()
             for switch in reversed(mentioned):
                 switch.attached.detach()
 
-    def _attach_mentioned(self, prompts: Sequence[Prompt], mentioned: "list[Switch]") -> None:
+    def _attach_mentioned(self, prompts: Sequence[Prompt], mentioned: "list[ActiveLora]") -> None:
         """Attach the LoRAs that prompts mention, once for each weight; ``mentioned`` gets them.
 
         All names are looked up before the first file is read.
         """
-        from lorasmith.inference.loras.router import Switch
+        from lorasmith.inference.loras.router import ActiveLora
 
         wanted = list(dict.fromkeys(lora for prompt in prompts for lora in prompt.loras))
         files = {lora.name: self.find_lora(lora.name) for lora in wanted}
         for lora in wanted:  # one by one, so that what got in can be taken out again
             attached = self._attach(files[lora.name], lora)
-            mentioned.append(Switch(lora, attached, "prompt"))
+            mentioned.append(ActiveLora(lora, attached, "prompt"))
 
-    def _attach(self, path: Path, mention: LoraMention) -> "AttachedLora":
-        from lorasmith.inference.loras.attach import attach_mention
+    def _attach(self, path: Path, mention: LoraRequest) -> "AttachedLora":
+        from lorasmith.inference.loras.attach import attach_requested_lora
 
-        return attach_mention(self.model, path, mention, self.strict)
+        return attach_requested_lora(self.model, path, mention, self.strict)
 
 
-def _told(prompt: Prompt, board: "Switchboard") -> str:
+def _told(prompt: Prompt, board: "LoraRouter") -> str:
     """Return a prompt with every LoRA that was at work, as a prompt would ask for it."""
-    more = [one.mention for one in board.at_work(prompt) if one.named_by in ("call", "library")]
+    more = [
+        one.request for one in board.active_loras(prompt) if one.requested_by in ("call", "library")
+    ]
     return " ".join([prompt.source, *map(str, more)])

@@ -10,10 +10,10 @@ from PIL import Image
 from lorasmith.core.errors import LorasmithWarning
 
 if TYPE_CHECKING:
-    from lorasmith.inference.safety import Judge
+    from lorasmith.inference.safety import SafetyChecker
 
 
-def judged(images: Sequence[Image.Image], judge: "Judge") -> list[Image.Image]:
+def blacken_unsafe(images: Sequence[Image.Image], judge: "SafetyChecker") -> list[Image.Image]:
     """Return pictures, black ones for those that must not be shown."""
     bad = list(judge(images))
     if any(bad):
@@ -26,7 +26,7 @@ def judged(images: Sequence[Image.Image], judge: "Judge") -> list[Image.Image]:
     return [Image.new("RGB", image.size) if hide else image for image, hide in pairs]
 
 
-def to_images(pictures: torch.Tensor) -> list[Image.Image]:
+def tensor_to_pil(pictures: torch.Tensor) -> list[Image.Image]:
     """Return RGB pictures from floats in 0..1, ``[B, 3, H, W]``, rounded to 8 bits.
 
     Values that are not finite become black, with a warning.

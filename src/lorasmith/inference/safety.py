@@ -12,7 +12,7 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.models.files.source import named
 from lorasmith.models.suppress_logs import quiet
 
-Judge = Callable[[Sequence[Image.Image]], Sequence[bool]]
+SafetyChecker = Callable[[Sequence[Image.Image]], Sequence[bool]]
 """Tells of each picture whether it must not be shown."""
 
 # OpenAI's CLIP was trained on pictures with these means and deviations (red, green, blue).
@@ -20,7 +20,7 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
-def load_judge(folder: str | Path, device: torch.device) -> Judge:
+def load_safety_checker(folder: str | Path, device: torch.device) -> SafetyChecker:
     """Open the folder ``safety_checker`` of a diffusers model.
 
     Raises:
@@ -53,13 +53,13 @@ class _Checker:
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[bool]:
         device = next(self._network.parameters()).device
-        seen = torch.stack([clip_input(image, self._side) for image in images]).to(device)
+        seen = torch.stack([preprocess_for_clip(image, self._side) for image in images]).to(device)
         # It blackens the second argument, which has to be there.
         nothing = np.zeros((len(images), 1, 1, 3))
         return [bool(bad) for bad in self._network(seen, nothing)[1]]
 
 
-def clip_input(image: Image.Image, side: int) -> torch.Tensor:
+def preprocess_for_clip(image: Image.Image, side: int) -> torch.Tensor:
     """Return a picture as CLIP sees it, float32 ``[3, side, side]``.
 
     The shorter side is resized (bicubic), the middle cut out, channels are normalised.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.inference.denoise import Added
+from lorasmith.inference.denoise import AddedConditioning
 from lorasmith.inference.options import Size
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model
@@ -15,7 +15,7 @@ _SCORE, _NEGATIVE_SCORE = 6.0, 2.5
 """How good pictures shall look, and how good those of the negative prompt do."""
 
 
-def check_fits(model: Model) -> None:
+def check_components(model: Model) -> None:
     """Refuse models whose parts do not belong together or that want inputs we do not give."""
     unet, where = model.unet.config, f"model {model.folder}: unet"
     two = family_of(model) in ("sdxl", "sdxl-refiner")
@@ -37,9 +37,9 @@ def check_fits(model: Model) -> None:
         )
 
 
-def added_inputs(
+def make_added_conditioning(
     model: Model, wanted: Sequence[Conditioning], unwanted: Sequence[Conditioning], size: Size
-) -> Added | None:
+) -> AddedConditioning | None:
     """Return SDXL's further inputs for one batch: whole pictures of the size that is drawn.
 
     The refiner is told scores instead, those of diffusers' pipelines.
@@ -53,9 +53,9 @@ def added_inputs(
     frame = [float(height), float(width), 0.0, 0.0]
     if family_of(model) != "sdxl-refiner":
         sizes = _rows([*frame, *frame[:2]], summaries)
-        return Added(summaries, torch.stack(negative), sizes, sizes)
+        return AddedConditioning(summaries, torch.stack(negative), sizes, sizes)
     wished, shunned = [*frame, _SCORE], [*frame, _NEGATIVE_SCORE]
-    return Added(
+    return AddedConditioning(
         summaries, torch.stack(negative), _rows(wished, summaries), _rows(shunned, summaries)
     )
 

@@ -241,8 +241,8 @@ def _draw(pipe: Pipeline, captions: _Captions, title: str) -> list[Image.Image]:
         return pipe(
             [row.caption for row in rows],
             seed=0,
-            steps=STEPS,
-            guidance=GUIDANCE,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
             batch_size=16,
             progress=advance,
         )

@@ -15,7 +15,7 @@ from lorasmith.evaluation.concept import PROMPT_KINDS
 from lorasmith.evaluation.metrics.distances import FID_MIN_IMAGES, MIN_IMAGES, Estimate
 from lorasmith.evaluation.results import ConceptResult, EvaluationResults, JointResult, Leak
 from lorasmith.evaluation.sample_images import ImageTable
-from lorasmith.inference.outputs.data_uri import picture_uri
+from lorasmith.inference.outputs.data_uri import image_to_data_uri
 from lorasmith.reports.bar_charts import STYLES, BarChart, BarGroup, draw_bars
 from lorasmith.reports.html import page_template
 
@@ -121,7 +121,7 @@ def render(found: Evaluation) -> str:
 
 def _embedded(scene: ImageTable) -> Iterator[tuple[str, list[str]]]:
     for row in scene.rows:
-        yield row.label, [picture_uri(picture) for picture in row.images]
+        yield row.label, [image_to_data_uri(picture) for picture in row.images]
 
 
 def _tiles(one: ConceptResult) -> Iterator[tuple[str, str, str]]:

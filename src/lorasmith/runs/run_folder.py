@@ -10,8 +10,12 @@ from PIL import Image, UnidentifiedImageError
 from lorasmith.config.load import load_settings
 from lorasmith.config.train_config import TrainRun
 from lorasmith.core.errors import DataError
-from lorasmith.inference.outputs.data_uri import encoded_uri, fits, picture_uri
-from lorasmith.inference.outputs.save import PARAMETERS
+from lorasmith.inference.outputs.data_uri import (
+    bytes_to_data_uri,
+    image_to_data_uri,
+    is_embedded_unchanged,
+)
+from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.loops.tracking import read_log
 from lorasmith.runs.summary import RunSummary
 
@@ -93,7 +97,7 @@ def read_prompt(path: Path) -> str:
     """
     try:
         with Image.open(path) as image:
-            parameters = str(image.info.get(PARAMETERS, ""))
+            parameters = str(image.info.get(PARAMETERS_KEY, ""))
     except (OSError, UnidentifiedImageError) as error:
         raise _unreadable(path, error) from error
     return re.split(r"\n(?:Negative prompt|Steps): ", parameters)[0]
@@ -108,7 +112,11 @@ def image_data_uri(path: Path) -> str:
     encoded = path.read_bytes()
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return encoded_uri(encoded, "png") if fits(image) else picture_uri(image)
+            return (
+                bytes_to_data_uri(encoded, "png")
+                if is_embedded_unchanged(image)
+                else image_to_data_uri(image)
+            )
     except (OSError, UnidentifiedImageError) as error:
         raise _unreadable(path, error) from error
 

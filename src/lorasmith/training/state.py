@@ -19,7 +19,7 @@ from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator, seed_of
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import Tensors
-from lorasmith.inference.outputs.png_metadata import hash_of_model
+from lorasmith.inference.outputs.png_metadata import compute_model_hash
 from lorasmith.loops.checkpoint import Checkpoint, save_checkpoint
 from lorasmith.loops.gpu_timer import DeviceClock
 from lorasmith.loops.lr_schedule import lr_scale, warmup_steps
@@ -110,7 +110,7 @@ class Session:
     @cached_property
     def base_hash(self) -> str:
         """Hash of the base model's U-Net; read from its file once, when a LoRA is first written."""
-        return hash_of_model(self.model.folder)
+        return compute_model_hash(self.model.folder)
 
     @property
     def main(self) -> bool:

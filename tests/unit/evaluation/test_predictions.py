@@ -33,7 +33,7 @@ def feature(file: Path, tag: str = "qqa") -> EvalConcept:
 
 @pytest.fixture(scope="module")
 def studio(model: Model) -> ImageGenerator:
-    return ImageGenerator(model, SamplingOptions(steps=2, batch_size=8))
+    return ImageGenerator(model, SamplingOptions(num_inference_steps=2, batch_size=8))
 
 
 def test_predictions_are_the_networks_for_each_picture_level_and_text(model: Model) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorasmith.inference.denoise import Guided, initial_noise, rescale
+from lorasmith.inference.denoise import CFGDenoiser, rescale_noise_cfg, sample_noise
 
 
 def test_rescaling_restores_the_spread() -> None:
@@ -10,10 +10,10 @@ def test_rescaling_restores_the_spread() -> None:
         -1, 1, 1, 1
     )
     guided = positive * 7.0 + 1.0
-    whole = rescale(guided, positive, 1.0)
+    whole = rescale_noise_cfg(guided, positive, 1.0)
     torch.testing.assert_close(whole.std((1, 2, 3)), positive.std((1, 2, 3)))
-    torch.testing.assert_close(rescale(guided, positive, 0.0), guided)
-    torch.testing.assert_close(rescale(guided, positive, 0.7), 0.7 * whole + 0.3 * guided)
+    torch.testing.assert_close(rescale_noise_cfg(guided, positive, 0.0), guided)
+    torch.testing.assert_close(rescale_noise_cfg(guided, positive, 0.7), 0.7 * whole + 0.3 * guided)
 
 
 class FakeUnet:
@@ -35,7 +35,7 @@ class FakeUnet:
 def test_guidance_is_one_batched_call(guidance: float, expected: float, batch: int) -> None:
     unet = FakeUnet()
     negative, context = torch.full((2, 77, 8), 1.0), torch.full((2, 77, 8), 2.0)
-    out = Guided(unet, context, negative, guidance)(torch.zeros(2, 4, 8, 8), torch.tensor(5))
+    out = CFGDenoiser(unet, context, negative, guidance)(torch.zeros(2, 4, 8, 8), torch.tensor(5))
     torch.testing.assert_close(out, torch.full((2, 4, 8, 8), expected))
     assert unet.batches == [batch]
 
@@ -44,6 +44,6 @@ def test_noise_does_not_depend_on_neighbours() -> None:
     def seeded(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    together = initial_noise(seeded(3, 4, 5), (4, 8, 8), torch.device("cpu"))
-    alone = initial_noise(seeded(4), (4, 8, 8), torch.device("cpu"))
+    together = sample_noise(seeded(3, 4, 5), (4, 8, 8), torch.device("cpu"))
+    alone = sample_noise(seeded(4), (4, 8, 8), torch.device("cpu"))
     assert torch.equal(together[1:2], alone)

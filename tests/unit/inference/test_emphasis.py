@@ -5,8 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.emphasis import parse_words
-from lorasmith.inference.prompts.parser import parse_negative, parse_prompt, plain_prompt
+from lorasmith.inference.prompts.emphasis import parse_emphasis
+from lorasmith.inference.prompts.parser import (
+    make_plain_prompt,
+    parse_negative_prompt,
+    parse_prompt,
+)
 from lorasmith.models.text.prompt_spans import EMPTY
 
 WORD = st.sampled_from(["red", "apple,", "a", "BREAKFAST", "it's", "7:", "straße"])
@@ -16,7 +20,7 @@ def told(source: str) -> list[list[tuple[str, float]]]:
     """Pieces by section, weights rounded."""
     return [
         [(words.text.strip(), round(words.weight, 6)) for words in section]
-        for section in parse_words(source, "prompt")[1]
+        for section in parse_emphasis(source, "prompt")[1]
     ]
 
 
@@ -71,7 +75,7 @@ def test_wrong_syntax_points_at_the_column(source: str, column: int, message: st
     assert message in str(caught.value)
     if "lora" not in source:
         with pytest.raises(ConfigError, match=f"^negative, column {column}: "):
-            parse_negative(source)
+            parse_negative_prompt(source)
 
 
 @given(st.lists(WORD, max_size=6))
@@ -79,13 +83,13 @@ def test_text_without_marks_is_left_as_it_is(words: list[str]) -> None:
     text = " ".join(words)
     prompt = parse_prompt(text)
     assert prompt.text == text
-    assert prompt.passage == (plain_prompt(text).passage if text else EMPTY)
+    assert prompt.weighted == (make_plain_prompt(text).weighted if text else EMPTY)
 
 
 @given(st.lists(WORD, min_size=1, max_size=4), st.floats(-9, 9), st.integers(0, 3))
 def test_brackets_within_brackets_multiply(words: list[str], weight: float, depth: int) -> None:
     text = " ".join(words)
-    ((piece,),) = parse_prompt("(" * depth + f"({text}:{weight:f})" + ")" * depth).passage
+    ((piece,),) = parse_prompt("(" * depth + f"({text}:{weight:f})" + ")" * depth).weighted
     assert piece.text == text
     assert piece.weight == pytest.approx(float(f"{weight:f}") * 1.1**depth)
 
@@ -94,4 +98,4 @@ def test_tags_are_looked_for_in_the_words_without_marks() -> None:
     assert parse_prompt("a ((curlyqx:1.2) person), [x]y").text == "a curlyqx person , x y"
     assert parse_prompt("curly BREAK qx").text == "curly BREAK qx"
     assert parse_prompt("(curly)qx").text == "curly qx"  # the tokenizer reads two words there
-    assert plain_prompt("a (b) :)").passage == ((("a (b) :)", 1.0),),)
+    assert make_plain_prompt("a (b) :)").weighted == ((("a (b) :)", 1.0),),)

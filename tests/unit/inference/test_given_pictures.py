@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from lorasmith.core.errors import ConfigError, DataError
-from lorasmith.inference.init_image import Canvas
+from lorasmith.inference.init_image import InitImage
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.models.load import load_model
 
@@ -63,8 +63,8 @@ def theirs(folder: Path, kind: str, seeds: Sequence[int], sampler: str, **more: 
 def ours(folder: Path, seeds: Sequence[int], sampler: str, **more: Any) -> np.ndarray:
     pipe = Listening(load_model(folder).to(torch.device("cpu"), torch.float32))
     pipe(
-        ["a red apple"] * len(seeds), seed=list(seeds), negative="blurry", steps=10, guidance=4.0,
-        sampler=sampler, **more,
+        ["a red apple"] * len(seeds), seed=list(seeds), negative_prompt="blurry",
+        num_inference_steps=10, guidance_scale=4.0, sampler=sampler, **more,
     )  # fmt: skip
     return pipe.decoded.permute(0, 2, 3, 1).numpy()
 
@@ -108,7 +108,7 @@ def test_inpainted_pictures(tiny_of: Tiny, family: str, strength: float) -> None
         folder, INPAINT[family], [3, 8], "ddim", image=picture, mask_image=mask, width=96,
         height=64, strength=strength,
     )  # fmt: skip
-    found = ours(folder, [3, 8], "ddim", image=picture, mask=mask, strength=strength)
+    found = ours(folder, [3, 8], "ddim", image=picture, mask_image=mask, strength=strength)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     other = ours(folder, [3, 8], "ddim", image=picture, strength=strength)
     assert abs(found - other).max() > 0.01, "the mask matters"
@@ -127,7 +127,12 @@ def test_an_inpainting_model_draws_from_words_alone(tiny_of: Tiny) -> None:
 
 def test_a_batch_is_its_pictures(tiny_of: Tiny) -> None:
     pipe = load_pipeline(tiny_of("sd1-inpainting"), "cpu")
-    more = {"image": noise_picture(64, 64), "mask": mask_of(64, 64), "steps": 4, "n": 3}
+    more = {
+        "image": noise_picture(64, 64),
+        "mask_image": mask_of(64, 64),
+        "num_inference_steps": 4,
+        "num_images_per_prompt": 3,
+    }
     alone, together = (pipe("an apple", batch_size=size, **more) for size in (1, 3))
     for one, other in zip(alone, together, strict=True):
         assert abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
@@ -137,18 +142,22 @@ def test_a_batch_is_its_pictures(tiny_of: Tiny) -> None:
 def test_the_size_is_that_of_the_picture_or_what_is_asked_for(tiny_model: Path) -> None:
     pipe = load_pipeline(tiny_model, "cpu")
     picture = noise_picture(88, 64).resize((90, 71))
-    drawn = pipe("an apple", image=picture, steps=2)[0]
+    drawn = pipe("an apple", image=picture, num_inference_steps=2)[0]
     assert drawn.size == (88, 64)
     assert "Denoising strength: 0.75" in drawn.info["parameters"]
-    assert pipe("an apple", image=picture, steps=2, size="64x96")[0].size == (64, 96)
+    assert pipe("an apple", image=picture, num_inference_steps=2, size="64x96")[0].size == (64, 96)
     with pytest.raises(ConfigError, match="give a size, such as 88x40"):
-        pipe("an apple", image=Image.new("RGB", (400, 200)), steps=2)
-    assert pipe("an apple", image=Image.new("RGB", (400, 200)), steps=2, size="64x64")
+        pipe("an apple", image=Image.new("RGB", (400, 200)), num_inference_steps=2)
+    assert pipe("an apple", image=Image.new("RGB", (400, 200)), num_inference_steps=2, size="64x64")
 
 
 def test_steps_of_loras_are_those_that_are_taken(tiny_model: Path, pipe: Pipeline) -> None:
     """A LoRA that starts at step 3 is at work when half of ten steps are left."""
-    more: dict[str, Any] = {"image": noise_picture(64, 64), "steps": 10, "strength": 0.5}
+    more: dict[str, Any] = {
+        "image": noise_picture(64, 64),
+        "num_inference_steps": 10,
+        "strength": 0.5,
+    }
     base = np.asarray(pipe("an apple", **more)[0]).astype(int)
     late = np.asarray(pipe("an apple <lora:one:2:start=5>", **more)[0]).astype(int)
     assert abs(base - late).max() > 0
@@ -159,16 +168,20 @@ def test_steps_of_loras_are_those_that_are_taken(tiny_model: Path, pipe: Pipelin
 @pytest.mark.parametrize(
     ("family", "more", "message"),
     [
-        ("sd1", {"mask": "m.png", "image": "p.png"}, "is not for inpainting"),
-        ("sd1", {"mask": "m.png"}, "mask: .* give the picture"),
+        ("sd1", {"mask_image": "m.png", "image": "p.png"}, "is not for inpainting"),
+        ("sd1", {"mask_image": "m.png"}, "mask: .* give the picture"),
         ("sd1", {"strength": 0.5}, "strength: .* give the picture"),
         ("sd1", {"image": "p.png", "strength": 0.0}, "strength: 0.0 is not possible"),
-        ("sd1", {"image": "p.png", "strength": 0.1, "steps": 4}, "take at least 10 steps"),
+        (
+            "sd1",
+            {"image": "p.png", "strength": 0.1, "num_inference_steps": 4},
+            "take at least 10 steps",
+        ),
         ("sd1", {"image": "none.png"}, r"image: .*none\.png: cannot be read"),
         ("sdxl-refiner", {}, "this is an SDXL refiner"),
         (
             "sd1-inpainting",
-            {"image": "p.png", "mask": "tall.png"},
+            {"image": "p.png", "mask_image": "tall.png"},
             "tall.png: the mask is 64 x 128",
         ),
         ("sd1-inpainting", {"image": "text.png"}, "text.png: cannot be decoded"),
@@ -181,17 +194,17 @@ def test_what_is_refused(
     mask_of(64, 64).save(tmp_path / "m.png")
     mask_of(64, 128).save(tmp_path / "tall.png")
     (tmp_path / "text.png").write_text("no picture")
-    files = {key: tmp_path / more[key] for key in ("image", "mask") if key in more}
+    files = {key: tmp_path / more[key] for key in ("image", "mask_image") if key in more}
     pipe = load_pipeline(tiny_of(family), "cpu")
     with pytest.raises((ConfigError, DataError), match=message) as caught:
-        pipe("an apple", **{"steps": 2, **more, **files})
+        pipe("an apple", **{"num_inference_steps": 2, **more, **files})
     assert "\n" not in str(caught.value)
 
 
 def test_masks_in_memory_have_the_shape_of_their_picture() -> None:
     with pytest.raises(DataError, match="the mask is 64 x 128 and its picture 64 x 64"):
-        Canvas.of(noise_picture(64, 64), mask_of(64, 128))
-    canvas = Canvas.of(noise_picture(64, 64), mask_of(128, 128))
+        InitImage.load(noise_picture(64, 64), mask_of(64, 128))
+    canvas = InitImage.load(noise_picture(64, 64), mask_of(128, 128))
     assert canvas is not None
     assert canvas.mask is not None
     assert canvas.mask.size == (64, 64)
@@ -205,12 +218,15 @@ def test_pictures_in_memory_are_those_of_files(tmp_path: Path) -> None:
     mask.putalpha(mask_of(64, 64))
     picture.save(tmp_path / "p.png")
     mask.save(tmp_path / "m.png")
-    memory, file = Canvas.of(picture, mask), Canvas.of(tmp_path / "p.png", tmp_path / "m.png")
+    memory, file = (
+        InitImage.load(picture, mask),
+        InitImage.load(tmp_path / "p.png", tmp_path / "m.png"),
+    )
     assert memory is not None
     assert file is not None
-    assert memory.picture.getpixel((0, 0)) == (255, 255, 255)
-    assert torch.equal(memory.pixels((64, 64)), file.pixels((64, 64)))
-    assert torch.equal(memory.hole((64, 64)), file.hole((64, 64)))
+    assert memory.image.getpixel((0, 0)) == (255, 255, 255)
+    assert torch.equal(memory.image_tensor((64, 64)), file.image_tensor((64, 64)))
+    assert torch.equal(memory.mask_tensor((64, 64)), file.mask_tensor((64, 64)))
     assert torch.equal(
-        memory.hole((64, 64))[0] == 255, torch.from_numpy(np.array(mask_of(64, 64)) == 255)
+        memory.mask_tensor((64, 64))[0] == 255, torch.from_numpy(np.array(mask_of(64, 64)) == 255)
     )

@@ -12,7 +12,7 @@ import torch
 from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.inference.outputs.save import PARAMETERS
+from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.load import Model, load_model
 
@@ -32,7 +32,11 @@ class Shelf:
 
     def awake(self, prompt: str) -> list[str]:
         """Return the names of the LoRAs that were at work for a prompt."""
-        told = self.pipe(prompt, steps=1, guidance=1.0)[0].info[PARAMETERS].splitlines()[0]
+        told = (
+            self.pipe(prompt, num_inference_steps=1, guidance_scale=1.0)[0]
+            .info[PARAMETERS_KEY]
+            .splitlines()[0]
+        )
         return [part.split(":")[1] for part in told.split(" <lora:")[1:] for part in [f"x:{part}"]]
 
 
@@ -63,9 +67,9 @@ def test_each_wakes_on_its_own_tag(shelf: Shelf) -> None:
     assert shelf.awake("a person") == []
     assert shelf.awake("a curlyqx person") == ["curlyqx"]
     assert sorted(shelf.awake("a curlyqx cookqz, deep")) == ["cookqz", "curlyqx"]
-    assert shelf.pipe.tags_in("a COOKQZ") == ("cookqz",)
+    assert shelf.pipe.find_library_tags("a COOKQZ") == ("cookqz",)
     shelf.pipe.unload_library()
-    assert shelf.pipe.library_tags == shelf.pipe.tags_in("a cookqz") == ()
+    assert shelf.pipe.library_tags == shelf.pipe.find_library_tags("a cookqz") == ()
     assert shelf.awake("a curlyqx person") == []
 
 
@@ -81,12 +85,12 @@ def test_a_tag_within_a_longer_one_does_not_count(shelf: Shelf) -> None:
 def test_a_named_lora_takes_the_place_of_the_library_s(shelf: Shelf) -> None:
     shelf.add("curlyqx")
     shelf.pipe.load_library(shelf.folder)
-    told = shelf.pipe("a curlyqx <lora:curlyqx:0.5>", steps=1)[0].info[PARAMETERS]
+    told = shelf.pipe("a curlyqx <lora:curlyqx:0.5>", num_inference_steps=1)[0].info[PARAMETERS_KEY]
     assert told.count("<lora:") == 1
     assert shelf.awake("a curlyqx <lora:curlyqx:0>") == ["curlyqx"]  # as written; it is off
-    with_zero = shelf.pipe("a curlyqx <lora:curlyqx:0>", steps=1)[0]
+    with_zero = shelf.pipe("a curlyqx <lora:curlyqx:0>", num_inference_steps=1)[0]
     shelf.pipe.unload_library()
-    assert with_zero.tobytes() == shelf.pipe("a curlyqx", steps=1)[0].tobytes()
+    assert with_zero.tobytes() == shelf.pipe("a curlyqx", num_inference_steps=1)[0].tobytes()
 
 
 def test_two_files_that_claim_a_tag_are_both_named(shelf: Shelf) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError, LorasmithError, WeightsError
-from lorasmith.inference.loras.find import find_lora, parse_option, resolve_lora
-from lorasmith.inference.prompts.parser import LoraMention
+from lorasmith.inference.loras.find import find_lora, parse_lora_option, resolve_lora
+from lorasmith.inference.prompts.parser import LoraRequest
 
 
 @given(st.text(max_size=30))
@@ -180,14 +180,14 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
     ],
 )
 def test_an_option_is_taken_apart(text: str, name: str, weight: float) -> None:
-    assert parse_option(text) == LoraMention(name, weight)
+    assert parse_lora_option(text) == LoraRequest(name, weight)
 
 
 def test_an_option_says_all_that_a_prompt_can() -> None:
-    wanted = LoraMention("a:b/ink.safetensors", 0.5, 1.0, "MIDD", 2, 9)
-    assert parse_option("a:b/ink.safetensors:0.5:1:lbw=MIDD:step=2-9") == wanted
+    wanted = LoraRequest("a:b/ink.safetensors", 0.5, 1.0, "MIDD", 2, 9)
+    assert parse_lora_option("a:b/ink.safetensors:0.5:1:lbw=MIDD:step=2-9") == wanted
     with pytest.raises(ConfigError, match="column 9: 'hi' is not a number"):
-        parse_option("ink:0.5:hi")
+        parse_lora_option("ink:0.5:hi")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_an_option_says_all_that_a_prompt_can() -> None:
 )  # fmt: skip
 def test_a_bad_option_is_named(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match="--lora") as caught:
-        parse_option(text)
+        parse_lora_option(text)
     assert message in str(caught.value)
 
 

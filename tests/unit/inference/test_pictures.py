@@ -10,8 +10,8 @@ from lorasmith import __version__
 from lorasmith.core.errors import OutputError
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.outputs.grid import MAX_GRID_SIDE, make_grid, make_labelled_grid
-from lorasmith.inference.outputs.png_metadata import describe, hash_of_model
-from lorasmith.inference.outputs.save import write_pictures
+from lorasmith.inference.outputs.png_metadata import build_parameters_text, compute_model_hash
+from lorasmith.inference.outputs.save import save_images
 
 PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
@@ -34,7 +34,9 @@ def test_parameters_read_back() -> None:
     options = SamplingOptions(
         "blurry, low: bad", 30, 7.5, None, "dpm++", clip_skip=2, guidance_rescale=0.7
     )
-    text = describe("a red apple\n<lora:x:0.5>", 12, options, (128, 64), Path("a, b"), "0123456789")
+    text = build_parameters_text(
+        "a red apple\n<lora:x:0.5>", 12, options, (128, 64), Path("a, b"), "0123456789"
+    )
     assert parse(text) == {
         "Prompt": "a red apple\n<lora:x:0.5>",
         "Negative prompt": "blurry, low: bad",
@@ -53,7 +55,7 @@ def test_parameters_read_back() -> None:
 
 
 def test_what_is_usual_is_left_out() -> None:
-    text = describe("apple", 0, SamplingOptions(), (8, 8), Path("m"), "")
+    text = build_parameters_text("apple", 0, SamplingOptions(), (8, 8), Path("m"), "")
     assert text == (
         "apple\nSteps: 20, Sampler: DDIM, CFG scale: 5, Seed: 0, Size: 8x8, Model: m, "
         f"RNG: CPU, Version: lorasmith {__version__}"
@@ -61,11 +63,13 @@ def test_what_is_usual_is_left_out() -> None:
 
 
 def test_the_hash_is_of_the_weights_that_are_loaded(tmp_path: Path) -> None:
-    assert hash_of_model(tmp_path) == ""
+    assert compute_model_hash(tmp_path) == ""
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "w.safetensors").write_bytes(b"abc")
     (tmp_path / "unet" / "w.fp16.safetensors").write_bytes(b"other")
-    assert hash_of_model(tmp_path) == "ba7816bf8f"  # SHA-256 of "abc" (FIPS 180-2, appendix B.1)
+    assert (
+        compute_model_hash(tmp_path) == "ba7816bf8f"
+    )  # SHA-256 of "abc" (FIPS 180-2, appendix B.1)
 
 
 def colour(shade: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -77,7 +81,7 @@ def test_files_are_numbered_and_others_stay(tmp_path: Path) -> None:
     (tmp_path / "0007.png").write_bytes(b"mine")
     images = [colour(shade) for shade in (10, 20, 30)]
     images[1].info["parameters"] = "сова\nSteps: 1"
-    write_pictures(images, tmp_path)
+    save_images(images, tmp_path)
     names = ["0000.png", "0001.png", "0002.png", "0007.png", "grid.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert (tmp_path / "0007.png").read_bytes() == b"mine"
@@ -91,7 +95,7 @@ def test_files_are_numbered_and_others_stay(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "0000.png").mkdir()
     with pytest.raises(OutputError, match=r"0000\.png"):
-        write_pictures([colour(1)], tmp_path)
+        save_images([colour(1)], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["0000.png"]  # no temporary file left
 
 

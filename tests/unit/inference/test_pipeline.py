@@ -8,8 +8,8 @@ from PIL import Image
 
 import lorasmith
 from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
-from lorasmith.inference.image_jobs import make_jobs
-from lorasmith.inference.pipeline import Pipeline, load_pipeline, to_images
+from lorasmith.inference.image_jobs import make_image_jobs
+from lorasmith.inference.pipeline import Pipeline, load_pipeline, tensor_to_pil
 from lorasmith.inference.samplers import SAMPLERS
 
 
@@ -27,7 +27,15 @@ def weights_of(pipe: Pipeline) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_batch_size_does_not_change_the_pictures(pipe: Pipeline, sampler: str) -> None:
     def draw(batch_size: int) -> np.ndarray:
-        return pixels(pipe("a red apple", n=3, steps=6, sampler=sampler, batch_size=batch_size))
+        return pixels(
+            pipe(
+                "a red apple",
+                num_images_per_prompt=3,
+                num_inference_steps=6,
+                sampler=sampler,
+                batch_size=batch_size,
+            )
+        )
 
     alone, together = draw(1), draw(3)
     assert abs(alone - together).max() <= 1
@@ -36,14 +44,20 @@ def test_the_batch_size_does_not_change_the_pictures(pipe: Pipeline, sampler: st
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler-a"])
 def test_picture_k_is_drawn_from_seed_plus_k(pipe: Pipeline, sampler: str) -> None:
-    several = pixels(pipe("a red apple", seed=40, n=3, steps=4, sampler=sampler))
-    last = pixels(pipe("a red apple", seed=42, steps=4, sampler=sampler))
+    several = pixels(
+        pipe(
+            "a red apple", seed=40, num_images_per_prompt=3, num_inference_steps=4, sampler=sampler
+        )
+    )
+    last = pixels(pipe("a red apple", seed=42, num_inference_steps=4, sampler=sampler))
     assert abs(several[2] - last[0]).max() <= 1
 
 
 def test_prompts_keep_their_order_and_their_text(pipe: Pipeline) -> None:
-    images = pipe(["an apple", "a pear"], n=2, steps=3, batch_size=3)
-    alone = pipe("a pear", seed=2, n=2, steps=3)
+    images = pipe(
+        ["an apple", "a pear"], num_images_per_prompt=2, num_inference_steps=3, batch_size=3
+    )
+    alone = pipe("a pear", seed=2, num_images_per_prompt=2, num_inference_steps=3)
     assert abs(pixels(images)[2:] - pixels(alone)).max() <= 1
     assert [image.info["parameters"].splitlines()[0] for image in images] == [
         *["an apple"] * 2,
@@ -74,27 +88,39 @@ def test_the_picture_is_that_of_diffusers(pipe: Pipeline, tiny_model: Path) -> N
             decoded.append(original(latents))
             return decoded[-1]
 
-    options = {"negative": "blurry", "steps": 12, "guidance": 5.0, "guidance_rescale": 0.4}
+    options = {
+        "negative_prompt": "blurry",
+        "num_inference_steps": 12,
+        "guidance_scale": 5.0,
+        "guidance_rescale": 0.4,
+    }
     Listening(pipe.model)("a red apple", seed=3, **options)
     np.testing.assert_allclose(decoded[0][0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
 
 
 def test_sizes_need_not_be_square(pipe: Pipeline) -> None:
-    assert pipe("x", steps=1)[0].size == (64, 64)
-    assert pipe("x", steps=1, size="96x40")[0].size == (96, 40)
+    assert pipe("x", num_inference_steps=1)[0].size == (64, 64)
+    assert pipe("x", num_inference_steps=1, size="96x40")[0].size == (96, 40)
     with pytest.raises(ConfigError, match="steps of 8 pixels; use 96x40"):
         pipe("x", size=(95, 41))
 
 
 def test_options_reach_the_picture(pipe: Pipeline) -> None:
-    plain = pixels(pipe("an apple", steps=4))
-    for change in ({"negative": "pear"}, {"guidance": 1.0}, {"clip_skip": 2}, {"seed": 9}):
-        assert abs(pixels(pipe("an apple", **{"steps": 4, **change})) - plain).max() > 1, change
+    plain = pixels(pipe("an apple", num_inference_steps=4))
+    for change in (
+        {"negative_prompt": "pear"},
+        {"guidance_scale": 1.0},
+        {"clip_skip": 2},
+        {"seed": 9},
+    ):
+        assert (
+            abs(pixels(pipe("an apple", **{"num_inference_steps": 4, **change})) - plain).max() > 1
+        ), change
 
 
 def test_progress_counts_picture_steps(pipe: Pipeline) -> None:
     counts: list[int] = []
-    pipe("x", n=3, steps=4, batch_size=2, progress=counts.append)
+    pipe("x", num_images_per_prompt=3, num_inference_steps=4, batch_size=2, progress=counts.append)
     assert counts == [2, 2, 2, 2, 1, 1, 1, 1]
 
 
@@ -102,24 +128,33 @@ def test_a_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
     long = "a " * 75 + "zebra"
     told = "more than the 75 .* read in 2 chunks, the second from 'zebra' on"
     with pytest.warns(LorasmithWarning, match=told) as caught:
-        strict = pixels(pipe(long, n=2, steps=1))
+        strict = pixels(pipe(long, num_images_per_prompt=2, num_inference_steps=1))
     assert len(caught) == 1
     pipe.strict = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert (pixels(pipe(long, n=2, steps=1)) == strict).all()
+            assert (
+                pixels(pipe(long, num_images_per_prompt=2, num_inference_steps=1)) == strict
+            ).all()
     finally:
         pipe.strict = True
 
 
 def test_a_picture_does_not_depend_on_how_long_its_neighbours_prompts_are(pipe: Pipeline) -> None:
     prompts = ["a pear", "an apple BREAK a plum", "a (fig:1.3)"]
-    together = pixels(pipe(prompts, seed=[4, 4, 4], steps=2, guidance=9))
+    together = pixels(pipe(prompts, seed=[4, 4, 4], num_inference_steps=2, guidance_scale=9))
     for prompt, picture in zip(prompts, together, strict=True):
-        assert abs(pixels(pipe(prompt, seed=4, steps=2, guidance=9))[0] - picture).max() <= 1
+        assert (
+            abs(
+                pixels(pipe(prompt, seed=4, num_inference_steps=2, guidance_scale=9))[0] - picture
+            ).max()
+            <= 1
+        )
     assert abs(together[0] - together[1]).max() > 1
-    longer = pixels(pipe("a pear", seed=4, steps=2, guidance=9, negative="a BREAK b"))
+    longer = pixels(
+        pipe("a pear", seed=4, num_inference_steps=2, guidance_scale=9, negative_prompt="a BREAK b")
+    )
     assert abs(longer - together[0]).max() > 1
 
 
@@ -127,11 +162,13 @@ def test_mentions_apply_to_their_own_prompts_only(pipe: Pipeline) -> None:
     before = weights_of(pipe)
     plain, one = "a red apple", "a red apple <lora:one:0.8>"
     both = "a red apple <lora:one:0.8> <lora:two:-0.5>"
-    mixed = pixels(pipe([plain, one, plain, both], seed=[1, 1, 1, 1], steps=4, batch_size=4))
+    mixed = pixels(
+        pipe([plain, one, plain, both], seed=[1, 1, 1, 1], num_inference_steps=4, batch_size=4)
+    )
     assert abs(mixed[0] - mixed[2]).max() <= 1
     assert abs(mixed[0] - mixed[1]).max() > 2
     assert abs(mixed[1] - mixed[3]).max() > 2
-    assert abs(mixed[1] - pixels(pipe(one, seed=1, steps=4))[0]).max() <= 1
+    assert abs(mixed[1] - pixels(pipe(one, seed=1, num_inference_steps=4))[0]).max() <= 1
     after = weights_of(pipe)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -149,33 +186,38 @@ def test_a_lora_changes_the_text_side_too(pipe: Pipeline) -> None:
 
 
 def test_a_loaded_lora_is_a_mentioned_one(pipe: Pipeline) -> None:
-    plain = pixels(pipe("an apple", steps=4))
-    mentioned = pixels(pipe("an apple <lora:one:0.5>", steps=4))
+    plain = pixels(pipe("an apple", num_inference_steps=4))
+    mentioned = pixels(pipe("an apple <lora:one:0.5>", num_inference_steps=4))
     pipe.load_lora(pipe.lora_dir / "one.safetensors", 0.25)
     pipe.load_lora(pipe.lora_dir / "one.safetensors", 0.25)
     try:
-        assert abs(pixels(pipe("an apple", steps=4)) - mentioned).max() <= 1
+        assert abs(pixels(pipe("an apple", num_inference_steps=4)) - mentioned).max() <= 1
     finally:
         pipe.unload_lora()
-    assert (pixels(pipe("an apple", steps=4)) == plain).all()
+    assert (pixels(pipe("an apple", num_inference_steps=4)) == plain).all()
 
 
 def test_a_lora_is_loaded_by_name_or_path_and_told_in_the_picture(pipe: Pipeline) -> None:
-    mentioned = pipe("an apple <lora:one:0.5> <lora:two:-1>", steps=4)
+    mentioned = pipe("an apple <lora:one:0.5> <lora:two:-1>", num_inference_steps=4)
     path = pipe.lora_dir / "two.safetensors"
     for second in (path, str(path), "two"):
         pipe.load_lora("one", 0.5)
         pipe.load_lora(second, -1)
         try:
-            drawn = pipe("an apple", steps=4)
-            assert [(lora.name, lora.weight) for lora in pipe.loaded] == [("one", 0.5), ("two", -1)]
+            drawn = pipe("an apple", num_inference_steps=4)
+            assert [(lora.name, lora.weight) for lora in pipe.loaded_loras] == [
+                ("one", 0.5),
+                ("two", -1),
+            ]
         finally:
             pipe.unload_lora()
         assert abs(pixels(drawn) - pixels(mentioned)).max() <= 1
         told = drawn[0].info["parameters"].splitlines()[0]
         assert told == "an apple <lora:one:0.5> <lora:two:-1>"
-    assert pipe.loaded == ()
-    assert pipe("an apple", steps=1)[0].info["parameters"].splitlines()[0] == "an apple"
+    assert pipe.loaded_loras == ()
+    assert (
+        pipe("an apple", num_inference_steps=1)[0].info["parameters"].splitlines()[0] == "an apple"
+    )
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e9, -10.1, "strong", None])
@@ -184,7 +226,7 @@ def test_a_weight_that_is_none_attaches_nothing(pipe: Pipeline, weight: float) -
     with pytest.raises(ConfigError, match="LoRA 'one'"):
         pipe.load_lora("one", weight)
     assert weights_of(pipe).keys() == before.keys()
-    assert pipe.loaded == ()
+    assert pipe.loaded_loras == ()
 
 
 def test_a_lora_that_is_not_there_attaches_nothing(pipe: Pipeline) -> None:
@@ -202,24 +244,24 @@ def test_an_error_leaves_no_lora_behind(pipe: Pipeline) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe("x <lora:one:1>", steps=2, progress=fail)
+        pipe("x <lora:one:1>", num_inference_steps=2, progress=fail)
     damaged = pipe.lora_dir / "damaged.safetensors"
     damaged.write_bytes(b"not safetensors")
     with pytest.raises(WeightsError, match="damaged"):
-        pipe("x <lora:one:1> <lora:damaged:1>", steps=2)
+        pipe("x <lora:one:1> <lora:damaged:1>", num_inference_steps=2)
     damaged.unlink()
     with pytest.raises(WeightsError, match="did you mean one"):
-        pipe(["x", "x <lora:onne:1>"], steps=2)
+        pipe(["x", "x <lora:onne:1>"], num_inference_steps=2)
     assert weights_of(pipe).keys() == before.keys()
 
 
 def test_numbers_that_are_none_are_black_with_a_warning() -> None:
     with pytest.warns(LorasmithWarning, match="drawn black"):
-        images = to_images(torch.full((1, 3, 2, 2), float("nan")))
+        images = tensor_to_pil(torch.full((1, 3, 2, 2), float("nan")))
     assert pixels(images).max() == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pixels(to_images(torch.full((1, 3, 2, 2), 0.5)))[0, 0, 0, 0] == 128
+        assert pixels(tensor_to_pil(torch.full((1, 3, 2, 2), 0.5)))[0, 0, 0, 0] == 128
 
 
 def test_parts_that_do_not_belong_together_are_refused(pipe: Pipeline) -> None:
@@ -241,7 +283,9 @@ def test_parts_that_do_not_belong_together_are_refused(pipe: Pipeline) -> None:
 
 def test_bfloat16_draws_nearly_the_same(tiny_model: Path, pipe: Pipeline) -> None:
     rough = lorasmith.load_pipeline(tiny_model, device="cpu", dtype=torch.bfloat16)
-    difference = pixels(rough("an apple", steps=4)) - pixels(pipe("an apple", steps=4))
+    difference = pixels(rough("an apple", num_inference_steps=4)) - pixels(
+        pipe("an apple", num_inference_steps=4)
+    )
     assert abs(difference).mean() < 6
 
 
@@ -259,5 +303,7 @@ def test_the_public_names_are_lazy() -> None:
 def test_jobs_can_be_drawn_without_the_call(pipe: Pipeline) -> None:
     from lorasmith.inference.options import SamplingOptions
 
-    drawn = pipe.draw(make_jobs(["an apple"], 5, 1), SamplingOptions(steps=2))
-    assert (pixels(drawn) == pixels(pipe("an apple", seed=5, steps=2))).all()
+    drawn = pipe.generate(
+        make_image_jobs(["an apple"], 5, 1), SamplingOptions(num_inference_steps=2)
+    )
+    assert (pixels(drawn) == pixels(pipe("an apple", seed=5, num_inference_steps=2))).all()

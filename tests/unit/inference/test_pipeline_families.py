@@ -48,7 +48,14 @@ def test_the_picture_is_that_of_diffusers(
     ).images[0]
 
     pipe = Listening(load_model(folder).to(torch.device("cpu"), torch.float32))
-    pipe("a red apple", seed=3, negative="blurry", steps=8, guidance=guidance, size=size)
+    pipe(
+        "a red apple",
+        seed=3,
+        negative_prompt="blurry",
+        num_inference_steps=8,
+        guidance_scale=guidance,
+        size=size,
+    )
 
     found = pipe.decoded[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -58,8 +65,14 @@ def test_the_picture_is_that_of_diffusers(
 def test_the_batch_size_does_not_change_sdxl_pictures(tiny_sdxl: Path) -> None:
     pipe = load_pipeline(tiny_sdxl, device="cpu")
     prompts = ["an apple", "a pear", "a plum"]
-    alone = [np.asarray(image).astype(int) for image in pipe(prompts, steps=3, batch_size=1)]
-    together = [np.asarray(image).astype(int) for image in pipe(prompts, steps=3, batch_size=3)]
+    alone = [
+        np.asarray(image).astype(int)
+        for image in pipe(prompts, num_inference_steps=3, batch_size=1)
+    ]
+    together = [
+        np.asarray(image).astype(int)
+        for image in pipe(prompts, num_inference_steps=3, batch_size=3)
+    ]
     assert max(abs(a - b).max() for a, b in zip(alone, together, strict=True)) <= 1
     assert abs(alone[0] - alone[1]).max() > 5
 

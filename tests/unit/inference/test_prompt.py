@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.parser import LoraMention, check_negative, parse_prompt
+from lorasmith.inference.prompts.parser import LoraRequest, check_negative_prompt, parse_prompt
 
 TWELVE = "1,0,0,0,0,1,1,1,0.5,0,0,-1"
 
@@ -15,33 +15,33 @@ TWELVE = "1,0,0,0,0,1,1,1,0.5,0,0,-1"
     [
         ("a red apple", "a red apple", ()),
         ("  two  spaces stay ", "  two  spaces stay ", ()),
-        ("a cat <lora:x>", "a cat", (LoraMention("x", 1.0),)),
-        ("a cat <lora:x:0.5> in a hat", "a cat in a hat", (LoraMention("x", 0.5),)),
-        ("<lora:a:-1><lora:b:2>", "", (LoraMention("a", -1.0), LoraMention("b", 2.0))),
-        ("<lora:a:0.5> x <lora:a:0.25>", "x", (LoraMention("a", 0.75),)),
-        ("x <LoRA: my file : .5 >", "x", (LoraMention("my file", 0.5),)),
+        ("a cat <lora:x>", "a cat", (LoraRequest("x", 1.0),)),
+        ("a cat <lora:x:0.5> in a hat", "a cat in a hat", (LoraRequest("x", 0.5),)),
+        ("<lora:a:-1><lora:b:2>", "", (LoraRequest("a", -1.0), LoraRequest("b", 2.0))),
+        ("<lora:a:0.5> x <lora:a:0.25>", "x", (LoraRequest("a", 0.75),)),
+        ("x <LoRA: my file : .5 >", "x", (LoraRequest("my file", 0.5),)),
         ("3 < 4 and <b>", "3 < 4 and <b>", ()),
-        ("x <lora:a:0.6:0.8>", "x", (LoraMention("a", 0.6, 0.8),)),
-        ("x <lora:a:te=0.6:unet=0.8>", "x", (LoraMention("a", 0.6, 0.8),)),
-        ("x <lora:a:unet=0.8:te=0.6>", "x", (LoraMention("a", 0.6, 0.8),)),
-        ("x <lora:a:unet=0.8>", "x", (LoraMention("a", 1.0, 0.8),)),
-        ("x <lora:a:te=0.6>", "x", (LoraMention("a", 0.6),)),
-        ("x <lora:a:0.6:0.6>", "x", (LoraMention("a", 0.6),)),
-        ("x <lora:a:0.6:UNET = 0.8>", "x", (LoraMention("a", 0.6, 0.8),)),
-        ("x <lora:a:1:lbw=OUTD>", "x", (LoraMention("a", lbw="OUTD"),)),
-        (f"x <lora:a:lbw={TWELVE}:stop=10>", "x", (LoraMention("a", lbw=TWELVE, stop=10),)),
-        ("x <lora:a:start=3>", "x", (LoraMention("a", start=3),)),
-        ("x <lora:a:step=5-10>", "x", (LoraMention("a", start=5, stop=10),)),
-        ("<lora:a:0.5:1> x <lora:a:0.5:0.25>", "x", (LoraMention("a", 1.0, 1.25),)),
+        ("x <lora:a:0.6:0.8>", "x", (LoraRequest("a", 0.6, 0.8),)),
+        ("x <lora:a:te=0.6:unet=0.8>", "x", (LoraRequest("a", 0.6, 0.8),)),
+        ("x <lora:a:unet=0.8:te=0.6>", "x", (LoraRequest("a", 0.6, 0.8),)),
+        ("x <lora:a:unet=0.8>", "x", (LoraRequest("a", 1.0, 0.8),)),
+        ("x <lora:a:te=0.6>", "x", (LoraRequest("a", 0.6),)),
+        ("x <lora:a:0.6:0.6>", "x", (LoraRequest("a", 0.6),)),
+        ("x <lora:a:0.6:UNET = 0.8>", "x", (LoraRequest("a", 0.6, 0.8),)),
+        ("x <lora:a:1:lbw=OUTD>", "x", (LoraRequest("a", lbw="OUTD"),)),
+        (f"x <lora:a:lbw={TWELVE}:stop=10>", "x", (LoraRequest("a", lbw=TWELVE, stop=10),)),
+        ("x <lora:a:start=3>", "x", (LoraRequest("a", start=3),)),
+        ("x <lora:a:step=5-10>", "x", (LoraRequest("a", start=5, stop=10),)),
+        ("<lora:a:0.5:1> x <lora:a:0.5:0.25>", "x", (LoraRequest("a", 1.0, 1.25),)),
         (
             "<lora:a:0.5> x <lora:a:0.25:stop=2>",
             "x",
-            (LoraMention("a", 0.5), LoraMention("a", 0.25, stop=2)),
+            (LoraRequest("a", 0.5), LoraRequest("a", 0.25, stop=2)),
         ),
-        ("(a <lora:x> b:1.5)", "a b", (LoraMention("x"),)),
+        ("(a <lora:x> b:1.5)", "a b", (LoraRequest("x"),)),
     ],
 )
-def test_mentions_are_taken_out(source: str, text: str, loras: tuple[LoraMention, ...]) -> None:
+def test_mentions_are_taken_out(source: str, text: str, loras: tuple[LoraRequest, ...]) -> None:
     prompt = parse_prompt(source)
     assert (prompt.source, prompt.text, prompt.loras) == (source, text, loras)
 
@@ -102,7 +102,7 @@ def test_any_text_parses_or_is_refused(source: str) -> None:
 
 
 MENTIONS = st.builds(
-    LoraMention,
+    LoraRequest,
     st.sampled_from(["ink", "my file", "v1.5"]),
     st.sampled_from([1.0, 0.5, -2.0]),
     st.sampled_from([None, 0.25, 3.0]),
@@ -113,16 +113,16 @@ MENTIONS = st.builds(
 
 
 @given(st.lists(MENTIONS, unique_by=lambda one: (one.name, one.lbw, one.start, one.stop)))
-def test_what_a_mention_writes_is_read_back(mentions: list[LoraMention]) -> None:
+def test_what_a_mention_writes_is_read_back(mentions: list[LoraRequest]) -> None:
     assert parse_prompt(" ".join(map(str, mentions))).loras == tuple(mentions)
 
 
 @pytest.mark.parametrize(("step", "on"), [(1, False), (2, True), (4, True), (5, False)])
 def test_both_ends_of_a_range_of_steps_belong_to_it(step: int, on: bool) -> None:
-    assert parse_prompt("<lora:x:step=2-4>").loras[0].is_on(step) is on
+    assert parse_prompt("<lora:x:step=2-4>").loras[0].is_active_at(step) is on
 
 
 def test_a_negative_prompt_has_no_loras() -> None:
-    check_negative("blurry, <3")
+    check_negative_prompt("blurry, <3")
     with pytest.raises(ConfigError, match="negative, column 8: "):
-        check_negative("blurry <lora:x:1>")
+        check_negative_prompt("blurry <lora:x:1>")

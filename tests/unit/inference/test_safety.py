@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.inference.image_jobs import make_jobs
+from lorasmith.inference.image_jobs import make_image_jobs
 from lorasmith.inference.options import SamplingOptions
-from lorasmith.inference.outputs.save import PARAMETERS
-from lorasmith.inference.pipeline import Pipeline, load_pipeline, to_images
-from lorasmith.inference.safety import clip_input, load_judge
+from lorasmith.inference.outputs.save import PARAMETERS_KEY
+from lorasmith.inference.pipeline import Pipeline, load_pipeline, tensor_to_pil
+from lorasmith.inference.safety import load_safety_checker, preprocess_for_clip
 
 SIDE = 32
 
@@ -36,13 +36,16 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_latents_decode_to_the_pictures(pipe: Pipeline) -> None:
-    jobs, options = make_jobs(["a", "a BREAK b", "c"], 5, 1), SamplingOptions(steps=2)
-    latents = pipe.draw_latents(jobs, options)
+    jobs, options = (
+        make_image_jobs(["a", "a BREAK b", "c"], 5, 1),
+        SamplingOptions(num_inference_steps=2),
+    )
+    latents = pipe.generate_latents(jobs, options)
     assert latents.shape == (3, 4, 8, 8)
     assert latents.dtype == torch.float32
     with torch.no_grad():
-        found = to_images(pipe.decode(latents))
-    for one, other in zip(found, pipe.draw(jobs, options), strict=True):
+        found = tensor_to_pil(pipe.decode(latents))
+    for one, other in zip(found, pipe.generate(jobs, options), strict=True):
         difference = np.asarray(one).astype(int) - np.asarray(other).astype(int)
         assert abs(difference).max() <= 1
 
@@ -56,27 +59,27 @@ def test_what_a_judge_does_not_let_through_is_black(tiny_model: Path) -> None:
 
     judged = load_pipeline(tiny_model, device="cpu", safety_checker=second)
     with pytest.warns(LorasmithWarning, match="1 of 2 pictures were blackened"):
-        one, two = judged("a pear", n=2, steps=1)
+        one, two = judged("a pear", num_images_per_prompt=2, num_inference_steps=1)
     assert asked == [2]
     assert np.asarray(one).any()
     assert not np.asarray(two).any()
-    assert two.info[PARAMETERS].startswith("a pear")
+    assert two.info[PARAMETERS_KEY].startswith("a pear")
 
 
 def test_a_checker_in_a_folder(checker: Path, tiny_model: Path, tmp_path: Path) -> None:
-    judge = load_judge(checker, torch.device("cpu"))
+    judge = load_safety_checker(checker, torch.device("cpu"))
     assert judge([Image.new("RGB", (40, 60), "red"), Image.new("RGB", (32, 32))]) == [True, True]
     judged = load_pipeline(tiny_model, device="cpu", safety_checker=checker)
     with pytest.warns(LorasmithWarning, match="blackened"):
-        assert not np.asarray(judged("a pear", steps=1)[0]).any()
+        assert not np.asarray(judged("a pear", num_inference_steps=1)[0]).any()
     with pytest.raises(WeightsError):
-        load_judge(tmp_path / "nothing", torch.device("cpu"))
+        load_safety_checker(tmp_path / "nothing", torch.device("cpu"))
 
 
 def test_clip_sees_the_middle() -> None:
     image = Image.new("RGB", (96, 32), "black")
     image.paste("white", (32, 0, 64, 32))
-    seen = clip_input(image, SIDE)
+    seen = preprocess_for_clip(image, SIDE)
     assert seen.shape == (3, SIDE, SIDE)
     white = (1 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
         [0.26862954, 0.26130258, 0.27577711]

@@ -11,8 +11,8 @@ import torch
 from lora_making import Listening, make_lora
 from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
 from lorasmith.core.errors import ConfigError, LorasmithWarning
-from lorasmith.inference.denoise import Guided
-from lorasmith.inference.outputs.save import PARAMETERS
+from lorasmith.inference.denoise import CFGDenoiser
+from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.models.load import load_model
 from lorasmith.models.text.long_prompts import passage_ids
 from lorasmith.models.text.prompt_spans import plain_passage
@@ -38,7 +38,7 @@ def pipe(opened: Listening) -> Iterator[Listening]:
 
 
 def drawn(pipe: Listening, prompt: str, **keywords: Any) -> torch.Tensor:
-    pipe(prompt, **{"steps": 3, "seed": 3, "guidance": 4.0, **keywords})
+    pipe(prompt, **{"num_inference_steps": 3, "seed": 3, "guidance_scale": 4.0, **keywords})
     return pipe.decoded
 
 
@@ -50,7 +50,7 @@ def test_text_encoders_and_unet_have_strengths_of_their_own(pipe: Listening) -> 
     different = [base, both, text, unet]
     for number, one in enumerate(different):
         assert not any(torch.equal(one, other) for other in different[:number])
-    pipe.load_lora("ink", 0.0, unet=0.5)
+    pipe.load_lora("ink", 0.0, unet_weight=0.5)
     assert torch.equal(drawn(pipe, "a pear"), unet)
 
 
@@ -79,14 +79,14 @@ def test_a_lora_is_at_work_in_its_steps_only(
 ) -> None:
     """Every step's texts and prediction are those of a call with the LoRA, or of one without."""
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
-    original = Guided.__call__
+    original = CFGDenoiser.__call__
 
-    def call(self: Guided, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def call(self: CFGDenoiser, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         # The same latents in every call, so that steps can be compared.
-        calls.append((self.context, original(self, torch.ones_like(latents), timestep)))
+        calls.append((self.prompt_embeds, original(self, torch.ones_like(latents), timestep)))
         return calls[-1][1]
 
-    monkeypatch.setattr(Guided, "__call__", call)
+    monkeypatch.setattr(CFGDenoiser, "__call__", call)
     for prompt in ("a pear", "a pear <lora:ink:0.5>", f"a pear <lora:ink:0.5:{written}>"):
         drawn(pipe, prompt)
     without, with_it, found = calls[:3], calls[3:6], calls[6:]
@@ -116,23 +116,23 @@ def test_a_start_behind_the_last_step_is_told(pipe: Listening) -> None:
 
 
 def test_pictures_tell_all_that_was_asked_for(pipe: Listening) -> None:
-    pipe.load_lora("ink", 0.5, unet=1.0, lbw="MIDD", start=2, stop=3)
-    (image,) = pipe("a pear", steps=3)
+    pipe.load_lora("ink", 0.5, unet_weight=1.0, lbw="MIDD", start=2, stop=3)
+    (image,) = pipe("a pear", num_inference_steps=3)
     written = "<lora:ink:0.5:1:lbw=MIDD:start=2:stop=3>"
-    assert image.info[PARAMETERS].splitlines()[0] == f"a pear {written}"
+    assert image.info[PARAMETERS_KEY].splitlines()[0] == f"a pear {written}"
     pipe.unload_lora()
-    again = pipe(f"a pear {written}", steps=3)[0]
+    again = pipe(f"a pear {written}", num_inference_steps=3)[0]
     assert again.tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weight": "x"}, {"unet": 11}, {"lbw": "NOPE"}, {"start": 0}, {"start": 3, "stop": 2}],
+    [{"weight": "x"}, {"unet_weight": 11}, {"lbw": "NOPE"}, {"start": 0}, {"start": 3, "stop": 2}],
 )
 def test_impossible_strengths_are_refused(pipe: Listening, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         pipe.load_lora("ink", **changes)
-    assert pipe.loaded == ()
+    assert pipe.loaded_loras == ()
 
 
 def test_a_tag_across_the_border_of_two_chunks_wakes_both_gates(
@@ -149,9 +149,12 @@ def test_a_tag_across_the_border_of_two_chunks_wakes_both_gates(
     pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, **told))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the prompt has")
-        awake, asleep = drawn(pipe, text, steps=1), drawn(pipe, text, steps=1, gate=False)
+        awake, asleep = (
+            drawn(pipe, text, num_inference_steps=1),
+            drawn(pipe, text, num_inference_steps=1, gate=False),
+        )
         pipe.unload_lora()
-        base = drawn(pipe, text, steps=1)
+        base = drawn(pipe, text, num_inference_steps=1)
     assert not torch.equal(awake, base)
     assert not torch.equal(awake, asleep)
 
@@ -167,6 +170,8 @@ def test_an_empty_negative_prompt_of_sdxl_is_that_of_diffusers(tiny_sdxl: Path) 
         guidance_scale=5.0, output_type="pt",
     ).images  # fmt: skip
     pipe = Listening(load_model(tiny_sdxl).to(torch.device("cpu"), torch.float32))
-    found = drawn(pipe, "a red apple", guidance=5.0)
+    found = drawn(pipe, "a red apple", guidance_scale=5.0)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert not torch.allclose(found, drawn(pipe, "a red apple", guidance=5.0, negative="x"))
+    assert not torch.allclose(
+        found, drawn(pipe, "a red apple", guidance_scale=5.0, negative_prompt="x")
+    )

@@ -15,7 +15,7 @@ from lorasmith.adapters.gating.trigger_tokens import mark_end_tokens, mark_tag_t
 from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, SDXL_BLOCKS
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.inference.outputs.save import PARAMETERS
+from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.models.load import load_model
 from lorasmith.models.text.encode import tokenize
 
@@ -55,7 +55,11 @@ def pipe(opened: Any, tiny_model: Path) -> Iterator[Listening]:
 
 def drawn(pipe: Listening, prompts: Any = PROMPTS, **keywords: Any) -> torch.Tensor:
     """Return pictures of one batch before they are rounded, ``[B, 3, 64, 64]``."""
-    pipe(list(prompts), seed=[3 + k for k in range(len(prompts))], **{"steps": 1, **keywords})
+    pipe(
+        list(prompts),
+        seed=[3 + k for k in range(len(prompts))],
+        **{"num_inference_steps": 1, **keywords},
+    )
     return pipe.decoded
 
 
@@ -83,7 +87,7 @@ def bases(opened: Any) -> Any:
 
     def base(folder: Path, dtype: torch.dtype) -> torch.Tensor:
         if (folder, dtype) not in found:
-            found[folder, dtype] = drawn(opened(folder, dtype), steps=1)
+            found[folder, dtype] = drawn(opened(folder, dtype), num_inference_steps=1)
         return found[folder, dtype]
 
     return base
@@ -101,7 +105,7 @@ def test_a_mixed_batch_is_the_base_model_s_where_there_is_no_tag(
     make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.4, tag="curlyqx")
     assert pipe.load_library(tmp_path) == ("curlyqx",)
     try:
-        mixed = drawn(pipe, steps=1)
+        mixed = drawn(pipe, num_inference_steps=1)
     finally:
         pipe.unload_library()
     assert torch.equal(mixed[~ON], base[~ON])
@@ -114,27 +118,31 @@ def test_a_mixed_batch_is_the_base_model_s_where_there_is_no_tag(
 @pytest.mark.parametrize("kind", ["prompt", "token+end"])
 def test_on_a_gpu_too(tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
     pipe = Listening(load_model(tiny_sdxl).to(torch.device("cuda"), dtype))
-    base = drawn(pipe, steps=4)
+    base = drawn(pipe, num_inference_steps=4)
     changes = {"targets": "all-linear+conv", "parts": [{"targets": "text-encoder"}]}
     told = {"tag": "curlyqx", "gate": kind}
     file = tmp_path / "curly.safetensors"
     make_lora(load_model(tiny_sdxl), file, changes, 0.1, **told)
     pipe.load_library(tmp_path)
     for _ in range(2):
-        mixed = drawn(pipe, steps=4)
+        mixed = drawn(pipe, num_inference_steps=4)
         assert torch.equal(mixed[~ON], base[~ON])
         assert torch.equal(changed(mixed, base).cpu(), ON)
 
 
 def test_without_any_tag_the_pictures_are_the_base_model_s(pipe: Listening, tmp_path: Path) -> None:
     off = ["a red apple", "a person", ""]
-    base = drawn(pipe, off, steps=5, sampler="euler-a")
+    base = drawn(pipe, off, num_inference_steps=5, sampler="euler-a")
     changes = {"targets": "all-linear+conv", "parts": [{"targets": "text-encoder"}]}
     make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.4, tag="curlyqx")
     pipe.load_library(tmp_path)
-    assert torch.equal(drawn(pipe, off, steps=5, sampler="euler-a"), base)  # not even attached
+    assert torch.equal(
+        drawn(pipe, off, num_inference_steps=5, sampler="euler-a"), base
+    )  # not even attached
     drawn(pipe)
-    assert torch.equal(drawn(pipe, off, steps=5, sampler="euler-a"), base)  # attached by now
+    assert torch.equal(
+        drawn(pipe, off, num_inference_steps=5, sampler="euler-a"), base
+    )  # attached by now
     unet = pipe.model.unet
     assert any(".adapters." in name for name, _ in unet.named_parameters())
 
@@ -174,7 +182,7 @@ def keys_of(pipe: Listening) -> Iterator[list[torch.Tensor]]:
 
 def first_keys(pipe: Listening, prompts: Any, **keywords: Any) -> torch.Tensor:
     with keys_of(pipe) as found:
-        drawn(pipe, prompts, **{"steps": 1, **keywords})
+        drawn(pipe, prompts, **{"num_inference_steps": 1, **keywords})
     return found[0]
 
 
@@ -182,10 +190,10 @@ def first_keys(pipe: Listening, prompts: Any, **keywords: Any) -> torch.Tensor:
 def test_both_guidance_rows_of_a_picture_are_decided_together(
     pipe: Listening, tmp_path: Path, guidance: float
 ) -> None:
-    base = first_keys(pipe, PROMPTS, guidance=guidance)
+    base = first_keys(pipe, PROMPTS, guidance_scale=guidance)
     file = make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, tag="curlyqx")
     pipe.load_lora(file)
-    keys = first_keys(pipe, PROMPTS, guidance=guidance)
+    keys = first_keys(pipe, PROMPTS, guidance_scale=guidance)
     assert changed(keys, base).tolist() == ON.tolist() * (1 if guidance == 1.0 else 2)
 
 
@@ -193,10 +201,10 @@ def test_every_text_of_a_picture_is_embedded_under_its_gates(
     pipe: Listening, tmp_path: Path
 ) -> None:
     """What cross-attention reads of the negative prompt, too, is that of the picture's LoRA."""
-    base = first_keys(pipe, PROMPTS, negative="blurry")
+    base = first_keys(pipe, PROMPTS, negative_prompt="blurry")
     changes = {"targets": "text-encoder"}
     pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, tag="curlyqx"))
-    keys = first_keys(pipe, PROMPTS, negative="blurry")
+    keys = first_keys(pipe, PROMPTS, negative_prompt="blurry")
     assert changed(keys, base).tolist() == ON.tolist() * 2
     assert torch.equal(keys[1], keys[3])  # the same negative prompt under the same gate
 
@@ -209,10 +217,10 @@ def test_a_token_gate_changes_keys_at_its_tokens_only(
     file = make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, **told)
     tokenizer = pipe.model.tokenizer
     for negative in ("a curlyqx thing", "blurry"):
-        base = first_keys(pipe, PROMPTS, negative=negative)
+        base = first_keys(pipe, PROMPTS, negative_prompt=negative)
         pipe.load_lora(file)
-        keys = first_keys(pipe, PROMPTS, negative=negative)
-        ungated = first_keys(pipe, PROMPTS, negative=negative, gate=False)
+        keys = first_keys(pipe, PROMPTS, negative_prompt=negative)
+        ungated = first_keys(pipe, PROMPTS, negative_prompt=negative, gate=False)
         pipe.unload_lora()
         ids = tokenize(tokenizer, [negative] * 4 + list(PROMPTS))
         places = mark_tag_tokens(tokenizer, "curlyqx", ids)
@@ -241,7 +249,7 @@ def test_two_token_gates_in_one_prompt_write_to_disjoint_tokens(
         single[tag] = first_keys(pipe, prompt)
         pipe.unload_lora()
     pipe.load_library(tmp_path)
-    drawn(pipe, prompt, steps=1)  # from now on they are in the model
+    drawn(pipe, prompt, num_inference_steps=1)  # from now on they are in the model
     both = first_keys(pipe, prompt)
     moved = {tag: (keys != base).any(dim=2) for tag, keys in single.items()}
     assert not (moved["curlyqx"] & moved["cookqz"]).any()
@@ -273,7 +281,7 @@ def curly(pipe: Listening, tmp_path: Path) -> Path:
 def stays_off(pipe: Listening, *prompts: str, **keywords: Any) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        drawn(pipe, prompts, **{"steps": 1, **keywords})
+        drawn(pipe, prompts, **{"num_inference_steps": 1, **keywords})
     wanted = "LoRA curly stays off: its tag 'curlyqx' is not in the prompt; write it there or use"
     told = [str(one.message) for one in caught if issubclass(one.category, LorasmithWarning)]
     assert all(wanted in message for message in told)
@@ -295,13 +303,15 @@ def test_a_named_lora_that_stays_off_is_told_once(pipe: Listening, curly: Path) 
 def test_pictures_tell_what_was_at_work(pipe: Listening, curly: Path) -> None:
     pipe.load_library(curly.parent)
     prompts = ["a person", "a curlyqx person"]
-    told = [image.info[PARAMETERS] for image in pipe(prompts, steps=1)]
+    told = [image.info[PARAMETERS_KEY] for image in pipe(prompts, num_inference_steps=1)]
     assert [one.splitlines()[0] for one in told] == [
         "a person", "a curlyqx person <lora:curly:1>",
     ]  # fmt: skip
     assert not any("LoRA gates" in one for one in told)
     pipe.load_lora(curly, 0.5)
-    told = [image.info[PARAMETERS] for image in pipe(prompts, steps=1, gate=False)]
+    told = [
+        image.info[PARAMETERS_KEY] for image in pipe(prompts, num_inference_steps=1, gate=False)
+    ]
     assert [one.splitlines()[0] for one in told] == [
         "a person <lora:curly:0.5>", "a curlyqx person <lora:curly:0.5>",
     ]  # fmt: skip
@@ -315,10 +325,10 @@ def test_adapters_of_somebody_else_are_gated_while_they_are_held(
     attached = attach_lora(pipe.model, load_lora_file(curly))
     try:
         assert changed(drawn(pipe), base).all()  # nobody has told the pipeline
-        with pipe.holding(attached), no_warning():
+        with pipe.using_adapters(attached), no_warning():
             assert torch.equal(changed(drawn(pipe), base), ON)
-            assert not drawn(pipe, ["a person"], steps=1).isnan().any()
-        with pipe.holding(attached, gate=False):
+            assert not drawn(pipe, ["a person"], num_inference_steps=1).isnan().any()
+        with pipe.using_adapters(attached, gate=False):
             assert changed(drawn(pipe), base).all()
         assert changed(drawn(pipe), base).all()  # as it was before
     finally:
@@ -332,7 +342,7 @@ def test_a_call_that_fails_leaves_no_gate_shut(pipe: Listening, curly: Path) -> 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe(["a person", "a curlyqx person"], steps=2, progress=fail)
+        pipe(["a person", "a curlyqx person"], num_inference_steps=2, progress=fail)
     base_off = drawn(pipe, gate=False)
     with pytest.warns(LorasmithWarning, match="stays off"):
         drawn(pipe, ["a person"])

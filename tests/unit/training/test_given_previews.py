@@ -76,8 +76,8 @@ def test_a_refiner_finishes_the_pictures_of_its_captions(
     model, trained = opened("sdxl-refiner")
     found = drawn(model, trained, rows, tmp_path)
     expected = [
-        Pipeline(model)("a cat", seed=5, image=rows[0].file, steps=4, size="64x64"),
-        Pipeline(model)("a dog", seed=6, image=rows[2].file, steps=4, size="64x64"),
+        Pipeline(model)("a cat", seed=5, image=rows[0].file, num_inference_steps=4, size="64x64"),
+        Pipeline(model)("a dog", seed=6, image=rows[2].file, num_inference_steps=4, size="64x64"),
     ]
     assert len(found) == 2
     for one, (other,) in zip(found, expected, strict=True):
@@ -90,7 +90,7 @@ def test_an_inpainting_model_repaints_what_has_masks(
     model, trained = opened("sd1-inpainting")
     pipe = Pipeline(model)
     found = drawn(model, trained, rows, tmp_path / "captions")
-    assert near(found[0], pipe("a cat", seed=5, steps=4)[0])
+    assert near(found[0], pipe("a cat", seed=5, num_inference_steps=4)[0])
     more = {"image": rows[2].file, "mask": rows[2].mask, "steps": 4, "size": "64x64"}
     assert near(found[1], pipe("a dog", seed=6, **more)[0])
     # Prompts that somebody writes are drawn on pictures with masks, where there are any.

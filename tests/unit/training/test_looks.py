@@ -104,7 +104,9 @@ def test_previews_are_what_generate_draws(bench, tmp_path: Path) -> None:
     assert [p.relative_to(tmp_path).as_posix() for p in drawn] == [
         "step-000030/0000.png", "step-000030/0001.png",
     ]  # fmt: skip
-    expected = Pipeline(bench.model)(["a cat", "a dog"], seed=5, steps=2, guidance=5.0)
+    expected = Pipeline(bench.model)(
+        ["a cat", "a dog"], seed=5, num_inference_steps=2, guidance_scale=5.0
+    )
     for path, picture in zip(drawn, expected, strict=True):
         with Image.open(path) as saved:
             assert np.array_equal(np.asarray(saved), np.asarray(picture))

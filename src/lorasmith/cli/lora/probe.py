@@ -138,7 +138,7 @@ def _drawn(
     count = max(_DRAWN, len(called))
     texts = [called[number % len(called)] for number in range(count)]
     with progress_bar("drawing", count * steps) as advance:
-        studio = ImageGenerator(model, SamplingOptions(steps=steps), advance)
+        studio = ImageGenerator(model, SamplingOptions(num_inference_steps=steps), advance)
         drawn = studio.generate(texts, range(seed, seed + count), [lora.path], gate=False)
     return drawn.latents, texts
 

@@ -77,12 +77,12 @@ def info(
         _show_targets(console, model, targets, rank, as_json)
         return
     with Console(stderr=True).status("reading the model's parts"):
-        from lorasmith.inference.outputs.png_metadata import hash_of_model
+        from lorasmith.inference.outputs.png_metadata import compute_model_hash
         from lorasmith.models.files.summary import summarize
         from lorasmith.models.model_summary import anatomy
 
         summary, parts = summarize(model), anatomy(model, lora)
-        hashed = hash_of_model(summary.path)
+        hashed = compute_model_hash(summary.path)
     if as_json:
         tree = _summary_json(summary, hashed) | _as_json(parts, lora)
         typer.echo(json.dumps(tree, indent=2))

@@ -9,20 +9,20 @@ from lorasmith.adapters.naming.block_weights import parse_block_weights
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.lora_syntax import LoraMention
+from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.models.family import family_of
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
 
-def attach_mention(
-    model: "Model", path: Path, mention: LoraMention, strict: bool = True
+def attach_requested_lora(
+    model: "Model", path: Path, mention: LoraRequest, strict: bool = True
 ) -> AttachedLora:
     """Put a file's layers into a model, each with the weight that a mention gives to its place.
 
     Raises:
-        WeightsError: see `attach`.
+        WeightsError: see `attach_lora`.
         ConfigError: its block weights are for another family.
     """
     weight_at = _weight_at(model, mention)
@@ -31,7 +31,7 @@ def attach_mention(
     return attached
 
 
-def _weight_at(model: "Model", mention: LoraMention) -> Callable[[LayerRef], float]:
+def _weight_at(model: "Model", mention: LoraRequest) -> Callable[[LayerRef], float]:
     blocks = None
     if mention.lbw:
         is_sdxl = family_of(model) in ("sdxl", "sdxl-refiner")
@@ -41,7 +41,7 @@ def _weight_at(model: "Model", mention: LoraMention) -> Callable[[LayerRef], flo
             raise ConfigError(f"LoRA {mention.name}: {error}") from error
 
     def weight_at(place: LayerRef) -> float:
-        strength = mention.in_unet if place.part == UNET else mention.weight
+        strength = mention.effective_unet_weight if place.part == UNET else mention.weight
         return strength if blocks is None else strength * blocks.weight_of(place.block)
 
     return weight_at

@@ -10,8 +10,13 @@ from pathlib import Path
 
 from lorasmith.core.errors import ConfigError, WeightsError, did_you_mean
 from lorasmith.core.files import TEMPORARY_PREFIX
-from lorasmith.inference.prompts.lora_syntax import LoraMention, Spot, check_name, parse_options
-from lorasmith.inference.prompts.parser import SUFFIX
+from lorasmith.inference.prompts.lora_syntax import (
+    LoraRequest,
+    TextPosition,
+    check_name,
+    parse_request_options,
+)
+from lorasmith.inference.prompts.parser import LORA_SUFFIX
 
 _HOW = "write NAME, NAME:WEIGHT or path/to/file.safetensors:WEIGHT"
 
@@ -35,12 +40,12 @@ def find_lora(name: str, folder: Path = Path("loras")) -> Path:
     if not folder.is_dir():
         raise WeightsError(f"LoRA {name!r}: there is no folder {folder}; name it with --lora-dir")
     files = _files_by_name(name, folder)
-    stem = name.removesuffix(SUFFIX)
+    stem = name.removesuffix(LORA_SUFFIX)
     found = files.get(stem, [])
     if not found:
         known = f"; it has {len(files)} LoRA files" if files else "; it has no LoRA files"
         hint = did_you_mean(stem, files) or known
-        raise WeightsError(f"LoRA {name!r}: no {stem}{SUFFIX} in {folder}{hint}")
+        raise WeightsError(f"LoRA {name!r}: no {stem}{LORA_SUFFIX} in {folder}{hint}")
     if len(found) > 1:
         both = " and ".join(str(path) for path in found)
         raise WeightsError(
@@ -76,7 +81,7 @@ def resolve_lora(text: str | Path, folder: Path) -> Path:
     raise WeightsError(f"LoRA {path}: no such file{did_you_mean(path.name, near)}")
 
 
-def library_files(folder: Path) -> list[Path]:
+def list_lora_files(folder: Path) -> list[Path]:
     """Return the LoRA files that lie directly in a folder, in the order of their names.
 
     Raises:
@@ -97,7 +102,7 @@ def library_files(folder: Path) -> list[Path]:
     return files
 
 
-def parse_option(text: str) -> LoraMention:
+def parse_lora_option(text: str) -> LoraRequest:
     """Take ``NAME``, ``NAME:WEIGHT`` or ``path/to/file.safetensors:WEIGHT`` apart.
 
     Behind the name stands what `lorasmith.inference.prompts.lora_syntax.parse_mention` takes.
@@ -111,12 +116,12 @@ def parse_option(text: str) -> LoraMention:
     name = ":".join(parts[: named + 1])
     if not name.strip():
         raise ConfigError(f"--lora {text!r} has no name; {_HOW}")
-    spot = Spot(f"--lora {text!r}", len(name) + 2)
-    return parse_options(name.strip(), parts[named + 1 :], spot, _HOW)
+    spot = TextPosition(f"--lora {text!r}", len(name) + 2)
+    return parse_request_options(name.strip(), parts[named + 1 :], spot, _HOW)
 
 
 def _is_path(text: str) -> bool:
-    return "/" in text or os.sep in text or "\\" in text or text.endswith(SUFFIX)
+    return "/" in text or os.sep in text or "\\" in text or text.endswith(LORA_SUFFIX)
 
 
 def _files_by_name(name: str, folder: Path) -> dict[str, list[Path]]:
@@ -142,7 +147,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _is_lora(path: Path) -> bool:
-    return path.suffix == SUFFIX and not path.name.startswith(TEMPORARY_PREFIX)
+    return path.suffix == LORA_SUFFIX and not path.name.startswith(TEMPORARY_PREFIX)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

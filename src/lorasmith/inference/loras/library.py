@@ -12,9 +12,9 @@ from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.tools.info import family_of_file, prediction_of_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
-from lorasmith.inference.loras.find import library_files
-from lorasmith.inference.loras.router import Switch
-from lorasmith.inference.prompts.parser import LoraMention
+from lorasmith.inference.loras.find import list_lora_files
+from lorasmith.inference.loras.router import ActiveLora
+from lorasmith.inference.prompts.parser import LoraRequest
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model
 
@@ -23,7 +23,7 @@ _Tag = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class LibraryEntry:
     """A file of a library; no weight of it has been read."""
 
     path: Path
@@ -34,21 +34,21 @@ class Entry:
     """False where its metadata say that it is for another kind of model."""
 
 
-class Library:
+class FolderLoraLibrary:
     """LoRAs that are put into a model when their tag is first in a prompt, and stay there."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._entries: dict[_Tag, list[Entry]] = {}
-        self._switches: dict[Path, Switch] = {}
+        self._entries: dict[_Tag, list[LibraryEntry]] = {}
+        self._switches: dict[Path, ActiveLora] = {}
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags that wake something, in alphabetical order."""
         return self._written(self._entries)
 
-    def tags_in(self, text: str) -> tuple[str, ...]:
-        """Return those that a text has, likewise; see `awake`."""
+    def find_tags(self, text: str) -> tuple[str, ...]:
+        """Return those that a text has, likewise; see `activate_for`."""
         return self._written(self._tags_in(text))
 
     def add(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class Library:
         Raises:
             WeightsError: no such folder, no LoRA file in it, none with a tag, or a damaged one.
         """
-        found = [self._entry(path) for path in library_files(folder)]
+        found = [self._entry(path) for path in list_lora_files(folder)]
         known = [entry for entry in found if entry.facts.kind != "none"]
         mute = [entry.path.name for entry in found if entry.facts.kind == "none"]
         if not known:
@@ -77,7 +77,7 @@ class Library:
         for entry in known:
             self._entries.setdefault(self._tag(entry.facts), []).append(entry)
 
-    def awake(self, text: str, named: Sequence[Switch] = ()) -> list[Switch]:
+    def activate_for(self, text: str, named: Sequence[ActiveLora] = ()) -> list[ActiveLora]:
         """Return the LoRAs that wake for a prompt; those that are not in the model yet are put in.
 
         A tag that only occurs within a longer tag of the library does not count, and neither does
@@ -91,7 +91,7 @@ class Library:
         }
         return [self._switch(tag) for tag in self._tags_in(text) if tag not in taken]
 
-    def rest(self) -> None:
+    def deactivate_all(self) -> None:
         """Have none of them at work, until a call asks for it."""
         for switch in self._switches.values():
             switch.attached.gate.close()
@@ -103,7 +103,7 @@ class Library:
         self._switches.clear()
         self._entries.clear()
 
-    def _entry(self, path: Path) -> Entry:
+    def _entry(self, path: Path) -> LibraryEntry:
         metadata = load_metadata(path)
         facts = parse_gate(path, metadata)
         if facts.kind == "none" and facts.tag:
@@ -112,7 +112,7 @@ class Library:
         family = family_of_file(told)[0] or family_of(self._model)
         predicted = self._model.scheduler_config.get("prediction_type", "epsilon")
         meant = prediction_of_file(told) or predicted
-        return Entry(path, facts, family == family_of(self._model) and meant == predicted)
+        return LibraryEntry(path, facts, family == family_of(self._model) and meant == predicted)
 
     def _tag(self, facts: GateMetadata) -> _Tag:
         return tuple(tokenize_tag(self._model.main_tokenizer, facts.tag))
@@ -134,7 +134,7 @@ class Library:
             if any(not _lies_within(span, everywhere) for span in some)
         ]
 
-    def _switch(self, tag: _Tag) -> Switch:
+    def _switch(self, tag: _Tag) -> ActiveLora:
         entry = self._chosen(tag)
         switch = self._switches.get(entry.path)
         if switch is None:
@@ -147,11 +147,11 @@ class Library:
                 ) from error
             attached.gate_metadata = entry.facts
             attached.gate.close()
-            switch = Switch(LoraMention(entry.path.stem), attached, "library")
+            switch = ActiveLora(LoraRequest(entry.path.stem), attached, "library")
             self._switches[entry.path] = switch
         return switch
 
-    def _chosen(self, tag: _Tag) -> Entry:
+    def _chosen(self, tag: _Tag) -> LibraryEntry:
         """Return the file that a tag stands for: the latest of a run, among those that fit."""
         entries = self._entries[tag]
         fitting = [entry for entry in entries if entry.fits]
@@ -181,14 +181,14 @@ def _lies_within(span: range, others: Collection[range]) -> bool:
     )
 
 
-def _latest_of_runs(entries: Sequence[Entry]) -> list[Entry]:
+def _latest_of_runs(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
     """Return the file of the latest step of each run; files of unknown runs count by themselves."""
-    latest: dict[str, Entry] = {}
+    latest: dict[str, LibraryEntry] = {}
     for entry in sorted(entries, key=_age):
         latest[entry.facts.run_id or str(entry.path)] = entry
     return list(latest.values())
 
 
-def _age(entry: Entry) -> tuple[int, str]:
+def _age(entry: LibraryEntry) -> tuple[int, str]:
     step = entry.facts.step
     return -1 if step is None else step, str(entry.path)

@@ -17,7 +17,7 @@ import torch
 
 from lorasmith.adapters.gating.trigger_tokens import has_tag, mark_end_tokens, mark_tag_tokens
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.inference.prompts.parser import LoraMention, Prompt
+from lorasmith.inference.prompts.parser import LoraRequest, Prompt
 from lorasmith.models.load import Model
 from lorasmith.models.text.encode import Conditioning
 from lorasmith.models.text.long_prompts import (
@@ -34,40 +34,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Switch:
+class ActiveLora:
     """A LoRA that sits in the model."""
 
-    mention: LoraMention
+    request: LoraRequest
     """Its name and weight."""
     attached: "AttachedLora"
     """Its adapters."""
-    named_by: Literal["prompt", "call", "library", "trainer"]
+    requested_by: Literal["prompt", "call", "library", "trainer"]
     """Who wants it: the prompts that mention it, the call for all of its pictures, a library for
     prompts with its tag, a training that looks at what it has so far."""
-    gated: bool = True
+    obeys_gate: bool = True
     """Whether its gate is obeyed."""
 
-    def is_meant(self, prompt: Prompt) -> bool:
+    def is_requested_for(self, prompt: Prompt) -> bool:
         """Tell whether it was named for a prompt, whatever its gate says."""
-        return self.named_by in ("call", "trainer") or self.mention in prompt.loras
+        return self.requested_by in ("call", "trainer") or self.request in prompt.loras
 
 
-class Wakes(Protocol):
+class LoraLibrary(Protocol):
     """A library, as far as a call knows it."""
 
-    def awake(self, text: str, named: Sequence[Switch]) -> Sequence[Switch]:
+    def activate_for(self, text: str, named: Sequence[ActiveLora]) -> Sequence[ActiveLora]:
         """Return the LoRAs that wake for a text besides those that are named for it."""
         ...
 
 
-class Switchboard:
+class LoraRouter:
     """The LoRAs of one call."""
 
     def __init__(
         self,
         model: Model,
-        named: Sequence[Switch],
-        library: Wakes | None,
+        named: Sequence[ActiveLora],
+        library: LoraLibrary | None,
         prompts: Iterable[Prompt],
         gate: bool = True,
         steps: int = 1,
@@ -89,27 +89,29 @@ class Switchboard:
         """
         self._model = model
         self._gate = gate
-        self._at_work: dict[Prompt, tuple[Switch, ...]] = {}
+        self._at_work: dict[Prompt, tuple[ActiveLora, ...]] = {}
         for prompt in dict.fromkeys(prompts):
-            meant = [switch for switch in named if switch.is_meant(prompt)]
+            meant = [switch for switch in named if switch.is_requested_for(prompt)]
             on = [switch for switch in meant if self._is_opened(switch, prompt.text)]
-            woken = library.awake(prompt.text, meant) if library else ()
+            woken = library.activate_for(prompt.text, meant) if library else ()
             self._at_work[prompt] = (*on, *woken)
         everything = [switch for at_work in self._at_work.values() for switch in at_work]
         self._switches = tuple(dict.fromkeys([*named, *everything]))
-        self.phases = _phases((switch.mention for switch in everything), steps)
+        self.phase_starts = _phases((switch.request for switch in everything), steps)
         """Each phase by its first step, in order."""
         for switch in named:
             self._tell_if_off(switch)
         for switch in dict.fromkeys(everything):
-            _tell_if_late(switch.mention, steps)
+            _tell_if_late(switch.request, steps)
 
-    def at_work(self, prompt: Prompt, phase: int | None = None) -> tuple[Switch, ...]:
+    def active_loras(self, prompt: Prompt, phase: int | None = None) -> tuple[ActiveLora, ...]:
         """Return the LoRAs that are at work for a prompt: in a phase, or None, at any time."""
         everything = self._at_work[prompt]
-        return tuple(one for one in everything if phase is None or one.mention.is_on(phase))
+        return tuple(one for one in everything if phase is None or one.request.is_active_at(phase))
 
-    def embed(self, negative: Prompt, clip_skip: int, warn: bool = True) -> "Texts":
+    def encode_prompts(
+        self, negative: Prompt, clip_skip: int, warn: bool = True
+    ) -> "EncodedPrompts":
         """Embed every prompt, and the negative one for each, under the gates of its pictures.
 
         Both texts of a picture get as many chunks as the longer one has: the other is followed by
@@ -124,17 +126,17 @@ class Switchboard:
             ConfigError: ``clip_skip`` names a layer that does not exist.
         """
         if warn:
-            warn_of_length(self._model.main_tokenizer, negative.passage, "negative prompt")
-            for passage in dict.fromkeys(prompt.passage for prompt in self._at_work):
+            warn_of_length(self._model.main_tokenizer, negative.weighted, "negative prompt")
+            for passage in dict.fromkeys(prompt.weighted for prompt in self._at_work):
                 warn_of_length(self._model.main_tokenizer, passage, "prompt")
-        texts = list(dict.fromkeys([negative.passage, *(p.passage for p in self._at_work)]))
+        texts = list(dict.fromkeys([negative.weighted, *(p.weighted for p in self._at_work)]))
         tokens = {one: passage_ids(self._model.main_tokenizer, one) for one in [*texts, EMPTY]}
         if any(len(tokens[one]) != len(tokens[texts[0]]) for one in texts) and EMPTY not in texts:
             texts.append(EMPTY)  # what shorter texts are filled up with
-        groups: dict[tuple[Switch, ...], list[tuple[Prompt, int]]] = {}
+        groups: dict[tuple[ActiveLora, ...], list[tuple[Prompt, int]]] = {}
         for prompt in self._at_work:
-            for phase in self.phases:
-                at_work = self.at_work(prompt, phase)
+            for phase in self.phase_starts:
+                at_work = self.active_loras(prompt, phase)
                 changing = tuple(
                     switch for switch in at_work if switch.attached.affects_text_encoder
                 )
@@ -144,18 +146,18 @@ class Switchboard:
             for switch in self._switches:
                 _set(switch, switch in changing)
             # Where nothing changes them all texts are encoded, which is the base model's batch.
-            own = {negative.passage, EMPTY, *(prompt.passage for prompt, _ in moments)}
+            own = {negative.weighted, EMPTY, *(prompt.weighted for prompt, _ in moments)}
             some = [one for one in texts if one in own or not changing]
             found = encode_passages(self._model, some, clip_skip)
             embedded = dict(zip(some, found, strict=True))
             pairs |= {one: self._pair(negative, one[0], embedded) for one in moments}
-        return Texts(negative.passage, pairs, tokens)
+        return EncodedPrompts(negative.weighted, pairs, tokens)
 
     def _pair(
         self, negative: Prompt, prompt: Prompt, embedded: dict[Passage, Conditioning]
     ) -> tuple[Conditioning, Conditioning]:
         """Return what both texts of a picture say, equally long."""
-        unwanted, wanted = embedded[negative.passage], embedded[prompt.passage]
+        unwanted, wanted = embedded[negative.weighted], embedded[prompt.weighted]
         length = max(len(unwanted.context), len(wanted.context))
         if len(unwanted.context) != len(wanted.context):
             empty = embedded[EMPTY]
@@ -168,8 +170,8 @@ class Switchboard:
             )
         return unwanted, wanted
 
-    def set_rows(
-        self, prompts: Sequence[Prompt], texts: "Texts", both: bool, phase: int = 1
+    def set_gates(
+        self, prompts: Sequence[Prompt], texts: "EncodedPrompts", both: bool, phase: int = 1
     ) -> None:
         """Set every gate for the coming batches of the U-Net.
 
@@ -181,33 +183,33 @@ class Switchboard:
             phase: of the batches.
         """
         device = self._model.unet.device
-        read = [prompt.passage for prompt in prompts]
+        read = [prompt.weighted for prompt in prompts]
         if both:
-            read = [texts.negative] * len(prompts) + read
-        length = max(texts.length(prompt) for prompt in prompts)
-        ids = torch.stack([texts.ids(one, length) for one in read])
+            read = [texts.negative_prompt] * len(prompts) + read
+        length = max(texts.num_tokens(prompt) for prompt in prompts)
+        ids = torch.stack([texts.padded_token_ids(one, length) for one in read])
         for switch in self._switches:
-            rows = [switch in self.at_work(prompt, phase) for prompt in prompts]
+            rows = [switch in self.active_loras(prompt, phase) for prompt in prompts]
             tokens = self._places(switch, ids)
             switch.attached.gate.set_rows(
                 rows * 2 if both else rows, device, None if tokens is None else tokens.to(device)
             )
 
-    def _is_obeyed(self, switch: Switch) -> bool:
+    def _is_obeyed(self, switch: ActiveLora) -> bool:
         """Tell whether a LoRA's gate counts."""
-        if switch.named_by == "library":
+        if switch.requested_by == "library":
             return True
-        return self._gate and switch.gated and switch.attached.gate_metadata.kind != "none"
+        return self._gate and switch.obeys_gate and switch.attached.gate_metadata.kind != "none"
 
-    def _is_opened(self, switch: Switch, text: str) -> bool:
+    def _is_opened(self, switch: ActiveLora, text: str) -> bool:
         """Tell whether a LoRA is at work for a text: its gate lets it, and its weight is not 0."""
-        if switch.mention.is_nothing:
+        if switch.request.is_zero:
             return False
         if not self._is_obeyed(switch):
             return True
         return has_tag(self._model.main_tokenizer, switch.attached.gate_metadata.tag, text)
 
-    def _places(self, switch: Switch, ids: torch.Tensor) -> torch.Tensor | None:
+    def _places(self, switch: ActiveLora, ids: torch.Tensor) -> torch.Tensor | None:
         """Return the tokens that a LoRA may write to, bool ``[B, L]``, or None for all."""
         facts, tokenizer = switch.attached.gate_metadata, self._model.main_tokenizer
         if facts.kind not in ("token", "token+end") or not self._is_obeyed(switch):
@@ -218,43 +220,43 @@ class Switchboard:
         # A text without the tag has an end, too, that training never let the LoRA write to.
         return places | (mark_end_tokens(tokenizer, ids) & places.any(dim=1, keepdim=True))
 
-    def _tell_if_off(self, switch: Switch) -> None:
-        if switch.named_by == "trainer" or switch.mention.is_nothing:
+    def _tell_if_off(self, switch: ActiveLora) -> None:
+        if switch.requested_by == "trainer" or switch.request.is_zero:
             return
-        on = [switch in self._at_work[p] for p in self._at_work if switch.is_meant(p)]
+        on = [switch in self._at_work[p] for p in self._at_work if switch.is_requested_for(p)]
         # One that is named for all pictures may well be meant for some of several prompts.
-        if all(on) or (switch.named_by == "call" and any(on)):
+        if all(on) or (switch.requested_by == "call" and any(on)):
             return
         warnings.warn(
-            f"LoRA {switch.mention.name} stays off: its tag {switch.attached.gate_metadata.tag!r} is "
-            "not in the prompt; write it there or use --no-gate (gate=False in Python)",
+            f"LoRA {switch.request.name} stays off: its tag {switch.attached.gate_metadata.tag!r} is not "
+            "in the prompt; write it there or use --no-gate (gate=False in Python)",
             LorasmithWarning,
             stacklevel=2,
         )
 
 
 @dataclass(frozen=True)
-class Texts:
+class EncodedPrompts:
     """The texts of a call as the networks read them."""
 
-    negative: Passage
+    negative_prompt: Passage
     """The negative prompt."""
-    pairs: dict[tuple[Prompt, int], tuple[Conditioning, Conditioning]]
+    embeds: dict[tuple[Prompt, int], tuple[Conditioning, Conditioning]]
     """What the negative prompt and each prompt say to the U-Net in each phase."""
-    tokens: dict[Passage, torch.Tensor]
+    token_ids: dict[Passage, torch.Tensor]
     """Token ids of each text, and of the empty one, int64 ``[77 * chunks]`` on the CPU."""
 
-    def length(self, prompt: Prompt) -> int:
+    def num_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the texts of a prompt's pictures have."""
-        return max(len(self.tokens[one]) for one in (self.negative, prompt.passage))
+        return max(len(self.token_ids[one]) for one in (self.negative_prompt, prompt.weighted))
 
-    def ids(self, text: Passage, length: int) -> torch.Tensor:
+    def padded_token_ids(self, text: Passage, length: int) -> torch.Tensor:
         """Return a text's tokens with empty chunks behind it, int64 ``[length]``."""
-        own, empty = self.tokens[text], self.tokens[EMPTY]
+        own, empty = self.token_ids[text], self.token_ids[EMPTY]
         return torch.cat([own, *[empty] * ((length - len(own)) // len(empty))])
 
 
-def _phases(mentions: Iterable[LoraMention], steps: int) -> tuple[int, ...]:
+def _phases(mentions: Iterable[LoraRequest], steps: int) -> tuple[int, ...]:
     """Return the first step of each phase."""
     firsts = {1}
     for one in mentions:
@@ -262,7 +264,7 @@ def _phases(mentions: Iterable[LoraMention], steps: int) -> tuple[int, ...]:
     return tuple(sorted(first for first in firsts if first <= steps))
 
 
-def _tell_if_late(mention: LoraMention, steps: int) -> None:
+def _tell_if_late(mention: LoraRequest, steps: int) -> None:
     if mention.start > steps:
         warnings.warn(
             f"LoRA {mention.name} stays off: it is to start at step {mention.start} and there are "
@@ -272,7 +274,7 @@ def _tell_if_late(mention: LoraMention, steps: int) -> None:
         )
 
 
-def _set(switch: Switch, on: bool) -> None:
+def _set(switch: ActiveLora, on: bool) -> None:
     if on:
         switch.attached.gate.open()
     else:

@@ -11,23 +11,23 @@ _LONGEST = 448
 _QUALITY = 88
 
 
-def fits(image: Image.Image) -> bool:
+def is_embedded_unchanged(image: Image.Image) -> bool:
     """Tell whether a picture is small enough to go into a page as it is."""
     return max(image.size) <= _AS_IT_IS
 
 
-def picture_uri(image: Image.Image) -> str:
+def image_to_data_uri(image: Image.Image) -> str:
     """Return a picture as a data URI: PNG, or WebP scaled down where it is large."""
     stream = io.BytesIO()
-    if fits(image):
+    if is_embedded_unchanged(image):
         image.save(stream, format="PNG", optimize=True)
-        return encoded_uri(stream.getvalue(), "png")
+        return bytes_to_data_uri(stream.getvalue(), "png")
     small = image.convert("RGB")
     small.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     small.save(stream, format="WEBP", quality=_QUALITY)
-    return encoded_uri(stream.getvalue(), "webp")
+    return bytes_to_data_uri(stream.getvalue(), "webp")
 
 
-def encoded_uri(encoded: bytes, kind: str) -> str:
+def bytes_to_data_uri(encoded: bytes, kind: str) -> str:
     """Return the bytes of a picture file of a kind (png, webp) as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"

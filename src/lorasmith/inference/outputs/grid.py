@@ -13,7 +13,7 @@ _GAP = 6
 _FONT_SIZE = 13
 _PAPER, _INK = "white", "black"
 
-Place = tuple[int, int]
+Point = tuple[int, int]
 
 
 def make_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
@@ -70,18 +70,18 @@ def make_labelled_grid(
 class _Table:
     """Where the cells of a labelled grid lie, in pixels."""
 
-    cell: Place
+    cell: Point
     left: int
     above: int
     columns: int
     rows: int
 
-    def place(self, x: int, y: int) -> Place:
+    def place(self, x: int, y: int) -> Point:
         """Return the upper left corner of a cell."""
         width, height = self.cell
         return self.left + _GAP + x * (width + _GAP), self.above + _GAP + y * (height + _GAP)
 
-    def extent(self, title_width: int) -> Place:
+    def extent(self, title_width: int) -> Point:
         """Return the whole sheet's width and height."""
         width, height = self.place(self.columns, self.rows)
         return max(width, title_width + 2 * _GAP), height
@@ -96,14 +96,14 @@ def _above(title: str, labels: Sequence[str]) -> int:
     return sum(_GAP + height for height in parts if height)
 
 
-def _cell(images: Sequence[Image.Image], columns: int, rows: int) -> Place:
+def _cell(images: Sequence[Image.Image], columns: int, rows: int) -> Point:
     """Return a cell's width and height so that the whole stays within `MAX_GRID_SIDE`."""
     width, height = max(i.width for i in images), max(i.height for i in images)
     shrink = min(1.0, MAX_GRID_SIDE / (width * columns), MAX_GRID_SIDE / (height * rows))
     return max(1, int(width * shrink)), max(1, int(height * shrink))
 
 
-def _paste(sheet: Image.Image, image: Image.Image, place: Place, cell: Place) -> None:
+def _paste(sheet: Image.Image, image: Image.Image, place: Point, cell: Point) -> None:
     shrink = min(1.0, cell[0] / image.width, cell[1] / image.height)
     if shrink < 1.0:
         size = (max(1, int(image.width * shrink)), max(1, int(image.height * shrink)))
@@ -116,11 +116,11 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT_SIZE)
 
 
-def _write(sheet: Image.Image, text: str, place: Place) -> None:
+def _write(sheet: Image.Image, text: str, place: Point) -> None:
     ImageDraw.Draw(sheet).multiline_text(place, text, _INK, font=_font())
 
 
-def _extent(text: str) -> Place:
+def _extent(text: str) -> Point:
     """Return the width and height of text in pixels."""
     if not text:
         return 0, 0

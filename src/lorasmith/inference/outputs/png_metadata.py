@@ -11,7 +11,7 @@ from lorasmith.inference.samplers import check_sampler
 _PIECE = 1 << 20
 
 
-def describe(
+def build_parameters_text(
     prompt: str,
     seed: int,
     options: SamplingOptions,
@@ -32,9 +32,9 @@ def describe(
         strength: share of the steps that were taken on a given picture; None without one.
     """
     settings: dict[str, object] = {
-        "Steps": options.steps,
+        "Steps": options.num_inference_steps,
         "Sampler": check_sampler(options.sampler).label,
-        "CFG scale": float(options.guidance),
+        "CFG scale": float(options.guidance_scale),
         "Seed": seed,
         "Size": f"{size[0]}x{size[1]}",
     }
@@ -50,10 +50,10 @@ def describe(
     if not options.gate:
         settings["LoRA gates"] = "off"
     settings |= {"RNG": "CPU", "Version": f"lorasmith {VERSION}"}
-    return format_parameters(prompt, options.negative, settings)
+    return format_parameters(prompt, options.negative_prompt, settings)
 
 
-def hash_of_model(folder: Path) -> str:
+def compute_model_hash(folder: Path) -> str:
     """Return the first 10 hex digits of the SHA-256 of the U-Net's weights, or ``""`` without any.
 
     Of a model in a single file it is that of the file, as A1111 has it. The files of a sharded

@@ -11,19 +11,19 @@ from PIL.PngImagePlugin import PngInfo
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import replacing
 from lorasmith.core.safetensors_io import save_tensors
-from lorasmith.inference.image_jobs import Job
+from lorasmith.inference.image_jobs import ImageJob
 from lorasmith.inference.outputs.grid import make_grid, make_labelled_grid
 
 __all__ = [
     "format_parameters",
     "make_grid",
     "make_labelled_grid",
+    "save_images",
+    "save_latents",
     "save_png",
-    "write_latents",
-    "write_pictures",
 ]
 
-PARAMETERS = "parameters"
+PARAMETERS_KEY = "parameters"
 """The PNG text key in which A1111 and its relatives keep generation parameters."""
 
 
@@ -38,7 +38,7 @@ def format_parameters(prompt: str, negative: str, settings: Mapping[str, object]
     return "\n".join([lines[0], *filter(None, lines[1:])]).replace("\0", " ")
 
 
-def write_pictures(images: Sequence[Image.Image], folder: Path) -> list[Path]:
+def save_images(images: Sequence[Image.Image], folder: Path) -> list[Path]:
     """Write ``0000.png``, ``0001.png``, ... and ``grid.png`` into a folder.
 
     Files of those names are replaced, each atomically; nothing else there is touched. What
@@ -51,12 +51,12 @@ def write_pictures(images: Sequence[Image.Image], folder: Path) -> list[Path]:
     for path, image in zip(paths, images, strict=True):
         save_png(image, path)
     grid = make_grid(images)
-    grid.info[PARAMETERS] = images[0].info.get(PARAMETERS, "")
+    grid.info[PARAMETERS_KEY] = images[0].info.get(PARAMETERS_KEY, "")
     save_png(grid, folder / "grid.png")
     return [*paths, folder / "grid.png"]
 
 
-def write_latents(latents: torch.Tensor, jobs: Sequence[Job], folder: Path) -> Path:
+def save_latents(latents: torch.Tensor, jobs: Sequence[ImageJob], folder: Path) -> Path:
     """Write ``latents.safetensors`` into a folder: the tensor ``latents``, for `Pipeline.decode`.
 
     The metadata's ``jobs`` say in JSON what the prompts and seeds were.
@@ -83,8 +83,8 @@ def save_png(image: Image.Image, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     text = PngInfo()
-    if image.info.get(PARAMETERS):
-        text.add_text(PARAMETERS, str(image.info[PARAMETERS]))
+    if image.info.get(PARAMETERS_KEY):
+        text.add_text(PARAMETERS_KEY, str(image.info[PARAMETERS_KEY]))
     try:
         with replacing(path) as temporary:
             image.save(temporary, format="PNG", pnginfo=text)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.lora_syntax import Spot
+from lorasmith.inference.prompts.lora_syntax import TextPosition
 from lorasmith.models.text.prompt_spans import EMPTY, Passage, Section, Words
 
 STRONGER = 1.1
@@ -29,7 +29,7 @@ class _Open:
     """A bracket that is open."""
 
     sign: str
-    spot: Spot
+    spot: TextPosition
     first: int
     """The first piece inside."""
 
@@ -55,7 +55,7 @@ class _Reader:
         """Return the pieces of a text."""
         place = 0
         while place < len(text):
-            sign, spot = text[place], Spot(self._where, place + 1)
+            sign, spot = text[place], TextPosition(self._where, place + 1)
             if sign == "\\" and text[place + 1 : place + 2] in set(_SIGNS):
                 self._text += text[place + 1]
                 place += 2
@@ -78,7 +78,7 @@ class _Reader:
         self._flush()
         return self._pieces
 
-    def _close(self, sign: str, spot: Spot) -> None:
+    def _close(self, sign: str, spot: TextPosition) -> None:
         if not self._open or self._open[-1].sign != _PARTNER[sign]:
             _refuse(spot, sign, "closes nothing")
         opened = self._open.pop()
@@ -87,12 +87,12 @@ class _Reader:
         for piece in self._pieces[opened.first :]:
             piece.weight *= factor
 
-    def _stronger(self, spot: Spot) -> float:
+    def _stronger(self, spot: TextPosition) -> float:
         """Return what round brackets that end here multiply by, and take the number away."""
         found = _NUMBER.search(self._text)
         if found is None or not _NUMERIC.fullmatch(found["number"]):
             return STRONGER
-        here = spot.after(found.start("number") - len(self._text))
+        here = spot.shifted(found.start("number") - len(self._text))
         try:
             number = float(found["number"])
         except ValueError as error:
@@ -106,7 +106,7 @@ class _Reader:
         self._text = self._text[: found.start()]
         return number
 
-    def _weaker(self, spot: Spot) -> float:
+    def _weaker(self, spot: TextPosition) -> float:
         """Return what square brackets that end here multiply by."""
         found = _NUMBER.search(self._text)
         if "|" in self._text or (found and re.fullmatch(r"[\d.]+", found["number"])):
@@ -122,7 +122,7 @@ class _Reader:
         self._text = ""
 
 
-def parse_words(text: str, where: str) -> tuple[str, Passage]:
+def parse_emphasis(text: str, where: str) -> tuple[str, Passage]:
     r"""Return what a text says without its marks, and its pieces with their weights.
 
     Signs of brackets that are meant themselves are written ``\(``, ``\)``, ``\[``, ``\]``. In the
@@ -162,5 +162,5 @@ def _joined(pieces: list[_Piece]) -> str:
     return whole
 
 
-def _refuse(spot: Spot, sign: str, what: str) -> NoReturn:
+def _refuse(spot: TextPosition, sign: str, what: str) -> NoReturn:
     raise ConfigError(rf"{spot}: {sign!r} {what}; write \{sign} for the sign itself")

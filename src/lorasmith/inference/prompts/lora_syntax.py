@@ -13,13 +13,13 @@ from lorasmith.adapters.naming.block_weights import parse_block_weights
 from lorasmith.core.errors import ConfigError, did_you_mean
 
 MAX_WEIGHT = 10.0
-HOW = "write <lora:NAME> or <lora:NAME:WEIGHT>"
+SYNTAX_HINT = "write <lora:NAME> or <lora:NAME:WEIGHT>"
 
 _KEYS = ("te", "unet", "lbw", "start", "stop", "step")
 
 
 @dataclass(frozen=True)
-class Spot:
+class TextPosition:
     """A place in what a user wrote, for messages."""
 
     where: str
@@ -27,23 +27,23 @@ class Spot:
     column: int
     """Place of the first sign that is meant, from 1."""
 
-    def after(self, signs: int) -> "Spot":
+    def shifted(self, signs: int) -> "TextPosition":
         """Return the place so many signs later."""
-        return Spot(self.where, self.column + signs)
+        return TextPosition(self.where, self.column + signs)
 
     def __str__(self) -> str:
         return f"{self.where}, column {self.column}"
 
 
 @dataclass(frozen=True)
-class LoraMention:
+class LoraRequest:
     """A LoRA that somebody asks for."""
 
     name: str
     """File name without its suffix."""
     weight: float = 1.0
     """Strength; 1 is as trained, negative turns it round."""
-    unet: float | None = None
+    unet_weight: float | None = None
     """Strength in the U-Net where it is another; ``weight`` then is the text encoders'."""
     lbw: str = ""
     """Weights by block: a preset's name or numbers, see `parse_block_weights`."""
@@ -53,30 +53,30 @@ class LoraMention:
     """Last one; None is the last one of all."""
 
     @property
-    def in_unet(self) -> float:
+    def effective_unet_weight(self) -> float:
         """Strength in the U-Net."""
-        return self.weight if self.unet is None else self.unet
+        return self.weight if self.unet_weight is None else self.unet_weight
 
     @property
-    def is_nothing(self) -> bool:
+    def is_zero(self) -> bool:
         """Whether it has no strength anywhere."""
-        return self.weight == 0 and self.in_unet == 0
+        return self.weight == 0 and self.effective_unet_weight == 0
 
-    def is_on(self, step: int) -> bool:
+    def is_active_at(self, step: int) -> bool:
         """Tell whether it is at work in a denoising step; the first is 1."""
         return self.start <= step and (self.stop is None or step <= self.stop)
 
     def __str__(self) -> str:
         """Return it as a prompt has it."""
         parts = [self.name, f"{self.weight:g}"]
-        parts += [f"{self.unet:g}"] if self.unet is not None else []
+        parts += [f"{self.unet_weight:g}"] if self.unet_weight is not None else []
         parts += [f"lbw={self.lbw}"] if self.lbw else []
         parts += [f"start={self.start}"] if self.start > 1 else []
         parts += [f"stop={self.stop}"] if self.stop is not None else []
         return f"<lora:{':'.join(parts)}>"
 
 
-def parse_mention(inside: str, spot: Spot, how: str = HOW) -> LoraMention:
+def parse_lora_request(inside: str, spot: TextPosition, how: str = SYNTAX_HINT) -> LoraRequest:
     """Take ``NAME:TE:UNET:te=0.5:unet=1:lbw=OUTD:start=2:stop=10:step=2-10`` apart.
 
     Args:
@@ -90,18 +90,20 @@ def parse_mention(inside: str, spot: Spot, how: str = HOW) -> LoraMention:
     """
     name, *rest = inside.split(":")
     check_name(name.strip(), str(spot))
-    return parse_options(name.strip(), rest, spot.after(len(name) + 1), how)
+    return parse_request_options(name.strip(), rest, spot.shifted(len(name) + 1), how)
 
 
-def parse_options(name: str, parts: Iterable[str], spot: Spot, how: str = HOW) -> LoraMention:
+def parse_request_options(
+    name: str, parts: Iterable[str], spot: TextPosition, how: str = SYNTAX_HINT
+) -> LoraRequest:
     """Return a mention of a name from what is behind it, split at colons.
 
     Raises:
         ConfigError: see `parse_mention`.
     """
-    given: dict[str, tuple[str, Spot]] = {}
+    given: dict[str, tuple[str, TextPosition]] = {}
     for part in parts:
-        here = spot.after(len(part) - len(part.lstrip()))
+        here = spot.shifted(len(part) - len(part.lstrip()))
         key, equals, value = (one.strip() for one in part.partition("="))
         if not equals:
             key, value = _position(given, here, how), key
@@ -111,30 +113,30 @@ def parse_options(name: str, parts: Iterable[str], spot: Spot, how: str = HOW) -
         if key.lower() in given:
             raise ConfigError(f"{here}: {key.lower()} is given twice; leave one out")
         given[key.lower()] = value, here
-        spot = spot.after(len(part) + 1)
+        spot = spot.shifted(len(part) + 1)
     return _mention(name, given, how)
 
 
-def added_up(mentions: Iterable[tuple[LoraMention, Spot]]) -> tuple[LoraMention, ...]:
+def merge_requests(mentions: Iterable[tuple[LoraRequest, TextPosition]]) -> tuple[LoraRequest, ...]:
     """Return mentions, those that differ in nothing but weights as one with the sum of them.
 
     Raises:
         ConfigError: a sum is beyond what a weight may be.
     """
-    found: dict[LoraMention, LoraMention] = {}
+    found: dict[LoraRequest, LoraRequest] = {}
     for mention, spot in mentions:
-        key = replace(mention, weight=1.0, unet=None)
+        key = replace(mention, weight=1.0, unet_weight=None)
         if key not in found:
             found[key] = mention
             continue
         where = f"{spot}: {str(mention)!r}, all mentions together"
         text = check_weight(where, found[key].weight + mention.weight)
-        unet = check_weight(where, found[key].in_unet + mention.in_unet)
-        found[key] = replace(mention, weight=text, unet=None if unet == text else unet)
+        unet = check_weight(where, found[key].effective_unet_weight + mention.effective_unet_weight)
+        found[key] = replace(mention, weight=text, unet_weight=None if unet == text else unet)
     return tuple(found.values())
 
 
-def checked(mention: LoraMention, where: str) -> LoraMention:
+def check_request(mention: LoraRequest, where: str) -> LoraRequest:
     """Return a mention that was put together in Python, if it is possible.
 
     Raises:
@@ -143,7 +145,7 @@ def checked(mention: LoraMention, where: str) -> LoraMention:
     """
     how = "give a weight such as 0.8"
     text = check_weight(where, mention.weight, how)
-    unet = check_weight(where, mention.in_unet, how)
+    unet = check_weight(where, mention.effective_unet_weight, how)
     if mention.lbw:
         parse_block_weights(mention.lbw)
     for step in (mention.start, mention.start if mention.stop is None else mention.stop):
@@ -152,7 +154,7 @@ def checked(mention: LoraMention, where: str) -> LoraMention:
                 f"{where}: it cannot be at work in steps {mention.start} to {mention.stop}; "
                 "the first step is 1"
             )
-    return replace(mention, weight=text, unet=None if unet == text else unet)
+    return replace(mention, weight=text, unet_weight=None if unet == text else unet)
 
 
 def check_name(name: str, where: str) -> None:
@@ -162,7 +164,7 @@ def check_name(name: str, where: str) -> None:
         ConfigError: no name, or one with slashes, ``..`` or NUL.
     """
     if not name:
-        raise ConfigError(f"{where}: the LoRA has no name; {HOW}")
+        raise ConfigError(f"{where}: the LoRA has no name; {SYNTAX_HINT}")
     if "\0" in name or "/" in name or "\\" in name or ".." in name:
         raise ConfigError(
             f"{where}: a LoRA name is a plain file name, without slashes, '..' or NUL; "
@@ -170,7 +172,7 @@ def check_name(name: str, where: str) -> None:
         )
 
 
-def check_weight(where: str, weight: str | float, how: str = HOW) -> float:
+def check_weight(where: str, weight: str | float, how: str = SYNTAX_HINT) -> float:
     """Return a LoRA's weight as a number.
 
     Raises:
@@ -187,7 +189,7 @@ def check_weight(where: str, weight: str | float, how: str = HOW) -> float:
     return number
 
 
-def _position(given: dict[str, tuple[str, Spot]], here: Spot, how: str) -> str:
+def _position(given: dict[str, tuple[str, TextPosition]], here: TextPosition, how: str) -> str:
     """Return what a value without a name is, by what stands before it."""
     for key in ("te", "unet"):
         if list(given) == ["te", "unet"][: ("te", "unet").index(key)]:
@@ -201,7 +203,7 @@ def _position(given: dict[str, tuple[str, Spot]], here: Spot, how: str) -> str:
     )
 
 
-def _mention(name: str, given: dict[str, tuple[str, Spot]], how: str) -> LoraMention:
+def _mention(name: str, given: dict[str, tuple[str, TextPosition]], how: str) -> LoraRequest:
     """Return a mention from its settings, each with where it stands."""
     numbers = {
         key: check_weight(str(spot), value, how)
@@ -211,17 +213,17 @@ def _mention(name: str, given: dict[str, tuple[str, Spot]], how: str) -> LoraMen
     # What only the U-Net is told says nothing about the text encoders, which are as trained.
     text = numbers.get("te", 1.0)
     unet = numbers.get("unet", text)
-    lbw, here = given.get("lbw", ("", Spot("", 0)))
+    lbw, here = given.get("lbw", ("", TextPosition("", 0)))
     if "lbw" in given:
         try:
             parse_block_weights(lbw)
         except ConfigError as error:
             raise ConfigError(f"{here}: {error}") from error
     start, stop = _steps(given)
-    return LoraMention(name, text, None if unet == text else unet, lbw, start, stop)
+    return LoraRequest(name, text, None if unet == text else unet, lbw, start, stop)
 
 
-def _steps(given: dict[str, tuple[str, Spot]]) -> tuple[int, int | None]:
+def _steps(given: dict[str, tuple[str, TextPosition]]) -> tuple[int, int | None]:
     """Return the first and the last step."""
     if "step" in given:
         value, spot = given["step"]
@@ -241,7 +243,7 @@ def _steps(given: dict[str, tuple[str, Spot]]) -> tuple[int, int | None]:
     return start, stop
 
 
-def _step(value: str, spot: Spot) -> int:
+def _step(value: str, spot: TextPosition) -> int:
     if not re.fullmatch(r"\d{1,6}", value) or int(value) < 1:
         raise ConfigError(f"{spot}: {value!r} is no step; use a whole number, the first step is 1")
     return int(value)

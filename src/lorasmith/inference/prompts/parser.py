@@ -4,24 +4,32 @@ import re
 from dataclasses import dataclass
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.emphasis import parse_words
+from lorasmith.inference.prompts.emphasis import parse_emphasis
 from lorasmith.inference.prompts.lora_syntax import (
-    HOW,
-    LoraMention,
-    Spot,
-    added_up,
+    SYNTAX_HINT,
+    LoraRequest,
+    TextPosition,
     check_name,
     check_weight,
-    parse_mention,
+    merge_requests,
+    parse_lora_request,
 )
 from lorasmith.models.text.prompt_spans import Passage, plain_passage
 
 __all__ = [
-    "SUFFIX", "LoraMention", "Prompt", "check_name", "check_negative", "check_text", "check_weight",
-    "parse_negative", "parse_prompt", "plain_prompt",
+    "LORA_SUFFIX",
+    "LoraRequest",
+    "Prompt",
+    "check_name",
+    "check_negative_prompt",
+    "check_text",
+    "check_weight",
+    "make_plain_prompt",
+    "parse_negative_prompt",
+    "parse_prompt",
 ]  # fmt: skip
 
-SUFFIX = ".safetensors"
+LORA_SUFFIX = ".safetensors"
 
 _OPENING = "<lora:"
 _MENTION = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
@@ -39,17 +47,17 @@ class Prompt:
     """What was written."""
     text: str
     """Its words, without mentions and marks of emphasis: where tags are looked for."""
-    loras: tuple[LoraMention, ...] = ()
+    loras: tuple[LoraRequest, ...] = ()
     """The LoRAs asked for, in order; what is given twice has the sum of its weights."""
-    passage: Passage = ()
+    weighted: Passage = ()
     """What the text encoders read; left out, the text as it stands."""
 
     def __post_init__(self) -> None:
-        if not self.passage:
-            object.__setattr__(self, "passage", plain_passage(self.text))
+        if not self.weighted:
+            object.__setattr__(self, "weighted", plain_passage(self.text))
 
 
-def plain_prompt(text: str) -> Prompt:
+def make_plain_prompt(text: str) -> Prompt:
     """Return a text as it stands as a prompt: a caption, in which no sign means anything."""
     return Prompt(text, text)
 
@@ -64,7 +72,7 @@ def parse_prompt(source: str) -> Prompt:
     return _parsed(source, "prompt")
 
 
-def parse_negative(source: str) -> Prompt:
+def parse_negative_prompt(source: str) -> Prompt:
     """Take a negative prompt apart; it must not mention LoRAs, which would do nothing there.
 
     Raises:
@@ -73,20 +81,18 @@ def parse_negative(source: str) -> Prompt:
     check_text("negative", source)
     found = _UNCLOSED.search(source)
     if found:
-        raise ConfigError(
-            f"{Spot('negative', found.start() + 1)}: {found[0]!r} has no effect there; move it to "
-            "the prompt"
-        )
+        position = TextPosition("negative", found.start() + 1)
+        raise ConfigError(f"{position}: {found[0]!r} has no effect there; move it to the prompt")
     return _parsed(source, "negative")
 
 
-def check_negative(negative: str) -> None:
+def check_negative_prompt(negative: str) -> None:
     """Refuse a negative prompt that `parse_negative` refuses.
 
     Raises:
         ConfigError: see there.
     """
-    parse_negative(negative)
+    parse_negative_prompt(negative)
 
 
 def check_text(field: str, text: str) -> None:
@@ -105,23 +111,23 @@ def check_text(field: str, text: str) -> None:
 
 def _parsed(source: str, where: str) -> Prompt:
     check_text(where, source)
-    loras = added_up(
-        (parse_mention(found[1], spot.after(len(_OPENING))), spot)
+    loras = merge_requests(
+        (parse_lora_request(found[1], spot.shifted(len(_OPENING))), spot)
         for found in _MENTION.finditer(source)
-        for spot in [Spot(where, found.start() + 1)]
+        for spot in [TextPosition(where, found.start() + 1)]
     )
     # Blanks for mentions, so that columns of what is left are those of the source.
     rest = _MENTION.sub(lambda found: " " * len(found[0]), source)
     unclosed = _UNCLOSED.search(rest)
     if unclosed:
-        spot = Spot(where, unclosed.start() + 1)
-        raise ConfigError(f"{spot}: {unclosed[0]!r} is not closed with '>'; {HOW}")
+        spot = TextPosition(where, unclosed.start() + 1)
+        raise ConfigError(f"{spot}: {unclosed[0]!r} is not closed with '>'; {SYNTAX_HINT}")
     foreign = _FOREIGN.search(rest)
     if foreign:
-        spot = Spot(where, foreign.start() + 1)
+        spot = TextPosition(where, foreign.start() + 1)
         raise ConfigError(
-            f"{spot}: {foreign[0]!r} is not known here; {HOW}, also for LyCORIS files"
+            f"{spot}: {foreign[0]!r} is not known here; {SYNTAX_HINT}, also for LyCORIS files"
         )
-    text, passage = parse_words(rest, where)
+    text, passage = parse_emphasis(rest, where)
     clean = re.sub(r"[ \t]+", " ", text).strip() if rest != source else text
     return Prompt(source, clean, loras, passage)

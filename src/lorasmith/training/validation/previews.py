@@ -15,15 +15,20 @@ from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.data.images.decode import decode, decode_mask
 from lorasmith.data.reading.row import Row
-from lorasmith.inference.image_jobs import Job
-from lorasmith.inference.init_image import Canvas
-from lorasmith.inference.init_latents import REFINES, steps_taken
-from lorasmith.inference.loras.attach import attach_mention
+from lorasmith.inference.image_jobs import ImageJob
+from lorasmith.inference.init_image import InitImage
+from lorasmith.inference.init_latents import REFINER_STRENGTH, count_steps
+from lorasmith.inference.loras.attach import attach_requested_lora
 from lorasmith.inference.loras.find import find_lora
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.outputs.save import save_png
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.inference.prompts.parser import Prompt, check_negative, parse_prompt, plain_prompt
+from lorasmith.inference.prompts.parser import (
+    Prompt,
+    check_negative_prompt,
+    make_plain_prompt,
+    parse_prompt,
+)
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, quiet
 from lorasmith.runs.paths import LORA_FOLDER
@@ -46,16 +51,16 @@ def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
     """
     try:
         options = SamplingOptions(
-            negative=settings.negative,
-            steps=settings.steps,
-            guidance=settings.guidance,
+            negative_prompt=settings.negative,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
             size=settings.size,
             batch_size=_AT_ONCE,
         )
         options.size_for(model.default_size, model.downscale)
-        check_negative(settings.negative)
+        check_negative_prompt(settings.negative)
         if family_of(model) == "sdxl-refiner":
-            steps_taken(settings.steps, REFINES)
+            count_steps(settings.steps, REFINER_STRENGTH)
         for prompt in settings.prompts or ():
             parse_prompt(prompt)
     except ConfigError as error:
@@ -80,7 +85,7 @@ def check_preview_loras(settings: PreviewSettings, model: Model) -> None:
             if not LORA_FOLDER.is_dir():
                 raise WeightsError(f"LoRA {mention.name!r}: there is no folder {LORA_FOLDER}")
             file = find_lora(mention.name, LORA_FOLDER)
-            attach_mention(model, file, mention).detach()
+            attach_requested_lora(model, file, mention).detach()
         except (ConfigError, WeightsError) as error:
             raise type(error)(f"preview.prompts: {error}") from error
 
@@ -115,7 +120,7 @@ class Previews:
         size = options.size_for(model.default_size, model.downscale)
         self._options = replace(options, size=size)
         self._jobs = [
-            Job(k, prompt, settings.seed + k, canvas)
+            ImageJob(k, prompt, settings.seed + k, canvas)
             for k, (prompt, canvas) in enumerate(_wanted(settings, model, rows))
         ]
 
@@ -138,8 +143,8 @@ class Previews:
 
         trained.train(False)
         try:
-            with _on_device(self._model), self._pipeline.holding(trained.attached):
-                pictures = self._pipeline.draw(self._jobs, self._options, between)
+            with _on_device(self._model), self._pipeline.using_adapters(trained.attached):
+                pictures = self._pipeline.generate(self._jobs, self._options, between)
         finally:
             trained.train(True)
         return self._write(step, pictures)
@@ -158,7 +163,7 @@ class Previews:
 
 def _wanted(
     settings: PreviewSettings, model: Model, rows: Sequence[Row]
-) -> list[tuple[Prompt, Canvas | None]]:
+) -> list[tuple[Prompt, InitImage | None]]:
     """Return what is drawn, and on what: the prompts of the settings, or captions as they stand.
 
     Captions are drawn on their own pictures; prompts on some of all, with masks if there are any.
@@ -173,22 +178,22 @@ def _wanted(
         distinct.setdefault(row.caption, row)
     distinct.pop("", None)
     chosen = _spread(list(distinct.values()), min(settings.count, len(distinct)))
-    captions = [plain_prompt(row.caption) for row in chosen]  # no LoRA is meant by a caption
+    captions = [make_plain_prompt(row.caption) for row in chosen]  # no LoRA is meant by a caption
     return list(zip(captions, _canvases(model, chosen), strict=True))
 
 
-def _canvases(model: Model, rows: Sequence[Row]) -> list[Canvas | None]:
+def _canvases(model: Model, rows: Sequence[Row]) -> list[InitImage | None]:
     """Return the pictures that the SDXL refiner changes, or whose masks a model paints anew."""
     if family_of(model) == "sdxl-refiner":
-        return [Canvas.of(decode(row.read_bytes(), row.key)) for row in rows]
+        return [InitImage.load(decode(row.read_bytes(), row.key)) for row in rows]
     if not model.inpaints:
         return [None] * len(rows)
     return [None if row.mask is None else _masked(row) for row in rows]
 
 
-def _masked(row: Row) -> Canvas | None:
+def _masked(row: Row) -> InitImage | None:
     picture = decode(row.read_bytes(), row.key)
-    return Canvas(picture, decode_mask(row.read_mask() or b"", str(row.mask), picture.size))
+    return InitImage(picture, decode_mask(row.read_mask() or b"", str(row.mask), picture.size))
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
