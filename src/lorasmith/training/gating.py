@@ -8,17 +8,13 @@ import torch
 
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
-from lorasmith.adapters.gating.trigger_tokens import has_tag, mark_end_tokens, mark_tag_tokens
+from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
+from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.captions import Marker
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
-
-
-def by_token(facts: GateMetadata) -> bool:
-    """Tell whether a gate chooses among tokens."""
-    return facts.kind in ("token", "token+end")
 
 
 @dataclass(frozen=True)
@@ -53,31 +49,18 @@ def gating_of(
     every = [own, *earlier]
 
     def mark(ids: torch.Tensor) -> torch.Tensor:
-        return torch.stack([places_of(model, one, ids) for one in every], dim=1)
+        return torch.stack([token_mask(model.main_tokenizer, gate, ids) for gate in every], dim=1)
 
     def called(one: GateMetadata) -> Callable[[str], bool]:
         return lambda caption: one.kind == "none" or has_tag(model.main_tokenizer, one.tag, caption)
 
-    chooses = any(by_token(one) for one in every)
+    chooses = any(selects_tokens(gate) for gate in every)
     return Gating(
         mark if chooses else None,
-        called(own) if by_token(own) else None,
+        called(own) if selects_tokens(own) else None,
         [called(one) for one in earlier],
         plain,
     )
-
-
-def places_of(model: "Model", facts: GateMetadata, ids: torch.Tensor) -> torch.Tensor:
-    """Return the tokens that a LoRA may write to, bool ``[B, L]``, for token ids ``[B, L]``.
-
-    The end counts only where the tag is in the text: without it nothing is written.
-    """
-    if not by_token(facts):
-        return torch.ones_like(ids, dtype=torch.bool)
-    places = mark_tag_tokens(model.main_tokenizer, facts.tag, ids)
-    if facts.kind == "token":
-        return places
-    return places | (mark_end_tokens(model.main_tokenizer, ids) & places.any(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True)

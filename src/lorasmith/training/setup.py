@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
+from lorasmith.adapters.gating.token_mask import selects_tokens
 from lorasmith.adapters.naming.layer_names import UNET
 from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
@@ -34,7 +35,7 @@ from lorasmith.training.data.dataset import TrainingSet, build_dataset, send_hom
 from lorasmith.training.data.resolution import buckets_of
 from lorasmith.training.data.shared import shared_sets
 from lorasmith.training.data.split import ChosenRows, choose_rows
-from lorasmith.training.gating import Lane, by_token, gating_of
+from lorasmith.training.gating import Lane, gating_of
 from lorasmith.training.losses import process_of
 from lorasmith.training.lr_defaults import with_rates
 from lorasmith.training.multi.frozen import Earlier
@@ -240,10 +241,15 @@ def _injected(
         for plan, own in zip(plans, targets, strict=True):
             run = plan.run
             trainables.append(inject_trainable(own, run.lora, run.train.seed, _facts(run)))
-        before = [(one.gate, by_token(one.gate_metadata)) for one in frozen]
+        before = [(one.gate, selects_tokens(one.gate_metadata)) for one in frozen]
         gates = [one.attached.gate for one in trainables]
         lanes = [
-            Lane(own, by_token(_facts(plan.run)), before, [one for one in gates if one is not own])
+            Lane(
+                own,
+                selects_tokens(_facts(plan.run)),
+                before,
+                [one for one in gates if one is not own],
+            )
             for own, plan in zip(gates, plans, strict=True)
         ]
         yield trainables, lanes

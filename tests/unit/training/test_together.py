@@ -16,7 +16,7 @@ from lorasmith.core.device import generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import token_ids
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.gating import Lane, gating_of, places_of, set_gates
+from lorasmith.training.gating import Lane, gating_of, set_gates
 from lorasmith.training.losses import Noise, process_of
 from lorasmith.training.train_step import (
     Denoiser,
@@ -236,18 +236,6 @@ def test_a_batch_that_nothing_is_at_work_for_is_a_step_without_gradients(two: Tw
     assert float(figures.loss) > 0.0
     assert step.failed_step() is None
     assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
-
-
-def test_places_are_the_tag_and_with_it_the_end(two: Two) -> None:
-    ids = token_ids(two.model, [TAGGED, UNTAGGED]).ids
-    tag = places_of(two.model, GateMetadata("token", "curlyqx"), ids)
-    both = places_of(two.model, GateMetadata("token+end", "curlyqx"), ids)
-    count = len(two.model.tokenizer.tokenize("curlyqx"))
-    assert tag.sum(dim=1).tolist() == [count, 0]
-    end = int((ids[0] == two.model.tokenizer.eos_token_id).nonzero()[0])
-    assert both.sum(dim=1).tolist() == [count + 77 - end, 0]
-    assert not bool((tag & ~both).any())
-    assert bool(places_of(two.model, GateMetadata("prompt", "curlyqx"), ids).all())
 
 
 def test_token_gates_of_a_shared_pass_keep_to_their_rows(two: Two) -> None:

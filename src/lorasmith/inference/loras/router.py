@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
-from lorasmith.adapters.gating.trigger_tokens import has_tag, mark_end_tokens, mark_tag_tokens
+from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
+from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.inference.prompts.parser import LoraRequest, Prompt
 from lorasmith.models.load import Model
@@ -190,7 +191,7 @@ class LoraRouter:
         ids = torch.stack([texts.padded_token_ids(one, length) for one in read])
         for switch in self._switches:
             rows = [switch in self.active_loras(prompt, phase) for prompt in prompts]
-            tokens = self._places(switch, ids)
+            tokens = self._token_mask(switch, ids)
             switch.attached.gate.set_rows(
                 rows * 2 if both else rows, device, None if tokens is None else tokens.to(device)
             )
@@ -209,16 +210,12 @@ class LoraRouter:
             return True
         return has_tag(self._model.main_tokenizer, switch.attached.gate_metadata.tag, text)
 
-    def _places(self, switch: ActiveLora, ids: torch.Tensor) -> torch.Tensor | None:
+    def _token_mask(self, switch: ActiveLora, ids: torch.Tensor) -> torch.Tensor | None:
         """Return the tokens that a LoRA may write to, bool ``[B, L]``, or None for all."""
-        facts, tokenizer = switch.attached.gate_metadata, self._model.main_tokenizer
-        if facts.kind not in ("token", "token+end") or not self._is_obeyed(switch):
+        gate = switch.attached.gate_metadata
+        if not selects_tokens(gate) or not self._is_obeyed(switch):
             return None
-        places = mark_tag_tokens(tokenizer, facts.tag, ids)
-        if facts.kind == "token":
-            return places
-        # A text without the tag has an end, too, that training never let the LoRA write to.
-        return places | (mark_end_tokens(tokenizer, ids) & places.any(dim=1, keepdim=True))
+        return token_mask(self._model.main_tokenizer, gate, ids)
 
     def _tell_if_off(self, switch: ActiveLora) -> None:
         if switch.requested_by == "trainer" or switch.request.is_zero:
