@@ -31,9 +31,9 @@ from lorasmith.cli.demo import DEMO_DATA, TAG
 from lorasmith.ops import fp8
 
 KINDS: dict[str, dict[str, Any]] = {
-    "float32": {"precision": "no"},
-    "bfloat16": {"precision": "bf16"},
-    "8 bits": {"precision": "bf16", "fp8": True},
+    "float32": {"mixed_precision": "fp32"},
+    "bfloat16": {"mixed_precision": "bf16"},
+    "8 bits": {"mixed_precision": "bf16", "fp8": True},
 }
 Found = dict[tuple[str, int], dict[str, Any]]
 
@@ -58,14 +58,14 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     folder: Path = options.out / f"{kind.replace(' ', '-')}-{seed}"
     file = lorasmith.train(
         {
-            "data": {"path": DEMO_DATA, "tag": TAG, "held_out": 0.25},
+            "data": {"path": DEMO_DATA, "tag": TAG, "validation_split": 0.25},
             "output": {"name": str(folder)},
             "lora": {"targets": "all-linear"},
             "train": {
-                "steps": options.steps, "log_every": 1, "seed": seed, "batch_size": 8,
+                "steps": options.steps, "log_every_n_steps": 1, "seed": seed, "batch_size": 8,
                 "learning_rate": options.learning_rate, "device": options.device, **KINDS[kind],
             },
-            "preview": {"every": options.steps, "count": 1, "steps": 1, "loss_timesteps": 16},
+            "validation": {"every_n_steps": options.steps, "num_images": 1, "num_inference_steps": 1, "loss_timesteps": 16},
             "track": {"tensorboard": False},
         }
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.train_config import LoraSettings, TrainSettings
+from lorasmith.config.train_config import LoraConfig, TrainerConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.loops.gpu_timer import DeviceClock
@@ -111,10 +111,14 @@ class MadeUp:
         self.device = unet.device
         self.clock = DeviceClock(self.device)
         batch = len(inputs.clean)
-        settings = TrainSettings(
-            learning_rate=1e-4, text_learning_rate=1e-4, batch_size=batch, precision="bf16", **train
+        settings = TrainerConfig(
+            learning_rate=1e-4,
+            text_encoder_lr=1e-4,
+            batch_size=batch,
+            mixed_precision="bf16",
+            **train,
         )
-        self.run = SimpleNamespace(train=settings, lora=LoraSettings())
+        self.run = SimpleNamespace(train=settings, lora=LoraConfig())
         self.model = SimpleNamespace(unet=unet)
         self.trainable = trainable
         self._inputs, self._done = inputs, 0
@@ -132,7 +136,9 @@ class MadeUp:
         denoiser = Denoiser(SimpleNamespace(unet=unet))  # type: ignore[arg-type]
         objective = Objective(denoiser, process, settings.loss, lane)
         self._objective = objective
-        self.step_once = TrainStep(objective, trainable.parameters(), optimizer, settings.clip)
+        self.step_once = TrainStep(
+            objective, trainable.parameters(), optimizer, settings.max_grad_norm
+        )
 
     def prepare(self) -> torch.Tensor:
         """Return the numbers of the next step's pictures."""
@@ -156,8 +162,8 @@ class MadeUp:
 def adapters(name: str, unet: Any, rank: int, seed: int = 0) -> TrainableLora:
     """Put adapters on all linear layers of a U-Net's transformers."""
     networks = SimpleNamespace(folder=Path(name), unet=unet, **_towers(name))
-    lora = LoraSettings(rank=rank, targets="all-linear")
-    rates = TrainSettings(learning_rate=1e-4, text_learning_rate=1e-4)
+    lora = LoraConfig(rank=rank, targets="all-linear")
+    rates = TrainerConfig(learning_rate=1e-4, text_encoder_lr=1e-4)
     return inject_trainable(resolve_targets(networks, lora, rates), lora, seed)
 
 

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from lora_quality import machine
 
 from lorasmith.cli.demo import DEMO_DATA, TAG
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.device import pick_device
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import read_rows
@@ -44,7 +44,7 @@ from lorasmith.training.setup import opened
 
 AIM = 1.0
 RANK, CLIP, RATE, DECAY = 16, 1.0, 2e-3, 0.01
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], Any]
 
 
@@ -73,17 +73,17 @@ def lorasmith_steps(options: argparse.Namespace) -> Iterator[Step]:
     """Yield a function that takes one step as `lorasmith train` does, its data included."""
     with tempfile.TemporaryDirectory() as folder:
         tree = {
-            "data": {"path": DEMO_DATA, "tag": TAG, "held_out": 0.0, "cache": False},
+            "data": {"path": DEMO_DATA, "tag": TAG, "validation_split": 0.0, "cache": False},
             "output": {"name": f"{folder}/run"},
             "model": {"path": options.model},
             "lora": {"rank": RANK, "targets": "attention"},
             "train": {
-                "batch_size": options.batch_size, "learning_rate": RATE, "clip": CLIP,
-                "weight_decay": DECAY, "precision": options.precision, "device": options.device,
-                "schedule": "constant", "warmup": 0,
+                "batch_size": options.batch_size, "learning_rate": RATE, "max_grad_norm": CLIP,
+                "weight_decay": DECAY, "mixed_precision": options.precision, "device": options.device,
+                "lr_scheduler": "constant", "lr_warmup_steps": 0,
             },
         }  # fmt: skip
-        with opened(TrainRun.model_validate(tree), None) as session:
+        with opened(TrainConfig.model_validate(tree), None) as session:
             yield Together([session]).advance
 
 
@@ -269,7 +269,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="steps in a block")
     parser.add_argument("--warmup", type=int, default=4, help="steps before measuring")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--precision", choices=sorted(DTYPES), default="no")
+    parser.add_argument("--precision", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--model", type=Path, help="a diffusers folder; the embedded model if none")
     parser.add_argument("--memory", choices=sorted(CONTENDERS), help=argparse.SUPPRESS)

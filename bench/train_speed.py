@@ -203,18 +203,18 @@ def _run(
         {
             "data": {
                 "path": _captioned(options.photos, options.scratch / "photos"),
-                "tag": "sks", "held_out": 0.0, "cache": False, "repeats": 8,
+                "tag": "sks", "validation_split": 0.0, "cache": False, "num_repeats": 8,
                 "resolution": options.side * 8 or SIDE[name],
             },
             "model": {"path": folder},
             "output": {"name": str(out)},
             "lora": {"rank": RANK, "targets": "all-linear"},
             "train": {
-                "steps": options.run_steps, "batch_size": batch, "precision": "bf16",
+                "steps": options.run_steps, "batch_size": batch, "mixed_precision": "bf16",
                 "compile": "off", "fp8": fp8, "device": device.type,
-                "checkpoint_every": options.run_steps,
+                "checkpoint_every_n_steps": options.run_steps,
             },
-            "preview": {"every": 0},
+            "validation": {"every_n_steps": 0},
             "track": {"tensorboard": False},
         }
     )  # fmt: skip

@@ -147,7 +147,7 @@ def train(
     common = {
         "output": {"name": str(name.absolute())},
         "model": {"path": options.model},
-        "preview": {"every": 0},
+        "validation": {"every_n_steps": 0},
         "track": {"tensorboard": False},
         "lora": {"gate": WAYS[way].gate},
     }
@@ -167,7 +167,7 @@ def train(
     config = {
         **common,
         **{key: value for key, value in own.items() if key != "train"},
-        "data": {"held_out": 0.0},
+        "data": {"validation_split": 0.0},
         "train": {**steps, **own["train"]},
         "feature": [
             {"tag": one.taught.tag, "class": one.taught.class_word, "data": str(one.learned)}

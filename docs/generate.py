@@ -15,19 +15,19 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from lorasmith.config.base import Settings, described_fields
-from lorasmith.config.features import FeaturesRun
-from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.base import BaseConfig, RegisteredName, list_fields
+from lorasmith.config.features import FeaturesConfig
+from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
+from lorasmith.config.train_config import TrainConfig
 
 HERE = Path(__file__).parent
 NOTE = "Written by `docs/generate.py` from the code; edit the docstrings there, not this page."
-RUNS: Mapping[str, type[Settings]] = {
-    "lorasmith train": TrainRun,
-    "lorasmith train with features": FeaturesRun,
-    "lorasmith pretrain clip": ClipRun,
-    "lorasmith pretrain vae": VaeRun,
-    "lorasmith pretrain unet": UnetRun,
+RUNS: Mapping[str, type[BaseConfig]] = {
+    "lorasmith train": TrainConfig,
+    "lorasmith train with features": FeaturesConfig,
+    "lorasmith pretrain clip": ClipPretrainConfig,
+    "lorasmith pretrain vae": VaePretrainConfig,
+    "lorasmith pretrain unet": UnetPretrainConfig,
 }
 
 
@@ -71,7 +71,7 @@ def settings_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _tables(run: type[Settings], shared: list[type[Settings]]) -> list[str]:
+def _tables(run: type[BaseConfig], shared: list[type[BaseConfig]]) -> list[str]:
     lines = _table(run)
     for name, section in _subsections(run):
         if section in shared:
@@ -84,9 +84,9 @@ def _tables(run: type[Settings], shared: list[type[Settings]]) -> list[str]:
     return lines
 
 
-def _table(kind: type[Settings]) -> list[str]:
+def _table(kind: type[BaseConfig]) -> list[str]:
     """Return the table of a class's own fields; those of its sections have their own."""
-    own = [row for row in described_fields(kind) if "." not in row[0]]
+    own = [row for row in list_fields(kind) if "." not in row[0]]
     if not own:
         return []
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
@@ -98,24 +98,24 @@ def _table(kind: type[Settings]) -> list[str]:
     return [*lines, ""]
 
 
-def _subsections(kind: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
+def _subsections(kind: type[BaseConfig]) -> Iterator[tuple[str, type[BaseConfig]]]:
     for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseConfig):
             yield name, field.annotation
 
 
-def _sections() -> list[type[Settings]]:
+def _sections() -> list[type[BaseConfig]]:
     return list(dict.fromkeys(s for run in RUNS.values() for _, s in _subsections(run)))
 
 
-def _owners(kind: type[Settings]) -> list[str]:
+def _owners(kind: type[BaseConfig]) -> list[str]:
     return [c for c, run in RUNS.items() if kind in dict(_subsections(run)).values()]
 
 
-def _entries() -> list[type[Settings]]:
+def _entries() -> list[type[BaseConfig]]:
     """Return the classes that stand in lists (``[[stages]]``), in the order they are met."""
-    found: dict[type[Settings], None] = {}
-    queue: list[type[Settings]] = [*RUNS.values()]
+    found: dict[type[BaseConfig], None] = {}
+    queue: list[type[BaseConfig]] = [*RUNS.values()]
     while queue:
         kind = queue.pop(0)
         queue += [section for _, section in _subsections(kind)]
@@ -127,18 +127,18 @@ def _entries() -> list[type[Settings]]:
     return list(found)
 
 
-def _entry_of(annotation: Any) -> type[Settings] | None:
+def _entry_of(annotation: Any) -> type[BaseConfig] | None:
     inner = typing.get_args(annotation)
     if typing.get_origin(annotation) in (list, tuple) and isinstance(inner[0], type):
-        return inner[0] if issubclass(inner[0], Settings) else None
+        return inner[0] if issubclass(inner[0], BaseConfig) else None
     return None
 
 
-def _name(kind: type[Settings]) -> str:
+def _name(kind: type[BaseConfig]) -> str:
     return next(name for run in RUNS.values() for name, s in _subsections(run) if s is kind)
 
 
-def _command(run: type[Settings]) -> str:
+def _command(run: type[BaseConfig]) -> str:
     return next(command for command, kind in RUNS.items() if kind is run)
 
 
@@ -146,12 +146,15 @@ def _anchor(name: str) -> str:
     return f"#{name}"
 
 
-def _doc(kind: type[Settings]) -> str:
+def _doc(kind: type[BaseConfig]) -> str:
     return " ".join((inspect.getdoc(kind) or "").split())
 
 
 def _kind(field: FieldInfo) -> str:
     """Return what may stand there, with its bounds, in words."""
+    for rule in field.metadata:
+        if isinstance(rule, RegisteredName):
+            return ", ".join(f"`{name}`" for name in rule.registry.names())
     bounds = [text for text in map(_bound, field.metadata) if text]
     return _cell(" ".join([_type(field.annotation), *bounds]))
 

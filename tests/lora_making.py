@@ -10,13 +10,13 @@ from lorasmith.adapters.files.lora_file import save_lora_file
 from lorasmith.adapters.files.metadata import Facts, metadata_of
 from lorasmith.adapters.nn.trainable import export_layers, inject_trainable, summarize_parts
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.lora import LoraSettings
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model
 
-RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=1e-3)
+RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)
 
 
 class Listening(Pipeline):
@@ -34,7 +34,7 @@ def make_lora(
 
     ``told`` are fields of `Facts`: what the file says about itself.
     """
-    lora = LoraSettings.model_validate({"rank": 4, "alpha": 2.0, **changes})
+    lora = LoraConfig.model_validate({"rank": 4, "alpha": 2.0, **changes})
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, seed=0)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -9,7 +9,7 @@
 # the shipped model alone.
 #
 # LORASMITH_RECIPE_SET: further settings of all trainings, separated by spaces, for instance
-# "loop.stop_after_minutes=10 loop.checkpoint_every=500"; LORASMITH_RECIPE_SET_CLIP, _VAE,
+# "train.stop_after_minutes=10 train.checkpoint_every_n_steps=500"; LORASMITH_RECIPE_SET_CLIP, _VAE,
 # _VAE_DECODER, _VAE_BOTH, _UNET, _UNET_LONGER and _UNET_FINISH: those of one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -45,20 +45,20 @@ command -v lorasmith > /dev/null || fail "there is no lorasmith command; run \`m
 
 # What makes a training a toy.
 toy_settings() {
-  echo "loop.device=cpu loop.precision=no loop.compile=false loop.graph=false loop.batch_size=8"
-  echo "loop.steps=4 loop.warmup=1 loop.ema=0.5 loop.tensorboard=false"
+  echo "train.device=cpu train.mixed_precision=fp32 train.compile=false train.cuda_graph=false train.batch_size=8"
+  echo "train.steps=4 train.lr_warmup_steps=1 train.ema_decay=0.5 train.tensorboard=false"
   [ -f "$data" ] || echo "data.filters=[] data.flip_filters=[] data.weights=[]"
   case $1 in
     clip)
       echo "resolution=64 embedding=32 image.channels=[8,8,16,16]"
       echo "text.width=32 text.layers=1 text.heads=2 text.mlp=64"
       ;;
-    vae) echo "resolution=64 shape.channels=[16,16,16,16] shape.groups=8" ;;
+    vae) echo "resolution=64 architecture.block_out_channels=[16,16,16,16] architecture.norm_num_groups=8" ;;
     vae_decoder | vae_both)
-      echo "resolution=64 shape.channels=[16,16,16,16] shape.groups=8"
-      echo "loss.discriminator_channels=8 loss.adversarial_start=2"
+      echo "resolution=64 architecture.block_out_channels=[16,16,16,16] architecture.norm_num_groups=8"
+      echo "loss.discriminator_channels=8 loss.adversarial_start_step=2"
       ;;
-    unet | unet_longer | unet_finish) echo "stages=[{resolution=64,steps=4}] shape.channels=[32,32,64,64] shape.heads=4" ;;
+    unet | unet_longer | unet_finish) echo "stages=[{resolution=64,steps=4}] architecture.block_out_channels=[32,32,64,64] architecture.attention_head_dim=4" ;;
   esac
 }
 
@@ -74,7 +74,7 @@ train() {
   settings="${LORASMITH_RECIPE_SET:-} ${!own:-}"
   if [ "$toy" = yes ]; then settings="$(toy_settings "$config") $settings"; fi
   read -r -d '' -a more <<< "$settings" || true
-  for setting in "data.path=$data" "loop.out=$folder" "$@" "${more[@]}"; do
+  for setting in "data.path=$data" "train.output_dir=$folder" "$@" "${more[@]}"; do
     options+=(--set "$setting")
   done
   if compgen -G "$folder/checkpoints/step-*/manifest.json" > /dev/null; then
@@ -102,11 +102,11 @@ fi
 # autoencoder again, and the U-Net on its new latents.
 train clip clip "$clip"
 train vae vae "$vae"
-train vae vae_decoder "$decoder" "loop.start_from=$vae" "loss.perceptual_tower=$clip"
-train unet unet "$unet" "vae=$vae" "clip=$clip"
-train unet unet_longer "$longer" "loop.start_from=$unet" "vae=$vae" "clip=$clip"
-train vae vae_both "$both" "loop.start_from=$decoder" "loss.perceptual_tower=$clip"
-train unet unet_finish "$finish" "loop.start_from=$longer" "vae=$both" "clip=$clip"
+train vae vae_decoder "$decoder" "train.start_from=$vae" "loss.perceptual_encoder=$clip"
+train unet unet "$unet" "vae=$vae" "text_encoder=$clip"
+train unet unet_longer "$longer" "train.start_from=$unet" "vae=$vae" "text_encoder=$clip"
+train vae vae_both "$both" "train.start_from=$decoder" "loss.perceptual_encoder=$clip"
+train unet unet_finish "$finish" "train.start_from=$longer" "vae=$both" "text_encoder=$clip"
 
 # 3. The model, and the hash of every row that any part of it was trained on.
 for folder in "$vae" "$decoder" "$unet" "$longer" "$both" "$finish"; do
@@ -122,8 +122,8 @@ python $recipe/package.py --unet "$finish" --vae "$both" --clip "$clip" --out "$
 # below work/.
 if [ "$toy" = yes ]; then exit; fi
 plain=$work/vae_plain
-train vae vae_both "$plain" "loop.start_from=$decoder" "loss.perceptual=0" "loss.adversarial=0" \
-  "loop.steps=3000"
+train vae vae_both "$plain" "train.start_from=$decoder" "loss.perceptual_weight=0" "loss.adversarial_weight=0" \
+  "train.steps=3000"
 measured=(--vae "before the last training=$decoder")
 measured+=(--vae "last training by pixels and gradients only=$plain")
 measured+=(--unet "without averaging=$finish/unet_without_ema")

@@ -9,7 +9,7 @@ for channels in 4 8; do
     [ "$factor" = f4 ] && shape="[32, 48, 64]"
     out="work/table/${factor}c${channels}"
     [ -d "$out/vae" ] && continue
-    lorasmith pretrain vae "$config" --set "loop.out=$out" --set "shape.channels=$shape" \
-      --set "shape.latent_channels=$channels"
+    lorasmith pretrain vae "$config" --set "train.output_dir=$out" --set "architecture.block_out_channels=$shape" \
+      --set "architecture.latent_channels=$channels"
   done
 done

@@ -37,5 +37,5 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     make_data(place.data)
     assert place.pretrain("clip", place.clip) == 0
     assert place.pretrain("vae", place.vae) == 0
-    assert place.pretrain("unet", place.unet, "loop.tensorboard=true") == 0
+    assert place.pretrain("unet", place.unet, "train.tensorboard=true") == 0
     return place

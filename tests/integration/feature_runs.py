@@ -9,8 +9,8 @@ from PIL import Image
 from lorasmith.core.device import generator
 
 QUICK = {
-    "steps": 4, "batch_size": 2, "device": '"cpu"', "log_every": 1, "checkpoint_every": 2,
-    "learning_rate": 0.01, "warmup": 0,
+    "steps": 4, "batch_size": 2, "device": '"cpu"', "log_every_n_steps": 1, "checkpoint_every_n_steps": 2,
+    "learning_rate": 0.01, "lr_warmup_steps": 0,
 }  # fmt: skip
 PLACES = ("park", "sea", "sofa", "car", "hut")
 
@@ -40,12 +40,12 @@ def two_features(
         f"""
 [[feature]]
 tag = "{tags[0]}"
-class = "person"
+class_word = "person"
 data = "{root / "curly"}"
 
 [[feature]]
 tag = "{tags[1]}"
-class = "person"
+class_word = "person"
 data = "{root / "cook"}"
 rank = 2
 
@@ -57,7 +57,7 @@ path = "{model}"
 rank = 4
 [track]
 tensorboard = false
-[preview]
+[validation]
 every = 0
 {more}
 [train]

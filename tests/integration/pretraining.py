@@ -21,46 +21,46 @@ SHAPES = ("circle", "square")
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")
 
 LOOP = """
-[loop]
-out = "{out}"
+[train]
+output_dir = "{out}"
 steps = 4
 batch_size = 8
 learning_rate = 1e-3
-warmup = 1
-log_every = 2
-ema = 0.9
+lr_warmup_steps = 1
+log_every_n_steps = 2
+ema_decay = 0.9
 device = "cpu"
 tensorboard = false
 """
 
 CLIP = """
-merges = "{merges}"
-merge_count = 300
-embedding = 8
+merges_file = "{merges}"
+num_merges = 300
+projection_dim = 8
 resolution = 32
-data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip = true }}
-text = {{ width = 16, layers = 1, heads = 2, mlp = 32 }}
-image = {{ channels = [8, 16], blocks = [1, 1] }}
+data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip_aug = true }}
+text_encoder = {{ hidden_size = 16, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 32 }}
+image_encoder = {{ block_out_channels = [8, 16], layers_per_block = [1, 1] }}
 """
 
 VAE = """
 resolution = 32
-data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip = true }}
-shape = {{ channels = [8, 8, 8, 8], groups = 4, latent_channels = 4 }}
+data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip_aug = true }}
+architecture = {{ block_out_channels = [8, 8, 8, 8], norm_num_groups = 4, latent_channels = 4 }}
 
 [loss]
-perceptual = 0.1
-perceptual_tower = "{clip}"
-adversarial = 0.1
-adversarial_start = 1
+perceptual_weight = 0.1
+perceptual_encoder = "{clip}"
+adversarial_weight = 0.1
+adversarial_start_step = 1
 discriminator_channels = 4
 """
 
 UNET = """
 vae = "{vae}"
-clip = "{clip}"
-data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip = true }}
-shape = {{ channels = [8, 8, 16, 16], layers = 1, heads = 2, groups = 4 }}
+text_encoder = "{clip}"
+data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip_aug = true }}
+architecture = {{ block_out_channels = [8, 8, 16, 16], layers_per_block = 1, attention_head_dim = 2, norm_num_groups = 4 }}
 
 [[stages]]
 resolution = 64
@@ -105,7 +105,7 @@ class Place:
 
     def pretrain(self, kind: str, out: Path, *sets: str, options: tuple[str, ...] = ()) -> int:
         """Run one command in this process and return its exit code."""
-        given = [x for text in (f"loop.out={out}", *sets) for x in ("--set", text)]
+        given = [x for text in (f"train.output_dir={out}", *sets) for x in ("--set", text)]
         return run(["pretrain", kind, str(self.config(kind)), *given, *options])
 
 

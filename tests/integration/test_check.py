@@ -48,7 +48,7 @@ def test_json_tells_what_training_would_make_of_it(
     (dataset / "3.mask.png").write_bytes((dataset / "3.png").read_bytes())
     status, tree, error = checked(
         capsys, str(dataset), "--tag", "inkmono", "--resolution", "256",
-        "--set", "data.max_aspect=1.8",
+        "--set", "data.max_aspect_ratio=1.8",
     )  # fmt: skip
     assert (status, error) == (0, "")
     assert tree["ok"] is True
@@ -168,7 +168,7 @@ def test_python_returns_what_the_command_prints(
 ) -> None:
     (dataset / "3.txt").unlink()
     _, tree, _ = checked(
-        capsys, str(dataset), "--tag", "inkmono", "--set", "data.max_aspect=1.8", "-m",
+        capsys, str(dataset), "--tag", "inkmono", "--set", "data.max_aspect_ratio=1.8", "-m",
         str(tiny_model),
     )  # fmt: skip
     report = lorasmith.check(dataset, tag="inkmono", model=tiny_model, max_aspect=1.8)
@@ -176,7 +176,7 @@ def test_python_returns_what_the_command_prints(
     assert [finding.rule for finding in report.errors] == ["no-caption"]
     assert lorasmith.check(str(dataset), caption="a thing", resolution=256).errors == []
     run = {
-        "data": {"path": str(dataset), "tag": "inkmono", "max_aspect": 1.8},
+        "data": {"path": str(dataset), "tag": "inkmono", "max_aspect_ratio": 1.8},
         "model": {"path": str(tiny_model)}, "output": {"name": "none"},
     }  # fmt: skip
     assert lorasmith.check(run).to_dict() == report.to_dict()

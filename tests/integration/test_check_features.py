@@ -41,7 +41,7 @@ def test_what_mixes_them_is_told_and_stops_a_joint_run(
 ) -> None:
     file = two_features(tmp_path, tiny_model, mode="joint")
     (tmp_path / "cook" / "1.txt").write_text("a cookqz and curlyqx person")
-    status, tree, error = checked(capsys, str(file), "--set", "data.caption_dropout=0.1")
+    status, tree, error = checked(capsys, str(file), "--set", "data.caption_dropout_rate=0.1")
     assert status == 1
     assert rules(tree) == {"other-tag", "caption-dropout"}
     assert error == f"error: {file}: other-tag; the findings above say what to do\n"

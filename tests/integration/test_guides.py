@@ -16,14 +16,14 @@ GUIDES = (
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
     "train": [
-        "--set", "train.steps=4", "--set", "train.device=cpu", "--set", "train.checkpoint_every=2",
-        "--set", "preview.steps=1", "--set", "preview.count=1", "--set", "preview.every=2",
-        "--set", "preview.guidance=1",
+        "--set", "train.steps=4", "--set", "train.device=cpu", "--set", "train.checkpoint_every_n_steps=2",
+        "--set", "validation.num_inference_steps=1", "--set", "validation.num_images=1", "--set", "validation.every_n_steps=2",
+        "--set", "validation.guidance_scale=1",
     ],
     "sweep": [
         "--set", "train.steps=1", "--set", "train.device=cpu", "--set", "train.batch_size=2",
-        "--set", "preview.prompts=[]", "--set", "preview.every=2",
-        "--set", "preview.loss_timesteps=1",
+        "--set", "validation.prompts=[]", "--set", "validation.every_n_steps=2",
+        "--set", "validation.loss_timesteps=1",
     ],
     "generate": ["--steps", "1", "-n", "1", "--device", "cpu"],
     "evaluate": ["--steps", "1", "--seeds", "2", "--guidance", "1", "--batch-size", "16"],
@@ -34,8 +34,8 @@ QUICK = {
 
 GIVEN = {
     "train": [
-        *QUICK["train"], "--set", "preview.steps=4", "--set", "train.steps=2",
-        "--set", "preview.loss_timesteps=1", "--set", "train.batch_size=2",
+        *QUICK["train"], "--set", "validation.num_inference_steps=4", "--set", "train.steps=2",
+        "--set", "validation.loss_timesteps=1", "--set", "train.batch_size=2",
     ],
     "generate": [*QUICK["generate"], "--steps", "4"],
 }  # fmt: skip

@@ -84,7 +84,12 @@ def test_what_training_leaves_is_gated(
     for k in range(2):
         Image.new("RGB", (64, 64), (40 * k, 90, 200)).save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text("a ball, inkmono style")
-    settings = ["train.steps=2", "train.device=cpu", "train.learning_rate=0.05", "preview.every=0"]
+    settings = [
+        "train.steps=2",
+        "train.device=cpu",
+        "train.learning_rate=0.05",
+        "validation.every_n_steps=0",
+    ]
     changes = [part for one in settings for part in ("--set", one)]
     out = tmp_path / "loras" / "ink"
     command = [

@@ -53,7 +53,16 @@ def test_a_merged_file_draws_as_its_parts(
 ) -> None:
     one, two = loras
     out = tmp_path / "sum.safetensors"
-    command = ["lora", "merge", f"{one}:0.7", f"{two}:-0.3", "--out", str(out), "--precision", "no"]
+    command = [
+        "lora",
+        "merge",
+        f"{one}:0.7",
+        f"{two}:-0.3",
+        "--out",
+        str(out),
+        "--precision",
+        "fp32",
+    ]
     assert run(command) == 0
     assert "the sum of 2 LoRAs" in capsys.readouterr().out
     wanted = picture(model, (one, 0.7), (two, -0.3))
@@ -99,7 +108,9 @@ def test_a_resized_file_keeps_its_picture(
     one = loras[0]
     full, less = tmp_path / "full.safetensors", tmp_path / "less.safetensors"
     assert (
-        run(["lora", "resize", str(one), "--energy", "1", "--out", str(full), "--precision", "no"])
+        run(
+            ["lora", "resize", str(one), "--energy", "1", "--out", str(full), "--precision", "fp32"]
+        )
         == 0
     )
     assert "100.00% of the energy kept" in capsys.readouterr().out
@@ -116,7 +127,7 @@ def test_what_was_baked_is_extracted(
     one, source = loras[0], str(model.folder)
     baked, out = tmp_path / "baked", tmp_path / "taken.safetensors"
     assert run(["lora", "bake", source, str(one), "--out", str(baked)]) == 0
-    command = ["lora", "extract", str(baked), source, "--rank", "4", "--precision", "no"]
+    command = ["lora", "extract", str(baked), source, "--rank", "4", "--precision", "fp32"]
     assert run([*command, "--out", str(out)]) == 0
     assert "100.00% of the energy kept" in capsys.readouterr().out
     np.testing.assert_allclose(picture(model, (out, 1.0)), picture(model, (one, 1.0)), atol=1e-3)
@@ -227,7 +238,7 @@ def test_other_kinds_draw_and_are_baked_merged_and_shown(
     opened = load_model(baked).to(torch.device("cpu"), torch.float32)
     np.testing.assert_allclose(picture(opened), drawn, atol=1e-3)
 
-    merge = ["merge", f"{file}:0.6", "--out", str(summed), "--precision", "no"]
+    merge = ["merge", f"{file}:0.6", "--out", str(summed), "--precision", "fp32"]
     assert "name its base model with --base" in refused(merge, tmp_path, capsys)
     assert run(["lora", *merge, "--base", source]) == 0
     np.testing.assert_allclose(picture(model, (summed, 1.0)), drawn, atol=1e-3)

@@ -186,7 +186,7 @@ def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFi
     attached.detach()
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("no", torch.float32)])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("fp32", torch.float32)])
 def test_changed_parts_have_the_wanted_precision(
     tiny_model: Path, tmp_path: Path, lora: Path, precision: str, dtype: torch.dtype
 ) -> None:
@@ -265,14 +265,14 @@ def test_targets_as_json_agree_with_the_model(
     from lora_making import RATES
     from lorasmith.adapters.nn.trainable import inject_trainable
     from lorasmith.adapters.targeting.targets import resolve_targets
-    from lorasmith.config.lora import LoraSettings
+    from lorasmith.config.lora import LoraConfig
 
     folder = request.getfixturevalue(FAMILIES[family])
     targets = "all-linear+conv,text-encoder"
     assert run(["model", "info", str(folder), "--targets", targets, "--lora", "3", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
 
-    model, lora = opened(folder), LoraSettings(rank=3, targets=targets)
+    model, lora = opened(folder), LoraConfig(rank=3, targets=targets)
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     assert [one["name"] for one in tree["modules"]] == list(trainable.adapters)
     assert tree["total"]["lora"] == sum(p.numel() for p in trainable.parameters())

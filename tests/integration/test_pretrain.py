@@ -99,7 +99,7 @@ def test_the_manifest_lists_training_rows_alone(place: Place, kind: str) -> None
 
 
 def test_the_saved_settings_repeat_the_run(place: Place, tmp_path: Path) -> None:
-    again = ["--set", f"loop.out={tmp_path / 'again'}"]
+    again = ["--set", f"train.output_dir={tmp_path / 'again'}"]
     assert run(["pretrain", "clip", str(place.clip / "run.toml"), *again]) == 0
     assert_same(final_state(tmp_path / "again"), final_state(place.clip))
 
@@ -110,7 +110,7 @@ def test_the_saved_settings_repeat_the_run(place: Place, tmp_path: Path) -> None
 def test_vq_is_an_alternative_to_kl(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = ("loss.regularizer=vq", "loss.codebook=32", "loss.adversarial=0")
+    sets = ("loss.regularizer=vq", "loss.codebook=32", "loss.adversarial_weight=0")
     assert place.pretrain("vae", tmp_path / "vq", *sets) == 0
     vae = VQModel.from_pretrained(tmp_path / "vq" / "vae")
     assert vae.config.num_vq_embeddings == 32
@@ -120,14 +120,14 @@ def test_vq_is_an_alternative_to_kl(
     capsys.readouterr()
     assert place.pretrain("unet", tmp_path / "unet", f"vae={tmp_path / 'vq'}") == 1
     assert "VQModel" in error_of(capsys)
-    assert place.pretrain("vae", tmp_path / "x", *sets, "loss.train=decoder") == 1
+    assert place.pretrain("vae", tmp_path / "x", *sets, "loss.trainable_part=decoder") == 1
     assert "decoder works with regularizer kl only" in error_of(capsys)
 
 
 def test_decoder_only_keeps_the_encoder(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = ("loss.train=decoder", "loop.weight_decay=0.1")
+    sets = ("loss.trainable_part=decoder", "train.weight_decay=0.1")
     start = ("--from", str(place.vae))
     assert place.pretrain("vae", tmp_path / "out", *sets, options=start) == 0
     before, after = load_file(place.vae / VAE_FILE), load_file(tmp_path / "out" / VAE_FILE)
@@ -140,13 +140,18 @@ def test_decoder_only_keeps_the_encoder(
     assert configs[0]["scaling_factor"] == configs[1]["scaling_factor"]
     capsys.readouterr()
     assert place.pretrain("vae", tmp_path / "new", *sets) == 1
-    assert "name them with loop.start_from or --from" in error_of(capsys)
+    assert "name them with train.start_from or --from" in error_of(capsys)
 
 
 def test_the_text_encoder_may_learn_too_and_v_be_predicted(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = ("train_text_encoder=true", "prediction=v_prediction", "min_snr=0", "loop.ema=0")
+    sets = (
+        "train_text_encoder=true",
+        "prediction_type=v_prediction",
+        "min_snr_gamma=0",
+        "train.ema_decay=0",
+    )
     assert place.pretrain("unet", tmp_path / "out", *sets) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == (f"saved to {tmp_path / 'out'}\n", "")
@@ -161,7 +166,7 @@ def test_the_text_encoder_may_learn_too_and_v_be_predicted(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_learns_in_full_precision_weights(place: Place, tmp_path: Path, kind: str) -> None:
-    assert place.pretrain(kind, tmp_path / "half", "loop.precision=bf16") == 0
+    assert place.pretrain(kind, tmp_path / "half", "train.mixed_precision=bf16") == 0
     half, full = final_state(tmp_path / "half"), final_state(place.root / kind)
     assert {value.dtype for value in half.values()} == {value.dtype for value in full.values()}
     assert moved(half, full)

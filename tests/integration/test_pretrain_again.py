@@ -25,7 +25,7 @@ from lorasmith.loops.tracking import read_log
 def test_a_stopped_run_goes_on_exactly(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    soon = "loop.stop_after_minutes=1e-9"  # stops after one step
+    soon = "train.stop_after_minutes=1e-9"  # stops after one step
     out, straight, options = tmp_path / "out", place.root / kind, ("--resume",)
     assert place.pretrain(kind, out, soon) == 130
     assert "stopped after step 1 of 4; --resume goes on" in capsys.readouterr().err
@@ -43,7 +43,7 @@ def test_a_stopped_run_goes_on_exactly(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_may_start_from_existing_weights(place: Place, tmp_path: Path, kind: str) -> None:
     files = {"clip": "image_tower/model.safetensors", "vae": VAE_FILE, "unet": UNET_FILE}
-    still = ("loop.learning_rate=1e-30", "loss.discriminator_learning_rate=1e-30")
+    still = ("train.learning_rate=1e-30", "loss.discriminator_learning_rate=1e-30")
     start = ("--from", str(place.root / kind))
     sets = still if kind == "vae" else still[:1]
     assert place.pretrain(kind, tmp_path / "out", *sets, options=start) == 0
@@ -63,13 +63,13 @@ def test_a_clip_run_that_starts_from_weights_keeps_their_tokenizer(
     place: Place, tmp_path: Path
 ) -> None:
     start = ("--from", str(place.clip))
-    assert place.pretrain("clip", tmp_path / "out", "merge_count=200", options=start) == 0
+    assert place.pretrain("clip", tmp_path / "out", "num_merges=200", options=start) == 0
     assert len(CLIPTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")) == 300 + 514
 
 
 def test_a_run_is_not_trained_over(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     before = (place.clip / "run.toml").read_bytes()
-    assert place.pretrain("clip", place.clip, "loop.steps=9") == 1
+    assert place.pretrain("clip", place.clip, "train.steps=9") == 1
     assert "already holds a run; continue it with --resume" in error_of(capsys)
     assert (place.clip / "run.toml").read_bytes() == before
 
@@ -95,12 +95,16 @@ def assert_close(one: Path, two: Path) -> None:
 
 
 def test_accumulated_parts_equal_one_batch(place: Place, tmp_path: Path) -> None:
-    assert place.pretrain("unet", tmp_path / "parts", "loop.accumulate=2") == 0
+    assert place.pretrain("unet", tmp_path / "parts", "train.gradient_accumulation_steps=2") == 0
     assert_close(place.unet, tmp_path / "parts")
 
 
 # The discriminator's weight depends on the norms of gradients of a part of a batch.
-DIVISIBLE = {"clip": (), "vae": ("loss.adversarial=0",), "unet": ("train_text_encoder=true",)}
+DIVISIBLE = {
+    "clip": (),
+    "vae": ("loss.adversarial_weight=0",),
+    "unet": ("train_text_encoder=true",),
+}
 
 
 def test_two_processes_equal_one(place: Place, tmp_path: Path) -> None:

@@ -11,25 +11,29 @@ from lorasmith.pretraining import clip as clip_module
 @pytest.mark.parametrize(
     ("kind", "sets", "message"),
     [
-        ("vae", ("loop.setps=3",), "unknown key 'setps' in section [loop]; did you mean steps"),
+        ("vae", ("train.setps=3",), "unknown key 'setps' in section [train]; did you mean steps"),
         ("vae", ("losss.kl=1",), "unknown key 'losss' in the top level; did you mean loss"),
-        ("unet", ("shape.head=3",), "unknown key 'head' in section [shape]; did you mean heads"),
+        ("unet", ("architecture.num_head=3",), "unknown key 'head' in section [architecture]"),
         ("unet", ("stages.0=3",), "stages"),
-        ("clip", ("loop.steps=0",), "loop.steps: input should be greater than 0 (got 0)"),
-        ("unet", ("loop.steps=5",), "loop.steps is 5 but the stages' steps add up to 4"),
-        ("clip", ("loop.batch_size=9", "loop.accumulate=2"), "9 does not divide into 1 processes"),
-        ("clip", ("loop.precision=fp16",), "loop.precision: fp16 needs a GPU"),
+        ("clip", ("train.steps=0",), "train.steps: input should be greater than 0 (got 0)"),
+        ("unet", ("train.steps=5",), "train.steps is 5 but the stages' steps add up to 4"),
+        (
+            "clip",
+            ("train.batch_size=9", "train.gradient_accumulation_steps=2"),
+            "9 does not divide into 1 processes",
+        ),
+        ("clip", ("train.mixed_precision=fp16",), "train.mixed_precision: fp16 needs a GPU"),
         ("clip", ("image.channels=[8, 12]",), "image: channels: 12 does not divide into 8 groups"),
         ("clip", ("image.blocks=[1]",), "channels has 2 stages but blocks has 1"),
         ("clip", ("text.heads=3",), "text: width 16 does not divide into 3 heads"),
         ("vae", ("shape.groups=3",), "shape: channels: 8 does not divide into 3 groups"),
         ("vae", ("resolution=36",), "resolution: 36 is not a multiple of 8"),
         ("unet", ("data.filters=[{column='rol', value=1}]",), "no row has a column 'rol'; did you"),
-        ("unet", ("clip=/absent",), "text_encoder cannot be loaded"),
+        ("unet", ("text_encoder=/absent",), "text_encoder cannot be loaded"),
         ("unet", ("vae=/absent",), "vae cannot be loaded"),
         ("vae", ("loss.perceptual_tower=/absent",), "/absent: has no image_tower"),
-        ("clip", ("merges=/absent",), "/absent: cannot be read as a merge list"),
-        ("clip", ("merge_count=999999",), "fewer than the 999999 asked for"),
+        ("clip", ("merges_file=/absent",), "/absent: cannot be read as a merge list"),
+        ("clip", ("num_merges=999999",), "fewer than the 999999 asked for"),
         ("clip", ("data.path=/absent",), "/absent: no such data folder or packed file"),
     ],
 )
@@ -53,7 +57,7 @@ def test_a_stage_with_an_odd_size_is_named(
             "no rows are left of",
         ),
     ):
-        sets = (f"stages=[{{{stage}}}]", "loop.accumulate=2")
+        sets = (f"stages=[{{{stage}}}]", "train.gradient_accumulation_steps=2")
         assert place.pretrain("unet", tmp_path / "out", *sets) == 1
         assert message in error_of(capsys)
 
@@ -68,14 +72,14 @@ def test_a_collapse_is_told(
         (tmp_path / f"{number}.png").write_bytes(picture)
         (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")
     data = f"data={{path='{tmp_path}', validation_share=0, filters=[], flip=false}}"
-    assert place.pretrain("clip", tmp_path / "out", data, "shift=0") == 1
+    assert place.pretrain("clip", tmp_path / "out", data, "random_shift=0") == 1
     assert "the towers collapsed: after 3 steps the loss is 2.079" in error_of(capsys)
 
 
 def test_damaged_checkpoints_are_told(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = ("loop.checkpoint_every=2",)
+    sets = ("train.checkpoint_every_n_steps=2",)
     assert place.pretrain("clip", tmp_path / "out", *sets) == 0
     newest = tmp_path / "out" / "checkpoints" / "step-00000004" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"\x01")

@@ -35,7 +35,7 @@ def settings_for(pictures: Path, folder: Path) -> Path:
     config.write_text(
         'vae = "unused"\nclip = "unused"\nstages = [{ resolution = 64, steps = 1 }]\n'
         f'[data]\npath = "{pictures}"\nvalidation_share = 0.4\n'
-        f'[loop]\nout = "{folder}/run"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1e-3\n'
+        f'[train]\noutput_dir = "{folder}/run"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1e-3\n'
     )
     return config
 

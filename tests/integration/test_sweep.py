@@ -19,9 +19,9 @@ from lorasmith.loops.checkpoint import load_checkpoint
 VARY = ["--vary", "lora.rank=2,4", "--vary", "train.seed=0,1", "--together", "2"]
 NAMES = ["rank2-seed0", "rank2-seed1", "rank4-seed0", "rank4-seed1"]
 COMMON = (
-    "train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01", "train.warmup=0",
-    "train.log_every=1", "train.checkpoint_every=2", "train.steps=4", "preview.every=2",
-    "preview.steps=1", "preview.count=1", "preview.loss_timesteps=2", "data.held_out=0.2",
+    "train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01", "train.lr_warmup_steps=0",
+    "train.log_every_n_steps=1", "train.checkpoint_every_n_steps=2", "train.steps=4", "validation.every_n_steps=2",
+    "validation.num_inference_steps=1", "validation.num_images=1", "validation.loss_timesteps=2", "data.validation_split=0.2",
     "track.tensorboard=false", "lora.targets=attention",
 )  # fmt: skip
 
@@ -95,8 +95,8 @@ def test_each_is_as_in_a_run_of_its_own(
 ) -> None:
     """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
     out = tmp_path / "alone"
-    own = sets(f"lora.rank={name[4]}", f"train.seed={name[-1]}", "preview.loss_seed=0",
-               "preview.count=1", f"output.name={out}", "preview.prompts=[]")  # fmt: skip
+    own = sets(f"lora.rank={name[4]}", f"train.seed={name[-1]}", "validation.loss_seed=0",
+               "validation.num_images=1", f"output.name={out}", "validation.prompts=[]")  # fmt: skip
     assert run(["train", *command(scene, tiny_model, "unused"), *own]) == 0
     alone = load_file(f"{out}.safetensors")
     together = load_file(swept / f"{name}.safetensors")
@@ -164,7 +164,7 @@ def test_from_python_and_without_held_out_pictures(scene: Path, tiny_model: Path
     settings = {
         "data": {"path": scene / "pictures", "tag": "curlyqx"}, "model": {"path": tiny_model},
         "output": {"name": str(scene / "python")}, "lora": {"dropout": 0.1, "rank": 2},
-        "preview": {"every": 0}, "track": {"tensorboard": False},
+        "validation": {"every_n_steps": 0}, "track": {"tensorboard": False},
         "train": {"steps": 1, "batch_size": 2, "device": "cpu"},
     }  # fmt: skip
     vary = {"lora.targets": ["attention", ("cross-attention", "text-encoder")]}

@@ -88,7 +88,9 @@ def test_the_saved_settings_repeat_the_run(
 
 
 def test_bf16_trains(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
-    assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "train.precision=bf16") == 0
+    assert (
+        train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "train.mixed_precision=bf16") == 0
+    )
     assert all(t.isfinite().all() for t in load_file(tmp_path / "ink.safetensors").values())
 
 
@@ -152,7 +154,13 @@ def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
         for suffix in (".png", ".txt"):
             shutil.copy(DEMO_DATA / f"{name}{suffix}", pictures)
     needed = ["--data", str(pictures), "--tag", "inkmono", "--out", f"{tmp_path}/ink"]
-    sets = ["device=cpu", "batch_size=4", "learning_rate=0.01", "warmup=0", "schedule=constant"]
+    sets = [
+        "device=cpu",
+        "batch_size=4",
+        "learning_rate=0.01",
+        "lr_warmup_steps=0",
+        "lr_scheduler=constant",
+    ]
     more = [part for one in sets for part in ("--set", f"train.{one}")]
     assert run(["train", *needed, "--steps", "8", *more]) == 0
 

@@ -24,7 +24,7 @@ from two_processes import in_two_processes
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
 
-EVERY_LINE = ("train.log_every=1", "train.learning_rate=0.01")
+EVERY_LINE = ("train.log_every_n_steps=1", "train.learning_rate=0.01")
 
 # --- one batch in parts ---------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def test_accumulated_parts_are_one_batch(tiny_model: Path, pictures: Path, tmp_p
     """Six pictures do not divide into four parts evenly, which changes nothing."""
     whole = sets(*EVERY_LINE, "train.batch_size=8")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *whole) == 0
-    parts = sets("train.accumulate=4")
+    parts = sets("train.gradient_accumulation_steps=4")
     assert train(tiny_model, pictures, f"{tmp_path}/two", *whole, *parts) == 0
     assert_close(tmp_path / "one", tmp_path / "two")
 
@@ -66,7 +66,9 @@ def test_checkpointed_gradients_are_the_same(
 def test_two_processes_are_one(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     """A batch of five is shared three to two; one process writes, and both end well."""
     (pictures / "ball5.png").unlink()
-    more = sets(*EVERY_LINE, *LOOKS, "train.batch_size=5", "data.held_out=0", "train.ema=0.9")
+    more = sets(
+        *EVERY_LINE, *LOOKS, "train.batch_size=5", "data.validation_split=0", "train.ema_decay=0.9"
+    )
     assert train(tiny_model, pictures, f"{tmp_path}/one", *more) == 0
     given = ["train", str(tmp_path / "one" / "run.toml"), "--out", f"{tmp_path}/two"]
     assert in_two_processes(run, given) == [0, 0]
@@ -78,7 +80,7 @@ def test_two_processes_are_one(tiny_model: Path, pictures: Path, tmp_path: Path)
 
 
 def test_looks_are_written_down(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
-    more = sets(*LOOKS, "data.held_out=0.2", "train.save_every=3", "train.learning_rate=0.03",
+    more = sets(*LOOKS, "data.validation_split=0.2", "train.save_every_n_steps=3", "train.learning_rate=0.03",
                 "track.tensorboard=true")  # fmt: skip
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 0
     out = tmp_path / "ink"
@@ -119,8 +121,8 @@ def test_a_run_stops_when_it_gets_no_better(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At such a rate nothing gets better after the first look."""
-    wild = sets("train.learning_rate=0.5", "train.warmup=0", "train.schedule=constant")
-    more = sets(*LOOKS, "data.held_out=0.3", "train.patience=2")
+    wild = sets("train.learning_rate=0.5", "train.lr_warmup_steps=0", "train.lr_scheduler=constant")
+    more = sets(*LOOKS, "data.validation_split=0.3", "train.early_stopping_patience=2")
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *wild, *more, "--steps", "40") == 0
     summary = json.loads((tmp_path / "ink" / "summary.json").read_text())
     assert summary["stopped"].startswith("the held-out loss did not improve for 2 looks")
@@ -130,7 +132,7 @@ def test_a_run_stops_when_it_gets_no_better(
 
 
 def test_an_average_is_what_is_saved(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
-    more = sets(*EVERY_LINE, "train.ema=0.9")
+    more = sets(*EVERY_LINE, "train.ema_decay=0.9")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *sets(*EVERY_LINE)) == 0
     assert train(tiny_model, pictures, f"{tmp_path}/two", *more) == 0
     assert figures_of(tmp_path / "one") == figures_of(tmp_path / "two")
@@ -152,7 +154,7 @@ def test_every_family_trains_with_its_text_encoders(
 ) -> None:
     model = request.getfixturevalue(family)
     more = sets(*LOOKS, *EVERY_LINE, "lora.targets=attention+ff,text-encoder", f"lora.init={init}",
-                "lora.rank=2", "train.loss.min_snr=5", "data.held_out=0.2")  # fmt: skip
+                "lora.rank=2", "train.loss.min_snr_gamma=5", "data.validation_split=0.2")  # fmt: skip
     with at_step(4, press_ctrl_c):
         assert train(model, pictures, f"{tmp_path}/ink", *more) == 130
     assert run(["train", "--out", f"{tmp_path}/ink", "--resume"]) == 0
@@ -166,8 +168,8 @@ def test_every_family_trains_with_its_text_encoders(
 
 
 def test_rates_of_parts_and_lora_plus(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
-    more = sets(*EVERY_LINE, "train.loraplus_ratio=4", "train.warmup=0.5",
-                "lora.parts=[{targets='mid', learning_rate=0.002, rank=2}]")  # fmt: skip
+    more = sets(*EVERY_LINE, "train.loraplus_lr_ratio=4", "train.lr_warmup_steps=0.5",
+                "lora.overrides=[{targets='mid', learning_rate=0.002, rank=2}]")  # fmt: skip
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 0
     line = figures_of(tmp_path / "ink")[3]
     rates = {name: rate / line["lr"] for name, rate in line.items() if name.startswith("lr/")}
@@ -198,7 +200,7 @@ def test_the_subject_preset_speaks_of_class_pictures(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--preset", "subject") == 0
-    assert "note: without pictures of its class (data.class_path)" in capsys.readouterr().err
+    assert "note: without pictures of its class (data.reg_data_dir)" in capsys.readouterr().err
 
 
 def test_class_pictures_pull_by_their_weight(
@@ -209,10 +211,10 @@ def test_class_pictures_pull_by_their_weight(
     (tmp_path / "class").mkdir()
     for number in range(3):
         Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"class/{number}.png")
-    both = sets(*EVERY_LINE, f"data.class_path={tmp_path}/class", "data.class_caption=a ball",
+    both = sets(*EVERY_LINE, f"data.reg_data_dir={tmp_path}/class", "data.reg_caption=a ball",
                 "train.batch_size=12")  # fmt: skip
     for weight in ("0", "0.5", "1"):
-        more = sets(f"data.class_weight={weight}")
+        more = sets(f"data.prior_loss_weight={weight}")
         assert train(tiny_model, pictures, f"{tmp_path}/w{weight}", *both, *more) == 0
     none, half, full = (
         figures_of(tmp_path / f"w{weight}")[0]["loss"] for weight in ("0", "0.5", "1")

@@ -21,9 +21,9 @@ pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 
 Tiny = Callable[[str], Path]
 STEPS = 4
-LOOKS = ("preview.every=2", f"preview.steps={STEPS}", "preview.count=1", "preview.guidance=1",
-         "preview.loss_timesteps=1")  # fmt: skip
-QUICK = ("train.learning_rate=0.1", "train.warmup=0", "train.batch_size=2", "lora.rank=2",
+LOOKS = ("validation.every_n_steps=2", f"validation.num_inference_steps={STEPS}", "validation.num_images=1", "validation.guidance_scale=1",
+         "validation.loss_timesteps=1")  # fmt: skip
+QUICK = ("train.learning_rate=0.1", "train.lr_warmup_steps=0", "train.batch_size=2", "lora.rank=2",
          "lora.targets=attention+text-encoder")  # fmt: skip
 PIPELINES = {
     "sd1": "StableDiffusionPipeline",
@@ -125,7 +125,10 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
 ) -> None:
     """Embeddings, sizes and masks come from the cache or are drawn again, and are the same."""
     out = str(tmp_path / "ink")
-    more = [*sets("train.checkpoint_every=1", "train.batch_size=2", "data.flip=true"), "--steps"]
+    more = [
+        *sets("train.checkpoint_every_n_steps=1", "train.batch_size=2", "data.flip_aug=true"),
+        "--steps",
+    ]
     assert train(tiny_of(family), masked, out, *more, "2") == 0
     whole = load_file(f"{out}.safetensors")
     Path(f"{out}.safetensors").unlink()
@@ -164,6 +167,8 @@ def test_drawing_on_pictures(
 def test_previews_of_a_refiner_need_a_few_steps(
     tiny_of: Tiny, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = sets("preview.every=1", "preview.steps=2")
+    more = sets("validation.every_n_steps=1", "validation.num_inference_steps=2")
     assert train(tiny_of("sdxl-refiner"), masked, str(tmp_path / "ink"), *more) != 0
-    assert "preview.steps: 2 times the strength 0.3 is less than one" in error_of(capsys)
+    assert "validation.num_inference_steps: 2 times the strength 0.3 is less than one" in error_of(
+        capsys
+    )

@@ -112,10 +112,10 @@ def test_the_first_stage_is_the_run_that_it_would_be_alone(
 ) -> None:
     """A later stage on top of it is another one: its cross term sees the first feature."""
     base = ["--tag", TAGS[0], "--out", f"{tmp_path}/one", "-m", str(tiny_model)]
-    same = sets("train.steps=4", "train.batch_size=2", "train.device=cpu", "train.log_every=1",
-                "train.learning_rate=0.01", "train.warmup=0", "train.ema=0.9", "lora.rank=4",
-                "track.tensorboard=false", "preview.every=0", "data.class_word=person",
-                "preserve.strength=0.5", "preserve.every=2", "preserve.cross=0.5")  # fmt: skip
+    same = sets("train.steps=4", "train.batch_size=2", "train.device=cpu", "train.log_every_n_steps=1",
+                "train.learning_rate=0.01", "train.lr_warmup_steps=0", "train.ema_decay=0.9", "lora.rank=4",
+                "track.tensorboard=false", "validation.every_n_steps=0", "data.class_word=person",
+                "preserve.strength=0.5", "preserve.every_n_steps=2", "preserve.earlier_features_strength=0.5")  # fmt: skip
     assert run(["train", "--data", str(scene / "curly"), *base, *same]) == 0
     assert_same(state_at(tmp_path / "one", 4), state_at(staged / "staged" / TAGS[0], 4))
     first, second = (figures_of(staged / "staged" / tag) for tag in TAGS)
@@ -161,7 +161,7 @@ def test_each_feature_of_a_joint_run_is_as_in_a_run_of_its_own(
     for tag, folder, rank in zip(TAGS, ("curly", "cook"), (4, 2), strict=True):
         out = tmp_path / tag
         settings = sets("train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01",
-                        "train.warmup=0", "train.log_every=1", "preview.every=0",
+                        "train.lr_warmup_steps=0", "train.log_every_n_steps=1", "validation.every_n_steps=0",
                         "track.tensorboard=false", f"lora.rank={rank}")  # fmt: skip
         assert run(["train", "--data", str(scene / folder), "--tag", tag, "--out", str(out),
                     "-m", str(tiny_model), "--steps", "4", *settings]) == 0  # fmt: skip
@@ -262,7 +262,12 @@ def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -
     text = file.read_text()
     # In the first stage, so that the second has a frozen text encoder's adapters under it.
     file.write_text(text.replace('class = "person"', f'class = "person"\n{extra}', 1))
-    looks = sets("preview.every=2", "preview.steps=1", "preview.count=1", "data.held_out=0.2")
+    looks = sets(
+        "validation.every_n_steps=2",
+        "validation.num_inference_steps=1",
+        "validation.num_images=1",
+        "data.validation_split=0.2",
+    )
     assert run(["train", str(file), *looks]) == 0
     for tag in TAGS:
         folder = tmp_path / "loras" / f"all-{mode}" / tag

@@ -133,7 +133,7 @@ def test_nothing_is_written_among_the_class_pictures(
 ) -> None:
     others = tmp_path / "others"
     others.mkdir()
-    more = sets(f"data.class_path={others}")
+    more = sets(f"data.reg_data_dir={others}")
     assert train(tiny_model, pictures, f"{others}/ink", *more) == 1
     assert f"lies among the pictures in {others}" in error_of(capsys)
     assert list(others.iterdir()) == []
@@ -150,17 +150,23 @@ def test_loras_of_previews_are_looked_for_before_training(
     monkeypatch.chdir(tmp_path)
 
     def told(prompt: str) -> str:
-        more = sets("preview.every=2", "preview.steps=1", f'preview.prompts=["{prompt}"]')
+        more = sets(
+            "validation.every_n_steps=2",
+            "validation.num_inference_steps=1",
+            f'validation.prompts=["{prompt}"]',
+        )
         assert train(tiny_model, pictures, "made/ink", *more) == 1
         assert not Path("made/ink").exists()
         return error_of(capsys)
 
-    assert "preview.prompts: LoRA 'glow': there is no folder loras" in told("a <lora:glow:1>")
+    assert "validation.prompts: LoRA 'glow': there is no folder loras" in told("a <lora:glow:1>")
     Path("loras").mkdir()
     make_lora(load_model(tiny_sd2), Path("loras/glow.safetensors"), {}, 0.1)
     assert "did you mean glow?" in told("a <lora:glwo:1>")
-    assert "preview.prompts: loras/glow.safetensors: its 192 layers" in told("a <lora:glow:1>")
+    assert "validation.prompts: loras/glow.safetensors: its 192 layers" in told("a <lora:glow:1>")
     Path("loras/glow.safetensors").write_bytes(b"nothing")
     assert "glow.safetensors" in told("a <lora:glow:1>")
-    off = sets("preview.every=0", 'preview.prompts=["a <lora:none:1>"]', "train.steps=1")
+    off = sets(
+        "validation.every_n_steps=0", 'validation.prompts=["a <lora:none:1>"]', "train.steps=1"
+    )
     assert train(tiny_model, pictures, "made/ink", *off) == 0

@@ -30,9 +30,9 @@ from lorasmith.core import safetensors_io
 from lorasmith.loops.checkpoint import latest_checkpoint
 
 MOVING = (
-    "train.ema=0.9", "train.batch_size=4", "train.log_every=1", "lora.dropout=0.2",
-    "data.flip=true", "data.caption_dropout=0.2", "train.loss.noise_offset=0.1",
-    "train.learning_rate=0.01", "data.held_out=0.2", *LOOKS,
+    "train.ema_decay=0.9", "train.batch_size=4", "train.log_every_n_steps=1", "lora.dropout=0.2",
+    "data.flip_aug=true", "data.caption_dropout_rate=0.2", "train.loss.noise_offset=0.1",
+    "train.learning_rate=0.01", "data.validation_split=0.2", *LOOKS,
 )  # fmt: skip
 """Everything on that could differ after a resume."""
 
@@ -107,7 +107,7 @@ def test_another_grid_of_losses_has_another_base(
     pictures, out = straight[0], tmp_path / "ink"
     with at_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
-    assert go_on(out, "--set", "preview.loss_seed=5") == 0
+    assert go_on(out, "--set", "validation.loss_seed=5") == 0
     told = [one for one in figures_of(out) if "held_out_base" in one]
     bases = [one["held_out_base"] for one in told if one["step"] <= 3]
     others = [one["held_out_base"] for one in told if one["step"] > 3]
@@ -124,7 +124,7 @@ def test_every_optimizer_goes_on_exactly(
     straight: tuple, tiny_model: Path, tmp_path: Path, optimizer: str
 ) -> None:
     pictures = straight[0]
-    sort = sets(f"train.optimizer={optimizer}", "train.log_every=1", "train.batch_size=3")
+    sort = sets(f"train.optimizer={optimizer}", "train.log_every_n_steps=1", "train.batch_size=3")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *sort) == 0
     with at_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, f"{tmp_path}/two", *sort) == 130
@@ -137,7 +137,7 @@ def test_an_explicit_step_is_gone_on_from_and_later_ones_are_left(
 ) -> None:
     pictures, unbroken, _ = straight
     out = tmp_path / "ink"
-    every = sets(*MOVING, "train.checkpoint_every=2", "train.keep_checkpoints=9")
+    every = sets(*MOVING, "train.checkpoint_every_n_steps=2", "train.keep_checkpoints=9")
     assert train(tiny_model, pictures, str(out), *every) == 0
     assert steps_there(out) == [2, 4, 6]
     (out / "checkpoints/step-00000004/state.json").unlink()
@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     pictures, unbroken, _ = straight
     out = tmp_path / "ink"
     with at_step(4, press_ctrl_c):
-        every = sets(*MOVING, "train.checkpoint_every=2")
+        every = sets(*MOVING, "train.checkpoint_every_n_steps=2")
         assert train(tiny_model, pictures, str(out), *every) == 130
     spoil(out / "checkpoints" / "step-00000004")
     capsys.readouterr()
@@ -202,7 +202,7 @@ def test_runs_that_are_killed_again_and_again_end_as_if_they_were_not(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child has no other threads
     try:
-        every = sets(*MOVING, "train.checkpoint_every=1")
+        every = sets(*MOVING, "train.checkpoint_every_n_steps=1")
         assert train(tiny_model, pictures, f"{tmp_path}/alone", *every) == 0
         for _ in range(8):
             there = steps_there(out) if (out / "checkpoints").is_dir() else []
@@ -227,7 +227,7 @@ def test_runs_that_are_killed_again_and_again_end_as_if_they_were_not(
 
 def arguments(tiny_model: Path, pictures: Path, out: Path, more: list[str]) -> list[str]:
     needed = ["--data", str(pictures), "--tag", "inkmono", "--out", str(out), "-m", str(tiny_model)]
-    quick = sets("train.device=cpu", "preview.every=0", "track.tensorboard=false")
+    quick = sets("train.device=cpu", "validation.every_n_steps=0", "track.tensorboard=false")
     return [*needed, *quick, "--steps", "6", *more]
 
 

@@ -65,7 +65,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "out" / "ink"
     with at_step(4, press_ctrl_c):
-        assert train(tiny_model, pictures, str(out), *sets("train.log_every=1")) == 130
+        assert train(tiny_model, pictures, str(out), *sets("train.log_every_n_steps=1")) == 130
     (line,) = capsys.readouterr().err.splitlines()
     command = f"lorasmith train {out}/run.toml --resume"
     assert line == f"interrupted: stopped after step 4 of 6, all saved; go on with: {command}"
@@ -88,7 +88,9 @@ def test_a_second_ctrl_c_stops_at_once(
         press_ctrl_c(step)
 
     with at_step(4, twice) as seen:
-        assert train(tiny_model, pictures, str(out), *sets("train.checkpoint_every=2")) == 130
+        assert (
+            train(tiny_model, pictures, str(out), *sets("train.checkpoint_every_n_steps=2")) == 130
+        )
     assert len(seen) == 4
     error = capsys.readouterr().err
     assert "stopped at once; the last checkpoint (step-00000002) is kept, go on with: " in error
@@ -148,7 +150,11 @@ def test_a_loss_that_is_not_finite_saves_nothing_more(
         spoilt.append(step._parameters[1])
         spoilt[0].register_hook(lambda gradient: gradient * torch.nan)
 
-    more = sets("train.checkpoint_every=3", "train.log_every=5", "train.save_every=4")
+    more = sets(
+        "train.checkpoint_every_n_steps=3",
+        "train.log_every_n_steps=5",
+        "train.save_every_n_steps=4",
+    )
     with at_step(4, spoil) as seen:
         more += sets("train.batch_size=2")
         assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
@@ -165,7 +171,7 @@ def test_a_loss_that_is_not_finite_saves_nothing_more(
 def test_a_run_that_failed_before_a_checkpoint_can_be_started_anew(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wild = sets("train.learning_rate=1e30", "train.warmup=0")
+    wild = sets("train.learning_rate=1e30", "train.lr_warmup_steps=0")
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *wild) == 1
     error = error_of(capsys)
     assert re.search(r"not finite at step \d, with the pictures ball\d\.png, ", error)
@@ -185,12 +191,25 @@ def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_advises(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with at_step(5, raise_out_of_memory):
-        more = sets("train.checkpoint_every=2")
+        more = sets("train.checkpoint_every_n_steps=2")
         assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
     error = error_of(capsys)
     assert "out of memory at step 5; the last checkpoint (step-00000004) is kept" in error
-    assert "Raise train.accumulate (now 1), lower train.batch_size (now 8)" in error
-    assert run(["train", "--out", f"{tmp_path}/ink", "--resume", *sets("train.accumulate=2")]) == 0
+    assert (
+        "Raise train.gradient_accumulation_steps (now 1), lower train.batch_size (now 8)" in error
+    )
+    assert (
+        run(
+            [
+                "train",
+                "--out",
+                f"{tmp_path}/ink",
+                "--resume",
+                *sets("train.gradient_accumulation_steps=2"),
+            ]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,10 +247,12 @@ def test_a_model_that_does_not_fit_the_wish(
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "data.resolution=60") == 1
     assert "data.resolution: 60 is not a multiple of 64; use 64" in error_of(capsys)
     for size, message in (("abc", "'abc' is not WIDTHxHEIGHT"), ("60x64", "60x64 is not in steps")):
-        assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(f"preview.size={size}")) == 1
-        assert f"preview.size: {message}" in error_of(capsys)
+        assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(f"validation.size={size}")) == 1
+        assert f"validation.size: {message}" in error_of(capsys)
     assert not (tmp_path / "ink").exists()
-    assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "train.precision=fp16") == 1
-    assert "train.precision: fp16 needs a GPU; use bf16 or no" in error_of(capsys)
+    assert (
+        train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "train.mixed_precision=fp16") == 1
+    )
+    assert "train.mixed_precision: fp16 needs a GPU; use bf16 or fp32" in error_of(capsys)
     assert train(tmp_path / "none", pictures, f"{tmp_path}/ink") == 1
     assert "no such folder" in error_of(capsys)

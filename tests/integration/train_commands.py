@@ -15,7 +15,12 @@ from lorasmith.loops.checkpoint import load_checkpoint
 from lorasmith.training.joint_step import Part, Together
 from lorasmith.training.train_step import TrainStep
 
-LOOKS = ("preview.every=2", "preview.steps=1", "preview.count=1", "preview.loss_timesteps=2")
+LOOKS = (
+    "validation.every_n_steps=2",
+    "validation.num_inference_steps=1",
+    "validation.num_images=1",
+    "validation.loss_timesteps=2",
+)
 """Settings of runs that look at themselves, quickly."""
 
 
@@ -26,7 +31,7 @@ def sets(*settings: str) -> list[str]:
 def train(tiny_model: Path, pictures: Path, out: str, *more: str) -> int:
     """Six steps without looks, unless the further arguments say otherwise."""
     needed = ["--data", str(pictures), "--tag", "inkmono", "--out", out, "-m", str(tiny_model)]
-    quick = sets("train.device=cpu", "preview.every=0", "track.tensorboard=false")
+    quick = sets("train.device=cpu", "validation.every_n_steps=0", "track.tensorboard=false")
     return run(["train", *needed, *quick, "--steps", "6", *more])
 
 

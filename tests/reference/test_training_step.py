@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.device import generator
 from lorasmith.training.joint_step import Together
 from lorasmith.training.setup import opened
@@ -49,14 +49,14 @@ def pictures(tmp_path: Path) -> Path:
 
 @contextmanager
 def our_session(folder: Path, pictures: Path, out: Path, loss: dict[str, Any]) -> Iterator[Session]:
-    run = TrainRun.model_validate(
+    run = TrainConfig.model_validate(
         {
             "data": {"path": pictures, "tag": "inkmono", "cache": False},
             "output": {"name": str(out)},
             "model": {"path": folder},
             "lora": {"rank": 3, "alpha": 1.5, "targets": "all-linear+text-encoder"},
             "train": {
-                "device": "cpu", "batch_size": COUNT, "clip": 0.0, "seed": SEED, "loss": loss,
+                "device": "cpu", "batch_size": COUNT, "max_grad_norm": 0.0, "seed": SEED, "loss": loss,
                 "learning_rate": 1e-3,
             },
         }
@@ -209,7 +209,7 @@ FAMILIES = (
 def test_loss_and_gradients(
     tiny_of: Tiny, pictures: Path, tmp_path: Path, family: str, min_snr: float | None
 ) -> None:
-    loss = {"min_snr": min_snr or 0.0, "masked": False}
+    loss = {"min_snr_gamma": min_snr or 0.0, "masked": False}
     theirs = Theirs(tiny_of(family), family)
     with our_session(tiny_of(family), pictures, tmp_path / "out", loss) as session:
         layers = theirs.add_lora(session)

@@ -86,11 +86,11 @@ def test_generated_pages_are_current(name: str) -> None:
 
 
 def test_every_setting_is_in_the_tables() -> None:
-    from lorasmith.config.base import described_fields
+    from lorasmith.config.base import list_fields
 
     page = generator().settings_page()
     for run in generator().RUNS.values():
-        for name, _, meaning in described_fields(run):
+        for name, _, meaning in list_fields(run):
             row = f"| `{name.rpartition('.')[2]}` |"
             assert row in page, name
             assert meaning, f"{name} has no docstring"
@@ -113,13 +113,18 @@ def test_there_are_commands_to_check() -> None:
 def test_commands_in_the_pages_are_understood(
     page: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorasmith.config.features import FeaturesRun
-    from lorasmith.config.load import load_settings
-    from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
-    from lorasmith.config.train_config import TrainRun
+    from lorasmith.config.features import FeaturesConfig
+    from lorasmith.config.load import load_config
+    from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
+    from lorasmith.config.train_config import TrainConfig
 
     path, arguments = understood(line)
-    kinds: dict[str, Any] = {"train": TrainRun, "clip": ClipRun, "vae": VaeRun, "unet": UnetRun}
+    kinds: dict[str, Any] = {
+        "train": TrainConfig,
+        "clip": ClipPretrainConfig,
+        "vae": VaePretrainConfig,
+        "unet": UnetPretrainConfig,
+    }
     if path[-1] not in kinds:
         return
     monkeypatch.chdir(REPOSITORY)
@@ -128,9 +133,9 @@ def test_commands_in_the_pages_are_understood(
     settings = file if file is not None and file.is_file() else None
     base = None if settings else EXAMPLES[path[-1]]
     if page == "docs/features.md":
-        load_settings(FeaturesRun, None, arguments["sets"] or [], FEATURES)
+        load_config(FeaturesConfig, None, arguments["sets"] or [], FEATURES)
     else:
-        load_settings(kinds[path[-1]], settings, arguments["sets"] or [], base)
+        load_config(kinds[path[-1]], settings, arguments["sets"] or [], base)
 
 
 LOOP = {"out": "runs/x", "steps": 10, "batch_size": 8, "learning_rate": 1e-3}
@@ -148,31 +153,36 @@ EXAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("page", "text"), list(fences("toml")))
 def test_settings_in_the_pages_are_valid(page: str, text: str, tmp_path: Path) -> None:
-    from lorasmith.config.load import load_settings
-    from lorasmith.config.sweep import SweepRun
+    from lorasmith.config.load import load_config
+    from lorasmith.config.sweep import SweepConfig
 
     file = tmp_path / "run.toml"
     file.write_text(text, encoding="utf-8")
     command = text.splitlines()[0].removeprefix("# ")  # the first line says whose they are
-    load_settings({**generator().RUNS, "lorasmith sweep": SweepRun}[command], file)
+    load_config({**generator().RUNS, "lorasmith sweep": SweepConfig}[command], file)
 
 
 def test_the_page_on_sweeps_names_all_that_may_vary() -> None:
-    from lorasmith.config.sweep import VARIABLE
+    from lorasmith.config.sweep import SWEEPABLE
 
     text = (REPOSITORY / "docs" / "sweeps.md").read_text(encoding="utf-8")
     table = text.partition("## What may vary")[2].partition("Everything else")[0]
-    assert set(re.findall(r"`([\w.]+)`", table)) == set(VARIABLE)
+    assert set(re.findall(r"`([\w.]+)`", table)) == set(SWEEPABLE)
 
 
 def test_configs_of_the_recipe_are_valid() -> None:
-    from lorasmith.config.load import load_settings
-    from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
+    from lorasmith.config.load import load_config
+    from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
 
     configs = sorted((REPOSITORY / "recipes").rglob("configs/*.toml"))
     assert len(configs) >= 4
     for config in configs:
-        load_settings({"c": ClipRun, "v": VaeRun, "u": UnetRun}[config.name[0]], config)
+        load_config(
+            {"c": ClipPretrainConfig, "v": VaePretrainConfig, "u": UnetPretrainConfig}[
+                config.name[0]
+            ],
+            config,
+        )
 
 
 @pytest.mark.parametrize(("page", "text"), list(fences("python")))

@@ -55,7 +55,9 @@ def check(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting as `train` takes it: data.max_aspect=3. Repeatable."),
+        typer.Option(
+            "--set", help="A setting as `train` takes it: data.max_aspect_ratio=3. Repeatable."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
@@ -89,20 +91,19 @@ def _tell(report: "DatasetReport", data: Path, as_json: bool) -> None:
         show(report, _console())
     if report.errors:
         raise DataError(
-            f"{data}: {', '.join(finding.rule for finding in report.errors)}; "
-            f"{len(report.facts.scan.rows)} of {report.facts.scan.pictures} pictures can be used"
+            f"{data}: {', '.join(finding.rule for finding in report.errors)}; {len(report.facts.scan.rows)} of {report.facts.scan.pictures} pictures can be used"
         )
 
 
 def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
     """Check the pictures of a run."""
-    from lorasmith.config.features import FeaturesRun, load_run
+    from lorasmith.config.features import FeaturesConfig, load_train_config
     from lorasmith.evaluation.dataset_check import check_dataset as check_data
     from lorasmith.evaluation.features_check import check_features
     from lorasmith.loops.progress import progress_bar
 
-    run = load_run(file.expanduser(), overrides)
-    if not isinstance(run, FeaturesRun):
+    run = load_train_config(file.expanduser(), overrides)
+    if not isinstance(run, FeaturesConfig):
         report = check_data(run.data, False, run.model.path, None, progress_bar)
         _tell(report, run.data.path, as_json)
         return
@@ -181,10 +182,7 @@ def _variety(report: "DatasetReport") -> str:
     if variety is None:
         return ""
     judged = "all alike" if variety.is_uniform else "varied"
-    return (
-        f"{variety.distance:.2f}, {judged} (sets of {variety.images} below "
-        f"{variety.threshold:.2f} are all alike)"
-    )
+    return f"{variety.distance:.2f}, {judged} (sets of {variety.images} below {variety.threshold:.2f} are all alike)"
 
 
 def _buckets(report: "DatasetReport") -> Table:

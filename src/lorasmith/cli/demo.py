@@ -112,19 +112,19 @@ def _show_base(pipe: "Pipeline", folder: Path) -> None:
 def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
     """Train the LoRA on the pictures that ship with the package."""
     import lorasmith
-    from lorasmith.config.train_config import TrainRun
+    from lorasmith.config.train_config import TrainConfig
     from lorasmith.inference.outputs.save import make_grid, save_png
     from lorasmith.runs.paths import RunPaths
 
     paths = RunPaths.from_name(f"{folder.absolute()}/{TAG}")
     clear_previous(paths)
-    run = TrainRun.model_validate(
+    run = TrainConfig.model_validate(
         {
             "data": {"path": DEMO_DATA, "tag": TAG},
             "output": {"name": str(paths.folder)},
             "model": {"path": model},
             "train": {"steps": steps or _STEPS, "learning_rate": _RATE},
-            "preview": {"every": _STEPS // 2, "count": 2},
+            "validation": {"every_n_steps": _STEPS // 2, "num_images": 2},
         }
     )
     pictures = taught_pictures()

@@ -50,9 +50,9 @@ def teach_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
             "output": {"name": str(paths.folder)},
             "model": {"path": model},
             "train": {
-                "steps": wanted, "batch_size": _BATCH, "learning_rate": _RATE, "warmup": _WARMUP,
+                "steps": wanted, "batch_size": _BATCH, "learning_rate": _RATE, "lr_warmup_steps": _WARMUP,
             },
-            "preview": {"every": 0},
+            "validation": {"every_n_steps": 0},
         }
     )  # fmt: skip
     typer.echo(f"    {folder / file.name}, {time.perf_counter() - started:.0f} s")

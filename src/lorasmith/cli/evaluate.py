@@ -94,8 +94,8 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: Annotated[
-        Literal["no", "fp16", "bf16"], typer.Option(help="Number format; no is float32.")
-    ] = "no",
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Number format.")
+    ] = "fp32",
 ) -> None:
     """Measure tags: fidelity, leaking without the tag, bleeding between tags, forgetting.
 

@@ -110,9 +110,9 @@ def generate(
     ] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[
-        Literal["no", "fp16", "bf16"],
-        typer.Option(help="What the model computes in; no is float32."),
-    ] = "no",
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(help="What the model computes in."),
+    ] = "fp32",
     latents: Annotated[
         bool, typer.Option("--latents", help="Write latents.safetensors instead of pictures.")
     ] = False,
@@ -223,7 +223,7 @@ def _awake(pipe: "Pipeline", text: str) -> str:
 def _open(
     model: Path | None,
     device: str,
-    precision: Literal["no", "fp16", "bf16"],
+    precision: Literal["fp32", "fp16", "bf16"],
     lora_dir: Path,
     safety_checker: Path | None,
 ) -> "Pipeline":

@@ -14,7 +14,7 @@ From = Annotated[
     Path | None, typer.Option("--from", help="Start from the weights in this folder (a fine-tune).")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue from the newest checkpoint in loop.out.")
+    bool, typer.Option("--resume", help="Continue from the newest checkpoint in train.output_dir.")
 ]
 
 
@@ -33,34 +33,34 @@ def register(app: typer.Typer) -> None:
 def vae(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
     """Train the autoencoder.
 
-    Example: `lorasmith pretrain vae vae.toml --set loop.steps=2000`
+    Example: `lorasmith pretrain vae vae.toml --set train.steps=2000`
     """
-    from lorasmith.config.pretrain import VaeRun
+    from lorasmith.config.pretrain import VaePretrainConfig
     from lorasmith.pretraining.vae import pretrain_vae
 
-    _run(VaeRun, pretrain_vae, config, sets, start, resume)
+    _run(VaePretrainConfig, pretrain_vae, config, sets, start, resume)
 
 
 def clip(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
     """Train the text and image towers.
 
-    Example: `lorasmith pretrain clip clip.toml --set loop.batch_size=512`
+    Example: `lorasmith pretrain clip clip.toml --set train.batch_size=512`
     """
-    from lorasmith.config.pretrain import ClipRun
+    from lorasmith.config.pretrain import ClipPretrainConfig
     from lorasmith.pretraining.clip import pretrain_clip
 
-    _run(ClipRun, pretrain_clip, config, sets, start, resume)
+    _run(ClipPretrainConfig, pretrain_clip, config, sets, start, resume)
 
 
 def unet(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
     """Train the U-Net on the latents of a trained autoencoder.
 
-    Example: `lorasmith pretrain unet unet.toml --from runs/unet-1 --set loop.out=runs/unet-2`
+    Example: `lorasmith pretrain unet unet.toml --from runs/unet-1 --set train.output_dir=runs/unet-2`
     """
-    from lorasmith.config.pretrain import UnetRun
+    from lorasmith.config.pretrain import UnetPretrainConfig
     from lorasmith.pretraining.unet import pretrain_unet
 
-    _run(UnetRun, pretrain_unet, config, sets, start, resume)
+    _run(UnetPretrainConfig, pretrain_unet, config, sets, start, resume)
 
 
 def report(
@@ -92,12 +92,12 @@ def report(
 
     Example: `lorasmith pretrain report unet.toml --model runs/unet --out runs/RESULTS.md`
     """
-    from lorasmith.config.load import load_settings
-    from lorasmith.config.pretrain import UnetRun
+    from lorasmith.config.load import load_config
+    from lorasmith.config.pretrain import UnetPretrainConfig
     from lorasmith.pretraining.report import Compared
     from lorasmith.pretraining.report import report as write_report
 
-    run = load_settings(UnetRun, config, sets or [])
+    run = load_config(UnetPretrainConfig, config, sets or [])
     compared = Compared(_named(vaes), _named(unets), _named(table), append)
     written = write_report(run, model, out, compared, device)
     typer.echo(f"wrote {written} and its sheets")
@@ -116,10 +116,10 @@ def _named(pairs: list[str] | None) -> dict[str, Path]:
 def _run(
     kind: Any, train: Any, config: Path, sets: list[str] | None, start: Path | None, resume: bool
 ) -> None:
-    from lorasmith.config.load import load_settings
+    from lorasmith.config.load import load_config
 
     overrides = list(sets or [])
     if start is not None:
-        overrides.append(f"loop.start_from={start}")
-    out = train(load_settings(kind, config, overrides), resume)
+        overrides.append(f"train.start_from={start}")
+    out = train(load_config(kind, config, overrides), resume)
     typer.echo(f"saved to {out}")

@@ -12,7 +12,7 @@ from lorasmith.config.presets import ADVICE, Preset
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.config.train_config import TrainRun
+    from lorasmith.config.train_config import TrainConfig
 
 RunFile = Annotated[
     Path | None, typer.Argument(metavar="[RUN.toml]", help="Settings; the options override it.")
@@ -94,7 +94,7 @@ def require_options(command: str, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{command} needs {', '.join(missing)}, or a RUN.toml that says so")
 
 
-def advise(preset: Preset | None, run: "TrainRun") -> None:
+def advise(preset: Preset | None, run: "TrainConfig") -> None:
     """Say what goes well with a preset and is not there."""
-    if preset is not None and preset in ADVICE and run.data.class_path is None:
+    if preset is not None and preset in ADVICE and run.data.reg_data_dir is None:
         typer.echo(f"note: {ADVICE[preset]}", err=True)

@@ -13,7 +13,7 @@ from lorasmith.cli.overrides import as_overrides
 from lorasmith.config.presets import PRESETS
 
 if TYPE_CHECKING:
-    from lorasmith.config.sweep import SweepRun
+    from lorasmith.config.sweep import SweepConfig
     from lorasmith.reports.sweep_results import SweepResult
 
 
@@ -87,7 +87,7 @@ def sweep(
     _show(settings, train_sweep(settings, resume))
 
 
-def _show(settings: "SweepRun", results: Sequence["SweepResult"]) -> None:
+def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
     """Print what came of all LoRAs, and what to think of the differences."""
     from lorasmith.reports.sweep_page import rows_of
     from lorasmith.reports.sweep_results import notes_of

@@ -10,7 +10,7 @@ from lorasmith.cli.overrides import as_overrides
 from lorasmith.config.presets import PRESETS
 
 if TYPE_CHECKING:
-    from lorasmith.config.features import FeaturesRun
+    from lorasmith.config.features import FeaturesConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def train(
 
     Example: `lorasmith train --data pictures --tag inkmono --out inkmono --steps 300`
     """
-    from lorasmith.config.features import FeaturesRun, load_run
+    from lorasmith.config.features import FeaturesConfig, load_train_config
     from lorasmith.config.load import dump_toml
 
     flags = {
@@ -60,13 +60,13 @@ def train(
         base |= options.PLACEHOLDERS
     elif run is None:
         options.require_options("train", overrides)
-    settings = load_run(run, overrides, base)
+    settings = load_train_config(run, overrides, base)
     if print_config:
         typer.echo(dump_toml(settings), nl=False)
         return
     if download:
         fetch(settings.model.path)
-    if isinstance(settings, FeaturesRun):
+    if isinstance(settings, FeaturesConfig):
         _train_features(settings, resume)
         return
     options.advise(preset, settings)
@@ -77,7 +77,7 @@ def train(
     typer.echo(f"{file} ({file.stat().st_size / 2**20:.1f} MiB), report in {report}")
 
 
-def _train_features(settings: "FeaturesRun", resume: str | None) -> None:
+def _train_features(settings: "FeaturesConfig", resume: str | None) -> None:
     from lorasmith.training.multi.features import train_features
 
     files = train_features(settings, resume)

@@ -4,12 +4,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import Settings, UserPath
+from lorasmith.config.base import BaseConfig, UserPath
 
 Scalar = str | int | float | bool
 
 
-class RowFilter(Settings):
+class RowFilter(BaseConfig):
     """Keep the rows whose metadata column compares true."""
 
     column: str
@@ -28,7 +28,7 @@ class RowFilter(Settings):
         return self
 
 
-class RowWeight(Settings):
+class RowWeight(BaseConfig):
     """How often rows with a certain column value are drawn, relative to the rest."""
 
     column: str
@@ -39,24 +39,24 @@ class RowWeight(Settings):
     """1.0 draws such a row every epoch, 0.5 every other epoch on average."""
 
 
-class DataSettings(Settings):
+class PretrainDataConfig(BaseConfig):
     """Which captioned pictures are learned from, and how."""
 
     path: UserPath
     """A folder of pictures with captions, or a packed tar."""
     filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these are used."""
-    validation_share: float = Field(default=0.03, ge=0.0, lt=1.0)
+    validation_split: float = Field(default=0.03, ge=0.0, lt=1.0)
     """Share of the rows, chosen by a hash of their names, that is never trained on."""
     weights: tuple[RowWeight, ...] = ()
     """Rows to be drawn less often than others."""
-    flip: bool = False
+    flip_aug: bool = False
     """Mirror half of the pictures, where nothing below speaks against it."""
-    flip_words_against: tuple[str, ...] = ("left", "right", "leftwards", "rightwards")
+    no_flip_words: tuple[str, ...] = ("left", "right", "leftwards", "rightwards")
     """A caption with one of these words is never mirrored."""
     flip_filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these are mirrored (text and flags should not be)."""
-    memory_gib: float = Field(default=4.0, ge=0.0)
+    image_cache_gib: float = Field(default=4.0, ge=0.0)
     """Decoded pictures are kept in memory up to this size; larger sets are decoded as needed."""
-    limit: int | None = Field(default=None, gt=0)
+    max_images: int | None = Field(default=None, gt=0)
     """Use only the first so many rows, to try a recipe out."""

@@ -5,21 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from lorasmith.config.base import Settings
-from lorasmith.config.load import load_settings, read_toml
-from lorasmith.config.lora import GateKind, LoraSettings, PartSettings, Targets
+from lorasmith.config.base import BaseConfig
+from lorasmith.config.load import load_config, read_toml
+from lorasmith.config.lora import GateKind, LoraConfig, LoraOverride, Targets
 from lorasmith.config.train_config import (
-    ModelSettings,
-    OutputSettings,
-    PreserveSettings,
-    PreviewSettings,
-    TrackSettings,
-    TrainRun,
+    ModelConfig,
+    OutputConfig,
+    PreserveConfig,
+    TrackConfig,
+    TrainConfig,
+    ValidationConfig,
 )
-from lorasmith.config.train_data import FeatureData, PictureSettings, Tag, TrainData
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.train_data import DataConfig, FeatureDataConfig, ImageDataConfig, Tag
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -33,17 +33,15 @@ def _as_data(value: Any) -> Any:
     return {"path": value} if isinstance(value, str | Path) else value
 
 
-class FeatureSettings(Settings):
+class FeatureConfig(BaseConfig):
     """One feature: a tag and the pictures that it stands for. What is left out here is as in
     `[lora]` and `[train]`."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     tag: Tag
     """The words that switch it on. They stand in every caption of its pictures and in no other."""
-    class_word: str = Field(default="", alias="class")
+    class_word: str = ""
     """What its pictures show without the tag, such as person."""
-    data: Annotated[FeatureData, BeforeValidator(_as_data)]
+    data: Annotated[FeatureDataConfig, BeforeValidator(_as_data)]
     """Its pictures: a path, or a table with the keys of [FeatureData](#featuredata)."""
     targets: Targets | None = None
     """Layers that get an adapter, as in `lora.targets`."""
@@ -53,8 +51,8 @@ class FeatureSettings(Settings):
     """Their scale is alpha / rank; left out where a rank is given here, alpha is that rank."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate."""
-    parts: tuple[PartSettings, ...] | None = None
-    """Layers with rank, alpha or learning rate of their own, as in `lora.parts`."""
+    overrides: tuple[LoraOverride, ...] | None = None
+    """Layers with rank, alpha or learning rate of their own, as in `lora.overrides`."""
     gate: GateKind | None = None
     """What switches it on, as in `lora.gate`."""
 
@@ -65,7 +63,7 @@ class FeatureSettings(Settings):
         return safe or "feature"
 
 
-class FeaturesTrain(TrainSettings):
+class FeaturesTrainerConfig(TrainerConfig):
     """How the features are trained; numbers of steps and pictures are those of each feature."""
 
     mode: Literal["staged", "joint"] = "staged"
@@ -74,26 +72,26 @@ class FeaturesTrain(TrainSettings):
     feature's adapters, and one pass of the model serves all."""
 
 
-class FeaturesRun(Settings):
+class FeaturesConfig(BaseConfig):
     """Everything about one `lorasmith train` run with `[[feature]]` tables: a LoRA for each."""
 
-    data: PictureSettings = PictureSettings()
+    data: ImageDataConfig = ImageDataConfig()
     """How the pictures are used, unless a feature says otherwise."""
-    feature: Annotated[tuple[FeatureSettings, ...], Field(min_length=1)]
+    feature: Annotated[tuple[FeatureConfig, ...], Field(min_length=1)]
     """The features, in the order in which `staged` learns them."""
-    output: OutputSettings
+    output: OutputConfig
     """The result: the LoRA of each feature is `NAME-TAG.safetensors`."""
-    model: ModelSettings = ModelSettings()
+    model: ModelConfig = ModelConfig()
     """The base model."""
-    lora: LoraSettings = LoraSettings()
+    lora: LoraConfig = LoraConfig()
     """The adapters."""
-    train: FeaturesTrain = FeaturesTrain()
+    train: FeaturesTrainerConfig = FeaturesTrainerConfig()
     """The training."""
-    preserve: PreserveSettings = PreserveSettings()
+    preserve: PreserveConfig = PreserveConfig()
     """What keeps pictures without the tag as they are."""
-    preview: PreviewSettings = PreviewSettings()
+    validation: ValidationConfig = ValidationConfig()
     """Looks at it on the way."""
-    track: TrackSettings = TrackSettings()
+    track: TrackConfig = TrackConfig()
     """Where its figures go."""
 
     @model_validator(mode="before")
@@ -109,46 +107,47 @@ class FeaturesRun(Settings):
     def _features_go_together(self) -> Self:
         for problem in _clashes(self.feature):
             raise ValueError(problem)
-        if self.preserve.cross and self.train.mode == "joint":
+        if self.preserve.earlier_features_strength and self.train.mode == "joint":
             raise ValueError(
-                "preserve.cross goes with train.mode = staged: joint features never change at once"
+                "preserve.earlier_features_strength goes with train.mode = staged: joint features "
+                "never change at once"
             )
-        self.runs()  # settings that do not go together are refused before anything is done
+        self.train_configs()  # settings that do not go together are refused before anything is done
         return self
 
-    def runs(self) -> list[TrainRun]:
+    def train_configs(self) -> list[TrainConfig]:
         """Return each feature's settings as those of a run of its own."""
         return [self._run_of(feature) for feature in self.feature]
 
-    def _run_of(self, feature: FeatureSettings) -> TrainRun:
+    def _run_of(self, feature: FeatureConfig) -> TrainConfig:
         pictures = feature.data.model_dump(exclude_unset=True)
-        data = TrainData(**pictures, tag=feature.tag, class_word=feature.class_word)
+        data = DataConfig(**pictures, tag=feature.tag, class_word=feature.class_word)
         lora = _changed(
             self.lora,
             targets=feature.targets,
             rank=feature.rank,
             alpha=feature.alpha or (None if feature.rank is None else float(feature.rank)),
-            parts=feature.parts,
+            parts=feature.overrides,
             gate=feature.gate,
         )
         train = self.train.model_dump(exclude={"mode"}, exclude_unset=True)
         if feature.learning_rate is not None:
             train["learning_rate"] = feature.learning_rate
-        return TrainRun(
+        return TrainConfig(
             data=data,
-            output=OutputSettings(name=f"{self.output.name}-{feature.name}"),
+            output=OutputConfig(name=f"{self.output.name}-{feature.name}"),
             model=self.model,
             lora=lora,
-            train=TrainSettings(**train),
+            train=TrainerConfig(**train),
             preserve=self.preserve,
-            preview=self.preview,
+            validation=self.validation,
             track=self.track,
         )
 
 
-def load_run(
+def load_train_config(
     path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
-) -> TrainRun | FeaturesRun:
+) -> TrainConfig | FeaturesConfig:
     """Read the settings of a run; one with ``[[feature]]`` tables is of several features.
 
     Raises:
@@ -159,11 +158,13 @@ def load_run(
         for key, option in (("data.path", "--data"), ("data.tag", "--tag")):
             if any(override.partition("=")[0].strip() == key for override in overrides):
                 raise ConfigError(f"{option}: the settings have [[feature]] tables, which say that")
-        return load_settings(FeaturesRun, path, overrides, base)
-    return load_settings(TrainRun, path, overrides, base)
+        return load_config(FeaturesConfig, path, overrides, base)
+    return load_config(TrainConfig, path, overrides, base)
 
 
-def single(run: TrainRun | FeaturesRun, instead: str = "lorasmith.train_features") -> TrainRun:
+def require_single_feature(
+    run: TrainConfig | FeaturesConfig, instead: str = "lorasmith.train_features"
+) -> TrainConfig:
     """Return settings that must be those of one feature.
 
     Args:
@@ -173,25 +174,25 @@ def single(run: TrainRun | FeaturesRun, instead: str = "lorasmith.train_features
     Raises:
         ConfigError: they have ``[[feature]]`` tables.
     """
-    if isinstance(run, FeaturesRun):
+    if isinstance(run, FeaturesConfig):
         raise ConfigError(f"the settings have [[feature]] tables: use {instead}")
     return run
 
 
-def settings_of(
-    config: TrainRun | FeaturesRun | Mapping[str, Any] | str | Path,
-) -> TrainRun | FeaturesRun:
+def to_train_config(
+    config: TrainConfig | FeaturesConfig | Mapping[str, Any] | str | Path,
+) -> TrainConfig | FeaturesConfig:
     """Return settings that were given in one of several forms.
 
     Raises:
         ConfigError: they are unknown, missing or out of range, or in no such form.
     """
-    if isinstance(config, TrainRun | FeaturesRun):
+    if isinstance(config, TrainConfig | FeaturesConfig):
         return config
     if isinstance(config, Mapping):
-        return load_run(None, base=config)
+        return load_train_config(None, base=config)
     if isinstance(config, str | Path):
-        return load_run(Path(config).expanduser())
+        return load_train_config(Path(config).expanduser())
     raise ConfigError(
         f"settings are a TrainRun, a dictionary or the path of a TOML file, not "
         f"{type(config).__name__}"
@@ -203,13 +204,13 @@ def _with_data(feature: Any, common: Mapping[str, Any]) -> Any:
     return {**feature, "data": {**common, **own}} if isinstance(own, Mapping) else feature
 
 
-def _changed(lora: LoraSettings, **changes: Any) -> LoraSettings:
+def _changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
     """Return settings in which what is not None has changed."""
     given = {name: value for name, value in changes.items() if value is not None}
-    return LoraSettings(**{**lora.model_dump(exclude_unset=True), **given})
+    return LoraConfig(**{**lora.model_dump(exclude_unset=True), **given})
 
 
-def _clashes(features: Sequence[FeatureSettings]) -> Iterator[str]:
+def _clashes(features: Sequence[FeatureConfig]) -> Iterator[str]:
     """Tell tags that cannot stand beside each other."""
     for number, one in enumerate(features):
         for other in features[:number]:

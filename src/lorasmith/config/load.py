@@ -9,14 +9,14 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lorasmith.config.base import Settings
+from lorasmith.config.base import BaseConfig
 from lorasmith.core.errors import ConfigError, did_you_mean
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=BaseConfig)
 Tree = dict[str, Any]
 
 
-def load_settings(
+def load_config(
     kind: type[S],
     path: Path | None = None,
     overrides: Sequence[str] = (),
@@ -35,7 +35,7 @@ def load_settings(
         ConfigError: unreadable file, unknown key (with close matches) or invalid value.
     """
     tree = read_tree(path, overrides, base)
-    return checked(kind, tree, "settings" if path is None else str(path))
+    return validate_config(kind, tree, "settings" if path is None else str(path))
 
 
 def read_tree(
@@ -56,7 +56,7 @@ def read_tree(
     return tree
 
 
-def checked(kind: type[S], tree: Mapping[str, Any], where: str = "settings") -> S:
+def validate_config(kind: type[S], tree: Mapping[str, Any], where: str = "settings") -> S:
     """Return a tree as settings of a kind.
 
     Args:
@@ -101,7 +101,7 @@ def parse_override(text: str) -> Tree:
     return dict(tree)
 
 
-def dump_toml(settings: Settings) -> str:
+def dump_toml(settings: BaseConfig) -> str:
     """Return the resolved settings as TOML. Fields that are None are left out: TOML has no null."""
     return tomli_w.dumps(_without_none(settings.model_dump(mode="json", by_alias=True)))
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import Settings
+from lorasmith.config.base import BaseConfig
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -14,7 +14,7 @@ Init = Literal["gaussian", "kaiming", "compensated", "pissa"]
 GateKind = Literal["prompt", "token", "token+end", "none"]
 
 
-class PartSettings(Settings):
+class LoraOverride(BaseConfig):
     """Some layers that are trained with numbers of their own."""
 
     targets: Targets
@@ -28,7 +28,7 @@ class PartSettings(Settings):
     """Peak learning rate here; left out, `train.learning_rate`."""
 
 
-class LoraSettings(Settings):
+class LoraConfig(BaseConfig):
     """The adapter."""
 
     rank: Positive = 16
@@ -47,7 +47,7 @@ class LoraSettings(Settings):
     `b-lora`, `b-lora-content`, `b-lora-style`. Blocks alone mean `all-linear` there. Or a pattern
     over module paths (`up_blocks.1.*.attn2.*`; text encoders' begin with `text_encoder`).
     `lorasmith model info --targets` shows what they take."""
-    parts: tuple[PartSettings, ...] = ()
+    overrides: tuple[LoraOverride, ...] = ()
     """Layers with rank, alpha or learning rate of their own."""
     init: Init = "gaussian"
     """How the factors start. `gaussian` and `kaiming`: a random down-matrix, a zero up-matrix.
@@ -59,12 +59,12 @@ class LoraSettings(Settings):
     tokens only, in training too; `token+end` also from the end of the text on. `none`: always."""
 
     @property
-    def scaled_alpha(self) -> float:
+    def effective_alpha(self) -> float:
         """Alpha, or what stands for it."""
         return float(self.rank) if self.alpha is None else self.alpha
 
     @model_validator(mode="after")
     def _something_is_targeted(self) -> Self:
-        if not self.targets and not self.parts:
+        if not self.targets and not self.overrides:
             raise ValueError("targets: name at least one preset or pattern")
         return self

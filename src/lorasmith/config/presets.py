@@ -9,20 +9,28 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     # How things are drawn sits in all layers of the transformers; words keep their meaning.
     "style": {
         "lora": {"targets": "all-linear", "rank": 16},
-        "train": {"schedule": "cosine", "warmup": 0.08, "loss": {"min_snr": 5.0}},
+        "train": {
+            "lr_scheduler": "cosine",
+            "lr_warmup_steps": 0.08,
+            "loss": {"min_snr_gamma": 5.0},
+        },
     },
     # A new thing needs a word for it, hence the text encoder.
     "subject": {
         "lora": {"targets": ["all-linear", "text-encoder"], "rank": 16},
-        "train": {"schedule": "cosine", "warmup": 0.08, "loss": {"min_snr": 5.0}},
+        "train": {
+            "lr_scheduler": "cosine",
+            "lr_warmup_steps": 0.08,
+            "loss": {"min_snr_gamma": 5.0},
+        },
     },
 }
 """Trees of settings by name."""
 
 ADVICE: Mapping[Preset, str] = {
     "subject": (
-        "without pictures of its class (data.class_path), everything of that class will come to "
+        "without pictures of its class (data.reg_data_dir), everything of that class will come to "
         "look like the subject"
     ),
 }
-"""What to say about a preset where ``data.class_path`` is not set."""
+"""What to say about a preset where ``data.reg_data_dir`` is not set."""

@@ -4,12 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import Settings, UserPath
-from lorasmith.config.data import DataSettings, RowFilter
+from lorasmith.config.base import BaseConfig, UserPath
+from lorasmith.config.data import PretrainDataConfig, RowFilter
 
 Positive = Annotated[int, Field(gt=0)]
 
-TOWER_GROUPS = 8
+IMAGE_ENCODER_NORM_GROUPS = 8
 """Groups of the image tower's group normalisation."""
 
 
@@ -19,42 +19,43 @@ def _require_groups(channels: tuple[int, ...], groups: int) -> None:
             raise ValueError(f"channels: {width} does not divide into {groups} groups")
 
 
-class LoopSettings(Settings):
+class PretrainTrainerConfig(BaseConfig):
     """How long and how fast to train, and what is kept on the way."""
 
-    out: UserPath
+    output_dir: UserPath
     """Folder for the result, its log and its checkpoints."""
     steps: Positive
     """Optimizer steps."""
     batch_size: Positive
-    """Pictures per optimizer step, over all processes and accumulated parts together."""
-    accumulate: Positive = 1
-    """Split each batch into so many parts, one after the other, to save memory."""
+    """Images that one process takes at once. A step takes this times
+    `gradient_accumulation_steps` times the number of processes."""
+    gradient_accumulation_steps: Positive = 1
+    """How many batches of each process add up to one optimizer step."""
     learning_rate: float = Field(gt=0.0)
     """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    warmup: int = Field(default=100, ge=0)
+    lr_warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises from zero."""
-    floor: float = Field(default=0.01, ge=0.0, le=1.0)
+    lr_scheduler_min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
     """The schedule ends at this share of the peak."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """AdamW's decoupled weight decay, on matrices and kernels only."""
-    clip: float = Field(default=1.0, gt=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
     """Largest gradient norm; larger gradients are scaled down to it."""
-    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay of an exponential moving average of the weights, which is then saved; 0 for none."""
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Mixed precision of accelerate. The weights themselves stay float32."""
     compile: bool = False
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
-    graph: bool = False
+    cuda_graph: bool = False
     """Record the whole step as a CUDA graph: much faster for small networks on one GPU."""
     seed: int = 0
     """Seed of initial weights, data order and noise."""
-    log_every: Positive = 20
+    log_every_n_steps: Positive = 20
     """Steps between two lines of the log. Losses are read from the device only then."""
-    checkpoint_every: Positive = 1000
+    checkpoint_every_n_steps: Positive = 1000
     """Steps between two checkpoints."""
     keep_checkpoints: Positive = 2
     """How many checkpoints stay on disk."""
@@ -68,36 +69,36 @@ class LoopSettings(Settings):
     """A folder with weights to start from instead of random ones (also the option --from)."""
 
 
-class VaeShape(Settings):
+class VaeArchitecture(BaseConfig):
     """The autoencoder's shape, in diffusers' AutoencoderKL terms."""
 
-    channels: tuple[Positive, ...] = (48, 96, 128, 128)
+    block_out_channels: tuple[Positive, ...] = (48, 96, 128, 128)
     """Width of each block; n blocks scale down by 2^(n-1)."""
-    layers: Positive = 1
+    layers_per_block: Positive = 1
     """Residual layers per block."""
-    groups: Positive = 16
+    norm_num_groups: Positive = 16
     """Groups of the group normalisation."""
     latent_channels: Positive = 4
     """Channels of the latent picture."""
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        _require_groups(self.channels, self.groups)
+        _require_groups(self.block_out_channels, self.norm_num_groups)
         return self
 
 
-class VaeLoss(Settings):
+class VaeLossConfig(BaseConfig):
     """What the autoencoder is taught by."""
 
-    perceptual: float = Field(default=0.1, ge=0.0)
+    perceptual_weight: float = Field(default=0.1, ge=0.0)
     """Weight of the distance between image-tower features; 0 leaves it out."""
-    perceptual_tower: UserPath | None = None
+    perceptual_encoder: UserPath | None = None
     """Folder of the image tower for it; none means the embedded one."""
-    gradient: float = Field(default=0.0, ge=0.0)
+    gradient_weight: float = Field(default=0.0, ge=0.0)
     """Weight of an L1 distance between picture gradients at three scales."""
-    adversarial: float = Field(default=0.05, ge=0.0)
+    adversarial_weight: float = Field(default=0.05, ge=0.0)
     """Weight of the patch discriminator, relative to the reconstruction's gradient; 0 for none."""
-    adversarial_start: int = Field(default=2000, ge=0)
+    adversarial_start_step: int = Field(default=2000, ge=0)
     """Step from which the discriminator takes part."""
     discriminator_channels: int = Field(default=32, gt=0, multiple_of=4)
     """Width of the discriminator's first layer."""
@@ -105,124 +106,126 @@ class VaeLoss(Settings):
     """Its learning rate."""
     regularizer: Literal["kl", "vq"] = "kl"
     """Keep latents near a unit normal (kl) or snap them to a codebook (vq)."""
-    train: Literal["all", "decoder"] = "all"
+    trainable_part: Literal["all", "decoder"] = "all"
     """`decoder` keeps the encoder, so that latents (and a U-Net made for them) stay valid."""
-    kl: float = Field(default=1e-6, ge=0.0)
+    kl_weight: float = Field(default=1e-6, ge=0.0)
     """Weight of the KL term."""
-    codebook: Positive = 4096
+    codebook_size: Positive = 4096
     """Entries of the codebook with regularizer vq."""
-    commitment: float = Field(default=1.0, ge=0.0)
+    commitment_weight: float = Field(default=1.0, ge=0.0)
     """Weight of the codebook loss (both halves) with regularizer vq."""
 
 
-class VaeRun(Settings):
+class VaePretrainConfig(BaseConfig):
     """Everything about one `lorasmith pretrain vae` run."""
 
-    data: DataSettings
+    data: PretrainDataConfig
     """Pictures to learn from (captions are not used)."""
-    loop: LoopSettings
+    train: PretrainTrainerConfig
     """The training loop."""
-    shape: VaeShape = VaeShape()
+    architecture: VaeArchitecture = VaeArchitecture()
     """The network."""
-    loss: VaeLoss = VaeLoss()
+    loss: VaeLossConfig = VaeLossConfig()
     """The losses."""
     resolution: Positive = 128
     """Side of the training pictures in pixels."""
 
     @model_validator(mode="after")
     def _decoder_has_an_encoder(self) -> Self:
-        if self.loss.train == "decoder":
+        if self.loss.trainable_part == "decoder":
             if self.loss.regularizer == "vq":
                 raise ValueError("loss.train: decoder works with regularizer kl only")
-            if self.loop.start_from is None:
+            if self.train.start_from is None:
                 raise ValueError(
                     "loss.train: decoder keeps the encoder of existing weights; name them with "
-                    "loop.start_from or --from"
+                    "train.start_from or --from"
                 )
         return self
 
 
-class TextShape(Settings):
+class TextEncoderArchitecture(BaseConfig):
     """The text tower's shape, in transformers' CLIPTextConfig terms."""
 
-    width: Positive = 256
+    hidden_size: Positive = 256
     """Width of the hidden states; the U-Net's cross_attention_dim."""
-    layers: Positive = 4
+    num_hidden_layers: Positive = 4
     """Transformer layers."""
-    heads: Positive = 4
+    num_attention_heads: Positive = 4
     """Attention heads."""
-    mlp: Positive = 1024
+    intermediate_size: Positive = 1024
     """Width inside the feed-forward layers."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
-        return self
-
-
-class ImageShape(Settings):
-    """The image tower's shape: a small residual convolution net."""
-
-    channels: tuple[Positive, ...] = (32, 64, 120, 176)
-    """Width of each stage; each stage halves the picture's side."""
-    blocks: tuple[Positive, ...] = (1, 2, 2, 1)
-    """Residual blocks of each stage."""
-
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
-        _require_groups(self.channels, TOWER_GROUPS)
-        if len(self.channels) != len(self.blocks):
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"channels has {len(self.channels)} stages but blocks has {len(self.blocks)}"
+                f"width {self.hidden_size} does not divide into {self.num_attention_heads} heads"
             )
         return self
 
 
-class ClipRun(Settings):
+class ImageEncoderArchitecture(BaseConfig):
+    """The image tower's shape: a small residual convolution net."""
+
+    block_out_channels: tuple[Positive, ...] = (32, 64, 120, 176)
+    """Width of each stage; each stage halves the picture's side."""
+    layers_per_block: tuple[Positive, ...] = (1, 2, 2, 1)
+    """Residual blocks of each stage."""
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        _require_groups(self.block_out_channels, IMAGE_ENCODER_NORM_GROUPS)
+        if len(self.block_out_channels) != len(self.layers_per_block):
+            raise ValueError(
+                f"channels has {len(self.block_out_channels)} stages but blocks has {len(self.layers_per_block)}"
+            )
+        return self
+
+
+class ClipPretrainConfig(BaseConfig):
     """Everything about one `lorasmith pretrain clip` run."""
 
-    data: DataSettings
+    data: PretrainDataConfig
     """Captioned pictures to learn from."""
-    loop: LoopSettings
+    train: PretrainTrainerConfig
     """The training loop."""
-    text: TextShape = TextShape()
+    text_encoder: TextEncoderArchitecture = TextEncoderArchitecture()
     """The text tower."""
-    image: ImageShape = ImageShape()
+    image_encoder: ImageEncoderArchitecture = ImageEncoderArchitecture()
     """The image tower."""
-    embedding: Positive = 256
+    projection_dim: Positive = 256
     """Width of the space in which both towers meet."""
-    merges: UserPath | None = None
+    merges_file: UserPath | None = None
     """A CLIP byte-pair merge list for a new tokenizer; none reuses the embedded model's."""
-    merge_count: Positive = 7678
+    num_merges: Positive = 7678
     """How many of its merges are kept; the vocabulary is 514 larger."""
     resolution: Positive = 128
     """Side of the training pictures in pixels."""
-    shift: float = Field(default=0.1, ge=0.0, lt=1.0)
+    random_shift: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Pictures are scaled and shifted at random by up to this share of their side."""
-    colour_jitter: float = Field(default=0.0, ge=0.0, lt=1.0)
+    color_jitter: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Brightness and contrast are changed at random by up to this share."""
 
 
-class UnetShape(Settings):
+class UnetArchitecture(BaseConfig):
     """The U-Net's shape, in diffusers' UNet2DConditionModel terms, with SD 1.x block types."""
 
-    channels: tuple[Positive, Positive, Positive, Positive] = (64, 96, 128, 160)
+    block_out_channels: tuple[Positive, Positive, Positive, Positive] = (64, 96, 128, 160)
     """Width of the four levels."""
-    layers: Positive = 2
+    layers_per_block: Positive = 2
     """Residual layers per block."""
-    heads: Positive = 8
+    attention_head_dim: Positive = 8
     """Attention heads (diffusers calls this attention_head_dim)."""
-    groups: Positive = 32
+    norm_num_groups: Positive = 32
     """Groups of the group normalisation."""
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        _require_groups(self.channels, self.groups)
+        _require_groups(self.block_out_channels, self.norm_num_groups)
         return self
 
 
-class Stage(Settings):
+class StageConfig(BaseConfig):
     """One stage of U-Net pretraining."""
 
     resolution: Positive
@@ -230,35 +233,35 @@ class Stage(Settings):
     steps: Positive
     """Optimizer steps of this stage."""
     batch_size: Positive | None = None
-    """Pictures per step in this stage; none takes [loop] batch_size."""
+    """Images that one process takes at once in this stage; none takes `train.batch_size`."""
     filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these take part in this stage."""
 
 
-class UnetRun(Settings):
+class UnetPretrainConfig(BaseConfig):
     """Everything about one `lorasmith pretrain unet` run."""
 
-    data: DataSettings
+    data: PretrainDataConfig
     """Captioned pictures to learn from."""
-    loop: LoopSettings
+    train: PretrainTrainerConfig
     """The training loop; its `steps` must be the sum of the stages'."""
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
     """Stages, one after the other, as the original Stable Diffusion was trained."""
     vae: UserPath
     """Folder of the autoencoder (or of a model that has one)."""
-    clip: UserPath
+    text_encoder: UserPath
     """Folder with the text encoder and tokenizer (or of a model that has them)."""
-    shape: UnetShape = UnetShape()
+    architecture: UnetArchitecture = UnetArchitecture()
     """The network."""
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the network predicts."""
-    min_snr: float = Field(default=5.0, ge=0.0)
+    min_snr_gamma: float = Field(default=5.0, ge=0.0)
     """Gamma of min-SNR loss weighting; 0 weighs all timesteps alike."""
-    empty_captions: float = Field(default=0.1, ge=0.0, lt=1.0)
+    caption_dropout_rate: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of captions emptied, for classifier-free guidance."""
-    short_captions: float = Field(default=0.1, ge=0.0, lt=1.0)
+    caption_truncation_rate: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of captions cut at their first comma, so that pictures answer to short prompts."""
-    all_phrasings: bool = True
+    use_all_captions: bool = True
     """Draw among all phrasings of a caption, not the first alone."""
     train_text_encoder: bool = False
     """Also train the text encoder, with the same learning rate."""
@@ -266,8 +269,8 @@ class UnetRun(Settings):
     @model_validator(mode="after")
     def _steps_add_up(self) -> Self:
         total = sum(stage.steps for stage in self.stages)
-        if total != self.loop.steps:
+        if total != self.train.steps:
             raise ValueError(
-                f"loop.steps is {self.loop.steps} but the stages' steps add up to {total}"
+                f"train.steps is {self.train.steps} but the stages' steps add up to {total}"
             )
         return self

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lorasmith.config.base import described_fields
-from lorasmith.config.load import checked, parse_value, read_tree
-from lorasmith.config.train_config import OutputSettings, TrainRun
+from lorasmith.config.base import list_fields
+from lorasmith.config.load import parse_value, read_tree, validate_config
+from lorasmith.config.train_config import OutputConfig, TrainConfig
 from lorasmith.core.errors import ConfigError, did_you_mean
 
-VARIABLE: Mapping[str, str] = {
+SWEEPABLE: Mapping[str, str] = {
     "lora.rank": "rank",
     "lora.alpha": "alpha",
     "lora.rslora": "rslora-",
@@ -25,23 +25,23 @@ VARIABLE: Mapping[str, str] = {
     "lora.init": "",
     "lora.gate": "gate-",
     "train.learning_rate": "lr",
-    "train.text_learning_rate": "textlr",
-    "train.loraplus_ratio": "loraplus",
-    "train.schedule": "",
-    "train.warmup": "warmup",
-    "train.floor": "floor",
+    "train.text_encoder_lr": "textlr",
+    "train.loraplus_lr_ratio": "loraplus",
+    "train.lr_scheduler": "",
+    "train.lr_warmup_steps": "warmup",
+    "train.lr_scheduler_min_lr_ratio": "floor",
     "train.weight_decay": "decay",
-    "train.clip": "clip",
-    "train.ema": "ema",
+    "train.max_grad_norm": "clip",
+    "train.ema_decay": "ema",
     "train.seed": "seed",
-    "train.loss.min_snr": "snr",
+    "train.loss.min_snr_gamma": "snr",
     "train.loss.noise_offset": "offset",
     "preserve.strength": "preserve",
-    "preserve.every": "every",
+    "preserve.every_n_steps": "every",
 }
 """Settings that may vary, and what stands before their values in file names."""
 
-MOST_TOGETHER = 8
+DEFAULT_MAX_PARALLEL = 8
 """LoRAs that are trained at the same time unless somebody says otherwise."""
 _LONGEST_VALUE, _LONGEST_NAME = 24, 100
 
@@ -54,7 +54,7 @@ class Variant:
     """What differs, fit for file names: ``lr1e-4-rank8``."""
     settings: Mapping[str, Any]
     """The varied settings by their dotted names, with this LoRA's values."""
-    run: TrainRun
+    config: TrainConfig
     """Its settings, as those of a run of its own."""
 
 
@@ -73,17 +73,17 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-class SweepRun(TrainRun):
+class SweepConfig(TrainConfig):
     """Everything about one `lorasmith sweep`: a run's settings, and what varies."""
 
     vary: Annotated[dict[str, list[Any]], BeforeValidator(_flat)] = Field(default_factory=dict)
     """Settings by their dotted names, each with its values; a LoRA for each combination."""
-    together: Annotated[int, Field(gt=0)] = MOST_TOGETHER
+    max_parallel: Annotated[int, Field(gt=0)] = DEFAULT_MAX_PARALLEL
     """How many LoRAs are trained at the same time at most."""
 
     @model_validator(mode="after")
     def _something_varies(self) -> Self:
-        check_names(self.vary)
+        check_sweepable(self.vary)
         for name, values in self.vary.items():
             _check_values(name, [_value_of(self._with({name: value}), name) for value in values])
         self.variants()  # combinations that do not fit are refused before anything is done
@@ -98,17 +98,17 @@ class SweepRun(TrainRun):
         settings = [{name: _value_of(run, name) for name in self.vary} for run in runs]
         return [
             Variant(name, own, _renamed(run, f"{self.output.name}/{name}"))
-            for name, own, run in zip(names_of(settings), settings, runs, strict=True)
+            for name, own, run in zip(variant_names(settings), settings, runs, strict=True)
         ]
 
     def groups(self) -> list[list[Variant]]:
         """Return the combinations in groups that are trained at the same time, nearly equal."""
         every = self.variants()
-        count = -(-len(every) // self.together)
+        count = -(-len(every) // self.max_parallel)
         edges = [len(every) * k // count for k in range(count + 1)]
         return [every[first:last] for first, last in pairwise(edges)]
 
-    def _with(self, changes: Mapping[str, Any]) -> TrainRun:
+    def _with(self, changes: Mapping[str, Any]) -> TrainConfig:
         """Return the run with other values of some settings.
 
         Raises:
@@ -122,7 +122,7 @@ class SweepRun(TrainRun):
         # Held-out losses under different seeds are to be comparable.
         tree.setdefault("preview", {}).setdefault("loss_seed", self.train.seed)
         told = ", ".join(f"{name}={value}" for name, value in changes.items())
-        return checked(TrainRun, tree, f"vary {told}")
+        return validate_config(TrainConfig, tree, f"vary {told}")
 
 
 def load_sweep(
@@ -131,7 +131,7 @@ def load_sweep(
     vary: Mapping[str, Sequence[Any]] | None = None,
     together: int | None = None,
     base: Mapping[str, Any] | None = None,
-) -> SweepRun:
+) -> SweepConfig:
     """Read the settings of a sweep.
 
     Args:
@@ -151,13 +151,13 @@ def load_sweep(
             "the settings have [[feature]] tables, which cannot be swept; give settings of a "
             "single tag, or train the features with lorasmith train"
         )
-    check_names(vary or {}, none=True)
+    check_sweepable(vary or {}, none=True)
     known = _flat(tree.get("vary", {}))
     if vary and isinstance(known, Mapping):
         tree["vary"] = {**known, **vary}
     if together is not None:
         tree["together"] = together
-    return checked(SweepRun, tree, "settings" if path is None else str(path))
+    return validate_config(SweepConfig, tree, "settings" if path is None else str(path))
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -180,7 +180,7 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
     return found
 
 
-def check_names(names: Iterable[str], none: bool = False) -> None:
+def check_sweepable(names: Iterable[str], none: bool = False) -> None:
     """Make sure that settings exist and may vary.
 
     Args:
@@ -191,14 +191,14 @@ def check_names(names: Iterable[str], none: bool = False) -> None:
         ConfigError: one does not or may not.
     """
     for name in names:
-        if name in VARIABLE:
+        if name in SWEEPABLE:
             continue
-        known = [field for field, _, _ in described_fields(TrainRun)]
+        known = [field for field, _, _ in list_fields(TrainConfig)]
         if name not in known:
             raise ConfigError(f"vary: there is no setting {name!r}{did_you_mean(name, known)}")
         raise ConfigError(
             f"vary: {name} is the same for all LoRAs of a sweep, which share the pictures, the "
-            f"model and the steps; what may vary is {', '.join(VARIABLE)}"
+            f"model and the steps; what may vary is {', '.join(SWEEPABLE)}"
         )
     if not (names or none):
         raise ConfigError(
@@ -207,11 +207,11 @@ def check_names(names: Iterable[str], none: bool = False) -> None:
         )
 
 
-def names_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def variant_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a name for each combination of settings, fit for file names and all different."""
     slugs = {name: _slugs([own[name] for own in settings]) for name in settings[0]}
     names = [
-        "-".join(f"{VARIABLE[name]}{slugs[name][number]}" for name in own)
+        "-".join(f"{SWEEPABLE[name]}{slugs[name][number]}" for name in own)
         for number, own in enumerate(settings)
     ]
     if max(map(len, names)) <= _LONGEST_NAME and len({name.casefold() for name in names}) == len(
@@ -222,7 +222,7 @@ def names_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"variant{number + 1:0{digits}}" for number in range(len(names))]
 
 
-def short_number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number as it is written shortest, without rounding: 8, 0.01, 1e-4."""
     plain = format(Decimal(repr(value)).normalize(), "f")
     mantissa, _, power = f"{Decimal(repr(value)).normalize():e}".partition("e")
@@ -244,7 +244,7 @@ def _slug(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int | float):
-        return short_number(value)
+        return format_number(value)
     parts = value if isinstance(value, tuple) else (str(value),)
     words = (re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts)
     return "+".join(words)[:_LONGEST_VALUE].strip("-.") or "x"
@@ -260,12 +260,12 @@ def _check_values(name: str, values: Sequence[Any]) -> None:
         raise ConfigError(f"vary {name}: {told} is nothing to vary; give several, or use --set")
 
 
-def _value_of(run: TrainRun, name: str) -> Any:
+def _value_of(run: TrainConfig, name: str) -> Any:
     return reduce(getattr, name.split("."), run)
 
 
-def _renamed(run: TrainRun, name: str) -> TrainRun:
-    return run.model_copy(update={"output": OutputSettings(name=name)})
+def _renamed(run: TrainConfig, name: str) -> TrainConfig:
+    return run.model_copy(update={"output": OutputConfig(name=name)})
 
 
 def _divided(text: str) -> list[str]:

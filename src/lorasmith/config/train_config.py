@@ -4,15 +4,15 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lorasmith.config.base import Settings, UserPath
-from lorasmith.config.lora import LoraSettings, PartSettings
-from lorasmith.config.train_data import TrainData
-from lorasmith.config.train_settings import LossSettings, TrainSettings
+from lorasmith.config.base import BaseConfig, UserPath
+from lorasmith.config.lora import LoraConfig, LoraOverride
+from lorasmith.config.train_data import DataConfig
+from lorasmith.config.train_settings import LossConfig, TrainerConfig
 
 __all__ = [
-    "LoraSettings", "LossSettings", "ModelSettings", "OutputSettings", "PartSettings",
-    "PreserveSettings", "PreviewSettings", "TrackSettings", "TrainData", "TrainRun",
-    "TrainSettings",
+    "LoraConfig", "LossConfig", "ModelConfig", "OutputConfig", "LoraOverride",
+    "PreserveConfig", "ValidationConfig", "TrackConfig", "DataConfig", "TrainConfig",
+    "TrainerConfig",
 ]  # fmt: skip
 
 Positive = Annotated[int, Field(gt=0)]
@@ -28,7 +28,7 @@ def _name(text: str) -> str:
     return stem
 
 
-class ModelSettings(Settings):
+class ModelConfig(BaseConfig):
     """The model that is taught."""
 
     path: UserPath | None = None
@@ -37,7 +37,7 @@ class ModelSettings(Settings):
     lorasmith."""
 
 
-class PreserveSettings(Settings):
+class PreserveConfig(BaseConfig):
     """What keeps pictures without the tag as they are, where the file is used without a gate.
 
     A further loss on the pictures at hand: the mean square of what the adapters change in the
@@ -47,28 +47,28 @@ class PreserveSettings(Settings):
     strength: float = Field(default=0.0, ge=0.0)
     """Weight of the change under captions whose tag is replaced by the class word; 0 for none,
     1 weighs it like the loss itself."""
-    every: Positive = 4
+    every_n_steps: Positive = 4
     """Steps between two that have these terms; each costs about one and a half plain steps."""
-    cross: float = Field(default=0.0, ge=0.0)
+    earlier_features_strength: float = Field(default=0.0, ge=0.0)
     """In later stages of several features: weight of the change under the pictures and captions
     of earlier features, those switched on; 0 for none."""
 
 
-class PreviewSettings(Settings):
+class ValidationConfig(BaseConfig):
     """What is looked at while the training goes on."""
 
-    every: int = Field(default=100, ge=0)
+    every_n_steps: int = Field(default=100, ge=0)
     """Steps between two looks: preview pictures and the held-out loss; 0 for none."""
     prompts: tuple[str, ...] | None = None
     """Prompts of the preview pictures; left out, captions of training pictures. An empty list
     draws none."""
-    count: Positive = 4
+    num_images: Positive = 4
     """How many captions are used when no prompts are given."""
-    negative: str = ""
+    negative_prompt: str = ""
     """Negative prompt of the previews."""
-    steps: Positive = 15
+    num_inference_steps: Positive = 15
     """Sampling steps of a preview."""
-    guidance: float = Field(default=5.0, ge=0.0)
+    guidance_scale: float = Field(default=5.0, ge=0.0)
     """Guidance scale of a preview."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the first preview picture; picture k uses seed + k."""
@@ -81,7 +81,7 @@ class PreviewSettings(Settings):
     compared where this is the same."""
 
 
-class TrackSettings(Settings):
+class TrackConfig(BaseConfig):
     """Where figures go, beside the JSON lines in the run's folder."""
 
     tensorboard: bool = True
@@ -92,7 +92,7 @@ class TrackSettings(Settings):
     """Its project."""
 
 
-class OutputSettings(Settings):
+class OutputConfig(BaseConfig):
     """What is written."""
 
     name: Annotated[str, AfterValidator(_name)]
@@ -100,34 +100,34 @@ class OutputSettings(Settings):
     the run's other files go to the folder of that name beside it."""
 
 
-class TrainRun(Settings):
+class TrainConfig(BaseConfig):
     """Everything about one `lorasmith train` run."""
 
-    data: TrainData
+    data: DataConfig
     """The pictures."""
-    output: OutputSettings
+    output: OutputConfig
     """The result."""
-    model: ModelSettings = ModelSettings()
+    model: ModelConfig = ModelConfig()
     """The base model."""
-    lora: LoraSettings = LoraSettings()
+    lora: LoraConfig = LoraConfig()
     """The adapter."""
-    train: TrainSettings = TrainSettings()
+    train: TrainerConfig = TrainerConfig()
     """The training."""
-    preserve: PreserveSettings = PreserveSettings()
+    preserve: PreserveConfig = PreserveConfig()
     """What keeps pictures without the tag as they are."""
-    preview: PreviewSettings = PreviewSettings()
+    validation: ValidationConfig = ValidationConfig()
     """Looks at it on the way."""
-    track: TrackSettings = TrackSettings()
+    track: TrackConfig = TrackConfig()
     """Where its figures go."""
 
     @model_validator(mode="after")
     def _patience_has_something_to_watch(self) -> Self:
-        if self.train.patience is not None and (
-            self.preview.every == 0 or self.data.held_out == 0.0
+        if self.train.early_stopping_patience is not None and (
+            self.validation.every_n_steps == 0 or self.data.validation_split == 0.0
         ):
             raise ValueError(
-                "train.patience watches the held-out loss: preview.every and data.held_out must "
-                "not be 0"
+                "train.early_stopping_patience watches the held-out loss: validation.every_n_steps "
+                "and data.validation_split must not be 0"
             )
         return self
 

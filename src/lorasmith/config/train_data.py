@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lorasmith.config.base import Settings, UserPath
+from lorasmith.config.base import BaseConfig, UserPath
 from lorasmith.config.data import RowFilter
 
 Positive = Annotated[int, Field(gt=0)]
@@ -30,12 +30,12 @@ def _colour(text: str) -> str:
 Tag = Annotated[str, AfterValidator(_tag)]
 
 
-class PictureSettings(Settings):
+class ImageDataConfig(BaseConfig):
     """How pictures are used, whichever they are."""
 
     filters: tuple[RowFilter, ...] = ()
     """Only pictures whose metadata columns pass all of these are used."""
-    bad_pictures: Literal["stop", "skip"] = "stop"
+    bad_images: Literal["stop", "skip"] = "stop"
     """What a picture or caption that cannot be used does: stop before training, or be left out
     with a warning."""
 
@@ -45,51 +45,52 @@ class PictureSettings(Settings):
     buckets: bool = True
     """Keep the pictures' shapes: each goes to the nearest of a few aspect ratios. False crops all
     to squares."""
-    bucket_step: Positive = 64
+    bucket_reso_steps: Positive = 64
     """Sides of buckets are multiples of this (raised to what the model needs)."""
-    max_aspect: float = Field(default=2.0, ge=1.0)
+    max_aspect_ratio: float = Field(default=2.0, ge=1.0)
     """Longest shape of a bucket, longer side over shorter; longer pictures are cropped to it."""
     crop: Literal["center", "random"] = "center"
     """What is kept of a picture that is larger than its bucket. `random` differs every time and
     therefore needs the VAE in every step."""
-    flip: bool = False
+    flip_aug: bool = False
     """Mirror half of the pictures. Not for text, logos and faces that are not symmetric."""
-    colour_jitter: Share = 0.0
+    color_jitter: Share = 0.0
     """Brightness, contrast and saturation are changed at random by up to this share. Needs the
     VAE in every step."""
-    masks: Literal["given", "random"] = "given"
+    inpaint_masks: Literal["file", "random"] = "file"
     """What an inpainting model is taught to paint anew: the white of `name.mask.png` where that
     file exists and of random masks elsewhere, or of random masks for all."""
-    random_masks: int = Field(default=8, ge=0)
+    num_random_masks: int = Field(default=8, ge=0)
     """How many random masks each picture gets, for an inpainting model. 0 draws new ones every time
     and therefore needs the VAE in every step."""
     aesthetic_score: float = Field(default=6.0, ge=0.0, le=10.0)
     """What the SDXL refiner is told of how good the pictures look."""
-    background: Annotated[str, AfterValidator(_colour)] = "#ffffff"
+    background_color: Annotated[str, AfterValidator(_colour)] = "#ffffff"
     """Colour under transparent pictures."""
 
-    shuffle_captions: bool = False
+    shuffle_caption: bool = False
     """Put the comma-separated parts of a caption into random order every time."""
     keep_tokens: int = Field(default=1, ge=0)
     """How many parts at the start stay in place when captions are shuffled."""
-    caption_dropout: Share = 0.0
+    caption_dropout_rate: Share = 0.0
     """Share of the captions that are replaced by an empty one."""
-    max_chunks: Positive = 3
-    """How many chunks of 77 tokens a long caption is read in at most; the rest is cut off. All
-    captions of a set get as many as the longest one needs."""
-    repeats: Positive = 1
+    max_token_length: Annotated[int, Field(gt=0, multiple_of=75)] = 225
+    """How many tokens of a caption are read: 75, 150, 225 or a further multiple of 75; the rest is
+    cut off. Captions of more than 75 tokens are encoded in chunks of 77 with begin and end, and all
+    captions of a set get as many chunks as the longest one needs."""
+    num_repeats: Positive = 1
     """How often each picture comes in an epoch; multiplied with the number of a `10_name`
     folder."""
 
-    held_out: Share | None = None
+    validation_split: Share | None = None
     """Share of the pictures kept out of training for the held-out loss. Left out: a twelfth of
     sets of 24 and more, none of smaller ones."""
-    class_path: UserPath | None = None
+    reg_data_dir: UserPath | None = None
     """Pictures of the class without the new thing (regularisation, prior preservation), in the
     same layouts."""
-    class_caption: str | None = None
+    reg_caption: str | None = None
     """Caption of class pictures that have none."""
-    class_weight: float = Field(default=1.0, ge=0.0)
+    prior_loss_weight: float = Field(default=1.0, ge=0.0)
     """Weight of their loss."""
 
     cache: bool = True
@@ -99,18 +100,23 @@ class PictureSettings(Settings):
 
     @model_validator(mode="after")
     def _class_settings_go_together(self) -> Self:
-        if self.class_caption is not None and self.class_path is None:
+        if self.reg_caption is not None and self.reg_data_dir is None:
             raise ValueError("class_caption goes with class_path")
         return self
 
     @property
+    def max_chunks(self) -> int:
+        """How many chunks of 75 tokens a caption is read in at most."""
+        return self.max_token_length // 75
+
+    @property
     def background_rgb(self) -> tuple[int, int, int]:
         """The background as three bytes."""
-        red, green, blue = bytes.fromhex(self.background[1:])
+        red, green, blue = bytes.fromhex(self.background_color[1:])
         return red, green, blue
 
 
-class _Place(Settings):
+class _Place(BaseConfig):
     """Where the pictures are."""
 
     path: UserPath
@@ -128,9 +134,9 @@ class _Tagged(_Place):
     place, and evaluations draw it."""
 
 
-class TrainData(PictureSettings, _Tagged):
+class DataConfig(ImageDataConfig, _Tagged):
     """The pictures that are learned from."""
 
 
-class FeatureData(PictureSettings, _Place):
+class FeatureDataConfig(ImageDataConfig, _Place):
     """The pictures of one feature. What is left out is as in `[data]`."""

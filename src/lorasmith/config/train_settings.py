@@ -1,11 +1,11 @@
 """Settings about how a LoRA is trained."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
-from lorasmith.config.base import Settings
+from lorasmith.config.base import BaseConfig
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -22,11 +22,11 @@ def _steps_or_share(value: int | float) -> int | float:
 
 def _memory(value: str) -> str:
     """Take 12GB, 12.5 GiB, 8000MB."""
-    bytes_of(value)
+    parse_memory_size(value)
     return value
 
 
-def bytes_of(memory: str) -> int:
+def parse_memory_size(memory: str) -> int:
     """Return how many bytes a text such as ``12GB`` means; GB and GiB are both 2^30 bytes, as
     graphics cards are sold.
 
@@ -42,10 +42,10 @@ def bytes_of(memory: str) -> int:
 Memory = Annotated[str, AfterValidator(_memory)]
 
 
-class LossSettings(Settings):
+class LossConfig(BaseConfig):
     """What is minimised."""
 
-    min_snr: float = Field(default=5.0, ge=0.0)
+    min_snr_gamma: float = Field(default=5.0, ge=0.0)
     """Gamma of min-SNR weighting (arXiv:2303.09556): low noise levels, being easy, count less. 0
     weighs all alike."""
     noise_offset: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -57,15 +57,17 @@ class LossSettings(Settings):
     """Weigh the loss by `name.mask.png` (white counts, black does not) where that file exists."""
 
 
-class TrainSettings(Settings):
+class TrainerConfig(BaseConfig):
     """How it is trained."""
 
     steps: Positive = 200
     """Optimizer steps."""
     batch_size: Positive = 8
-    """Pictures per optimizer step, over all processes and accumulated parts together."""
-    accumulate: Positive = 1
-    """Split each batch into so many parts, one after the other, to save memory."""
+    """Images that one process takes at once. An optimizer step takes this times
+    `gradient_accumulation_steps` times the number of processes."""
+    gradient_accumulation_steps: Positive = 1
+    """How many batches of each process add up to one optimizer step: a larger effective batch in
+    the memory of one."""
 
     optimizer: Optimizer = "adamw"
     """adamw; adamw8bit (bitsandbytes), prodigy, lion and adafactor need the extra
@@ -76,32 +78,32 @@ class TrainSettings(Settings):
     """Peak learning rate. Left out, by the size of the model: 6e-3 for miniatures such as the one
     that ships with lorasmith, 1e-4 for full-size Stable Diffusion; a quarter of that for lion, and
     1.0 for prodigy, which finds its own."""
-    text_learning_rate: PositiveFloat | None = None
+    text_encoder_lr: PositiveFloat | None = None
     """Peak learning rate of text encoder layers; left out, half of `learning_rate` (with prodigy
     the same)."""
-    loraplus_ratio: float = Field(default=1.0, ge=1.0)
+    loraplus_lr_ratio: float = Field(default=1.0, ge=1.0)
     """Learning rate of up-matrices over that of down-matrices (LoRA+, arXiv:2402.12354)."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    warmup: Annotated[int | float, AfterValidator(_steps_or_share)] = 20
+    lr_warmup_steps: Annotated[int | float, AfterValidator(_steps_or_share)] = 20
     """Steps over which the learning rate rises from zero; below 1, a share of all steps."""
-    floor: float = Field(default=0.1, ge=0.0, le=1.0)
+    lr_scheduler_min_lr_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
     """The schedule ends at this share of the peak."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled weight decay."""
-    clip: float = Field(default=1.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, ge=0.0)
     """Largest gradient norm; larger gradients are scaled down to it. 0 leaves them alone."""
-    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay of an average of the adapters' weights, which is then what is shown and saved."""
 
-    loss: LossSettings = LossSettings()
+    loss: LossConfig = LossConfig()
     """What is minimised."""
 
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    """What the frozen model computes in: float32 (no), fp16 or bf16. The adapters stay float32."""
+    mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """What the frozen model computes in: fp32, fp16 or bf16. The adapters stay float32."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, about a third slower."""
-    memory: Memory | None = None
+    vram_limit: Memory | None = None
     """What a run may take of a GPU, such as 12GB: as few blocks as possible then compute their
     activations again. Left out, none does, unless `gradient_checkpointing` says so."""
     cuda_graph: bool = True
@@ -118,23 +120,27 @@ class TrainSettings(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the adapters' start, the data order and the noise."""
 
-    log_every: Positive = 10
+    log_every_n_steps: Positive = 10
     """Steps between two lines of the log."""
-    checkpoint_every: Positive = 100
+    checkpoint_every_n_steps: Positive = 100
     """Steps between two checkpoints, from which `--resume` goes on."""
     keep_checkpoints: Positive = 2
     """How many of them stay on disk."""
-    save_every: Positive | None = None
+    save_every_n_steps: Positive | None = None
     """Steps between two LoRA files `NAME-000100.safetensors` in the run's folder; left out, none
     but the last and the best."""
-    patience: Positive | None = None
+    early_stopping_patience: Positive | None = None
     """Stop when the held-out loss has not improved for so many measurements; left out, never."""
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide into {self.accumulate} "
-                "accumulated parts"
-            )
-        return self
+    def images_per_step(self, num_processes: int = 1) -> int:
+        """Return the effective batch size: the images of one optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps * num_processes
+
+    def describe_batch(self, num_processes: int = 1) -> str:
+        """Return how the effective batch size comes about, for the log."""
+        steps, processes = self.gradient_accumulation_steps, num_processes
+        return (
+            f"batch size {self.batch_size} x {steps} accumulation step{'s' * (steps != 1)} x "
+            f"{processes} process{'es' * (processes != 1)} = {self.images_per_step(processes)} "
+            "images per optimizer step"
+        )

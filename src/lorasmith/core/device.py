@@ -6,9 +6,9 @@ import torch
 
 from lorasmith.core.errors import ConfigError
 
-Precision = Literal["no", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
-_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str = "auto") -> torch.device:

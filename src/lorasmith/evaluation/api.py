@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasmith.config.features import FeaturesRun, settings_of, single
-from lorasmith.config.load import load_settings
-from lorasmith.config.train_config import TrainRun
-from lorasmith.config.train_data import TrainData
+from lorasmith.config.features import FeaturesConfig, require_single_feature, to_train_config
+from lorasmith.config.load import load_config
+from lorasmith.config.train_config import TrainConfig
+from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.scan.scan import no_bar
 from lorasmith.evaluation.dataset_check import DatasetReport
@@ -19,7 +19,7 @@ _NO_TAG = "tag"
 
 
 def check(
-    path: str | Path | TrainRun | Mapping[str, Any],
+    path: str | Path | TrainConfig | Mapping[str, Any],
     tag: str | None = None,
     *,
     model: str | Path | None = None,
@@ -52,11 +52,11 @@ def check(
         return check_data(settings, tag is None, chosen, caption, no_bar)
     if tag is not None or caption is not None or data:
         raise ConfigError("check: tag, caption and the like go with a folder; settings say them")
-    run = single(settings_of(path), "lorasmith.check_features")
+    run = require_single_feature(to_train_config(path), "lorasmith.check_features")
     return check_data(run.data, False, chosen or run.model.path, None, no_bar)
 
 
-def check_features(config: FeaturesRun | Mapping[str, Any] | str | Path) -> FeaturesReport:
+def check_features(config: FeaturesConfig | Mapping[str, Any] | str | Path) -> FeaturesReport:
     """Look the pictures of several features over, each by itself and side by side.
 
     Args:
@@ -66,8 +66,8 @@ def check_features(config: FeaturesRun | Mapping[str, Any] | str | Path) -> Feat
         ConfigError: a setting is unknown or out of range, or there are no features.
         LorasmithError: as from `check`.
     """
-    run = settings_of(config)
-    if not isinstance(run, FeaturesRun):
+    run = to_train_config(config)
+    if not isinstance(run, FeaturesConfig):
         raise ConfigError("the settings have no [[feature]] tables: use lorasmith.check")
     return check_all(run, no_bar)
 
@@ -79,7 +79,7 @@ def names_settings(path: str | Path) -> bool:
 
 def data_settings(
     path: Path, tag: str | None, data: Mapping[str, Any], overrides: tuple[str, ...] = ()
-) -> TrainData:
+) -> DataConfig:
     """Return the settings of pictures that no run is for yet.
 
     Args:
@@ -94,4 +94,4 @@ def data_settings(
     given = {**data, "path": str(path), "tag": tag or _NO_TAG}
     known = {key: value for key, value in given.items() if value is not None}
     base = {"data": known, "output": {"name": "none"}}
-    return load_settings(TrainRun, None, overrides, base).data
+    return load_config(TrainConfig, None, overrides, base).data

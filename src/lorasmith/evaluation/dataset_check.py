@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasmith.config.train_data import TrainData
+from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets
 from lorasmith.data.rules import RULES, Facts, Finding
@@ -122,7 +122,7 @@ def _diversity_facts(diversity: Diversity) -> dict[str, float]:
 
 
 def check_dataset(
-    data: TrainData, tagless: bool, model: Path | None, caption: str | None, bar: Bar
+    data: DataConfig, tagless: bool, model: Path | None, caption: str | None, bar: Bar
 ) -> DatasetReport:
     """Check a dataset as training with these settings would use it.
 
@@ -152,7 +152,7 @@ def check_dataset(
     return DatasetReport(data.path, facts, side, variety, findings)
 
 
-def _side(data: TrainData, sizes: ModelSizes) -> int:
+def _side(data: DataConfig, sizes: ModelSizes) -> int:
     side = data.resolution or sizes.default
     if side % sizes.multiple:
         near = max(sizes.multiple, round(side / sizes.multiple) * sizes.multiple)
@@ -160,10 +160,12 @@ def _side(data: TrainData, sizes: ModelSizes) -> int:
     return side
 
 
-def _buckets(data: TrainData, side: int, sizes: ModelSizes) -> tuple[Bucket, ...]:
+def _buckets(data: DataConfig, side: int, sizes: ModelSizes) -> tuple[Bucket, ...]:
     if not data.buckets:
         return (Bucket(side, side),)
-    return make_buckets(side, bucket_step(side, data.bucket_step, sizes.multiple), data.max_aspect)
+    return make_buckets(
+        side, bucket_step(side, data.bucket_reso_steps, sizes.multiple), data.max_aspect_ratio
+    )
 
 
 def _bucket_use(facts: Facts, bucket: Bucket) -> BucketUse:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.adapters.gating.trigger_tokens import has_tag
-from lorasmith.config.features import FeaturesRun
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.features import FeaturesConfig
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.features import Featured, between_features
 from lorasmith.data.scan.scan import Bar
@@ -48,7 +48,7 @@ class FeaturesReport:
         }
 
 
-def check_features(run: FeaturesRun, bar: Bar) -> FeaturesReport:
+def check_features(run: FeaturesConfig, bar: Bar) -> FeaturesReport:
     """Check the pictures of all features as training with these settings would use them.
 
     Raises:
@@ -56,7 +56,7 @@ def check_features(run: FeaturesRun, bar: Bar) -> FeaturesReport:
         ConfigError: the resolution does not suit the model.
         WeightsError: no such model.
     """
-    model, runs = run.model.path, run.runs()
+    model, runs = run.model.path, run.train_configs()
     reports = {one.data.tag: check_dataset(one.data, False, model, None, bar) for one in runs}
     tokenizer = load_tokenizer(resolve_model(model))
     tags = list(reports)
@@ -103,13 +103,13 @@ def check_tags(tokenizer: "CLIPTokenizer", tags: Sequence[str]) -> Iterator[Find
                 )  # fmt: skip
 
 
-def check_caption_dropout(runs: Sequence[TrainRun]) -> Iterator[Finding]:
+def check_caption_dropout(runs: Sequence[TrainConfig]) -> Iterator[Finding]:
     """Tell captions that are dropped, which teaches the feature where its tag is not."""
-    tags = [repr(run.data.tag) for run in runs if run.data.caption_dropout]
+    tags = [repr(run.data.tag) for run in runs if run.data.caption_dropout_rate]
     if tags:
         yield Finding(
             "caption-dropout", "warning",
-            f"data.caption_dropout of {', '.join(tags)}: pictures under an empty caption teach the "
+            f"data.caption_dropout_rate of {', '.join(tags)}: pictures under an empty caption teach the "
             "feature to come without its tag; set it to 0",
         )  # fmt: skip
 

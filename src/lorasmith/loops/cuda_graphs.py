@@ -90,7 +90,7 @@ class CudaGraphCache:
             self._told = True
             warnings.warn(
                 f"{_MOST} sizes of batches are recorded; steps of others launch their kernels one "
-                "by one, which is slower: a larger data.bucket_step makes fewer sizes",
+                "by one, which is slower: a larger data.bucket_reso_steps makes fewer sizes",
                 LorasmithWarning,
                 stacklevel=4,
             )

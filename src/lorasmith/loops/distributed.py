@@ -34,17 +34,21 @@ def accelerator_for(
     AcceleratorState._reset_state(reset_partial_state=True)
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     accelerator = Accelerator(
-        mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[patience]
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device == "cpu",
+        kwargs_handlers=[patience],
     )
     kind = accelerator.device.type
     if precision == "fp16" and kind == "cpu":
-        raise ConfigError(f"{section}.precision: fp16 needs a GPU; use bf16 or no")
+        raise ConfigError(f"{section}.mixed_precision: fp16 needs a GPU; use bf16 or fp32")
     if graph and (kind != "cuda" or accelerator.num_processes > 1):
         raise ConfigError(
-            f"{section}.graph: a CUDA graph needs exactly one CUDA GPU; set it to false"
+            f"{section}.cuda_graph: a CUDA graph needs exactly one CUDA GPU; set it to false"
         )
     if graph and precision == "fp16":
-        raise ConfigError(f"{section}.graph: fp16 loss scaling cannot be recorded; use bf16 or no")
+        raise ConfigError(
+            f"{section}.cuda_graph: fp16 loss scaling cannot be recorded; use bf16 or fp32"
+        )
     return accelerator
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError, did_you_mean
 
 _BETAS = (0.9, 0.99)
@@ -58,7 +58,7 @@ _KINDS: Mapping[str, _Kind] = {
 
 
 def build_optimizer(
-    settings: TrainSettings, groups: Sequence[RateGroup]
+    settings: TrainerConfig, groups: Sequence[RateGroup]
 ) -> tuple[torch.optim.Optimizer, list[float]]:
     """Return the optimizer that the settings name, and the peak learning rate of its groups.
 
@@ -75,7 +75,7 @@ def build_optimizer(
     if settings.optimizer == "prodigy" and len(set(peaks)) > 1:
         raise ConfigError(
             "train.optimizer: prodigy finds one learning rate for all layers; leave out "
-            "train.text_learning_rate, train.loraplus_ratio and the learning rates of parts"
+            "train.text_encoder_lr, train.loraplus_lr_ratio and the learning rates of parts"
         )
     kind = _KINDS[settings.optimizer]
     make = _imported(settings.optimizer, kind)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.config.pretrain import TOWER_GROUPS
+from lorasmith.config.pretrain import IMAGE_ENCODER_NORM_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
@@ -31,9 +31,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(TOWER_GROUPS, channels)
+        self.norm1 = nn.GroupNorm(IMAGE_ENCODER_NORM_GROUPS, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(TOWER_GROUPS, channels)
+        self.norm2 = nn.GroupNorm(IMAGE_ENCODER_NORM_GROUPS, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

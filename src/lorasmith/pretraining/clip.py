@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from lorasmith.config.pretrain import ClipRun
+from lorasmith.config.pretrain import ClipPretrainConfig
 from lorasmith.core.errors import TrainingError
 from lorasmith.data.batch_order import BatchOrder
 from lorasmith.data.images.square_images import mirror_some
@@ -33,28 +33,29 @@ COLLAPSE_AFTER = 300
 """Steps after which a loss still at chance means that the towers collapsed."""
 
 
-def pretrain_clip(run: ClipRun, resume: bool = False) -> Path:
+def pretrain_clip(run: ClipPretrainConfig, resume: bool = False) -> Path:
     """Train both towers; return the folder with text_encoder, tokenizer and image_tower.
 
     Raises:
         TrainingError: the loss is within 1% of ln(batch) after 300 steps: the towers collapsed.
     """
-    loop = Loop(run.loop, "CLIP", resume)
+    loop = Loop(run.train, "CLIP", resume)
     rows, _ = chosen_rows(run.data)
     write_start(loop, run, rows)
     pictures = open_pictures(rows, run.resolution, run.data, loop)
     mirrored = mirror_allowed(rows, run.data).to(loop.device)
     tokenizer = _tokenizer(run)
     captions = CaptionTable(tokenizer, rows, loop.device)
-    torch.manual_seed(run.loop.seed)
+    torch.manual_seed(run.train.seed)
     pair = loop.add("pair", _new_pair(run, len(tokenizer)), ema=True)
-    order = BatchOrder(weights(rows, run.data.weights), run.loop.batch_size, run.loop.seed)
+    images = loop.images_per_step(run.train.batch_size)
+    order = BatchOrder(weights(rows, run.data.weights), images, run.train.seed)
 
     def learn(part: Part) -> None:
         shown = pictures.batch(part.numbers)
         shown = mirror_some(shown, mirrored[part.numbers], part.draws)
-        shown = shift_and_scale(shown, run.shift, part.draws)
-        shown = jitter_colours(shown, run.colour_jitter, part.draws)
+        shown = shift_and_scale(shown, run.random_shift, part.draws)
+        shown = jitter_colours(shown, run.color_jitter, part.draws)
         image, text, scale = pair(shown, captions.draw(part.numbers, part.draws))
         loss, accuracy = contrastive_loss(_everyone(image, loop), _everyone(text, loop), scale)
         loop.backward(loss)
@@ -63,12 +64,12 @@ def pretrain_clip(run: ClipRun, resume: bool = False) -> Path:
     for step in loop.steps():
         loop.learn(step, order.batch(step), learn)
         if step + 1 == COLLAPSE_AFTER:
-            parts = run.loop.accumulate
-            _check_alive(loop.figure("loss"), run.loop.batch_size // parts, step + 1)
+            compared = run.train.batch_size * loop.accelerator.num_processes
+            _check_alive(loop.figure("loss"), compared, step + 1)
     if loop.main:
         with loop.averaged("pair"):
-            save_pair(loop.module("pair"), tokenizer, run.loop.out)
-    return run.loop.out
+            save_pair(loop.module("pair"), tokenizer, run.train.output_dir)
+    return run.train.output_dir
 
 
 def contrastive_loss(
@@ -87,31 +88,33 @@ def contrastive_loss(
     return loss, (logits.argmax(1) == labels).float().mean()
 
 
-def _tokenizer(run: ClipRun) -> "CLIPTokenizer":
+def _tokenizer(run: ClipPretrainConfig) -> "CLIPTokenizer":
     """Return the tokenizer of the weights that the run starts from, or a new one."""
-    if run.loop.start_from is None and run.merges is not None:
-        return build_tokenizer(read_merges(run.merges, run.merge_count))
-    return load_tokenizer(run.loop.start_from or EMBEDDED)
+    if run.train.start_from is None and run.merges_file is not None:
+        return build_tokenizer(read_merges(run.merges_file, run.num_merges))
+    return load_tokenizer(run.train.start_from or EMBEDDED)
 
 
-def _new_pair(run: ClipRun, vocabulary: int) -> ClipPair:
-    if run.loop.start_from is not None:
-        return load_pair(run.loop.start_from).requires_grad_(True).train()
+def _new_pair(run: ClipPretrainConfig, vocabulary: int) -> ClipPair:
+    if run.train.start_from is not None:
+        return load_pair(run.train.start_from).requires_grad_(True).train()
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    shape = run.text
+    shape = run.text_encoder
     config = CLIPTextConfig(
         vocab_size=vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        projection_dim=run.embedding,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        projection_dim=run.projection_dim,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
     )
-    image = ImageTower(run.image.channels, run.image.blocks, run.embedding)
+    image = ImageTower(
+        run.image_encoder.block_out_channels, run.image_encoder.layers_per_block, run.projection_dim
+    )
     return ClipPair(CLIPTextModel(config), image)
 
 
@@ -129,5 +132,5 @@ def _check_alive(loss: float, batch_size: int, step: int) -> None:
     if abs(loss - chance) <= 0.01 * chance:
         raise TrainingError(
             f"the towers collapsed: after {step} steps the loss is {loss:.3f}, chance is "
-            f"{chance:.3f}; lower loop.learning_rate or raise loop.warmup, and start again"
+            f"{chance:.3f}; lower train.learning_rate or raise train.lr_warmup_steps, and start again"
         )

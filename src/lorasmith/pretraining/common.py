@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.config.base import Settings
-from lorasmith.config.data import DataSettings
+from lorasmith.config.base import BaseConfig
+from lorasmith.config.data import PretrainDataConfig
 from lorasmith.config.load import dump_toml
 from lorasmith.core.files import write_text
 from lorasmith.data.images.square_images import Pictures
@@ -18,31 +18,33 @@ from lorasmith.pretraining.loop import Loop
 MANIFEST = "manifest.tsv"
 
 
-def chosen_rows(settings: DataSettings) -> tuple[list[Row], list[Row]]:
+def chosen_rows(settings: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
     """Read, filter and split the rows; return ``(training, validation)``."""
     rows = keep(read_rows(settings.path), settings.filters)
-    training, validation = split(rows, settings.validation_share)
-    return training[: settings.limit], validation
+    training, validation = split(rows, settings.validation_split)
+    return training[: settings.max_images], validation
 
 
-def mirror_allowed(rows: Sequence[Row], settings: DataSettings) -> torch.Tensor:
+def mirror_allowed(rows: Sequence[Row], settings: PretrainDataConfig) -> torch.Tensor:
     """Tell which rows may be mirrored, bool ``[N]``."""
-    against = set(settings.flip_words_against)
+    against = set(settings.no_flip_words)
 
     def allowed(row: Row) -> bool:
         words = set(" ".join(row.captions).lower().replace(",", " ").split())
         return not (words & against) and all(passes(row, rule) for rule in settings.flip_filters)
 
-    return torch.tensor([settings.flip and allowed(row) for row in rows], dtype=torch.bool)
+    return torch.tensor([settings.flip_aug and allowed(row) for row in rows], dtype=torch.bool)
 
 
-def open_pictures(rows: Sequence[Row], side: int, settings: DataSettings, loop: Loop) -> Pictures:
+def open_pictures(
+    rows: Sequence[Row], side: int, settings: PretrainDataConfig, loop: Loop
+) -> Pictures:
     """Decode the rows for this loop's device, with a progress bar."""
     with progress_bar("decoding pictures", len(rows), enabled=loop.main) as advance:
-        return Pictures(rows, side, loop.device, settings.memory_gib, advance)
+        return Pictures(rows, side, loop.device, settings.image_cache_gib, advance)
 
 
-def write_start(loop: Loop, settings: Settings, rows: Sequence[Row]) -> None:
+def write_start(loop: Loop, settings: BaseConfig, rows: Sequence[Row]) -> None:
     """Write the resolved settings and the manifest of training rows beside the run's log."""
     if loop.main:
         write_text(loop.out / "run.toml", dump_toml(settings))

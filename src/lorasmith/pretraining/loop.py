@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorasmith.config.pretrain import LoopSettings
+from lorasmith.config.pretrain import PretrainTrainerConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import seed_of
-from lorasmith.core.errors import ConfigError, OutputError, TrainingError, WeightsError
+from lorasmith.core.errors import OutputError, TrainingError, WeightsError
 from lorasmith.core.files import writable_folder
 from lorasmith.loops.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint, save_checkpoint
 from lorasmith.loops.distributed import accelerator_for, agree
@@ -62,20 +62,21 @@ class Part:
 class Loop:
     """What the three pretraining loops share."""
 
-    def __init__(self, settings: LoopSettings, title: str, resume: bool = False) -> None:
+    def __init__(self, settings: PretrainTrainerConfig, title: str, resume: bool = False) -> None:
         self.settings = settings
         self.title = title
-        self.out = settings.out
+        self.out = settings.output_dir
         self._trained: dict[str, Trained] = {}
         self._figures: dict[str, torch.Tensor] = {}
         self._noted: dict[str, torch.Tensor] = {}  # of the step under way
         self._graph: tuple[Hashable, torch.Tensor, StepGraph] | None = None
         self._seen = 0  # pictures since the last line of the log
         self.accelerator = accelerator_for(
-            settings.precision, settings.device, "loop", settings.graph
+            settings.mixed_precision, settings.device, "train", settings.cuda_graph
         )
-        self.check_batch(settings.batch_size, "loop.batch_size")
-        self._generators = [torch.Generator(self.device) for _ in range(settings.accumulate)]
+        self._generators = [
+            torch.Generator(self.device) for _ in range(settings.gradient_accumulation_steps)
+        ]
         self.main: bool = self.accelerator.is_main_process
         if self.main:
             writable_folder(self.out)
@@ -103,29 +104,23 @@ class Loop:
             module.compile()
         optimizer = adamw([module], rate, self.settings.weight_decay)
         wrapped: nn.Module = self.accelerator.prepare(module)
-        average = Ema(module, self.settings.ema) if ema and self.settings.ema > 0 else None
+        average = (
+            Ema(module, self.settings.ema_decay) if ema and self.settings.ema_decay > 0 else None
+        )
         self._trained[name] = Trained(module, wrapped, optimizer, rate, average)
         return wrapped
 
-    def check_batch(self, batch_size: int, field: str) -> None:
-        """Refuse a batch size that cannot be shared evenly.
-
-        Raises:
-            ConfigError: it is not a multiple of processes x accumulated parts.
-        """
-        world, parts = self.accelerator.num_processes, self.settings.accumulate
-        if batch_size % (world * parts):
-            raise ConfigError(
-                f"{field}: {batch_size} does not divide into {world} processes x {parts} "
-                "accumulated parts"
-            )
+    def images_per_step(self, batch_size: int) -> int:
+        """Return how many images an optimizer step takes, over accumulation and processes."""
+        parts = self.settings.gradient_accumulation_steps
+        return batch_size * parts * self.accelerator.num_processes
 
     def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
         found = latest_checkpoint(self.out / CHECKPOINTS)
         if found is not None and not resume:
             raise OutputError(
                 f"{self.out} already holds a run; continue it with --resume or choose another "
-                "loop.out"
+                "train.output_dir"
             )
         if found is None and resume:
             raise OutputError(f"{self.out} holds no checkpoint to resume from")
@@ -153,7 +148,7 @@ class Loop:
                 self._set_rates(step)
                 yield step
                 done = step + 1
-                due = done % self.settings.log_every == 0 or done == total
+                due = done % self.settings.log_every_n_steps == 0 or done == total
                 if due:
                     figures = self._read_figures(step)
                     speed = self._seen / (time.perf_counter() - clock)
@@ -163,7 +158,7 @@ class Loop:
                     )
                     clock, logged, self._seen = time.perf_counter(), done, 0
                 stopping = self._agree(request.asked or time.perf_counter() > deadline, due)
-                if stopping or done == total or done % self.settings.checkpoint_every == 0:
+                if stopping or done == total or done % self.settings.checkpoint_every_n_steps == 0:
                     self.save(done)
                 if stopping and done < total:
                     raise Interrupted(f"stopped after step {done} of {total}; --resume goes on")
@@ -186,12 +181,12 @@ class Loop:
             moved: the networks that the step moves; all of them by default.
         """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine = numbers.view(self.settings.accumulate, world, -1)[:, rank]
+        mine = numbers.view(self.settings.gradient_accumulation_steps, world, -1)[:, rank]
         for draws in self._generators:
             draws.manual_seed(seed_of(self.settings.seed, step))
         self._seen += len(numbers)
         names = list(self._trained) if moved is None else list(moved)
-        if not self.settings.graph:
+        if not self.settings.cuda_graph:
             self._do_step(mine.to(self.device), one_part, names)
             return
         if self._graph is None or self._graph[0] != (variant, mine.shape):
@@ -217,19 +212,19 @@ class Loop:
         self._figures |= self._noted
         scaler = self.accelerator.scaler
         for name in names:
-            norm = self._trained[name].update(self.settings.clip, scaler)
+            norm = self._trained[name].update(self.settings.max_grad_norm, scaler)
             self._figures[f"grad_norm/{name}"] = norm
         if scaler is not None:
             scaler.update()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this part's gradients."""
-        self.accelerator.backward(loss / self.settings.accumulate)
+        self.accelerator.backward(loss / self.settings.gradient_accumulation_steps)
 
     def note(self, **figures: torch.Tensor) -> None:
         """Keep figures of this part (device scalars); the log shows the mean over all parts."""
         for name, value in figures.items():
-            share = value.detach() / self.settings.accumulate
+            share = value.detach() / self.settings.gradient_accumulation_steps
             self._noted[name] = self._noted[name] + share if name in self._noted else share
 
     def figure(self, name: str) -> float:
@@ -288,7 +283,9 @@ class Loop:
 
     def _rate(self, step: int) -> float:
         s = self.settings
-        return s.learning_rate * lr_scale(step, s.steps, s.warmup, s.floor, s.schedule)
+        return s.learning_rate * lr_scale(
+            step, s.steps, s.lr_warmup_steps, s.lr_scheduler_min_lr_ratio, s.lr_scheduler
+        )
 
     def _set_rates(self, step: int) -> None:
         factor = self._rate(step) / self.settings.learning_rate
@@ -310,7 +307,7 @@ class Loop:
         if bad:
             raise TrainingError(
                 f"{bad[0]} is not finite at step {step}; the last checkpoint is intact: lower "
-                "loop.learning_rate or raise loop.warmup, and --resume"
+                "train.learning_rate or raise train.lr_warmup_steps, and --resume"
             )
         return figures
 

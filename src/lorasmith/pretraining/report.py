@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lorasmith.config.pretrain import UnetRun
+from lorasmith.config.pretrain import UnetPretrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.files import writable_folder, write_text
 from lorasmith.data.images.square_images import load_squares, to_signed
@@ -70,7 +70,7 @@ class Compared:
 
 
 def report(
-    run: UnetRun, model: Path | None, out: Path, compared: Compared, device: str = "auto"
+    run: UnetPretrainConfig, model: Path | None, out: Path, compared: Compared, device: str = "auto"
 ) -> Path:
     """Measure a model, write ``out`` (Markdown) and the sheets beside it; return ``out``.
 

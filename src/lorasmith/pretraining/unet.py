@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.config.pretrain import Stage, UnetRun
+from lorasmith.config.pretrain import StageConfig, UnetPretrainConfig
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.data.batch_order import BatchOrder
 from lorasmith.data.images.square_images import Pictures
@@ -34,29 +34,29 @@ SCHEDULER = {
 """The noise of Stable Diffusion 1.x."""
 
 
-def pretrain_unet(run: UnetRun, resume: bool = False) -> Path:
+def pretrain_unet(run: UnetPretrainConfig, resume: bool = False) -> Path:
     """Train a U-Net; return the folder of a complete diffusers model around it.
 
     Raises:
         ConfigError: a stage's resolution or batch size is not possible.
         WeightsError: the autoencoder, text encoder and U-Net do not fit together.
     """
-    loop = Loop(run.loop, "U-Net", resume)
+    loop = Loop(run.train, "U-Net", resume)
     rows, _ = chosen_rows(run.data)
     vae = _load_vae(run.vae).to(loop.device).requires_grad_(False).eval()
-    text_encoder = load_text_encoder(run.clip)
-    tokenizer = load_tokenizer(run.clip)
+    text_encoder = load_text_encoder(run.text_encoder)
+    tokenizer = load_tokenizer(run.text_encoder)
     _check_stages(run, vae, loop)
     write_start(loop, run, rows)
-    torch.manual_seed(run.loop.seed)
+    torch.manual_seed(run.train.seed)
     unet = loop.add("unet", _new_unet(run, vae, int(text_encoder.config.hidden_size)), ema=True)
     if run.train_text_encoder:
         encoder: Any = loop.add("text_encoder", text_encoder, ema=True)
     else:
         encoder = text_encoder.to(loop.device).requires_grad_(False).eval()
-    config = {**SCHEDULER, "prediction_type": run.prediction}
+    config = {**SCHEDULER, "prediction_type": run.prediction_type}
     loss = DenoisingLoss(run, unet, encoder, NoiseProcess.from_scheduler(config, loop.device), loop)
-    stage: Stage | None = None
+    stage: StageConfig | None = None
 
     for step in loop.steps():
         now, within = stage_of(run.stages, step)
@@ -67,10 +67,10 @@ def pretrain_unet(run: UnetRun, resume: bool = False) -> Path:
         loop.learn(step, batches.order.batch(within), learn, variant=id(stage))
     if loop.main:
         _finish(run, loop, vae, text_encoder, tokenizer)
-    return run.loop.out
+    return run.train.output_dir
 
 
-def stage_of(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
+def stage_of(stages: Sequence[StageConfig], step: int) -> tuple[StageConfig, int]:
     """Return the stage that step ``step`` of the whole run falls in, and the step within it."""
     for stage in stages:
         if step < stage.steps:
@@ -83,12 +83,18 @@ class Batches:
     """One stage's captions and latent moments (of mirror images too), on the device."""
 
     def __init__(
-        self, run: UnetRun, stage: Stage, rows: list[Row], vae: Any, tokenizer: Any, loop: Loop
+        self,
+        run: UnetPretrainConfig,
+        stage: StageConfig,
+        rows: list[Row],
+        vae: Any,
+        tokenizer: Any,
+        loop: Loop,
     ) -> None:
         self.captions = CaptionTable(tokenizer, rows, loop.device)
         self.mirrored = mirror_allowed(rows, run.data).to(loop.device)
-        batch_size = stage.batch_size or run.loop.batch_size
-        self.order = BatchOrder(weights(rows, run.data.weights), batch_size, run.loop.seed)
+        batch_size = loop.images_per_step(stage.batch_size or run.train.batch_size)
+        self.order = BatchOrder(weights(rows, run.data.weights), batch_size, run.train.seed)
         self.scale = float(vae.config.scaling_factor)
         pictures = open_pictures(rows, stage.resolution, run.data, loop)
         flips = (False, True) if bool(self.mirrored.any()) else (False,)
@@ -122,7 +128,7 @@ def _moments(vae: Any, pictures: Pictures, flip: bool, advance: Any) -> torch.Te
 class DenoisingLoss:
     """The weighted mean squared error of the U-Net's prediction (arXiv:2006.11239, eq. 14)."""
 
-    run: UnetRun
+    run: UnetPretrainConfig
     unet: Any
     encoder: Any
     noise: NoiseProcess
@@ -139,8 +145,8 @@ class DenoisingLoss:
         predicted = self.unet(noisy, timesteps, text, return_dict=False)[0].float()
         wanted = noise.target(clean, added, timesteps)
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
-        if self.run.min_snr > 0:
-            error = error * noise.min_snr_weight(timesteps, self.run.min_snr)
+        if self.run.min_snr_gamma > 0:
+            error = error * noise.min_snr_weight(timesteps, self.run.min_snr_gamma)
         loss = error.mean()
         self.loop.backward(loss)
         self.loop.note(loss=loss)
@@ -148,7 +154,11 @@ class DenoisingLoss:
     def _text(self, captions: CaptionTable, part: Part) -> torch.Tensor:
         run = self.run
         ids = captions.draw(
-            part.numbers, part.draws, run.empty_captions, run.short_captions, run.all_phrasings
+            part.numbers,
+            part.draws,
+            run.caption_dropout_rate,
+            run.caption_truncation_rate,
+            run.use_all_captions,
         )
         with self.loop.accelerator.autocast(), torch.set_grad_enabled(run.train_text_encoder):
             text: torch.Tensor = self.encoder(ids).last_hidden_state
@@ -165,7 +175,7 @@ def _downscale(vae: Any) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def _check_stages(run: UnetRun, vae: Any, loop: Loop) -> None:
+def _check_stages(run: UnetPretrainConfig, vae: Any, loop: Loop) -> None:
     factor = _downscale(vae)
     for number, stage in enumerate(run.stages):
         if stage.resolution % factor:
@@ -173,18 +183,16 @@ def _check_stages(run: UnetRun, vae: Any, loop: Loop) -> None:
                 f"stages.{number}.resolution: {stage.resolution} is not a multiple of {factor}, "
                 "the autoencoder's down-sampling"
             )
-        if stage.batch_size is not None:
-            loop.check_batch(stage.batch_size, f"stages.{number}.batch_size")
 
 
-def _new_unet(run: UnetRun, vae: Any, text_width: int) -> Any:
+def _new_unet(run: UnetPretrainConfig, vae: Any, text_width: int) -> Any:
     from diffusers import UNet2DConditionModel
 
-    if run.loop.start_from is not None:
-        unet = load_part(UNet2DConditionModel, run.loop.start_from, "unet").train()
+    if run.train.start_from is not None:
+        unet = load_part(UNet2DConditionModel, run.train.start_from, "unet").train()
         if int(unet.config.cross_attention_dim) != text_width:
             raise WeightsError(
-                f"{run.loop.start_from}: its U-Net takes text of width "
+                f"{run.train.start_from}: its U-Net takes text of width "
                 f"{unet.config.cross_attention_dim}, the text encoder gives {text_width}"
             )
         return unet
@@ -192,24 +200,26 @@ def _new_unet(run: UnetRun, vae: Any, text_width: int) -> Any:
         sample_size=run.stages[-1].resolution // _downscale(vae),
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
-        block_out_channels=tuple(run.shape.channels),
-        layers_per_block=run.shape.layers,
-        attention_head_dim=run.shape.heads,
-        norm_num_groups=run.shape.groups,
+        block_out_channels=tuple(run.architecture.block_out_channels),
+        layers_per_block=run.architecture.layers_per_block,
+        attention_head_dim=run.architecture.attention_head_dim,
+        norm_num_groups=run.architecture.norm_num_groups,
         cross_attention_dim=text_width,
     )
 
 
-def _finish(run: UnetRun, loop: Loop, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
+def _finish(
+    run: UnetPretrainConfig, loop: Loop, vae: Any, text_encoder: Any, tokenizer: Any
+) -> None:
     """Save a complete diffusers model; beside an average, ``unet_without_ema`` too."""
     with quiet():  # transformers warns about picture processors that are not used
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    unet, out = loop.module("unet"), run.loop.out
+    unet, out = loop.module("unet"), run.train.output_dir
     unet.eval()
     if loop.has_average("unet"):
         unet.save_pretrained(out / "unet_without_ema")
-    scheduler = DDIMScheduler(**SCHEDULER, prediction_type=run.prediction)
+    scheduler = DDIMScheduler(**SCHEDULER, prediction_type=run.prediction_type)
     with quiet(), ExitStack() as stack:
         for name in ("unet", "text_encoder"):
             if loop.has(name):

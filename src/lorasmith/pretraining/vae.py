@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorasmith.config.pretrain import VaeRun
+from lorasmith.config.pretrain import VaePretrainConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.batch_order import BatchOrder
 from lorasmith.data.images.square_images import Pictures, mirror_some
@@ -72,17 +72,18 @@ class VqAutoencoder(nn.Module):
         return decoded, self.weight * commitment.mean()
 
 
-def pretrain_vae(run: VaeRun, resume: bool = False) -> Path:
+def pretrain_vae(run: VaePretrainConfig, resume: bool = False) -> Path:
     """Train an autoencoder; return the folder that holds it as ``vae/``."""
-    loop = Loop(run.loop, "VAE", resume)
+    loop = Loop(run.train, "VAE", resume)
     rows, _ = chosen_rows(run.data)
     write_start(loop, run, rows)
     pictures = open_pictures(rows, run.resolution, run.data, loop)
     mirrored = mirror_allowed(rows, run.data).to(loop.device)
-    torch.manual_seed(run.loop.seed)
+    torch.manual_seed(run.train.seed)
     coder = loop.add("coder", _new_coder(run), ema=True)
     judge = Judge(run, loop)
-    order = BatchOrder(weights(rows, run.data.weights), run.loop.batch_size, run.loop.seed)
+    images = loop.images_per_step(run.train.batch_size)
+    order = BatchOrder(weights(rows, run.data.weights), images, run.train.seed)
     latent_shape = _latent_shape(loop.module("coder").vae, run.resolution)
 
     def learn(part: Part) -> None:
@@ -93,28 +94,28 @@ def pretrain_vae(run: VaeRun, resume: bool = False) -> Path:
         loop.note(regular=regular, **judge.figures)
 
     for step in loop.steps():
-        judge.awake = judge.discriminator is not None and step >= run.loss.adversarial_start
+        judge.awake = judge.discriminator is not None and step >= run.loss.adversarial_start_step
         moved = ("coder", "discriminator") if judge.awake else ("coder",)
         loop.learn(step, order.batch(step), learn, variant=judge.awake, moved=moved)
     if loop.main:
         _finish(run, loop, pictures)
-    return run.loop.out
+    return run.train.output_dir
 
 
 class Judge:
     """All losses on a reconstruction, and the discriminator that learns beside it."""
 
-    def __init__(self, run: VaeRun, loop: Loop) -> None:
+    def __init__(self, run: VaePretrainConfig, loop: Loop) -> None:
         self.settings = run.loss
         self.loop = loop
         self.figures: dict[str, torch.Tensor] = {}
         self.perceptual: PerceptualLoss | None = None
         self.discriminator: nn.Module | None = None
         self.awake = False  # whether the discriminator takes part yet
-        if run.loss.perceptual > 0:
-            tower = load_image_tower(run.loss.perceptual_tower).to(loop.device)
+        if run.loss.perceptual_weight > 0:
+            tower = load_image_tower(run.loss.perceptual_encoder).to(loop.device)
             self.perceptual = PerceptualLoss(tower)
-        if run.loss.adversarial > 0:
+        if run.loss.adversarial_weight > 0:
             self.discriminator = loop.add(
                 "discriminator",
                 PatchDiscriminator(run.loss.discriminator_channels),
@@ -126,12 +127,12 @@ class Judge:
         pixel = (shown - made).abs().mean()
         squared = (shown - made).square().mean()
         total = pixel
-        if self.settings.gradient > 0:
-            total = total + self.settings.gradient * gradient_distance(shown, made)
+        if self.settings.gradient_weight > 0:
+            total = total + self.settings.gradient_weight * gradient_distance(shown, made)
         if self.perceptual is not None:
             with self.loop.accelerator.autocast():
                 distance = self.perceptual(shown, made)
-            total = total + self.settings.perceptual * distance
+            total = total + self.settings.perceptual_weight * distance
             self.figures["perceptual"] = distance
         # PSNR of pictures whose range is 2: 10 log10(2^2 / MSE)
         self.figures |= {"loss": pixel, "psnr": 10.0 * torch.log10(4.0 / squared)}
@@ -141,7 +142,10 @@ class Judge:
         adversarial = hinge_generator(self.discriminator(made))
         self.discriminator.requires_grad_(True)
         self.figures["adversarial"] = adversarial
-        return total + self.settings.adversarial * balance(total, adversarial, made) * adversarial
+        return (
+            total
+            + self.settings.adversarial_weight * balance(total, adversarial, made) * adversarial
+        )
 
     def learn(self, shown: torch.Tensor, made: torch.Tensor) -> None:
         """Add the discriminator's gradients, once it takes part."""
@@ -153,29 +157,31 @@ class Judge:
         self.figures["discriminator"] = loss
 
 
-def _new_coder(run: VaeRun) -> nn.Module:
+def _new_coder(run: VaePretrainConfig) -> nn.Module:
     from diffusers import AutoencoderKL, VQModel
 
     kl = run.loss.regularizer == "kl"
-    if run.loop.start_from is not None:
-        vae = load_part(AutoencoderKL if kl else VQModel, run.loop.start_from, "vae").train()
+    if run.train.start_from is not None:
+        vae = load_part(AutoencoderKL if kl else VQModel, run.train.start_from, "vae").train()
     else:
-        count = len(run.shape.channels)
+        count = len(run.architecture.block_out_channels)
         shape = {
-            "block_out_channels": tuple(run.shape.channels),
+            "block_out_channels": tuple(run.architecture.block_out_channels),
             "down_block_types": ("DownEncoderBlock2D",) * count,
             "up_block_types": ("UpDecoderBlock2D",) * count,
-            "layers_per_block": run.shape.layers,
-            "latent_channels": run.shape.latent_channels,
-            "norm_num_groups": run.shape.groups,
+            "layers_per_block": run.architecture.layers_per_block,
+            "latent_channels": run.architecture.latent_channels,
+            "norm_num_groups": run.architecture.norm_num_groups,
             "sample_size": run.resolution,
         }
         vae = (
-            AutoencoderKL(**shape) if kl else VQModel(**shape, num_vq_embeddings=run.loss.codebook)
+            AutoencoderKL(**shape)
+            if kl
+            else VQModel(**shape, num_vq_embeddings=run.loss.codebook_size)
         )
     if kl:
-        return KlAutoencoder(vae, run.loss.kl, run.loss.train == "decoder")
-    return VqAutoencoder(vae, run.loss.commitment)
+        return KlAutoencoder(vae, run.loss.kl_weight, run.loss.trainable_part == "decoder")
+    return VqAutoencoder(vae, run.loss.commitment_weight)
 
 
 def _latent_shape(vae: Any, resolution: int) -> tuple[int, int, int]:
@@ -189,7 +195,7 @@ def _latent_shape(vae: Any, resolution: int) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _finish(run: VaeRun, loop: Loop, pictures: Pictures) -> None:
+def _finish(run: VaePretrainConfig, loop: Loop, pictures: Pictures) -> None:
     """Measure the latents' scale on training pictures and save the averaged autoencoder.
 
     With an average, the plain weights go to ``vae_without_ema``.
@@ -201,9 +207,9 @@ def _finish(run: VaeRun, loop: Loop, pictures: Pictures) -> None:
     results["vae"] = loop.averaged("coder")
     for name, context in results.items():
         with context:
-            if run.loss.train == "all":
+            if run.loss.trainable_part == "all":
                 vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, pictures), 5))
-            vae.save_pretrained(run.loop.out / name)
+            vae.save_pretrained(run.train.output_dir / name)
 
 
 @torch.no_grad()

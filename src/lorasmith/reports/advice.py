@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.reports.curves import Curve, curve_of, fall, jitter, noise, rise, thinned
 
 Kind = Literal["flat", "oscillating", "overfitting", "unclear", "fine"]
@@ -44,7 +44,7 @@ class Advice:
     """What to do about it; empty where there is nothing to do."""
 
 
-def advise(records: Sequence[Mapping[str, float]], run: TrainRun) -> list[Advice]:
+def advise(records: Sequence[Mapping[str, float]], run: TrainConfig) -> list[Advice]:
     """Judge a run by its log.
 
     Args:
@@ -87,7 +87,7 @@ def best_step(held_out: Curve) -> int | None:
     return int(held_out.steps[held_out.values.argmin()]) if len(held_out) else None
 
 
-def _flat(losses: Curve, measured: Curve, run: TrainRun, peak: float | None) -> Advice | None:
+def _flat(losses: Curve, measured: Curve, run: TrainConfig, peak: float | None) -> Advice | None:
     """Nothing is learned: neither the training loss nor one on fixed noise falls."""
     fallen = fall(losses)
     if fallen.certain(_FALL_CHANCE) or _gain(measured) is not None:
@@ -99,7 +99,7 @@ def _flat(losses: Curve, measured: Curve, run: TrainRun, peak: float | None) -> 
             "The training loss is too noisy to judge by",
             f"It varies by {noise(losses):.0%} from line to line, which can hide a fall of "
             f"{max(fallen.share, _FALL_SHARE):.0%}.",
-            "Look at the previews; for a measurement, keep some pictures out (data.held_out = "
+            "Look at the previews; for a measurement, keep some pictures out (data.validation_split = "
             "0.1), or log larger batches.",
         )
     evidence = "The training loss does not fall more than its noise explains"
@@ -113,11 +113,11 @@ def _flat(losses: Curve, measured: Curve, run: TrainRun, peak: float | None) -> 
     )
 
 
-def _oscillating(losses: Curve, run: TrainRun, peak: float | None) -> Advice | None:
+def _oscillating(losses: Curve, run: TrainConfig, peak: float | None) -> Advice | None:
     """The steps are too large: the loss climbs again, or jumps from line to line."""
     climb, spread = rise(losses), noise(losses)
     # Thinning averages lines of long logs, and with them samples.
-    samples = run.train.batch_size * float(np.diff(losses.steps).mean())
+    samples = run.train.images_per_step() * float(np.diff(losses.steps).mean())
     expected = _SPREAD_OF_SAMPLES / samples**0.5
     if climb.certain(_CLIMB_CHANCE) and climb.share >= _CLIMB_SHARE:
         evidence = f"The smoothed training loss climbs by {climb.share:.0%} from an earlier low."
@@ -145,7 +145,7 @@ def _try(now: float | None, factor: float) -> str:
     return " ({} now, try {})".format(*shown)
 
 
-def _overfitting(losses: Curve, held_out: Curve, run: TrainRun) -> Advice | None:
+def _overfitting(losses: Curve, held_out: Curve, run: TrainConfig) -> Advice | None:
     """The pictures are learned by heart: the held-out loss rises while the training loss falls."""
     best = best_step(held_out)
     if best is None or len(held_out) < 3:
@@ -200,11 +200,11 @@ def _too_short(losses: Curve) -> Advice:
         "Too short to judge",
         f"The log has {len(losses)} {'line' if len(losses) == 1 else 'lines'} with a loss; "
         f"{_FEWEST_LINES} are needed.",
-        "Train longer, or set train.log_every lower.",
+        "Train longer, or set train.log_every_n_steps lower.",
     )
 
 
-def _too_far(held_out: Curve, run: TrainRun) -> Advice | None:
+def _too_far(held_out: Curve, run: TrainConfig) -> Advice | None:
     """The last look alone is behind the base model, after a gain: less than overfitting needs."""
     best = best_step(held_out)
     if best is None or _gain(held_out) is None or float(held_out.values[-1]) <= 1.0:
@@ -216,7 +216,7 @@ def _too_far(held_out: Curve, run: TrainRun) -> Advice | None:
         f"model's at step {best}, and {float(held_out.values[-1]) - 1.0:.1%} above it at step "
         f"{int(held_out.steps[-1])}. A single measurement may be an accident.",
         f"Compare with {last_part(run.output.name)}-best.safetensors, the state at step {best}. "
-        "A lower preview.every tells more.",
+        "A lower validation.every_n_steps tells more.",
     )
 
 
@@ -238,6 +238,6 @@ def _fine(losses: Curve, held_out: Curve, fixed: Curve) -> Advice:
     else:
         evidence = (
             f"{fallen}. Whether it learned more than these pictures, only pictures kept out "
-            "(data.held_out) would tell."
+            "(data.validation_split) would tell."
         )
     return Advice("fine", "The curves look healthy", evidence, "")

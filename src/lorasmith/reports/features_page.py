@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from lorasmith.config.features import FeaturesRun
-from lorasmith.config.load import load_settings, read_toml
-from lorasmith.config.train_config import OutputSettings
+from lorasmith.config.features import FeaturesConfig
+from lorasmith.config.load import load_config, read_toml
+from lorasmith.config.train_config import OutputConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
@@ -47,14 +47,14 @@ def write_features_reports(paths: RunPaths) -> list[Path]:
     """
     if not paths.settings.is_file() or "feature" not in read_toml(paths.settings):
         return []
-    run = load_settings(FeaturesRun, paths.settings)
-    moved = run.model_copy(update={"output": OutputSettings(name=str(paths.folder))})
+    run = load_config(FeaturesConfig, paths.settings)
+    moved = run.model_copy(update={"output": OutputConfig(name=str(paths.folder))})
     every = FeaturesPaths.from_config(moved)
     pages = [write_report(one) for one in every.loras if one.settings.is_file()]
     return [*pages, write_overview(run, every)]
 
 
-def write_overview(run: FeaturesRun, paths: FeaturesPaths) -> Path:
+def write_overview(run: FeaturesConfig, paths: FeaturesPaths) -> Path:
     """Write ``report.html`` into the run's folder and return it.
 
     Raises:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lorasmith.config.load import load_settings, read_toml
-from lorasmith.config.sweep import SweepRun, short_number
-from lorasmith.config.train_config import OutputSettings
+from lorasmith.config.load import load_config, read_toml
+from lorasmith.config.sweep import SweepConfig, format_number
+from lorasmith.config.train_config import OutputConfig
 from lorasmith.core.errors import LorasmithError, LorasmithWarning, OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
@@ -52,7 +52,7 @@ class _Pictures:
     """Data URIs."""
 
 
-def write_sweep(run: SweepRun, paths: SweepPaths) -> None:
+def write_sweep(run: SweepConfig, paths: SweepPaths) -> None:
     """Write both files; the LoRAs are there by now, so that failing to is no reason to fail."""
     try:
         write_sweep_pages(run, paths)
@@ -73,14 +73,14 @@ def write_sweep_reports(paths: RunPaths) -> list[Path]:
     """
     if not paths.settings.is_file() or "vary" not in read_toml(paths.settings):
         return []
-    run = load_settings(SweepRun, paths.settings)
-    moved = run.model_copy(update={"output": OutputSettings(name=str(paths.folder))})
+    run = load_config(SweepConfig, paths.settings)
+    moved = run.model_copy(update={"output": OutputConfig(name=str(paths.folder))})
     every = SweepPaths.from_config(moved)
     pages = [write_report(one) for one in every.loras if one.settings.is_file()]
     return [*pages, write_sweep_pages(moved, every)]
 
 
-def write_sweep_pages(run: SweepRun, paths: SweepPaths) -> Path:
+def write_sweep_pages(run: SweepConfig, paths: SweepPaths) -> Path:
     """Write ``sweep.json`` and ``sweep.html`` into the sweep's folder and return the latter.
 
     Raises:
@@ -101,7 +101,7 @@ def write_sweep_pages(run: SweepRun, paths: SweepPaths) -> Path:
     return paths.html_page
 
 
-def told(run: SweepRun, results: Sequence[SweepResult]) -> dict[str, Any]:
+def told(run: SweepConfig, results: Sequence[SweepResult]) -> dict[str, Any]:
     """Return what ``sweep.json`` says."""
     ranked = any(one.gain is not None for one in results)
     return {
@@ -123,7 +123,7 @@ def _plain(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def render(run: SweepRun, results: Sequence[SweepResult]) -> str:
+def render(run: SweepConfig, results: Sequence[SweepResult]) -> str:
     """Return the page as HTML."""
     folders = [(one, read_run_folder(one.folder)) for one in results if one.steps]
     prompts, pictures = _pictures(folders)
@@ -161,7 +161,7 @@ def rows_of(results: Sequence[SweepResult]) -> list[SweepRow]:
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_shown, value))}]"
-    return short_number(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _link(result: SweepResult) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorasmith.config.sweep import SweepRun, Variant, names_of
+from lorasmith.config.sweep import SweepConfig, Variant, variant_names
 from lorasmith.reports.advice import best_step, held_out_share
 from lorasmith.reports.curves import Floats, curve_of, smoothed, thinned
 from lorasmith.runs.paths import RunPaths
@@ -53,7 +53,7 @@ class SweepResult:
         return self.state.removeprefix(_GIVEN_UP) if self.state.startswith(_GIVEN_UP) else ""
 
 
-def results_of(run: SweepRun, paths: SweepPaths) -> list[SweepResult]:
+def results_of(run: SweepConfig, paths: SweepPaths) -> list[SweepResult]:
     """Read what a sweep's LoRAs have left so far; the best first, in so far as that is known.
 
     Raises:
@@ -116,7 +116,7 @@ class Note:
     """In a sentence or two."""
 
 
-def notes_of(run: SweepRun, results: Sequence[SweepResult]) -> list[Note]:
+def notes_of(run: SweepConfig, results: Sequence[SweepResult]) -> list[Note]:
     """Say which differences between the results count for something."""
     notes = [
         Note("bad", f"{one.name} was given up", f"{one.given_up[:1].upper()}{one.given_up[1:]}.")
@@ -127,18 +127,18 @@ def notes_of(run: SweepRun, results: Sequence[SweepResult]) -> list[Note]:
     return [*notes, _ranking(run, known), *_losses_apart(run)]
 
 
-def _ranking(run: SweepRun, known: Sequence[SweepResult]) -> Note:
+def _ranking(run: SweepConfig, known: Sequence[SweepResult]) -> Note:
     if not known:
         what = (
-            "preview.every is 0, so nothing was measured"
-            if run.preview.every == 0
+            "validation.every_n_steps is 0, so nothing was measured"
+            if run.validation.every_n_steps == 0
             else "No pictures were kept out of training"
         )
         return Note(
             "unclear",
             "The LoRAs are not ranked",
-            f"{what}, and training losses do not tell which LoRA is better. Set data.held_out = "
-            "0.1 or so, with preview.every above 0, or judge by the pictures.",
+            f"{what}, and training losses do not tell which LoRA is better. Set data.validation_split = "
+            "0.1 or so, with validation.every_n_steps above 0, or judge by the pictures.",
         )
     names, gains, left_out = by_settings(known)
     settings, seeds = gains.shape
@@ -233,15 +233,15 @@ def by_settings(known: Sequence[SweepResult]) -> tuple[list[str], Floats, list[s
     seeds = list(dict.fromkeys(seed for own in gains for seed in own))
     whole = [
         (name, [own[seed] for seed in seeds])
-        for name, own in zip(names_of(distinct), gains, strict=True)
+        for name, own in zip(variant_names(distinct), gains, strict=True)
         if len(own) == len(seeds)
     ]
     table = np.array([row for _, row in whole], dtype=np.float64).reshape(-1, len(seeds))
     names = [name for name, _ in whole]
-    return names, table, [name for name in names_of(distinct) if name not in names]
+    return names, table, [name for name in variant_names(distinct) if name not in names]
 
 
-def _losses_apart(run: SweepRun) -> Iterator[Note]:
+def _losses_apart(run: SweepConfig) -> Iterator[Note]:
     weighed = [name for name in run.vary if name.startswith("train.loss.")]
     if weighed:
         yield Note(

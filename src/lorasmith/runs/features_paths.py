@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from lorasmith.config.features import FeaturesRun
+from lorasmith.config.features import FeaturesConfig
 from lorasmith.config.train_config import SUFFIX
 from lorasmith.runs.multi_paths import MultiRunPaths
 from lorasmith.runs.paths import RunPaths
@@ -13,7 +13,7 @@ class FeaturesPaths(MultiRunPaths):
     """``NAME-TAG.safetensors`` of each feature, and in the folder ``NAME`` a folder ``TAG``."""
 
     @classmethod
-    def from_config(cls, config: FeaturesRun) -> "FeaturesPaths":
+    def from_config(cls, config: FeaturesConfig) -> "FeaturesPaths":
         """Return the paths for a run's output name."""
         main = RunPaths.from_name(config.output.name)
         shared = main.checkpoints if config.train.mode == "joint" else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.config.train_data import TrainData
+from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import writable_folder, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
@@ -38,7 +38,7 @@ class MultiRunPaths:
         """The files that report on the run."""
         return (self.main.report,)
 
-    def check_can_create(self, datasets: Iterable[TrainData]) -> None:
+    def check_can_create(self, datasets: Iterable[DataConfig]) -> None:
         """Check that a new run can write here and that no other run's files are in the way.
 
         Args:
@@ -55,8 +55,7 @@ class MultiRunPaths:
         runs = (self.main, *self.loras, *self.groups)
         if any(checkpoints(run.checkpoints) for run in runs):
             raise OutputError(
-                f"{self.main.folder} already holds a run; go on with {self.main.resume_command}, "
-                "or choose another --out or delete it"
+                f"{self.main.folder} already holds a run; go on with {self.main.resume_command}, or choose another --out or delete it"
             )
         unexpected = self._find_unexpected()
         if unexpected is not None:

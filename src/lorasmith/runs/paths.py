@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.config.train_config import SUFFIX, TrainData
+from lorasmith.config.train_config import SUFFIX, DataConfig
 from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
 from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
@@ -133,8 +133,7 @@ class RunPaths:
         saved = checkpoints(self.checkpoints)
         if saved:
             raise OutputError(
-                f"{self.folder} holds an unfinished run ({saved[-1].name}); go on with "
-                f"{self.resume_command}, or choose another --out or delete it"
+                f"{self.folder} holds an unfinished run ({saved[-1].name}); go on with {self.resume_command}, or choose another --out or delete it"
             )
         unexpected = self._find_unexpected()
         if unexpected is not None:
@@ -212,7 +211,7 @@ def find_unexpected(folder: Path, is_expected: Callable[[Path], bool]) -> Path |
     return min(unexpected, default=None)
 
 
-def check_outside_dataset(path: Path, data: TrainData, field: str) -> None:
+def check_outside_dataset(path: Path, data: DataConfig, field: str) -> None:
     """Check that an output path is not inside a dataset, where its files would count as data.
 
     Args:
@@ -223,7 +222,7 @@ def check_outside_dataset(path: Path, data: TrainData, field: str) -> None:
     Raises:
         ConfigError: it is in the folder of the training images or of the class images.
     """
-    for folder in (data.path, data.class_path):
+    for folder in (data.path, data.reg_data_dir):
         if folder is not None and path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
                 f"{field}: {path} lies among the pictures in {folder}; put it elsewhere"

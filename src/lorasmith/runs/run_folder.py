@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from lorasmith.config.load import load_settings
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.load import load_config
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import DataError
 from lorasmith.inference.outputs.data_uri import (
     bytes_to_data_uri,
@@ -37,7 +37,7 @@ class RunFolder:
     """The content of a run's folder; the run may be unfinished."""
 
     folder: Path
-    config: TrainRun
+    config: TrainConfig
     settings_toml: str
     """The text of ``run.toml``."""
     log: list[dict[str, float]]
@@ -61,7 +61,7 @@ def read_run_folder(folder: Path) -> RunFolder:
     log, summary = folder / "log.jsonl", folder / "summary.json"
     return RunFolder(
         folder=folder,
-        config=load_settings(TrainRun, toml),
+        config=load_config(TrainConfig, toml),
         settings_toml=toml.read_text(encoding="utf-8"),
         log=read_log(log) if log.is_file() else [],
         summary=RunSummary.read(summary) if summary.is_file() else None,
@@ -72,8 +72,7 @@ def read_run_folder(folder: Path) -> RunFolder:
 def not_a_run(folder: Path) -> DataError:
     """Return the error about a folder without ``run.toml``."""
     return DataError(
-        f"{folder}: not a run's folder (it has no run.toml); a run's folder has the LoRA's name "
-        "and is beside it, such as loras/inkmono"
+        f"{folder}: not a run's folder (it has no run.toml); a run's folder has the LoRA's name and is beside it, such as loras/inkmono"
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorasmith.config.sweep import SweepRun
+from lorasmith.config.sweep import SweepConfig
 from lorasmith.config.train_config import SUFFIX
 from lorasmith.runs.multi_paths import MultiRunPaths
 from lorasmith.runs.paths import RunPaths
@@ -31,7 +31,7 @@ class SweepPaths(MultiRunPaths):
         return (self.html_page, self.json_file)
 
     @classmethod
-    def from_config(cls, config: SweepRun) -> "SweepPaths":
+    def from_config(cls, config: SweepConfig) -> "SweepPaths":
         """Return the paths for a sweep's output name."""
         main = RunPaths.from_name(config.output.name)
         main = replace(main, parent_folder=main.folder, command=_COMMAND)
@@ -54,7 +54,7 @@ class SweepPaths(MultiRunPaths):
             ]
         return cls(main, tuple(loras), tuple(group_paths))
 
-    def loras_of_group(self, config: SweepRun, group: int) -> tuple[RunPaths, ...]:
+    def loras_of_group(self, config: SweepConfig, group: int) -> tuple[RunPaths, ...]:
         """Return the paths of the LoRAs of a group (counted from 0)."""
         sizes = [len(variants) for variants in config.groups()]
         first = sum(sizes[:group])

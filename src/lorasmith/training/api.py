@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.config.features import FeaturesRun, settings_of, single
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.features import FeaturesConfig, require_single_feature, to_train_config
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasmith.reports.sweep_results import SweepResult
 
 
-def train(config: TrainRun | Mapping[str, Any] | str | Path, *, resume: str | None = None) -> Path:
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | Path, *, resume: str | None = None
+) -> Path:
     """Train a LoRA and return its file.
 
     Args:
@@ -28,11 +30,11 @@ def train(config: TrainRun | Mapping[str, Any] | str | Path, *, resume: str | No
     """
     from lorasmith.training.trainer import train as train_lora
 
-    return train_lora(single(settings_of(config)), resume)
+    return train_lora(require_single_feature(to_train_config(config)), resume)
 
 
 def train_features(
-    config: FeaturesRun | Mapping[str, Any] | str | Path, *, resume: str | None = None
+    config: FeaturesConfig | Mapping[str, Any] | str | Path, *, resume: str | None = None
 ) -> dict[str, Path]:
     """Train a LoRA for each feature and return their files by their tags.
 
@@ -46,15 +48,15 @@ def train_features(
     """
     from lorasmith.training.multi.features import train_features as train_all
 
-    run = settings_of(config)
-    if not isinstance(run, FeaturesRun):
+    run = to_train_config(config)
+    if not isinstance(run, FeaturesConfig):
         raise ConfigError("the settings have no [[feature]] tables: use lorasmith.train")
     files = train_all(run, resume)
     return {feature.tag: file for feature, file in zip(run.feature, files, strict=True)}
 
 
 def sweep(
-    config: TrainRun | Mapping[str, Any] | str | Path,
+    config: TrainConfig | Mapping[str, Any] | str | Path,
     vary: Mapping[str, Sequence[Any]] | None = None,
     *,
     together: int | None = None,
@@ -82,12 +84,12 @@ def sweep(
     from lorasmith.training.multi.sweep import train_sweep
 
     path, base = None, None
-    if isinstance(config, TrainRun | FeaturesRun):
+    if isinstance(config, TrainConfig | FeaturesConfig):
         base = config.model_dump(exclude_unset=True, by_alias=True)
     elif isinstance(config, Mapping):
         base = dict(config)
     elif isinstance(config, str | Path):
         path = Path(config).expanduser()
     else:
-        settings_of(config)  # tells what it should be
+        to_train_config(config)  # tells what it should be
     return train_sweep(load_sweep(path, (), vary, together, base), resume)

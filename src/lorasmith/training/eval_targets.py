@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
-from lorasmith.config.features import load_run
-from lorasmith.config.train_config import SUFFIX, TrainRun
+from lorasmith.config.features import load_train_config
+from lorasmith.config.train_config import SUFFIX, TrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.images.decode import WHITE, decode
@@ -33,7 +33,7 @@ class EvalTarget:
     """The tag, and what its files say about their gate."""
     files: Sequence[Path]
     """Its LoRAs; the first is the run's result."""
-    run: TrainRun | None
+    run: TrainConfig | None
     """The run that made them, where its settings are there."""
 
     @property
@@ -55,8 +55,7 @@ class EvalTarget:
         rows, held_out = self._rows(data)
         if len(rows) < 2:
             raise DataError(
-                f"{data or self.files[0]}: {len(rows)} pictures with the tag {self.tag!r}; an "
-                "evaluation compares with two or more, which --data DIR names"
+                f"{data or self.files[0]}: {len(rows)} pictures with the tag {self.tag!r}; an evaluation compares with two or more, which --data DIR names"
             )
         stride = -(-len(rows) // MOST_PICTURES)
         known = self.gate.class_word or (self.run.data.class_word if self.run else "")
@@ -76,11 +75,10 @@ class EvalTarget:
             return [row for row in read_rows(data) if contains_tag(row.caption, self.tag)], False
         if self.run is None:
             raise DataError(
-                f"{self.files[0]}: which pictures show {self.tag!r}? The run that made it is not "
-                "there to say; name them with --data DIR"
+                f"{self.files[0]}: which pictures show {self.tag!r}? The run that made it is not there to say; name them with --data DIR"
             )
         rows = tagged_rows(self.run.data)
-        _, held_out = split_held_out(rows, self.run.data.held_out)
+        _, held_out = split_held_out(rows, self.run.data.validation_split)
         return (held_out, True) if len(held_out) > 1 else (rows, False)
 
     def _picture(self, row: Row) -> Image.Image:
@@ -116,13 +114,12 @@ def _of_file(file: Path) -> EvalTarget:
     facts = parse_gate(file, load_metadata(file))
     if not facts.tag:
         raise WeightsError(
-            f"{file}: it does not say which tag calls it, so that nothing can be measured; name a "
-            "LoRA that lorasmith trained, or the folder of its run"
+            f"{file}: it does not say which tag calls it, so that nothing can be measured; name a LoRA that lorasmith trained, or the folder of its run"
         )
     return EvalTarget(facts, [file], _run_beside(file, facts.tag))
 
 
-def _run_beside(file: Path, tag: str) -> TrainRun | None:
+def _run_beside(file: Path, tag: str) -> TrainConfig | None:
     """Return the settings of the run in whose folder, or beside whose folder, a file lies."""
     stem = file.name.removesuffix(SUFFIX)
     names = [stem[:end] for end in range(len(stem), 0, -1) if end == len(stem) or stem[end] == "-"]
@@ -137,8 +134,7 @@ def _run_beside(file: Path, tag: str) -> TrainRun | None:
 def _of_run(folder: Path) -> list[EvalTarget]:
     if not (folder / _SETTINGS).is_file():
         raise DataError(
-            f"{folder}: not a run's folder (it has no run.toml); a run lies in the folder of its "
-            "name beside the LoRA, such as loras/inkmono"
+            f"{folder}: not a run's folder (it has no run.toml); a run lies in the folder of its name beside the LoRA, such as loras/inkmono"
         )
     found = []
     for run, paths in _runs(folder):
@@ -150,13 +146,13 @@ def _of_run(folder: Path) -> list[EvalTarget]:
     return found
 
 
-def _runs(folder: Path) -> list[tuple[TrainRun, RunPaths]]:
+def _runs(folder: Path) -> list[tuple[TrainConfig, RunPaths]]:
     """Return a run, or those of its features, and where each lies now."""
-    run, here = load_run(folder / _SETTINGS), str(folder.absolute())
-    if isinstance(run, TrainRun):
+    run, here = load_train_config(folder / _SETTINGS), str(folder.absolute())
+    if isinstance(run, TrainConfig):
         return [(run, RunPaths.from_name(here))]
     moved = run.model_copy(update={"output": run.output.model_copy(update={"name": here})})
-    return list(zip(run.runs(), FeaturesPaths.from_config(moved).loras, strict=True))
+    return list(zip(run.train_configs(), FeaturesPaths.from_config(moved).loras, strict=True))
 
 
 def _files(paths: RunPaths) -> list[Path]:

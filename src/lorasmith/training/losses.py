@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from lorasmith.config.train_settings import LossSettings
+from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import NoiseProcess, zero_terminal
@@ -30,7 +30,7 @@ class Noise(NamedTuple):
 
 def process_of(
     scheduler_config: dict[str, object],
-    settings: LossSettings,
+    settings: LossConfig,
     device: torch.device,
     known: int | None = None,
 ) -> NoiseProcess:
@@ -65,7 +65,7 @@ def _misfit(process: NoiseProcess) -> str:
     )
 
 
-def draw_noise(process: NoiseProcess, settings: LossSettings, batch: Batch, draws: Draws) -> Noise:
+def draw_noise(process: NoiseProcess, settings: LossConfig, batch: Batch, draws: Draws) -> Noise:
     """Draw noise levels uniformly among those of the model, and unit noise with its offset."""
     shape = batch.clean.shape[1:]
     timesteps = draws.integers(process.steps)
@@ -77,7 +77,7 @@ def draw_noise(process: NoiseProcess, settings: LossSettings, batch: Batch, draw
 
 def losses_of(
     process: NoiseProcess,
-    settings: LossSettings,
+    settings: LossConfig,
     batch: Batch,
     drawn: Noise,
     predicted: torch.Tensor,
@@ -96,8 +96,8 @@ def losses_of(
         losses = losses / counted.sum(dim=(1, 2, 3)).clamp(min=_NO_MASK)
     else:
         losses = error.mean(dim=(1, 2, 3))
-    if settings.min_snr > 0:
-        losses = losses * process.min_snr_weight(drawn.timesteps, settings.min_snr)
+    if settings.min_snr_gamma > 0:
+        losses = losses * process.min_snr_weight(drawn.timesteps, settings.min_snr_gamma)
     return losses
 
 

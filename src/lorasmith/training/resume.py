@@ -6,21 +6,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
 from lorasmith.loops.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
 
 LATEST = "latest"
 
 _FIXED = (
-    "lora", "train.optimizer", "train.optimizer_args", "train.ema", "train.loraplus_ratio",
+    "lora", "train.optimizer", "train.optimizer_args", "train.ema_decay", "train.loraplus_lr_ratio",
 )  # fmt: skip
 """Settings that a run cannot change: its weights and the optimizer's state depend on them."""
 _FREE = (
     "output", "preview", "track", "model.path", "data.path", "data.cache", "data.cache_dir",
-    "data.class_path", "train.device", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.save_every", "train.patience", "train.accumulate",
-    "train.gradient_checkpointing", "train.memory", "train.cuda_graph", "train.compile",
+    "data.reg_data_dir", "train.device", "train.log_every_n_steps", "train.checkpoint_every_n_steps",
+    "train.keep_checkpoints", "train.save_every_n_steps", "train.early_stopping_patience", "train.gradient_accumulation_steps",
+    "train.gradient_checkpointing", "train.vram_limit", "train.cuda_graph", "train.compile",
 )  # fmt: skip
 """Settings whose change needs no word: they do not change what is learned, or are seen at once."""
 
@@ -49,7 +49,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Checkpoint:
     return checkpoint_at(folder, int(match[1]))
 
 
-def check_settings(before: Mapping[str, Any], run: TrainRun) -> None:
+def check_settings(before: Mapping[str, Any], run: TrainConfig) -> None:
     """Compare a run's settings with those that its checkpoint was made with.
 
     What changes the course of the training is allowed and warned about.

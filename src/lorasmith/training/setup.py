@@ -18,7 +18,7 @@ from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.load import dump_toml
-from lorasmith.config.train_config import TrainRun, TrainSettings
+from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.device import dtype_of, pick_device
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from lorasmith.loops.ema import Ema
 from lorasmith.loops.memory import limit_memory, require_space
 from lorasmith.loops.optimized_module import Trained
 from lorasmith.loops.optimizers import RateGroup, build_optimizer
+from lorasmith.loops.progress import tell
 from lorasmith.loops.tracking import check_wandb
 from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.load import Model, load_model, quiet
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 class Plan:
     """A feature that shall be trained."""
 
-    run: TrainRun
+    run: TrainConfig
     """Its settings."""
     paths: RunPaths
     """Where it writes."""
@@ -71,14 +72,14 @@ class Machine:
     accelerator: "Accelerator"
 
     @classmethod
-    def of(cls, train: TrainSettings) -> "Machine":
+    def of(cls, train: TrainerConfig) -> "Machine":
         """Find it.
 
         Raises:
             ConfigError: there is no such device, or it cannot do what the settings ask for.
         """
         device = pick_device(train.device)
-        accelerator = accelerator_for(train.precision, device.type, "train")
+        accelerator = accelerator_for(train.mixed_precision, device.type, "train")
         if accelerator.num_processes > 1:
             device = torch.device(accelerator.device)
         if device.type == "cuda" and device.index is not None:
@@ -87,7 +88,7 @@ class Machine:
 
 
 @contextmanager
-def opened(run: TrainRun, resume: str | None) -> Iterator[Session]:
+def opened(run: TrainConfig, resume: str | None) -> Iterator[Session]:
     """Prepare a run, and take the adapters out of the model at its end.
 
     What can be refused is refused before anything is written.
@@ -111,8 +112,8 @@ def prepared(
     plans: Sequence[Plan],
     machine: Machine,
     earlier: Sequence[Earlier] = (),
-    later: Sequence[TrainRun] = (),
-    called: Callable[[TrainRun], str] | None = lambda run: f"feature {run.data.tag!r}",
+    later: Sequence[TrainConfig] = (),
+    called: Callable[[TrainConfig], str] | None = lambda run: f"feature {run.data.tag!r}",
 ) -> Iterator[list[Session]]:
     """Prepare features that are trained at the same time, on one model.
 
@@ -128,8 +129,8 @@ def prepared(
         check_wandb()
     model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
     plans = [replace(plan, run=_completed(plan.run, model, plan.found)) for plan in plans]
-    check_previews(first.preview, model)
-    check_preview_loras(first.preview, model)
+    check_previews(first.validation, model)
+    check_preview_loras(first.validation, model)
     if len(plans) + len(earlier) + len(later) == 1:
         called = None
     targets = [_targets(plan.run, model, called) for plan in plans]
@@ -144,10 +145,10 @@ def prepared(
     with accelerator.main_process_first():
         sets = shared_sets(
             [plan.run for plan in plans],
-            lambda number: _dataset(plans[number], model, device, words_live, earlier),
+            lambda number: _dataset(plans[number], model, machine, words_live, earlier),
             seeded_pictures=model.inpaints,
         )
-        kept = _kept_sets(plans[0], model, device, words_live, earlier)
+        kept = _kept_sets(plans[0], model, machine, words_live, earlier)
         send_home(model, [*sets, *kept], words_live)
     _place(model, first.train, device, words_live)
     with _injected(model, plans, targets, earlier) as (trainables, lanes):
@@ -156,6 +157,8 @@ def prepared(
             for plan, data, trainable, lane in zip(plans, sets, trainables, lanes, strict=True)
         ]
         _begin(plans, sessions)
+        if accelerator.is_main_process:
+            tell(first.train.describe_batch(accelerator.num_processes))
         accelerator.wait_for_everyone()
         yield sessions
 
@@ -177,7 +180,7 @@ def _reads_live(targets: Sequence[Sequence[LayerTarget]], earlier: Sequence[Earl
 
 
 def _targets(
-    run: TrainRun, model: Model, called: Callable[[TrainRun], str] | None
+    run: TrainConfig, model: Model, called: Callable[[TrainConfig], str] | None
 ) -> list[LayerTarget]:
     """Return a feature's layers; of several features, an error says whose they are."""
     try:
@@ -189,37 +192,38 @@ def _targets(
         raise ConfigError(f"{called(run)}: {error}") from error
 
 
-def _facts(run: TrainRun) -> GateMetadata:
+def _facts(run: TrainConfig) -> GateMetadata:
     return GateMetadata(run.lora.gate, run.data.tag, run.data.class_word)
 
 
 def _dataset(
-    plan: Plan,
-    model: Model,
-    device: torch.device,
-    words_live: bool,
-    earlier: Sequence[Earlier],
+    plan: Plan, model: Model, machine: Machine, words_live: bool, earlier: Sequence[Earlier]
 ) -> TrainingSet:
     run = plan.run
     plain = run.preserve.strength > 0
     gating = gating_of(model, _facts(run), [one.facts for one in earlier], plain)
-    return build_dataset(model, run.data, run.train, device, plan.chosen, words_live, gating)
+    return build_dataset(
+        model,
+        run.data,
+        run.train,
+        machine.device,
+        plan.chosen,
+        words_live,
+        gating,
+        machine.accelerator.num_processes,
+    )
 
 
 def _kept_sets(
-    plan: Plan,
-    model: Model,
-    device: torch.device,
-    words_live: bool,
-    earlier: Sequence[Earlier],
+    plan: Plan, model: Model, machine: Machine, words_live: bool, earlier: Sequence[Earlier]
 ) -> tuple[TrainingSet, ...]:
     """Return the pictures of earlier features, where their prediction is to be kept."""
-    if not plan.run.preserve.cross:
+    if not plan.run.preserve.earlier_features_strength:
         return ()
     return tuple(
         build_dataset(
-            model, one.data, plan.run.train, device, one.chosen, words_live,
-            gating_of(model, one.facts, ()),
+            model, one.data, plan.run.train, machine.device, one.chosen, words_live,
+            gating_of(model, one.facts, ()), machine.accelerator.num_processes,
         )
         for one in earlier
     )  # fmt: skip
@@ -254,7 +258,7 @@ def _injected(
         ]
         yield trainables, lanes
     finally:
-        if plans[0].run.train.memory:
+        if plans[0].run.train.vram_limit:
             limit_memory(model.unet.device, None)
         for trainable in trainables:
             trainable.detach()
@@ -271,7 +275,7 @@ def claimed(paths: RunPaths, resume: str | None) -> Checkpoint | None:
     return find_checkpoint(paths.checkpoints, resume)
 
 
-def _completed(run: TrainRun, model: Model, found: Checkpoint | None) -> TrainRun:
+def _completed(run: TrainConfig, model: Model, found: Checkpoint | None) -> TrainConfig:
     """Fill in what depends on the model, and compare with the run that is gone on with."""
     size = sum(parameter.numel() for parameter in model.unet.parameters())
     run = run.model_copy(update={"train": with_rates(run.train, size)})
@@ -280,12 +284,12 @@ def _completed(run: TrainRun, model: Model, found: Checkpoint | None) -> TrainRu
     return run
 
 
-def _place(model: Model, train: TrainSettings, device: torch.device, text_trained: bool) -> None:
+def _place(model: Model, train: TrainerConfig, device: torch.device, text_trained: bool) -> None:
     """Bring what the steps use to the device, in the number format of the run."""
     used: list[nn.Module] = [model.unet, *(model.text_encoders if text_trained else ())]
     with quiet():
         for network in used:
-            network.to(device=device, dtype=dtype_of(train.precision))
+            network.to(device=device, dtype=dtype_of(train.mixed_precision))
     if not train.gradient_checkpointing:
         return
     for encoder in model.text_encoders if text_trained else ():
@@ -310,7 +314,7 @@ def _session(
     groups = _groups(trainable, train)
     optimizer, peaks = build_optimizer(train, groups)
     adapters = nn.ModuleList(trainable.adapters.values())
-    average = Ema(adapters, train.ema) if train.ema > 0 else None
+    average = Ema(adapters, train.ema_decay) if train.ema_decay > 0 else None
     alone = accelerator.num_processes == 1
     # A scaler's state is that of one optimizer's gradients: features do not share it.
     scaler = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler)
@@ -318,7 +322,7 @@ def _session(
         objective,
         trainable.parameters(),
         optimizer,
-        train.clip,
+        train.max_grad_norm,
         None if alone else partial(sum_over, accelerator),
         scaler,
     )
@@ -340,9 +344,9 @@ def _session(
     )
 
 
-def _groups(trainable: TrainableLora, train: TrainSettings) -> list[RateGroup]:
+def _groups(trainable: TrainableLora, train: TrainerConfig) -> list[RateGroup]:
     """Return the parameters with their learning rates; LoRA+ raises that of the up-matrices."""
-    ratio = {"down": 1.0, "up": train.loraplus_ratio}
+    ratio = {"down": 1.0, "up": train.loraplus_lr_ratio}
     return [
         RateGroup(_label(group.part, group.factor, train), group.parameters,
                   group.learning_rate * ratio[group.factor])
@@ -350,5 +354,5 @@ def _groups(trainable: TrainableLora, train: TrainSettings) -> list[RateGroup]:
     ]  # fmt: skip
 
 
-def _label(part: str, kind: str, train: TrainSettings) -> str:
-    return f"{part} {kind}" if train.loraplus_ratio > 1 else part
+def _label(part: str, kind: str, train: TrainerConfig) -> str:
+    return f"{part} {kind}" if train.loraplus_lr_ratio > 1 else part

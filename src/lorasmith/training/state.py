@@ -14,7 +14,7 @@ from uuid import uuid4
 import torch
 
 from lorasmith.adapters.nn.trainable import TrainableLora
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator, seed_of
 from lorasmith.core.errors import LorasmithWarning, WeightsError
@@ -63,7 +63,7 @@ class Progress:
 class Session:
     """What a run needs for its steps."""
 
-    run: TrainRun
+    run: TrainConfig
     """Its settings, learning rates filled in."""
     paths: RunPaths
     """Where it writes."""
@@ -176,14 +176,16 @@ class Session:
                 seeded = generator(self.run.train.seed, _PRESERVE, step, device=self.device)
                 others = replace(draws, generator=seeded)
                 yield self.data.without_tag(batch, others, preserve.strength), drawn
-        if keeps and preserve.cross and self.earlier:
+        if keeps and preserve.earlier_features_strength and self.earlier:
             yield from self._of_earlier(step, len(numbers))
 
     def _keeps(self, step: int) -> bool:
         """Tell whether a step (from 0) has preservation."""
         preserve = self.run.preserve
-        wanted = preserve.strength > 0 or (preserve.cross > 0 and len(self.earlier) > 0)
-        return wanted and step % preserve.every == 0
+        wanted = preserve.strength > 0 or (
+            preserve.earlier_features_strength > 0 and len(self.earlier) > 0
+        )
+        return wanted and step % preserve.every_n_steps == 0
 
     def _of_earlier(self, step: int, whole: int) -> Iterator[tuple[Batch, Noise]]:
         """Yield an earlier feature's batch; the features take turns.
@@ -192,12 +194,12 @@ class Session:
             step: from 0.
             whole: size of the batch that is learned from in this step.
         """
-        turn = step // self.run.preserve.every
+        turn = step // self.run.preserve.every_n_steps
         number = turn % len(self.earlier)
         data = self.earlier[number]
         numbers = data.order.batch(turn // len(self.earlier))
         # Losses are divided by the size of the batch that is learned from.
-        strength = self.run.preserve.cross * whole / len(numbers)
+        strength = self.run.preserve.earlier_features_strength * whole / len(numbers)
         for piece, draws in self._pieces(numbers, step, _EARLIER):
             batch = data.batch(piece, draws)
             weight = torch.full_like(batch.weight, strength)
@@ -210,7 +212,9 @@ class Session:
         """Yield this process's pieces of a batch, with what they draw from."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         first = 0
-        for place, piece in enumerate(numbers.tensor_split(world * self.run.train.accumulate)):
+        for place, piece in enumerate(
+            numbers.tensor_split(world * self.run.train.gradient_accumulation_steps)
+        ):
             if place % world == rank and len(piece):
                 seeded = generator(self.run.train.seed, stream, step, device=self.device)
                 yield piece, Draws(seeded, len(numbers), first, len(piece))
@@ -226,8 +230,10 @@ class Session:
 
     def _scale(self, step: int) -> float:
         train = self.run.train
-        warmup = warmup_steps(train.warmup, train.steps)
-        return lr_scale(step, train.steps, warmup, train.floor, train.schedule)
+        warmup = warmup_steps(train.lr_warmup_steps, train.steps)
+        return lr_scale(
+            step, train.steps, warmup, train.lr_scheduler_min_lr_ratio, train.lr_scheduler
+        )
 
     # --- checkpoints ----------------------------------------------------------------------
 
@@ -262,13 +268,11 @@ class Session:
         saved = found.state.get("layers", [])
         if saved != layers:
             raise WeightsError(
-                f"{self.paths.checkpoints}: step {found.step} has {len(saved)} trained layers and "
-                f"this run has {len(layers)} others; it is of another run"
+                f"{self.paths.checkpoints}: step {found.step} has {len(saved)} trained layers and this run has {len(layers)} others; it is of another run"
             )
         if found.state.get("built_on", {}) != self.built_on:
             raise WeightsError(
-                f"{self.paths.checkpoints}: step {found.step} was trained on top of other files "
-                f"than {', '.join(self.built_on) or 'none'}; put those back or start a new run"
+                f"{self.paths.checkpoints}: step {found.step} was trained on top of other files than {', '.join(self.built_on) or 'none'}; put those back or start a new run"
             )
         self.state.unpack(found.tensors, found.state["trained"])
         scaler = self.scaler
@@ -286,15 +290,14 @@ class Session:
             self.progress.waited = 0
         if other_pictures:
             warnings.warn(
-                "the pictures or captions are not those that the run was started with; it goes on "
-                "with what is there now",
+                "the pictures or captions are not those that the run was started with; it goes on with what is there now",
                 LorasmithWarning,
                 stacklevel=2,
             )
         self._start_counting()
 
 
-def packed_settings(run: TrainRun) -> dict[str, Any]:
+def packed_settings(run: TrainConfig) -> dict[str, Any]:
     """Return settings as checkpoints hold them."""
     return run.model_dump(mode="json")
 

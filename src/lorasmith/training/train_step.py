@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from lorasmith.config.train_settings import LossSettings
+from lorasmith.config.train_settings import LossConfig
 from lorasmith.loops.optimizers import skips_itself
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.models.text.encode import TokenIds, condition
@@ -83,7 +83,7 @@ class Objective(NamedTuple):
 
     denoiser: Denoiser
     process: NoiseProcess
-    settings: LossSettings
+    settings: LossConfig
     lane: Lane | None = None
     """The gates that batches set; None leaves all gates as they are."""
 

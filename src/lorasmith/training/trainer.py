@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import OutputError, TrainingError
 from lorasmith.loops.checkpoint import checkpoints
 from lorasmith.loops.distributed import agree
@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
     """The run was stopped on request, after a checkpoint was saved."""
 
 
-def train(run: TrainRun, resume: str | None = None) -> Path:
+def train(run: TrainConfig, resume: str | None = None) -> Path:
     """Train a LoRA and return its file.
 
     The same settings give the same weights on the same machine, whether in one go or resumed.
@@ -127,12 +127,12 @@ class Due:
         def every(steps: int | None) -> bool:
             return bool(steps) and done % (steps or 1) == 0
 
-        look = run.preview.every > 0 and (last or every(run.preview.every))
+        look = run.validation.every_n_steps > 0 and (last or every(run.validation.every_n_steps))
         return cls(
-            line=last or look or every(run.train.log_every),
+            line=last or look or every(run.train.log_every_n_steps),
             look=look,
-            checkpoint=last or every(run.train.checkpoint_every),
-            file=every(run.train.save_every),
+            checkpoint=last or every(run.train.checkpoint_every_n_steps),
+            file=every(run.train.save_every_n_steps),
         )
 
 
@@ -179,9 +179,10 @@ def naming_memory(session: Session, relief: str = "") -> Iterator[None]:
         train = session.run.train
         raise TrainingError(
             f"out of memory at step {session.progress.done + 1}; {_last(session.paths)} is kept. "
-            f"{relief}Raise train.accumulate (now {train.accumulate}), lower train.batch_size (now "
-            f"{train.batch_size}) or data.resolution, set train.gradient_checkpointing = true or "
-            'train.precision = "bf16"'
+            f"{relief}Lower train.batch_size (now {train.batch_size}) and raise "
+            f"train.gradient_accumulation_steps (now {train.gradient_accumulation_steps}), lower "
+            "data.resolution, set train.gradient_checkpointing = true or "
+            'train.mixed_precision = "bf16"'
         ) from error
 
 

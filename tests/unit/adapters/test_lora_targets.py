@@ -7,13 +7,13 @@ import pytest
 from lorasmith.adapters.naming.layer_names import LayerRef, find_layer_refs
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, match_target
 from lorasmith.adapters.targeting.targets import resolve_targets, select_layers
-from lorasmith.config.lora import LoraSettings, PartSettings
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.lora import LoraConfig, LoraOverride
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.load import Model
 from true_size import networks
 
-RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=4e-4)
+RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
 
 
 def taken(model: str, target: str) -> list[LayerRef]:
@@ -148,15 +148,15 @@ def test_lists_and_commas() -> None:
 
 
 def test_parts_have_numbers_of_their_own() -> None:
-    lora = LoraSettings(
+    lora = LoraConfig(
         rank=8,
         alpha=4.0,
         targets=("attention", "text-encoder"),
-        parts=(
-            PartSettings(targets="up.1", rank=32),
-            PartSettings(targets="conv@mid", learning_rate=5e-5),
-            PartSettings(targets="self-attention@up.1", alpha=1.0),
-            PartSettings(targets="up.1", rank=2, alpha=3.0),
+        overrides=(
+            LoraOverride(targets="up.1", rank=32),
+            LoraOverride(targets="conv@mid", learning_rate=5e-5),
+            LoraOverride(targets="self-attention@up.1", alpha=1.0),
+            LoraOverride(targets="up.1", rank=2, alpha=3.0),
         ),
     )
     found = {
@@ -175,8 +175,8 @@ def test_parts_have_numbers_of_their_own() -> None:
 
 def test_alpha_of_a_part() -> None:
     def of(**numbers: float) -> tuple[int, float]:
-        part = PartSettings.model_validate({"targets": "mid", **numbers})
-        lora = LoraSettings(rank=8, alpha=4.0, targets=(), parts=(part,))
+        part = LoraOverride.model_validate({"targets": "mid", **numbers})
+        lora = LoraConfig(rank=8, alpha=4.0, targets=(), overrides=(part,))
         (pair,) = {(one.rank, one.alpha) for one in resolve_targets(networks("sd15"), lora, RATES)}
         return pair
 
@@ -187,13 +187,13 @@ def test_alpha_of_a_part() -> None:
 
 
 def test_a_part_that_fits_nothing_is_named() -> None:
-    lora = LoraSettings(parts=(PartSettings(targets="mid"), PartSettings(targets="up.7")))
+    lora = LoraConfig(overrides=(LoraOverride(targets="mid"), LoraOverride(targets="up.7")))
     with pytest.raises(ConfigError, match=r"^lora\.parts\.1\.targets: 'up\.7' fits no layer"):
         resolve_targets(networks("sd15"), lora, RATES)
 
 
 def test_a_model_gets_its_own_layers(model: Model) -> None:
-    targets = resolve_targets(model, LoraSettings(targets="attention+text-encoder"), RATES)
+    targets = resolve_targets(model, LoraConfig(targets="attention+text-encoder"), RATES)
     roots = {id(model.unet): "unet", id(model.text_encoder): "text_encoder"}
     for target in targets:
         assert roots[id(target.ref.network)] == target.ref.part

@@ -19,14 +19,14 @@ from lorasmith.adapters.nn.trainable import (
 )
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.lora import LoraSettings
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import condition, token_ids
 from model_outputs import prediction
 
-RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=4e-4)
+RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
 FOLDERS = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 EVERYTHING = "all-linear+conv+text-encoder"
 
@@ -45,11 +45,11 @@ CONFIGURATIONS = [
 ]  # fmt: skip
 
 
-def settings_of(changes: dict) -> LoraSettings:
-    return LoraSettings.model_validate({"rank": 4, "alpha": 3.0, **changes})
+def settings_of(changes: dict) -> LoraConfig:
+    return LoraConfig.model_validate({"rank": 4, "alpha": 3.0, **changes})
 
 
-def injected(model: Model, lora: LoraSettings, seed: int = 0) -> TrainableLora:
+def injected(model: Model, lora: LoraConfig, seed: int = 0) -> TrainableLora:
     return inject_trainable(resolve_targets(model, lora, RATES), lora, seed)
 
 

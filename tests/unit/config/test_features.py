@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.config.features import FeaturesRun, load_run, single
+from lorasmith.config.features import FeaturesConfig, load_train_config, require_single_feature
 from lorasmith.config.load import dump_toml
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 
 TWO = """
 [[feature]]
 tag = "curlyqx"
-class = "person"
+class_word = "person"
 data = "pictures/curly"
 rank = 4
 targets = "cross-attention"
@@ -20,14 +20,14 @@ gate = "token"
 
 [[feature]]
 tag = "a cook"
-data = { path = "pictures/cook", flip = false, repeats = 3 }
+data = { path = "pictures/cook", flip_aug = false, num_repeats = 3 }
 learning_rate = 5e-4
 
 [output]
 name = "both"
 
 [data]
-flip = true
+flip_aug = true
 resolution = 64
 
 [lora]
@@ -40,11 +40,11 @@ steps = 7
 """
 
 
-def settings(tmp_path: Path, text: str = TWO) -> FeaturesRun:
+def settings(tmp_path: Path, text: str = TWO) -> FeaturesConfig:
     file = tmp_path / "run.toml"
     file.write_text(text)
-    run = load_run(file)
-    assert isinstance(run, FeaturesRun)
+    run = load_train_config(file)
+    assert isinstance(run, FeaturesConfig)
     return run
 
 
@@ -57,13 +57,13 @@ def error(tmp_path: Path, old: str, new: str) -> str:
 
 
 def test_each_feature_has_its_own_settings_over_the_common_ones(tmp_path: Path) -> None:
-    curly, cook = settings(tmp_path).runs()
+    curly, cook = settings(tmp_path).train_configs()
     assert (curly.data.tag, curly.data.class_word) == ("curlyqx", "person")
     assert (curly.data.path, cook.data.path) == (Path("pictures/curly"), Path("pictures/cook"))
-    assert (curly.data.flip, cook.data.flip) == (True, False)
-    assert (curly.data.resolution, cook.data.resolution, cook.data.repeats) == (64, 64, 3)
-    assert (curly.lora.rank, curly.lora.scaled_alpha, curly.lora.gate) == (4, 4.0, "token")
-    assert (cook.lora.rank, cook.lora.scaled_alpha, cook.lora.gate) == (8, 2.0, "prompt")
+    assert (curly.data.flip_aug, cook.data.flip_aug) == (True, False)
+    assert (curly.data.resolution, cook.data.resolution, cook.data.num_repeats) == (64, 64, 3)
+    assert (curly.lora.rank, curly.lora.effective_alpha, curly.lora.gate) == (4, 4.0, "token")
+    assert (cook.lora.rank, cook.lora.effective_alpha, cook.lora.gate) == (8, 2.0, "prompt")
     assert (curly.lora.targets, cook.lora.targets) == ("cross-attention", "all-linear")
     assert (curly.train.learning_rate, cook.train.learning_rate) == (None, 5e-4)
     assert curly.train.steps == cook.train.steps == 7
@@ -72,16 +72,16 @@ def test_each_feature_has_its_own_settings_over_the_common_ones(tmp_path: Path) 
 
 def test_saved_settings_are_the_same_again(tmp_path: Path) -> None:
     run = settings(tmp_path)
-    assert settings(tmp_path, dump_toml(run)).runs() == run.runs()
+    assert settings(tmp_path, dump_toml(run)).train_configs() == run.train_configs()
 
 
 def test_a_file_without_features_is_a_single_run(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('[data]\npath = "p"\ntag = "t"\n[output]\nname = "n"\n')
-    assert isinstance(single(load_run(file)), TrainRun)
+    assert isinstance(require_single_feature(load_train_config(file)), TrainConfig)
     file.write_text(TWO)
     with pytest.raises(ConfigError, match="train_features"):
-        single(load_run(file))
+        require_single_feature(load_train_config(file))
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,15 @@ def test_tags_that_share_letters_only_may(tmp_path: Path) -> None:
     ("old", "new", "told"),
     [
         ("rank = 4", "rnk = 4", "unknown key 'rnk' in section [feature.0]; did you mean rank?"),
-        ('class = "person"', 'clas = "x"', "did you mean class?"),
-        ("repeats = 3", "repaets = 3", "did you mean repeats?"),
+        ('class_word = "person"', 'clas_word = "x"', "did you mean class_word?"),
+        ("num_repeats = 3", "num_repaets = 3", "did you mean num_repeats?"),
         ('mode = "joint"', 'mode = "mixed"', "train.mode"),
-        ("flip = true", 'flip = "sometimes"', "data.flip"),
-        ("[train]", "[preserve]\ncross = 1.0\n[train]", "preserve.cross goes with"),
+        ("flip_aug = true", 'flip_aug = "sometimes"', "data.flip_aug"),
+        (
+            "[train]",
+            "[preserve]\nearlier_features_strength = 1.0\n[train]",
+            "preserve.earlier_features_strength goes with",
+        ),
         ("[train]", "[preserve]\nstrength = 1.0\n[train]", "nothing to do under lora.gate = token"),
         ('data = "pictures/curly"\n', "", "feature.0.data is required"),
     ],

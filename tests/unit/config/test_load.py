@@ -4,12 +4,12 @@ from typing import Self
 import pytest
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import Settings, described_fields
-from lorasmith.config.load import dump_toml, load_settings, parse_override, read_toml
+from lorasmith.config.base import BaseConfig, list_fields
+from lorasmith.config.load import dump_toml, load_config, parse_override, read_toml
 from lorasmith.core.errors import ConfigError
 
 
-class Train(Settings):
+class Train(BaseConfig):
     """How to train."""
 
     steps: int = Field(default=100, gt=0)
@@ -18,14 +18,14 @@ class Train(Settings):
     """Step size."""
 
 
-class Feature(Settings):
+class Feature(BaseConfig):
     """One thing to learn."""
 
     tag: str
     """Its word."""
 
 
-class Pair(Settings):
+class Pair(BaseConfig):
     """Two numbers in order."""
 
     low: int = 0
@@ -40,7 +40,7 @@ class Pair(Settings):
         return self
 
 
-class Run(Settings):
+class Run(BaseConfig):
     """A whole run."""
 
     name: str = "run"
@@ -79,16 +79,16 @@ def write(path: Path, text: str) -> Path:
 def test_mistakes_are_named_with_their_place(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "run.toml", text)
     with pytest.raises(ConfigError, match=message) as caught:
-        load_settings(Run, path)
+        load_config(Run, path)
     assert "run.toml" in str(caught.value)
 
 
 def test_settings_that_do_not_go_together_are_named_without_all_others(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^settings: pair: low is above high$"):
-        load_settings(Run, None, ["pair.low=10"])
+        load_config(Run, None, ["pair.low=10"])
     path = write(tmp_path / "pair.toml", "low = 10")
     with pytest.raises(ConfigError, match=r"pair\.toml: low is above high$"):
-        load_settings(Pair, path)
+        load_config(Pair, path)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_overrides_win_over_the_file_and_the_file_over_the_base(tmp_path: Path) -> None:
     path = write(tmp_path / "run.toml", "name = 'file'\n[train]\nsteps = 5")
     base = {"name": "base", "notes": "kept", "train": {"learning_rate": 0.5}}
-    run = load_settings(Run, path, ["train.steps=7"], base)
+    run = load_config(Run, path, ["train.steps=7"], base)
     assert (run.name, run.notes) == ("file", "kept")
     assert (run.train.steps, run.train.learning_rate) == (7, 0.5)
     assert base == {"name": "base", "notes": "kept", "train": {"learning_rate": 0.5}}
-    assert load_settings(Run, None, ["train.learning_rate=1e-3"]).train.learning_rate == 1e-3
+    assert load_config(Run, None, ["train.learning_rate=1e-3"]).train.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_a_malformed_override_is_named(text: str) -> None:
 
 
 def test_settings_survive_a_round_trip(tmp_path: Path) -> None:
-    run = load_settings(Run, None, ["train.steps=9", "features=[{tag='a'}]"])
-    assert load_settings(Run, write(tmp_path / "r.toml", dump_toml(run))) == run
+    run = load_config(Run, None, ["train.steps=9", "features=[{tag='a'}]"])
+    assert load_config(Run, write(tmp_path / "r.toml", dump_toml(run))) == run
 
 
 def test_every_field_is_described() -> None:
-    rows = described_fields(Run)
+    rows = list_fields(Run)
     assert ("train.steps", 100, "Optimizer steps.") in rows
     assert all(text for _, _, text in rows)

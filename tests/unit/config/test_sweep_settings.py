@@ -7,23 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.config.base import described_fields
+from lorasmith.config.base import list_fields
 from lorasmith.config.load import dump_toml
 from lorasmith.config.sweep import (
-    VARIABLE,
-    SweepRun,
+    SWEEPABLE,
+    SweepConfig,
+    format_number,
     load_sweep,
-    names_of,
     parse_vary,
-    short_number,
+    variant_names,
 )
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 
 BASE: dict[str, Any] = {"data": {"path": "p", "tag": "t"}, "output": {"name": "n"}}
 
 
-def swept(*vary: str, **more: Any) -> SweepRun:
+def swept(*vary: str, **more: Any) -> SweepConfig:
     return load_sweep(None, vary=parse_vary(vary), base={**BASE, **more})
 
 
@@ -34,28 +34,32 @@ def test_values_multiply_and_the_last_setting_varies_fastest() -> None:
         "lr1e-4-rank8-seed0", "lr1e-4-rank8-seed1", "lr1e-4-rank16-seed0",
     ]  # fmt: skip
     last = variants[-1]
-    assert (last.run.train.learning_rate, last.run.lora.rank, last.run.train.seed) == (2e-4, 16, 1)
-    assert last.run.output.name == "n/lr2e-4-rank16-seed1"
+    assert (last.config.train.learning_rate, last.config.lora.rank, last.config.train.seed) == (
+        2e-4,
+        16,
+        1,
+    )
+    assert last.config.output.name == "n/lr2e-4-rank16-seed1"
     assert last.settings == {"train.learning_rate": 2e-4, "lora.rank": 16, "train.seed": 1}
     assert len(variants) == 8
 
 
 def test_all_measure_held_out_pictures_with_the_same_noise() -> None:
-    runs = [one.run for one in swept("train.seed=3,4", train={"seed": 7}).variants()]
-    assert [one.preview.loss_seed for one in runs] == [7, 7]
-    runs = [one.run for one in swept("train.seed=3,4", preview={"loss_seed": 5}).variants()]
-    assert [one.preview.loss_seed for one in runs] == [5, 5]
+    runs = [one.config for one in swept("train.seed=3,4", train={"seed": 7}).variants()]
+    assert [one.validation.loss_seed for one in runs] == [7, 7]
+    runs = [one.config for one in swept("train.seed=3,4", preview={"loss_seed": 5}).variants()]
+    assert [one.validation.loss_seed for one in runs] == [5, 5]
 
 
 def test_a_saved_sweep_is_read_back(tmp_path: Path) -> None:
-    run = swept('lora.targets=["*.attn2.to_k"],ff', "train.warmup=0,0.1", together=3)
+    run = swept('lora.targets=["*.attn2.to_k"],ff', "train.lr_warmup_steps=0,0.1", together=3)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run))
     again = load_sweep(file)
-    assert [(v.name, v.settings, v.run) for v in again.variants()] == [
-        (v.name, v.settings, v.run) for v in run.variants()
+    assert [(v.name, v.settings, v.config) for v in again.variants()] == [
+        (v.name, v.settings, v.config) for v in run.variants()
     ]
-    assert again.together == 3
+    assert again.max_parallel == 3
 
 
 def test_options_stand_over_a_file_that_nests(tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_options_stand_over_a_file_that_nests(tmp_path: Path) -> None:
     assert load_sweep(file).variants()[0].name == "seed0-rank2"
     run = load_sweep(file, ["train.steps=5"], {"lora.rank": [8, 16]}, together=1)
     assert [one.name for one in run.variants()][:2] == ["seed0-rank8", "seed0-rank16"]
-    assert run.variants()[0].run.train.steps == 5
+    assert run.variants()[0].config.train.steps == 5
     assert len(run.groups()) == 4
 
 
@@ -114,7 +118,7 @@ def test_mistakes_are_told(vary: tuple[str, ...], message: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["data.path", "data.resolution", "model.path", "output.name", "train.steps", "train.optimizer",
-     "train.batch_size", "train.precision", "preview.every", "track.wandb", "lora.parts"],
+     "train.batch_size", "train.mixed_precision", "validation.every_n_steps", "track.wandb", "lora.overrides"],
 )  # fmt: skip
 def test_what_must_be_equal_is_refused_and_the_rest_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is the same for all.*train.learning_rate"):
@@ -122,7 +126,7 @@ def test_what_must_be_equal_is_refused_and_the_rest_named(name: str) -> None:
 
 
 def test_all_that_may_vary_are_settings() -> None:
-    assert set(VARIABLE) <= {name for name, _, _ in described_fields(TrainRun)}
+    assert set(SWEEPABLE) <= {name for name, _, _ in list_fields(TrainConfig)}
 
 
 def test_patterns_make_readable_names() -> None:
@@ -134,7 +138,7 @@ def test_patterns_make_readable_names() -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_short_numbers_are_exact(value: float) -> None:
-    assert float(short_number(value)) == value
+    assert float(format_number(value)) == value
 
 
 @pytest.mark.parametrize(
@@ -143,12 +147,12 @@ def test_short_numbers_are_exact(value: float) -> None:
      (0, "0"), (1000000, "1e6"), (0.5, "0.5")],
 )  # fmt: skip
 def test_numbers_are_written_short(value: float, text: str) -> None:
-    assert short_number(value) == text
+    assert format_number(value) == text
 
 
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=2, max_size=6, unique=True))
 def test_names_of_any_text_are_safe_and_differ(targets: list[str]) -> None:
-    names = names_of([{"lora.targets": one, "train.seed": 1} for one in targets])
+    names = variant_names([{"lora.targets": one, "train.seed": 1} for one in targets])
     assert len({name.casefold() for name in names}) == len(targets)
     for name in names:
         assert not set(name) & set('/\\:*?"<>| \n\0')

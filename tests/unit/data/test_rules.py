@@ -115,7 +115,7 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
     ("cropped", "warning", picture(scene(3, (900, 100))), ("3.png",), "3.png (900x100)"),
     ("blank", "warning", picture(Image.new("RGB", (150, 130), "red")), ("3.png",), "1 picture is"),
     ("transparent", "advice", picture(scene(3, (150, 130)).convert("RGBA").rotate(20)),
-     ("3.png",), "data.background"),
+     ("3.png",), "data.background_color"),
     ("few-pictures", "advice", only(9), (), "9 pictures are few"),
 ]  # fmt: skip
 

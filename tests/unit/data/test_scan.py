@@ -12,7 +12,7 @@ from dataset_files import bomb, encoded, noisy, put, scene
 from PIL import Image
 
 from lorasmith.config.data import RowFilter
-from lorasmith.config.train_data import TrainData
+from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.images.buckets import make_buckets, place
 from lorasmith.data.images.decode import decode
@@ -21,8 +21,8 @@ from lorasmith.data.scan.problems import Problem
 from lorasmith.data.scan.scan import class_rows, scan, usable_rows
 
 
-def data_of(folder: Path, **more: object) -> TrainData:
-    return TrainData.model_validate({"path": folder, "tag": "thing", **more})
+def data_of(folder: Path, **more: object) -> DataConfig:
+    return DataConfig.model_validate({"path": folder, "tag": "thing", **more})
 
 
 def only_problem(folder: Path) -> Problem:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
@@ -27,7 +27,7 @@ def factors() -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def build(name: str, pair: tuple[nn.Parameter, ...], **more: object) -> torch.optim.Optimizer:
-    settings = TrainSettings(optimizer=name, **more)
+    settings = TrainerConfig(optimizer=name, **more)
     groups = [RateGroup("unet", [one], 0.02) for one in pair]
     return build_optimizer(settings, groups)[0]
 
@@ -94,13 +94,13 @@ def test_groups_have_rates_of_their_own() -> None:
     down, up = factors()
     groups = [RateGroup("unet", [down], 0.1), RateGroup("empty", [], 7.0), RateGroup("t", [up], 2)]
     for name in ("adamw", "lion"):
-        optimizer, peaks = build_optimizer(TrainSettings(optimizer=name), groups)
+        optimizer, peaks = build_optimizer(TrainerConfig(optimizer=name), groups)
         assert peaks == [0.1, 2]
         assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx(peaks)
         set_learning_rate(optimizer, 0.5)
         assert [float(group["lr"]) for group in optimizer.param_groups] == [0.5, 0.5]
     with pytest.raises(ConfigError, match=r"prodigy finds one learning rate for all layers"):
-        build_optimizer(TrainSettings(optimizer="prodigy"), groups)
+        build_optimizer(TrainerConfig(optimizer="prodigy"), groups)
 
 
 def test_settings_reach_the_optimizer() -> None:

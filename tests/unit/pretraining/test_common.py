@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.config.data import DataSettings
-from lorasmith.config.pretrain import Stage
+from lorasmith.config.data import PretrainDataConfig
+from lorasmith.config.pretrain import StageConfig
 from lorasmith.data.reading.rows import Row, row_hash
 from lorasmith.pretraining.common import chosen_rows, manifest_of, mirror_allowed, read_manifest
 from lorasmith.pretraining.unet import stage_of
@@ -33,7 +33,7 @@ def test_words_and_filters_speak_against_mirroring(tmp_path: Path) -> None:
     ]
 
     def allowed(**more: object) -> list[bool]:
-        return mirror_allowed(rows, DataSettings(path=tmp_path, **more)).tolist()
+        return mirror_allowed(rows, PretrainDataConfig(path=tmp_path, **more)).tolist()
 
     assert allowed() == [False] * 5
     assert allowed(flip=True) == [True, False, True, False, True]
@@ -51,19 +51,21 @@ def test_rows_are_filtered_split_and_limited(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     base = {"column": "role", "value": "base"}
     training, validation = chosen_rows(
-        DataSettings(path=tmp_path, filters=[base], validation_share=0.3)
+        PretrainDataConfig(path=tmp_path, filters=[base], validation_split=0.3)
     )
     assert len(training) + len(validation) == 30
     assert 0 < len(validation) < 17
     assert {r.columns["role"] for r in training + validation} == {"base"}
     few, same = chosen_rows(
-        DataSettings(path=tmp_path, filters=[base], validation_share=0.3, limit=4)
+        PretrainDataConfig(path=tmp_path, filters=[base], validation_split=0.3, max_images=4)
     )
     assert (few, same) == (training[:4], validation)
 
 
 def test_stages_follow_one_another() -> None:
-    stages = [Stage(resolution=side, steps=steps) for side, steps in ((64, 3), (128, 2), (128, 2))]
+    stages = [
+        StageConfig(resolution=side, steps=steps) for side, steps in ((64, 3), (128, 2), (128, 2))
+    ]
     places = [stage_of(stages, step) for step in range(7)]
     assert [within for _, within in places] == [0, 1, 2, 0, 1, 0, 1]
     assert [stages.index(stage) for stage, _ in places][:4] == [0, 0, 0, 1]

@@ -14,7 +14,7 @@ LORASMITH = """#!/bin/bash
 printf '%s\\t' lorasmith "$@" >> "$CALLS"; echo >> "$CALLS"
 [ "$2" = "$FAIL_AT" ] && exit 130
 for word in "$@"; do
-  case $word in loop.out=*) mkdir -p "${word#*=}/vae"; echo rows > "${word#*=}/manifest.tsv" ;; esac
+  case $word in train.output_dir=*) mkdir -p "${word#*=}/vae"; echo rows > "${word#*=}/manifest.tsv" ;; esac
 done
 exit 0
 """
@@ -129,11 +129,11 @@ def test_an_interrupted_training_is_resumed(recipe: Recipe) -> None:
     vae, decoder, unet, longer, both, finish = recipe.calls()[:6]
     assert "--resume" in vae
     assert "--resume" not in decoder
-    assert "loop.start_from=work/vae" in decoder
+    assert "train.start_from=work/vae" in decoder
     assert unet[2] == longer[2] == "unet"
-    assert "loop.start_from=work/unet" in longer
-    assert "loop.start_from=work/vae_decoder" in both
-    assert {"loop.start_from=work/unet_longer", "vae=work/vae_both"} <= set(finish)
+    assert "train.start_from=work/unet" in longer
+    assert "train.start_from=work/vae_decoder" in both
+    assert {"train.start_from=work/unet_longer", "vae=work/vae_both"} <= set(finish)
 
 
 def test_parts_trained_on_different_rows_are_refused(recipe: Recipe) -> None:
@@ -149,22 +149,24 @@ def test_parts_trained_on_different_rows_are_refused(recipe: Recipe) -> None:
 def test_the_settings_of_every_training_are_known_keys(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorasmith.config.load import load_settings
-    from lorasmith.config.pretrain import ClipRun, UnetRun, VaeRun
+    from lorasmith.config.load import load_config
+    from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
 
     (recipe.root / "src/lorasmith/demo_data").mkdir(parents=True)
     result = recipe.run(
-        "--toy", LORASMITH_RECIPE_SET="loop.seed=9", LORASMITH_RECIPE_SET_UNET_LONGER="min_snr=1"
+        "--toy",
+        LORASMITH_RECIPE_SET="train.seed=9",
+        LORASMITH_RECIPE_SET_UNET_LONGER="min_snr_gamma=1",
     )
     assert result.returncode == 0, result.stderr
     assert recipe.steps() == ALL[2:10]
     monkeypatch.chdir(REPOSITORY)
-    kinds = {"clip": ClipRun, "vae": VaeRun, "unet": UnetRun}
+    kinds = {"clip": ClipPretrainConfig, "vae": VaePretrainConfig, "unet": UnetPretrainConfig}
     for _, _, part, config, *options in recipe.calls()[:7]:
         sets = [word for word in options if word != "--set"]
-        run = load_settings(kinds[part], Path(config), sets)
-        assert run.loop.seed == 9
-        assert run.loop.device == "cpu"
+        run = load_config(kinds[part], Path(config), sets)
+        assert run.train.seed == 9
+        assert run.train.device == "cpu"
         assert run.data.filters == type(run.data.filters)()
         if config.endswith("unet_longer.toml"):
             assert run.min_snr == 1.0

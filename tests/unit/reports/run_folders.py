@@ -9,7 +9,7 @@ from noisy_curves import Trend, learning, losses
 from PIL import Image
 
 from lorasmith.config.load import dump_toml
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.inference.outputs.save import save_png
 from lorasmith.loops.tracking import Tracker
 from lorasmith.runs.summary import RunSummary
@@ -17,9 +17,9 @@ from lorasmith.runs.summary import RunSummary
 PROMPTS = ("a bell, inkmono style", "a <script>alert('x')</script> & \"owl\", inkmono style")
 
 
-def settings(folder: Path, **sections: Any) -> TrainRun:
+def settings(folder: Path, **sections: Any) -> TrainConfig:
     data = {"path": "pictures", "tag": "inkmono"}
-    return TrainRun.model_validate(
+    return TrainConfig.model_validate(
         {"data": data, "output": {"name": str(folder)}, "lora": {"rank": 8}} | sections
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from noisy_curves import Trend, jumping, learning, level, losses, running_away, swinging
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.reports.advice import Advice, advise, best_step, held_out_share
 from lorasmith.reports.curves import curve_of
 
@@ -16,10 +16,10 @@ SEEDS = range(40)
 Shape = Callable[[float], float]
 
 
-def run_of(**train: Any) -> TrainRun:
+def run_of(**train: Any) -> TrainConfig:
     data = {"path": "pictures", "tag": "ink"}
     tree = {"data": data, "output": {"name": "some/ink"}, "train": train, "lora": {"rank": 8}}
-    return TrainRun.model_validate(tree)
+    return TrainConfig.model_validate(tree)
 
 
 def log(

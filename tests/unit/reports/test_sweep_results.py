@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import write_run
 
-from lorasmith.config.sweep import SweepRun, load_sweep
+from lorasmith.config.sweep import SweepConfig, load_sweep
 from lorasmith.reports.sweep_page import render, told, write_sweep_pages
 from lorasmith.reports.sweep_results import (
     Note,
@@ -23,12 +23,12 @@ from lorasmith.reports.sweep_results import (
 from lorasmith.runs.sweep_paths import SweepPaths
 
 
-def sweep_of(folder: Path, vary: Mapping[str, Sequence[Any]], **sections: Any) -> SweepRun:
+def sweep_of(folder: Path, vary: Mapping[str, Sequence[Any]], **sections: Any) -> SweepConfig:
     tree = {"data": {"path": "p", "tag": "inkmono"}, "output": {"name": str(folder)}}
     return load_sweep(None, vary=vary, base=tree | sections)
 
 
-def written(folder: Path, run: SweepRun, lowest: Sequence[float | None]) -> SweepPaths:
+def written(folder: Path, run: SweepConfig, lowest: Sequence[float | None]) -> SweepPaths:
     """Leave a run's folder for each variant, with its lowest share of the base's loss."""
     paths = SweepPaths.from_config(run)
     for place, share in zip(paths.loras, lowest, strict=True):
@@ -127,7 +127,7 @@ def test_only_settings_with_all_seeds_are_compared(tmp_path: Path) -> None:
 
 
 def test_without_held_out_pictures_there_is_no_order(tmp_path: Path) -> None:
-    run = sweep_of(tmp_path / "tried", {"train.loss.min_snr": [0, 5]})
+    run = sweep_of(tmp_path / "tried", {"train.loss.min_snr_gamma": [0, 5]})
     results = results_of(run, written(tmp_path, run, [None, None]))
     assert [one.name for one in results] == ["snr0", "snr5"]
     unranked, losses = notes_of(run, results)

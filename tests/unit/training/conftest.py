@@ -10,7 +10,7 @@ import torch
 
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.train_config import LoraSettings, LossSettings, TrainSettings
+from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.models.load import Model, load_model
@@ -31,7 +31,7 @@ class Bench:
         return self.trainable.parameters()
 
     def objective(self, prediction: str = "epsilon", **loss: Any) -> Objective:
-        settings = LossSettings(**{"min_snr": 0.0, **loss})
+        settings = LossConfig(**{"min_snr_gamma": 0.0, **loss})
         config = {**self.model.scheduler_config, "prediction_type": prediction}
         process = process_of(config, settings, torch.device("cpu"))
         return Objective(Denoiser(self.model), process, settings)
@@ -56,10 +56,8 @@ class Bench:
 @pytest.fixture
 def bench(tiny_model: Path) -> Iterator[Bench]:
     model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
-    lora = LoraSettings(rank=2)
-    targets = resolve_targets(
-        model, lora, TrainSettings(learning_rate=2e-3, text_learning_rate=1e-3)
-    )
+    lora = LoraConfig(rank=2)
+    targets = resolve_targets(model, lora, TrainerConfig(learning_rate=2e-3, text_encoder_lr=1e-3))
     trainable = inject_trainable(targets, lora, seed=0)
     yield Bench(model, trainable)
     trainable.detach()

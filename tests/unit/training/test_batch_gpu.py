@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_sets import data_of, write
 
-from lorasmith.config.train_config import TrainSettings
+from lorasmith.config.train_config import TrainerConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.models.load import load_model
@@ -27,7 +27,7 @@ def waiting_fails() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"flip": True, "caption_dropout": 0.5}, {"crop": "random", "colour_jitter": 0.1}],
+    [{}, {"flip_aug": True, "caption_dropout_rate": 0.5}, {"crop": "random", "color_jitter": 0.1}],
     ids=["plain", "flips and dropout", "crops and colours"],
 )
 @pytest.mark.parametrize("family", ["tiny_model", "tiny_sdxl"])
@@ -41,7 +41,7 @@ def test_batches_do_not_wait_for_the_device(
     device = torch.device("cuda")
     model = load_model(request.getfixturevalue(family)).to(torch.device("cpu"), torch.float32)
     folder = write(tmp_path / "p", [(96, 64)] * 4)
-    made = build_dataset(model, data_of(folder, **more), TrainSettings(), device)
+    made = build_dataset(model, data_of(folder, **more), TrainerConfig(), device)
     take(made, device)
     torch.cuda.set_sync_debug_mode("error")
     batch = take(made, device)

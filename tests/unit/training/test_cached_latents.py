@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from training_sets import CPU, built, data_of, take, write
 
-from lorasmith.config.train_config import TrainData
+from lorasmith.config.train_config import DataConfig
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import TokenIds
 from lorasmith.training.data import captions
@@ -46,7 +46,7 @@ class Counts:
         monkeypatch.setattr(type(model.vae), "encode", encode_counted)
         monkeypatch.setattr(captions, "_embed", embed_counted)
 
-    def __call__(self, data: TrainData, **more: Any) -> tuple[int, int, TrainingSet]:
+    def __call__(self, data: DataConfig, **more: Any) -> tuple[int, int, TrainingSet]:
         self.pictures = self.captions = 0
         made = built(more.pop("model", self.model), data, **more)
         return self.pictures, self.captions, made
@@ -100,10 +100,10 @@ def test_an_edited_caption_is_the_only_one_encoded(folder: Path, counts: Counts)
     [
         ({"resolution": 128}, 4),
         ({"background": "#000000"}, 4),
-        ({"flip": True}, 4),  # the mirror images; the others are there
-        ({"caption_dropout": 0.5}, 0),
-        ({"repeats": 3}, 0),
-        ({"class_weight": 0.5}, 0),
+        ({"flip_aug": True}, 4),  # the mirror images; the others are there
+        ({"caption_dropout_rate": 0.5}, 0),
+        ({"num_repeats": 3}, 0),
+        ({"prior_loss_weight": 0.5}, 0),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 import lorasmith
-from lorasmith.config.features import settings_of
+from lorasmith.config.features import to_train_config
 from lorasmith.config.load import dump_toml
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 
 TREE: dict[str, Any] = {
@@ -17,10 +17,10 @@ TREE: dict[str, Any] = {
 
 
 def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = TrainRun.model_validate(TREE)
+    run = TrainConfig.model_validate(TREE)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run), encoding="utf-8")
-    asked: list[tuple[TrainRun, str | None]] = []
+    asked: list[tuple[TrainConfig, str | None]] = []
     monkeypatch.setattr(
         "lorasmith.training.trainer.train", lambda *call: asked.append(call) or Path("ink")
     )
@@ -32,7 +32,7 @@ def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_dictionary_is_not_changed() -> None:
     before = {name: dict(section) for name, section in TREE.items()}
-    settings_of(TREE)
+    to_train_config(TREE)
     assert before == TREE
 
 

@@ -11,7 +11,7 @@ from training_sets import write
 
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.train_config import LoraSettings, PreviewSettings, TrainSettings
+from lorasmith.config.train_config import LoraConfig, TrainerConfig, ValidationConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
@@ -43,10 +43,10 @@ def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, TrainableLora
 
     def of(family: str) -> tuple[Model, TrainableLora]:
         model = load_model(tiny_of(family)).to(torch.device("cpu"), torch.float32)
-        lora = LoraSettings(rank=2, targets="attention")
+        lora = LoraConfig(rank=2, targets="attention")
         made.append(
             inject_trainable(
-                resolve_targets(model, lora, TrainSettings(learning_rate=1.0)), lora, 0
+                resolve_targets(model, lora, TrainerConfig(learning_rate=1.0)), lora, 0
             )
         )
         return model, made[-1]
@@ -59,7 +59,7 @@ def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, TrainableLora
 def drawn(
     model: Model, trained: TrainableLora, rows: list[Row], folder: Path, **more: object
 ) -> list[np.ndarray]:
-    settings = PreviewSettings.model_validate({"steps": 4, "seed": 5, **more})
+    settings = ValidationConfig.model_validate({"steps": 4, "seed": 5, **more})
     paths = Previews(settings, model, rows, folder).draw(1, trained, lambda: True)
     return [np.asarray(Image.open(path)) for path in paths]
 
@@ -103,5 +103,5 @@ def test_an_inpainting_model_repaints_what_has_masks(
 def test_too_few_steps_are_refused_before_any_work(tiny_of: Tiny) -> None:
     model = load_model(tiny_of("sdxl-refiner"))
     with pytest.raises(ConfigError, match=r"preview\.steps: 3 times the strength 0\.3"):
-        check_previews(PreviewSettings(steps=3), model)
-    check_previews(PreviewSettings(steps=4), model)
+        check_previews(ValidationConfig(num_inference_steps=3), model)
+    check_previews(ValidationConfig(num_inference_steps=4), model)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from training_sets import CPU, data_of, pixels_of, write
 
-from lorasmith.config.train_config import LossSettings, TrainData, TrainSettings
+from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.models.load import Model, load_model
@@ -39,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def built(model: Model, data: TrainData, seed: int = 0) -> TrainingSet:
-    train = TrainSettings(batch_size=4, seed=seed, loss=LossSettings(masked=False))
+def built(model: Model, data: DataConfig, seed: int = 0) -> TrainingSet:
+    train = TrainerConfig(batch_size=4, seed=seed, loss=LossConfig(masked=False))
     return build_dataset(model, data, train, CPU)
 
 
@@ -67,7 +67,9 @@ def by_hand(
     return F.interpolate(masks, size=(8, 8)), posterior.mean * scale, posterior.std * scale
 
 
-@pytest.mark.parametrize("more", [{}, {"random_masks": 0}], ids=["encoded once", "in every step"])
+@pytest.mark.parametrize(
+    "more", [{}, {"num_random_masks": 0}], ids=["encoded once", "in every step"]
+)
 def test_given_masks(model: Model, folder: Path, more: dict[str, Any]) -> None:
     made = built(model, data_of(folder, **more))
     mask, mean, deviation = by_hand(model, folder, given_masks(folder, [1, 0]), [1, 0])
@@ -111,7 +113,7 @@ def test_new_masks_every_time(model: Model, folder: Path) -> None:
 def test_masks_for_the_loss_alone(model: Model, folder: Path) -> None:
     """With random masks for all, the given ones say what is learned and not what is hidden."""
     data = data_of(folder, masks="random")
-    train = TrainSettings(batch_size=4, loss=LossSettings(masked=True))
+    train = TrainerConfig(batch_size=4, loss=LossConfig(masked=True))
     made = build_dataset(model, data, train, CPU)
     mask = given_masks(folder, [0])
     hidden = []
@@ -124,7 +126,7 @@ def test_masks_for_the_loss_alone(model: Model, folder: Path) -> None:
     assert not any(torch.equal(one, F.interpolate(mask, size=(8, 8))) for one in hidden)
 
 
-@pytest.mark.parametrize("more", [{}, {"random_masks": 0}, {"flip": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"num_random_masks": 0}, {"flip_aug": True}], ids=str)
 def test_a_batch_does_not_depend_on_how_it_is_divided(
     model: Model, folder: Path, more: dict[str, Any]
 ) -> None:
@@ -181,7 +183,7 @@ def test_batches_are_joined_with_what_surrounds_them(model: Model, folder: Path)
 
 def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
     refiner = load_model(tiny_of("sdxl-refiner")).to(CPU, torch.float32)
-    for more in ({}, {"colour_jitter": 0.1}):
+    for more in ({}, {"color_jitter": 0.1}):
         made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
         batch = made.batch(torch.tensor([0, 1]), Draws(generator(0), 2))
         expected = torch.tensor([[64.0, 64.0, 0.0, 0.0, 7.5]] * 2)
@@ -191,13 +193,13 @@ def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
 
 def test_the_refiner_knows_the_lowest_noise_levels() -> None:
     config: dict[str, object] = {"beta_schedule": "scaled_linear"}
-    process = process_of(config, LossSettings(), CPU, known=200)
+    process = process_of(config, LossConfig(), CPU, known=200)
     assert process.steps == 200
     clean = torch.zeros(400, 1, 1, 1)
     batch = Batch(clean=clean, weight=torch.ones(400), numbers=torch.arange(400))
-    levels = draw_noise(process, LossSettings(), batch, Draws(generator(0), 400)).timesteps
+    levels = draw_noise(process, LossConfig(), batch, Draws(generator(0), 400)).timesteps
     assert 190 < int(levels.max()) < 200
     assert int(levels.min()) < 10
-    whole = process_of(config, LossSettings(), CPU)
+    whole = process_of(config, LossConfig(), CPU)
     assert whole.steps == 1000
     assert torch.equal(whole.alphas, process.alphas)

@@ -9,7 +9,7 @@ from PIL import Image
 from training_sets import CPU, data_of, write
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
-from lorasmith.config.train_config import LossSettings, PreviewSettings, TrainSettings
+from lorasmith.config.train_config import LossConfig, TrainerConfig, ValidationConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
@@ -19,7 +19,7 @@ from lorasmith.training.validation.previews import NotWantedError, Previews
 
 
 def data_for(bench, folder: Path, sizes: list[tuple[int, int]]) -> TrainingSet:
-    train = TrainSettings(batch_size=4, loss=LossSettings())
+    train = TrainerConfig(batch_size=4, loss=LossConfig())
     return build_dataset(bench.model, data_of(write(folder, sizes), cache=False), train, CPU)
 
 
@@ -90,7 +90,7 @@ def test_of_many_pictures_evenly_spread_ones_are_measured() -> None:
 
 
 def previews(bench, folder: Path, **more) -> Previews:
-    settings = PreviewSettings(**{"steps": 2, "count": 2, **more})
+    settings = ValidationConfig(**{"steps": 2, "count": 2, **more})
     captions = ["a cat", "a <dog>", "a cat", "a mouse", "<lora:x:1> y"]
     rows = [Row(str(k), (one,), {}, folder / f"{k}.png") for k, one in enumerate(captions)]
     return Previews(settings, bench.model, rows, folder)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.config.train_settings import LossSettings
+from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.core.errors import LorasmithWarning
@@ -111,10 +111,10 @@ def test_zero_terminal_snr_is_that_of_diffusers() -> None:
 def test_zero_terminal_snr_warns_where_the_model_does_not_fit(
     config: dict[str, object], message: str | None
 ) -> None:
-    on, cpu = LossSettings(zero_terminal_snr=True), torch.device("cpu")
+    on, cpu = LossConfig(zero_terminal_snr=True), torch.device("cpu")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        process_of(config, LossSettings(), cpu)
+        process_of(config, LossConfig(), cpu)
         assert not told
         assert process_of(config, on, cpu).alphas[-1] == 0.0
     assert [one.category for one in told] == [LorasmithWarning] * (message is not None)

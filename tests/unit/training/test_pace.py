@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.ops import fp8, triton_support
 from lorasmith.training.acceleration.plan import ExecutionPlan, plan_execution
@@ -22,7 +22,7 @@ def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
     bucket = SimpleNamespace(area=512 * 512)
     return SimpleNamespace(
         device=torch.device(device),
-        run=SimpleNamespace(train=TrainSettings(**settings)),
+        run=SimpleNamespace(train=TrainerConfig(**settings)),
         model=SimpleNamespace(unet=unet, downscale=8),
         data=SimpleNamespace(
             bucket_of=list(range(sizes)), placements=[SimpleNamespace(bucket=bucket)]
@@ -61,7 +61,9 @@ def test_without_triton_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
 def test_eight_bits_are_used_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plan_execution([session_of()]).fp8
     assert plan_execution([session_of(fp8=True)]).fp8
-    with pytest.warns(LorasmithWarning, match='fp8 has no effect: set train.precision = "bf16"'):
+    with pytest.warns(
+        LorasmithWarning, match='fp8 has no effect: set train.mixed_precision = "bf16"'
+    ):
         assert not plan_execution([session_of(fp8=True, dtype=torch.float16)]).fp8
     monkeypatch.setattr(fp8, "is_available", lambda _: False)
     with pytest.warns(
@@ -75,5 +77,5 @@ def test_a_cpu_does_none_of_it_and_says_so() -> None:
         pace = plan_execution([session_of("cpu", fp8=True, compile="on", memory="4GB")])
     assert pace == ExecutionPlan(use_cuda_graphs=False)
     assert {str(one.message).split(" has no effect on a CPU")[0] for one in told} == {
-        "train.memory", "train.compile", "train.fp8",
+        "train.vram_limit", "train.compile", "train.fp8",
     }  # fmt: skip

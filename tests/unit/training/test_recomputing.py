@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from training_sets import write
 
-from lorasmith.config.train_config import TrainRun, TrainSettings
-from lorasmith.config.train_settings import bytes_of
+from lorasmith.config.train_config import TrainConfig, TrainerConfig
+from lorasmith.config.train_settings import parse_memory_size
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import load_model
 from lorasmith.training.acceleration.activation_checkpointing import (
@@ -40,14 +40,14 @@ def test_the_fewest_that_fit_are_found_with_few_tries(count: int, needed: int) -
     [("12GB", 12 * 2**30), ("0.5 GiB", 2**29), ("800MB", 800 * 2**20), ("24g", 24 * 2**30)],
 )
 def test_amounts_of_memory(text: str, bytes_: int) -> None:
-    assert bytes_of(text) == bytes_
-    assert TrainSettings(memory=text).memory == text
+    assert parse_memory_size(text) == bytes_
+    assert TrainerConfig(vram_limit=text).vram_limit == text
 
 
 @pytest.mark.parametrize("text", ["much", "12", "-1GB", "0GB", "12TB"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(ValidationError, match="12GB"):
-        TrainSettings(memory=text)
+        TrainerConfig(vram_limit=text)
 
 
 def predict(unet: Any, x: torch.Tensor) -> torch.Tensor:
@@ -102,14 +102,14 @@ def test_blocks_are_ordered_by_what_they_keep(tiny_model: Path) -> None:
 def test_a_run_that_computes_twice_learns_the_same(tiny_model: Path, tmp_path: Path) -> None:
     def weights(twice: bool) -> torch.Tensor:
         settings = {
-            "data": {"path": data, "tag": "ink", "held_out": 0.0},
+            "data": {"path": data, "tag": "ink", "validation_split": 0.0},
             "output": {"name": str(tmp_path / f"out-{twice}" / "lora")},
             "model": {"path": tiny_model},
             "train": {"batch_size": 2, "gradient_checkpointing": twice, "device": "cpu"},
-            "preview": {"every": 0},
+            "validation": {"every_n_steps": 0},
             "track": {"tensorboard": False},
         }
-        with opened(TrainRun.model_validate(settings), None) as session:
+        with opened(TrainConfig.model_validate(settings), None) as session:
             steps = Together([session])
             for _ in range(3):
                 steps.advance()
@@ -123,13 +123,20 @@ def test_a_cpu_neither_records_nor_compiles(tiny_model: Path, tmp_path: Path) ->
     from lorasmith.training.acceleration.plan import plan_execution
 
     settings = {
-        "data": {"path": write(tmp_path / "p", [(64, 64)] * 2), "tag": "ink", "held_out": 0.0},
+        "data": {
+            "path": write(tmp_path / "p", [(64, 64)] * 2),
+            "tag": "ink",
+            "validation_split": 0.0,
+        },
         "output": {"name": str(tmp_path / "out" / "lora")},
         "model": {"path": tiny_model},
-        "train": {"compile": "on", "memory": "12GB", "device": "cpu"},
+        "train": {"compile": "on", "vram_limit": "12GB", "device": "cpu"},
         "track": {"tensorboard": False},
     }
-    with opened(TrainRun.model_validate(settings), None) as session:
+    with opened(TrainConfig.model_validate(settings), None) as session:
         with pytest.warns(LorasmithWarning, match="no effect on a CPU") as told:
             assert plan_execution([session]) == ExecutionPlan(False, False)
-        assert [str(one.message).split()[0] for one in told] == ["train.memory", "train.compile"]
+        assert [str(one.message).split()[0] for one in told] == [
+            "train.vram_limit",
+            "train.compile",
+        ]

@@ -5,16 +5,16 @@ from pathlib import Path
 
 from training_sets import data_of, write
 
-from lorasmith.config.train_config import ModelSettings, OutputSettings, PreviewSettings, TrainRun
+from lorasmith.config.train_config import ModelConfig, OutputConfig, TrainConfig, ValidationConfig
 from lorasmith.training.setup import opened
 
 
 def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> None:
-    run = TrainRun(
+    run = TrainConfig(
         data=data_of(write(tmp_path / "p", [(100, 64), (64, 64)])),
-        output=OutputSettings(name=f"{tmp_path}/out/ink"),
-        model=ModelSettings(path=tiny_model),
-        preview=PreviewSettings(every=0),
+        output=OutputConfig(name=f"{tmp_path}/out/ink"),
+        model=ModelConfig(path=tiny_model),
+        validation=ValidationConfig(every_n_steps=0),
     )
     with opened(run, None) as session:
         expected = session.data.record()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_sets import CPU, write
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.models.load import load_model
 from lorasmith.training.data.dataset import TrainingSet, build_dataset
 from lorasmith.training.data.shared import shared_sets
@@ -18,9 +18,12 @@ def pictures(tmp_path: Path) -> Path:
     return write(tmp_path / "pictures", [(64, 64)] * 5 + [(64, 128)] * 4)
 
 
-def settings(pictures: Path, **sections: Any) -> TrainRun:
-    tree = {"data": {"path": pictures, "tag": "ink", "held_out": 0.2}, "output": {"name": "n"}}
-    return TrainRun.model_validate(tree | sections)
+def settings(pictures: Path, **sections: Any) -> TrainConfig:
+    tree = {
+        "data": {"path": pictures, "tag": "ink", "validation_split": 0.2},
+        "output": {"name": "n"},
+    }
+    return TrainConfig.model_validate(tree | sections)
 
 
 def test_runs_that_differ_in_their_seeds_share_all_but_the_order(

@@ -7,21 +7,27 @@ import pytest
 import torch
 
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.load import load_settings
-from lorasmith.config.train_config import TrainRun, TrainSettings
+from lorasmith.config.load import load_config
+from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.loops.memory import ran_out, require_space
 from lorasmith.training.outputs.disk_usage import bytes_needed, parameters_of
 
 
-def run_with(*overrides: str) -> TrainRun:
-    needed = ["data.path=x", "data.tag=ink", "output.name=n", "preview.every=0", "train.steps=250"]
-    return load_settings(TrainRun, None, [*needed, *overrides])
+def run_with(*overrides: str) -> TrainConfig:
+    needed = [
+        "data.path=x",
+        "data.tag=ink",
+        "output.name=n",
+        "validation.every_n_steps=0",
+        "train.steps=250",
+    ]
+    return load_config(TrainConfig, None, [*needed, *overrides])
 
 
 def needed(bench, *overrides: str, new: bool = True) -> int:
     run = run_with(*overrides)
-    train = TrainSettings(learning_rate=1.0, text_learning_rate=1.0)
+    train = TrainerConfig(learning_rate=1.0, text_encoder_lr=1.0)
     targets = resolve_targets(bench.model, run.lora, train)
     return bytes_needed(run, targets, 64, new)
 
@@ -34,10 +40,13 @@ def test_each_thing_that_is_kept_counts(bench) -> None:
     numbers = 8 * sum(p.numel() for p in bench.parameters)  # rank 16 instead of 2
     plain = needed(bench)
     assert needed(bench, "train.keep_checkpoints=3") - plain == 3 * 4 * numbers
-    assert needed(bench, "train.ema=0.9") - plain == 3 * 4 * numbers
-    assert needed(bench, "train.save_every=50") - plain == 5 * 2 * numbers
+    assert needed(bench, "train.ema_decay=0.9") - plain == 3 * 4 * numbers
+    assert needed(bench, "train.save_every_n_steps=50") - plain == 5 * 2 * numbers
     assert plain - needed(bench, new=False) == 2 * 3 * 4 * numbers
-    assert needed(bench, "preview.every=50", "preview.size=128x64") - plain == 7 * 4 * 128 * 64 * 3
+    assert (
+        needed(bench, "validation.every_n_steps=50", "validation.size=128x64") - plain
+        == 7 * 4 * 128 * 64 * 3
+    )
     assert needed(bench, "train.optimizer=prodigy") > plain > needed(bench, "train.optimizer=lion")
 
 

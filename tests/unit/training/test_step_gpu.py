@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_sets import write
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_memory
 from lorasmith.training.acceleration.plan import ExecutionPlan
@@ -27,7 +27,7 @@ def waiting_fails() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("record", [False, True])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sdxl-refiner", "sd1-inpainting"])
 def test_steps_do_not_wait_for_the_device(
     family: str,
@@ -38,14 +38,23 @@ def test_steps_do_not_wait_for_the_device(
     waiting_fails: None,
 ) -> None:
     settings = {
-        "data": {"path": write(tmp_path / "p", [(64, 64)] * 5), "tag": "ink", "held_out": 0.0},
+        "data": {
+            "path": write(tmp_path / "p", [(64, 64)] * 5),
+            "tag": "ink",
+            "validation_split": 0.0,
+        },
         "output": {"name": str(tmp_path / "out" / "lora")},
         "model": {"path": tiny_of(family)},
-        "train": {"precision": precision, "batch_size": 4, "ema": 0.9, "device": "cuda"},
-        "preview": {"every": 0},
+        "train": {
+            "mixed_precision": precision,
+            "batch_size": 4,
+            "ema_decay": 0.9,
+            "device": "cuda",
+        },
+        "validation": {"every_n_steps": 0},
         "track": {"tensorboard": False},
     }
-    with opened(TrainRun.model_validate(settings), None) as session:
+    with opened(TrainConfig.model_validate(settings), None) as session:
         before = [one.detach().clone() for one in session.trainable.parameters()]
         steps = Together([session], ExecutionPlan(use_cuda_graphs=record))
         # Optimizers make their state at first, libraries their workspaces, and steps are recorded.
@@ -61,40 +70,49 @@ def test_steps_do_not_wait_for_the_device(
         assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_on_the_gpu_writes_its_lora(tmp_path: Path, tiny_model: Path, precision: str) -> None:
     from lorasmith.training.trainer import train
 
     settings = {
-        "data": {"path": write(tmp_path / "p", [(64, 64)] * 5), "tag": "ink", "held_out": 0.3},
+        "data": {
+            "path": write(tmp_path / "p", [(64, 64)] * 5),
+            "tag": "ink",
+            "validation_split": 0.3,
+        },
         "output": {"name": str(tmp_path / "out" / "lora")},
         "model": {"path": tiny_model},
         "lora": {"rank": 2},
-        "train": {"precision": precision, "batch_size": 2, "steps": 6, "checkpoint_every": 3},
-        "preview": {"every": 3, "steps": 2, "count": 1},
+        "train": {
+            "mixed_precision": precision,
+            "batch_size": 2,
+            "steps": 6,
+            "checkpoint_every_n_steps": 3,
+        },
+        "validation": {"every_n_steps": 3, "num_inference_steps": 2, "num_images": 1},
         "track": {"tensorboard": False},
     }
-    assert train(TrainRun.model_validate(settings)).is_file()
+    assert train(TrainConfig.model_validate(settings)).is_file()
 
 
-def settings_of(tmp_path: Path, model: Path, name: str, **train: object) -> TrainRun:
+def settings_of(tmp_path: Path, model: Path, name: str, **train: object) -> TrainConfig:
     data = tmp_path / "p"
     if not data.is_dir():
         write(data, [(64, 64)] * 6)
-    return TrainRun.model_validate(
+    return TrainConfig.model_validate(
         {
-            "data": {"path": data, "tag": "ink", "held_out": 0.0},
+            "data": {"path": data, "tag": "ink", "validation_split": 0.0},
             "output": {"name": str(tmp_path / name / "lora")},
             "model": {"path": model},
             "lora": {"targets": "all-linear"},
             "train": {"batch_size": 2, "learning_rate": 1e-3, "device": "cuda", **train},
-            "preview": {"every": 0},
+            "validation": {"every_n_steps": 0},
             "track": {"tensorboard": False},
         }
     )
 
 
-def weights_after(run: TrainRun, steps: int, pace: ExecutionPlan | None = None) -> torch.Tensor:
+def weights_after(run: TrainConfig, steps: int, pace: ExecutionPlan | None = None) -> torch.Tensor:
     with opened(run, None) as session:
         together = Together([session], pace)
         for _ in range(steps):
@@ -105,7 +123,7 @@ def weights_after(run: TrainRun, steps: int, pace: ExecutionPlan | None = None) 
         return torch.cat([one.detach().flatten() for one in session.trainable.parameters()])
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recorded_steps_learn_what_others_learn(
     tmp_path: Path, tiny_model: Path, precision: str
 ) -> None:

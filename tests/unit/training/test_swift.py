@@ -20,7 +20,7 @@ from lorasmith.adapters.nn.lora import Factors, LoraLinear
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.train_config import LoraSettings, TrainRun
+from lorasmith.config.train_config import LoraConfig, TrainConfig
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import Model, load_model
 from lorasmith.ops import fp8 as fp8_ops
@@ -62,7 +62,7 @@ def at_full_speed(network: nn.Module, adapters: list[nn.Module]) -> Iterator[int
 
 def adapted(model: Model, targets: str, **more: Any) -> TrainableLora:
     """Adapters in float64 that do something."""
-    lora = LoraSettings(rank=2, targets=targets, **more)
+    lora = LoraConfig(rank=2, targets=targets, **more)
     made = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     torch.manual_seed(4)
     for one in made.adapters.values():
@@ -230,7 +230,7 @@ def test_weights_in_8_bits_are_nothing_that_a_block_keeps(
     monkeypatch.setattr(fp8_ops, "MIN_WEIGHTS", 0)
     monkeypatch.setattr(fp8_ops, "MIN_TOKENS", 0)
     model = load_model(tiny_model).to(CPU, torch.bfloat16)
-    lora = LoraSettings(rank=2, targets="attention")
+    lora = LoraConfig(rank=2, targets="attention")
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     given = given_to(model.unet)
     given = {
@@ -394,17 +394,22 @@ def test_preservation_starts_from_nothing(two: Two) -> None:
     assert float(found[0].abs().max()) == 0.0
 
 
-def run_of(model: Path, data: Path, out: Path) -> TrainRun:
+def run_of(model: Path, data: Path, out: Path) -> TrainConfig:
     settings = {
-        "data": {"path": data, "tag": "ink", "held_out": 0.0},
+        "data": {"path": data, "tag": "ink", "validation_split": 0.0},
         "output": {"name": str(out / "lora")},
         "model": {"path": model},
         "lora": {"targets": "attention+text-encoder", "rank": 2},
-        "train": {"batch_size": 4, "accumulate": 2, "ema": 0.9, "device": "cpu"},
-        "preview": {"every": 0},
+        "train": {
+            "batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "ema_decay": 0.9,
+            "device": "cpu",
+        },
+        "validation": {"every_n_steps": 0},
         "track": {"tensorboard": False},
     }
-    return TrainRun.model_validate(settings)
+    return TrainConfig.model_validate(settings)
 
 
 def test_a_run_and_what_fails_in_it(

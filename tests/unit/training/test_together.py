@@ -11,7 +11,7 @@ import torch
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.train_config import LoraSettings, LossSettings, TrainSettings
+from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
 from lorasmith.core.device import generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import token_ids
@@ -27,7 +27,7 @@ from lorasmith.training.train_step import (
     losses_together,
 )
 
-RATES = TrainSettings(learning_rate=1e-3, text_learning_rate=1e-3)
+RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)
 TARGETS = ("all-linear+conv+text-encoder", "cross-attention")
 
 
@@ -36,7 +36,7 @@ class Two:
 
     def __init__(self, model: Model) -> None:
         self.model = model.to(torch.device("cpu"), torch.float64)
-        settings = [LoraSettings(rank=2, targets=targets) for targets in TARGETS]
+        settings = [LoraConfig(rank=2, targets=targets) for targets in TARGETS]
         targets = [resolve_targets(model, lora, RATES) for lora in settings]
         self.features = [
             inject_trainable(own, lora, seed)
@@ -54,7 +54,7 @@ class Two:
 
     def share(self, number: int, size: int, seed: int = 0, lane: Lane | None = None) -> Share:
         draws = generator(9, number, seed)
-        process = process_of(self.model.scheduler_config, LossSettings(), torch.device("cpu"))
+        process = process_of(self.model.scheduler_config, LossConfig(), torch.device("cpu"))
         batch = Batch(
             clean=torch.randn(size, 4, 8, 8, generator=draws, dtype=torch.float64),
             weight=torch.ones(size),
@@ -66,7 +66,7 @@ class Two:
             torch.randn(size, 4, 8, 8, generator=draws, dtype=torch.float64),
         )
         used = lane or self.lanes[number]
-        objective = Objective(Denoiser(self.model), process, LossSettings(), used)
+        objective = Objective(Denoiser(self.model), process, LossConfig(), used)
         return Share(objective, batch, noise)
 
     def gradients(self, *shares: Share) -> list[torch.Tensor]:

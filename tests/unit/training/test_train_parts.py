@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.config.base import described_fields
-from lorasmith.config.load import dump_toml, load_settings
-from lorasmith.config.train_config import TrainRun, TrainSettings
+from lorasmith.config.base import list_fields
+from lorasmith.config.load import dump_toml, load_config
+from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops.checkpoint import save_checkpoint
 from lorasmith.loops.tracking import Tracker, read_log
@@ -107,20 +107,20 @@ def test_unwritable_places_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_survive_their_own_toml(tmp_path: Path) -> None:
-    run = load_settings(TrainRun, None, [*NEEDED, "lora.alpha=3.5", "train.precision=bf16"])
+    run = load_config(TrainConfig, None, [*NEEDED, "lora.alpha=3.5", "train.mixed_precision=bf16"])
     path = tmp_path / "run.toml"
     path.write_text(dump_toml(run))
-    assert load_settings(TrainRun, path) == run
+    assert load_config(TrainConfig, path) == run
 
 
 def test_every_field_is_documented() -> None:
-    assert all(text for _, _, text in described_fields(TrainRun))
+    assert all(text for _, _, text in list_fields(TrainConfig))
 
 
 def test_alpha_is_the_rank_unless_given() -> None:
-    assert load_settings(TrainRun, None, [*NEEDED, "lora.rank=4"]).lora.scaled_alpha == 4.0
-    both = load_settings(TrainRun, None, [*NEEDED, "lora.rank=4", "lora.alpha=1"])
-    assert both.lora.scaled_alpha == 1.0
+    assert load_config(TrainConfig, None, [*NEEDED, "lora.rank=4"]).lora.effective_alpha == 4.0
+    both = load_config(TrainConfig, None, [*NEEDED, "lora.rank=4", "lora.alpha=1"])
+    assert both.lora.effective_alpha == 1.0
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_alpha_is_the_rank_unless_given() -> None:
         ("trian.steps=3", r"unknown key 'trian' in the top level; did you mean train[,?]"),
         ("train.steps=0", "train.steps: .*greater than 0"),
         ("train.learning_rate=-1", "train.learning_rate: .*greater than 0"),
-        ("train.precision=fp8", "train.precision: "),
+        ("train.mixed_precision=fp8", "train.mixed_precision: "),
         ("data.tag=' , '", "data.tag: the tag is empty"),
         ("data.tag='a, b'", "data.tag: a tag has no comma"),
         ("output.name='a/'", "output.name: give the LoRA a name"),
@@ -140,7 +140,7 @@ def test_alpha_is_the_rank_unless_given() -> None:
 )
 def test_settings_that_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_settings(TrainRun, None, [*NEEDED, override])
+        load_config(TrainConfig, None, [*NEEDED, override])
 
 
 # --- rates ----------------------------------------------------------------------------------
@@ -155,26 +155,26 @@ def test_settings_that_are_refused(override: str, message: str) -> None:
         ({"optimizer": "prodigy"}, 4_000_000, (1.0, 1.0)),
         ({"optimizer": "adafactor"}, 4_000_000, (6e-3, 3e-3)),
         ({"learning_rate": 0.5}, 4_000_000, (0.5, 0.25)),
-        ({"learning_rate": 0.5, "text_learning_rate": 0.1}, 4_000_000, (0.5, 0.1)),
+        ({"learning_rate": 0.5, "text_encoder_lr": 0.1}, 4_000_000, (0.5, 0.1)),
         ({"optimizer": "prodigy", "learning_rate": 0.5}, 4_000_000, (0.5, 0.5)),
     ],
 )
 def test_learning_rates_that_were_left_out(given: dict, size: int, rates: tuple) -> None:
-    full = with_rates(TrainSettings(**given), size)
-    assert (full.learning_rate, full.text_learning_rate) == pytest.approx(rates)
+    full = with_rates(TrainerConfig(**given), size)
+    assert (full.learning_rate, full.text_encoder_lr) == pytest.approx(rates)
     assert with_rates(full, 10**9) == full
 
 
 # --- resuming -------------------------------------------------------------------------------
 
 
-def run_with(*overrides: str) -> TrainRun:
-    return load_settings(TrainRun, None, [*NEEDED, *overrides])
+def run_with(*overrides: str) -> TrainConfig:
+    return load_config(TrainConfig, None, [*NEEDED, *overrides])
 
 
 def test_harmless_changes_pass_in_silence() -> None:
     before = run_with().model_dump(mode="json")
-    changes = ["output.name=other", "preview.every=3", "train.accumulate=2", "data.path=moved",
+    changes = ["output.name=other", "validation.every_n_steps=3", "train.gradient_accumulation_steps=2", "data.path=moved",
                "train.device=cpu", "track.wandb=true"]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -184,8 +184,8 @@ def test_harmless_changes_pass_in_silence() -> None:
 def test_other_changes_are_told_and_some_are_impossible() -> None:
     before = run_with().model_dump(mode="json")
     with pytest.warns(LorasmithWarning, match=r"other settings: train\.steps 200 -> 400, train"):
-        check_settings(before, run_with("train.steps=400", "train.loss.min_snr=3"))
-    for change in ("lora.rank=3", "train.optimizer=lion", "train.ema=0.9", "lora.targets=mid",
+        check_settings(before, run_with("train.steps=400", "train.loss.min_snr_gamma=3"))
+    for change in ("lora.rank=3", "train.optimizer=lion", "train.ema_decay=0.9", "lora.targets=mid",
                    "train.optimizer_args={eps=1e-3}"):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"{change.partition('=')[0]}: this run was started"):
             check_settings(before, run_with(change))
@@ -256,7 +256,7 @@ def test_smoothing_starts_without_bias() -> None:
 
 def test_a_tracker_on_the_network_is_told_no_paths() -> None:
     run = run_with(
-        "data.path=/home/me/pictures", "data.class_path=/home/me/class",
+        "data.path=/home/me/pictures", "data.reg_data_dir=/home/me/class",
         "data.cache_dir=/home/me/cache", "model.path=/home/me/model", "output.name=/home/me/out",
     )  # fmt: skip
     told = told_outside(run)

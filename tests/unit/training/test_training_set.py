@@ -69,7 +69,7 @@ def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -
 
 def test_batches_follow_their_draws_alone(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(96, 64)] * 4, "a {}, b, c, d, ink")
-    more = {"crop": "random", "flip": True, "colour_jitter": 0.2, "shuffle_captions": True}
+    more = {"crop": "random", "flip_aug": True, "color_jitter": 0.2, "shuffle_caption": True}
     made = built(model, data_of(folder, **more))
     one, same, other = (take(made, [0, 1, 2, 3], step) for step in (3, 3, 4))
     assert torch.equal(one.clean, same.clean)
@@ -185,7 +185,7 @@ def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -
     Image.fromarray(mask.numpy()).save(folder / "00.mask.png")
     expected = torch.zeros(8, 8)
     expected[:, :2], expected[0, 7] = 1.0, 0.5
-    more = {"flip": True, "colour_jitter": 0.1 if live else 0.0}
+    more = {"flip_aug": True, "color_jitter": 0.1 if live else 0.0}
     made = built(model, data_of(folder, **more))
     seen = set()
     for step in range(12):

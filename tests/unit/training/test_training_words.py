@@ -100,9 +100,11 @@ def test_captions_that_are_cut_off_are_named_once(
 ) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 5, "ink " + "word " * 100 + "end")
     with pytest.warns(LorasmithWarning) as told:
-        made = built(model, data_of(folder, max_chunks=chunks))
+        made = built(model, data_of(folder, max_token_length=75 * chunks))
     (message,) = [str(one.message) for one in told]
-    assert message.startswith(f"5 captions are longer than data.max_chunks = {chunks} has room")
+    assert message.startswith(
+        f"5 captions are longer than data.max_token_length = {75 * chunks} tokens"
+    )
     assert all(f"0{number}.png from 'word word word word' on" in message for number in range(3))
     assert "and 2 more; shorten them or raise it" in message
     assert take(made, [0]).context.shape[1] == 77 * chunks
@@ -249,7 +251,7 @@ def test_holding_out_everything_is_refused() -> None:
 
 def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(128, 64)] * 8, "ink {}, b, c, d")
-    more = {"crop": "random", "flip": True, "colour_jitter": 0.3, "shuffle_captions": True}
+    more = {"crop": "random", "flip_aug": True, "color_jitter": 0.3, "shuffle_caption": True}
     data = data_of(folder, held_out=0.25, caption_dropout=0.5, **more)
     chosen = choose_rows(data)
     made = built(model, data, chosen=chosen)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorasmith.config.train_config import LossSettings, TrainData, TrainSettings
+from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import generator
 from lorasmith.models.load import Model
@@ -24,14 +24,14 @@ def write(folder: Path, sizes: list[tuple[int, int]], caption: str = "picture {}
     return folder
 
 
-def data_of(folder: Path, **more) -> TrainData:
-    return TrainData(path=folder, tag="ink", **more)
+def data_of(folder: Path, **more) -> DataConfig:
+    return DataConfig(path=folder, tag="ink", **more)
 
 
 def built(
-    model: Model, data: TrainData, masked: bool = True, precision="no", **more
+    model: Model, data: DataConfig, masked: bool = True, precision="fp32", **more
 ) -> TrainingSet:
-    train = TrainSettings(batch_size=4, precision=precision, loss=LossSettings(masked=masked))
+    train = TrainerConfig(batch_size=4, mixed_precision=precision, loss=LossConfig(masked=masked))
     return build_dataset(model, data, train, CPU, **more)
 
 

@@ -17,7 +17,7 @@ from lorasmith.adapters.nn.init import init_adapter
 from lorasmith.adapters.nn.inject import AttachedLora, inject_adapters
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter
 from lorasmith.adapters.targeting.targets import LayerTarget
-from lorasmith.config.lora import LoraSettings
+from lorasmith.config.lora import LoraConfig
 from lorasmith.core.device import generator
 
 FactorName = Literal["down", "up"]
@@ -94,7 +94,7 @@ class TrainableLora:
 
 def inject_trainable(
     targets: Sequence[LayerTarget],
-    lora: LoraSettings,
+    lora: LoraConfig,
     seed: int,
     gate_metadata: GateMetadata | None = None,
 ) -> TrainableLora:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef, find_layer_refs
 from lorasmith.adapters.targeting.selectors import match_target
-from lorasmith.config.lora import LoraSettings, PartSettings, Targets
-from lorasmith.config.train_settings import TrainSettings
+from lorasmith.config.lora import LoraConfig, LoraOverride, Targets
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.family import Networks
 
@@ -24,13 +24,13 @@ class LayerTarget:
     learning_rate: float
     """Its peak learning rate."""
     part: str
-    """What it belongs to, for logs: ``unet``, ``text``, or the targets of its `lora.parts`."""
+    """What it belongs to, for logs: ``unet``, ``text``, or the targets of its `lora.overrides`."""
 
 
-def resolve_targets(model: Networks, lora: LoraSettings, train: TrainSettings) -> list[LayerTarget]:
+def resolve_targets(model: Networks, lora: LoraConfig, train: TrainerConfig) -> list[LayerTarget]:
     """Return the layers that get an adapter, the U-Net's first, in the order of the networks.
 
-    Where two settings name a layer, the later of `lora.targets` and the `lora.parts` counts.
+    Where two settings name a layer, the later of `lora.targets` and the `lora.overrides` counts.
 
     Args:
         model: the model; on the meta device is enough.
@@ -45,9 +45,9 @@ def resolve_targets(model: Networks, lora: LoraSettings, train: TrainSettings) -
     found: dict[str, LayerTarget] = {}
     for place in select_layers(lora.targets, places, "lora.targets"):
         found[place.name] = _main_target(place, lora, train)
-    labels = _labels(lora.parts)
-    for number, (part, label) in enumerate(zip(lora.parts, labels, strict=True)):
-        for place in select_layers(part.targets, places, f"lora.parts.{number}.targets"):
+    labels = _labels(lora.overrides)
+    for number, (part, label) in enumerate(zip(lora.overrides, labels, strict=True)):
+        for place in select_layers(part.targets, places, f"lora.overrides.{number}.targets"):
             found[place.name] = _part_target(place, lora, train, part, label)
     return [found[place.name] for place in places if place.name in found]
 
@@ -70,24 +70,24 @@ def split_targets(targets: Targets) -> list[str]:
     return [one.strip() for text in whole for one in text.split(",") if one.strip()]
 
 
-def _main_target(place: LayerRef, lora: LoraSettings, train: TrainSettings) -> LayerTarget:
+def _main_target(place: LayerRef, lora: LoraConfig, train: TrainerConfig) -> LayerTarget:
     part = "unet" if place.part == UNET else "text"
-    return LayerTarget(place, lora.rank, lora.scaled_alpha, _rate(place, train), part)
+    return LayerTarget(place, lora.rank, lora.effective_alpha, _rate(place, train), part)
 
 
 def _part_target(
-    place: LayerRef, lora: LoraSettings, train: TrainSettings, part: PartSettings, label: str
+    place: LayerRef, lora: LoraConfig, train: TrainerConfig, part: LoraOverride, label: str
 ) -> LayerTarget:
     rank = part.rank or lora.rank
-    inherited = lora.scaled_alpha if part.rank is None else float(rank)
+    inherited = lora.effective_alpha if part.rank is None else float(rank)
     alpha = part.alpha or inherited
     rate = part.learning_rate or _rate(place, train)
     return LayerTarget(place, rank, alpha, rate, label)
 
 
-def _rate(place: LayerRef, train: TrainSettings) -> float:
+def _rate(place: LayerRef, train: TrainerConfig) -> float:
     of_unet = place.part == UNET
-    rate = train.learning_rate if of_unet else train.text_learning_rate
+    rate = train.learning_rate if of_unet else train.text_encoder_lr
     if rate is None:
         raise ConfigError(
             f"train.{'learning_rate' if of_unet else 'text_learning_rate'}: it is not filled in yet"
@@ -95,7 +95,7 @@ def _rate(place: LayerRef, train: TrainSettings) -> float:
     return rate
 
 
-def _labels(parts: Sequence[PartSettings]) -> list[str]:
+def _labels(parts: Sequence[LoraOverride]) -> list[str]:
     """Return a name for each part that is its own."""
     labels: list[str] = []
     for part in parts:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
 Naming = Literal["kohya", "diffusers"]
-Precision = Literal["no", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,9 @@ def extract_lora(
     return _written(target, found.layers, found.kept), found
 
 
-def bake_loras(model: "Model", files: Sequence[Weighted], precision: Precision = "no") -> set[str]:
+def bake_loras(
+    model: "Model", files: Sequence[Weighted], precision: Precision = "fp32"
+) -> set[str]:
     """Add LoRA files to a float32 model's weights; return the parts that changed.
 
     Args:

@@ -80,7 +80,7 @@ def bake(
     ],
     files: Files,
     out: Annotated[Path, typer.Option(help="The new model folder; must not exist.")] = ...,  # type: ignore[assignment]
-    precision: Precision = "no",
+    precision: Precision = "fp32",
     allow_mismatch: Annotated[
         bool,
         typer.Option(

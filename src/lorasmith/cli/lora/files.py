@@ -49,7 +49,7 @@ Base = Annotated[
     typer.Option(help="The base model (or `embedded`), which DoRA needs.", show_default=False),
 ]
 Precision = Annotated[
-    Literal["no", "fp16", "bf16"], typer.Option(help="What numbers are stored in; no is float32.")
+    Literal["fp32", "fp16", "bf16"], typer.Option(help="What numbers are stored in.")
 ]
 
 

@@ -15,7 +15,7 @@ from rich.tree import Tree
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.model.convert import convert
 from lorasmith.cli.model.targets_table import coverage_json, coverage_table
-from lorasmith.config.lora import LoraSettings
+from lorasmith.config.lora import LoraConfig
 
 if TYPE_CHECKING:
     from lorasmith.models.files.summary import ModelSummary
@@ -73,7 +73,7 @@ def info(
     if download:
         fetch(model)
     if targets is not None:
-        rank = LoraSettings().rank if lora is None else lora
+        rank = LoraConfig().rank if lora is None else lora
         _show_targets(console, model, targets, rank, as_json)
         return
     with Console(stderr=True).status("reading the model's parts"):

@@ -31,10 +31,8 @@ def convert(
         ),
     ],
     precision: Annotated[
-        Literal["keep", "no", "fp16", "bf16"],
-        typer.Option(
-            help="Number format of all weights; keep leaves each as it is, no is float32."
-        ),
+        Literal["keep", "fp32", "fp16", "bf16"],
+        typer.Option(help="Number format of all weights; keep leaves each as it is."),
     ] = "keep",
     prediction: Annotated[
         Literal["epsilon", "v_prediction"] | None,

@@ -37,7 +37,7 @@ def long_captions(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "long-captions", "warning",
             f"{captions_have(len(cut))} more than {room} tokens, and what stands behind them is "
-            "not read; put the important words first, shorten it or raise data.max_chunks",
+            "not read; put the important words first, shorten it or raise data.max_token_length",
             tuple(cut),
         )  # fmt: skip
         return

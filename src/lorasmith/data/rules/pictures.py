@@ -39,7 +39,7 @@ def cropped(facts: Facts) -> Iterator[Finding]:
             f"{counted(len(cut), 'picture fits', 'pictures fit')} none of the sizes; more than "
             f"{CUT_OFF:.0%} is cropped away, {share:.0%} of {worst.row.key} ({worst.size[0]}x"
             f"{worst.size[1]}); crop by hand to what matters, or get more shapes from a higher "
-            "resolution or data.max_aspect",
+            "resolution or data.max_aspect_ratio",
             keys_of([look for look, _ in cut]),
         )  # fmt: skip
 
@@ -62,7 +62,7 @@ def transparent(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "transparent", "advice",
             f"{pictures_are(len(through))} transparent in places; the colour "
-            "under it is learned too (data.background, white by default)",
+            "under it is learned too (data.background_color, white by default)",
             keys_of(through),
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasmith.config.data import RowFilter
-from lorasmith.config.train_data import TrainData
+from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.images.decode import WHITE
 from lorasmith.data.reading.filters import keep
@@ -99,8 +99,8 @@ def _examined(rows: Sequence[Row], background: tuple[int, int, int]) -> Iterator
         yield from pool.map(lambda row: examine(row, background), rows)
 
 
-def usable_rows(data: TrainData, bar: Bar = no_bar) -> list[Row]:
-    """Return the pictures to learn from; ``data.bad_pictures`` decides about the others.
+def usable_rows(data: DataConfig, bar: Bar = no_bar) -> list[Row]:
+    """Return the pictures to learn from; ``data.bad_images`` decides about the others.
 
     What is only strange is a LorasmithWarning, one for each kind.
 
@@ -111,31 +111,31 @@ def usable_rows(data: TrainData, bar: Bar = no_bar) -> list[Row]:
     return _decided(found, data)
 
 
-def class_rows(data: TrainData, bar: Bar = no_bar) -> list[Row]:
-    """Return the class pictures; ``data.class_caption`` stands for captions they do not have.
+def class_rows(data: DataConfig, bar: Bar = no_bar) -> list[Row]:
+    """Return the class pictures; ``data.reg_caption`` stands for captions they do not have.
 
-    An empty list without ``data.class_path``.
+    An empty list without ``data.reg_data_dir``.
 
     Raises:
         DataError: as from ``usable_rows``.
     """
-    if data.class_path is None:
+    if data.reg_data_dir is None:
         return []
     found = scan(
-        data.class_path, caption=data.class_caption, background=data.background_rgb, bar=bar
+        data.reg_data_dir, caption=data.reg_caption, background=data.background_rgb, bar=bar
     )
     return _decided(found, data)
 
 
-def _decided(found: Scan, data: TrainData) -> list[Row]:
+def _decided(found: Scan, data: DataConfig) -> list[Row]:
     for group in by_kind(found.warnings).values():
         _warn(f"{found.path}: {told(group, found.pictures)}")
     if found.errors:
         wrong = f"{found.path}: {all_told(found.errors, found.pictures)}"
-        if data.bad_pictures == "stop":
+        if data.bad_images == "stop":
             raise DataError(
                 f"{wrong} (`lorasmith check {found.path}` lists everything; "
-                "data.bad_pictures=skip leaves it out)"
+                "data.bad_images=skip leaves it out)"
             )
         if not found.rows:
             raise DataError(f"{wrong}; nothing is left to learn from")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorasmith.config.train_settings import TrainSettings, bytes_of
+from lorasmith.config.train_settings import TrainerConfig, parse_memory_size
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.loops.memory import free_memory, limit_memory, ran_out
 from lorasmith.ops import fp8, triton_support
@@ -51,8 +51,8 @@ def plan_execution(sessions: Sequence[Session]) -> ExecutionPlan:
     session = sessions[0]
     train, device = session.run.train, session.device
     if device.type != "cuda":
-        if train.memory:
-            _warn("train.memory has no effect on a CPU: it limits what is taken of a GPU")
+        if train.vram_limit:
+            _warn("train.vram_limit has no effect on a CPU: it limits what is taken of a GPU")
         if train.compile == "on":
             _warn("train.compile has no effect on a CPU: blocks are compiled for a GPU only")
         if train.fp8:
@@ -84,7 +84,7 @@ def _in_eight_bits(session: Session) -> bool:
         _warn("train.fp8 has no effect: it needs an RTX 40, H100 or later GPU and triton")
         return False
     if session.model.unet.dtype != torch.bfloat16:
-        _warn('train.fp8 has no effect: set train.precision = "bf16"')
+        _warn('train.fp8 has no effect: set train.mixed_precision = "bf16"')
         return False
     return True
 
@@ -94,10 +94,10 @@ def _warn(text: str) -> None:
     warnings.warn(text, LorasmithWarning, stacklevel=3)
 
 
-def _why_not(train: TrainSettings, session: Session) -> str:
+def _why_not(train: TrainerConfig, session: Session) -> str:
     if session.accelerator.num_processes > 1:
         return "several processes exchange gradients"
-    if train.precision == "fp16":
+    if train.mixed_precision == "fp16":
         return "fp16 scales its losses by what it reads from the GPU"
     return f"the optimizer {train.optimizer} reads values from the GPU"
 
@@ -122,7 +122,9 @@ def _compile_is_worthwhile(sessions: Sequence[Session]) -> bool:
     area: int = max(placed.bucket.area for placed in session.data.placements)
     latents = area / session.model.downscale**2
     train = session.run.train
-    pictures = train.steps * train.batch_size * len(sessions)
+    pictures = (
+        train.steps * train.images_per_step(session.accelerator.num_processes) * len(sessions)
+    )
     seconds = 2.1 * 0.2 * size * latents * pictures / _FAST
     return bool(seconds > _WORTH_COMPILING)
 
@@ -144,7 +146,7 @@ def configure_activation_checkpointing(
     """
     session = sessions[0]
     train = session.run.train
-    wanted = train.memory if session.device.type == "cuda" else None
+    wanted = train.vram_limit if session.device.type == "cuda" else None
     if not (train.gradient_checkpointing or wanted):
         return None
     drops_out = any(one.run.lora.dropout > 0 for one in sessions)
@@ -161,7 +163,7 @@ def _fit(
     wanted: str,
     step: Callable[[], None],
 ) -> str:
-    device, limit = sessions[0].device, bytes_of(wanted)
+    device, limit = sessions[0].device, parse_memory_size(wanted)
     total = torch.cuda.get_device_properties(device).total_memory
     limit_memory(device, limit - _APART / 2)  # a promise: whatever else happens, no more is taken
     # Optimizers make their state, two values for each parameter, in the first step.
@@ -179,8 +181,8 @@ def _fit(
     if count is None:
         least = (needed[len(order)] + states) * _LOOSE + _APART
         raise ConfigError(
-            f"train.memory: {wanted} is too little, about {least / 2**30:.1f}GB are needed; lower "
-            "train.batch_size or data.resolution, or raise train.accumulate"
+            f"train.vram_limit: {wanted} is too little, about {least / 2**30:.1f}GB are needed; lower "
+            "train.batch_size (and raise train.gradient_accumulation_steps) or data.resolution"
         )
     recomputing.select(order[:count])
     used = (needed[count] + states) * _LOOSE + _APART

@@ -16,7 +16,7 @@ class Batch:
     clean: torch.Tensor
     """Latents, sampled from the VAE's distribution and scaled for the U-Net, float32."""
     weight: torch.Tensor
-    """Weight of each picture's loss: 1, or ``data.class_weight`` for class pictures; float32
+    """Weight of each picture's loss: 1, or ``data.prior_loss_weight`` for class pictures; float32
     ``[B]``."""
     numbers: torch.Tensor
     """Which pictures these are, for messages: int64 ``[B]`` on the CPU."""

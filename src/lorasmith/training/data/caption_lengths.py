@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lorasmith.config.train_config import TrainData
+from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.tags import without_tag
 from lorasmith.models.text.long_prompts import chunks_in_any_order, count_chunks, text_behind
@@ -20,11 +20,11 @@ _SHOWN = 4
 """Words that it shows of what is cut off."""
 
 
-def chunks_of(model: "Model", data: TrainData, chosen: ChosenRows, plain: bool = False) -> int:
+def chunks_of(model: "Model", data: DataConfig, chosen: ChosenRows, plain: bool = False) -> int:
     """Return the chunks that every caption of a set gets, so that batches have one shape.
 
-    That is what the longest one needs, and ``data.max_chunks`` at most; captions that need more
-    are warned about.
+    That is what the longest one needs, and ``data.max_token_length`` allows; longer
+    captions are warned about.
 
     Args:
         model: its tokenizer counts.
@@ -44,14 +44,14 @@ def chunks_of(model: "Model", data: TrainData, chosen: ChosenRows, plain: bool =
     return min(most, data.max_chunks)
 
 
-def _needed(model: "Model", data: TrainData, caption: str) -> int:
+def _needed(model: "Model", data: DataConfig, caption: str) -> int:
     tokenizer = model.main_tokenizer
-    if data.shuffle_captions:
+    if data.shuffle_caption:
         return chunks_in_any_order(tokenizer, caption)
     return count_chunks(tokenizer, plain_passage(caption))
 
 
-def _warn(model: "Model", data: TrainData, captions: Mapping[str, str]) -> None:
+def _warn(model: "Model", data: DataConfig, captions: Mapping[str, str]) -> None:
     """Name the captions that are cut off, by their pictures."""
     lost = [text_behind(model.main_tokenizer, text, data.max_chunks) for text in captions.values()]
     told = [
@@ -61,8 +61,8 @@ def _warn(model: "Model", data: TrainData, captions: Mapping[str, str]) -> None:
     more = len(captions) - len(told)
     count = "1 caption is" if len(captions) == 1 else f"{len(captions)} captions are"
     warnings.warn(
-        f"{count} longer than data.max_chunks = {data.max_chunks} has room for, and the end is not "
-        f"read: {', '.join(told)}{f' and {more} more' if more else ''}; shorten them or raise it",
+        f"{count} longer than data.max_token_length = {data.max_token_length} tokens, and the end "
+        f"is not read: {', '.join(told)}{f' and {more} more' if more else ''}; shorten them or raise it",
         LorasmithWarning,
         stacklevel=2,
     )

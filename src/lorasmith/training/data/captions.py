@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from lorasmith.config.train_config import TrainData
+from lorasmith.config.train_config import DataConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import put, rows_of
 from lorasmith.core.errors import DataError
@@ -102,7 +102,7 @@ class LiveWords:
         self,
         model: "Model",
         captions: Sequence[str],
-        data: TrainData,
+        data: DataConfig,
         dtype: torch.dtype,
         device: torch.device,
         as_ids: bool,
@@ -132,7 +132,7 @@ class LiveWords:
         return Worded(*found, places=places)
 
     def _changed(self, caption: str, draws: torch.Generator) -> str:
-        kept = dropped(caption, self._data.caption_dropout, draws)
+        kept = dropped(caption, self._data.caption_dropout_rate, draws)
         return shuffled(kept, self._data.keep_tokens, draws)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.config.train_config import TrainData, TrainSettings
+from lorasmith.config.train_config import DataConfig, TrainerConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import dtype_of, put
 from lorasmith.core.errors import LorasmithWarning
@@ -148,12 +148,13 @@ class TrainingSet:
 
 def build_dataset(
     model: "Model",
-    data: TrainData,
-    train: TrainSettings,
+    data: DataConfig,
+    train: TrainerConfig,
     device: torch.device,
     chosen: ChosenRows | None = None,
     text_trained: bool = False,
     gating: Gating = OPEN,
+    num_processes: int = 1,
 ) -> TrainingSet:
     """Prepare the pictures and captions of a run.
 
@@ -168,6 +169,7 @@ def build_dataset(
         chosen: the pictures, where they have been read already.
         text_trained: hand on token ids instead of embeddings, for a text encoder in the step.
         gating: what batches shall say for gates and for preservation.
+        num_processes: how many processes share an optimizer step.
 
     Raises:
         ConfigError: a setting does not fit the model, or the cache lies among the pictures.
@@ -175,13 +177,17 @@ def build_dataset(
     """
     buckets = buckets_of(model, data)
     chosen = chosen or choose_rows(data)
-    if data.masks == "random" and not model.inpaints:
+    if data.inpaint_masks == "random" and not model.inpaints:
         warnings.warn(
-            "data.masks has no effect: the model does not inpaint", LorasmithWarning, stacklevel=2
+            "data.inpaint_masks has no effect: the model does not inpaint",
+            LorasmithWarning,
+            stacklevel=2,
         )
     root = _cache_root(data)
     chunks = chunks_of(model, data, chosen, gating.plain)
-    builder = _Builder(model, data, train, device, text_trained, gating, buckets, root, chunks)
+    builder = _Builder(
+        model, data, train, device, text_trained, gating, buckets, root, chunks, num_processes
+    )
     with quiet():
         model.vae.to(device)
         for encoder in model.text_encoders:
@@ -209,7 +215,7 @@ def send_home(model: "Model", sets: Sequence[TrainingSet], text_trained: bool) -
             encoder.to(device if worded else "cpu")
 
 
-def _cache_root(data: TrainData) -> Path | None:
+def _cache_root(data: DataConfig) -> Path | None:
     """Return the cache's folder, which is never among the user's pictures."""
     if not data.cache:
         return None
@@ -223,14 +229,15 @@ class _Builder:
     """What the parts of a training set are made with."""
 
     model: "Model"
-    data: TrainData
-    train: TrainSettings
+    data: DataConfig
+    train: TrainerConfig
     device: torch.device
     text_trained: bool
     gating: Gating
     buckets: Sequence[Bucket]
     cache_root: Path | None
     chunks: int
+    num_processes: int
 
     @cached_property
     def vae_identity(self) -> str:
@@ -250,20 +257,20 @@ class _Builder:
             placed.room != (0, 0) for placed in pictures.placed.placements
         )
         latents: Latents
-        if moving or self.data.colour_jitter or self._masks_are_new(rows):
+        if moving or self.data.color_jitter or self._masks_are_new(rows):
             latents = LiveLatents(
                 self.model.vae, self.model.downscale, pictures, self.data, self.device
             )
         else:
-            latents = self._fixed_latents(pictures, self.data.flip)
+            latents = self._fixed_latents(pictures, self.data.flip_aug)
         made = self._set(rows, len(chosen.tagged), pictures, latents, self._words(rows))
         return replace(made, plain=self._plain(rows)) if self.gating.plain else made
 
     def _masks_are_new(self, rows: Sequence[Row]) -> bool:
         """Tell whether a new mask is drawn for a picture every time."""
-        if not self.model.inpaints or self.data.random_masks:
+        if not self.model.inpaints or self.data.num_random_masks:
             return False
-        return self.data.masks == "random" or any(row.mask is None for row in rows)
+        return self.data.inpaint_masks == "random" or any(row.mask is None for row in rows)
 
     def held_out(self, rows: Sequence[Row]) -> TrainingSet:
         """Return the pictures that are measured: not changed at random, and with whole captions."""
@@ -276,11 +283,12 @@ class _Builder:
         self, rows: Sequence[Row], tagged: int, pictures: Pictures, latents: Latents, words: Words
     ) -> TrainingSet:
         classed = [number >= tagged for number in range(len(rows))]
-        repeats = [row.repeats * self.data.repeats for row in rows]
+        repeats = [row.repeats * self.data.num_repeats for row in rows]
         bucket_of = pictures.bucket_of
-        order = BucketOrder(bucket_of, repeats, self.train.batch_size, self.train.seed, classed)
+        images = self.train.images_per_step(self.num_processes)
+        order = BucketOrder(bucket_of, repeats, images, self.train.seed, classed)
         own = self.gating.own
-        weights = [self.data.class_weight if other else 1.0 for other in classed]
+        weights = [self.data.prior_loss_weight if other else 1.0 for other in classed]
         return TrainingSet(
             rows,
             tagged,
@@ -310,7 +318,9 @@ class _Builder:
         )
 
     def _holes(self) -> HoleChoice:
-        return HoleChoice(self.data.masks == "given", self.data.random_masks, self.train.seed)
+        return HoleChoice(
+            self.data.inpaint_masks == "file", self.data.num_random_masks, self.train.seed
+        )
 
     def _fixed_latents(self, pictures: Pictures, flip: bool) -> Latents:
         cache = self._cache("latents", self.vae_identity)
@@ -325,7 +335,7 @@ class _Builder:
         )
 
     def _words(self, rows: Sequence[Row]) -> Words:
-        return self._captions([row.caption for row in rows], self.data.caption_dropout)
+        return self._captions([row.caption for row in rows], self.data.caption_dropout_rate)
 
     def _plain(self, rows: Sequence[Row]) -> Words:
         """Return the captions without the tag; none of them is dropped."""
@@ -333,10 +343,10 @@ class _Builder:
         return self._captions([without_tag(row.caption, tag, class_word) for row in rows], 0.0)
 
     def _captions(self, captions: Sequence[str], dropout: float) -> Words:
-        if not self.data.shuffle_captions:
+        if not self.data.shuffle_caption:
             return self._fixed(captions, dropout)
         data = self.data.model_copy(update={"caption_dropout": dropout})
-        dtype, marker = dtype_of(self.train.precision), self.gating.marker
+        dtype, marker = dtype_of(self.train.mixed_precision), self.gating.marker
         return LiveWords(
             self.model,
             captions,
@@ -349,7 +359,7 @@ class _Builder:
         )
 
     def _fixed(self, captions: Sequence[str], dropout: float) -> Words:
-        dtype, marker = dtype_of(self.train.precision), self.gating.marker
+        dtype, marker = dtype_of(self.train.mixed_precision), self.gating.marker
         if self.text_trained:
             return fixed_tokens(self.model, captions, dropout, self.device, marker, self.chunks)
         names = self.text_identities

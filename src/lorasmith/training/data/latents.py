@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from lorasmith.config.train_config import TrainData
+from lorasmith.config.train_config import DataConfig
 from lorasmith.core.batch_rng import Draws
 from lorasmith.core.device import put, rows_of
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache
@@ -230,7 +230,7 @@ class LiveLatents:
         vae: "AutoencoderKL",
         downscale: int,
         pictures: Pictures,
-        data: TrainData,
+        data: DataConfig,
         device: torch.device,
     ) -> None:
         self._vae = vae
@@ -248,7 +248,7 @@ class LiveLatents:
         mirrored = torch.tensor([view.mirrored for view in views]).view(-1, 1, 1, 1)
         pixels, masks = (torch.where(mirrored, one.flip(-1), one) for one in (pixels, masks))
         shown = put(pixels, self._device).float() / 255.0
-        if self._data.colour_jitter:
+        if self._data.color_jitter:
             shown = jittered(
                 shown, put(torch.tensor([view.factors for view in views]), self._device)
             )
@@ -279,6 +279,6 @@ class LiveLatents:
     def _views(self, placements: Sequence[Placement], draws: Draws) -> list[View]:
         data = self._data
         return [
-            draw_view(placed, data.crop == "random", data.flip, data.colour_jitter, own)
+            draw_view(placed, data.crop == "random", data.flip_aug, data.color_jitter, own)
             for placed, own in zip(placements, draws.of_each(_VIEW), strict=True)
         ]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lorasmith.config.train_config import TrainData
+from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets
 from lorasmith.models.image_sizes import ModelSizes
@@ -25,7 +25,7 @@ def picture_side(model: "Model", wanted: int | None) -> int:
     return side
 
 
-def buckets_of(model: "Model", data: TrainData) -> tuple[Bucket, ...]:
+def buckets_of(model: "Model", data: DataConfig) -> tuple[Bucket, ...]:
     """Return the sizes that pictures are brought to.
 
     Raises:
@@ -34,5 +34,5 @@ def buckets_of(model: "Model", data: TrainData) -> tuple[Bucket, ...]:
     side = picture_side(model, data.resolution)
     if not data.buckets:
         return (Bucket(side, side),)
-    step = bucket_step(side, data.bucket_step, ModelSizes.of(model).multiple)
-    return make_buckets(side, step, data.max_aspect)
+    step = bucket_step(side, data.bucket_reso_steps, ModelSizes.of(model).multiple)
+    return make_buckets(side, step, data.max_aspect_ratio)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.training.data.dataset import TrainingSet
 
 
 def shared_sets(
-    runs: Sequence[TrainRun], build: Callable[[int], TrainingSet], seeded_pictures: bool
+    runs: Sequence[TrainConfig], build: Callable[[int], TrainingSet], seeded_pictures: bool
 ) -> list[TrainingSet]:
     """Return a training set for each run; of runs that use the same pictures alike, one set whose
     order alone is each one's own.
@@ -30,19 +30,19 @@ def shared_sets(
     return sets
 
 
-def _alike(one: TrainRun, other: TrainRun, seeded_pictures: bool) -> bool:
+def _alike(one: TrainConfig, other: TrainConfig, seeded_pictures: bool) -> bool:
     """Tell whether everything is the same that a set depends on, but for the order of its rows."""
     return _depends_on(one, seeded_pictures) == _depends_on(other, seeded_pictures)
 
 
-def _depends_on(run: TrainRun, seeded_pictures: bool) -> tuple[object, ...]:
+def _depends_on(run: TrainConfig, seeded_pictures: bool) -> tuple[object, ...]:
     train = run.train
     return (
         run.data,
         run.lora.gate,
         run.preserve.strength > 0,
-        train.precision,
-        train.batch_size,
+        train.mixed_precision,
+        train.images_per_step(),
         train.loss.masked,
         train.seed if seeded_pictures else None,
     )

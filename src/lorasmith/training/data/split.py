@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorasmith.config.train_config import TrainData
+from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.reading.filters import fraction
 from lorasmith.data.reading.row import Row
@@ -29,17 +29,17 @@ class ChosenRows:
     """Pictures with the new thing that are only measured."""
 
 
-def choose_rows(data: TrainData) -> ChosenRows:
+def choose_rows(data: DataConfig) -> ChosenRows:
     """Read all pictures and decide what each is for.
 
     Raises:
         DataError: pictures that cannot be used, none with the tag, or none left to learn from.
     """
-    learned, held_out = split_held_out(tagged_rows(data), data.held_out)
+    learned, held_out = split_held_out(tagged_rows(data), data.validation_split)
     return ChosenRows(learned, class_rows(data, progress_bar), held_out)
 
 
-def tagged_rows(data: TrainData) -> list[Row]:
+def tagged_rows(data: DataConfig) -> list[Row]:
     """Read the pictures and check that their captions name the tag.
 
     Warns when some do not: they are trained on all the same, and pull the model without it.
@@ -72,7 +72,7 @@ def split_held_out(rows: Sequence[Row], share: float | None) -> tuple[list[Row],
 
     Args:
         rows: all rows.
-        share: as in ``data.held_out``.
+        share: as in ``data.validation_split``.
 
     Raises:
         DataError: none would be left to learn from.
@@ -83,7 +83,7 @@ def split_held_out(rows: Sequence[Row], share: float | None) -> tuple[list[Row],
         count = max(1, round(len(rows) * share)) if share else 0
     if count >= len(rows):
         raise DataError(
-            f"data.held_out: {share:g} of {len(rows)} pictures leaves none to learn from; lower it"
+            f"data.validation_split: {share:g} of {len(rows)} pictures leaves none to learn from; lower it"
         )
     held = {row.key for row in sorted(rows, key=lambda row: fraction(row.key))[:count]}
     return [row for row in rows if row.key not in held], [row for row in rows if row.key in held]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorasmith.adapters.gating.gate_metadata import parse_gate
-from lorasmith.config.features import FeaturesRun
-from lorasmith.config.load import dump_toml, load_settings
+from lorasmith.config.features import FeaturesConfig
+from lorasmith.config.load import dump_toml, load_config
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.rules.facts import Finding
@@ -26,7 +26,7 @@ from lorasmith.training.state import Session
 from lorasmith.training.trainer import naming_the_rest, take_steps
 
 
-def train_features(run: FeaturesRun, resume: str | None = None) -> list[Path]:
+def train_features(run: FeaturesConfig, resume: str | None = None) -> list[Path]:
     """Train a LoRA for each feature of a run and return their files, in the order of the features.
 
     The same settings give the same weights on the same machine, whether in one go or resumed.
@@ -43,11 +43,11 @@ def train_features(run: FeaturesRun, resume: str | None = None) -> list[Path]:
     """
     paths = FeaturesPaths.from_config(run)
     if resume is None:
-        paths.check_can_create(one.data for one in run.runs())
+        paths.check_can_create(one.data for one in run.train_configs())
     else:
         paths.check_can_resume()
         _require_mode(run, paths)
-    chosen = [choose_rows(one.data) for one in run.runs()]
+    chosen = [choose_rows(one.data) for one in run.train_configs()]
     check_apart(run, chosen)
     if run.train.mode == "joint":
         _train_joint(run, paths, chosen, resume)
@@ -56,21 +56,20 @@ def train_features(run: FeaturesRun, resume: str | None = None) -> list[Path]:
     return [feature.lora for feature in paths.loras]
 
 
-def _require_mode(run: FeaturesRun, paths: FeaturesPaths) -> None:
+def _require_mode(run: FeaturesConfig, paths: FeaturesPaths) -> None:
     """Refuse to go on with a run in another mode than it was started in.
 
     Raises:
         ConfigError: the mode differs, or the saved settings cannot be read.
     """
-    before = load_settings(FeaturesRun, paths.main.settings).train.mode
+    before = load_config(FeaturesConfig, paths.main.settings).train.mode
     if before != run.train.mode:
         raise ConfigError(
-            f"train.mode: this run was started with {before!r} and cannot go on with "
-            f"{run.train.mode!r}; go on with {paths.main.resume_command}"
+            f"train.mode: this run was started with {before!r} and cannot go on with {run.train.mode!r}; go on with {paths.main.resume_command}"
         )
 
 
-def check_apart(run: FeaturesRun, chosen: Sequence[ChosenRows]) -> None:
+def check_apart(run: FeaturesConfig, chosen: Sequence[ChosenRows]) -> None:
     """Refuse or warn of what would mix the features.
 
     Raises:
@@ -84,7 +83,7 @@ def check_apart(run: FeaturesRun, chosen: Sequence[ChosenRows]) -> None:
     found: list[Finding] = [
         *between_features(featured, run.train.mode == "joint"),
         *check_tags(tokenizer, [feature.tag for feature in run.feature]),
-        *check_caption_dropout(run.runs()),
+        *check_caption_dropout(run.train_configs()),
     ]
     for finding in found:
         where = f" (first {finding.files[0]})" if finding.files else ""
@@ -97,10 +96,10 @@ def check_apart(run: FeaturesRun, chosen: Sequence[ChosenRows]) -> None:
 
 
 def _train_staged(
-    run: FeaturesRun, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
+    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
 ) -> None:
     """Train the features that are not finished, each on top of those before it."""
-    runs, earlier = run.runs(), list[Earlier]()
+    runs, earlier = run.train_configs(), list[Earlier]()
     first = 0 if resume is None else _first_unfinished(paths)
     for stage, (one, place) in enumerate(zip(runs, paths.loras, strict=True)):
         if stage >= first:
@@ -129,7 +128,9 @@ def _wanted(place: RunPaths, resume: str | None) -> str | None:
     return None if resume == LATEST and not checkpoints(place.checkpoints) else resume
 
 
-def _start(run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session], new: bool) -> None:
+def _start(
+    run: FeaturesConfig, paths: FeaturesPaths, sessions: Sequence[Session], new: bool
+) -> None:
     """Put the whole run's settings in place, and one identity into all of its files."""
     if sessions[0].main:
         paths.prepare_folder(dump_toml(run), new)
@@ -142,7 +143,7 @@ def _start(run: FeaturesRun, paths: FeaturesPaths, sessions: Sequence[Session], 
         session.progress.identity = identity
 
 
-def _write_overview(run: FeaturesRun, paths: FeaturesPaths, session: Session) -> None:
+def _write_overview(run: FeaturesConfig, paths: FeaturesPaths, session: Session) -> None:
     """The LoRA is there by now: a page that cannot be written is no reason to fail."""
     if not session.main:
         return
@@ -156,12 +157,12 @@ def _write_overview(run: FeaturesRun, paths: FeaturesPaths, session: Session) ->
 
 
 def _train_joint(
-    run: FeaturesRun, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
+    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
 ) -> None:
     found = checkpoint_of_all(paths.main, resume)
     plans = [
         Plan(one, place, rows, part_of(found, place))
-        for one, place, rows in zip(run.runs(), paths.loras, chosen, strict=True)
+        for one, place, rows in zip(run.train_configs(), paths.loras, chosen, strict=True)
     ]
     tags = tuple(feature.tag for feature in run.feature)
     whole = Whole(paths.main, f"training {len(tags)} features", tags)

@@ -6,7 +6,7 @@ from pathlib import Path
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, read_gate
 from lorasmith.adapters.naming.layer_names import UNET_PREFIX
-from lorasmith.config.train_config import TrainData
+from lorasmith.config.train_config import DataConfig
 from lorasmith.training.data.split import ChosenRows
 
 
@@ -18,13 +18,13 @@ class Earlier:
     """Its LoRA."""
     facts: GateMetadata
     """What switches it on."""
-    data: TrainData
+    data: DataConfig
     """Its pictures' settings."""
     chosen: ChosenRows
     """Its pictures."""
 
     @classmethod
-    def read(cls, path: Path, data: TrainData, chosen: ChosenRows) -> "Earlier":
+    def read(cls, path: Path, data: DataConfig, chosen: ChosenRows) -> "Earlier":
         """Read the LoRA of a feature.
 
         Raises:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from lorasmith.config.load import dump_toml, load_settings, read_toml
-from lorasmith.config.sweep import SweepRun, Variant
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.load import dump_toml, load_config, read_toml
+from lorasmith.config.sweep import SweepConfig, Variant
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.reports.advice import last_part
 from lorasmith.reports.sweep_page import write_sweep
@@ -19,7 +19,7 @@ from lorasmith.training.state import Session
 from lorasmith.training.trainer import naming_the_rest
 
 
-def train_sweep(run: SweepRun, resume: str | None = None) -> list[SweepResult]:
+def train_sweep(run: SweepConfig, resume: str | None = None) -> list[SweepResult]:
     """Train a LoRA for each combination of the varied settings; return what came of them.
 
     Each becomes, to rounding, what a run of its own would make of it; with dropout in the adapters,
@@ -50,7 +50,7 @@ def train_sweep(run: SweepRun, resume: str | None = None) -> list[SweepResult]:
     return results_of(run, paths)
 
 
-def _require_same(run: SweepRun, paths: SweepPaths) -> None:
+def _require_same(run: SweepConfig, paths: SweepPaths) -> None:
     """Refuse to go on with a sweep of other LoRAs, or in other groups.
 
     Raises:
@@ -59,11 +59,10 @@ def _require_same(run: SweepRun, paths: SweepPaths) -> None:
     """
     if "vary" not in read_toml(paths.main.settings):
         raise OutputError(f"{paths.main.folder} holds no sweep to go on with; choose another --out")
-    before = load_settings(SweepRun, paths.main.settings)
+    before = load_config(SweepConfig, paths.main.settings)
     if [_told(group) for group in before.groups()] != [_told(group) for group in run.groups()]:
         raise ConfigError(
-            "vary: the sweep was started with other values, or with another --together; go on "
-            f"with {paths.main.resume_command}"
+            f"vary: the sweep was started with other values, or with another --together; go on with {paths.main.resume_command}"
         )
 
 
@@ -71,7 +70,7 @@ def _told(group: Sequence[Variant]) -> list[dict[str, object]]:
     return [dict(variant.settings) for variant in group]
 
 
-def _first_unfinished(run: SweepRun, paths: SweepPaths) -> int:
+def _first_unfinished(run: SweepConfig, paths: SweepPaths) -> int:
     """Return the number of the group to go on with; how many there are where all are finished."""
     groups = len(paths.groups)
     for number in range(groups):
@@ -90,16 +89,16 @@ def _finished(place: RunPaths, steps: int) -> bool:
 
 
 def _train_group(
-    run: SweepRun, paths: SweepPaths, chosen: ChosenRows, number: int, resume: str | None
+    run: SweepConfig, paths: SweepPaths, chosen: ChosenRows, number: int, resume: str | None
 ) -> None:
     """Train the LoRAs of a group (from 0), and write how the sweep stands."""
     groups, place = run.groups(), paths.groups[number]
     found = checkpoint_of_all(place, resume)
     plans = [
-        Plan(variant.run, own, chosen, part_of(found, own))
+        Plan(variant.config, own, chosen, part_of(found, own))
         for variant, own in zip(groups[number], paths.loras_of_group(run, number), strict=True)
     ]
-    later = [variant.run for group in groups[number + 1 :] for variant in group]
+    later = [variant.config for group in groups[number + 1 :] for variant in group]
     with (
         prepared(plans, Machine.of(run.train), later=later, called=_called) as sessions,
         naming_the_rest(place),
@@ -110,7 +109,7 @@ def _train_group(
         _write(run, paths, sessions[0])
 
 
-def _called(run: TrainRun) -> str:
+def _called(run: TrainConfig) -> str:
     return f"variant {last_part(run.output.name)}"
 
 
@@ -123,6 +122,6 @@ def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) ->
     return Whole(place, title, names, relief, lenient=True, same_base=True)
 
 
-def _write(run: SweepRun, paths: SweepPaths, session: Session) -> None:
+def _write(run: SweepConfig, paths: SweepPaths, session: Session) -> None:
     if session.main:
         write_sweep(run, paths)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.targeting.targets import LayerTarget
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.inference.options import parse_size
 
 _MOMENTS = {"adamw": 2, "adamw8bit": 2, "prodigy": 4, "lion": 1, "adafactor": 1}
@@ -22,7 +22,7 @@ def parameters_of(targets: Sequence[LayerTarget]) -> int:
     return total
 
 
-def bytes_needed(run: TrainRun, targets: Sequence[LayerTarget], side: int, new: bool) -> int:
+def bytes_needed(run: TrainConfig, targets: Sequence[LayerTarget], side: int, new: bool) -> int:
     """Return the bytes that a run's checkpoints, LoRA files and previews take at most.
 
     Args:
@@ -33,10 +33,10 @@ def bytes_needed(run: TrainRun, targets: Sequence[LayerTarget], side: int, new: 
     """
     train, numbers = run.train, parameters_of(targets)
     started = run.lora.init in ("compensated", "pissa")
-    copies = 1 + started + (train.ema > 0) + _MOMENTS[train.optimizer]
+    copies = 1 + started + (train.ema_decay > 0) + _MOMENTS[train.optimizer]
     # One more than is kept: the oldest goes when the newest has been verified.
     checkpoints = (train.keep_checkpoints if new else 0) + 1
-    files = 2 + (train.steps // train.save_every if train.save_every else 0)
+    files = 2 + (train.steps // train.save_every_n_steps if train.save_every_n_steps else 0)
     return (
         checkpoints * copies * 4 * numbers
         + files * (1 + started) * 2 * numbers
@@ -45,10 +45,10 @@ def bytes_needed(run: TrainRun, targets: Sequence[LayerTarget], side: int, new: 
     )
 
 
-def _previews(run: TrainRun, side: int) -> int:
-    settings = run.preview
-    if settings.every == 0:
+def _previews(run: TrainConfig, side: int) -> int:
+    settings = run.validation
+    if settings.every_n_steps == 0:
         return 0
     width, height = (side, side) if settings.size is None else parse_size(settings.size)
-    count = settings.count if settings.prompts is None else len(settings.prompts)
-    return (run.train.steps // settings.every + 2) * count * width * height * 3
+    count = settings.num_images if settings.prompts is None else len(settings.prompts)
+    return (run.train.steps // settings.every_n_steps + 2) * count * width * height * 3

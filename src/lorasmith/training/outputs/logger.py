@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.config.train_config import TrainRun
+from lorasmith.config.train_config import TrainConfig
 from lorasmith.loops.progress import Advance, progress_bar
 from lorasmith.loops.tracking import Board, Tracker, WandbRun
 from lorasmith.runs.paths import RunPaths
@@ -108,7 +108,7 @@ class Smoothed:
         return self._sum / self._weight if self._weight else 0.0
 
 
-def told_outside(run: TrainRun) -> dict[str, Any]:
+def told_outside(run: TrainConfig) -> dict[str, Any]:
     """Return the settings that a tracker on the network is told: none that are paths."""
     return run.model_dump(
         mode="json",
@@ -120,7 +120,7 @@ def told_outside(run: TrainRun) -> dict[str, Any]:
 
 @contextmanager
 def reporting(
-    run: TrainRun,
+    run: TrainConfig,
     paths: RunPaths,
     first: int,
     main: bool,

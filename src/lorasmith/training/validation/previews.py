@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lorasmith.adapters.nn.trainable import TrainableLora
-from lorasmith.config.train_config import PreviewSettings
+from lorasmith.config.train_config import ValidationConfig
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.data.images.decode import decode, decode_mask
@@ -43,7 +43,7 @@ class NotWantedError(Exception):
     """The pictures were given up half way, because somebody wants the run to stop."""
 
 
-def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
+def check_previews(settings: ValidationConfig, model: Model) -> SamplingOptions:
     """Return how previews are drawn; makes sure that they can be, without any pictures.
 
     Raises:
@@ -51,16 +51,16 @@ def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
     """
     try:
         options = SamplingOptions(
-            negative_prompt=settings.negative,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
+            negative_prompt=settings.negative_prompt,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
             size=settings.size,
             batch_size=_AT_ONCE,
         )
         options.size_for(model.default_size, model.downscale)
-        check_negative_prompt(settings.negative)
+        check_negative_prompt(settings.negative_prompt)
         if family_of(model) == "sdxl-refiner":
-            count_steps(settings.steps, REFINER_STRENGTH)
+            count_steps(settings.num_inference_steps, REFINER_STRENGTH)
         for prompt in settings.prompts or ():
             parse_prompt(prompt)
     except ConfigError as error:
@@ -68,7 +68,7 @@ def check_previews(settings: PreviewSettings, model: Model) -> SamplingOptions:
     return options
 
 
-def check_preview_loras(settings: PreviewSettings, model: Model) -> None:
+def check_preview_loras(settings: ValidationConfig, model: Model) -> None:
     """Make sure that the LoRAs which prompts of previews name are there, and fit the model.
 
     Args:
@@ -79,7 +79,7 @@ def check_preview_loras(settings: PreviewSettings, model: Model) -> None:
         WeightsError: one is unknown, damaged or for another model.
         ConfigError: its block weights are for another family.
     """
-    prompts = settings.prompts or () if settings.every else ()
+    prompts = settings.prompts or () if settings.every_n_steps else ()
     for mention in dict.fromkeys(one for text in prompts for one in parse_prompt(text).loras):
         try:
             if not LORA_FOLDER.is_dir():
@@ -87,18 +87,14 @@ def check_preview_loras(settings: PreviewSettings, model: Model) -> None:
             file = find_lora(mention.name, LORA_FOLDER)
             attach_requested_lora(model, file, mention).detach()
         except (ConfigError, WeightsError) as error:
-            raise type(error)(f"preview.prompts: {error}") from error
+            raise type(error)(f"validation.prompts: {error}") from error
 
 
 class Previews:
     """Draws the same prompts from the same seeds again and again."""
 
     def __init__(
-        self,
-        settings: PreviewSettings,
-        model: Model,
-        rows: Sequence[Row],
-        folder: Path,
+        self, settings: ValidationConfig, model: Model, rows: Sequence[Row], folder: Path
     ) -> None:
         """Decide what is drawn.
 
@@ -162,7 +158,7 @@ class Previews:
 
 
 def _wanted(
-    settings: PreviewSettings, model: Model, rows: Sequence[Row]
+    settings: ValidationConfig, model: Model, rows: Sequence[Row]
 ) -> list[tuple[Prompt, InitImage | None]]:
     """Return what is drawn, and on what: the prompts of the settings, or captions as they stand.
 
@@ -177,7 +173,7 @@ def _wanted(
     for row in rows:
         distinct.setdefault(row.caption, row)
     distinct.pop("", None)
-    chosen = _spread(list(distinct.values()), min(settings.count, len(distinct)))
+    chosen = _spread(list(distinct.values()), min(settings.num_images, len(distinct)))
     captions = [make_plain_prompt(row.caption) for row in chosen]  # no LoRA is meant by a caption
     return list(zip(captions, _canvases(model, chosen), strict=True))
 

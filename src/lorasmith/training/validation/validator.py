@@ -36,17 +36,17 @@ class Looks:
         self._grid = FixedGrid(
             session.objective,
             data.held_out or data,
-            run.preview.loss_timesteps,
+            run.validation.loss_timesteps,
             run.train.batch_size,
-            run.train.seed if run.preview.loss_seed is None else run.preview.loss_seed,
+            run.train.seed if run.validation.loss_seed is None else run.validation.loss_seed,
         )
         rows = data.rows[: data.tagged]
-        self._previews = Previews(run.preview, session.model, rows, session.paths.previews)
+        self._previews = Previews(run.validation, session.model, rows, session.paths.previews)
 
     @property
     def no_better(self) -> bool:
         """Whether the held-out loss has not improved for as long as the settings allow."""
-        patience = self._session.run.train.patience
+        patience = self._session.run.train.early_stopping_patience
         return patience is not None and self._session.progress.waited >= patience
 
     def first(self, drawn: Path | None = None) -> None:
@@ -56,7 +56,7 @@ class Looks:
             drawn: the previews of a run whose base model has drawn the same already.
         """
         session = self._session
-        if session.progress.done or session.run.preview.every == 0:
+        if session.progress.done or session.run.validation.every_n_steps == 0:
             return
         session.trainable.set_strength(0.0)
         try:
@@ -132,7 +132,7 @@ def _surviving(what: str, step: int) -> Iterator[None]:
         free_memory()
         warnings.warn(
             f"out of memory in {what} at step {step}; the training goes on without it: lower "
-            "preview.count or preview.size",
+            "validation.num_images or validation.size",
             LorasmithWarning,
             stacklevel=2,
         )
