@@ -113,7 +113,8 @@ class Loop:
     def images_per_step(self, batch_size: int) -> int:
         """Return how many images an optimizer step takes, over accumulation and processes."""
         parts = self.settings.gradient_accumulation_steps
-        return batch_size * parts * self.accelerator.num_processes
+        processes: int = self.accelerator.num_processes
+        return batch_size * parts * processes
 
     def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
         found = latest_checkpoint(self.out / CHECKPOINTS)
