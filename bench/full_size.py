@@ -10,8 +10,8 @@ import torch
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, TrainerConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.loops.gpu_timer import DeviceClock
 from lorasmith.loops.optimizers import RateGroup, build_optimizer
 from lorasmith.models.family import Variant
@@ -149,7 +149,7 @@ class MadeUp:
         own, count = self._inputs, len(numbers)
         weight = torch.ones(count, device=self.device)
         batch = Batch(own.clean, weight, numbers, own.context, own.pooled, own.time_ids)
-        draws = Draws(generator(0, 1, self._done, device=self.device), count, 0, count)
+        draws = BatchRng(make_generator(0, 1, self._done, device=self.device), count, 0, count)
         noise: Noise = draw_noise(self._objective.process, self.run.train.loss, batch, draws)
         yield batch, noise
 

@@ -34,7 +34,7 @@ from lorasmith.cli.demo import DEMO_DATA, TAG
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import Row, read_rows
 from lorasmith.evaluation.base_model import pil_to_tensor, tensor_to_pil
-from lorasmith.models.image_encoder import ImageTower, embed_pictures, load_image_tower
+from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
 from lorasmith.reports.contact_sheet import contact_sheet
 
 STYLE, STYLE_WORDS = "fluent-mono", "high contrast style"
@@ -66,7 +66,7 @@ def main() -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     split = split_rows(read_rows(options.data), options.concepts)
-    tower = load_image_tower()
+    tower = load_image_encoder()
     judge = train_judge(tower, split.judge, SIDE)
     print(f"judge: {judge.accuracy:.3f} right on {judge.validated_on} pictures of new concepts")
     file, seconds = _train(out, options.steps)
@@ -153,11 +153,11 @@ def _draw(file: Path, shown: Sequence[Row], steps: int) -> dict[str, list[Image.
 
 
 def measure(
-    tower: ImageTower, judge: StyleJudge, split: Split, drawn: dict[str, list[Image.Image]]
+    tower: ImageEncoder, judge: StyleJudge, split: Split, drawn: dict[str, list[Image.Image]]
 ) -> dict[str, Any]:
     """Return similarities and verdicts."""
     true = to_signed(load_squares(split.shown, SIDE))
-    of_true, of_style = embed_pictures(tower, true), _embedded(tower, split.style)
+    of_true, of_style = embed_images(tower, true), _embedded(tower, split.style)
     to_style = of_true @ of_style.T
     own = torch.tensor([[a.key == b.key for b in split.style] for a in split.shown])
     ceiling = float(to_style.masked_fill(own, -1.0).max(dim=1).values.mean())
@@ -166,7 +166,7 @@ def measure(
     results["other_concepts_of_the_style"] = others
     for name, images in drawn.items():
         pictures = pil_to_tensor(images, SIDE)
-        similarity = (embed_pictures(tower, pictures) * of_true).sum(dim=1)
+        similarity = (embed_images(tower, pictures) * of_true).sum(dim=1)
         verdicts = judge.styles_of(pictures)
         results[name] = {
             "similarity": float(similarity.mean()),
@@ -182,9 +182,9 @@ def _share(verdicts: Sequence[str]) -> float:
     return list(verdicts).count(STYLE) / len(verdicts)
 
 
-def _embedded(tower: ImageTower, rows: Sequence[Row]) -> torch.Tensor:
+def _embedded(tower: ImageEncoder, rows: Sequence[Row]) -> torch.Tensor:
     some = [rows[start : start + CONCEPTS] for start in range(0, len(rows), CONCEPTS)]
-    return torch.cat([embed_pictures(tower, to_signed(load_squares(part, SIDE))) for part in some])
+    return torch.cat([embed_images(tower, to_signed(load_squares(part, SIDE))) for part in some])
 
 
 def _write(results: dict[str, Any], out: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import Row
-from lorasmith.models.image_encoder import ImageTower
+from lorasmith.models.image_encoder import ImageEncoder
 
 KNOWN = "one the base knows"
 VALIDATION_SHARE = 0.2
@@ -32,11 +32,11 @@ def lot(text: str) -> float:
 
 
 @torch.no_grad()
-def features(tower: ImageTower, pictures: torch.Tensor) -> torch.Tensor:
+def features(tower: ImageEncoder, pictures: torch.Tensor) -> torch.Tensor:
     """Return how pictures ``[N, 3, H, W]`` in -1..1 are drawn, ``[N, D]``."""
     parts = []
     for some in torch.split(pictures, _AT_ONCE):
-        maps = tower.features(some)
+        maps = tower.feature_maps(some)
         parts.append(torch.cat([part for one in maps for part in _moments(one)], dim=1))
     return torch.cat(parts)
 
@@ -46,7 +46,7 @@ def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def features_of_rows(tower: ImageTower, rows: Sequence[Row], side: int) -> torch.Tensor:
+def features_of_rows(tower: ImageEncoder, rows: Sequence[Row], side: int) -> torch.Tensor:
     """Return the features of real pictures, ``[N, D]``, decoding a few at a time."""
     return torch.cat(
         [
@@ -60,7 +60,7 @@ def features_of_rows(tower: ImageTower, rows: Sequence[Row], side: int) -> torch
 class StyleJudge:
     """A trained classifier."""
 
-    tower: ImageTower
+    tower: ImageEncoder
     styles: tuple[str, ...]
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -87,7 +87,7 @@ def class_of(row: Row) -> str:
     return KNOWN if row.columns["role"] == "base" else str(row.columns["style"])
 
 
-def train_judge(tower: ImageTower, rows: Sequence[Row], side: int) -> StyleJudge:
+def train_judge(tower: ImageEncoder, rows: Sequence[Row], side: int) -> StyleJudge:
     """Train on four fifths of the concepts, validate on the rest.
 
     Args:

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from full_size import SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, scheduler, write_model
 from lora_quality import machine
 
-from lorasmith.loops.memory import limit_memory
+from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.plan import ExecutionPlan
 from lorasmith.training.gating import Lane
 from lorasmith.training.joint_step import Together
@@ -119,7 +119,7 @@ def _within(name: str, batch: int, options: argparse.Namespace, device: torch.de
     try:
         return _lorasmith(name, batch, options, device, memory=options.memory)
     finally:
-        limit_memory(device, None)
+        limit_gpu_memory(device, None)
 
 
 def _four(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:

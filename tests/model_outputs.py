@@ -3,7 +3,7 @@
 import torch
 
 from lorasmith.models.load import Model
-from lorasmith.models.text.encode import condition, token_ids
+from lorasmith.models.text.encode import encode_tokens, tokenize_texts
 
 TEXTS = ["a red apple", "inkmono style, a cat"]
 
@@ -13,7 +13,7 @@ def prediction(model: Model) -> torch.Tensor:
     """Return the U-Net's output for two texts and fixed noise, ``[2, 4, 8, 8]``."""
     draws = torch.Generator().manual_seed(1)
     latents = torch.randn(2, 4, 8, 8, generator=draws).to(model.unet.dtype)
-    context, pooled = condition(model, token_ids(model, TEXTS))
+    context, pooled = encode_tokens(model, tokenize_texts(model, TEXTS))
     extra = None
     if pooled is not None:
         sizes = torch.tensor([[64.0, 64.0, 0.0, 0.0, 64.0, 64.0]] * 2)

@@ -26,7 +26,7 @@ from lorasmith.evaluation.metrics.diversity import (
     MIN_IMAGES,
     mean_cosine_distance,
 )
-from lorasmith.models.image_encoder import FOLDER, embed_pictures, load_image_tower
+from lorasmith.models.image_encoder import FOLDER, embed_images, load_image_encoder
 from lorasmith.models.load import EMBEDDED
 
 PER_STYLE = 400
@@ -43,12 +43,12 @@ def main(packed: Path, out: Path) -> None:
     for row in read_rows(packed):
         if row.columns["role"] == "base":
             styles.setdefault(row.columns["style"], []).append(row)
-    tower = load_image_tower()
+    tower = load_image_encoder()
     embedded = []
     for style, rows in sorted(styles.items()):
         chosen = draw.choice(len(rows), min(PER_STYLE, len(rows)), replace=False)
         pictures = torch.stack([traced(rows[number]) for number in chosen])
-        embedded.append(embed_pictures(tower, to_signed(pictures)))
+        embedded.append(embed_images(tower, to_signed(pictures)))
         print(f"{style}: {len(chosen)} pictures", flush=True)
     table = {
         "about": "mean pairwise image-tower distance of random sets of one style, traced to lines",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 
 QUICK = {
     "steps": 4, "batch_size": 2, "device": '"cpu"', "log_every_n_steps": 1, "checkpoint_every_n_steps": 2,
@@ -19,7 +19,7 @@ def write_pictures(folder: Path, tag: str, seed: int, count: int = 5) -> Path:
     """Write noise, each picture with a caption that has the tag and the class word."""
     folder.mkdir()
     for number in range(count):
-        noise = torch.randint(256, (64, 64, 3), generator=generator(seed, number))
+        noise = torch.randint(256, (64, 64, 3), generator=make_generator(seed, number))
         Image.fromarray(noise.to(torch.uint8).numpy()).save(folder / f"{number}.png")
         caption = f"a {tag} person, {PLACES[number % len(PLACES)]}"
         (folder / f"{number}.txt").write_text(caption)

@@ -10,7 +10,7 @@ import torch
 import lorasmith
 from lorasmith.data.reading.rows import read_rows, row_hash
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.models.image_encoder import embed_pictures, embed_texts, load_pair, load_tokenizer
+from lorasmith.models.image_encoder import embed_images, embed_texts, load_clip, load_tokenizer
 from lorasmith.models.load import EMBEDDED
 from lorasmith.pretraining.common import read_manifest
 
@@ -46,13 +46,13 @@ def test_it_has_the_shape_of_stable_diffusion_1() -> None:
 def test_plain_diffusers_draws_the_same_picture(pipe: Pipeline) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from lorasmith.core.device import generator
+    from lorasmith.core.device import make_generator
     from lorasmith.inference.denoise import sample_noise
 
     ours = pipe("a red apple, noto style", seed=3, num_inference_steps=8, guidance_scale=5.0)[0]
     theirs = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
     theirs.set_progress_bar_config(disable=True)
-    noise = sample_noise([generator(3)], (4, 16, 16), torch.device("cpu"))
+    noise = sample_noise([make_generator(3)], (4, 16, 16), torch.device("cpu"))
     image = theirs(
         "a red apple, noto style", num_inference_steps=8, guidance_scale=5.0, latents=noise
     ).images[0]
@@ -73,8 +73,8 @@ def test_pictures_answer_to_their_words(pipe: Pipeline) -> None:
     from lorasmith.evaluation.base_model import pil_to_tensor
 
     images = pipe(captions, seed=0, num_inference_steps=12, guidance_scale=5.0, batch_size=6)
-    pair, tokenizer = load_pair(EMBEDDED), load_tokenizer(EMBEDDED)
-    pictures = embed_pictures(pair.image, pil_to_tensor(images, 128))
+    pair, tokenizer = load_clip(EMBEDDED), load_tokenizer(EMBEDDED)
+    pictures = embed_images(pair.image, pil_to_tensor(images, 128))
     texts = embed_texts(pair, tokenizer, captions)
     assert (pictures @ texts.T).argmax(dim=1).tolist() == list(range(len(captions)))
 

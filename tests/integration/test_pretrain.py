@@ -16,8 +16,8 @@ from lorasmith.cli import run
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import read_rows, row_hash
 from lorasmith.loops.tracking import read_log
-from lorasmith.models.image_encoder import load_pair
-from lorasmith.models.load import quiet
+from lorasmith.models.image_encoder import load_clip
+from lorasmith.models.load import suppress_logs
 from lorasmith.pretraining.common import read_manifest
 
 # --- what is written ------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def test_clip_writes_two_towers_and_a_tokenizer(place: Place) -> None:
         "text_encoder", "tokenizer", "image_tower", "checkpoints", "log.jsonl", "run.toml",
         "manifest.tsv",
     }  # fmt: skip
-    pair = load_pair(place.clip)
+    pair = load_clip(place.clip)
     assert pair.image.config == {"channels": [8, 16], "blocks": [1, 1], "embedding": 8}
     assert pair.text_encoder.config.hidden_size == 16
     assert len(CLIPTokenizer.from_pretrained(place.clip / "tokenizer")) == 300 + 514
@@ -65,7 +65,7 @@ def test_the_model_draws_with_lorasmith_and_with_diffusers_alone(place: Place) -
     pipe = lorasmith.load_pipeline(place.unet, device="cpu")
     assert pipe.model.default_size == 128
     (own,) = pipe("a red circle", seed=3, num_inference_steps=2, guidance_scale=4.0)
-    with quiet():
+    with suppress_logs():
         other = StableDiffusionPipeline.from_pretrained(place.unet, safety_checker=None)
         other.set_progress_bar_config(disable=True)
         latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from lorasmith.config.train_config import TrainConfig
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 from lorasmith.training.joint_step import Together
 from lorasmith.training.setup import opened
 from lorasmith.training.state import Session
@@ -62,7 +62,7 @@ def our_session(folder: Path, pictures: Path, out: Path, loss: dict[str, Any]) -
         }
     )  # fmt: skip
     with opened(run, None) as session:
-        random = generator(5)
+        random = make_generator(5)
         for adapter in session.trainable.adapters.values():  # otherwise half the gradients are 0
             adapter.up.data.copy_(0.1 * torch.randn(adapter.up.shape, generator=random))
         yield session
@@ -143,7 +143,7 @@ class Theirs:
 
     def loss(self, folder: Path, numbers: list[int], min_snr: float | None) -> torch.Tensor:
         """The loss of the first step; random numbers are drawn as ours does."""
-        random = torch.Generator().manual_seed(generator(SEED, 1, 0).initial_seed())
+        random = torch.Generator().manual_seed(make_generator(SEED, 1, 0).initial_seed())
         pixels = torch.stack([cropped(folder / f"{n}.png", "RGB") for n in numbers]) * 2 - 1
         latents = self.sample(pixels, random)
         inputs = []

@@ -105,7 +105,7 @@ def evaluate(
 
     Example: `lorasmith evaluate loras/inkmono --max-leak 0.2`
     """
-    from lorasmith.core.device import dtype_of, pick_device
+    from lorasmith.core.device import compute_dtype, pick_device
     from lorasmith.core.files import writable_folder
     from lorasmith.evaluation.feature_extractor import load_feature_extractor
     from lorasmith.inference.options import SamplingOptions
@@ -121,7 +121,7 @@ def evaluate(
         num_inference_steps=steps, guidance_scale=guidance, size=size, batch_size=batch_size
     )
     looking = load_feature_extractor(judge and judge.expanduser())
-    opened = load_model(_model_of(model, found)).to(pick_device(device), dtype_of(precision))
+    opened = load_model(_model_of(model, found)).to(pick_device(device), compute_dtype(precision))
     with _drawing(opened, options) as studio:
         name = ", ".join(path.resolve().stem for path in paths)
         seen = _evaluated(

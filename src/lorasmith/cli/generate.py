@@ -227,7 +227,7 @@ def _open(
     lora_dir: Path,
     safety_checker: Path | None,
 ) -> "Pipeline":
-    from lorasmith.core.device import dtype_of
+    from lorasmith.core.device import compute_dtype
     from lorasmith.inference.pipeline import load_pipeline
 
-    return load_pipeline(model, device, dtype_of(precision), lora_dir, safety_checker)
+    return load_pipeline(model, device, compute_dtype(precision), lora_dir, safety_checker)

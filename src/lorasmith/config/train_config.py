@@ -10,9 +10,17 @@ from lorasmith.config.train_data import DataConfig
 from lorasmith.config.train_settings import LossConfig, TrainerConfig
 
 __all__ = [
-    "LoraConfig", "LossConfig", "ModelConfig", "OutputConfig", "LoraOverride",
-    "PreserveConfig", "ValidationConfig", "TrackConfig", "DataConfig", "TrainConfig",
+    "DataConfig",
+    "LoraConfig",
+    "LoraOverride",
+    "LossConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PreserveConfig",
+    "TrackConfig",
+    "TrainConfig",
     "TrainerConfig",
+    "ValidationConfig",
 ]  # fmt: skip
 
 Positive = Annotated[int, Field(gt=0)]

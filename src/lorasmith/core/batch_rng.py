@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 
 
 @dataclass(frozen=True)
-class Draws:
+class BatchRng:
     """Numbers are drawn for the whole batch, and this part's share of them is kept.
 
     A run therefore does not depend on how many processes or accumulated parts share a batch.
@@ -17,30 +17,30 @@ class Draws:
 
     generator: torch.Generator
     """On the device where the numbers are wanted."""
-    whole: int
+    batch_size: int
     """Pictures in the whole batch."""
-    first: int = 0
+    start: int = 0
     """Place of this part's first picture in the batch."""
     count: int | None = None
     """Pictures in this part; None for all that follow."""
 
     def uniform(self, *sizes: int) -> torch.Tensor:
         """Return numbers from 0 to 1, float32 ``[*sizes, B]``."""
-        drawn = torch.rand(*sizes, self.whole, generator=self.generator, device=self._device)
-        return drawn[..., self._own]
+        drawn = torch.rand(*sizes, self.batch_size, generator=self.generator, device=self._device)
+        return drawn[..., self._rows]
 
     def normal(self, *sizes: int) -> torch.Tensor:
         """Return unit normal numbers, float32 ``[B, *sizes]``."""
-        drawn = torch.randn(self.whole, *sizes, generator=self.generator, device=self._device)
-        return drawn[self._own]
+        drawn = torch.randn(self.batch_size, *sizes, generator=self.generator, device=self._device)
+        return drawn[self._rows]
 
-    def integers(self, below: int) -> torch.Tensor:
+    def integers(self, high: int) -> torch.Tensor:
         """Return whole numbers from 0 to ``below - 1``, int64 ``[B]``."""
-        size = (self.whole,)
-        drawn = torch.randint(below, size, generator=self.generator, device=self._device)
-        return drawn[self._own]
+        size = (self.batch_size,)
+        drawn = torch.randint(high, size, generator=self.generator, device=self._device)
+        return drawn[self._rows]
 
-    def of_each(self, stream: int) -> list[torch.Generator]:
+    def per_image_generators(self, stream: int) -> list[torch.Generator]:
         """Return one generator per picture of this part, on the CPU.
 
         For what is decided on the host, such as where a picture is cropped. They depend on how
@@ -51,11 +51,11 @@ class Draws:
             stream: different numbers give generators that have nothing to do with each other.
         """
         seed = self.generator.initial_seed()
-        return [generator(seed, stream, place) for place in range(self.whole)[self._own]]
+        return [make_generator(seed, stream, place) for place in range(self.batch_size)[self._rows]]
 
     @property
-    def _own(self) -> slice:
-        return slice(self.first, None if self.count is None else self.first + self.count)
+    def _rows(self) -> slice:
+        return slice(self.start, None if self.count is None else self.start + self.count)
 
     @property
     def _device(self) -> torch.device:

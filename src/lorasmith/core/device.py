@@ -39,7 +39,9 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def rows_of(table: torch.Tensor, which: torch.Tensor, device: torch.device) -> torch.Tensor:
+def gather_to_device(
+    table: torch.Tensor, indices: torch.Tensor, device: torch.device
+) -> torch.Tensor:
     """Return rows of a table on a device, wherever the table is, without waiting for the device.
 
     Rows of a table on the CPU go through page-locked memory on their way to a CUDA device: only
@@ -51,18 +53,18 @@ def rows_of(table: torch.Tensor, which: torch.Tensor, device: torch.device) -> t
         device: where the rows are wanted.
     """
     if table.device.type != "cpu" or device.type != "cuda":
-        return put(table[which], device)
-    locked = torch.empty((len(which), *table.shape[1:]), dtype=table.dtype, pin_memory=True)
-    torch.index_select(table, 0, which, out=locked)
-    return locked.to(device, non_blocking=True)
+        return to_device_async(table[indices], device)
+    pinned = torch.empty((len(indices), *table.shape[1:]), dtype=table.dtype, pin_memory=True)
+    torch.index_select(table, 0, indices, out=pinned)
+    return pinned.to(device, non_blocking=True)
 
 
-def dtype_of(precision: Precision) -> torch.dtype:
+def compute_dtype(precision: Precision) -> torch.dtype:
     """Return the torch dtype that a mixed-precision setting computes in."""
     return _DTYPES[precision]
 
 
-def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a small tensor from the CPU to a device without waiting for what the device is doing.
 
     CUDA has taken its copy of ordinary memory when the call returns, so that the tensor may be
@@ -71,7 +73,7 @@ def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")
 
 
-def seed_of(seed: int, *stream: int) -> int:
+def derive_seed(seed: int, *stream: int) -> int:
     """Mix a seed with a position in a stream of draws (a step, a rank) into a new seed.
 
     Draw number k can then be repeated without making the k-1 draws before it: that is what
@@ -83,12 +85,12 @@ def seed_of(seed: int, *stream: int) -> int:
     return state & 0x7FFFFFFFFFFFFFFF
 
 
-def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator seeded with ``seed_of(seed, *stream)``.
+def make_generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator seeded with ``derive_seed(seed, *stream)``.
 
     Draws on the CPU are the same everywhere; draws on a GPU are faster there but its own.
     """
-    return torch.Generator(device).manual_seed(seed_of(seed, *stream))
+    return torch.Generator(device).manual_seed(derive_seed(seed, *stream))
 
 
 def _splitmix64(value: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 
 
 class BatchOrder:
@@ -46,7 +46,7 @@ class BatchOrder:
         return self._cached[1]
 
     def _draw(self, epoch: int) -> torch.Tensor:
-        draws = generator(self.seed, epoch)
+        draws = make_generator(self.seed, epoch)
         if self._uniform:
             return torch.randperm(len(self.weights), generator=draws)
         # Systematic sampling along a random order: exactly epoch_size rows, and each with a
@@ -152,7 +152,7 @@ class BucketOrder:
             # tensor_split makes the first ones longer by one where it does not come out even.
             batches += own.tensor_split(-(-len(own) // self.batch_size))
         shuffled = torch.randperm(
-            len(batches), generator=generator(self.seed, _BATCHES, epoch)
+            len(batches), generator=make_generator(self.seed, _BATCHES, epoch)
         ).tolist()
         return [batches[k] for k in shuffled]
 
@@ -161,7 +161,7 @@ class BucketOrder:
 
         All first times come before all second times, so that one batch seldom has an entry twice.
         """
-        draws = generator(self.seed, _TAGGED, epoch)
+        draws = make_generator(self.seed, _TAGGED, epoch)
         tagged = torch.cat(
             [part[torch.randperm(len(part), generator=draws)] for part in self._tagged]
         )
@@ -174,7 +174,7 @@ class BucketOrder:
         start, end, length = epoch * self._draws, (epoch + 1) * self._draws, len(self._classes)
         rounds = range(start // length, -(-end // length))
         shuffled = [
-            self._classes[torch.randperm(length, generator=generator(self.seed, _CLASS, k))]
+            self._classes[torch.randperm(length, generator=make_generator(self.seed, _CLASS, k))]
             for k in rounds
         ]
         first = rounds.start * length

@@ -10,7 +10,7 @@ from PIL import Image
 from lorasmith.data.images.decode import square
 from lorasmith.data.images.square_images import from_signed, to_signed
 from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, retrieval_ranks, top_k_accuracy
-from lorasmith.models.image_encoder import ClipPair, embed_pictures, embed_texts
+from lorasmith.models.image_encoder import ClipModel, embed_images, embed_texts
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class RetrievalMetrics:
 
 
 def measure_retrieval(
-    pair: ClipPair, tokenizer: Any, pictures: torch.Tensor, captions: Sequence[str]
+    pair: ClipModel, tokenizer: Any, pictures: torch.Tensor, captions: Sequence[str]
 ) -> RetrievalMetrics:
     """Look each picture's caption up among all captions by the two towers.
 
@@ -90,7 +90,7 @@ def measure_retrieval(
         pictures: ``[N, 3, H, W]`` in -1..1.
         captions: at least N; the first N belong to the pictures, the rest are distractors.
     """
-    images = embed_pictures(pair.image, pictures)
+    images = embed_images(pair.image, pictures)
     texts = embed_texts(pair, tokenizer, captions)
     rank = retrieval_ranks(images, texts)
     return RetrievalMetrics(

@@ -16,8 +16,8 @@ from lorasmith.core.safetensors_io import load_tensors
 from lorasmith.evaluation.base_model import pil_to_tensor
 from lorasmith.evaluation.metrics.inception import SIDE as INCEPTION_SIDE
 from lorasmith.evaluation.metrics.inception import InceptionV3
-from lorasmith.models.image_encoder import FOLDER, ClipPair, embed_pictures, embed_texts, load_pair
-from lorasmith.models.load import load_tokenizer, quiet
+from lorasmith.models.image_encoder import FOLDER, ClipModel, embed_images, embed_texts, load_clip
+from lorasmith.models.load import load_tokenizer, suppress_logs
 
 IMAGE_ENCODER_SIDE = 128
 """Side of the pictures that the image tower is shown, in pixels."""
@@ -48,14 +48,12 @@ class ModelFolderExtractor:
     """A model folder's own image and text tower."""
 
     name: str
-    pair: ClipPair
+    pair: ClipModel
     tokenizer: Any
 
     def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
-        return embed_pictures(
-            self.pair.image, pil_to_tensor(pictures, IMAGE_ENCODER_SIDE), _AT_ONCE
-        )
+        return embed_images(self.pair.image, pil_to_tensor(pictures, IMAGE_ENCODER_SIDE), _AT_ONCE)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
@@ -150,7 +148,7 @@ def load_feature_extractor(folder: Path | None = None) -> FeatureExtractor:
         return embedded_extractor()
     if (folder / FOLDER).is_dir():
         return ModelFolderExtractor(
-            folder.resolve().name, load_pair(folder), load_tokenizer(folder)
+            folder.resolve().name, load_clip(folder), load_tokenizer(folder)
         )
     config = _config_of(folder)
     if config.get("model_type") == "clip":
@@ -169,7 +167,7 @@ def embedded_extractor() -> ModelFolderExtractor:
     """Return the towers that ship with lorasmith."""
     from lorasmith.models.load import EMBEDDED
 
-    return ModelFolderExtractor("embedded image tower", load_pair(), load_tokenizer(EMBEDDED))
+    return ModelFolderExtractor("embedded image tower", load_clip(), load_tokenizer(EMBEDDED))
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
@@ -189,7 +187,7 @@ def _opened(kind: Any, folder: Path) -> Any:
     from safetensors import SafetensorError
 
     try:
-        with quiet():
+        with suppress_logs():
             model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]

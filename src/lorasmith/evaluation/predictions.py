@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 from lorasmith.inference.denoise import CFGDenoiser
 from lorasmith.inference.init_latents import make_blank_inpaint_cond
 from lorasmith.inference.options import Size
@@ -19,7 +19,7 @@ from lorasmith.inference.unet_inputs import make_added_conditioning
 from lorasmith.models.family import FAMILIES, family_of
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.models.text.encode import Conditioning
-from lorasmith.models.text.long_prompts import encode_alike
+from lorasmith.models.text.long_prompts import encode_to_equal_length
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -81,7 +81,9 @@ class FixedNoisePredictor:
         self._clean = latents.float()[self._pictures]
         self._noise = torch.stack(
             [
-                torch.randn(latents.shape[1:], generator=generator(seed, _STREAM, picture, level))
+                torch.randn(
+                    latents.shape[1:], generator=make_generator(seed, _STREAM, picture, level)
+                )
                 for picture in range(len(latents))
                 for level in range(levels)
             ]
@@ -99,7 +101,7 @@ class FixedNoisePredictor:
             texts: one for each picture. The text encoders read them as they are now.
         """
         distinct = list(dict.fromkeys(texts))
-        words = encode_alike(self._model, distinct)
+        words = encode_to_equal_length(self._model, distinct)
         read = dict(zip(distinct, words, strict=True))
         parts = []
         for rows in torch.split(torch.arange(len(self)), self._batch_size):

@@ -20,7 +20,7 @@ from lorasmith.inference.image_jobs import ImageJob
 from lorasmith.inference.init_image import InitImage
 from lorasmith.inference.options import SamplingOptions, Size
 from lorasmith.models.family import family_of
-from lorasmith.models.latents import encode_pictures
+from lorasmith.models.latents import encode_images
 from lorasmith.models.load import Model
 
 REFINER_STRENGTH, _CHANGES, _ANEW = 0.3, 0.75, 1.0
@@ -114,7 +114,7 @@ class LatentPreparer:
             blank = torch.zeros(3, *hole.shape[1:])
             signed = blank if canvas is None else to_signed(canvas.image_tensor(self.size))
             shown = without_hole(signed, hole) if holed else signed
-            found = encode_pictures(self._model.vae, shown.unsqueeze(0))
+            found = encode_images(self._model.vae, shown.unsqueeze(0))
             self._known[key] = _Moments(*(one[0].to(self._model.unet.device) for one in found))
         return self._known[key]
 
@@ -162,7 +162,7 @@ def make_blank_inpaint_cond(model: Model, size: Size, count: int) -> torch.Tenso
     The latents of a grey picture, their mean.
     """
     width, height = size
-    mean, _ = encode_pictures(model.vae, torch.zeros(1, 3, height, width))
+    mean, _ = encode_images(model.vae, torch.zeros(1, 3, height, width))
     one = torch.cat([torch.ones_like(mean[:, :1]), mean], dim=1).to(model.unet.device)
     return one.expand(count, *one.shape[1:])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import torch
 from PIL import Image
 
-from lorasmith.core.device import generator, pick_device
+from lorasmith.core.device import make_generator, pick_device
 from lorasmith.inference.denoise import CFGDenoiser, ScheduledDenoiser, denoise
 from lorasmith.inference.image_jobs import ImageJob, iter_batches, make_image_jobs
 from lorasmith.inference.init_image import ImageInput, InitImage
@@ -324,7 +324,7 @@ class Pipeline:
         options, device = call.options, self.model.unet.device
         config = self.model.scheduler_config
         scheduler = make_scheduler(options.sampler, config, options.num_inference_steps, device)
-        generators = [generator(job.seed) for job in batch]
+        generators = [make_generator(job.seed) for job in batch]
         start = call.starts.prepare(batch, generators)
 
         def begin(phase: int) -> CFGDenoiser:

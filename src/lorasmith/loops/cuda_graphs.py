@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.loops.memory import free_memory, ran_out
+from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 
 R = TypeVar("R")
 Tensors = Sequence[torch.Tensor]
@@ -101,7 +101,7 @@ class CudaGraphCache:
         try:
             return self._normally(inputs, work)
         except (RuntimeError, MemoryError) as error:
-            if not self._recordings or not ran_out(error):
+            if not self._recordings or not is_out_of_memory(error):
                 raise
             self._stop("the memory that recordings hold was needed")
         return self._normally(inputs, work)
@@ -136,7 +136,7 @@ class CudaGraphCache:
         self._on = False
         torch.cuda.synchronize(self._device)
         self._recordings.clear()
-        free_memory()
+        empty_gpu_cache()
         warnings.warn(
             "steps are not recorded as CUDA graphs any more and launch their kernels one by one, "
             f"which is slower: {reason}",

@@ -10,7 +10,7 @@ from lorasmith.core.errors import OutputError
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception means that memory ran out, on a GPU or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -18,13 +18,13 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
-def free_memory() -> None:
+def empty_gpu_cache() -> None:
     """Give what is left over on the GPU back."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def limit_memory(device: torch.device, limit: float | None) -> None:
+def limit_gpu_memory(device: torch.device, limit: float | None) -> None:
     """Let this process take no more of a CUDA device's memory; None lifts the limit.
 
     Args:
@@ -39,7 +39,7 @@ def limit_memory(device: torch.device, limit: float | None) -> None:
     torch.cuda.set_per_process_memory_fraction(share, number)
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
+def require_disk_space(folder: Path, needed: int, what: str) -> None:
     """Make sure that a disk has room.
 
     Args:

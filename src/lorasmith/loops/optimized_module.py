@@ -14,12 +14,12 @@ from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
 
 
 @dataclass
-class Trained:
+class OptimizedModule:
     """A network, its optimizer and its average."""
 
     module: nn.Module
     """The network as it was added."""
-    wrapped: nn.Module
+    prepared: nn.Module
     """The network as it is called: under autocast, and over several processes."""
     optimizer: torch.optim.Optimizer
     """What moves its weights."""
@@ -28,14 +28,14 @@ class Trained:
     ema: Ema | None
     """Its averaged weights, if any."""
 
-    def update(self, clip: float, scaler: torch.amp.GradScaler | None) -> torch.Tensor:
+    def clip_and_step(self, max_norm: float, scaler: torch.amp.GradScaler | None) -> torch.Tensor:
         """Clip the gradients, move the weights and the average; return the gradients' norm.
 
         With a scaler the caller updates it, once after all networks have moved.
         """
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), clip).detach()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm).detach()
         if scaler is None:
             self.optimizer.step()
         else:
@@ -60,16 +60,16 @@ class Trained:
             WeightsError: it came from another network or other settings.
         """
         try:
-            self.module.load_state_dict(under("module/", tensors))
+            self.module.load_state_dict(select_prefix("module/", tensors))
             if self.ema is not None:
-                self.ema.load_state_dict(under("ema/", tensors))
-            unpack_optimizer(self.optimizer, under("optimizer/", tensors, keep=True), plain)
+                self.ema.load_state_dict(select_prefix("ema/", tensors))
+            unpack_optimizer(self.optimizer, select_prefix("optimizer/", tensors, keep=True), plain)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"the checkpoint does not fit these settings ({reason})") from error
 
 
-def under(prefix: str, tensors: Mapping[str, torch.Tensor], keep: bool = False) -> Tensors:
+def select_prefix(prefix: str, tensors: Mapping[str, torch.Tensor], keep: bool = False) -> Tensors:
     """Return the tensors whose names start with a prefix, without it unless ``keep``."""
     cut = 0 if keep else len(prefix)
     return {name[cut:]: value for name, value in tensors.items() if name.startswith(prefix)}

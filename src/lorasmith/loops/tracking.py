@@ -15,10 +15,10 @@ from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import write_text
 
 
-class Board(Protocol):
+class MetricsLogger(Protocol):
     """Something that figures are mirrored to."""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the figures of one step."""
 
     def close(self) -> None:
@@ -45,8 +45,8 @@ class Tracker:
         folder: Path,
         tensorboard: bool = True,
         enabled: bool = True,
-        first: int = 0,
-        wandb: WandbRun | Board | None = None,
+        steps_done: int = 0,
+        wandb: WandbRun | MetricsLogger | None = None,
     ) -> None:
         """Open the log.
 
@@ -61,7 +61,7 @@ class Tracker:
         Raises:
             ConfigError: wandb is wanted and not installed.
         """
-        self._boards: list[Board] = []
+        self._boards: list[MetricsLogger] = []
         self._stream: TextIOWrapper | None = None
         if not enabled:
             return
@@ -70,13 +70,13 @@ class Tracker:
             board = _Wandb(folder, wandb) if isinstance(wandb, WandbRun) else wandb
             self._boards.append(board)
         log = folder / "log.jsonl"
-        kept = [r for r in read_log(log) if r["step"] <= first] if log.is_file() else []
+        kept = [r for r in read_log(log) if r["step"] <= steps_done] if log.is_file() else []
         write_text(log, "".join(json.dumps(record) + "\n" for record in kept))
         self._stream = log.open("a", encoding="utf-8")
         if tensorboard:
-            self._boards.append(_TensorBoard(folder / "tensorboard", first))
+            self._boards.append(_TensorBoard(folder / "tensorboard", steps_done))
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write the figures of one step, with the time of day in seconds.
 
         Raises:
@@ -84,7 +84,7 @@ class Tracker:
         """
         if self._stream is None:
             return
-        record = {"step": step, "time": round(time.time(), 3), **figures}
+        record = {"step": step, "time": round(time.time(), 3), **metrics}
         try:
             self._stream.write(json.dumps(record) + "\n")
             self._stream.flush()
@@ -93,7 +93,7 @@ class Tracker:
                 f"cannot write {self._stream.name}: {error.strerror or error}"
             ) from error
         for board in self._boards:
-            board.log(step, figures)
+            board.log(step, metrics)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -144,7 +144,7 @@ class _Wandb:
 
 
 @contextmanager
-def wandb_board(folder: Path, run: WandbRun) -> Iterator[Board]:
+def open_wandb(folder: Path, run: WandbRun) -> Iterator[MetricsLogger]:
     """Open a run at Weights & Biases that several logs share.
 
     Args:
@@ -162,10 +162,10 @@ def wandb_board(folder: Path, run: WandbRun) -> Iterator[Board]:
         board.close()
 
 
-class Corner:
+class ScopedLogger:
     """One log's share of a board: its figures have names of their own."""
 
-    def __init__(self, board: Board, name: str) -> None:
+    def __init__(self, board: MetricsLogger, name: str) -> None:
         self._board = board
         self._name = name
 

@@ -17,7 +17,7 @@ from lorasmith.config.pretrain import IMAGE_ENCODER_NORM_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
-from lorasmith.models.load import EMBEDDED, load_text_encoder, load_tokenizer, quiet
+from lorasmith.models.load import EMBEDDED, load_text_encoder, load_tokenizer, suppress_logs
 from lorasmith.models.text.encode import tokenize
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(hidden)))  # type: ignore[no-any-return]
 
 
-class ImageTower(nn.Module):
+class ImageEncoder(nn.Module):
     """Pictures to embeddings; stage k works at 1 / 2^(k+1) of the picture's side."""
 
     def __init__(self, channels: Sequence[int], blocks: Sequence[int], embedding: int) -> None:
@@ -57,7 +57,7 @@ class ImageTower(nn.Module):
         self.norm = nn.LayerNorm(before)
         self.projection = nn.Linear(before, embedding, bias=False)
 
-    def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+    def feature_maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """Return each stage's output for pictures ``[B, 3, H, W]`` in -1..1."""
         maps, x = [], pictures
         for stage in self.stages:
@@ -67,14 +67,14 @@ class ImageTower(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return unit-length embeddings, float32 ``[B, embedding]``."""
-        pooled = self.features(pictures)[-1].mean(dim=(2, 3))
+        pooled = self.feature_maps(pictures)[-1].mean(dim=(2, 3))
         return F.normalize(self.projection(self.norm(pooled)).float(), dim=-1)
 
 
-class ClipPair(nn.Module):
+class ClipModel(nn.Module):
     """Both towers and the learned temperature of Radford et al. 2021 (arXiv:2103.00020)."""
 
-    def __init__(self, text_encoder: "CLIPTextModel", image: ImageTower) -> None:
+    def __init__(self, text_encoder: "CLIPTextModel", image: ImageEncoder) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.image = image
@@ -93,9 +93,9 @@ class ClipPair(nn.Module):
         return self.image(pictures), self.embed_text(ids), scale
 
 
-def save_pair(pair: ClipPair, tokenizer: "CLIPTokenizer", folder: Path) -> None:
+def save_clip(pair: ClipModel, tokenizer: "CLIPTokenizer", folder: Path) -> None:
     """Write ``text_encoder/``, ``tokenizer/`` and ``image_tower/`` into a folder."""
-    with quiet():
+    with suppress_logs():
         pair.text_encoder.save_pretrained(folder / "text_encoder")
         tokenizer.save_pretrained(folder / "tokenizer")
     own = {k: v for k, v in pair.state_dict().items() if not k.startswith("text_encoder.")}
@@ -103,7 +103,7 @@ def save_pair(pair: ClipPair, tokenizer: "CLIPTokenizer", folder: Path) -> None:
     write_text(folder / FOLDER / "config.json", json.dumps(pair.image.config, indent=2) + "\n")
 
 
-def load_pair(folder: Path | None = None) -> ClipPair:
+def load_clip(folder: Path | None = None) -> ClipModel:
     """Load both towers in float32, frozen; the embedded ones by default.
 
     Raises:
@@ -111,7 +111,7 @@ def load_pair(folder: Path | None = None) -> ClipPair:
     """
     folder = folder or EMBEDDED
     image, tensors = _load_own(folder)
-    pair = ClipPair(load_text_encoder(folder), image)
+    pair = ClipModel(load_text_encoder(folder), image)
     try:
         missing, unexpected = pair.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
@@ -124,7 +124,7 @@ def load_pair(folder: Path | None = None) -> ClipPair:
     return pair.requires_grad_(False).eval()
 
 
-def load_image_tower(folder: Path | None = None) -> ImageTower:
+def load_image_encoder(folder: Path | None = None) -> ImageEncoder:
     """Load the image tower alone, in float32, frozen; the embedded one by default."""
     folder = folder or EMBEDDED
     image, tensors = _load_own(folder)
@@ -136,12 +136,12 @@ def load_image_tower(folder: Path | None = None) -> ImageTower:
     return image.requires_grad_(False).eval()
 
 
-def _load_own(folder: Path) -> tuple[ImageTower, dict[str, torch.Tensor]]:
+def _load_own(folder: Path) -> tuple[ImageEncoder, dict[str, torch.Tensor]]:
     config_file = folder / FOLDER / "config.json"
     if not config_file.is_file():
         raise WeightsError(f"{folder}: has no {FOLDER}; `lorasmith pretrain clip` makes one")
     try:
-        image = ImageTower(**json.loads(config_file.read_text(encoding="utf-8")))
+        image = ImageEncoder(**json.loads(config_file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{config_file}: not an image tower's config ({error})") from error
     tensors = load_tensors(folder / FOLDER / "model.safetensors")
@@ -150,7 +150,7 @@ def _load_own(folder: Path) -> tuple[ImageTower, dict[str, torch.Tensor]]:
 
 @torch.no_grad()
 def embed_texts(
-    pair: ClipPair, tokenizer: "CLIPTokenizer", texts: Sequence[str], batch_size: int = 256
+    pair: ClipModel, tokenizer: "CLIPTokenizer", texts: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
     """Return unit-length embeddings of texts, float32 ``[N, embedding]`` on the CPU."""
     device = pair.log_scale.device
@@ -161,8 +161,8 @@ def embed_texts(
 
 
 @torch.no_grad()
-def embed_pictures(
-    tower: ImageTower, pictures: torch.Tensor, batch_size: int = 256
+def embed_images(
+    tower: ImageEncoder, pictures: torch.Tensor, batch_size: int = 256
 ) -> torch.Tensor:
     """Return unit-length embeddings of pictures ``[N, 3, H, W]`` in -1..1, on the CPU."""
     device = tower.projection.weight.device
@@ -170,12 +170,12 @@ def embed_pictures(
 
 
 __all__ = [
-    "ClipPair",
-    "ImageTower",
-    "embed_pictures",
+    "ClipModel",
+    "ImageEncoder",
+    "embed_images",
     "embed_texts",
-    "load_image_tower",
-    "load_pair",
+    "load_clip",
+    "load_image_encoder",
     "load_tokenizer",
-    "save_pair",
+    "save_clip",
 ]

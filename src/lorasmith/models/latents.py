@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def encode_pictures(
+def encode_images(
     vae: "AutoencoderKL", pictures: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and deviation of the pictures' latents, scaled for the U-Net, float32.

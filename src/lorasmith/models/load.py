@@ -23,7 +23,7 @@ from lorasmith.models.files.source import (
 )
 from lorasmith.models.files.stored_tensors import part_tensors
 from lorasmith.models.prediction_type import measured_prediction
-from lorasmith.models.suppress_logs import quiet
+from lorasmith.models.suppress_logs import suppress_logs
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -33,8 +33,15 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 """The miniature base model that ships with the package."""
 
 __all__ = [
-    "EMBEDDED", "Model", "load_model", "load_part", "load_text_encoder", "load_tokenizer",
-    "open_source", "quiet", "resolve_model",
+    "EMBEDDED",
+    "Model",
+    "load_model",
+    "load_part",
+    "load_text_encoder",
+    "load_tokenizer",
+    "open_source",
+    "resolve_model",
+    "suppress_logs",
 ]  # fmt: skip
 
 
@@ -86,7 +93,9 @@ class Model:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
         """Move the networks, frozen and in evaluation mode."""
-        with quiet():  # diffusers warns about parts to be kept in float32 even where there are none
+        with (
+            suppress_logs()
+        ):  # diffusers warns about parts to be kept in float32 even where there are none
             for part in (self.unet, *self.text_encoders):
                 part.to(device=device, dtype=dtype).requires_grad_(False).eval()
             own = _vae_dtype(self.vae, self.text_encoder_2 is not None, dtype)

@@ -78,7 +78,7 @@ class LoraCost:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelSummary:
     """The parts of a model and their sizes."""
 
     folder: Path
@@ -105,7 +105,7 @@ class Anatomy:
         return self.unet.parameters + int(self.vae["parameters"]) + text
 
 
-def anatomy(name: str | Path | None = None, rank: int | None = None) -> Anatomy:
+def summarize_model(name: str | Path | None = None, rank: int | None = None) -> ModelSummary:
     """Take a model apart.
 
     Args:
@@ -121,7 +121,7 @@ def anatomy(name: str | Path | None = None, rank: int | None = None) -> Anatomy:
     source = open_source(name)
     parts = {part: empty_part(source, part) for part in source.networks}
     unet, vae = parts.pop("unet"), parts.pop("vae")
-    return Anatomy(
+    return ModelSummary(
         source.path,
         source.variant,
         unet_tree(unet),

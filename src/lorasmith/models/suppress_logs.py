@@ -10,7 +10,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_logs() -> Iterator[None]:
     """Keep the libraries' own progress bars and warnings out of ours while a model loads."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 
 
-def shift_and_scale(pictures: torch.Tensor, share: float, draws: Draws) -> torch.Tensor:
+def shift_and_scale(pictures: torch.Tensor, share: float, draws: BatchRng) -> torch.Tensor:
     """Zoom and shift each picture by up to ``share`` of its side; the border is extended.
 
     Args:
@@ -24,7 +24,7 @@ def shift_and_scale(pictures: torch.Tensor, share: float, draws: Draws) -> torch
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def jitter_colours(pictures: torch.Tensor, share: float, draws: Draws) -> torch.Tensor:
+def jitter_colours(pictures: torch.Tensor, share: float, draws: BatchRng) -> torch.Tensor:
     """Change brightness and contrast of each picture by up to ``share``."""
     if share == 0.0:
         return pictures

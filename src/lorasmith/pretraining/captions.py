@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 from lorasmith.data.reading.rows import Row
 from lorasmith.models.text.encode import tokenize
 
@@ -33,7 +33,7 @@ class CaptionTable:
     def draw(
         self,
         numbers: torch.Tensor,
-        draws: Draws,
+        draws: BatchRng,
         empty: float = 0.0,
         short: float = 0.0,
         phrasings: bool = True,

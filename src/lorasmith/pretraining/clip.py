@@ -13,11 +13,11 @@ from lorasmith.data.batch_order import BatchOrder
 from lorasmith.data.images.square_images import mirror_some
 from lorasmith.data.reading.filters import weights
 from lorasmith.models.image_encoder import (
-    ClipPair,
-    ImageTower,
-    load_pair,
+    ClipModel,
+    ImageEncoder,
+    load_clip,
     load_tokenizer,
-    save_pair,
+    save_clip,
 )
 from lorasmith.models.load import EMBEDDED
 from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
@@ -68,7 +68,7 @@ def pretrain_clip(run: ClipPretrainConfig, resume: bool = False) -> Path:
             _check_alive(loop.figure("loss"), compared, step + 1)
     if loop.main:
         with loop.averaged("pair"):
-            save_pair(loop.module("pair"), tokenizer, run.train.output_dir)
+            save_clip(loop.module("pair"), tokenizer, run.train.output_dir)
     return run.train.output_dir
 
 
@@ -95,9 +95,9 @@ def _tokenizer(run: ClipPretrainConfig) -> "CLIPTokenizer":
     return load_tokenizer(run.train.start_from or EMBEDDED)
 
 
-def _new_pair(run: ClipPretrainConfig, vocabulary: int) -> ClipPair:
+def _new_pair(run: ClipPretrainConfig, vocabulary: int) -> ClipModel:
     if run.train.start_from is not None:
-        return load_pair(run.train.start_from).requires_grad_(True).train()
+        return load_clip(run.train.start_from).requires_grad_(True).train()
     from transformers import CLIPTextConfig, CLIPTextModel
 
     shape = run.text_encoder
@@ -112,10 +112,10 @@ def _new_pair(run: ClipPretrainConfig, vocabulary: int) -> ClipPair:
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
     )
-    image = ImageTower(
+    image = ImageEncoder(
         run.image_encoder.block_out_channels, run.image_encoder.layers_per_block, run.projection_dim
     )
-    return ClipPair(CLIPTextModel(config), image)
+    return ClipModel(CLIPTextModel(config), image)
 
 
 def _everyone(embeddings: torch.Tensor, loop: Loop) -> torch.Tensor:

@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 from lorasmith.config.pretrain import PretrainTrainerConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import seed_of
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import derive_seed
 from lorasmith.core.errors import OutputError, TrainingError, WeightsError
 from lorasmith.core.files import writable_folder
 from lorasmith.loops.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint, save_checkpoint
@@ -38,7 +38,7 @@ from lorasmith.loops.distributed import accelerator_for, agree
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.interrupt import stop_on_interrupt
 from lorasmith.loops.lr_schedule import lr_scale
-from lorasmith.loops.optimized_module import Trained, under
+from lorasmith.loops.optimized_module import OptimizedModule, select_prefix
 from lorasmith.loops.progress import progress_bar
 from lorasmith.loops.tracking import Tracker
 from lorasmith.pretraining.optimizer import adamw, set_learning_rate
@@ -55,7 +55,7 @@ class Part:
 
     numbers: torch.Tensor
     """Row numbers, int64 ``[B]``, on the training device."""
-    draws: Draws
+    draws: BatchRng
     """Where this part's random numbers come from, on the training device."""
 
 
@@ -66,7 +66,7 @@ class Loop:
         self.settings = settings
         self.title = title
         self.out = settings.output_dir
-        self._trained: dict[str, Trained] = {}
+        self._trained: dict[str, OptimizedModule] = {}
         self._figures: dict[str, torch.Tensor] = {}
         self._noted: dict[str, torch.Tensor] = {}  # of the step under way
         self._graph: tuple[Hashable, torch.Tensor, StepGraph] | None = None
@@ -107,7 +107,7 @@ class Loop:
         average = (
             Ema(module, self.settings.ema_decay) if ema and self.settings.ema_decay > 0 else None
         )
-        self._trained[name] = Trained(module, wrapped, optimizer, rate, average)
+        self._trained[name] = OptimizedModule(module, wrapped, optimizer, rate, average)
         return wrapped
 
     def images_per_step(self, batch_size: int) -> int:
@@ -184,7 +184,7 @@ class Loop:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = numbers.view(self.settings.gradient_accumulation_steps, world, -1)[:, rank]
         for draws in self._generators:
-            draws.manual_seed(seed_of(self.settings.seed, step))
+            draws.manual_seed(derive_seed(self.settings.seed, step))
         self._seen += len(numbers)
         names = list(self._trained) if moved is None else list(moved)
         if not self.settings.cuda_graph:
@@ -207,13 +207,13 @@ class Loop:
             with ExitStack() as stack:
                 if index < parts - 1:  # gradients cross between processes with the last part
                     for trained in self._trained.values():
-                        stack.enter_context(self.accelerator.no_sync(trained.wrapped))
+                        stack.enter_context(self.accelerator.no_sync(trained.prepared))
                 first = (index * world + rank) * size
-                one_part(Part(piece, Draws(draws, parts * world * size, first, size)))
+                one_part(Part(piece, BatchRng(draws, parts * world * size, first, size)))
         self._figures |= self._noted
         scaler = self.accelerator.scaler
         for name in names:
-            norm = self._trained[name].update(self.settings.max_grad_norm, scaler)
+            norm = self._trained[name].clip_and_step(self.settings.max_grad_norm, scaler)
             self._figures[f"grad_norm/{name}"] = norm
         if scaler is not None:
             scaler.update()
@@ -273,7 +273,7 @@ class Loop:
         state = self._found.state
         for name, trained in self._trained.items():
             try:
-                trained.unpack(under(f"{name}/", self._found.tensors), state.get(name, {}))
+                trained.unpack(select_prefix(f"{name}/", self._found.tensors), state.get(name, {}))
             except WeightsError as error:
                 raise WeightsError(f"{self.out}: {name}: {error}") from error
         if self.accelerator.scaler is not None and state.get("scaler"):

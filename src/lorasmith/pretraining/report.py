@@ -28,7 +28,7 @@ from lorasmith.evaluation.metrics.image import pooled_psnr
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.loops.progress import progress_bar
 from lorasmith.loops.tracking import read_log
-from lorasmith.models.image_encoder import load_image_tower, load_pair, load_tokenizer
+from lorasmith.models.image_encoder import load_clip, load_image_encoder, load_tokenizer
 from lorasmith.models.load import load_part
 from lorasmith.pretraining.common import chosen_rows
 from lorasmith.pretraining.report_markdown import Measured, ShortVae, render
@@ -172,7 +172,7 @@ def _vaes(
     """Measure all autoencoders; also return a sheet of their reconstructions."""
     device = pipe.model.unet.device
     pictures = _true(rows, side).to(device)
-    perceptual = PerceptualLoss(load_image_tower(pipe.model.folder)).to(device)
+    perceptual = PerceptualLoss(load_image_encoder(pipe.model.folder)).to(device)
     vaes = {"shipped": pipe.model.vae} | {
         name: _autoencoder(folder, "vae").to(device) for name, folder in compared.vaes.items()
     }
@@ -220,7 +220,7 @@ def _true(rows: Sequence[Row], side: int) -> torch.Tensor:
 
 def _looked_up(pipe: Pipeline, pictures: torch.Tensor, captions: Sequence[str]) -> RetrievalMetrics:
     folder = pipe.model.folder
-    pair = load_pair(folder).to(pipe.model.unet.device)
+    pair = load_clip(folder).to(pipe.model.unet.device)
     return measure_retrieval(pair, load_tokenizer(folder), pictures, captions)
 
 

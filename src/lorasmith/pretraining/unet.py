@@ -16,7 +16,7 @@ from lorasmith.data.images.square_images import Pictures
 from lorasmith.data.reading.filters import keep, weights
 from lorasmith.data.reading.rows import Row
 from lorasmith.loops.progress import progress_bar
-from lorasmith.models.load import load_part, load_text_encoder, load_tokenizer, quiet
+from lorasmith.models.load import load_part, load_text_encoder, load_tokenizer, suppress_logs
 from lorasmith.models.noise import NoiseProcess
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
@@ -212,7 +212,7 @@ def _finish(
     run: UnetPretrainConfig, loop: Loop, vae: Any, text_encoder: Any, tokenizer: Any
 ) -> None:
     """Save a complete diffusers model; beside an average, ``unet_without_ema`` too."""
-    with quiet():  # transformers warns about picture processors that are not used
+    with suppress_logs():  # transformers warns about picture processors that are not used
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     unet, out = loop.module("unet"), run.train.output_dir
@@ -220,7 +220,7 @@ def _finish(
     if loop.has_average("unet"):
         unet.save_pretrained(out / "unet_without_ema")
     scheduler = DDIMScheduler(**SCHEDULER, prediction_type=run.prediction_type)
-    with quiet(), ExitStack() as stack:
+    with suppress_logs(), ExitStack() as stack:
         for name in ("unet", "text_encoder"):
             if loop.has(name):
                 stack.enter_context(loop.averaged(name))

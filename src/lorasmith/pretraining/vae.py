@@ -12,7 +12,7 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.data.batch_order import BatchOrder
 from lorasmith.data.images.square_images import Pictures, mirror_some
 from lorasmith.data.reading.filters import weights
-from lorasmith.models.image_encoder import load_image_tower
+from lorasmith.models.image_encoder import load_image_encoder
 from lorasmith.models.load import load_part
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
 from lorasmith.pretraining.loop import Loop, Part
@@ -113,7 +113,7 @@ class Judge:
         self.discriminator: nn.Module | None = None
         self.awake = False  # whether the discriminator takes part yet
         if run.loss.perceptual_weight > 0:
-            tower = load_image_tower(run.loss.perceptual_encoder).to(loop.device)
+            tower = load_image_encoder(run.loss.perceptual_encoder).to(loop.device)
             self.perceptual = PerceptualLoss(tower)
         if run.loss.adversarial_weight > 0:
             self.discriminator = loop.add(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.models.image_encoder import ImageTower
+from lorasmith.models.image_encoder import ImageEncoder
 
 
 class PerceptualLoss(nn.Module):
@@ -16,13 +16,13 @@ class PerceptualLoss(nn.Module):
     over the tower's stages. Any module with ``features(pictures) -> list[Tensor]`` will do.
     """
 
-    def __init__(self, tower: ImageTower) -> None:
+    def __init__(self, tower: ImageEncoder) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False).eval()
 
     def forward(self, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Return the mean distance of two batches ``[B, 3, H, W]`` in -1..1."""
-        both = self.tower.features(torch.cat([pictures, others]))
+        both = self.tower.feature_maps(torch.cat([pictures, others]))
         distances = []
         for maps in both:
             one, two = F.normalize(maps.float(), dim=1).chunk(2)

@@ -13,8 +13,8 @@ from lorasmith.core.files import write_text
 from lorasmith.core.safetensors_io import Tensors
 from lorasmith.loops.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
-from lorasmith.loops.optimized_module import under
-from lorasmith.loops.tracking import Board, Corner, WandbRun, wandb_board
+from lorasmith.loops.optimized_module import select_prefix
+from lorasmith.loops.tracking import MetricsLogger, ScopedLogger, WandbRun, open_wandb
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.joint_step import Together
 from lorasmith.training.outputs.export import export, finish
@@ -114,7 +114,7 @@ def _watching(
         watched = []
         for number, session in enumerate(sessions):
             title = None if number else whole.title
-            shared = None if board is None else Corner(board, whole.labels[number])
+            shared = None if board is None else ScopedLogger(board, whole.labels[number])
             opened = reporting(
                 session.run, session.paths, session.progress.done, session.main, title, shared
             )
@@ -123,7 +123,7 @@ def _watching(
 
 
 @contextmanager
-def _board(sessions: Sequence[Session], whole: Whole) -> Iterator[Board | None]:
+def _board(sessions: Sequence[Session], whole: Whole) -> Iterator[MetricsLogger | None]:
     """Open the one run at Weights & Biases that all are shown in, where it is wanted."""
     track = sessions[0].run.track
     if not (track.wandb and sessions[0].main):
@@ -134,7 +134,7 @@ def _board(sessions: Sequence[Session], whole: Whole) -> Iterator[Board | None]:
         for label, session in zip(whole.labels, sessions, strict=True)
     }
     wanted = WandbRun(track.wandb_project, whole.paths.name, told)
-    with wandb_board(whole.paths.folder, wanted) as board:
+    with open_wandb(whole.paths.folder, wanted) as board:
         yield board
 
 
@@ -207,5 +207,5 @@ def part_of(found: Checkpoint | None, place: RunPaths) -> Checkpoint | None:
         raise OutputError(
             f"{place.parent_folder}: the run that is there has no {place.name}; start a new one"
         )
-    tensors: dict[str, torch.Tensor] = under(f"{place.name}/", found.tensors)
+    tensors: dict[str, torch.Tensor] = select_prefix(f"{place.name}/", found.tensors)
     return Checkpoint(int(state["progress"]["done"]), tensors, state)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from lorasmith.config.train_settings import LossConfig
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import NoiseProcess, zero_terminal
 from lorasmith.training.data.batch import Batch
@@ -65,7 +65,7 @@ def _misfit(process: NoiseProcess) -> str:
     )
 
 
-def draw_noise(process: NoiseProcess, settings: LossConfig, batch: Batch, draws: Draws) -> Noise:
+def draw_noise(process: NoiseProcess, settings: LossConfig, batch: Batch, draws: BatchRng) -> Noise:
     """Draw noise levels uniformly among those of the model, and unit noise with its offset."""
     shape = batch.clean.shape[1:]
     timesteps = draws.integers(process.steps)

@@ -19,18 +19,18 @@ from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.load import dump_toml
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
-from lorasmith.core.device import dtype_of, pick_device
+from lorasmith.core.device import compute_dtype, pick_device
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.checkpoint import Checkpoint
 from lorasmith.loops.distributed import accelerator_for, sum_over
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.memory import limit_memory, require_space
-from lorasmith.loops.optimized_module import Trained
+from lorasmith.loops.memory import limit_gpu_memory, require_disk_space
+from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.loops.optimizers import RateGroup, build_optimizer
 from lorasmith.loops.progress import tell
 from lorasmith.loops.tracking import check_wandb
 from lorasmith.models.family import FAMILIES, family_of
-from lorasmith.models.load import Model, load_model, quiet
+from lorasmith.models.load import Model, load_model, suppress_logs
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
 from lorasmith.training.data.dataset import TrainingSet, build_dataset, send_home
 from lorasmith.training.data.resolution import buckets_of
@@ -140,7 +140,7 @@ def prepared(
         bytes_needed(plan.run, own, model.default_size, new=plan.found is None)
         for plan, own in zip(plans, targets, strict=True)
     )
-    require_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
+    require_disk_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
     words_live = _reads_live(targets, earlier)
     with accelerator.main_process_first():
         sets = shared_sets(
@@ -259,7 +259,7 @@ def _injected(
         yield trainables, lanes
     finally:
         if plans[0].run.train.vram_limit:
-            limit_memory(model.unet.device, None)
+            limit_gpu_memory(model.unet.device, None)
         for trainable in trainables:
             trainable.detach()
         for attached in frozen:
@@ -287,9 +287,9 @@ def _completed(run: TrainConfig, model: Model, found: Checkpoint | None) -> Trai
 def _place(model: Model, train: TrainerConfig, device: torch.device, text_trained: bool) -> None:
     """Bring what the steps use to the device, in the number format of the run."""
     used: list[nn.Module] = [model.unet, *(model.text_encoders if text_trained else ())]
-    with quiet():
+    with suppress_logs():
         for network in used:
-            network.to(device=device, dtype=dtype_of(train.mixed_precision))
+            network.to(device=device, dtype=compute_dtype(train.mixed_precision))
     if not train.gradient_checkpointing:
         return
     for encoder in model.text_encoders if text_trained else ():
@@ -333,7 +333,7 @@ def _session(
         model=model,
         data=data,
         trainable=trainable,
-        state=Trained(adapters, adapters, optimizer, peaks[0], average),
+        state=OptimizedModule(adapters, adapters, optimizer, peaks[0], average),
         objective=objective,
         peaks=peaks,
         labels=[group.part for group in groups],

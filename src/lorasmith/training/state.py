@@ -15,15 +15,15 @@ import torch
 
 from lorasmith.adapters.nn.trainable import TrainableLora
 from lorasmith.config.train_config import TrainConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator, seed_of
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import derive_seed, make_generator
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import Tensors
 from lorasmith.inference.outputs.png_metadata import compute_model_hash
 from lorasmith.loops.checkpoint import Checkpoint, save_checkpoint
 from lorasmith.loops.gpu_timer import DeviceClock
 from lorasmith.loops.lr_schedule import lr_scale, warmup_steps
-from lorasmith.loops.optimized_module import Trained
+from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.models.load import Model
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.batch import Batch
@@ -75,7 +75,7 @@ class Session:
     """The pictures."""
     trainable: TrainableLora
     """The adapters."""
-    state: Trained
+    state: OptimizedModule
     """Their weights, optimizer and average."""
     objective: Objective
     """The loss."""
@@ -124,7 +124,9 @@ class Session:
         step, train = self.progress.done, self.run.train
         self._set_rates(step)
         if self.run.lora.dropout > 0:
-            torch.manual_seed(seed_of(train.seed, _DROPOUT, step, self.accelerator.process_index))
+            torch.manual_seed(
+                derive_seed(train.seed, _DROPOUT, step, self.accelerator.process_index)
+            )
         return self.data.order.batch(step)
 
     def taken(self, figures: Figures) -> Figures:
@@ -173,7 +175,7 @@ class Session:
             drawn = draw_noise(self.objective.process, self.run.train.loss, batch, draws)
             yield batch, drawn
             if keeps and preserve.strength:
-                seeded = generator(self.run.train.seed, _PRESERVE, step, device=self.device)
+                seeded = make_generator(self.run.train.seed, _PRESERVE, step, device=self.device)
                 others = replace(draws, generator=seeded)
                 yield self.data.without_tag(batch, others, preserve.strength), drawn
         if keeps and preserve.earlier_features_strength and self.earlier:
@@ -208,7 +210,7 @@ class Session:
 
     def _pieces(
         self, numbers: torch.Tensor, step: int, stream: int
-    ) -> Iterator[tuple[torch.Tensor, Draws]]:
+    ) -> Iterator[tuple[torch.Tensor, BatchRng]]:
         """Yield this process's pieces of a batch, with what they draw from."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         first = 0
@@ -216,8 +218,8 @@ class Session:
             numbers.tensor_split(world * self.run.train.gradient_accumulation_steps)
         ):
             if place % world == rank and len(piece):
-                seeded = generator(self.run.train.seed, stream, step, device=self.device)
-                yield piece, Draws(seeded, len(numbers), first, len(piece))
+                seeded = make_generator(self.run.train.seed, stream, step, device=self.device)
+                yield piece, BatchRng(seeded, len(numbers), first, len(piece))
             first += len(piece)
 
     def _set_rates(self, step: int) -> None:

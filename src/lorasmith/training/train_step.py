@@ -14,7 +14,7 @@ from torch import nn
 from lorasmith.config.train_settings import LossConfig
 from lorasmith.loops.optimizers import skips_itself
 from lorasmith.models.noise import NoiseProcess
-from lorasmith.models.text.encode import TokenIds, condition
+from lorasmith.models.text.encode import TokenIds, encode_tokens
 from lorasmith.training.data.batch import Batch, joined
 from lorasmith.training.gating import Lane, set_gates
 from lorasmith.training.losses import Noise, losses_of, total_of
@@ -40,7 +40,7 @@ class Denoiser:
         """Return the prediction for noisy latents, ``[B, C, h, w]`` in the U-Net's dtype."""
         context, pooled = batch.context, batch.pooled
         if batch.ids is not None:
-            context, pooled = condition(self._model, TokenIds(batch.ids, batch.ids_2))
+            context, pooled = encode_tokens(self._model, TokenIds(batch.ids, batch.ids_2))
         extra = None
         if batch.time_ids is not None:
             extra = {"text_embeds": self._cast(pooled), "time_ids": batch.time_ids}

@@ -10,7 +10,7 @@ from lorasmith.core.errors import OutputError, TrainingError
 from lorasmith.loops.checkpoint import checkpoints
 from lorasmith.loops.distributed import agree
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
-from lorasmith.loops.memory import free_memory, ran_out
+from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.joint_step import Together
 from lorasmith.training.outputs.export import export, finish
@@ -173,9 +173,9 @@ def naming_memory(session: Session, relief: str = "") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        free_memory()
+        empty_gpu_cache()
         train = session.run.train
         raise TrainingError(
             f"out of memory at step {session.progress.done + 1}; {_last(session.paths)} is kept. "

@@ -23,7 +23,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text.encode import condition, token_ids
+from lorasmith.models.text.encode import encode_tokens, tokenize_texts
 from model_outputs import prediction
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
@@ -155,7 +155,7 @@ def test_gradients_reach_the_adapters_alone(models) -> None:
     model = models("sd1")
     trainable = injected(model, settings_of({"targets": EVERYTHING, "init": "pissa"}))
     assert all(p.requires_grad for p in trainable.parameters())
-    context, _ = condition(model, token_ids(model, ["a red apple"]))
+    context, _ = encode_tokens(model, tokenize_texts(model, ["a red apple"]))
     # Large enough for several positions in the middle, where one has nothing else to attend to.
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     model.unet(latents, torch.tensor([5]), context, return_dict=False)[0].square().sum().backward()

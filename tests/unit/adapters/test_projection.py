@@ -16,7 +16,7 @@ from lorasmith.adapters.tools.kv_projection import (
     project_layers,
     second_moment,
 )
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.models.load import load_model
 
@@ -25,7 +25,7 @@ K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
 def numbers(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=generator(11, seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=make_generator(11, seed), dtype=torch.float64)
 
 
 def cost(

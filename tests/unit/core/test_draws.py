@@ -2,19 +2,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 
 
-def take(draws: Draws) -> tuple[torch.Tensor, ...]:
+def take(draws: BatchRng) -> tuple[torch.Tensor, ...]:
     return draws.uniform(), draws.uniform(3), draws.normal(2, 4), draws.integers(1000)
 
 
 @given(parts=st.integers(1, 4), size=st.integers(1, 5), seed=st.integers(0, 99))
 def test_parts_together_are_the_whole(parts: int, size: int, seed: int) -> None:
     total = parts * size
-    whole = take(Draws(torch.Generator().manual_seed(seed), total))
+    whole = take(BatchRng(torch.Generator().manual_seed(seed), total))
     pieces = [
-        take(Draws(torch.Generator().manual_seed(seed), total, part * size, size))
+        take(BatchRng(torch.Generator().manual_seed(seed), total, part * size, size))
         for part in range(parts)
     ]
     for kind, (expected, batch_dim) in enumerate(zip(whole, (0, 1, 0, 0), strict=True)):
@@ -22,7 +22,7 @@ def test_parts_together_are_the_whole(parts: int, size: int, seed: int) -> None:
 
 
 def test_shapes_and_ranges() -> None:
-    one, three, unit, whole = take(Draws(torch.Generator().manual_seed(0), 500, 100))
+    one, three, unit, whole = take(BatchRng(torch.Generator().manual_seed(0), 500, 100))
     assert [tuple(t.shape) for t in (one, three, unit, whole)] == [
         (400,), (3, 400), (400, 2, 4), (400,),
     ]  # fmt: skip
@@ -34,12 +34,12 @@ def test_shapes_and_ranges() -> None:
 
 @given(parts=st.integers(1, 4), size=st.integers(1, 5), seed=st.integers(0, 99))
 def test_generators_of_each_picture_are_the_same_in_parts(parts: int, size: int, seed: int) -> None:
-    def first_numbers(draws: Draws, stream: int = 7) -> list[float]:
-        each = draws.of_each(stream)
+    def first_numbers(draws: BatchRng, stream: int = 7) -> list[float]:
+        each = draws.per_image_generators(stream)
         return [float(torch.rand((), generator=one, dtype=torch.float64)) for one in each]
 
-    def fresh(first: int = 0, count: int | None = None) -> Draws:
-        return Draws(torch.Generator().manual_seed(seed), parts * size, first, count)
+    def fresh(first: int = 0, count: int | None = None) -> BatchRng:
+        return BatchRng(torch.Generator().manual_seed(seed), parts * size, first, count)
 
     whole = first_numbers(fresh())
     pieces = [first_numbers(fresh(part * size, size)) for part in range(parts)]

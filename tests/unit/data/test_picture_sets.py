@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.errors import DataError
 from lorasmith.data.images.square_images import (
     Pictures,
@@ -36,8 +36,8 @@ def rows(tmp_path: Path) -> list[Row]:
     return rows
 
 
-def draws(count: int, seed: int = 0) -> Draws:
-    return Draws(torch.Generator().manual_seed(seed), count)
+def draws(count: int, seed: int = 0) -> BatchRng:
+    return BatchRng(torch.Generator().manual_seed(seed), count)
 
 
 def test_bytes_survive_the_way_there_and_back() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 from lorasmith.core.errors import DataError
 from lorasmith.data.images.augment import View, draw_view, jittered
 from lorasmith.data.images.bucketed import Frame, PlacedPictures, cut, movable, upright_size
@@ -189,8 +189,8 @@ def test_views_stay_inside(
     width: int, height: int, seed: int, jitter: float, flip: bool, random_crop: bool
 ) -> None:
     placed = place((width, height), BUCKETS)
-    view = draw_view(placed, random_crop, flip, jitter, generator(seed))
-    assert view == draw_view(placed, random_crop, flip, jitter, generator(seed))
+    view = draw_view(placed, random_crop, flip, jitter, make_generator(seed))
+    assert view == draw_view(placed, random_crop, flip, jitter, make_generator(seed))
     for corner in (view.corner, view.corner_shown(placed)):
         assert 0 <= corner[0] <= placed.room[0]
         assert 0 <= corner[1] <= placed.room[1]
@@ -202,15 +202,15 @@ def test_views_stay_inside(
 
 def test_one_setting_does_not_change_what_another_does() -> None:
     placed = place((300, 100), SQUARE)
-    every = draw_view(placed, True, True, 0.5, generator(1))
-    assert draw_view(placed, True, False, 0.0, generator(1)).corner == every.corner
-    assert draw_view(placed, False, True, 0.0, generator(1)).mirrored == every.mirrored
-    assert draw_view(placed, False, False, 0.5, generator(1)).factors == every.factors
+    every = draw_view(placed, True, True, 0.5, make_generator(1))
+    assert draw_view(placed, True, False, 0.0, make_generator(1)).corner == every.corner
+    assert draw_view(placed, False, True, 0.0, make_generator(1)).mirrored == every.mirrored
+    assert draw_view(placed, False, False, 0.5, make_generator(1)).factors == every.factors
 
 
 def test_views_cover_all_there_is() -> None:
     placed = place((34, 32), SQUARE)
-    views = [draw_view(placed, True, True, 0.3, generator(0, n)) for n in range(600)]
+    views = [draw_view(placed, True, True, 0.3, make_generator(0, n)) for n in range(600)]
     lefts = [view.corner[0] for view in views]
     assert {lefts.count(n) > 150 for n in range(3)} == {True}
     assert 0.4 < sum(view.mirrored for view in views) / 600 < 0.6

@@ -11,7 +11,7 @@ from lorasmith.inference.prompts.parser import (
     parse_negative_prompt,
     parse_prompt,
 )
-from lorasmith.models.text.prompt_spans import EMPTY
+from lorasmith.models.text.prompt_spans import EMPTY_PROMPT
 
 WORD = st.sampled_from(["red", "apple,", "a", "BREAKFAST", "it's", "7:", "straße"])
 
@@ -83,7 +83,7 @@ def test_text_without_marks_is_left_as_it_is(words: list[str]) -> None:
     text = " ".join(words)
     prompt = parse_prompt(text)
     assert prompt.text == text
-    assert prompt.weighted == (make_plain_prompt(text).weighted if text else EMPTY)
+    assert prompt.weighted == (make_plain_prompt(text).weighted if text else EMPTY_PROMPT)
 
 
 @given(st.lists(WORD, min_size=1, max_size=4), st.floats(-9, 9), st.integers(0, 3))

@@ -14,8 +14,8 @@ from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.inference.denoise import CFGDenoiser
 from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.models.load import load_model
-from lorasmith.models.text.long_prompts import passage_ids
-from lorasmith.models.text.prompt_spans import plain_passage
+from lorasmith.models.text.long_prompts import prompt_token_ids
+from lorasmith.models.text.prompt_spans import unweighted_prompt
 
 ALL = {"targets": "attention", "parts": [{"targets": "text-encoder"}]}
 SEVENTEEN = "0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0"
@@ -140,7 +140,7 @@ def test_a_tag_across_the_border_of_two_chunks_wakes_both_gates(
 ) -> None:
     words = len(pipe.model.tokenizer("curlyqx", add_special_tokens=False)["input_ids"])
     text = "a " * (75 - words) + "curlyqx person"
-    ids = passage_ids(pipe.model.tokenizer, plain_passage(text))
+    ids = prompt_token_ids(pipe.model.tokenizer, unweighted_prompt(text))
     places = mark_tag_tokens(pipe.model.tokenizer, "curlyqx person", ids[None])[0]
     assert len(ids) == 154
     assert places[:77].sum() == words

@@ -10,7 +10,7 @@ from torch import nn
 
 from lorasmith.config.pretrain import PretrainTrainerConfig
 from lorasmith.core.errors import ConfigError, OutputError, TrainingError, WeightsError
-from lorasmith.loops.optimized_module import Trained
+from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.loops.tracking import read_log
 from lorasmith.pretraining.loop import Interrupted, Loop, Part
 from lorasmith.pretraining.optimizer import adamw
@@ -75,9 +75,7 @@ def test_checkpoints_come_as_often_as_asked(tmp_path: Path) -> None:
 def test_accumulated_parts_are_one_batch(tmp_path: Path) -> None:
     whole, parts = (
         Run(output_dir=tmp_path / "1"),
-        Run(
-        output_dir=tmp_path / "2", batch_size=2, gradient_accumulation_steps=2
-    ),
+        Run(output_dir=tmp_path / "2", batch_size=2, gradient_accumulation_steps=2),
     )
     one, two = whole.go(), parts.go()
     assert torch.equal(torch.cat(whole.noise), torch.cat(parts.noise))
@@ -175,10 +173,10 @@ def test_a_checkpoint_of_another_network_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_two_networks_share_one_loss_scaler() -> None:
-    def make(seed: int) -> Trained:
+    def make(seed: int) -> OptimizedModule:
         torch.manual_seed(seed)
         module = nn.Linear(3, 1)
-        return Trained(module, module, adamw([module], 0.1, 0.0), 0.1, None)
+        return OptimizedModule(module, module, adamw([module], 0.1, 0.0), 0.1, None)
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     scaled, plain = [make(0), make(1)], [make(0), make(1)]
@@ -187,7 +185,7 @@ def test_two_networks_share_one_loss_scaler() -> None:
         for one, two in zip(scaled, plain, strict=True):
             scaler.scale(one.module(inputs).square().mean()).backward()
             two.module(inputs).square().mean().backward()
-        norms = [(one.update(0.5, scaler), two.update(0.5, None))
+        norms = [(one.clip_and_step(0.5, scaler), two.clip_and_step(0.5, None))
                  for one, two in zip(scaled, plain, strict=True)]  # fmt: skip
         scaler.update()
         for with_scaler, without in norms:

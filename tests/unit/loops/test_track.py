@@ -7,11 +7,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fake_wandb import FakeWandb
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.tracking import Corner, Tracker, WandbRun, check_wandb, read_log, wandb_board
+from lorasmith.loops.tracking import (
+    ScopedLogger,
+    Tracker,
+    WandbRun,
+    check_wandb,
+    open_wandb,
+    read_log,
+)
 
 
 def write(folder: Path, steps: range, first: int = 0, tensorboard: bool = False) -> None:
-    with Tracker(folder, tensorboard, first=first) as tracker:
+    with Tracker(folder, tensorboard, steps_done=first) as tracker:
         for step in steps:
             tracker.log(step, {"loss": 1.0 / step})
 
@@ -97,9 +104,9 @@ def test_wandb_is_told_the_same_and_never_asks(
 def test_logs_may_share_one_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with wandb_board(tmp_path / "both", WandbRun("project", "both")) as board:
+    with open_wandb(tmp_path / "both", WandbRun("project", "both")) as board:
         for tag in ("a", "b"):
-            shared = Corner(board, tag)
+            shared = ScopedLogger(board, tag)
             with Tracker(tmp_path / tag, tensorboard=False, wandb=shared) as tracker:
                 tracker.log(7, {"loss": 0.5})
             assert read_log(tmp_path / tag / "log.jsonl")[0]["loss"] == 0.5

@@ -8,7 +8,13 @@ import torch
 
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.load import load_model
-from lorasmith.models.model_summary import KINDS, anatomy, kind_shares, lora_costs, lora_parameters
+from lorasmith.models.model_summary import (
+    KINDS,
+    kind_shares,
+    lora_costs,
+    lora_parameters,
+    summarize_model,
+)
 from lorasmith.models.unet_tree import Node, count, unet_tree
 from true_size import UNETS
 
@@ -89,7 +95,7 @@ def test_a_folder_is_read_without_its_weights(tiny_model: Path, tmp_path: Path) 
             )
         else:
             shutil.copy(part, tmp_path)
-    parts, model = anatomy(tmp_path, rank=4), load_model(tiny_model)
+    parts, model = summarize_model(tmp_path, rank=4), load_model(tiny_model)
     assert parts.unet.parameters == sum(p.numel() for p in model.unet.parameters())
     assert parts.vae["parameters"] == sum(p.numel() for p in model.vae.parameters())
     assert parts.text[0]["parameters"] == sum(p.numel() for p in model.text_encoder.parameters())
@@ -108,7 +114,7 @@ def test_a_second_text_encoder_is_counted(tiny_model: Path, tmp_path: Path) -> N
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 16}
     path.write_text(json.dumps(config), encoding="utf-8")
-    parts = anatomy(folder, rank=4)
+    parts = summarize_model(folder, rank=4)
     first, second = (int(text["parameters"]) for text in parts.text)
     assert second == first + 16 * 16
     assert parts.lora[-1].layers == 2 * 2 * 6  # the projection is left alone
@@ -116,7 +122,7 @@ def test_a_second_text_encoder_is_counted(tiny_model: Path, tmp_path: Path) -> N
 
 def test_bad_models_and_ranks_are_named(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^lora: rank 0"):
-        anatomy(tiny_model, rank=0)
+        summarize_model(tiny_model, rank=0)
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     path = folder / "unet" / "config.json"
@@ -128,7 +134,7 @@ def test_bad_models_and_ranks_are_named(tiny_model: Path, tmp_path: Path) -> Non
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(WeightsError, match=message):
-            anatomy(folder)
+            summarize_model(folder)
     path.unlink()
     with pytest.raises(WeightsError, match=r"unet/config\.json is missing"):
-        anatomy(folder)
+        summarize_model(folder)

@@ -14,15 +14,20 @@ from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import encode_captions, tokenize
 from lorasmith.models.text.long_prompts import (
+    apply_emphasis,
     count_chunks,
-    emphasized,
-    empty_is_zero,
-    encode_passages,
-    lengthened,
-    passage_ids,
-    warn_of_length,
+    encode_prompts,
+    pad_conditioning,
+    prompt_token_ids,
+    warn_if_too_long,
+    zeroes_empty_prompt,
 )
-from lorasmith.models.text.prompt_spans import EMPTY, Passage, Words, plain_passage
+from lorasmith.models.text.prompt_spans import (
+    EMPTY_PROMPT,
+    PromptSpan,
+    WeightedPrompt,
+    unweighted_prompt,
+)
 from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
 from tiny_models import MERGES
 
@@ -31,9 +36,9 @@ FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 START, END = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
 
 
-def contents(passage: Passage) -> list[str]:
+def contents(passage: WeightedPrompt) -> list[str]:
     """What each chunk says."""
-    rows = passage_ids(TOKENIZER, passage).view(-1, 77).tolist()
+    rows = prompt_token_ids(TOKENIZER, passage).view(-1, 77).tolist()
     for row in rows:
         assert row[0] == START
         end = row.index(END)
@@ -44,8 +49,8 @@ def contents(passage: Passage) -> list[str]:
 def test_a_short_text_has_the_tokens_that_the_tokenizer_gives() -> None:
     for text in ("", "a red apple", "a " * 75):
         (ids,) = tokenize(TOKENIZER, [text])
-        assert torch.equal(passage_ids(TOKENIZER, plain_passage(text)), ids)
-        assert count_chunks(TOKENIZER, plain_passage(text)) == 1
+        assert torch.equal(prompt_token_ids(TOKENIZER, unweighted_prompt(text)), ids)
+        assert count_chunks(TOKENIZER, unweighted_prompt(text)) == 1
 
 
 @pytest.mark.parametrize(
@@ -61,39 +66,39 @@ def test_a_short_text_has_the_tokens_that_the_tokenizer_gives() -> None:
     ],
 )
 def test_where_a_chunk_ends(text: str, chunks: list[str]) -> None:
-    found = contents(plain_passage(text))
+    found = contents(unweighted_prompt(text))
     assert [one.split() for one in found] == [one.split() for one in chunks]
 
 
 def test_a_section_begins_a_chunk() -> None:
-    passage = ((Words("a red"), Words("apple", 1.5)), (Words("b"),))
+    passage = ((PromptSpan("a red"), PromptSpan("apple", 1.5)), (PromptSpan("b"),))
     assert contents(passage) == ["a red apple", "b"]
 
 
 @given(st.lists(st.sampled_from(["a", "curlyqx", ",", "straße", "7", "b,"]), max_size=120))
 def test_no_token_is_lost(words: list[str]) -> None:
     text = " ".join(words)
-    ids = passage_ids(TOKENIZER, plain_passage(text))
+    ids = prompt_token_ids(TOKENIZER, unweighted_prompt(text))
     assert len(ids) % 77 == 0
     kept = [number for number in ids.tolist() if number not in (START, END)]
     assert kept == TOKENIZER(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def test_a_long_word_is_cut_where_it_must_be() -> None:
-    found = contents(plain_passage("qx" * 100))
+    found = contents(unweighted_prompt("qx" * 100))
     assert len(found) > 1
     assert "".join(found).replace(" ", "") == "qx" * 100
 
 
 def test_only_chunks_that_nobody_asked_for_are_warned_about() -> None:
-    sections = ((Words("a " * 75),), (Words("b"),))
+    sections = ((PromptSpan("a " * 75),), (PromptSpan("b"),))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_length(TOKENIZER, sections, "prompt")
+        warn_if_too_long(TOKENIZER, sections, "prompt")
     with pytest.warns(
         LorasmithWarning, match="the negative prompt has 77 tokens, more than the 75"
     ):
-        warn_of_length(TOKENIZER, plain_passage("a " * 77), "negative prompt")
+        warn_if_too_long(TOKENIZER, unweighted_prompt("a " * 77), "negative prompt")
 
 
 @pytest.fixture(params=FAMILIES)
@@ -105,12 +110,16 @@ def model(request: pytest.FixtureRequest) -> Model:
 def test_each_chunk_is_encoded_as_a_text_of_its_own(model: Model) -> None:
     texts = ["a " * 75, "red apple", "", "a pear"]
     alone = encode_captions(model, texts)
-    passages = [plain_passage("a " * 75 + "red apple"), EMPTY, plain_passage("a pear")]
-    long, empty, short = encode_passages(model, passages)
+    passages = [
+        unweighted_prompt("a " * 75 + "red apple"),
+        EMPTY_PROMPT,
+        unweighted_prompt("a pear"),
+    ]
+    long, empty, short = encode_prompts(model, passages)
     torch.testing.assert_close(long.context, torch.cat([alone[0].context, alone[1].context]))
     torch.testing.assert_close(empty.context, alone[2].context)
     torch.testing.assert_close(short.context, alone[3].context)
-    filled = lengthened(short, empty, 154)
+    filled = pad_conditioning(short, empty, 154)
     assert torch.equal(filled.context, torch.cat([short.context, empty.context]))
     if model.text_encoder_2 is not None:
         torch.testing.assert_close(long.pooled, alone[0].pooled)  # of the first chunk
@@ -119,11 +128,11 @@ def test_each_chunk_is_encoded_as_a_text_of_its_own(model: Model) -> None:
 
 
 def test_emphasis_is_on_its_own_words_in_each_tower(model: Model) -> None:
-    plain = (Words("a"), Words("red"), Words("apple"))
-    strong = (Words("a"), Words("red", 1.5), Words("apple"))
-    before, after = encode_passages(model, [(plain,), (strong,)])
-    red = passage_ids(model.tokenizer, (plain[:2],)).tolist().index(END)  # the place behind it
-    first = passage_ids(model.tokenizer, (plain[:1],)).tolist().index(END)
+    plain = (PromptSpan("a"), PromptSpan("red"), PromptSpan("apple"))
+    strong = (PromptSpan("a"), PromptSpan("red", 1.5), PromptSpan("apple"))
+    before, after = encode_prompts(model, [(plain,), (strong,)])
+    red = prompt_token_ids(model.tokenizer, (plain[:2],)).tolist().index(END)  # the place behind it
+    first = prompt_token_ids(model.tokenizer, (plain[:1],)).tolist().index(END)
     start = 0
     for encoder in model.text_encoders:
         part = slice(start, start := start + encoder.config.hidden_size)
@@ -139,23 +148,23 @@ def test_emphasis_is_on_its_own_words_in_each_tower(model: Model) -> None:
 def test_rows_without_emphasis_keep_their_bits() -> None:
     states = torch.randn(3, 77, 8)
     weights = torch.ones(3, 77)
-    assert emphasized(states, weights) is states
+    assert apply_emphasis(states, weights) is states
     weights[1, 4] = 1.2
-    found = emphasized(states, weights)
+    found = apply_emphasis(states, weights)
     assert torch.equal(found[[0, 2]], states[[0, 2]])
     assert not torch.equal(found[1], states[1])
     weights[2] = 0.0  # nothing is left to be brought back
-    assert not emphasized(states, weights)[2].any()
+    assert not apply_emphasis(states, weights)[2].any()
 
 
 def test_what_an_empty_negative_prompt_stands_for(
     tiny_sdxl: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    assert not empty_is_zero(load_model(tiny_model))
-    assert empty_is_zero(load_model(tiny_sdxl))
+    assert not zeroes_empty_prompt(load_model(tiny_model))
+    assert zeroes_empty_prompt(load_model(tiny_sdxl))
     folder = tmp_path / "model"
     shutil.copytree(tiny_sdxl, folder)
     index = folder / "model_index.json"
     told = json.loads(index.read_text(encoding="utf-8")) | {"force_zeros_for_empty_prompt": False}
     index.write_text(json.dumps(told), encoding="utf-8")
-    assert not empty_is_zero(load_model(folder))
+    assert not zeroes_empty_prompt(load_model(folder))

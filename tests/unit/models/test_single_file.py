@@ -9,7 +9,7 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.family import Variant
 from lorasmith.models.files.convert import contents_of, write_single_file
-from lorasmith.models.files.summary import summarize
+from lorasmith.models.files.summary import read_model_info
 from lorasmith.models.image_sizes import ModelSizes
 from lorasmith.models.load import load_model, open_source
 from lorasmith.models.model_summary import empty_networks
@@ -47,7 +47,7 @@ def tiny_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_family_is_told_from_names_and_shapes(name: str, path: Path) -> None:
     variant = VARIANTS[name]
     extras = EXTRAS[variant.family]
-    summary = summarize(write_sparse(path, file_shapes(name) | extras))
+    summary = read_model_info(write_sparse(path, file_shapes(name) | extras))
     said = variant.prediction if variant.family != "sd2" or variant.inpainting else None
     assert summary.variant == Variant(variant.family, variant.inpainting, said)
     assert {part.formats for part in summary.parts} == {("F16",)}
@@ -87,7 +87,7 @@ def test_an_sdxl_that_predicts_v_without_terminal_signal(path: Path) -> None:
 def test_older_names_of_the_text_tower(path: Path) -> None:
     old = {key.replace(CLIP, CLIP.removesuffix("text_model.")): shape
            for key, shape in file_shapes("sd1").items()}  # fmt: skip
-    assert summarize(write_sparse(path, old)).variant == VARIANTS["sd1"]
+    assert read_model_info(write_sparse(path, old)).variant == VARIANTS["sd1"]
 
 
 def test_the_refiner_has_no_first_text_encoder(path: Path) -> None:
@@ -142,7 +142,7 @@ WRONG = {
 def test_what_is_no_whole_model_is_said(message: str, path: Path) -> None:
     write_sparse(path, WRONG[message])
     with pytest.raises(WeightsError) as caught:
-        summarize(path)
+        read_model_info(path)
     assert str(caught.value).startswith(f"model {path}: {message}")
 
 
@@ -152,14 +152,14 @@ def test_shapes_that_are_not_the_family_s(path: Path) -> None:
         WeightsError, match=r"unet cannot .* 1 of 686 .* conv_out.bias: \[5\] where"
     ):
         load_model(write_sparse(path, shapes))
-    for look in (summarize, lambda file: contents_of(open_source(file))):
+    for look in (read_model_info, lambda file: contents_of(open_source(file))):
         with pytest.raises(WeightsError, match=r"unet cannot .* 1 of 686 tensors do not fit"):
             look(path)
 
 
 def test_quantised_weights_are_refused(path: Path) -> None:
     write_sparse(path, file_shapes("sd1"), "I8")
-    for look in (load_model, summarize, lambda file: contents_of(open_source(file))):
+    for look in (load_model, read_model_info, lambda file: contents_of(open_source(file))):
         with pytest.raises(WeightsError, match=r"unet .* 686 tensors are whole numbers \(I8\)"):
             look(path)
 
@@ -176,7 +176,10 @@ def test_mixed_formats_become_one(tiny_file: Path, path: Path) -> None:
     save_tensors(path, mixed, open_source(tiny_file).metadata)
     model = load_model(path, torch.bfloat16)
     assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.bfloat16}
-    assert {part.formats for part in summarize(path).parts} <= {("F16", "BF16"), ("BF16", "F16")}
+    assert {part.formats for part in read_model_info(path).parts} <= {
+        ("F16", "BF16"),
+        ("BF16", "F16"),
+    }
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"configs": {"unet": {}}}'])

@@ -6,13 +6,13 @@ import torch
 
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.models.load import load_text_encoder, load_tokenizer
-from lorasmith.models.text.encode import cut_text, encode, tokenize
+from lorasmith.models.text.encode import encode_hidden_states, tokenize, truncated_text
 
 
 def test_short_text_is_not_cut(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    assert cut_text(tokenizer, "a red apple") == ""
-    assert cut_text(tokenizer, "") == ""
+    assert truncated_text(tokenizer, "a red apple") == ""
+    assert truncated_text(tokenizer, "") == ""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ids = tokenize(tokenizer, ["a red apple", ""])
@@ -26,8 +26,8 @@ def test_the_cut_starts_where_the_tokens_end(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     one = len(tokenizer("a", add_special_tokens=False)["input_ids"])
     assert one == 1
-    assert cut_text(tokenizer, "a " * 75) == ""
-    assert cut_text(tokenizer, "a " * 75 + "b c") == "b c"
+    assert truncated_text(tokenizer, "a " * 75) == ""
+    assert truncated_text(tokenizer, "a " * 75 + "b c") == "b c"
     with pytest.warns(LorasmithWarning, match=r"longer than 77 tokens; this was cut: 'b c'"):
         ids = tokenize(tokenizer, ["a " * 75 + "b c"])
     assert torch.equal(ids, tokenize(tokenizer, ["a " * 75]))
@@ -45,14 +45,16 @@ def test_clip_skip_is_the_normed_hidden_state_of_an_earlier_layer(tiny_model: Pa
         # Every one is normed, the last layer's too: clip skip 1 is the encoder's own output.
         for skip in (1, 2):
             torch.testing.assert_close(
-                encode(encoder, ids, skip), norm(outputs.hidden_states[-skip])
+                encode_hidden_states(encoder, ids, skip), norm(outputs.hidden_states[-skip])
             )
-        assert torch.equal(encode(encoder, ids), outputs.last_hidden_state)
-        assert not torch.allclose(encode(encoder, ids, 2), encode(encoder, ids, 1))
+        assert torch.equal(encode_hidden_states(encoder, ids), outputs.last_hidden_state)
+        assert not torch.allclose(
+            encode_hidden_states(encoder, ids, 2), encode_hidden_states(encoder, ids, 1)
+        )
 
 
 @pytest.mark.parametrize("skip", [0, -1, 3])
 def test_a_layer_that_does_not_exist_is_refused(tiny_model: Path, skip: int) -> None:
     encoder = load_text_encoder(tiny_model)
     with pytest.raises(ConfigError, match="clip skip must be 1 to 2"):
-        encode(encoder, torch.zeros(1, 77, dtype=torch.int64), skip)
+        encode_hidden_states(encoder, torch.zeros(1, 77, dtype=torch.int64), skip)

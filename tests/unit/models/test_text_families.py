@@ -10,7 +10,7 @@ import torch
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.family import family_of
 from lorasmith.models.load import Model, load_model, resolve_model
-from lorasmith.models.text.encode import TokenIds, condition, encode_captions, token_ids
+from lorasmith.models.text.encode import TokenIds, encode_captions, encode_tokens, tokenize_texts
 
 TEXTS = ["a red apple on a table, noto style", "", "x " * 90]
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
@@ -70,7 +70,7 @@ def test_many_texts_come_in_their_order(model: Model) -> None:
 
 def test_the_second_tokenizer_pads_otherwise(tiny_sdxl: Path) -> None:
     model = load_model(tiny_sdxl)
-    first, second = token_ids(model, ["apple"])
+    first, second = tokenize_texts(model, ["apple"])
     assert second is not None
     assert first[0, -1] == model.tokenizer.eos_token_id
     assert second[0, -1] == model.tokenizer_2.pad_token_id != model.tokenizer.eos_token_id
@@ -78,7 +78,7 @@ def test_the_second_tokenizer_pads_otherwise(tiny_sdxl: Path) -> None:
 
 def test_gradients_reach_both_text_encoders(tiny_sdxl: Path) -> None:
     model = load_model(tiny_sdxl)
-    found = condition(model, token_ids(model, ["a red apple"]))
+    found = encode_tokens(model, tokenize_texts(model, ["a red apple"]))
     (found.context.sum() + found.pooled.sum()).backward()
     for encoder in model.text_encoders:
         weight = next(p for n, p in encoder.named_parameters() if n.endswith("0.mlp.fc1.weight"))
@@ -91,7 +91,7 @@ def test_layers_that_do_not_exist_are_refused(tiny_sdxl: Path) -> None:
     ids = torch.zeros(1, 77, dtype=torch.int64)
     for skip in (0, 3):
         with pytest.raises(ConfigError, match="clip skip must be 1 to 2"):
-            condition(model, TokenIds(ids, ids), skip)
+            encode_tokens(model, TokenIds(ids, ids), skip)
 
 
 def test_families(tiny_model: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:

@@ -7,32 +7,32 @@ import torch
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.image_encoder import (
-    ClipPair,
-    ImageTower,
-    embed_pictures,
+    ClipModel,
+    ImageEncoder,
+    embed_images,
     embed_texts,
-    load_image_tower,
-    load_pair,
-    save_pair,
+    load_clip,
+    load_image_encoder,
+    save_clip,
 )
 from lorasmith.models.load import load_text_encoder, load_tokenizer
 
 
 @pytest.fixture
-def pair(tiny_model: Path) -> ClipPair:
+def pair(tiny_model: Path) -> ClipModel:
     torch.manual_seed(0)
-    return ClipPair(load_text_encoder(tiny_model), ImageTower((8, 16), (1, 2), 12))
+    return ClipModel(load_text_encoder(tiny_model), ImageEncoder((8, 16), (1, 2), 12))
 
 
 @pytest.fixture
-def saved(pair: ClipPair, tiny_model: Path, tmp_path: Path) -> Path:
-    save_pair(pair, load_tokenizer(tiny_model), tmp_path / "clip")
+def saved(pair: ClipModel, tiny_model: Path, tmp_path: Path) -> Path:
+    save_clip(pair, load_tokenizer(tiny_model), tmp_path / "clip")
     return tmp_path / "clip"
 
 
-def test_shapes(pair: ClipPair) -> None:
+def test_shapes(pair: ClipModel) -> None:
     pictures = torch.randn(3, 3, 32, 24)
-    maps = pair.image.features(pictures)
+    maps = pair.image.feature_maps(pictures)
     assert [tuple(m.shape) for m in maps] == [(3, 8, 16, 12), (3, 16, 8, 6)]
     image, text, scale = pair(pictures, torch.zeros(3, 77, dtype=torch.int64))
     assert image.shape == text.shape == (3, 12)
@@ -41,24 +41,24 @@ def test_shapes(pair: ClipPair) -> None:
     assert float(scale.detach()) == pytest.approx(1 / 0.07, rel=1e-5)
 
 
-def test_the_temperature_is_bounded(pair: ClipPair) -> None:
+def test_the_temperature_is_bounded(pair: ClipModel) -> None:
     with torch.no_grad():
         pair.log_scale.fill_(9.0)
     scale = pair(torch.randn(1, 3, 8, 8), torch.zeros(1, 77, dtype=torch.int64))[2]
     assert float(scale.detach()) == pytest.approx(100.0, rel=1e-4)
 
 
-def test_a_saved_pair_comes_back(pair: ClipPair, saved: Path) -> None:
-    again = load_pair(saved)
+def test_a_saved_pair_comes_back(pair: ClipModel, saved: Path) -> None:
+    again = load_clip(saved)
     assert again.state_dict().keys() == pair.state_dict().keys()
     for name, value in pair.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     assert not any(p.requires_grad for p in again.parameters())
-    tower = load_image_tower(saved)
+    tower = load_image_encoder(saved)
     pictures = torch.randn(5, 3, 16, 16)
-    assert torch.equal(embed_pictures(tower, pictures), embed_pictures(again.image, pictures))
+    assert torch.equal(embed_images(tower, pictures), embed_images(again.image, pictures))
     torch.testing.assert_close(
-        embed_pictures(tower, pictures, batch_size=2), embed_pictures(tower, pictures)
+        embed_images(tower, pictures, batch_size=2), embed_images(tower, pictures)
     )
     tokenizer = load_tokenizer(saved)
     texts = ["a red apple", "", "a pear"]
@@ -68,7 +68,7 @@ def test_a_saved_pair_comes_back(pair: ClipPair, saved: Path) -> None:
 
 
 def test_a_missing_tower_is_named(tmp_path: Path) -> None:
-    for load in (load_pair, load_image_tower):
+    for load in (load_clip, load_image_encoder):
         with pytest.raises(WeightsError, match="has no image_tower; `lorasmith pretrain clip`"):
             load(tmp_path)
 
@@ -76,7 +76,7 @@ def test_a_missing_tower_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"channels": [8]}', '{"width": 8}'])
 def test_a_damaged_config_is_named(saved: Path, content: str) -> None:
     (saved / "image_tower" / "config.json").write_text(content, encoding="utf-8")
-    for load in (load_pair, load_image_tower):
+    for load in (load_clip, load_image_encoder):
         with pytest.raises(WeightsError, match=r"config\.json: not an image tower's config"):
             load(saved)
 
@@ -84,7 +84,7 @@ def test_a_damaged_config_is_named(saved: Path, content: str) -> None:
 def test_weights_of_another_shape_are_refused(saved: Path) -> None:
     config = {"channels": [8, 24], "blocks": [1, 2], "embedding": 12}
     (saved / "image_tower" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    for load in (load_pair, load_image_tower):
+    for load in (load_clip, load_image_encoder):
         with pytest.raises(WeightsError, match=r"weights do not fit config\.json"):
             load(saved)
 
@@ -96,4 +96,4 @@ def test_missing_and_unexpected_tensors_are_counted(saved: Path) -> None:
     tensors.pop("log_scale")
     save_tensors(path, tensors, {})
     with pytest.raises(WeightsError, match="image_tower: 2 tensors missing, 1 unexpected"):
-        load_pair(saved)
+        load_clip(saved)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 from lorasmith.pretraining.augment import jitter_colours, shift_and_scale
 
 
-def draws(count: int = 8) -> Draws:
-    return Draws(torch.Generator().manual_seed(0), count)
+def draws(count: int = 8) -> BatchRng:
+    return BatchRng(torch.Generator().manual_seed(0), count)
 
 
 def spots() -> torch.Tensor:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 from lorasmith.data.reading.rows import Row
 from lorasmith.models.load import load_tokenizer
 from lorasmith.models.text.encode import tokenize
@@ -38,7 +38,7 @@ def known(tokenizer) -> dict[tuple[int, ...], str]:
 
 def drawn(table: CaptionTable, known: dict[tuple[int, ...], str], number: int, **options) -> list:
     numbers = torch.full((COUNT,), number)
-    draws = Draws(torch.Generator().manual_seed(number), COUNT)
+    draws = BatchRng(torch.Generator().manual_seed(number), COUNT)
     ids = table.draw(numbers, draws, **options)
     assert ids.shape == (COUNT, 77)
     return [known[tuple(one)] for one in ids.tolist()]
@@ -65,6 +65,6 @@ def test_shares_of_empty_and_short_captions(table, known) -> None:
 
 def test_a_batch_of_several_rows(table, known) -> None:
     ids = table.draw(
-        torch.tensor([2, 0, 1]), Draws(torch.Generator().manual_seed(0), 3), phrasings=False
+        torch.tensor([2, 0, 1]), BatchRng(torch.Generator().manual_seed(0), 3), phrasings=False
     )
     assert [known[tuple(one)] for one in ids.tolist()] == [CAPTIONS[n][0] for n in (2, 0, 1)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.models.image_encoder import ImageTower
+from lorasmith.models.image_encoder import ImageEncoder
 from lorasmith.pretraining.vae_losses import (
     PatchDiscriminator,
     PerceptualLoss,
@@ -21,7 +21,7 @@ def pictures(seed: int, *size: int) -> torch.Tensor:
 @pytest.fixture
 def perceptual() -> PerceptualLoss:
     torch.manual_seed(0)
-    return PerceptualLoss(ImageTower((8, 16), (1, 1), 8))
+    return PerceptualLoss(ImageEncoder((8, 16), (1, 1), 8))
 
 
 def test_perceptual_distance_is_zero_for_equal_pictures_alone(perceptual: PerceptualLoss) -> None:
@@ -34,7 +34,9 @@ def test_perceptual_distance_is_zero_for_equal_pictures_alone(perceptual: Percep
 def test_perceptual_distance_is_that_of_plain_loops(perceptual: PerceptualLoss) -> None:
     one, two = pictures(0, 1, 3, 8, 8), pictures(1, 1, 3, 8, 8)
     stages = []
-    for a, b in zip(perceptual.tower.features(one), perceptual.tower.features(two), strict=True):
+    for a, b in zip(
+        perceptual.tower.feature_maps(one), perceptual.tower.feature_maps(two), strict=True
+    ):
         places = []
         for y in range(a.shape[2]):
             for x in range(a.shape[3]):

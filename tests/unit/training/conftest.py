@@ -11,8 +11,8 @@ import torch
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise, draw_noise, process_of
@@ -37,7 +37,7 @@ class Bench:
         return Objective(Denoiser(self.model), process, settings)
 
     def batch(self, size: int = 2, seed: int = 0, mask: bool = False, **more: Any) -> Batch:
-        draws = generator(7, seed)
+        draws = make_generator(7, seed)
         return Batch(
             clean=torch.randn(size, 4, 8, 8, generator=draws),
             weight=torch.ones(size),
@@ -49,7 +49,7 @@ class Bench:
 
     def part(self, objective: Objective, size: int = 2, seed: int = 0) -> tuple[Batch, Noise]:
         batch = self.batch(size, seed)
-        draws = Draws(generator(8, seed), size)
+        draws = BatchRng(make_generator(8, seed), size)
         return batch, draw_noise(objective.process, objective.settings, batch, draws)
 
 

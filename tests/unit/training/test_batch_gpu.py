@@ -8,8 +8,8 @@ import torch
 from training_sets import data_of, write
 
 from lorasmith.config.train_config import TrainerConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.models.load import load_model
 from lorasmith.training.data.dataset import TrainingSet, build_dataset
 
@@ -51,5 +51,5 @@ def test_batches_do_not_wait_for_the_device(
 
 
 def take(made: TrainingSet, device: torch.device):
-    draws = Draws(generator(0, 1, device=device), 4)
+    draws = BatchRng(make_generator(0, 1, device=device), 4)
     return made.batch(torch.tensor([3, 1, 0, 2]), draws)

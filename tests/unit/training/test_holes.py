@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from training_sets import CPU, data_of, pixels_of, write
 
 from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.training.data.batch import Batch, joined
 from lorasmith.training.data.dataset import TrainingSet, build_dataset
@@ -45,7 +45,7 @@ def built(model: Model, data: DataConfig, seed: int = 0) -> TrainingSet:
 
 
 def surroundings(made: TrainingSet, numbers: list[int], step: int = 0) -> torch.Tensor:
-    batch = made.batch(torch.tensor(numbers), Draws(generator(0, 1, step), len(numbers)))
+    batch = made.batch(torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers)))
     assert batch.surroundings is not None
     assert batch.surroundings.shape == (len(numbers), 5, 8, 8)
     return batch.surroundings
@@ -118,7 +118,7 @@ def test_masks_for_the_loss_alone(model: Model, folder: Path) -> None:
     mask = given_masks(folder, [0])
     hidden = []
     for step in range(12):
-        batch = made.batch(torch.tensor([0]), Draws(generator(0, 1, step), 1))
+        batch = made.batch(torch.tensor([0]), BatchRng(make_generator(0, 1, step), 1))
         assert batch.mask is not None
         assert batch.surroundings is not None
         torch.testing.assert_close(batch.mask, F.avg_pool2d(mask, 8))
@@ -132,9 +132,11 @@ def test_a_batch_does_not_depend_on_how_it_is_divided(
 ) -> None:
     made = built(model, data_of(folder, **more))
     numbers = torch.tensor([4, 0, 5, 2])
-    whole = made.batch(numbers, Draws(generator(9), 4)).surroundings
+    whole = made.batch(numbers, BatchRng(make_generator(9), 4)).surroundings
     parts = [
-        made.batch(numbers[first : first + 2], Draws(generator(9), 4, first, 2)).surroundings
+        made.batch(
+            numbers[first : first + 2], BatchRng(make_generator(9), 4, first, 2)
+        ).surroundings
         for first in (0, 2)
     ]
     assert whole is not None
@@ -164,14 +166,15 @@ def test_a_second_run_encodes_nothing(
 def test_other_models_have_none(tiny_model: Path, folder: Path) -> None:
     plain = load_model(tiny_model).to(CPU, torch.float32)
     made = built(plain, data_of(folder))
-    assert made.batch(torch.tensor([0]), Draws(generator(0), 1)).surroundings is None
+    assert made.batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).surroundings is None
 
 
 def test_batches_are_joined_with_what_surrounds_them(model: Model, folder: Path) -> None:
     """The network sees for each picture what it sees when the picture is alone."""
     made = built(model, data_of(folder))
     batches: list[Batch] = [
-        made.batch(torch.tensor([number]), Draws(generator(0, number), 1)) for number in (0, 4)
+        made.batch(torch.tensor([number]), BatchRng(make_generator(0, number), 1))
+        for number in (0, 4)
     ]
     predict, times = Denoiser(model), torch.tensor([300, 700])
     with torch.no_grad():
@@ -185,7 +188,7 @@ def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
     refiner = load_model(tiny_of("sdxl-refiner")).to(CPU, torch.float32)
     for more in ({}, {"color_jitter": 0.1}):
         made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
-        batch = made.batch(torch.tensor([0, 1]), Draws(generator(0), 2))
+        batch = made.batch(torch.tensor([0, 1]), BatchRng(make_generator(0), 2))
         expected = torch.tensor([[64.0, 64.0, 0.0, 0.0, 7.5]] * 2)
         assert batch.time_ids is not None
         assert torch.equal(batch.time_ids, expected)
@@ -197,7 +200,7 @@ def test_the_refiner_knows_the_lowest_noise_levels() -> None:
     assert process.steps == 200
     clean = torch.zeros(400, 1, 1, 1)
     batch = Batch(clean=clean, weight=torch.ones(400), numbers=torch.arange(400))
-    levels = draw_noise(process, LossConfig(), batch, Draws(generator(0), 400)).timesteps
+    levels = draw_noise(process, LossConfig(), batch, BatchRng(make_generator(0), 400)).timesteps
     assert 190 < int(levels.max()) < 200
     assert int(levels.min()) < 10
     whole = process_of(config, LossConfig(), CPU)

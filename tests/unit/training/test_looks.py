@@ -33,7 +33,7 @@ def learn_something(bench) -> None:
 
 
 def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Path) -> None:
-    from lorasmith.core.device import generator
+    from lorasmith.core.device import make_generator
     from lorasmith.training.losses import Noise
 
     learn_something(bench)
@@ -47,7 +47,7 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
             place = list(zip(batch.numbers.tolist(), drawn.timesteps.tolist(), strict=True))
             which = slice(place.index((number, level)), place.index((number, level)) + 1)
             shape = batch.clean.shape[1:]
-            noise = torch.randn(shape, generator=generator(4, 2, number, level))[None]
+            noise = torch.randn(shape, generator=make_generator(4, 2, number, level))[None]
             one = type(batch)(batch.clean[which], batch.weight[which], batch.numbers[which],
                               batch.context[which])  # fmt: skip
             with torch.no_grad():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lorasmith.config.train_settings import LossConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import alphas_cumprod, zero_terminal
 from lorasmith.training.losses import Noise, draw_noise, losses_of, process_of, total_of
@@ -68,7 +68,7 @@ def test_losses_equal_plain_computations(
         adapter.up.data.normal_(0.0, 0.1)
     objective = bench.objective(kind, min_snr=min_snr, zero_terminal_snr=zero_snr)
     batch = bench.batch(4, mask=mask)
-    noise = torch.randn(4, 4, 8, 8, generator=generator(1))
+    noise = torch.randn(4, 4, 8, 8, generator=make_generator(1))
     drawn = Noise(torch.tensor([0, 120, 640, 999]), noise)
     losses = objective.losses(batch, drawn)
     expected = [plain_loss(bench, objective, batch, drawn, k, kind) for k in range(4)]
@@ -133,7 +133,7 @@ def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
 
     def drawn(first: int = 0, count: int | None = None, step: int = 3) -> Noise:
         part = replace(batch, clean=batch.clean[first : first + (count or 6)])
-        draws = Draws(generator(0, 1, step), 6, first, count)
+        draws = BatchRng(make_generator(0, 1, step), 6, first, count)
         return draw_noise(objective.process, objective.settings, part, draws)
 
     whole, parts = drawn(), [drawn(0, 2), drawn(2, 4)]
@@ -145,7 +145,7 @@ def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
 def test_noise_levels_cover_the_whole_range(bench) -> None:
     objective = bench.objective()
     batch = replace(bench.batch(1), clean=torch.zeros(4000, 1, 1, 1))
-    draws = Draws(generator(0), 4000)
+    draws = BatchRng(make_generator(0), 4000)
     levels = draw_noise(objective.process, objective.settings, batch, draws).timesteps
     counts = torch.bincount(levels // 100, minlength=10)
     assert len(counts) == 10
@@ -157,7 +157,7 @@ def test_offset_noise_moves_whole_channels(bench) -> None:
 
     def noise(offset: float) -> torch.Tensor:
         objective = bench.objective(noise_offset=offset)
-        draws = Draws(generator(0), 500)
+        draws = BatchRng(make_generator(0), 500)
         return draw_noise(objective.process, objective.settings, batch, draws).noise
 
     added = noise(0.2) - noise(0.0)

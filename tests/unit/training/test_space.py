@@ -10,7 +10,7 @@ from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.load import load_config
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.errors import OutputError
-from lorasmith.loops.memory import ran_out, require_space
+from lorasmith.loops.memory import is_out_of_memory, require_disk_space
 from lorasmith.training.outputs.disk_usage import bytes_needed, parameters_of
 
 
@@ -53,19 +53,21 @@ def test_each_thing_that_is_kept_counts(bench) -> None:
 def test_a_full_disk_is_told_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    require_space(tmp_path / "not" / "there" / "yet", 2_000_000, "x")
+    require_disk_space(tmp_path / "not" / "there" / "yet", 2_000_000, "x")
     with pytest.raises(OutputError, match=r"not: checkpoints need 2000001 bytes \(1\.9 MiB\) and "
                        r"the disk has 2000000 \(1\.9 MiB\); make room"):  # fmt: skip
-        require_space(tmp_path / "not", 2_000_001, "checkpoints")
+        require_disk_space(tmp_path / "not", 2_000_001, "checkpoints")
 
 
 def test_memory_that_ran_out_is_told_from_other_errors() -> None:
-    assert ran_out(torch.OutOfMemoryError("CUDA out of memory"))
-    assert ran_out(MemoryError())
-    assert ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"))
-    assert ran_out(RuntimeError("MPS backend out of memory"))
-    assert not ran_out(RuntimeError("shapes do not fit"))
-    assert not ran_out(ValueError("out of memory"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
+    )
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(ValueError("out of memory"))
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50, dtype=torch.float64)
-    assert ran_out(error.value)
+    assert is_out_of_memory(error.value)

@@ -9,7 +9,7 @@ from training_sets import write
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.memory import limit_memory
+from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.plan import ExecutionPlan
 from lorasmith.training.joint_step import Together
 from lorasmith.training.setup import opened
@@ -167,7 +167,7 @@ def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) 
         with pytest.raises(ConfigError, match=r"720MB is too little, about \d"):
             weights_after(tight, 1)
     finally:
-        limit_memory(torch.device("cuda"), None)
+        limit_gpu_memory(torch.device("cuda"), None)
 
 
 def test_a_recorded_step_that_is_not_finite_moves_nothing_and_is_named(

@@ -12,9 +12,9 @@ from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text.encode import token_ids
+from lorasmith.models.text.encode import tokenize_texts
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.gating import Lane, gating_of, set_gates
 from lorasmith.training.losses import Noise, process_of
@@ -45,7 +45,7 @@ class Two:
         for number, feature in enumerate(self.features):
             for adapter in feature.adapters.values():
                 adapter.double()
-                draws = generator(4, number)
+                draws = make_generator(4, number)
                 adapter.up.data = 0.2 * torch.randn(
                     adapter.up.shape, generator=draws, dtype=torch.float64
                 )
@@ -53,13 +53,15 @@ class Two:
         self.lanes = [Lane(gates[0], others=gates[1:]), Lane(gates[1], others=gates[:1])]
 
     def share(self, number: int, size: int, seed: int = 0, lane: Lane | None = None) -> Share:
-        draws = generator(9, number, seed)
+        draws = make_generator(9, number, seed)
         process = process_of(self.model.scheduler_config, LossConfig(), torch.device("cpu"))
         batch = Batch(
             clean=torch.randn(size, 4, 8, 8, generator=draws, dtype=torch.float64),
             weight=torch.ones(size),
             numbers=torch.arange(size),
-            ids=token_ids(self.model, [f"picture {seed + k} of {number}" for k in range(size)]).ids,
+            ids=tokenize_texts(
+                self.model, [f"picture {seed + k} of {number}" for k in range(size)]
+            ).ids,
         )
         noise = Noise(
             torch.randint(1000, (size,), generator=draws),
@@ -199,7 +201,7 @@ def test_a_token_gate_leaves_captions_without_the_tag_alone(two: Two, kind: Any)
     assert gating.own is not None
 
     def losses(caption: str) -> tuple[torch.Tensor, torch.Tensor]:
-        share, ids = two.share(1, 1, lane=lane), token_ids(model, [caption]).ids
+        share, ids = two.share(1, 1, lane=lane), tokenize_texts(model, [caption]).ids
         places, called = gating.marker(ids), [gating.own(caption)]
         batch = replace(share.batch, ids=ids, places=places, called=called)
         share = share._replace(batch=batch)
@@ -246,7 +248,7 @@ def test_token_gates_of_a_shared_pass_keep_to_their_rows(two: Two) -> None:
     first, second = two.share(0, 1).batch, replace(two.share(1, 2).batch, places=places)
     set_gates([(lanes[0], first), (lanes[1], second)])
     adapter = next(one for one in two.features[1].adapters.values() if one.reads_text)
-    x = torch.randn(3, 77, 16, generator=generator(1), dtype=torch.float64)
+    x = torch.randn(3, 77, 16, generator=make_generator(1), dtype=torch.float64)
     y = torch.zeros(3, 77, adapter.up.shape[0], dtype=torch.float64)
     added = gates[1].apply(adapter, x, y)
     touched = added.abs().sum(dim=-1) > 0

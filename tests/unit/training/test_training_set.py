@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from training_sets import CPU, built, data_of, moments, pixels_of, take, write
 
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.text.encode import encode, tokenize
+from lorasmith.models.text.encode import encode_hidden_states, tokenize
 from lorasmith.training.data.resolution import buckets_of
 
 
@@ -36,12 +36,12 @@ def test_a_batch_equals_the_parts_used_one_by_one(tmp_path: Path, model: Model) 
     made = built(model, data_of(folder))
     batch = take(made, [4, 1, 3])
 
-    unit = Draws(generator(0, 1, 0), 3).normal(4, 8, 8)
+    unit = BatchRng(make_generator(0, 1, 0), 3).normal(4, 8, 8)
     mean, deviation = moments(model, pixels_of(folder, [4, 1, 3]))
     torch.testing.assert_close(batch.clean, mean + deviation * unit, rtol=1e-4, atol=1e-4)
     captions = [f"picture {n}, ink" for n in (4, 1, 3)]
     with torch.no_grad():
-        context = encode(model.text_encoder, tokenize(model.tokenizer, captions))
+        context = encode_hidden_states(model.text_encoder, tokenize(model.tokenizer, captions))
     torch.testing.assert_close(batch.context, context, rtol=1e-4, atol=1e-5)
     assert batch.weight.tolist() == [1.0, 1.0, 1.0]
     assert batch.numbers.tolist() == [4, 1, 3]
@@ -59,7 +59,9 @@ def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -
     for made in (plain, moving):
         whole = take(made, [0, 1, 2, 3])
         parts = [
-            made.batch(torch.tensor(numbers), Draws(generator(0, 1, 0), 4, first, len(numbers)))
+            made.batch(
+                torch.tensor(numbers), BatchRng(make_generator(0, 1, 0), 4, first, len(numbers))
+            )
             for first, numbers in ((0, [0]), (1, [1, 2, 3]))
         ]
         for name in ("clean", "context", "weight", "numbers"):
@@ -134,7 +136,7 @@ def test_mirrored_pictures_are_encoded_as_such(tmp_path: Path, model: Model) -> 
     mirrored, _ = moments(model, pixels_of(folder, [0, 1]).flip(-1))
     kinds = Counter()
     for step in range(20):
-        draws = Draws(generator(0, 1, step), 2)
+        draws = BatchRng(make_generator(0, 1, step), 2)
         found = made.batch(torch.tensor([0, 1]), draws).clean
         for place in range(2):
             near = [float((found[place] - one[place]).abs().mean()) for one in (plain, mirrored)]
@@ -157,10 +159,10 @@ def test_live_pictures_equal_fixed_ones_where_nothing_moves(tmp_path: Path, mode
 def test_random_crops_differ_from_step_to_step(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(128, 64)] * 2)
     made = built(model, data_of(folder, crop="random"))
-    still = Draws(generator(0), 2)
+    still = BatchRng(make_generator(0), 2)
     means = []
     for step in range(3):
-        own = Draws(torch.Generator().manual_seed(step), 2)
+        own = BatchRng(torch.Generator().manual_seed(step), 2)
         views = made.latents._views([made.latents._pictures.placed.placements[0]] * 2, own)
         means.append([view.corner for view in views])
     assert len({tuple(one) for one in means}) == 3
@@ -224,7 +226,7 @@ def test_class_pictures_come_as_often_and_weigh_their_own(tmp_path: Path, model:
     batch = take(made, [0, 4, 9])
     assert batch.weight.tolist() == [1.0, 0.25, 0.25]
     with torch.no_grad():
-        context = encode(model.text_encoder, tokenize(model.tokenizer, ["a thing"]))
+        context = encode_hidden_states(model.text_encoder, tokenize(model.tokenizer, ["a thing"]))
     torch.testing.assert_close(batch.context[1:], context.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
     epoch = [n for k in range(made.order.steps_per_epoch) for n in made.order.batch(k).tolist()]
     assert sorted(n for n in epoch if n < 4) == [0, 1, 2, 3]

@@ -8,20 +8,20 @@ import torch
 from training_sets import CPU, built, data_of, take, write
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.reading.row import Row
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import (
     Conditioning,
     TokenIds,
-    condition,
     encode_captions,
+    encode_tokens,
     tokenize,
 )
-from lorasmith.models.text.long_prompts import encode_passages, lengthened
-from lorasmith.models.text.prompt_spans import plain_passage
+from lorasmith.models.text.long_prompts import encode_prompts, pad_conditioning
+from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data import captions
 from lorasmith.training.data.split import choose_rows, split_held_out
 from lorasmith.training.gating import gating_of
@@ -124,15 +124,15 @@ def test_long_captions_are_read_as_prompts_are(
     (folder / "01.txt").write_text(LONG.format(1))
     made = built(own, data_of(folder, caption_dropout=0.5), text_trained=trained)
     texts = [LONG.format(1), "picture 2, ink", ""]
-    long, short, empty = encode_passages(own, [plain_passage(text) for text in texts])
-    wanted = [long, lengthened(short, empty, 154), lengthened(empty, empty, 154)]
+    long, short, empty = encode_prompts(own, [unweighted_prompt(text) for text in texts])
+    wanted = [long, pad_conditioning(short, empty, 154), pad_conditioning(empty, empty, 154)]
     seen = set()
     for step in range(8):
         batch = take(made, [1, 2], step)
         found = Conditioning(batch.context, batch.pooled)
         if trained:
             assert batch.ids.shape == (2, 154)
-            found = condition(own, TokenIds(batch.ids, batch.ids_2))
+            found = encode_tokens(own, TokenIds(batch.ids, batch.ids_2))
         for place in range(2):
             dropped = torch.allclose(found.context[place], wanted[2].context, atol=1e-5)
             seen.add((place, dropped))
@@ -281,7 +281,7 @@ def test_a_large_table_stays_on_the_cpu_and_gives_the_same(
     for limit in (2**30, 0):
         monkeypatch.setattr(captions, "_RESIDENT_BYTES", limit)
         fixed = captions.FixedWords(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
-        found.append(fixed.gather(numbers, Draws(generator(5), 5)))
+        found.append(fixed.gather(numbers, BatchRng(make_generator(5), 5)))
     for one, other in zip(*found, strict=True):
         assert (one is None) == (other is None)
         assert one is None or torch.equal(one, other)

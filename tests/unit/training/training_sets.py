@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainingSet, build_dataset
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def write(folder: Path, sizes: list[tuple[int, int]], caption: str = "picture {}, ink") -> Path:
     folder.mkdir(exist_ok=True)
     for number, (width, height) in enumerate(sizes):
-        noise = torch.randint(256, (height, width, 3), generator=generator(5, number))
+        noise = torch.randint(256, (height, width, 3), generator=make_generator(5, number))
         Image.fromarray(noise.to(torch.uint8).numpy()).save(folder / f"{number:02}.png")
         (folder / f"{number:02}.txt").write_text(caption.format(number))
     return folder
@@ -36,7 +36,7 @@ def built(
 
 
 def take(made: TrainingSet, numbers: list[int], step: int = 0) -> Batch:
-    return made.batch(torch.tensor(numbers), Draws(generator(0, 1, step), len(numbers)))
+    return made.batch(torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers)))
 
 
 def moments(model: Model, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

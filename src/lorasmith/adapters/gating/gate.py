@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from lorasmith.core.device import put
+from lorasmith.core.device import to_device_async
 
 
 class GatedAdapter(Protocol):
@@ -93,7 +93,7 @@ class Gate:
         """
         key = (device, *indices)
         if key not in self._index_cache:
-            self._index_cache[key] = put(torch.tensor(indices), device)  # does not wait
+            self._index_cache[key] = to_device_async(torch.tensor(indices), device)  # does not wait
         return self._index_cache[key]
 
     def apply(self, adapter: GatedAdapter, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

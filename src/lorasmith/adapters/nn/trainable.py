@@ -18,7 +18,7 @@ from lorasmith.adapters.nn.inject import AttachedLora, inject_adapters
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter
 from lorasmith.adapters.targeting.targets import LayerTarget
 from lorasmith.config.lora import LoraConfig
-from lorasmith.core.device import generator
+from lorasmith.core.device import make_generator
 
 FactorName = Literal["down", "up"]
 
@@ -111,7 +111,7 @@ def inject_trainable(
     Raises:
         WeightsError: adapters of this kind of layer are not supported.
     """
-    draws = generator(seed, _START, 0)
+    draws = make_generator(seed, _START, 0)
     adapters = {
         target.ref.name: init_adapter(
             target.ref.layer,

@@ -19,8 +19,8 @@ import torch
 from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
 from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
 from lorasmith.core.errors import DataError, WeightsError
-from lorasmith.models.text.long_prompts import encode_passages, passage_ids
-from lorasmith.models.text.prompt_spans import plain_passage
+from lorasmith.models.text.long_prompts import encode_prompts, prompt_token_ids
+from lorasmith.models.text.prompt_spans import unweighted_prompt
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -142,11 +142,11 @@ def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[
     Raises:
         DataError: the tag is in none of the texts, or there are no others.
     """
-    tokenizer, passages = model.main_tokenizer, [plain_passage(text) for text in texts]
+    tokenizer, passages = model.main_tokenizer, [unweighted_prompt(text) for text in texts]
     window = int(tokenizer.model_max_length)
-    contexts = torch.cat([one.context for one in encode_passages(model, passages)])
+    contexts = torch.cat([one.context for one in encode_prompts(model, passages)])
     places = [
-        mark_tag_tokens(tokenizer, tag, passage_ids(tokenizer, one)[None]) for one in passages
+        mark_tag_tokens(tokenizer, tag, prompt_token_ids(tokenizer, one)[None]) for one in passages
     ]
     # Each chunk of a long caption is encoded by itself, and knows nothing of the others.
     knowing = (torch.cat(places, dim=1).view(-1, window).cumsum(dim=1) > 0).flatten()
@@ -154,7 +154,7 @@ def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[
         raise DataError(f"the tag {tag!r} is in none of the {len(texts)} captions")
     if not others:
         raise DataError("there is no text without the tag to compare with")
-    plain = encode_passages(model, [plain_passage(text) for text in others])
+    plain = encode_prompts(model, [unweighted_prompt(text) for text in others])
     return Moments(
         second_moment(contexts[knowing.to(contexts.device)]).cpu(),
         second_moment(torch.cat([one.context for one in plain])).cpu(),

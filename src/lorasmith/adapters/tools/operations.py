@@ -32,7 +32,7 @@ from lorasmith.adapters.tools.merge import (
     resize,
     weights_of,
 )
-from lorasmith.core.device import dtype_of
+from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.family import FAMILIES, Family, family_of
 
@@ -165,7 +165,7 @@ def merge_loras(
     if limit is not None:
         layers, kept = cut(layers, limit)
     told = summed(loaded, layers, family, target.stem)
-    save_lora_file(target, layers, told, dtype_of(precision))
+    save_lora_file(target, layers, told, compute_dtype(precision))
     return _written(target, layers, kept)
 
 
@@ -198,7 +198,7 @@ def resize_lora(
     layers, kept = resize(file, limit, _weights(base))
     layers = {renamed(name, family): layer for name, layer in layers.items()}
     told = retold(file, layers, family, target.stem)
-    save_lora_file(target, layers, told, dtype_of(precision))
+    save_lora_file(target, layers, told, compute_dtype(precision))
     return _written(target, layers, kept)
 
 
@@ -238,7 +238,7 @@ def extract_lora(
         dataset=target.stem,
         gate="none",
     )
-    save_lora_file(target, found.layers, metadata_of(facts), dtype_of(precision))
+    save_lora_file(target, found.layers, metadata_of(facts), compute_dtype(precision))
     return _written(target, found.layers, found.kept), found
 
 
@@ -256,7 +256,7 @@ def bake_loras(
         WeightsError: a file does not fit the model, or a sum is not finite.
         ConfigError: weights by block are for another family.
     """
-    return bake(model, [one.term() for one in files], dtype_of(precision))
+    return bake(model, [one.term() for one in files], compute_dtype(precision))
 
 
 def _family(file: LoraFile, said: Family | None) -> Family | None:

@@ -99,7 +99,7 @@ def bake(
     chosen = [weighted(file) for file in files]
     with Console(stderr=True).status("opening model and LoRAs"):
         from lorasmith.adapters.tools.fuse import bake as merge
-        from lorasmith.core.device import dtype_of
+        from lorasmith.core.device import compute_dtype
         from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
         from lorasmith.models.files.save import refuse_taken, save_changed
         from lorasmith.models.load import load_model, resolve_model
@@ -115,8 +115,8 @@ def bake(
         terms = [one.term() for one in chosen]
         opened = load_model(folder)
     with Console(stderr=True).status("merging and saving"):
-        changed = merge(opened, terms, dtype_of(precision), not allow_mismatch)
-        save_changed(opened, changed, target, dtype_of(precision))
+        changed = merge(opened, terms, compute_dtype(precision), not allow_mismatch)
+        save_changed(opened, changed, target, compute_dtype(precision))
     count = f"{len(terms)} LoRA{'' if len(terms) == 1 else 's'}"
     typer.echo(f"{target}: {count} merged into {', '.join(sorted(changed))}")
 

@@ -18,8 +18,8 @@ from lorasmith.cli.model.targets_table import coverage_json, coverage_table
 from lorasmith.config.lora import LoraConfig
 
 if TYPE_CHECKING:
-    from lorasmith.models.files.summary import ModelSummary
-    from lorasmith.models.model_summary import Anatomy, LoraCost
+    from lorasmith.models.files.summary import ModelInfo
+    from lorasmith.models.model_summary import LoraCost, ModelSummary
     from lorasmith.models.unet_tree import Node
 
 _SIZE_OF_HALF = 2
@@ -78,10 +78,10 @@ def info(
         return
     with Console(stderr=True).status("reading the model's parts"):
         from lorasmith.inference.outputs.png_metadata import compute_model_hash
-        from lorasmith.models.files.summary import summarize
-        from lorasmith.models.model_summary import anatomy
+        from lorasmith.models.files.summary import read_model_info
+        from lorasmith.models.model_summary import summarize_model
 
-        summary, parts = summarize(model), anatomy(model, lora)
+        summary, parts = read_model_info(model), summarize_model(model, lora)
         hashed = compute_model_hash(summary.path)
     if as_json:
         tree = _summary_json(summary, hashed) | _as_json(parts, lora)
@@ -115,7 +115,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
-def _summary_json(summary: "ModelSummary", hashed: str) -> dict[str, Any]:
+def _summary_json(summary: "ModelInfo", hashed: str) -> dict[str, Any]:
     return {
         "title": summary.title,
         "family": summary.variant.family,
@@ -128,7 +128,7 @@ def _summary_json(summary: "ModelSummary", hashed: str) -> dict[str, Any]:
     }
 
 
-def _summary_text(summary: "ModelSummary", hashed: str) -> str:
+def _summary_text(summary: "ModelInfo", hashed: str) -> str:
     told = summary.variant.prediction
     predicts = f"predicts {told}" if told else "what it predicts is not said (measured when loaded)"
     layout = "single file" if summary.single_file else "folder"
@@ -144,7 +144,7 @@ def _summary_text(summary: "ModelSummary", hashed: str) -> str:
     return "\n".join(lines)
 
 
-def _as_json(parts: "Anatomy", rank: int | None) -> dict[str, Any]:
+def _as_json(parts: "ModelSummary", rank: int | None) -> dict[str, Any]:
     tree = asdict(parts) | {"folder": str(parts.folder), "parameters": parts.parameters}
     del tree["variant"]  # said in the summary
     costs = [asdict(cost) | {"reduction": cost.reduction} for cost in parts.lora]
@@ -171,7 +171,7 @@ def _tree(node: "Node", above: str = "") -> Tree:
     return tree
 
 
-def _shares(parts: "Anatomy") -> Table:
+def _shares(parts: "ModelSummary") -> Table:
     from lorasmith.models.model_summary import KINDS
 
     table = Table("kind of layer", title="The U-Net by kind", title_justify="left")
@@ -186,7 +186,7 @@ def _shares(parts: "Anatomy") -> Table:
     return table
 
 
-def _brief(parts: "Anatomy") -> str:
+def _brief(parts: "ModelSummary") -> str:
     vae, noise = parts.vae, parts.scheduler
     lines = [
         f"VAE        {short(vae['parameters'])} (encoder {short(vae['encoder'])}, decoder "
@@ -210,7 +210,7 @@ def _text_line(text: Mapping[str, Any]) -> str:
     )
 
 
-def _costs(parts: "Anatomy", rank: int) -> Table:
+def _costs(parts: "ModelSummary", rank: int) -> Table:
     from lorasmith.models.model_summary import KINDS
 
     table = Table("LoRA on", title=f"A LoRA of rank {rank}", title_justify="left")

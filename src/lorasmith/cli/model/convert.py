@@ -60,7 +60,7 @@ def convert(
     if target.exists() or target.is_symlink():
         raise OutputError(f"{target}: something is there already; choose another name")
     with Console(stderr=True).status("opening the model"):
-        from lorasmith.core.device import dtype_of
+        from lorasmith.core.device import compute_dtype
         from lorasmith.models.files.convert import contents_of, write_folder, write_single_file
         from lorasmith.models.files.hub import download_model
         from lorasmith.models.load import open_source
@@ -70,7 +70,7 @@ def convert(
         source = open_source(None if model == EMBEDDED_NAME else model)
         contents = contents_of(source, prediction)
     with Console(stderr=True).status("converting"):
-        dtype = None if precision == "keep" else dtype_of(precision)
+        dtype = None if precision == "keep" else compute_dtype(precision)
         single = target.suffix.lower() == SINGLE
         writable_folder(target.parent)
         (write_single_file if single else write_folder)(contents, target, dtype)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from lorasmith.core.batch_rng import Draws
+from lorasmith.core.batch_rng import BatchRng
 from lorasmith.data.images.decode import WHITE, decode, square
 from lorasmith.data.reading.rows import Row
 
@@ -85,7 +85,7 @@ def from_signed(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def mirror_some(pictures: torch.Tensor, allowed: torch.Tensor, draws: Draws) -> torch.Tensor:
+def mirror_some(pictures: torch.Tensor, allowed: torch.Tensor, draws: BatchRng) -> torch.Tensor:
     """Mirror each picture with probability one half where ``allowed`` (bool ``[B]``) permits."""
     chosen = ((draws.uniform() < 0.5) & allowed).view(-1, 1, 1, 1)
     return torch.where(chosen, pictures.flip(-1), pictures)

@@ -20,7 +20,7 @@ import torch
 
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.row import Row
-from lorasmith.models.image_encoder import ImageTower, embed_pictures, load_image_tower
+from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
 
 REFERENCE = Path(__file__).with_name("diversity_reference.json")
 IMAGE_SIDE = 64
@@ -63,7 +63,7 @@ def measure_diversity(rows: Sequence[Row], background: tuple[int, int, int]) -> 
     stride = -(-len(rows) // _SAMPLE)
     chosen = rows[::stride]
     pictures = to_signed(load_squares(chosen, IMAGE_SIDE, background=background))
-    distance = mean_cosine_distance(embed_pictures(_tower(), pictures))
+    distance = mean_cosine_distance(embed_images(_tower(), pictures))
     return Diversity(len(chosen), distance, diversity_threshold(len(chosen)))
 
 
@@ -90,5 +90,5 @@ def _thresholds() -> dict[int, float]:
 
 
 @lru_cache(maxsize=1)
-def _tower() -> ImageTower:
-    return load_image_tower()
+def _tower() -> ImageEncoder:
+    return load_image_encoder()

@@ -22,13 +22,13 @@ from lorasmith.inference.prompts.parser import LoraRequest, Prompt
 from lorasmith.models.load import Model
 from lorasmith.models.text.encode import Conditioning
 from lorasmith.models.text.long_prompts import (
-    empty_is_zero,
-    encode_passages,
-    lengthened,
-    passage_ids,
-    warn_of_length,
+    encode_prompts,
+    pad_conditioning,
+    prompt_token_ids,
+    warn_if_too_long,
+    zeroes_empty_prompt,
 )
-from lorasmith.models.text.prompt_spans import EMPTY, Passage
+from lorasmith.models.text.prompt_spans import EMPTY_PROMPT, WeightedPrompt
 
 if TYPE_CHECKING:
     from lorasmith.adapters.nn.inject import AttachedLora
@@ -120,20 +120,25 @@ class LoraRouter:
 
         Args:
             negative: of the call.
-            clip_skip: see `encode_passages`.
+            clip_skip: see `encode_prompts`.
             warn: warn of texts that are longer than the model was taught to read.
 
         Raises:
             ConfigError: ``clip_skip`` names a layer that does not exist.
         """
         if warn:
-            warn_of_length(self._model.main_tokenizer, negative.weighted, "negative prompt")
+            warn_if_too_long(self._model.main_tokenizer, negative.weighted, "negative prompt")
             for passage in dict.fromkeys(prompt.weighted for prompt in self._at_work):
-                warn_of_length(self._model.main_tokenizer, passage, "prompt")
+                warn_if_too_long(self._model.main_tokenizer, passage, "prompt")
         texts = list(dict.fromkeys([negative.weighted, *(p.weighted for p in self._at_work)]))
-        tokens = {one: passage_ids(self._model.main_tokenizer, one) for one in [*texts, EMPTY]}
-        if any(len(tokens[one]) != len(tokens[texts[0]]) for one in texts) and EMPTY not in texts:
-            texts.append(EMPTY)  # what shorter texts are filled up with
+        tokens = {
+            one: prompt_token_ids(self._model.main_tokenizer, one) for one in [*texts, EMPTY_PROMPT]
+        }
+        if (
+            any(len(tokens[one]) != len(tokens[texts[0]]) for one in texts)
+            and EMPTY_PROMPT not in texts
+        ):
+            texts.append(EMPTY_PROMPT)  # what shorter texts are filled up with
         groups: dict[tuple[ActiveLora, ...], list[tuple[Prompt, int]]] = {}
         for prompt in self._at_work:
             for phase in self.phase_starts:
@@ -147,23 +152,23 @@ class LoraRouter:
             for switch in self._switches:
                 _set(switch, switch in changing)
             # Where nothing changes them all texts are encoded, which is the base model's batch.
-            own = {negative.weighted, EMPTY, *(prompt.weighted for prompt, _ in moments)}
+            own = {negative.weighted, EMPTY_PROMPT, *(prompt.weighted for prompt, _ in moments)}
             some = [one for one in texts if one in own or not changing]
-            found = encode_passages(self._model, some, clip_skip)
+            found = encode_prompts(self._model, some, clip_skip)
             embedded = dict(zip(some, found, strict=True))
             pairs |= {one: self._pair(negative, one[0], embedded) for one in moments}
         return EncodedPrompts(negative.weighted, pairs, tokens)
 
     def _pair(
-        self, negative: Prompt, prompt: Prompt, embedded: dict[Passage, Conditioning]
+        self, negative: Prompt, prompt: Prompt, embedded: dict[WeightedPrompt, Conditioning]
     ) -> tuple[Conditioning, Conditioning]:
         """Return what both texts of a picture say, equally long."""
         unwanted, wanted = embedded[negative.weighted], embedded[prompt.weighted]
         length = max(len(unwanted.context), len(wanted.context))
         if len(unwanted.context) != len(wanted.context):
-            empty = embedded[EMPTY]
-            unwanted, wanted = (lengthened(one, empty, length) for one in (unwanted, wanted))
-        if not negative.text.strip() and empty_is_zero(self._model):
+            empty = embedded[EMPTY_PROMPT]
+            unwanted, wanted = (pad_conditioning(one, empty, length) for one in (unwanted, wanted))
+        if not negative.text.strip() and zeroes_empty_prompt(self._model):
             summary = unwanted.pooled
             unwanted = Conditioning(
                 torch.zeros_like(unwanted.context),
@@ -236,20 +241,20 @@ class LoraRouter:
 class EncodedPrompts:
     """The texts of a call as the networks read them."""
 
-    negative_prompt: Passage
+    negative_prompt: WeightedPrompt
     """The negative prompt."""
     embeds: dict[tuple[Prompt, int], tuple[Conditioning, Conditioning]]
     """What the negative prompt and each prompt say to the U-Net in each phase."""
-    token_ids: dict[Passage, torch.Tensor]
+    token_ids: dict[WeightedPrompt, torch.Tensor]
     """Token ids of each text, and of the empty one, int64 ``[77 * chunks]`` on the CPU."""
 
     def num_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the texts of a prompt's pictures have."""
         return max(len(self.token_ids[one]) for one in (self.negative_prompt, prompt.weighted))
 
-    def padded_token_ids(self, text: Passage, length: int) -> torch.Tensor:
+    def padded_token_ids(self, text: WeightedPrompt, length: int) -> torch.Tensor:
         """Return a text's tokens with empty chunks behind it, int64 ``[length]``."""
-        own, empty = self.token_ids[text], self.token_ids[EMPTY]
+        own, empty = self.token_ids[text], self.token_ids[EMPTY_PROMPT]
         return torch.cat([own, *[empty] * ((length - len(own)) // len(empty))])
 
 

@@ -11,7 +11,12 @@ from typing import NoReturn
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.prompts.lora_syntax import TextPosition
-from lorasmith.models.text.prompt_spans import EMPTY, Passage, Section, Words
+from lorasmith.models.text.prompt_spans import (
+    EMPTY_PROMPT,
+    PromptSection,
+    PromptSpan,
+    WeightedPrompt,
+)
 
 STRONGER = 1.1
 MAX_EMPHASIS = 10.0
@@ -122,7 +127,7 @@ class _Reader:
         self._text = ""
 
 
-def parse_emphasis(text: str, where: str) -> tuple[str, Passage]:
+def parse_emphasis(text: str, where: str) -> tuple[str, WeightedPrompt]:
     r"""Return what a text says without its marks, and its pieces with their weights.
 
     Signs of brackets that are meant themselves are written ``\(``, ``\)``, ``\[``, ``\]``. In the
@@ -143,13 +148,15 @@ def parse_emphasis(text: str, where: str) -> tuple[str, Passage]:
         else:
             sections[-1].append(piece)
     told = " BREAK ".join(_joined(some).strip() for some in sections) if sections[1:] else None
-    passage = tuple(filter(None, (_section(some) for some in sections))) or EMPTY
+    passage = tuple(filter(None, (_section(some) for some in sections))) or EMPTY_PROMPT
     return _joined(sections[0]) if told is None else told, passage
 
 
-def _section(pieces: list[_Piece]) -> Section:
+def _section(pieces: list[_Piece]) -> PromptSection:
     """Return a section, or nothing if it has no words."""
-    return tuple(Words(one.text, one.weight) for one in pieces if one.text and one.text.strip())
+    return tuple(
+        PromptSpan(one.text, one.weight) for one in pieces if one.text and one.text.strip()
+    )
 
 
 def _joined(pieces: list[_Piece]) -> str:

@@ -14,7 +14,7 @@ from lorasmith.inference.prompts.lora_syntax import (
     merge_requests,
     parse_lora_request,
 )
-from lorasmith.models.text.prompt_spans import Passage, plain_passage
+from lorasmith.models.text.prompt_spans import WeightedPrompt, unweighted_prompt
 
 __all__ = [
     "LORA_SUFFIX",
@@ -49,12 +49,12 @@ class Prompt:
     """Its words, without mentions and marks of emphasis: where tags are looked for."""
     loras: tuple[LoraRequest, ...] = ()
     """The LoRAs asked for, in order; what is given twice has the sum of its weights."""
-    weighted: Passage = ()
+    weighted: WeightedPrompt = ()
     """What the text encoders read; left out, the text as it stands."""
 
     def __post_init__(self) -> None:
         if not self.weighted:
-            object.__setattr__(self, "weighted", plain_passage(self.text))
+            object.__setattr__(self, "weighted", unweighted_prompt(self.text))
 
 
 def make_plain_prompt(text: str) -> Prompt:

@@ -8,7 +8,7 @@ from torch import nn
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.files.stored_tensors import TEXT_LEVEL, Tensors
-from lorasmith.models.suppress_logs import quiet
+from lorasmith.models.suppress_logs import suppress_logs
 
 _SHOWN = 3
 
@@ -30,7 +30,7 @@ def empty_network(kind: Any, config: Mapping[str, Any]) -> Any:
         raise WeightsError(f"it is a {found}, not a {kind.__name__}")
     try:
         # Buffers are not in files; they are computed, so only parameters are left empty.
-        with quiet(), init_empty_weights(include_buffers=False):
+        with suppress_logs(), init_empty_weights(include_buffers=False):
             return _built(kind, config).eval()
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -25,7 +25,7 @@ from lorasmith.models.files.single_file import CONFIGS
 from lorasmith.models.files.source import INDEX, Source, empty_part, named
 from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, Tensors
 from lorasmith.models.prediction_type import measured_prediction
-from lorasmith.models.suppress_logs import quiet
+from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.models.text.tokenizer import clip_tokenizer
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _folder_name(model: Contents, part: str, name: str) -> str:
 
 def _write_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
     """Write a tokenizer as transformers does, and as older programs read it."""
-    with quiet():
+    with suppress_logs():
         tokenizer.save_pretrained(folder)
     told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     write_text(folder / "vocab.json", json.dumps(told["vocab"], ensure_ascii=False))

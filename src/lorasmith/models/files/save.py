@@ -16,7 +16,7 @@ from lorasmith.core.errors import OutputError
 from lorasmith.core.files import TEMPORARY_PREFIX, sync_folder
 from lorasmith.models.files.build import plain_state
 from lorasmith.models.files.stored_tensors import in_memory
-from lorasmith.models.load import open_source, quiet
+from lorasmith.models.load import open_source, suppress_logs
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -49,7 +49,7 @@ def save_changed(
         shutil.copy(model.folder / _INDEX, building)
         for part in _listed(model.folder):
             if part in changed:
-                with quiet():
+                with suppress_logs():
                     network = getattr(model, part).to(dtype)
                     network.save_pretrained(building / part)
             elif (model.folder / part).is_dir():

@@ -13,7 +13,7 @@ from lorasmith.models.family import PredictionType, Variant, family_of_unet
 from lorasmith.models.files.build import empty_network
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, TOKENIZERS
 from lorasmith.models.files.stored_tensors import Tensors, part_tensors, uses_text_level
-from lorasmith.models.suppress_logs import quiet
+from lorasmith.models.suppress_logs import suppress_logs
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -173,7 +173,7 @@ def folder_tokenizer(folder: Path, part: str) -> "CLIPTokenizer":
     """
     from transformers import CLIPTokenizer
 
-    with quiet(), named(folder, part):
+    with suppress_logs(), named(folder, part):
         return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
 
 

@@ -11,7 +11,7 @@ from lorasmith.models.load import EMBEDDED, open_source
 
 
 @dataclass(frozen=True)
-class PartSummary:
+class NetworkInfo:
     """One network of a model."""
 
     name: str
@@ -23,7 +23,7 @@ class PartSummary:
 
 
 @dataclass(frozen=True)
-class ModelSummary:
+class ModelInfo:
     """A stored model."""
 
     path: Path
@@ -34,13 +34,13 @@ class ModelSummary:
     """What it is."""
     single_file: bool
     """Whether it is one file."""
-    parts: tuple[PartSummary, ...]
+    parts: tuple[NetworkInfo, ...]
     """Its networks."""
     left_out: tuple[str, ...]
     """What is there that lorasmith has no use for."""
 
 
-def summarize(name: str | Path | None = None) -> ModelSummary:
+def read_model_info(name: str | Path | None = None) -> ModelInfo:
     """Look at a stored model; all its headers are read and checked.
 
     Raises:
@@ -56,7 +56,7 @@ def summarize(name: str | Path | None = None) -> ModelSummary:
             tensors = source.tensors(part, inside)
             check_tensors(networks[part], tensors)
         formats = Counter(tensors[one].dtype for one in inside)
-        parts.append(PartSummary(part, len(inside), tuple(f for f, _ in formats.most_common())))
+        parts.append(NetworkInfo(part, len(inside), tuple(f for f, _ in formats.most_common())))
     title = MINIATURE.title if source.path == EMBEDDED else source.variant.title
     single = source.path.is_file()
-    return ModelSummary(source.path, title, source.variant, single, tuple(parts), source.left_out)
+    return ModelInfo(source.path, title, source.variant, single, tuple(parts), source.left_out)

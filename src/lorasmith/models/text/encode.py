@@ -36,7 +36,7 @@ class Conditioning(NamedTuple):
     """SDXL's summary of each text, ``[B, P]``; None for other models."""
 
 
-def token_ids(model: "Model", texts: Sequence[str], warn: bool = True) -> TokenIds:
+def tokenize_texts(model: "Model", texts: Sequence[str], warn: bool = True) -> TokenIds:
     """Return the texts' tokens on the CPU; see `tokenize`."""
     ids = tokenize(model.main_tokenizer, texts, warn)
     if model.tokenizer is None or model.tokenizer_2 is None:
@@ -44,7 +44,7 @@ def token_ids(model: "Model", texts: Sequence[str], warn: bool = True) -> TokenI
     return TokenIds(ids, tokenize(model.tokenizer_2, texts, warn=False))
 
 
-def condition(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Conditioning:
+def encode_tokens(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Conditioning:
     """Return what the U-Net is told about texts. Gradients flow to the text encoders.
 
     SD 1.x and 2.x: the last hidden states, normed. SDXL: the last but one hidden states of both
@@ -80,7 +80,7 @@ def _window(model: "Model", tokens: TokenIds, clip_skip: int) -> Conditioning:
     if model.text_encoder is None:
         return Conditioning(*_early(model.text_encoders[0], tokens.ids, clip_skip))
     if model.text_encoder_2 is None or tokens.ids_2 is None:
-        return Conditioning(encode(model.text_encoder, tokens.ids, clip_skip))
+        return Conditioning(encode_hidden_states(model.text_encoder, tokens.ids, clip_skip))
     first, _ = _early(model.text_encoder, tokens.ids, clip_skip)
     second, output = _early(model.text_encoder_2, tokens.ids_2, clip_skip)
     return Conditioning(torch.cat([first, second], dim=-1), output)
@@ -101,9 +101,9 @@ def encode_captions(
     found: list[Conditioning] = []
     device = model.text_encoders[0].device
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        tokens = token_ids(model, texts[start : start + _TEXTS_AT_ONCE], warn)
+        tokens = tokenize_texts(model, texts[start : start + _TEXTS_AT_ONCE], warn)
         second = None if tokens.ids_2 is None else tokens.ids_2.to(device)
-        context, pooled = condition(model, TokenIds(tokens.ids.to(device), second), clip_skip)
+        context, pooled = encode_tokens(model, TokenIds(tokens.ids.to(device), second), clip_skip)
         summaries = [None] * len(context) if pooled is None else list(pooled)
         found += [Conditioning(*pair) for pair in zip(context, summaries, strict=True)]
     return found
@@ -117,7 +117,7 @@ def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], warn: bool = True
     limit = int(tokenizer.model_max_length)
     if warn:
         for text in texts:
-            lost = cut_text(tokenizer, text)
+            lost = truncated_text(tokenizer, text)
             if lost:
                 warnings.warn(
                     f"the prompt is longer than {limit} tokens; this was cut: {lost!r}",
@@ -131,14 +131,16 @@ def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], warn: bool = True
     return ids
 
 
-def cut_text(tokenizer: "CLIPTokenizer", text: str) -> str:
+def truncated_text(tokenizer: "CLIPTokenizer", text: str) -> str:
     """Return the end of ``text`` that does not fit into the model's tokens, or ``""``."""
     ids = tokenizer(text, truncation=False, add_special_tokens=False)["input_ids"]
     room = int(tokenizer.model_max_length) - 2  # the start and the end token
     return str(tokenizer.decode(ids[room:])).strip() if len(ids) > room else ""
 
 
-def encode(text_encoder: "CLIPTextModel", ids: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
+def encode_hidden_states(
+    text_encoder: "CLIPTextModel", ids: torch.Tensor, clip_skip: int = 1
+) -> torch.Tensor:
     """Return the last hidden states, ``[B, 77, width]``, in the encoder's dtype.
 
     Args:

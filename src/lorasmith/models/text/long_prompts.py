@@ -15,8 +15,19 @@ import torch
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.family import family_of
 from lorasmith.models.files.source import read_json
-from lorasmith.models.text.encode import Conditioning, TokenIds, condition, cut_text, token_ids
-from lorasmith.models.text.prompt_spans import EMPTY, Passage, Section, plain_passage
+from lorasmith.models.text.encode import (
+    Conditioning,
+    TokenIds,
+    encode_tokens,
+    tokenize_texts,
+    truncated_text,
+)
+from lorasmith.models.text.prompt_spans import (
+    EMPTY_PROMPT,
+    PromptSection,
+    WeightedPrompt,
+    unweighted_prompt,
+)
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -49,12 +60,12 @@ class _Rows:
     """float32 ``[R, 77]``."""
 
 
-def count_chunks(tokenizer: "CLIPTokenizer", passage: Passage) -> int:
+def count_chunks(tokenizer: "CLIPTokenizer", passage: WeightedPrompt) -> int:
     """Return how many chunks a text has; the empty one has one."""
     return len(_chunks(tokenizer, passage))
 
 
-def chunked_ids(model: "Model", texts: Sequence[str], chunks: int) -> TokenIds:
+def tokenize_in_chunks(model: "Model", texts: Sequence[str], chunks: int) -> TokenIds:
     """Return texts without emphasis as tokens on the CPU, each in exactly so many chunks.
 
     What does not fit is left out; behind shorter texts there are empty chunks, as when drawing. In
@@ -69,10 +80,10 @@ def chunked_ids(model: "Model", texts: Sequence[str], chunks: int) -> TokenIds:
         int64 ``[len(texts), 77 * chunks]``, for the second encoder of SDXL likewise.
     """
     if chunks == 1:
-        return token_ids(model, texts, warn=False)
+        return tokenize_texts(model, texts, warn=False)
 
     def rows(tokenizer: "CLIPTokenizer") -> torch.Tensor:
-        cut = [_to_length(_chunks(tokenizer, plain_passage(text)), chunks) for text in texts]
+        cut = [_to_length(_chunks(tokenizer, unweighted_prompt(text)), chunks) for text in texts]
         return _rows(tokenizer, [one for text in cut for one in text]).ids.view(len(texts), -1)
 
     first = rows(model.main_tokenizer)
@@ -81,33 +92,33 @@ def chunked_ids(model: "Model", texts: Sequence[str], chunks: int) -> TokenIds:
     return TokenIds(first, rows(model.tokenizer_2))
 
 
-def chunks_in_any_order(tokenizer: "CLIPTokenizer", text: str) -> int:
+def max_chunks_when_shuffled(tokenizer: "CLIPTokenizer", text: str) -> int:
     """Return how many chunks a text has at most when its parts between commas change places.
 
     A chunk other than the last gives up some tokens at most, to end behind a comma. (Words of more
     than that many tokens may need one chunk more.)
     """
-    chunks = _chunks(tokenizer, plain_passage(text))
+    chunks = _chunks(tokenizer, unweighted_prompt(text))
     room, count = _room(tokenizer), sum(map(len, chunks))
     if count <= room:
         return 1
     return max(len(chunks), -(-(count - room) // (room - _LOOK_BACK + 1)) + 1)
 
 
-def text_behind(tokenizer: "CLIPTokenizer", text: str, chunks: int) -> str:
+def text_beyond_chunks(tokenizer: "CLIPTokenizer", text: str, chunks: int) -> str:
     """Return the end of a text that so many chunks have no room for, or ``""``."""
     if chunks == 1:
-        return cut_text(tokenizer, text)
-    lost = _chunks(tokenizer, plain_passage(text))[chunks:]
+        return truncated_text(tokenizer, text)
+    lost = _chunks(tokenizer, unweighted_prompt(text))[chunks:]
     return str(tokenizer.decode([token.number for chunk in lost for token in chunk])).strip()
 
 
-def passage_ids(tokenizer: "CLIPTokenizer", passage: Passage) -> torch.Tensor:
+def prompt_token_ids(tokenizer: "CLIPTokenizer", passage: WeightedPrompt) -> torch.Tensor:
     """Return a text's tokens, start, end and padding of each chunk too, int64 ``[77 * chunks]``."""
     return _rows(tokenizer, _chunks(tokenizer, passage)).ids.flatten()
 
 
-def warn_of_length(tokenizer: "CLIPTokenizer", passage: Passage, name: str) -> None:
+def warn_if_too_long(tokenizer: "CLIPTokenizer", passage: WeightedPrompt, name: str) -> None:
     """Warn where a text is longer than what the model was taught to read at once.
 
     Chunks that the user began with BREAK are no reason.
@@ -132,8 +143,8 @@ def warn_of_length(tokenizer: "CLIPTokenizer", passage: Passage, name: str) -> N
 
 
 @torch.no_grad()
-def encode_passages(
-    model: "Model", passages: Sequence[Passage], clip_skip: int = 1
+def encode_prompts(
+    model: "Model", passages: Sequence[WeightedPrompt], clip_skip: int = 1
 ) -> list[Conditioning]:
     """Return each text's conditioning: context ``[77 * chunks, width]``, pooled ``[P]`` or None.
 
@@ -165,20 +176,20 @@ def encode_passages(
     return found
 
 
-def encode_alike(model: "Model", texts: Sequence[str]) -> list[Conditioning]:
+def encode_to_equal_length(model: "Model", texts: Sequence[str]) -> list[Conditioning]:
     """Return what texts without emphasis say, all in as many chunks as the longest one needs.
 
-    Context ``[77 * chunks, width]``, pooled ``[P]`` or None; see `encode_passages`.
+    Context ``[77 * chunks, width]``, pooled ``[P]`` or None; see `encode_prompts`.
     """
-    found = encode_passages(model, [plain_passage(text) for text in texts])
+    found = encode_prompts(model, [unweighted_prompt(text) for text in texts])
     longest = max((len(one.context) for one in found), default=0)
     if all(len(one.context) == longest for one in found):
         return found
-    (empty,) = encode_passages(model, [EMPTY])
-    return [lengthened(one, empty, longest) for one in found]
+    (empty,) = encode_prompts(model, [EMPTY_PROMPT])
+    return [pad_conditioning(one, empty, longest) for one in found]
 
 
-def empty_is_zero(model: "Model") -> bool:
+def zeroes_empty_prompt(model: "Model") -> bool:
     """Tell whether an empty negative prompt stands for zeros, as SDXL's base model was taught.
 
     Its refiner was not. A folder may say otherwise in its ``model_index.json``
@@ -193,7 +204,7 @@ def empty_is_zero(model: "Model") -> bool:
     return bool(read_json(model.folder, index.name).get("force_zeros_for_empty_prompt", usual))
 
 
-def lengthened(text: Conditioning, empty: Conditioning, tokens: int) -> Conditioning:
+def pad_conditioning(text: Conditioning, empty: Conditioning, tokens: int) -> Conditioning:
     """Return a text's conditioning with empty chunks behind it.
 
     Args:
@@ -205,7 +216,7 @@ def lengthened(text: Conditioning, empty: Conditioning, tokens: int) -> Conditio
     return Conditioning(torch.cat([text.context, *[empty.context] * missing]), text.pooled)
 
 
-def emphasized(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def apply_emphasis(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Multiply the embeddings of tokens, and bring each chunk back to its strength.
 
     y_i = c w_i x_i with c = sqrt(sum |x_i|^2 / sum |w_i x_i|^2) over the chunk's tokens: the
@@ -239,10 +250,10 @@ def _encoded(
     for start in range(0, len(rows.ids), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         second = None if other is None else other.ids[part].to(device)
-        found = condition(model, TokenIds(rows.ids[part].to(device), second), clip_skip)
+        found = encode_tokens(model, TokenIds(rows.ids[part].to(device), second), clip_skip)
         weights = [one.weights[part].to(device) for one in (rows, other) if one is not None]
         states = torch.split(found.context, widths, dim=-1)
-        towers = [emphasized(*pair) for pair in zip(states, weights, strict=True)]
+        towers = [apply_emphasis(*pair) for pair in zip(states, weights, strict=True)]
         yield Conditioning(torch.cat(towers, dim=-1), found.pooled)
 
 
@@ -263,11 +274,11 @@ def _special(number: Any) -> _Token:
     return _Token(int(number), 1.0)
 
 
-def _chunks(tokenizer: "CLIPTokenizer", passage: Passage) -> list[_Chunk]:
+def _chunks(tokenizer: "CLIPTokenizer", passage: WeightedPrompt) -> list[_Chunk]:
     return [chunk for section in passage for chunk in _section_chunks(tokenizer, section)]
 
 
-def _section_chunks(tokenizer: "CLIPTokenizer", section: Section) -> list[_Chunk]:
+def _section_chunks(tokenizer: "CLIPTokenizer", section: PromptSection) -> list[_Chunk]:
     tokens: _Chunk = []
     for words in section:
         encoded = tokenizer(words.text, add_special_tokens=False, truncation=False, verbose=False)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Words(NamedTuple):
+class PromptSpan(NamedTuple):
     """A piece of a text."""
 
     text: str
@@ -12,16 +12,16 @@ class Words(NamedTuple):
     """What its tokens' embeddings are multiplied by."""
 
 
-Section = tuple[Words, ...]
+PromptSection = tuple[PromptSpan, ...]
 """What a chunk begins with; pieces follow each other as separate words."""
-Passage = tuple[Section, ...]
+WeightedPrompt = tuple[PromptSection, ...]
 """A text: sections, each of which begins a chunk."""
 
 
-def plain_passage(text: str) -> Passage:
+def unweighted_prompt(text: str) -> WeightedPrompt:
     """Return a text without any emphasis, as it stands."""
-    return ((Words(text),),)
+    return ((PromptSpan(text),),)
 
 
-EMPTY = plain_passage("")
+EMPTY_PROMPT = unweighted_prompt("")
 """The text without words."""

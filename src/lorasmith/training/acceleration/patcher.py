@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.loops.memory import ran_out
+from lorasmith.loops.memory import is_out_of_memory
 from lorasmith.loops.progress import tell
 from lorasmith.ops import fp8 as fp8_ops
 from lorasmith.ops import geglu
@@ -55,7 +55,7 @@ class UNetPatcher:
         try:
             yield
         except Exception as error:
-            if self._compiled is None or ran_out(error) or self._is_recording():
+            if self._compiled is None or is_out_of_memory(error) or self._is_recording():
                 raise
             self._compiled = None
             reason = " ".join(str(error).split())[:160]

@@ -8,7 +8,7 @@ import torch
 
 from lorasmith.config.train_settings import TrainerConfig, parse_memory_size
 from lorasmith.core.errors import ConfigError, LorasmithWarning
-from lorasmith.loops.memory import free_memory, limit_memory, ran_out
+from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory, limit_gpu_memory
 from lorasmith.ops import fp8, triton_support
 from lorasmith.training.acceleration.activation_checkpointing import (
     ActivationCheckpointer,
@@ -165,7 +165,9 @@ def _fit(
 ) -> str:
     device, limit = sessions[0].device, parse_memory_size(wanted)
     total = torch.cuda.get_device_properties(device).total_memory
-    limit_memory(device, limit - _APART / 2)  # a promise: whatever else happens, no more is taken
+    limit_gpu_memory(
+        device, limit - _APART / 2
+    )  # a promise: whatever else happens, no more is taken
     # Optimizers make their state, two values for each parameter, in the first step.
     states = sum(8 * one.numel() for each in sessions for one in each.trainable.parameters())
     room = (min(limit, total) - _APART) / _LOOSE - states
@@ -207,15 +209,15 @@ def _forward_of(step: Callable[[], None]) -> Callable[[], None]:
 
 def _peak(step: Callable[[], None], device: torch.device) -> float:
     """Return the most that is allocated while a step works; infinite where memory runs out."""
-    free_memory()
+    empty_gpu_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:
         step()
         torch.cuda.synchronize(device)
     except RuntimeError as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         return float("inf")
     finally:
-        free_memory()
+        empty_gpu_cache()
     return float(torch.cuda.max_memory_allocated(device))

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.tags import without_tag
-from lorasmith.models.text.long_prompts import chunks_in_any_order, count_chunks, text_behind
-from lorasmith.models.text.prompt_spans import plain_passage
+from lorasmith.models.text.long_prompts import (
+    count_chunks,
+    max_chunks_when_shuffled,
+    text_beyond_chunks,
+)
+from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data.split import ChosenRows
 
 if TYPE_CHECKING:
@@ -47,13 +51,16 @@ def chunks_of(model: "Model", data: DataConfig, chosen: ChosenRows, plain: bool 
 def _needed(model: "Model", data: DataConfig, caption: str) -> int:
     tokenizer = model.main_tokenizer
     if data.shuffle_caption:
-        return chunks_in_any_order(tokenizer, caption)
-    return count_chunks(tokenizer, plain_passage(caption))
+        return max_chunks_when_shuffled(tokenizer, caption)
+    return count_chunks(tokenizer, unweighted_prompt(caption))
 
 
 def _warn(model: "Model", data: DataConfig, captions: Mapping[str, str]) -> None:
     """Name the captions that are cut off, by their pictures."""
-    lost = [text_behind(model.main_tokenizer, text, data.max_chunks) for text in captions.values()]
+    lost = [
+        text_beyond_chunks(model.main_tokenizer, text, data.max_chunks)
+        for text in captions.values()
+    ]
     told = [
         f"{name} from {' '.join(end.split()[:_SHOWN])!r} on"
         for name, end in zip(captions, lost, strict=True)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from lorasmith.config.train_config import DataConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import put, rows_of
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import gather_to_device, to_device_async
 from lorasmith.core.errors import DataError
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache, key_of
 from lorasmith.data.caption_augment import dropped, shuffled
 from lorasmith.loops.progress import progress_bar
-from lorasmith.models.text.encode import Conditioning, TokenIds, condition
-from lorasmith.models.text.long_prompts import chunked_ids
+from lorasmith.models.text.encode import Conditioning, TokenIds, encode_tokens
+from lorasmith.models.text.long_prompts import tokenize_in_chunks
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -43,7 +43,7 @@ Marker = Callable[[torch.Tensor], torch.Tensor]
 class Words(Protocol):
     """Where the texts of a batch come from."""
 
-    def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Worded:
         """Return the texts of some pictures.
 
         Args:
@@ -75,14 +75,15 @@ class FixedWords:
         # Of the table on the CPU it is not asked which captions the device drops.
         self._empty = Worded(*(None if part is None else part[-1:].to(device) for part in table))
 
-    def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Worded:
         """Return the embeddings or tokens of some pictures; see ``Words``."""
-        which = self._which[put(numbers, self._which.device)]
+        which = self._which[to_device_async(numbers, self._which.device)]
         found = [
-            None if part is None else rows_of(part, which, self._device) for part in self._table
+            None if part is None else gather_to_device(part, which, self._device)
+            for part in self._table
         ]
         if self._dropout:
-            drop = put(draws.uniform(), self._device) < self._dropout
+            drop = to_device_async(draws.uniform(), self._device) < self._dropout
             found = [
                 None if part is None or empty is None else _replaced(part, empty, drop)
                 for part, empty in zip(found, self._empty, strict=True)
@@ -118,13 +119,15 @@ class LiveWords:
         self._marker = marker
         self._chunks = chunks
 
-    def gather(self, numbers: torch.Tensor, draws: Draws) -> Worded:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Worded:
         """Return the embeddings or tokens of newly shuffled captions; see ``Words``."""
         texts = [
             self._changed(self._captions[number], own)
-            for number, own in zip(numbers.tolist(), draws.of_each(_CAPTION), strict=True)
+            for number, own in zip(
+                numbers.tolist(), draws.per_image_generators(_CAPTION), strict=True
+            )
         ]
-        tokens = chunked_ids(self._model, texts, self._chunks)
+        tokens = tokenize_in_chunks(self._model, texts, self._chunks)
         places = _places(tokens, self._marker, self._device)
         if self._as_ids:
             return Worded(None, None, *_on(tokens, self._device), places)
@@ -170,10 +173,10 @@ def fixed_tokens(
         dropout: share of the captions that are replaced by the empty one.
         device: where batches are wanted.
         marker: marks the tokens that may be written to; None for all.
-        chunks: how many each caption has; see `chunked_ids`.
+        chunks: how many each caption has; see `tokenize_in_chunks`.
     """
     distinct = Captions.of(captions, dropout)
-    tokens = chunked_ids(model, distinct.texts, chunks)
+    tokens = tokenize_in_chunks(model, distinct.texts, chunks)
     table = Worded(None, None, *_on(tokens, device), _places(tokens, marker, device))
     return FixedWords(table, distinct.which, dropout, device)
 
@@ -200,13 +203,13 @@ def fixed_words(
         cache: where embeddings are looked up and kept.
         device: where batches are wanted.
         marker: marks the tokens that may be written to; None for all.
-        chunks: how many each caption has; see `chunked_ids`.
+        chunks: how many each caption has; see `tokenize_in_chunks`.
 
     Raises:
         DataError: an embedding is not finite; the caption is named.
     """
     distinct = Captions.of(captions, dropout)
-    tokens = chunked_ids(model, distinct.texts, chunks)
+    tokens = tokenize_in_chunks(model, distinct.texts, chunks)
     found = _cached(model, identities, distinct.texts, tokens, cache)
     cast = _cast(found, dtype, torch.device("cpu"))
     table = Worded(*cast, places=_places(tokens, marker, torch.device("cpu")))
@@ -277,12 +280,12 @@ def _layout(model: "Model") -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 @torch.no_grad()
 def _embed(model: "Model", tokens: TokenIds) -> Conditioning:
     """Return the texts' conditioning on the text encoders' device, in their number format."""
-    return condition(model, _on(tokens, model.text_encoders[0].device))
+    return encode_tokens(model, _on(tokens, model.text_encoders[0].device))
 
 
 def _on(tokens: TokenIds, device: torch.device) -> TokenIds:
-    second = None if tokens.ids_2 is None else put(tokens.ids_2, device)
-    return TokenIds(put(tokens.ids, device), second)
+    second = None if tokens.ids_2 is None else to_device_async(tokens.ids_2, device)
+    return TokenIds(to_device_async(tokens.ids, device), second)
 
 
 def _places(tokens: TokenIds, marker: Marker | None, device: torch.device) -> torch.Tensor | None:
@@ -290,7 +293,7 @@ def _places(tokens: TokenIds, marker: Marker | None, device: torch.device) -> to
 
     SDXL's tokenizers differ in their padding only, which stands where the end does.
     """
-    return None if marker is None else put(marker(tokens.ids), device)
+    return None if marker is None else to_device_async(marker(tokens.ids), device)
 
 
 def _cast(found: Conditioning, dtype: torch.dtype, device: torch.device) -> Conditioning:

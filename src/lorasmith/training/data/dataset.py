@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.config.train_config import DataConfig, TrainerConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import dtype_of, put
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import compute_dtype, to_device_async
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.batch_order import BucketOrder
 from lorasmith.data.cache.tensor_cache import TensorCache, cache_folder
@@ -22,7 +22,7 @@ from lorasmith.data.images.buckets import Bucket, Placement, Size, place
 from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import without_tag
 from lorasmith.models.family import family_of
-from lorasmith.models.load import quiet
+from lorasmith.models.load import suppress_logs
 from lorasmith.runs.paths import check_outside_dataset
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.caption_lengths import chunks_of
@@ -69,7 +69,7 @@ class TrainingSet:
     named: Sequence[Sequence[bool]] = ()
     """For each earlier feature, which of the captions call it."""
 
-    def batch(self, numbers: torch.Tensor, draws: Draws) -> Batch:
+    def batch(self, numbers: torch.Tensor, draws: BatchRng) -> Batch:
         """Return pictures and captions of one bucket, on the training device.
 
         Equal numbers and equally seeded draws give an equal batch. Where latents and captions
@@ -83,7 +83,7 @@ class TrainingSet:
         words = self.words.gather(numbers, draws)
         return Batch(
             clean=pictures.clean,
-            weight=self.weights[put(numbers, self.weights.device)],
+            weight=self.weights[to_device_async(numbers, self.weights.device)],
             numbers=numbers,
             context=words.context,
             pooled=words.pooled,
@@ -97,7 +97,7 @@ class TrainingSet:
             named=[_chosen(one, numbers) for one in self.named],
         )
 
-    def without_tag(self, batch: Batch, draws: Draws, strength: float) -> Batch:
+    def without_tag(self, batch: Batch, draws: BatchRng, strength: float) -> Batch:
         """Return a batch of the same pictures under captions without the tag.
 
         Args:
@@ -188,7 +188,7 @@ def build_dataset(
     builder = _Builder(
         model, data, train, device, text_trained, gating, buckets, root, chunks, num_processes
     )
-    with quiet():
+    with suppress_logs():
         model.vae.to(device)
         for encoder in model.text_encoders:
             encoder.to(device)
@@ -209,7 +209,7 @@ def send_home(model: "Model", sets: Sequence[TrainingSet], text_trained: bool) -
     device = sets[0].weights.device
     pictured = any(isinstance(one.latents, LiveLatents) for one in sets)
     worded = text_trained or any(isinstance(one.words, LiveWords) for one in sets)
-    with quiet():
+    with suppress_logs():
         model.vae.to(device if pictured else "cpu")
         for encoder in model.text_encoders:
             encoder.to(device if worded else "cpu")
@@ -346,7 +346,7 @@ class _Builder:
         if not self.data.shuffle_caption:
             return self._fixed(captions, dropout)
         data = self.data.model_copy(update={"caption_dropout": dropout})
-        dtype, marker = dtype_of(self.train.mixed_precision), self.gating.marker
+        dtype, marker = compute_dtype(self.train.mixed_precision), self.gating.marker
         return LiveWords(
             self.model,
             captions,
@@ -359,7 +359,7 @@ class _Builder:
         )
 
     def _fixed(self, captions: Sequence[str], dropout: float) -> Words:
-        dtype, marker = dtype_of(self.train.mixed_precision), self.gating.marker
+        dtype, marker = compute_dtype(self.train.mixed_precision), self.gating.marker
         if self.text_trained:
             return fixed_tokens(self.model, captions, dropout, self.device, marker, self.chunks)
         names = self.text_identities

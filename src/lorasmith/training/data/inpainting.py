@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache
 from lorasmith.data.images.masks import at_latents, random_mask, without_hole
 from lorasmith.data.images.square_images import to_signed
@@ -37,7 +37,7 @@ _HOLE = 0x686F6C65
 
 def drawn_holes(
     choice: HoleChoice, pictures: Pictures, numbers: Sequence[int], masks: torch.Tensor,
-    draws: Draws,
+    draws: BatchRng,
 ) -> torch.Tensor:  # fmt: skip
     """Return what is taken out of pictures in one step, uint8 ``[B, 1, H, W]`` on the CPU.
 
@@ -49,7 +49,7 @@ def drawn_holes(
         draws: this part's share of the batch's random numbers.
     """
     holes = []
-    for number, own, seeded in zip(numbers, masks, draws.of_each(_HOLE), strict=True):
+    for number, own, seeded in zip(numbers, masks, draws.per_image_generators(_HOLE), strict=True):
         if not has_own(choice, pictures, number):
             height, width = own.shape[-2:]
             own = torch.from_numpy(random_mask(width, height, seeded).copy()).unsqueeze(0)
@@ -86,10 +86,10 @@ class HoleTable:
             self.mask.to(device), self.mean.to(device), self.deviation.to(device), self.spans
         )
 
-    def chosen(self, pictures: Sequence[int], draws: Draws) -> torch.Tensor:
+    def chosen(self, pictures: Sequence[int], draws: BatchRng) -> torch.Tensor:
         """Return one row for each picture at random, int64 ``[B]`` on the CPU."""
         rows = []
-        for picture, seeded in zip(pictures, draws.of_each(_HOLE), strict=True):
+        for picture, seeded in zip(pictures, draws.per_image_generators(_HOLE), strict=True):
             span = self.spans[picture]
             rows.append(span[int(torch.randint(len(span), (), generator=seeded))])
         return torch.tensor(rows)
@@ -170,7 +170,7 @@ def _mask(choice: HoleChoice, pictures: Pictures, hole: _Hole) -> torch.Tensor:
         if mask is not None:
             return (mask.flip(-1) if mirrored else mask).contiguous()
     bucket = pictures.placed.placements[number].bucket
-    seeded = generator(choice.seed, _HOLE, number, int(mirrored), hole.turn)
+    seeded = make_generator(choice.seed, _HOLE, number, int(mirrored), hole.turn)
     return torch.from_numpy(random_mask(bucket.width, bucket.height, seeded).copy()).unsqueeze(0)
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from lorasmith.config.train_config import DataConfig
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import put, rows_of
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import gather_to_device, to_device_async
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache
 from lorasmith.data.images.augment import View, draw_view, jittered
 from lorasmith.data.images.buckets import Placement
 from lorasmith.data.images.masks import at_latents, without_hole
 from lorasmith.data.images.square_images import to_signed
 from lorasmith.loops.progress import progress_bar
-from lorasmith.models.latents import encode_pictures
+from lorasmith.models.latents import encode_images
 from lorasmith.training.data.inpainting import HoleTable, drawn_holes, hole_tables
 from lorasmith.training.data.vae_encoding import (
     Pictures,
@@ -49,7 +49,7 @@ class Gathered(NamedTuple):
 class Latents(Protocol):
     """Where the latents of a batch come from."""
 
-    def gather(self, numbers: torch.Tensor, draws: Draws) -> Gathered:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Gathered:
         """Return the latents of pictures of one bucket.
 
         Args:
@@ -106,17 +106,20 @@ class FixedLatents:
             self._within.append(seen[bucket])
             seen[bucket] += 1
 
-    def gather(self, numbers: torch.Tensor, draws: Draws) -> Gathered:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Gathered:
         """Return freshly sampled latents; see ``Latents``."""
         chosen = numbers.tolist()
         group = self._groups[self._bucket_of[chosen[0]]]
-        unit = put(draws.normal(*group.mean.shape[1:]), self._device)
+        unit = to_device_async(draws.normal(*group.mean.shape[1:]), self._device)
         # Decided on the host, so that it need not be asked of the device for latents kept here.
         rows = [self._within[number] for number in chosen]
         if self._flip:
-            sides = [bool(torch.rand((), generator=one) < 0.5) for one in draws.of_each(_MIRROR)]
+            sides = [
+                bool(torch.rand((), generator=one) < 0.5)
+                for one in draws.per_image_generators(_MIRROR)
+            ]
             rows = [row + side * group.pictures for row, side in zip(rows, sides, strict=True)]
-        which = put(torch.tensor(rows), self._home)
+        which = to_device_async(torch.tensor(rows), self._home)
         return Gathered(
             self._sampled(group.mean, group.deviation, which, unit),
             None if group.mask is None else self._rows(group.mask, which),
@@ -124,9 +127,9 @@ class FixedLatents:
             None if group.holes is None else self._surroundings(group.holes, rows, draws),
         )
 
-    def _surroundings(self, holes: HoleTable, rows: Sequence[int], draws: Draws) -> torch.Tensor:
-        which = put(holes.chosen(rows, draws), self._home)
-        unit = put(draws.normal(*holes.mean.shape[1:]), self._device)
+    def _surroundings(self, holes: HoleTable, rows: Sequence[int], draws: BatchRng) -> torch.Tensor:
+        which = to_device_async(holes.chosen(rows, draws), self._home)
+        unit = to_device_async(draws.normal(*holes.mean.shape[1:]), self._device)
         rest = self._sampled(holes.mean, holes.deviation, which, unit)
         return torch.cat([self._rows(holes.mask, which), rest], dim=1)
 
@@ -136,7 +139,7 @@ class FixedLatents:
         return self._rows(mean, which) + self._rows(deviation, which) * unit
 
     def _rows(self, table: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        return rows_of(table, which, self._device)
+        return gather_to_device(table, which, self._device)
 
 
 def fixed_latents(
@@ -239,7 +242,7 @@ class LiveLatents:
         self._data = data
         self._device = device
 
-    def gather(self, numbers: torch.Tensor, draws: Draws) -> Gathered:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Gathered:
         """Return latents of newly drawn crops; see ``Latents``."""
         chosen, placed = numbers.tolist(), self._pictures.placed
         placements = [placed.placements[number] for number in chosen]
@@ -247,38 +250,38 @@ class LiveLatents:
         pixels, masks = placed.crops(chosen, [view.corner for view in views])
         mirrored = torch.tensor([view.mirrored for view in views]).view(-1, 1, 1, 1)
         pixels, masks = (torch.where(mirrored, one.flip(-1), one) for one in (pixels, masks))
-        shown = put(pixels, self._device).float() / 255.0
+        shown = to_device_async(pixels, self._device).float() / 255.0
         if self._data.color_jitter:
             shown = jittered(
-                shown, put(torch.tensor([view.factors for view in views]), self._device)
+                shown, to_device_async(torch.tensor([view.factors for view in views]), self._device)
             )
         signed = shown * 2.0 - 1.0
         clean = self._sampled(signed, draws)
         mask = time_ids = surroundings = None
         if self._pictures.any_mask:
-            mask = shrunk(put(masks, self._device), self._downscale)
+            mask = shrunk(to_device_async(masks, self._device), self._downscale)
         if self._pictures.sized:
             score = self._pictures.score
             told = [time_ids_of(p, view, score) for p, view in zip(placements, views, strict=True)]
-            time_ids = put(torch.tensor(told), self._device)
+            time_ids = to_device_async(torch.tensor(told), self._device)
         if self._pictures.holes is not None:
             holes = drawn_holes(self._pictures.holes, self._pictures, chosen, masks, draws)
-            surroundings = self._surroundings(signed, put(holes, self._device), draws)
+            surroundings = self._surroundings(signed, to_device_async(holes, self._device), draws)
         return Gathered(clean, mask, time_ids, surroundings)
 
     def _surroundings(
-        self, signed: torch.Tensor, holes: torch.Tensor, draws: Draws
+        self, signed: torch.Tensor, holes: torch.Tensor, draws: BatchRng
     ) -> torch.Tensor:
         rest = self._sampled(without_hole(signed, holes), draws)
         return torch.cat([at_latents(holes, self._downscale), rest], dim=1)
 
-    def _sampled(self, signed: torch.Tensor, draws: Draws) -> torch.Tensor:
-        mean, deviation = encode_pictures(self._vae, signed)
-        return mean + deviation * put(draws.normal(*mean.shape[1:]), self._device)
+    def _sampled(self, signed: torch.Tensor, draws: BatchRng) -> torch.Tensor:
+        mean, deviation = encode_images(self._vae, signed)
+        return mean + deviation * to_device_async(draws.normal(*mean.shape[1:]), self._device)
 
-    def _views(self, placements: Sequence[Placement], draws: Draws) -> list[View]:
+    def _views(self, placements: Sequence[Placement], draws: BatchRng) -> list[View]:
         data = self._data
         return [
             draw_view(placed, data.crop == "random", data.flip_aug, data.color_jitter, own)
-            for placed, own in zip(placements, draws.of_each(_VIEW), strict=True)
+            for placed, own in zip(placements, draws.per_image_generators(_VIEW), strict=True)
         ]

@@ -14,7 +14,7 @@ from lorasmith.data.cache.tensor_cache import Entry, Layout, key_of
 from lorasmith.data.images.augment import View
 from lorasmith.data.images.bucketed import PlacedPictures
 from lorasmith.data.images.buckets import Placement
-from lorasmith.models.latents import encode_pictures
+from lorasmith.models.latents import encode_images
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -76,7 +76,7 @@ def encoded(vae: "AutoencoderKL", pictures: Pictures, number: int, signed: torch
     Raises:
         DataError: its latents are not finite; it is named.
     """
-    mean, deviation = encode_pictures(vae, signed.unsqueeze(0))
+    mean, deviation = encode_images(vae, signed.unsqueeze(0))
     if not bool((mean + deviation).isfinite().all()):
         raise DataError(
             f"{pictures.placed.rows[number].key}: the VAE turns this picture into values that "

@@ -9,7 +9,7 @@ import torch
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.loops.progress import Advance, progress_bar
-from lorasmith.loops.tracking import Board, Tracker, WandbRun
+from lorasmith.loops.tracking import MetricsLogger, Tracker, WandbRun
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.train_step import Figures
 
@@ -125,7 +125,7 @@ def reporting(
     first: int,
     main: bool,
     title: str | None = "training",
-    shared: Board | None = None,
+    shared: MetricsLogger | None = None,
 ) -> Iterator[Reporter]:
     """Open the run's log, its boards and its progress bar.
 
@@ -139,7 +139,7 @@ def reporting(
             where the settings want it.
     """
     track = run.track
-    wandb: WandbRun | Board | None = shared
+    wandb: WandbRun | MetricsLogger | None = shared
     if track.wandb and shared is None:
         wandb = WandbRun(track.wandb_project, paths.name, told_outside(run))
     with (

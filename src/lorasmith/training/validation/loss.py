@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from lorasmith.adapters.nn.trainable import TrainableLora
-from lorasmith.core.batch_rng import Draws
-from lorasmith.core.device import generator
+from lorasmith.core.batch_rng import BatchRng
+from lorasmith.core.device import make_generator
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainingSet
 from lorasmith.training.losses import Noise
@@ -92,12 +92,12 @@ class FixedGrid:
 
     def _cells(self) -> Iterator[tuple[Batch, Noise]]:
         for numbers, levels in self._chunks():
-            draws = generator(self._seed, _STREAM, device=self._device)
-            batch = self._data.batch(numbers, Draws(draws, len(numbers)))
+            draws = make_generator(self._seed, _STREAM, device=self._device)
+            batch = self._data.batch(numbers, BatchRng(draws, len(numbers)))
             shape = batch.clean.shape[1:]
             noise = torch.stack(
                 [
-                    torch.randn(shape, generator=generator(self._seed, _STREAM, number, level))
+                    torch.randn(shape, generator=make_generator(self._seed, _STREAM, number, level))
                     for number, level in zip(numbers.tolist(), levels.tolist(), strict=True)
                 ]
             )

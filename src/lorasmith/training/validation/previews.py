@@ -30,7 +30,7 @@ from lorasmith.inference.prompts.parser import (
     parse_prompt,
 )
 from lorasmith.models.family import family_of
-from lorasmith.models.load import Model, quiet
+from lorasmith.models.load import Model, suppress_logs
 from lorasmith.runs.paths import LORA_FOLDER
 
 _AT_ONCE = 4
@@ -203,13 +203,13 @@ def _on_device(model: Model) -> Iterator[None]:
     device = model.unet.device
     parts = [model.vae, *model.text_encoders]
     before = [part.device for part in parts]
-    with quiet():
+    with suppress_logs():
         for part in parts:
             part.to(device)
     try:
         yield
     finally:
-        with quiet():
+        with suppress_logs():
             for part, place in zip(parts, before, strict=True):
                 part.to(place)
         if device.type == "cuda":

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.loops.memory import free_memory, ran_out
+from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.training.outputs.export import export
 from lorasmith.training.outputs.logger import Reporter
 from lorasmith.training.state import Session
@@ -127,9 +127,9 @@ def _surviving(what: str, step: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        free_memory()
+        empty_gpu_cache()
         warnings.warn(
             f"out of memory in {what} at step {step}; the training goes on without it: lower "
             "validation.num_images or validation.size",
