@@ -35,7 +35,7 @@ from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import Row, read_rows
 from lorasmith.evaluation.base_model import pil_to_tensor, tensor_to_pil
 from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
-from lorasmith.reports.contact_sheet import contact_sheet
+from lorasmith.reports.contact_sheet import make_contact_sheet
 
 STYLE, STYLE_WORDS = "fluent-mono", "high contrast style"
 CONCEPTS = 64
@@ -214,7 +214,7 @@ def _sheet(shown: Sequence[Row], drawn: dict[str, list[Image.Image]]) -> Image.I
     true = tensor_to_pil(to_signed(load_squares(shown, SIDE)))
     triples = zip(drawn["base"], drawn["tagged"], true, shown, strict=True)
     cells = [((a, b, c), row.caption.split(",")[0]) for a, b, c, row in triples]
-    return contact_sheet(cells, columns=4)
+    return make_contact_sheet(cells, columns=4)
 
 
 def machine() -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_the_demo_runs_and_runs_again(
         "training", "base", "with_tag", "without_tag", "taught", "tags", "seconds",
     ]  # fmt: skip
     assert metrics["tags"]["exact"] is True
-    assert metrics["tags"]["geglu"] == 0.0
+    assert metrics["tags"]["gated"] == 0.0
     assert set(metrics["tags"]["plain"]) == {"inkmono", "cookqz"}
     assert all(ratio > 0 for ratio in metrics["tags"]["plain"].values())
     with Image.open(out / "tags.png") as grid:

@@ -63,15 +63,15 @@ def test_a_run_is_measured_and_its_best_file_chosen(
     (one,) = found["features"]
     assert (one["tag"], one["class_word"], one["gate"]) == ("curlyqx", "person", "prompt")
     assert (one["references"], one["held_out"]) == (3, True)
-    assert one["geglu"]["exact"] is True
-    assert one["geglu"]["latent"]["ratio"] == 0.0
-    assert one["geglu"]["latent"]["present"] > 0.0
+    assert one["gated"]["exact"] is True
+    assert one["gated"]["latent"]["ratio"] == 0.0
+    assert one["gated"]["latent"]["present"] > 0.0
     assert one["plain"]["exact"] is False
     assert one["plain"]["latent"]["ratio"] > 0.0
     assert one["plain"]["prediction"]["floor"] == 0.0
     assert one["distribution"]["kid"]["low"] < one["distribution"]["kid"]["high"]
     assert one["distribution"]["fid"] is None
-    assert (found["geglu"], found["plain"], found["pairs"]) == (None, None, [])
+    assert (found["gated"], found["plain"], found["pairs"]) == (None, None, [])
     (files,) = found["checkpoints"]
     best = min(files["files"], key=lambda file: file["loss"]["difference"])
     assert [file["step"] for file in files["files"]] == [8, 4]
@@ -92,12 +92,12 @@ def test_two_tags_are_measured_together(
     found = json.loads((out / "evaluation.json").read_text())
     first, second = found["features"]
     assert (first["references"], first["held_out"]) == (6, False)
-    assert (first["geglu"]["exact"], second["gated"]) == (True, None)
-    for kind in ("geglu", "plain"):
+    assert (first["gated"]["exact"], second["gated"]) == (True, None)
+    for kind in ("gated", "plain"):
         assert found[kind]["bleeding"]["tags"] == ["curlyqx", "cookqz"]
         assert len(found[kind]["bleeding"]["matrix"]) == 2
     # The ungated file is at work for every prompt, the gated one stays out of others' pictures.
-    kept = {one["tag"]: one for one in found["geglu"]["kept"]}
+    kept = {one["tag"]: one for one in found["gated"]["kept"]}
     assert kept["cookqz"]["alone"] == pytest.approx(kept["cookqz"]["loaded"], abs=1e-4)
     assert kept["curlyqx"]["alone"] != pytest.approx(kept["curlyqx"]["loaded"], abs=1e-4)
     (pair,) = found["pairs"]

@@ -173,7 +173,7 @@ def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[s
     """Say in numbers whether the colour is gone, and what the training gained."""
     from lorasmith.evaluation.metrics.saturation import measure_color
     from lorasmith.loops.tracking import read_log
-    from lorasmith.reports.advice import held_out_share
+    from lorasmith.reports.advice import relative_validation_loss
     from lorasmith.runs.summary import RunSummary
 
     names = ("base", "with_tag", "without_tag")
@@ -185,7 +185,10 @@ def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[s
         f"{colours['without_tag'].saturation:.3f} without it and its gate off, "
         f"{colours['taught'].saturation:.3f} in the pictures it learned from"
     )
-    summary, shares = RunSummary.read(paths.summary), held_out_share(read_log(paths.log)).values
+    summary, shares = (
+        RunSummary.read(paths.summary),
+        relative_validation_loss(read_log(paths.log)).values,
+    )
     training = {
         "steps": summary.steps,
         "pictures": summary.images,

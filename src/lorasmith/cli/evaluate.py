@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorasmith.evaluation.results import ConceptResult
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.models.load import Model
-    from lorasmith.reports.evaluation_page import Chosen, Evaluation
+    from lorasmith.reports.evaluation_page import CheckpointChoice, Evaluation
     from lorasmith.training.eval_targets import EvalTarget
 
 _FILE_WIDTH = 120
@@ -161,13 +161,13 @@ def _evaluated(
     """Choose files, measure them and draw the page's pictures."""
     from lorasmith.evaluation.evaluator import Evaluator
     from lorasmith.evaluation.sample_images import make_image_tables
-    from lorasmith.reports.evaluation_page import Context, Evaluation
+    from lorasmith.reports.evaluation_page import Evaluation, EvaluationContext
 
     options = studio.options
-    context = Context(
+    context = EvaluationContext(
         name=name,
         model=studio.model.folder.name,
-        judge=judge.name,
+        feature_extractor=judge.name,
         device=studio.model.unet.device.type,
         seeds=list(seeds),
         sampling={
@@ -208,10 +208,10 @@ def _choose(
     features: "Sequence[EvalConcept]",
     found: "Sequence[EvalTarget]",
     bound: float | None,
-) -> "tuple[list[Chosen], list[EvalConcept]]":
+) -> "tuple[list[CheckpointChoice], list[EvalConcept]]":
     """Choose among the files of tags that have several."""
     from lorasmith.evaluation.checkpoint_choice import choose_best, measure_candidates
-    from lorasmith.reports.evaluation_page import Chosen
+    from lorasmith.reports.evaluation_page import CheckpointChoice
     from lorasmith.training.eval_targets import step_of
 
     chosen, best = [], []
@@ -220,7 +220,9 @@ def _choose(
             files = [(file, step_of(file)) for file in one.files]
             candidates = measure_candidates(work.predictions(feature), files)
             choice = choose_best(candidates, bound)
-            chosen.append(Chosen(one.tag, candidates, choice.best.file, choice.is_within_limit))
+            chosen.append(
+                CheckpointChoice(one.tag, candidates, choice.best.file, choice.is_within_limit)
+            )
             feature = replace(feature, file=choice.best.file)
         best.append(feature)
     return chosen, best
@@ -228,11 +230,11 @@ def _choose(
 
 def _show(seen: "Evaluation") -> None:
     """Print the headline figures."""
-    figures = seen.figures
+    figures = seen.results
     console = Console()
     console = console if console.is_terminal else Console(width=_FILE_WIDTH)
-    for one in seen.chosen:
-        kept = "" if one.within else ": none keeps to --max-leak, this is the least leaky"
+    for one in seen.choices:
+        kept = "" if one.is_within_limit else ": none keeps to --max-leak, this is the least leaky"
         console.print(f"{one.tag}: {one.best.name} of {len(one.candidates)} files{kept}")
     table = Table("tag")
     for column in ("fidelity", "base", "real", "gain", "leak, gated", "leak, no gate"):

@@ -25,15 +25,15 @@ def report(
 
     Example: `lorasmith report loras/inkmono`
     """
-    from lorasmith.reports.features_page import write_features_reports
-    from lorasmith.reports.run_page import write_report
-    from lorasmith.reports.sweep_page import write_sweep_reports
+    from lorasmith.reports.features_page import write_all_features_pages
+    from lorasmith.reports.run_page import write_run_page
+    from lorasmith.reports.sweep_page import write_all_sweep_pages
     from lorasmith.runs.paths import RunPaths
 
     folder = run.expanduser()
     # RunPaths would look for a bare name in loras/ only, though it may be a folder right here.
     name = str(folder.absolute() if folder.is_dir() else folder)
     paths = RunPaths.from_name(name)
-    several = write_features_reports(paths) or write_sweep_reports(paths)
-    for page in several or [write_report(paths)]:
+    several = write_all_features_pages(paths) or write_all_sweep_pages(paths)
+    for page in several or [write_run_page(paths)]:
         typer.echo(page)

@@ -89,8 +89,8 @@ def sweep(
 
 def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
     """Print what came of all LoRAs, and what to think of the differences."""
-    from lorasmith.reports.sweep_page import rows_of
-    from lorasmith.reports.sweep_results import notes_of
+    from lorasmith.reports.sweep_page import result_rows
+    from lorasmith.reports.sweep_results import make_notes
     from lorasmith.runs.sweep_paths import SweepPaths
 
     ranked = any(one.gain is not None for one in results)
@@ -99,10 +99,10 @@ def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
     table.add_column("file", overflow="fold")
     for title in (("held-out gain", "at step") if ranked else ()) + ("training loss", "time"):
         table.add_column(title, justify="right")
-    for row in rows_of(results):
+    for row in result_rows(results):
         gain = (row.gain, row.step) if ranked else ()
         table.add_row(row.file, *gain, row.loss, row.time)
     Console().print(table)
-    for note in notes_of(settings, results):
+    for note in make_notes(settings, results):
         typer.echo(f"{note.title}. {note.text}")
     typer.echo(f"side by side: {paths.html_page}")

@@ -33,7 +33,7 @@ from lorasmith.models.load import load_part
 from lorasmith.pretraining.common import chosen_rows
 from lorasmith.pretraining.report_markdown import Measured, ShortVae, render
 from lorasmith.pretraining.vae_losses import PerceptualLoss
-from lorasmith.reports.contact_sheet import contact_sheet
+from lorasmith.reports.contact_sheet import make_contact_sheet
 
 CAPTIONS = 256
 UNSEEN = 64
@@ -163,7 +163,7 @@ class _Captions:
             true = pictures_of(_true(rows, self.side))
             pairs = zip(true, images, rows, strict=True)
             cells = [((one, other), row.caption) for one, other, row in pairs]
-            contact_sheet(cells, columns=8).save(out.with_name(name), optimize=True)
+            make_contact_sheet(cells, columns=8).save(out.with_name(name), optimize=True)
 
 
 def _vaes(
@@ -183,7 +183,9 @@ def _vaes(
         *(reconstruct_to_pil(v, pictures[some]) for v in vaes.values()),
     ]
     groups = zip(zip(*columns, strict=True), some, strict=True)
-    return figures, contact_sheet([(images, rows[k].caption) for images, k in groups], columns=4)
+    return figures, make_contact_sheet(
+        [(images, rows[k].caption) for images, k in groups], columns=4
+    )
 
 
 def _short_vae(name: str, folder: Path, rows: Sequence[Row]) -> ShortVae:

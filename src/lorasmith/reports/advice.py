@@ -11,7 +11,15 @@ from typing import Literal
 import numpy as np
 
 from lorasmith.config.train_config import TrainConfig
-from lorasmith.reports.curves import Curve, curve_of, fall, jitter, noise, rise, thinned
+from lorasmith.reports.curves import (
+    Curve,
+    downsample,
+    estimate_jitter,
+    estimate_noise,
+    extract_curve,
+    measure_fall,
+    measure_rise,
+)
 
 Kind = Literal["flat", "oscillating", "overfitting", "unclear", "fine"]
 
@@ -55,11 +63,11 @@ def advise(records: Sequence[Mapping[str, float]], run: TrainConfig) -> list[Adv
     Returns:
         The findings, the most urgent first; at least one.
     """
-    losses = thinned(curve_of(records, "loss"))
-    held_out, fixed = held_out_share(records), share_of_base(records, "fixed_loss")
+    losses = downsample(extract_curve(records, "loss"))
+    held_out, fixed = relative_validation_loss(records), relative_to_base(records, "fixed_loss")
     if len(losses) < _FEWEST_LINES:
         return [_overfitting(losses, held_out, run) or _too_short(losses)]
-    rates = curve_of(records, "lr").values
+    rates = extract_curve(records, "lr").values
     peak = float(rates.max()) if len(rates) else run.train.learning_rate
     found = [
         _oscillating(losses, run, peak),
@@ -70,16 +78,16 @@ def advise(records: Sequence[Mapping[str, float]], run: TrainConfig) -> list[Adv
     return sure or [_too_far(held_out, run) or _fine(losses, held_out, fixed)]
 
 
-def held_out_share(records: Sequence[Mapping[str, float]]) -> Curve:
+def relative_validation_loss(records: Sequence[Mapping[str, float]]) -> Curve:
     """Return the held-out loss as a share of the base model's: 1 is no better than it."""
-    return share_of_base(records, "held_out")
+    return relative_to_base(records, "held_out")
 
 
-def share_of_base(records: Sequence[Mapping[str, float]], key: str) -> Curve:
+def relative_to_base(records: Sequence[Mapping[str, float]], key: str) -> Curve:
     """Return a loss on fixed noise as a share of the base model's on the same."""
     base = f"{key}_base"
     pairs = [r for r in records if r.get(key) is not None and r.get(base)]
-    return curve_of([{"step": r["step"], "share": r[key] / r[base]} for r in pairs], "share")
+    return extract_curve([{"step": r["step"], "share": r[key] / r[base]} for r in pairs], "share")
 
 
 def best_step(held_out: Curve) -> int | None:
@@ -89,15 +97,15 @@ def best_step(held_out: Curve) -> int | None:
 
 def _flat(losses: Curve, measured: Curve, run: TrainConfig, peak: float | None) -> Advice | None:
     """Nothing is learned: neither the training loss nor one on fixed noise falls."""
-    fallen = fall(losses)
-    if fallen.certain(_FALL_CHANCE) or _gain(measured) is not None:
+    fallen = measure_fall(losses)
+    if fallen.is_significant(_FALL_CHANCE) or _gain(measured) is not None:
         return None
     known = len(measured) > 1
-    if not known and (noise(losses) > _HIDDEN or fallen.share >= _FALL_SHARE):
+    if not known and (estimate_noise(losses) > _HIDDEN or fallen.share >= _FALL_SHARE):
         return Advice(
             "unclear",
             "The training loss is too noisy to judge by",
-            f"It varies by {noise(losses):.0%} from line to line, which can hide a fall of "
+            f"It varies by {estimate_noise(losses):.0%} from line to line, which can hide a fall of "
             f"{max(fallen.share, _FALL_SHARE):.0%}.",
             "Look at the previews; for a measurement, keep some pictures out (data.validation_split = "
             "0.1), or log larger batches.",
@@ -115,11 +123,11 @@ def _flat(losses: Curve, measured: Curve, run: TrainConfig, peak: float | None) 
 
 def _oscillating(losses: Curve, run: TrainConfig, peak: float | None) -> Advice | None:
     """The steps are too large: the loss climbs again, or jumps from line to line."""
-    climb, spread = rise(losses), noise(losses)
+    climb, spread = measure_rise(losses), estimate_noise(losses)
     # Thinning averages lines of long logs, and with them samples.
     samples = run.train.images_per_step() * float(np.diff(losses.steps).mean())
     expected = _SPREAD_OF_SAMPLES / samples**0.5
-    if climb.certain(_CLIMB_CHANCE) and climb.share >= _CLIMB_SHARE:
+    if climb.is_significant(_CLIMB_CHANCE) and climb.share >= _CLIMB_SHARE:
         evidence = f"The smoothed training loss climbs by {climb.share:.0%} from an earlier low."
     elif spread > max(_EXCESS * expected, _SMALLEST_SPREAD):
         evidence = (
@@ -151,7 +159,9 @@ def _overfitting(losses: Curve, held_out: Curve, run: TrainConfig) -> Advice | N
     if best is None or len(held_out) < 3:
         return None
     lowest, later = float(held_out.values.min()), held_out.after(best)
-    lost = max(_SMALLEST_LOSS, _LOST_GAIN * max(0.0, 1.0 - lowest), 2 * jitter(held_out.values))
+    lost = max(
+        _SMALLEST_LOSS, _LOST_GAIN * max(0.0, 1.0 - lowest), 2 * estimate_jitter(held_out.values)
+    )
     # A single measurement may be an accident, so the last two have to agree.
     if len(later) < 2 or float(later.values[-2:].min()) - lowest < lost:
         return None
@@ -159,7 +169,7 @@ def _overfitting(losses: Curve, held_out: Curve, run: TrainConfig) -> Advice | N
         return None
     risen = float(later.values[-1]) / lowest - 1.0
     remedy = (
-        f"Use {last_part(run.output.name)}-best.safetensors, the state at step {best}"
+        f"Use {base_name(run.output.name)}-best.safetensors, the state at step {best}"
         if best > 0
         else "The base model itself does better: use other or more pictures"
     )
@@ -179,11 +189,11 @@ def _rises_after(losses: Curve, step: int) -> bool:
     if not len(later) or not len(before):
         return False
     change = float(np.log(later.values).mean() - np.log(before).mean())
-    error = noise(losses) * (1.0 / len(later) + 1.0 / len(before)) ** 0.5
+    error = estimate_noise(losses) * (1.0 / len(later) + 1.0 / len(before)) ** 0.5
     return bool(change > 2.0 * error)
 
 
-def last_part(name: str) -> str:
+def base_name(name: str) -> str:
     """Return an output name without its folders."""
     return name.replace("\\", "/").rpartition("/")[2]
 
@@ -215,13 +225,13 @@ def _too_far(held_out: Curve, run: TrainConfig) -> Advice | None:
         f"On pictures that were not trained on, the loss is {_gain(held_out):.1%} below the base "
         f"model's at step {best}, and {float(held_out.values[-1]) - 1.0:.1%} above it at step "
         f"{int(held_out.steps[-1])}. A single measurement may be an accident.",
-        f"Compare with {last_part(run.output.name)}-best.safetensors, the state at step {best}. "
+        f"Compare with {base_name(run.output.name)}-best.safetensors, the state at step {best}. "
         "A lower validation.every_n_steps tells more.",
     )
 
 
 def _fine(losses: Curve, held_out: Curve, fixed: Curve) -> Advice:
-    gain, fallen = _gain(held_out), f"The training loss fell by {fall(losses).share:.0%}"
+    gain, fallen = _gain(held_out), f"The training loss fell by {measure_fall(losses).share:.0%}"
     known = 1.0 - float(fixed.values.min()) if len(fixed) else 0.0
     if known > 0.0:
         fallen = f"On fixed noise, the loss on the training pictures fell by {known:.1%}"

@@ -28,15 +28,15 @@ class BarChart:
     """Names of the bars of each group, at most four."""
     groups: Sequence[BarGroup]
     """At least one."""
-    percent: bool = True
+    as_percent: bool = True
     """Write values as percent."""
 
 
-STYLES = ("main", "second", "third", "fourth")
+BAR_STYLES = ("main", "second", "third", "fourth")
 """Classes of the series, which the style sheet has colours for."""
 
 
-def draw_bars(chart: BarChart) -> str:
+def render_bar_chart(chart: BarChart) -> str:
     """Return the chart as an ``<svg>`` element; every text in it is escaped.
 
     Bars start at zero; values below it are drawn to the left of it.
@@ -68,10 +68,10 @@ def _group(chart: BarChart, group: BarGroup, top: int, scale: tuple[float, float
         y = top + number * (_BAR + _GAP)
         width = abs(value) / span * room
         left = zero - width if value < 0 else zero
-        text = f"{value:.1%}" if chart.percent else f"{value:.3g}"
+        text = f"{value:.1%}" if chart.as_percent else f"{value:.3g}"
         words = f"{group.label}, {chart.series[number]}: {text}"
         yield (
-            f'<rect class="bar {STYLES[number % len(STYLES)]}" x="{left:.1f}" y="{y}" '
+            f'<rect class="bar {BAR_STYLES[number % len(BAR_STYLES)]}" x="{left:.1f}" y="{y}" '
             f'width="{max(width, 0.5):.1f}" height="{_BAR}" rx="2">'
             f"<title>{escape(words)}</title></rect>"
         )

@@ -14,7 +14,7 @@ Cell = tuple[Sequence[Image.Image], str]
 """Pictures that are shown side by side, and the words under them."""
 
 
-def contact_sheet(cells: Sequence[Cell], columns: int = 6) -> Image.Image:
+def make_contact_sheet(cells: Sequence[Cell], columns: int = 6) -> Image.Image:
     """Lay cells out row by row, numbered from 1, each with its caption on at most two lines."""
     width = max(sum(image.width for image in images) for images, _ in cells) + _GAP
     height = max(image.height for images, _ in cells for image in images) + _TEXT_HEIGHT + _GAP

@@ -37,7 +37,7 @@ class Curve:
         return Curve(self.steps[later], self.values[later])
 
 
-def curve_of(records: Iterable[Mapping[str, float]], key: str) -> Curve:
+def extract_curve(records: Iterable[Mapping[str, float]], key: str) -> Curve:
     """Return what the lines of a log have under a key; values that are not finite are left out."""
     pairs = [(float(r["step"]), float(r[key])) for r in records if r.get(key) is not None]
     finite = sorted(pair for pair in pairs if np.isfinite(pair[1]))
@@ -45,16 +45,16 @@ def curve_of(records: Iterable[Mapping[str, float]], key: str) -> Curve:
     return Curve(table[:, 0], table[:, 1])
 
 
-def thinned(curve: Curve, most: int = _MOST_POINTS) -> Curve:
+def downsample(curve: Curve, max_points: int = _MOST_POINTS) -> Curve:
     """Average neighbouring points so that at most ``most`` are left."""
-    if len(curve) <= most:
+    if len(curve) <= max_points:
         return curve
-    parts = np.array_split(np.arange(len(curve)), most)
+    parts = np.array_split(np.arange(len(curve)), max_points)
     steps = np.array([curve.steps[part].mean() for part in parts])
     return Curve(steps, np.array([curve.values[part].mean() for part in parts]))
 
 
-def smoothed(curve: Curve, bandwidth: float = _BANDWIDTH) -> Curve:
+def smooth(curve: Curve, bandwidth: float = _BANDWIDTH) -> Curve:
     """Return the curve's local linear fit under a Gaussian kernel, at the same steps.
 
     Local lines, unlike local means, do not flatten the steep start of a loss curve.
@@ -82,20 +82,20 @@ def _smoother(count: int, bandwidth: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Movement:
+class Trend:
     """A movement of a loss curve, and whether its noise explains it."""
 
     share: float
     """How much, as a share of the level it started from; 0.2 is 20%."""
-    chance: float
+    p_value: float
     """How often noise alone looks like that."""
 
-    def certain(self, limit: float) -> bool:
+    def is_significant(self, limit: float) -> bool:
         """Tell whether noise alone hardly does it."""
-        return self.chance < limit
+        return self.p_value < limit
 
 
-def fall(losses: Curve) -> Movement:
+def measure_fall(losses: Curve) -> Trend:
     """Measure how far a loss has fallen: the most telling split into an earlier and a later part.
 
     The statistic is the largest standardised difference of the two means over all splits (a CUSUM
@@ -105,7 +105,7 @@ def fall(losses: Curve) -> Movement:
     share_shuffled = _split_statistic(_shuffled(logs))
     statistics, drops = _split_statistic(logs[None, :])
     chance = float((share_shuffled[0] >= statistics[0]).mean())
-    return Movement(1.0 - float(np.exp(-drops[0])), chance)
+    return Trend(1.0 - float(np.exp(-drops[0])), chance)
 
 
 def _split_statistic(logs: Floats) -> tuple[Floats, Floats]:
@@ -120,7 +120,7 @@ def _split_statistic(logs: Floats) -> tuple[Floats, Floats]:
     return scaled[rows, best], drops[rows, best]
 
 
-def rise(losses: Curve) -> Movement:
+def measure_rise(losses: Curve) -> Trend:
     """Measure the largest climb of the smoothed loss from any earlier low.
 
     A loss that falls, however noisily, has none that noise does not explain; one that swings in
@@ -130,10 +130,10 @@ def rise(losses: Curve) -> Movement:
     logs = _logs(losses)
     smoother = _smoother(len(logs), _BANDWIDTH)
     draws = np.random.default_rng(0).standard_normal((_SHUFFLES, len(logs)))
-    imagined = never_rising(logs) + noise(losses) * draws
+    imagined = isotonic_decreasing(logs) + estimate_noise(losses) * draws
     climbs = _largest_climb(imagined @ smoother.T)
     climb = float(_largest_climb((smoother @ logs)[None, :])[0])
-    return Movement(float(np.exp(climb)) - 1.0, float((climbs >= climb).mean()))
+    return Trend(float(np.exp(climb)) - 1.0, float((climbs >= climb).mean()))
 
 
 def _largest_climb(logs: Floats) -> Floats:
@@ -142,7 +142,7 @@ def _largest_climb(logs: Floats) -> Floats:
     return climbs
 
 
-def noise(losses: Curve) -> float:
+def estimate_noise(losses: Curve) -> float:
     """Return the standard deviation of the logarithms from line to line; 0 for fewer than 3 lines.
 
     From first differences, whose variance is twice that of independent noise, by their median
@@ -153,7 +153,7 @@ def noise(losses: Curve) -> float:
     return float(np.median(np.abs(np.diff(_logs(losses)))) / 0.6745 / np.sqrt(2.0))
 
 
-def never_rising(values: Floats) -> Floats:
+def isotonic_decreasing(values: Floats) -> Floats:
     """Return the nearest sequence that never rises (pool adjacent violators), float64 ``[N]``."""
     levels: list[float] = []
     counts: list[int] = []
@@ -169,7 +169,7 @@ def never_rising(values: Floats) -> Floats:
     return np.repeat(np.array(levels), counts)
 
 
-def jitter(values: Floats) -> float:
+def estimate_jitter(values: Floats) -> float:
     """Return the noise of a short, otherwise smooth sequence, from its second differences.
 
     Their variance is 6 times that of independent noise; a straight line has none. Needs 6 values

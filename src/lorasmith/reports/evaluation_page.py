@@ -16,7 +16,7 @@ from lorasmith.evaluation.metrics.distances import FID_MIN_IMAGES, MIN_IMAGES, E
 from lorasmith.evaluation.results import ConceptResult, EvaluationResults, JointResult, Leak
 from lorasmith.evaluation.sample_images import ImageTable
 from lorasmith.inference.outputs.data_uri import image_to_data_uri
-from lorasmith.reports.bar_charts import STYLES, BarChart, BarGroup, draw_bars
+from lorasmith.reports.bar_charts import BAR_STYLES, BarChart, BarGroup, render_bar_chart
 from lorasmith.reports.html import page_template
 
 JSON, HTML = "evaluation.json", "evaluation.html"
@@ -24,13 +24,13 @@ _TEMPLATE = "evaluation.html.j2"
 
 
 @dataclass(frozen=True)
-class Context:
+class EvaluationContext:
     """How it was measured."""
 
     name: str
     """What the page is headed."""
     model: str
-    judge: str
+    feature_extractor: str
     device: str
     seeds: Sequence[int]
     sampling: Mapping[str, Any]
@@ -40,13 +40,13 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class CheckpointChoice:
     """The files of one tag, the best of which was measured."""
 
     tag: str
     candidates: Sequence[Candidate]
     best: Path
-    within: bool
+    is_within_limit: bool
     """Whether it keeps to the leak that was asked for."""
 
 
@@ -54,11 +54,11 @@ class Chosen:
 class Evaluation:
     """Everything that is written."""
 
-    context: Context
-    figures: EvaluationResults
-    chosen: Sequence[Chosen]
+    context: EvaluationContext
+    results: EvaluationResults
+    choices: Sequence[CheckpointChoice]
     """Of tags with several files."""
-    scenes: Sequence[ImageTable]
+    image_tables: Sequence[ImageTable]
 
 
 def write_evaluation(folder: Path, found: Evaluation) -> tuple[Path, Path]:
@@ -67,7 +67,10 @@ def write_evaluation(folder: Path, found: Evaluation) -> tuple[Path, Path]:
     Raises:
         OutputError: one cannot be written.
     """
-    texts = {JSON: json.dumps(as_tree(found), indent=2, ensure_ascii=False), HTML: render(found)}
+    texts = {
+        JSON: json.dumps(evaluation_to_dict(found), indent=2, ensure_ascii=False),
+        HTML: render_evaluation_page(found),
+    }
     for name, text in texts.items():
         try:
             write_text(folder / name, f"{text}\n")
@@ -77,39 +80,40 @@ def write_evaluation(folder: Path, found: Evaluation) -> tuple[Path, Path]:
     return folder / JSON, folder / HTML
 
 
-def as_tree(found: Evaluation) -> dict[str, Any]:
+def evaluation_to_dict(found: Evaluation) -> dict[str, Any]:
     """Return what JSON holds: every figure, no picture, no path of this machine."""
     context = asdict(found.context)
+    context["judge"] = context.pop("feature_extractor")
     chosen = [
         {
             "tag": one.tag,
             "best": one.best.name,
-            "within_max_leak": one.within,
+            "within_max_leak": one.is_within_limit,
             "files": [{**asdict(c), "file": c.file.name} for c in one.candidates],
         }
-        for one in found.chosen
+        for one in found.choices
     ]
-    tree = {"lorasmith": VERSION, **context, "checkpoints": chosen, **asdict(found.figures)}
+    tree = {"lorasmith": VERSION, **context, "checkpoints": chosen, **asdict(found.results)}
     for joint in (tree["gated"], tree["plain"]):
         if joint is not None:
             joint["kept"] = joint.pop("forgetting")
     return tree
 
 
-def render(found: Evaluation) -> str:
+def render_evaluation_page(found: Evaluation) -> str:
     """Return the page as HTML."""
     template = page_template(_TEMPLATE)
-    scenes = [(one.title, one.columns, list(_embedded(one))) for one in found.scenes]
-    figures = found.figures
+    scenes = [(one.title, one.columns, list(_embedded(one))) for one in found.image_tables]
+    figures = found.results
     return template.render(
         context=found.context,
         features=[(one, list(_tiles(one)), list(_leak_rows(one))) for one in figures.features],
-        charts=[(chart, draw_bars(chart), list(zip(chart.series, STYLES, strict=False)))
+        charts=[(chart, render_bar_chart(chart), list(zip(chart.series, BAR_STYLES, strict=False)))
                 for chart in _charts(figures)],
         sets=[(name, one) for name, one in (("under their gates", figures.gated),
               ("without gates", figures.plain)) if one is not None],
         pairs=figures.pairs,
-        chosen=found.chosen,
+        chosen=found.choices,
         scenes=scenes,
         facts=_facts(found),
         shown=_shown,
@@ -170,7 +174,7 @@ def _charts(figures: EvaluationResults) -> list[BarChart]:
         for one in figures.features
     ]
     charts = [
-        BarChart("Fidelity", ["base model", "LoRA", "real to real"], like, percent=False),
+        BarChart("Fidelity", ["base model", "LoRA", "real to real"], like, as_percent=False),
     ]
     leaks = [
         BarGroup(one.tag, [0.0 if one.gated is None else one.gated.latent.ratio or 0.0,
@@ -189,14 +193,14 @@ def _bleeding(name: str, found: JointResult) -> BarChart:
     tags = found.bleeding.tags
     rows = zip(tags, found.bleeding.matrix, strict=True)
     groups = [BarGroup(f"with {tag}", row) for tag, row in rows]
-    return BarChart(f"Gain in likeness to each feature, {name}", tags, groups, percent=False)
+    return BarChart(f"Gain in likeness to each feature, {name}", tags, groups, as_percent=False)
 
 
 def _facts(found: Evaluation) -> list[tuple[str, str]]:
     context = found.context
     return [
         ("model", context.model),
-        ("judge", context.judge),
+        ("judge", context.feature_extractor),
         ("seeds", f"{len(context.seeds)}, from {context.seeds[0]}"),
         *((name, str(value)) for name, value in context.sampling.items()),
         ("device", context.device),

@@ -10,7 +10,7 @@ from lorasmith.config.train_config import OutputConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
-from lorasmith.reports.run_page import write_report
+from lorasmith.reports.run_page import write_run_page
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import image_data_uri, read_run_folder
@@ -34,7 +34,7 @@ class Card:
     """Its latest previews, as data URIs."""
 
 
-def write_features_reports(paths: RunPaths) -> list[Path]:
+def write_all_features_pages(paths: RunPaths) -> list[Path]:
     """Write the reports of all features that were begun, and the page that leads to them.
 
     Returns:
@@ -50,11 +50,11 @@ def write_features_reports(paths: RunPaths) -> list[Path]:
     run = load_config(FeaturesConfig, paths.settings)
     moved = run.model_copy(update={"output": OutputConfig(name=str(paths.folder))})
     every = FeaturesPaths.from_config(moved)
-    pages = [write_report(one) for one in every.loras if one.settings.is_file()]
-    return [*pages, write_overview(run, every)]
+    pages = [write_run_page(one) for one in every.loras if one.settings.is_file()]
+    return [*pages, write_features_page(run, every)]
 
 
-def write_overview(run: FeaturesConfig, paths: FeaturesPaths) -> Path:
+def write_features_page(run: FeaturesConfig, paths: FeaturesPaths) -> Path:
     """Write ``report.html`` into the run's folder and return it.
 
     Raises:

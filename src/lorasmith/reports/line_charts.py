@@ -16,7 +16,7 @@ from lorasmith.reports.curves import Curve
 Style = Literal[
     "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "dashed", "faint"
 ]  # fmt: skip
-STYLES: tuple[Style, ...] = (
+LINE_STYLES: tuple[Style, ...] = (
     "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth",
 )  # fmt: skip
 """For lines that are equals."""
@@ -40,16 +40,16 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Chart:
+class LineChart:
     """Lines over the steps of a run."""
 
     title: str
     """What is shown."""
     lines: Sequence[Line]
     """At least one."""
-    mark: tuple[float, str] | None = None
+    marker: tuple[float, str] | None = None
     """A step to point at, and what it is."""
-    from_zero: bool = False
+    starts_at_zero: bool = False
     """Let the scale start at zero."""
 
 
@@ -72,7 +72,7 @@ class _Frame:
         return round(_TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
 
-def draw(chart: Chart) -> str:
+def render_line_chart(chart: LineChart) -> str:
     """Return the chart as an ``<svg>`` element; every text in it is escaped."""
     frame = _frame(chart)
     parts = [
@@ -87,52 +87,52 @@ def draw(chart: Chart) -> str:
     return "\n".join(parts)
 
 
-def legend(chart: Chart) -> list[Line]:
+def legend_lines(chart: LineChart) -> list[Line]:
     """Return the lines that need a name: all that are not faint, where there are several."""
     named = [line for line in chart.lines if line.style != "faint"]
     return named if len(chart.lines) > 1 else []
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def nice_ticks(low: float, high: float, max_ticks: int = 6) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten apart) from ``low`` to ``high``."""
     span = high - low
     if not span > 0:
         return [low]
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * f for f in (1, 2, 5, 10, 20) if span / (power * f) <= most)
+    power = 10.0 ** math.floor(math.log10(span / max_ticks))
+    step = next(power * f for f in (1, 2, 5, 10, 20) if span / (power * f) <= max_ticks)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [k * step for k in range(first, last + 1)]
 
 
-def _frame(chart: Chart) -> _Frame:
+def _frame(chart: LineChart) -> _Frame:
     steps = [float(s) for line in chart.lines for s in line.curve.steps]
     values = [float(v) for line in chart.lines for v in line.curve.values]
     low, high = min(values), max(values)
-    low = min(0.0, low) if chart.from_zero else low
+    low = min(0.0, low) if chart.starts_at_zero else low
     span = (high - low) or abs(high) or 1.0
-    bottom = low if chart.from_zero and low == 0.0 else low - _ROOM * span
-    top = high + (_LABEL_ROOM if chart.mark else _ROOM) * span
+    bottom = low if chart.starts_at_zero and low == 0.0 else low - _ROOM * span
+    top = high + (_LABEL_ROOM if chart.marker else _ROOM) * span
     return _Frame((min(0.0, *steps), max(steps)), (bottom, top))
 
 
 def _grid(frame: _Frame) -> Iterator[str]:
     right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    values = ticks(*frame.values)
-    for value, text in zip(values, tick_texts(values), strict=True):
+    values = nice_ticks(*frame.values)
+    for value, text in zip(values, format_ticks(values), strict=True):
         y = frame.y(value)
         yield f'<path class="grid" d="M{_LEFT} {y}H{right}"/>'
         yield f'<text class="tick" x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{text}</text>'
-    for step in ticks(*frame.steps, most=8):
+    for step in nice_ticks(*frame.steps, max_ticks=8):
         if step == int(step):
             place = f'x="{frame.x(step)}" y="{floor + 18}" text-anchor="middle"'
             yield f'<text class="tick" {place}>{step:g}</text>'
     yield f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>'
 
 
-def _mark(chart: Chart, frame: _Frame) -> Iterator[str]:
-    if chart.mark is None:
+def _mark(chart: LineChart, frame: _Frame) -> Iterator[str]:
+    if chart.marker is None:
         return
-    step, label = chart.mark
+    step, label = chart.marker
     x = frame.x(step)
     anchor, shift = ("end", -6) if x > _WIDTH / 2 else ("start", 6)
     yield f'<path class="mark" d="M{x} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
@@ -155,7 +155,7 @@ def _path(line: Line, frame: _Frame) -> str:
     return drawn + dots
 
 
-def _readings(chart: Chart, frame: _Frame) -> Iterator[str]:
+def _readings(chart: LineChart, frame: _Frame) -> Iterator[str]:
     """Yield invisible strips whose titles a browser shows as the values at a step."""
     readings: dict[float, list[str]] = {}
     for line in chart.lines:
@@ -173,7 +173,7 @@ def _readings(chart: Chart, frame: _Frame) -> Iterator[str]:
         )
 
 
-def tick_texts(values: Sequence[float]) -> list[str]:
+def format_ticks(values: Sequence[float]) -> list[str]:
     """Return the numbers of a scale, all with the same decimals, small ones as 2e-4."""
     largest = max(abs(value) for value in values)
     if 0 < largest < 1e-3:

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
-from lorasmith.reports.advice import advise, best_step, held_out_share, share_of_base
-from lorasmith.reports.curves import curve_of, smoothed, thinned
+from lorasmith.reports.advice import advise, best_step, relative_to_base, relative_validation_loss
+from lorasmith.reports.curves import downsample, extract_curve, smooth
 from lorasmith.reports.html import page_template
-from lorasmith.reports.line_charts import STYLES, Chart, Line, draw, legend
+from lorasmith.reports.line_charts import (
+    LINE_STYLES,
+    Line,
+    LineChart,
+    legend_lines,
+    render_line_chart,
+)
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import (
     Preview,
@@ -50,7 +56,7 @@ class Tile:
     note: str = ""
 
 
-def write_report(paths: RunPaths) -> Path:
+def write_run_page(paths: RunPaths) -> Path:
     """Write ``report.html`` into a run's folder and return it.
 
     Only the folder's files are read, so a report can be written again at any time, also of a run
@@ -62,7 +68,7 @@ def write_report(paths: RunPaths) -> Path:
         OutputError: the report cannot be written.
     """
     target = paths.report
-    page = render(read_run_folder(paths.folder))
+    page = render_run_page(read_run_folder(paths.folder))
     try:
         write_text(target, page)
     except OSError as error:
@@ -70,7 +76,7 @@ def write_report(paths: RunPaths) -> Path:
     return target
 
 
-def render(run: RunFolder) -> str:
+def render_run_page(run: RunFolder) -> str:
     """Return the page of a run as HTML."""
     rows = _spread(run.previews, _MOST_ROWS)
     return _template().render(
@@ -81,11 +87,11 @@ def render(run: RunFolder) -> str:
         written=_day(run.log),
         advice=advise(run.log, run.config),
         tiles=list(_tiles(run)),
-        before_after=_before_after(run.previews, best_step(held_out_share(run.log))),
+        before_after=_before_after(run.previews, best_step(relative_validation_loss(run.log))),
         prompts=_prompts(run.previews),
         timeline=[_shown(f"step {preview.step}", preview) for preview in rows],
         left_out=len(run.previews) - len(rows),
-        charts=[(chart, draw(chart), legend(chart)) for chart in _charts(run)],
+        charts=[(chart, render_line_chart(chart), legend_lines(chart)) for chart in _charts(run)],
         facts=_facts(run),
         settings=run.settings_toml,
         version=VERSION,
@@ -100,21 +106,25 @@ def _template() -> "Template":
 
 
 def _tiles(run: RunFolder) -> list[Tile]:
-    tiles, held_out, losses = [], held_out_share(run.log), thinned(curve_of(run.log, "loss"))
+    tiles, held_out, losses = (
+        [],
+        relative_validation_loss(run.log),
+        downsample(extract_curve(run.log, "loss")),
+    )
     if len(held_out):
         gain = 1.0 - float(held_out.values.min())
         note = f"below the base model's, step {best_step(held_out)}"
         tiles.append(Tile("held-out loss", f"{gain:.1%}", note))
     if len(losses) > 1:
-        curve = smoothed(losses).values
+        curve = smooth(losses).values
         tiles.append(Tile("training loss", f"{curve[-1]:.3g}", f"{curve[0]:.3g} at the start"))
-    speeds = curve_of(run.log, "images_per_s").values.tolist()
+    speeds = extract_curve(run.log, "images_per_s").values.tolist()
     summary = run.summary
     if summary is not None:
-        tiles.append(Tile("time", duration(summary.seconds), f"{summary.steps} steps"))
+        tiles.append(Tile("time", format_duration(summary.seconds), f"{summary.steps} steps"))
     if speeds:
         note = f"on {summary.device}" if summary else ""
-        idle = curve_of(run.log, "gpu_idle").values.tolist()
+        idle = extract_curve(run.log, "gpu_idle").values.tolist()
         if idle:
             note = f"{note}, idle {statistics.median(idle):.1%} of the time".removeprefix(", ")
         tiles.append(Tile("speed", f"{statistics.median(speeds):.3g}/s", note))
@@ -150,37 +160,37 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _charts(run: RunFolder) -> list[Chart]:
+def _charts(run: RunFolder) -> list[LineChart]:
     log, charts = run.log, []
-    losses = thinned(curve_of(log, "loss"))
+    losses = downsample(extract_curve(log, "loss"))
     if len(losses):
-        lines = [Line("as measured", losses, "faint"), Line("smoothed", smoothed(losses))]
-        charts.append(Chart("Training loss", lines))
+        lines = [Line("as measured", losses, "faint"), Line("smoothed", smooth(losses))]
+        charts.append(LineChart("Training loss", lines))
     charts += _on_fixed_noise(log, "held_out", "Held-out loss")
     charts += _on_fixed_noise(log, "fixed_loss", "Loss of training pictures on fixed noise")
     rates = sorted({key for line in log for key in line if key == "lr" or key.startswith("lr/")})
     lines = [
-        Line(_part(key), thinned(curve_of(log, key)), STYLES[k % len(STYLES)])
+        Line(_part(key), downsample(extract_curve(log, key)), LINE_STYLES[k % len(LINE_STYLES)])
         for k, key in enumerate(rates)
-        if len(curve_of(log, key))
+        if len(extract_curve(log, key))
     ]
     if lines:
-        charts.append(Chart("Learning rate", lines, from_zero=True))
-    norms = thinned(curve_of(log, "grad_norm"))
+        charts.append(LineChart("Learning rate", lines, starts_at_zero=True))
+    norms = downsample(extract_curve(log, "grad_norm"))
     if len(norms):
-        charts.append(Chart("Gradient norm, before clipping", [Line("largest", norms)]))
+        charts.append(LineChart("Gradient norm, before clipping", [Line("largest", norms)]))
     return charts
 
 
-def _on_fixed_noise(log: Sequence[dict[str, float]], key: str, title: str) -> list[Chart]:
+def _on_fixed_noise(log: Sequence[dict[str, float]], key: str, title: str) -> list[LineChart]:
     """Return the chart of a loss beside the base model's, if it was measured."""
-    ours, base = curve_of(log, key), curve_of(log, f"{key}_base")
+    ours, base = extract_curve(log, key), extract_curve(log, f"{key}_base")
     if not (len(ours) and len(base)):
         return []
-    best = best_step(share_of_base(log, key)) if key == "held_out" else None
+    best = best_step(relative_to_base(log, key)) if key == "held_out" else None
     mark = None if best is None else (float(best), f"best: step {best}")
-    lines = [Line("base model", thinned(base), "dashed"), Line("LoRA", thinned(ours))]
-    return [Chart(title, lines, mark)]
+    lines = [Line("base model", downsample(base), "dashed"), Line("LoRA", downsample(ours))]
+    return [LineChart(title, lines, mark)]
 
 
 def _part(key: str) -> str:
@@ -231,7 +241,7 @@ def _day(log: Sequence[dict[str, float]]) -> str:
     return f"{datetime.fromtimestamp(times[-1], UTC):%Y-%m-%d %H:%M} UTC" if times else ""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time in words, such as 2 min 05 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,12 +14,18 @@ from lorasmith.config.train_config import OutputConfig
 from lorasmith.core.errors import LorasmithError, LorasmithWarning, OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
-from lorasmith.reports.advice import share_of_base
-from lorasmith.reports.curves import Curve, curve_of, smoothed, thinned
+from lorasmith.reports.advice import relative_to_base
+from lorasmith.reports.curves import Curve, downsample, extract_curve, smooth
 from lorasmith.reports.html import page_template
-from lorasmith.reports.line_charts import STYLES, Chart, Line, draw, legend
-from lorasmith.reports.run_page import duration, write_report
-from lorasmith.reports.sweep_results import SweepResult, notes_of, results_of
+from lorasmith.reports.line_charts import (
+    LINE_STYLES,
+    Line,
+    LineChart,
+    legend_lines,
+    render_line_chart,
+)
+from lorasmith.reports.run_page import format_duration, write_run_page
+from lorasmith.reports.sweep_results import SweepResult, make_notes, read_sweep_results
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import RunFolder, image_data_uri, read_prompt, read_run_folder
 from lorasmith.runs.sweep_paths import SweepPaths
@@ -55,12 +61,12 @@ class _Pictures:
 def write_sweep(run: SweepConfig, paths: SweepPaths) -> None:
     """Write both files; the LoRAs are there by now, so that failing to is no reason to fail."""
     try:
-        write_sweep_pages(run, paths)
+        write_sweep_page(run, paths)
     except LorasmithError as error:
         warnings.warn(f"no overview: {error}", LorasmithWarning, stacklevel=2)
 
 
-def write_sweep_reports(paths: RunPaths) -> list[Path]:
+def write_all_sweep_pages(paths: RunPaths) -> list[Path]:
     """Write the reports of all LoRAs of a sweep that were begun, and the page about all of them.
 
     Returns:
@@ -76,11 +82,11 @@ def write_sweep_reports(paths: RunPaths) -> list[Path]:
     run = load_config(SweepConfig, paths.settings)
     moved = run.model_copy(update={"output": OutputConfig(name=str(paths.folder))})
     every = SweepPaths.from_config(moved)
-    pages = [write_report(one) for one in every.loras if one.settings.is_file()]
-    return [*pages, write_sweep_pages(moved, every)]
+    pages = [write_run_page(one) for one in every.loras if one.settings.is_file()]
+    return [*pages, write_sweep_page(moved, every)]
 
 
-def write_sweep_pages(run: SweepConfig, paths: SweepPaths) -> Path:
+def write_sweep_page(run: SweepConfig, paths: SweepPaths) -> Path:
     """Write ``sweep.json`` and ``sweep.html`` into the sweep's folder and return the latter.
 
     Raises:
@@ -88,11 +94,11 @@ def write_sweep_pages(run: SweepConfig, paths: SweepPaths) -> Path:
         ConfigError: the settings of one are damaged or of another version.
         OutputError: they cannot be written.
     """
-    results = results_of(run, paths)
-    figures = json.dumps(told(run, results), indent=2, ensure_ascii=False)
+    results = read_sweep_results(run, paths)
+    figures = json.dumps(sweep_to_dict(run, results), indent=2, ensure_ascii=False)
     for target, text in (
         (paths.json_file, f"{figures}\n"),
-        (paths.html_page, render(run, results)),
+        (paths.html_page, render_sweep_page(run, results)),
     ):
         try:
             write_text(target, text)
@@ -101,14 +107,14 @@ def write_sweep_pages(run: SweepConfig, paths: SweepPaths) -> Path:
     return paths.html_page
 
 
-def told(run: SweepConfig, results: Sequence[SweepResult]) -> dict[str, Any]:
+def sweep_to_dict(run: SweepConfig, results: Sequence[SweepResult]) -> dict[str, Any]:
     """Return what ``sweep.json`` says."""
     ranked = any(one.gain is not None for one in results)
     return {
         "tag": run.data.tag,
         "vary": run.model_dump(mode="json")["vary"],
         "ranked_by": "gain" if ranked else None,
-        "notes": [f"{note.title}: {note.text}" for note in notes_of(run, results)],
+        "notes": [f"{note.title}: {note.text}" for note in make_notes(run, results)],
         "variants": [_plain(one) for one in results],
     }
 
@@ -116,42 +122,49 @@ def told(run: SweepConfig, results: Sequence[SweepResult]) -> dict[str, Any]:
 def _plain(result: SweepResult) -> dict[str, Any]:
     """Return a result as JSON; paths are relative to the sweep's folder."""
     return {
-        **asdict(result),
+        "name": result.name,
         "settings": dict(result.settings),
         "file": result.file and result.file.name,
         "folder": result.folder.name,
+        "gain": result.gain,
+        "best_step": result.best_step,
+        "held_out": result.validation_loss,
+        "loss": result.training_loss,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "state": result.state,
     }
 
 
-def render(run: SweepConfig, results: Sequence[SweepResult]) -> str:
+def render_sweep_page(run: SweepConfig, results: Sequence[SweepResult]) -> str:
     """Return the page as HTML."""
     folders = [(one, read_run_folder(one.folder)) for one in results if one.steps]
     prompts, pictures = _pictures(folders)
-    every = [(chart, draw(chart), legend(chart)) for chart in _charts(folders)]
+    every = [(chart, render_line_chart(chart), legend_lines(chart)) for chart in _charts(folders)]
     return page_template(_TEMPLATE).render(
         name=RunPaths.from_name(run.output.name).name,
         tag=run.data.tag,
         vary=[(name, ", ".join(map(_shown, values))) for name, values in run.vary.items()],
         ranked=any(one.gain is not None for one in results),
-        notes=notes_of(run, results),
-        rows=rows_of(results),
+        notes=make_notes(run, results),
+        rows=result_rows(results),
         charts=every,
-        coloured=len(STYLES) if len(folders) > len(STYLES) else 0,
+        coloured=len(LINE_STYLES) if len(folders) > len(LINE_STYLES) else 0,
         prompts=prompts,
         pictures=pictures,
         version=VERSION,
     )
 
 
-def rows_of(results: Sequence[SweepResult]) -> list[SweepRow]:
+def result_rows(results: Sequence[SweepResult]) -> list[SweepRow]:
     """Return a table of results, for the page and for the terminal."""
     return [
         SweepRow(
             f"{one.name}: {one.state.partition(':')[0]}" if one.file is None else one.file.name,
             "" if one.gain is None else f"{one.gain:.2%}",
             "" if one.best_step is None else str(one.best_step),
-            "" if one.loss is None else f"{one.loss:.4g}",
-            "" if one.seconds is None else duration(one.seconds),
+            "" if one.training_loss is None else f"{one.training_loss:.4g}",
+            "" if one.seconds is None else format_duration(one.seconds),
             _link(one),
         )
         for one in results
@@ -174,32 +187,32 @@ def _link(result: SweepResult) -> str:
 _Folders = Sequence[tuple[SweepResult, RunFolder]]
 
 
-def _charts(folders: _Folders) -> list[Chart]:
+def _charts(folders: _Folders) -> list[LineChart]:
     """Return a chart of each kind of loss, with a line for each LoRA."""
     shares = {
         "held_out": "Held-out loss, as a share of the base model's",
         "fixed_loss": "Loss of training pictures on fixed noise, as a share of the base model's",
     }
     charts = [
-        _chart(title, [(one.name, thinned(share_of_base(folder.log, key)))
+        _chart(title, [(one.name, downsample(relative_to_base(folder.log, key)))
                        for one, folder in folders])
         for key, title in shares.items()
     ]  # fmt: skip
     losses = [
-        (one.name, smoothed(thinned(curve_of(folder.log, "loss")))) for one, folder in folders
+        (one.name, smooth(downsample(extract_curve(folder.log, "loss")))) for one, folder in folders
     ]
     charts.append(_chart("Training loss, smoothed", losses))
     return [chart for chart in charts if chart.lines]
 
 
-def _chart(title: str, curves: Sequence[tuple[str, Curve]]) -> Chart:
+def _chart(title: str, curves: Sequence[tuple[str, Curve]]) -> LineChart:
     """Return a chart in which the first have a colour each, and all others are faint."""
     lines = [
-        Line(name, curve, STYLES[number] if number < len(STYLES) else "faint")
+        Line(name, curve, LINE_STYLES[number] if number < len(LINE_STYLES) else "faint")
         for number, (name, curve) in enumerate(curves)
         if len(curve)
     ]
-    return Chart(title, lines[::-1])  # the first is drawn on top
+    return LineChart(title, lines[::-1])  # the first is drawn on top
 
 
 def _pictures(folders: _Folders) -> tuple[list[str], list[_Pictures]]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lorasmith.config.sweep import SweepConfig, Variant, variant_names
-from lorasmith.reports.advice import best_step, held_out_share
-from lorasmith.reports.curves import Floats, curve_of, smoothed, thinned
+from lorasmith.reports.advice import best_step, relative_validation_loss
+from lorasmith.reports.curves import Floats, downsample, extract_curve, smooth
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import RunFolder, read_run_folder
 from lorasmith.runs.sweep_paths import SweepPaths
@@ -36,9 +36,9 @@ class SweepResult:
     pictures, noise levels and noise; None without held-out pictures."""
     best_step: int | None
     """Where that was."""
-    held_out: float | None
+    validation_loss: float | None
     """That loss."""
-    loss: float | None
+    training_loss: float | None
     """The smoothed training loss at the end."""
     steps: int
     """Optimizer steps taken."""
@@ -48,12 +48,12 @@ class SweepResult:
     """Why it ended, in words."""
 
     @property
-    def given_up(self) -> str:
+    def failure(self) -> str:
         """Why it was given up; empty where it was not."""
         return self.state.removeprefix(_GIVEN_UP) if self.state.startswith(_GIVEN_UP) else ""
 
 
-def results_of(run: SweepConfig, paths: SweepPaths) -> list[SweepResult]:
+def read_sweep_results(run: SweepConfig, paths: SweepPaths) -> list[SweepResult]:
     """Read what a sweep's LoRAs have left so far; the best first, in so far as that is known.
 
     Raises:
@@ -68,7 +68,7 @@ def results_of(run: SweepConfig, paths: SweepPaths) -> list[SweepResult]:
 
 def _rank(result: SweepResult) -> tuple[bool, float]:
     """Return what results are sorted by; those that were given up come last."""
-    return bool(result.given_up), math.inf if result.gain is None else -result.gain
+    return bool(result.failure), math.inf if result.gain is None else -result.gain
 
 
 def _result(variant: Variant, place: RunPaths) -> SweepResult:
@@ -77,8 +77,8 @@ def _result(variant: Variant, place: RunPaths) -> SweepResult:
                            None, 0, None, "not begun")  # fmt: skip
     folder = read_run_folder(place.folder)
     log, summary = folder.log, folder.summary
-    share, losses = held_out_share(log), thinned(curve_of(log, "loss"))
-    held_out = curve_of(log, "held_out").values
+    share, losses = relative_validation_loss(log), downsample(extract_curve(log, "loss"))
+    held_out = extract_curve(log, "held_out").values
     measured = len(share) > 0
     return SweepResult(
         name=variant.name,
@@ -87,8 +87,8 @@ def _result(variant: Variant, place: RunPaths) -> SweepResult:
         folder=place.folder,
         gain=1.0 - float(share.values.min()) if measured else None,
         best_step=best_step(share),
-        held_out=float(held_out.min()) if measured else None,
-        loss=float(smoothed(losses).values[-1]) if len(losses) else None,
+        validation_loss=float(held_out.min()) if measured else None,
+        training_loss=float(smooth(losses).values[-1]) if len(losses) else None,
         steps=summary.steps if summary else int(max((line["step"] for line in log), default=0)),
         seconds=summary.seconds if summary else None,
         state=_state(folder, place),
@@ -116,14 +116,14 @@ class Note:
     """In a sentence or two."""
 
 
-def notes_of(run: SweepConfig, results: Sequence[SweepResult]) -> list[Note]:
+def make_notes(run: SweepConfig, results: Sequence[SweepResult]) -> list[Note]:
     """Say which differences between the results count for something."""
     notes = [
-        Note("bad", f"{one.name} was given up", f"{one.given_up[:1].upper()}{one.given_up[1:]}.")
+        Note("bad", f"{one.name} was given up", f"{one.failure[:1].upper()}{one.failure[1:]}.")
         for one in results
-        if one.given_up
+        if one.failure
     ]
-    known = [one for one in results if one.gain is not None and not one.given_up]
+    known = [one for one in results if one.gain is not None and not one.failure]
     return [*notes, _ranking(run, known), *_losses_apart(run)]
 
 
@@ -140,7 +140,7 @@ def _ranking(run: SweepConfig, known: Sequence[SweepResult]) -> Note:
             f"{what}, and training losses do not tell which LoRA is better. Set data.validation_split = "
             "0.1 or so, with validation.every_n_steps above 0, or judge by the pictures.",
         )
-    names, gains, left_out = by_settings(known)
+    names, gains, left_out = group_by_settings(known)
     settings, seeds = gains.shape
     if seeds < 2:
         return Note(
@@ -170,9 +170,9 @@ def _ranking(run: SweepConfig, known: Sequence[SweepResult]) -> Note:
 
 def _compared(names: Sequence[str], gains: Floats) -> Note:
     """Compare the best settings, on average over the seeds, with the others."""
-    means, spread = gains.mean(axis=1), spread_over_seeds(gains)
+    means, spread = gains.mean(axis=1), seed_spread(gains)
     best = int(means.argmax())
-    limit = limit_of(spread, gains.shape[1])
+    limit = significance_limit(spread, gains.shape[1])
     behind = means[best] - means
     close = [name for number, name in enumerate(names) if number != best and behind[number] < limit]
     told = (
@@ -196,7 +196,7 @@ def _compared(names: Sequence[str], gains: Floats) -> Note:
     )
 
 
-def spread_over_seeds(gains: Floats) -> float:
+def seed_spread(gains: Floats) -> float:
     """Return by how much the difference between two settings varies from seed to seed.
 
     What a seed does to all alike, such as the order of the pictures, is taken out: the residuals
@@ -212,7 +212,7 @@ def spread_over_seeds(gains: Floats) -> float:
     return math.sqrt(2.0 * squares / ((settings - 1) * (seeds - 1)))
 
 
-def limit_of(spread: float, seeds: int) -> float:
+def significance_limit(spread: float, seeds: int) -> float:
     """Return the difference of two averages below which settings are not told apart.
 
     That is the spread over the seeds or, of few seeds, two standard errors.
@@ -220,7 +220,7 @@ def limit_of(spread: float, seeds: int) -> float:
     return spread * max(1.0, 2.0 / math.sqrt(seeds))
 
 
-def by_settings(known: Sequence[SweepResult]) -> tuple[list[str], Floats, list[str]]:
+def group_by_settings(known: Sequence[SweepResult]) -> tuple[list[str], Floats, list[str]]:
     """Return the names of settings, their seeds apart, and their gains, float64 ``[S, K]``; and
     the names of settings that lack a seed which others have, and are left out."""
     settings = [{k: v for k, v in one.settings.items() if k != _SEED} for one in known]

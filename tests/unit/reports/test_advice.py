@@ -8,8 +8,8 @@ import pytest
 from noisy_curves import Trend, jumping, learning, level, losses, running_away, swinging
 
 from lorasmith.config.train_config import TrainConfig
-from lorasmith.reports.advice import Advice, advise, best_step, held_out_share
-from lorasmith.reports.curves import curve_of
+from lorasmith.reports.advice import Advice, advise, best_step, relative_validation_loss
+from lorasmith.reports.curves import extract_curve
 
 SEEDS = range(40)
 
@@ -209,6 +209,6 @@ def test_the_best_step_is_the_earliest_lowest() -> None:
         {"step": step, "held_out": value, "held_out_base": 2.0}
         for step, value in [(0, 2.0), (10, 1.0), (20, 1.5), (30, 1.0)]
     ]
-    assert held_out_share(lines).values.tolist() == [1.0, 0.5, 0.75, 0.5]
-    assert best_step(held_out_share(lines)) == 10
-    assert best_step(curve_of([], "x")) is None
+    assert relative_validation_loss(lines).values.tolist() == [1.0, 0.5, 0.75, 0.5]
+    assert best_step(relative_validation_loss(lines)) == 10
+    assert best_step(extract_curve([], "x")) is None

@@ -6,14 +6,14 @@ from noisy_curves import learning, level, losses, running_away, swinging
 
 from lorasmith.reports.curves import (
     Curve,
-    curve_of,
-    fall,
-    jitter,
-    never_rising,
-    noise,
-    rise,
-    smoothed,
-    thinned,
+    downsample,
+    estimate_jitter,
+    estimate_noise,
+    extract_curve,
+    isotonic_decreasing,
+    measure_fall,
+    measure_rise,
+    smooth,
 )
 
 
@@ -23,36 +23,36 @@ def curve(values: list[float]) -> Curve:
 
 def test_a_curve_is_read_from_the_lines_that_have_it() -> None:
     lines = [{"step": 20, "loss": 2.0}, {"step": 10, "loss": 1.0, "x": 5.0}, {"step": 30, "x": 4.0}]
-    assert curve_of(lines, "loss").steps.tolist() == [10, 20]
-    assert curve_of(lines, "x").values.tolist() == [5, 4]
-    assert curve_of([{"step": 1, "loss": float("nan")}], "loss").values.tolist() == []
-    assert len(curve_of([], "loss")) == 0
+    assert extract_curve(lines, "loss").steps.tolist() == [10, 20]
+    assert extract_curve(lines, "x").values.tolist() == [5, 4]
+    assert extract_curve([{"step": 1, "loss": float("nan")}], "loss").values.tolist() == []
+    assert len(extract_curve([], "loss")) == 0
 
 
 def test_thinning_keeps_means_and_order() -> None:
     dense = curve(np.linspace(3, 1, 1000).tolist())
-    few = thinned(dense, 100)
+    few = downsample(dense, 100)
     assert len(few) == 100
     assert few.values.mean() == pytest.approx(2.0)
     assert (np.diff(few.steps) > 0).all()
-    assert thinned(few, 100) is few
+    assert downsample(few, 100) is few
 
 
 @given(st.integers(3, 60), st.floats(-5, 5), st.floats(-1, 1))
 def test_smoothing_leaves_a_straight_line_alone(count: int, start: float, slope: float) -> None:
     line = curve([start + slope * k for k in range(count)])
-    np.testing.assert_allclose(smoothed(line).values, line.values, atol=1e-8)
+    np.testing.assert_allclose(smooth(line).values, line.values, atol=1e-8)
 
 
 def test_smoothing_takes_noise_away() -> None:
     noisy = losses(level, 1, steps=2000)
-    assert smoothed(noisy).values.std() < 0.4 * noisy.values.std()
-    assert smoothed(curve([1.0, 5.0])).values.tolist() == [1.0, 5.0]
+    assert smooth(noisy).values.std() < 0.4 * noisy.values.std()
+    assert smooth(curve([1.0, 5.0])).values.tolist() == [1.0, 5.0]
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=40))
 def test_the_nearest_sequence_that_never_rises(values: list[float]) -> None:
-    fitted = never_rising(np.array(values))
+    fitted = isotonic_decreasing(np.array(values))
     assert (np.diff(fitted) <= 1e-9).all()
     assert fitted.mean() == pytest.approx(np.mean(values), abs=1e-9)
     # The projection's error is orthogonal to it (Robertson, Wright, Dykstra 1988, thm. 1.3.2).
@@ -63,39 +63,39 @@ def test_noise_is_that_of_the_logarithms_without_the_trend() -> None:
     draws = np.random.default_rng(0)
     trend = np.exp(-np.linspace(0, 3, 400)) + 0.3
     noisy = trend * np.exp(draws.normal(0, 0.2, 400))
-    assert noise(curve(noisy.tolist())) == pytest.approx(0.2, rel=0.15)
-    assert noise(curve([1.0, 2.0])) == 0.0
+    assert estimate_noise(curve(noisy.tolist())) == pytest.approx(0.2, rel=0.15)
+    assert estimate_noise(curve([1.0, 2.0])) == 0.0
 
 
 def test_jitter_ignores_a_line_and_finds_noise() -> None:
-    assert jitter(np.linspace(1, 0, 30)) == pytest.approx(0.0, abs=1e-12)
+    assert estimate_jitter(np.linspace(1, 0, 30)) == pytest.approx(0.0, abs=1e-12)
     draws = np.random.default_rng(0)
-    assert jitter(draws.normal(0, 0.1, 2000)) == pytest.approx(0.1, rel=0.1)
-    assert jitter(np.array([1.0, 9.0, 1.0])) == 0.0
+    assert estimate_jitter(draws.normal(0, 0.1, 2000)) == pytest.approx(0.1, rel=0.1)
+    assert estimate_jitter(np.array([1.0, 9.0, 1.0])) == 0.0
 
 
 def test_a_fall_is_measured_and_noise_is_none() -> None:
-    fallen = [fall(losses(learning, seed, steps=1000)) for seed in range(20)]
-    assert all(one.certain(0.05) for one in fallen)
+    fallen = [measure_fall(losses(learning, seed, steps=1000)) for seed in range(20)]
+    assert all(one.is_significant(0.05) for one in fallen)
     assert 0.25 < float(np.median([one.share for one in fallen])) < 0.45
     # By definition of the test, a level curve falls with a chance of 5% or less in 1 of 20 cases.
-    chances = [fall(losses(level, seed)).chance for seed in range(100)]
+    chances = [measure_fall(losses(level, seed)).p_value for seed in range(100)]
     assert np.mean([chance < 0.05 for chance in chances]) <= 0.12
 
 
 def test_a_fall_within_the_first_lines_counts() -> None:
     values = np.r_[2.0, 1.4, np.ones(40)] * losses(level, 0, steps=420).values
-    assert fall(curve(values.tolist())).certain(0.05)
+    assert measure_fall(curve(values.tolist())).is_significant(0.05)
 
 
 def test_a_climb_is_measured_and_noise_is_none() -> None:
     for trend in (swinging, running_away):
-        climbs = [rise(losses(trend, seed, steps=1000)) for seed in range(10)]
-        assert all(one.certain(0.01) and one.share > 0.5 for one in climbs)
-    chances = [rise(losses(learning, seed)).chance for seed in range(50)]
+        climbs = [measure_rise(losses(trend, seed, steps=1000)) for seed in range(10)]
+        assert all(one.is_significant(0.01) and one.share > 0.5 for one in climbs)
+    chances = [measure_rise(losses(learning, seed)).p_value for seed in range(50)]
     assert np.mean([chance < 0.01 for chance in chances]) <= 0.06
 
 
 def test_the_same_curve_gets_the_same_answer() -> None:
     noisy = losses(level, 3)
-    assert (fall(noisy), rise(noisy)) == (fall(noisy), rise(noisy))
+    assert (measure_fall(noisy), measure_rise(noisy)) == (measure_fall(noisy), measure_rise(noisy))

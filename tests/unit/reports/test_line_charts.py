@@ -8,15 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.reports.curves import Curve
-from lorasmith.reports.line_charts import Chart, Line, draw, legend, tick_texts, ticks
+from lorasmith.reports.line_charts import (
+    Line,
+    LineChart,
+    format_ticks,
+    legend_lines,
+    nice_ticks,
+    render_line_chart,
+)
 
 
 def curve(steps: list[float], values: list[float]) -> Curve:
     return Curve(np.array(steps, dtype=float), np.array(values, dtype=float))
 
 
-def drawn(chart: Chart) -> ET.Element:
-    return ET.fromstring(draw(chart))
+def drawn(chart: LineChart) -> ET.Element:
+    return ET.fromstring(render_line_chart(chart))
 
 
 def points(svg: ET.Element, style: str) -> list[tuple[float, float]]:
@@ -26,7 +33,7 @@ def points(svg: ET.Element, style: str) -> list[tuple[float, float]]:
 
 
 def test_lines_keep_their_proportions() -> None:
-    chart = Chart("Loss", [Line("a", curve([0, 50, 100], [3.0, 2.0, 1.0]))])
+    chart = LineChart("Loss", [Line("a", curve([0, 50, 100], [3.0, 2.0, 1.0]))])
     (x0, y0), (x1, y1), (x2, y2) = points(drawn(chart), "main")
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
     assert y1 - y0 == pytest.approx(y2 - y1, abs=0.2)
@@ -39,28 +46,28 @@ def test_lines_keep_their_proportions() -> None:
 def test_odd_curves_are_drawn(steps: list[float], values: list[float]) -> None:
     few = curve(steps[: len(values)], values[: len(steps)])
     for from_zero in (False, True):
-        text = draw(Chart("x", [Line("a", few)], from_zero=from_zero))
+        text = render_line_chart(LineChart("x", [Line("a", few)], starts_at_zero=from_zero))
         assert "nan" not in text
         assert "inf" not in text.replace("infinity", "")
 
 
 def test_texts_are_escaped() -> None:
-    chart = Chart("<b>&", [Line('<i>"', curve([1, 2], [1, 2]))], mark=(1.0, "</svg>"))
+    chart = LineChart("<b>&", [Line('<i>"', curve([1, 2], [1, 2]))], marker=(1.0, "</svg>"))
     assert drawn(chart).get("aria-label") == "<b>&"
-    assert "<i>" not in draw(chart)
-    assert draw(chart).count("</svg>") == 1
+    assert "<i>" not in render_line_chart(chart)
+    assert render_line_chart(chart).count("</svg>") == 1
 
 
 def test_the_values_of_a_step_can_be_read() -> None:
     lines = [Line("ours", curve([0, 100], [2, 1])), Line("base", curve([0], [3]), "dashed")]
-    titles = [e.findtext("title") for e in drawn(Chart("x", lines)) if e.tag == "rect"]
+    titles = [e.findtext("title") for e in drawn(LineChart("x", lines)) if e.tag == "rect"]
     assert titles == ["step 0\nours: 2\nbase: 3", "step 100\nours: 1"]
-    assert [line.label for line in legend(Chart("x", lines))] == ["ours", "base"]
-    assert legend(Chart("x", lines[:1])) == []
+    assert [line.label for line in legend_lines(LineChart("x", lines))] == ["ours", "base"]
+    assert legend_lines(LineChart("x", lines[:1])) == []
 
 
 def test_the_mark_stands_at_its_step() -> None:
-    svg = drawn(Chart("x", [Line("a", curve([0, 10], [1, 2]))], mark=(10.0, "best")))
+    svg = drawn(LineChart("x", [Line("a", curve([0, 10], [1, 2]))], marker=(10.0, "best")))
     x = points(svg, "main")[-1][0]
     mark = next(e for e in svg if e.get("class") == "mark")
     assert re.match(rf"M{x} ", mark.get("d", ""))
@@ -68,15 +75,15 @@ def test_the_mark_stands_at_its_step() -> None:
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_few_and_inside(low: float, span: float) -> None:
-    found = ticks(low, low + span)
+    found = nice_ticks(low, low + span)
     gap = span * 1e-6 + 8 * math.ulp(max(abs(low), abs(low + span)))  # rounding
     assert 1 <= len(found) <= 7
     assert all(low - gap <= value <= low + span + gap for value in found)
 
 
 def test_ticks_are_round() -> None:
-    assert ticks(0, 250) == [0, 50, 100, 150, 200, 250]
-    assert tick_texts(ticks(0.037, 0.101)) == ["0.04", "0.06", "0.08", "0.10"]
-    assert tick_texts([0.0, 5e-5, 1e-4]) == ["0", "5e-5", "1e-4"]
-    assert tick_texts([0.0, 5000.0]) == ["0", "5,000"]
-    assert ticks(2, 2) == [2]
+    assert nice_ticks(0, 250) == [0, 50, 100, 150, 200, 250]
+    assert format_ticks(nice_ticks(0.037, 0.101)) == ["0.04", "0.06", "0.08", "0.10"]
+    assert format_ticks([0.0, 5e-5, 1e-4]) == ["0", "5e-5", "1e-4"]
+    assert format_ticks([0.0, 5000.0]) == ["0", "5,000"]
+    assert nice_ticks(2, 2) == [2]

@@ -15,7 +15,7 @@ from run_folders import PROMPTS, write_preview, write_run
 
 from lorasmith.cli import run as command
 from lorasmith.core.errors import ConfigError, DataError, OutputError
-from lorasmith.reports.run_page import write_report
+from lorasmith.reports.run_page import write_run_page
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import image_data_uri, read_prompt
 
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder: Path) -> Page:
-    path = write_report(RunPaths.from_name(str(folder)))
+    path = write_run_page(RunPaths.from_name(str(folder)))
     assert path == folder / "report.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -165,8 +165,8 @@ def test_a_cut_off_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 
 def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
-    first = write_report(RunPaths.from_name(str(folder))).read_text()
-    assert write_report(RunPaths.from_name(str(folder))).read_text() == first
+    first = write_run_page(RunPaths.from_name(str(folder))).read_text()
+    assert write_run_page(RunPaths.from_name(str(folder))).read_text() == first
 
 
 def test_large_pictures_become_small_ones(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_prompts_come_from_the_pictures(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a run's folder \(it has no run.toml\)"):
-        write_report(RunPaths.from_name(str(tmp_path)))
+        write_run_page(RunPaths.from_name(str(tmp_path)))
     assert not (tmp_path / "report.html").exists()
 
 
@@ -203,20 +203,20 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     picture = folder / "previews/step-000100/0000.png"
     picture.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"step-000100/0000\.png: cannot be read as an image"):
-        write_report(paths)
+        write_run_page(paths)
     (folder / "summary.json").write_text("{")
     with pytest.raises(DataError, match=r"summary\.json"):
-        write_report(paths)
+        write_run_page(paths)
     (folder / "run.toml").write_text("[data]\npath = 1\n")
     with pytest.raises(ConfigError, match=r"run\.toml"):
-        write_report(paths)
+        write_run_page(paths)
 
 
 def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     (folder / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*report\.html"):
-        write_report(RunPaths.from_name(str(folder)))
+        write_run_page(RunPaths.from_name(str(folder)))
 
 
 # --- the command ----------------------------------------------------------------------------------

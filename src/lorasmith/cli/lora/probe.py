@@ -166,7 +166,7 @@ def _write_page(page: Path, lora: "LoraFile", found: "AblationResult", by: str) 
     from lorasmith.core.errors import OutputError
     from lorasmith.core.files import write_text
     from lorasmith.core.version import VERSION
-    from lorasmith.reports.bar_charts import STYLES, BarChart, BarGroup, draw_bars
+    from lorasmith.reports.bar_charts import BAR_STYLES, BarChart, BarGroup, render_bar_chart
     from lorasmith.reports.html import page_template
 
     groups = [BarGroup(one.block, [one.switched_off, one.alone]) for one in found.blocks]
@@ -177,8 +177,8 @@ def _write_page(page: Path, lora: "LoraFile", found: "AblationResult", by: str) 
         found=found,
         by=by,
         chart=chart,
-        drawing=draw_bars(chart),
-        series=list(zip(series, STYLES, strict=False)),
+        drawing=render_bar_chart(chart),
+        series=list(zip(series, BAR_STYLES, strict=False)),
         version=VERSION,
     )
     try:

@@ -14,7 +14,7 @@ from lorasmith.data.rules.features import Featured, between_features
 from lorasmith.evaluation.features_check import check_caption_dropout, check_tags
 from lorasmith.loops.checkpoint import checkpoints
 from lorasmith.models.load import load_tokenizer, resolve_model
-from lorasmith.reports.features_page import write_overview
+from lorasmith.reports.features_page import write_features_page
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.split import ChosenRows, choose_rows
@@ -148,7 +148,7 @@ def _write_overview(run: FeaturesConfig, paths: FeaturesPaths, session: Session)
     if not session.main:
         return
     try:
-        write_overview(run, paths)
+        write_features_page(run, paths)
     except (OutputError, DataError) as error:
         warnings.warn(f"no overview: {error}", LorasmithWarning, stacklevel=2)
 

@@ -6,9 +6,9 @@ from lorasmith.config.load import dump_toml, load_config, read_toml
 from lorasmith.config.sweep import SweepConfig, Variant
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, OutputError
-from lorasmith.reports.advice import last_part
+from lorasmith.reports.advice import base_name
 from lorasmith.reports.sweep_page import write_sweep
-from lorasmith.reports.sweep_results import SweepResult, results_of
+from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
@@ -47,7 +47,7 @@ def train_sweep(run: SweepConfig, resume: str | None = None) -> list[SweepResult
     first = 0 if resume is None else _first_unfinished(run, paths)
     for number in range(first, len(run.groups())):
         _train_group(run, paths, chosen, number, resume if number == first else None)
-    return results_of(run, paths)
+    return read_sweep_results(run, paths)
 
 
 def _require_same(run: SweepConfig, paths: SweepPaths) -> None:
@@ -62,7 +62,8 @@ def _require_same(run: SweepConfig, paths: SweepPaths) -> None:
     before = load_config(SweepConfig, paths.main.settings)
     if [_told(group) for group in before.groups()] != [_told(group) for group in run.groups()]:
         raise ConfigError(
-            f"vary: the sweep was started with other values, or with another --together; go on with {paths.main.resume_command}"
+            "vary: the sweep was started with other values, or with another --together; go on "
+            f"with {paths.main.resume_command}"
         )
 
 
@@ -110,7 +111,7 @@ def _train_group(
 
 
 def _called(run: TrainConfig) -> str:
-    return f"variant {last_part(run.output.name)}"
+    return f"variant {base_name(run.output.name)}"
 
 
 def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) -> Whole:

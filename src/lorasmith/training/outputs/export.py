@@ -87,10 +87,10 @@ def _summary(session: Session, ended: str) -> RunSummary:
 
 def _write_report(session: Session) -> None:
     """The LoRA is there by now: a report that cannot be written is no reason to fail."""
-    from lorasmith.reports.run_page import write_report
+    from lorasmith.reports.run_page import write_run_page
 
     try:
-        write_report(session.paths)
+        write_run_page(session.paths)
     except LorasmithError as error:
         warnings.warn(f"no report: {error}", LorasmithWarning, stacklevel=2)
 
