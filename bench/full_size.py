@@ -12,27 +12,27 @@ from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.loops.gpu_timer import DeviceClock
-from lorasmith.loops.optimizers import RateGroup, build_optimizer
-from lorasmith.models.family import Variant
+from lorasmith.loops.gpu_timer import GpuTimer
+from lorasmith.loops.optimizers import ParamGroup, create_optimizer
+from lorasmith.models.family import ModelVariant
 from lorasmith.models.files.configs import (
     CLASSES,
     DIFFUSERS_PARTS,
     TOKENIZERS,
     VOCABULARY,
-    config_of,
+    component_config,
     model_index,
     pad_token,
 )
-from lorasmith.models.text.tokenizer import clip_tokenizer
+from lorasmith.models.text.tokenizer import create_clip_tokenizer
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.gating import Lane
 from lorasmith.training.losses import Noise, draw_noise, process_of
 from lorasmith.training.train_step import Denoiser, Figures, Objective, TrainStep
 
 VARIANTS = {
-    "sd15": Variant("sd1", prediction="epsilon"),
-    "sdxl": Variant("sdxl", prediction="epsilon"),
+    "sd15": ModelVariant("sd1", prediction_type="epsilon"),
+    "sdxl": ModelVariant("sdxl", prediction_type="epsilon"),
 }
 _MINIATURE: dict[str, dict[str, Any]] = {
     "sd15": {"block_out_channels": (32, 64, 64, 64), "norm_num_groups": 8},
@@ -44,12 +44,12 @@ _MINIATURE: dict[str, dict[str, Any]] = {
 _NARROW_VAE = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8}
 TFLOP = {"sd15": 0.803, "sdxl": 6.761}
 """Of one forward pass for one picture of the model's own size, in 10^12 operations."""
-SIDE = {name: variant.size for name, variant in VARIANTS.items()}
+SIDE = {name: variant.native_size for name, variant in VARIANTS.items()}
 
 
 def scheduler(name: str) -> dict[str, Any]:
     """Return a model's noise schedule."""
-    return config_of(VARIANTS[name], "scheduler")
+    return component_config(VARIANTS[name], "scheduler")
 
 
 def _network(name: str, part: str, tiny: bool = False) -> Any:
@@ -57,7 +57,7 @@ def _network(name: str, part: str, tiny: bool = False) -> Any:
     import diffusers
     import transformers
 
-    config = config_of(VARIANTS[name], part)
+    config = component_config(VARIANTS[name], part)
     if part not in DIFFUSERS_PARTS:
         return getattr(transformers, CLASSES[part])(transformers.CLIPTextConfig(**config))
     narrow = _MINIATURE[name] if part == "unet" else _NARROW_VAE
@@ -109,7 +109,7 @@ class MadeUp:
         **train: Any,
     ) -> None:
         self.device = unet.device
-        self.clock = DeviceClock(self.device)
+        self.clock = GpuTimer(self.device)
         batch = len(inputs.clean)
         settings = TrainerConfig(
             learning_rate=1e-4,
@@ -128,10 +128,10 @@ class MadeUp:
             order=order, placements=[SimpleNamespace(bucket=bucket)] * batch
         )
         groups = [
-            RateGroup(one.part, one.parameters, one.learning_rate)
+            ParamGroup(one.part, one.parameters, one.learning_rate)
             for one in trainable.parameter_groups()
         ]
-        optimizer, _ = build_optimizer(settings, groups)
+        optimizer, _ = create_optimizer(settings, groups)
         process = process_of(scheduler(name), settings.loss, self.device)
         denoiser = Denoiser(SimpleNamespace(unet=unet))  # type: ignore[arg-type]
         objective = Objective(denoiser, process, settings.loss, lane)
@@ -180,12 +180,12 @@ def write_model(name: str, folder: Path, device: torch.device, tiny: bool = Fals
     if index.is_file():
         return folder
     variant = VARIANTS[name]
-    for part in ("unet", "vae", *variant.facts.towers):
+    for part in ("unet", "vae", *variant.facts.text_encoders):
         torch.manual_seed(0)
         with torch.device(device):
             _network(name, part, tiny).to(torch.bfloat16).save_pretrained(folder / part)
-    for part, tower in variant.facts.towers.items():
-        tokenizer = clip_tokenizer(VOCABULARY, pad_token(tower))
+    for part, tower in variant.facts.text_encoders.items():
+        tokenizer = create_clip_tokenizer(VOCABULARY, pad_token(tower))
         tokenizer.save_pretrained(folder / TOKENIZERS[part])
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler(name)))

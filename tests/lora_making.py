@@ -13,7 +13,7 @@ from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)
@@ -44,7 +44,7 @@ def make_lora(
     facts = Facts(
         "ink",
         "ink",
-        family_of(model),
+        detect_family(model),
         predicts,
         summarize_parts(trainable),
         64,

@@ -124,9 +124,9 @@ def _pipeline(family: str, inpainting: bool, parts: dict[str, Any]) -> Any:
 
 
 def _tokenizer(**changes: Any) -> Any:
-    from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
+    from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
 
-    tokenizer = build_tokenizer(read_merges(MERGES, 500))
+    tokenizer = create_bpe_tokenizer(read_merges(MERGES, 500))
     for name, value in changes.items():
         setattr(tokenizer, name, value)
     return tokenizer

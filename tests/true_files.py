@@ -8,34 +8,34 @@ from typing import Any
 
 import torch
 
-from lorasmith.models.family import Variant
-from lorasmith.models.files.build import empty_network, plain_state
-from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, config_of
-from lorasmith.models.files.ldm_keys import KEYS, Form
+from lorasmith.models.family import ModelVariant
+from lorasmith.models.files.build import build_empty_network, canonical_state_dict
+from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, component_config
+from lorasmith.models.files.ldm_keys import KEYS, TensorForm
 
 VARIANTS = {
-    "sd1": Variant("sd1", prediction="epsilon"),
-    "sd1-inpainting": Variant("sd1", True, "epsilon"),
-    "sd2-base": Variant("sd2", prediction="epsilon"),
-    "sd2-v": Variant("sd2", prediction="v_prediction"),
-    "sd2-inpainting": Variant("sd2", True, "epsilon"),
-    "sdxl": Variant("sdxl", prediction="epsilon"),
-    "sdxl-inpainting": Variant("sdxl", True, "epsilon"),
-    "sdxl-refiner": Variant("sdxl-refiner", prediction="epsilon"),
+    "sd1": ModelVariant("sd1", prediction_type="epsilon"),
+    "sd1-inpainting": ModelVariant("sd1", True, "epsilon"),
+    "sd2-base": ModelVariant("sd2", prediction_type="epsilon"),
+    "sd2-v": ModelVariant("sd2", prediction_type="v_prediction"),
+    "sd2-inpainting": ModelVariant("sd2", True, "epsilon"),
+    "sdxl": ModelVariant("sdxl", prediction_type="epsilon"),
+    "sdxl-inpainting": ModelVariant("sdxl", True, "epsilon"),
+    "sdxl-refiner": ModelVariant("sdxl-refiner", prediction_type="epsilon"),
 }
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I8": 1}
 
 
-def empty_parts(variant: Variant) -> dict[str, Any]:
+def empty_parts(variant: ModelVariant) -> dict[str, Any]:
     """The networks of a published model, on the meta device."""
     import diffusers
     import transformers
 
-    parts = ("unet", "vae", *variant.facts.towers)
+    parts = ("unet", "vae", *variant.facts.text_encoders)
     return {
-        part: empty_network(
+        part: build_empty_network(
             getattr(diffusers if part in DIFFUSERS_PARTS else transformers, CLASSES[part]),
-            config_of(variant, part),
+            component_config(variant, part),
         )
         for part in parts
     }
@@ -46,7 +46,7 @@ def folder_shapes(name: str) -> dict[str, dict[str, torch.Size]]:
     """Shapes in diffusers' naming of each part of a variant."""
     networks = empty_parts(VARIANTS[name])
     return {
-        part: {key: value.shape for key, value in plain_state(network).items()}
+        part: {key: value.shape for key, value in canonical_state_dict(network).items()}
         for part, network in networks.items()
     }
 
@@ -55,15 +55,15 @@ def folder_shapes(name: str) -> dict[str, dict[str, torch.Size]]:
 def file_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Shapes of a variant's single file by the original names."""
     shapes, variant = folder_shapes(name), VARIANTS[name]
-    configs = {part: config_of(variant, part) for part in shapes}
+    configs = {part: component_config(variant, part) for part in shapes}
     found: dict[str, tuple[int, ...]] = {}
     for entry in KEYS[variant.family].entries(shapes, configs):
         shape = tuple(shapes[entry.part][entry.names[0]])
-        if entry.form is Form.STACKED:
+        if entry.form is TensorForm.STACKED:
             shape = (len(entry.names) * shape[0], *shape[1:])
-        elif entry.form is Form.TURNED:
+        elif entry.form is TensorForm.TRANSPOSED:
             shape = shape[::-1]
-        elif entry.form is Form.CONVOLUTION:
+        elif entry.form is TensorForm.CONVOLUTION:
             shape = (*shape, 1, 1)
         found[entry.key] = shape
     return found

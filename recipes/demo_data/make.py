@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorasmith.core.files import replacing, write_text
+from lorasmith.core.files import atomic_write, write_text
 from lorasmith.data.images.decode import decode
 from lorasmith.data.reading.rows import Row, read_rows
 
@@ -118,7 +118,7 @@ def changed(row: Row, words: str, tagged: str) -> str:
 
 def write_pair(picture: Image.Image, caption: str, stem: Path) -> None:
     """Write one picture and its caption."""
-    with replacing(stem.with_suffix(".png")) as temporary:
+    with atomic_write(stem.with_suffix(".png")) as temporary:
         picture.save(temporary, format="PNG", optimize=True)
     write_text(stem.with_suffix(".txt"), caption + "\n")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from lorasmith.core.files import sha256_of, write_text
+from lorasmith.core.files import sha256_file, write_text
 from lorasmith.data.images.decode import decode
 from lorasmith.data.images.square_images import to_signed
 from lorasmith.data.reading.rows import Row, read_rows
@@ -86,7 +86,7 @@ def percentile(embedded: list[torch.Tensor], count: int, draw: np.random.Generat
 
 def tower_hash() -> str:
     """Return the SHA-256 of the embedded image tower's weights."""
-    return sha256_of(EMBEDDED / FOLDER / "model.safetensors")
+    return sha256_file(EMBEDDED / FOLDER / "model.safetensors")
 
 
 if __name__ == "__main__":

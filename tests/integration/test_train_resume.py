@@ -27,7 +27,7 @@ from train_commands import (
 
 from lorasmith.cli import run
 from lorasmith.core import safetensors_io
-from lorasmith.loops.checkpoint import latest_checkpoint
+from lorasmith.loops.checkpoint import load_latest_checkpoint
 
 MOVING = (
     "train.ema_decay=0.9", "train.batch_size=4", "train.log_every_n_steps=1", "lora.dropout=0.2",
@@ -114,7 +114,7 @@ def test_another_grid_of_losses_has_another_base(
     assert bases
     assert len(set(bases)) == len(set(others)) == 1
     assert bases[0] != others[0]
-    best = latest_checkpoint(out / "checkpoints")
+    best = load_latest_checkpoint(out / "checkpoints")
     assert best is not None
     assert best.state["progress"]["best_step"] > 3
 
@@ -215,7 +215,7 @@ def test_runs_that_are_killed_again_and_again_end_as_if_they_were_not(
                 ["train", *arguments(tiny_model, pictures, out, every), *resume],
                 out / "checkpoints", chance.uniform(0.0, 0.2),
             )  # fmt: skip
-            assert latest_checkpoint(out / "checkpoints") is not None
+            assert load_latest_checkpoint(out / "checkpoints") is not None
         if not (tmp_path / "ink.safetensors").exists():
             assert go_on(out) == 0
     finally:
@@ -274,7 +274,7 @@ def test_a_disk_that_fails_at_any_write_of_a_run_leaves_a_checkpoint(
         error = capsys.readouterr().err
         assert "unexpected" not in error
         assert "No space left on device" in error
-        found = latest_checkpoint(out / "checkpoints")
+        found = load_latest_checkpoint(out / "checkpoints")
         assert found is not None
         assert found.step in (2, 6)
     assert go_on(out) == 0

@@ -13,8 +13,8 @@ import torch
 from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import load_file
 
-from lorasmith.models.files.configs import config_of
-from lorasmith.models.files.convert import contents_of, write_single_file
+from lorasmith.models.files.configs import component_config
+from lorasmith.models.files.convert import read_contents, save_single_file
 from lorasmith.models.load import open_source
 from true_files import VARIANTS, empty_parts, file_shapes, folder_shapes
 
@@ -40,9 +40,9 @@ def in_folder(checkpoint: dict[str, Any], name: str, part: str, network: Any) ->
     """Convert one part with diffusers' code; text towers' names without ``text_model.``."""
     variant = VARIANTS[name]
     if part == "unet":
-        return theirs.convert_ldm_unet_checkpoint(checkpoint, config_of(variant, part))
+        return theirs.convert_ldm_unet_checkpoint(checkpoint, component_config(variant, part))
     if part == "vae":
-        return theirs.convert_ldm_vae_checkpoint(checkpoint, config_of(variant, part))
+        return theirs.convert_ldm_vae_checkpoint(checkpoint, component_config(variant, part))
     prefix = TEXT_PREFIXES.get((variant.family, part))
     if prefix:
         found = theirs.convert_open_clip_checkpoint(network, checkpoint, prefix)
@@ -83,8 +83,8 @@ def test_values_of_tiny_models(
 ) -> None:
     folder: Path = request.getfixturevalue(FAMILIES[name])
     source = open_source(folder)
-    contents = contents_of(source)
-    write_single_file(contents, tmp_path / "model.safetensors")
+    contents = read_contents(source)
+    save_single_file(contents, tmp_path / "model.safetensors")
     checkpoint = load_file(tmp_path / "model.safetensors")
     monkeypatch.setattr(f"{__name__}.config_of", lambda _, part: contents.configs[part])
     for part, tensors in contents.tensors.items():

@@ -27,16 +27,16 @@ def unet_of(name: str) -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
 
     facts = FAMILIES["sdxl-refiner"].unet
-    kinds = ["CrossAttn" if depth else "" for depth in facts.depths]
+    kinds = ["CrossAttn" if depth else "" for depth in facts.transformer_layers]
     with torch.device("meta"):
         return UNet2DConditionModel(
             sample_size=128,
             block_out_channels=facts.channels,
             down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
             up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-            transformer_layers_per_block=tuple(depth or 4 for depth in facts.depths),
+            transformer_layers_per_block=tuple(depth or 4 for depth in facts.transformer_layers),
             attention_head_dim=(6, 12, 24, 24),
-            cross_attention_dim=facts.context,
+            cross_attention_dim=facts.cross_attention_dim,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=256,

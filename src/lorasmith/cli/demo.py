@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli.demo_tags import CLASS, COOK, show_tags, teach_cook
-from lorasmith.core.files import writable_folder, write_text
+from lorasmith.core.files import ensure_writable_folder, write_text
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def demo(
 
     Example: `lorasmith demo --out demo`
     """
-    folder = writable_folder(out.expanduser())
+    folder = ensure_writable_folder(out.expanduser())
     from lorasmith.inference.pipeline import load_pipeline
 
     started = time.perf_counter()

@@ -106,7 +106,7 @@ def evaluate(
     Example: `lorasmith evaluate loras/inkmono --max-leak 0.2`
     """
     from lorasmith.core.device import compute_dtype, pick_device
-    from lorasmith.core.files import writable_folder
+    from lorasmith.core.files import ensure_writable_folder
     from lorasmith.evaluation.feature_extractor import load_feature_extractor
     from lorasmith.inference.options import SamplingOptions
     from lorasmith.models.load import load_model
@@ -115,7 +115,7 @@ def evaluate(
 
     paths = [target.expanduser() for target in targets]
     found = find_targets(paths)
-    place = writable_folder(_place(out, paths))
+    place = ensure_writable_folder(_place(out, paths))
     features = [one.to_concept(data and data.expanduser(), class_word) for one in found]
     options = SamplingOptions(
         num_inference_steps=steps, guidance_scale=guidance, size=size, batch_size=batch_size

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lorasmith.cli.download import Download, fetch
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.files import writable_folder
+from lorasmith.core.files import ensure_writable_folder
 from lorasmith.inference.loras.find import (
     find_lora,
     list_lora_files,
@@ -148,7 +148,7 @@ def generate(
     if library is not None:
         list_lora_files(library.expanduser())
     canvas = _canvas(image, mask, strength)
-    folder = writable_folder(out.expanduser())
+    folder = ensure_writable_folder(out.expanduser())
     if download:
         fetch(model)
     with Console(stderr=True).status("opening the model"):

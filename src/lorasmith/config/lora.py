@@ -40,7 +40,7 @@ class LoraConfig(BaseConfig):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the adapters' inputs set to zero while they are trained."""
     targets: Targets = "all-linear"
-    """Layers that get an adapter, one target or a list. A target is `KINDS`, `BLOCKS` or
+    """Layers that get an adapter, one target or a list. A target is `LAYER_TYPES`, `BLOCKS` or
     `KINDS@BLOCKS`, several joined by `+`. Kinds: `cross-attention`, `self-attention`, `attention`,
     `ff`, `all-linear` (all layers of the transformers), `conv` (resnets and samplers),
     `text-encoder`; blocks: `down`, `mid`, `up`, `down.1`, `up.0`, `IN04`, `OUT05`, and in SDXL

@@ -12,7 +12,7 @@ from lorasmith.core.errors import OutputError
 TEMPORARY_PREFIX = ".lorasmith-tmp-"
 
 
-def writable_folder(path: Path) -> Path:
+def ensure_writable_folder(path: Path) -> Path:
     """Create ``path`` if needed and prove that a file can be written in it.
 
     Raises:
@@ -31,7 +31,7 @@ def writable_folder(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``.
 
     On any failure the temporary file is removed and ``path`` is left as it was.
@@ -43,20 +43,20 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
-        sync_file(temporary)
+        fsync_file(temporary)
         temporary.replace(path)
-        sync_folder(path.parent)
+        fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sync_file(path: Path) -> None:
+def fsync_file(path: Path) -> None:
     """Flush a file's bytes to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -65,14 +65,14 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folder(path: Path) -> None:
+def fsync_folder(path: Path) -> None:
     """Flush a folder's entries to the disk, where the system can (Windows cannot)."""
     if os.name == "nt":
         return
-    sync_file(path)
+    fsync_file(path)
 
 
-def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """Return the hex SHA-256 of a file, reading it in pieces of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:

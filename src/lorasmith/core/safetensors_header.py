@@ -14,9 +14,9 @@ from typing import Any
 
 from lorasmith.core.errors import WeightsError
 
-LONGEST = 16 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
 """Bytes of a header that are read at most; those of models and LoRAs have 1 to 3 MiB."""
-MOST_TENSORS = 50_000
+MAX_TENSORS = 50_000
 """Tensors at most; SDXL with averaged weights has about 7,000."""
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 
@@ -37,7 +37,7 @@ _BITS = {
 
 
 @dataclass(frozen=True)
-class TensorFacts:
+class TensorInfo:
     """What a header says about one tensor."""
 
     dtype: str
@@ -50,7 +50,7 @@ class TensorFacts:
 class Header:
     """What a safetensors file says about itself."""
 
-    tensors: dict[str, TensorFacts]
+    tensors: dict[str, TensorInfo]
     """Its tensors by name."""
     metadata: dict[str, str]
     """Its metadata block; empty when it has none."""
@@ -63,16 +63,16 @@ def read_header(path: Path) -> Header:
         WeightsError: the file is missing, is a pickle, is cut off or damaged, names a tensor
             twice, or has more tensors than any model.
     """
-    refuse_pickle(path)
+    reject_pickle(path)
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(_LENGTH_BYTES)
         length = int.from_bytes(start, "little")
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
             raise _unreadable(path, _instead(size, start))
-        if length > LONGEST:
+        if length > MAX_HEADER_BYTES:
             raise _unreadable(
-                path, f"its header has {length:,} bytes; at most {LONGEST:,} are read"
+                path, f"its header has {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read"
             )
         raw = stream.read(length)
     try:
@@ -81,14 +81,14 @@ def read_header(path: Path) -> Header:
         raise _unreadable(path, f"its header is not what it should be: {error}") from error
     if not isinstance(pairs, dict):
         raise _unreadable(path, "its header is not a JSON object")
-    if len(pairs) > MOST_TENSORS:
-        raise _unreadable(path, f"it has {len(pairs):,} tensors; at most {MOST_TENSORS:,} are read")
+    if len(pairs) > MAX_TENSORS:
+        raise _unreadable(path, f"it has {len(pairs):,} tensors; at most {MAX_TENSORS:,} are read")
     metadata = _metadata(path, pairs.pop(_METADATA, None))
     tensors = _tensors(path, pairs, size - _LENGTH_BYTES - length)
     return Header(tensors, metadata)
 
 
-def refuse_pickle(path: Path) -> None:
+def reject_pickle(path: Path) -> None:
     """Refuse files that run code when they are opened, by their name and by how they begin.
 
     Raises:
@@ -145,9 +145,9 @@ def _metadata(path: Path, entry: Any) -> dict[str, str]:
     return entry
 
 
-def _tensors(path: Path, pairs: dict[str, Any], room: int) -> dict[str, TensorFacts]:
+def _tensors(path: Path, pairs: dict[str, Any], room: int) -> dict[str, TensorInfo]:
     """Check every entry, and that together they fill the ``room`` bytes after the header."""
-    found: dict[str, TensorFacts] = {}
+    found: dict[str, TensorInfo] = {}
     places: list[tuple[int, int]] = []
     for name, entry in pairs.items():
         try:
@@ -161,7 +161,7 @@ def _tensors(path: Path, pairs: dict[str, Any], room: int) -> dict[str, TensorFa
             raise _unreadable(path, f"{name!r} has the unknown number format {dtype!r}")
         if (end - start) * 8 != math.prod(shape) * _BITS[dtype]:
             raise _unreadable(path, f"the place of {name!r} does not fit its shape {shape}")
-        found[name] = TensorFacts(dtype, tuple(shape))
+        found[name] = TensorInfo(dtype, tuple(shape))
         places.append((start, end))
     _check_places(path, places, room)
     return found

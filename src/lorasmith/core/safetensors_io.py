@@ -9,13 +9,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lorasmith.core.errors import OutputError, WeightsError
-from lorasmith.core.files import replacing
+from lorasmith.core.files import atomic_write
 from lorasmith.core.safetensors_header import read_header
 
 Tensors = dict[str, torch.Tensor]
 
 
-class WeightsFile:
+class SafetensorsFile:
     """An open safetensors file whose tensors are read when they are asked for.
 
     The file is memory-mapped: a tensor on the CPU takes no memory of its own until it is written
@@ -30,7 +30,7 @@ class WeightsFile:
         self.header = read_header(path)
         self._open: safe_open | None = None
 
-    def tensor(self, key: str) -> torch.Tensor:
+    def read_tensor(self, key: str) -> torch.Tensor:
         """Return one tensor, on the CPU, in the file's number format."""
         if self._open is None:
             self._open = _safe_open(self.path, "cpu")
@@ -70,7 +70,7 @@ def save_tensors(
         )
     plain = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(plain, temporary, metadata=dict(metadata))
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {path}: {error}") from error

@@ -14,7 +14,7 @@ from lorasmith.data.rules.pictures import enlargement, lost
 from lorasmith.data.rules.tag import constant_words
 from lorasmith.data.scan.scan import Bar, scan
 from lorasmith.evaluation.metrics.diversity import Diversity, measure_diversity
-from lorasmith.models.image_sizes import ModelSizes
+from lorasmith.models.image_sizes import ImageSizes
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def check_dataset(
         ConfigError: the resolution does not suit the model.
         WeightsError: no such model.
     """
-    sizes = ModelSizes.read(model)
+    sizes = ImageSizes.read(model)
     side = _side(data, sizes)
     found = scan(data.path, data.filters, caption, data.background_rgb, bar)
     tag = None if tagless else data.tag
@@ -152,7 +152,7 @@ def check_dataset(
     return DatasetReport(data.path, facts, side, variety, findings)
 
 
-def _side(data: DataConfig, sizes: ModelSizes) -> int:
+def _side(data: DataConfig, sizes: ImageSizes) -> int:
     side = data.resolution or sizes.default
     if side % sizes.multiple:
         near = max(sizes.multiple, round(side / sizes.multiple) * sizes.multiple)
@@ -160,7 +160,7 @@ def _side(data: DataConfig, sizes: ModelSizes) -> int:
     return side
 
 
-def _buckets(data: DataConfig, side: int, sizes: ModelSizes) -> tuple[Bucket, ...]:
+def _buckets(data: DataConfig, side: int, sizes: ImageSizes) -> tuple[Bucket, ...]:
     if not data.buckets:
         return (Bucket(side, side),)
     return make_buckets(

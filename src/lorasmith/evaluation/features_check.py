@@ -11,7 +11,7 @@ from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.features import Featured, between_features
 from lorasmith.data.scan.scan import Bar
 from lorasmith.evaluation.dataset_check import DatasetReport, check_dataset
-from lorasmith.models.load import load_tokenizer, resolve_model
+from lorasmith.models.load import load_tokenizer, resolve_model_path
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -58,7 +58,7 @@ def check_features(run: FeaturesConfig, bar: Bar) -> FeaturesReport:
     """
     model, runs = run.model.path, run.train_configs()
     reports = {one.data.tag: check_dataset(one.data, False, model, None, bar) for one in runs}
-    tokenizer = load_tokenizer(resolve_model(model))
+    tokenizer = load_tokenizer(resolve_model_path(model))
     tags = list(reports)
     featured = [Featured(one.data.tag, one.data.class_word, reports[one.data.tag].facts.scan.rows)
                 for one in runs]  # fmt: skip

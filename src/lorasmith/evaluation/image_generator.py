@@ -66,7 +66,7 @@ class ImageGenerator:
     @property
     def image_side(self) -> int:
         """Longer side of the pictures in pixels."""
-        return max(self.options.size_for(self.model.default_size, self.model.downscale))
+        return max(self.options.size_for(self.model.default_size, self.model.vae_scale_factor))
 
     def generate(
         self,

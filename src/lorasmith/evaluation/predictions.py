@@ -16,8 +16,8 @@ from lorasmith.inference.denoise import CFGDenoiser
 from lorasmith.inference.init_latents import make_blank_inpaint_cond
 from lorasmith.inference.options import Size
 from lorasmith.inference.unet_inputs import make_added_conditioning
-from lorasmith.models.family import FAMILIES, family_of
-from lorasmith.models.noise import NoiseProcess
+from lorasmith.models.family import FAMILIES, detect_family
+from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import Conditioning
 from lorasmith.models.text.long_prompts import encode_to_equal_length
 
@@ -72,9 +72,9 @@ class FixedNoisePredictor:
         """
         self._model = model
         self._batch_size = batch_size
-        process = NoiseProcess.from_scheduler(model.scheduler_config, torch.device("cpu"))
-        self._process = replace(process, known=FAMILIES[family_of(model)].noise_levels)
-        steps = self._process.steps
+        process = NoiseSchedule.from_scheduler(model.scheduler_config, torch.device("cpu"))
+        self._process = replace(process, max_timesteps=FAMILIES[detect_family(model)].num_timesteps)
+        steps = self._process.num_timesteps
         every = torch.tensor([int((k + 0.5) * steps / levels) for k in range(levels)])
         self._pictures = torch.arange(len(latents)).repeat_interleave(levels)
         self._timesteps = every.repeat(len(latents))
@@ -115,7 +115,7 @@ class FixedNoisePredictor:
         Args:
             predictions: from `predict`.
         """
-        target = self._process.target(self._clean, self._noise, self._timesteps)
+        target = self._process.training_target(self._clean, self._noise, self._timesteps)
         errors = (predictions - target).double().square().flatten(1).mean(dim=1)
         return errors.view(int(self._pictures[-1]) + 1, -1).mean(dim=1)
 
@@ -123,7 +123,7 @@ class FixedNoisePredictor:
         unet = self._model.unet
         context = torch.stack([one.context for one in words])
         noisy = self._noisy[rows].to(unet.device)
-        height, width = (side * self._model.downscale for side in noisy.shape[-2:])
+        height, width = (side * self._model.vae_scale_factor for side in noisy.shape[-2:])
         added = make_added_conditioning(self._model, words, words, (width, height))
         around = self._around(len(noisy), (width, height))
         guided = CFGDenoiser(
@@ -133,4 +133,6 @@ class FixedNoisePredictor:
 
     def _around(self, count: int, size: Size) -> torch.Tensor | None:
         """Return what an inpainting model reads besides: that all is painted anew."""
-        return make_blank_inpaint_cond(self._model, size, count) if self._model.inpaints else None
+        return (
+            make_blank_inpaint_cond(self._model, size, count) if self._model.is_inpainting else None
+        )

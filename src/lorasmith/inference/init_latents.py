@@ -19,7 +19,7 @@ from lorasmith.inference.denoise import sample_noise
 from lorasmith.inference.image_jobs import ImageJob
 from lorasmith.inference.init_image import InitImage
 from lorasmith.inference.options import SamplingOptions, Size
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.latents import encode_images
 from lorasmith.models.load import Model
 
@@ -81,14 +81,14 @@ class LatentPreparer:
     ) -> InitLatents:
         """Return the start of one batch; the generators are those of its pictures."""
         model, (width, height) = self._model, self.size
-        channels, scale = int(model.vae.config.latent_channels), model.downscale
+        channels, scale = int(model.vae.config.latent_channels), model.vae_scale_factor
         canvas_of = [job.init_image for job in jobs]
         clean = surroundings = None
-        if self.strength is not None and (self.strength < 1.0 or not model.inpaints):
+        if self.strength is not None and (self.strength < 1.0 or not model.is_inpainting):
             clean = self._sampled(canvas_of, generators, holed=False)
         shape = (channels, height // scale, width // scale)
         noise = sample_noise(generators, shape, model.unet.device)
-        if model.inpaints:
+        if model.is_inpainting:
             holes = [_hole(canvas, self.size) for canvas in canvas_of]
             mask = at_latents(torch.stack(holes), scale).to(noise.device)
             rest = self._sampled(canvas_of, generators, holed=True)
@@ -122,13 +122,13 @@ class LatentPreparer:
         self, canvases: Sequence[InitImage], some_blank: bool, options: SamplingOptions
     ) -> None:
         model = self._model
-        if family_of(model) == "sdxl-refiner" and some_blank:
+        if detect_family(model) == "sdxl-refiner" and some_blank:
             raise ConfigError(
                 f"model {model.folder}: this is an SDXL refiner, which finishes pictures and does "
                 "not draw by itself; give it a picture (generate --image), or use an SDXL base "
                 "model"
             )
-        if not model.inpaints and any(canvas.mask is not None for canvas in canvases):
+        if not model.is_inpainting and any(canvas.mask is not None for canvas in canvases):
             raise ConfigError(
                 f"mask: the model {model.folder} is not for inpainting (its U-Net has "
                 f"{model.unet.config.in_channels} input channels, not 9); use one that is, or "
@@ -175,8 +175,8 @@ def _hole(canvas: InitImage | None, size: Size) -> torch.Tensor:
 
 def _size(model: Model, options: SamplingOptions, canvases: Sequence[InitImage]) -> Size:
     if options.size is None and canvases:
-        return canvases[0].size_for(model.default_size, model.downscale)
-    return options.size_for(model.default_size, model.downscale)
+        return canvases[0].size_for(model.default_size, model.vae_scale_factor)
+    return options.size_for(model.default_size, model.vae_scale_factor)
 
 
 def _strength(model: Model, options: SamplingOptions, canvas: InitImage) -> float:
@@ -184,4 +184,4 @@ def _strength(model: Model, options: SamplingOptions, canvas: InitImage) -> floa
         return options.strength
     if canvas.mask is not None:
         return _ANEW
-    return REFINER_STRENGTH if family_of(model) == "sdxl-refiner" else _CHANGES
+    return REFINER_STRENGTH if detect_family(model) == "sdxl-refiner" else _CHANGES

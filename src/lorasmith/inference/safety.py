@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.files.source import named
+from lorasmith.models.files.source import naming_part
 from lorasmith.models.suppress_logs import suppress_logs
 
 SafetyChecker = Callable[[Sequence[Image.Image]], Sequence[bool]]
@@ -34,7 +34,7 @@ def load_safety_checker(folder: str | Path, device: torch.device) -> SafetyCheck
             f"safety checker {path}: there is no config.json; name the folder safety_checker of a "
             "diffusers model"
         )
-    with named(path.parent, path.name), suppress_logs():
+    with naming_part(path.parent, path.name), suppress_logs():
         checker, told = StableDiffusionSafetyChecker.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True
         )

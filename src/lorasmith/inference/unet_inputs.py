@@ -7,7 +7,7 @@ import torch
 from lorasmith.core.errors import WeightsError
 from lorasmith.inference.denoise import AddedConditioning
 from lorasmith.inference.options import Size
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model
 from lorasmith.models.text.encode import Conditioning
 
@@ -18,7 +18,7 @@ _SCORE, _NEGATIVE_SCORE = 6.0, 2.5
 def check_components(model: Model) -> None:
     """Refuse models whose parts do not belong together or that want inputs we do not give."""
     unet, where = model.unet.config, f"model {model.folder}: unet"
-    two = family_of(model) in ("sdxl", "sdxl-refiner")
+    two = detect_family(model) in ("sdxl", "sdxl-refiner")
     if two != (model.text_encoder_2 is not None):
         raise WeightsError(
             f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
@@ -51,7 +51,7 @@ def make_added_conditioning(
     summaries = torch.stack(pooled)
     width, height = size
     frame = [float(height), float(width), 0.0, 0.0]
-    if family_of(model) != "sdxl-refiner":
+    if detect_family(model) != "sdxl-refiner":
         sizes = _rows([*frame, *frame[:2]], summaries)
         return AddedConditioning(summaries, torch.stack(negative), sizes, sizes)
     wished, shunned = [*frame, _SCORE], [*frame, _NEGATIVE_SCORE]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
-from lorasmith.core.files import TEMPORARY_PREFIX, sha256_of, sync_file, sync_folder
+from lorasmith.core.files import TEMPORARY_PREFIX, fsync_file, fsync_folder, sha256_file
 from lorasmith.core.safetensors_io import Tensors, load_tensors, save_tensors
 
 SCHEMA = 1
@@ -70,19 +70,19 @@ def save_checkpoint(
         names = ("tensors.safetensors", "state.json")
         manifest = {
             "schema": SCHEMA,
-            "sha256": {name: sha256_of(temporary / name) for name in names},
+            "sha256": {name: sha256_file(temporary / name) for name in names},
         }
         _write_synced(temporary / MANIFEST, json.dumps(manifest))
-        sync_folder(temporary)
+        fsync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
-        sync_folder(folder)
+        fsync_folder(folder)
     except OSError as error:
         raise OutputError(f"cannot write checkpoint {final}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    verify(final)
-    there = checkpoints(folder)
+    verify_checkpoint(final)
+    there = list_checkpoints(folder)
     place = there.index(final)
     for old in [*there[place + 1 :], *there[: max(0, place + 1 - keep)]]:
         _remove(old)
@@ -106,12 +106,12 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """List checkpoint folders that have a manifest, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
+def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Load the newest checkpoint that verifies, with a warning for newer ones that do not.
 
     None means that there is no checkpoint.
@@ -120,7 +120,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         WeightsError: there are checkpoints but none of them can be read.
     """
     failures: list[WeightsError] = []
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder)):
         try:
             found = load_checkpoint(path)
         except WeightsError as error:
@@ -135,7 +135,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def checkpoint_at(folder: Path, step: int) -> Checkpoint:
+def load_checkpoint_at(folder: Path, step: int) -> Checkpoint:
     """Load the checkpoint of one step, and no other.
 
     Raises:
@@ -143,7 +143,7 @@ def checkpoint_at(folder: Path, step: int) -> Checkpoint:
     """
     path = folder / f"step-{step:08d}"
     if not path.is_dir():
-        known = [str(int(one.name.removeprefix("step-"))) for one in checkpoints(folder)]
+        known = [str(int(one.name.removeprefix("step-"))) for one in list_checkpoints(folder)]
         there = f"there are steps {', '.join(known)}" if known else "there are none"
         raise WeightsError(f"{folder}: no checkpoint of step {step}; {there}")
     return load_checkpoint(path)
@@ -155,12 +155,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         WeightsError: a file is missing or altered, or a newer lorasmith wrote it.
     """
-    verify(path)
+    verify_checkpoint(path)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(int(state["step"]), load_tensors(path / "tensors.safetensors"), state)
 
 
-def verify(path: Path) -> None:
+def verify_checkpoint(path: Path) -> None:
     """Check a checkpoint's files against its manifest.
 
     Raises:
@@ -173,7 +173,7 @@ def verify(path: Path) -> None:
                 f"checkpoint {path}: written by a newer lorasmith; update to read it"
             )
         for name, digest in manifest["sha256"].items():
-            if sha256_of(path / name) != digest:
+            if sha256_file(path / name) != digest:
                 raise WeightsError(
                     f"checkpoint {path}: {name} is damaged; use an earlier checkpoint"
                 )
@@ -185,4 +185,4 @@ def verify(path: Path) -> None:
 
 def _write_synced(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    sync_file(path)
+    fsync_file(path)

@@ -15,8 +15,8 @@ _PATIENCE = timedelta(hours=6)
 """How long processes wait for each other: one alone encodes pictures and draws previews."""
 
 
-def accelerator_for(
-    precision: Precision, device: str, section: str, graph: bool = False
+def create_accelerator(
+    precision: Precision, device: str, section: str, cuda_graph: bool = False
 ) -> Accelerator:
     """Return accelerate's view of this process for a run's device and precision.
 
@@ -41,18 +41,18 @@ def accelerator_for(
     kind = accelerator.device.type
     if precision == "fp16" and kind == "cpu":
         raise ConfigError(f"{section}.mixed_precision: fp16 needs a GPU; use bf16 or fp32")
-    if graph and (kind != "cuda" or accelerator.num_processes > 1):
+    if cuda_graph and (kind != "cuda" or accelerator.num_processes > 1):
         raise ConfigError(
             f"{section}.cuda_graph: a CUDA graph needs exactly one CUDA GPU; set it to false"
         )
-    if graph and precision == "fp16":
+    if cuda_graph and precision == "fp16":
         raise ConfigError(
             f"{section}.cuda_graph: fp16 loss scaling cannot be recorded; use bf16 or fp32"
         )
     return accelerator
 
 
-def sum_over(accelerator: Accelerator, tensors: Sequence[torch.Tensor]) -> None:
+def all_reduce_sum(accelerator: Accelerator, tensors: Sequence[torch.Tensor]) -> None:
     """Replace tensors of one dtype by their sums over all processes, in one exchange."""
     if accelerator.num_processes == 1:
         return
@@ -62,7 +62,7 @@ def sum_over(accelerator: Accelerator, tensors: Sequence[torch.Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def agree(accelerator: Accelerator, wish: bool) -> bool:
+def any_process(accelerator: Accelerator, wish: bool) -> bool:
     """Tell whether any process wishes it; all get the same answer. Waits for the device."""
     if accelerator.num_processes == 1:
         return wish

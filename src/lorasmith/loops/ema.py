@@ -18,7 +18,7 @@ class Ema:
         self.decay = decay
         self._live = [p for p in module.parameters() if p.requires_grad]
         self._names = [name for name, p in module.named_parameters() if p.requires_grad]
-        self.average = [p.detach().float().clone() for p in self._live]
+        self.shadow_params = [p.detach().float().clone() for p in self._live]
         # On the device, so that an update can be part of a CUDA graph.
         self._updates = torch.zeros((), device=self._live[0].device)
 
@@ -28,15 +28,15 @@ class Ema:
         warm = (1.0 + self._updates) / (10.0 + self._updates)
         share = 1.0 - warm.clamp(max=self.decay)
         self._updates += 1
-        moves = torch._foreach_sub([p.detach().float() for p in self._live], self.average)
+        moves = torch._foreach_sub([p.detach().float() for p in self._live], self.shadow_params)
         torch._foreach_mul_(moves, share)
-        torch._foreach_add_(self.average, moves)
+        torch._foreach_add_(self.shadow_params, moves)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def average_parameters(self) -> Iterator[None]:
         """Put the averaged weights into the module while the block runs."""
         kept = [p.detach().clone() for p in self._live]
-        self._copy_in(self.average)
+        self._copy_in(self.shadow_params)
         try:
             yield
         finally:
@@ -44,13 +44,13 @@ class Ema:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the average by parameter name, plus the number of updates."""
-        state = dict(zip(self._names, self.average, strict=True))
+        state = dict(zip(self._names, self.shadow_params, strict=True))
         return {**state, "__updates__": self._updates}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
         self._updates.copy_(state["__updates__"])
-        for name, tensor in zip(self._names, self.average, strict=True):
+        for name, tensor in zip(self._names, self.shadow_params, strict=True):
             tensor.copy_(state[name])
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ _MOST = 512
 """Measurements that are kept until somebody asks."""
 
 
-class DeviceClock:
+class GpuTimer:
     """Measures blocks of work on a CUDA device; on others it measures nothing.
 
     Example: ``with clock: launch_work()``, many times, then ``clock.busy()``.
@@ -38,7 +38,7 @@ class DeviceClock:
             return
         self._spans[-1][1].record(torch.cuda.current_stream(self._device))
 
-    def busy(self) -> float | None:
+    def pop_seconds(self) -> float | None:
         """Return the seconds of work since the last call, and wait for its end; None if none."""
         self._count()
         seconds, found = self._seconds, self._any

@@ -11,7 +11,7 @@ class StopRequest:
     """Whether somebody asked the loop to stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.is_requested = False
 
 
 @contextmanager
@@ -26,9 +26,9 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+        if request.is_requested:
             raise KeyboardInterrupt
-        request.asked = True
+        request.is_requested = True
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -10,7 +10,7 @@ from torch import nn
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import Tensors
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
+from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state
 
 
 @dataclass
@@ -45,15 +45,15 @@ class OptimizedModule:
             self.ema.update()
         return norm
 
-    def pack(self) -> tuple[Tensors, dict[str, Any]]:
+    def pack_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Return everything that a checkpoint needs, as tensors and JSON."""
-        packed, plain = pack_optimizer(self.optimizer)
+        packed, plain = pack_optimizer_state(self.optimizer)
         packed |= {f"module/{k}": v for k, v in self.module.state_dict().items()}
         if self.ema is not None:
             packed |= {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
         return packed, plain
 
-    def unpack(self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]) -> None:
+    def unpack_state(self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]) -> None:
         """Put back what ``pack`` returned.
 
         Raises:
@@ -63,7 +63,9 @@ class OptimizedModule:
             self.module.load_state_dict(select_prefix("module/", tensors))
             if self.ema is not None:
                 self.ema.load_state_dict(select_prefix("ema/", tensors))
-            unpack_optimizer(self.optimizer, select_prefix("optimizer/", tensors, keep=True), plain)
+            unpack_optimizer_state(
+                self.optimizer, select_prefix("optimizer/", tensors, keep=True), plain
+            )
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"the checkpoint does not fit these settings ({reason})") from error

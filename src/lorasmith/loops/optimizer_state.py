@@ -18,7 +18,7 @@ _OF_THE_DEVICE = ("fused", "foreach", "capturable", "differentiable")
 """Entries of a group that follow from where it runs, not from what was learned."""
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+def pack_optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
     """Split an optimizer's state into tensors (named ``optimizer/...``) and JSON."""
     tensors: Tensors = {}
     groups: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str,
     return _unshared(tensors), {"groups": groups, "state": states}
 
 
-def unpack_optimizer(
+def unpack_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]
 ) -> None:
     """Put back what ``pack_optimizer`` returned.

@@ -23,14 +23,14 @@ _BETAS = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class RateGroup:
+class ParamGroup:
     """Parameters that share a learning rate."""
 
-    part: str
+    name: str
     """What they are called in the log, such as ``unet`` or ``text``."""
-    parameters: list[nn.Parameter]
+    params: list[nn.Parameter]
     """The parameters."""
-    learning_rate: float
+    lr: float
     """Their peak learning rate."""
 
 
@@ -57,8 +57,8 @@ _KINDS: Mapping[str, _Kind] = {
 }  # fmt: skip
 
 
-def build_optimizer(
-    settings: TrainerConfig, groups: Sequence[RateGroup]
+def create_optimizer(
+    settings: TrainerConfig, groups: Sequence[ParamGroup]
 ) -> tuple[torch.optim.Optimizer, list[float]]:
     """Return the optimizer that the settings name, and the peak learning rate of its groups.
 
@@ -66,8 +66,8 @@ def build_optimizer(
         ConfigError: its package is missing (the command that installs it is named), an argument
             is unknown or impossible, or it cannot have several learning rates.
     """
-    full = [group for group in groups if group.parameters]
-    peaks = [group.learning_rate for group in full]
+    full = [group for group in groups if group.params]
+    peaks = [group.lr for group in full]
     given = _arguments(settings.optimizer_args)
     common = {"lr": peaks[0], "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
@@ -84,7 +84,7 @@ def build_optimizer(
         return make(_tree(full), **{**kind.defaults, **common, **given}), peaks
 
 
-def skips_itself(optimizer: torch.optim.Optimizer) -> bool:
+def skips_on_found_inf(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether an optimizer leaves everything as it is where ``found_inf`` is 1.
 
     Fused ones do: it is how torch's gradient scaler skips a step without asking the device.
@@ -92,8 +92,8 @@ def skips_itself(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def _adamw(groups: Sequence[RateGroup], arguments: dict[str, Any]) -> torch.optim.Optimizer:
-    device = groups[0].parameters[0].device
+def _adamw(groups: Sequence[ParamGroup], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    device = groups[0].params[0].device
     _check_names(torch.optim.AdamW, arguments)
     on_gpu = device.type == "cuda"
     tree = [
@@ -108,8 +108,8 @@ def _adamw(groups: Sequence[RateGroup], arguments: dict[str, Any]) -> torch.opti
         )
 
 
-def _tree(groups: Sequence[RateGroup]) -> list[dict[str, Any]]:
-    return [{"params": group.parameters, "lr": group.learning_rate} for group in groups]
+def _tree(groups: Sequence[ParamGroup]) -> list[dict[str, Any]]:
+    return [{"params": group.params, "lr": group.lr} for group in groups]
 
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:

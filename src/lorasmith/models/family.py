@@ -34,45 +34,45 @@ class Networks(Protocol):
 
 
 @dataclass(frozen=True)
-class Tower:
+class TextEncoderLayout:
     """A CLIP text tower."""
 
     title: str
     """Its name for people."""
-    open_clip: bool
+    is_open_clip: bool
     """Whether it is OpenCLIP's, with other names in single files, GELU, and padding by ``!``."""
     width: int
     """Width of the hidden states."""
-    layers: int
+    num_layers: int
     """Transformer layers that are used; OpenCLIP ViT-H has one more, which SD 2.x leaves out."""
-    heads: int
+    num_heads: int
     """Attention heads."""
-    projection: int
+    projection_dim: int
     """Width of the pooled embedding."""
-    projected: bool = False
+    feeds_unet: bool = False
     """Whether the U-Net reads the pooled embedding."""
 
 
-VIT_L = Tower("CLIP ViT-L/14", False, 768, 12, 12, 768)
-VIT_H = Tower("OpenCLIP ViT-H/14", True, 1024, 23, 16, 512)
-BIG_G = Tower("OpenCLIP ViT-bigG/14", True, 1280, 32, 20, 1280, projected=True)
+VIT_L = TextEncoderLayout("CLIP ViT-L/14", False, 768, 12, 12, 768)
+VIT_H = TextEncoderLayout("OpenCLIP ViT-H/14", True, 1024, 23, 16, 512)
+BIG_G = TextEncoderLayout("OpenCLIP ViT-bigG/14", True, 1280, 32, 20, 1280, feeds_unet=True)
 
 
 @dataclass(frozen=True)
-class UnetFacts:
+class UnetLayout:
     """The block layout of a family's U-Net, and what it is told."""
 
     channels: tuple[int, ...]
     """Width of each level, from the picture's size down."""
-    depths: tuple[int, ...]
+    transformer_layers: tuple[int, ...]
     """Transformer layers of each level's attention; 0 is a level without any."""
-    context: int
+    cross_attention_dim: int
     """Width of the text that cross-attention reads."""
-    heads: int | None
+    num_heads: int | None
     """Attention heads everywhere; None where each head is 64 wide."""
-    linear: bool
+    use_linear_projection: bool
     """Whether transformers are entered and left by linear layers instead of 1x1 convolutions."""
-    time_ids: int = 0
+    num_time_ids: int = 0
     """Numbers about sizes and the like that it is told beside the pooled text; 0 is neither."""
 
 
@@ -86,88 +86,106 @@ INPAINTING_CHANNELS = 9
 
 
 @dataclass(frozen=True)
-class FamilyFacts:
+class ModelFamily:
     """What programs need to know about a family."""
 
     title: str
     """Its name for people."""
-    text_prefixes: tuple[str, ...]
+    lora_text_prefixes: tuple[str, ...]
     """What the names of text encoder layers start with in LoRA files, one per encoder."""
-    sgm_names: bool
+    uses_sgm_names: bool
     """Whether LoRA files name U-Net layers as Stability AI's own code (sgm) does."""
-    versions: tuple[str, str]
+    kohya_versions: tuple[str, str]
     """``ss_base_model_version`` of models that predict the noise, and of those that predict v."""
-    architectures: tuple[str, str]
+    modelspec_architectures: tuple[str, str]
     """``modelspec.architecture`` likewise, without ``/lora``."""
-    unet: UnetFacts
+    unet: UnetLayout
     """Its U-Net."""
-    towers: Mapping[str, Tower]
+    text_encoders: Mapping[str, TextEncoderLayout]
     """Its text towers by the part they are."""
-    predictions: tuple[PredictionType, ...]
+    prediction_types: tuple[PredictionType, ...]
     """What its published models predict. Where there are two, a single file does not tell."""
-    sizes: tuple[int, int]
+    native_sizes: tuple[int, int]
     """Native side of pictures in pixels: of models that predict the noise, and of v models."""
     scaling_factor: float
     """What latents are multiplied by."""
-    vae_upcast: bool = False
+    vae_force_upcast: bool = False
     """Whether the VAE overflows in float16."""
-    noise_levels: int | None = None
+    num_timesteps: int | None = None
     """How many of the noise levels, from the lowest, its models know; None for all."""
 
 
 _SDXL_TOWERS = {"text_encoder": VIT_L, "text_encoder_2": BIG_G}
 
-FAMILIES: dict[Family, FamilyFacts] = {
-    "sd1": FamilyFacts(
+FAMILIES: dict[Family, ModelFamily] = {
+    "sd1": ModelFamily(
         "SD 1.x",
         ("lora_te_",),
         False,
         ("sd_v1", "sd_v1"),
         ("stable-diffusion-v1", "stable-diffusion-v1"),
-        UnetFacts((320, 640, 1280, 1280), (1, 1, 1, 0), 768, heads=8, linear=False),
+        UnetLayout(
+            (320, 640, 1280, 1280), (1, 1, 1, 0), 768, num_heads=8, use_linear_projection=False
+        ),
         {"text_encoder": VIT_L},
         ("epsilon",),
         (512, 512),
         0.18215,
     ),
-    "sd2": FamilyFacts(
+    "sd2": ModelFamily(
         "SD 2.x",
         ("lora_te_",),
         False,
         ("sd_v2", "sd_v2_v"),
         ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
-        UnetFacts((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, heads=None, linear=True),
+        UnetLayout(
+            (320, 640, 1280, 1280), (1, 1, 1, 0), 1024, num_heads=None, use_linear_projection=True
+        ),
         {"text_encoder": VIT_H},
         ("epsilon", "v_prediction"),
         (512, 768),
         0.18215,
     ),
-    "sdxl": FamilyFacts(
+    "sdxl": ModelFamily(
         "SDXL",
         ("lora_te1_", "lora_te2_"),
         True,
         ("sdxl_base_v1-0", "sdxl_base_v1-0"),
         ("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base"),
-        UnetFacts((320, 640, 1280), (0, 2, 10), 2048, heads=None, linear=True, time_ids=6),
+        UnetLayout(
+            (320, 640, 1280),
+            (0, 2, 10),
+            2048,
+            num_heads=None,
+            use_linear_projection=True,
+            num_time_ids=6,
+        ),
         _SDXL_TOWERS,
         ("epsilon",),
         (1024, 1024),
         0.13025,
-        vae_upcast=True,
+        vae_force_upcast=True,
     ),
-    "sdxl-refiner": FamilyFacts(
+    "sdxl-refiner": ModelFamily(
         "SDXL refiner",
         ("lora_te1_", "lora_te2_"),
         True,
         ("sdxl_refiner_v1-0", "sdxl_refiner_v1-0"),
         ("stable-diffusion-xl-v1-refiner", "stable-diffusion-xl-v1-refiner"),
-        UnetFacts((384, 768, 1536, 1536), (0, 4, 4, 0), 1280, heads=None, linear=True, time_ids=5),
+        UnetLayout(
+            (384, 768, 1536, 1536),
+            (0, 4, 4, 0),
+            1280,
+            num_heads=None,
+            use_linear_projection=True,
+            num_time_ids=5,
+        ),
         {"text_encoder_2": BIG_G},
         ("epsilon",),
         (1024, 1024),
         0.13025,
-        vae_upcast=True,
-        noise_levels=200,  # arXiv:2307.01952, section 2.5
+        vae_force_upcast=True,
+        num_timesteps=200,  # arXiv:2307.01952, section 2.5
     ),
 }
 
@@ -175,60 +193,62 @@ FAMILIES: dict[Family, FamilyFacts] = {
 MINIATURE = replace(
     FAMILIES["sd1"],
     title="miniature SD 1.x",
-    unet=UnetFacts((64, 96, 128, 160), (1, 1, 1, 0), 256, heads=8, linear=False),
-    towers={"text_encoder": Tower("miniature CLIP", False, 256, 4, 4, 256)},
-    sizes=(128, 128),
+    unet=UnetLayout(
+        (64, 96, 128, 160), (1, 1, 1, 0), 256, num_heads=8, use_linear_projection=False
+    ),
+    text_encoders={"text_encoder": TextEncoderLayout("miniature CLIP", False, 256, 4, 4, 256)},
+    native_sizes=(128, 128),
     scaling_factor=0.86028,
 )
 """The model that ships with the package: of the family SD 1.x, and like it in all but its sizes."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class ModelVariant:
     """What a model is: its family, and what it is for."""
 
     family: Family
     """Its family, which says what LoRAs fit."""
-    inpainting: bool = False
+    is_inpainting: bool = False
     """Whether it also reads a mask and the masked picture (9 input channels)."""
-    prediction: PredictionType | None = None
+    prediction_type: PredictionType | None = None
     """What it predicts; None where nothing says so."""
 
     @property
-    def facts(self) -> FamilyFacts:
+    def facts(self) -> ModelFamily:
         """The family's facts."""
         return FAMILIES[self.family]
 
     @property
     def title(self) -> str:
         """Its name for people: ``SD 1.x inpainting``, ``SD 2.x 768-v``, ``SD 2.x base``."""
-        kind = "inpainting" if self.inpainting else ""
-        if len(self.facts.predictions) > 1 and not self.inpainting:
-            kind = {"epsilon": "base", "v_prediction": "768-v", None: ""}[self.prediction]
+        kind = "inpainting" if self.is_inpainting else ""
+        if len(self.facts.prediction_types) > 1 and not self.is_inpainting:
+            kind = {"epsilon": "base", "v_prediction": "768-v", None: ""}[self.prediction_type]
         return f"{self.facts.title} {kind}".rstrip()
 
     @property
     def architecture(self) -> str:
         """Its name in ``modelspec.architecture``."""
-        name = self.facts.architectures[self.prediction == "v_prediction"]
-        return f"{name}-inpainting" if self.inpainting else name
+        name = self.facts.modelspec_architectures[self.prediction_type == "v_prediction"]
+        return f"{name}-inpainting" if self.is_inpainting else name
 
     @property
-    def size(self) -> int:
+    def native_size(self) -> int:
         """Native side of its pictures in pixels: the larger where nothing says what it predicts."""
-        return self.facts.sizes[self.prediction != "epsilon"]
+        return self.facts.native_sizes[self.prediction_type != "epsilon"]
 
 
-def family_of(model: Networks) -> Family:
-    """Return the family of a model by its U-Net's config; see `family_of_unet`.
+def detect_family(model: Networks) -> Family:
+    """Return the family of a model by its U-Net's config; see `detect_unet_family`.
 
     Raises:
         WeightsError: the U-Net wants other extra inputs (image embeddings and the like).
     """
-    return family_of_unet(model.unet.config, f"model {model.folder}")
+    return detect_unet_family(model.unet.config, f"model {model.folder}")
 
 
-def family_of_unet(config: Any, where: str) -> Family:
+def detect_unet_family(config: Any, where: str) -> Family:
     """Return the family of a U-Net's diffusers config (an object with its entries as fields).
 
     SDXL's is told picture sizes and a pooled text; the refiner's is told five numbers and reads
@@ -244,6 +264,6 @@ def family_of_unet(config: Any, where: str) -> Family:
         )
     if extra:
         told = config.projection_class_embeddings_input_dim
-        ids = FAMILIES["sdxl-refiner"].unet.time_ids * config.addition_time_embed_dim
+        ids = FAMILIES["sdxl-refiner"].unet.num_time_ids * config.addition_time_embed_dim
         return "sdxl-refiner" if told == ids + config.cross_attention_dim else "sdxl"
     return "sd2" if config.use_linear_projection else "sd1"

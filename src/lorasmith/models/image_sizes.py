@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.load import Model, halved, open_source
+from lorasmith.models.load import Model, downscale_factor, open_source
 
 
 @dataclass(frozen=True)
-class ModelSizes:
+class ImageSizes:
     """The sizes of a model's pictures, in pixels."""
 
     default: int
@@ -28,17 +28,17 @@ class ModelSizes:
         source = open_source(folder)
         folder = source.path
         unet, vae = source.config("unet"), source.config("vae")
-        downscale = halved(_levels(vae, folder, "vae"))
+        downscale = downscale_factor(_levels(vae, folder, "vae"))
         size = unet.get("sample_size")
         if not isinstance(size, int):
             raise WeightsError(f"model {folder}: unet/config.json has no sample_size")
-        return cls(size * downscale, downscale * halved(_levels(unet, folder, "unet")))
+        return cls(size * downscale, downscale * downscale_factor(_levels(unet, folder, "unet")))
 
     @classmethod
-    def of(cls, model: Model) -> Self:
+    def from_model(cls, model: Model) -> Self:
         """Return the sizes of a model that is loaded."""
         levels = len(model.unet.config.block_out_channels)
-        return cls(model.default_size, model.downscale * halved(levels))
+        return cls(model.default_size, model.vae_scale_factor * downscale_factor(levels))
 
 
 def _levels(config: dict[str, Any], folder: Path, part: str) -> int:

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorasmith.core.errors import WeightsError, did_you_mean
-from lorasmith.core.safetensors_header import PICKLE_SUFFIXES, refuse_pickle
+from lorasmith.core.safetensors_header import PICKLE_SUFFIXES, reject_pickle
 from lorasmith.models.family import INPAINTING_CHANNELS
-from lorasmith.models.files.build import empty_network, fill, plain_state
+from lorasmith.models.files.build import build_empty_network, canonical_state_dict, load_weights
 from lorasmith.models.files.configs import unet_config
-from lorasmith.models.files.hub import cached_model, is_id
-from lorasmith.models.files.single_file import SingleFile
+from lorasmith.models.files.hub import find_cached_model, is_model_id
+from lorasmith.models.files.single_file import SingleFileSource
 from lorasmith.models.files.source import (
     FolderSource,
-    Source,
-    empty_part,
-    folder_tokenizer,
-    named,
+    ModelSource,
+    build_empty_part,
+    load_folder_tokenizer,
+    naming_part,
     read_json,
 )
-from lorasmith.models.files.stored_tensors import part_tensors
-from lorasmith.models.prediction_type import measured_prediction
+from lorasmith.models.files.stored_tensors import find_part_tensors
+from lorasmith.models.prediction_type import measure_prediction_type
 from lorasmith.models.suppress_logs import suppress_logs
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ __all__ = [
     "EMBEDDED",
     "Model",
     "load_model",
-    "load_part",
+    "load_network",
     "load_text_encoder",
     "load_tokenizer",
     "open_source",
-    "resolve_model",
+    "resolve_model_path",
     "suppress_logs",
 ]  # fmt: skip
 
@@ -77,19 +77,19 @@ class Model:
         return found
 
     @property
-    def inpaints(self) -> bool:
+    def is_inpainting(self) -> bool:
         """Whether the U-Net also reads a mask and the latents of the picture around it."""
         return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
 
     @property
-    def downscale(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels per latent along one side (8 for Stable Diffusion 1.x)."""
-        return halved(len(self.vae.config.block_out_channels))
+        return downscale_factor(len(self.vae.config.block_out_channels))
 
     @property
     def default_size(self) -> int:
         """The picture size that the U-Net was trained at, in pixels."""
-        return int(self.unet.config.sample_size) * self.downscale
+        return int(self.unet.config.sample_size) * self.vae_scale_factor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
         """Move the networks, frozen and in evaluation mode."""
@@ -103,12 +103,12 @@ class Model:
         return self
 
 
-def halved(levels: int) -> int:
+def downscale_factor(levels: int) -> int:
     """Return how much smaller a network's last level is: each but the last halves the sides."""
     return int(2 ** (levels - 1))
 
 
-def resolve_model(name: str | Path | None) -> Path:
+def resolve_model_path(name: str | Path | None) -> Path:
     """Return a model's folder or single file; None is the embedded model.
 
     Args:
@@ -120,7 +120,7 @@ def resolve_model(name: str | Path | None) -> Path:
     """
     path = EMBEDDED if name is None else Path(name).expanduser()
     if path.is_file():
-        refuse_pickle(path)
+        reject_pickle(path)
         if path.suffix != ".safetensors":
             raise WeightsError(
                 f"model {path}: not a model; give a diffusers folder or a .safetensors file"
@@ -129,13 +129,13 @@ def resolve_model(name: str | Path | None) -> Path:
     if path.is_dir():
         return FolderSource(path).path
     text = "" if name is None else Path(name).as_posix()
-    if is_id(text):
-        cached = cached_model(text)
+    if is_model_id(text):
+        cached = find_cached_model(text)
         if cached is not None:
             return _complete(text, cached)
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, near)
-    if not hint and is_id(text):
+    if not hint and is_model_id(text):
         hint = f", and no such id in the cache; `lorasmith model info {text} --download` fetches it"
     kind = "file" if path.suffix in (".safetensors", *PICKLE_SUFFIXES) else "folder"
     raise WeightsError(f"model {path}: no such {kind}{hint}")
@@ -152,18 +152,18 @@ def _complete(name: str, cached: Path) -> Path:
         ) from error
 
 
-def open_source(name: str | Path | None = None) -> Source:
-    """Open a stored model without reading its weights; for names see `resolve_model`.
+def open_source(name: str | Path | None = None) -> ModelSource:
+    """Open a stored model without reading its weights; for names see `resolve_model_path`.
 
     Raises:
         WeightsError: nothing is there, or it is no whole model.
     """
-    path = resolve_model(name)
-    return SingleFile(path) if path.is_file() else FolderSource(path)
+    path = resolve_model_path(name)
+    return SingleFileSource(path) if path.is_file() else FolderSource(path)
 
 
 def load_model(name: str | Path | None = None, dtype: torch.dtype = torch.float32) -> Model:
-    """Load a model's parts on the CPU; for names see `resolve_model`.
+    """Load a model's parts on the CPU; for names see `resolve_model_path`.
 
     Weights are memory-mapped and cast one by one: those that are stored in ``dtype`` take no
     memory of their own.
@@ -177,13 +177,13 @@ def load_model(name: str | Path | None = None, dtype: torch.dtype = torch.float3
     """
     source = open_source(name)
     parts: dict[str, Any] = {part: _empty(source, part) for part in source.networks}
-    names = {part: list(plain_state(network)) for part, network in parts.items()}
+    names = {part: list(canonical_state_dict(network)) for part, network in parts.items()}
     source.check(names)
     two = "text_encoder_2" in parts
     for part, network in parts.items():
-        with named(source.path, part):
+        with naming_part(source.path, part):
             kind = _vae_dtype(network, two, dtype) if part == "vae" else dtype
-            fill(network, source.tensors(part, names[part]), kind)
+            load_weights(network, source.tensors(part, names[part]), kind)
     has = "text_encoder" in parts
     return Model(
         source.path,
@@ -197,9 +197,9 @@ def load_model(name: str | Path | None = None, dtype: torch.dtype = torch.float3
     )
 
 
-def _empty(source: Source, part: str) -> Any:
-    with named(source.path, part):
-        return empty_part(source, part)
+def _empty(source: ModelSource, part: str) -> Any:
+    with naming_part(source.path, part):
+        return build_empty_part(source, part)
 
 
 def _vae_dtype(vae: Any, two_encoders: bool, dtype: torch.dtype) -> torch.dtype:
@@ -208,14 +208,14 @@ def _vae_dtype(vae: Any, two_encoders: bool, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if overflows else dtype
 
 
-def _scheduler(source: Source, unet: Any) -> dict[str, Any]:
+def _scheduler(source: ModelSource, unet: Any) -> dict[str, Any]:
     """Return the scheduler's config, the prediction measured where nothing says it."""
-    with named(source.path, "scheduler"):
+    with naming_part(source.path, "scheduler"):
         config = source.config("scheduler")
-    if source.variant.prediction is None:
-        config["prediction_type"] = measured_prediction(unet)
+    if source.variant.prediction_type is None:
+        config["prediction_type"] = measure_prediction_type(unet)
         if config["prediction_type"] == "epsilon":
-            known = replace(source.variant, prediction="epsilon")
+            known = replace(source.variant, prediction_type="epsilon")
             unet.register_to_config(sample_size=unet_config(known)["sample_size"])
     return config
 
@@ -224,15 +224,15 @@ def load_text_encoder(folder: Path) -> "CLIPTextModel":
     """Load the text encoder part of a folder in float32."""
     from transformers import CLIPTextModel
 
-    return load_part(CLIPTextModel, folder, "text_encoder")
+    return load_network(CLIPTextModel, folder, "text_encoder")
 
 
 def load_tokenizer(folder: Path, part: str = "tokenizer") -> "CLIPTokenizer":
     """Load a tokenizer part of a folder."""
-    return folder_tokenizer(folder, part)
+    return load_folder_tokenizer(folder, part)
 
 
-def load_part(kind: Any, folder: Path, part: str) -> Any:
+def load_network(kind: Any, folder: Path, part: str) -> Any:
     """Load one network of a folder in float32.
 
     Args:
@@ -243,7 +243,7 @@ def load_part(kind: Any, folder: Path, part: str) -> Any:
     Raises:
         WeightsError: it is missing, damaged, or of another class.
     """
-    with named(folder, part):
-        network = empty_network(kind, read_json(folder, f"{part}/config.json"))
-        fill(network, part_tensors(folder / part, part), torch.float32)
+    with naming_part(folder, part):
+        network = build_empty_network(kind, read_json(folder, f"{part}/config.json"))
+        load_weights(network, find_part_tensors(folder / part, part), torch.float32)
     return network

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.family import Variant
-from lorasmith.models.files.source import Source, empty_part
+from lorasmith.models.family import ModelVariant
+from lorasmith.models.files.source import ModelSource, build_empty_part
 from lorasmith.models.load import open_source
-from lorasmith.models.unet_tree import Node, count, unet_tree
+from lorasmith.models.unet_tree import UnetNode, build_unet_tree, count_parameters
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-KINDS: Mapping[str, str] = {
+LAYER_TYPES: Mapping[str, str] = {
     "attn1": "self-attention (attn1)",
     "attn2": "cross-attention (attn2)",
     "ff": "feed-forward (ff)",
@@ -45,11 +45,11 @@ LORA_SETS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Share:
+class LayerTypeCount:
     """How much of the U-Net is of one kind."""
 
     kind: str
-    """A key of `KINDS`."""
+    """A key of `LAYER_TYPES`."""
     layers: int
     """Linear layers and convolutions of this kind."""
     parameters: int
@@ -63,7 +63,7 @@ class LoraCost:
     """What low-rank matrices on a set of layers cost."""
 
     name: str
-    """A key of `KINDS` or `LORA_SETS`, or ``text``."""
+    """A key of `LAYER_TYPES` or `LORA_SETS`, or ``text``."""
     layers: int
     """Adapted linear layers and convolutions."""
     weights: int
@@ -83,12 +83,12 @@ class ModelSummary:
 
     folder: Path
     """The model's folder or file."""
-    variant: Variant
+    variant: ModelVariant
     """What it is."""
-    unet: Node
+    unet: UnetNode
     """The U-Net's tree; its parameters are the total."""
-    shares: tuple[Share, ...]
-    """The U-Net by kind of layer, in the order of `KINDS`."""
+    shares: tuple[LayerTypeCount, ...]
+    """The U-Net by kind of layer, in the order of `LAYER_TYPES`."""
     vae: Mapping[str, Any]
     """The VAE in brief."""
     text: tuple[Mapping[str, Any], ...]
@@ -109,7 +109,7 @@ def summarize_model(name: str | Path | None = None, rank: int | None = None) -> 
     """Take a model apart.
 
     Args:
-        name: see `lorasmith.models.load.resolve_model`; None is the embedded model.
+        name: see `lorasmith.models.load.resolve_model_path`; None is the embedded model.
         rank: also work out what a LoRA of this rank costs.
 
     Raises:
@@ -119,22 +119,22 @@ def summarize_model(name: str | Path | None = None, rank: int | None = None) -> 
     if rank is not None and rank < 1:
         raise ConfigError(f"lora: rank {rank} is not possible; use a whole number, 1 or more")
     source = open_source(name)
-    parts = {part: empty_part(source, part) for part in source.networks}
+    parts = {part: build_empty_part(source, part) for part in source.networks}
     unet, vae = parts.pop("unet"), parts.pop("vae")
     return ModelSummary(
         source.path,
         source.variant,
-        unet_tree(unet),
-        kind_shares(unet),
+        build_unet_tree(unet),
+        count_by_layer_type(unet),
         _vae_facts(vae),
         tuple(_text_facts(part, encoder) for part, encoder in parts.items()),
         _scheduler_facts(source),
-        lora_costs(unet, list(parts.values()), rank) if rank else (),
+        estimate_lora_costs(unet, list(parts.values()), rank) if rank else (),
     )
 
 
 @dataclass(frozen=True)
-class EmptyNetworks:
+class MetaNetworks:
     """A model's U-Net and text encoders without their weights, on the meta device."""
 
     folder: Path
@@ -147,20 +147,20 @@ class EmptyNetworks:
     """SDXL's second."""
 
 
-def empty_networks(name: str | Path | None = None) -> EmptyNetworks:
+def build_meta_networks(name: str | Path | None = None) -> MetaNetworks:
     """Build a model's U-Net and text encoders from their configs.
 
     Raises:
         WeightsError: no such model, or a part's config is missing or damaged.
     """
     source = open_source(name)
-    parts = {part: empty_part(source, part) for part in source.networks if part != "vae"}
+    parts = {part: build_empty_part(source, part) for part in source.networks if part != "vae"}
     first, second = parts.get("text_encoder"), parts.get("text_encoder_2")
-    return EmptyNetworks(source.path, parts["unet"], first, second)
+    return MetaNetworks(source.path, parts["unet"], first, second)
 
 
-def kind_of(name: str) -> str:
-    """Return the kind (a key of `KINDS`) of a U-Net module or parameter by its dotted name."""
+def layer_type(name: str) -> str:
+    """Return the kind (a key of `LAYER_TYPES`) of a U-Net module or parameter by its dotted name."""
     parts = name.split(".")
     for kind in ("attn1", "attn2", "ff", "time_emb_proj"):
         if kind in parts:
@@ -174,28 +174,29 @@ def kind_of(name: str) -> str:
     return "time_embedding" if "embedding" in parts[0] else "in_out"
 
 
-def kind_shares(unet: "UNet2DConditionModel") -> tuple[Share, ...]:
+def count_by_layer_type(unet: "UNet2DConditionModel") -> tuple[LayerTypeCount, ...]:
     """Return each kind's share of the U-Net; the parameters add up to all of it."""
-    parameters = dict.fromkeys(KINDS, 0)
+    parameters = dict.fromkeys(LAYER_TYPES, 0)
     for name, tensor in unet.named_parameters():
-        parameters[kind_of(name)] += tensor.numel()
-    layers = dict.fromkeys(KINDS, 0)
-    for name, _ in adaptable(unet):
-        layers[kind_of(name)] += 1
+        parameters[layer_type(name)] += tensor.numel()
+    layers = dict.fromkeys(LAYER_TYPES, 0)
+    for name, _ in iter_adaptable_layers(unet):
+        layers[layer_type(name)] += 1
     total = sum(parameters.values())
     return tuple(
-        Share(kind, layers[kind], parameters[kind], parameters[kind] / total) for kind in KINDS
+        LayerTypeCount(kind, layers[kind], parameters[kind], parameters[kind] / total)
+        for kind in LAYER_TYPES
     )
 
 
-def adaptable(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def iter_adaptable_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """Yield the dotted names and layers that a LoRA can be put on."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             yield name, layer
 
 
-def lora_parameters(layer: nn.Linear | nn.Conv2d, rank: int) -> int:
+def count_lora_parameters(layer: nn.Linear | nn.Conv2d, rank: int) -> int:
     """Return the number of parameters of a LoRA on one layer (arXiv:2106.09685, section 4.1).
 
     Linear: down ``[r, in]`` and up ``[out, r]``; convolution: ``[r, in, k, k]`` and
@@ -207,13 +208,13 @@ def lora_parameters(layer: nn.Linear | nn.Conv2d, rank: int) -> int:
     return rank * (layer.in_channels * area + layer.out_channels)
 
 
-def lora_costs(
+def estimate_lora_costs(
     unet: "UNet2DConditionModel", text_encoders: Sequence[nn.Module], rank: int
 ) -> tuple[LoraCost, ...]:
     """Return the cost of a LoRA of one rank: each kind, the usual sets, the text encoders."""
-    by_kind: dict[str, list[nn.Linear | nn.Conv2d]] = {kind: [] for kind in KINDS}
-    for name, layer in adaptable(unet):
-        by_kind[kind_of(name)].append(layer)
+    by_kind: dict[str, list[nn.Linear | nn.Conv2d]] = {kind: [] for kind in LAYER_TYPES}
+    for name, layer in iter_adaptable_layers(unet):
+        by_kind[layer_type(name)].append(layer)
     costs = [_cost(kind, layers, rank) for kind, layers in by_kind.items()]
     for name, kinds in LORA_SETS.items():
         costs.append(_cost(name, [layer for kind in kinds for layer in by_kind[kind]], rank))
@@ -221,7 +222,7 @@ def lora_costs(
     inner = [
         layer
         for encoder in text_encoders
-        for name, layer in adaptable(encoder)
+        for name, layer in iter_adaptable_layers(encoder)
         if "encoder.layers" in name and isinstance(layer, nn.Linear)
     ]
     return (*costs, _cost("text", inner, rank))
@@ -229,16 +230,18 @@ def lora_costs(
 
 def _cost(name: str, layers: Sequence[nn.Linear | nn.Conv2d], rank: int) -> LoraCost:
     weights = sum(layer.weight.numel() for layer in layers)
-    return LoraCost(name, len(layers), weights, sum(lora_parameters(one, rank) for one in layers))
+    return LoraCost(
+        name, len(layers), weights, sum(count_lora_parameters(one, rank) for one in layers)
+    )
 
 
 def _vae_facts(vae: Any) -> dict[str, Any]:
     channels = list(vae.config.block_out_channels)
     return {
         "class": type(vae).__name__,
-        "parameters": count(vae),
-        "encoder": count(vae.encoder),
-        "decoder": count(vae.decoder),
+        "parameters": count_parameters(vae),
+        "encoder": count_parameters(vae.encoder),
+        "decoder": count_parameters(vae.decoder),
         "channels": channels,
         "downscale": 2 ** (len(channels) - 1),
         "latent_channels": vae.config.latent_channels,
@@ -251,7 +254,7 @@ def _text_facts(part: str, encoder: Any) -> dict[str, Any]:
     return {
         "part": part,
         "class": type(encoder).__name__,
-        "parameters": count(encoder),
+        "parameters": count_parameters(encoder),
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
@@ -260,11 +263,11 @@ def _text_facts(part: str, encoder: Any) -> dict[str, Any]:
     }
 
 
-def _scheduler_facts(source: Source) -> dict[str, Any]:
+def _scheduler_facts(source: ModelSource) -> dict[str, Any]:
     config = source.config("scheduler")
     return {
         "class": config.get("_class_name", "unknown"),
-        "prediction_type": source.variant.prediction,  # None where a single file does not tell
+        "prediction_type": source.variant.prediction_type,  # None where a single file does not tell
         "timesteps": config.get("num_train_timesteps", 1000),
         "beta_schedule": config.get("beta_schedule", "linear"),
         "beta_start": config.get("beta_start", 0.0001),

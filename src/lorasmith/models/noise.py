@@ -13,7 +13,7 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.models.family import PredictionType
 
 
-def alphas_cumprod(
+def compute_alphas_cumprod(
     beta_schedule: str, beta_start: float, beta_end: float, steps: int = 1000
 ) -> torch.Tensor:
     """Return the cumulative signal power a_t, float32 ``[steps]``, computed in float64.
@@ -32,7 +32,7 @@ def alphas_cumprod(
     return torch.cumprod(1.0 - betas, dim=0).float()
 
 
-def zero_terminal(alphas: torch.Tensor) -> torch.Tensor:
+def rescale_zero_terminal_snr(alphas: torch.Tensor) -> torch.Tensor:
     """Rescale a schedule so that its last level holds no signal (arXiv:2305.08891, algorithm 1).
 
     The square roots are shifted so that the last is zero, and scaled so that the first stays.
@@ -49,20 +49,20 @@ def zero_terminal(alphas: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class NoiseProcess:
+class NoiseSchedule:
     """How a model was taught to see noise."""
 
-    alphas: torch.Tensor
+    alphas_cumprod: torch.Tensor
     """Cumulative signal power a_t, float32 ``[T]``."""
     prediction_type: PredictionType
     """What the network predicts."""
-    known: int | None = None
+    max_timesteps: int | None = None
     """How many of the levels, from the lowest, the network is for; None for all."""
 
     @classmethod
     def from_scheduler(
         cls, scheduler_config: dict[str, object], device: torch.device
-    ) -> "NoiseProcess":
+    ) -> "NoiseSchedule":
         """Read the process from a diffusers scheduler's config.
 
         Models taught without any signal at the last level (``rescale_betas_zero_snr``) are
@@ -81,23 +81,27 @@ class NoiseProcess:
                 "the model's scheduler lists its noise levels one by one (trained_betas), which "
                 "is not supported; use a model with a beta_schedule"
             )
-        alphas = alphas_cumprod(
+        alphas = compute_alphas_cumprod(
             str(scheduler_config.get("beta_schedule", "linear")),
             float(str(scheduler_config.get("beta_start", 1e-4))),
             float(str(scheduler_config.get("beta_end", 0.02))),
             int(str(scheduler_config.get("num_train_timesteps", 1000))),
         )
         if scheduler_config.get("rescale_betas_zero_snr"):
-            alphas = zero_terminal(alphas)
+            alphas = rescale_zero_terminal_snr(alphas)
         return cls(alphas.to(device), prediction)  # type: ignore[arg-type]
 
     @property
-    def steps(self) -> int:
+    def num_timesteps(self) -> int:
         """Number of timesteps T that the network is for, from 0."""
-        return len(self.alphas) if self.known is None else min(self.known, len(self.alphas))
+        return (
+            len(self.alphas_cumprod)
+            if self.max_timesteps is None
+            else min(self.max_timesteps, len(self.alphas_cumprod))
+        )
 
     def _a(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return self.alphas[timesteps].view(-1, *[1] * (like.ndim - 1))
+        return self.alphas_cumprod[timesteps].view(-1, *[1] * (like.ndim - 1))
 
     def add_noise(
         self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -106,7 +110,7 @@ class NoiseProcess:
         a = self._a(timesteps, clean)
         return a.sqrt() * clean + (1.0 - a).sqrt() * noise
 
-    def target(
+    def training_target(
         self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """Return what the network should output: the noise, or v of arXiv:2202.00512 (eq. D.1)."""
@@ -117,7 +121,7 @@ class NoiseProcess:
 
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio a_t / (1 - a_t), ``[B]``."""
-        a = self.alphas[timesteps]
+        a = self.alphas_cumprod[timesteps]
         return a / (1.0 - a)
 
     def min_snr_weight(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ _TOKENS = 77
 
 
 @torch.no_grad()
-def measured_prediction(unet: Any) -> PredictionType:
+def measure_prediction_type(unet: Any) -> PredictionType:
     """Return what a U-Net of SD 2.x predicts, from one look at pure noise.
 
     At the last timestep the input is noise, but for 0.5% of the power. A U-Net that predicts the

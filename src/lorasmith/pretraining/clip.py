@@ -20,7 +20,7 @@ from lorasmith.models.image_encoder import (
     save_clip,
 )
 from lorasmith.models.load import EMBEDDED
-from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
+from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
 from lorasmith.pretraining.augment import jitter_colours, shift_and_scale
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
@@ -91,7 +91,7 @@ def contrastive_loss(
 def _tokenizer(run: ClipPretrainConfig) -> "CLIPTokenizer":
     """Return the tokenizer of the weights that the run starts from, or a new one."""
     if run.train.start_from is None and run.merges_file is not None:
-        return build_tokenizer(read_merges(run.merges_file, run.num_merges))
+        return create_bpe_tokenizer(read_merges(run.merges_file, run.num_merges))
     return load_tokenizer(run.train.start_from or EMBEDDED)
 
 

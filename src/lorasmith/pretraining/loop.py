@@ -32,12 +32,17 @@ from lorasmith.config.pretrain import PretrainTrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import derive_seed
 from lorasmith.core.errors import OutputError, TrainingError, WeightsError
-from lorasmith.core.files import writable_folder
-from lorasmith.loops.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint, save_checkpoint
-from lorasmith.loops.distributed import accelerator_for, agree
+from lorasmith.core.files import ensure_writable_folder
+from lorasmith.loops.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    load_latest_checkpoint,
+    save_checkpoint,
+)
+from lorasmith.loops.distributed import any_process, create_accelerator
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.interrupt import stop_on_interrupt
-from lorasmith.loops.lr_schedule import lr_scale
+from lorasmith.loops.lr_schedule import lr_factor
 from lorasmith.loops.optimized_module import OptimizedModule, select_prefix
 from lorasmith.loops.progress import progress_bar
 from lorasmith.loops.tracking import Tracker
@@ -71,7 +76,7 @@ class Loop:
         self._noted: dict[str, torch.Tensor] = {}  # of the step under way
         self._graph: tuple[Hashable, torch.Tensor, StepGraph] | None = None
         self._seen = 0  # pictures since the last line of the log
-        self.accelerator = accelerator_for(
+        self.accelerator = create_accelerator(
             settings.mixed_precision, settings.device, "train", settings.cuda_graph
         )
         self._generators = [
@@ -79,7 +84,7 @@ class Loop:
         ]
         self.main: bool = self.accelerator.is_main_process
         if self.main:
-            writable_folder(self.out)
+            ensure_writable_folder(self.out)
         self._found = self._find_checkpoint(resume)
 
     # --- setting up -----------------------------------------------------------------------
@@ -117,7 +122,7 @@ class Loop:
         return batch_size * parts * processes
 
     def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
-        found = latest_checkpoint(self.out / CHECKPOINTS)
+        found = load_latest_checkpoint(self.out / CHECKPOINTS)
         if found is not None and not resume:
             raise OutputError(
                 f"{self.out} already holds a run; continue it with --resume or choose another "
@@ -158,7 +163,7 @@ class Loop:
                         done - logged, f"loss {figures.get('loss', 0.0):.4f}  {speed:.0f} img/s"
                     )
                     clock, logged, self._seen = time.perf_counter(), done, 0
-                stopping = self._agree(request.asked or time.perf_counter() > deadline, due)
+                stopping = self._agree(request.is_requested or time.perf_counter() > deadline, due)
                 if stopping or done == total or done % self.settings.checkpoint_every_n_steps == 0:
                     self.save(done)
                 if stopping and done < total:
@@ -237,7 +242,7 @@ class Loop:
     def averaged(self, name: str) -> AbstractContextManager[None]:
         """Return a context in which a network holds its averaged weights, if it has any."""
         ema = self._trained[name].ema
-        return nullcontext() if ema is None else ema.applied()
+        return nullcontext() if ema is None else ema.average_parameters()
 
     def module(self, name: str) -> Any:
         """Return a network as it was added, without wrappers."""
@@ -257,7 +262,7 @@ class Loop:
             tensors: dict[str, torch.Tensor] = {}
             state: dict[str, Any] = {}
             for name, trained in self._trained.items():
-                packed, state[name] = trained.pack()
+                packed, state[name] = trained.pack_state()
                 tensors |= {f"{name}/{k}": v for k, v in packed.items()}
             scaler = self.accelerator.scaler
             state["scaler"] = scaler.state_dict() if scaler is not None else None
@@ -273,7 +278,9 @@ class Loop:
         state = self._found.state
         for name, trained in self._trained.items():
             try:
-                trained.unpack(select_prefix(f"{name}/", self._found.tensors), state.get(name, {}))
+                trained.unpack_state(
+                    select_prefix(f"{name}/", self._found.tensors), state.get(name, {})
+                )
             except WeightsError as error:
                 raise WeightsError(f"{self.out}: {name}: {error}") from error
         if self.accelerator.scaler is not None and state.get("scaler"):
@@ -284,7 +291,7 @@ class Loop:
 
     def _rate(self, step: int) -> float:
         s = self.settings
-        return s.learning_rate * lr_scale(
+        return s.learning_rate * lr_factor(
             step, s.steps, s.lr_warmup_steps, s.lr_scheduler_min_lr_ratio, s.lr_scheduler
         )
 
@@ -320,4 +327,4 @@ class Loop:
         """Let all processes stop at the same step when any of them wants to."""
         if self.accelerator.num_processes > 1 and not due:
             return False  # asking the others waits for the device: at log lines only
-        return agree(self.accelerator, stop)
+        return any_process(self.accelerator, stop)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lorasmith.config.pretrain import UnetPretrainConfig
 from lorasmith.core.errors import DataError, WeightsError
-from lorasmith.core.files import writable_folder, write_text
+from lorasmith.core.files import ensure_writable_folder, write_text
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import Row
 from lorasmith.evaluation.base_model import (
@@ -29,7 +29,7 @@ from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.loops.progress import progress_bar
 from lorasmith.loops.tracking import read_log
 from lorasmith.models.image_encoder import load_clip, load_image_encoder, load_tokenizer
-from lorasmith.models.load import load_part
+from lorasmith.models.load import load_network
 from lorasmith.pretraining.common import chosen_rows
 from lorasmith.pretraining.report_markdown import Measured, ShortVae, render
 from lorasmith.pretraining.vae_losses import PerceptualLoss
@@ -85,7 +85,7 @@ def report(
         DataError: too few rows for the fixed sets of captions.
         WeightsError: a network to compare with is not there.
     """
-    writable_folder(out.parent)
+    ensure_writable_folder(out.parent)
     compared.check()
     appended = "" if compared.appended is None else compared.appended.read_text(encoding="utf-8")
     training, validation = chosen_rows(run.data)
@@ -213,7 +213,7 @@ def _pooled(vae: Any, pictures: torch.Tensor) -> float:
 def _autoencoder(folder: Path, part: str) -> Any:
     from diffusers import AutoencoderKL
 
-    return load_part(AutoencoderKL, folder, part).eval()
+    return load_network(AutoencoderKL, folder, part).eval()
 
 
 def _true(rows: Sequence[Row], side: int) -> torch.Tensor:
@@ -231,7 +231,7 @@ def _unets(pipe: Pipeline, compared: Compared) -> dict[str, Any]:
 
     own = pipe.model.unet
     others = {
-        name: load_part(UNet2DConditionModel, folder.parent, folder.name).to(own.device).eval()
+        name: load_network(UNet2DConditionModel, folder.parent, folder.name).to(own.device).eval()
         for name, folder in compared.unets.items()
     }
     return {"shipped": own, **others}

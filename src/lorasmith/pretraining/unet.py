@@ -16,8 +16,8 @@ from lorasmith.data.images.square_images import Pictures
 from lorasmith.data.reading.filters import keep, weights
 from lorasmith.data.reading.rows import Row
 from lorasmith.loops.progress import progress_bar
-from lorasmith.models.load import load_part, load_text_encoder, load_tokenizer, suppress_logs
-from lorasmith.models.noise import NoiseProcess
+from lorasmith.models.load import load_network, load_text_encoder, load_tokenizer, suppress_logs
+from lorasmith.models.noise import NoiseSchedule
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
 from lorasmith.pretraining.loop import Loop, Part
@@ -55,7 +55,9 @@ def pretrain_unet(run: UnetPretrainConfig, resume: bool = False) -> Path:
     else:
         encoder = text_encoder.to(loop.device).requires_grad_(False).eval()
     config = {**SCHEDULER, "prediction_type": run.prediction_type}
-    loss = DenoisingLoss(run, unet, encoder, NoiseProcess.from_scheduler(config, loop.device), loop)
+    loss = DenoisingLoss(
+        run, unet, encoder, NoiseSchedule.from_scheduler(config, loop.device), loop
+    )
     stage: StageConfig | None = None
 
     for step in loop.steps():
@@ -131,7 +133,7 @@ class DenoisingLoss:
     run: UnetPretrainConfig
     unet: Any
     encoder: Any
-    noise: NoiseProcess
+    noise: NoiseSchedule
     loop: Loop
 
     def learn(self, batches: Batches, part: Part) -> None:
@@ -139,11 +141,11 @@ class DenoisingLoss:
         noise = self.noise
         clean = batches.latents(part)
         text = self._text(batches.captions, part)
-        timesteps = part.draws.integers(noise.steps)
+        timesteps = part.draws.integers(noise.num_timesteps)
         added = part.draws.normal(*clean.shape[1:])
         noisy = noise.add_noise(clean, added, timesteps)
         predicted = self.unet(noisy, timesteps, text, return_dict=False)[0].float()
-        wanted = noise.target(clean, added, timesteps)
+        wanted = noise.training_target(clean, added, timesteps)
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
         if self.run.min_snr_gamma > 0:
             error = error * noise.min_snr_weight(timesteps, self.run.min_snr_gamma)
@@ -168,7 +170,7 @@ class DenoisingLoss:
 def _load_vae(folder: Path) -> Any:
     from diffusers import AutoencoderKL
 
-    return load_part(AutoencoderKL, folder, "vae")
+    return load_network(AutoencoderKL, folder, "vae")
 
 
 def _downscale(vae: Any) -> int:
@@ -189,7 +191,7 @@ def _new_unet(run: UnetPretrainConfig, vae: Any, text_width: int) -> Any:
     from diffusers import UNet2DConditionModel
 
     if run.train.start_from is not None:
-        unet = load_part(UNet2DConditionModel, run.train.start_from, "unet").train()
+        unet = load_network(UNet2DConditionModel, run.train.start_from, "unet").train()
         if int(unet.config.cross_attention_dim) != text_width:
             raise WeightsError(
                 f"{run.train.start_from}: its U-Net takes text of width "

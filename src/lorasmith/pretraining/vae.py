@@ -13,7 +13,7 @@ from lorasmith.data.batch_order import BatchOrder
 from lorasmith.data.images.square_images import Pictures, mirror_some
 from lorasmith.data.reading.filters import weights
 from lorasmith.models.image_encoder import load_image_encoder
-from lorasmith.models.load import load_part
+from lorasmith.models.load import load_network
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
 from lorasmith.pretraining.loop import Loop, Part
 from lorasmith.pretraining.vae_losses import (
@@ -162,7 +162,7 @@ def _new_coder(run: VaePretrainConfig) -> nn.Module:
 
     kl = run.loss.regularizer == "kl"
     if run.train.start_from is not None:
-        vae = load_part(AutoencoderKL if kl else VQModel, run.train.start_from, "vae").train()
+        vae = load_network(AutoencoderKL if kl else VQModel, run.train.start_from, "vae").train()
     else:
         count = len(run.architecture.block_out_channels)
         shape = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import OutputError
-from lorasmith.core.files import writable_folder, write_text
-from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
+from lorasmith.core.files import ensure_writable_folder, write_text
+from lorasmith.loops.checkpoint import CHECKPOINTS, list_checkpoints, remove_leftovers
 from lorasmith.runs.paths import (
     WANDB,
     WANDB_ID,
@@ -53,7 +53,7 @@ class MultiRunPaths:
         if os.path.lexists(self.main.lora):
             raise OutputError(already_exists(self.main.lora))
         runs = (self.main, *self.loras, *self.groups)
-        if any(checkpoints(run.checkpoints) for run in runs):
+        if any(list_checkpoints(run.checkpoints) for run in runs):
             raise OutputError(
                 f"{self.main.folder} already holds a run; go on with {self.main.resume_command}, or choose another --out or delete it"
             )
@@ -62,7 +62,7 @@ class MultiRunPaths:
             raise OutputError(already_exists(unexpected))
         for lora in self.loras:
             lora.check_no_conflicts()
-        writable_folder(self.main.folder.parent)
+        ensure_writable_folder(self.main.folder.parent)
 
     def check_can_resume(self) -> None:
         """Check that there is a run to resume.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lorasmith.config.train_config import SUFFIX, DataConfig
 from lorasmith.core.errors import ConfigError, OutputError
-from lorasmith.core.files import TEMPORARY_PREFIX, writable_folder, write_text
-from lorasmith.loops.checkpoint import CHECKPOINTS, checkpoints, remove_leftovers
+from lorasmith.core.files import TEMPORARY_PREFIX, ensure_writable_folder, write_text
+from lorasmith.loops.checkpoint import CHECKPOINTS, list_checkpoints, remove_leftovers
 
 WANDB, WANDB_ID = "wandb", "wandb-id"
 """The folder and the file of a run that logs to Weights & Biases."""
@@ -120,7 +120,7 @@ class RunPaths:
             OutputError: the name is in use, or the folder cannot be written.
         """
         self.check_no_conflicts()
-        writable_folder(self.lora.parent)
+        ensure_writable_folder(self.lora.parent)
 
     def check_no_conflicts(self) -> None:
         """Check that no other run's files are in the way, without writing anything.
@@ -130,7 +130,7 @@ class RunPaths:
         """
         if os.path.lexists(self.lora):
             raise OutputError(already_exists(self.lora))
-        saved = checkpoints(self.checkpoints)
+        saved = list_checkpoints(self.checkpoints)
         if saved:
             raise OutputError(
                 f"{self.folder} holds an unfinished run ({saved[-1].name}); go on with {self.resume_command}, or choose another --out or delete it"
@@ -145,11 +145,11 @@ class RunPaths:
         Raises:
             OutputError: there is no checkpoint, or the folder cannot be written.
         """
-        if not checkpoints(self.checkpoints):
+        if not list_checkpoints(self.checkpoints):
             raise OutputError(
                 f"{self.folder} holds no checkpoint to resume from; start without --resume"
             )
-        writable_folder(self.folder)
+        ensure_writable_folder(self.folder)
 
     def prepare_folder(self, settings: str, is_new: bool, crops: str = "[]") -> None:
         """Write the run's settings and remove files that a killed process left half-written.

@@ -11,7 +11,7 @@ import torch
 from lorasmith.core.errors import LorasmithWarning, OutputError, TrainingError
 from lorasmith.core.files import write_text
 from lorasmith.core.safetensors_io import Tensors
-from lorasmith.loops.checkpoint import Checkpoint, checkpoints, save_checkpoint
+from lorasmith.loops.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
 from lorasmith.loops.optimized_module import select_prefix
 from lorasmith.loops.tracking import MetricsLogger, ScopedLogger, WandbRun, open_wandb
@@ -60,7 +60,7 @@ class _Watched:
     def __init__(self, session: Session, report: Reporter, request: StopRequest) -> None:
         self.session = session
         self.report = report
-        self.looks = Looks(session, report, lambda: not request.asked)
+        self.looks = Looks(session, report, lambda: not request.is_requested)
         self.failed = session.paths.failure.is_file()
 
     @property
@@ -189,7 +189,7 @@ def checkpoint_of_all(paths: RunPaths, resume: str | None) -> Checkpoint | None:
     Raises:
         OutputError, WeightsError: see `lorasmith.training.resume.find_checkpoint`.
     """
-    if resume is None or (resume == LATEST and not checkpoints(paths.checkpoints)):
+    if resume is None or (resume == LATEST and not list_checkpoints(paths.checkpoints)):
         return None
     return find_checkpoint(paths.checkpoints, resume)
 

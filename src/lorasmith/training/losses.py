@@ -12,7 +12,7 @@ import torch
 from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.noise import NoiseProcess, zero_terminal
+from lorasmith.models.noise import NoiseSchedule, rescale_zero_terminal_snr
 from lorasmith.training.data.batch import Batch
 
 _NO_MASK = 1e-6
@@ -33,7 +33,7 @@ def process_of(
     settings: LossConfig,
     device: torch.device,
     known: int | None = None,
-) -> NoiseProcess:
+) -> NoiseSchedule:
     """Return the noise process of a model, rescaled where the settings say so.
 
     Warns where the settings ask for a rescaling that the model does not fit.
@@ -44,14 +44,14 @@ def process_of(
         device: where it is wanted.
         known: how many noise levels, from the lowest, the model is for; None for all.
     """
-    process = replace(NoiseProcess.from_scheduler(scheduler_config, device), known=known)
+    process = replace(NoiseSchedule.from_scheduler(scheduler_config, device), max_timesteps=known)
     if not settings.zero_terminal_snr or scheduler_config.get("rescale_betas_zero_snr"):
         return process
     warnings.warn(_misfit(process), LorasmithWarning, stacklevel=2)
-    return replace(process, alphas=zero_terminal(process.alphas))
+    return replace(process, alphas_cumprod=rescale_zero_terminal_snr(process.alphas_cumprod))
 
 
-def _misfit(process: NoiseProcess) -> str:
+def _misfit(process: NoiseSchedule) -> str:
     """Say what a model whose own last level holds some signal makes of one that holds none."""
     if process.prediction_type == "epsilon":
         return (
@@ -65,10 +65,12 @@ def _misfit(process: NoiseProcess) -> str:
     )
 
 
-def draw_noise(process: NoiseProcess, settings: LossConfig, batch: Batch, draws: BatchRng) -> Noise:
+def draw_noise(
+    process: NoiseSchedule, settings: LossConfig, batch: Batch, draws: BatchRng
+) -> Noise:
     """Draw noise levels uniformly among those of the model, and unit noise with its offset."""
     shape = batch.clean.shape[1:]
-    timesteps = draws.integers(process.steps)
+    timesteps = draws.integers(process.num_timesteps)
     noise = draws.normal(*shape)
     if settings.noise_offset > 0:
         noise = noise + settings.noise_offset * draws.normal(shape[0], 1, 1)
@@ -76,7 +78,7 @@ def draw_noise(process: NoiseProcess, settings: LossConfig, batch: Batch, draws:
 
 
 def losses_of(
-    process: NoiseProcess,
+    process: NoiseSchedule,
     settings: LossConfig,
     batch: Batch,
     drawn: Noise,
@@ -88,7 +90,7 @@ def losses_of(
     Ho 2022): over what its mask lets through where there is one, so that a small subject counts
     as much as a large one. Then min-SNR weighting.
     """
-    target = process.target(batch.clean, drawn.noise, drawn.timesteps)
+    target = process.training_target(batch.clean, drawn.noise, drawn.timesteps)
     error = (predicted.float() - target).square()
     if batch.mask is not None and settings.masked:
         counted = batch.mask.expand_as(error)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
-from lorasmith.loops.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
+from lorasmith.loops.checkpoint import Checkpoint, load_checkpoint_at, load_latest_checkpoint
 
 LATEST = "latest"
 
@@ -39,14 +39,14 @@ def find_checkpoint(folder: Path, wanted: str) -> Checkpoint:
         OutputError: there is none at all.
     """
     if wanted == LATEST:
-        found = latest_checkpoint(folder)
+        found = load_latest_checkpoint(folder)
         if found is None:
             raise OutputError(f"{folder} holds no checkpoint to resume from")
         return found
     match = re.fullmatch(r"(?:step-)?(\d{1,12})", wanted)
     if match is None:
         raise ConfigError(f"--resume {wanted}: write --resume, or --resume step-120 for one step")
-    return checkpoint_at(folder, int(match[1]))
+    return load_checkpoint_at(folder, int(match[1]))
 
 
 def check_settings(before: Mapping[str, Any], run: TrainConfig) -> None:

@@ -22,14 +22,14 @@ from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.device import compute_dtype, pick_device
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.checkpoint import Checkpoint
-from lorasmith.loops.distributed import accelerator_for, sum_over
+from lorasmith.loops.distributed import all_reduce_sum, create_accelerator
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.memory import limit_gpu_memory, require_disk_space
 from lorasmith.loops.optimized_module import OptimizedModule
-from lorasmith.loops.optimizers import RateGroup, build_optimizer
+from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.loops.progress import tell
 from lorasmith.loops.tracking import check_wandb
-from lorasmith.models.family import FAMILIES, family_of
+from lorasmith.models.family import FAMILIES, detect_family
 from lorasmith.models.load import Model, load_model, suppress_logs
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
 from lorasmith.training.data.dataset import TrainingSet, build_dataset, send_home
@@ -79,7 +79,7 @@ class Machine:
             ConfigError: there is no such device, or it cannot do what the settings ask for.
         """
         device = pick_device(train.device)
-        accelerator = accelerator_for(train.mixed_precision, device.type, "train")
+        accelerator = create_accelerator(train.mixed_precision, device.type, "train")
         if accelerator.num_processes > 1:
             device = torch.device(accelerator.device)
         if device.type == "cuda" and device.index is not None:
@@ -146,7 +146,7 @@ def prepared(
         sets = shared_sets(
             [plan.run for plan in plans],
             lambda number: _dataset(plans[number], model, machine, words_live, earlier),
-            seeded_pictures=model.inpaints,
+            seeded_pictures=model.is_inpainting,
         )
         kept = _kept_sets(plans[0], model, machine, words_live, earlier)
         send_home(model, [*sets, *kept], words_live)
@@ -308,11 +308,11 @@ def _session(
     earlier: Sequence[Earlier],
 ) -> Session:
     train, accelerator = plan.run.train, machine.accelerator
-    known = FAMILIES[family_of(model)].noise_levels
+    known = FAMILIES[detect_family(model)].num_timesteps
     process = process_of(model.scheduler_config, train.loss, model.unet.device, known)
     objective = Objective(Denoiser(model), process, train.loss, lane)
     groups = _groups(trainable, train)
-    optimizer, peaks = build_optimizer(train, groups)
+    optimizer, peaks = create_optimizer(train, groups)
     adapters = nn.ModuleList(trainable.adapters.values())
     average = Ema(adapters, train.ema_decay) if train.ema_decay > 0 else None
     alone = accelerator.num_processes == 1
@@ -323,7 +323,7 @@ def _session(
         trainable.parameters(),
         optimizer,
         train.max_grad_norm,
-        None if alone else partial(sum_over, accelerator),
+        None if alone else partial(all_reduce_sum, accelerator),
         scaler,
     )
     return Session(
@@ -336,7 +336,7 @@ def _session(
         state=OptimizedModule(adapters, adapters, optimizer, peaks[0], average),
         objective=objective,
         peaks=peaks,
-        labels=[group.part for group in groups],
+        labels=[group.name for group in groups],
         step_once=step_once,
         scaler=scaler,
         earlier=kept,
@@ -344,11 +344,11 @@ def _session(
     )
 
 
-def _groups(trainable: TrainableLora, train: TrainerConfig) -> list[RateGroup]:
+def _groups(trainable: TrainableLora, train: TrainerConfig) -> list[ParamGroup]:
     """Return the parameters with their learning rates; LoRA+ raises that of the up-matrices."""
     ratio = {"down": 1.0, "up": train.loraplus_lr_ratio}
     return [
-        RateGroup(_label(group.part, group.factor, train), group.parameters,
+        ParamGroup(_label(group.part, group.factor, train), group.parameters,
                   group.learning_rate * ratio[group.factor])
         for group in trainable.parameter_groups()
     ]  # fmt: skip

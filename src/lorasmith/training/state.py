@@ -21,8 +21,8 @@ from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import Tensors
 from lorasmith.inference.outputs.png_metadata import compute_model_hash
 from lorasmith.loops.checkpoint import Checkpoint, save_checkpoint
-from lorasmith.loops.gpu_timer import DeviceClock
-from lorasmith.loops.lr_schedule import lr_scale, warmup_steps
+from lorasmith.loops.gpu_timer import GpuTimer
+from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps
 from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.models.load import Model
 from lorasmith.runs.paths import RunPaths
@@ -95,7 +95,7 @@ class Session:
     """How far it is."""
 
     def __post_init__(self) -> None:
-        self.clock = DeviceClock(self.device)
+        self.clock = GpuTimer(self.device)
         self._start_counting()
 
     def _start_counting(self) -> None:
@@ -156,7 +156,7 @@ class Session:
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the adapters hold what is shown and saved."""
-        return nullcontext() if self.state.ema is None else self.state.ema.applied()
+        return nullcontext() if self.state.ema is None else self.state.ema.average_parameters()
 
     def seconds(self) -> float:
         """Return the time spent so far."""
@@ -232,8 +232,8 @@ class Session:
 
     def _scale(self, step: int) -> float:
         train = self.run.train
-        warmup = warmup_steps(train.lr_warmup_steps, train.steps)
-        return lr_scale(
+        warmup = resolve_warmup_steps(train.lr_warmup_steps, train.steps)
+        return lr_factor(
             step, train.steps, warmup, train.lr_scheduler_min_lr_ratio, train.lr_scheduler
         )
 
@@ -249,7 +249,7 @@ class Session:
     def packed(self) -> tuple[Tensors, dict[str, Any]]:
         """Return everything that a checkpoint needs, as tensors and JSON."""
         self.progress.seconds = self.seconds()
-        tensors, plain = self.state.pack()
+        tensors, plain = self.state.pack_state()
         return tensors, {
             "trained": plain,
             "layers": list(self.trainable.adapters),
@@ -276,7 +276,7 @@ class Session:
             raise WeightsError(
                 f"{self.paths.checkpoints}: step {found.step} was trained on top of other files than {', '.join(self.built_on) or 'none'}; put those back or start a new run"
             )
-        self.state.unpack(found.tensors, found.state["trained"])
+        self.state.unpack_state(found.tensors, found.state["trained"])
         scaler = self.scaler
         if scaler is not None and found.state.get("scaler"):
             scaler.load_state_dict(found.state["scaler"])

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lorasmith.config.train_settings import LossConfig
-from lorasmith.loops.optimizers import skips_itself
-from lorasmith.models.noise import NoiseProcess
+from lorasmith.loops.optimizers import skips_on_found_inf
+from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import TokenIds, encode_tokens
 from lorasmith.training.data.batch import Batch, joined
 from lorasmith.training.gating import Lane, set_gates
@@ -82,7 +82,7 @@ class Objective(NamedTuple):
     """The loss of a batch under some noise."""
 
     denoiser: Denoiser
-    process: NoiseProcess
+    process: NoiseSchedule
     settings: LossConfig
     lane: Lane | None = None
     """The gates that batches set; None leaves all gates as they are."""
@@ -184,7 +184,7 @@ class TrainStep:
         self._failed = torch.full((), -1, dtype=torch.int64, device=device)
         self._skip = torch.zeros((), device=device)
         self._loss = self._kept = torch.zeros((), device=device)
-        self._skips_itself = scaler is None and skips_itself(optimizer)
+        self._skips_itself = scaler is None and skips_on_found_inf(optimizer)
         if self._skips_itself:
             optimizer.found_inf = self._skip  # type: ignore[attr-defined]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import OutputError, TrainingError
-from lorasmith.loops.checkpoint import checkpoints
-from lorasmith.loops.distributed import agree
+from lorasmith.loops.checkpoint import list_checkpoints
+from lorasmith.loops.distributed import any_process
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.runs.paths import RunPaths
@@ -60,7 +60,7 @@ def take_steps(session: Session, title: str = "training") -> Path:
 
 def _steps(session: Session, report: Reporter, request: StopRequest) -> str:
     """Take the steps that are left, with what is due after each; return why they ended."""
-    looks = Looks(session, report, lambda: not request.asked)
+    looks = Looks(session, report, lambda: not request.is_requested)
     looks.first()
     steps = Together([session])
     total = session.run.train.steps
@@ -86,7 +86,7 @@ def look(session: Session, report: Reporter, looks: Looks, due: "Due") -> None:
     _require_finite(session)
     figures = looks.take() if due.look else {}
     if due.line:
-        report.line(session.progress.done, session.rates(), figures, session.clock.busy)
+        report.line(session.progress.done, session.rates(), figures, session.clock.pop_seconds)
 
 
 def stopped(session: Session) -> str:
@@ -140,7 +140,7 @@ def asked(session: Session, request: StopRequest, due: Due) -> bool:
     """Tell whether the run shall stop now; several processes agree on it at lines of the log."""
     if session.accelerator.num_processes > 1 and not due.line:
         return False
-    return agree(session.accelerator, request.asked)
+    return any_process(session.accelerator, request.is_requested)
 
 
 def _save_what_is_due(session: Session, due: Due, ending: bool) -> None:
@@ -205,10 +205,10 @@ def naming_the_rest(paths: RunPaths) -> Iterator[None]:
 
 
 def _how(paths: RunPaths) -> str:
-    there = checkpoints(paths.resume_checkpoints)
+    there = list_checkpoints(paths.resume_checkpoints)
     return f"go on with: {paths.resume_command}" if there else "the same command starts anew"
 
 
 def _last(paths: RunPaths) -> str:
-    there = checkpoints(paths.resume_checkpoints)
+    there = list_checkpoints(paths.resume_checkpoints)
     return f"the last checkpoint ({there[-1].name})" if there else "the start (no checkpoint yet)"

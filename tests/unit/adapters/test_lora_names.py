@@ -12,7 +12,7 @@ from lorasmith.adapters.naming.layer_names import (
 )
 from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model
 from true_size import networks
 
@@ -142,21 +142,21 @@ def test_names_lead_to_layers_and_back_without_a_model(name: str) -> None:
     for kohya, place in find_layer_refs(model).items():
         module = parse_kohya_name(kohya)
         assert module == LayerPath(place.part, place.path.removeprefix("text_model."))
-        assert module.kohya_name(family_of(model)) == kohya
+        assert module.kohya_name(detect_family(model)) == kohya
         assert parse_dotted_name(module.diffusers_name) == module
         assert parse_kohya_name(module.kohya_name(None)) == module, "diffusers' order is read too"
 
 
 def test_names_of_blocks_are_those_of_the_tree() -> None:
     """`model info` and the adapters agree on IN04, MID and OUT05."""
-    from lorasmith.models.unet_tree import Node, unet_tree
+    from lorasmith.models.unet_tree import UnetNode, build_unet_tree
 
-    def flat(node: Node) -> list[Node]:
+    def flat(node: UnetNode) -> list[UnetNode]:
         return [node, *(below for child in node.children for below in flat(child))]
 
     for model in ("sd15", "sdxl"):
         blocks = {place.path: place.block for place in find_layer_refs(networks(model)).values()}
-        for node in flat(unet_tree(networks(model).unet)):
+        for node in flat(build_unet_tree(networks(model).unet)):
             inside = [b for path, b in blocks.items() if path.startswith(f"{node.path}.")]
             if node.block and inside:
                 assert set(inside) == {node.block}, node.path

@@ -14,10 +14,10 @@ from lorasmith.adapters.gating.trigger_tokens import (
 )
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.text.encode import tokenize
-from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
+from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
 from tiny_models import MERGES
 
-TOKENIZER = build_tokenizer(read_merges(MERGES, 500))
+TOKENIZER = create_bpe_tokenizer(read_merges(MERGES, 500))
 WORDS = st.sampled_from(["curlyqx", "cookqz", "cat", "a", "wild", "!", "7", "straße", "🌵", ","])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.core.errors import OutputError
-from lorasmith.core.files import replacing, sha256_of, writable_folder, write_text
+from lorasmith.core.files import atomic_write, ensure_writable_folder, sha256_file, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -12,7 +12,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     write_text(path, "first")
 
     def write_half() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("seco", encoding="utf-8")
             raise RuntimeError("half way")
 
@@ -25,26 +25,26 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_temporary_file_keeps_its_suffix(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a.png") as temporary:
+    with atomic_write(tmp_path / "a.png") as temporary:
         assert temporary.suffix == ".png"
         assert temporary.parent == tmp_path
         temporary.touch()
 
 
 def test_writable_folder(tmp_path: Path) -> None:
-    assert writable_folder(tmp_path / "a" / "b").is_dir()
+    assert ensure_writable_folder(tmp_path / "a" / "b").is_dir()
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match=r"cannot write to folder .*choose another --out"):
-            writable_folder(place)
+            ensure_writable_folder(place)
 
 
 def test_hashes_are_of_the_whole_file(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000  # more than two pieces
     (tmp_path / "f").write_bytes(data)
     seen: list[int] = []
-    assert sha256_of(tmp_path / "f", seen.append) == hashlib.sha256(data).hexdigest()
+    assert sha256_file(tmp_path / "f", seen.append) == hashlib.sha256(data).hexdigest()
     assert sum(seen) == len(data)
     assert len(seen) > 2
 
@@ -53,7 +53,7 @@ def test_a_replaced_file_has_the_users_permissions(tmp_path: Path) -> None:
     """Whatever wrote the temporary file (safetensors writes with mode 0600)."""
     plain = tmp_path / "plain"
     plain.touch()
-    with replacing(tmp_path / "out") as temporary:
+    with atomic_write(tmp_path / "out") as temporary:
         temporary.unlink()
         temporary.touch(mode=0o600)
     assert (tmp_path / "out").stat().st_mode == plain.stat().st_mode

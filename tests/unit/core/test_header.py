@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.safetensors_header import TensorFacts, read_header
+from lorasmith.core.safetensors_header import TensorInfo, read_header
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 
 
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_in_a_file(path: Path) -> None:
     save_tensors(path, {"a": torch.ones(2, 3), "b": torch.ones(0).half()}, {"title": "ü"})
     header = read_header(path)
-    assert header.tensors == {"a": TensorFacts("F32", (2, 3)), "b": TensorFacts("F16", (0,))}
+    assert header.tensors == {"a": TensorInfo("F32", (2, 3)), "b": TensorInfo("F16", (0,))}
     assert header.metadata == {"title": "ü"}
 
 

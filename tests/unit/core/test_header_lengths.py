@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.safetensors_header import read_header, refuse_pickle
+from lorasmith.core.safetensors_header import read_header, reject_pickle
 
 
 @pytest.mark.parametrize("length", [640, 896, 1152, 1408])
@@ -26,7 +26,7 @@ def test_pickles_are_still_known(tmp_path: Path) -> None:
     for protocol in (2, 3, 4, 5):
         torch.save({"x": torch.ones(2)}, path, pickle_protocol=protocol)
         with pytest.raises(WeightsError, match="pickled"):
-            refuse_pickle(path)
+            reject_pickle(path)
         torch.save(
             {"x": torch.ones(2)},
             path,
@@ -34,4 +34,4 @@ def test_pickles_are_still_known(tmp_path: Path) -> None:
             _use_new_zipfile_serialization=False,
         )
         with pytest.raises(WeightsError, match="pickled"):
-            refuse_pickle(path)
+            reject_pickle(path)

@@ -18,7 +18,7 @@ from lorasmith.evaluation.prediction_change import ConceptPredictions, PairedLos
 from lorasmith.evaluation.predictions import FixedNoisePredictor, encode_images
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.load import Model, load_model
-from lorasmith.models.noise import NoiseProcess
+from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import encode_captions
 
 CAPTIONS = ["a qqa person", "a red qqa cat, blob style", "qqa"]
@@ -42,7 +42,7 @@ def test_predictions_are_the_networks_for_each_picture_level_and_text(model: Mod
     texts = ["a cat", "a red boat"]
     found = noise.predict(texts)
     assert found.shape == (4, 4, 8, 8)
-    process = NoiseProcess.from_scheduler(model.scheduler_config, torch.device("cpu"))
+    process = NoiseSchedule.from_scheduler(model.scheduler_config, torch.device("cpu"))
     words = encode_captions(model, texts)
     losses = []
     for row, (picture, level) in enumerate([(0, 250), (0, 750), (1, 250), (1, 750)]):
@@ -208,7 +208,7 @@ def test_models_that_are_told_more(tiny_of: Callable[[str], Path], family: str, 
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = FixedNoisePredictor(told, latents, levels=1)
     found = noise.predict(["a cat"])
-    process = NoiseProcess.from_scheduler(told.scheduler_config, torch.device("cpu"))
+    process = NoiseSchedule.from_scheduler(told.scheduler_config, torch.device("cpu"))
     words, at = encode_captions(told, ["a cat"])[0], torch.tensor([level])
     inputs, extra = [process.add_noise(latents, noise._noise, at)], None
     with torch.no_grad():

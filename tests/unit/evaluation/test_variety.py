@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from lorasmith.core.files import sha256_of
+from lorasmith.core.files import sha256_file
 from lorasmith.data.reading.rows import Row, read_rows
 from lorasmith.evaluation.metrics import diversity
 from lorasmith.evaluation.metrics.diversity import (
@@ -35,7 +35,7 @@ def test_the_mean_distance_is_that_of_all_pairs(count: int, seed: int) -> None:
 
 def test_the_reference_is_of_the_embedded_tower() -> None:
     table = json.loads(REFERENCE.read_text())
-    tower = sha256_of(EMBEDDED / FOLDER / "model.safetensors")
+    tower = sha256_file(EMBEDDED / FOLDER / "model.safetensors")
     assert table["tower"] == tower, f"the image tower changed; run: {table['command']}"
     assert table["side"] == diversity.IMAGE_SIDE
     assert [int(k) for k in table["thresholds"]] == [

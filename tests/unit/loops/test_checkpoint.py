@@ -16,13 +16,13 @@ from lorasmith.core import safetensors_io
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops import checkpoint
 from lorasmith.loops.checkpoint import (
-    checkpoint_at,
-    checkpoints,
-    latest_checkpoint,
+    list_checkpoints,
     load_checkpoint,
+    load_checkpoint_at,
+    load_latest_checkpoint,
     remove_leftovers,
     save_checkpoint,
-    verify,
+    verify_checkpoint,
 )
 
 
@@ -33,7 +33,7 @@ def save(folder: Path, step: int, keep: int = 9) -> Path:
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     path = save(tmp_path / "new", 7)
-    found = latest_checkpoint(tmp_path / "new")
+    found = load_latest_checkpoint(tmp_path / "new")
     assert found is not None
     assert path.name == "step-00000007"
     assert (found.step, found.state["note"]) == (7, {"x": [7]})
@@ -43,13 +43,13 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "absent") is None
+    assert load_latest_checkpoint(tmp_path / "absent") is None
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 200):
         save(tmp_path, step, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-00000200"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010", "step-00000200"]
 
 
 def test_old_ones_go_only_once_the_new_one_verifies(
@@ -61,11 +61,11 @@ def test_old_ones_go_only_once_the_new_one_verifies(
         assert path.name == "step-00000002"
         raise WeightsError("damaged")
 
-    monkeypatch.setattr(checkpoint, "verify", refuse)
+    monkeypatch.setattr(checkpoint, "verify_checkpoint", refuse)
     with pytest.raises(WeightsError, match="damaged"):
         save(tmp_path, 2, keep=1)
     monkeypatch.undo()
-    verify(tmp_path / "step-00000001")
+    verify_checkpoint(tmp_path / "step-00000001")
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_one_flipped_bit_falls_back_to_the_one_before(tmp_path: Path, name: str)
     with pytest.raises(WeightsError, match=f"{name} is damaged"):
         load_checkpoint(file.parent)
     with pytest.warns(LorasmithWarning, match="is damaged.*going on from step 1"):
-        found = latest_checkpoint(tmp_path)
+        found = load_latest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 1
 
@@ -113,7 +113,7 @@ def test_when_none_can_be_read_it_says_why(
 ) -> None:
     spoil(save(tmp_path, 1))
     with pytest.raises(WeightsError, match=message):
-        latest_checkpoint(tmp_path)
+        load_latest_checkpoint(tmp_path)
 
 
 def test_half_written_folders_are_no_checkpoints(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_half_written_folders_are_no_checkpoints(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "step-00000001", tmp_path / ".lorasmith-tmp-1-step-00000009")
     shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000008")
     (tmp_path / "step-00000008" / "manifest.json").unlink()
-    found = latest_checkpoint(tmp_path)
+    found = load_latest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 1
 
@@ -149,13 +149,13 @@ def test_a_step_that_was_asked_for_is_that_step_or_an_error(tmp_path: Path) -> N
     save(tmp_path, 1)
     file = save(tmp_path, 2) / "tensors.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert checkpoint_at(tmp_path, 1).step == 1
+    assert load_checkpoint_at(tmp_path, 1).step == 1
     with pytest.raises(WeightsError, match=r"step-00000002: tensors\.safetensors is damaged"):
-        checkpoint_at(tmp_path, 2)
+        load_checkpoint_at(tmp_path, 2)
     with pytest.raises(WeightsError, match="no checkpoint of step 3; there are steps 1, 2"):
-        checkpoint_at(tmp_path, 3)
+        load_checkpoint_at(tmp_path, 3)
     with pytest.raises(WeightsError, match="no checkpoint of step 3; there are none"):
-        checkpoint_at(tmp_path / "absent", 3)
+        load_checkpoint_at(tmp_path / "absent", 3)
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -164,7 +164,7 @@ def test_a_run_resumed_before_a_checkpoint_leaves_that_behind(tmp_path: Path, ke
         save(tmp_path, step)
     (tmp_path / "step-00000009" / "state.json").write_text("{", encoding="utf-8")
     save(tmp_path, 3, keep)
-    kept = [path.name for path in checkpoints(tmp_path)]
+    kept = [path.name for path in list_checkpoints(tmp_path)]
     assert kept == ["step-00000002", "step-00000003"][-keep:]
 
 
@@ -196,7 +196,7 @@ def test_kills_at_fifty_moments_leave_a_checkpoint_to_go_on_from(tmp_path: Path)
         remove_leftovers(tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # not even the newest one may be damaged
-            found = latest_checkpoint(folder)
+            found = load_latest_checkpoint(folder)
         assert found is not None
         assert found.step > reached
         assert torch.equal(found.tensors["a"], torch.full((4,), float(found.step)))
@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_at_any_write_leaves_the_one_before(tmp_path: Path)
                 outcomes.append("saved")
             except OutputError:
                 outcomes.append("refused")
-        found = latest_checkpoint(folder)
+        found = load_latest_checkpoint(folder)
         assert found is not None
         assert found.step == 2 or outcomes[-1] == "refused"
         leftovers = [p.name for p in folder.iterdir() if not p.name.startswith("step-")]

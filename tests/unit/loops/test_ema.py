@@ -37,7 +37,7 @@ def test_the_average_is_that_of_a_plain_reference(decay: float) -> None:
 def test_applied_weights_are_taken_back_exactly() -> None:
     module, ema, expected = updated(0.9, 5)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with ema.applied():
+    with ema.average_parameters():
         inside = {name: value.clone() for name, value in module.state_dict().items()}
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name])
@@ -54,7 +54,7 @@ def test_a_restored_average_goes_on_alike() -> None:
     other = Ema(module, 0.9)
     other.load_state_dict(saved)
     other.update()
-    for one, two in zip(ema.average, other.average, strict=True):
+    for one, two in zip(ema.shadow_params, other.shadow_params, strict=True):
         assert torch.equal(one, two)
     with pytest.raises(KeyError):
         other.load_state_dict({"__updates__": torch.tensor(0.0)})
@@ -65,7 +65,7 @@ def test_weights_are_taken_back_after_an_error() -> None:
     before = module[0].weight.detach().clone()
 
     def fail() -> None:
-        with ema.applied():
+        with ema.average_parameters():
             raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):

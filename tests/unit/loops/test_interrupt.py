@@ -9,9 +9,9 @@ from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
 def test_the_first_interrupt_asks_and_the_second_insists() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_on_interrupt() as request:
-        assert not request.asked
+        assert not request.is_requested
         signal.raise_signal(signal.SIGINT)
-        assert request.asked
+        assert request.is_requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -41,5 +41,5 @@ def test_other_threads_leave_signals_alone() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen[0][0].asked is False
+    assert seen[0][0].is_requested is False
     assert seen[0][1] is before

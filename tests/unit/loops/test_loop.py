@@ -16,7 +16,7 @@ from lorasmith.pretraining.loop import Interrupted, Loop, Part
 from lorasmith.pretraining.optimizer import adamw
 
 
-def settings(out: Path, **more: object) -> PretrainTrainerConfig:
+def settings(output_dir: Path, **more: object) -> PretrainTrainerConfig:
     needed = {
         "steps": 6,
         "batch_size": 4,
@@ -25,7 +25,7 @@ def settings(out: Path, **more: object) -> PretrainTrainerConfig:
         "log_every_n_steps": 2,
     }
     return PretrainTrainerConfig(
-        **{"output_dir": out, "device": "cpu", "tensorboard": False, **needed, **more}
+        **{"output_dir": output_dir, "device": "cpu", "tensorboard": False, **needed, **more}
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
+from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state
 from lorasmith.pretraining.optimizer import adamw, set_learning_rate
 
 
@@ -41,14 +41,14 @@ def test_a_restored_optimizer_takes_the_very_same_steps(plain_rate: bool) -> Non
     optimizer = make(straight)
     for step in range(3):
         move(straight, optimizer, step, 0.1 / (step + 1))
-    tensors, plain = pack_optimizer(optimizer)
+    tensors, plain = pack_optimizer_state(optimizer)
     tensors = {name: value.clone() for name, value in tensors.items()}
     plain = json.loads(json.dumps(plain))
     resumed = network()
     resumed.load_state_dict({k: v.clone() for k, v in straight.state_dict().items()})
     other = make(resumed)
     rate = other.param_groups[0]["lr"]
-    unpack_optimizer(other, tensors, plain)
+    unpack_optimizer_state(other, tensors, plain)
     assert float(other.param_groups[0]["lr"]) == pytest.approx(0.1 / 3)
     if not plain_rate:  # still the tensor that a recorded step reads
         assert other.param_groups[0]["lr"] is rate
@@ -60,6 +60,6 @@ def test_a_restored_optimizer_takes_the_very_same_steps(plain_rate: bool) -> Non
 
 
 def test_another_networks_state_does_not_fit() -> None:
-    tensors, plain = pack_optimizer(adamw([network()], 0.1, 0.01))
+    tensors, plain = pack_optimizer_state(adamw([network()], 0.1, 0.01))
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        unpack_optimizer(adamw([nn.Linear(2, 2, bias=False)], 0.1, 0.0), tensors, plain)
+        unpack_optimizer_state(adamw([nn.Linear(2, 2, bias=False)], 0.1, 0.0), tensors, plain)

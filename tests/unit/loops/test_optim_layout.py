@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
+from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state
 from lorasmith.pretraining.optimizer import adamw
 
 
@@ -23,9 +23,9 @@ def step(conv: nn.Conv2d, optimizer: torch.optim.AdamW) -> None:
 
 def restored(device: str) -> tuple[nn.Conv2d, torch.optim.AdamW]:
     conv, optimizer = taught(device)
-    tensors, plain = pack_optimizer(optimizer)
+    tensors, plain = pack_optimizer_state(optimizer)
     rows = {name: value.cpu().contiguous() for name, value in tensors.items()}  # as files do
-    unpack_optimizer(optimizer, rows, plain)
+    unpack_optimizer_state(optimizer, rows, plain)
     return conv, optimizer
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
-from lorasmith.loops.optimizer_state import pack_optimizer, unpack_optimizer
-from lorasmith.loops.optimizers import RateGroup, build_optimizer, skips_itself
+from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state
+from lorasmith.loops.optimizers import ParamGroup, create_optimizer, skips_on_found_inf
 from lorasmith.pretraining.optimizer import set_learning_rate
 
 NAMES = ("adamw", "adamw8bit", "prodigy", "lion", "adafactor")
@@ -28,8 +28,8 @@ def factors() -> tuple[nn.Parameter, nn.Parameter]:
 
 def build(name: str, pair: tuple[nn.Parameter, ...], **more: object) -> torch.optim.Optimizer:
     settings = TrainerConfig(optimizer=name, **more)
-    groups = [RateGroup("unet", [one], 0.02) for one in pair]
-    return build_optimizer(settings, groups)[0]
+    groups = [ParamGroup("unet", [one], 0.02) for one in pair]
+    return create_optimizer(settings, groups)[0]
 
 
 def move(optimizer: torch.optim.Optimizer, pair: tuple[nn.Parameter, ...], step: int) -> float:
@@ -64,12 +64,12 @@ def test_three_resumes_through_a_file_change_no_bit(name: str, tmp_path: Path) -
     optimizer = build(name, pair)
     for step in range(9):
         if step in (1, 4, 8):
-            tensors, plain = pack_optimizer(optimizer)
+            tensors, plain = pack_optimizer_state(optimizer)
             save_tensors(tmp_path / "state.safetensors", tensors, {})
             text = json.dumps(plain)
             pair = tuple(nn.Parameter(one.detach().clone()) for one in pair)
             optimizer = build(name, pair)
-            unpack_optimizer(
+            unpack_optimizer_state(
                 optimizer, load_tensors(tmp_path / "state.safetensors"), json.loads(text)
             )
         move(optimizer, pair, step)
@@ -80,27 +80,31 @@ def test_moments_of_eight_bits_stay_so_in_the_file() -> None:
     pair = factors()
     optimizer = build("adamw8bit", pair)
     move(optimizer, pair, 0)
-    tensors, _ = pack_optimizer(optimizer)
+    tensors, _ = pack_optimizer_state(optimizer)
     assert tensors["optimizer/0/state1"].dtype == torch.uint8
     addresses = [value.data_ptr() for value in tensors.values()]
     assert len(set(addresses)) == len(addresses)  # a file cannot hold shared memory
 
 
 def test_only_adamw_skips_without_asking() -> None:
-    assert [skips_itself(build(name, factors())) for name in NAMES] == [True, *[False] * 4]
+    assert [skips_on_found_inf(build(name, factors())) for name in NAMES] == [True, *[False] * 4]
 
 
 def test_groups_have_rates_of_their_own() -> None:
     down, up = factors()
-    groups = [RateGroup("unet", [down], 0.1), RateGroup("empty", [], 7.0), RateGroup("t", [up], 2)]
+    groups = [
+        ParamGroup("unet", [down], 0.1),
+        ParamGroup("empty", [], 7.0),
+        ParamGroup("t", [up], 2),
+    ]
     for name in ("adamw", "lion"):
-        optimizer, peaks = build_optimizer(TrainerConfig(optimizer=name), groups)
+        optimizer, peaks = create_optimizer(TrainerConfig(optimizer=name), groups)
         assert peaks == [0.1, 2]
         assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx(peaks)
         set_learning_rate(optimizer, 0.5)
         assert [float(group["lr"]) for group in optimizer.param_groups] == [0.5, 0.5]
     with pytest.raises(ConfigError, match=r"prodigy finds one learning rate for all layers"):
-        build_optimizer(TrainerConfig(optimizer="prodigy"), groups)
+        create_optimizer(TrainerConfig(optimizer="prodigy"), groups)
 
 
 def test_settings_reach_the_optimizer() -> None:

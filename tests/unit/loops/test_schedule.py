@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.lr_schedule import lr_scale, warmup_steps
+from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps
 
 
 def test_the_rate_rises_then_falls_along_half_a_cosine() -> None:
-    values = [lr_scale(step, total=14, warmup=4, floor=0.2) for step in range(15)]
+    values = [lr_factor(step, total=14, warmup=4, min_ratio=0.2) for step in range(15)]
     assert values[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert values[4] == 1.0
     assert values[9] == pytest.approx(0.6)  # half way between 1 and the floor
@@ -18,16 +18,16 @@ def test_the_rate_rises_then_falls_along_half_a_cosine() -> None:
 
 
 def test_the_other_kinds() -> None:
-    assert [lr_scale(s, 10, 0, 0.0, "linear") for s in (0, 5, 10)] == [1.0, 0.5, 0.0]
-    assert lr_scale(9, 10, 0, 0.0, "constant") == 1.0
-    assert lr_scale(0, 10, 1, 0.0, "constant") == 0.5
-    assert lr_scale(99, 10, 0, 0.1, "linear") == pytest.approx(0.1)  # stays at the floor
+    assert [lr_factor(s, 10, 0, 0.0, "linear") for s in (0, 5, 10)] == [1.0, 0.5, 0.0]
+    assert lr_factor(9, 10, 0, 0.0, "constant") == 1.0
+    assert lr_factor(0, 10, 1, 0.0, "constant") == 0.5
+    assert lr_factor(99, 10, 0, 0.1, "linear") == pytest.approx(0.1)  # stays at the floor
 
 
 @pytest.mark.parametrize(("floor", "warmup"), [(-0.1, 0), (1.1, 0), (0.5, -1)])
 def test_impossible_settings_are_refused(floor: float, warmup: int) -> None:
     with pytest.raises(ConfigError):
-        lr_scale(0, 10, warmup, floor)
+        lr_factor(0, 10, warmup, floor)
 
 
 @given(
@@ -39,7 +39,7 @@ def test_impossible_settings_are_refused(floor: float, warmup: int) -> None:
 def test_one_peak_and_no_less_than_the_floor(
     total: int, warmup: int, floor: float, kind: str
 ) -> None:
-    values = [lr_scale(step, total, warmup, floor, kind) for step in range(total)]
+    values = [lr_factor(step, total, warmup, floor, kind) for step in range(total)]
     peak = min(warmup, total)
     assert all(0.0 < value <= 1.0 + 1e-12 for value in values[:peak])
     assert values[:peak] == sorted(values[:peak])
@@ -51,4 +51,4 @@ def test_one_peak_and_no_less_than_the_floor(
     ("warmup", "steps"), [(20, 20), (0, 0), (0.05, 25), (0.001, 0), (0.999, 500), (1, 1)]
 )
 def test_a_warm_up_may_be_a_share_of_all_steps(warmup: float, steps: int) -> None:
-    assert warmup_steps(warmup, 500) == steps
+    assert resolve_warmup_steps(warmup, 500) == steps

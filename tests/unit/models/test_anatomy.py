@@ -9,13 +9,13 @@ import torch
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.load import load_model
 from lorasmith.models.model_summary import (
-    KINDS,
-    kind_shares,
-    lora_costs,
-    lora_parameters,
+    LAYER_TYPES,
+    count_by_layer_type,
+    count_lora_parameters,
+    estimate_lora_costs,
     summarize_model,
 )
-from lorasmith.models.unet_tree import Node, count, unet_tree
+from lorasmith.models.unet_tree import UnetNode, build_unet_tree, count_parameters
 from true_size import UNETS
 
 SD15, SDXL = UNETS["sd15"], UNETS["sdxl"]
@@ -30,31 +30,31 @@ def unet_of(config: dict[str, Any]) -> Any:
         return UNet2DConditionModel(**config)
 
 
-def flat(node: Node) -> list[Node]:
+def flat(node: UnetNode) -> list[UnetNode]:
     return [node, *(below for child in node.children for below in flat(child))]
 
 
 @pytest.mark.parametrize(("config", "parameters", "linear", "with_conv"), KNOWN)
 def test_published_models(config: dict, parameters: int, linear: int, with_conv: int) -> None:
     unet = unet_of(config)
-    tree, shares = unet_tree(unet), kind_shares(unet)
+    tree, shares = build_unet_tree(unet), count_by_layer_type(unet)
     assert tree.parameters == parameters
     assert sum(share.parameters for share in shares) == parameters
     assert sum(share.share for share in shares) == pytest.approx(1.0)
-    costs = {cost.name: cost for cost in lora_costs(unet, [], 16)}
+    costs = {cost.name: cost for cost in estimate_lora_costs(unet, [], 16)}
     assert costs["transformers"].layers == linear
     assert costs["transformers, resnets and samplers"].layers == with_conv
 
 
 @pytest.mark.parametrize("config", [SD15, SDXL], ids=["SD1.5", "SDXL"])
 def test_the_children_of_every_node_add_up(config: dict) -> None:
-    for node in flat(unet_tree(unet_of(config))):
+    for node in flat(build_unet_tree(unet_of(config))):
         if node.children:
             assert sum(child.parameters for child in node.children) == node.parameters, node.path
 
 
 def test_blocks_have_the_names_of_block_vectors() -> None:
-    nodes = {node.path: node.block for node in flat(unet_tree(unet_of(SD15))) if node.block}
+    nodes = {node.path: node.block for node in flat(build_unet_tree(unet_of(SD15))) if node.block}
     assert nodes["conv_in"] == "IN00"
     assert nodes["down_blocks.0.attentions.0"] == "IN01"
     assert nodes["down_blocks.2.downsamplers.0"] == "IN09"
@@ -69,7 +69,7 @@ def test_blocks_have_the_names_of_block_vectors() -> None:
 
 
 def test_where_text_and_time_enter() -> None:
-    nodes = flat(unet_tree(unet_of(SDXL)))
+    nodes = flat(build_unet_tree(unet_of(SDXL)))
     assert all(node.note == "time 1280 after conv1" for node in nodes if node.kind == "resnet")
     cross = [node for node in nodes if node.kind == "cross-attention"]
     assert len(cross) == 11
@@ -80,9 +80,9 @@ def test_where_text_and_time_enter() -> None:
 
 def test_the_cost_of_a_lora_is_that_of_its_matrices() -> None:
     linear, conv = torch.nn.Linear(10, 30), torch.nn.Conv2d(4, 6, 3)
-    assert lora_parameters(linear, 2) == 2 * 10 + 30 * 2
-    assert lora_parameters(conv, 2) == 2 * 4 * 9 + 6 * 2
-    (cost, *_) = lora_costs(unet_of(SD15), [], 4)
+    assert count_lora_parameters(linear, 2) == 2 * 10 + 30 * 2
+    assert count_lora_parameters(conv, 2) == 2 * 4 * 9 + 6 * 2
+    (cost, *_) = estimate_lora_costs(unet_of(SD15), [], 4)
     assert cost.name == "attn1"
     assert cost.reduction == pytest.approx(cost.weights / cost.lora)
 
@@ -99,9 +99,11 @@ def test_a_folder_is_read_without_its_weights(tiny_model: Path, tmp_path: Path) 
     assert parts.unet.parameters == sum(p.numel() for p in model.unet.parameters())
     assert parts.vae["parameters"] == sum(p.numel() for p in model.vae.parameters())
     assert parts.text[0]["parameters"] == sum(p.numel() for p in model.text_encoder.parameters())
-    assert parts.parameters == sum(count(m) for m in (model.unet, model.vae, model.text_encoder))
+    assert parts.parameters == sum(
+        count_parameters(m) for m in (model.unet, model.vae, model.text_encoder)
+    )
     assert parts.scheduler["prediction_type"] == "epsilon"
-    assert [cost.name for cost in parts.lora][: len(KINDS)] == list(KINDS)
+    assert [cost.name for cost in parts.lora][: len(LAYER_TYPES)] == list(LAYER_TYPES)
     assert parts.lora[-1].layers == 2 * 6  # two text layers: q, k, v, out, fc1, fc2
 
 

@@ -28,10 +28,10 @@ from lorasmith.models.text.prompt_spans import (
     WeightedPrompt,
     unweighted_prompt,
 )
-from lorasmith.models.text.tokenizer import build_tokenizer, read_merges
+from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
 from tiny_models import MERGES
 
-TOKENIZER = build_tokenizer(read_merges(MERGES, 500))
+TOKENIZER = create_bpe_tokenizer(read_merges(MERGES, 500))
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 START, END = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
 

@@ -9,8 +9,8 @@ import torch
 
 from lorasmith.core.errors import OutputError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata, load_tensors, save_tensors
-from lorasmith.models.files.convert import contents_of, write_folder, write_single_file
-from lorasmith.models.files.save import save_changed
+from lorasmith.models.files.convert import read_contents, save_folder, save_single_file
+from lorasmith.models.files.save import save_modified_model
 from lorasmith.models.load import EMBEDDED, load_model, open_source
 from tiny_models import make_tiny
 
@@ -23,7 +23,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def single(folder: Path | None, path: Path, dtype: torch.dtype | None = None) -> Path:
-    write_single_file(contents_of(open_source(folder)), path, dtype)
+    save_single_file(read_contents(open_source(folder)), path, dtype)
     return path
 
 
@@ -41,7 +41,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def test_a_round_trip_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     path, back = single(tiny, tmp_path / "a.safetensors"), tmp_path / "back"
-    write_folder(contents_of(open_source(path)), back)
+    save_folder(read_contents(open_source(path)), back)
     assert_same_weights(tiny, back)
     again = single(back, tmp_path / "b.safetensors")
     first, second = load_tensors(path), load_tensors(again)
@@ -54,7 +54,9 @@ def test_a_round_trip_changes_nothing(tiny: Path, tmp_path: Path) -> None:
 def test_diffusers_opens_the_folder(tiny: Path, tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
 
-    write_folder(contents_of(open_source(single(tiny, tmp_path / "a.safetensors"))), tmp_path / "b")
+    save_folder(
+        read_contents(open_source(single(tiny, tmp_path / "a.safetensors"))), tmp_path / "b"
+    )
     ours = DiffusionPipeline.from_pretrained(tmp_path / "b", local_files_only=True)
     theirs = DiffusionPipeline.from_pretrained(tiny, local_files_only=True)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
@@ -69,7 +71,7 @@ def test_diffusers_opens_the_folder(tiny: Path, tmp_path: Path) -> None:
 
 def test_formats_are_kept_and_may_be_changed(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half"
-    write_folder(contents_of(open_source(tiny_model)), folder, torch.float16)
+    save_folder(read_contents(open_source(tiny_model)), folder, torch.float16)
     path = single(folder, tmp_path / "a.safetensors")
     assert {value.dtype for value in load_tensors(path).values()} == {torch.float16}
     wide = single(path, tmp_path / "b.safetensors", torch.float32)
@@ -99,7 +101,7 @@ def test_a_tokenizer_of_its_own_is_not_lost(tiny_model: Path, tmp_path: Path) ->
 
 
 def test_a_tokenizer_for_older_programs(tiny_model: Path, tmp_path: Path) -> None:
-    write_folder(contents_of(open_source(tiny_model)), tmp_path / "b")
+    save_folder(read_contents(open_source(tiny_model)), tmp_path / "b")
     place = tmp_path / "b" / "tokenizer"
     vocabulary = json.loads((place / "vocab.json").read_text(encoding="utf-8"))
     lines = (place / "merges.txt").read_text(encoding="utf-8").splitlines()
@@ -118,7 +120,7 @@ def test_what_is_not_finite_is_not_written(tiny_model: Path, tmp_path: Path) -> 
     raw[-4:] = torch.tensor([torch.nan]).numpy().tobytes()
     path.write_bytes(raw)
     with pytest.raises(WeightsError, match="1 tensors are not finite"):
-        write_folder(contents_of(open_source(folder)), tmp_path / "out")
+        save_folder(read_contents(open_source(folder)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -126,7 +128,7 @@ def test_nothing_is_written_over(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
     with pytest.raises(OutputError, match="cannot write"):
-        write_folder(contents_of(open_source(tiny_model)), tmp_path / "out")
+        save_folder(read_contents(open_source(tiny_model)), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -135,7 +137,7 @@ def test_a_changed_single_file_is_saved_as_a_folder(tiny_model: Path, tmp_path: 
     model = load_model(path)
     with torch.no_grad():
         model.unet.conv_in.bias.fill_(3.0)
-    save_changed(model, {"unet"}, tmp_path / "out")
+    save_modified_model(model, {"unet"}, tmp_path / "out")
     changed, before = load_model(tmp_path / "out"), load_model(path)
     assert changed.unet.conv_in.bias.tolist() == [3.0] * 8
     assert torch.equal(changed.unet.conv_out.bias, before.unet.conv_out.bias)

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import FAMILIES, MINIATURE, Variant, family_of_unet
-from lorasmith.models.files.configs import CLASSES, config_of, model_index
-from lorasmith.models.files.source import variant_of
-from lorasmith.models.image_sizes import ModelSizes
+from lorasmith.models.family import FAMILIES, MINIATURE, ModelVariant, detect_unet_family
+from lorasmith.models.files.configs import CLASSES, component_config, model_index
+from lorasmith.models.files.source import detect_variant
+from lorasmith.models.image_sizes import ImageSizes
 from lorasmith.models.load import open_source
-from lorasmith.models.unet_tree import count
+from lorasmith.models.unet_tree import count_parameters
 from true_files import VARIANTS, empty_parts
 from true_size import CLIP_G, CLIP_H, CLIP_L, UNETS
 
@@ -42,29 +42,29 @@ TITLES = {
 def test_published_models(name: str) -> None:
     variant = VARIANTS[name]
     networks = empty_parts(variant)
-    assert tuple(map(count, networks.values())) == PARAMETERS[name]
+    assert tuple(map(count_parameters, networks.values())) == PARAMETERS[name]
     assert {part: type(network).__name__ for part, network in networks.items()} == {
         part: CLASSES[part] for part in networks
     }
-    scheduler = config_of(variant, "scheduler")
-    assert variant_of(config_of(variant, "unet"), scheduler, "m") == variant
+    scheduler = component_config(variant, "scheduler")
+    assert detect_variant(component_config(variant, "unet"), scheduler, "m") == variant
     assert variant.title == TITLES[name]
-    assert variant.size == (1024 if "sdxl" in name else 768 if name == "sd2-v" else 512)
+    assert variant.native_size == (1024 if "sdxl" in name else 768 if name == "sd2-v" else 512)
     unet, vae = networks["unet"].config, networks["vae"].config
-    assert unet.sample_size * 8 == vae.sample_size == variant.size
+    assert unet.sample_size * 8 == vae.sample_size == variant.native_size
     assert vae.scaling_factor == (0.13025 if "sdxl" in name else 0.18215)
 
 
 @pytest.mark.parametrize(("name", "other"), [("sd1", "sd15"), ("sd2-v", "sd21"), ("sdxl", "sdxl")])
 def test_configs_are_those_that_other_tests_state(name: str, other: str) -> None:
-    config = config_of(VARIANTS[name], "unet")
+    config = component_config(VARIANTS[name], "unet")
     for key, value in UNETS[other].items():
         found = config[key]
         assert found == (list(value) if isinstance(value, tuple) else value), key
 
 
 def test_text_towers() -> None:
-    facts = {name: FAMILIES[name].towers for name in ("sd1", "sd2", "sdxl")}
+    facts = {name: FAMILIES[name].text_encoders for name in ("sd1", "sd2", "sdxl")}
     for tower, known in (
         (facts["sd1"]["text_encoder"], CLIP_L),
         (facts["sd2"]["text_encoder"], CLIP_H),
@@ -73,19 +73,19 @@ def test_text_towers() -> None:
     ):
         assert tower.width == known["hidden_size"]
         assert 4 * tower.width == known["intermediate_size"]
-        assert tower.layers == known["num_hidden_layers"]
-        assert tower.heads == known["num_attention_heads"]
-        assert tower.projection == known["projection_dim"]
+        assert tower.num_layers == known["num_hidden_layers"]
+        assert tower.num_heads == known["num_attention_heads"]
+        assert tower.projection_dim == known["projection_dim"]
 
 
 def test_what_conditions_each_family() -> None:
     for family, facts in FAMILIES.items():
-        pooled = sum(t.projection for t in facts.towers.values() if t.projected)
-        config = config_of(Variant(family), "unet")
+        pooled = sum(t.projection_dim for t in facts.text_encoders.values() if t.feeds_unet)
+        config = component_config(ModelVariant(family), "unet")
         told = config.get("projection_class_embeddings_input_dim", 0)
         assert told == {"sdxl": 2816, "sdxl-refiner": 2560}.get(family, 0)
-        assert told == pooled + 256 * facts.unet.time_ids
-        assert facts.unet.context == sum(t.width for t in facts.towers.values())
+        assert told == pooled + 256 * facts.unet.num_time_ids
+        assert facts.unet.cross_attention_dim == sum(t.width for t in facts.text_encoders.values())
 
 
 def test_the_miniature_is_what_ships() -> None:
@@ -94,18 +94,21 @@ def test_the_miniature_is_what_ships() -> None:
     unet, vae, text = (source.config(part) for part in ("unet", "vae", "text_encoder"))
     assert tuple(unet["block_out_channels"]) == MINIATURE.unet.channels
     attended = tuple(int(kind.startswith("CrossAttn")) for kind in unet["down_block_types"])
-    assert (attended, unet["transformer_layers_per_block"]) == (MINIATURE.unet.depths, 1)
-    assert unet["cross_attention_dim"] == MINIATURE.unet.context == text["hidden_size"]
+    assert (attended, unet["transformer_layers_per_block"]) == (
+        MINIATURE.unet.transformer_layers,
+        1,
+    )
+    assert unet["cross_attention_dim"] == MINIATURE.unet.cross_attention_dim == text["hidden_size"]
     assert (unet["attention_head_dim"], unet["use_linear_projection"]) == (8, False)
-    assert (MINIATURE.unet.heads, MINIATURE.unet.linear) == (8, False)
-    (tower,) = MINIATURE.towers.values()
-    assert (tower.width, tower.layers, tower.heads, tower.projection) == tuple(
+    assert (MINIATURE.unet.num_heads, MINIATURE.unet.use_linear_projection) == (8, False)
+    (tower,) = MINIATURE.text_encoders.values()
+    assert (tower.width, tower.num_layers, tower.num_heads, tower.projection_dim) == tuple(
         text[key] for key in
         ("hidden_size", "num_hidden_layers", "num_attention_heads", "projection_dim")
     )  # fmt: skip
-    assert ModelSizes.read().default == MINIATURE.sizes[0]
+    assert ImageSizes.read().default == MINIATURE.native_sizes[0]
     assert vae["scaling_factor"] == MINIATURE.scaling_factor
-    assert source.variant == Variant("sd1", prediction=MINIATURE.predictions[0])
+    assert source.variant == ModelVariant("sd1", prediction_type=MINIATURE.prediction_types[0])
 
 
 def test_the_refiner_has_one_text_side() -> None:
@@ -118,10 +121,10 @@ def test_the_refiner_has_one_text_side() -> None:
 def test_other_models_are_refused() -> None:
     image = SimpleNamespace(addition_embed_type="image")
     with pytest.raises(WeightsError, match="m: its U-Net wants image inputs"):
-        family_of_unet(image, "m")
+        detect_unet_family(image, "m")
     with pytest.raises(WeightsError, match="InstructPix2Pix model \\(8 input channels\\)"):
-        variant_of({"in_channels": 8}, {}, "m")
+        detect_variant({"in_channels": 8}, {}, "m")
     with pytest.raises(
         WeightsError, match="no known kind \\(3 input channels\\); expected 4, or 9"
     ):
-        variant_of({"in_channels": 3}, {}, "m")
+        detect_variant({"in_channels": 3}, {}, "m")

@@ -10,8 +10,8 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
-from lorasmith.models.files.stored_tensors import chosen_weights, plain_name
-from lorasmith.models.load import Model, load_model, resolve_model
+from lorasmith.models.files.stored_tensors import canonical_name, choose_weights_file
+from lorasmith.models.load import Model, load_model, resolve_model_path
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -70,10 +70,10 @@ def test_the_plain_weights_come_first(folder: Path, tiny_model: Path) -> None:
     plain = place / f"{WEIGHTS}.safetensors"
     for variant in ("fp16", "non_ema", "bf16"):
         (place / f"{WEIGHTS}.{variant}.safetensors").write_bytes(b"not looked at")
-    assert chosen_weights(place) == plain
+    assert choose_weights_file(place) == plain
     same(load_model(folder), load_model(tiny_model))
     plain.unlink()
-    assert chosen_weights(place).name == f"{WEIGHTS}.bf16.safetensors"
+    assert choose_weights_file(place).name == f"{WEIGHTS}.bf16.safetensors"
 
 
 def test_an_autoencoder_with_older_names(folder: Path, tiny_model: Path) -> None:
@@ -97,7 +97,7 @@ def test_text_encoders_with_and_without_the_level(folder: Path, tiny_model: Path
     more = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
     save_tensors(path, tensors | more | {"text_projection.weight": torch.ones(2, 2)}, {})
     same(load_model(folder), load_model(tiny_model))
-    assert plain_name("text_encoder_2", "text_projection.weight") == "text_projection.weight"
+    assert canonical_name("text_encoder_2", "text_projection.weight") == "text_projection.weight"
 
 
 def only_pickles(place: Path) -> None:
@@ -215,23 +215,23 @@ def test_writing_to_a_loaded_model_leaves_its_file_alone(folder: Path, tiny_mode
 def test_pickles_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     with pytest.raises(WeightsError, match=rf"{name}: this is a pickled file.*docs/models\.md"):
-        resolve_model(tmp_path / name)
+        resolve_model_path(tmp_path / name)
 
 
 def test_what_is_no_model_folder_is_said(folder: Path) -> None:
     with pytest.raises(WeightsError, match="one part of it, give the folder around it"):
-        resolve_model(folder / "unet")
+        resolve_model_path(folder / "unet")
     shutil.rmtree(folder / "unet")
     index = json.loads((folder / "model_index.json").read_text())
     changed = {**index, "_class_name": "StableDiffusion3Pipeline"}
     (folder / "model_index.json").write_text(json.dumps(changed))
     with pytest.raises(WeightsError, match=r"missing part unet; .* is a StableDiffusion3Pipeline"):
-        resolve_model(folder)
+        resolve_model_path(folder)
 
 
 def test_other_files_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "model.png").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"not a model; give a diffusers folder or a \.safe"):
-        resolve_model(tmp_path / "model.png")
+        resolve_model_path(tmp_path / "model.png")
     with pytest.raises(WeightsError, match=r"modle\.safetensors: no such file"):
-        resolve_model(tmp_path / "modle.safetensors")
+        resolve_model_path(tmp_path / "modle.safetensors")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.files.hub import cached_model, download_model, is_id, wanted_files
-from lorasmith.models.load import load_model, resolve_model
+from lorasmith.models.files.hub import download_model, find_cached_model, is_model_id, select_files
+from lorasmith.models.load import load_model, resolve_model_path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -36,15 +36,15 @@ def put_in_cache(cache: Path, model: Path) -> Path:
 
 
 def test_what_looks_like_an_id() -> None:
-    assert is_id("stabilityai/stable-diffusion-xl-base-1.0")
-    assert is_id("a/b")
+    assert is_model_id("stabilityai/stable-diffusion-xl-base-1.0")
+    assert is_model_id("a/b")
     for name in ("", "model", "a/b/c", "../model", "./model", "/model", "a/", "~/x/y", "a b/c"):
-        assert not is_id(name)
+        assert not is_model_id(name)
 
 
 def test_a_model_in_the_cache_is_opened(cache: Path, tiny_model: Path) -> None:
     snapshot = put_in_cache(cache, tiny_model)
-    assert resolve_model("some/model") == resolve_model(Path("some/model")) == snapshot
+    assert resolve_model_path("some/model") == resolve_model_path(Path("some/model")) == snapshot
     assert load_model("some/model").default_size == 64
 
 
@@ -54,19 +54,19 @@ def test_a_folder_of_that_name_comes_first(
     put_in_cache(cache, tiny_model)
     shutil.copytree(tiny_model, tmp_path / "some" / "model")
     monkeypatch.chdir(tmp_path)
-    assert resolve_model("some/model") == Path("some/model")
+    assert resolve_model_path("some/model") == Path("some/model")
 
 
 def test_one_that_is_not_there_says_how_to_fetch_it(cache: Path) -> None:
-    assert cached_model("some/model") is None
+    assert find_cached_model("some/model") is None
     with pytest.raises(WeightsError, match=r"no such id in the cache; .* some/model --download"):
-        resolve_model("some/model")
+        resolve_model_path("some/model")
 
 
 def test_half_a_download_names_what_is_missing(cache: Path, tiny_model: Path) -> None:
     shutil.rmtree(put_in_cache(cache, tiny_model) / "vae")
     with pytest.raises(WeightsError, match=r"missing part vae; copy or download") as caught:
-        resolve_model("some/model")
+        resolve_model_path("some/model")
     assert "`lorasmith model info some/model --download` fetches the rest" in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_what_is_downloaded() -> None:
         "vae/diffusion_pytorch_model.non_ema.safetensors",
         "text_encoder/model.fp16-00001-of-00001.safetensors", "text_encoder/flax_model.msgpack",
     }  # fmt: skip
-    assert wanted_files(FILES) == sorted(set(FILES) - left)
+    assert select_files(FILES) == sorted(set(FILES) - left)
 
 
 def test_a_download_asks_for_one_variant_of_one_revision(
@@ -115,7 +115,7 @@ def test_a_download_asks_for_one_variant_of_one_revision(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert download_model("some/model") == tmp_path
     assert asked == {
-        "name": "some/model", "revision": COMMIT, "allow_patterns": wanted_files(FILES),
+        "name": "some/model", "revision": COMMIT, "allow_patterns": select_files(FILES),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.noise import NoiseProcess, alphas_cumprod
+from lorasmith.models.noise import NoiseSchedule, compute_alphas_cumprod
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -17,8 +17,8 @@ CONFIG = {
 ALL = torch.arange(1000)
 
 
-def process(**more: object) -> NoiseProcess:
-    return NoiseProcess.from_scheduler({**CONFIG, **more}, torch.device("cpu"))
+def process(**more: object) -> NoiseSchedule:
+    return NoiseSchedule.from_scheduler({**CONFIG, **more}, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -34,28 +34,28 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("schedule", ["scaled_linear", "linear"])
 def test_signal_power_is_that_of_diffusers(schedule: str) -> None:
     reference = DDPMScheduler(**{**CONFIG, "beta_schedule": schedule}).alphas_cumprod
-    alphas = process(beta_schedule=schedule).alphas
+    alphas = process(beta_schedule=schedule).alphas_cumprod
     assert alphas.dtype == torch.float32
     torch.testing.assert_close(alphas, reference, rtol=2e-5, atol=1e-7)
 
 
 def test_other_lengths_and_defaults() -> None:
     torch.testing.assert_close(
-        NoiseProcess.from_scheduler({}, torch.device("cpu")).alphas,
+        NoiseSchedule.from_scheduler({}, torch.device("cpu")).alphas_cumprod,
         DDPMScheduler().alphas_cumprod, rtol=2e-5, atol=1e-7,
     )  # fmt: skip
-    assert process(num_train_timesteps=10).steps == 10
+    assert process(num_train_timesteps=10).num_timesteps == 10
 
 
 def test_a_model_without_terminal_signal_is_trained_so() -> None:
     own = process(rescale_betas_zero_snr=True)
     reference = DDIMScheduler(**CONFIG, rescale_betas_zero_snr=True).alphas_cumprod
-    assert own.alphas[-1] == 0.0
-    torch.testing.assert_close(own.alphas, reference, rtol=1e-3, atol=1e-6)
+    assert own.alphas_cumprod[-1] == 0.0
+    torch.testing.assert_close(own.alphas_cumprod, reference, rtol=1e-3, atol=1e-6)
 
 
 def test_noise_levels_listed_one_by_one_are_refused() -> None:
-    assert process(trained_betas=None).steps == 1000
+    assert process(trained_betas=None).num_timesteps == 1000
     with pytest.raises(ConfigError, match="trained_betas"):
         process(trained_betas=[0.1, 0.2])
 
@@ -74,7 +74,7 @@ def test_noising_and_targets_are_those_of_diffusers(
         expected = (
             noise if prediction == "epsilon" else reference.get_velocity(clean, noise, timesteps)
         )
-        target = own.target(clean, noise, timesteps)
+        target = own.training_target(clean, noise, timesteps)
         torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_the_signal_to_noise_ratio_is_that_of_diffusers() -> None:
 @given(gamma=st.floats(0.1, 20.0))
 def test_min_snr_weights(gamma: float) -> None:
     own = process()
-    snr = own.alphas.double() / (1 - own.alphas.double())
+    snr = own.alphas_cumprod.double() / (1 - own.alphas_cumprod.double())
     capped = torch.where(snr < gamma, snr, gamma)
     for prediction, expected in (("epsilon", capped / snr), ("v_prediction", capped / (snr + 1))):
         weight = process(prediction_type=prediction).min_snr_weight(ALL, gamma)
@@ -97,6 +97,6 @@ def test_what_is_not_supported_is_named() -> None:
     with pytest.raises(
         ConfigError, match="beta_schedule 'squaredcos' is not supported; use scaled"
     ):
-        alphas_cumprod("squaredcos", 0.1, 0.2)
+        compute_alphas_cumprod("squaredcos", 0.1, 0.2)
     with pytest.raises(ConfigError, match="prediction_type 'sample' is not supported"):
         process(prediction_type="sample")

@@ -7,13 +7,13 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
-from lorasmith.models.family import Variant
-from lorasmith.models.files.convert import contents_of, write_single_file
+from lorasmith.models.family import ModelVariant
+from lorasmith.models.files.convert import read_contents, save_single_file
 from lorasmith.models.files.summary import read_model_info
-from lorasmith.models.image_sizes import ModelSizes
+from lorasmith.models.image_sizes import ImageSizes
 from lorasmith.models.load import load_model, open_source
-from lorasmith.models.model_summary import empty_networks
-from lorasmith.models.prediction_type import measured_prediction
+from lorasmith.models.model_summary import build_meta_networks
+from lorasmith.models.prediction_type import measure_prediction_type
 from true_files import VARIANTS, file_shapes, write_sparse
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def tiny_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
-    write_single_file(contents_of(open_source(tiny_model)), path)
+    save_single_file(read_contents(open_source(tiny_model)), path)
     return path
 
 
@@ -48,11 +48,11 @@ def test_the_family_is_told_from_names_and_shapes(name: str, path: Path) -> None
     variant = VARIANTS[name]
     extras = EXTRAS[variant.family]
     summary = read_model_info(write_sparse(path, file_shapes(name) | extras))
-    said = variant.prediction if variant.family != "sd2" or variant.inpainting else None
-    assert summary.variant == Variant(variant.family, variant.inpainting, said)
+    said = variant.prediction_type if variant.family != "sd2" or variant.is_inpainting else None
+    assert summary.variant == ModelVariant(variant.family, variant.is_inpainting, said)
     assert {part.formats for part in summary.parts} == {("F16",)}
-    assert set(summary.left_out) == set(extras)
-    assert ModelSizes.read(path).default == (768 if said is None else variant.size)
+    assert set(summary.unused) == set(extras)
+    assert ImageSizes.read(path).default == (768 if said is None else variant.native_size)
 
 
 SAID = {
@@ -67,14 +67,14 @@ SAID = {
 def test_files_say_what_they_predict(how: str, path: Path) -> None:
     more, metadata, expected = SAID[how]
     write_sparse(path, file_shapes("sd2-v") | more, metadata=metadata)
-    assert open_source(path).variant.prediction == expected
+    assert open_source(path).variant.prediction_type == expected
 
 
 @pytest.mark.parametrize(("word", "expected"), [('"v"', "v_prediction"), ("eps", "epsilon")])
 def test_settings_beside_the_file_say_it(path: Path, word: str, expected: str) -> None:
     write_sparse(path, file_shapes("sd2-v"))
     path.with_suffix(".yaml").write_text(f"model:\n  params:\n    parameterization: {word}\n")
-    assert open_source(path).variant.prediction == expected
+    assert open_source(path).variant.prediction_type == expected
 
 
 def test_an_sdxl_that_predicts_v_without_terminal_signal(path: Path) -> None:
@@ -91,7 +91,7 @@ def test_older_names_of_the_text_tower(path: Path) -> None:
 
 
 def test_the_refiner_has_no_first_text_encoder(path: Path) -> None:
-    networks = empty_networks(write_sparse(path, file_shapes("sdxl-refiner")))
+    networks = build_meta_networks(write_sparse(path, file_shapes("sdxl-refiner")))
     assert networks.text_encoder is None
     assert networks.text_encoder_2.config.hidden_size == 1280
 
@@ -152,14 +152,14 @@ def test_shapes_that_are_not_the_family_s(path: Path) -> None:
         WeightsError, match=r"unet cannot .* 1 of 686 .* conv_out.bias: \[5\] where"
     ):
         load_model(write_sparse(path, shapes))
-    for look in (read_model_info, lambda file: contents_of(open_source(file))):
+    for look in (read_model_info, lambda file: read_contents(open_source(file))):
         with pytest.raises(WeightsError, match=r"unet cannot .* 1 of 686 tensors do not fit"):
             look(path)
 
 
 def test_quantised_weights_are_refused(path: Path) -> None:
     write_sparse(path, file_shapes("sd1"), "I8")
-    for look in (load_model, read_model_info, lambda file: contents_of(open_source(file))):
+    for look in (load_model, read_model_info, lambda file: read_contents(open_source(file))):
         with pytest.raises(WeightsError, match=r"unet .* 686 tensors are whole numbers \(I8\)"):
             look(path)
 
@@ -197,7 +197,7 @@ def test_a_single_file_is_the_folder(tiny_file: Path, tiny_model: Path) -> None:
         assert all(torch.equal(mine[key], yours[key]) for key in mine)
     assert one.scheduler_config["prediction_type"] == other.scheduler_config["prediction_type"]
     assert one.tokenizer("a cat")["input_ids"] == other.tokenizer("a cat")["input_ids"]
-    assert one.default_size == other.default_size == ModelSizes.read(tiny_file).default
+    assert one.default_size == other.default_size == ImageSizes.read(tiny_file).default
 
 
 class Denoiser(torch.nn.Module):
@@ -219,5 +219,5 @@ class Denoiser(torch.nn.Module):
 
 
 def test_what_a_network_predicts_is_measured() -> None:
-    assert measured_prediction(Denoiser(copies=True)) == "epsilon"
-    assert measured_prediction(Denoiser(copies=False)) == "v_prediction"
+    assert measure_prediction_type(Denoiser(copies=True)) == "epsilon"
+    assert measure_prediction_type(Denoiser(copies=False)) == "v_prediction"

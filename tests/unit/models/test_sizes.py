@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.image_sizes import ModelSizes
+from lorasmith.models.image_sizes import ImageSizes
 from lorasmith.models.load import load_model
 
 
 def test_sizes_are_those_of_the_opened_model(tiny_model: Path) -> None:
     model = load_model(tiny_model)
-    sizes = ModelSizes.read(tiny_model)
+    sizes = ImageSizes.read(tiny_model)
     assert sizes.default == model.default_size == 64
     assert sizes.multiple == 64
-    assert sizes == ModelSizes.of(model)
-    assert ModelSizes.read() == ModelSizes(default=128, multiple=64)
+    assert sizes == ImageSizes.from_model(model)
+    assert ImageSizes.read() == ImageSizes(default=128, multiple=64)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_a_config_that_does_not_say_is_named(
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / part / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=message):
-        ModelSizes.read(folder)
+        ImageSizes.read(folder)
 
 
 def test_no_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a diffusers model folder"):
-        ModelSizes.read(tmp_path)
+        ImageSizes.read(tmp_path)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import family_of
-from lorasmith.models.load import Model, load_model, resolve_model
+from lorasmith.models.family import detect_family
+from lorasmith.models.load import Model, load_model, resolve_model_path
 from lorasmith.models.text.encode import TokenIds, encode_captions, encode_tokens, tokenize_texts
 
 TEXTS = ["a red apple on a table, noto style", "", "x " * 90]
@@ -96,11 +96,11 @@ def test_layers_that_do_not_exist_are_refused(tiny_sdxl: Path) -> None:
 
 def test_families(tiny_model: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
     for folder, family in ((tiny_model, "sd1"), (tiny_sd2, "sd2"), (tiny_sdxl, "sdxl")):
-        assert family_of(load_model(folder)) == family
+        assert detect_family(load_model(folder)) == family
     config = SimpleNamespace(use_linear_projection=False, addition_embed_type="image")
     other = SimpleNamespace(folder=Path("m"), unet=SimpleNamespace(config=config))
     with pytest.raises(WeightsError, match="model m: its U-Net wants image inputs"):
-        family_of(other)
+        detect_family(other)
 
 
 def test_half_an_sdxl_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_half_an_sdxl_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sdxl, folder)
     shutil.rmtree(folder / "tokenizer_2")
     with pytest.raises(WeightsError, match="missing part tokenizer_2"):
-        resolve_model(folder)
+        resolve_model_path(folder)
 
 
 def test_both_text_encoders_move(tiny_sdxl: Path) -> None:

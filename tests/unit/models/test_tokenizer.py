@@ -5,7 +5,7 @@ from transformers import CLIPTokenizer
 
 from lorasmith.core.errors import DataError
 from lorasmith.models.load import EMBEDDED, load_tokenizer
-from lorasmith.models.text.tokenizer import build_tokenizer, clip_tokenizer, read_merges
+from lorasmith.models.text.tokenizer import create_bpe_tokenizer, create_clip_tokenizer, read_merges
 
 MERGES = "#version: 0.2\nc a\nca t</w>\nt h\nth e</w>\n"
 
@@ -21,7 +21,7 @@ def ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
 
 
 def test_ids_are_those_worked_out_by_hand(merges: Path) -> None:
-    tokenizer = build_tokenizer(read_merges(merges))
+    tokenizer = create_bpe_tokenizer(read_merges(merges))
     start, end = 512 + 4, 512 + 5
     # Printable ASCII from "!" comes first, so "a" is 97 - 33; the end-of-word forms follow at 256.
     a, c, h = (ord(letter) - 33 for letter in "ach")
@@ -39,7 +39,7 @@ def test_ids_are_those_worked_out_by_hand(merges: Path) -> None:
 
 
 def test_a_saved_tokenizer_reads_alike(merges: Path, tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(read_merges(merges))
+    tokenizer = create_bpe_tokenizer(read_merges(merges))
     tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
     again = load_tokenizer(tmp_path / "model")
     assert again.model_max_length == 77
@@ -70,16 +70,16 @@ def test_a_bad_list_is_named(tmp_path: Path) -> None:
 
 
 def test_the_shipped_list_makes_the_tokenizer_of_clip() -> None:
-    tokenizer = clip_tokenizer(49408)
+    tokenizer = create_clip_tokenizer(49408)
     assert len(tokenizer) == 49408
     # Published ids: "a photo of a cat" is a common example of CLIP's.
     assert ids(tokenizer, "a photo of a cat") == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert ids(tokenizer, "") == [49406, 49407]
-    assert clip_tokenizer(49408, "!").pad_token_id == 0
+    assert create_clip_tokenizer(49408, "!").pad_token_id == 0
 
 
 def test_a_narrow_model_s_tokenizer_has_the_first_merges() -> None:
-    own, embedded = clip_tokenizer(8192), load_tokenizer(EMBEDDED)
+    own, embedded = create_clip_tokenizer(8192), load_tokenizer(EMBEDDED)
     assert own.get_vocab() == embedded.get_vocab()
     text = "A lighthouse at dusk, 3 sheep & a café; noto style"
     assert ids(own, text) == ids(embedded, text)
@@ -88,4 +88,4 @@ def test_a_narrow_model_s_tokenizer_has_the_first_merges() -> None:
 @pytest.mark.parametrize("vocabulary", [513, 49409])
 def test_a_vocabulary_that_is_not_clip_s_is_refused(vocabulary: int) -> None:
     with pytest.raises(DataError, match=r"is not CLIP's, which has 49,408 tokens"):
-        clip_tokenizer(vocabulary)
+        create_clip_tokenizer(vocabulary)

@@ -197,12 +197,12 @@ def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
 def test_the_refiner_knows_the_lowest_noise_levels() -> None:
     config: dict[str, object] = {"beta_schedule": "scaled_linear"}
     process = process_of(config, LossConfig(), CPU, known=200)
-    assert process.steps == 200
+    assert process.num_timesteps == 200
     clean = torch.zeros(400, 1, 1, 1)
     batch = Batch(clean=clean, weight=torch.ones(400), numbers=torch.arange(400))
     levels = draw_noise(process, LossConfig(), batch, BatchRng(make_generator(0), 400)).timesteps
     assert 190 < int(levels.max()) < 200
     assert int(levels.min()) < 10
     whole = process_of(config, LossConfig(), CPU)
-    assert whole.steps == 1000
-    assert torch.equal(whole.alphas, process.alphas)
+    assert whole.num_timesteps == 1000
+    assert torch.equal(whole.alphas_cumprod, process.alphas_cumprod)

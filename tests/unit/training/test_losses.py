@@ -12,7 +12,7 @@ from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.noise import alphas_cumprod, zero_terminal
+from lorasmith.models.noise import compute_alphas_cumprod
 from lorasmith.training.losses import Noise, draw_noise, losses_of, process_of, total_of
 
 
@@ -95,7 +95,7 @@ def test_zero_terminal_snr_is_that_of_diffusers() -> None:
     start, end = 0.00085**0.5, 0.012**0.5
     betas = torch.linspace(start, end, 1000, dtype=torch.float64) ** 2
     theirs = torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0)
-    ours = zero_terminal(alphas_cumprod("scaled_linear", 0.00085, 0.012))
+    ours = rescale_zero_terminal_snr(compute_alphas_cumprod("scaled_linear", 0.00085, 0.012))
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-7)
     assert ours[-1] == 0.0
 
@@ -116,7 +116,7 @@ def test_zero_terminal_snr_warns_where_the_model_does_not_fit(
         warnings.simplefilter("always")
         process_of(config, LossConfig(), cpu)
         assert not told
-        assert process_of(config, on, cpu).alphas[-1] == 0.0
+        assert process_of(config, on, cpu).alphas_cumprod[-1] == 0.0
     assert [one.category for one in told] == [LorasmithWarning] * (message is not None)
     assert all(re.search(str(message), str(one.message)) for one in told)
 

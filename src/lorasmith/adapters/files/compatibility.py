@@ -18,7 +18,7 @@ from lorasmith.adapters.nn.dense import make_delta_adapter
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight, make_adapter
 from lorasmith.adapters.tools.info import family_of_file, prediction_of_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.models.family import FAMILIES, Networks, family_of
+from lorasmith.models.family import FAMILIES, Networks, detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -105,14 +105,14 @@ def _fitted(place: LayerRef, layer: Layer) -> Adapter:
 
 def _cause(model: Networks, file: LoraFile) -> str:
     """Say which models a file that does not fit may be for."""
-    own, (family, known_by) = family_of(model), family_of_file(file)
+    own, (family, known_by) = detect_family(model), family_of_file(file)
     if any(is_foreign(name) for name in file.layers):
         return "by its names it is for a later family (Flux, SD 3), which lorasmith does not draw"
     if family is not None and family != own:
         title = FAMILIES[family].title
         return f"by its {known_by} it was made for {title}: open it with an {title} model"
     base = file.metadata.get("ss_base_model_version", "")
-    if base and base not in FAMILIES[own].versions:
+    if base and base not in FAMILIES[own].kohya_versions:
         return f"it was made for a model of family {base}: open it with one"
     return "it was made for another model: open it with that"
 
@@ -123,7 +123,7 @@ def _compare_bases(model: "Model", file: LoraFile, strict: bool) -> None:
     Self-attention is alike in SD 1.x and 2.x, and what a model predicts changes no shape at all:
     such files would be drawn with in silence, and wrongly.
     """
-    own, (family, known_by) = family_of(model), family_of_file(file)
+    own, (family, known_by) = detect_family(model), family_of_file(file)
     predicted = model.scheduler_config.get("prediction_type", "epsilon")
     meant = prediction_of_file(file) or predicted
     if known_by == "metadata" and family is not None and family != own:

@@ -97,12 +97,12 @@ def _facts(file: LoraFile, family: Family | None, name: str) -> dict[str, str]:
         return told
     facts, prediction = FAMILIES[family], prediction_of_file(file)
     told["ss_v2"] = str(family == "sd2")
-    if prediction is None and len(facts.predictions) > 1:
+    if prediction is None and len(facts.prediction_types) > 1:
         return told  # SD 2.x of either kind
     v = prediction == "v_prediction"
     return told | {
-        "ss_base_model_version": facts.versions[v],
-        "modelspec.architecture": f"{facts.architectures[v]}/lora",
+        "ss_base_model_version": facts.kohya_versions[v],
+        "modelspec.architecture": f"{facts.modelspec_architectures[v]}/lora",
         "modelspec.prediction_type": "v" if v else "epsilon",
     }
 

@@ -65,7 +65,7 @@ def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
     args = {"parts": {name: asdict(part) for name, part in facts.parts.items()}} if uneven else {}
     return {
         "ss_v2": str(facts.family == "sd2"),
-        "ss_base_model_version": family.versions[v],
+        "ss_base_model_version": family.kohya_versions[v],
         "ss_output_name": facts.name,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(main.rank),
@@ -74,7 +74,7 @@ def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
         "ss_resolution": f"({facts.resolution}, {facts.resolution})",
         "ss_tag_frequency": json.dumps(frequency, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{family.architectures[v]}/lora",
+        "modelspec.architecture": f"{family.modelspec_architectures[v]}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": facts.name,
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",

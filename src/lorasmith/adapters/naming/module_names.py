@@ -68,13 +68,17 @@ class LayerPath(NamedTuple):
         """Return its name in kohya's LoRA files for models of a family; None is SD 1.x or 2.x."""
         facts = FAMILIES[family or "sd1"]
         if self.part == UNET:
-            if facts.sgm_names:
-                return UNET_PREFIX + BlockMap.from_depths(facts.unet.depths).sgm_name(self.path)
+            if facts.uses_sgm_names:
+                return UNET_PREFIX + BlockMap.from_depths(facts.unet.transformer_layers).sgm_name(
+                    self.path
+                )
             return kohya_unet_name(self.path)
         number = TEXT_ENCODERS.index(self.part)
         # A file for SDXL of which nobody knows that it is one still tells its encoders apart.
         prefixes = (
-            facts.text_prefixes if number < len(facts.text_prefixes) else tuple(_PREFIXES)[1:]
+            facts.lora_text_prefixes
+            if number < len(facts.lora_text_prefixes)
+            else tuple(_PREFIXES)[1:]
         )
         return kohya_text_name(self.path, prefixes[number])
 

@@ -10,7 +10,7 @@ from lorasmith.adapters.targeting.targets import select_layers
 from lorasmith.config.lora import Targets
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.family import Networks
-from lorasmith.models.model_summary import kind_of, lora_parameters
+from lorasmith.models.model_summary import count_lora_parameters, layer_type
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def _covered(place: LayerRef, rank: int) -> CoveredLayer:
         place.path,
         place.name,
         block_label(place) or place.part,
-        kind_of(place.path) if of_unet else place.path.split(".")[-2],
+        layer_type(place.path) if of_unet else place.path.split(".")[-2],
         tuple(weight.shape),
         weight.numel(),
-        lora_parameters(place.layer, rank),  # type: ignore[arg-type]
+        count_lora_parameters(place.layer, rank),  # type: ignore[arg-type]
     )
 
 

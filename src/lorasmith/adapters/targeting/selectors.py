@@ -1,8 +1,8 @@
 """Which layers a target names: presets, blocks, and patterns over module paths.
 
-A target is ``KINDS``, ``BLOCKS`` or ``KINDS@BLOCKS``, each one or more words joined by ``+``:
+A target is ``LAYER_TYPES``, ``BLOCKS`` or ``KINDS@BLOCKS``, each one or more words joined by ``+``:
 
-- a kind (`KINDS`): ``attention``, ``attention+ff``, ``all-linear+conv``, ``+conv``, ...;
+- a kind (`LAYER_TYPES`): ``attention``, ``attention+ff``, ``all-linear+conv``, ``+conv``, ...;
 - ``text-encoder``: the text encoders;
 - a block: ``down``, ``mid``, ``up``, ``down.1``, ``up.0``, a name of block weight vectors
   (``IN04``, ``MID``, ``OUT05``) or `PAIRS`. Blocks without a kind mean ``all-linear`` in them, and

@@ -9,7 +9,7 @@ from lorasmith.adapters.files.compatibility import fit
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.tools.merge import Term
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -37,7 +37,7 @@ def bake(
             too large for the number format that it will be saved in.
         ConfigError: weights by block are for another family.
     """
-    family = family_of(model)
+    family = detect_family(model)
     deltas = []
     for term in terms:
         found, weight_of = fit(model, term.file, strict), term.weights(family)

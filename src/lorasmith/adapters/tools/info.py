@@ -18,7 +18,9 @@ _XL = ("lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_",
        "lora_unet_middle_block_")  # fmt: skip
 _DEEP = re.compile(r"lora_unet_\w+_transformer_blocks_[1-9]")
 """A second transformer behind the first, which only SDXL has."""
-_TEXT_WIDTHS: dict[int, Family] = {facts.unet.context: family for family, facts in FAMILIES.items()}
+_TEXT_WIDTHS: dict[int, Family] = {
+    facts.unet.cross_attention_dim: family for family, facts in FAMILIES.items()
+}
 """Width of the text that cross-attention of published models reads."""
 
 
@@ -84,7 +86,7 @@ def family_of_file(file: LoraFile) -> tuple[Family | None, str]:
     """Return the family of models that a file is for, and what tells it."""
     version = file.metadata.get("ss_base_model_version", "")
     for family, facts in FAMILIES.items():
-        if version in facts.versions:
+        if version in facts.kohya_versions:
             return family, "metadata"
     if version.startswith("sdxl_"):
         return "sdxl", "metadata"
@@ -106,7 +108,7 @@ def prediction_of_file(file: LoraFile) -> str | None:
     if told in ("epsilon", "v"):
         return "v_prediction" if told == "v" else "epsilon"
     version = file.metadata.get("ss_base_model_version")
-    kinds = dict(zip(FAMILIES["sd2"].versions, ("epsilon", "v_prediction"), strict=True))
+    kinds = dict(zip(FAMILIES["sd2"].kohya_versions, ("epsilon", "v_prediction"), strict=True))
     return kinds.get(version) if version else None
 
 

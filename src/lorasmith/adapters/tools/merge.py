@@ -25,7 +25,7 @@ from lorasmith.adapters.tools.algebra import (
 )
 from lorasmith.adapters.tools.info import family_of_file
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import FAMILIES, Family, family_of
+from lorasmith.models.family import FAMILIES, Family, detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -61,7 +61,7 @@ class Term:
         if self.blocks is None:
             return lambda name: self.weight
         facts = FAMILIES[family or "sd1"]
-        chosen = self.blocks.for_family(facts.sgm_names)
+        chosen = self.blocks.for_family(facts.uses_sgm_names)
         return lambda name: self.weight * chosen.weight_of(block_of_name(name, family))
 
 
@@ -72,7 +72,9 @@ def block_of_name(name: str, family: Family | None) -> str:
         return ""
     if module.part != UNET:
         return "BASE"
-    return BlockMap.from_depths(FAMILIES[family or "sd1"].unet.depths).lbw_name(module.path)
+    return BlockMap.from_depths(FAMILIES[family or "sd1"].unet.transformer_layers).lbw_name(
+        module.path
+    )
 
 
 def weights_of(model: "Model") -> WeightOf:
@@ -207,7 +209,7 @@ def extract(tuned: "Model", base: "Model", limit: Limit) -> Extracted:
         WeightsError: the models have different layers, or none of them differ.
     """
     places, others = find_layer_refs(base), find_layer_refs(tuned)
-    if family_of(tuned) != family_of(base) or places.keys() != others.keys():
+    if detect_family(tuned) != detect_family(base) or places.keys() != others.keys():
         raise WeightsError(
             f"{tuned.folder} and {base.folder} are not of one kind, so there is no difference of "
             "weights; name the model that was tuned and the one it was tuned from"

@@ -34,7 +34,7 @@ from lorasmith.adapters.tools.merge import (
 )
 from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import FAMILIES, Family, family_of
+from lorasmith.models.family import FAMILIES, Family, detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -230,7 +230,7 @@ def extract_lora(
     facts = Facts(
         name=target.stem,
         tag="",
-        family=family_of(base),
+        family=detect_family(base),
         prediction_type=tuned.scheduler_config.get("prediction_type", "epsilon"),
         parts={"all": PartSummary(*_main(found.layers), len(found.layers))},
         resolution=tuned.default_size,

@@ -101,10 +101,10 @@ def bake(
         from lorasmith.adapters.tools.fuse import bake as merge
         from lorasmith.core.device import compute_dtype
         from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
-        from lorasmith.models.files.save import refuse_taken, save_changed
-        from lorasmith.models.load import load_model, resolve_model
+        from lorasmith.models.files.save import refuse_taken, save_modified_model
+        from lorasmith.models.load import load_model, resolve_model_path
 
-        folder = resolve_model(None if model == EMBEDDED else model)
+        folder = resolve_model_path(None if model == EMBEDDED else model)
         target = out.expanduser()
         if target.suffix.lower() in (".safetensors", *PICKLE_SUFFIXES):
             raise ConfigError(
@@ -116,7 +116,7 @@ def bake(
         opened = load_model(folder)
     with Console(stderr=True).status("merging and saving"):
         changed = merge(opened, terms, compute_dtype(precision), not allow_mismatch)
-        save_changed(opened, changed, target, compute_dtype(precision))
+        save_modified_model(opened, changed, target, compute_dtype(precision))
     count = f"{len(terms)} LoRA{'' if len(terms) == 1 else 's'}"
     typer.echo(f"{target}: {count} merged into {', '.join(sorted(changed))}")
 

@@ -20,7 +20,7 @@ from lorasmith.config.lora import LoraConfig
 if TYPE_CHECKING:
     from lorasmith.models.files.summary import ModelInfo
     from lorasmith.models.model_summary import LoraCost, ModelSummary
-    from lorasmith.models.unet_tree import Node
+    from lorasmith.models.unet_tree import UnetNode
 
 _SIZE_OF_HALF = 2
 """Bytes per parameter in the float16 that LoRA files are usually saved in."""
@@ -100,9 +100,9 @@ def _show_targets(
 ) -> None:
     with Console(stderr=True).status("reading the model's parts"):
         from lorasmith.adapters.targeting.coverage import compute_coverage
-        from lorasmith.models.model_summary import empty_networks
+        from lorasmith.models.model_summary import build_meta_networks
 
-        found = compute_coverage(empty_networks(model), targets, rank)
+        found = compute_coverage(build_meta_networks(model), targets, rank)
     if as_json:
         typer.echo(json.dumps(coverage_json(found, targets, rank), indent=2))
         return
@@ -119,17 +119,17 @@ def _summary_json(summary: "ModelInfo", hashed: str) -> dict[str, Any]:
     return {
         "title": summary.title,
         "family": summary.variant.family,
-        "inpainting": summary.variant.inpainting,
-        "prediction_type": summary.variant.prediction,
+        "inpainting": summary.variant.is_inpainting,
+        "prediction_type": summary.variant.prediction_type,
         "layout": "single file" if summary.single_file else "folder",
         "hash": hashed,
         "parts": [asdict(part) for part in summary.parts],
-        "left_out": list(summary.left_out),
+        "left_out": list(summary.unused),
     }
 
 
 def _summary_text(summary: "ModelInfo", hashed: str) -> str:
-    told = summary.variant.prediction
+    told = summary.variant.prediction_type
     predicts = f"predicts {told}" if told else "what it predicts is not said (measured when loaded)"
     layout = "single file" if summary.single_file else "folder"
     parts = [f"{part.name} {'+'.join(part.formats)} ({part.tensors})" for part in summary.parts]
@@ -137,10 +137,10 @@ def _summary_text(summary: "ModelInfo", hashed: str) -> str:
         f"Model      {summary.title}, {predicts}, {layout}, hash {hashed}",
         f"Parts      {', '.join(parts)}",
     ]
-    if summary.left_out:
-        more = ", ..." if len(summary.left_out) > 3 else ""
-        first = ", ".join(summary.left_out[:3])
-        lines.append(f"Not used   {len(summary.left_out)} further: {first}{more}")
+    if summary.unused:
+        more = ", ..." if len(summary.unused) > 3 else ""
+        first = ", ".join(summary.unused[:3])
+        lines.append(f"Not used   {len(summary.unused)} further: {first}{more}")
     return "\n".join(lines)
 
 
@@ -152,7 +152,7 @@ def _as_json(parts: "ModelSummary", rank: int | None) -> dict[str, Any]:
     return tree
 
 
-def _tree(node: "Node", above: str = "") -> Tree:
+def _tree(node: "UnetNode", above: str = "") -> Tree:
     """Return the rich tree of a node; names are shown relative to the parent's."""
     # "transformer_blocks.0" says nothing where there is only one.
     name = node.path.removeprefix(f"{above}.").removeprefix("transformer_blocks.0.")
@@ -172,14 +172,14 @@ def _tree(node: "Node", above: str = "") -> Tree:
 
 
 def _shares(parts: "ModelSummary") -> Table:
-    from lorasmith.models.model_summary import KINDS
+    from lorasmith.models.model_summary import LAYER_TYPES
 
     table = Table("kind of layer", title="The U-Net by kind", title_justify="left")
     for column in ("layers", "parameters", "share"):
         table.add_column(column, justify="right")
     for share in parts.shares:
         row = str(share.layers), f"{share.parameters:,}", f"{share.share:.1%}"
-        table.add_row(KINDS[share.kind], *row)
+        table.add_row(LAYER_TYPES[share.kind], *row)
     table.add_section()
     layers = sum(share.layers for share in parts.shares)
     table.add_row("all", str(layers), f"{parts.unet.parameters:,}", "100.0%")
@@ -211,14 +211,14 @@ def _text_line(text: Mapping[str, Any]) -> str:
 
 
 def _costs(parts: "ModelSummary", rank: int) -> Table:
-    from lorasmith.models.model_summary import KINDS
+    from lorasmith.models.model_summary import LAYER_TYPES
 
     table = Table("LoRA on", title=f"A LoRA of rank {rank}", title_justify="left")
     for column in ("layers", "their weights", "LoRA", "fewer", "file (fp16)"):
         table.add_column(column, justify="right")
-    single = [cost for cost in parts.lora if cost.name in KINDS]
+    single = [cost for cost in parts.lora if cost.name in LAYER_TYPES]
     for cost in single:
-        table.add_row(KINDS[cost.name], *_cost_cells(cost))
+        table.add_row(LAYER_TYPES[cost.name], *_cost_cells(cost))
     table.add_section()
     for cost in parts.lora[len(single) :]:
         name = "text encoder" if cost.name == "text" else f"all of: {cost.name}"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lorasmith.cli.download import Download
 from lorasmith.core.errors import ConfigError, OutputError
-from lorasmith.core.files import writable_folder
+from lorasmith.core.files import ensure_writable_folder
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
 
 SINGLE = ".safetensors"
@@ -61,22 +61,22 @@ def convert(
         raise OutputError(f"{target}: something is there already; choose another name")
     with Console(stderr=True).status("opening the model"):
         from lorasmith.core.device import compute_dtype
-        from lorasmith.models.files.convert import contents_of, write_folder, write_single_file
+        from lorasmith.models.files.convert import read_contents, save_folder, save_single_file
         from lorasmith.models.files.hub import download_model
         from lorasmith.models.load import open_source
 
         if download:
             download_model(model)
         source = open_source(None if model == EMBEDDED_NAME else model)
-        contents = contents_of(source, prediction)
+        contents = read_contents(source, prediction)
     with Console(stderr=True).status("converting"):
         dtype = None if precision == "keep" else compute_dtype(precision)
         single = target.suffix.lower() == SINGLE
-        writable_folder(target.parent)
-        (write_single_file if single else write_folder)(contents, target, dtype)
+        ensure_writable_folder(target.parent)
+        (save_single_file if single else save_folder)(contents, target, dtype)
     kind = "single file" if single else "folder"
     typer.echo(f"{target}: {contents.variant.title} as a {kind}")
-    for line in _left_out(source.left_out):
+    for line in _left_out(source.unused):
         typer.echo(line)
 
 

@@ -34,7 +34,7 @@ class Shard:
 
     @property
     def kind(self) -> str:
-        """Which of `KINDS` it belongs to."""
+        """Which of `LAYER_TYPES` it belongs to."""
         return self.path.parent.parent.name
 
 

@@ -10,7 +10,7 @@ from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -34,7 +34,7 @@ def attach_requested_lora(
 def _weight_at(model: "Model", mention: LoraRequest) -> Callable[[LayerRef], float]:
     blocks = None
     if mention.lbw:
-        is_sdxl = family_of(model) in ("sdxl", "sdxl-refiner")
+        is_sdxl = detect_family(model) in ("sdxl", "sdxl-refiner")
         try:
             blocks = parse_block_weights(mention.lbw).for_family(is_sdxl)
         except ConfigError as error:

@@ -15,7 +15,7 @@ from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.inference.loras.find import list_lora_files
 from lorasmith.inference.loras.router import ActiveLora
 from lorasmith.inference.prompts.parser import LoraRequest
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model
 
 _Tag = tuple[int, ...]
@@ -109,10 +109,12 @@ class FolderLoraLibrary:
         if facts.kind == "none" and facts.tag:
             facts = replace(facts, kind="prompt")  # a phrase that people are told to write
         told = LoraFile(path, {}, metadata)
-        family = family_of_file(told)[0] or family_of(self._model)
+        family = family_of_file(told)[0] or detect_family(self._model)
         predicted = self._model.scheduler_config.get("prediction_type", "epsilon")
         meant = prediction_of_file(told) or predicted
-        return LibraryEntry(path, facts, family == family_of(self._model) and meant == predicted)
+        return LibraryEntry(
+            path, facts, family == detect_family(self._model) and meant == predicted
+        )
 
     def _tag(self, facts: GateMetadata) -> _Tag:
         return tuple(tokenize_tag(self._model.main_tokenizer, facts.tag))

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lorasmith.core.errors import OutputError
-from lorasmith.core.files import replacing
+from lorasmith.core.files import atomic_write
 from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.inference.image_jobs import ImageJob
 from lorasmith.inference.outputs.grid import make_grid, make_labelled_grid
@@ -86,7 +86,7 @@ def save_png(image: Image.Image, path: Path) -> None:
     if image.info.get(PARAMETERS_KEY):
         text.add_text(PARAMETERS_KEY, str(image.info[PARAMETERS_KEY]))
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             image.save(temporary, format="PNG", pnginfo=text)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

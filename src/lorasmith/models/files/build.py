@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.files.stored_tensors import TEXT_LEVEL, Tensors
+from lorasmith.models.files.stored_tensors import TEXT_LEVEL, StoredTensors
 from lorasmith.models.suppress_logs import suppress_logs
 
 _SHOWN = 3
 
 
-def empty_network(kind: Any, config: Mapping[str, Any]) -> Any:
+def build_empty_network(kind: Any, config: Mapping[str, Any]) -> Any:
     """Build a network without memory for its weights, in evaluation mode.
 
     Args:
@@ -43,19 +43,19 @@ def _built(kind: Any, config: Mapping[str, Any]) -> Any:
     return kind.from_config(dict(config))
 
 
-def plain_state(network: nn.Module) -> dict[str, torch.Tensor]:
+def canonical_state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
     """Return a network's tensors, those of text encoders without ``text_model.``."""
     return {name.removeprefix(TEXT_LEVEL): value for name, value in network.state_dict().items()}
 
 
-def fill(network: nn.Module, tensors: Tensors, dtype: torch.dtype | None) -> None:
+def load_weights(network: nn.Module, tensors: StoredTensors, dtype: torch.dtype | None) -> None:
     """Give a network its weights, one tensor after the other.
 
     A tensor that is stored in ``dtype`` stays mapped to its file; another one is cast, and its
     file's bytes are let go of. All is checked before anything is read.
 
     Args:
-        network: of `empty_network`.
+        network: of `build_empty_network`.
         tensors: its weights by plain names.
         dtype: of all its weights; None leaves each as it is stored.
 
@@ -71,15 +71,15 @@ def fill(network: nn.Module, tensors: Tensors, dtype: torch.dtype | None) -> Non
         _put(network, own, value)
 
 
-def check_tensors(network: nn.Module, tensors: Tensors) -> None:
+def check_tensors(network: nn.Module, tensors: StoredTensors) -> None:
     """Compare a network's tensors with those that there are, without reading any.
 
     Raises:
         WeightsError: they are missing, unknown, of another shape or quantised; says how many and
             which.
     """
-    state = plain_state(network)
-    check_names(state, tensors)
+    state = canonical_state_dict(network)
+    check_tensor_names(state, tensors)
     shapes = [name for name, own in state.items() if tensors[name].shape != own.shape]
     if shapes:
         found, expected = tensors[shapes[0]].shape, state[shapes[0]].shape
@@ -100,7 +100,7 @@ def _is_whole(own: torch.Tensor, stored: str) -> bool:
     return own.is_floating_point() and stored.startswith(("I", "U", "BOOL"))
 
 
-def check_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_tensor_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Compare the names of a network's tensors with those that there are.
 
     Raises:
@@ -110,14 +110,14 @@ def check_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     unknown = [name for name in given if name not in wanted]
     if missing:
         raise WeightsError(
-            f"{len(missing)} of {len(wanted)} tensors are missing{shown(missing)}"
-            + (f", {len(unknown)} are unknown{shown(unknown)}" if unknown else "")
+            f"{len(missing)} of {len(wanted)} tensors are missing{abbreviate_names(missing)}"
+            + (f", {len(unknown)} are unknown{abbreviate_names(unknown)}" if unknown else "")
         )
     if unknown:
-        raise WeightsError(f"{len(unknown)} tensors are unknown{shown(unknown)}")
+        raise WeightsError(f"{len(unknown)} tensors are unknown{abbreviate_names(unknown)}")
 
 
-def shown(names: list[str]) -> str:
+def abbreviate_names(names: list[str]) -> str:
     """Return `` (a, b, c, ...)`` of a list of names."""
     more = ", ..." if len(names) > _SHOWN else ""
     return f" ({', '.join(names[:_SHOWN])}{more})"

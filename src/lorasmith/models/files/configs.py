@@ -10,9 +10,9 @@ from lorasmith.models.family import (
     INPAINTING_CHANNELS,
     LATENT_CHANNELS,
     TIME_ID_WIDTH,
-    Tower,
-    UnetFacts,
-    Variant,
+    ModelVariant,
+    TextEncoderLayout,
+    UnetLayout,
 )
 
 DOWNSCALE = 8
@@ -33,7 +33,7 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The tokenizer of each text encoder."""
 
 
-def config_of(variant: Variant, part: str) -> dict[str, Any]:
+def component_config(variant: ModelVariant, part: str) -> dict[str, Any]:
     """Return the config of a network (a key of `CLASSES`) or of the ``scheduler``."""
     if part == "unet":
         return unet_config(variant)
@@ -41,17 +41,17 @@ def config_of(variant: Variant, part: str) -> dict[str, Any]:
         return vae_config(variant)
     if part == "scheduler":
         return scheduler_config(variant)
-    return text_config(variant.facts.towers[part])
+    return text_encoder_config(variant.facts.text_encoders[part])
 
 
-def unet_config(variant: Variant) -> dict[str, Any]:
+def unet_config(variant: ModelVariant) -> dict[str, Any]:
     """Return the U-Net's config."""
     facts = variant.facts.unet
-    attended = [depth > 0 for depth in facts.depths]
+    attended = [depth > 0 for depth in facts.transformer_layers]
     config: dict[str, Any] = {
         "_class_name": CLASSES["unet"],
-        "sample_size": variant.size // DOWNSCALE,
-        "in_channels": INPAINTING_CHANNELS if variant.inpainting else LATENT_CHANNELS,
+        "sample_size": variant.native_size // DOWNSCALE,
+        "in_channels": INPAINTING_CHANNELS if variant.is_inpainting else LATENT_CHANNELS,
         "out_channels": LATENT_CHANNELS,
         "block_out_channels": list(facts.channels),
         "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attended],
@@ -59,37 +59,39 @@ def unet_config(variant: Variant) -> dict[str, Any]:
             "CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attended)
         ],
         "layers_per_block": 2,
-        "cross_attention_dim": facts.context,
+        "cross_attention_dim": facts.cross_attention_dim,
         "attention_head_dim": _heads(facts),
         "transformer_layers_per_block": _depths(facts),
-        "use_linear_projection": facts.linear,
+        "use_linear_projection": facts.use_linear_projection,
         # The attention of SD 2.x trained for v overflows in float16 otherwise.
-        "upcast_attention": variant.family == "sd2" and variant.prediction != "epsilon",
+        "upcast_attention": variant.family == "sd2" and variant.prediction_type != "epsilon",
     }
-    if facts.time_ids:
-        pooled = next(t.projection for t in variant.facts.towers.values() if t.projected)
+    if facts.num_time_ids:
+        pooled = next(
+            t.projection_dim for t in variant.facts.text_encoders.values() if t.feeds_unet
+        )
         config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": TIME_ID_WIDTH,
-            "projection_class_embeddings_input_dim": pooled + facts.time_ids * TIME_ID_WIDTH,
+            "projection_class_embeddings_input_dim": pooled + facts.num_time_ids * TIME_ID_WIDTH,
         }
     return config
 
 
-def _heads(facts: UnetFacts) -> int | list[int]:
+def _heads(facts: UnetLayout) -> int | list[int]:
     """Return what diffusers calls attention_head_dim, which is the number of heads."""
-    return facts.heads or [width // HEAD_WIDTH for width in facts.channels]
+    return facts.num_heads or [width // HEAD_WIDTH for width in facts.channels]
 
 
-def _depths(facts: UnetFacts) -> int | list[int]:
+def _depths(facts: UnetLayout) -> int | list[int]:
     """Return the transformer layers; the middle block has as many as the last entry says."""
-    used = {depth for depth in facts.depths if depth}
+    used = {depth for depth in facts.transformer_layers if depth}
     if len(used) == 1:
         return used.pop()
-    return [max(depth, 1) for depth in facts.depths]
+    return [max(depth, 1) for depth in facts.transformer_layers]
 
 
-def vae_config(variant: Variant) -> dict[str, Any]:
+def vae_config(variant: ModelVariant) -> dict[str, Any]:
     """Return the autoencoder's config, the same network in all families."""
     return {
         "_class_name": CLASSES["vae"],
@@ -101,48 +103,48 @@ def vae_config(variant: Variant) -> dict[str, Any]:
         "layers_per_block": 2,
         "latent_channels": LATENT_CHANNELS,
         "norm_num_groups": 32,
-        "sample_size": variant.size,
+        "sample_size": variant.native_size,
         "scaling_factor": variant.facts.scaling_factor,
-        "force_upcast": variant.facts.vae_upcast,
+        "force_upcast": variant.facts.vae_force_upcast,
     }
 
 
-def text_config(tower: Tower, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+def text_encoder_config(tower: TextEncoderLayout, vocabulary: int = VOCABULARY) -> dict[str, Any]:
     """Return a text tower's config."""
-    kind = CLASSES["text_encoder_2"] if tower.projected else CLASSES["text_encoder"]
+    kind = CLASSES["text_encoder_2"] if tower.feeds_unet else CLASSES["text_encoder"]
     return {
         "architectures": [kind],
         "model_type": "clip_text_model",
         "hidden_size": tower.width,
         "intermediate_size": 4 * tower.width,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "hidden_act": "gelu" if tower.open_clip else "quick_gelu",
-        "projection_dim": tower.projection,
+        "num_hidden_layers": tower.num_layers,
+        "num_attention_heads": tower.num_heads,
+        "hidden_act": "gelu" if tower.is_open_clip else "quick_gelu",
+        "projection_dim": tower.projection_dim,
         "max_position_embeddings": 77,
         "vocab_size": vocabulary,
         "layer_norm_eps": 1e-05,
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,
-        "pad_token_id": 0 if tower.open_clip else vocabulary - 1,
+        "pad_token_id": 0 if tower.is_open_clip else vocabulary - 1,
     }
 
 
-def pad_token(tower: Tower) -> str:
+def pad_token(tower: TextEncoderLayout) -> str:
     """Return what a tower's texts are filled up with."""
-    return "!" if tower.open_clip else "<|endoftext|>"
+    return "!" if tower.is_open_clip else "<|endoftext|>"
 
 
-def scheduler_config(variant: Variant) -> dict[str, Any]:
+def scheduler_config(variant: ModelVariant) -> dict[str, Any]:
     """Return the noise schedule, the same in all families (arXiv:2112.10752), and the target."""
-    euler = variant.facts.unet.time_ids > 0
+    euler = variant.facts.unet.num_time_ids > 0
     config: dict[str, Any] = {
         "_class_name": "EulerDiscreteScheduler" if euler else "DDIMScheduler",
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
-        "prediction_type": variant.prediction or variant.facts.predictions[0],
+        "prediction_type": variant.prediction_type or variant.facts.prediction_types[0],
         "steps_offset": 1,
         "timestep_spacing": "leading",
     }
@@ -162,20 +164,20 @@ PIPELINES = {
 """diffusers' pipeline for a family, without and with inpainting."""
 
 
-def model_index(variant: Variant) -> dict[str, Any]:
+def model_index(variant: ModelVariant) -> dict[str, Any]:
     """Return a folder's ``model_index.json``."""
     networks = {part: ["diffusers", CLASSES[part]] for part in DIFFUSERS_PARTS}
     scheduler = scheduler_config(variant)["_class_name"]
     index: dict[str, Any] = {
-        "_class_name": PIPELINES[variant.family, variant.inpainting],
+        "_class_name": PIPELINES[variant.family, variant.is_inpainting],
         **networks,
         "scheduler": ["diffusers", scheduler],
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
     }
-    two = variant.facts.unet.time_ids > 0
+    two = variant.facts.unet.num_time_ids > 0
     for part, tokenizer in TOKENIZERS.items():
-        if part in variant.facts.towers:
+        if part in variant.facts.text_encoders:
             index[part] = ["transformers", CLASSES[part]]
             index[tokenizer] = ["transformers", "CLIPTokenizer"]
         elif two:
@@ -185,5 +187,5 @@ def model_index(variant: Variant) -> dict[str, Any]:
     refiner = variant.family == "sdxl-refiner"
     return index | {
         "force_zeros_for_empty_prompt": not refiner,
-        **({"requires_aesthetics_score": refiner} if refiner or variant.inpainting else {}),
+        **({"requires_aesthetics_score": refiner} if refiner or variant.is_inpainting else {}),
     }

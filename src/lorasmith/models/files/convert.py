@@ -16,17 +16,22 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.core.version import VERSION
-from lorasmith.models.family import PredictionType, Variant
-from lorasmith.models.files.build import check_tensors, fill, plain_state
-from lorasmith.models.files.configs import DIFFUSERS_PARTS, TOKENIZERS, config_of, model_index
-from lorasmith.models.files.ldm_keys import KEYS, Entry, Form
+from lorasmith.models.family import ModelVariant, PredictionType
+from lorasmith.models.files.build import canonical_state_dict, check_tensors, load_weights
+from lorasmith.models.files.configs import (
+    DIFFUSERS_PARTS,
+    TOKENIZERS,
+    component_config,
+    model_index,
+)
+from lorasmith.models.files.ldm_keys import KEYS, TensorEntry, TensorForm
 from lorasmith.models.files.save import appearing
 from lorasmith.models.files.single_file import CONFIGS
-from lorasmith.models.files.source import INDEX, Source, empty_part, named
-from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, Tensors
-from lorasmith.models.prediction_type import measured_prediction
+from lorasmith.models.files.source import INDEX, ModelSource, build_empty_part, naming_part
+from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, StoredTensors
+from lorasmith.models.prediction_type import measure_prediction_type
 from lorasmith.models.suppress_logs import suppress_logs
-from lorasmith.models.text.tokenizer import clip_tokenizer
+from lorasmith.models.text.tokenizer import create_clip_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -35,12 +40,12 @@ _HIDDEN = ("_name_or_path", "_diffusers_version", "transformers_version")
 
 
 @dataclass(frozen=True)
-class Contents:
+class ModelContents:
     """All that is written of a model."""
 
-    variant: Variant
+    variant: ModelVariant
     """What it is; its prediction is known."""
-    tensors: Mapping[str, Tensors]
+    tensors: Mapping[str, StoredTensors]
     """Where each network's tensors are, by their plain names."""
     configs: Mapping[str, Mapping[str, Any]]
     """The configs of its networks and of its scheduler."""
@@ -50,7 +55,7 @@ class Contents:
     """Text encoders whose tensors have no ``text_model.`` in their names in a folder."""
 
 
-def contents_of(source: Source, prediction: PredictionType | None = None) -> Contents:
+def read_contents(source: ModelSource, prediction: PredictionType | None = None) -> ModelContents:
     """Check a stored model and return what is to be written.
 
     Args:
@@ -60,35 +65,35 @@ def contents_of(source: Source, prediction: PredictionType | None = None) -> Con
     Raises:
         WeightsError: a part is missing or damaged, or something belongs to no part.
     """
-    networks = {part: empty_part(source, part) for part in source.networks}
-    names = {part: list(plain_state(network)) for part, network in networks.items()}
+    networks = {part: build_empty_part(source, part) for part in source.networks}
+    names = {part: list(canonical_state_dict(network)) for part, network in networks.items()}
     source.check(names)
-    tensors: dict[str, Tensors] = {}
+    tensors: dict[str, StoredTensors] = {}
     for part, network in networks.items():
-        with named(source.path, part):
+        with naming_part(source.path, part):
             tensors[part] = source.tensors(part, names[part])
             check_tensors(network, tensors[part])
-    known = prediction or source.variant.prediction
+    known = prediction or source.variant.prediction_type
     if known is None:
-        fill(networks["unet"], tensors["unet"], torch.float32)
-        known = measured_prediction(networks["unet"])
+        load_weights(networks["unet"], tensors["unet"], torch.float32)
+        known = measure_prediction_type(networks["unet"])
     text = [part for part in source.networks if part in TOKENIZERS]
-    return Contents(
-        replace(source.variant, prediction=known),
+    return ModelContents(
+        replace(source.variant, prediction_type=known),
         tensors,
         _configs(source, known),
         {TOKENIZERS[part]: source.tokenizer(TOKENIZERS[part]) for part in text},
-        tuple(part for part in text if not source.text_level(part)),
+        tuple(part for part in text if not source.has_text_level(part)),
     )
 
 
-def _configs(source: Source, known: PredictionType) -> dict[str, dict[str, Any]]:
+def _configs(source: ModelSource, known: PredictionType) -> dict[str, dict[str, Any]]:
     """Return the source's configs, completed where it did not say what the model predicts."""
     configs = {part: source.config(part) for part in (*source.networks, "scheduler")}
-    if source.variant.prediction is None:
-        variant = replace(source.variant, prediction=known)
+    if source.variant.prediction_type is None:
+        variant = replace(source.variant, prediction_type=known)
         for part in (*DIFFUSERS_PARTS, "scheduler"):
-            configs[part] = config_of(variant, part)
+            configs[part] = component_config(variant, part)
     configs["scheduler"]["prediction_type"] = known
     return {
         part: {key: value for key, value in config.items() if key not in _HIDDEN}
@@ -96,11 +101,11 @@ def _configs(source: Source, known: PredictionType) -> dict[str, dict[str, Any]]
     }
 
 
-def write_single_file(model: Contents, path: Path, dtype: torch.dtype | None = None) -> None:
+def save_single_file(model: ModelContents, path: Path, dtype: torch.dtype | None = None) -> None:
     """Write a model as one file in the original naming.
 
     Args:
-        model: see `contents_of`.
+        model: see `read_contents`.
         path: the file; nothing may be there.
         dtype: of all weights; None leaves each as it is.
 
@@ -117,9 +122,9 @@ def write_single_file(model: Contents, path: Path, dtype: torch.dtype | None = N
     save_tensors(path, joined, _metadata(model, path.stem))
 
 
-def _check_tokenizer(model: Contents, part: str, encoder: str) -> None:
+def _check_tokenizer(model: ModelContents, part: str, encoder: str) -> None:
     own = model.tokenizers[part]
-    clip = clip_tokenizer(int(model.configs[encoder]["vocab_size"]), str(own.pad_token))
+    clip = create_clip_tokenizer(int(model.configs[encoder]["vocab_size"]), str(own.pad_token))
     same = own.get_vocab() == clip.get_vocab() and own.model_max_length == clip.model_max_length
     if not same:
         raise WeightsError(
@@ -128,21 +133,21 @@ def _check_tokenizer(model: Contents, part: str, encoder: str) -> None:
         )
 
 
-def _joined(entry: Entry, model: Contents) -> torch.Tensor:
+def _joined(entry: TensorEntry, model: ModelContents) -> torch.Tensor:
     """Return a tensor as single files have it."""
     values = [model.tensors[entry.part][name].read() for name in entry.names]
-    if entry.form is Form.STACKED:
+    if entry.form is TensorForm.STACKED:
         return torch.cat(values)
-    if entry.form is Form.TURNED:
+    if entry.form is TensorForm.TRANSPOSED:
         return values[0].t()
-    return values[0][:, :, None, None] if entry.form is Form.CONVOLUTION else values[0]
+    return values[0][:, :, None, None] if entry.form is TensorForm.CONVOLUTION else values[0]
 
 
 def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return value if dtype is None or not value.is_floating_point() else value.to(dtype)
 
 
-def _metadata(model: Contents, title: str) -> dict[str, str]:
+def _metadata(model: ModelContents, title: str) -> dict[str, str]:
     """Return what the file says about itself, for other programs and for reading it again."""
     pads = {part: str(tokenizer.pad_token) for part, tokenizer in model.tokenizers.items()}
     told = {"configs": model.configs, "pad_tokens": pads, "flat_text": list(model.flat_text)}
@@ -153,18 +158,20 @@ def _metadata(model: Contents, title: str) -> dict[str, str]:
         "modelspec.architecture": variant.architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
-        "modelspec.resolution": f"{variant.size}x{variant.size}",
-        "modelspec.prediction_type": "v" if variant.prediction == "v_prediction" else "epsilon",
+        "modelspec.resolution": f"{variant.native_size}x{variant.native_size}",
+        "modelspec.prediction_type": "v"
+        if variant.prediction_type == "v_prediction"
+        else "epsilon",
         "lorasmith.version": VERSION,
         CONFIGS: json.dumps(told, sort_keys=True),
     }
 
 
-def write_folder(model: Contents, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_folder(model: ModelContents, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a model in diffusers' folder layout; the folder appears when all of it is written.
 
     Args:
-        model: see `contents_of`.
+        model: see `read_contents`.
         folder: where to; nothing may be there.
         dtype: of all weights; None leaves each as it is.
 
@@ -194,7 +201,7 @@ def write_folder(model: Contents, folder: Path, dtype: torch.dtype | None = None
         _write_json(building / INDEX, index)
 
 
-def _folder_name(model: Contents, part: str, name: str) -> str:
+def _folder_name(model: ModelContents, part: str, name: str) -> str:
     """Return a tensor's name in a folder, where text encoders have a level more."""
     inside = part in TOKENIZERS and not name.startswith("text_projection")
     return TEXT_LEVEL + name if inside and part not in model.flat_text else name

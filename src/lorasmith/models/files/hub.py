@@ -17,12 +17,12 @@ _VARIANT = re.compile(
 _TEXTS = (".json", ".txt")
 
 
-def is_id(name: str) -> bool:
+def is_model_id(name: str) -> bool:
     """Tell whether a name has the form of a model id, ``organisation/model``."""
     return _ID.fullmatch(name) is not None
 
 
-def cached_model(name: str) -> Path | None:
+def find_cached_model(name: str) -> Path | None:
     """Return the folder of a model in the local cache, or None if it is not there.
 
     Nothing is asked of the network.
@@ -43,7 +43,7 @@ def download_model(name: str) -> Path:
         WeightsError: not the form of an id, no such model, it is not in diffusers' layout, or there
             is no network.
     """
-    if not is_id(name):
+    if not is_model_id(name):
         raise WeightsError(
             f"model {name}: only Hugging Face ids such as organisation/model can be downloaded"
         )
@@ -53,7 +53,7 @@ def download_model(name: str) -> Path:
 
     try:
         info = HfApi().model_info(name)
-        files = wanted_files(sibling.rfilename for sibling in info.siblings or ())
+        files = select_files(sibling.rfilename for sibling in info.siblings or ())
         if INDEX not in files:
             raise WeightsError(
                 f"model {name}: not in diffusers' folder layout ({INDEX} is missing)"
@@ -65,7 +65,7 @@ def download_model(name: str) -> Path:
         raise WeightsError(f"model {name}: cannot be downloaded: {reason}{hint}") from error
 
 
-def wanted_files(files: Iterable[str]) -> list[str]:
+def select_files(files: Iterable[str]) -> list[str]:
     """Choose what to download: configs, tokenizers, and one variant of each network's weights.
 
     The variant without a name is taken, or else fp16; pickles and weights in other formats never.

@@ -31,7 +31,7 @@ KINDS: tuple[tuple[str, str], ...] = (
 """How names begin, and what the file is; the first that fits counts."""
 
 
-def kind_of_file(names: Iterable[str]) -> str:
+def describe_file(names: Iterable[str]) -> str:
     """Return what a file with these tensors is, or that it is of no known kind."""
     known = list(names)
     for pattern, kind in KINDS:

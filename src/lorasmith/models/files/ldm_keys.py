@@ -74,17 +74,17 @@ STACKED = ("q_proj", "k_proj", "v_proj")
 """OpenCLIP has these in one tensor, ``attn.in_proj_weight`` and ``_bias``, in this order."""
 
 
-class Form(Enum):
+class TensorForm(Enum):
     """How a tensor is kept in a single file, compared with diffusers."""
 
     SAME = "as it is"
     CONVOLUTION = "with two more dimensions of size 1"
-    TURNED = "transposed"
+    TRANSPOSED = "transposed"
     STACKED = "several one above the other"
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor of a single file, and what it is in a folder."""
 
     key: str
@@ -93,22 +93,22 @@ class Entry:
     """The network that it belongs to: ``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``."""
     names: tuple[str, ...]
     """Its names there; several where the file has them stacked."""
-    form: Form = Form.SAME
+    form: TensorForm = TensorForm.SAME
     """How it is kept."""
 
 
-class Table:
+class KeyTable:
     """A one-to-one translation of name beginnings, in both directions."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._there = dict(pairs)
         self._back = {theirs: ours for ours, theirs in self._there.items()}
 
-    def key(self, name: str) -> str | None:
+    def to_ldm(self, name: str) -> str | None:
         """Return diffusers' name in the original naming, or None if it has none."""
         return _translated(self._there, name)
 
-    def name(self, key: str) -> str | None:
+    def to_diffusers(self, key: str) -> str | None:
         """Return an original name in diffusers' naming, or None if it has none."""
         return _translated(self._back, key)
 
@@ -123,11 +123,11 @@ def _translated(pairs: Mapping[str, str], name: str) -> str | None:
     return None
 
 
-def unet_table(config: Mapping[str, Any]) -> Table:
+def unet_table(config: Mapping[str, Any]) -> KeyTable:
     """Return the table of a U-Net with this diffusers config."""
     levels, layers = len(config["block_out_channels"]), int(config.get("layers_per_block", 2))
     attended = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
-    return Table((*UNET_OUTSIDE, *_unet_blocks(levels, layers, attended)))
+    return KeyTable((*UNET_OUTSIDE, *_unet_blocks(levels, layers, attended)))
 
 
 def _unet_blocks(levels: int, layers: int, attended: list[bool]) -> Iterator[tuple[str, str]]:
@@ -163,10 +163,10 @@ def _resnet(ours: str, theirs: str, pairs: Pairs) -> Iterator[tuple[str, str]]:
         yield f"{ours}.{inner}".rstrip("."), f"{theirs}.{outer}".rstrip(".")
 
 
-def vae_table(config: Mapping[str, Any]) -> Table:
+def vae_table(config: Mapping[str, Any]) -> KeyTable:
     """Return the table of an autoencoder with this diffusers config."""
     levels, layers = len(config["block_out_channels"]), int(config.get("layers_per_block", 1))
-    return Table((*VAE_OUTSIDE, *_vae_blocks(levels, layers)))
+    return KeyTable((*VAE_OUTSIDE, *_vae_blocks(levels, layers)))
 
 
 def _vae_blocks(levels: int, layers: int) -> Iterator[tuple[str, str]]:
@@ -191,17 +191,17 @@ def _vae_blocks(levels: int, layers: int) -> Iterator[tuple[str, str]]:
         yield from _resnet(ours, theirs, VAE_ATTENTION)
 
 
-def open_clip_table(layers: int) -> Table:
+def open_clip_table(layers: int) -> KeyTable:
     """Return the table of an OpenCLIP text tower, but for what is stacked."""
     pairs = [
         (f"encoder.layers.{layer}.{ours}", f"transformer.resblocks.{layer}.{theirs}")
         for layer in range(layers)
         for ours, theirs in OPEN_CLIP_LAYER
     ]
-    return Table((*OPEN_CLIP_OUTSIDE, *pairs))
+    return KeyTable((*OPEN_CLIP_OUTSIDE, *pairs))
 
 
-class FamilyKeys:
+class SingleFileKeys:
     """Where the parts of one family are in a single file."""
 
     unet: ClassVar[str] = "model.diffusion_model."
@@ -215,7 +215,7 @@ class FamilyKeys:
 
     def entries(
         self, names: Mapping[str, Iterable[str]], configs: Mapping[str, Mapping[str, Any]]
-    ) -> list[Entry]:
+    ) -> list[TensorEntry]:
         """Return the tensors of a file with these parts.
 
         Args:
@@ -225,14 +225,14 @@ class FamilyKeys:
         Raises:
             KeyError: a tensor has no place in single files of this family; it is named.
         """
-        found: list[Entry] = []
+        found: list[TensorEntry] = []
         for part, inside in names.items():
             if part == "unet":
                 found += _plain(part, inside, self.unet, unet_table(configs[part]))
             elif part == "vae":
                 found += _plain(part, inside, self.vae, vae_table(configs[part]))
             elif part in self.clip:
-                found += [Entry(self.clip[part] + name, part, (name,)) for name in inside]
+                found += [TensorEntry(self.clip[part] + name, part, (name,)) for name in inside]
             else:
                 found += _open_clip(part, list(inside), self.open_clip[part])
         return found
@@ -243,40 +243,42 @@ class FamilyKeys:
         return {"unet": self.unet, "vae": self.vae, **self.clip, **self.open_clip}
 
 
-def _plain(part: str, names: Iterable[str], prefix: str, table: Table) -> Iterator[Entry]:
+def _plain(part: str, names: Iterable[str], prefix: str, table: KeyTable) -> Iterator[TensorEntry]:
     for name in names:
-        key = table.key(name)
+        key = table.to_ldm(name)
         if key is None:
             raise KeyError(name)
-        yield Entry(prefix + key, part, (name,), _form(part, name))
+        yield TensorEntry(prefix + key, part, (name,), _form(part, name))
 
 
-def _form(part: str, name: str) -> Form:
+def _form(part: str, name: str) -> TensorForm:
     """Tell the autoencoder's attention apart, whose projections became linear layers."""
     projection = part == "vae" and ".attentions." in name and ".group_norm." not in name
-    return Form.CONVOLUTION if projection and name.endswith(".weight") else Form.SAME
+    return TensorForm.CONVOLUTION if projection and name.endswith(".weight") else TensorForm.SAME
 
 
-def _open_clip(part: str, names: list[str], prefix: str) -> Iterator[Entry]:
+def _open_clip(part: str, names: list[str], prefix: str) -> Iterator[TensorEntry]:
     layers = 1 + max((int(n.split(".")[2]) for n in names if ".layers." in n), default=-1)
     table = open_clip_table(layers)
     for name in names:
         if any(f".{one}." in name for one in STACKED):
             continue
-        key = table.key(name)
+        key = table.to_ldm(name)
         if key is None:
             raise KeyError(name)
         turned = name.startswith("text_projection")
-        yield Entry(prefix + key, part, (name,), Form.TURNED if turned else Form.SAME)
+        yield TensorEntry(
+            prefix + key, part, (name,), TensorForm.TRANSPOSED if turned else TensorForm.SAME
+        )
     for layer in range(layers):
         attention = f"encoder.layers.{layer}.self_attn"
         for kind in ("weight", "bias"):
             key = f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{kind}"
             inside = tuple(f"{attention}.{one}.{kind}" for one in STACKED)
-            yield Entry(key, part, inside, Form.STACKED)
+            yield TensorEntry(key, part, inside, TensorForm.STACKED)
 
 
-class Sd1Keys(FamilyKeys):
+class Sd1Keys(SingleFileKeys):
     """SD 1.x, as the LDM code of CompVis and Runway saves it."""
 
     clip: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model.transformer.text_model."}
@@ -291,7 +293,7 @@ class Sd1Keys(FamilyKeys):
     )
 
 
-class Sd2Keys(FamilyKeys):
+class Sd2Keys(SingleFileKeys):
     """SD 2.x, as Stability AI's LDM code saves it."""
 
     open_clip: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model.model."}
@@ -304,7 +306,7 @@ class Sd2Keys(FamilyKeys):
     )
 
 
-class SdxlKeys(FamilyKeys):
+class SdxlKeys(SingleFileKeys):
     """SDXL, as Stability AI's sgm code saves it."""
 
     clip: ClassVar[Mapping[str, str]] = {
@@ -322,7 +324,7 @@ class SdxlKeys(FamilyKeys):
     )
 
 
-class RefinerKeys(FamilyKeys):
+class RefinerKeys(SingleFileKeys):
     """The SDXL refiner, as sgm saves it."""
 
     open_clip: ClassVar[Mapping[str, str]] = {"text_encoder_2": "conditioner.embedders.0.model."}
@@ -333,7 +335,7 @@ class RefinerKeys(FamilyKeys):
     )
 
 
-KEYS: Mapping[Family, FamilyKeys] = {
+KEYS: Mapping[Family, SingleFileKeys] = {
     "sd1": Sd1Keys(),
     "sd2": Sd2Keys(),
     "sdxl": SdxlKeys(),

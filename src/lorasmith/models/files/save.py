@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 from lorasmith.core.errors import OutputError
-from lorasmith.core.files import TEMPORARY_PREFIX, sync_folder
-from lorasmith.models.files.build import plain_state
-from lorasmith.models.files.stored_tensors import in_memory
+from lorasmith.core.files import TEMPORARY_PREFIX, fsync_folder
+from lorasmith.models.files.build import canonical_state_dict
+from lorasmith.models.files.stored_tensors import wrap_tensor
 from lorasmith.models.load import open_source, suppress_logs
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _INDEX = "model_index.json"
 
 
-def save_changed(
+def save_modified_model(
     model: "Model", parts: Iterable[str], folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write a model to a new folder: some parts anew, the others copied from where it was read.
@@ -58,15 +58,15 @@ def save_changed(
 
 def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: torch.dtype) -> None:
     """Write a model that was read from a single file as a folder."""
-    from lorasmith.models.files.convert import contents_of, write_folder
+    from lorasmith.models.files.convert import read_contents, save_folder
 
     prediction = model.scheduler_config["prediction_type"]  # measured where the file was silent
-    contents = contents_of(open_source(model.folder), prediction)
+    contents = read_contents(open_source(model.folder), prediction)
     tensors = dict(contents.tensors)
     for part in changed:
-        state = plain_state(getattr(model, part))
-        tensors[part] = {name: in_memory(value.to(dtype)) for name, value in state.items()}
-    write_folder(replace(contents, tensors=tensors), folder)
+        state = canonical_state_dict(getattr(model, part))
+        tensors[part] = {name: wrap_tensor(value.to(dtype)) for name, value in state.items()}
+    save_folder(replace(contents, tensors=tensors), folder)
 
 
 def refuse_taken(folder: Path) -> None:
@@ -94,7 +94,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         building.mkdir(parents=True)
         yield building
         building.rename(folder)
-        sync_folder(folder.parent)
+        fsync_folder(folder.parent)
     except (OSError, SafetensorError, shutil.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot write {folder}: {reason}; choose another --out") from error

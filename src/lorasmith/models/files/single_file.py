@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.safetensors_io import WeightsFile
-from lorasmith.models.family import FAMILIES, Family, PredictionType, Variant
-from lorasmith.models.files.build import check_names, shown
-from lorasmith.models.files.configs import TOKENIZERS, config_of, pad_token
-from lorasmith.models.files.identify import EXPECTED, kind_of_file
+from lorasmith.core.safetensors_io import SafetensorsFile
+from lorasmith.models.family import FAMILIES, Family, ModelVariant, PredictionType
+from lorasmith.models.files.build import abbreviate_names, check_tensor_names
+from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
+from lorasmith.models.files.identify import EXPECTED, describe_file
 from lorasmith.models.files.ldm_keys import (
     IGNORED,
     KEYS,
@@ -28,13 +28,13 @@ from lorasmith.models.files.ldm_keys import (
     STACKED,
     V_MARKS,
     ZERO_SNR_MARK,
-    Entry,
-    FamilyKeys,
-    Form,
+    SingleFileKeys,
+    TensorEntry,
+    TensorForm,
 )
-from lorasmith.models.files.source import named, odd_channels, variant_of
-from lorasmith.models.files.stored_tensors import Stored, Tensors
-from lorasmith.models.text.tokenizer import clip_tokenizer
+from lorasmith.models.files.source import describe_channels, detect_variant, naming_part
+from lorasmith.models.files.stored_tensors import StoredTensor, StoredTensors
+from lorasmith.models.text.tokenizer import create_clip_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 CONFIGS = "lorasmith.model"
 """The metadata entry with a model's configs."""
 
-_UNET, _VAE = FamilyKeys.unet, FamilyKeys.vae
+_UNET, _VAE = SingleFileKeys.unet, SingleFileKeys.vae
 _TEXT = ("cond_stage_model.", "conditioner.embedders.")
 _OLD_CLIP = re.compile(
     r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer)\W?.*)"
@@ -57,7 +57,7 @@ _TOWERS: tuple[tuple[str, Family], ...] = (
 """By which text tower a family is told; the first that is there counts."""
 
 
-class SingleFile:
+class SingleFileSource:
     """A model in one file.
 
     Raises:
@@ -66,11 +66,11 @@ class SingleFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = WeightsFile(path)
+        self._file = SafetensorsFile(path)
         self._keys = {_renamed(key): key for key in self._file.header.tensors}
         self._told = self._read_told()
         self.variant = self._variant()
-        self.networks = ("unet", "vae", *self.variant.facts.towers)
+        self.networks = ("unet", "vae", *self.variant.facts.text_encoders)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -90,16 +90,16 @@ class SingleFile:
             raise WeightsError(f"model {self.path}: its {CONFIGS} is damaged: {error}") from error
         raise WeightsError(f"model {self.path}: its {CONFIGS} is incomplete")
 
-    def _variant(self) -> Variant:
+    def _variant(self) -> ModelVariant:
         where = f"model {self.path}"
         channels = self._unet_channels()
         family = self._family()
         if self._told:
             configs = self._told["configs"]
-            return variant_of(configs["unet"], configs["scheduler"], where)
+            return detect_variant(configs["unet"], configs["scheduler"], where)
         if channels not in (4, 9):
-            raise WeightsError(f"{where}: its U-Net {odd_channels(channels)}")
-        return Variant(family, channels == 9, self._prediction(family, channels == 9))
+            raise WeightsError(f"{where}: its U-Net {describe_channels(channels)}")
+        return ModelVariant(family, channels == 9, self._prediction(family, channels == 9))
 
     def _unet_channels(self) -> int:
         """Return the U-Net's input channels, having made sure that there is one and a VAE."""
@@ -119,7 +119,7 @@ class SingleFile:
         elif not there and self._has_text():
             kind = "a text tower alone"
         else:
-            kind = kind_of_file(self._keys)
+            kind = describe_file(self._keys)
         raise WeightsError(f"model {self.path}: this is {kind}; {EXPECTED}")
 
     def _has_text(self) -> bool:
@@ -135,7 +135,7 @@ class SingleFile:
     def _family(self) -> Family:
         """Return the family by the text towers' names and the width of text in the U-Net."""
         width = self._context()
-        by_width = {facts.unet.context: family for family, facts in FAMILIES.items()}
+        by_width = {facts.unet.cross_attention_dim: family for family, facts in FAMILIES.items()}
         family = self._tower()
         if family is None:
             guess = by_width.get(width)
@@ -152,7 +152,7 @@ class SingleFile:
             raise WeightsError(
                 f"model {self.path}: its text tower is that of {FAMILIES[family].title}, and its "
                 f"U-Net reads text of width {width}{_like(other)}; expected "
-                f"{FAMILIES[family].unet.context}"
+                f"{FAMILIES[family].unet.cross_attention_dim}"
             )
         return family
 
@@ -180,28 +180,28 @@ class SingleFile:
         if yaml.is_file():
             found = re.search(r"parameterization\W+(\w+)", yaml.read_text("utf-8", "replace"))
             return "v_prediction" if found and found[1] == "v" else "epsilon"
-        predictions = FAMILIES[family].predictions
+        predictions = FAMILIES[family].prediction_types
         unsaid = len(predictions) > 1 and not inpainting and not told
         return None if unsaid else "epsilon"
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Tensors that no picture depends on."""
         ignored = (*IGNORED, *self._own_keys.ignored)
         return tuple(key for key in self._keys if key.startswith(ignored) or key in MARKS)
 
     @property
-    def _own_keys(self) -> FamilyKeys:
+    def _own_keys(self) -> SingleFileKeys:
         return KEYS[self.variant.family]
 
     def config(self, part: str) -> dict[str, Any]:
         """Return a config: the file's own, or its family's."""
         if self._told:
             return dict(self._told["configs"][part])
-        config = config_of(self.variant, part)
+        config = component_config(self.variant, part)
         if part == "scheduler" and ZERO_SNR_MARK in self._keys:
             config["rescale_betas_zero_snr"] = True
-        if part in self.variant.facts.towers:
+        if part in self.variant.facts.text_encoders:
             config |= self._vocabulary(part)
         return config
 
@@ -212,9 +212,9 @@ class SingleFile:
         key = self._keys.get(f"{prefix}{inner}token_embedding.weight")
         return {"vocab_size": self._file.header.tensors[key].shape[0]} if key else {}
 
-    def tensors(self, part: str, names: Iterable[str]) -> Tensors:
+    def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
         """Return where a network's tensors are in the file."""
-        found: dict[str, Stored] = {}
+        found: dict[str, StoredTensor] = {}
         for entry in self._entries({part: names}):
             key = self._keys.get(entry.key)
             if key is not None:
@@ -228,20 +228,20 @@ class SingleFile:
             WeightsError: says how many of which part.
         """
         wanted = {entry.key: entry.part for entry in self._entries(names)}
-        left = set(self.left_out)
+        left = set(self.unused)
         unknown = [key for key in self._keys if key not in wanted and key not in left]
         for part in names:
             own = {key: None for key, owner in wanted.items() if owner == part}
-            with named(self.path, part):
-                check_names(own, {key: None for key in own if key in self._keys})
+            with naming_part(self.path, part):
+                check_tensor_names(own, {key: None for key in own if key in self._keys})
         if unknown:
             raise WeightsError(
                 f"model {self.path}: {len(unknown)} tensors belong to no part of "
-                f"{self.variant.facts.title}{shown(unknown)}; the file is of another kind, or "
+                f"{self.variant.facts.title}{abbreviate_names(unknown)}; the file is of another kind, or "
                 "something was merged into it"
             )
 
-    def _entries(self, names: Mapping[str, Iterable[str]]) -> list[Entry]:
+    def _entries(self, names: Mapping[str, Iterable[str]]) -> list[TensorEntry]:
         configs = {part: self.config(part) for part in names}
         try:
             return self._own_keys.entries(names, configs)
@@ -254,12 +254,12 @@ class SingleFile:
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Return CLIP's tokenizer, with as many tokens as the text tower knows."""
         encoder = next(name for name, other in TOKENIZERS.items() if other == part)
-        with named(self.path, part):
+        with naming_part(self.path, part):
             pads = self._told.get("pad_tokens", {})
-            pad = pads.get(part) or pad_token(self.variant.facts.towers[encoder])
-            return clip_tokenizer(int(self.config(encoder)["vocab_size"]), pad)
+            pad = pads.get(part) or pad_token(self.variant.facts.text_encoders[encoder])
+            return create_clip_tokenizer(int(self.config(encoder)["vocab_size"]), pad)
 
-    def text_level(self, part: str) -> bool:
+    def has_text_level(self, part: str) -> bool:
         """Name tensors as published folders do, unless the file came from another one."""
         return part not in self._told.get("flat_text", ())
 
@@ -273,32 +273,34 @@ def _like(family: Family | None) -> str:
     return f" of {FAMILIES[family].title}" if family else ""
 
 
-def _stored(entry: Entry, file: WeightsFile, key: str) -> dict[str, Stored]:
+def _stored(entry: TensorEntry, file: SafetensorsFile, key: str) -> dict[str, StoredTensor]:
     """Return what a tensor of the file is in a folder."""
     facts = file.header.tensors[key]
     shape = facts.shape
-    if entry.form is Form.STACKED:
+    if entry.form is TensorForm.STACKED:
         width = shape[0] // len(STACKED)
         return {
-            name: Stored((width, *shape[1:]), facts.dtype, partial(_slice, file, key, place, width))
+            name: StoredTensor(
+                (width, *shape[1:]), facts.dtype, partial(_slice, file, key, place, width)
+            )
             for place, name in enumerate(entry.names)
         }
-    read: Callable[[], torch.Tensor] = partial(file.tensor, key)
-    if entry.form is Form.TURNED:
+    read: Callable[[], torch.Tensor] = partial(file.read_tensor, key)
+    if entry.form is TensorForm.TRANSPOSED:
         shape, read = shape[::-1], partial(_turned, file, key)
-    elif entry.form is Form.CONVOLUTION and prod(shape[2:]) == 1:
+    elif entry.form is TensorForm.CONVOLUTION and prod(shape[2:]) == 1:
         shape = shape[:2]  # some programs leave the last two dimensions out
         read = partial(_viewed, file, key, shape)
-    return {entry.names[0]: Stored(shape, facts.dtype, read)}
+    return {entry.names[0]: StoredTensor(shape, facts.dtype, read)}
 
 
-def _slice(file: WeightsFile, key: str, place: int, width: int) -> torch.Tensor:
-    return file.tensor(key)[place * width : (place + 1) * width]
+def _slice(file: SafetensorsFile, key: str, place: int, width: int) -> torch.Tensor:
+    return file.read_tensor(key)[place * width : (place + 1) * width]
 
 
-def _turned(file: WeightsFile, key: str) -> torch.Tensor:
-    return file.tensor(key).t().contiguous()
+def _turned(file: SafetensorsFile, key: str) -> torch.Tensor:
+    return file.read_tensor(key).t().contiguous()
 
 
-def _viewed(file: WeightsFile, key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    return file.tensor(key).reshape(shape)
+def _viewed(file: SafetensorsFile, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    return file.read_tensor(key).reshape(shape)

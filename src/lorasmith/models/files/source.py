@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorasmith.core.errors import DataError, WeightsError
-from lorasmith.models.family import PredictionType, Variant, family_of_unet
-from lorasmith.models.files.build import empty_network
+from lorasmith.models.family import ModelVariant, PredictionType, detect_unet_family
+from lorasmith.models.files.build import build_empty_network
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, TOKENIZERS
-from lorasmith.models.files.stored_tensors import Tensors, part_tensors, uses_text_level
+from lorasmith.models.files.stored_tensors import StoredTensors, find_part_tensors, uses_text_level
 from lorasmith.models.suppress_logs import suppress_logs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ INDEX = "model_index.json"
 _UNET_DEFAULTS = {"addition_embed_type": None, "use_linear_projection": False, "in_channels": 4}
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """A stored model. Opening one reads configs and headers, no weights."""
 
     @property
@@ -30,7 +30,7 @@ class Source(Protocol):
         """The folder or the file."""
 
     @property
-    def variant(self) -> Variant:
+    def variant(self) -> ModelVariant:
         """What the model is. Its prediction is None where a file does not tell."""
 
     @property
@@ -38,13 +38,13 @@ class Source(Protocol):
         """Its networks: ``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``."""
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """What is there that lorasmith has no use for: names of parts, or of tensors."""
 
     def config(self, part: str) -> dict[str, Any]:
         """Return the config of a network or of the ``scheduler``."""
 
-    def tensors(self, part: str, names: Iterable[str]) -> Tensors:
+    def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
         """Return where a network's tensors are; ``names`` are those that it should have."""
 
     def check(self, names: Mapping[str, Iterable[str]]) -> None:
@@ -53,11 +53,13 @@ class Source(Protocol):
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Return the tokenizer ``tokenizer`` or ``tokenizer_2``."""
 
-    def text_level(self, part: str) -> bool:
+    def has_text_level(self, part: str) -> bool:
         """Tell whether a text encoder's tensors shall have ``text_model.`` in a folder."""
 
 
-def variant_of(unet: Mapping[str, Any], scheduler: Mapping[str, Any], where: str) -> Variant:
+def detect_variant(
+    unet: Mapping[str, Any], scheduler: Mapping[str, Any], where: str
+) -> ModelVariant:
     """Return what a model with these configs is.
 
     Raises:
@@ -66,9 +68,9 @@ def variant_of(unet: Mapping[str, Any], scheduler: Mapping[str, Any], where: str
     config = SimpleNamespace(**(_UNET_DEFAULTS | dict(unet)))
     channels = config.in_channels
     if channels not in _CHANNELS:
-        raise WeightsError(f"{where}: its U-Net {odd_channels(channels)}")
+        raise WeightsError(f"{where}: its U-Net {describe_channels(channels)}")
     prediction: PredictionType | None = scheduler.get("prediction_type", "epsilon")
-    return Variant(family_of_unet(config, where), _CHANNELS[channels], prediction)
+    return ModelVariant(detect_unet_family(config, where), _CHANNELS[channels], prediction)
 
 
 _CHANNELS = {4: False, 9: True}
@@ -79,7 +81,7 @@ _ODD_CHANNELS = {
 }
 
 
-def odd_channels(channels: object) -> str:
+def describe_channels(channels: object) -> str:
     """Say what a U-Net with that number of input channels is, which is not 4 or 9."""
     known = _ODD_CHANNELS.get(channels, "is of no known kind") if isinstance(channels, int) else ""
     return (
@@ -131,13 +133,13 @@ class FolderSource:
         return tuple(TOKENIZERS[part] for part in self.networks if part in TOKENIZERS)
 
     @cached_property
-    def variant(self) -> Variant:
+    def variant(self) -> ModelVariant:
         """What the model is."""
         scheduler = self.config("scheduler")
-        return variant_of(self.config("unet"), scheduler, f"model {self.path}")
+        return detect_variant(self.config("unet"), scheduler, f"model {self.path}")
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Parts that the index names besides, such as a safety checker."""
         used = {*self.networks, *self._tokenizers, "scheduler"}
         named = [k for k, v in self._index.items() if isinstance(v, list) and any(v)]
@@ -148,24 +150,24 @@ class FolderSource:
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         return read_json(self.path, f"{part}/{file}")
 
-    def tensors(self, part: str, names: Iterable[str]) -> Tensors:
+    def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
         """Find a network's tensors in its folder."""
         del names  # a part's folder holds nothing else
-        return part_tensors(self.path / part, part)
+        return find_part_tensors(self.path / part, part)
 
     def check(self, names: Mapping[str, Iterable[str]]) -> None:
         """Do nothing: each part's folder is checked when it is filled."""
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Load a tokenizer part."""
-        return folder_tokenizer(self.path, part)
+        return load_folder_tokenizer(self.path, part)
 
-    def text_level(self, part: str) -> bool:
+    def has_text_level(self, part: str) -> bool:
         """Tell how the text encoder's weights are named here."""
         return uses_text_level(self.path / part)
 
 
-def folder_tokenizer(folder: Path, part: str) -> "CLIPTokenizer":
+def load_folder_tokenizer(folder: Path, part: str) -> "CLIPTokenizer":
     """Load a tokenizer from a folder's part.
 
     Raises:
@@ -173,7 +175,7 @@ def folder_tokenizer(folder: Path, part: str) -> "CLIPTokenizer":
     """
     from transformers import CLIPTokenizer
 
-    with suppress_logs(), named(folder, part):
+    with suppress_logs(), naming_part(folder, part):
         return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
 
 
@@ -195,7 +197,7 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
 
 
 @contextmanager
-def named(where: Path, part: str) -> Iterator[None]:
+def naming_part(where: Path, part: str) -> Iterator[None]:
     """Turn whatever a library raises on damaged files into one error that names the part."""
     from safetensors import SafetensorError
 
@@ -207,7 +209,7 @@ def named(where: Path, part: str) -> Iterator[None]:
         raise WeightsError(f"model {where}: {part} cannot be loaded: {reason}") from error
 
 
-def empty_part(source: Source, part: str) -> Any:
+def build_empty_part(source: ModelSource, part: str) -> Any:
     """Build one of a model's networks without its weights.
 
     Raises:
@@ -219,7 +221,7 @@ def empty_part(source: Source, part: str) -> Any:
     library = diffusers if part in DIFFUSERS_PARTS else transformers
     config = source.config(part)
     try:
-        return empty_network(getattr(library, CLASSES[part]), config)
+        return build_empty_network(getattr(library, CLASSES[part]), config)
     except WeightsError as error:
         reason = str(error)
         text = f"{part} is a{reason[7:]}" if reason.startswith("it is a") else f"{part}/{reason}"

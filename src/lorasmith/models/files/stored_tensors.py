@@ -11,7 +11,7 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
-from lorasmith.core.safetensors_io import WeightsFile
+from lorasmith.core.safetensors_io import SafetensorsFile
 
 STEMS = ("diffusion_pytorch_model", "model")
 """What weights are called in the folders of diffusers and of transformers."""
@@ -28,7 +28,7 @@ _UNUSED_TEXT = re.compile(r"embeddings\.position_ids|logit_scale|vision_model\..
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a network."""
 
     shape: tuple[int, ...]
@@ -39,16 +39,16 @@ class Stored:
     """Returns it, memory-mapped where it is kept as the network has it."""
 
 
-Tensors = Mapping[str, Stored]
+StoredTensors = Mapping[str, StoredTensor]
 """A network's tensors by their names."""
 
 
-def in_memory(tensor: torch.Tensor) -> Stored:
+def wrap_tensor(tensor: torch.Tensor) -> StoredTensor:
     """Return a tensor that is in memory as if it were stored."""
-    return Stored(tuple(tensor.shape), str(tensor.dtype), lambda: tensor)
+    return StoredTensor(tuple(tensor.shape), str(tensor.dtype), lambda: tensor)
 
 
-def plain_name(part: str, name: str) -> str | None:
+def canonical_name(part: str, name: str) -> str | None:
     """Return what today's diffusers and transformers call a tensor of a folder's weights.
 
     Names of text encoders are without ``text_model.``. None is a tensor that nothing depends on.
@@ -65,18 +65,18 @@ def plain_name(part: str, name: str) -> str | None:
 _FIRST_PROJECTION = ("text_projection.weight", "text_encoder")
 
 
-def part_tensors(place: Path, part: str) -> dict[str, Stored]:
+def find_part_tensors(place: Path, part: str) -> dict[str, StoredTensor]:
     """Return the tensors of a part's folder by their plain names.
 
     Raises:
         WeightsError: there are no weights, a file of them is missing, damaged or a pickle.
     """
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for name, file in _named_tensors(place).items():
-        plain = plain_name(part, name)
+        plain = canonical_name(part, name)
         if plain is not None:
             facts = file.header.tensors[name]
-            found[plain] = Stored(facts.shape, facts.dtype, partial(file.tensor, name))
+            found[plain] = StoredTensor(facts.shape, facts.dtype, partial(file.read_tensor, name))
     return found
 
 
@@ -85,20 +85,20 @@ def uses_text_level(place: Path) -> bool:
     return any(name.startswith(TEXT_LEVEL) for name in _named_tensors(place))
 
 
-def _named_tensors(place: Path) -> dict[str, WeightsFile]:
-    chosen = chosen_weights(place)
+def _named_tensors(place: Path) -> dict[str, SafetensorsFile]:
+    chosen = choose_weights_file(place)
     if chosen.suffix != ".json":
-        file = WeightsFile(chosen)
+        file = SafetensorsFile(chosen)
         return dict.fromkeys(file.header.tensors, file)
     names = _weight_map(chosen)
-    files = {name: WeightsFile(place / name) for name in sorted(set(names.values()))}
+    files = {name: SafetensorsFile(place / name) for name in sorted(set(names.values()))}
     lost = [name for name, file in names.items() if name not in files[file].header.tensors]
     if lost:
         raise WeightsError(f"{chosen}: {len(lost)} tensors are not where it says, first {lost[0]}")
     return {name: files[file] for name, file in names.items()}
 
 
-def chosen_weights(place: Path) -> Path:
+def choose_weights_file(place: Path) -> Path:
     """Return the weights file of a part's folder, or the index of its shards.
 
     Without a variant's name before one with; ``non_ema`` last.

@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.models.family import MINIATURE, Variant
-from lorasmith.models.files.build import check_tensors, plain_state
-from lorasmith.models.files.source import empty_part, named
+from lorasmith.models.family import MINIATURE, ModelVariant
+from lorasmith.models.files.build import canonical_state_dict, check_tensors
+from lorasmith.models.files.source import build_empty_part, naming_part
 from lorasmith.models.load import EMBEDDED, open_source
 
 
@@ -30,13 +30,13 @@ class ModelInfo:
     """Its folder or file."""
     title: str
     """What it is, for people."""
-    variant: Variant
+    variant: ModelVariant
     """What it is."""
     single_file: bool
     """Whether it is one file."""
     parts: tuple[NetworkInfo, ...]
     """Its networks."""
-    left_out: tuple[str, ...]
+    unused: tuple[str, ...]
     """What is there that lorasmith has no use for."""
 
 
@@ -47,16 +47,16 @@ def read_model_info(name: str | Path | None = None) -> ModelInfo:
         WeightsError: no such model, or a part is missing or damaged.
     """
     source = open_source(name)
-    networks = {part: empty_part(source, part) for part in source.networks}
-    names = {part: list(plain_state(network)) for part, network in networks.items()}
+    networks = {part: build_empty_part(source, part) for part in source.networks}
+    names = {part: list(canonical_state_dict(network)) for part, network in networks.items()}
     source.check(names)
     parts = []
     for part, inside in names.items():
-        with named(source.path, part):
+        with naming_part(source.path, part):
             tensors = source.tensors(part, inside)
             check_tensors(networks[part], tensors)
         formats = Counter(tensors[one].dtype for one in inside)
         parts.append(NetworkInfo(part, len(inside), tuple(f for f, _ in formats.most_common())))
     title = MINIATURE.title if source.path == EMBEDDED else source.variant.title
     single = source.path.is_file()
-    return ModelInfo(source.path, title, source.variant, single, tuple(parts), source.left_out)
+    return ModelInfo(source.path, title, source.variant, single, tuple(parts), source.unused)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.files.source import read_json
 from lorasmith.models.text.encode import (
     Conditioning,
@@ -195,7 +195,7 @@ def zeroes_empty_prompt(model: "Model") -> bool:
     Its refiner was not. A folder may say otherwise in its ``model_index.json``
     (``force_zeros_for_empty_prompt``).
     """
-    family = family_of(model)
+    family = detect_family(model)
     if family not in ("sdxl", "sdxl-refiner"):
         return False
     index, usual = model.folder / "model_index.json", family == "sdxl"

@@ -51,7 +51,7 @@ def _shipped_merges() -> tuple[tuple[str, str], ...]:
     return tuple((first, second) for first, second in pairs)
 
 
-def clip_tokenizer(vocabulary: int, pad_token: str = END) -> "CLIPTokenizer":
+def create_clip_tokenizer(vocabulary: int, pad_token: str = END) -> "CLIPTokenizer":
     """Return CLIP's tokenizer with a vocabulary of that size: 49,408 for published models.
 
     A smaller vocabulary has the first merges only, as models with a narrow text tower use.
@@ -65,12 +65,12 @@ def clip_tokenizer(vocabulary: int, pad_token: str = END) -> "CLIPTokenizer":
             f"a vocabulary of {vocabulary:,} is not CLIP's, which has {_FIXED + len(merges):,} "
             "tokens; tokens that were added to a model are not supported"
         )
-    tokenizer = build_tokenizer(list(merges[: vocabulary - _FIXED]))
+    tokenizer = create_bpe_tokenizer(list(merges[: vocabulary - _FIXED]))
     tokenizer.pad_token = pad_token
     return tokenizer
 
 
-def build_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":
+def create_bpe_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":
     """Return a CLIPTokenizer with ``512 + len(merges) + 2`` tokens and 77 positions."""
     from transformers import CLIPTokenizer
 

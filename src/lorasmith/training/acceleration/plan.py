@@ -120,7 +120,7 @@ def _compile_is_worthwhile(sessions: Sequence[Session]) -> bool:
     unet = session.model.unet
     size: int = sum(one.numel() for one in unet.parameters())
     area: int = max(placed.bucket.area for placed in session.data.placements)
-    latents = area / session.model.downscale**2
+    latents = area / session.model.vae_scale_factor**2
     train = session.run.train
     pictures = (
         train.steps * train.images_per_step(session.accelerator.num_processes) * len(sessions)

@@ -21,7 +21,7 @@ from lorasmith.data.images.bucketed import PlacedPictures, upright_size
 from lorasmith.data.images.buckets import Bucket, Placement, Size, place
 from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import without_tag
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.load import suppress_logs
 from lorasmith.runs.paths import check_outside_dataset
 from lorasmith.training.data.batch import Batch
@@ -177,7 +177,7 @@ def build_dataset(
     """
     buckets = buckets_of(model, data)
     chosen = chosen or choose_rows(data)
-    if data.inpaint_masks == "random" and not model.inpaints:
+    if data.inpaint_masks == "random" and not model.is_inpainting:
         warnings.warn(
             "data.inpaint_masks has no effect: the model does not inpaint",
             LorasmithWarning,
@@ -259,7 +259,7 @@ class _Builder:
         latents: Latents
         if moving or self.data.color_jitter or self._masks_are_new(rows):
             latents = LiveLatents(
-                self.model.vae, self.model.downscale, pictures, self.data, self.device
+                self.model.vae, self.model.vae_scale_factor, pictures, self.data, self.device
             )
         else:
             latents = self._fixed_latents(pictures, self.data.flip_aug)
@@ -268,7 +268,7 @@ class _Builder:
 
     def _masks_are_new(self, rows: Sequence[Row]) -> bool:
         """Tell whether a new mask is drawn for a picture every time."""
-        if not self.model.inpaints or self.data.num_random_masks:
+        if not self.model.is_inpainting or self.data.num_random_masks:
             return False
         return self.data.inpaint_masks == "random" or any(row.mask is None for row in rows)
 
@@ -313,8 +313,8 @@ class _Builder:
             [content for content, _ in read],
             self.train.loss.masked,
             self.model.unet.config.addition_embed_type == "text_time",
-            self.data.aesthetic_score if family_of(self.model) == "sdxl-refiner" else None,
-            self._holes() if self.model.inpaints else None,
+            self.data.aesthetic_score if detect_family(self.model) == "sdxl-refiner" else None,
+            self._holes() if self.model.is_inpainting else None,
         )
 
     def _holes(self) -> HoleChoice:
@@ -327,7 +327,7 @@ class _Builder:
         return fixed_latents(
             self.model.vae,
             self.vae_identity,
-            self.model.downscale,
+            self.model.vae_scale_factor,
             pictures,
             flip,
             cache,

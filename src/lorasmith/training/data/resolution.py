@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets
-from lorasmith.models.image_sizes import ModelSizes
+from lorasmith.models.image_sizes import ImageSizes
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -17,7 +17,7 @@ def picture_side(model: "Model", wanted: int | None) -> int:
     Raises:
         ConfigError: the wanted side is not a multiple of what the model can do.
     """
-    multiple = ModelSizes.of(model).multiple
+    multiple = ImageSizes.from_model(model).multiple
     side = wanted or model.default_size
     if side % multiple:
         near = max(multiple, (side + multiple // 2) // multiple * multiple)
@@ -34,5 +34,5 @@ def buckets_of(model: "Model", data: DataConfig) -> tuple[Bucket, ...]:
     side = picture_side(model, data.resolution)
     if not data.buckets:
         return (Bucket(side, side),)
-    step = bucket_step(side, data.bucket_reso_steps, ModelSizes.of(model).multiple)
+    step = bucket_step(side, data.bucket_reso_steps, ImageSizes.from_model(model).multiple)
     return make_buckets(side, step, data.max_aspect_ratio)

@@ -12,8 +12,8 @@ from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.features import Featured, between_features
 from lorasmith.evaluation.features_check import check_caption_dropout, check_tags
-from lorasmith.loops.checkpoint import checkpoints
-from lorasmith.models.load import load_tokenizer, resolve_model
+from lorasmith.loops.checkpoint import list_checkpoints
+from lorasmith.models.load import load_tokenizer, resolve_model_path
 from lorasmith.reports.features_page import write_features_page
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
@@ -79,7 +79,7 @@ def check_apart(run: FeaturesConfig, chosen: Sequence[ChosenRows]) -> None:
         Featured(feature.tag, feature.class_word, [*rows.tagged, *rows.held_out])
         for feature, rows in zip(run.feature, chosen, strict=True)
     ]
-    tokenizer = load_tokenizer(resolve_model(run.model.path))
+    tokenizer = load_tokenizer(resolve_model_path(run.model.path))
     found: list[Finding] = [
         *between_features(featured, run.train.mode == "joint"),
         *check_tags(tokenizer, [feature.tag for feature in run.feature]),
@@ -125,7 +125,7 @@ def _first_unfinished(paths: FeaturesPaths) -> int:
 
 def _wanted(place: RunPaths, resume: str | None) -> str | None:
     """Return which checkpoint a stage goes on from; one that has none yet starts anew."""
-    return None if resume == LATEST and not checkpoints(place.checkpoints) else resume
+    return None if resume == LATEST and not list_checkpoints(place.checkpoints) else resume
 
 
 def _start(

@@ -11,7 +11,7 @@ from lorasmith.adapters.nn.trainable import export_layers, summarize_parts
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.tags import tag_frequency
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.runs.summary import RunSummary
 from lorasmith.training.data.resolution import picture_side
 from lorasmith.training.state import Session, identity_of
@@ -31,7 +31,7 @@ def export(session: Session, path: Path) -> None:
     facts = Facts(
         name=path.name.removesuffix(path.suffix),
         tag=run.data.tag,
-        family=family_of(session.model),
+        family=detect_family(session.model),
         prediction_type=session.objective.process.prediction_type,
         parts=summarize_parts(session.trainable),
         resolution=picture_side(session.model, run.data.resolution),
@@ -69,7 +69,7 @@ def _summary(session: Session, ended: str) -> RunSummary:
     return RunSummary(
         name=paths.name,
         tag=session.run.data.tag,
-        family=family_of(session.model),
+        family=detect_family(session.model),
         images=data.tagged,
         validation_images=len(data.held_out.rows) if data.held_out else 0,
         steps=progress.done,

@@ -58,7 +58,7 @@ class FixedGrid:
         self._data = data
         self._batch_size = batch_size
         self._seed = seed
-        steps = objective.process.steps
+        steps = objective.process.num_timesteps
         self._levels = [int((k + 0.5) * steps / levels) for k in range(levels)]
         self._numbers = _spread(data.tagged, _MOST)
 

@@ -29,7 +29,7 @@ from lorasmith.inference.prompts.parser import (
     make_plain_prompt,
     parse_prompt,
 )
-from lorasmith.models.family import family_of
+from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model, suppress_logs
 from lorasmith.runs.paths import LORA_FOLDER
 
@@ -57,9 +57,9 @@ def check_previews(settings: ValidationConfig, model: Model) -> SamplingOptions:
             size=settings.size,
             batch_size=_AT_ONCE,
         )
-        options.size_for(model.default_size, model.downscale)
+        options.size_for(model.default_size, model.vae_scale_factor)
         check_negative_prompt(settings.negative_prompt)
-        if family_of(model) == "sdxl-refiner":
+        if detect_family(model) == "sdxl-refiner":
             count_steps(settings.num_inference_steps, REFINER_STRENGTH)
         for prompt in settings.prompts or ():
             parse_prompt(prompt)
@@ -113,7 +113,7 @@ class Previews:
         self._folder = folder
         options = check_previews(settings, model)
         # A picture that is drawn on would otherwise say in which size.
-        size = options.size_for(model.default_size, model.downscale)
+        size = options.size_for(model.default_size, model.vae_scale_factor)
         self._options = replace(options, size=size)
         self._jobs = [
             ImageJob(k, prompt, settings.seed + k, canvas)
@@ -166,7 +166,7 @@ def _wanted(
     """
     if settings.prompts is not None:
         prompts = [parse_prompt(prompt) for prompt in settings.prompts]
-        masked = [row for row in rows if row.mask is not None and model.inpaints]
+        masked = [row for row in rows if row.mask is not None and model.is_inpainting]
         chosen = _spread(masked or rows, len(prompts))
         return list(zip(prompts, _canvases(model, chosen), strict=True))
     distinct: dict[str, Row] = {}
@@ -180,9 +180,9 @@ def _wanted(
 
 def _canvases(model: Model, rows: Sequence[Row]) -> list[InitImage | None]:
     """Return the pictures that the SDXL refiner changes, or whose masks a model paints anew."""
-    if family_of(model) == "sdxl-refiner":
+    if detect_family(model) == "sdxl-refiner":
         return [InitImage.load(decode(row.read_bytes(), row.key)) for row in rows]
-    if not model.inpaints:
+    if not model.is_inpainting:
         return [None] * len(rows)
     return [None if row.mask is None else _masked(row) for row in rows]
 
