@@ -26,9 +26,9 @@ from lorasmith.models.files.configs import (
 )
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.gating import Lane
-from lorasmith.training.losses import Noise, draw_noise, process_of
-from lorasmith.training.train_step import Denoiser, Figures, Objective, TrainStep
+from lorasmith.training.gating import GateRouting
+from lorasmith.training.losses import Noise, sample_noise, build_noise_process
+from lorasmith.training.train_step import Denoiser, StepMetrics, DiffusionLoss, TrainStep
 
 VARIANTS = {
     "sd15": ModelVariant("sd1", prediction_type="epsilon"),
@@ -105,7 +105,7 @@ class MadeUp:
         unet: Any,
         trainable: TrainableLora,
         inputs: Inputs,
-        lane: Lane,
+        lane: GateRouting,
         **train: Any,
     ) -> None:
         self.device = unet.device
@@ -132,9 +132,9 @@ class MadeUp:
             for one in trainable.parameter_groups()
         ]
         optimizer, _ = create_optimizer(settings, groups)
-        process = process_of(scheduler(name), settings.loss, self.device)
+        process = build_noise_process(scheduler(name), settings.loss, self.device)
         denoiser = Denoiser(SimpleNamespace(unet=unet))  # type: ignore[arg-type]
-        objective = Objective(denoiser, process, settings.loss, lane)
+        objective = DiffusionLoss(denoiser, process, settings.loss, lane)
         self._objective = objective
         self.step_once = TrainStep(
             objective, trainable.parameters(), optimizer, settings.max_grad_norm
@@ -150,10 +150,10 @@ class MadeUp:
         weight = torch.ones(count, device=self.device)
         batch = Batch(own.clean, weight, numbers, own.context, own.pooled, own.time_ids)
         draws = BatchRng(make_generator(0, 1, self._done, device=self.device), count, 0, count)
-        noise: Noise = draw_noise(self._objective.process, self.run.train.loss, batch, draws)
+        noise: Noise = sample_noise(self._objective.process, self.run.train.loss, batch, draws)
         yield batch, noise
 
-    def taken(self, figures: Figures) -> Figures:
+    def taken(self, figures: StepMetrics) -> StepMetrics:
         """Count a step."""
         self._done += 1
         return figures

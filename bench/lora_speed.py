@@ -39,8 +39,8 @@ from lorasmith.core.device import pick_device
 from lorasmith.data.images.square_images import load_squares, to_signed
 from lorasmith.data.reading.rows import read_rows
 from lorasmith.models.load import load_model
-from lorasmith.training.joint_step import Together
-from lorasmith.training.setup import opened
+from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.setup import open_trainer
 
 AIM = 1.0
 RANK, CLIP, RATE, DECAY = 16, 1.0, 2e-3, 0.01
@@ -83,8 +83,8 @@ def lorasmith_steps(options: argparse.Namespace) -> Iterator[Step]:
                 "lr_scheduler": "constant", "lr_warmup_steps": 0,
             },
         }  # fmt: skip
-        with opened(TrainConfig.model_validate(tree), None) as session:
-            yield Together([session]).advance
+        with open_trainer(TrainConfig.model_validate(tree), None) as session:
+            yield JointTrainStep([session]).step
 
 
 @contextmanager

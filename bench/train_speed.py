@@ -37,8 +37,8 @@ from lora_quality import machine
 
 from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.plan import ExecutionPlan
-from lorasmith.training.gating import Lane
-from lorasmith.training.joint_step import Together
+from lorasmith.training.gating import GateRouting
+from lorasmith.training.joint_step import JointTrainStep
 
 RANK, CLIP, RATE = 16, 1.0, 1e-4
 Step = Callable[[], Any]
@@ -92,16 +92,16 @@ def _lorasmith(
     unet = make_unet(name, device, torch.bfloat16, options.tiny)
     made = adapters(name, unet, RANK)
     inputs = Inputs(name, unet, batch, side=options.side)
-    run = MadeUp(name, unet, made, inputs, Lane(made.attached.gate), **train)
+    run = MadeUp(name, unet, made, inputs, GateRouting(made.attached.gate), **train)
     pace = ExecutionPlan(
         device.type == "cuda",
         compile_blocks=train.get("compile") == "on",
         fp8=bool(train.get("fp8")) and device.type == "cuda",
     )
     torch._dynamo.reset()
-    steps = Together([run], pace)  # type: ignore[list-item]
+    steps = JointTrainStep([run], pace)  # type: ignore[list-item]
     try:
-        return _measured(steps.advance, batch, options, device) | {"recordings": steps.recordings}
+        return _measured(steps.step, batch, options, device) | {"recordings": steps.graph_count}
     finally:
         made.detach()
 
@@ -129,11 +129,11 @@ def _four(name: str, batch: int, options: argparse.Namespace, device: torch.devi
     gates = [one.attached.gate for one in several]
     runs = []
     for number, one in enumerate(several):
-        lane = Lane(gates[number], others=[gate for gate in gates if gate is not gates[number]])
+        lane = GateRouting(gates[number], others=[gate for gate in gates if gate is not gates[number]])
         inputs = Inputs(name, unet, batch, seed=number, side=options.side)
         runs.append(MadeUp(name, unet, one, inputs, lane))
-    steps = Together(runs, ExecutionPlan(device.type == "cuda"))  # type: ignore[arg-type]
-    found = _measured(steps.advance, 4 * batch, options, device)
+    steps = JointTrainStep(runs, ExecutionPlan(device.type == "cuda"))  # type: ignore[arg-type]
+    found = _measured(steps.step, 4 * batch, options, device)
     for one in several:
         one.detach()
     return found

@@ -12,7 +12,7 @@ import torch
 
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
-from lorasmith.training.joint_step import Part, Together
+from lorasmith.training.joint_step import Microbatch, JointTrainStep
 from lorasmith.training.train_step import TrainStep
 
 LOOKS = (
@@ -74,16 +74,16 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
 @contextmanager
 def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
     """Do something in the middle of a step (from 1); yields the pictures of every step taken."""
-    plain, seen = Together._pass, []
+    plain, seen = JointTrainStep._pass, []
 
-    def stepping(self: Together, parts: Sequence[Part]) -> None:
+    def stepping(self: JointTrainStep, parts: Sequence[Microbatch]) -> None:
         seen.append([number for one in parts for number in one.batch.numbers.tolist()])
         if len(seen) == number:
             do(self._steps[0])
         plain(self, parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Together, "_pass", stepping)
+        patch.setattr(JointTrainStep, "_pass", stepping)
         yield seen
 
 

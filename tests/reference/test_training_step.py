@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.device import make_generator
-from lorasmith.training.joint_step import Together
-from lorasmith.training.setup import opened
-from lorasmith.training.state import Session
+from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.setup import open_trainer
+from lorasmith.training.state import TrainerState
 
 pytest.importorskip("peft", reason="the other side of the comparison is written with it")
 
@@ -48,7 +48,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def our_session(folder: Path, pictures: Path, out: Path, loss: dict[str, Any]) -> Iterator[Session]:
+def our_session(folder: Path, pictures: Path, out: Path, loss: dict[str, Any]) -> Iterator[TrainerState]:
     run = TrainConfig.model_validate(
         {
             "data": {"path": pictures, "tag": "inkmono", "cache": False},
@@ -61,7 +61,7 @@ def our_session(folder: Path, pictures: Path, out: Path, loss: dict[str, Any]) -
             },
         }
     )  # fmt: skip
-    with opened(run, None) as session:
+    with open_trainer(run, None) as session:
         random = make_generator(5)
         for adapter in session.trainable.adapters.values():  # otherwise half the gradients are 0
             adapter.up.data.copy_(0.1 * torch.randn(adapter.up.shape, generator=random))
@@ -98,7 +98,7 @@ class Theirs:
         for one in (self.unet, self.vae, *filter(None, self.encoders)):
             one.requires_grad_(False)
 
-    def add_lora(self, session: Session) -> dict[str, Any]:
+    def add_lora(self, session: TrainerState) -> dict[str, Any]:
         """Give every layer that ours has the same factors; return peft's layers by our names."""
         from peft import LoraConfig
 
@@ -213,10 +213,10 @@ def test_loss_and_gradients(
     theirs = Theirs(tiny_of(family), family)
     with our_session(tiny_of(family), pictures, tmp_path / "out", loss) as session:
         layers = theirs.add_lora(session)
-        numbers = session.data.order.batch(0).tolist()
+        numbers = session.dataset.order.batch(0).tolist()
         expected = theirs.loss(pictures, numbers, min_snr)
         expected.backward()
-        figures, count = Together([session]).advance()[0]
+        figures, count = JointTrainStep([session]).step()[0]
         assert count == COUNT
         assert float(figures.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
         mine, plain = [], []

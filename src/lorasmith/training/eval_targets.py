@@ -21,7 +21,7 @@ from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.split import split_held_out, tagged_rows
 
 _SETTINGS = "run.toml"
-MOST_PICTURES = 64
+MAX_REAL_IMAGES = 64
 """Real pictures of a feature that are compared with; of more, evenly spread ones."""
 
 
@@ -57,7 +57,7 @@ class EvalTarget:
             raise DataError(
                 f"{data or self.files[0]}: {len(rows)} pictures with the tag {self.tag!r}; an evaluation compares with two or more, which --data DIR names"
             )
-        stride = -(-len(rows) // MOST_PICTURES)
+        stride = -(-len(rows) // MAX_REAL_IMAGES)
         known = self.gate.class_word or (self.run.data.class_word if self.run else "")
         return EvalConcept(
             tag=self.tag,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gating:
+class CaptionGating:
     """What the batches of a set shall say for gates and for preservation."""
 
     marker: Marker | None = None
@@ -31,13 +31,13 @@ class Gating:
     """Whether captions without the tag are wanted."""
 
 
-OPEN = Gating()
+NO_GATING = CaptionGating()
 """Of a set that only its own adapters see, all of it."""
 
 
-def gating_of(
+def caption_gating(
     model: "Model", own: GateMetadata, earlier: Sequence[GateMetadata], plain: bool = False
-) -> Gating:
+) -> CaptionGating:
     """Return what a feature's batches shall say.
 
     Args:
@@ -55,7 +55,7 @@ def gating_of(
         return lambda caption: one.kind == "none" or has_tag(model.main_tokenizer, one.tag, caption)
 
     chooses = any(selects_tokens(gate) for gate in every)
-    return Gating(
+    return CaptionGating(
         mark if chooses else None,
         called(own) if selects_tokens(own) else None,
         [called(one) for one in earlier],
@@ -64,7 +64,7 @@ def gating_of(
 
 
 @dataclass(frozen=True)
-class Lane:
+class GateRouting:
     """The gates that a feature's batches set."""
 
     own: Gate
@@ -76,14 +76,14 @@ class Lane:
     others: Sequence[Gate] = ()
     """Of features that are trained at the same time."""
 
-    def rest(self) -> None:
+    def activate_only_own(self) -> None:
         """Leave the model with this feature alone at work, for every picture."""
         for gate in (*self.others, *(gate for gate, _ in self.earlier)):
             gate.close()
         self.own.open()
 
 
-def set_gates(shares: Sequence[tuple[Lane, Batch]], base: bool = False) -> None:
+def set_gates(shares: Sequence[tuple[GateRouting, Batch]], base: bool = False) -> None:
     """Set all gates for a batch that is put together of those of several features.
 
     Args:
@@ -103,7 +103,7 @@ def set_gates(shares: Sequence[tuple[Lane, Batch]], base: bool = False) -> None:
         first = own.stop
 
 
-def _set_own(lane: Lane, batch: Batch, own: range, whole: int, base: bool) -> None:
+def _set_own(lane: GateRouting, batch: Batch, own: range, whole: int, base: bool) -> None:
     if base:
         lane.own.close()
         return
@@ -118,7 +118,7 @@ def _set_own(lane: Lane, batch: Batch, own: range, whole: int, base: bool) -> No
     lane.own.set_rows(rows, batch.clean.device, tokens)
 
 
-def _set_earlier(lane: Lane, batch: Batch) -> None:
+def _set_earlier(lane: GateRouting, batch: Batch) -> None:
     """Set the gates of earlier features by the captions, or by whose pictures they are."""
     theirs = batch.task == "keep_earlier"
     for number, (gate, chooses) in enumerate(lane.earlier):

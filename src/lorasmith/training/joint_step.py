@@ -21,24 +21,24 @@ from lorasmith.training.acceleration.plan import (
 )
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise
-from lorasmith.training.state import Session
-from lorasmith.training.train_step import Figures, Pending, Share, backward, losses_together
+from lorasmith.training.state import TrainerState
+from lorasmith.training.train_step import StepMetrics, UnfinishedStep, LossInput, backward, compute_losses
 
 
-class Part(NamedTuple):
+class Microbatch(NamedTuple):
     """What one feature brings to one of a step's passes."""
 
-    owner: int
+    lora_index: int
     """Number of the feature."""
     turn: int
     """Parts of one turn may share a pass."""
-    whole: int
+    batch_size: int
     """Size of the feature's whole batch."""
     batch: Batch
-    drawn: Noise
+    noise: Noise
 
 
-class Together:
+class JointTrainStep:
     """Takes the steps of some features.
 
     Each takes the step that it would take by itself: its own pictures and random numbers, the mean
@@ -50,7 +50,7 @@ class Together:
     no loss scaling) the optimizer too. Pictures and noise are drawn outside.
     """
 
-    def __init__(self, sessions: Sequence[Session], pace: ExecutionPlan | None = None) -> None:
+    def __init__(self, sessions: Sequence[TrainerState], pace: ExecutionPlan | None = None) -> None:
         """Prepare for steps of some features.
 
         Args:
@@ -64,57 +64,57 @@ class Together:
         unet = sessions[0].model.unet
         self._swift = UNetPatcher(unet, fp8=pace.fp8)
         self._sessions = tuple(sessions)
-        self._steps = [one.step_once for one in sessions]
+        self._steps = [one.train_step for one in sessions]
         trained = [one for each in sessions for one in each.trainable.adapters.values()]
         self._casts = build_factor_cache(unet, trained)
-        self._to_the_end = all(one.asks_nothing for one in self._steps)
+        self._to_the_end = all(one.is_sync_free for one in self._steps)
         self._recorder = CudaGraphCache(sessions[0].device, pace.use_cuda_graphs)
         plan = configure_activation_checkpointing(sessions, lambda: self._try(_largest(sessions)))
         if pace.compile_blocks:  # not for the trials, each of which would be compiled anew
             self._swift.compile()
-        if sessions[0].main:
+        if sessions[0].is_main:
             tell(*pace.messages, *([plan] if plan else []))
 
     @property
-    def recordings(self) -> int:
+    def graph_count(self) -> int:
         """How many recordings of steps there are."""
         return len(self._recorder)
 
-    def advance(self) -> list[tuple[Figures, int]]:
+    def step(self) -> list[tuple[StepMetrics, int]]:
         """Take the next step; return each feature's figures and how many pictures it had."""
-        numbers = [one.prepare() for one in self._sessions]
+        numbers = [one.begin_step() for one in self._sessions]
         parts = list(_parts(self._sessions, numbers))
         for step in self._steps:
-            step.forget()  # a recording has memory of its own for gradients
+            step.zero_grad()  # a recording has memory of its own for gradients
         with self._sessions[0].clock:
             figures = self._whole(parts) if self._to_the_end else self._in_two(parts)
         return [
-            (session.taken(_apart(own)), len(its))
+            (session.on_step_end(_apart(own)), len(its))
             for session, own, its in zip(self._sessions, figures, numbers, strict=True)
         ]
 
-    def _whole(self, parts: Sequence[Part]) -> list[Figures]:
+    def _whole(self, parts: Sequence[Microbatch]) -> list[StepMetrics]:
         """Take a step in one piece."""
 
-        def work(inputs: Sequence[torch.Tensor]) -> list[Figures]:
+        def work(inputs: Sequence[torch.Tensor]) -> list[StepMetrics]:
             self._pass(_with_inputs(parts, inputs))
             return run_concurrently([one.finish for one in self._steps], inputs[0])
 
         return self._recorder(_key(parts), _inputs(parts), work)
 
-    def _in_two(self, parts: Sequence[Part]) -> list[Figures]:
+    def _in_two(self, parts: Sequence[Microbatch]) -> list[StepMetrics]:
         """Take a step whose optimizer has questions: only what comes before is recorded."""
 
-        def work(inputs: Sequence[torch.Tensor]) -> list[Pending]:
+        def work(inputs: Sequence[torch.Tensor]) -> list[UnfinishedStep]:
             self._pass(_with_inputs(parts, inputs))
-            return [one.pending() for one in self._steps]
+            return [one.unfinished() for one in self._steps]
 
         pending = self._recorder(_key(parts), _inputs(parts), work)
         for step, own in zip(self._steps, pending, strict=True):
             step.resume(own)
         return [step.finish() for step in self._steps]
 
-    def _pass(self, parts: Sequence[Part]) -> None:
+    def _pass(self, parts: Sequence[Microbatch]) -> None:
         """Compute the gradients of a step."""
         with self._swift.fallback_to_eager(lambda: self._pass(parts)), self._swift():
             for step in self._steps:
@@ -126,59 +126,59 @@ class Together:
             finally:
                 self._casts.clear()
 
-    def _try(self, parts: Sequence[Part]) -> None:
+    def _try(self, parts: Sequence[Microbatch]) -> None:
         """Compute the gradients of a step for nothing."""
         self._pass(parts)
         for step in self._steps:
-            step.forget()
+            step.zero_grad()
 
-    def _loss_of(self, parts: Sequence[Part]) -> torch.Tensor:
+    def _loss_of(self, parts: Sequence[Microbatch]) -> torch.Tensor:
         """Return the sum of the features' losses: no feature's weights are in another's loss."""
-        steps = [self._steps[one.owner] for one in parts]
-        shares: list[Share] = [
-            step.share(one.batch, one.drawn) for step, one in zip(steps, parts, strict=True)
+        steps = [self._steps[one.lora_index] for one in parts]
+        shares: list[LossInput] = [
+            step.share(one.batch, one.noise) for step, one in zip(steps, parts, strict=True)
         ]
         losses = [
-            step.take(one.batch, own, one.whole)
-            for step, one, own in zip(steps, parts, losses_together(shares), strict=True)
+            step.accumulate_loss(one.batch, own, one.batch_size)
+            for step, one, own in zip(steps, parts, compute_losses(shares), strict=True)
         ]
         return torch.stack(losses).sum()
 
 
-def _largest(sessions: Sequence[Session]) -> list[Part]:
+def _largest(sessions: Sequence[TrainerState]) -> list[Microbatch]:
     """Return the parts of a step that needs as much memory as any of the first epoch."""
 
-    def most(session: Session) -> torch.Tensor:
-        order, placements = session.data.order, session.data.placements
+    def most(session: TrainerState) -> torch.Tensor:
+        order, placements = session.dataset.order, session.dataset.placements
         batches = (order.batch(step) for step in range(order.steps_per_epoch))
         return max(batches, key=lambda own: len(own) * placements[int(own[0])].bucket.area)
 
     return list(_parts(sessions, [most(one) for one in sessions]))
 
 
-def _parts(sessions: Sequence[Session], numbers: Sequence[torch.Tensor]) -> Iterator[Part]:
+def _parts(sessions: Sequence[TrainerState], numbers: Sequence[torch.Tensor]) -> Iterator[Microbatch]:
     """Yield the parts of all features, turn by turn; some features have more than others."""
-    every = [one.parts(own) for one, own in zip(sessions, numbers, strict=True)]
+    every = [one.microbatches(own) for one, own in zip(sessions, numbers, strict=True)]
     for turn, parts in enumerate(zip_longest(*every)):
         for owner, part in enumerate(parts):
             if part is not None:
-                yield Part(owner, turn, len(numbers[owner]), *part)
+                yield Microbatch(owner, turn, len(numbers[owner]), *part)
 
 
-def _alike(parts: Sequence[Part]) -> Iterator[list[Part]]:
+def _alike(parts: Sequence[Microbatch]) -> Iterator[list[Microbatch]]:
     """Yield parts that one pass can do: of one turn and task, latents and texts of one shape."""
     for _, turn in groupby(parts, key=lambda one: one.turn):
-        groups: dict[tuple[str, torch.Size, int], list[Part]] = {}
+        groups: dict[tuple[str, torch.Size, int], list[Microbatch]] = {}
         for one in turn:
             kind = one.batch.task, one.batch.clean.shape[1:], one.batch.length
             groups.setdefault(kind, []).append(one)
         yield from groups.values()
 
 
-def _apart(figures: Figures) -> Figures:
+def _apart(figures: StepMetrics) -> StepMetrics:
     """Return figures that the next replay leaves alone."""
-    kept = figures.loss if figures.kept is None else figures.kept
-    return Figures(*torch.stack([figures.loss, figures.grad_norm, kept]).unbind())
+    kept = figures.loss if figures.preservation_loss is None else figures.preservation_loss
+    return StepMetrics(*torch.stack([figures.loss, figures.grad_norm, kept]).unbind())
 
 
 # --- what a recording is told apart by, and what it is given anew ------------------------------
@@ -188,12 +188,12 @@ _ON_HOST = "numbers"
 _TENSORS = [one.name for one in fields(Batch) if one.name != _ON_HOST]
 
 
-def _key(parts: Sequence[Part]) -> Hashable:
+def _key(parts: Sequence[Microbatch]) -> Hashable:
     """Return everything about some parts but the values of their tensors on the device."""
     told = []
     for one in parts:
         values = [_told(getattr(one.batch, name)) for name in _TENSORS]
-        told.append((one.owner, one.turn, one.whole, *values, *map(_told, one.drawn)))
+        told.append((one.lora_index, one.turn, one.batch_size, *values, *map(_told, one.noise)))
     return tuple(told)
 
 
@@ -206,20 +206,20 @@ def _told(value: Any) -> Hashable:
     return plain
 
 
-def _inputs(parts: Sequence[Part]) -> list[torch.Tensor]:
+def _inputs(parts: Sequence[Microbatch]) -> list[torch.Tensor]:
     """Return the tensors of some parts, always in the same order."""
     found = []
     for one in parts:
         values = [getattr(one.batch, name) for name in _TENSORS]
-        found += [value for value in (*values, *one.drawn) if isinstance(value, torch.Tensor)]
+        found += [value for value in (*values, *one.noise) if isinstance(value, torch.Tensor)]
     return found
 
 
-def _with_inputs(parts: Sequence[Part], inputs: Sequence[torch.Tensor]) -> list[Part]:
+def _with_inputs(parts: Sequence[Microbatch], inputs: Sequence[torch.Tensor]) -> list[Microbatch]:
     """Return parts that have other tensors, in the order of ``_inputs``."""
     left = iter(inputs)
 
-    def renewed(one: Part) -> Part:
+    def renewed(one: Microbatch) -> Microbatch:
         values = {name: getattr(one.batch, name) for name in _TENSORS}
         new: dict[str, Any] = {
             name: next(left) for name, value in values.items() if isinstance(value, torch.Tensor)

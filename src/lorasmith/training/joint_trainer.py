@@ -16,28 +16,28 @@ from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
 from lorasmith.loops.optimized_module import select_prefix
 from lorasmith.loops.tracking import MetricsLogger, ScopedLogger, WandbRun, open_wandb
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.joint_step import Together
+from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.outputs.export import export, finish
-from lorasmith.training.outputs.logger import Reporter, reporting, told_outside
+from lorasmith.training.outputs.logger import MetricsLogger, open_logger, public_config
 from lorasmith.training.resume import LATEST, find_checkpoint
-from lorasmith.training.state import Session
+from lorasmith.training.state import TrainerState
 from lorasmith.training.trainer import (
-    Due,
+    ScheduledActions,
     Interrupted,
-    asked,
-    look,
-    naming_memory,
-    stopped,
-    why_ended,
+    stop_requested,
+    validate,
+    explain_oom,
+    stop_message,
+    end_reason,
 )
-from lorasmith.training.validation.validator import Looks
+from lorasmith.training.validation.validator import Validator
 
 _STATES = "features"
 """Where a checkpoint has the states of each; what they were first called."""
 
 
 @dataclass(frozen=True)
-class Whole:
+class JointRunConfig:
     """What LoRAs that are trained at the same time have in common."""
 
     paths: RunPaths
@@ -57,22 +57,22 @@ class Whole:
 class _Watched:
     """A LoRA in training, with its log and its looks."""
 
-    def __init__(self, session: Session, report: Reporter, request: StopRequest) -> None:
+    def __init__(self, session: TrainerState, report: MetricsLogger, request: StopRequest) -> None:
         self.session = session
         self.report = report
-        self.looks = Looks(session, report, lambda: not request.is_requested)
+        self.looks = Validator(session, report, lambda: not request.is_requested)
         self.failed = session.paths.failure.is_file()
 
     @property
     def goes_on(self) -> bool:
         """Whether it has steps left."""
         left = self.session.progress.done < self.session.run.train.steps
-        return left and not (self.failed or self.looks.no_better)
+        return left and not (self.failed or self.looks.early_stop)
 
-    def look(self, due: Due, lenient: bool) -> None:
+    def look(self, due: ScheduledActions, lenient: bool) -> None:
         """Do what is due but for checkpoints; give up a run that is not finite, or raise."""
         try:
-            look(self.session, self.report, self.looks, due)
+            validate(self.session, self.report, self.looks, due)
         except TrainingError as error:
             if not lenient:
                 raise
@@ -81,12 +81,12 @@ class _Watched:
     def _give_up(self, reason: str) -> None:
         self.failed = True
         paths = self.session.paths
-        if self.session.main:
+        if self.session.is_main:
             write_text(paths.failure, f"{reason}\n")
             warnings.warn(f"{paths.name}: {reason}", LorasmithWarning, stacklevel=2)
 
 
-def train_abreast(sessions: Sequence[Session], whole: Whole) -> None:
+def train_jointly(sessions: Sequence[TrainerState], whole: JointRunConfig) -> None:
     """Take all steps that are left, and write what each LoRA's run leaves.
 
     Raises:
@@ -96,16 +96,16 @@ def train_abreast(sessions: Sequence[Session], whole: Whole) -> None:
     with _watching(sessions, whole) as (watched, request):
         drawn = watched[0].session.paths.previews if whole.same_base else None
         for number, one in enumerate(watched):
-            one.looks.first(drawn if number else None)
+            one.looks.run_baseline(drawn if number else None)
         _steps(watched, whole, request)
     for one in watched:
         if not one.failed:
-            finish(one.session, why_ended(one.session, one.looks))
+            finish(one.session, end_reason(one.session, one.looks))
 
 
 @contextmanager
 def _watching(
-    sessions: Sequence[Session], whole: Whole
+    sessions: Sequence[TrainerState], whole: JointRunConfig
 ) -> Iterator[tuple[list[_Watched], StopRequest]]:
     """Open the logs; the first one's bar stands for all."""
     with ExitStack() as stack:
@@ -115,22 +115,22 @@ def _watching(
         for number, session in enumerate(sessions):
             title = None if number else whole.title
             shared = None if board is None else ScopedLogger(board, whole.labels[number])
-            opened = reporting(
-                session.run, session.paths, session.progress.done, session.main, title, shared
+            opened = open_logger(
+                session.run, session.paths, session.progress.done, session.is_main, title, shared
             )
             watched.append(_Watched(session, stack.enter_context(opened), request))
         yield watched, request
 
 
 @contextmanager
-def _board(sessions: Sequence[Session], whole: Whole) -> Iterator[MetricsLogger | None]:
+def _board(sessions: Sequence[TrainerState], whole: JointRunConfig) -> Iterator[MetricsLogger | None]:
     """Open the one run at Weights & Biases that all are shown in, where it is wanted."""
     track = sessions[0].run.track
-    if not (track.wandb and sessions[0].main):
+    if not (track.wandb and sessions[0].is_main):
         yield None
         return
     told = {
-        label: told_outside(session.run)
+        label: public_config(session.run)
         for label, session in zip(whole.labels, sessions, strict=True)
     }
     wanted = WandbRun(track.wandb_project, whole.paths.name, told)
@@ -138,19 +138,19 @@ def _board(sessions: Sequence[Session], whole: Whole) -> Iterator[MetricsLogger 
         yield board
 
 
-def _steps(watched: Sequence[_Watched], whole: Whole, request: StopRequest) -> None:
+def _steps(watched: Sequence[_Watched], whole: JointRunConfig, request: StopRequest) -> None:
     """Take the steps that are left, with what is due after each."""
     before: list[_Watched] = []
     while active := [one for one in watched if one.goes_on]:
         if active != before:  # some have no steps left
-            before, steps = active, Together([one.session for one in active])
-        with naming_memory(active[0].session, whole.relief):
-            taken = steps.advance()
+            before, steps = active, JointTrainStep([one.session for one in active])
+        with explain_oom(active[0].session, whole.relief):
+            taken = steps.step()
         for one, (figures, pictures) in zip(active, taken, strict=True):
             one.report.step(figures, pictures)
         session = active[0].session
-        due = Due.after(session)
-        stopping = asked(session, request, due)
+        due = ScheduledActions.after(session)
+        stopping = stop_requested(session, request, due)
         if not (due.anything or stopping):
             continue
         for one in active:
@@ -159,10 +159,10 @@ def _steps(watched: Sequence[_Watched], whole: Whole, request: StopRequest) -> N
         if due.checkpoint or stopping or ended:
             _save_all(watched, whole.paths)
         for one in active:
-            if due.file and session.main and not one.failed:
+            if due.file and session.is_main and not one.failed:
                 export(one.session, one.session.paths.lora_at_step(session.progress.done))
         if stopping and any(one.goes_on for one in watched):
-            raise Interrupted(stopped(session))
+            raise Interrupted(stop_message(session))
 
 
 # --- checkpoints ------------------------------------------------------------------------------
@@ -171,11 +171,11 @@ def _steps(watched: Sequence[_Watched], whole: Whole, request: StopRequest) -> N
 def _save_all(watched: Sequence[_Watched], paths: RunPaths) -> None:
     """Save one checkpoint for all: none of them can then be ahead of the others."""
     first = watched[0].session
-    if first.main:
+    if first.is_main:
         tensors: Tensors = {}
         states: dict[str, Any] = {}
         for one in watched:
-            own, states[one.session.paths.name] = one.session.packed()
+            own, states[one.session.paths.name] = one.session.state_dict()
             tensors |= {f"{one.session.paths.name}/{key}": value for key, value in own.items()}
         step = max(one.session.progress.done for one in watched)
         keep = first.run.train.keep_checkpoints
@@ -183,7 +183,7 @@ def _save_all(watched: Sequence[_Watched], paths: RunPaths) -> None:
     first.accelerator.wait_for_everyone()
 
 
-def checkpoint_of_all(paths: RunPaths, resume: str | None) -> Checkpoint | None:
+def find_joint_checkpoint(paths: RunPaths, resume: str | None) -> Checkpoint | None:
     """Return what LoRAs that are trained at the same time go on from; None where they start anew.
 
     Raises:
@@ -194,7 +194,7 @@ def checkpoint_of_all(paths: RunPaths, resume: str | None) -> Checkpoint | None:
     return find_checkpoint(paths.checkpoints, resume)
 
 
-def part_of(found: Checkpoint | None, place: RunPaths) -> Checkpoint | None:
+def select_state(found: Checkpoint | None, place: RunPaths) -> Checkpoint | None:
     """Return one LoRA's part of a checkpoint of all.
 
     Raises:

@@ -28,7 +28,7 @@ class Noise(NamedTuple):
     """Noise like the latents, float32."""
 
 
-def process_of(
+def build_noise_process(
     scheduler_config: dict[str, object],
     settings: LossConfig,
     device: torch.device,
@@ -65,7 +65,7 @@ def _misfit(process: NoiseSchedule) -> str:
     )
 
 
-def draw_noise(
+def sample_noise(
     process: NoiseSchedule, settings: LossConfig, batch: Batch, draws: BatchRng
 ) -> Noise:
     """Draw noise levels uniformly among those of the model, and unit noise with its offset."""
@@ -77,7 +77,7 @@ def draw_noise(
     return Noise(timesteps.to(batch.clean.device), noise.to(batch.clean.device))
 
 
-def losses_of(
+def per_image_losses(
     process: NoiseSchedule,
     settings: LossConfig,
     batch: Batch,
@@ -103,7 +103,7 @@ def losses_of(
     return losses
 
 
-def total_of(losses: torch.Tensor, weight: torch.Tensor, whole: int) -> torch.Tensor:
+def weighted_mean(losses: torch.Tensor, weight: torch.Tensor, whole: int) -> torch.Tensor:
     """Return a part's contribution to the loss of a batch of ``whole`` pictures, a scalar.
 
     The sum of all parts' contributions is sum(weight * loss) / whole.

@@ -36,14 +36,14 @@ from lorasmith.training.data.dataset import TrainingSet, build_dataset, send_hom
 from lorasmith.training.data.resolution import buckets_of
 from lorasmith.training.data.shared import shared_sets
 from lorasmith.training.data.split import ChosenRows, choose_rows
-from lorasmith.training.gating import Lane, gating_of
-from lorasmith.training.losses import process_of
-from lorasmith.training.lr_defaults import with_rates
-from lorasmith.training.multi.frozen import Earlier
+from lorasmith.training.gating import GateRouting, caption_gating
+from lorasmith.training.losses import build_noise_process
+from lorasmith.training.lr_defaults import fill_learning_rates
+from lorasmith.training.multi.frozen import FrozenFeature
 from lorasmith.training.outputs.disk_usage import bytes_needed
 from lorasmith.training.resume import check_settings, find_checkpoint
-from lorasmith.training.state import Session
-from lorasmith.training.train_step import Denoiser, Objective, TrainStep
+from lorasmith.training.state import TrainerState
+from lorasmith.training.train_step import Denoiser, DiffusionLoss, TrainStep
 from lorasmith.training.validation.previews import check_preview_loras, check_previews
 
 if TYPE_CHECKING:
@@ -51,28 +51,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A feature that shall be trained."""
 
     run: TrainConfig
     """Its settings."""
     paths: RunPaths
     """Where it writes."""
-    chosen: ChosenRows
+    split: ChosenRows
     """Its pictures."""
-    found: Checkpoint | None
+    checkpoint: Checkpoint | None
     """What it goes on from; None for a new one."""
 
 
 @dataclass(frozen=True)
-class Machine:
+class DeviceContext:
     """What a run computes on."""
 
     device: torch.device
     accelerator: "Accelerator"
 
     @classmethod
-    def of(cls, train: TrainerConfig) -> "Machine":
+    def from_settings(cls, train: TrainerConfig) -> "DeviceContext":
         """Find it.
 
         Raises:
@@ -88,7 +88,7 @@ class Machine:
 
 
 @contextmanager
-def opened(run: TrainConfig, resume: str | None) -> Iterator[Session]:
+def open_trainer(run: TrainConfig, resume: str | None) -> Iterator[TrainerState]:
     """Prepare a run, and take the adapters out of the model at its end.
 
     What can be refused is refused before anything is written.
@@ -100,21 +100,21 @@ def opened(run: TrainConfig, resume: str | None) -> Iterator[Session]:
     paths = RunPaths.from_name(run.output.name)
     if resume is None:
         check_outside_dataset(paths.folder, run.data, "output.name (--out)")
-    machine = Machine.of(run.train)
+    machine = DeviceContext.from_settings(run.train)
     chosen = choose_rows(run.data)
-    found = claimed(paths, resume)
-    with prepared([Plan(run, paths, chosen, found)], machine) as sessions:
+    found = reserve_output(paths, resume)
+    with setup_trainers([RunPlan(run, paths, chosen, found)], machine) as sessions:
         yield sessions[0]
 
 
 @contextmanager
-def prepared(
-    plans: Sequence[Plan],
-    machine: Machine,
-    earlier: Sequence[Earlier] = (),
+def setup_trainers(
+    plans: Sequence[RunPlan],
+    machine: DeviceContext,
+    earlier: Sequence[FrozenFeature] = (),
     later: Sequence[TrainConfig] = (),
     called: Callable[[TrainConfig], str] | None = lambda run: f"feature {run.data.tag!r}",
-) -> Iterator[list[Session]]:
+) -> Iterator[list[TrainerState]]:
     """Prepare features that are trained at the same time, on one model.
 
     Args:
@@ -128,7 +128,7 @@ def prepared(
     if first.track.wandb:
         check_wandb()
     model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
-    plans = [replace(plan, run=_completed(plan.run, model, plan.found)) for plan in plans]
+    plans = [replace(plan, run=_completed(plan.run, model, plan.checkpoint)) for plan in plans]
     check_previews(first.validation, model)
     check_preview_loras(first.validation, model)
     if len(plans) + len(earlier) + len(later) == 1:
@@ -137,7 +137,7 @@ def prepared(
     for run in later:
         _targets(_completed(run, model, None), model, called)
     needed = sum(
-        bytes_needed(plan.run, own, model.default_size, new=plan.found is None)
+        bytes_needed(plan.run, own, model.default_size, new=plan.checkpoint is None)
         for plan, own in zip(plans, targets, strict=True)
     )
     require_disk_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
@@ -163,20 +163,22 @@ def prepared(
         yield sessions
 
 
-def _begin(plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+def _begin(plans: Sequence[RunPlan], sessions: Sequence[TrainerState]) -> None:
     """Restore what is gone on with, and put settings and records in place."""
     for plan, session in zip(plans, sessions, strict=True):
-        if plan.found is not None:
-            session.restore(plan.found)
-        if session.main:
-            record = json.dumps(session.data.record(), indent=1, ensure_ascii=False)
-            session.paths.prepare_folder(dump_toml(plan.run), plan.found is None, f"{record}\n")
+        if plan.checkpoint is not None:
+            session.restore(plan.checkpoint)
+        if session.is_main:
+            record = json.dumps(session.dataset.record(), indent=1, ensure_ascii=False)
+            session.paths.prepare_folder(
+                dump_toml(plan.run), plan.checkpoint is None, f"{record}\n"
+            )
 
 
-def _reads_live(targets: Sequence[Sequence[LayerTarget]], earlier: Sequence[Earlier]) -> bool:
+def _reads_live(targets: Sequence[Sequence[LayerTarget]], earlier: Sequence[FrozenFeature]) -> bool:
     """Tell whether text encoders run in the step: adapters in them are trained, or have a gate."""
     trained = any(target.ref.part != UNET for own in targets for target in own)
-    return trained or any(one.in_text for one in earlier)
+    return trained or any(one.has_text_layers for one in earlier)
 
 
 def _targets(
@@ -197,17 +199,21 @@ def _facts(run: TrainConfig) -> GateMetadata:
 
 
 def _dataset(
-    plan: Plan, model: Model, machine: Machine, words_live: bool, earlier: Sequence[Earlier]
+    plan: RunPlan,
+    model: Model,
+    machine: Machine,
+    words_live: bool,
+    earlier: Sequence[FrozenFeature],
 ) -> TrainingSet:
     run = plan.run
     plain = run.preserve.strength > 0
-    gating = gating_of(model, _facts(run), [one.facts for one in earlier], plain)
+    gating = caption_gating(model, _facts(run), [one.facts for one in earlier], plain)
     return build_dataset(
         model,
         run.data,
         run.train,
         machine.device,
-        plan.chosen,
+        plan.split,
         words_live,
         gating,
         machine.accelerator.num_processes,
@@ -215,15 +221,19 @@ def _dataset(
 
 
 def _kept_sets(
-    plan: Plan, model: Model, machine: Machine, words_live: bool, earlier: Sequence[Earlier]
+    plan: RunPlan,
+    model: Model,
+    machine: Machine,
+    words_live: bool,
+    earlier: Sequence[FrozenFeature],
 ) -> tuple[TrainingSet, ...]:
     """Return the pictures of earlier features, where their prediction is to be kept."""
     if not plan.run.preserve.earlier_features_strength:
         return ()
     return tuple(
         build_dataset(
-            model, one.data, plan.run.train, machine.device, one.chosen, words_live,
-            gating_of(model, one.facts, ()), machine.accelerator.num_processes,
+            model, one.data, plan.run.train, machine.device, one.split, words_live,
+            caption_gating(model, one.facts, ()), machine.accelerator.num_processes,
         )
         for one in earlier
     )  # fmt: skip
@@ -232,10 +242,10 @@ def _kept_sets(
 @contextmanager
 def _injected(
     model: Model,
-    plans: Sequence[Plan],
+    plans: Sequence[RunPlan],
     targets: Sequence[Sequence[LayerTarget]],
-    earlier: Sequence[Earlier],
-) -> Iterator[tuple[list[TrainableLora], list[Lane]]]:
+    earlier: Sequence[FrozenFeature],
+) -> Iterator[tuple[list[TrainableLora], list[GateRouting]]]:
     """Put adapters into the model while the block runs, those of earlier features first."""
     frozen: list[AttachedLora] = []
     trainables: list[TrainableLora] = []
@@ -248,7 +258,7 @@ def _injected(
         before = [(one.gate, selects_tokens(one.gate_metadata)) for one in frozen]
         gates = [one.attached.gate for one in trainables]
         lanes = [
-            Lane(
+            GateRouting(
                 own,
                 selects_tokens(_facts(plan.run)),
                 before,
@@ -266,7 +276,7 @@ def _injected(
             attached.detach()
 
 
-def claimed(paths: RunPaths, resume: str | None) -> Checkpoint | None:
+def reserve_output(paths: RunPaths, resume: str | None) -> Checkpoint | None:
     """Make sure of the run's place; return what it goes on from."""
     if resume is None:
         paths.check_can_create()
@@ -278,7 +288,7 @@ def claimed(paths: RunPaths, resume: str | None) -> Checkpoint | None:
 def _completed(run: TrainConfig, model: Model, found: Checkpoint | None) -> TrainConfig:
     """Fill in what depends on the model, and compare with the run that is gone on with."""
     size = sum(parameter.numel() for parameter in model.unet.parameters())
-    run = run.model_copy(update={"train": with_rates(run.train, size)})
+    run = run.model_copy(update={"train": fill_learning_rates(run.train, size)})
     if found is not None:
         check_settings(found.state["settings"], run)
     return run
@@ -298,19 +308,19 @@ def _place(model: Model, train: TrainerConfig, device: torch.device, text_traine
 
 
 def _session(
-    plan: Plan,
-    machine: Machine,
+    plan: RunPlan,
+    machine: DeviceContext,
     model: Model,
     data: TrainingSet,
     trainable: TrainableLora,
-    lane: Lane,
+    lane: GateRouting,
     kept: tuple[TrainingSet, ...],
-    earlier: Sequence[Earlier],
-) -> Session:
+    earlier: Sequence[FrozenFeature],
+) -> TrainerState:
     train, accelerator = plan.run.train, machine.accelerator
     known = FAMILIES[detect_family(model)].num_timesteps
-    process = process_of(model.scheduler_config, train.loss, model.unet.device, known)
-    objective = Objective(Denoiser(model), process, train.loss, lane)
+    process = build_noise_process(model.scheduler_config, train.loss, model.unet.device, known)
+    objective = DiffusionLoss(Denoiser(model), process, train.loss, lane)
     groups = _groups(trainable, train)
     optimizer, peaks = create_optimizer(train, groups)
     adapters = nn.ModuleList(trainable.adapters.values())
@@ -326,21 +336,21 @@ def _session(
         None if alone else partial(all_reduce_sum, accelerator),
         scaler,
     )
-    return Session(
+    return TrainerState(
         run=plan.run,
         paths=plan.paths,
         accelerator=accelerator,
         model=model,
-        data=data,
+        dataset=data,
         trainable=trainable,
-        state=OptimizedModule(adapters, adapters, optimizer, peaks[0], average),
-        objective=objective,
-        peaks=peaks,
-        labels=[group.name for group in groups],
-        step_once=step_once,
+        optimized=OptimizedModule(adapters, adapters, optimizer, peaks[0], average),
+        loss=objective,
+        base_lrs=peaks,
+        param_group_names=[group.name for group in groups],
+        train_step=step_once,
         scaler=scaler,
-        earlier=kept,
-        built_on={one.file.path.name: one.identity for one in earlier},
+        preservation_sets=kept,
+        frozen_hashes={one.file.path.name: one.weights_hash for one in earlier},
     )
 
 

@@ -28,8 +28,8 @@ from lorasmith.models.load import Model
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainingSet
-from lorasmith.training.losses import Noise, draw_noise
-from lorasmith.training.train_step import Figures, Objective, TrainStep
+from lorasmith.training.losses import Noise, sample_noise
+from lorasmith.training.train_step import StepMetrics, DiffusionLoss, TrainStep
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,7 +60,7 @@ class Progress:
 
 
 @dataclass
-class Session:
+class TrainerState:
     """What a run needs for its steps."""
 
     run: TrainConfig
@@ -71,25 +71,25 @@ class Session:
     """Device and processes."""
     model: Model
     """The model with the adapters in it."""
-    data: TrainingSet
+    dataset: TrainingSet
     """The pictures."""
     trainable: TrainableLora
     """The adapters."""
-    state: OptimizedModule
+    optimized: OptimizedModule
     """Their weights, optimizer and average."""
-    objective: Objective
+    loss: DiffusionLoss
     """The loss."""
-    peaks: list[float]
+    base_lrs: list[float]
     """Peak learning rate of each of the optimizer's groups."""
-    labels: list[str]
+    param_group_names: list[str]
     """The part that each of them belongs to."""
-    step_once: TrainStep
+    train_step: TrainStep
     """An optimizer step."""
     scaler: torch.amp.GradScaler | None = None
     """fp16's loss scaling, of this session alone."""
-    earlier: tuple[TrainingSet, ...] = ()
+    preservation_sets: tuple[TrainingSet, ...] = ()
     """Pictures of earlier features whose prediction is to be kept."""
-    built_on: dict[str, str] = field(default_factory=dict)
+    frozen_hashes: dict[str, str] = field(default_factory=dict)
     """Hashes of the LoRAs of earlier features that are in the model, by their files' names."""
     progress: Progress = field(default_factory=Progress)
     """How far it is."""
@@ -113,13 +113,13 @@ class Session:
         return compute_model_hash(self.model.folder)
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return bool(self.accelerator.is_main_process)
 
     # --- steps ----------------------------------------------------------------------------
 
-    def prepare(self) -> torch.Tensor:
+    def begin_step(self) -> torch.Tensor:
         """Make ready for the next step; return the numbers of its pictures, int64 ``[B]``."""
         step, train = self.progress.done, self.run.train
         self._set_rates(step)
@@ -127,42 +127,42 @@ class Session:
             torch.manual_seed(
                 derive_seed(train.seed, _DROPOUT, step, self.accelerator.process_index)
             )
-        return self.data.order.batch(step)
+        return self.dataset.order.batch(step)
 
-    def taken(self, figures: Figures) -> Figures:
+    def on_step_end(self, figures: StepMetrics) -> StepMetrics:
         """Count a step that was taken; return its figures, without those that it has not."""
         keeps = self._keeps(self.progress.done)
-        if self.state.ema is not None:
-            self.state.ema.update()
+        if self.optimized.ema is not None:
+            self.optimized.ema.update()
         self.progress.done += 1
         return figures if keeps else figures._replace(kept=None)
 
-    def rates(self) -> dict[str, float]:
+    def learning_rates(self) -> dict[str, float]:
         """Return the learning rates of the last step by their names in the log."""
         scale = self._scale(max(0, self.progress.done - 1))
-        named = dict(zip(self.labels, self.peaks, strict=True))
-        several = len(set(self.peaks)) > 1
+        named = dict(zip(self.param_group_names, self.base_lrs, strict=True))
+        several = len(set(self.base_lrs)) > 1
         more = {f"lr/{part}": peak * scale for part, peak in named.items()} if several else {}
-        return {"lr": self.peaks[0] * scale, **more}
+        return {"lr": self.base_lrs[0] * scale, **more}
 
-    def keys_of(self, step: int) -> list[str]:
+    def image_names(self, step: int) -> list[str]:
         """Return the names of the pictures of a step (from 0)."""
-        return self.data.keys_of(self.data.order.batch(step))
+        return self.dataset.keys_of(self.dataset.order.batch(step))
 
     def failed_step(self) -> int | None:
         """Return the step (from 0) that was not finite, if there was one; waits for the device."""
-        failed = self.step_once.failed_step()
+        failed = self.train_step.failed_step()
         return None if failed is None else failed + self._first
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         """Return a context in which the adapters hold what is shown and saved."""
-        return nullcontext() if self.state.ema is None else self.state.ema.average_parameters()
+        return nullcontext() if self.optimized.ema is None else self.optimized.ema.average_parameters()
 
     def seconds(self) -> float:
         """Return the time spent so far."""
         return time.perf_counter() - self._started
 
-    def parts(self, numbers: torch.Tensor) -> Iterator[tuple[Batch, Noise]]:
+    def microbatches(self, numbers: torch.Tensor) -> Iterator[tuple[Batch, Noise]]:
         """Yield this process's parts of the next step, one after the other.
 
         A part has the same draws wherever it is. In steps with preservation each part is followed
@@ -171,21 +171,21 @@ class Session:
         step, preserve = self.progress.done, self.run.preserve
         keeps = self._keeps(step)
         for piece, draws in self._pieces(numbers, step, _STEPS):
-            batch = self.data.batch(piece, draws)
-            drawn = draw_noise(self.objective.process, self.run.train.loss, batch, draws)
+            batch = self.dataset.batch(piece, draws)
+            drawn = sample_noise(self.loss.process, self.run.train.loss, batch, draws)
             yield batch, drawn
             if keeps and preserve.strength:
                 seeded = make_generator(self.run.train.seed, _PRESERVE, step, device=self.device)
                 others = replace(draws, generator=seeded)
-                yield self.data.without_tag(batch, others, preserve.strength), drawn
-        if keeps and preserve.earlier_features_strength and self.earlier:
+                yield self.dataset.without_tag(batch, others, preserve.strength), drawn
+        if keeps and preserve.earlier_features_strength and self.preservation_sets:
             yield from self._of_earlier(step, len(numbers))
 
     def _keeps(self, step: int) -> bool:
         """Tell whether a step (from 0) has preservation."""
         preserve = self.run.preserve
         wanted = preserve.strength > 0 or (
-            preserve.earlier_features_strength > 0 and len(self.earlier) > 0
+            preserve.earlier_features_strength > 0 and len(self.preservation_sets) > 0
         )
         return wanted and step % preserve.every_n_steps == 0
 
@@ -197,16 +197,16 @@ class Session:
             whole: size of the batch that is learned from in this step.
         """
         turn = step // self.run.preserve.every_n_steps
-        number = turn % len(self.earlier)
-        data = self.earlier[number]
-        numbers = data.order.batch(turn // len(self.earlier))
+        number = turn % len(self.preservation_sets)
+        data = self.preservation_sets[number]
+        numbers = data.order.batch(turn // len(self.preservation_sets))
         # Losses are divided by the size of the batch that is learned from.
         strength = self.run.preserve.earlier_features_strength * whole / len(numbers)
         for piece, draws in self._pieces(numbers, step, _EARLIER):
             batch = data.batch(piece, draws)
             weight = torch.full_like(batch.weight, strength)
             kept = replace(batch, weight=weight, task="keep_earlier", earlier=number)
-            yield kept, draw_noise(self.objective.process, self.run.train.loss, kept, draws)
+            yield kept, sample_noise(self.loss.process, self.run.train.loss, kept, draws)
 
     def _pieces(
         self, numbers: torch.Tensor, step: int, stream: int
@@ -224,7 +224,7 @@ class Session:
 
     def _set_rates(self, step: int) -> None:
         scale = self._scale(step)
-        for group, peak in zip(self.state.optimizer.param_groups, self.peaks, strict=True):
+        for group, peak in zip(self.optimized.optimizer.param_groups, self.base_lrs, strict=True):
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(peak * scale)
             else:
@@ -241,23 +241,23 @@ class Session:
 
     def save(self) -> None:
         """Save a checkpoint (the main process only)."""
-        if self.main:
+        if self.is_main:
             keep = self.run.train.keep_checkpoints
-            save_checkpoint(self.paths.checkpoints, self.progress.done, *self.packed(), keep)
+            save_checkpoint(self.paths.checkpoints, self.progress.done, *self.state_dict(), keep)
         self.accelerator.wait_for_everyone()
 
-    def packed(self) -> tuple[Tensors, dict[str, Any]]:
+    def state_dict(self) -> tuple[Tensors, dict[str, Any]]:
         """Return everything that a checkpoint needs, as tensors and JSON."""
         self.progress.seconds = self.seconds()
-        tensors, plain = self.state.pack_state()
+        tensors, plain = self.optimized.pack_state()
         return tensors, {
             "trained": plain,
             "layers": list(self.trainable.adapters),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": asdict(self.progress),
             "settings": packed_settings(self.run),
-            "pictures": identity_of(self.data),
-            "built_on": self.built_on,
+            "pictures": dataset_hash(self.dataset),
+            "built_on": self.frozen_hashes,
         }
 
     def restore(self, found: Checkpoint) -> None:
@@ -272,18 +272,18 @@ class Session:
             raise WeightsError(
                 f"{self.paths.checkpoints}: step {found.step} has {len(saved)} trained layers and this run has {len(layers)} others; it is of another run"
             )
-        if found.state.get("built_on", {}) != self.built_on:
+        if found.state.get("built_on", {}) != self.frozen_hashes:
             raise WeightsError(
-                f"{self.paths.checkpoints}: step {found.step} was trained on top of other files than {', '.join(self.built_on) or 'none'}; put those back or start a new run"
+                f"{self.paths.checkpoints}: step {found.step} was trained on top of other files than {', '.join(self.frozen_hashes) or 'none'}; put those back or start a new run"
             )
-        self.state.unpack_state(found.tensors, found.state["trained"])
+        self.optimized.unpack_state(found.tensors, found.state["trained"])
         scaler = self.scaler
         if scaler is not None and found.state.get("scaler"):
             scaler.load_state_dict(found.state["scaler"])
         known = {one.name for one in fields(Progress)}
         told = {k: v for k, v in found.state["progress"].items() if k in known}
         self.progress = Progress(**{**told, "done": found.step})
-        other_pictures = found.state.get("pictures") != identity_of(self.data)
+        other_pictures = found.state.get("pictures") != dataset_hash(self.dataset)
         if other_pictures or _grid_of(found.state["settings"]) != _grid_of(
             packed_settings(self.run)
         ):
@@ -311,7 +311,7 @@ def _grid_of(settings: Mapping[str, Any]) -> tuple[Any, Any]:
     return preview["loss_timesteps"], settings["train"]["seed"] if seed is None else seed
 
 
-def identity_of(data: TrainingSet) -> str:
+def dataset_hash(data: TrainingSet) -> str:
     """Return a hash of the names and captions of the pictures, held-out ones included."""
     sets = [data] if data.held_out is None else [data, data.held_out]
     told = [[row.key, row.caption] for one in sets for row in one.rows]

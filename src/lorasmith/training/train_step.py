@@ -16,13 +16,13 @@ from lorasmith.loops.optimizers import skips_on_found_inf
 from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import TokenIds, encode_tokens
 from lorasmith.training.data.batch import Batch, joined
-from lorasmith.training.gating import Lane, set_gates
-from lorasmith.training.losses import Noise, losses_of, total_of
+from lorasmith.training.gating import GateRouting, set_gates
+from lorasmith.training.losses import Noise, per_image_losses, weighted_mean
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
-Exchange = Callable[[Sequence[torch.Tensor]], None]
+AllReduce = Callable[[Sequence[torch.Tensor]], None]
 """Replaces tensors by their sums over all processes."""
 
 _SMALLEST_SCALE = 2.0**-10
@@ -59,48 +59,48 @@ class Denoiser:
         return None if tensor is None else tensor.to(self._dtype)
 
 
-class Figures(NamedTuple):
+class StepMetrics(NamedTuple):
     """What a step measured, as float32 scalars on the device."""
 
     loss: torch.Tensor
     """Of learning from the pictures."""
     grad_norm: torch.Tensor
     """Before clipping."""
-    kept: torch.Tensor | None = None
+    preservation_loss: torch.Tensor | None = None
     """The loss of preservation, in steps that have it."""
 
 
-class Pending(NamedTuple):
+class UnfinishedStep(NamedTuple):
     """A step before its ``finish``."""
 
     loss: torch.Tensor
-    kept: torch.Tensor
+    preservation_loss: torch.Tensor
     gradients: list[torch.Tensor | None]
 
 
-class Objective(NamedTuple):
+class DiffusionLoss(NamedTuple):
     """The loss of a batch under some noise."""
 
     denoiser: Denoiser
     process: NoiseSchedule
     settings: LossConfig
-    lane: Lane | None = None
+    routing: GateRouting | None = None
     """The gates that batches set; None leaves all gates as they are."""
 
-    def losses(self, batch: Batch, drawn: Noise) -> torch.Tensor:
+    def compute(self, batch: Batch, drawn: Noise) -> torch.Tensor:
         """Return each picture's loss, float32 ``[B]``, without its weight."""
-        return losses_together([Share(self, batch, drawn)])[0]
+        return compute_losses([LossInput(self, batch, drawn)])[0]
 
 
-class Share(NamedTuple):
+class LossInput(NamedTuple):
     """What one feature brings to a pass of the model."""
 
-    objective: Objective
+    loss: DiffusionLoss
     batch: Batch
-    drawn: Noise
+    noise: Noise
 
 
-def losses_together(shares: Sequence[Share]) -> list[torch.Tensor]:
+def compute_losses(shares: Sequence[LossInput]) -> list[torch.Tensor]:
     """Return the losses of several features' batches from one pass of the model.
 
     Every picture runs only its own feature's adapters, so that what comes out is what each feature
@@ -112,20 +112,20 @@ def losses_together(shares: Sequence[Share]) -> list[torch.Tensor]:
     Returns:
         for each share its pictures' losses, float32 ``[B]``, without their weights.
     """
-    denoiser = shares[0].objective.denoiser
-    noisy = torch.cat([one.objective.process.add_noise(one.batch.clean, *_noise_of(one))
+    denoiser = shares[0].loss.denoiser
+    noisy = torch.cat([one.loss.process.add_noise(one.batch.clean, *_noise_of(one))
                        for one in shares])  # fmt: skip
-    timesteps = torch.cat([one.drawn.timesteps for one in shares])
+    timesteps = torch.cat([one.noise.timesteps for one in shares])
     batch, sizes = joined([one.batch for one in shares]), [len(one.batch.clean) for one in shares]
 
     def predict(base: bool) -> Sequence[torch.Tensor]:
-        lanes = [(one.objective.lane, one.batch) for one in shares if one.objective.lane]
+        lanes = [(one.loss.routing, one.batch) for one in shares if one.loss.routing]
         set_gates(lanes, base)
         return torch.split(denoiser(noisy, timesteps, batch), sizes)
 
     if shares[0].batch.task == "learn":
         return [
-            losses_of(one.objective.process, one.objective.settings, one.batch, one.drawn, own)
+            per_image_losses(one.loss.process, one.loss.settings, one.batch, one.noise, own)
             for one, own in zip(shares, predict(False), strict=True)
         ]
     with torch.no_grad():
@@ -143,8 +143,8 @@ def backward(loss: torch.Tensor) -> None:
         torch.autograd.backward(loss)
 
 
-def _noise_of(share: Share) -> tuple[torch.Tensor, torch.Tensor]:
-    return share.drawn.noise, share.drawn.timesteps
+def _noise_of(share: LossInput) -> tuple[torch.Tensor, torch.Tensor]:
+    return share.noise.noise, share.noise.timesteps
 
 
 class TrainStep:
@@ -156,11 +156,11 @@ class TrainStep:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: DiffusionLoss,
         parameters: list[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         clip: float,
-        exchange: Exchange | None = None,
+        exchange: AllReduce | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         """Put a step together.
@@ -188,7 +188,7 @@ class TrainStep:
         if self._skips_itself:
             optimizer.found_inf = self._skip  # type: ignore[attr-defined]
 
-    def __call__(self, parts: Iterable[tuple[Batch, Noise]], whole: int) -> Figures:
+    def __call__(self, parts: Iterable[tuple[Batch, Noise]], whole: int) -> StepMetrics:
         """Take one step.
 
         Args:
@@ -198,39 +198,39 @@ class TrainStep:
         """
         self.begin()
         for batch, drawn in parts:
-            losses = self._objective.losses(batch, drawn)
-            backward(self.take(batch, losses, whole))
+            losses = self._objective.compute(batch, drawn)
+            backward(self.accumulate_loss(batch, losses, whole))
         return self.finish()
 
     @property
-    def asks_nothing(self) -> bool:
+    def is_sync_free(self) -> bool:
         """Whether ``finish`` waits for neither the device nor other processes."""
         return self._skips_itself and self._exchange is None
 
     def begin(self) -> None:
         """Start a step that is taken piece by piece: ``take`` for each part, then ``finish``."""
-        self.forget()
+        self.zero_grad()
         self._loss = torch.zeros((), device=self._done.device)
         self._kept = torch.zeros((), device=self._done.device)
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Drop the gradients of the last step."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def share(self, batch: Batch, drawn: Noise) -> Share:
+    def share(self, batch: Batch, drawn: Noise) -> LossInput:
         """Return a part as what this step brings to a pass of the model."""
-        return Share(self._objective, batch, drawn)
+        return LossInput(self._objective, batch, drawn)
 
-    def take(self, batch: Batch, losses: torch.Tensor, whole: int) -> torch.Tensor:
+    def accumulate_loss(self, batch: Batch, losses: torch.Tensor, whole: int) -> torch.Tensor:
         """Count a part's losses; return what the caller shall compute gradients of, a scalar."""
-        part = total_of(losses, batch.weight, whole)
+        part = weighted_mean(losses, batch.weight, whole)
         if batch.task == "learn":
             self._loss = self._loss + part.detach()
         else:
             self._kept = self._kept + part.detach()
         return part if self._scaler is None else self._scaler.scale(part)
 
-    def finish(self) -> Figures:
+    def finish(self) -> StepMetrics:
         """Clip what gradients there are, and move the weights unless something is not finite."""
         loss, kept = self._loss, self._kept
         gradients = self._gradients(loss, kept)
@@ -240,15 +240,15 @@ class TrainStep:
         if self._clip > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         self._move(loss + kept, norm)
-        return Figures(loss, norm, kept)
+        return StepMetrics(loss, norm, kept)
 
-    def pending(self) -> Pending:
+    def unfinished(self) -> UnfinishedStep:
         """Return what ``take`` and gradients have left for ``finish``."""
-        return Pending(self._loss, self._kept, [one.grad for one in self._parameters])
+        return UnfinishedStep(self._loss, self._kept, [one.grad for one in self._parameters])
 
-    def resume(self, pending: Pending) -> None:
+    def resume(self, pending: UnfinishedStep) -> None:
         """Put back what ``pending`` returned: a replayed pass computes it anew in its place."""
-        self._loss, self._kept = pending.loss, pending.kept
+        self._loss, self._kept = pending.loss, pending.preservation_loss
         for parameter, gradient in zip(self._parameters, pending.gradients, strict=True):
             parameter.grad = gradient
 

@@ -12,12 +12,12 @@ from lorasmith.loops.distributed import any_process
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.joint_step import Together
+from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.outputs.export import export, finish
-from lorasmith.training.outputs.logger import Reporter, reporting
-from lorasmith.training.setup import opened
-from lorasmith.training.state import Session
-from lorasmith.training.validation.validator import Looks
+from lorasmith.training.outputs.logger import MetricsLogger, open_logger
+from lorasmith.training.setup import open_trainer
+from lorasmith.training.state import TrainerState
+from lorasmith.training.validation.validator import Validator
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,52 +44,52 @@ def train(run: TrainConfig, resume: str | None = None) -> Path:
             is intact.
         KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
     """
-    with opened(run, resume) as session, naming_the_rest(session.paths):
+    with open_trainer(run, resume) as session, explain_interruption(session.paths):
         return take_steps(session)
 
 
-def take_steps(session: Session, title: str = "training") -> Path:
+def take_steps(session: TrainerState, title: str = "training") -> Path:
     """Take all steps that are left; write what the run leaves, and return its LoRA."""
     with (
-        reporting(session.run, session.paths, session.progress.done, session.main, title) as report,
+        open_logger(session.run, session.paths, session.progress.done, session.is_main, title) as report,
         stop_on_interrupt() as request,
     ):
         ended = _steps(session, report, request)
     return finish(session, ended)
 
 
-def _steps(session: Session, report: Reporter, request: StopRequest) -> str:
+def _steps(session: TrainerState, report: MetricsLogger, request: StopRequest) -> str:
     """Take the steps that are left, with what is due after each; return why they ended."""
-    looks = Looks(session, report, lambda: not request.is_requested)
-    looks.first()
-    steps = Together([session])
+    looks = Validator(session, report, lambda: not request.is_requested)
+    looks.run_baseline()
+    steps = JointTrainStep([session])
     total = session.run.train.steps
     while session.progress.done < total:
-        with naming_memory(session):
-            report.step(*steps.advance()[0])
-        due = Due.after(session)
-        stopping = asked(session, request, due)
+        with explain_oom(session):
+            report.step(*steps.step()[0])
+        due = ScheduledActions.after(session)
+        stopping = stop_requested(session, request, due)
         if not (due.anything or stopping):
             continue
-        look(session, report, looks, due)
+        validate(session, report, looks, due)
         with report.pause():
-            _save_what_is_due(session, due, stopping or looks.no_better)
+            _save_what_is_due(session, due, stopping or looks.early_stop)
         if stopping and session.progress.done < total:
-            raise Interrupted(stopped(session))
-        if looks.no_better:
-            return why_ended(session, looks)
-    return why_ended(session, looks)
+            raise Interrupted(stop_message(session))
+        if looks.early_stop:
+            return end_reason(session, looks)
+    return end_reason(session, looks)
 
 
-def look(session: Session, report: Reporter, looks: Looks, due: "Due") -> None:
+def validate(session: TrainerState, report: MetricsLogger, looks: Validator, due: "ScheduledActions") -> None:
     """Make sure that all is finite; look at the run and write a line, where that is due."""
     _require_finite(session)
-    figures = looks.take() if due.look else {}
+    figures = looks.run() if due.look else {}
     if due.line:
-        report.line(session.progress.done, session.rates(), figures, session.clock.pop_seconds)
+        report.line(session.progress.done, session.learning_rates(), figures, session.clock.pop_seconds)
 
 
-def stopped(session: Session) -> str:
+def stop_message(session: TrainerState) -> str:
     """Say that a run was stopped, and how to go on."""
     return (
         f"stopped after step {session.progress.done} of {session.run.train.steps}, all saved; go "
@@ -97,15 +97,15 @@ def stopped(session: Session) -> str:
     )
 
 
-def why_ended(session: Session, looks: Looks) -> str:
+def end_reason(session: TrainerState, looks: Validator) -> str:
     """Say why there are no more steps."""
-    if session.progress.done < session.run.train.steps and looks.no_better:
+    if session.progress.done < session.run.train.steps and looks.early_stop:
         return f"the held-out loss did not improve for {session.progress.waited} looks"
     return "all steps done"
 
 
 @dataclass(frozen=True)
-class Due:
+class ScheduledActions:
     """What happens after a step."""
 
     line: bool
@@ -119,7 +119,7 @@ class Due:
         return self.line or self.look or self.checkpoint or self.file
 
     @classmethod
-    def after(cls, session: Session) -> "Due":
+    def after(cls, session: TrainerState) -> "ScheduledActions":
         """Return what happens after the session's last step."""
         run, done = session.run, session.progress.done
         last = done == run.train.steps
@@ -136,34 +136,34 @@ class Due:
         )
 
 
-def asked(session: Session, request: StopRequest, due: Due) -> bool:
+def stop_requested(session: TrainerState, request: StopRequest, due: ScheduledActions) -> bool:
     """Tell whether the run shall stop now; several processes agree on it at lines of the log."""
     if session.accelerator.num_processes > 1 and not due.line:
         return False
     return any_process(session.accelerator, request.is_requested)
 
 
-def _save_what_is_due(session: Session, due: Due, ending: bool) -> None:
+def _save_what_is_due(session: TrainerState, due: ScheduledActions, ending: bool) -> None:
     if due.checkpoint or ending:
         session.save()
-    if due.file and session.main:
+    if due.file and session.is_main:
         export(session, session.paths.lora_at_step(session.progress.done))
 
 
-def _require_finite(session: Session) -> None:
+def _require_finite(session: TrainerState) -> None:
     failed = session.failed_step()
     if failed is None:
         return
     raise TrainingError(
         f"loss or gradient is not finite at step {failed + 1}, with the pictures "
-        f"{', '.join(session.keys_of(failed))}; the weights are those of the step before and "
+        f"{', '.join(session.image_names(failed))}; the weights are those of the step before and "
         f"nothing was saved since {_last(session.paths)}: lower train.learning_rate, or look at "
         "these pictures"
     )
 
 
 @contextmanager
-def naming_memory(session: Session, relief: str = "") -> Iterator[None]:
+def explain_oom(session: TrainerState, relief: str = "") -> Iterator[None]:
     """Say what to do when memory runs out in a step. The optimizer has not moved then.
 
     Args:
@@ -187,7 +187,7 @@ def naming_memory(session: Session, relief: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def naming_the_rest(paths: RunPaths) -> Iterator[None]:
+def explain_interruption(paths: RunPaths) -> Iterator[None]:
     """Say what is left when a second Ctrl-C or the disk stops the run at once."""
     try:
         yield

@@ -15,8 +15,8 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.losses import Noise, draw_noise, process_of
-from lorasmith.training.train_step import Denoiser, Objective
+from lorasmith.training.losses import Noise, sample_noise, build_noise_process
+from lorasmith.training.train_step import Denoiser, DiffusionLoss
 
 
 @dataclass
@@ -30,11 +30,11 @@ class Bench:
     def parameters(self) -> list[torch.nn.Parameter]:
         return self.trainable.parameters()
 
-    def objective(self, prediction: str = "epsilon", **loss: Any) -> Objective:
+    def objective(self, prediction: str = "epsilon", **loss: Any) -> DiffusionLoss:
         settings = LossConfig(**{"min_snr_gamma": 0.0, **loss})
         config = {**self.model.scheduler_config, "prediction_type": prediction}
-        process = process_of(config, settings, torch.device("cpu"))
-        return Objective(Denoiser(self.model), process, settings)
+        process = build_noise_process(config, settings, torch.device("cpu"))
+        return DiffusionLoss(Denoiser(self.model), process, settings)
 
     def batch(self, size: int = 2, seed: int = 0, mask: bool = False, **more: Any) -> Batch:
         draws = make_generator(7, seed)
@@ -47,10 +47,10 @@ class Bench:
             **more,
         )
 
-    def part(self, objective: Objective, size: int = 2, seed: int = 0) -> tuple[Batch, Noise]:
+    def part(self, objective: DiffusionLoss, size: int = 2, seed: int = 0) -> tuple[Batch, Noise]:
         batch = self.batch(size, seed)
         draws = BatchRng(make_generator(8, seed), size)
-        return batch, draw_noise(objective.process, objective.settings, batch, draws)
+        return batch, sample_noise(objective.process, objective.settings, batch, draws)
 
 
 @pytest.fixture

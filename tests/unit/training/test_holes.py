@@ -17,7 +17,7 @@ from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.training.data.batch import Batch, joined
 from lorasmith.training.data.dataset import TrainingSet, build_dataset
-from lorasmith.training.losses import draw_noise, process_of
+from lorasmith.training.losses import sample_noise, build_noise_process
 from lorasmith.training.train_step import Denoiser
 
 Tiny = Callable[[str], Path]
@@ -196,13 +196,13 @@ def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
 
 def test_the_refiner_knows_the_lowest_noise_levels() -> None:
     config: dict[str, object] = {"beta_schedule": "scaled_linear"}
-    process = process_of(config, LossConfig(), CPU, known=200)
+    process = build_noise_process(config, LossConfig(), CPU, known=200)
     assert process.num_timesteps == 200
     clean = torch.zeros(400, 1, 1, 1)
     batch = Batch(clean=clean, weight=torch.ones(400), numbers=torch.arange(400))
-    levels = draw_noise(process, LossConfig(), batch, BatchRng(make_generator(0), 400)).timesteps
+    levels = sample_noise(process, LossConfig(), batch, BatchRng(make_generator(0), 400)).timesteps
     assert 190 < int(levels.max()) < 200
     assert int(levels.min()) < 10
-    whole = process_of(config, LossConfig(), CPU)
+    whole = build_noise_process(config, LossConfig(), CPU)
     assert whole.num_timesteps == 1000
     assert torch.equal(whole.alphas_cumprod, process.alphas_cumprod)

@@ -14,8 +14,8 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.training.data.dataset import TrainingSet, build_dataset
-from lorasmith.training.validation.loss import FixedGrid
-from lorasmith.training.validation.previews import NotWantedError, Previews
+from lorasmith.training.validation.loss import ValidationLoss
+from lorasmith.training.validation.previews import PreviewsCancelledError, Previews
 
 
 def data_for(bench, folder: Path, sizes: list[tuple[int, int]]) -> TrainingSet:
@@ -39,7 +39,7 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
     learn_something(bench)
     data = data_for(bench, tmp_path / "p", [(64, 64), (64, 64), (128, 64)])
     objective = bench.objective(min_snr=5.0, noise_offset=0.3)  # neither belongs to a measurement
-    grid = FixedGrid(objective, data, levels=2, batch_size=8, seed=4)
+    grid = ValidationLoss(objective, data, levels=2, batch_size=8, seed=4)
     plain, losses = bench.objective(), []
     for number in range(3):
         for level in (250, 750):
@@ -57,7 +57,7 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
 
 def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path: Path) -> None:
     data = data_for(bench, tmp_path / "p", [(64, 64)] * 3)
-    grid = FixedGrid(bench.objective(), data, levels=2, batch_size=4, seed=0)
+    grid = ValidationLoss(bench.objective(), data, levels=2, batch_size=4, seed=0)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     untrained = grid.measure(bench.trainable, None)
@@ -70,7 +70,7 @@ def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path
     assert grid.measure(bench.trainable, None) == trained
     assert torch.equal(torch.get_rng_state(), before)
     assert all(one.strength == 1.0 and one.training for one in bench.trainable.adapters.values())
-    assert trained.figures("held_out") == {
+    assert trained.log_entries("held_out") == {
         "held_out": trained.loss, "held_out_base": trained.base,
         "held_out_gain": trained.base - trained.loss,
     }  # fmt: skip
@@ -141,7 +141,7 @@ def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_
 
 
 def test_previews_nobody_wants_any_more_are_given_up(bench, tmp_path: Path) -> None:
-    with pytest.raises(NotWantedError):
+    with pytest.raises(PreviewsCancelledError):
         previews(bench, tmp_path / "previews").draw(1, bench.trainable, lambda: False)
     assert not (tmp_path / "previews").exists()
     assert all(one.training for one in bench.trainable.adapters.values())

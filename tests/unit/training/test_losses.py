@@ -13,7 +13,7 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import compute_alphas_cumprod
-from lorasmith.training.losses import Noise, draw_noise, losses_of, process_of, total_of
+from lorasmith.training.losses import Noise, sample_noise, per_image_losses, build_noise_process, weighted_mean
 
 
 def plain_alphas(zero_snr: bool) -> list[float]:
@@ -114,16 +114,16 @@ def test_zero_terminal_snr_warns_where_the_model_does_not_fit(
     on, cpu = LossConfig(zero_terminal_snr=True), torch.device("cpu")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        process_of(config, LossConfig(), cpu)
+        build_noise_process(config, LossConfig(), cpu)
         assert not told
-        assert process_of(config, on, cpu).alphas_cumprod[-1] == 0.0
+        assert build_noise_process(config, on, cpu).alphas_cumprod[-1] == 0.0
     assert [one.category for one in told] == [LorasmithWarning] * (message is not None)
     assert all(re.search(str(message), str(one.message)) for one in told)
 
 
 def test_weights_add_up_to_the_whole_batch() -> None:
     losses, weight = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 1.0, 0.5, 0.0])
-    parts = [total_of(losses[k : k + 2], weight[k : k + 2], 4) for k in (0, 2)]
+    parts = [weighted_mean(losses[k : k + 2], weight[k : k + 2], 4) for k in (0, 2)]
     assert float(sum(parts)) == pytest.approx((1 + 2 + 1.5) / 4)
 
 
@@ -134,7 +134,7 @@ def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
     def drawn(first: int = 0, count: int | None = None, step: int = 3) -> Noise:
         part = replace(batch, clean=batch.clean[first : first + (count or 6)])
         draws = BatchRng(make_generator(0, 1, step), 6, first, count)
-        return draw_noise(objective.process, objective.settings, part, draws)
+        return sample_noise(objective.process, objective.settings, part, draws)
 
     whole, parts = drawn(), [drawn(0, 2), drawn(2, 4)]
     assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
@@ -146,7 +146,7 @@ def test_noise_levels_cover_the_whole_range(bench) -> None:
     objective = bench.objective()
     batch = replace(bench.batch(1), clean=torch.zeros(4000, 1, 1, 1))
     draws = BatchRng(make_generator(0), 4000)
-    levels = draw_noise(objective.process, objective.settings, batch, draws).timesteps
+    levels = sample_noise(objective.process, objective.settings, batch, draws).timesteps
     counts = torch.bincount(levels // 100, minlength=10)
     assert len(counts) == 10
     assert int(counts.min()) > 300
@@ -158,7 +158,7 @@ def test_offset_noise_moves_whole_channels(bench) -> None:
     def noise(offset: float) -> torch.Tensor:
         objective = bench.objective(noise_offset=offset)
         draws = BatchRng(make_generator(0), 500)
-        return draw_noise(objective.process, objective.settings, batch, draws).noise
+        return sample_noise(objective.process, objective.settings, batch, draws).noise
 
     added = noise(0.2) - noise(0.0)
     assert float(added.std(dim=(2, 3)).max()) < 1e-6  # the same all over a channel
@@ -171,7 +171,7 @@ def test_the_loss_of_a_good_guess_is_small(bench) -> None:
     objective = bench.objective("v_prediction")
     batch, drawn = bench.part(objective)
     target = objective.process.target(batch.clean, drawn.noise, drawn.timesteps)
-    exact = losses_of(objective.process, objective.settings, batch, drawn, target)
-    off = losses_of(objective.process, objective.settings, batch, drawn, target + 0.5)
+    exact = per_image_losses(objective.process, objective.settings, batch, drawn, target)
+    off = per_image_losses(objective.process, objective.settings, batch, drawn, target + 0.5)
     assert exact.tolist() == [0.0, 0.0]
     assert off.tolist() == pytest.approx([0.25, 0.25], rel=1e-5)

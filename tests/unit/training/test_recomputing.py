@@ -19,8 +19,8 @@ from lorasmith.training.acceleration.activation_checkpointing import (
     bisect_min,
 )
 from lorasmith.training.acceleration.plan import ExecutionPlan
-from lorasmith.training.joint_step import Together
-from lorasmith.training.setup import opened
+from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.setup import open_trainer
 
 
 @given(st.integers(0, 200), st.integers(0, 201))
@@ -109,10 +109,10 @@ def test_a_run_that_computes_twice_learns_the_same(tiny_model: Path, tmp_path: P
             "validation": {"every_n_steps": 0},
             "track": {"tensorboard": False},
         }
-        with opened(TrainConfig.model_validate(settings), None) as session:
-            steps = Together([session])
+        with open_trainer(TrainConfig.model_validate(settings), None) as session:
+            steps = JointTrainStep([session])
             for _ in range(3):
-                steps.advance()
+                steps.step()
             return torch.cat([one.detach().flatten() for one in session.trainable.parameters()])
 
     data = write(tmp_path / "p", [(64, 64)] * 4)
@@ -133,7 +133,7 @@ def test_a_cpu_neither_records_nor_compiles(tiny_model: Path, tmp_path: Path) ->
         "train": {"compile": "on", "vram_limit": "12GB", "device": "cpu"},
         "track": {"tensorboard": False},
     }
-    with opened(TrainConfig.model_validate(settings), None) as session:
+    with open_trainer(TrainConfig.model_validate(settings), None) as session:
         with pytest.warns(LorasmithWarning, match="no effect on a CPU") as told:
             assert plan_execution([session]) == ExecutionPlan(False, False)
         assert [str(one.message).split()[0] for one in told] == [

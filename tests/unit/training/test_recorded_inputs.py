@@ -7,11 +7,11 @@ import torch
 
 from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.joint_step import Part, _inputs, _key, _with_inputs
+from lorasmith.training.joint_step import Microbatch, _inputs, _key, _with_inputs
 from lorasmith.training.losses import Noise
 
 
-def part(seed: int = 0, size: int = 2, **more: object) -> Part:
+def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:
     draws = torch.Generator().manual_seed(seed)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -29,7 +29,7 @@ def part(seed: int = 0, size: int = 2, **more: object) -> Part:
     )
     levels = torch.randint(1000, (size,), generator=draws)
     batch = replace(batch, **more)  # type: ignore[arg-type]
-    return Part(0, 0, size, batch, Noise(levels, drawn(4, 8, 8)))
+    return Microbatch(0, 0, size, batch, Noise(levels, drawn(4, 8, 8)))
 
 
 def test_values_of_tensors_do_not_matter() -> None:
@@ -52,7 +52,7 @@ def test_values_of_tensors_do_not_matter() -> None:
         part()._replace(turn=1),
     ],
 )
-def test_all_else_does(other: Part) -> None:
+def test_all_else_does(other: Microbatch) -> None:
     assert _key([part()]) != _key([other])
 
 
@@ -65,7 +65,7 @@ def test_tensors_are_exchanged_and_the_rest_stays() -> None:
         assert made.batch.numbers is old.batch.numbers
         for name in ("clean", "weight", "context", "mask", "places"):
             assert getattr(made.batch, name) is getattr(one.batch, name)
-        assert all(a is b for a, b in zip(made.drawn, one.drawn, strict=True))
+        assert all(a is b for a, b in zip(made.noise, one.noise, strict=True))
     assert all(one.device.type == "cpu" for one in _inputs(before))
     assert not any(one is before[0].batch.numbers for one in _inputs(before))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from training_sets import data_of, write
 
 from lorasmith.config.train_config import ModelConfig, OutputConfig, TrainConfig, ValidationConfig
-from lorasmith.training.setup import opened
+from lorasmith.training.setup import open_trainer
 
 
 def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> None:
@@ -16,7 +16,7 @@ def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> N
         model=ModelConfig(path=tiny_model),
         validation=ValidationConfig(every_n_steps=0),
     )
-    with opened(run, None) as session:
-        expected = session.data.record()
+    with open_trainer(run, None) as session:
+        expected = session.dataset.record()
     assert [one["resized"] for one in expected] == [[100, 64], [64, 64]]
     assert json.loads((tmp_path / "out" / "ink" / "pictures.json").read_text()) == expected

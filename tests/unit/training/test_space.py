@@ -11,7 +11,7 @@ from lorasmith.config.load import load_config
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.loops.memory import is_out_of_memory, require_disk_space
-from lorasmith.training.outputs.disk_usage import bytes_needed, parameters_of
+from lorasmith.training.outputs.disk_usage import bytes_needed, count_parameters
 
 
 def run_with(*overrides: str) -> TrainConfig:
@@ -33,7 +33,7 @@ def needed(bench, *overrides: str, new: bool = True) -> int:
 
 
 def test_parameters_are_counted_from_the_layers(bench) -> None:
-    assert parameters_of(bench.trainable.targets) == sum(p.numel() for p in bench.parameters)
+    assert count_parameters(bench.trainable.targets) == sum(p.numel() for p in bench.parameters)
 
 
 def test_each_thing_that_is_kept_counts(bench) -> None:

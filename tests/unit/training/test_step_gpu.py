@@ -11,8 +11,8 @@ from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.plan import ExecutionPlan
-from lorasmith.training.joint_step import Together
-from lorasmith.training.setup import opened
+from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.setup import open_trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,15 +54,15 @@ def test_steps_do_not_wait_for_the_device(
         "validation": {"every_n_steps": 0},
         "track": {"tensorboard": False},
     }
-    with opened(TrainConfig.model_validate(settings), None) as session:
+    with open_trainer(TrainConfig.model_validate(settings), None) as session:
         before = [one.detach().clone() for one in session.trainable.parameters()]
-        steps = Together([session], ExecutionPlan(use_cuda_graphs=record))
+        steps = JointTrainStep([session], ExecutionPlan(use_cuda_graphs=record))
         # Optimizers make their state at first, libraries their workspaces, and steps are recorded.
         for _ in range(3):
-            steps.advance()
+            steps.step()
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
-            figures, _ = steps.advance()[0]
+            figures, _ = steps.step()[0]
         torch.cuda.set_sync_debug_mode("default")
         assert figures.loss.device.type == "cuda"
         assert session.failed_step() is None
@@ -113,12 +113,12 @@ def settings_of(tmp_path: Path, model: Path, name: str, **train: object) -> Trai
 
 
 def weights_after(run: TrainConfig, steps: int, pace: ExecutionPlan | None = None) -> torch.Tensor:
-    with opened(run, None) as session:
-        together = Together([session], pace)
+    with open_trainer(run, None) as session:
+        together = JointTrainStep([session], pace)
         for _ in range(steps):
-            together.advance()
+            together.step()
         if pace is not None:
-            assert (together.recordings > 0) == pace.use_cuda_graphs
+            assert (together.graph_count > 0) == pace.use_cuda_graphs
         assert session.failed_step() is None
         return torch.cat([one.detach().flatten() for one in session.trainable.parameters()])
 
@@ -173,17 +173,17 @@ def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) 
 def test_a_recorded_step_that_is_not_finite_moves_nothing_and_is_named(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    with opened(settings_of(tmp_path, tiny_model, "a", precision="bf16"), None) as session:
-        together = Together([session], ExecutionPlan())
+    with open_trainer(settings_of(tmp_path, tiny_model, "a", precision="bf16"), None) as session:
+        together = JointTrainStep([session], ExecutionPlan())
         for _ in range(6):
-            together.advance()
-        assert together.recordings > 0
+            together.step()
+        assert together.graph_count > 0
         assert session.failed_step() is None
         broken, *others = session.trainable.parameters()
         with torch.no_grad():
             broken.fill_(float("nan"))
         before = [one.detach().clone() for one in others]
         for _ in range(3):
-            together.advance()
+            together.step()
         assert session.failed_step() == 6
         assert all(torch.equal(a, b) for a, b in zip(before, others, strict=True))

@@ -33,9 +33,9 @@ from lorasmith.training.acceleration.activation_checkpointing import (
 )
 from lorasmith.training.acceleration.factor_cache import build_factor_cache
 from lorasmith.training.acceleration.patcher import UNetPatcher
-from lorasmith.training.joint_step import Together
-from lorasmith.training.setup import opened
-from lorasmith.training.train_step import Share
+from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.setup import open_trainer
+from lorasmith.training.train_step import LossInput
 
 CPU = torch.device("cpu")
 EVERYTHING = "all-linear+conv"
@@ -348,7 +348,7 @@ def two(tiny_model: Path) -> Iterator[Two]:
         feature.attached.detach()
 
 
-def both_ways(two: Two, *shares: Share) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def both_ways(two: Two, *shares: LossInput) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return each feature's gradients, as the network is written and at full speed."""
     wanted = two.gradients(*shares)
     adapters = [one for each in two.features for one in each.adapters.values()]
@@ -422,16 +422,16 @@ def test_a_run_and_what_fails_in_it(
         if not kernels:
             monkeypatch.setattr(patcher, "is_available", lambda device: False)
             monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: False)
-        with opened(run_of(tiny_model, data, tmp_path / str(kernels)), None) as session:
-            plain, steps = state_of(session.model.unet), Together([session])
-            figures = [steps.advance()[0][0] for _ in range(2)]
+        with open_trainer(run_of(tiny_model, data, tmp_path / str(kernels)), None) as session:
+            plain, steps = state_of(session.model.unet), JointTrainStep([session])
+            figures = [steps.step()[0][0] for _ in range(2)]
             assert state_of(session.model.unet) == plain
             weights = [one.detach().clone() for one in session.trainable.parameters()]
             found.append([*(part for one in figures for part in one[:2]), *weights])
             with monkeypatch.context() as patched:
                 patched.setattr(joint_step, "losses_together", out_of_memory)
                 with pytest.raises(RuntimeError, match="out of memory"):
-                    steps.advance()
+                    steps.step()
             assert state_of(session.model.unet) == plain
             for one, other in zip(session.trainable.parameters(), weights, strict=True):
                 assert torch.equal(one, other)

@@ -16,15 +16,15 @@ from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import tokenize_texts
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.gating import Lane, gating_of, set_gates
-from lorasmith.training.losses import Noise, process_of
+from lorasmith.training.gating import GateRouting, caption_gating, set_gates
+from lorasmith.training.losses import Noise, build_noise_process
 from lorasmith.training.train_step import (
     Denoiser,
-    Objective,
-    Share,
+    DiffusionLoss,
+    LossInput,
     TrainStep,
     backward,
-    losses_together,
+    compute_losses,
 )
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)
@@ -50,11 +50,11 @@ class Two:
                     adapter.up.shape, generator=draws, dtype=torch.float64
                 )
         gates = [one.attached.gate for one in self.features]
-        self.lanes = [Lane(gates[0], others=gates[1:]), Lane(gates[1], others=gates[:1])]
+        self.lanes = [GateRouting(gates[0], others=gates[1:]), GateRouting(gates[1], others=gates[:1])]
 
-    def share(self, number: int, size: int, seed: int = 0, lane: Lane | None = None) -> Share:
+    def share(self, number: int, size: int, seed: int = 0, lane: GateRouting | None = None) -> LossInput:
         draws = make_generator(9, number, seed)
-        process = process_of(self.model.scheduler_config, LossConfig(), torch.device("cpu"))
+        process = build_noise_process(self.model.scheduler_config, LossConfig(), torch.device("cpu"))
         batch = Batch(
             clean=torch.randn(size, 4, 8, 8, generator=draws, dtype=torch.float64),
             weight=torch.ones(size),
@@ -68,15 +68,15 @@ class Two:
             torch.randn(size, 4, 8, 8, generator=draws, dtype=torch.float64),
         )
         used = lane or self.lanes[number]
-        objective = Objective(Denoiser(self.model), process, LossConfig(), used)
-        return Share(objective, batch, noise)
+        objective = DiffusionLoss(Denoiser(self.model), process, LossConfig(), used)
+        return LossInput(objective, batch, noise)
 
-    def gradients(self, *shares: Share) -> list[torch.Tensor]:
+    def gradients(self, *shares: LossInput) -> list[torch.Tensor]:
         """Of each feature, for the sum of the mean losses."""
         for feature in self.features:
             for parameter in feature.parameters():
                 parameter.grad = None
-        backward(torch.stack([losses.mean() for losses in losses_together(shares)]).sum())
+        backward(torch.stack([losses.mean() for losses in compute_losses(shares)]).sum())
         return [flat(feature) for feature in self.features]
 
 
@@ -118,24 +118,24 @@ def test_a_shared_pass_gives_each_feature_its_own_gradients(two: Two) -> None:
 def test_losses_come_back_to_whom_they_belong(two: Two) -> None:
     shares = two.share(0, 3), two.share(1, 2)
     with torch.no_grad():
-        together = losses_together(shares)
+        together = compute_losses(shares)
         for share, own in zip(shares, together, strict=True):
-            torch.testing.assert_close(own, losses_together([share])[0], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(own, compute_losses([share])[0], atol=1e-6, rtol=1e-5)
 
 
 def test_preservation_measures_what_the_adapters_change(two: Two) -> None:
     share = two.share(0, 2)
     kept = share._replace(batch=replace(share.batch, task="keep"))
     with torch.no_grad():
-        losses = losses_together([kept])[0]
-        noisy = share.objective.process.add_noise(
-            share.batch.clean, share.drawn.noise, share.drawn.timesteps
+        losses = compute_losses([kept])[0]
+        noisy = share.loss.process.add_noise(
+            share.batch.clean, share.noise.noise, share.noise.timesteps
         )
-        denoise = share.objective.denoiser
-        changed = denoise(noisy, share.drawn.timesteps, share.batch)
+        denoise = share.loss.denoiser
+        changed = denoise(noisy, share.noise.timesteps, share.batch)
         two.features[0].set_strength(0.0)
-        base = denoise(noisy, share.drawn.timesteps, share.batch)
-        assert losses_together([kept])[0].abs().max() == 0.0
+        base = denoise(noisy, share.noise.timesteps, share.batch)
+        assert compute_losses([kept])[0].abs().max() == 0.0
     expected = (changed - base).float().square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses, expected, atol=1e-7, rtol=1e-4)
     assert float(losses.min()) > 1e-6
@@ -144,41 +144,41 @@ def test_preservation_measures_what_the_adapters_change(two: Two) -> None:
 def test_a_step_of_preservation_pulls_towards_the_base(two: Two) -> None:
     share = two.share(0, 4)
     kept = share._replace(batch=replace(share.batch, task="keep"))
-    before = float(losses_together([kept])[0].mean())
+    before = float(compute_losses([kept])[0].mean())
     two.gradients(kept)
     with torch.no_grad():
         for parameter in two.features[0].parameters():
             if parameter.grad is not None:
                 parameter -= 1e-2 * parameter.grad / flat(two.features[0]).norm()
-    assert float(losses_together([kept])[0].mean()) < before
+    assert float(compute_losses([kept])[0].mean()) < before
     assert float(flat(two.features[1]).norm()) == 0.0
 
 
 def test_an_earlier_feature_is_kept_with_itself_switched_on(two: Two) -> None:
     """eps_AB of A's caption against eps_A: nothing to keep where B does nothing, and A is on."""
     first, second = (one.attached.gate for one in two.features)
-    lane = Lane(second, earlier=[(first, False)])
+    lane = GateRouting(second, earlier=[(first, False)])
     share = two.share(1, 2, lane=lane)
     kept = share._replace(batch=replace(share.batch, task="keep_earlier", named=[[False, False]]))
     with torch.no_grad():
-        changed = losses_together([kept])[0]
+        changed = compute_losses([kept])[0]
         assert float(changed.min()) > 1e-8
         two.features[0].set_strength(0.0)
-        without_first = losses_together([kept])[0]
+        without_first = compute_losses([kept])[0]
         assert not torch.allclose(changed, without_first, rtol=1e-3)
         two.features[1].set_strength(0.0)
-        assert losses_together([kept])[0].abs().max() == 0.0
+        assert compute_losses([kept])[0].abs().max() == 0.0
 
 
 def test_an_earlier_feature_is_at_work_for_captions_that_call_it(two: Two) -> None:
     first, second = (one.attached.gate for one in two.features)
-    lane = Lane(second, earlier=[(first, False)])
+    lane = GateRouting(second, earlier=[(first, False)])
     share = two.share(1, 2, lane=lane)
 
     def losses(*named: bool) -> torch.Tensor:
         batch = replace(share.batch, named=[list(named)])
         with torch.no_grad():
-            return losses_together([share._replace(batch=batch)])[0]
+            return compute_losses([share._replace(batch=batch)])[0]
 
     off, one = losses(False, False), losses(True, False)
     torch.testing.assert_close(off[1], one[1], atol=1e-6, rtol=1e-5)
@@ -195,8 +195,8 @@ TAGGED, UNTAGGED = "a curlyqx person, park", "a person, park"
 def test_a_token_gate_leaves_captions_without_the_tag_alone(two: Two, kind: Any) -> None:
     model, feature = two.model, two.features[1]
     facts = GateMetadata(kind, "curlyqx")
-    lane = Lane(feature.attached.gate, by_token=True, others=[two.features[0].attached.gate])
-    gating = gating_of(model, facts, ())
+    lane = GateRouting(feature.attached.gate, by_token=True, others=[two.features[0].attached.gate])
+    gating = caption_gating(model, facts, ())
     assert gating.marker is not None
     assert gating.own is not None
 
@@ -208,10 +208,10 @@ def test_a_token_gate_leaves_captions_without_the_tag_alone(two: Two, kind: Any)
         gradient = two.gradients(share)[1]
         feature.set_strength(0.0)
         with torch.no_grad():
-            base = losses_together([share])[0]
+            base = compute_losses([share])[0]
         feature.set_strength(1.0)
         with torch.no_grad():
-            return losses_together([share])[0] - base, gradient
+            return compute_losses([share])[0] - base, gradient
 
     change, gradient = losses(UNTAGGED)
     assert float(change.abs().max()) == 0.0
@@ -227,13 +227,13 @@ def test_a_token_gate_leaves_captions_without_the_tag_alone(two: Two, kind: Any)
 def test_a_batch_that_nothing_is_at_work_for_is_a_step_without_gradients(two: Two) -> None:
     """Such as one of class pictures under a token gate."""
     gate = two.features[1].attached.gate
-    share = two.share(1, 2, lane=Lane(gate, by_token=True))
+    share = two.share(1, 2, lane=GateRouting(gate, by_token=True))
     batch = replace(share.batch, places=torch.zeros(2, 1, 77, dtype=torch.bool), called=[False] * 2)
     parameters = two.features[1].parameters()
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
-    step = TrainStep(share.objective, parameters, optimizer, clip=1.0)
-    figures = step([(batch, share.drawn)], 2)
+    step = TrainStep(share.loss, parameters, optimizer, clip=1.0)
+    figures = step([(batch, share.noise)], 2)
     assert float(figures.grad_norm) == 0.0
     assert float(figures.loss) > 0.0
     assert step.failed_step() is None
@@ -242,7 +242,7 @@ def test_a_batch_that_nothing_is_at_work_for_is_a_step_without_gradients(two: Tw
 
 def test_token_gates_of_a_shared_pass_keep_to_their_rows(two: Two) -> None:
     gates = [one.attached.gate for one in two.features]
-    lanes = [Lane(gates[0], others=gates[1:]), Lane(gates[1], by_token=True, others=gates[:1])]
+    lanes = [GateRouting(gates[0], others=gates[1:]), GateRouting(gates[1], by_token=True, others=gates[:1])]
     places = torch.zeros(2, 1, 77, dtype=torch.bool)
     places[:, 0, 3] = True
     first, second = two.share(0, 1).batch, replace(two.share(1, 2).batch, places=places)

@@ -14,10 +14,10 @@ from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError, We
 from lorasmith.loops.checkpoint import save_checkpoint
 from lorasmith.loops.tracking import Tracker, read_log
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.lr_defaults import with_rates
-from lorasmith.training.outputs.logger import Reporter, Smoothed, told_outside
+from lorasmith.training.lr_defaults import fill_learning_rates
+from lorasmith.training.outputs.logger import MetricsLogger, Smoothed, public_config
 from lorasmith.training.resume import check_settings, find_checkpoint
-from lorasmith.training.train_step import Figures
+from lorasmith.training.train_step import StepMetrics
 
 NEEDED = ["data.path=x", "data.tag=ink", "output.name=n"]
 
@@ -160,9 +160,9 @@ def test_settings_that_are_refused(override: str, message: str) -> None:
     ],
 )
 def test_learning_rates_that_were_left_out(given: dict, size: int, rates: tuple) -> None:
-    full = with_rates(TrainerConfig(**given), size)
+    full = fill_learning_rates(TrainerConfig(**given), size)
     assert (full.learning_rate, full.text_encoder_lr) == pytest.approx(rates)
-    assert with_rates(full, 10**9) == full
+    assert fill_learning_rates(full, 10**9) == full
 
 
 # --- resuming -------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ def test_lines_have_the_mean_since_the_last(tmp_path: Path) -> None:
         notes.append(note)
 
     with Tracker(tmp_path, tensorboard=False) as tracker:
-        reporter = Reporter(tracker, advance)
+        reporter = MetricsLogger(tracker, advance)
         reporter.extra(0, {"held_out": 2.0})
         for step in range(5):
-            reporter.step(Figures(torch.tensor(float(step)), torch.tensor(float(10 - step))), 8)
+            reporter.step(StepMetrics(torch.tensor(float(step)), torch.tensor(float(10 - step))), 8)
             if step in (1, 3, 4):
                 reporter.line(step + 1, {"lr": 1e-3, "lr/text": 5e-4}, {"held_out": 1.0})
 
@@ -236,8 +236,8 @@ def test_lines_have_the_mean_since_the_last(tmp_path: Path) -> None:
 
 def test_looks_do_not_count_as_training_time(tmp_path: Path) -> None:
     with Tracker(tmp_path, tensorboard=False) as tracker:
-        reporter = Reporter(tracker, lambda *_: None)
-        reporter.step(Figures(torch.tensor(1.0), torch.tensor(1.0)), 8)
+        reporter = MetricsLogger(tracker, lambda *_: None)
+        reporter.step(StepMetrics(torch.tensor(1.0), torch.tensor(1.0)), 8)
         with reporter.pause():
             time.sleep(0.3)
         reporter.line(1, {"lr": 1.0}, {})
@@ -259,7 +259,7 @@ def test_a_tracker_on_the_network_is_told_no_paths() -> None:
         "data.path=/home/me/pictures", "data.reg_data_dir=/home/me/class",
         "data.cache_dir=/home/me/cache", "model.path=/home/me/model", "output.name=/home/me/out",
     )  # fmt: skip
-    told = told_outside(run)
+    told = public_config(run)
     assert "/home/me" not in str(told)
     assert told["data"]["tag"] == run.data.tag
     assert told["train"]["steps"] == run.train.steps

@@ -24,7 +24,7 @@ from lorasmith.models.text.long_prompts import encode_prompts, pad_conditioning
 from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data import captions
 from lorasmith.training.data.split import choose_rows, split_held_out
-from lorasmith.training.gating import gating_of
+from lorasmith.training.gating import caption_gating
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_chunk_is_encoded_once_and_short_captions_keep_their_entries(
 
 def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + "a " * 90 + ", ink")
-    gating = gating_of(model, GateMetadata("token+end", "ink"), ())
+    gating = caption_gating(model, GateMetadata("token+end", "ink"), ())
     batch = take(built(model, data_of(folder), text_trained=True, gating=gating), [0])
     places, ids = batch.places[0, 0], batch.ids[0]
     tag = model.tokenizer("ink", add_special_tokens=False)["input_ids"]

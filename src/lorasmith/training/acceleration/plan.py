@@ -14,7 +14,7 @@ from lorasmith.training.acceleration.activation_checkpointing import (
     ActivationCheckpointer,
     bisect_min,
 )
-from lorasmith.training.state import Session
+from lorasmith.training.state import TrainerState
 
 _WORTH_COMPILING = 900.0
 """Seconds of training from which the minutes that compiling takes are made up for."""
@@ -42,7 +42,7 @@ class ExecutionPlan:
     """What is to be told about it."""
 
 
-def plan_execution(sessions: Sequence[Session]) -> ExecutionPlan:
+def plan_execution(sessions: Sequence[TrainerState]) -> ExecutionPlan:
     """Decide by the settings, which all sessions have in common, and by what they train.
 
     Nothing of it depends on how far the run is or on what else the machine does, so that a
@@ -68,7 +68,7 @@ def plan_execution(sessions: Sequence[Session]) -> ExecutionPlan:
             _warn("train.compile is off: it needs the package triton, which is not installed")
     if compiled:
         notes.append("compiling the U-Net's blocks, a minute or two the first time")
-    kept = next((one.step_once for one in sessions if not one.step_once.asks_nothing), None)
+    kept = next((one.train_step for one in sessions if not one.train_step.is_sync_free), None)
     if train.cuda_graph and kept is not None:
         notes.append(
             f"{_why_not(train, session)}: recorded are passes and gradients, not the optimizer"
@@ -76,7 +76,7 @@ def plan_execution(sessions: Sequence[Session]) -> ExecutionPlan:
     return ExecutionPlan(train.cuda_graph, compiled, _in_eight_bits(session), tuple(notes))
 
 
-def _in_eight_bits(session: Session) -> bool:
+def _in_eight_bits(session: TrainerState) -> bool:
     """Tell whether large layers multiply in 8 bits; warn where they were asked to and cannot."""
     if not session.run.train.fp8:
         return False
@@ -94,7 +94,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, LorasmithWarning, stacklevel=3)
 
 
-def _why_not(train: TrainerConfig, session: Session) -> str:
+def _why_not(train: TrainerConfig, session: TrainerState) -> str:
     if session.accelerator.num_processes > 1:
         return "several processes exchange gradients"
     if train.mixed_precision == "fp16":
@@ -102,7 +102,7 @@ def _why_not(train: TrainerConfig, session: Session) -> str:
     return f"the optimizer {train.optimizer} reads values from the GPU"
 
 
-def _compile_is_worthwhile(sessions: Sequence[Session]) -> bool:
+def _compile_is_worthwhile(sessions: Sequence[TrainerState]) -> bool:
     """Estimate whether compiling makes up for its time.
 
     Where the package's own kernels work it does not: they leave little to a compiler, and what it
@@ -114,12 +114,12 @@ def _compile_is_worthwhile(sessions: Sequence[Session]) -> bool:
     session = sessions[0]
     if (
         triton_support.is_available(session.device)
-        or len({one for each in sessions for one in each.data.bucket_of}) > _SHAPES
+        or len({one for each in sessions for one in each.dataset.bucket_of}) > _SHAPES
     ):
         return False
     unet = session.model.unet
     size: int = sum(one.numel() for one in unet.parameters())
-    area: int = max(placed.bucket.area for placed in session.data.placements)
+    area: int = max(placed.bucket.area for placed in session.dataset.placements)
     latents = area / session.model.vae_scale_factor**2
     train = session.run.train
     pictures = (
@@ -133,7 +133,7 @@ def _compile_is_worthwhile(sessions: Sequence[Session]) -> bool:
 
 
 def configure_activation_checkpointing(
-    sessions: Sequence[Session], step: Callable[[], None]
+    sessions: Sequence[TrainerState], step: Callable[[], None]
 ) -> str | None:
     """Let blocks compute twice as the settings say; return what is to be told about it.
 
@@ -158,7 +158,7 @@ def configure_activation_checkpointing(
 
 
 def _fit(
-    sessions: Sequence[Session],
+    sessions: Sequence[TrainerState],
     recomputing: ActivationCheckpointer,
     wanted: str,
     step: Callable[[], None],

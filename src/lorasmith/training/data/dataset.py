@@ -32,7 +32,7 @@ from lorasmith.training.data.module_hash import network_hash
 from lorasmith.training.data.resolution import buckets_of
 from lorasmith.training.data.split import ChosenRows, choose_rows
 from lorasmith.training.data.vae_encoding import HoleChoice, Pictures, content_hash
-from lorasmith.training.gating import OPEN, Gating
+from lorasmith.training.gating import NO_GATING, CaptionGating
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -153,7 +153,7 @@ def build_dataset(
     device: torch.device,
     chosen: ChosenRows | None = None,
     text_trained: bool = False,
-    gating: Gating = OPEN,
+    gating: CaptionGating = NO_GATING,
     num_processes: int = 1,
 ) -> TrainingSet:
     """Prepare the pictures and captions of a run.
@@ -233,7 +233,7 @@ class _Builder:
     train: TrainerConfig
     device: torch.device
     text_trained: bool
-    gating: Gating
+    gating: CaptionGating
     buckets: Sequence[Bucket]
     cache_root: Path | None
     chunks: int

@@ -18,12 +18,12 @@ from lorasmith.reports.features_page import write_features_page
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.split import ChosenRows, choose_rows
-from lorasmith.training.joint_trainer import Whole, checkpoint_of_all, part_of, train_abreast
-from lorasmith.training.multi.frozen import Earlier
+from lorasmith.training.joint_trainer import JointRunConfig, find_joint_checkpoint, select_state, train_jointly
+from lorasmith.training.multi.frozen import FrozenFeature
 from lorasmith.training.resume import LATEST
-from lorasmith.training.setup import Machine, Plan, claimed, prepared
-from lorasmith.training.state import Session
-from lorasmith.training.trainer import naming_the_rest, take_steps
+from lorasmith.training.setup import DeviceContext, RunPlan, reserve_output, setup_trainers
+from lorasmith.training.state import TrainerState
+from lorasmith.training.trainer import explain_interruption, take_steps
 
 
 def train_features(run: FeaturesConfig, resume: str | None = None) -> list[Path]:
@@ -99,20 +99,20 @@ def _train_staged(
     run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
 ) -> None:
     """Train the features that are not finished, each on top of those before it."""
-    runs, earlier = run.train_configs(), list[Earlier]()
+    runs, earlier = run.train_configs(), list[FrozenFeature]()
     first = 0 if resume is None else _first_unfinished(paths)
     for stage, (one, place) in enumerate(zip(runs, paths.loras, strict=True)):
         if stage >= first:
             wanted = _wanted(place, resume if stage == first else None)
-            plan = Plan(one, place, chosen[stage], claimed(place, wanted))
+            plan = RunPlan(one, place, chosen[stage], reserve_output(place, wanted))
             with (
-                prepared([plan], Machine.of(one.train), earlier, runs[stage + 1 :]) as sessions,
-                naming_the_rest(place),
+                setup_trainers([plan], DeviceContext.from_settings(one.train), earlier, runs[stage + 1 :]) as sessions,
+                explain_interruption(place),
             ):
                 _start(run, paths, sessions, resume is None and stage == 0)
                 take_steps(sessions[0], f"training {one.data.tag}")
                 _write_overview(run, paths, sessions[0])
-        earlier.append(Earlier.read(place.lora, one.data, chosen[stage]))
+        earlier.append(FrozenFeature.load(place.lora, one.data, chosen[stage]))
 
 
 def _first_unfinished(paths: FeaturesPaths) -> int:
@@ -129,10 +129,10 @@ def _wanted(place: RunPaths, resume: str | None) -> str | None:
 
 
 def _start(
-    run: FeaturesConfig, paths: FeaturesPaths, sessions: Sequence[Session], new: bool
+    run: FeaturesConfig, paths: FeaturesPaths, sessions: Sequence[TrainerState], new: bool
 ) -> None:
     """Put the whole run's settings in place, and one identity into all of its files."""
-    if sessions[0].main:
+    if sessions[0].is_main:
         paths.prepare_folder(dump_toml(run), new)
     identity = sessions[0].progress.identity
     for place in paths.loras:
@@ -143,9 +143,9 @@ def _start(
         session.progress.identity = identity
 
 
-def _write_overview(run: FeaturesConfig, paths: FeaturesPaths, session: Session) -> None:
+def _write_overview(run: FeaturesConfig, paths: FeaturesPaths, session: TrainerState) -> None:
     """The LoRA is there by now: a page that cannot be written is no reason to fail."""
-    if not session.main:
+    if not session.is_main:
         return
     try:
         write_features_page(run, paths)
@@ -159,14 +159,14 @@ def _write_overview(run: FeaturesConfig, paths: FeaturesPaths, session: Session)
 def _train_joint(
     run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
 ) -> None:
-    found = checkpoint_of_all(paths.main, resume)
+    found = find_joint_checkpoint(paths.main, resume)
     plans = [
-        Plan(one, place, rows, part_of(found, place))
+        RunPlan(one, place, rows, select_state(found, place))
         for one, place, rows in zip(run.train_configs(), paths.loras, chosen, strict=True)
     ]
     tags = tuple(feature.tag for feature in run.feature)
-    whole = Whole(paths.main, f"training {len(tags)} features", tags)
-    with prepared(plans, Machine.of(run.train)) as sessions, naming_the_rest(paths.main):
+    whole = JointRunConfig(paths.main, f"training {len(tags)} features", tags)
+    with setup_trainers(plans, DeviceContext.from_settings(run.train)) as sessions, explain_interruption(paths.main):
         _start(run, paths, sessions, found is None)
-        train_abreast(sessions, whole)
+        train_jointly(sessions, whole)
         _write_overview(run, paths, sessions[0])

@@ -11,7 +11,7 @@ from lorasmith.training.data.split import ChosenRows
 
 
 @dataclass(frozen=True)
-class Earlier:
+class FrozenFeature:
     """A feature that is in the model already."""
 
     file: LoraFile
@@ -20,11 +20,11 @@ class Earlier:
     """What switches it on."""
     data: DataConfig
     """Its pictures' settings."""
-    chosen: ChosenRows
+    split: ChosenRows
     """Its pictures."""
 
     @classmethod
-    def read(cls, path: Path, data: DataConfig, chosen: ChosenRows) -> "Earlier":
+    def load(cls, path: Path, data: DataConfig, chosen: ChosenRows) -> "FrozenFeature":
         """Read the LoRA of a feature.
 
         Raises:
@@ -34,11 +34,11 @@ class Earlier:
         return cls(file, read_gate(file), data, chosen)
 
     @property
-    def in_text(self) -> bool:
+    def has_text_layers(self) -> bool:
         """Whether it changes a text encoder."""
         return any(not name.startswith(UNET_PREFIX) for name in self.file.layers)
 
     @property
-    def identity(self) -> str:
+    def weights_hash(self) -> str:
         """The hash of its weights."""
         return self.file.metadata.get("sshs_model_hash", "")

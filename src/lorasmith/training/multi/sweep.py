@@ -13,10 +13,10 @@ from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
 from lorasmith.training.data.split import ChosenRows, choose_rows
-from lorasmith.training.joint_trainer import Whole, checkpoint_of_all, part_of, train_abreast
-from lorasmith.training.setup import Machine, Plan, prepared
-from lorasmith.training.state import Session
-from lorasmith.training.trainer import naming_the_rest
+from lorasmith.training.joint_trainer import JointRunConfig, find_joint_checkpoint, select_state, train_jointly
+from lorasmith.training.setup import DeviceContext, RunPlan, setup_trainers
+from lorasmith.training.state import TrainerState
+from lorasmith.training.trainer import explain_interruption
 
 
 def train_sweep(run: SweepConfig, resume: str | None = None) -> list[SweepResult]:
@@ -94,19 +94,19 @@ def _train_group(
 ) -> None:
     """Train the LoRAs of a group (from 0), and write how the sweep stands."""
     groups, place = run.groups(), paths.groups[number]
-    found = checkpoint_of_all(place, resume)
+    found = find_joint_checkpoint(place, resume)
     plans = [
-        Plan(variant.config, own, chosen, part_of(found, own))
+        RunPlan(variant.config, own, chosen, select_state(found, own))
         for variant, own in zip(groups[number], paths.loras_of_group(run, number), strict=True)
     ]
     later = [variant.config for group in groups[number + 1 :] for variant in group]
     with (
-        prepared(plans, Machine.of(run.train), later=later, called=_called) as sessions,
-        naming_the_rest(place),
+        setup_trainers(plans, DeviceContext.from_settings(run.train), later=later, called=_called) as sessions,
+        explain_interruption(place),
     ):
-        if sessions[0].main:
+        if sessions[0].is_main:
             paths.prepare_folder(dump_toml(run), found is None and number == 0)
-        train_abreast(sessions, _whole(groups, place, number))
+        train_jointly(sessions, _whole(groups, place, number))
         _write(run, paths, sessions[0])
 
 
@@ -114,15 +114,15 @@ def _called(run: TrainConfig) -> str:
     return f"variant {base_name(run.output.name)}"
 
 
-def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) -> Whole:
+def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) -> JointRunConfig:
     names = tuple(variant.name for variant in groups[number])
     title = f"training {len(names)} LoRAs"
     if len(groups) > 1:
         title += f", group {number + 1} of {len(groups)}"
     relief = f"Train fewer at the same time (--together, now {len(names)}). "
-    return Whole(place, title, names, relief, lenient=True, same_base=True)
+    return JointRunConfig(place, title, names, relief, lenient=True, same_base=True)
 
 
-def _write(run: SweepConfig, paths: SweepPaths, session: Session) -> None:
-    if session.main:
+def _write(run: SweepConfig, paths: SweepPaths, session: TrainerState) -> None:
+    if session.is_main:
         write_sweep(run, paths)

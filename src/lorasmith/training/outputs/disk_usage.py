@@ -13,7 +13,7 @@ _SLACK = 16 * 2**20
 """For the log, event files and the report."""
 
 
-def parameters_of(targets: Sequence[LayerTarget]) -> int:
+def count_parameters(targets: Sequence[LayerTarget]) -> int:
     """Return how many numbers the adapters of some layers have."""
     total = 0
     for target in targets:
@@ -31,7 +31,7 @@ def bytes_needed(run: TrainConfig, targets: Sequence[LayerTarget], side: int, ne
         side: of a preview picture whose size is left open, in pixels.
         new: False for a run that is gone on with, whose older checkpoints are there already.
     """
-    train, numbers = run.train, parameters_of(targets)
+    train, numbers = run.train, count_parameters(targets)
     started = run.lora.init in ("compensated", "pissa")
     copies = 1 + started + (train.ema_decay > 0) + _MOMENTS[train.optimizer]
     # One more than is kept: the oldest goes when the newest has been verified.

@@ -14,25 +14,25 @@ from lorasmith.data.tags import tag_frequency
 from lorasmith.models.family import detect_family
 from lorasmith.runs.summary import RunSummary
 from lorasmith.training.data.resolution import picture_side
-from lorasmith.training.state import Session, identity_of
+from lorasmith.training.state import TrainerState, dataset_hash
 
 _DIGITS = 16
 """Of a hash in a file's metadata: enough to tell sets of pictures apart."""
 
 
-def export(session: Session, path: Path) -> None:
+def export(session: TrainerState, path: Path) -> None:
     """Write the adapters as they are as a LoRA file.
 
     Raises:
         WeightsError: they are all zero or not finite.
         OutputError: the file cannot be written.
     """
-    run, rows = session.run, session.data.rows[: session.data.tagged]
+    run, rows = session.run, session.dataset.rows[: session.dataset.tagged]
     facts = Facts(
         name=path.name.removesuffix(path.suffix),
         tag=run.data.tag,
         family=detect_family(session.model),
-        prediction_type=session.objective.process.prediction_type,
+        prediction_type=session.loss.process.prediction_type,
         parts=summarize_parts(session.trainable),
         resolution=picture_side(session.model, run.data.resolution),
         tag_frequency=tag_frequency(row.caption for row in rows),
@@ -42,13 +42,13 @@ def export(session: Session, path: Path) -> None:
         run=session.progress.identity,
         step=session.progress.done,
         base=session.base_hash,
-        pictures=identity_of(session.data)[:_DIGITS],
+        pictures=dataset_hash(session.dataset)[:_DIGITS],
     )
-    with session.averaged():
+    with session.ema_weights():
         save_lora_file(path, export_layers(session.trainable), metadata_of(facts))
 
 
-def finish(session: Session, ended: str) -> Path:
+def finish(session: TrainerState, ended: str) -> Path:
     """Write the LoRA, the summary and the report; return the LoRA's file.
 
     Args:
@@ -56,7 +56,7 @@ def finish(session: Session, ended: str) -> Path:
         ended: why it ended, in words.
     """
     paths = session.paths
-    if session.main:
+    if session.is_main:
         export(session, paths.lora)
         _summary(session, ended).write(paths.summary)
         _write_report(session)
@@ -64,8 +64,8 @@ def finish(session: Session, ended: str) -> Path:
     return paths.lora
 
 
-def _summary(session: Session, ended: str) -> RunSummary:
-    data, paths, progress = session.data, session.paths, session.progress
+def _summary(session: TrainerState, ended: str) -> RunSummary:
+    data, paths, progress = session.dataset, session.paths, session.progress
     return RunSummary(
         name=paths.name,
         tag=session.run.data.tag,
@@ -85,7 +85,7 @@ def _summary(session: Session, ended: str) -> RunSummary:
     )
 
 
-def _write_report(session: Session) -> None:
+def _write_report(session: TrainerState) -> None:
     """The LoRA is there by now: a report that cannot be written is no reason to fail."""
     from lorasmith.reports.run_page import write_run_page
 

@@ -11,26 +11,26 @@ from lorasmith.config.train_config import TrainConfig
 from lorasmith.loops.progress import Advance, progress_bar
 from lorasmith.loops.tracking import MetricsLogger, Tracker, WandbRun
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.train_step import Figures
+from lorasmith.training.train_step import StepMetrics
 
 _KEPT = 0.98
 """Share of its past that the bar's loss keeps with every step: losses of single steps differ
 tenfold with the noise levels drawn."""
 
 
-class Reporter:
+class MetricsLogger:
     """Gathers the figures of steps and reads them from the device only when a line is due."""
 
     def __init__(self, tracker: Tracker, advance: Advance) -> None:
         self._tracker = tracker
         self._advance = advance
-        self._pending: list[Figures] = []
+        self._pending: list[StepMetrics] = []
         self._pictures = 0
         self._clock = time.perf_counter()
         self._idle = 0.0
         self._smooth = Smoothed(_KEPT)
 
-    def step(self, figures: Figures, pictures: int) -> None:
+    def step(self, figures: StepMetrics, pictures: int) -> None:
         """Take in one step's figures."""
         self._pending.append(figures)
         self._pictures += pictures
@@ -53,7 +53,7 @@ class Reporter:
         """
         losses = _read([one.loss for one in self._pending])
         norms = _read([one.grad_norm for one in self._pending])
-        kept = _read([one.kept for one in self._pending if one.kept is not None])
+        kept = _read([one.preservation_loss for one in self._pending if one.preservation_loss is not None])
         worked, now = busy(), time.perf_counter()
         seconds = max(1e-9, now - self._clock - self._idle)
         speed = self._pictures / seconds
@@ -108,7 +108,7 @@ class Smoothed:
         return self._sum / self._weight if self._weight else 0.0
 
 
-def told_outside(run: TrainConfig) -> dict[str, Any]:
+def public_config(run: TrainConfig) -> dict[str, Any]:
     """Return the settings that a tracker on the network is told: none that are paths."""
     return run.model_dump(
         mode="json",
@@ -119,14 +119,14 @@ def told_outside(run: TrainConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def reporting(
+def open_logger(
     run: TrainConfig,
     paths: RunPaths,
     first: int,
     main: bool,
     title: str | None = "training",
     shared: MetricsLogger | None = None,
-) -> Iterator[Reporter]:
+) -> Iterator[MetricsLogger]:
     """Open the run's log, its boards and its progress bar.
 
     Args:
@@ -141,11 +141,11 @@ def reporting(
     track = run.track
     wandb: WandbRun | MetricsLogger | None = shared
     if track.wandb and shared is None:
-        wandb = WandbRun(track.wandb_project, paths.name, told_outside(run))
+        wandb = WandbRun(track.wandb_project, paths.name, public_config(run))
     with (
         Tracker(paths.folder, track.tensorboard, main, first, wandb) as tracker,
         progress_bar(
             title or "", run.train.steps, first, enabled=main and title is not None
         ) as advance,
     ):
-        yield Reporter(tracker, advance)
+        yield MetricsLogger(tracker, advance)

@@ -16,7 +16,7 @@ from lorasmith.core.device import make_generator
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainingSet
 from lorasmith.training.losses import Noise
-from lorasmith.training.train_step import Objective
+from lorasmith.training.train_step import DiffusionLoss
 
 _STREAM = 2
 """Position in a run's stream of random numbers that nothing else has."""
@@ -25,7 +25,7 @@ _MOST = 32
 
 
 @dataclass(frozen=True)
-class Measured:
+class ValidationResult:
     """What the grid gave."""
 
     loss: float
@@ -33,16 +33,16 @@ class Measured:
     base: float
     """The same without them."""
 
-    def figures(self, name: str) -> dict[str, float]:
+    def log_entries(self, name: str) -> dict[str, float]:
         """Return the log's entries under a name, ``held_out`` or ``fixed_loss``."""
         return {name: self.loss, f"{name}_base": self.base, f"{name}_gain": self.base - self.loss}
 
 
-class FixedGrid:
+class ValidationLoss:
     """Pictures, noise levels and noise that stay the same for a whole run."""
 
     def __init__(
-        self, objective: Objective, data: TrainingSet, levels: int, batch_size: int, seed: int
+        self, objective: DiffusionLoss, data: TrainingSet, levels: int, batch_size: int, seed: int
     ) -> None:
         """Lay out the grid.
 
@@ -67,12 +67,12 @@ class FixedGrid:
         """Return the mean loss over the grid with the adapters as they are."""
         total, count = 0.0, 0
         for batch, drawn in self._cells():
-            losses = self._objective.losses(batch, drawn)
+            losses = self._objective.compute(batch, drawn)
             total += float(losses.double().sum())
             count += len(losses)
         return total / count
 
-    def measure(self, trained: TrainableLora, base: float | None) -> Measured:
+    def measure(self, trained: TrainableLora, base: float | None) -> ValidationResult:
         """Measure with adapters and, unless that is known already, without them.
 
         Args:
@@ -88,7 +88,7 @@ class FixedGrid:
         finally:
             trained.set_strength(1.0)
             trained.train(True)
-        return Measured(loss, base)
+        return ValidationResult(loss, base)
 
     def _cells(self) -> Iterator[tuple[Batch, Noise]]:
         for numbers, levels in self._chunks():

@@ -39,7 +39,7 @@ Wanted = Callable[[], bool]
 """Asked between two denoising steps whether the pictures are still wanted."""
 
 
-class NotWantedError(Exception):
+class PreviewsCancelledError(Exception):
     """The pictures were given up half way, because somebody wants the run to stop."""
 
 
@@ -135,7 +135,7 @@ class Previews:
 
         def between(_: int) -> None:
             if not wanted():
-                raise NotWantedError
+                raise PreviewsCancelledError
 
         trained.train(False)
         try:

@@ -11,16 +11,16 @@ from accelerate.utils import broadcast_object_list
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.training.outputs.export import export
-from lorasmith.training.outputs.logger import Reporter
-from lorasmith.training.state import Session
-from lorasmith.training.validation.loss import FixedGrid, Measured
-from lorasmith.training.validation.previews import NotWantedError, Previews
+from lorasmith.training.outputs.logger import MetricsLogger
+from lorasmith.training.state import TrainerState
+from lorasmith.training.validation.loss import ValidationLoss, ValidationResult
+from lorasmith.training.validation.previews import PreviewsCancelledError, Previews
 
 
-class Looks:
+class Validator:
     """The looks at one run, and what they found."""
 
-    def __init__(self, session: Session, report: Reporter, wanted: Callable[[], bool]) -> None:
+    def __init__(self, session: TrainerState, report: MetricsLogger, wanted: Callable[[], bool]) -> None:
         """Decide what is looked at.
 
         Args:
@@ -31,10 +31,10 @@ class Looks:
         self._session = session
         self._report = report
         self._wanted = wanted
-        run, data = session.run, session.data
+        run, data = session.run, session.dataset
         self._name = "fixed_loss" if data.held_out is None else "held_out"
-        self._grid = FixedGrid(
-            session.objective,
+        self._grid = ValidationLoss(
+            session.loss,
             data.held_out or data,
             run.validation.loss_timesteps,
             run.train.batch_size,
@@ -44,12 +44,12 @@ class Looks:
         self._previews = Previews(run.validation, session.model, rows, session.paths.previews)
 
     @property
-    def no_better(self) -> bool:
+    def early_stop(self) -> bool:
         """Whether the held-out loss has not improved for as long as the settings allow."""
         patience = self._session.run.train.early_stopping_patience
         return patience is not None and self._session.progress.waited >= patience
 
-    def first(self, drawn: Path | None = None) -> None:
+    def run_baseline(self, drawn: Path | None = None) -> None:
         """Look at the base model, before the first step of a new run.
 
         Args:
@@ -67,33 +67,33 @@ class Looks:
         with self._report.pause():
             base = self._measure()
             if base is not None:
-                self._report.extra(0, Measured(base.base, base.base).figures(self._name))
+                self._report.extra(0, ValidationResult(base.base, base.base).log_entries(self._name))
 
-    def take(self) -> dict[str, float]:
+    def run(self) -> dict[str, float]:
         """Look at the run as it is; return the figures for its log."""
         session = self._session
-        with self._report.pause(), session.averaged():
+        with self._report.pause(), session.ema_weights():
             measured = self._measure()
             if measured is not None and self._name == "held_out":
                 self._remember(measured)
             self._draw()
-        return {} if measured is None else measured.figures(self._name)
+        return {} if measured is None else measured.log_entries(self._name)
 
-    def _remember(self, measured: Measured) -> None:
+    def _remember(self, measured: ValidationResult) -> None:
         """Keep the LoRA where it is the best so far."""
         progress = self._session.progress
         if progress.best is not None and measured.loss >= progress.best:
             progress.waited += 1
             return
         progress.best, progress.best_step, progress.waited = measured.loss, progress.done, 0
-        if self._session.main:
+        if self._session.is_main:
             export(self._session, self._session.paths.best_lora)
 
-    def _measure(self) -> Measured | None:
+    def _measure(self) -> ValidationResult | None:
         """Measure in the main process, and tell the others."""
         session = self._session
-        found: list[Measured | None] = [None]
-        if session.main:
+        found: list[ValidationResult | None] = [None]
+        if session.is_main:
             with _surviving("the held-out loss", session.progress.done):
                 found = [self._grid.measure(session.trainable, session.progress.base)]
         if session.accelerator.num_processes > 1:
@@ -105,19 +105,19 @@ class Looks:
     def _draw_base(self, drawn: Path | None) -> None:
         if drawn is None:
             self._draw()
-        elif self._session.main and drawn.is_dir():
+        elif self._session.is_main and drawn.is_dir():
             shutil.copytree(drawn, self._session.paths.previews, dirs_exist_ok=True)
 
     def _draw(self) -> None:
         session = self._session
-        if not session.main:
+        if not session.is_main:
             return
-        if session.objective.lane is not None:
-            session.objective.lane.rest()
+        if session.loss.routing is not None:
+            session.loss.routing.activate_only_own()
         try:
             with _surviving("a preview", session.progress.done):
                 self._previews.draw(session.progress.done, session.trainable, self._wanted)
-        except NotWantedError:
+        except PreviewsCancelledError:
             return
 
 
