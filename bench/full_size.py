@@ -95,9 +95,9 @@ class Inputs:
 
 
 class MadeUp:
-    """What `lorasmith.training.joint_step.Together` needs of a run, on made-up pictures."""
+    """What `lorasmith.training.joint_step.JointTrainStep` needs of a run, on made-up pictures."""
 
-    main = True
+    is_main = True
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class MadeUp:
         self._inputs, self._done = inputs, 0
         bucket = SimpleNamespace(area=1)
         order = SimpleNamespace(steps_per_epoch=1, batch=lambda _: torch.arange(batch))
-        self.data = SimpleNamespace(
+        self.dataset = SimpleNamespace(
             order=order, placements=[SimpleNamespace(bucket=bucket)] * batch
         )
         groups = [
@@ -136,15 +136,15 @@ class MadeUp:
         denoiser = Denoiser(SimpleNamespace(unet=unet))  # type: ignore[arg-type]
         objective = DiffusionLoss(denoiser, process, settings.loss, lane)
         self._objective = objective
-        self.step_once = TrainStep(
+        self.train_step = TrainStep(
             objective, trainable.parameters(), optimizer, settings.max_grad_norm
         )
 
-    def prepare(self) -> torch.Tensor:
+    def begin_step(self) -> torch.Tensor:
         """Return the numbers of the next step's pictures."""
         return torch.arange(len(self._inputs.clean))
 
-    def parts(self, numbers: torch.Tensor) -> Any:
+    def microbatches(self, numbers: torch.Tensor) -> Any:
         """Yield the step's only part."""
         own, count = self._inputs, len(numbers)
         weight = torch.ones(count, device=self.device)
@@ -153,7 +153,7 @@ class MadeUp:
         noise: Noise = sample_noise(self._objective.process, self.run.train.loss, batch, draws)
         yield batch, noise
 
-    def taken(self, figures: StepMetrics) -> StepMetrics:
+    def on_step_end(self, figures: StepMetrics) -> StepMetrics:
         """Count a step."""
         self._done += 1
         return figures

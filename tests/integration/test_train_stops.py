@@ -213,7 +213,7 @@ def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_advises(
 
 
 @pytest.mark.parametrize(
-    "where", ["validation.previews.Pipeline.generate", "validation.loss.FixedGrid.loss"]
+    "where", ["validation.previews.Pipeline.generate", "validation.loss.ValidationLoss.loss"]
 )
 def test_out_of_memory_in_a_look_is_a_warning(
     tiny_model: Path, pictures: Path, tmp_path: Path,

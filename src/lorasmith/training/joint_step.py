@@ -225,6 +225,6 @@ def _with_inputs(parts: Sequence[Microbatch], inputs: Sequence[torch.Tensor]) ->
             name: next(left) for name, value in values.items() if isinstance(value, torch.Tensor)
         }
         drawn = Noise(*(next(left) for _ in Noise._fields))
-        return one._replace(batch=replace(one.batch, **new), drawn=drawn)
+        return one._replace(batch=replace(one.batch, **new), noise=drawn)
 
     return [renewed(one) for one in parts]

@@ -135,7 +135,7 @@ class TrainerState:
         if self.optimized.ema is not None:
             self.optimized.ema.update()
         self.progress.done += 1
-        return figures if keeps else figures._replace(kept=None)
+        return figures if keeps else figures._replace(preservation_loss=None)
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates of the last step by their names in the log."""

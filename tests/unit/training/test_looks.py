@@ -51,7 +51,7 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
             one = type(batch)(batch.clean[which], batch.weight[which], batch.numbers[which],
                               batch.context[which])  # fmt: skip
             with torch.no_grad():
-                losses.append(float(plain.losses(one, Noise(torch.tensor([level]), noise))))
+                losses.append(float(plain.compute(one, Noise(torch.tensor([level]), noise))))
     assert grid.loss() == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
@@ -119,9 +119,9 @@ def test_previews_are_drawn_under_the_gate_of_what_is_trained(bench, tmp_path: P
     before, attached.gate_metadata = attached.gate_metadata, GateMetadata("prompt", "ink")
     try:
         made = previews(bench, tmp_path, prompts=["a cat", "an ink cat"])
-        bench.trainable.set_weight(0.0)
+        bench.trainable.set_strength(0.0)
         base = [Image.open(p).tobytes() for p in made.draw(0, bench.trainable, lambda: True)]
-        bench.trainable.set_weight(1.0)
+        bench.trainable.set_strength(1.0)
         seen = [Image.open(p).tobytes() for p in made.draw(30, bench.trainable, lambda: True)]
     finally:
         attached.gate_metadata = before

@@ -70,7 +70,7 @@ def test_losses_equal_plain_computations(
     batch = bench.batch(4, mask=mask)
     noise = torch.randn(4, 4, 8, 8, generator=make_generator(1))
     drawn = Noise(torch.tensor([0, 120, 640, 999]), noise)
-    losses = objective.losses(batch, drawn)
+    losses = objective.compute(batch, drawn)
     expected = [plain_loss(bench, objective, batch, drawn, k, kind) for k in range(4)]
     assert losses.tolist() == pytest.approx(expected, rel=2e-4)
     assert all(math.isfinite(one) for one in expected)
@@ -80,13 +80,13 @@ def test_losses_equal_plain_computations(
 def test_a_mask_counts_by_its_share_and_not_at_all_where_it_is_off(bench) -> None:
     objective = bench.objective()
     batch, drawn = bench.part(objective)
-    plain = objective.losses(batch, drawn)
+    plain = objective.compute(batch, drawn)
     grey = replace(batch, mask=torch.full((2, 1, 8, 8), 0.3))
-    torch.testing.assert_close(objective.losses(grey, drawn), plain)
+    torch.testing.assert_close(objective.compute(grey, drawn), plain)
     black = replace(batch, mask=torch.zeros(2, 1, 8, 8))
-    assert objective.losses(black, drawn).tolist() == [0.0, 0.0]
+    assert objective.compute(black, drawn).tolist() == [0.0, 0.0]
     ignoring = bench.objective(masked=False)
-    torch.testing.assert_close(ignoring.losses(black, drawn), plain)
+    torch.testing.assert_close(ignoring.compute(black, drawn), plain)
 
 
 def test_zero_terminal_snr_is_that_of_diffusers() -> None:

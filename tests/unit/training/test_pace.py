@@ -24,10 +24,10 @@ def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
         device=torch.device(device),
         run=SimpleNamespace(train=TrainerConfig(**settings)),
         model=SimpleNamespace(unet=unet, downscale=8),
-        data=SimpleNamespace(
+        dataset=SimpleNamespace(
             bucket_of=list(range(sizes)), placements=[SimpleNamespace(bucket=bucket)]
         ),
-        step_once=SimpleNamespace(asks_nothing=True),
+        train_step=SimpleNamespace(is_sync_free=True),
         accelerator=SimpleNamespace(num_processes=1),
     )
 

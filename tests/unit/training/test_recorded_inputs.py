@@ -47,8 +47,8 @@ def test_values_of_tensors_do_not_matter() -> None:
         part(mask=None),
         part(context=torch.zeros(2, 154, 6)),
         part(clean=torch.zeros(2, 4, 8, 8, dtype=torch.float64)),
-        part()._replace(whole=4),
-        part()._replace(owner=1),
+        part()._replace(batch_size=4),
+        part()._replace(lora_index=1),
         part()._replace(turn=1),
     ],
 )

@@ -429,7 +429,7 @@ def test_a_run_and_what_fails_in_it(
             weights = [one.detach().clone() for one in session.trainable.parameters()]
             found.append([*(part for one in figures for part in one[:2]), *weights])
             with monkeypatch.context() as patched:
-                patched.setattr(joint_step, "losses_together", out_of_memory)
+                patched.setattr(joint_step, "compute_losses", out_of_memory)
                 with pytest.raises(RuntimeError, match="out of memory"):
                     steps.step()
             assert state_of(session.model.unet) == plain
