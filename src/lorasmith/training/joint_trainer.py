@@ -18,7 +18,7 @@ from lorasmith.loops.tracking import MetricsLogger, ScopedLogger, WandbRun, open
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.outputs.export import export, finish
-from lorasmith.training.outputs.logger import MetricsLogger, open_logger, public_config
+from lorasmith.training.outputs.logger import RunLogger, open_logger, public_config
 from lorasmith.training.resume import LATEST, find_checkpoint
 from lorasmith.training.state import TrainerState
 from lorasmith.training.trainer import (
@@ -57,7 +57,7 @@ class JointRunConfig:
 class _Watched:
     """A LoRA in training, with its log and its looks."""
 
-    def __init__(self, session: TrainerState, report: MetricsLogger, request: StopRequest) -> None:
+    def __init__(self, session: TrainerState, report: RunLogger, request: StopRequest) -> None:
         self.session = session
         self.report = report
         self.looks = Validator(session, report, lambda: not request.is_requested)

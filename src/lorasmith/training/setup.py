@@ -201,7 +201,7 @@ def _facts(run: TrainConfig) -> GateMetadata:
 def _dataset(
     plan: RunPlan,
     model: Model,
-    machine: Machine,
+    machine: DeviceContext,
     words_live: bool,
     earlier: Sequence[FrozenFeature],
 ) -> TrainingSet:
@@ -223,7 +223,7 @@ def _dataset(
 def _kept_sets(
     plan: RunPlan,
     model: Model,
-    machine: Machine,
+    machine: DeviceContext,
     words_live: bool,
     earlier: Sequence[FrozenFeature],
 ) -> tuple[TrainingSet, ...]:

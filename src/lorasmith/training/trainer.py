@@ -14,7 +14,7 @@ from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.outputs.export import export, finish
-from lorasmith.training.outputs.logger import MetricsLogger, open_logger
+from lorasmith.training.outputs.logger import RunLogger, open_logger
 from lorasmith.training.setup import open_trainer
 from lorasmith.training.state import TrainerState
 from lorasmith.training.validation.validator import Validator
@@ -58,7 +58,7 @@ def take_steps(session: TrainerState, title: str = "training") -> Path:
     return finish(session, ended)
 
 
-def _steps(session: TrainerState, report: MetricsLogger, request: StopRequest) -> str:
+def _steps(session: TrainerState, report: RunLogger, request: StopRequest) -> str:
     """Take the steps that are left, with what is due after each; return why they ended."""
     looks = Validator(session, report, lambda: not request.is_requested)
     looks.run_baseline()
@@ -81,7 +81,7 @@ def _steps(session: TrainerState, report: MetricsLogger, request: StopRequest) -
     return end_reason(session, looks)
 
 
-def validate(session: TrainerState, report: MetricsLogger, looks: Validator, due: "ScheduledActions") -> None:
+def validate(session: TrainerState, report: RunLogger, looks: Validator, due: "ScheduledActions") -> None:
     """Make sure that all is finite; look at the run and write a line, where that is due."""
     _require_finite(session)
     figures = looks.run() if due.look else {}

@@ -15,7 +15,7 @@ from lorasmith.loops.checkpoint import save_checkpoint
 from lorasmith.loops.tracking import Tracker, read_log
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.lr_defaults import fill_learning_rates
-from lorasmith.training.outputs.logger import MetricsLogger, Smoothed, public_config
+from lorasmith.training.outputs.logger import RunLogger, Smoothed, public_config
 from lorasmith.training.resume import check_settings, find_checkpoint
 from lorasmith.training.train_step import StepMetrics
 
@@ -213,7 +213,7 @@ def test_lines_have_the_mean_since_the_last(tmp_path: Path) -> None:
         notes.append(note)
 
     with Tracker(tmp_path, tensorboard=False) as tracker:
-        reporter = MetricsLogger(tracker, advance)
+        reporter = RunLogger(tracker, advance)
         reporter.extra(0, {"held_out": 2.0})
         for step in range(5):
             reporter.step(StepMetrics(torch.tensor(float(step)), torch.tensor(float(10 - step))), 8)
@@ -236,7 +236,7 @@ def test_lines_have_the_mean_since_the_last(tmp_path: Path) -> None:
 
 def test_looks_do_not_count_as_training_time(tmp_path: Path) -> None:
     with Tracker(tmp_path, tensorboard=False) as tracker:
-        reporter = MetricsLogger(tracker, lambda *_: None)
+        reporter = RunLogger(tracker, lambda *_: None)
         reporter.step(StepMetrics(torch.tensor(1.0), torch.tensor(1.0)), 8)
         with reporter.pause():
             time.sleep(0.3)

@@ -18,7 +18,7 @@ _KEPT = 0.98
 tenfold with the noise levels drawn."""
 
 
-class MetricsLogger:
+class RunLogger:
     """Gathers the figures of steps and reads them from the device only when a line is due."""
 
     def __init__(self, tracker: Tracker, advance: Advance) -> None:
@@ -126,7 +126,7 @@ def open_logger(
     main: bool,
     title: str | None = "training",
     shared: MetricsLogger | None = None,
-) -> Iterator[MetricsLogger]:
+) -> Iterator[RunLogger]:
     """Open the run's log, its boards and its progress bar.
 
     Args:
@@ -148,4 +148,4 @@ def open_logger(
             title or "", run.train.steps, first, enabled=main and title is not None
         ) as advance,
     ):
-        yield MetricsLogger(tracker, advance)
+        yield RunLogger(tracker, advance)

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.training.outputs.export import export
-from lorasmith.training.outputs.logger import MetricsLogger
+from lorasmith.training.outputs.logger import RunLogger
 from lorasmith.training.state import TrainerState
 from lorasmith.training.validation.loss import ValidationLoss, ValidationResult
 from lorasmith.training.validation.previews import PreviewsCancelledError, Previews
@@ -20,7 +20,7 @@ from lorasmith.training.validation.previews import PreviewsCancelledError, Previ
 class Validator:
     """The looks at one run, and what they found."""
 
-    def __init__(self, session: TrainerState, report: MetricsLogger, wanted: Callable[[], bool]) -> None:
+    def __init__(self, session: TrainerState, report: RunLogger, wanted: Callable[[], bool]) -> None:
         """Decide what is looked at.
 
         Args:
