@@ -22,4 +22,4 @@ def fill_learning_rates(settings: TrainerConfig, unet_parameters: int) -> Traine
     fallback = _ADAMW[unet_parameters < MINIATURE_PARAMETERS] * _SHARE.get(settings.optimizer, 1.0)
     rate = settings.learning_rate or (1.0 if alone else fallback)
     text = settings.text_encoder_lr or (rate if alone else 0.5 * rate)
-    return settings.model_copy(update={"learning_rate": rate, "text_learning_rate": text})
+    return settings.model_copy(update={"learning_rate": rate, "text_encoder_lr": text})
