@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lorasmith.adapters.files.lora_file import save_lora_file
-from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.nn.trainable import export_layers, inject_trainable, summarize_parts
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
@@ -32,7 +32,7 @@ def make_lora(
 ) -> Path:
     """Write a LoRA whose factors moved as in training; the model is left as it was.
 
-    ``told`` are fields of `Facts`: what the file says about itself.
+    ``told`` are fields of `LoraMetadata`: what the file says about itself.
     """
     lora = LoraConfig.model_validate({"rank": 4, "alpha": 2.0, **changes})
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, seed=0)
@@ -41,7 +41,7 @@ def make_lora(
         for factor in trainable.parameters():
             factor += size * torch.randn(factor.shape, generator=draws)
     predicts = model.scheduler_config.get("prediction_type", "epsilon")
-    facts = Facts(
+    facts = LoraMetadata(
         "ink",
         "ink",
         detect_family(model),
@@ -51,7 +51,7 @@ def make_lora(
         {"ink": 1},
         "pictures",
     )
-    metadata = metadata_of(replace(facts, **told))
+    metadata = build_metadata(replace(facts, **told))
     save_lora_file(path, export_layers(trainable), metadata, torch.float32)
     trainable.detach()
     return path

@@ -19,11 +19,11 @@ from lorasmith.core.version import VERSION
 
 if TYPE_CHECKING:
     from lorasmith.adapters.tools.operations import (
-        Weighted,
-        bake_loras,
+        WeightedLora,
         convert_lora,
         diff_loras,
         extract_lora,
+        fuse_loras,
         lora_info,
         merge_loras,
         resize_lora,
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
-    "Weighted", "__version__", "bake_loras", "check", "check_features", "convert_lora",
+    "WeightedLora", "__version__", "fuse_loras", "check", "check_features", "convert_lora",
     "diff_loras", "extract_lora", "load_pipeline", "lora_info", "merge_loras", "resize_lora",
     "sweep", "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.tools.operations"
 _HOMES = {
-    "Weighted": _OPERATIONS,
-    "bake_loras": _OPERATIONS,
+    "WeightedLora": _OPERATIONS,
+    "fuse_loras": _OPERATIONS,
     "convert_lora": _OPERATIONS,
     "diff_loras": _OPERATIONS,
     "extract_lora": _OPERATIONS,

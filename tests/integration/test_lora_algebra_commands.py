@@ -132,7 +132,7 @@ def test_what_was_baked_is_extracted(
     assert "100.00% of the energy kept" in capsys.readouterr().out
     np.testing.assert_allclose(picture(model, (out, 1.0)), picture(model, (one, 1.0)), atol=1e-3)
     found = lorasmith.diff_loras(one, out)
-    assert found.total.difference < 1e-3 * found.total.one
+    assert found.total.diff_norm < 1e-3 * found.total.first_norm
     assert "no layer differs" in refused(
         ["extract", source, source, "--rank", "4", "--out", str(tmp_path / "x.safetensors")],
         tmp_path, capsys,
@@ -246,7 +246,7 @@ def test_other_kinds_draw_and_are_baked_merged_and_shown(
     assert run(["lora", "info", str(file)]) == 0
     assert "DoRA, LoHa, LoKr" in capsys.readouterr().out
     facts = lorasmith.lora_info(file)
-    assert (facts.kinds, facts.spellings) == (("DoRA", "LoHa", "LoKr"), ("kohya",))
+    assert (facts.kinds, facts.key_formats) == (("DoRA", "LoHa", "LoKr"), ("kohya",))
 
 
 def test_a_mismatch_may_be_allowed(

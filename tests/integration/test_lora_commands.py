@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import LoraLayer, load_lora_file
 from lorasmith.adapters.nn.inject import attach_lora
-from lorasmith.adapters.tools.info import norm_of
+from lorasmith.adapters.tools.info import delta_norm
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
 
@@ -53,7 +53,7 @@ def test_info_as_json_is_what_the_file_holds(
     assert run(["lora", "info", str(lora), "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     file = load_lora_file(lora)
-    assert (tree["family"], tree["known_by"]) == ("sd1", "metadata")
+    assert (tree["family"], tree["family_source"]) == ("sd1", "metadata")
     assert tree["metadata"] == file.metadata
     assert tree["total"]["layers"] == len(file.layers)
     blocks = {block["block"]: block for block in tree["blocks"]}
@@ -67,15 +67,17 @@ def test_info_as_json_is_what_the_file_holds(
     inside = [dense(one) for name, one in file.layers.items() if "_up_blocks_1_" in name]
     whole = torch.cat([delta.flatten() for delta in inside]).norm()
     assert blocks["up.1"]["norm"] == pytest.approx(float(whole), rel=1e-4)
-    assert blocks["up.1"]["largest"] == pytest.approx(float(max(d.norm() for d in inside)), 1e-4)
+    assert blocks["up.1"]["largest_norm"] == pytest.approx(
+        float(max(d.norm() for d in inside)), 1e-4
+    )
 
 
 def test_a_norm_needs_no_product() -> None:
     draws = torch.Generator().manual_seed(0)
     down, up = torch.randn(3, 5, 3, 3, generator=draws), torch.randn(7, 3, 1, 1, generator=draws)
     dense = -2.0 / 3 * up.flatten(1) @ down.flatten(1)
-    assert norm_of(LoraLayer(down, up, -2.0)) == pytest.approx(float(dense.norm()), rel=1e-5)
-    assert norm_of(LoraLayer(down, 0 * up, 1.0)) == 0.0
+    assert delta_norm(LoraLayer(down, up, -2.0)) == pytest.approx(float(dense.norm()), rel=1e-5)
+    assert delta_norm(LoraLayer(down, 0 * up, 1.0)) == 0.0
 
 
 def test_the_family_is_known_without_metadata(
@@ -93,7 +95,7 @@ def test_the_family_is_known_without_metadata(
     for stem in ("bare", "two", "unknown"):
         assert run(["lora", "info", str(tmp_path / f"{stem}.safetensors"), "--json"]) == 0
         tree = json.loads(capsys.readouterr().out)
-        found[stem] = tree["family"], tree["known_by"]
+        found[stem] = tree["family"], tree["family_source"]
     assert found == {"bare": ("sdxl", "names"), "two": ("sd2", "shapes"), "unknown": (None, "")}
     assert run(["lora", "info", str(tmp_path / "bare.safetensors")]) == 0
     assert "IN04" in capsys.readouterr().out

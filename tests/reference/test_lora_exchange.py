@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import lorasmith
 from lora_making import Listening, make_lora
-from lorasmith.adapters.files.compatibility import fit
+from lorasmith.adapters.files.compatibility import fit_to_model
 from lorasmith.adapters.files.layer_kinds import DoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.adapters.naming.layer_names import find_layer_refs
@@ -81,8 +81,8 @@ def adapted(pipe: Any) -> dict[str, Any]:
 
 def deltas(model: Model, path: Path) -> dict[str, torch.Tensor]:
     """The dense change of every layer, by the name of its place."""
-    found = fit(model, load_lora_file(path))
-    return {found.places[name].name: one.delta_weight() for name, one in found.adapters.items()}
+    found = fit_to_model(model, load_lora_file(path))
+    return {found.refs[name].name: one.delta_weight() for name, one in found.adapters.items()}
 
 
 def assert_same_delta(model: Model, one: Path, two: Path) -> None:

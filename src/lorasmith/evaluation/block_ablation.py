@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lorasmith.adapters.files.compatibility import Fit, fit
+from lorasmith.adapters.files.compatibility import FittedLora, fit_to_model
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.adapters.nn.inject import inject_adapters
@@ -72,9 +72,9 @@ class BlockAblation:
             WeightsError: the file does not fit the model.
         """
         self._file = file
-        self._found: Fit = fit(model, file)
+        self._found: FittedLora = fit_to_model(model, file)
         groups: dict[str, list[str]] = {}
-        for name, place in self._found.places.items():
+        for name, place in self._found.refs.items():
             groups.setdefault(block_name(place, by), []).append(name)
         self._groups = {block: groups[block] for block in sorted(groups, key=_order)}
 
@@ -107,7 +107,7 @@ class BlockAblation:
             return answer
 
         base = ask()
-        attached = inject_adapters(self._found.places, self._found.adapters)
+        attached = inject_adapters(self._found.refs, self._found.adapters)
         try:
             full = ask()
             whole = _square(full - base)

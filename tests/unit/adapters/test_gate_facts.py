@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate, read_gate
 from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.nn.trainable import PartSummary
@@ -15,25 +15,25 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model
 
 HERE = Path("some.safetensors")
-FACTS = Facts(
+FACTS = LoraMetadata(
     "curly", "curlyqx", "sd1", "epsilon", {"unet": PartSummary(4, 2.0, 64)}, 128, {}, "pictures",
-    gate="token+end", class_word="person", run="5f0c", step=400,
+    gate="token+end", class_word="person", run_id="5f0c", step=400,
 )  # fmt: skip
 
 
 def test_what_training_writes_is_read_again() -> None:
-    data = metadata_of(FACTS)
+    data = build_metadata(FACTS)
     assert data["modelspec.trigger_phrase"] == "curlyqx"
     told = GateMetadata("token+end", "curlyqx", "person", "5f0c", 400)
     assert parse_gate(HERE, data) == told
-    plain = replace(FACTS, gate="none", class_word="", run="", step=None)
-    assert parse_gate(HERE, metadata_of(plain)) == GateMetadata("none", "curlyqx")
+    plain = replace(FACTS, gate="none", class_word="", run_id="", step=None)
+    assert parse_gate(HERE, build_metadata(plain)) == GateMetadata("none", "curlyqx")
 
 
 def test_a_trained_file_is_gated_by_its_tag_unless_it_says_otherwise() -> None:
-    plain = Facts("a", "curlyqx", "sd1", "epsilon", FACTS.parts, 128, {}, "pictures")
-    assert parse_gate(HERE, metadata_of(plain)).kind == "prompt"
-    assert parse_gate(HERE, metadata_of(replace(plain, tag=""))) == GateMetadata()
+    plain = LoraMetadata("a", "curlyqx", "sd1", "epsilon", FACTS.parts, 128, {}, "pictures")
+    assert parse_gate(HERE, build_metadata(plain)).kind == "prompt"
+    assert parse_gate(HERE, build_metadata(replace(plain, tag=""))) == GateMetadata()
 
 
 def test_files_of_other_programs_have_no_gate() -> None:

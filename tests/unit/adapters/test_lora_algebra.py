@@ -12,16 +12,22 @@ from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLaye
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.block_weights import LBW_BLOCKS, PRESETS, parse_block_weights
 from lorasmith.adapters.tools.algebra import (
-    cut_all,
     inner_product,
-    levelled,
     spectrum_of_layer,
     spectrum_of_matrix,
+    truncate_rank,
+    unify_alpha,
     weighted_sum,
 )
-from lorasmith.adapters.tools.diff import compare
-from lorasmith.adapters.tools.info import norm_of
-from lorasmith.adapters.tools.merge import Term, add, extract, resize, weights_of
+from lorasmith.adapters.tools.diff import compare_loras
+from lorasmith.adapters.tools.info import delta_norm
+from lorasmith.adapters.tools.merge import (
+    MergeInput,
+    add_loras,
+    extract_difference,
+    resize_layers,
+    weight_lookup,
+)
 from lorasmith.core.errors import ConfigError, WeightsError
 
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -84,7 +90,7 @@ def test_resizing_to_full_rank_is_the_identity(kernel: int | None, data: st.Data
     layer = data.draw(lora_layers(kernel))
     spectrum = spectrum_of_layer(layer)
     assert spectrum.rank == min(layer.rank, 6, 5 * (kernel or 1) ** 2)
-    again = spectrum.cut(spectrum.rank)
+    again = spectrum.truncate(spectrum.rank)
     torch.testing.assert_close(dense(again), dense(layer), rtol=1e-5, atol=1e-5)
     assert again.down.shape[1:] == layer.down.shape[1:]
     assert spectrum.energy == pytest.approx(float(dense(layer).square().sum()), rel=1e-9)
@@ -95,7 +101,7 @@ def test_resizing_to_full_rank_is_the_identity(kernel: int | None, data: st.Data
 def test_a_cut_is_the_best_of_its_rank(data: st.DataObject, rank: int) -> None:
     """The error is the energy of the singular values that are left out (Eckart, Young 1936)."""
     layer = data.draw(lora_layers())
-    layers, kept = cut_all({"x": spectrum_of_layer(layer)}, ("rank", rank))
+    layers, kept = truncate_rank({"x": spectrum_of_layer(layer)}, ("rank", rank))
     values = torch.linalg.svdvals(dense(layer))
     lost = float((dense(layers["x"]) - dense(layer)).square().sum())
     assert lost == pytest.approx(float(values[rank:].square().sum()), rel=1e-4, abs=1e-8)
@@ -115,7 +121,7 @@ def test_an_energy_is_kept_with_the_smallest_rank(data: st.DataObject, share: fl
 
 def test_nothing_has_rank_one_and_no_energy() -> None:
     spectrum = spectrum_of_matrix(torch.zeros(4, 3))
-    layers, kept = cut_all({"x": spectrum}, ("energy", 0.9))
+    layers, kept = truncate_rank({"x": spectrum}, ("energy", 0.9))
     assert layers["x"].rank == 1
     assert not dense(layers["x"]).any()
     assert kept.share == 1.0
@@ -128,7 +134,7 @@ def test_inner_products_need_no_dense_matrices(data: st.DataObject) -> None:
     assert inner_product(one, two) == pytest.approx(
         float((dense(one) * dense(two)).sum()), rel=1e-6, abs=1e-6
     )
-    assert inner_product(one, one) == pytest.approx(norm_of(one) ** 2, rel=1e-6)
+    assert inner_product(one, one) == pytest.approx(delta_norm(one) ** 2, rel=1e-6)
 
 
 def test_one_alpha_for_all_layers() -> None:
@@ -136,7 +142,7 @@ def test_one_alpha_for_all_layers() -> None:
         LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0),
         LoraLayer(torch.randn(4, 5), torch.randn(6, 4), 9.0),
     )
-    level = levelled({"a": one, "b": two})
+    level = unify_alpha({"a": one, "b": two})
     assert {layer.alpha for layer in level.values()} == {4.0}
     torch.testing.assert_close(dense(level["a"]), dense(one), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(dense(level["b"]), dense(two), rtol=1e-6, atol=1e-6)
@@ -170,10 +176,10 @@ def file_of(layers: dict, name: str = "some", **metadata: str) -> LoraFile:
 def test_other_kinds_add_up_by_their_dense_changes() -> None:
     lora = LoraLayer(torch.randn(2, 8, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
     one, two = file_of({CONV: loha()}), file_of({CONV: lora}, "two")
-    layers = add([Term(one, 0.5), Term(two, -1.0)], "sd1")
+    layers = add_loras([MergeInput(one, 0.5), MergeInput(two, -1.0)], "sd1")
     wanted = 0.5 * loha().dense().reshape(8, 8, 3, 3).double() - dense(lora)
     torch.testing.assert_close(dense(layers[CONV]), wanted, rtol=1e-4, atol=1e-4)
-    smaller, kept = resize(one, ("energy", 1.0))
+    smaller, kept = resize_layers(one, ("energy", 1.0))
     torch.testing.assert_close(
         dense(smaller[CONV]).flatten(1), loha().dense().double(), rtol=1e-4, atol=1e-4
     )
@@ -186,17 +192,17 @@ def test_dora_needs_its_base() -> None:
     dora = DoraLayer(plain, torch.rand(6) + 0.5, on_input=False)
     file = file_of({NAME: dora})
     with pytest.raises(WeightsError, match="is DoRA, whose effect depends on the base; name its"):
-        add([Term(file)], "sd1")
+        add_loras([MergeInput(file)], "sd1")
     with pytest.raises(WeightsError, match="the base model has no such layer"):
-        add([Term(file)], "sd1", lambda _: None)
-    layers = add([Term(file, 0.5)], "sd1", lambda _: base)
+        add_loras([MergeInput(file)], "sd1", lambda _: None)
+    layers = add_loras([MergeInput(file, 0.5)], "sd1", lambda _: base)
     torch.testing.assert_close(
         dense(layers[NAME]), 0.5 * dense_delta(dora, base).double(), rtol=1e-4, atol=1e-4
     )
 
 
 def test_files_of_different_kinds_are_not_added(tmp_path: Path) -> None:
-    from lorasmith.adapters.files.derived_metadata import common_prediction
+    from lorasmith.adapters.files.derived_metadata import common_prediction_type
     from lorasmith.adapters.tools.merge import common_family
 
     layer = LoraLayer(torch.ones(1, 5), torch.ones(6, 1), 1.0)
@@ -209,10 +215,10 @@ def test_files_of_different_kinds_are_not_added(tmp_path: Path) -> None:
     three = file_of({NAME: layer}, "three", **{"modelspec.prediction_type": "v"})
     four = file_of({NAME: layer}, "four", **{"modelspec.prediction_type": "epsilon"})
     with pytest.raises(WeightsError, match=r"four\.safetensors is for models that predict epsilon"):
-        common_prediction([three, one, four])
+        common_prediction_type([three, one, four])
     wide = file_of({NAME: LoraLayer(torch.ones(1, 7), torch.ones(6, 1), 1.0)}, "wide")
     with pytest.raises(WeightsError, match=f"wide.safetensors: {NAME}: layers of 6 x"):
-        add([Term(one), Term(wide)], "sd1")
+        add_loras([MergeInput(one), MergeInput(wide)], "sd1")
 
 
 def test_names_of_one_layer_are_one_layer() -> None:
@@ -221,7 +227,7 @@ def test_names_of_one_layer_are_one_layer() -> None:
     tail = "transformer_blocks_0_attn1_to_q"
     one = file_of({f"lora_unet_input_blocks_4_1_{tail}": layer})
     two = file_of({f"lora_unet_down_blocks_1_attentions_0_{tail}": layer})
-    layers = add([Term(one), Term(two)], "sdxl")
+    layers = add_loras([MergeInput(one), MergeInput(two)], "sdxl")
     assert list(layers) == [f"lora_unet_input_blocks_4_1_{tail}"]
     assert layers[f"lora_unet_input_blocks_4_1_{tail}"].rank == 2
 
@@ -230,16 +236,16 @@ def test_names_of_one_layer_are_one_layer() -> None:
 
 
 def test_extracting_what_was_baked(model, tiny_model: Path, make_lora) -> None:
-    from lorasmith.adapters.tools.fuse import bake
+    from lorasmith.adapters.tools.fuse import fuse_into_model
     from lorasmith.models.load import load_model
 
     lora = make_lora(["_to_", "conv1", "ff_net", "lora_te_"])
-    bake(model, [Term(lora, 0.7)])
+    fuse_into_model(model, [MergeInput(lora, 0.7)])
     base = load_model(tiny_model)
-    found = extract(model, base, ("rank", 3))
+    found = extract_difference(model, base, ("rank", 3))
     assert found.layers.keys() == lora.layers.keys()
-    assert found.left == ()
-    assert found.kept.share == pytest.approx(1.0, abs=1e-6)
+    assert found.not_extracted == ()
+    assert found.energy.share == pytest.approx(1.0, abs=1e-6)
     for name, layer in lora.layers.items():
         torch.testing.assert_close(
             dense(found.layers[name]), 0.7 * dense(layer), rtol=1e-3, atol=1e-5
@@ -247,18 +253,18 @@ def test_extracting_what_was_baked(model, tiny_model: Path, make_lora) -> None:
     with torch.no_grad():
         model.unet.conv_norm_out.weight += 1
         model.text_encoder.embeddings.token_embedding.weight += 1
-    assert [key.split(".", 1)[0] for key in extract(model, base, ("rank", 1)).left] == [
+    assert [key.split(".", 1)[0] for key in extract_difference(model, base, ("rank", 1)).not_extracted] == [
         "unet", "text_encoder",
     ]  # fmt: skip
     with pytest.raises(WeightsError, match="no layer differs"):
-        extract(base, base, ("rank", 3))
+        extract_difference(base, base, ("rank", 3))
 
 
 def test_models_of_different_kinds_have_no_difference(model, tiny_sdxl: Path) -> None:
     from lorasmith.models.load import load_model
 
     with pytest.raises(WeightsError, match="are not of one kind"):
-        extract(load_model(tiny_sdxl), model, ("rank", 3))
+        extract_difference(load_model(tiny_sdxl), model, ("rank", 3))
 
 
 def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> None:
@@ -266,7 +272,7 @@ def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> Non
     from lorasmith.adapters.naming.layer_names import find_layer_refs
     from lorasmith.adapters.nn.inject import attach_lora
     from lorasmith.adapters.nn.lora import layer_weight
-    from lorasmith.adapters.tools.fuse import bake
+    from lorasmith.adapters.tools.fuse import fuse_into_model
 
     files = []
     for seed in (1, 2):
@@ -288,10 +294,10 @@ def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> Non
     }
     for one in attached:
         one.detach()
-    bake(model, [Term(files[0]), Term(files[1], 0.5)])
+    fuse_into_model(model, [MergeInput(files[0]), MergeInput(files[1], 0.5)])
     for name, weight in wanted.items():
         torch.testing.assert_close(layer_weight(find_layer_refs(model)[name].layer), weight)
-    assert weights_of(model) is not None
+    assert weight_lookup(model) is not None
 
 
 # --- weights by block -----------------------------------------------------------------------
@@ -344,7 +350,7 @@ def test_block_weights_that_are_none(text: str, message: str) -> None:
 
 def test_blocks_weigh_layers(make_lora) -> None:
     file = make_lora(["attn1_to_q", "lora_te_"])
-    layers = add([Term(file, 2.0, parse_block_weights("OUTALL"))], "sd1")
+    layers = add_loras([MergeInput(file, 2.0, parse_block_weights("OUTALL"))], "sd1")
     kept = {name for name in file.layers if "_up_blocks_" in name or name.startswith("lora_te_")}
     assert layers.keys() == kept
     assert 0 < len(kept) < len(file.layers)
@@ -352,7 +358,7 @@ def test_blocks_weigh_layers(make_lora) -> None:
         torch.testing.assert_close(
             dense(layers[name]), 2 * dense(file.layers[name]), rtol=1e-5, atol=1e-6
         )
-    assert add([Term(file, 2.0, parse_block_weights("NONE"))], "sd1") == {}
+    assert add_loras([MergeInput(file, 2.0, parse_block_weights("NONE"))], "sd1") == {}
 
 
 # --- comparing ------------------------------------------------------------------------------
@@ -364,21 +370,23 @@ def test_a_comparison_is_about_the_dense_changes(make_lora) -> None:
         make_lora(["attn1_to_q", "lora_te_"], rank=5, seed=4),
     )
     two = replace(two, metadata={"ss_output_name": "two", "sshs_model_hash": "x"})
-    found = compare(one, two)
+    found = compare_loras(one, two)
     names = {**one.layers, **two.layers}
     empty = torch.tensor(0.0, dtype=torch.float64)
     deltas = [
         tuple(dense(f.layers[n]) if n in f.layers else empty for f in (one, two)) for n in names
     ]
     assert found.total.layers == len(names)
-    assert found.total.one == pytest.approx(sum(float((a**2).sum()) for a, _ in deltas) ** 0.5)
+    assert found.total.first_norm == pytest.approx(
+        sum(float((a**2).sum()) for a, _ in deltas) ** 0.5
+    )
     wanted = sum(float(((a - b) ** 2).sum()) for a, b in deltas) ** 0.5
-    assert found.total.difference == pytest.approx(wanted, rel=1e-6)
+    assert found.total.diff_norm == pytest.approx(wanted, rel=1e-6)
     assert {block.block for block in found.blocks} >= {"BASE", "MID", "IN01", "OUT11"}
-    assert all("conv1" in name for name in found.only_one)
-    assert all(name.startswith("lora_te_") for name in found.only_two)
+    assert all("conv1" in name for name in found.only_in_first)
+    assert all(name.startswith("lora_te_") for name in found.only_in_second)
     assert found.metadata == {"ss_output_name": (None, "two")}
-    same = compare(one, one)
+    same = compare_loras(one, one)
     assert same.total.cosine == pytest.approx(1.0)
-    assert same.total.difference == pytest.approx(0.0, abs=1e-6 * same.total.one)
-    assert same.only_one == same.only_two == ()
+    assert same.total.diff_norm == pytest.approx(0.0, abs=1e-6 * same.total.first_norm)
+    assert same.only_in_first == same.only_in_second == ()

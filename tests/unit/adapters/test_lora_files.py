@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer, load_lora_file, save_lora_file
-from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.core.errors import LorasmithWarning, WeightsError
@@ -19,7 +19,7 @@ from lorasmith.models.load import Model
 MakeLora = Callable[..., LoraFile]
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
-FACTS = Facts(
+FACTS = LoraMetadata(
     name="ink", tag="inkmono", family="sd1", prediction_type="epsilon",
     parts={"unet": PartSummary(4, 2.0, 64)}, resolution=128,
     tag_frequency={"inkmono style": 3, "a cat": 1}, dataset="pictures",
@@ -43,7 +43,7 @@ def write(path: Path, content: dict[str, torch.Tensor]) -> Path:
 def test_round_trip(tmp_path: Path, make_lora: MakeLora) -> None:
     made = make_lora(["_attn", "conv1", "lora_te_"])
     path = tmp_path / "ink.safetensors"
-    save_lora_file(path, made.layers, metadata_of(FACTS))
+    save_lora_file(path, made.layers, build_metadata(FACTS))
     read = load_lora_file(path)
 
     assert read.path == path
@@ -72,7 +72,7 @@ def test_missing_alpha_means_rank(tmp_path: Path) -> None:
 
 
 def test_metadata_is_what_other_programs_read() -> None:
-    data = metadata_of(FACTS, datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC))
+    data = build_metadata(FACTS, datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC))
     assert all(isinstance(value, str) for value in data.values())
     assert data["ss_base_model_version"] == "sd_v1"
     assert data["ss_v2"] == "False"
@@ -96,7 +96,7 @@ def test_metadata_is_what_other_programs_read() -> None:
 def test_metadata_of_sd2(prediction: str, version: str, architecture: str) -> None:
     from dataclasses import replace
 
-    data = metadata_of(replace(FACTS, family="sd2", prediction_type=prediction))
+    data = build_metadata(replace(FACTS, family="sd2", prediction_type=prediction))
     assert data["ss_v2"] == "True"
     assert data["ss_base_model_version"] == version
     assert data["modelspec.architecture"] == architecture
@@ -196,7 +196,7 @@ def test_diffusers_reads_the_same_lora(
     from diffusers import StableDiffusionPipeline
 
     path = tmp_path / "ink.safetensors"
-    save_lora_file(path, make_lora(parts).layers, metadata_of(FACTS), torch.float32)
+    save_lora_file(path, make_lora(parts).layers, build_metadata(FACTS), torch.float32)
     theirs = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
     base = output_of(theirs.unet)
     theirs.load_lora_weights(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorasmith.adapters.files.key_formats import is_foreign
+from lorasmith.adapters.files.key_formats import is_for_later_family
 from lorasmith.adapters.files.layer_kinds import DoraLayer, OtherLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
 from lorasmith.adapters.naming.module_names import parse_dotted_name, parse_kohya_name
@@ -99,7 +99,7 @@ def test_one_file_may_mix_spellings(tmp_path: Path) -> None:
     mixed |= {key: t for key, t in two.items() if "attn" not in key}
     file = read(tmp_path, mixed)
     assert len(file.layers) == 4
-    assert file.spellings == ("early diffusers", "diffusers") or set(file.spellings) == {
+    assert file.key_formats == ("early diffusers", "diffusers") or set(file.key_formats) == {
         "early diffusers", "diffusers",
     }  # fmt: skip
 
@@ -289,10 +289,10 @@ def test_whole_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
     ],
 )
 def test_layers_of_later_families_are_told(name: str) -> None:
-    assert is_foreign(name)
+    assert is_for_later_family(name)
     for own in spelled("kohya"):
-        assert not is_foreign(own)
-    assert not is_foreign("transformer.text_model.encoder.layers.0.mlp.fc1")
+        assert not is_for_later_family(own)
+    assert not is_for_later_family("transformer.text_model.encoder.layers.0.mlp.fc1")
 
 
 def test_names_that_mean_no_layer() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
-from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.nn.trainable import (
     PartSummary,
@@ -223,8 +223,8 @@ def test_metadata_of_parts(models) -> None:
         "text-encoder": PartSummary(4, 4.0, 12),
         "mid": PartSummary(8, 2.0, 12),
     }
-    facts = Facts("ink", "inkmono", "sdxl", "epsilon", parts, 1024, {}, "pictures")
-    data = metadata_of(facts)
+    facts = LoraMetadata("ink", "inkmono", "sdxl", "epsilon", parts, 1024, {}, "pictures")
+    data = build_metadata(facts)
     assert (data["ss_network_dim"], data["ss_network_alpha"]) == ("8", "6")
     assert json.loads(data["ss_network_args"])["parts"]["text-encoder"] == {
         "rank": 4, "alpha": 4.0, "layers": 12,

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from lorasmith.adapters.files.layer_kinds import LoraLayer
 from lorasmith.adapters.tools.kv_projection import (
-    Moments,
-    energy_of,
-    moments_of,
-    project,
+    SecondMoments,
+    compute_second_moment,
+    delta_energy,
+    measure_moments,
+    project_down,
     project_layers,
-    second_moment,
 )
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import DataError, WeightsError
@@ -44,8 +44,8 @@ def test_no_other_matrix_does_better(seed: int, strength: float) -> None:
         numbers(seed + 1, 9, WIDTH),
         numbers(seed + 2, 12, WIDTH),
     )
-    moments = Moments(second_moment(tag), second_moment(other))
-    best = project(down, moments, strength)
+    moments = SecondMoments(compute_second_moment(tag), compute_second_moment(other))
+    best = project_down(down, moments, strength)
     assert best.shape == down.shape
     least = cost(best, down, tag, other, strength)
     for trial in range(4):
@@ -57,20 +57,24 @@ def test_where_tag_and_other_words_span_different_directions_nothing_is_lost() -
     """Not even where the directions are not at right angles."""
     tag, other = numbers(1, 4, 2) @ numbers(2, 2, WIDTH), numbers(3, 8, 3) @ numbers(4, 3, WIDTH)
     down = numbers(5, RANK, WIDTH)
-    new = project(down, Moments(second_moment(tag), second_moment(other)), 1.0)
+    new = project_down(
+        down, SecondMoments(compute_second_moment(tag), compute_second_moment(other)), 1.0
+    )
     torch.testing.assert_close(new @ tag.T, down @ tag.T, atol=1e-8, rtol=1e-8)
     assert float((new @ other.T).abs().max()) < 1e-8
     assert float((down @ other.T).abs().max()) > 0.1
 
 
 def test_more_strength_leaks_less_and_keeps_less() -> None:
-    moments = Moments(second_moment(numbers(6, 20, WIDTH)), second_moment(numbers(7, 20, WIDTH)))
+    moments = SecondMoments(
+        compute_second_moment(numbers(6, 20, WIDTH)), compute_second_moment(numbers(7, 20, WIDTH))
+    )
     layers = {K: LoraLayer(numbers(8, RANK, WIDTH).float(), numbers(9, 5, RANK).float(), 2.0)}
     found = [project_layers(layers, moments, strength) for strength in (0.1, 1.0, 10.0)]
     assert found[0].leak_before == found[1].leak_before > found[0].leak_after
-    kept = [one.kept for one in found]
+    kept = [one.retained for one in found]
     assert 1.0 > kept[0] > kept[1] > kept[2] > 0.0
-    leaked = [one.leak_after * one.kept for one in found]
+    leaked = [one.leak_after * one.retained for one in found]
     assert leaked[0] > leaked[1] > leaked[2]
 
 
@@ -78,32 +82,32 @@ def test_energy_is_that_of_what_is_added() -> None:
     down, up, x = numbers(1, RANK, WIDTH), numbers(2, 5, RANK), numbers(3, 40, WIDTH)
     layer = LoraLayer(down, up, 6.0)
     expected = (2.0 * x @ down.T @ up.T).square().sum(dim=1).mean()
-    torch.testing.assert_close(energy_of(layer, second_moment(x)), expected)
+    torch.testing.assert_close(delta_energy(layer, compute_second_moment(x)), expected)
 
 
 def test_other_layers_stay_and_a_file_without_any_is_refused() -> None:
-    moments = Moments(torch.eye(WIDTH).double(), torch.eye(WIDTH).double())
+    moments = SecondMoments(torch.eye(WIDTH).double(), torch.eye(WIDTH).double())
     query = LoraLayer(torch.ones(RANK, WIDTH), torch.ones(4, RANK), 1.0)
     key = LoraLayer(torch.ones(RANK, WIDTH), torch.ones(4, RANK), 1.0)
     found = project_layers({K.replace("to_k", "to_q"): query, K: key}, moments, 1.0)
-    assert found.changed == 1
+    assert found.projected_layers == 1
     assert found.layers[K.replace("to_k", "to_q")] is query
     torch.testing.assert_close(found.layers[K].down, 0.5 * key.down)
     with pytest.raises(WeightsError, match="nothing to project"):
         project_layers({K.replace("to_k", "to_q"): query}, moments, 1.0)
     with pytest.raises(WeightsError, match="width 6, the model's has 5"):
-        project_layers({K: key}, Moments(torch.eye(5).double(), torch.eye(5).double()), 1.0)
+        project_layers({K: key}, SecondMoments(torch.eye(5).double(), torch.eye(5).double()), 1.0)
 
 
 def test_moments_are_of_the_tokens_that_know_of_the_tag(tiny_model: Path) -> None:
     model = load_model(tiny_model)
     with torch.no_grad():
-        moments = moments_of(model, "curlyqx", ["a curlyqx person"], ["a person"])
+        moments = measure_moments(model, "curlyqx", ["a curlyqx person"], ["a person"])
         ids = model.tokenizer("a curlyqx person", padding="max_length", return_tensors="pt")
         hidden = model.text_encoder(ids["input_ids"]).last_hidden_state[0]
-    torch.testing.assert_close(moments.tag, second_moment(hidden[2:]))
+    torch.testing.assert_close(moments.tag, compute_second_moment(hidden[2:]))
     with pytest.raises(DataError, match="in none of the 1 captions"):
-        moments_of(model, "curlyqx", ["a person"], ["x"])
+        measure_moments(model, "curlyqx", ["a person"], ["x"])
 
 
 def test_a_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) -> None:
@@ -111,9 +115,10 @@ def test_a_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) ->
     model = load_model(tiny_model)
     long = "a " * 75 + "a curlyqx person"
     alone, found = (
-        moments_of(model, "curlyqx", [text], ["a person"]) for text in ("a curlyqx person", long)
+        measure_moments(model, "curlyqx", [text], ["a person"])
+        for text in ("a curlyqx person", long)
     )
     torch.testing.assert_close(found.tag, alone.tag)
-    twice = moments_of(model, "curlyqx", ["a curlyqx person"], ["a person", long])
+    twice = measure_moments(model, "curlyqx", ["a curlyqx person"], ["a person", long])
     assert twice.other.shape == alone.other.shape
     assert not torch.allclose(twice.other, alone.other)

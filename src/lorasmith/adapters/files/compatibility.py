@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorasmith.adapters.files.key_formats import is_foreign
+from lorasmith.adapters.files.key_formats import is_for_later_family
 from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.layer_names import (
@@ -16,7 +16,7 @@ from lorasmith.adapters.naming.layer_names import (
 )
 from lorasmith.adapters.nn.dense import make_delta_adapter
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight, make_adapter
-from lorasmith.adapters.tools.info import family_of_file, prediction_of_file
+from lorasmith.adapters.tools.info import detect_family, detect_prediction_type
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.family import FAMILIES, Networks, detect_family
 
@@ -27,16 +27,16 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedLora:
     """The layers of a file that a model has."""
 
-    places: LayerRefs
+    refs: LayerRefs
     """Where they are, by their names in the file."""
     adapters: dict[str, Adapter]
     """Their adapters, likewise; in the dtype and on the device of their layers, not trainable."""
 
 
-def fit(model: "Model", file: LoraFile, strict: bool = True) -> Fit:
+def fit_to_model(model: "Model", file: LoraFile, strict: bool = True) -> FittedLora:
     """Return a file's layers as adapters for a model; the model is not changed.
 
     Args:
@@ -50,7 +50,7 @@ def fit(model: "Model", file: LoraFile, strict: bool = True) -> Fit:
             the file says that it was made for another family or another kind of prediction; two
             layers have the same place.
     """
-    places = places_in(model, file, strict)
+    places = match_layers(model, file, strict)
     adapters: dict[str, Adapter] = {}
     misfits: list[str] = []
     for name, place in places.items():
@@ -65,10 +65,10 @@ def fit(model: "Model", file: LoraFile, strict: bool = True) -> Fit:
             strict=strict or not adapters,
         )
     _compare_bases(model, file, strict)
-    return Fit({name: places[name] for name in adapters}, adapters)
+    return FittedLora({name: places[name] for name in adapters}, adapters)
 
 
-def places_in(model: Networks, file: LoraFile, strict: bool = True) -> LayerRefs:
+def match_layers(model: Networks, file: LoraFile, strict: bool = True) -> LayerRefs:
     """Return where the layers of a file belong, by their names in the file.
 
     Raises:
@@ -105,8 +105,8 @@ def _fitted(place: LayerRef, layer: Layer) -> Adapter:
 
 def _cause(model: Networks, file: LoraFile) -> str:
     """Say which models a file that does not fit may be for."""
-    own, (family, known_by) = detect_family(model), family_of_file(file)
-    if any(is_foreign(name) for name in file.layers):
+    own, (family, known_by) = detect_family(model), detect_family(file)
+    if any(is_for_later_family(name) for name in file.layers):
         return "by its names it is for a later family (Flux, SD 3), which lorasmith does not draw"
     if family is not None and family != own:
         title = FAMILIES[family].title
@@ -123,9 +123,9 @@ def _compare_bases(model: "Model", file: LoraFile, strict: bool) -> None:
     Self-attention is alike in SD 1.x and 2.x, and what a model predicts changes no shape at all:
     such files would be drawn with in silence, and wrongly.
     """
-    own, (family, known_by) = detect_family(model), family_of_file(file)
+    own, (family, known_by) = detect_family(model), detect_family(file)
     predicted = model.scheduler_config.get("prediction_type", "epsilon")
-    meant = prediction_of_file(file) or predicted
+    meant = detect_prediction_type(file) or predicted
     if known_by == "metadata" and family is not None and family != own:
         bases = FAMILIES[family].title, f"is {FAMILIES[own].title}"
     elif meant != predicted:

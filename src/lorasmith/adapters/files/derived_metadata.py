@@ -9,7 +9,7 @@ from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.peft_config import METADATA_KEY
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata, read_gate
-from lorasmith.adapters.tools.info import prediction_of_file
+from lorasmith.adapters.tools.info import detect_prediction_type
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import FAMILIES, Family
 
@@ -19,7 +19,7 @@ _OF_ONE = ("lorasmith.", "ss_tag_frequency", "modelspec.hash_", "sshs_", "models
 """What is true of one file only, not of a sum of several."""
 
 
-def retold(
+def update_metadata(
     file: LoraFile, layers: Mapping[str, Layer], family: Family | None, name: str
 ) -> dict[str, str]:
     """Return the metadata of a file whose layers were written anew; nothing that it says is lost.
@@ -37,7 +37,7 @@ def retold(
     return {**_facts(file, family, name), **kept, **_sizes(layers)}
 
 
-def summed(
+def merge_metadata(
     files: Sequence[LoraFile], layers: Mapping[str, Layer], family: Family | None, name: str
 ) -> dict[str, str]:
     """Return the metadata of a sum of LoRA files.
@@ -49,7 +49,7 @@ def summed(
         WeightsError: the files' bases predict different things, or one says something impossible
             about its gate.
     """
-    common_prediction(files)
+    common_prediction_type(files)
     first = files[0]
     kept = {k: v for k, v in first.metadata.items() if not k.startswith((*_OF_ONE, *_OF_OTHERS))}
     gates = [read_gate(file) for file in files]
@@ -73,13 +73,13 @@ def summed(
     return {**_facts(first, family, name), **kept, **told, **_sizes(layers)}
 
 
-def common_prediction(files: Sequence[LoraFile]) -> str | None:
+def common_prediction_type(files: Sequence[LoraFile]) -> str | None:
     """Return what the files' bases predict; None where none of them tells.
 
     Raises:
         WeightsError: they predict different things; both files are named.
     """
-    told = [(file, kind) for file in files if (kind := prediction_of_file(file))]
+    told = [(file, kind) for file in files if (kind := detect_prediction_type(file))]
     for file, kind in told[1:]:
         if kind != told[0][1]:
             raise WeightsError(
@@ -95,7 +95,7 @@ def _facts(file: LoraFile, family: Family | None, name: str) -> dict[str, str]:
             "modelspec.implementation": "diffusers"}  # fmt: skip
     if family is None:
         return told
-    facts, prediction = FAMILIES[family], prediction_of_file(file)
+    facts, prediction = FAMILIES[family], detect_prediction_type(file)
     told["ss_v2"] = str(family == "sd2")
     if prediction is None and len(facts.prediction_types) > 1:
         return told  # SD 2.x of either kind

@@ -13,7 +13,7 @@ import torch
 
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import write_tensors
-from lorasmith.adapters.files.peft_config import METADATA_KEY, metadata_for
+from lorasmith.adapters.files.peft_config import METADATA_KEY, build_peft_metadata
 from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
@@ -51,7 +51,7 @@ def save_diffusers_file(
         tensors[f"{module.diffusers_name}.lora_B.weight"] = layer.up
         if lengths is not None:
             tensors[f"{module.diffusers_name}.lora_magnitude_vector.weight"] = lengths
-    told = {**metadata, METADATA_KEY: metadata_for(modules)}
+    told = {**metadata, METADATA_KEY: build_peft_metadata(modules)}
     write_tensors(path, layers, tensors, told, dtype)
 
 

@@ -72,29 +72,29 @@ _OTHER_FILES: tuple[tuple[str, str], ...] = (
 """Starts of keys of files that are no LoRA for Stable Diffusion."""
 
 
-class Key(NamedTuple):
+class ParsedKey(NamedTuple):
     """One key of a LoRA file."""
 
     layer: str
     """The layer's name in kohya's underscores, where it is known; as in the file otherwise."""
-    role: str
+    suffix: str
     """What it holds: its suffix in kohya's spelling, or `MAGNITUDE`."""
-    spelling: str
+    key_format: str
     """``kohya``, ``diffusers`` or ``early diffusers``; empty where the key does not tell."""
-    text: str
+    raw_name: str
     """The layer's name as in the file."""
 
 
-def parse_key(key: str) -> Key | None:
+def parse_key(key: str) -> ParsedKey | None:
     """Take a key of a LoRA file apart; None if it is not one."""
     for pattern, role, spelling in _KEYS:
         if match := pattern.fullmatch(key):
             text = match[1]
-            return Key(layer_name(text), role or match[2], spelling, text)
+            return ParsedKey(to_kohya_name(text), role or match[2], spelling, text)
     return None
 
 
-def layer_name(text: str) -> str:
+def to_kohya_name(text: str) -> str:
     """Return a layer's name in kohya's underscores for a name in any spelling.
 
     SDXL's stay in diffusers' order of blocks here, because the name does not tell the family. What
@@ -106,7 +106,7 @@ def layer_name(text: str) -> str:
     return module.kohya_name(None) if module else text
 
 
-def what_it_is(keys: Sequence[str], more: bool = False) -> str:
+def explain_unknown_keys(keys: Sequence[str], more: bool = False) -> str:
     """Say what a file may be, or what kind of adapter, by its keys that are not understood.
 
     Args:
@@ -124,6 +124,6 @@ def what_it_is(keys: Sequence[str], more: bool = False) -> str:
     return "they belong to no known kind of adapter" if more else "it is no LoRA file"
 
 
-def is_foreign(name: str) -> bool:
+def is_for_later_family(name: str) -> bool:
     """Tell the name of a layer that only models of later families have (Flux, SD 3)."""
     return _LATER.match(name) is not None

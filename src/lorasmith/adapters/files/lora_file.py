@@ -15,11 +15,11 @@ from safetensors.torch import save
 
 from lorasmith.adapters.files.key_formats import ALPHA
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer, OtherLayer
-from lorasmith.adapters.files.lora_parser import layers_of_tensors
+from lorasmith.adapters.files.lora_parser import parse_layers
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import Tensors, load_metadata, load_tensors, save_tensors
 
-__all__ = ["Layer", "LoraFile", "LoraLayer", "hashes_of", "load_lora_file", "save_lora_file"]
+__all__ = ["Layer", "LoraFile", "LoraLayer", "compute_hashes", "load_lora_file", "save_lora_file"]
 
 _LOSS_IN_HALF = 0.01
 """Largest relative rounding error of a tensor at which float16 is still good enough."""
@@ -36,7 +36,7 @@ class LoraFile:
     SDXL are sgm's names or diffusers', as in the file."""
     metadata: dict[str, str]
     """The metadata block; empty when the file has none."""
-    spellings: tuple[str, ...] = ("kohya",)
+    key_formats: tuple[str, ...] = ("kohya",)
     """How its keys are spelled: ``kohya``, ``diffusers``, ``early diffusers``."""
 
 
@@ -48,7 +48,7 @@ def load_lora_file(path: Path) -> LoraFile:
             pair of factors or with values that are not finite; keys and counts are named.
     """
     tensors, metadata = load_tensors(path), load_metadata(path)
-    layers, spellings = layers_of_tensors(path, tensors, metadata)
+    layers, spellings = parse_layers(path, tensors, metadata)
     return LoraFile(path, layers, metadata, spellings)
 
 
@@ -99,10 +99,10 @@ def write_tensors(
         )
         dtype = torch.float32
     stored = tensors | {key: _on_disk(tensor, dtype) for key, tensor in numbers.items()}
-    save_tensors(path, stored, {**metadata, **hashes_of(stored)})
+    save_tensors(path, stored, {**metadata, **compute_hashes(stored)})
 
 
-def hashes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def compute_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return the metadata entries with the SHA-256 of a file's tensor data.
 
     User interfaces identify a LoRA by the hash of everything behind the safetensors header, so

@@ -15,9 +15,9 @@ from lorasmith.adapters.files.key_formats import (
     MAGNITUDE,
     MID,
     UP,
-    Key,
+    ParsedKey,
+    explain_unknown_keys,
     parse_key,
-    what_it_is,
 )
 from lorasmith.adapters.files.layer_kinds import (
     PARTS,
@@ -28,7 +28,7 @@ from lorasmith.adapters.files.layer_kinds import (
     OtherLayer,
     PlainLayer,
 )
-from lorasmith.adapters.files.peft_config import PeftSettings, settings_of
+from lorasmith.adapters.files.peft_config import PeftConfig, load_peft_config
 from lorasmith.adapters.naming.module_names import parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
@@ -38,7 +38,7 @@ _WIDE_ENOUGH = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXAMPLES = 3
 
 
-def layers_of_tensors(
+def parse_layers(
     path: Path, tensors: Tensors, metadata: Mapping[str, str]
 ) -> tuple[dict[str, Layer], tuple[str, ...]]:
     """Return a file's layers by their names in kohya's underscores, and the spellings it uses.
@@ -51,14 +51,14 @@ def layers_of_tensors(
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for key, parsed in keys.items():
         parts = groups.setdefault(parsed.layer, {})
-        if parsed.role in parts:
+        if parsed.suffix in parts:
             raise WeightsError(
                 f"{path}: {parsed.layer} is in it twice, in two spellings, the second time as "
                 f"{key}; it is no valid LoRA file"
             )
-        parts[parsed.role] = _number(path, key, tensors[key])
-    dotted = {key.layer for key in keys.values() if "." in key.text}
-    settings = settings_of(path, metadata, any(key.startswith("base_model.") for key in keys))
+        parts[parsed.suffix] = _number(path, key, tensors[key])
+    dotted = {key.layer for key in keys.values() if "." in key.raw_name}
+    settings = load_peft_config(path, metadata, any(key.startswith("base_model.") for key in keys))
     layers = {
         name: _Layer(path, name, parts, settings if name in dotted else None).build()
         for name, parts in groups.items()
@@ -66,7 +66,7 @@ def layers_of_tensors(
     return layers, _spellings(keys.values())
 
 
-def _parsed(path: Path, tensors: Tensors) -> dict[str, Key]:
+def _parsed(path: Path, tensors: Tensors) -> dict[str, ParsedKey]:
     if not tensors:
         raise WeightsError(f"{path}: holds no LoRA (it has no tensors)")
     found = {key: parsed for key in tensors if (parsed := parse_key(key))}
@@ -75,7 +75,7 @@ def _parsed(path: Path, tensors: Tensors) -> dict[str, Key]:
         first = ", ".join(strange[:_EXAMPLES])
         raise WeightsError(
             f"{path}: {len(strange)} of {len(tensors)} keys are no LoRA keys, first {first}; "
-            f"{what_it_is(strange, bool(found))}"
+            f"{explain_unknown_keys(strange, bool(found))}"
         )
     return found
 
@@ -88,9 +88,9 @@ def _number(path: Path, key: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype in _WIDE_ENOUGH else tensor.float()
 
 
-def _spellings(keys: Iterable[Key]) -> tuple[str, ...]:
+def _spellings(keys: Iterable[ParsedKey]) -> tuple[str, ...]:
     """Return the spellings of factors; kinds that have only one are kohya's."""
-    return tuple(dict.fromkeys(key.spelling for key in keys if key.spelling)) or ("kohya",)
+    return tuple(dict.fromkeys(key.key_format for key in keys if key.key_format)) or ("kohya",)
 
 
 class _Layer:
@@ -101,7 +101,7 @@ class _Layer:
         path: Path,
         name: str,
         parts: dict[str, torch.Tensor],
-        settings: PeftSettings | None,
+        settings: PeftConfig | None,
     ) -> None:
         self.path, self.name, self.settings = path, name, settings
         self.alpha = parts.pop(ALPHA, None)
@@ -181,7 +181,7 @@ class _Layer:
         if self.alpha is not None:
             return float(self.alpha)
         module = parse_kohya_name(self.name)
-        told = self.settings.alpha(module, rank) if self.settings and module else None
+        told = self.settings.alpha_of(module, rank) if self.settings and module else None
         return float(rank) if told is None else told
 
     def _is_on_input(self, plain: PlainLayer, scale: torch.Tensor) -> bool:

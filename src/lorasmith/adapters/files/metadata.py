@@ -18,7 +18,7 @@ from lorasmith.models.family import FAMILIES, Family
 
 
 @dataclass(frozen=True)
-class Facts:
+class LoraMetadata:
     """What there is to say about a trained LoRA."""
 
     name: str
@@ -41,17 +41,17 @@ class Facts:
     """What switches it on in lorasmith; see `GateFacts`. Without a tag nothing can."""
     class_word: str = ""
     """What the tagged thing is without its tag."""
-    run: str = ""
+    run_id: str = ""
     """Identity of the run, shared by its files."""
     step: int | None = None
     """Optimizer steps that it is the result of."""
-    base: str = ""
+    base_hash: str = ""
     """Hash of the base model's U-Net, as `lorasmith model info` shows it."""
-    pictures: str = ""
+    dataset_hash: str = ""
     """Hash of the names and captions of the pictures."""
 
 
-def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
+def build_metadata(facts: LoraMetadata, date: datetime | None = None) -> dict[str, str]:
     """Return the metadata block of a LoRA file; ``date`` is now unless given.
 
     Where ranks differ, ``ss_network_dim`` and ``ss_network_alpha`` are those of the main part, and
@@ -81,9 +81,9 @@ def metadata_of(facts: Facts, date: datetime | None = None) -> dict[str, str]:
         "modelspec.date": date.astimezone(UTC).isoformat(timespec="seconds"),
         "modelspec.prediction_type": "v" if v else "epsilon",
         TRIGGER_PHRASE: facts.tag,
-        "lorasmith.base": facts.base,
-        "lorasmith.pictures": facts.pictures,
+        "lorasmith.base": facts.base_hash,
+        "lorasmith.pictures": facts.dataset_hash,
         **GateMetadata(
-            facts.gate, facts.tag, facts.class_word, facts.run, facts.step
+            facts.gate, facts.tag, facts.class_word, facts.run_id, facts.step
         ).to_metadata(),
     }

@@ -23,7 +23,7 @@ _FILE = "adapter_config.json"
 _ALL_PARTS = ""
 
 
-class PeftSettings:
+class PeftConfig:
     """What settings of PEFT say about the alpha of each layer."""
 
     def __init__(self, entries: Mapping[str, Any], where: str) -> None:
@@ -31,7 +31,7 @@ class PeftSettings:
         self._entries = entries
         self._where = where
 
-    def alpha(self, module: LayerPath, rank: int) -> float | None:
+    def alpha_of(self, module: LayerPath, rank: int) -> float | None:
         """Return the alpha whose alpha / rank is the scale of a layer; None if nothing is said.
 
         A pattern counts if it is the path or its end, as a regular expression. rsLoRA scales by
@@ -53,7 +53,7 @@ class PeftSettings:
         return plain * rank**0.5 if self._entries.get(f"{start}use_rslora") else plain
 
 
-def settings_of(path: Path, metadata: Mapping[str, str], from_peft: bool) -> PeftSettings:
+def load_peft_config(path: Path, metadata: Mapping[str, str], from_peft: bool) -> PeftConfig:
     """Return the settings that come with a LoRA file.
 
     Args:
@@ -82,14 +82,14 @@ def settings_of(path: Path, metadata: Mapping[str, str], from_peft: bool) -> Pef
         raise WeightsError(f"{where}: not JSON ({error})") from error
     if not isinstance(entries, dict):
         raise WeightsError(f"{where}: not a JSON object")
-    return PeftSettings(entries, where)
+    return PeftConfig(entries, where)
 
 
-Written = Mapping[LayerPath, tuple[LoraLayer, torch.Tensor | None]]
+PeftLayers = Mapping[LayerPath, tuple[LoraLayer, torch.Tensor | None]]
 """Layers as diffusers' naming holds them: factors, and DoRA's lengths or none."""
 
 
-def metadata_for(layers: Written) -> str:
+def build_peft_metadata(layers: PeftLayers) -> str:
     """Return the metadata entry that lets diffusers rebuild adapters, a JSON object.
 
     The rank and alpha that most layers of a part have are its own; others stand in patterns.

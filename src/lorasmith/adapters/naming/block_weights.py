@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lorasmith.core.errors import ConfigError, did_you_mean
 
-BASE, MID = "BASE", "MID"
+TEXT_ENCODER_BLOCK, MID_BLOCK = "BASE", "MID"
 _LARGEST = 10.0
 
 
@@ -24,26 +24,35 @@ def _outer(*numbers: int) -> tuple[str, ...]:
 
 
 LBW_BLOCKS: dict[int, tuple[str, ...]] = {
-    17: (BASE, *_inner(1, 2, 4, 5, 7, 8), MID, *_outer(*range(3, 12))),
-    26: (BASE, *_inner(*range(12)), MID, *_outer(*range(12))),
-    12: (BASE, *_inner(4, 5, 7, 8), MID, *_outer(*range(6))),
-    20: (BASE, *_inner(*range(9)), MID, *_outer(*range(9))),
+    17: (TEXT_ENCODER_BLOCK, *_inner(1, 2, 4, 5, 7, 8), MID_BLOCK, *_outer(*range(3, 12))),
+    26: (TEXT_ENCODER_BLOCK, *_inner(*range(12)), MID_BLOCK, *_outer(*range(12))),
+    12: (TEXT_ENCODER_BLOCK, *_inner(4, 5, 7, 8), MID_BLOCK, *_outer(*range(6))),
+    20: (TEXT_ENCODER_BLOCK, *_inner(*range(9)), MID_BLOCK, *_outer(*range(9))),
 }
 """The blocks of each length of vector: SD by its attention, all of SD, and SDXL likewise."""
 
 _PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "NONE": ((), ()),
     "ALL": (LBW_BLOCKS[17], LBW_BLOCKS[12]),
-    "INS": ((BASE, *_inner(1, 2, 4)), (BASE, *_inner(4, 5))),
-    "IND": ((BASE, *_inner(5, 7, 8)), (BASE, *_inner(7, 8))),
-    "INALL": ((BASE, *_inner(1, 2, 4, 5, 7, 8)), (BASE, *_inner(4, 5, 7, 8))),
-    "MIDD": (
-        (BASE, *_inner(5, 7, 8), MID, *_outer(3, 4, 5, 6)),
-        (BASE, *_inner(7, 8), MID, *_outer(0, 1, 2)),
+    "INS": ((TEXT_ENCODER_BLOCK, *_inner(1, 2, 4)), (TEXT_ENCODER_BLOCK, *_inner(4, 5))),
+    "IND": ((TEXT_ENCODER_BLOCK, *_inner(5, 7, 8)), (TEXT_ENCODER_BLOCK, *_inner(7, 8))),
+    "INALL": (
+        (TEXT_ENCODER_BLOCK, *_inner(1, 2, 4, 5, 7, 8)),
+        (TEXT_ENCODER_BLOCK, *_inner(4, 5, 7, 8)),
     ),
-    "OUTD": ((BASE, *_outer(3, 4, 5, 6)), (BASE, *_outer(0, 1, 2))),
-    "OUTS": ((BASE, *_outer(7, 8, 9, 10, 11)), (BASE, *_outer(3, 4, 5))),
-    "OUTALL": ((BASE, *_outer(*range(3, 12))), (BASE, *_outer(*range(6)))),
+    "MIDD": (
+        (TEXT_ENCODER_BLOCK, *_inner(5, 7, 8), MID_BLOCK, *_outer(3, 4, 5, 6)),
+        (TEXT_ENCODER_BLOCK, *_inner(7, 8), MID_BLOCK, *_outer(0, 1, 2)),
+    ),
+    "OUTD": ((TEXT_ENCODER_BLOCK, *_outer(3, 4, 5, 6)), (TEXT_ENCODER_BLOCK, *_outer(0, 1, 2))),
+    "OUTS": (
+        (TEXT_ENCODER_BLOCK, *_outer(7, 8, 9, 10, 11)),
+        (TEXT_ENCODER_BLOCK, *_outer(3, 4, 5)),
+    ),
+    "OUTALL": (
+        (TEXT_ENCODER_BLOCK, *_outer(*range(3, 12))),
+        (TEXT_ENCODER_BLOCK, *_outer(*range(6))),
+    ),
 }
 """The blocks that each preset leaves on, of SD and of SDXL; ALL0.5 halves all of them."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lorasmith.adapters.files.compatibility import fit
+from lorasmith.adapters.files.compatibility import fit_to_model
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, read_gate
@@ -107,8 +107,8 @@ def attach_lora(
             or something impossible about its gate.
         ConfigError: the weight is not a finite number.
     """
-    facts, found = read_gate(file), fit(model, file, strict)
-    attached = inject_adapters(found.places, found.adapters, facts)
+    facts, found = read_gate(file), fit_to_model(model, file, strict)
+    attached = inject_adapters(found.refs, found.adapters, facts)
     try:
         attached.set_strength(strength)
     except ConfigError:

@@ -29,7 +29,7 @@ class Spectrum:
     """``[k]``, falling."""
     right: torch.Tensor
     """``[k, in k k]``."""
-    kernel: torch.Size
+    row_shape: torch.Size
     """Shape of one row of the weight: ``[in]`` or ``[in, k, k]``."""
 
     @property
@@ -48,12 +48,12 @@ class Spectrum:
         enough = reached >= share * reached[-1] * (1 - _NOTHING)
         return min(self.rank, 1 + int((~enough).sum()))
 
-    def cut(self, rank: int) -> LoraLayer:
+    def truncate(self, rank: int) -> LoraLayer:
         """Return the best approximation of at most a rank as a layer of float32, alpha = rank."""
         kept = min(rank, len(self.values))
         roots = self.values[:kept].sqrt()
-        down = (roots[:, None] * self.right[:kept]).reshape(kept, *self.kernel)
-        up = (self.left[:, :kept] * roots).reshape(-1, kept, *[1] * (len(self.kernel) - 1))
+        down = (roots[:, None] * self.right[:kept]).reshape(kept, *self.row_shape)
+        up = (self.left[:, :kept] * roots).reshape(-1, kept, *[1] * (len(self.row_shape) - 1))
         return LoraLayer(down.float(), up.float(), float(kept))
 
 
@@ -112,34 +112,36 @@ def _like(layer: LoraLayer, other: LoraLayer) -> tuple[torch.Tensor, torch.Tenso
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetainedEnergy:
     """What is left of the energy when ranks are cut."""
 
-    energy: float
+    total: float
     """Of all layers before."""
-    kept: float
+    retained: float
     """Of all layers after."""
 
     @property
     def share(self) -> float:
         """The part that is left, 0 to 1."""
-        return self.kept / self.energy if self.energy else 1.0
+        return self.retained / self.total if self.total else 1.0
 
 
-Limit = tuple[Literal["rank"], int] | tuple[Literal["energy"], float]
+RankLimit = tuple[Literal["rank"], int] | tuple[Literal["energy"], float]
 """``("rank", 8)`` at most, or the smallest ranks that keep ``("energy", 0.95)`` of each layer."""
 
 
-def cut_all(spectra: Mapping[str, Spectrum], limit: Limit) -> tuple[dict[str, LoraLayer], Kept]:
+def truncate_rank(
+    spectra: Mapping[str, Spectrum], limit: RankLimit
+) -> tuple[dict[str, LoraLayer], RetainedEnergy]:
     """Return layers of lower rank, and what energy they keep."""
     layers, energy, kept = {}, 0.0, 0.0
     for name, spectrum in spectra.items():
         wanted = limit[1] if limit[0] == "rank" else spectrum.rank_for(limit[1])
         rank = min(int(wanted), spectrum.rank)
-        layers[name] = spectrum.cut(rank)
+        layers[name] = spectrum.truncate(rank)
         energy += spectrum.energy
         kept += float(spectrum.values[:rank].square().sum())
-    return layers, Kept(energy, kept)
+    return layers, RetainedEnergy(energy, kept)
 
 
 def inner_product(one: LoraLayer, two: LoraLayer) -> float:
@@ -154,7 +156,7 @@ def inner_product(one: LoraLayer, two: LoraLayer) -> float:
     return scale * float(((up.T @ other_up) * (down @ other_down.T)).sum())
 
 
-def levelled(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
+def unify_alpha(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
     """Return the same changes with one alpha, the largest rank, in all layers.
 
     diffusers looks for differing alphas of attention layers under the wrong names.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.tools.algebra import inner_product
-from lorasmith.adapters.tools.info import norm_of
-from lorasmith.adapters.tools.merge import block_of_name, common_family, dense_of, renamed
+from lorasmith.adapters.tools.info import delta_norm
+from lorasmith.adapters.tools.merge import common_family, compute_delta, lbw_block, rename_layer
 from lorasmith.core.errors import WeightsError
 
 _CHANGING = ("sshs_", "modelspec.hash_", "modelspec.date")
@@ -15,40 +15,40 @@ _CHANGING = ("sshs_", "modelspec.hash_", "modelspec.date")
 
 
 @dataclass(frozen=True)
-class BlockDifference:
+class BlockDiff:
     """How two files differ in one block, or altogether."""
 
     block: str
     """BASE, IN04, MID, OUT05, ...; ``outside``; or ``all``."""
     layers: int
     """Layers of the block in either file."""
-    one: float
+    first_norm: float
     """Frobenius norm of what the first adds to the weights."""
-    two: float
+    second_norm: float
     """Of what the second adds."""
-    difference: float
+    diff_norm: float
     """Of what the second adds less the first."""
     cosine: float | None
     """Cosine of the angle between them; None where one of them adds nothing."""
 
 
 @dataclass(frozen=True)
-class Difference:
+class LoraDiff:
     """How two LoRA files differ."""
 
-    blocks: tuple[BlockDifference, ...]
+    blocks: tuple[BlockDiff, ...]
     """By block."""
-    total: BlockDifference
+    total: BlockDiff
     """Altogether."""
-    only_one: tuple[str, ...]
+    only_in_first: tuple[str, ...]
     """Layers that only the first has."""
-    only_two: tuple[str, ...]
+    only_in_second: tuple[str, ...]
     """Layers that only the second has."""
     metadata: dict[str, tuple[str | None, str | None]]
     """Metadata that differ; None where a file has no such entry."""
 
 
-def compare(one: LoraFile, two: LoraFile) -> Difference:
+def compare_loras(one: LoraFile, two: LoraFile) -> LoraDiff:
     """Compare two LoRA files layer by layer, whatever their spelling, rank and kind.
 
     Of DoRA, what changes the direction is compared: the whole effect depends on a base model.
@@ -57,15 +57,15 @@ def compare(one: LoraFile, two: LoraFile) -> Difference:
         WeightsError: they are for different families, or a layer has another shape.
     """
     family = common_family([one, two])
-    first = {renamed(name, family): layer for name, layer in one.layers.items()}
-    second = {renamed(name, family): layer for name, layer in two.layers.items()}
+    first = {rename_layer(name, family): layer for name, layer in one.layers.items()}
+    second = {rename_layer(name, family): layer for name, layer in two.layers.items()}
     blocks: dict[str, list[tuple[float, float, float]]] = {}
     for name in dict.fromkeys([*first, *second]):
         squares = _products(two, name, first.get(name), second.get(name))
-        blocks.setdefault(block_of_name(name, family) or "outside", []).append(squares)
+        blocks.setdefault(lbw_block(name, family) or "outside", []).append(squares)
     rows = [_difference(block, blocks[block]) for block in sorted(blocks, key=_order)]
     whole = _difference("all", [entry for entries in blocks.values() for entry in entries])
-    return Difference(
+    return LoraDiff(
         tuple(rows),
         whole,
         tuple(name for name in first if name not in second),
@@ -79,14 +79,18 @@ def _products(
 ) -> tuple[float, float, float]:
     """Return the squared norms of two changes and their inner product; nothing counts as 0."""
     if first is None or second is None:
-        return norm_of(first) ** 2 if first else 0.0, norm_of(second) ** 2 if second else 0.0, 0.0
+        return (
+            delta_norm(first) ** 2 if first else 0.0,
+            delta_norm(second) ** 2 if second else 0.0,
+            0.0,
+        )
     plain_first, plain_second = _plain(first), _plain(second)
     try:
         if isinstance(plain_first, LoraLayer) and isinstance(plain_second, LoraLayer):
             both = inner_product(plain_first, plain_second)
         else:
             left, right = (
-                dense_of(two, name, layer, None).double().flatten(1)
+                compute_delta(two, name, layer, None).double().flatten(1)
                 for layer in (plain_first, plain_second)
             )
             if left.shape != right.shape:
@@ -94,18 +98,18 @@ def _products(
             both = float((left * right).sum())
     except ValueError as error:
         raise WeightsError(f"{two.path}: {name}: {error}") from error
-    return norm_of(first) ** 2, norm_of(second) ** 2, both
+    return delta_norm(first) ** 2, delta_norm(second) ** 2, both
 
 
 def _plain(layer: Layer) -> Layer:
     return layer.inner if isinstance(layer, DoraLayer) else layer
 
 
-def _difference(block: str, entries: list[tuple[float, float, float]]) -> BlockDifference:
+def _difference(block: str, entries: list[tuple[float, float, float]]) -> BlockDiff:
     one, two, both = (sum(column) for column in zip(*entries, strict=True))
     between = max(0.0, one + two - 2 * both) ** 0.5
     cosine = both / (one * two) ** 0.5 if one > 0 and two > 0 else None
-    return BlockDifference(block, len(entries), one**0.5, two**0.5, between, cosine)
+    return BlockDiff(block, len(entries), one**0.5, two**0.5, between, cosine)
 
 
 def _metadata(

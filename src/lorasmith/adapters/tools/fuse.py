@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.adapters.files.compatibility import fit
+from lorasmith.adapters.files.compatibility import fit_to_model
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.adapters.tools.merge import Term
+from lorasmith.adapters.tools.merge import MergeInput
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import detect_family
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def bake(
+def fuse_into_model(
     model: "Model",
-    terms: Sequence[Term],
+    terms: Sequence[MergeInput],
     dtype: torch.dtype = torch.float32,
     strict: bool = True,
 ) -> set[str]:
@@ -40,9 +40,9 @@ def bake(
     family = detect_family(model)
     deltas = []
     for term in terms:
-        found, weight_of = fit(model, term.file, strict), term.weights(family)
+        found, weight_of = fit_to_model(model, term.file, strict), term.layer_weights(family)
         for name, adapter in found.adapters.items():
-            deltas.append((found.places[name], weight_of(name), adapter))
+            deltas.append((found.refs[name], weight_of(name), adapter))
     changed = set()
     for place, weight, adapter in deltas:
         base = layer_weight(place.layer)

@@ -25,7 +25,7 @@ _TEXT_WIDTHS: dict[int, Family] = {
 
 
 @dataclass(frozen=True)
-class BlockFacts:
+class BlockInfo:
     """The adapters of one block."""
 
     block: str
@@ -40,36 +40,36 @@ class BlockFacts:
     """Numbers in their factors."""
     norm: float
     """Frobenius norm of what all of them add to the weights."""
-    largest: float
+    largest_norm: float
     """The largest norm of a single one."""
 
 
 @dataclass(frozen=True)
-class LoraFacts:
+class LoraInfo:
     """A LoRA file in brief."""
 
     family: Family | None
     """The family of models that it is for, where that can be told."""
-    known_by: str
+    family_source: str
     """What tells the family: ``metadata``, ``names``, ``shapes``, or nothing."""
-    blocks: tuple[BlockFacts, ...]
+    blocks: tuple[BlockInfo, ...]
     """Its blocks, in the order of the data."""
-    total: BlockFacts
+    total: BlockInfo
     """All of them together."""
     dtypes: tuple[str, ...]
     """Number formats of the factors."""
     kinds: tuple[str, ...]
     """What its layers are: LoRA, DoRA, LoHa, LoKr, ...; the commonest first."""
-    spellings: tuple[str, ...]
+    key_formats: tuple[str, ...]
     """How its keys are spelled."""
 
 
-def describe(file: LoraFile) -> LoraFacts:
+def summarize_lora(file: LoraFile) -> LoraInfo:
     """Return what a LoRA file holds."""
     groups: dict[str, list[Layer]] = {}
     for name, layer in file.layers.items():
         groups.setdefault(block_name(name), []).append(layer)
-    family, known_by = family_of_file(file)
+    family, known_by = detect_family(file)
     blocks = [_facts(block, groups[block]) for block in sorted(groups, key=_order)]
     layers = list(file.layers.values())
     dtypes = {
@@ -77,12 +77,12 @@ def describe(file: LoraFile) -> LoraFacts:
     }
     kinds = tuple(kind for kind, _ in Counter(layer.kind for layer in layers).most_common())
     total = _facts("all", layers)
-    return LoraFacts(
-        family, known_by, tuple(blocks), total, tuple(sorted(dtypes)), kinds, file.spellings
+    return LoraInfo(
+        family, known_by, tuple(blocks), total, tuple(sorted(dtypes)), kinds, file.key_formats
     )
 
 
-def family_of_file(file: LoraFile) -> tuple[Family | None, str]:
+def detect_family(file: LoraFile) -> tuple[Family | None, str]:
     """Return the family of models that a file is for, and what tells it."""
     version = file.metadata.get("ss_base_model_version", "")
     for family, facts in FAMILIES.items():
@@ -99,7 +99,7 @@ def family_of_file(file: LoraFile) -> tuple[Family | None, str]:
     return None, ""
 
 
-def prediction_of_file(file: LoraFile) -> str | None:
+def detect_prediction_type(file: LoraFile) -> str | None:
     """Return what a file's base predicts, ``epsilon`` or ``v_prediction``, if the file says so.
 
     ``ss_base_model_version`` tells it of SD 2.x only; others' are alike for both.
@@ -130,13 +130,13 @@ def block_name(name: str) -> str:
     return "other"
 
 
-def norm_of(layer: Layer) -> float:
+def delta_norm(layer: Layer) -> float:
     """Return the Frobenius norm of what a layer adds; of DoRA, of what changes the direction.
 
     That of (alpha / rank) B A is found without making the product.
     """
     if isinstance(layer, DoraLayer):
-        return norm_of(layer.inner)
+        return delta_norm(layer.inner)
     if not isinstance(layer, LoraLayer):
         return float(layer.dense().double().norm())
     down, up = layer.down.flatten(1).double(), layer.up.flatten(1).double()
@@ -144,9 +144,9 @@ def norm_of(layer: Layer) -> float:
     return abs(layer.alpha) / len(down) * float(square.sqrt())
 
 
-def _facts(block: str, layers: Sequence[Layer]) -> BlockFacts:
-    norms = torch.tensor([norm_of(layer) for layer in layers], dtype=torch.float64)
-    return BlockFacts(
+def _facts(block: str, layers: Sequence[Layer]) -> BlockInfo:
+    norms = torch.tensor([delta_norm(layer) for layer in layers], dtype=torch.float64)
+    return BlockInfo(
         block,
         len(layers),
         tuple(sorted({layer.rank for layer in layers})),

@@ -31,7 +31,7 @@ _READS_TEXT = ("attn2_to_k", "attn2_to_v")
 
 
 @dataclass(frozen=True)
-class Moments:
+class SecondMoments:
     """Second moments of text embeddings, float64 ``[width, width]``."""
 
     tag: torch.Tensor
@@ -41,28 +41,28 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Projected:
+class ProjectionResult:
     """A LoRA's layers after the projection, and what it changed."""
 
     layers: Mapping[str, Layer]
     """All layers; those that do not read text are as they were."""
-    changed: int
+    projected_layers: int
     """How many were projected."""
     leak_before: float
     """E_other |B A x|^2 / E_tag |B A x|^2, over all of them together."""
     leak_after: float
     """The same with A'."""
-    kept: float
+    retained: float
     """E_tag |B A' x|^2 / E_tag |B A x|^2."""
 
 
-def second_moment(embeddings: torch.Tensor) -> torch.Tensor:
+def compute_second_moment(embeddings: torch.Tensor) -> torch.Tensor:
     """Return E x x^T of embeddings ``[N, width]``, float64 ``[width, width]``."""
     x = embeddings.double()
     return x.T @ x / len(x)
 
 
-def project(down: torch.Tensor, moments: Moments, strength: float) -> torch.Tensor:
+def project_down(down: torch.Tensor, moments: SecondMoments, regularization: float) -> torch.Tensor:
     """Return A' for a down-matrix A ``[r, width]``, in its dtype.
 
     Directions that neither kind of text has are left out: the inverse is a pseudo-inverse.
@@ -73,13 +73,15 @@ def project(down: torch.Tensor, moments: Moments, strength: float) -> torch.Tens
         strength: lambda, above 0; larger leaks less and keeps less.
     """
     inverse = torch.linalg.pinv(
-        moments.tag + strength * moments.other, rtol=_NOTHING, hermitian=True
+        moments.tag + regularization * moments.other, rtol=_NOTHING, hermitian=True
     )
     projected: torch.Tensor = down.double() @ moments.tag @ inverse
     return projected.to(down.dtype)
 
 
-def project_layers(layers: Mapping[str, Layer], moments: Moments, strength: float) -> Projected:
+def project_layers(
+    layers: Mapping[str, Layer], moments: SecondMoments, regularization: float
+) -> ProjectionResult:
     """Project all layers of a LoRA that read text.
 
     Raises:
@@ -103,23 +105,23 @@ def project_layers(layers: Mapping[str, Layer], moments: Moments, strength: floa
                 f"{name}: it reads text of width {layer.down.shape[1]}, the model's has "
                 f"{len(moments.tag)}; name the right model with --model"
             )
-        new = layer._replace(down=project(layer.down, moments, strength))
+        new = layer._replace(down=project_down(layer.down, moments, regularization))
         found[name] = new
         energy += torch.stack([
-            energy_of(layer, moments.other), energy_of(layer, moments.tag),
-            energy_of(new, moments.other), energy_of(new, moments.tag),
+            delta_energy(layer, moments.other), delta_energy(layer, moments.tag),
+            delta_energy(new, moments.other), delta_energy(new, moments.tag),
         ])  # fmt: skip
     other, tag, other_after, tag_after = (float(value) for value in energy)
-    return Projected(
+    return ProjectionResult(
         found,
         len(reading),
         leak_before=_ratio(other, tag),
         leak_after=_ratio(other_after, tag_after),
-        kept=_ratio(tag_after, tag),
+        retained=_ratio(tag_after, tag),
     )
 
 
-def energy_of(layer: LoraLayer, moment: torch.Tensor) -> torch.Tensor:
+def delta_energy(layer: LoraLayer, moment: torch.Tensor) -> torch.Tensor:
     """Return E |s B A x|^2 = s^2 tr(B A S A^T B^T), a float64 scalar."""
     down, up = layer.down.double(), layer.up.double()
     inner = down @ moment @ down.T
@@ -127,7 +129,9 @@ def energy_of(layer: LoraLayer, moment: torch.Tensor) -> torch.Tensor:
     return scale**2 * ((up.T @ up) * inner).sum()
 
 
-def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[str]) -> Moments:
+def measure_moments(
+    model: "Model", tag: str, texts: Sequence[str], others: Sequence[str]
+) -> SecondMoments:
     """Return the second moments of a model's text embeddings with and without a tag.
 
     Of texts with the tag those tokens count that know of it: CLIP reads from left to right, so the
@@ -155,9 +159,9 @@ def moments_of(model: "Model", tag: str, texts: Sequence[str], others: Sequence[
     if not others:
         raise DataError("there is no text without the tag to compare with")
     plain = encode_prompts(model, [unweighted_prompt(text) for text in others])
-    return Moments(
-        second_moment(contexts[knowing.to(contexts.device)]).cpu(),
-        second_moment(torch.cat([one.context for one in plain])).cpu(),
+    return SecondMoments(
+        compute_second_moment(contexts[knowing.to(contexts.device)]).cpu(),
+        compute_second_moment(torch.cat([one.context for one in plain])).cpu(),
     )
 
 

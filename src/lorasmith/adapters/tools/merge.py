@@ -14,23 +14,23 @@ from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.adapters.naming.unet_blocks import BlockMap
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.tools.algebra import (
-    Kept,
-    Limit,
+    RankLimit,
+    RetainedEnergy,
     Spectrum,
-    cut_all,
-    levelled,
     spectrum_of_layer,
     spectrum_of_matrix,
+    truncate_rank,
+    unify_alpha,
     weighted_sum,
 )
-from lorasmith.adapters.tools.info import family_of_file
+from lorasmith.adapters.tools.info import detect_family
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import FAMILIES, Family, detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
-WeightOf = Callable[[LayerPath], torch.Tensor | None]
+WeightLookup = Callable[[LayerPath], torch.Tensor | None]
 """Returns the weight of a layer of the base model; None where it has no such layer."""
 
 _KERNEL_3X3 = ("conv", "conv1", "conv2", "conv_in", "conv_out")
@@ -42,7 +42,7 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Term:
+class MergeInput:
     """A LoRA file in a sum."""
 
     file: LoraFile
@@ -52,7 +52,7 @@ class Term:
     blocks: BlockWeights | None = None
     """Further multipliers by block."""
 
-    def weights(self, family: Family | None) -> Callable[[str], float]:
+    def layer_weights(self, family: Family | None) -> Callable[[str], float]:
         """Return the multiplier of each of its layers by the layer's name.
 
         Raises:
@@ -62,10 +62,10 @@ class Term:
             return lambda name: self.weight
         facts = FAMILIES[family or "sd1"]
         chosen = self.blocks.for_family(facts.uses_sgm_names)
-        return lambda name: self.weight * chosen.weight_of(block_of_name(name, family))
+        return lambda name: self.weight * chosen.weight_of(lbw_block(name, family))
 
 
-def block_of_name(name: str, family: Family | None) -> str:
+def lbw_block(name: str, family: Family | None) -> str:
     """Return a layer's block in block vectors by its name in files; empty outside of all."""
     module = parse_kohya_name(name)
     if module is None:
@@ -77,7 +77,7 @@ def block_of_name(name: str, family: Family | None) -> str:
     )
 
 
-def weights_of(model: "Model") -> WeightOf:
+def weight_lookup(model: "Model") -> WeightLookup:
     """Return a model's weights by layer."""
     found = {
         LayerPath(place.part, place.path.removeprefix("text_model.")): place.layer
@@ -91,8 +91,8 @@ def weights_of(model: "Model") -> WeightOf:
     return weight
 
 
-def add(
-    terms: Sequence[Term], family: Family | None, base: WeightOf | None = None
+def add_loras(
+    terms: Sequence[MergeInput], family: Family | None, base: WeightLookup | None = None
 ) -> dict[str, LoraLayer]:
     """Return the weighted sum of LoRA files, exactly, with kohya's names for a family.
 
@@ -110,11 +110,11 @@ def add(
     """
     found: dict[str, list[tuple[LoraFile, str, Layer, float]]] = {}
     for term in terms:
-        weight_of = term.weights(family)
+        weight_of = term.layer_weights(family)
         for name, layer in term.file.layers.items():
             if weight := weight_of(name):
                 entry = (term.file, name, layer, weight)
-                found.setdefault(renamed(name, family), []).append(entry)
+                found.setdefault(rename_layer(name, family), []).append(entry)
     layers = {}
     for name, entries in found.items():
         try:
@@ -124,7 +124,7 @@ def add(
     return layers
 
 
-def cancels(layer: LoraLayer) -> bool:
+def is_cancelled(layer: LoraLayer) -> bool:
     """Tell whether the terms of a sum take each other away, up to rounding.
 
     By ||B A|| <= 1e-6 ||B|| ||A||: the factors of a sum stand one behind the other, so the right
@@ -134,7 +134,7 @@ def cancels(layer: LoraLayer) -> bool:
     return bool((up @ down).norm() <= _ROUNDING * up.norm() * down.norm())
 
 
-def renamed(name: str, family: Family | None) -> str:
+def rename_layer(name: str, family: Family | None) -> str:
     """Return a layer's name in kohya's files for a family; unknown names stay as they are.
 
     Raises:
@@ -156,7 +156,7 @@ def common_family(files: Sequence[LoraFile]) -> Family | None:
     Raises:
         WeightsError: they are for different ones; both files are named.
     """
-    told = [(file, family) for file in files if (family := family_of_file(file)[0])]
+    told = [(file, family) for file in files if (family := detect_family(file)[0])]
     for file, family in told[1:]:
         if family != told[0][1]:
             raise WeightsError(
@@ -167,9 +167,9 @@ def common_family(files: Sequence[LoraFile]) -> Family | None:
     return told[0][1] if told else None
 
 
-def resize(
-    file: LoraFile, limit: Limit, base: WeightOf | None = None
-) -> tuple[dict[str, LoraLayer], Kept]:
+def resize_layers(
+    file: LoraFile, limit: RankLimit, base: WeightLookup | None = None
+) -> tuple[dict[str, LoraLayer], RetainedEnergy]:
     """Return a file's layers at lower ranks, and the energy that they keep.
 
     A layer whose rank is already low enough stays as it is, up to rounding.
@@ -178,31 +178,35 @@ def resize(
         WeightsError: DoRA comes without a base, or the base lacks a layer.
     """
     spectra = {name: _spectrum(file, name, layer, base) for name, layer in file.layers.items()}
-    layers, kept = cut_all(spectra, limit)
-    return levelled(layers), kept
+    layers, kept = truncate_rank(spectra, limit)
+    return unify_alpha(layers), kept
 
 
-def cut(layers: Mapping[str, LoraLayer], limit: Limit) -> tuple[dict[str, LoraLayer], Kept]:
+def truncate_layers(
+    layers: Mapping[str, LoraLayer], limit: RankLimit
+) -> tuple[dict[str, LoraLayer], RetainedEnergy]:
     """Return layers at lower ranks, and the energy that they keep."""
-    smaller, kept = cut_all({name: spectrum_of_layer(one) for name, one in layers.items()}, limit)
-    return levelled(smaller), kept
+    smaller, kept = truncate_rank(
+        {name: spectrum_of_layer(one) for name, one in layers.items()}, limit
+    )
+    return unify_alpha(smaller), kept
 
 
 @dataclass(frozen=True)
-class Extracted:
+class ExtractedLora:
     """What a tuned model has that its base has not."""
 
     layers: dict[str, LoraLayer]
     """As a LoRA, by the names in files."""
-    kept: Kept
+    energy: RetainedEnergy
     """The energy of the differences, and what of it is in the LoRA."""
-    left: tuple[str, ...]
+    not_extracted: tuple[str, ...]
     """Tensors that differ too and cannot be in a LoRA: biases, norms, embeddings, SDXL's
     ``text_projection``."""
 
 
 @torch.no_grad()
-def extract(tuned: "Model", base: "Model", limit: Limit) -> Extracted:
+def extract_difference(tuned: "Model", base: "Model", limit: RankLimit) -> ExtractedLora:
     """Return the difference of two models as a LoRA.
 
     Raises:
@@ -234,8 +238,8 @@ def extract(tuned: "Model", base: "Model", limit: Limit) -> Extracted:
         raise WeightsError(
             f"{tuned.folder}: no layer differs from {base.folder}; nothing to extract"
         )
-    layers, kept = cut_all(spectra, limit)
-    return Extracted(levelled(layers), kept, _left(tuned, base, held))
+    layers, kept = truncate_rank(spectra, limit)
+    return ExtractedLora(unify_alpha(layers), kept, _left(tuned, base, held))
 
 
 def _left(tuned: "Model", base: "Model", held: set[str]) -> tuple[str, ...]:
@@ -252,27 +256,32 @@ def _left(tuned: "Model", base: "Model", held: set[str]) -> tuple[str, ...]:
     return tuple(left)
 
 
-def _sum(entries: Sequence[tuple[LoraFile, str, Layer, float]], base: WeightOf | None) -> LoraLayer:
+def _sum(
+    entries: Sequence[tuple[LoraFile, str, Layer, float]], base: WeightLookup | None
+) -> LoraLayer:
     plain = [(layer, weight) for _, _, layer, weight in entries if isinstance(layer, LoraLayer)]
     if len(plain) == len(entries):
         return weighted_sum(plain)
     deltas = [
-        weight * dense_of(file, name, layer, base).double() for file, name, layer, weight in entries
+        weight * compute_delta(file, name, layer, base).double()
+        for file, name, layer, weight in entries
     ]
     if len({delta.shape[:2] for delta in deltas}) > 1:
         raise ValueError("its shape differs from that in another file; they are for other models")
     whole = sum(delta.reshape(deltas[0].shape) for delta in deltas[1:]) + deltas[0]
     spectrum = spectrum_of_matrix(whole)
-    return spectrum.cut(spectrum.rank)
+    return spectrum.truncate(spectrum.rank)
 
 
-def _spectrum(file: LoraFile, name: str, layer: Layer, base: WeightOf | None) -> Spectrum:
+def _spectrum(file: LoraFile, name: str, layer: Layer, base: WeightLookup | None) -> Spectrum:
     if isinstance(layer, LoraLayer):
         return spectrum_of_layer(layer)
-    return spectrum_of_matrix(dense_of(file, name, layer, base))
+    return spectrum_of_matrix(compute_delta(file, name, layer, base))
 
 
-def dense_of(file: LoraFile, name: str, layer: Layer, base: WeightOf | None) -> torch.Tensor:
+def compute_delta(
+    file: LoraFile, name: str, layer: Layer, base: WeightLookup | None
+) -> torch.Tensor:
     """Return what a layer adds, float32 ``[out, in]`` or ``[out, in, k, k]``.
 
     Raises:

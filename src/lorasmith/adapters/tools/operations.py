@@ -8,29 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lorasmith.adapters.files.derived_metadata import common_prediction, retold, summed
+from lorasmith.adapters.files.derived_metadata import (
+    common_prediction_type,
+    merge_metadata,
+    update_metadata,
+)
 from lorasmith.adapters.files.diffusers_format import save_diffusers_file
 from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
-from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.naming.block_weights import parse_block_weights
 from lorasmith.adapters.nn.trainable import PartSummary
-from lorasmith.adapters.tools.algebra import Kept, Limit
-from lorasmith.adapters.tools.diff import Difference, compare
-from lorasmith.adapters.tools.fuse import bake
-from lorasmith.adapters.tools.info import LoraFacts, describe, family_of_file
+from lorasmith.adapters.tools.algebra import RankLimit, RetainedEnergy
+from lorasmith.adapters.tools.diff import LoraDiff, compare_loras
+from lorasmith.adapters.tools.fuse import fuse_into_model
+from lorasmith.adapters.tools.info import LoraInfo, detect_family, summarize_lora
 from lorasmith.adapters.tools.merge import (
-    Extracted,
-    Term,
-    WeightOf,
-    add,
-    cancels,
+    ExtractedLora,
+    MergeInput,
+    WeightLookup,
+    add_loras,
     common_family,
-    cut,
-    extract,
-    renamed,
-    resize,
-    weights_of,
+    extract_difference,
+    is_cancelled,
+    rename_layer,
+    resize_layers,
+    truncate_layers,
+    weight_lookup,
 )
 from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError, WeightsError
@@ -39,12 +43,12 @@ from lorasmith.models.family import FAMILIES, Family, detect_family
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
-Naming = Literal["kohya", "diffusers"]
+KeyFormat = Literal["kohya", "diffusers"]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedLora:
     """A LoRA file, how strong it is, and how strong in which block."""
 
     path: str | Path
@@ -54,14 +58,14 @@ class Weighted:
     blocks: str = ""
     """Weights by block: a preset or numbers (see `lorasmith.adapters.naming.block_weights`)."""
 
-    def term(self) -> Term:
+    def load(self) -> MergeInput:
         """Return it, read."""
         blocks = parse_block_weights(self.blocks) if self.blocks else None
-        return Term(load_lora_file(Path(self.path).expanduser()), self.weight, blocks)
+        return MergeInput(load_lora_file(Path(self.path).expanduser()), self.weight, blocks)
 
 
 @dataclass(frozen=True)
-class Written:
+class WriteResult:
     """A LoRA file that was written."""
 
     path: Path
@@ -70,35 +74,35 @@ class Written:
     """Its layers."""
     ranks: tuple[int, ...]
     """Their ranks, each once, rising."""
-    kept: Kept
+    energy: RetainedEnergy
     """What is left of the energy where ranks were cut."""
 
 
-def lora_info(path: str | Path) -> LoraFacts:
+def lora_info(path: str | Path) -> LoraInfo:
     """Return what a LoRA file holds, in brief.
 
     Raises:
         WeightsError: missing, damaged, or no LoRA.
     """
-    return describe(load_lora_file(Path(path).expanduser()))
+    return summarize_lora(load_lora_file(Path(path).expanduser()))
 
 
-def diff_loras(one: str | Path, two: str | Path) -> Difference:
+def diff_loras(first: str | Path, second: str | Path) -> LoraDiff:
     """Compare two LoRA files, whatever their spelling, rank and kind.
 
     Raises:
         WeightsError: a file is damaged, or they are for different families.
     """
-    return compare(*(load_lora_file(Path(path).expanduser()) for path in (one, two)))
+    return compare_loras(*(load_lora_file(Path(path).expanduser()) for path in (first, second)))
 
 
 def convert_lora(
     source: str | Path,
     out: str | Path,
-    to: Naming = "kohya",
+    key_format: KeyFormat = "kohya",
     family: Family | None = None,
     fold_alpha: bool = False,
-) -> Written:
+) -> WriteResult:
     """Write a LoRA file in another naming; its numbers stay as they are.
 
     Args:
@@ -116,26 +120,28 @@ def convert_lora(
     """
     file, target = load_lora_file(Path(source).expanduser()), _free(out)
     known = _family(file, family)
-    if to == "kohya":
+    if key_format == "kohya":
         try:
-            layers = {renamed(name, known): layer for name, layer in file.layers.items()}
+            layers = {rename_layer(name, known): layer for name, layer in file.layers.items()}
         except WeightsError as error:
             raise WeightsError(f"{file.path}: {error}") from error
-        save_lora_file(target, layers, retold(file, layers, known, target.stem), dtype=None)
+        save_lora_file(
+            target, layers, update_metadata(file, layers, known, target.stem), dtype=None
+        )
         return _written(target, layers)
     layers = dict(file.layers)
-    told = retold(file, layers, known, target.stem)
+    told = update_metadata(file, layers, known, target.stem)
     save_diffusers_file(target, layers, told, fold_alpha=fold_alpha)
     return _written(target, layers)
 
 
 def merge_loras(
-    files: Sequence[Weighted],
+    files: Sequence[WeightedLora],
     out: str | Path,
     rank: int | None = None,
     base: "Model | None" = None,
     precision: Precision = "fp16",
-) -> Written:
+) -> WriteResult:
     """Write the weighted sum of LoRA files: exact, with ranks added up, or cut to a rank.
 
     Args:
@@ -152,19 +158,19 @@ def merge_loras(
         OutputError: something is there, or it cannot be written.
     """
     limit = _limit(rank, None) if rank is not None else None
-    target, terms = _free(out), [one.term() for one in files]
+    target, terms = _free(out), [one.load() for one in files]
     loaded = [term.file for term in terms]
     family = common_family(loaded)
-    common_prediction(loaded)
-    layers = add(terms, family, _weights(base))
+    common_prediction_type(loaded)
+    layers = add_loras(terms, family, _weights(base))
     if not layers:
         raise WeightsError(f"{target.name}: every layer has weight 0; not saved")
-    if all(cancels(layer) for layer in layers.values()):
+    if all(is_cancelled(layer) for layer in layers.values()):
         raise WeightsError(f"{target.name}: the LoRAs cancel each other out; not saved")
-    kept = Kept(0.0, 0.0)
+    kept = RetainedEnergy(0.0, 0.0)
     if limit is not None:
-        layers, kept = cut(layers, limit)
-    told = summed(loaded, layers, family, target.stem)
+        layers, kept = truncate_layers(layers, limit)
+    told = merge_metadata(loaded, layers, family, target.stem)
     save_lora_file(target, layers, told, compute_dtype(precision))
     return _written(target, layers, kept)
 
@@ -176,7 +182,7 @@ def resize_lora(
     energy: float | None = None,
     base: "Model | None" = None,
     precision: Precision = "fp16",
-) -> Written:
+) -> WriteResult:
     """Write a LoRA at lower ranks; other kinds (LoHa, LoKr, with a base also DoRA) become LoRA.
 
     Args:
@@ -195,9 +201,9 @@ def resize_lora(
     limit = _limit(rank, energy)
     file, target = load_lora_file(Path(source).expanduser()), _free(out)
     family = common_family([file])
-    layers, kept = resize(file, limit, _weights(base))
-    layers = {renamed(name, family): layer for name, layer in layers.items()}
-    told = retold(file, layers, family, target.stem)
+    layers, kept = resize_layers(file, limit, _weights(base))
+    layers = {rename_layer(name, family): layer for name, layer in layers.items()}
+    told = update_metadata(file, layers, family, target.stem)
     save_lora_file(target, layers, told, compute_dtype(precision))
     return _written(target, layers, kept)
 
@@ -209,7 +215,7 @@ def extract_lora(
     rank: int | None = None,
     energy: float | None = None,
     precision: Precision = "fp16",
-) -> tuple[Written, Extracted]:
+) -> tuple[WriteResult, ExtractedLora]:
     """Write the difference of two models as a LoRA.
 
     Args:
@@ -226,8 +232,8 @@ def extract_lora(
         OutputError: something is there, or it cannot be written.
     """
     limit, target = _limit(rank, energy), _free(out)
-    found = extract(tuned, base, limit)
-    facts = Facts(
+    found = extract_difference(tuned, base, limit)
+    facts = LoraMetadata(
         name=target.stem,
         tag="",
         family=detect_family(base),
@@ -238,12 +244,12 @@ def extract_lora(
         dataset=target.stem,
         gate="none",
     )
-    save_lora_file(target, found.layers, metadata_of(facts), compute_dtype(precision))
-    return _written(target, found.layers, found.kept), found
+    save_lora_file(target, found.layers, build_metadata(facts), compute_dtype(precision))
+    return _written(target, found.layers, found.energy), found
 
 
-def bake_loras(
-    model: "Model", files: Sequence[Weighted], precision: Precision = "fp32"
+def fuse_loras(
+    model: "Model", files: Sequence[WeightedLora], precision: Precision = "fp32"
 ) -> set[str]:
     """Add LoRA files to a float32 model's weights; return the parts that changed.
 
@@ -256,12 +262,12 @@ def bake_loras(
         WeightsError: a file does not fit the model, or a sum is not finite.
         ConfigError: weights by block are for another family.
     """
-    return bake(model, [one.term() for one in files], compute_dtype(precision))
+    return fuse_into_model(model, [one.load() for one in files], compute_dtype(precision))
 
 
 def _family(file: LoraFile, said: Family | None) -> Family | None:
     """Return the family that a file is for, which a user says where the file does not tell."""
-    family, known_by = family_of_file(file)
+    family, known_by = detect_family(file)
     if said and family and known_by != "names" and said != family:
         raise WeightsError(
             f"{file.path}: by its {known_by} it is for {FAMILIES[family].title}, not for "
@@ -280,7 +286,7 @@ def _free(out: str | Path) -> Path:
     return target
 
 
-def _limit(rank: int | None, energy: float | None) -> Limit:
+def _limit(rank: int | None, energy: float | None) -> RankLimit:
     if (rank is None) == (energy is None):
         raise ConfigError("give either a rank (--rank 8) or an energy to keep (--energy 0.95)")
     if rank is not None:
@@ -292,8 +298,8 @@ def _limit(rank: int | None, energy: float | None) -> Limit:
     return "energy", energy
 
 
-def _weights(base: "Model | None") -> WeightOf | None:
-    return None if base is None else weights_of(base)
+def _weights(base: "Model | None") -> WeightLookup | None:
+    return None if base is None else weight_lookup(base)
 
 
 def _main(layers: Mapping[str, LoraLayer]) -> tuple[int, float]:
@@ -301,6 +307,8 @@ def _main(layers: Mapping[str, LoraLayer]) -> tuple[int, float]:
     return max(layer.rank for layer in layers.values()), next(iter(layers.values())).alpha
 
 
-def _written(path: Path, layers: Mapping[str, Layer], kept: Kept | None = None) -> Written:
+def _written(
+    path: Path, layers: Mapping[str, Layer], kept: RetainedEnergy | None = None
+) -> WriteResult:
     ranks = tuple(sorted({layer.rank for layer in layers.values()}))
-    return Written(path, len(layers), ranks, kept or Kept(0.0, 0.0))
+    return WriteResult(path, len(layers), ranks, kept or RetainedEnergy(0.0, 0.0))

@@ -20,7 +20,7 @@ from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasmith.adapters.files.lora_file import LoraFile
-    from lorasmith.adapters.tools.info import BlockFacts, LoraFacts
+    from lorasmith.adapters.tools.info import BlockInfo, LoraInfo
 
 _FILE_WIDTH = 160
 _LONGEST = 100
@@ -52,10 +52,10 @@ def info(
     Example: `lorasmith lora info loras/inkmono.safetensors`
     """
     from lorasmith.adapters.files.lora_file import load_lora_file
-    from lorasmith.adapters.tools.info import describe
+    from lorasmith.adapters.tools.info import summarize_lora
 
     lora = load_lora_file(file.expanduser())
-    facts = describe(lora)
+    facts = summarize_lora(lora)
     if as_json:
         size = lora.path.stat().st_size
         tree = {"file": str(file), "bytes": size, **asdict(facts), "metadata": lora.metadata}
@@ -98,7 +98,7 @@ def bake(
     """
     chosen = [weighted(file) for file in files]
     with Console(stderr=True).status("opening model and LoRAs"):
-        from lorasmith.adapters.tools.fuse import bake as merge
+        from lorasmith.adapters.tools.fuse import fuse_into_model as merge
         from lorasmith.core.device import compute_dtype
         from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
         from lorasmith.models.files.save import refuse_taken, save_modified_model
@@ -112,7 +112,7 @@ def bake(
                 "it with `lorasmith model convert`"
             )
         refuse_taken(target)
-        terms = [one.term() for one in chosen]
+        terms = [one.load() for one in chosen]
         opened = load_model(folder)
     with Console(stderr=True).status("merging and saving"):
         changed = merge(opened, terms, compute_dtype(precision), not allow_mismatch)
@@ -121,12 +121,12 @@ def bake(
     typer.echo(f"{target}: {count} merged into {', '.join(sorted(changed))}")
 
 
-def _brief(lora: "LoraFile", facts: "LoraFacts") -> Text:
-    from lorasmith.adapters.files.key_formats import is_foreign
+def _brief(lora: "LoraFile", facts: "LoraInfo") -> Text:
+    from lorasmith.adapters.files.key_formats import is_for_later_family
     from lorasmith.models.family import FAMILIES
 
     data, total = lora.metadata, facts.total
-    foreign = any(is_foreign(name) for name in lora.layers)
+    foreign = any(is_for_later_family(name) for name in lora.layers)
     other = "a later one (Flux, SD 3), which lorasmith does not draw" if foreign else "unknown"
     family = FAMILIES[facts.family].title if facts.family else other
     lines = {
@@ -134,16 +134,16 @@ def _brief(lora: "LoraFile", facts: "LoraFacts") -> Text:
         f"{', '.join(facts.dtypes)})",
         "Name": data.get("ss_output_name") or data.get("modelspec.title", ""),
         "Tag": data.get("modelspec.trigger_phrase", ""),
-        "Family": f"{family} (by its {facts.known_by})" if facts.known_by else family,
-        "Kind": f"{', '.join(facts.kinds)}, in the naming of {' and '.join(facts.spellings)}",
+        "Family": f"{family} (by its {facts.family_source})" if facts.family_source else family,
+        "Kind": f"{', '.join(facts.kinds)}, in the naming of {' and '.join(facts.key_formats)}",
         "Layers": f"{total.layers}, {total.parameters:,} parameters, rank {_listed(total.ranks)}, "
         f"alpha {_listed(total.alphas)}",
-        "Norm": f"{total.norm:.4g}, largest layer {total.largest:.4g}",
+        "Norm": f"{total.norm:.4g}, largest layer {total.largest_norm:.4g}",
     }
     return Text("\n".join(f"{key:<8}{_shown(value)}" for key, value in lines.items() if value))
 
 
-def _blocks(facts: "LoraFacts") -> Table:
+def _blocks(facts: "LoraInfo") -> Table:
     table = Table("block", title="Blocks", title_justify="left")
     for column in ("layers", "rank", "alpha", "parameters", "norm", "largest"):
         table.add_column(column, justify="right")
@@ -154,14 +154,14 @@ def _blocks(facts: "LoraFacts") -> Table:
     return table
 
 
-def _cells(block: "BlockFacts") -> tuple[str, ...]:
+def _cells(block: "BlockInfo") -> tuple[str, ...]:
     return (
         str(block.layers),
         _listed(block.ranks),
         _listed(block.alphas),
         f"{block.parameters:,}",
         f"{block.norm:.4g}",
-        f"{block.largest:.4g}",
+        f"{block.largest_norm:.4g}",
     )
 
 

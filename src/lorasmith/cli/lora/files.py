@@ -13,8 +13,8 @@ from rich.text import Text
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.tools.diff import BlockDifference, Difference
-    from lorasmith.adapters.tools.operations import Weighted, Written
+    from lorasmith.adapters.tools.diff import BlockDiff, LoraDiff
+    from lorasmith.adapters.tools.operations import WeightedLora, WriteResult
     from lorasmith.models.load import Model
 
 EMBEDDED = "embedded"
@@ -150,9 +150,11 @@ def extract(
     with Console(stderr=True).status("extracting"):
         written, found = extract_lora(*models, out, rank, energy, precision)
     typer.echo(f"{_told(written)}, {_energy(written)}")
-    if found.left:
-        first = ", ".join(found.left[:_EXAMPLES])
-        typer.echo(f"left out: {len(found.left)} tensors that no LoRA can hold, first {first}")
+    if found.not_extracted:
+        first = ", ".join(found.not_extracted[:_EXAMPLES])
+        typer.echo(
+            f"left out: {len(found.not_extracted)} tensors that no LoRA can hold, first {first}"
+        )
 
 
 def diff(
@@ -175,7 +177,7 @@ def diff(
     console = Console()
     console = console if console.is_terminal else Console(width=_FILE_WIDTH)
     console.print(_table(found))
-    for path, names in ((one, found.only_one), (two, found.only_two)):
+    for path, names in ((one, found.only_in_first), (two, found.only_in_second)):
         if names:
             more = ", ..." if len(names) > _EXAMPLES else ""
             told = f"only in {path}: {len(names)} layers, {', '.join(names[:_EXAMPLES])}{more}"
@@ -184,7 +186,7 @@ def diff(
         console.print(_metadata(found))
 
 
-def weighted(text: str) -> "Weighted":
+def weighted(text: str) -> "WeightedLora":
     """Take FILE:WEIGHT:lbw=BLOCKS apart.
 
     A file whose own name ends in a colon and a number is meant first.
@@ -192,10 +194,10 @@ def weighted(text: str) -> "Weighted":
     Raises:
         ConfigError: the weight is not a number from -10 to 10.
     """
-    from lorasmith.adapters.tools.operations import Weighted
+    from lorasmith.adapters.tools.operations import WeightedLora
 
     plain, _, blocks = text.partition(_LBW)
-    return Weighted(*_path_and_weight(plain), blocks)
+    return WeightedLora(*_path_and_weight(plain), blocks)
 
 
 def open_model(name: str) -> "Model":
@@ -232,17 +234,17 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _told(written: "Written") -> str:
+def _told(written: "WriteResult") -> str:
     ranks = [f"{rank}" for rank in written.ranks]
     shown = ", ".join(ranks) if len(ranks) <= 3 else f"{ranks[0]}-{ranks[-1]}"
     return f"{written.path}: {written.layers} layers, rank {shown}"
 
 
-def _energy(written: "Written") -> str:
-    return f"{100 * written.kept.share:.2f}% of the energy kept"
+def _energy(written: "WriteResult") -> str:
+    return f"{100 * written.energy.share:.2f}% of the energy kept"
 
 
-def _table(found: "Difference") -> Table:
+def _table(found: "LoraDiff") -> Table:
     table = Table("block", title="Blocks", title_justify="left")
     for column in ("layers", "norm of the first", "of the second", "of the difference", "cosine"):
         table.add_column(column, justify="right")
@@ -253,13 +255,13 @@ def _table(found: "Difference") -> Table:
     return table
 
 
-def _cells(block: "BlockDifference") -> tuple[str, ...]:
-    norms = (f"{norm:.4g}" for norm in (block.one, block.two, block.difference))
+def _cells(block: "BlockDiff") -> tuple[str, ...]:
+    norms = (f"{norm:.4g}" for norm in (block.first_norm, block.second_norm, block.diff_norm))
     cosine = "" if block.cosine is None else f"{block.cosine:.4f}"
     return block.block, str(block.layers), *norms, cosine
 
 
-def _metadata(found: "Difference") -> Table:
+def _metadata(found: "LoraDiff") -> Table:
     table = Table("key", "first", "second", title="Metadata", title_justify="left")
     for key, values in found.metadata.items():
         table.add_row(*(Text(shown(value)) for value in (key, *values)))

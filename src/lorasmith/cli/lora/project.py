@@ -55,7 +55,7 @@ def project(
     """  # noqa: E501 (one command, one line)
     from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
     from lorasmith.adapters.gating.gate_metadata import read_gate
-    from lorasmith.adapters.tools.kv_projection import moments_of, project_layers
+    from lorasmith.adapters.tools.kv_projection import measure_moments, project_layers
     from lorasmith.data.reading.rows import read_rows
     from lorasmith.data.tags import contains_tag, without_tag
     from lorasmith.models.load import load_model
@@ -74,14 +74,14 @@ def project(
         raise ConfigError(f"{data}: none of the captions has the tag {words!r}; look at --tag")
     plain = [without_tag(caption, words, other) for caption in captions]
     others = list(dict.fromkeys([*plain, other, "", *(prompts or [])]))
-    moments = moments_of(load_model(model), words, texts, others)
+    moments = measure_moments(load_model(model), words, texts, others)
     found = project_layers(lora.layers, moments, strength)
     name = target.name.removesuffix(".safetensors")
     metadata = {**lora.metadata, "ss_output_name": name, "modelspec.title": name}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_lora_file(target, found.layers, metadata)
     typer.echo(
-        f"{target}: {found.changed} of {len(found.layers)} layers projected; what they do at other "
+        f"{target}: {found.projected_layers} of {len(found.layers)} layers projected; what they do at other "
         f"words fell from {found.leak_before:.1%} to {found.leak_after:.1%} of what they do at the "
-        f"tag's, of which {found.kept:.0%} is kept"
+        f"tag's, of which {found.retained:.0%} is kept"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lorasmith.adapters.files.lora_file import save_lora_file
-from lorasmith.adapters.files.metadata import Facts, metadata_of
+from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.nn.trainable import export_layers, summarize_parts
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
@@ -28,7 +28,7 @@ def export(session: TrainerState, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     run, rows = session.run, session.dataset.rows[: session.dataset.tagged]
-    facts = Facts(
+    facts = LoraMetadata(
         name=path.name.removesuffix(path.suffix),
         tag=run.data.tag,
         family=detect_family(session.model),
@@ -39,13 +39,13 @@ def export(session: TrainerState, path: Path) -> None:
         dataset=run.data.path.resolve().name,
         gate=run.lora.gate,
         class_word=run.data.class_word,
-        run=session.progress.identity,
+        run_id=session.progress.identity,
         step=session.progress.done,
-        base=session.base_hash,
-        pictures=dataset_hash(session.dataset)[:_DIGITS],
+        base_hash=session.base_hash,
+        dataset_hash=dataset_hash(session.dataset)[:_DIGITS],
     )
     with session.ema_weights():
-        save_lora_file(path, export_layers(session.trainable), metadata_of(facts))
+        save_lora_file(path, export_layers(session.trainable), build_metadata(facts))
 
 
 def finish(session: TrainerState, ended: str) -> Path:
