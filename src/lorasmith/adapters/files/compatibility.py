@@ -16,7 +16,7 @@ from lorasmith.adapters.naming.layer_names import (
 )
 from lorasmith.adapters.nn.dense import make_delta_adapter
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight, make_adapter
-from lorasmith.adapters.tools.info import detect_family, detect_prediction_type
+from lorasmith.adapters.tools.info import detect_lora_family, detect_prediction_type
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.family import FAMILIES, Networks, detect_family
 
@@ -105,7 +105,7 @@ def _fitted(place: LayerRef, layer: Layer) -> Adapter:
 
 def _cause(model: Networks, file: LoraFile) -> str:
     """Say which models a file that does not fit may be for."""
-    own, (family, known_by) = detect_family(model), detect_family(file)
+    own, (family, known_by) = detect_family(model), detect_lora_family(file)
     if any(is_for_later_family(name) for name in file.layers):
         return "by its names it is for a later family (Flux, SD 3), which lorasmith does not draw"
     if family is not None and family != own:
@@ -123,7 +123,7 @@ def _compare_bases(model: "Model", file: LoraFile, strict: bool) -> None:
     Self-attention is alike in SD 1.x and 2.x, and what a model predicts changes no shape at all:
     such files would be drawn with in silence, and wrongly.
     """
-    own, (family, known_by) = detect_family(model), detect_family(file)
+    own, (family, known_by) = detect_family(model), detect_lora_family(file)
     predicted = model.scheduler_config.get("prediction_type", "epsilon")
     meant = detect_prediction_type(file) or predicted
     if known_by == "metadata" and family is not None and family != own:

@@ -69,7 +69,7 @@ def summarize_lora(file: LoraFile) -> LoraInfo:
     groups: dict[str, list[Layer]] = {}
     for name, layer in file.layers.items():
         groups.setdefault(block_name(name), []).append(layer)
-    family, known_by = detect_family(file)
+    family, known_by = detect_lora_family(file)
     blocks = [_facts(block, groups[block]) for block in sorted(groups, key=_order)]
     layers = list(file.layers.values())
     dtypes = {
@@ -82,7 +82,7 @@ def summarize_lora(file: LoraFile) -> LoraInfo:
     )
 
 
-def detect_family(file: LoraFile) -> tuple[Family | None, str]:
+def detect_lora_family(file: LoraFile) -> tuple[Family | None, str]:
     """Return the family of models that a file is for, and what tells it."""
     version = file.metadata.get("ss_base_model_version", "")
     for family, facts in FAMILIES.items():

@@ -23,7 +23,7 @@ from lorasmith.adapters.tools.algebra import (
     unify_alpha,
     weighted_sum,
 )
-from lorasmith.adapters.tools.info import detect_family
+from lorasmith.adapters.tools.info import detect_lora_family
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import FAMILIES, Family, detect_family
 
@@ -156,7 +156,7 @@ def common_family(files: Sequence[LoraFile]) -> Family | None:
     Raises:
         WeightsError: they are for different ones; both files are named.
     """
-    told = [(file, family) for file in files if (family := detect_family(file)[0])]
+    told = [(file, family) for file in files if (family := detect_lora_family(file)[0])]
     for file, family in told[1:]:
         if family != told[0][1]:
             raise WeightsError(

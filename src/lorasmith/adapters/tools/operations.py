@@ -22,7 +22,7 @@ from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.adapters.tools.algebra import RankLimit, RetainedEnergy
 from lorasmith.adapters.tools.diff import LoraDiff, compare_loras
 from lorasmith.adapters.tools.fuse import fuse_into_model
-from lorasmith.adapters.tools.info import LoraInfo, detect_family, summarize_lora
+from lorasmith.adapters.tools.info import LoraInfo, detect_lora_family, summarize_lora
 from lorasmith.adapters.tools.merge import (
     ExtractedLora,
     MergeInput,
@@ -267,7 +267,7 @@ def fuse_loras(
 
 def _family(file: LoraFile, said: Family | None) -> Family | None:
     """Return the family that a file is for, which a user says where the file does not tell."""
-    family, known_by = detect_family(file)
+    family, known_by = detect_lora_family(file)
     if said and family and known_by != "names" and said != family:
         raise WeightsError(
             f"{file.path}: by its {known_by} it is for {FAMILIES[family].title}, not for "

@@ -9,7 +9,7 @@ from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
 from lorasmith.adapters.gating.trigger_tokens import find_tag_spans, tokenize_tag
 from lorasmith.adapters.nn.inject import attach_lora
-from lorasmith.adapters.tools.info import detect_family, detect_prediction_type
+from lorasmith.adapters.tools.info import detect_lora_family, detect_prediction_type
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.inference.loras.find import list_lora_files
@@ -109,7 +109,7 @@ class FolderLoraLibrary:
         if facts.kind == "none" and facts.tag:
             facts = replace(facts, kind="prompt")  # a phrase that people are told to write
         told = LoraFile(path, {}, metadata)
-        family = detect_family(told)[0] or detect_family(self._model)
+        family = detect_lora_family(told)[0] or detect_family(self._model)
         predicted = self._model.scheduler_config.get("prediction_type", "epsilon")
         meant = detect_prediction_type(told) or predicted
         return LibraryEntry(
