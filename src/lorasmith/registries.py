@@ -9,7 +9,24 @@ from typing import Any
 from lorasmith.core.registry import Registry
 
 TRAINING_METHODS: Registry[Any] = Registry("training method", "training_methods")
-SAMPLERS: Registry[Any] = Registry("sampler", "samplers")
+SAMPLERS: Registry[Any] = Registry(
+    "sampler",
+    "samplers",
+    {
+        "ddim": "lorasmith.inference.samplers:ddim",
+        "ddpm": "lorasmith.inference.samplers:ddpm",
+        "dpmpp_2m": "lorasmith.inference.samplers:dpmpp_2m",
+        "dpmpp_2m_karras": "lorasmith.inference.samplers:dpmpp_2m_karras",
+        "dpmpp_2m_sde": "lorasmith.inference.samplers:dpmpp_2m_sde",
+        "dpmpp_2m_sde_karras": "lorasmith.inference.samplers:dpmpp_2m_sde_karras",
+        "euler": "lorasmith.inference.samplers:euler",
+        "euler_a": "lorasmith.inference.samplers:euler_a",
+        "heun": "lorasmith.inference.samplers:heun",
+        "unipc": "lorasmith.inference.samplers:unipc",
+    },
+)
+"""`lorasmith.inference.samplers.Sampler`: a function from a model's scheduler config to a diffusers
+scheduler."""
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers")
 LR_SCHEDULERS: Registry[Any] = Registry("learning rate schedule", "lr_schedulers")
 LOSS_WEIGHTINGS: Registry[Any] = Registry("loss weighting", "loss_weightings")

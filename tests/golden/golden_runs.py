@@ -271,12 +271,12 @@ def draw(pipe: Pipeline, name: str) -> Pixels:
     if wanted.image:
         given["image"] = pattern(1)
     if wanted.mask:
-        given["mask"] = mask(1)
+        given["mask_image"] = mask(1)
     return draw_prompt(pipe, wanted.prompt, **given, **wanted.options)
 
 
 def draw_prompt(pipe: Pipeline, prompt: str, **more: Any) -> Pixels:
-    picture = pipe(prompt, seed=SEED, n=1, **{**SAMPLING, **more})[0]
+    picture = pipe(prompt, seed=SEED, num_images_per_prompt=1, **{**SAMPLING, **more})[0]
     return np.asarray(picture)
 
 

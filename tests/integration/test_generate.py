@@ -54,7 +54,7 @@ def test_pictures_and_grid_are_written(
 
 
 def test_the_same_command_draws_the_same_pictures(tiny_model: Path, tmp_path: Path) -> None:
-    options = ("-n", "2", "--sampler", "euler-a", "--negative", "pear", "--guidance", "3")
+    options = ("-n", "2", "--sampler", "euler_a", "--negative", "pear", "--guidance", "3")
     assert generate(tiny_model, tmp_path / "a", *options, "--batch-size", "1") == 0
     assert generate(tiny_model, tmp_path / "b", *options, "--batch-size", "2") == 0
     for name in ("0000.png", "0001.png"):

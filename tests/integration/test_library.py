@@ -48,11 +48,11 @@ def test_a_library_wakes_by_tag_alone(
     assert drawn == {"off": True, "a": False, "b": False}
     captured = capsys.readouterr()
     assert captured.err == ""
-    told = [line for line in captured.out.splitlines() if "awake" in line]
+    told = [line for line in captured.out.splitlines() if "activated" in line]
     assert told == [
-        "nothing of the library is awake; its tags are cookqz, curlyqx",
-        "awake: curlyqx",
-        "awake: cookqz",
+        "no LoRA of the library is activated; its tags are cookqz, curlyqx",
+        "activated: curlyqx",
+        "activated: cookqz",
     ]
 
 
@@ -111,7 +111,7 @@ def test_what_training_leaves_is_gated(
     assert metadata["lorasmith.tag"] == metadata["modelspec.trigger_phrase"] == "inkmono"
     library = ("--library", str(out.parent))
     assert generate("a ball, inkmono style", tmp_path / "on", tiny_model, *library) == 0
-    assert "awake: inkmono" in capsys.readouterr().out
+    assert "activated: inkmono" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -172,4 +172,4 @@ def test_a_tag_of_another_family_is_one_line(
     assert not list((tmp_path / "none").glob("*.png"))
     (folder / "own.safetensors").write_bytes((library / "cookqz.safetensors").read_bytes())
     assert generate("a cookqz person", tmp_path / "out", tiny_model, *more) == 0
-    assert "awake: cookqz" in capsys.readouterr().out
+    assert "activated: cookqz" in capsys.readouterr().out

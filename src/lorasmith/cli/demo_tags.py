@@ -83,7 +83,7 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
         leaks = _leaks(studio, prompts, files, drawn)
     rows = list(zip(*(one.images for one in drawn.values()), strict=True))
     title = (
-        "Each row is one seed. Both LoRAs are loaded; each wakes where its tag is in the prompt."
+        "Each row is one seed. Both LoRAs are loaded; each is activated where its tag is in the prompt."
     )
     labels = [prompt.partition(",")[0] for prompt in prompts["no tag"]]
     save_png(make_labelled_grid(rows, labels, list(prompts), title), folder / "tags.png")

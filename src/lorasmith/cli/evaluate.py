@@ -108,7 +108,7 @@ def evaluate(
     from lorasmith.core.device import compute_dtype, pick_device
     from lorasmith.core.files import ensure_writable_folder
     from lorasmith.evaluation.feature_extractor import load_feature_extractor
-    from lorasmith.inference.options import SamplingOptions
+    from lorasmith.inference.options import SamplingOptions, parse_optional_size
     from lorasmith.models.load import load_model
     from lorasmith.reports.evaluation_page import write_evaluation
     from lorasmith.training.eval_targets import find_targets
@@ -117,9 +117,11 @@ def evaluate(
     found = find_targets(paths)
     place = ensure_writable_folder(_place(out, paths))
     features = [one.to_concept(data and data.expanduser(), class_word) for one in found]
+    width, height = parse_optional_size(size)
     options = SamplingOptions(
-        num_inference_steps=steps, guidance_scale=guidance, size=size, batch_size=batch_size
-    )
+        num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
+        batch_size=batch_size,
+    )  # fmt: skip
     looking = load_feature_extractor(judge and judge.expanduser())
     opened = load_model(_model_of(model, found)).to(pick_device(device), compute_dtype(precision))
     with _drawing(opened, options) as studio:

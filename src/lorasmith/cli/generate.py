@@ -1,4 +1,4 @@
-"""``lorasmith generate``: pictures from a prompt."""
+"""``lorasmith generate``: images from a prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,13 @@ from lorasmith.inference.loras.find import (
     parse_lora_option,
     resolve_lora,
 )
-from lorasmith.inference.options import SamplingOptions, check_count, check_seed
+from lorasmith.inference.options import (
+    RANDOM_SEED,
+    SamplingOptions,
+    check_num_images,
+    parse_optional_size,
+    resolve_seed,
+)
 from lorasmith.inference.prompts.parser import LoraRequest, check_negative_prompt, parse_prompt
 from lorasmith.loops.progress import progress_bar
 
@@ -40,11 +46,13 @@ def generate(
             "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
         ),
     ] = None,
-    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
+    negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="Picture k is drawn from seed + k.")] = 0,
-    n: Annotated[int, typer.Option("-n", help="Number of pictures.")] = 4,
+    guidance: Annotated[
+        float, typer.Option(help="CFG scale: how strictly to follow the prompt.")
+    ] = 5.0,
+    seed: Annotated[int, typer.Option(help="Image k has the seed + k; -1 is a random one.")] = 0,
+    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 4,
     size: Annotated[
         str | None,
         typer.Option(
@@ -54,11 +62,11 @@ def generate(
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(help="A picture to start from instead of noise; the SDXL refiner needs one."),
+        typer.Option(help="An image to start from instead of noise; the SDXL refiner needs one."),
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(help="For inpainting models: white where the picture is painted anew."),
+        typer.Option(help="For inpainting models: the image is inpainted where this is white."),
     ] = None,
     strength: Annotated[
         float | None,
@@ -68,10 +76,14 @@ def generate(
         ),
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help="ddim, ddpm, dpm++ (2M), euler or euler-a.")
+        str,
+        typer.Option(
+            help="ddim, ddpm, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, euler, "
+            "euler_a, heun or unipc; A1111's and diffusers' names are accepted."
+        ),
     ] = "ddim",
     clip_skip: Annotated[
-        int, typer.Option(help="Text layer, counted from the last, which is 1.")
+        int, typer.Option(help="Text encoder layer, counted from the last, which is 1.")
     ] = 1,
     guidance_rescale: Annotated[
         float, typer.Option(help="0 to 1: takes back the contrast that guidance adds.")
@@ -81,7 +93,7 @@ def generate(
     ] = Path("outputs"),
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="NAME:WEIGHT or path:WEIGHT, for all pictures. May be repeated."),
+        typer.Option(help="NAME:WEIGHT or path:WEIGHT, for all images. May be repeated."),
     ] = None,
     lora_dir: Annotated[
         Path,
@@ -89,13 +101,13 @@ def generate(
     ] = Path("loras"),
     library: Annotated[
         Path | None,
-        typer.Option(help="A folder of LoRAs, each of which wakes where its tag is in the prompt."),
+        typer.Option(help="A folder of LoRAs, each activated where its tag is in the prompt."),
     ] = None,
     gate: Annotated[
         bool,
         typer.Option(
             "--gate/--no-gate",
-            help="Whether LoRAs that are named wait for their tags; a library's always do.",
+            help="Whether requested LoRAs wait for their tags; a library's always do.",
         ),
     ] = True,
     allow_mismatch: Annotated[
@@ -106,7 +118,7 @@ def generate(
         ),
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(help="Pictures drawn at once: speed and memory, same pictures.")
+        int, typer.Option(help="Images generated at once: speed and memory, same images.")
     ] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[
@@ -114,7 +126,7 @@ def generate(
         typer.Option(help="What the model computes in."),
     ] = "fp32",
     latents: Annotated[
-        bool, typer.Option("--latents", help="Write latents.safetensors instead of pictures.")
+        bool, typer.Option("--latents", help="Write latents.safetensors instead of images.")
     ] = False,
     safety_checker: Annotated[
         Path | None,
@@ -126,7 +138,7 @@ def generate(
     ] = None,
     download: Download = False,
 ) -> None:
-    """Draw pictures from a prompt.
+    """Generate images from a prompt.
 
     Writes `0000.png`, `0001.png`, ... and `grid.png` into the folder `--out`, replacing files of
     those names. Each PNG says in its metadata how it was made, as A1111 writes it.
@@ -135,19 +147,23 @@ def generate(
 
     Example: `lorasmith generate "a dog face, inkmono style" --lora inkmono:0.8 --out inked`
 
-    Example: `lorasmith generate "a dog face, inkmono style" --library loras --out woken`
+    Example: `lorasmith generate "a dog face, inkmono style" --library loras --out library`
     """
+    width, height = parse_optional_size(size)
     options = SamplingOptions(
-        negative, steps, guidance, size, sampler, clip_skip, guidance_rescale, batch_size, gate,
-        strength,
+        negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance,
+        width=width, height=height, sampler=sampler, clip_skip=clip_skip,
+        guidance_rescale=guidance_rescale, batch_size=batch_size, gate=gate, strength=strength,
     )  # fmt: skip
     loras = [parse_lora_option(text) for text in lora or []]
-    _check(prompt, options, seed, n, loras, lora_dir)
+    first_seed = resolve_seed(seed)
+    check_num_images(n)
+    _check(prompt, options, loras, lora_dir)
     if latents and safety_checker is not None:
-        raise ConfigError("--safety-checker looks at pictures, and --latents makes none; drop one")
+        raise ConfigError("--safety-checker needs images, and --latents makes none; drop one")
     if library is not None:
         list_lora_files(library.expanduser())
-    canvas = _canvas(image, mask, strength)
+    init_image = _load_init_image(image, mask, strength)
     folder = ensure_writable_folder(out.expanduser())
     if download:
         fetch(model)
@@ -158,52 +174,53 @@ def generate(
 
         pipe = _open(model, device, precision, lora_dir, safety_checker)
         pipe.strict = not allow_mismatch
-        for one in loras:
+        for request in loras:
             pipe.load_lora(
-                one.name,
-                one.weight,
-                unet_weight=one.unet_weight,
-                lbw=one.lbw,
-                start=one.start,
-                stop=one.stop,
+                request.name,
+                request.weight,
+                unet_weight=request.unet_weight,
+                lbw=request.lbw,
+                start=request.start,
+                stop=request.stop,
             )
         if library is not None:
             pipe.load_library(library)
-    jobs = make_image_jobs([prompt], seed, n, canvas)
+    jobs = make_image_jobs([prompt], first_seed, n, init_image)
     with progress_bar(
         "drawing", total=n * LatentPreparer(pipe.model, options, jobs).num_steps
     ) as advance:
         if latents:
             file = save_latents(pipe.generate_latents(jobs, options, advance), jobs, folder)
-            told = f"latents of {n} {'picture' if n == 1 else 'pictures'} in {file}"
+            result = f"latents of {n} {'image' if n == 1 else 'images'} in {file}"
         else:
             save_images(pipe.generate(jobs, options, advance), folder)
-            told = f"{n} {'picture' if n == 1 else 'pictures'} and grid.png in {folder}"
+            result = f"{n} {'image' if n == 1 else 'images'} and grid.png in {folder}"
     if library is not None:
-        typer.echo(_awake(pipe, jobs[0].prompt.text))
-    typer.echo(told)
+        typer.echo(_describe_active_tags(pipe, jobs[0].prompt.text))
+    if seed == RANDOM_SEED:
+        typer.echo(f"seed: {first_seed}")
+    typer.echo(result)
 
 
 def _check(
-    prompt: str, options: SamplingOptions, seed: int, n: int,
-    loras: Sequence[LoraRequest], lora_dir: Path,
-) -> None:  # fmt: skip
-    """Find what is wrong with the command before the seconds that loading takes."""
-    check_seed(seed)
-    check_count(n)
+    prompt: str, options: SamplingOptions, loras: Sequence[LoraRequest], lora_dir: Path
+) -> None:
+    """Check the prompts and LoRAs before the model is loaded, which takes seconds."""
     check_negative_prompt(options.negative_prompt)
-    for mention in parse_prompt(prompt).loras:
-        find_lora(mention.name, lora_dir.expanduser())
-    for option in loras:
-        resolve_lora(option.name, lora_dir.expanduser())
+    for request in parse_prompt(prompt).loras:
+        find_lora(request.name, lora_dir.expanduser())
+    for request in loras:
+        resolve_lora(request.name, lora_dir.expanduser())
 
 
-def _canvas(image: Path | None, mask: Path | None, strength: float | None) -> "InitImage | None":
-    """Read what is drawn on, if there is something."""
+def _load_init_image(
+    image: Path | None, mask: Path | None, strength: float | None
+) -> "InitImage | None":
+    """Read the image to start from and its mask; None without an image."""
     if strength is not None and image is None:
-        raise ConfigError("--strength goes with --image PICTURE")
+        raise ConfigError("--strength goes with --image FILE")
     if mask is not None and image is None:
-        raise ConfigError("--mask goes with --image PICTURE")
+        raise ConfigError("--mask goes with --image FILE")
     if image is None:
         return None
     from lorasmith.inference.init_image import InitImage
@@ -211,13 +228,13 @@ def _canvas(image: Path | None, mask: Path | None, strength: float | None) -> "I
     return InitImage.load(image, mask)
 
 
-def _awake(pipe: "Pipeline", text: str) -> str:
+def _describe_active_tags(pipe: "Pipeline", text: str) -> str:
     """Say which of a library's tags are in a prompt."""
-    awake, known = pipe.find_library_tags(text), pipe.library_tags
-    if awake:
-        return f"awake: {', '.join(awake)}"
-    shown = ", ".join(known[:_TAGS_SHOWN]) + (", ..." if len(known) > _TAGS_SHOWN else "")
-    return f"nothing of the library is awake; its tags are {shown}"
+    active, tags = pipe.find_library_tags(text), pipe.library_tags
+    if active:
+        return f"activated: {', '.join(active)}"
+    shown = ", ".join(tags[:_TAGS_SHOWN]) + (", ..." if len(tags) > _TAGS_SHOWN else "")
+    return f"no LoRA of the library is activated; its tags are {shown}"
 
 
 def _open(

@@ -66,7 +66,8 @@ class ImageGenerator:
     @property
     def image_side(self) -> int:
         """Longer side of the pictures in pixels."""
-        return max(self.options.size_for(self.model.default_size, self.model.vae_scale_factor))
+        side = self.model.default_size
+        return max(self.options.resolve_size((side, side), self.model.vae_scale_factor))
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Pictures to start from: changed as a whole, or painted anew where a mask is white."""
+"""Images to start from: changed everywhere, or inpainted where a mask is white."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,82 +14,88 @@ from lorasmith.data.images.decode import BLACK, Pixels, as_decoded, decode, deco
 from lorasmith.inference.options import Size
 
 ImageInput = str | Path | Image.Image
-"""A file, or a picture in memory."""
+"""A file, or an image in memory."""
 
-_MOST = 4
-"""Times the pixels that a model was trained at; larger pictures need a size that is asked for."""
+_MAX_AREA_RATIO = 4
+"""Times the pixels that a model was trained at; for larger images the user has to give a size."""
 
 
 @dataclass(frozen=True, eq=False)
 class InitImage:
-    """What is drawn on."""
+    """The image that generation starts from."""
 
     image: Image.Image
     """RGB."""
     mask: Image.Image | None = None
-    """L, of the picture's size: white is painted anew. None for the whole picture."""
+    """L, of the image's size: white is inpainted. None for the full image."""
 
     @classmethod
     def load(cls, image: ImageInput | None, mask: ImageInput | None = None) -> "InitImage | None":
-        """Read a picture and its mask; None without a picture.
+        """Read an image and its mask; None without an image.
 
         Raises:
-            ConfigError: there is no such file, or a mask without a picture.
-            DataError: a file is no picture, or the mask has another shape than its picture.
+            ConfigError: there is no such file, or a mask without an image.
+            DataError: a file is no image, or the mask has another shape than its image.
         """
         if image is None:
             if mask is not None:
-                raise ConfigError("mask: says what of a picture is painted anew; give the picture")
+                raise ConfigError("mask: says what of an image is inpainted; give the image too")
             return None
         if isinstance(image, Image.Image):
-            picture = as_decoded(image)
+            rgb = as_decoded(image)
         else:
-            picture = decode(_content(image, "image"), str(image))
+            rgb = decode(_read_bytes(image, "image"), str(image))
         if mask is None:
-            return cls(picture)
+            return cls(rgb)
         if isinstance(mask, Image.Image):
             grey = as_decoded(mask, BLACK).convert("L")
-            return cls(picture, fitted_mask(grey, "mask", picture.size))
-        return cls(picture, decode_mask(_content(mask, "mask"), str(mask), picture.size))
+            return cls(rgb, fitted_mask(grey, "mask", rgb.size))
+        return cls(rgb, decode_mask(_read_bytes(mask, "mask"), str(mask), rgb.size))
 
-    def size_for(self, default: int, multiple: int) -> Size:
-        """Return (width, height) to draw at where nothing is asked for: its own, rounded down.
+    def default_size(self, model_side: int, multiple: int) -> Size:
+        """Return (width, height) where the user gives none: the image's, rounded down.
 
         Args:
-            default: side of the squares that the model was trained at.
+            model_side: side of the squares that the model was trained at.
             multiple: pixels per latent.
 
         Raises:
-            ConfigError: it is so large that this can hardly be meant; another size is named.
+            ConfigError: it is so large that the user hardly means it; another size is named.
         """
         width, height = self.image.size
-        if width * height > _MOST * default**2:
-            scale = default / (width * height) ** 0.5
-            near = "x".join(str(_down(side * scale, multiple)) for side in (width, height))
+        if width * height > _MAX_AREA_RATIO * model_side**2:
+            scale = model_side / (width * height) ** 0.5
+            sides = (_round_down(side * scale, multiple) for side in (width, height))
             raise ConfigError(
-                f"size: the picture is {width}x{height}, much larger than what the model was "
-                f"trained at ({default}x{default}); give a size, such as {near}"
+                f"size: the image is {width}x{height}, much larger than what the model was "
+                f"trained at ({model_side}x{model_side}); give a size, such as "
+                f"{'x'.join(map(str, sides))}"
             )
-        return _down(width, multiple), _down(height, multiple)
+        return _round_down(width, multiple), _round_down(height, multiple)
 
     def image_tensor(self, size: Size) -> torch.Tensor:
-        """Return the picture, scaled to cover a size and cut to it: uint8 ``[3, H, W]``."""
-        return torch.from_numpy(_fitted(self.image, size)).permute(2, 0, 1)
+        """Return the image, scaled to cover a size and cropped to it: uint8 ``[3, H, W]``."""
+        return torch.from_numpy(_cover_and_crop(self.image, size)).permute(2, 0, 1)
 
     def mask_tensor(self, size: Size) -> torch.Tensor:
-        """Return what is painted anew, likewise: uint8 ``[1, H, W]``, all white without a mask."""
+        """Return the mask likewise: uint8 ``[1, H, W]``, all white without a mask."""
         if self.mask is None:
-            return torch.full((1, size[1], size[0]), 255, dtype=torch.uint8)
-        return torch.from_numpy(_fitted(self.mask, size)).unsqueeze(0)
+            return full_mask(size)
+        return torch.from_numpy(_cover_and_crop(self.mask, size)).unsqueeze(0)
 
 
-def _fitted(picture: Image.Image, size: Size) -> Pixels:
-    placed = place(picture.size, (Bucket(*size),))
-    left, top, _, _ = placed.crop
-    return np.array(cut(picture, placed, Frame(left, top, *size)))
+def full_mask(size: Size) -> torch.Tensor:
+    """Return a mask that inpaints everything: uint8 ``[1, H, W]``, all white."""
+    return torch.full((1, size[1], size[0]), 255, dtype=torch.uint8)
 
 
-def _content(file: str | Path, name: str) -> bytes:
+def _cover_and_crop(image: Image.Image, size: Size) -> Pixels:
+    placement = place(image.size, (Bucket(*size),))
+    left, top, _, _ = placement.crop
+    return np.array(cut(image, placement, Frame(left, top, *size)))
+
+
+def _read_bytes(file: str | Path, name: str) -> bytes:
     path = Path(file).expanduser()
     try:
         return path.read_bytes()
@@ -97,5 +103,5 @@ def _content(file: str | Path, name: str) -> bytes:
         raise ConfigError(f"{name}: {path}: cannot be read ({error.strerror})") from error
 
 
-def _down(side: float, multiple: int) -> int:
+def _round_down(side: float, multiple: int) -> int:
     return max(multiple, int(side) // multiple * multiple)

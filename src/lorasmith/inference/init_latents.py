@@ -1,8 +1,8 @@
-"""What the pictures of a call start from: noise, or the latents of pictures that are given.
+"""What the images of a call start from: noise, or the latents of init images.
 
-Random numbers are drawn from each picture's generator in the order of diffusers' pipelines, so that
-equal seeds give equal pictures: the sample of the given picture's latents, the noise, the sample of
-the latents around what is painted anew.
+Random numbers are drawn from each image's generator in the order of diffusers' pipelines, so that
+equal seeds give equal images: the sample of the init image's latents, the noise, the sample of the
+masked image's latents.
 """
 
 import math
@@ -17,171 +17,175 @@ from lorasmith.data.images.masks import at_latents, without_hole
 from lorasmith.data.images.square_images import to_signed
 from lorasmith.inference.denoise import sample_noise
 from lorasmith.inference.image_jobs import ImageJob
-from lorasmith.inference.init_image import InitImage
+from lorasmith.inference.init_image import InitImage, full_mask
 from lorasmith.inference.options import SamplingOptions, Size
 from lorasmith.models.family import detect_family
 from lorasmith.models.latents import encode_images
 from lorasmith.models.load import Model
 
-REFINER_STRENGTH, _CHANGES, _ANEW = 0.3, 0.75, 1.0
+REFINER_STRENGTH, _IMAGE_STRENGTH, _INPAINT_STRENGTH = 0.3, 0.75, 1.0
 """Strengths where none is given: of the SDXL refiner, of other models, and under a mask."""
 
 
 @dataclass(frozen=True)
 class InitLatents:
-    """Where a batch of B pictures starts."""
+    """Where a batch of B images starts."""
 
     noise: torch.Tensor
     """Unit noise, float32 ``[B, C, h, w]``."""
     image_latents: torch.Tensor | None
-    """Latents of the pictures that are changed, likewise; None where noise is all there is."""
+    """Latents of the init images, likewise; None starts from pure noise."""
     inpaint_cond: torch.Tensor | None
-    """What an inpainting model reads beside the noisy latents, ``[B, 1 + C, h, w]``: 1 where it is
-    to paint anew, and the latents of the rest."""
+    """What an inpainting model reads besides the noisy latents, ``[B, 1 + C, h, w]``: the mask, 1
+    where it inpaints, and the masked image's latents."""
 
 
-class _Moments(NamedTuple):
+class _LatentDistribution(NamedTuple):
     """A distribution of latents, float32 ``[C, h, w]`` each."""
 
     mean: torch.Tensor
-    deviation: torch.Tensor
+    std: torch.Tensor
 
-    def sample(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        """Return a sample, float32 ``[1, C, h, w]``."""
         shape = (self.mean.shape[0], self.mean.shape[1], self.mean.shape[2])
-        unit = sample_noise(generators, shape, self.mean.device)
-        return self.mean + self.deviation * unit
+        return self.mean + self.std * sample_noise([generator], shape, self.mean.device)
 
 
 class LatentPreparer:
-    """The starts of one call; each given picture is encoded once."""
+    """Prepares the latents that the images of one call start from.
+
+    Each init image is encoded once.
+    """
 
     def __init__(self, model: Model, options: SamplingOptions, jobs: Sequence[ImageJob]) -> None:
-        """Find out at which step and in which size the pictures start.
+        """Find the size of the images and the step that they start at.
 
         Raises:
-            ConfigError: the model cannot do that, or size and strength are not possible.
+            ConfigError: the model cannot do what is asked, or size and strength are not possible.
         """
-        canvases = [job.init_image for job in jobs if job.init_image is not None]
+        init_images = [job.init_image for job in jobs if job.init_image is not None]
         self._model = model
-        self._check(canvases, len(canvases) < len(jobs), options)
-        self.size = _size(model, options, canvases)
-        """Width and height of the pictures in pixels."""
-        self.strength = _strength(model, options, canvases[0]) if canvases else None
-        """Share of the steps that are taken; None where nothing is given to start from."""
+        _check_init_images(model, options, init_images, len(init_images) < len(jobs))
+        self.size = _choose_size(model, options, init_images)
+        """Width and height of the images in pixels."""
+        self.strength = _choose_strength(model, options, init_images[0]) if init_images else None
+        """Share of the steps that are taken; None without init images."""
         self.num_steps = count_steps(
             options.num_inference_steps, 1.0 if self.strength is None else self.strength
         )
         """How many steps are taken."""
         self.first_step = options.num_inference_steps - self.num_steps
-        """How many are left out before them."""
-        self._known: dict[tuple[int, bool], _Moments] = {}
+        """How many are skipped before them."""
+        self._distributions: dict[tuple[int, bool], _LatentDistribution] = {}
 
     def prepare(
         self, jobs: Sequence[ImageJob], generators: Sequence[torch.Generator]
     ) -> InitLatents:
-        """Return the start of one batch; the generators are those of its pictures."""
+        """Return what one batch starts from; the generators are those of its images."""
         model, (width, height) = self._model, self.size
         channels, scale = int(model.vae.config.latent_channels), model.vae_scale_factor
-        canvas_of = [job.init_image for job in jobs]
-        clean = surroundings = None
+        images = [job.init_image for job in jobs]
+        image_latents = inpaint_cond = None
         if self.strength is not None and (self.strength < 1.0 or not model.is_inpainting):
-            clean = self._sampled(canvas_of, generators, holed=False)
+            image_latents = self._sample_latents(images, generators, is_masked=False)
         shape = (channels, height // scale, width // scale)
         noise = sample_noise(generators, shape, model.unet.device)
         if model.is_inpainting:
-            holes = [_hole(canvas, self.size) for canvas in canvas_of]
-            mask = at_latents(torch.stack(holes), scale).to(noise.device)
-            rest = self._sampled(canvas_of, generators, holed=True)
-            surroundings = torch.cat([mask, rest], dim=1)
-        return InitLatents(noise, clean, surroundings)
+            masks = torch.stack([self._mask_of(image) for image in images])
+            latent_masks = at_latents(masks, scale).to(noise.device)
+            masked_latents = self._sample_latents(images, generators, is_masked=True)
+            inpaint_cond = torch.cat([latent_masks, masked_latents], dim=1)
+        return InitLatents(noise, image_latents, inpaint_cond)
 
-    def _sampled(
+    def _sample_latents(
         self,
-        canvases: Sequence[InitImage | None],
+        images: Sequence[InitImage | None],
         generators: Sequence[torch.Generator],
-        holed: bool,
+        is_masked: bool,
     ) -> torch.Tensor:
-        rows = [
-            self._moments(canvas, holed).sample([one])
-            for canvas, one in zip(canvases, generators, strict=True)
+        samples = [
+            self._encode(image, is_masked).sample(generator)
+            for image, generator in zip(images, generators, strict=True)
         ]
-        return torch.cat(rows)
+        return torch.cat(samples)
 
-    def _moments(self, canvas: InitImage | None, holed: bool) -> _Moments:
-        key = id(canvas), holed
-        if key not in self._known:
-            hole = _hole(canvas, self.size)
-            blank = torch.zeros(3, *hole.shape[1:])
-            signed = blank if canvas is None else to_signed(canvas.image_tensor(self.size))
-            shown = without_hole(signed, hole) if holed else signed
-            found = encode_images(self._model.vae, shown.unsqueeze(0))
-            self._known[key] = _Moments(*(one[0].to(self._model.unet.device) for one in found))
-        return self._known[key]
-
-    def _check(
-        self, canvases: Sequence[InitImage], some_blank: bool, options: SamplingOptions
-    ) -> None:
-        model = self._model
-        if detect_family(model) == "sdxl-refiner" and some_blank:
-            raise ConfigError(
-                f"model {model.folder}: this is an SDXL refiner, which finishes pictures and does "
-                "not draw by itself; give it a picture (generate --image), or use an SDXL base "
-                "model"
+    def _encode(self, image: InitImage | None, is_masked: bool) -> _LatentDistribution:
+        key = id(image), is_masked
+        if key not in self._distributions:
+            mask = self._mask_of(image)
+            grey = torch.zeros(3, *mask.shape[1:])
+            pixels = grey if image is None else to_signed(image.image_tensor(self.size))
+            if is_masked:
+                pixels = without_hole(pixels, mask)
+            moments = encode_images(self._model.vae, pixels.unsqueeze(0))
+            device = self._model.unet.device
+            self._distributions[key] = _LatentDistribution(
+                *(part[0].to(device) for part in moments)
             )
-        if not model.is_inpainting and any(canvas.mask is not None for canvas in canvases):
-            raise ConfigError(
-                f"mask: the model {model.folder} is not for inpainting (its U-Net has "
-                f"{model.unet.config.in_channels} input channels, not 9); use one that is, or "
-                "leave the mask out"
-            )
-        if options.strength is not None and some_blank:
-            raise ConfigError(
-                "strength: says how much of a picture is changed; give the picture (--image), or "
-                "leave it out"
-            )
+        return self._distributions[key]
+
+    def _mask_of(self, image: InitImage | None) -> torch.Tensor:
+        return full_mask(self.size) if image is None else image.mask_tensor(self.size)
 
 
-def count_steps(steps: int, strength: float) -> int:
-    """Return how many steps a strength is, as diffusers counts them.
+def count_steps(num_inference_steps: int, strength: float) -> int:
+    """Return how many steps are taken at a strength, as diffusers counts them.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: none.
     """
-    taken = int(steps * strength)
-    if taken < 1:
+    num_steps = int(num_inference_steps * strength)
+    if num_steps < 1:
         raise ConfigError(
-            f"steps: {steps} times the strength {strength:g} is less than one; take at least "
-            f"{math.ceil(1 / strength)} steps, or a higher strength"
+            f"num_inference_steps: {num_inference_steps} times the strength {strength:g} is less "
+            f"than one; take at least {math.ceil(1 / strength)} steps, or a higher strength"
         )
-    return taken
+    return num_steps
 
 
 def make_blank_inpaint_cond(model: Model, size: Size, count: int) -> torch.Tensor:
-    """Return what an inpainting model reads where all is painted anew, ``[count, 1 + C, h, w]``.
+    """Return what an inpainting model reads where it inpaints everything, ``[count, 1 + C, h, w]``.
 
-    The latents of a grey picture, their mean.
+    The latents are the mean of a grey image's.
     """
     width, height = size
     mean, _ = encode_images(model.vae, torch.zeros(1, 3, height, width))
-    one = torch.cat([torch.ones_like(mean[:, :1]), mean], dim=1).to(model.unet.device)
-    return one.expand(count, *one.shape[1:])
+    cond = torch.cat([torch.ones_like(mean[:, :1]), mean], dim=1).to(model.unet.device)
+    return cond.expand(count, *cond.shape[1:])
 
 
-def _hole(canvas: InitImage | None, size: Size) -> torch.Tensor:
-    if canvas is None:
-        return torch.full((1, size[1], size[0]), 255, dtype=torch.uint8)
-    return canvas.mask_tensor(size)
+def _check_init_images(
+    model: Model, options: SamplingOptions, images: Sequence[InitImage], some_start_from_noise: bool
+) -> None:
+    if detect_family(model) == "sdxl-refiner" and some_start_from_noise:
+        raise ConfigError(
+            f"model {model.folder}: this is an SDXL refiner, which only finishes images; give it "
+            "an image (generate --image), or use an SDXL base model"
+        )
+    if not model.is_inpainting and any(image.mask is not None for image in images):
+        raise ConfigError(
+            f"mask: the model {model.folder} is not for inpainting (its U-Net has "
+            f"{model.unet.config.in_channels} input channels, not 9); use one that is, or "
+            "leave the mask out"
+        )
+    if options.strength is not None and some_start_from_noise:
+        raise ConfigError(
+            "strength: says how much of an image is changed; give the image (--image), or "
+            "leave it out"
+        )
 
 
-def _size(model: Model, options: SamplingOptions, canvases: Sequence[InitImage]) -> Size:
-    if options.size is None and canvases:
-        return canvases[0].size_for(model.default_size, model.vae_scale_factor)
-    return options.size_for(model.default_size, model.vae_scale_factor)
+def _choose_size(model: Model, options: SamplingOptions, images: Sequence[InitImage]) -> Size:
+    default = model.default_size, model.default_size
+    if images and options.width is None and options.height is None:
+        default = images[0].default_size(model.default_size, model.vae_scale_factor)
+    return options.resolve_size(default, model.vae_scale_factor)
 
 
-def _strength(model: Model, options: SamplingOptions, canvas: InitImage) -> float:
+def _choose_strength(model: Model, options: SamplingOptions, image: InitImage) -> float:
     if options.strength is not None:
         return options.strength
-    if canvas.mask is not None:
-        return _ANEW
-    return REFINER_STRENGTH if detect_family(model) == "sdxl-refiner" else _CHANGES
+    if image.mask is not None:
+        return _INPAINT_STRENGTH
+    return REFINER_STRENGTH if detect_family(model) == "sdxl-refiner" else _IMAGE_STRENGTH

@@ -1,4 +1,4 @@
-"""An optional judge of pictures: a function, or Stable Diffusion's checker in a local folder."""
+"""An optional safety checker: any function, or Stable Diffusion's from a local folder."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from lorasmith.models.files.source import naming_part
 from lorasmith.models.suppress_logs import suppress_logs
 
 SafetyChecker = Callable[[Sequence[Image.Image]], Sequence[bool]]
-"""Tells of each picture whether it must not be shown."""
+"""Says of each image whether it is unsafe."""
 
-# OpenAI's CLIP was trained on pictures with these means and deviations (red, green, blue).
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+# Mean and standard deviation of the images OpenAI's CLIP was trained on (red, green, blue).
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_safety_checker(folder: str | Path, device: torch.device) -> SafetyChecker:
@@ -35,16 +35,16 @@ def load_safety_checker(folder: str | Path, device: torch.device) -> SafetyCheck
             "diffusers model"
         )
     with naming_part(path.parent, path.name), suppress_logs():
-        checker, told = StableDiffusionSafetyChecker.from_pretrained(
+        network, info = StableDiffusionSafetyChecker.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-        if told["missing_keys"]:
-            raise WeightsError(f"{len(told['missing_keys'])} of its tensors are missing")
-    return _Checker(checker.to(device).eval())
+        if info["missing_keys"]:
+            raise WeightsError(f"{len(info['missing_keys'])} of its tensors are missing")
+    return _StableDiffusionChecker(network.to(device).eval())
 
 
-class _Checker:
-    """Stable Diffusion's own checker, which compares pictures with concepts in CLIP's space."""
+class _StableDiffusionChecker:
+    """Stable Diffusion's checker, which compares images with concepts in CLIP's space."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
@@ -53,23 +53,24 @@ class _Checker:
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[bool]:
         device = next(self._network.parameters()).device
-        seen = torch.stack([preprocess_for_clip(image, self._side) for image in images]).to(device)
-        # It blackens the second argument, which has to be there.
-        nothing = np.zeros((len(images), 1, 1, 3))
-        return [bool(bad) for bad in self._network(seen, nothing)[1]]
+        inputs = torch.stack([preprocess_for_clip(image, self._side) for image in images])
+        # The network blackens its second argument, which we do not use.
+        dummy = np.zeros((len(images), 1, 1, 3))
+        return [bool(unsafe) for unsafe in self._network(inputs.to(device), dummy)[1]]
 
 
 def preprocess_for_clip(image: Image.Image, side: int) -> torch.Tensor:
-    """Return a picture as CLIP sees it, float32 ``[3, side, side]``.
+    """Return an image as CLIP's input, float32 ``[3, side, side]``.
 
-    The shorter side is resized (bicubic), the middle cut out, channels are normalised.
+    The shorter side is resized (bicubic), the centre cropped, channels are normalised.
     """
     width, height = image.size
     scale = side / min(width, height)
     size = max(side, round(width * scale)), max(side, round(height * scale))
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    cut = resized.crop((left, top, left + side, top + side))
-    values = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1).float() / 255
-    mean, deviation = (torch.tensor(one)[:, None, None] for one in (_MEAN, _DEVIATION))
-    return (values - mean) / deviation
+    cropped = resized.crop((left, top, left + side, top + side))
+    values = torch.from_numpy(np.asarray(cropped).copy()).permute(2, 0, 1).float() / 255
+    mean = torch.tensor(_CLIP_MEAN)[:, None, None]
+    std = torch.tensor(_CLIP_STD)[:, None, None]
+    return (values - mean) / std

@@ -1,15 +1,19 @@
-"""Samplers by the names that people use, as diffusers schedulers.
+"""Samplers: functions from a model's scheduler config to a diffusers scheduler.
 
-What a model was taught (betas, prediction type, zero terminal SNR) comes from its scheduler's
-config; how the noise is walked down belongs to the sampler. Choices below follow what the same
+What a model was trained with (betas, prediction type, zero terminal SNR) comes from its scheduler
+config; how the noise is removed belongs to the sampler. The settings below follow what the same
 name means in A1111 and in the "Schedulers" table of diffusers' documentation.
+
+Another package adds a sampler with ``registries.SAMPLERS.register("name", function)``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.core.errors import ConfigError, did_you_mean
+from lorasmith.core.errors import ConfigError
+from lorasmith.registries import SAMPLERS
 
 if TYPE_CHECKING:
     import torch
@@ -17,37 +21,38 @@ if TYPE_CHECKING:
 Scheduler = Any
 """A diffusers scheduler (the library ships no usable types)."""
 
+SchedulerConfig = Mapping[str, Any]
+"""The content of a model's ``scheduler_config.json``."""
 
-@dataclass(frozen=True)
-class Sampler:
-    """One way of walking from noise to a picture."""
+Sampler = Callable[[SchedulerConfig], Scheduler]
+"""What the registry `SAMPLERS` holds."""
 
-    label: str
-    """The name in A1111 and in picture metadata."""
-    scheduler: str
-    """Name of the class in diffusers."""
-    spacing: str
-    """Where the timesteps lie (table 2 of arXiv:2305.08891)."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of the class."""
-
-
-SAMPLERS: Mapping[str, Sampler] = {
-    # Latents are not bounded to [-1, 1], so predicted ones are never clipped.
-    "ddim": Sampler("DDIM", "DDIMScheduler", "leading", {"clip_sample": False}),
-    "ddpm": Sampler("DDPM", "DDPMScheduler", "leading", {"clip_sample": False}),
-    "dpm++": Sampler(
-        "DPM++ 2M",
-        "DPMSolverMultistepScheduler",
-        "linspace",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"},
-    ),
-    # k-diffusion's samplers start at the last timestep, hence linspace.
-    "euler": Sampler("Euler", "EulerDiscreteScheduler", "linspace"),
-    "euler-a": Sampler("Euler a", "EulerAncestralDiscreteScheduler", "linspace"),
+_LABELS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "unipc": "UniPC",
 }
+"""A1111's names, which image metadata use."""
 
-_OF_THE_MODEL = (
+_CLASS_NAMES = {
+    "ddimscheduler": "ddim",
+    "ddpmscheduler": "ddpm",
+    "dpmsolvermultistepscheduler": "dpmpp_2m",
+    "eulerdiscretescheduler": "euler",
+    "eulerancestraldiscretescheduler": "euler_a",
+    "heundiscretescheduler": "heun",
+    "unipcmultistepscheduler": "unipc",
+}
+"""Diffusers' class names in lower case."""
+
+_MODEL_SETTINGS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -58,66 +63,136 @@ _OF_THE_MODEL = (
 )
 
 
-def check_sampler(name: str) -> Sampler:
-    """Return the sampler of that name.
+def resolve_sampler(name: str) -> str:
+    """Return the registered name of a sampler.
+
+    A1111's and diffusers' names are accepted in any case: ``DPM++ 2M Karras``, ``Euler a``,
+    ``EulerAncestralDiscreteScheduler``.
 
     Raises:
-        ConfigError: unknown name; close matches, else all names, are given.
+        ConfigError: there is no such sampler; a close name or all names are given.
     """
-    sampler = SAMPLERS.get(name)
-    if sampler is None:
-        hint = did_you_mean(str(name).lower().replace("_", "-"), SAMPLERS)
-        raise ConfigError(
-            f"sampler: {name!r} is unknown{hint or '; use one of ' + ', '.join(SAMPLERS)}"
-        )
-    return sampler
+    text = str(name)
+    if text in SAMPLERS:
+        return text
+    key = re.sub(r"[\s_-]+", "_", text.strip().lower()).replace("++", "pp")
+    key = _CLASS_NAMES.get(key, key)
+    return key if key in SAMPLERS else SAMPLERS.check(text)
+
+
+def sampler_label(name: str) -> str:
+    """Return the name that image metadata use: A1111's, or the registered one."""
+    return _LABELS.get(name, name)
 
 
 def make_scheduler(
-    name: str, scheduler_config: Mapping[str, Any], steps: int, device: "torch.device"
+    name: str, config: SchedulerConfig, num_inference_steps: int, device: "torch.device"
 ) -> Scheduler:
-    """Return a fresh diffusers scheduler whose ``steps`` timesteps are set on ``device``.
+    """Return a fresh diffusers scheduler with its timesteps set on ``device``.
 
-    A scheduler carries the state of one walk: make one for every batch.
+    A scheduler keeps the state of one denoising loop: make one for every batch.
 
     Raises:
         ConfigError: unknown sampler, a prediction type other than epsilon or v_prediction, or
             more steps than the model has noise levels.
     """
-    import diffusers
-
-    sampler = check_sampler(name)
-    levels = int(scheduler_config.get("num_train_timesteps", 1000))
-    if not 1 <= steps <= levels:
-        raise ConfigError(f"steps: {steps} is not possible; use a whole number, 1 to {levels}")
-    kind = getattr(diffusers, sampler.scheduler)
-    scheduler = kind(**_arguments(name, sampler, scheduler_config, steps))
-    scheduler.set_timesteps(steps, device=device)
+    sampler = SAMPLERS.get(resolve_sampler(name))
+    levels = int(config.get("num_train_timesteps", 1000))
+    if not 1 <= num_inference_steps <= levels:
+        raise ConfigError(
+            f"num_inference_steps: {num_inference_steps} is not possible; "
+            f"use a whole number, 1 to {levels}"
+        )
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ConfigError(
+            f"prediction_type {prediction_type!r} is not supported; use epsilon or v_prediction"
+        )
+    scheduler = sampler(config)
+    if num_inference_steps == levels and scheduler.config.get("steps_offset"):
+        scheduler.register_to_config(steps_offset=0)  # an offset would pass the last level
+    scheduler.set_timesteps(num_inference_steps, device=device)
     return scheduler
 
 
-def _arguments(
-    name: str, sampler: Sampler, config: Mapping[str, Any], steps: int
-) -> dict[str, Any]:
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
+def ddim(config: SchedulerConfig) -> Scheduler:
+    set_alpha_to_one = bool(config.get("set_alpha_to_one", False))
+    return _build(
+        "DDIMScheduler", config, "leading", clip_sample=False, set_alpha_to_one=set_alpha_to_one
+    )
+
+
+def ddpm(config: SchedulerConfig) -> Scheduler:
+    return _build("DDPMScheduler", config, "leading", clip_sample=False)
+
+
+def dpmpp_2m(config: SchedulerConfig) -> Scheduler:
+    return _build_dpmpp(config)
+
+
+def dpmpp_2m_karras(config: SchedulerConfig) -> Scheduler:
+    return _build_dpmpp(config, use_karras_sigmas=True)
+
+
+def dpmpp_2m_sde(config: SchedulerConfig) -> Scheduler:
+    return _build_dpmpp(config, algorithm_type="sde-dpmsolver++")
+
+
+def dpmpp_2m_sde_karras(config: SchedulerConfig) -> Scheduler:
+    return _build_dpmpp(config, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True)
+
+
+def euler(config: SchedulerConfig) -> Scheduler:
+    return _build("EulerDiscreteScheduler", config, "linspace")
+
+
+def euler_a(config: SchedulerConfig) -> Scheduler:
+    return _build("EulerAncestralDiscreteScheduler", config, "linspace")
+
+
+def heun(config: SchedulerConfig) -> Scheduler:
+    return _build("HeunDiscreteScheduler", config, "linspace")
+
+
+def unipc(config: SchedulerConfig) -> Scheduler:
+    return _build("UniPCMultistepScheduler", config, "linspace", final_sigmas_type="zero")
+
+
+def _build_dpmpp(config: SchedulerConfig, **settings: Any) -> Scheduler:
+    settings = {"algorithm_type": "dpmsolver++", **settings}
+    return _build(
+        "DPMSolverMultistepScheduler", config, "linspace",
+        solver_order=2, final_sigmas_type="zero", **settings,
+    )  # fmt: skip
+
+
+def _build(class_name: str, config: SchedulerConfig, spacing: str, **settings: Any) -> Scheduler:
+    """Return a scheduler with a model's settings and a sampler's.
+
+    Args:
+        class_name: in diffusers.
+        config: the model's.
+        spacing: where the timesteps lie (table 2 of arXiv:2305.08891). k-diffusion's samplers start
+            at the last timestep, hence linspace. Models that need the last level get trailing.
+        settings: of the sampler. Latents are not bounded to [-1, 1], so predicted ones are never
+            clipped.
+    """
+    import diffusers
+
+    scheduler_class = getattr(diffusers, class_name)
+    model_settings = {key: config[key] for key in _MODEL_SETTINGS if key in config}
+    if not model_settings.get("rescale_betas_zero_snr"):
+        model_settings.pop("rescale_betas_zero_snr", None)
+    unsupported = set(model_settings) - set(inspect.signature(scheduler_class).parameters)
+    if unsupported:
         raise ConfigError(
-            f"prediction_type {prediction!r} is not supported; use epsilon or v_prediction"
+            f"the model's scheduler needs {', '.join(sorted(unsupported))}, which "
+            f"{class_name.removesuffix('Scheduler')} does not have; use the sampler euler"
         )
-    arguments: dict[str, Any] = {key: config[key] for key in _OF_THE_MODEL if key in config}
-    spacing = _spacing(sampler, config)
-    arguments |= {"timestep_spacing": spacing, **sampler.extra}
-    levels = int(config.get("num_train_timesteps", 1000))
-    # Stable Diffusion's DDIM visits 1, 51, ..., not 0, 50, ... With one step per level the offset
-    # would pass the last one.
-    arguments["steps_offset"] = 1 if spacing == "leading" and steps < levels else 0
-    if name == "ddim":
-        arguments["set_alpha_to_one"] = bool(config.get("set_alpha_to_one", False))
-    return arguments
-
-
-def _spacing(sampler: Sampler, config: Mapping[str, Any]) -> str:
-    """Return the sampler's own spacing unless the model needs one that reaches the last level."""
     if config.get("rescale_betas_zero_snr") or config.get("timestep_spacing") == "trailing":
-        return "trailing"
-    return sampler.spacing
+        spacing = "trailing"
+    # Stable Diffusion's DDIM visits 1, 51, ..., not 0, 50, ...
+    steps_offset = 1 if spacing == "leading" else 0
+    return scheduler_class(
+        **model_settings, timestep_spacing=spacing, steps_offset=steps_offset, **settings
+    )

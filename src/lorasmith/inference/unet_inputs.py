@@ -1,4 +1,4 @@
-"""What a model's U-Net wants: whether its parts belong together, and its inputs for one batch."""
+"""The U-Net's inputs for one batch, and whether a model's parts fit together."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,19 @@ from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model
 from lorasmith.models.text.encode import Conditioning
 
-_SCORE, _NEGATIVE_SCORE = 6.0, 2.5
-"""How good pictures shall look, and how good those of the negative prompt do."""
+_AESTHETIC_SCORE, _NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""Diffusers' defaults for the SDXL refiner."""
 
 
 def check_components(model: Model) -> None:
-    """Refuse models whose parts do not belong together or that want inputs we do not give."""
-    unet, where = model.unet.config, f"model {model.folder}: unet"
-    two = detect_family(model) in ("sdxl", "sdxl-refiner")
-    if two != (model.text_encoder_2 is not None):
+    """Check that a model's parts belong together.
+
+    Raises:
+        WeightsError: they do not, or the U-Net needs inputs that lorasmith does not give.
+    """
+    unet, name = model.unet.config, f"model {model.folder}: unet"
+    is_sdxl = detect_family(model) in ("sdxl", "sdxl-refiner")
+    if is_sdxl != (model.text_encoder_2 is not None):
         raise WeightsError(
             f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
             "text encoders and a U-Net that reads sizes, other models have neither"
@@ -27,38 +31,47 @@ def check_components(model: Model) -> None:
     channels = int(model.vae.config.latent_channels)
     if unet.in_channels not in (channels, 2 * channels + 1):
         raise WeightsError(
-            f"{where} takes {unet.in_channels} channels and the vae makes {channels}; use a model "
+            f"{name} takes {unet.in_channels} channels and the vae makes {channels}; use a model "
             f"that takes {channels}, or {2 * channels + 1} for inpainting"
         )
     width = sum(encoder.config.hidden_size for encoder in model.text_encoders)
     if unet.cross_attention_dim != width:
         raise WeightsError(
-            f"{where} reads text of width {unet.cross_attention_dim}, text_encoder writes {width}"
+            f"{name} reads text of width {unet.cross_attention_dim}, text_encoder writes {width}"
         )
 
 
 def make_added_conditioning(
-    model: Model, wanted: Sequence[Conditioning], unwanted: Sequence[Conditioning], size: Size
+    model: Model,
+    positive: Sequence[Conditioning],
+    negative: Sequence[Conditioning],
+    size: Size,
 ) -> AddedConditioning | None:
-    """Return SDXL's further inputs for one batch: whole pictures of the size that is drawn.
+    """Return SDXL's added conditioning for uncropped images of a size; None for other models.
 
-    The refiner is told scores instead, those of diffusers' pipelines.
+    The refiner gets the aesthetic scores of diffusers' pipelines.
+
+    Args:
+        model: tells the family.
+        positive: the prompts of a batch.
+        negative: their negative prompts.
+        size: width and height in pixels.
     """
-    pooled = [one.pooled for one in wanted if one.pooled is not None]
-    negative = [one.pooled for one in unwanted if one.pooled is not None]
-    if not pooled or not negative:
+    pooled = [text.pooled for text in positive if text.pooled is not None]
+    negative_pooled = [text.pooled for text in negative if text.pooled is not None]
+    if not pooled or not negative_pooled:
         return None
-    summaries = torch.stack(pooled)
+    embeds, negative_embeds = torch.stack(pooled), torch.stack(negative_pooled)
     width, height = size
-    frame = [float(height), float(width), 0.0, 0.0]
-    if detect_family(model) != "sdxl-refiner":
-        sizes = _rows([*frame, *frame[:2]], summaries)
-        return AddedConditioning(summaries, torch.stack(negative), sizes, sizes)
-    wished, shunned = [*frame, _SCORE], [*frame, _NEGATIVE_SCORE]
-    return AddedConditioning(
-        summaries, torch.stack(negative), _rows(wished, summaries), _rows(shunned, summaries)
-    )
+    size_and_crop = [float(height), float(width), 0.0, 0.0]
+    if detect_family(model) == "sdxl-refiner":
+        time_ids = _repeat([*size_and_crop, _AESTHETIC_SCORE], embeds)
+        negative_time_ids = _repeat([*size_and_crop, _NEGATIVE_AESTHETIC_SCORE], embeds)
+    else:
+        time_ids = _repeat([*size_and_crop, *size_and_crop[:2]], embeds)
+        negative_time_ids = time_ids
+    return AddedConditioning(embeds, negative_embeds, time_ids, negative_time_ids)
 
 
-def _rows(numbers: list[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(numbers, device=like.device).expand(len(like), -1)
+def _repeat(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=like.device).expand(len(like), -1)

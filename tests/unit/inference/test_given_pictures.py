@@ -80,8 +80,8 @@ IMG2IMG = {
 @pytest.mark.parametrize(
     ("family", "sampler", "strength"),
     [
-        ("sd1", "ddim", 0.5), ("sd1", "euler", 0.75), ("sd1", "euler-a", 0.5),
-        ("sd1", "dpm++", 0.6), ("sd1", "ddpm", 1.0), ("sd2", "ddim", 0.5), ("sdxl", "ddim", 0.5),
+        ("sd1", "ddim", 0.5), ("sd1", "euler", 0.75), ("sd1", "euler_a", 0.5),
+        ("sd1", "dpmpp_2m", 0.6), ("sd1", "ddpm", 1.0), ("sd2", "ddim", 0.5), ("sdxl", "ddim", 0.5),
         ("sdxl-refiner", "ddim", 0.3),
     ],
 )  # fmt: skip
@@ -145,10 +145,15 @@ def test_the_size_is_that_of_the_picture_or_what_is_asked_for(tiny_model: Path) 
     drawn = pipe("an apple", image=picture, num_inference_steps=2)[0]
     assert drawn.size == (88, 64)
     assert "Denoising strength: 0.75" in drawn.info["parameters"]
-    assert pipe("an apple", image=picture, num_inference_steps=2, size="64x96")[0].size == (64, 96)
+    assert pipe("an apple", image=picture, num_inference_steps=2, width=64, height=96)[0].size == (
+        64,
+        96,
+    )
     with pytest.raises(ConfigError, match="give a size, such as 88x40"):
         pipe("an apple", image=Image.new("RGB", (400, 200)), num_inference_steps=2)
-    assert pipe("an apple", image=Image.new("RGB", (400, 200)), num_inference_steps=2, size="64x64")
+    assert pipe(
+        "an apple", image=Image.new("RGB", (400, 200)), num_inference_steps=2, width=64, height=64
+    )
 
 
 def test_steps_of_loras_are_those_that_are_taken(tiny_model: Path, pipe: Pipeline) -> None:
@@ -169,8 +174,8 @@ def test_steps_of_loras_are_those_that_are_taken(tiny_model: Path, pipe: Pipelin
     ("family", "more", "message"),
     [
         ("sd1", {"mask_image": "m.png", "image": "p.png"}, "is not for inpainting"),
-        ("sd1", {"mask_image": "m.png"}, "mask: .* give the picture"),
-        ("sd1", {"strength": 0.5}, "strength: .* give the picture"),
+        ("sd1", {"mask_image": "m.png"}, "mask: .* give the image"),
+        ("sd1", {"strength": 0.5}, "strength: .* give the image"),
         ("sd1", {"image": "p.png", "strength": 0.0}, "strength: 0.0 is not possible"),
         (
             "sd1",

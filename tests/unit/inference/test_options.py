@@ -1,8 +1,15 @@
 import pytest
+import torch
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.image_jobs import make_image_jobs
-from lorasmith.inference.options import SamplingKeywords, SamplingOptions, parse_size
+from lorasmith.inference.options import (
+    SamplingKeywords,
+    SamplingOptions,
+    parse_optional_size,
+    parse_size,
+    resolve_seed,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,43 +26,76 @@ from lorasmith.inference.options import SamplingKeywords, SamplingOptions, parse
         ("guidance_rescale", 1.5),
         ("batch_size", 0),
         ("clip_skip", 0),
-        ("size", "128"),
-        ("size", "128x-8"),
-        ("size", (0, 8)),
-        ("size", (99999, 8)),
-        ("size", 128),
-        ("sampler", "eulr"),
+        ("width", "128"),
+        ("width", -8),
+        ("height", 0),
+        ("height", 99999),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"^{field}( .--[a-z]+.)?: "):
+    with pytest.raises(ConfigError, match=f"^{field}: "):
         SamplingOptions(**{field: value})
 
 
 def test_an_unknown_option_gets_close_matches() -> None:
     with pytest.raises(ConfigError, match="'num_inference_step'; did you mean num_inference_steps"):
-        SamplingOptions.of({"num_inference_step": 3})
+        SamplingOptions.from_keywords({"num_inference_step": 3})
 
 
 def test_the_keywords_are_the_fields() -> None:
     assert set(SamplingKeywords.__annotations__) == set(SamplingOptions.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("text", ["128x64", " 128 X 64", "128×64", (128, 64)])
-def test_sizes(text: object) -> None:
-    assert parse_size(text) == (128, 64)
-    assert SamplingOptions(size=text).size_for(512, 8) == (128, 64)
-    assert SamplingOptions().size_for(512, 8) == (512, 512)
+@pytest.mark.parametrize("text", ["128x64", " 128 X 64", "128×64"])
+def test_size_is_parsed_from_text(text: str) -> None:
+    assert parse_optional_size(text) == parse_size(text) == (128, 64)
+    assert parse_optional_size(None) == (None, None)
 
 
-def test_a_size_between_latents_gets_the_nearest_one() -> None:
+@pytest.mark.parametrize("text", ["128", "128x-8", "0x8", "99999x8"])
+def test_malformed_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="^size: "):
+        parse_size(text)
+
+
+def test_missing_sides_are_the_models() -> None:
+    default = 512, 512
+    assert SamplingOptions().resolve_size(default, 8) == (512, 512)
+    assert SamplingOptions(width=128).resolve_size(default, 8) == (128, 512)
+    assert SamplingOptions(width=128, height=64).resolve_size(default, 8) == (128, 64)
+
+
+def test_size_between_latents_gets_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"100x130 is not in steps of 8 pixels; use 104x128"):
-        SamplingOptions(size="100x130").size_for(512, 8)
+        SamplingOptions(width=100, height=130).resolve_size((512, 512), 8)
     with pytest.raises(ConfigError, match="use 8x8"):
-        SamplingOptions(size="1x3").size_for(512, 8)
+        SamplingOptions(width=1, height=3).resolve_size((512, 512), 8)
 
 
-def test_pictures_belong_to_prompts_in_order() -> None:
+def test_samplers_are_named_as_in_the_registry() -> None:
+    assert SamplingOptions(sampler="DPM++ 2M Karras").sampler == "dpmpp_2m_karras"
+    with pytest.raises(ConfigError, match=r"there is no sampler 'eulr'; did you mean 'euler'"):
+        SamplingOptions(sampler="eulr")
+
+
+def test_seed_of_minus_one_is_random() -> None:
+    seeds = {resolve_seed(-1) for _ in range(8)}
+    assert len(seeds) > 1
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    first, second = make_image_jobs(["a"], -1, 2)
+    assert second.seed == first.seed + 1
+
+
+def test_generators_replace_seeds() -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 9)]
+    jobs = make_image_jobs(["a"], 0, 2, generator=generators)
+    assert [job.seed for job in jobs] == [3, 9]
+    assert [job.generator for job in jobs] == generators
+    with pytest.raises(ConfigError, match="generator: 1 for 2 images; give a list"):
+        make_image_jobs(["a"], 0, 2, generator=generators[0])
+
+
+def test_images_follow_the_order_of_prompts() -> None:
     jobs = make_image_jobs(["a", "b <lora:x>"], 7, 2)
     assert [(j.index, j.prompt.text, j.seed) for j in jobs] == [
         (0, "a", 7),
@@ -70,12 +110,12 @@ def test_pictures_belong_to_prompts_in_order() -> None:
     ("arguments", "message"),
     [
         (([], 0, 1), "^prompt: "),
-        ((["a"], 0, 0), "^n: "),
-        ((["a"], -1, 1), "^seed: "),
+        ((["a"], 0, 0), "^num_images_per_prompt: "),
+        ((["a"], -2, 1), "^seed: "),
         ((["a"], 2**63 - 1, 2), "^seed: "),
-        ((["a"], [1, 2], 1), "^seed: 2 seeds for 1 pictures"),
+        ((["a"], [1, 2], 1), "^seed: 2 seeds for 1 images"),
     ],
 )
-def test_bad_calls_are_named(arguments: tuple, message: str) -> None:
+def test_bad_jobs_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_image_jobs(*arguments)

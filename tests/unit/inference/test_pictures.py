@@ -32,7 +32,7 @@ def parse(text: str) -> dict[str, str]:
 
 def test_parameters_read_back() -> None:
     options = SamplingOptions(
-        "blurry, low: bad", 30, 7.5, None, "dpm++", clip_skip=2, guidance_rescale=0.7
+        "blurry, low: bad", 30, 7.5, sampler="dpmpp_2m", clip_skip=2, guidance_rescale=0.7
     )
     text = build_parameters_text(
         "a red apple\n<lora:x:0.5>", 12, options, (128, 64), Path("a, b"), "0123456789"

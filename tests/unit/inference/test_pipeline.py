@@ -10,7 +10,7 @@ import lorasmith
 from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
 from lorasmith.inference.image_jobs import make_image_jobs
 from lorasmith.inference.pipeline import Pipeline, load_pipeline, tensor_to_pil
-from lorasmith.inference.samplers import SAMPLERS
+from lorasmith.registries import SAMPLERS
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
@@ -24,7 +24,7 @@ def weights_of(pipe: Pipeline) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS.names())
 def test_the_batch_size_does_not_change_the_pictures(pipe: Pipeline, sampler: str) -> None:
     def draw(batch_size: int) -> np.ndarray:
         return pixels(
@@ -42,7 +42,7 @@ def test_the_batch_size_does_not_change_the_pictures(pipe: Pipeline, sampler: st
     assert abs(alone[0] - alone[1]).max() > 10  # the seeds differ
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler-a"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
 def test_picture_k_is_drawn_from_seed_plus_k(pipe: Pipeline, sampler: str) -> None:
     several = pixels(
         pipe(
@@ -100,9 +100,9 @@ def test_the_picture_is_that_of_diffusers(pipe: Pipeline, tiny_model: Path) -> N
 
 def test_sizes_need_not_be_square(pipe: Pipeline) -> None:
     assert pipe("x", num_inference_steps=1)[0].size == (64, 64)
-    assert pipe("x", num_inference_steps=1, size="96x40")[0].size == (96, 40)
+    assert pipe("x", num_inference_steps=1, width=96, height=40)[0].size == (96, 40)
     with pytest.raises(ConfigError, match="steps of 8 pixels; use 96x40"):
-        pipe("x", size=(95, 41))
+        pipe("x", width=95, height=41)
 
 
 def test_options_reach_the_picture(pipe: Pipeline) -> None:
@@ -256,7 +256,7 @@ def test_an_error_leaves_no_lora_behind(pipe: Pipeline) -> None:
 
 
 def test_numbers_that_are_none_are_black_with_a_warning() -> None:
-    with pytest.warns(LorasmithWarning, match="drawn black"):
+    with pytest.warns(LorasmithWarning, match="shown as black"):
         images = tensor_to_pil(torch.full((1, 3, 2, 2), float("nan")))
     assert pixels(images).max() == 0
     with warnings.catch_warnings():

@@ -54,7 +54,8 @@ def test_the_picture_is_that_of_diffusers(
         negative_prompt="blurry",
         num_inference_steps=8,
         guidance_scale=guidance,
-        size=size,
+        width=width,
+        height=height,
     )
 
     found = pipe.decoded[0].permute(1, 2, 0).numpy()

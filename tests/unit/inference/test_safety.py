@@ -58,7 +58,7 @@ def test_what_a_judge_does_not_let_through_is_black(tiny_model: Path) -> None:
         return [False, True]
 
     judged = load_pipeline(tiny_model, device="cpu", safety_checker=second)
-    with pytest.warns(LorasmithWarning, match="1 of 2 pictures were blackened"):
+    with pytest.warns(LorasmithWarning, match="1 of 2 images were blackened"):
         one, two = judged("a pear", num_images_per_prompt=2, num_inference_steps=1)
     assert asked == [2]
     assert np.asarray(one).any()

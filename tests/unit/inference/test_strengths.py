@@ -17,7 +17,7 @@ from lorasmith.models.load import load_model
 from lorasmith.models.text.long_prompts import prompt_token_ids
 from lorasmith.models.text.prompt_spans import unweighted_prompt
 
-ALL = {"targets": "attention", "parts": [{"targets": "text-encoder"}]}
+ALL = {"targets": "attention", "overrides": [{"targets": "text-encoder"}]}
 SEVENTEEN = "0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0"
 """The middle block only."""
 

@@ -119,7 +119,7 @@ def test_a_mixed_batch_is_the_base_model_s_where_there_is_no_tag(
 def test_on_a_gpu_too(tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
     pipe = Listening(load_model(tiny_sdxl).to(torch.device("cuda"), dtype))
     base = drawn(pipe, num_inference_steps=4)
-    changes = {"targets": "all-linear+conv", "parts": [{"targets": "text-encoder"}]}
+    changes = {"targets": "all-linear+conv", "overrides": [{"targets": "text-encoder"}]}
     told = {"tag": "curlyqx", "gate": kind}
     file = tmp_path / "curly.safetensors"
     make_lora(load_model(tiny_sdxl), file, changes, 0.1, **told)
@@ -132,16 +132,16 @@ def test_on_a_gpu_too(tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind:
 
 def test_without_any_tag_the_pictures_are_the_base_model_s(pipe: Listening, tmp_path: Path) -> None:
     off = ["a red apple", "a person", ""]
-    base = drawn(pipe, off, num_inference_steps=5, sampler="euler-a")
-    changes = {"targets": "all-linear+conv", "parts": [{"targets": "text-encoder"}]}
+    base = drawn(pipe, off, num_inference_steps=5, sampler="euler_a")
+    changes = {"targets": "all-linear+conv", "overrides": [{"targets": "text-encoder"}]}
     make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.4, tag="curlyqx")
     pipe.load_library(tmp_path)
     assert torch.equal(
-        drawn(pipe, off, num_inference_steps=5, sampler="euler-a"), base
+        drawn(pipe, off, num_inference_steps=5, sampler="euler_a"), base
     )  # not even attached
     drawn(pipe)
     assert torch.equal(
-        drawn(pipe, off, num_inference_steps=5, sampler="euler-a"), base
+        drawn(pipe, off, num_inference_steps=5, sampler="euler_a"), base
     )  # attached by now
     unet = pipe.model.unet
     assert any(".adapters." in name for name, _ in unet.named_parameters())

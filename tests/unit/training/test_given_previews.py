@@ -76,8 +76,12 @@ def test_a_refiner_finishes_the_pictures_of_its_captions(
     model, trained = opened("sdxl-refiner")
     found = drawn(model, trained, rows, tmp_path)
     expected = [
-        Pipeline(model)("a cat", seed=5, image=rows[0].file, num_inference_steps=4, size="64x64"),
-        Pipeline(model)("a dog", seed=6, image=rows[2].file, num_inference_steps=4, size="64x64"),
+        Pipeline(model)(
+            "a cat", seed=5, image=rows[0].file, num_inference_steps=4, width=64, height=64
+        ),
+        Pipeline(model)(
+            "a dog", seed=6, image=rows[2].file, num_inference_steps=4, width=64, height=64
+        ),
     ]
     assert len(found) == 2
     for one, (other,) in zip(found, expected, strict=True):
@@ -91,12 +95,24 @@ def test_an_inpainting_model_repaints_what_has_masks(
     pipe = Pipeline(model)
     found = drawn(model, trained, rows, tmp_path / "captions")
     assert near(found[0], pipe("a cat", seed=5, num_inference_steps=4)[0])
-    more = {"image": rows[2].file, "mask": rows[2].mask, "steps": 4, "size": "64x64"}
+    more = {
+        "image": rows[2].file,
+        "mask_image": rows[2].mask,
+        "num_inference_steps": 4,
+        "width": 64,
+        "height": 64,
+    }
     assert near(found[1], pipe("a dog", seed=6, **more)[0])
     # Prompts that somebody writes are drawn on pictures with masks, where there are any.
     found = drawn(model, trained, rows, tmp_path / "prompts", prompts=["x", "y"], size="96x64")
     for k in range(2):
-        more = {"image": rows[1 + k].file, "mask": rows[1 + k].mask, "steps": 4, "size": "96x64"}
+        more = {
+            "image": rows[1 + k].file,
+            "mask_image": rows[1 + k].mask,
+            "num_inference_steps": 4,
+            "width": 96,
+            "height": 64,
+        }
         assert near(found[k], pipe("xy"[k], seed=5 + k, **more)[0])
 
 

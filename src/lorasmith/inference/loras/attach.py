@@ -1,4 +1,4 @@
-"""Putting a LoRA that somebody asks for into the model, at the strength asked for in each place."""
+"""Attaching a requested LoRA to the model with the weight of each layer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
 
 def attach_requested_lora(
-    model: "Model", path: Path, mention: LoraRequest, strict: bool = True
+    model: "Model", path: Path, request: LoraRequest, strict: bool = True
 ) -> AttachedLora:
-    """Put a file's layers into a model, each with the weight that a mention gives to its place.
+    """Attach a file's layers to a model, each with the weight that a request gives it.
 
     Raises:
         WeightsError: see `attach_lora`.
-        ConfigError: its block weights are for another family.
+        ConfigError: the block weights are for another family.
     """
-    weight_at = _weight_at(model, mention)
+    layer_weight = _make_layer_weight(model, request)
     attached = attach_lora(model, load_lora_file(path), strict=strict)
-    attached.set_strengths(weight_at)
+    attached.set_strengths(layer_weight)
     return attached
 
 
-def _weight_at(model: "Model", mention: LoraRequest) -> Callable[[LayerRef], float]:
-    blocks = None
-    if mention.lbw:
+def _make_layer_weight(model: "Model", request: LoraRequest) -> Callable[[LayerRef], float]:
+    block_weights = None
+    if request.lbw:
         is_sdxl = detect_family(model) in ("sdxl", "sdxl-refiner")
         try:
-            blocks = parse_block_weights(mention.lbw).for_family(is_sdxl)
+            block_weights = parse_block_weights(request.lbw).for_family(is_sdxl)
         except ConfigError as error:
-            raise ConfigError(f"LoRA {mention.name}: {error}") from error
+            raise ConfigError(f"LoRA {request.name}: {error}") from error
 
-    def weight_at(place: LayerRef) -> float:
-        strength = mention.effective_unet_weight if place.part == UNET else mention.weight
-        return strength if blocks is None else strength * blocks.weight_of(place.block)
+    def layer_weight(layer: LayerRef) -> float:
+        weight = request.effective_unet_weight if layer.part == UNET else request.weight
+        return weight if block_weights is None else weight * block_weights.weight_of(layer.block)
 
-    return weight_at
+    return layer_weight

@@ -1,4 +1,4 @@
-"""A folder of LoRAs of which each wakes on its own tag."""
+"""A folder of LoRAs that activate themselves: each where its trigger word (tag) is in a prompt."""
 
 import warnings
 from collections.abc import Collection, Iterable, Sequence
@@ -12,185 +12,189 @@ from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.tools.info import detect_lora_family, detect_prediction_type
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
+from lorasmith.inference.loras.active_lora import ActiveLora
 from lorasmith.inference.loras.find import list_lora_files
-from lorasmith.inference.loras.router import ActiveLora
-from lorasmith.inference.prompts.parser import LoraRequest
+from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model
 
-_Tag = tuple[int, ...]
-"""A tag as tokens: tags that the tokenizer reads alike are one."""
+_TagIds = tuple[int, ...]
+"""A tag as token ids: tags with the same ids are the same tag."""
 
 
 @dataclass(frozen=True)
 class LibraryEntry:
-    """A file of a library; no weight of it has been read."""
+    """A file of a library; its weights have not been read."""
 
     path: Path
-    """The file."""
-    facts: GateMetadata
-    """What wakes it; never of the kind ``none``."""
-    fits: bool
+    gate: GateMetadata
+    """Activates it; never of the kind ``none``."""
+    fits_model: bool
     """False where its metadata say that it is for another kind of model."""
 
 
 class FolderLoraLibrary:
-    """LoRAs that are put into a model when their tag is first in a prompt, and stay there."""
+    """LoRAs that are attached when their tag first occurs in a prompt, and stay attached."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._entries: dict[_Tag, list[LibraryEntry]] = {}
-        self._switches: dict[Path, ActiveLora] = {}
+        self._entries: dict[_TagIds, list[LibraryEntry]] = {}
+        self._attached: dict[Path, ActiveLora] = {}
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags that wake something, in alphabetical order."""
-        return self._written(self._entries)
+        """The tags of its LoRAs, in alphabetical order."""
+        return self._tag_texts(self._entries)
 
     def find_tags(self, text: str) -> tuple[str, ...]:
-        """Return those that a text has, likewise; see `activate_for`."""
-        return self._written(self._tags_in(text))
+        """Return those tags that a text has, in alphabetical order; see `activate_for`."""
+        return self._tag_texts(self._find_tag_ids(text))
 
     def add(self, folder: Path) -> None:
-        """Take in the LoRA files that lie directly in a folder; only their metadata are read.
+        """Add the LoRA files that lie directly in a folder; only their metadata are read.
 
         Those without a tag are left out, with one warning.
 
         Raises:
             WeightsError: no such folder, no LoRA file in it, none with a tag, or a damaged one.
         """
-        found = [self._entry(path) for path in list_lora_files(folder)]
-        known = [entry for entry in found if entry.facts.kind != "none"]
-        mute = [entry.path.name for entry in found if entry.facts.kind == "none"]
-        if not known:
+        entries = [self._read_entry(path) for path in list_lora_files(folder)]
+        with_tag = [entry for entry in entries if entry.gate.kind != "none"]
+        without_tag = [entry.path.name for entry in entries if entry.gate.kind == "none"]
+        if not with_tag:
             raise WeightsError(
-                f"library {folder}: none of its {len(mute)} LoRA files says which tag wakes it, "
-                f"first {mute[0]}; name the one you mean with --lora"
+                f"library {folder}: none of its {len(without_tag)} LoRA files says which tag "
+                f"activates it, first {without_tag[0]}; name the one you mean with --lora"
             )
-        if mute:
+        if without_tag:
             warnings.warn(
-                f"library {folder}: {len(mute)} of {len(found)} LoRA files have no tag that could "
-                f"wake them and are left out, first {mute[0]}; name them with --lora",
+                f"library {folder}: {len(without_tag)} of {len(entries)} LoRA files have no tag "
+                f"that could activate them and are left out, first {without_tag[0]}; name them "
+                "with --lora",
                 LorasmithWarning,
                 stacklevel=2,
             )
-        for entry in known:
-            self._entries.setdefault(self._tag(entry.facts), []).append(entry)
+        for entry in with_tag:
+            self._entries.setdefault(self._tag_ids(entry.gate), []).append(entry)
 
-    def activate_for(self, text: str, named: Sequence[ActiveLora] = ()) -> list[ActiveLora]:
-        """Return the LoRAs that wake for a prompt; those that are not in the model yet are put in.
+    def activate_for(self, text: str, requested: Sequence[ActiveLora] = ()) -> list[ActiveLora]:
+        """Return the LoRAs that a prompt activates; those that are not attached yet are attached.
 
         A tag that only occurs within a longer tag of the library does not count, and neither does
-        one that a LoRA named by the user has: that one takes its place.
+        a tag of a requested LoRA, which replaces the library's.
 
         Raises:
             WeightsError: two files claim one tag, or a file does not fit the model.
         """
-        taken = {
-            self._tag(one.attached.gate_metadata) for one in named if one.attached.gate_metadata.tag
-        }
-        return [self._switch(tag) for tag in self._tags_in(text) if tag not in taken]
+        if not self._entries:
+            return []
+        gates = [lora.attached.gate_metadata for lora in requested]
+        requested_tags = {self._tag_ids(gate) for gate in gates if gate.tag}
+        tags = [tag for tag in self._find_tag_ids(text) if tag not in requested_tags]
+        return [self._attach(tag) for tag in tags]
 
     def deactivate_all(self) -> None:
-        """Have none of them at work, until a call asks for it."""
-        for switch in self._switches.values():
-            switch.attached.gate.close()
+        """Close all gates until the next call."""
+        for lora in self._attached.values():
+            lora.attached.gate.close()
 
     def clear(self) -> None:
-        """Take all of them out of the model and forget them."""
-        for switch in self._switches.values():
-            switch.attached.detach()
-        self._switches.clear()
+        """Detach and forget all LoRAs."""
+        for lora in self._attached.values():
+            lora.attached.detach()
+        self._attached.clear()
         self._entries.clear()
 
-    def _entry(self, path: Path) -> LibraryEntry:
+    def _read_entry(self, path: Path) -> LibraryEntry:
         metadata = load_metadata(path)
-        facts = parse_gate(path, metadata)
-        if facts.kind == "none" and facts.tag:
-            facts = replace(facts, kind="prompt")  # a phrase that people are told to write
-        told = LoraFile(path, {}, metadata)
-        family = detect_lora_family(told)[0] or detect_family(self._model)
-        predicted = self._model.scheduler_config.get("prediction_type", "epsilon")
-        meant = detect_prediction_type(told) or predicted
-        return LibraryEntry(
-            path, facts, family == detect_family(self._model) and meant == predicted
-        )
+        gate = parse_gate(path, metadata)
+        if gate.kind == "none" and gate.tag:
+            gate = replace(gate, kind="prompt")  # a trigger phrase that people are told to write
+        header = LoraFile(path, {}, metadata)
+        model_family = detect_family(self._model)
+        model_prediction = self._model.scheduler_config.get("prediction_type", "epsilon")
+        family = detect_lora_family(header)[0] or model_family
+        prediction = detect_prediction_type(header) or model_prediction
+        fits_model = family == model_family and prediction == model_prediction
+        return LibraryEntry(path, gate, fits_model)
 
-    def _tag(self, facts: GateMetadata) -> _Tag:
-        return tuple(tokenize_tag(self._model.main_tokenizer, facts.tag))
+    def _tag_ids(self, gate: GateMetadata) -> _TagIds:
+        return tuple(tokenize_tag(self._model.main_tokenizer, gate.tag))
 
-    def _written(self, tags: Iterable[_Tag]) -> tuple[str, ...]:
-        return tuple(sorted(self._entries[tag][0].facts.tag for tag in tags))
+    def _tag_texts(self, tags: Iterable[_TagIds]) -> tuple[str, ...]:
+        return tuple(sorted(self._entries[tag][0].gate.tag for tag in tags))
 
-    def _tags_in(self, text: str) -> list[_Tag]:
-        """Return the tags that occur in a text other than within a longer one."""
+    def _find_tag_ids(self, text: str) -> list[_TagIds]:
+        """Return the tags that occur in a text other than within a longer tag."""
         tokenizer = self._model.main_tokenizer
-        spans = {
-            tag: find_tag_spans(tokenizer, entries[0].facts.tag, text)
+        spans_by_tag = {
+            tag: find_tag_spans(tokenizer, entries[0].gate.tag, text)
             for tag, entries in self._entries.items()
         }
-        everywhere = [span for some in spans.values() for span in some]
+        all_spans = [span for spans in spans_by_tag.values() for span in spans]
         return [
             tag
-            for tag, some in spans.items()
-            if any(not _lies_within(span, everywhere) for span in some)
+            for tag, spans in spans_by_tag.items()
+            if any(not _is_within_longer(span, all_spans) for span in spans)
         ]
 
-    def _switch(self, tag: _Tag) -> ActiveLora:
-        entry = self._chosen(tag)
-        switch = self._switches.get(entry.path)
-        if switch is None:
+    def _attach(self, tag: _TagIds) -> ActiveLora:
+        entry = self._choose_entry(tag)
+        lora = self._attached.get(entry.path)
+        if lora is None:
             try:
                 attached = attach_lora(self._model, load_lora_file(entry.path))
             except WeightsError as error:
                 raise WeightsError(
-                    f"{error} (it is in the library, and its tag {entry.facts.tag!r} is in the "
-                    "prompt: leave the tag out or take the file away)"
+                    f"{error} (it is in the library, and its tag {entry.gate.tag!r} is in the "
+                    "prompt: leave the tag out or remove the file)"
                 ) from error
-            attached.gate_metadata = entry.facts
+            attached.gate_metadata = entry.gate
             attached.gate.close()
-            switch = ActiveLora(LoraRequest(entry.path.stem), attached, "library")
-            self._switches[entry.path] = switch
-        return switch
+            lora = ActiveLora(LoraRequest(entry.path.stem), attached, "library")
+            self._attached[entry.path] = lora
+        return lora
 
-    def _chosen(self, tag: _Tag) -> LibraryEntry:
+    def _choose_entry(self, tag: _TagIds) -> LibraryEntry:
         """Return the file that a tag stands for: the latest of a run, among those that fit."""
         entries = self._entries[tag]
-        fitting = [entry for entry in entries if entry.fits]
-        latest = _latest_of_runs(fitting)
+        fitting = [entry for entry in entries if entry.fits_model]
+        latest = _latest_of_each_run(fitting)
         if len(latest) > 1:
             names = " and ".join(str(entry.path) for entry in latest)
             raise WeightsError(
-                f"library: {names} both claim the tag {latest[0].facts.tag!r}; take one away, or "
+                f"library: {names} both claim the tag {latest[0].gate.tag!r}; remove one, or "
                 "name the one you mean with --lora"
             )
         if len(fitting) > 1:
             warnings.warn(
                 f"library: {len(fitting)} files of one run have the tag "
-                f"{latest[0].facts.tag!r}; the latest is used, {latest[0].path.name}",
+                f"{latest[0].gate.tag!r}; the latest is used, {latest[0].path.name}",
                 LorasmithWarning,
                 stacklevel=2,
             )
-            # Said once, and settled.
-            self._entries[tag] = [one for one in entries if one not in fitting or one in latest]
+            # Drop the older ones, so that the warning comes once.
+            self._entries[tag] = [
+                entry for entry in entries if entry not in fitting or entry in latest
+            ]
         return (latest or entries)[0]
 
 
-def _lies_within(span: range, others: Collection[range]) -> bool:
+def _is_within_longer(span: range, spans: Collection[range]) -> bool:
     return any(
         other.start <= span.start and span.stop <= other.stop and len(span) < len(other)
-        for other in others
+        for other in spans
     )
 
 
-def _latest_of_runs(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
-    """Return the file of the latest step of each run; files of unknown runs count by themselves."""
+def _latest_of_each_run(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
+    """Return each run's file of the latest step; a file of an unknown run counts as its own run."""
     latest: dict[str, LibraryEntry] = {}
-    for entry in sorted(entries, key=_age):
-        latest[entry.facts.run_id or str(entry.path)] = entry
+    for entry in sorted(entries, key=_step_order):
+        latest[entry.gate.run_id or str(entry.path)] = entry
     return list(latest.values())
 
 
-def _age(entry: LibraryEntry) -> tuple[int, str]:
-    step = entry.facts.step
+def _step_order(entry: LibraryEntry) -> tuple[int, str]:
+    step = entry.gate.step
     return -1 if step is None else step, str(entry.path)

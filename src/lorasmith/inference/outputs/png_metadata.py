@@ -6,7 +6,7 @@ from pathlib import Path
 from lorasmith.core.version import VERSION
 from lorasmith.inference.options import SamplingOptions, Size
 from lorasmith.inference.outputs.save import format_parameters
-from lorasmith.inference.samplers import check_sampler
+from lorasmith.inference.samplers import sampler_label
 
 _PIECE = 1 << 20
 
@@ -33,7 +33,7 @@ def build_parameters_text(
     """
     settings: dict[str, object] = {
         "Steps": options.num_inference_steps,
-        "Sampler": check_sampler(options.sampler).label,
+        "Sampler": sampler_label(options.sampler),
         "CFG scale": float(options.guidance_scale),
         "Seed": seed,
         "Size": f"{size[0]}x{size[1]}",

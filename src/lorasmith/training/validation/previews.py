@@ -20,7 +20,7 @@ from lorasmith.inference.init_image import InitImage
 from lorasmith.inference.init_latents import REFINER_STRENGTH, count_steps
 from lorasmith.inference.loras.attach import attach_requested_lora
 from lorasmith.inference.loras.find import find_lora
-from lorasmith.inference.options import SamplingOptions
+from lorasmith.inference.options import SamplingOptions, Size, parse_optional_size
 from lorasmith.inference.outputs.save import save_png
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.inference.prompts.parser import (
@@ -50,14 +50,16 @@ def check_previews(settings: ValidationConfig, model: Model) -> SamplingOptions:
         ConfigError: a prompt, the size or another setting is not possible.
     """
     try:
+        width, height = parse_optional_size(settings.size)
         options = SamplingOptions(
             negative_prompt=settings.negative_prompt,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
-            size=settings.size,
+            width=width,
+            height=height,
             batch_size=_AT_ONCE,
         )
-        options.size_for(model.default_size, model.vae_scale_factor)
+        _resolve_size(options, model)
         check_negative_prompt(settings.negative_prompt)
         if detect_family(model) == "sdxl-refiner":
             count_steps(settings.num_inference_steps, REFINER_STRENGTH)
@@ -66,6 +68,10 @@ def check_previews(settings: ValidationConfig, model: Model) -> SamplingOptions:
     except ConfigError as error:
         raise ConfigError(f"preview.{error}") from error
     return options
+
+
+def _resolve_size(options: SamplingOptions, model: Model) -> Size:
+    return options.resolve_size((model.default_size, model.default_size), model.vae_scale_factor)
 
 
 def check_preview_loras(settings: ValidationConfig, model: Model) -> None:
@@ -113,8 +119,8 @@ class Previews:
         self._folder = folder
         options = check_previews(settings, model)
         # A picture that is drawn on would otherwise say in which size.
-        size = options.size_for(model.default_size, model.vae_scale_factor)
-        self._options = replace(options, size=size)
+        width, height = _resolve_size(options, model)
+        self._options = replace(options, width=width, height=height)
         self._jobs = [
             ImageJob(k, prompt, settings.seed + k, canvas)
             for k, (prompt, canvas) in enumerate(_wanted(settings, model, rows))
