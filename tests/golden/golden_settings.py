@@ -15,24 +15,24 @@ SETTINGS: Mapping[str, Any] = {
         "path": "pictures",
         "tag": TAG,
         "class_word": CLASS,
-        "bad_pictures": "stop",
+        "bad_images": "stop",
         "resolution": 64,
         "buckets": True,
-        "bucket_step": 32,
-        "max_aspect": 2.0,
+        "bucket_reso_steps": 32,
+        "max_aspect_ratio": 2.0,
         "crop": "center",
-        "flip": False,
-        "colour_jitter": 0.0,
-        "masks": "given",
-        "random_masks": 2,
+        "flip_aug": False,
+        "color_jitter": 0.0,
+        "inpaint_masks": "file",
+        "num_random_masks": 2,
         "aesthetic_score": 6.0,
-        "background": "#ffffff",
-        "shuffle_captions": False,
+        "background_color": "#ffffff",
+        "shuffle_caption": False,
         "keep_tokens": 1,
-        "caption_dropout": 0.0,
-        "max_chunks": 3,
-        "repeats": 1,
-        "held_out": 0.0,
+        "caption_dropout_rate": 0.0,
+        "max_token_length": 225,
+        "num_repeats": 1,
+        "validation_split": 0.0,
         "cache": True,
     },
     "output": {"name": "loras/golden"},
@@ -43,67 +43,67 @@ SETTINGS: Mapping[str, Any] = {
         "rslora": False,
         "dropout": 0.0,
         "targets": ["attention@mid", "all-linear@up.1", "conv@down.1"],
-        "parts": [],
+        "overrides": [],
         "init": "gaussian",
         "gate": "prompt",
     },
     "train": {
         "steps": 3,
         "batch_size": 2,
-        "accumulate": 1,
+        "gradient_accumulation_steps": 1,
         "optimizer": "adamw",
         # So large that no weight moves by what rounding leaves of a gradient that is zero.
         "optimizer_args": {"betas": [0.9, 0.99], "eps": 1e-4},
         "learning_rate": 0.02,
-        "text_learning_rate": 0.01,
-        "loraplus_ratio": 1.0,
-        "schedule": "constant",
-        "warmup": 0,
-        "floor": 0.1,
+        "text_encoder_lr": 0.01,
+        "loraplus_lr_ratio": 1.0,
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 0,
+        "lr_scheduler_min_lr_ratio": 0.1,
         "weight_decay": 0.01,
-        "clip": 1.0,
-        "ema": 0.0,
-        "precision": "no",
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.0,
+        "mixed_precision": "fp32",
         "gradient_checkpointing": False,
         "fp8": False,
         "compile": "off",
         "device": "cpu",
         "seed": 3,
-        "log_every": 1,
-        "checkpoint_every": 100,
+        "log_every_n_steps": 1,
+        "checkpoint_every_n_steps": 100,
         "keep_checkpoints": 2,
         "loss": {
-            "min_snr": 5.0,
+            "min_snr_gamma": 5.0,
             "noise_offset": 0.0,
             "zero_terminal_snr": False,
             "masked": False,
         },
     },
-    "preserve": {"strength": 0.0, "every": 4, "cross": 0.0},
-    "preview": {"every": 0, "prompts": []},
+    "preserve": {"strength": 0.0, "every_n_steps": 4, "earlier_features_strength": 0.0},
+    "validation": {"every_n_steps": 0, "prompts": []},
     "track": {"tensorboard": False, "wandb": False},
 }
 """The settings of a run that is told nothing else."""
 
 LOOKS: Mapping[str, Any] = {
-    "every": 2,
+    "every_n_steps": 2,
     "prompts": [f"a {TAG} person, sea"],
-    "negative": "blurry",
-    "steps": 2,
-    "guidance": 4.0,
+    "negative_prompt": "blurry",
+    "num_inference_steps": 2,
+    "guidance_scale": 4.0,
     "seed": 5,
     "size": "64x64",
     "loss_timesteps": 2,
     "loss_seed": 7,
 }
-"""``[preview]`` of runs that look at themselves. How previews are sampled besides has no settings:
+"""``[validation]`` of runs that look at themselves. How previews are sampled besides has no settings:
 their sampler and clip skip are those that `generate` has by default."""
 
 FEATURES: list[Mapping[str, Any]] = [
-    {"tag": TAG, "class": CLASS, "data": "pictures"},
+    {"tag": TAG, "class_word": CLASS, "data": "pictures"},
     {
         "tag": OTHER_TAG,
-        "class": CLASS,
+        "class_word": CLASS,
         "data": "others",
         "rank": 1,
         "alpha": 0.5,
@@ -116,24 +116,24 @@ NOT_OF_FEATURES = ("path", "tag", "class_word")
 """Keys of ``[data]`` that a run of several features has in its feature tables."""
 
 CLASS_PICTURES: Mapping[str, Any] = {
-    "class_path": "class",
-    "class_caption": "a person",
-    "class_weight": 0.5,
+    "reg_data_dir": "class",
+    "reg_caption": "a person",
+    "prior_loss_weight": 0.5,
 }
 
 EVERYTHING: Mapping[str, Any] = {
     "data": {
-        "path": "shapes", "held_out": 0.3, "flip": True, "colour_jitter": 0.2, "crop": "random",
-        "caption_dropout": 0.2, "shuffle_captions": True, **CLASS_PICTURES,
+        "path": "shapes", "validation_split": 0.3, "flip_aug": True, "color_jitter": 0.2, "crop": "random",
+        "caption_dropout_rate": 0.2, "shuffle_caption": True, **CLASS_PICTURES,
     },
     "lora": {"dropout": 0.2},
     "train": {
-        "steps": 4, "batch_size": 4, "accumulate": 2, "loraplus_ratio": 2.0, "schedule": "linear",
-        "warmup": 1, "floor": 0.2, "clip": 0.5, "ema": 0.8, "checkpoint_every": 2,
-        "loss": {"min_snr": 3.0, "noise_offset": 0.1},
+        "steps": 4, "batch_size": 2, "gradient_accumulation_steps": 2, "loraplus_lr_ratio": 2.0, "lr_scheduler": "linear",
+        "lr_warmup_steps": 1, "lr_scheduler_min_lr_ratio": 0.2, "max_grad_norm": 0.5, "ema_decay": 0.8, "checkpoint_every_n_steps": 2,
+        "loss": {"min_snr_gamma": 3.0, "noise_offset": 0.1},
     },
-    "preserve": {"strength": 0.5, "every": 2},
-    "preview": LOOKS,
+    "preserve": {"strength": 0.5, "every_n_steps": 2},
+    "validation": LOOKS,
 }  # fmt: skip
 """All that could differ after a resume."""
 
@@ -167,9 +167,9 @@ RUNS: Mapping[str, Run] = {
     "sdxl": Run("sdxl"),
     "sdxl-refiner": Run("sdxl-refiner"),
     "sd1-inpainting": Run("sd1-inpainting"),
-    "sdxl-inpainting": Run("sdxl-inpainting", {"data": {"masks": "random", "random_masks": 0}}),
+    "sdxl-inpainting": Run("sdxl-inpainting", {"data": {"inpaint_masks": "random", "num_random_masks": 0}}),
     "embedded": Run("", {
-        "data": {"resolution": 128, "bucket_step": 64},
+        "data": {"resolution": 128, "bucket_reso_steps": 64},
         "model": {"path": None},
         "lora": {"rank": 1, "alpha": 1.0, "targets": "cross-attention@mid"},
         "train": {"steps": 2, "batch_size": 1},
@@ -180,26 +180,28 @@ RUNS: Mapping[str, Run] = {
     "pissa": Run(changes=lora(init="pissa")),
     "kaiming-rslora-dropout": Run(changes=lora(init="kaiming", rslora=True, dropout=0.2)),
     "parts": Run(changes={
-        "lora": {"targets": "attention@mid", "parts": [
+        "lora": {"targets": "attention@mid", "overrides": [
             {"targets": "cross-attention@up.1", "rank": 3, "alpha": 1.5, "learning_rate": 0.01}]},
-        "train": {"loraplus_ratio": 4.0},
+        "train": {"loraplus_lr_ratio": 4.0},
     }),
     "text-encoders": Run("sdxl", {
         "lora": {"targets": ["cross-attention@mid", "text-encoder"], "rank": 1, "alpha": 1.0},
-        "train": {"ema": 0.8},
+        "train": {"ema_decay": 0.8},
     }),
     "token-gate": Run(changes=lora(gate="token")),
     "token-end-gate": Run("sdxl", lora(gate="token+end")),
     # Training
-    "accumulated": Run(changes=training(batch_size=4, accumulate=2)),
-    "averaged": Run(changes=training(ema=0.8)),
+    "accumulated": Run(changes=training(batch_size=2, gradient_accumulation_steps=2)),
+    "averaged": Run(changes=training(ema_decay=0.8)),
     "checkpointed": Run(changes=training(gradient_checkpointing=True)),
-    "cosine-schedule": Run(changes=training(steps=4, schedule="cosine", warmup=0.5, clip=0.1)),
+    "cosine-schedule": Run(changes=training(
+        steps=4, lr_scheduler="cosine", lr_warmup_steps=0.5, max_grad_norm=0.1
+    )),
     "loss": Run(changes={
         "data": {"path": "masked"},
-        "train": {"loss": {"min_snr": 1.0, "noise_offset": 0.1, "masked": True}},
+        "train": {"loss": {"min_snr_gamma": 1.0, "noise_offset": 0.1, "masked": True}},
     }),
-    "no-min-snr": Run(changes=training(loss={"min_snr": 0.0}, weight_decay=0.3)),
+    "no-min-snr": Run(changes=training(loss={"min_snr_gamma": 0.0}, weight_decay=0.3)),
     "zero-terminal-snr": Run("sd2", training(loss={"zero_terminal_snr": True})),
     # Lion takes the sign of a gradient; those of self-attention in the middle are rounding alone.
     "lion": Run(needs="pytorch_optimizer", changes={
@@ -213,21 +215,21 @@ RUNS: Mapping[str, Run] = {
         steps=3, learning_rate=1.0, text_learning_rate=1.0)),
     # Pictures
     "class-pictures": Run(changes={"data": CLASS_PICTURES, "train": {"batch_size": 4}}),
-    "preserved": Run(changes={"preserve": {"strength": 0.5, "every": 2}}),
+    "preserved": Run(changes={"preserve": {"strength": 0.5, "every_n_steps": 2}}),
     "everything": Run(changes=EVERYTHING),
     # Several LoRAs
     "staged": Run(kind="features", changes={
-        "train": {"mode": "staged", "ema": 0.8},
-        "preserve": {"strength": 0.5, "every": 2, "cross": 0.5},
+        "train": {"mode": "staged", "ema_decay": 0.8},
+        "preserve": {"strength": 0.5, "every_n_steps": 2, "earlier_features_strength": 0.5},
     }),
     "joint": Run(kind="features", changes={
         "data": CLASS_PICTURES, "train": {"mode": "joint", "batch_size": 3}}),
     "sweep": Run(kind="sweep", changes={
-        "data": {"held_out": 0.3},
+        "data": {"validation_split": 0.3},
         "lora": {"targets": ["attention@mid", "conv@down.1"]},
-        "preview": LOOKS,
+        "validation": LOOKS,
         "vary": {"lora.rank": [1, 2], "train.learning_rate": [0.01, 0.02]},
-        "together": 2,
+        "max_parallel": 2,
     }),
 }  # fmt: skip
 

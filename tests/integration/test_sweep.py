@@ -16,7 +16,7 @@ from lorasmith.cli import run
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.checkpoint import load_checkpoint
 
-VARY = ["--vary", "lora.rank=2,4", "--vary", "train.seed=0,1", "--together", "2"]
+VARY = ["--vary", "lora.rank=2,4", "--vary", "train.seed=0,1", "--max-parallel", "2"]
 NAMES = ["rank2-seed0", "rank2-seed1", "rank4-seed0", "rank4-seed1"]
 COMMON = (
     "train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01", "train.lr_warmup_steps=0",
@@ -118,7 +118,7 @@ def test_a_sweep_goes_on_exactly(
     assert f"go on with: lorasmith sweep {halted}/run.toml --resume" in capsys.readouterr().err
     assert sorted(p.stem for p in halted.glob("*.safetensors")) == NAMES[:2]
     first = (halted / f"{NAMES[0]}.safetensors").stat()
-    assert run([*wanted, "--together", "4", "--resume"]) == 1
+    assert run([*wanted, "--max-parallel", "4", "--resume"]) == 1
     assert "vary: the sweep was started with other values" in error_of(capsys)
     assert run(["sweep", str(halted / "run.toml"), "--resume"]) == 0
     assert (halted / f"{NAMES[0]}.safetensors").stat().st_mtime_ns == first.st_mtime_ns
@@ -190,7 +190,10 @@ def test_from_python_and_without_held_out_pictures(scene: Path, tiny_model: Path
         ([], "nothing to vary: name at least one setting"),
         (["--vary", "train.steps=3,4"], "what may vary is lora.rank, lora.alpha"),
         (["--vary", "lora.targets=attention,attn9"], "variant attn9: lora.targets"),
-        (["--vary", "lora.targets=attention,attn9", "--together", "1"], "variant attn9: lora.targ"),
+        (
+            ["--vary", "lora.targets=attention,attn9", "--max-parallel", "1"],
+            "variant attn9: lora.targ",
+        ),
         (["--vary", "lora.rank=2,4", "--set", "data.tag=blobqz"], "contains the tag 'blobqz'"),
         (["--vary", "lora.rank=2,4", "--resume"], "--resume: there is no run"),
     ],

@@ -32,7 +32,7 @@ def sweep(
             "values multiply.",
         ),
     ] = None,
-    together: Annotated[
+    max_parallel: Annotated[
         int | None,
         typer.Option(min=1, help="Train so many LoRAs at the same time at most.", show_default="8"),
     ] = None,
@@ -75,7 +75,7 @@ def sweep(
         base |= options.PLACEHOLDERS
     elif run is None:
         options.require_options("sweep", overrides)
-    settings = load_sweep(run, overrides, parse_vary(vary or []), together, base)
+    settings = load_sweep(run, overrides, parse_vary(vary or []), max_parallel, base)
     if print_config:
         typer.echo(dump_toml(settings), nl=False)
         return

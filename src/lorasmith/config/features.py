@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from lorasmith.config.base import BaseConfig
-from lorasmith.config.load import load_config, read_toml
+from lorasmith.config.load import load_config, load_saved_config, read_toml
 from lorasmith.config.lora import GateKind, LoraConfig, LoraOverride, Targets
 from lorasmith.config.train_config import (
     ModelConfig,
@@ -127,7 +127,7 @@ class FeaturesConfig(BaseConfig):
             targets=feature.targets,
             rank=feature.rank,
             alpha=feature.alpha or (None if feature.rank is None else float(feature.rank)),
-            parts=feature.overrides,
+            overrides=feature.overrides,
             gate=feature.gate,
         )
         train = self.train.model_dump(exclude={"mode"}, exclude_unset=True)
@@ -160,6 +160,17 @@ def load_train_config(
                 raise ConfigError(f"{option}: the settings have [[feature]] tables, which say that")
         return load_config(FeaturesConfig, path, overrides, base)
     return load_config(TrainConfig, path, overrides, base)
+
+
+def load_saved_train_config(path: Path) -> TrainConfig | FeaturesConfig:
+    """Read the settings in a run's folder, of this version or an earlier one.
+
+    Raises:
+        ConfigError: unreadable file, unknown key or invalid value.
+    """
+    if "feature" in read_toml(path):
+        return load_saved_config(FeaturesConfig, path)
+    return load_saved_config(TrainConfig, path)
 
 
 def require_single_feature(

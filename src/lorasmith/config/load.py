@@ -1,7 +1,8 @@
 """From a TOML file and ``--set section.key=value`` overrides to a checked settings tree."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,8 +10,9 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lorasmith.config.base import BaseConfig
-from lorasmith.core.errors import ConfigError, did_you_mean
+from lorasmith.config import foreign_names, old_keys
+from lorasmith.config.base import BaseConfig, list_fields
+from lorasmith.core.errors import ConfigError, LorasmithWarning, did_you_mean
 
 S = TypeVar("S", bound=BaseConfig)
 Tree = dict[str, Any]
@@ -34,26 +36,66 @@ def load_config(
     Raises:
         ConfigError: unreadable file, unknown key (with close matches) or invalid value.
     """
-    tree = read_tree(path, overrides, base)
+    tree = read_tree(kind, path, overrides, base)
     return validate_config(kind, tree, "settings" if path is None else str(path))
 
 
+def load_saved_config(kind: type[S], path: Path) -> S:
+    """Read settings that lorasmith wrote into a run's folder, in this version or an earlier one.
+
+    Raises:
+        ConfigError: unreadable file, unknown key or invalid value.
+    """
+    tree, _ = old_keys.upgrade(read_toml(path))
+    return validate_config(kind, tree, str(path))
+
+
 def read_tree(
+    kind: type[BaseConfig],
     path: Path | None = None,
     overrides: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
 ) -> Tree:
-    """Return settings as a tree, not checked yet; the arguments are those of `load_settings`.
+    """Return settings as a tree, not checked yet; the arguments are those of `load_config`.
 
     Raises:
         ConfigError: unreadable file, or something that is no override.
     """
-    tree: Tree = _deep_copy(base or {})
+    known = {key for key, _, _ in list_fields(kind)}
+    tree = _in_our_words(base or {}, known, "settings")
     if path is not None:
-        _merge(tree, read_toml(path))
+        _merge(tree, _in_our_words(read_toml(path), known, str(path)))
     for override in overrides:
-        _merge(tree, parse_override(override))
+        changes = parse_override(override)
+        _refuse_old_key(override, known)
+        _merge(tree, foreign_names.translate(changes, known))
     return tree
+
+
+def _in_our_words(tree: Mapping[str, Any], known: Collection[str], source: str) -> Tree:
+    """Return settings in which keys of earlier versions and of other programs are ours."""
+    try:
+        upgraded, renamed = old_keys.upgrade(tree)
+        translated = foreign_names.translate(upgraded, known)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    if renamed:
+        more = f" (and {len(renamed) - 1} more)" if len(renamed) > 1 else ""
+        name = renamed[0].removeprefix("vary.")
+        warnings.warn(
+            f"{source}: settings of an earlier version: {name} is {old_keys.new_name(name)} "
+            f"now{more}; --print-config writes them in today's words",
+            LorasmithWarning,
+            stacklevel=4,
+        )
+    return _deep_copy(translated)
+
+
+def _refuse_old_key(override: str, known: Collection[str]) -> None:
+    key = override.partition("=")[0].strip()
+    new = old_keys.new_name(key)
+    if new is not None and new != key and key not in known:
+        raise ConfigError(f"{key} is {new} now{old_keys.REMARKS.get(key, '')}")
 
 
 def validate_config(kind: type[S], tree: Mapping[str, Any], where: str = "settings") -> S:
@@ -103,7 +145,8 @@ def parse_override(text: str) -> Tree:
 
 def dump_toml(settings: BaseConfig) -> str:
     """Return the resolved settings as TOML. Fields that are None are left out: TOML has no null."""
-    return tomli_w.dumps(_without_none(settings.model_dump(mode="json", by_alias=True)))
+    tree = _without_none(settings.model_dump(mode="json", by_alias=True))
+    return tomli_w.dumps({old_keys.VERSION_KEY: old_keys.CONFIG_VERSION, **tree})
 
 
 def parse_value(text: str) -> Any:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from lorasmith.config.base import BaseConfig, UserPath
 from lorasmith.config.data import PretrainDataConfig, RowFilter
+from lorasmith.config.train_settings import MixedPrecision
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -45,7 +46,7 @@ class PretrainTrainerConfig(BaseConfig):
     """Largest gradient norm; larger gradients are scaled down to it."""
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay of an exponential moving average of the weights, which is then saved; 0 for none."""
-    mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    mixed_precision: MixedPrecision = "fp32"
     """Mixed precision of accelerate. The weights themselves stay float32."""
     compile: bool = False
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""

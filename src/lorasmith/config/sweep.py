@@ -114,13 +114,13 @@ class SweepConfig(TrainConfig):
         Raises:
             ConfigError: they do not fit.
         """
-        tree = self.model_dump(exclude={"vary", "together"}, exclude_unset=True, by_alias=True)
+        tree = self.model_dump(exclude={"vary", "max_parallel"}, exclude_unset=True, by_alias=True)
         for name, value in changes.items():
             *sections, key = name.split(".")
             place = reduce(lambda inner, section: inner.setdefault(section, {}), sections, tree)
             place[key] = value
         # Held-out losses under different seeds are to be comparable.
-        tree.setdefault("preview", {}).setdefault("loss_seed", self.train.seed)
+        tree.setdefault("validation", {}).setdefault("loss_seed", self.train.seed)
         told = ", ".join(f"{name}={value}" for name, value in changes.items())
         return validate_config(TrainConfig, tree, f"vary {told}")
 
@@ -129,7 +129,7 @@ def load_sweep(
     path: Path | None,
     overrides: Sequence[str] = (),
     vary: Mapping[str, Sequence[Any]] | None = None,
-    together: int | None = None,
+    max_parallel: int | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> SweepConfig:
     """Read the settings of a sweep.
@@ -139,13 +139,13 @@ def load_sweep(
         overrides: ``section.key=value``, as for a run.
         vary: values of settings by their dotted names; they replace those that the file has for
             the same settings.
-        together: how many LoRAs are trained at the same time at most; None leaves it as it is.
+        max_parallel: how many LoRAs are trained at the same time at most; None leaves it as it is.
         base: values laid under the file's.
 
     Raises:
         ConfigError: unreadable file, unknown key, invalid value, or nothing to vary.
     """
-    tree = read_tree(path, overrides, base)
+    tree = read_tree(SweepConfig, path, overrides, base)
     if "feature" in tree:
         raise ConfigError(
             "the settings have [[feature]] tables, which cannot be swept; give settings of a "
@@ -155,8 +155,8 @@ def load_sweep(
     known = _flat(tree.get("vary", {}))
     if vary and isinstance(known, Mapping):
         tree["vary"] = {**known, **vary}
-    if together is not None:
-        tree["together"] = together
+    if max_parallel is not None:
+        tree["max_parallel"] = max_parallel
     return validate_config(SweepConfig, tree, "settings" if path is None else str(path))
 
 

@@ -3,8 +3,9 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from lorasmith.config import foreign_names
 from lorasmith.config.base import BaseConfig, UserPath
 from lorasmith.config.data import RowFilter
 
@@ -39,7 +40,7 @@ class ImageDataConfig(BaseConfig):
     """What a picture or caption that cannot be used does: stop before training, or be left out
     with a warning."""
 
-    resolution: Positive | None = None
+    resolution: Annotated[Positive | None, BeforeValidator(foreign_names.resolution)] = None
     """Side of a square picture in pixels; wider and taller ones have about as many pixels. Left
     out, what the model was trained at."""
     buckets: bool = True

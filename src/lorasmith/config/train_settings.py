@@ -3,13 +3,17 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from lorasmith.config import foreign_names
 from lorasmith.config.base import BaseConfig
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
+MixedPrecision = Annotated[
+    Literal["fp32", "fp16", "bf16"], BeforeValidator(foreign_names.precision)
+]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy", "lion", "adafactor"]
 
 
@@ -69,10 +73,12 @@ class TrainerConfig(BaseConfig):
     """How many batches of each process add up to one optimizer step: a larger effective batch in
     the memory of one."""
 
-    optimizer: Optimizer = "adamw"
+    optimizer: Annotated[Optimizer, BeforeValidator(foreign_names.optimizer)] = "adamw"
     """adamw; adamw8bit (bitsandbytes), prodigy, lion and adafactor need the extra
     `lorasmith[optimizers]`."""
-    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    optimizer_args: Annotated[dict[str, Any], BeforeValidator(foreign_names.optimizer_args)] = (
+        Field(default_factory=dict)
+    )
     """Further arguments of the optimizer by name, such as `{ betas = [0.9, 0.99] }`."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate. Left out, by the size of the model: 6e-3 for miniatures such as the one
@@ -83,7 +89,9 @@ class TrainerConfig(BaseConfig):
     the same)."""
     loraplus_lr_ratio: float = Field(default=1.0, ge=1.0)
     """Learning rate of up-matrices over that of down-matrices (LoRA+, arXiv:2402.12354)."""
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler: Annotated[
+        Literal["constant", "linear", "cosine"], BeforeValidator(foreign_names.lr_scheduler)
+    ] = "cosine"
     """How the learning rate falls after the warm-up."""
     lr_warmup_steps: Annotated[int | float, AfterValidator(_steps_or_share)] = 20
     """Steps over which the learning rate rises from zero; below 1, a share of all steps."""
@@ -99,7 +107,7 @@ class TrainerConfig(BaseConfig):
     loss: LossConfig = LossConfig()
     """What is minimised."""
 
-    mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    mixed_precision: MixedPrecision = "fp32"
     """What the frozen model computes in: fp32, fp16 or bf16. The adapters stay float32."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, about a third slower."""
@@ -117,8 +125,8 @@ class TrainerConfig(BaseConfig):
     long runs on GPUs that are too old for the package's own, faster kernels (before RTX 30)."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the adapters' start, the data order and the noise."""
+    seed: Annotated[int, BeforeValidator(foreign_names.seed)] = Field(default=0, ge=0, lt=2**63)
+    """Seed of the adapters' start, the data order and the noise; -1 chooses one."""
 
     log_every_n_steps: Positive = 10
     """Steps between two lines of the log."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lorasmith.config.features import FeaturesConfig
-from lorasmith.config.load import load_config, read_toml
+from lorasmith.config.load import load_saved_config, read_toml
 from lorasmith.config.train_config import OutputConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
@@ -47,7 +47,7 @@ def write_all_features_pages(paths: RunPaths) -> list[Path]:
     """
     if not paths.settings.is_file() or "feature" not in read_toml(paths.settings):
         return []
-    run = load_config(FeaturesConfig, paths.settings)
+    run = load_saved_config(FeaturesConfig, paths.settings)
     moved = run.model_copy(update={"output": OutputConfig(name=str(paths.folder))})
     every = FeaturesPaths.from_config(moved)
     pages = [write_run_page(one) for one in every.loras if one.settings.is_file()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lorasmith.config.load import load_config, read_toml
+from lorasmith.config.load import load_saved_config, read_toml
 from lorasmith.config.sweep import SweepConfig, format_number
 from lorasmith.config.train_config import OutputConfig
 from lorasmith.core.errors import LorasmithError, LorasmithWarning, OutputError
@@ -79,7 +79,7 @@ def write_all_sweep_pages(paths: RunPaths) -> list[Path]:
     """
     if not paths.settings.is_file() or "vary" not in read_toml(paths.settings):
         return []
-    run = load_config(SweepConfig, paths.settings)
+    run = load_saved_config(SweepConfig, paths.settings)
     moved = run.model_copy(update={"output": OutputConfig(name=str(paths.folder))})
     every = SweepPaths.from_config(moved)
     pages = [write_run_page(one) for one in every.loras if one.settings.is_file()]

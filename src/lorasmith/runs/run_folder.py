@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from lorasmith.config.load import load_config
+from lorasmith.config.load import load_saved_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import DataError
 from lorasmith.inference.outputs.data_uri import (
@@ -61,7 +61,7 @@ def read_run_folder(folder: Path) -> RunFolder:
     log, summary = folder / "log.jsonl", folder / "summary.json"
     return RunFolder(
         folder=folder,
-        config=load_config(TrainConfig, toml),
+        config=load_saved_config(TrainConfig, toml),
         settings_toml=toml.read_text(encoding="utf-8"),
         log=read_log(log) if log.is_file() else [],
         summary=RunSummary.read(summary) if summary.is_file() else None,

@@ -59,7 +59,7 @@ def sweep(
     config: TrainConfig | Mapping[str, Any] | str | Path,
     vary: Mapping[str, Sequence[Any]] | None = None,
     *,
-    together: int | None = None,
+    max_parallel: int | None = None,
     resume: str | None = None,
 ) -> list["SweepResult"]:
     """Train a LoRA for each combination of some settings, at the same time; return the results.
@@ -72,7 +72,7 @@ def sweep(
         vary: the settings that differ, by their dotted names, each with its values:
             ``{"train.learning_rate": [1e-4, 2e-4], "lora.rank": [8, 16]}``. They replace those of
             the ``vary`` table in the settings, which may have them as well.
-        together: how many LoRAs are trained at the same time at most; left out, 8.
+        max_parallel: how many LoRAs are trained at the same time at most; left out, 8.
         resume: as in `train`.
 
     Raises:
@@ -92,4 +92,4 @@ def sweep(
         path = Path(config).expanduser()
     else:
         to_train_config(config)  # tells what it should be
-    return train_sweep(load_sweep(path, (), vary, together, base), resume)
+    return train_sweep(load_sweep(path, (), vary, max_parallel, base), resume)

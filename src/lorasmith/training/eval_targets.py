@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
-from lorasmith.config.features import load_train_config
+from lorasmith.config.features import load_saved_train_config
 from lorasmith.config.train_config import SUFFIX, TrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
@@ -148,7 +148,7 @@ def _of_run(folder: Path) -> list[EvalTarget]:
 
 def _runs(folder: Path) -> list[tuple[TrainConfig, RunPaths]]:
     """Return a run, or those of its features, and where each lies now."""
-    run, here = load_train_config(folder / _SETTINGS), str(folder.absolute())
+    run, here = load_saved_train_config(folder / _SETTINGS), str(folder.absolute())
     if isinstance(run, TrainConfig):
         return [(run, RunPaths.from_name(here))]
     moved = run.model_copy(update={"output": run.output.model_copy(update={"name": here})})

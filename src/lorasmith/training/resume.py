@@ -1,25 +1,30 @@
 """Going on with a run: which checkpoint, and whether the settings are still those of the run."""
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorasmith.config.old_keys import upgrade
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
 from lorasmith.loops.checkpoint import Checkpoint, load_checkpoint_at, load_latest_checkpoint
 
 LATEST = "latest"
 
+_BATCH = ("train.batch_size", "train.gradient_accumulation_steps")
+"""Settings whose change needs no word where their product stays."""
 _FIXED = (
     "lora", "train.optimizer", "train.optimizer_args", "train.ema_decay", "train.loraplus_lr_ratio",
 )  # fmt: skip
 """Settings that a run cannot change: its weights and the optimizer's state depend on them."""
 _FREE = (
-    "output", "preview", "track", "model.path", "data.path", "data.cache", "data.cache_dir",
-    "data.reg_data_dir", "train.device", "train.log_every_n_steps", "train.checkpoint_every_n_steps",
-    "train.keep_checkpoints", "train.save_every_n_steps", "train.early_stopping_patience", "train.gradient_accumulation_steps",
+    "output", "validation", "track", "model.path", "data.path", "data.cache", "data.cache_dir",
+    "data.reg_data_dir", "train.device", "train.log_every_n_steps",
+    "train.checkpoint_every_n_steps",
+    "train.keep_checkpoints", "train.save_every_n_steps", "train.early_stopping_patience",
     "train.gradient_checkpointing", "train.vram_limit", "train.cuda_graph", "train.compile",
 )  # fmt: skip
 """Settings whose change needs no word: they do not change what is learned, or are seen at once."""
@@ -55,13 +60,17 @@ def check_settings(before: Mapping[str, Any], run: TrainConfig) -> None:
     What changes the course of the training is allowed and warned about.
 
     Args:
-        before: the run's settings as they were, dumped as JSON.
+        before: the settings that the checkpoint holds, of this version or an earlier one.
         run: its settings now.
 
     Raises:
         ConfigError: one differs that a run cannot change.
     """
-    changed = list(_differences(before, run.model_dump(mode="json")))
+    before, _ = upgrade(before)
+    now = run.model_dump(mode="json")
+    changed = list(_differences(before, now))
+    if _batch(before) == _batch(now):
+        changed = [change for change in changed if change[0] not in _BATCH]
     for name, old, new in changed:
         if _within(name, _FIXED):
             raise ConfigError(
@@ -75,6 +84,13 @@ def check_settings(before: Mapping[str, Any], run: TrainConfig) -> None:
             LorasmithWarning,
             stacklevel=2,
         )
+
+
+def _batch(settings: Mapping[str, Any]) -> int | None:
+    """Return how many images a process gives to an optimizer step."""
+    train = settings.get("train", {})
+    sizes = [train.get(name.removeprefix("train.")) for name in _BATCH]
+    return None if None in sizes else math.prod(sizes)
 
 
 def _within(name: str, places: tuple[str, ...]) -> bool:

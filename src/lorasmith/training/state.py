@@ -14,6 +14,7 @@ from uuid import uuid4
 import torch
 
 from lorasmith.adapters.nn.trainable import TrainableLora
+from lorasmith.config.old_keys import CONFIG_VERSION, VERSION_KEY, upgrade
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import derive_seed, make_generator
@@ -301,12 +302,13 @@ class TrainerState:
 
 def packed_settings(run: TrainConfig) -> dict[str, Any]:
     """Return settings as checkpoints hold them."""
-    return run.model_dump(mode="json")
+    return {VERSION_KEY: CONFIG_VERSION, **run.model_dump(mode="json")}
 
 
 def _grid_of(settings: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return what the fixed grid of a run depends on besides its pictures."""
-    preview = settings["preview"]
+    settings, _ = upgrade(settings)
+    preview = settings["validation"]
     seed = preview.get("loss_seed")
     return preview["loss_timesteps"], settings["train"]["seed"] if seed is None else seed
 

@@ -52,7 +52,7 @@ def test_all_measure_held_out_pictures_with_the_same_noise() -> None:
 
 
 def test_a_saved_sweep_is_read_back(tmp_path: Path) -> None:
-    run = swept('lora.targets=["*.attn2.to_k"],ff', "train.lr_warmup_steps=0,0.1", together=3)
+    run = swept('lora.targets=["*.attn2.to_k"],ff', "train.lr_warmup_steps=0,0.1", max_parallel=3)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run))
     again = load_sweep(file)
@@ -69,20 +69,20 @@ def test_options_stand_over_a_file_that_nests(tmp_path: Path) -> None:
         "lora.rank = [2, 4]\n"
     )
     assert load_sweep(file).variants()[0].name == "seed0-rank2"
-    run = load_sweep(file, ["train.steps=5"], {"lora.rank": [8, 16]}, together=1)
+    run = load_sweep(file, ["train.steps=5"], {"lora.rank": [8, 16]}, max_parallel=1)
     assert [one.name for one in run.variants()][:2] == ["seed0-rank8", "seed0-rank16"]
     assert run.variants()[0].config.train.steps == 5
     assert len(run.groups()) == 4
 
 
-@given(seeds=st.integers(2, 30), together=st.integers(1, 12))
-def test_groups_are_nearly_equal_and_have_all(seeds: int, together: int) -> None:
-    run = load_sweep(None, vary={"train.seed": range(seeds)}, together=together, base=BASE)
+@given(seeds=st.integers(2, 30), max_parallel=st.integers(1, 12))
+def test_groups_are_nearly_equal_and_have_all(seeds: int, max_parallel: int) -> None:
+    run = load_sweep(None, vary={"train.seed": range(seeds)}, max_parallel=max_parallel, base=BASE)
     groups = run.groups()
     sizes = [len(group) for group in groups]
-    assert max(sizes) <= together
+    assert max(sizes) <= max_parallel
     assert max(sizes) - min(sizes) <= 1
-    assert len(groups) == -(-seeds // together)
+    assert len(groups) == -(-seeds // max_parallel)
     assert [one for group in groups for one in group] == run.variants()
 
 

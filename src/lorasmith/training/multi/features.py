@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorasmith.adapters.gating.gate_metadata import parse_gate
 from lorasmith.config.features import FeaturesConfig
-from lorasmith.config.load import dump_toml, load_config
+from lorasmith.config.load import dump_toml, load_saved_config
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.rules.facts import Finding
@@ -62,7 +62,7 @@ def _require_mode(run: FeaturesConfig, paths: FeaturesPaths) -> None:
     Raises:
         ConfigError: the mode differs, or the saved settings cannot be read.
     """
-    before = load_config(FeaturesConfig, paths.main.settings).train.mode
+    before = load_saved_config(FeaturesConfig, paths.main.settings).train.mode
     if before != run.train.mode:
         raise ConfigError(
             f"train.mode: this run was started with {before!r} and cannot go on with {run.train.mode!r}; go on with {paths.main.resume_command}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorasmith.config.load import dump_toml, load_config, read_toml
+from lorasmith.config.load import dump_toml, load_saved_config, read_toml
 from lorasmith.config.sweep import SweepConfig, Variant
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, OutputError
@@ -13,7 +13,12 @@ from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
 from lorasmith.training.data.split import ChosenRows, choose_rows
-from lorasmith.training.joint_trainer import JointRunConfig, find_joint_checkpoint, select_state, train_jointly
+from lorasmith.training.joint_trainer import (
+    JointRunConfig,
+    find_joint_checkpoint,
+    select_state,
+    train_jointly,
+)
 from lorasmith.training.setup import DeviceContext, RunPlan, setup_trainers
 from lorasmith.training.state import TrainerState
 from lorasmith.training.trainer import explain_interruption
@@ -59,11 +64,10 @@ def _require_same(run: SweepConfig, paths: SweepPaths) -> None:
     """
     if "vary" not in read_toml(paths.main.settings):
         raise OutputError(f"{paths.main.folder} holds no sweep to go on with; choose another --out")
-    before = load_config(SweepConfig, paths.main.settings)
+    before = load_saved_config(SweepConfig, paths.main.settings)
     if [_told(group) for group in before.groups()] != [_told(group) for group in run.groups()]:
         raise ConfigError(
-            "vary: the sweep was started with other values, or with another --together; go on "
-            f"with {paths.main.resume_command}"
+            f"vary: the sweep was started with other values, or with another --max-parallel; go on with {paths.main.resume_command}"
         )
 
 
@@ -101,7 +105,9 @@ def _train_group(
     ]
     later = [variant.config for group in groups[number + 1 :] for variant in group]
     with (
-        setup_trainers(plans, DeviceContext.from_settings(run.train), later=later, called=_called) as sessions,
+        setup_trainers(
+            plans, DeviceContext.from_settings(run.train), later=later, called=_called
+        ) as sessions,
         explain_interruption(place),
     ):
         if sessions[0].is_main:
@@ -119,7 +125,7 @@ def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) ->
     title = f"training {len(names)} LoRAs"
     if len(groups) > 1:
         title += f", group {number + 1} of {len(groups)}"
-    relief = f"Train fewer at the same time (--together, now {len(names)}). "
+    relief = f"Train fewer at the same time (--max-parallel, now {len(names)}). "
     return JointRunConfig(place, title, names, relief, lenient=True, same_base=True)
 
 

@@ -16,6 +16,9 @@ from lorasmith.training.state import TrainerState
 from lorasmith.training.validation.loss import ValidationLoss, ValidationResult
 from lorasmith.training.validation.previews import PreviewsCancelledError, Previews
 
+_AT_ONCE = 8
+"""Images that go through the model at once where training accumulates smaller batches."""
+
 
 class Validator:
     """The looks at one run, and what they found."""
@@ -37,7 +40,7 @@ class Validator:
             session.loss,
             data.held_out or data,
             run.validation.loss_timesteps,
-            run.train.batch_size,
+            max(run.train.batch_size, min(run.train.images_per_step(), _AT_ONCE)),
             run.train.seed if run.validation.loss_seed is None else run.validation.loss_seed,
         )
         rows = data.rows[: data.tagged]

@@ -1,0 +1,445 @@
+"""What kohya's sd-scripts, diffusers, PEFT and OneTrainer call our settings.
+
+A name with the same meaning is accepted wherever a setting can be given: in a settings file, with
+``--set`` and as an option. Any other name has an answer that says what to do instead.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorasmith.core.errors import ConfigError, did_you_mean
+
+Tree = dict[str, Any]
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ForeignName:
+    """How a foreign name is translated; without ``translate`` it is only explained."""
+
+    key: str
+    """The setting here, or an empty string where there is none."""
+    translate: Callable[[Any], Changes] | None = None
+    """Turns its value into settings by their dotted keys."""
+    answer: str = ""
+    """What to do instead, where it cannot be translated."""
+
+
+def _same(key: str, convert: Callable[[Any], Any] = lambda value: value) -> ForeignName:
+    return ForeignName(key, lambda value: {key: convert(value)})
+
+
+def _flag(key: str, when_on: Any, answer: str = "") -> ForeignName:
+    """Return a name whose value is true or false; false changes nothing."""
+    return ForeignName(key, lambda on: {key: when_on} if _is_on(on) else {}, answer)
+
+
+def _no(answer: str, key: str = "") -> ForeignName:
+    return ForeignName(key, None, answer)
+
+
+def _is_on(value: Any) -> bool:
+    return value is True or str(value).casefold() in ("true", "1", "yes", "on")
+
+
+def _choose(on: Any, off: Any) -> Callable[[Any], Any]:
+    return lambda value: on if _is_on(value) else off
+
+
+def _trackers(value: Any) -> Changes:
+    names = {str(value).casefold()}
+    if "all" in names:
+        names = {"tensorboard", "wandb"}
+    unknown = names - {"tensorboard", "wandb", "none"}
+    if unknown:
+        raise ConfigError(f"there is no tracker {value!r}; choose from tensorboard, wandb")
+    return {"track.tensorboard": "tensorboard" in names, "track.wandb": "wandb" in names}
+
+
+def _only(accepted: Collection[str], answer: str) -> ForeignName:
+    """Return a name that may be given with the value that always holds here."""
+
+    def check(value: Any) -> Changes:
+        if str(value).casefold() not in accepted:
+            raise ConfigError(answer)
+        return {}
+
+    return ForeignName("", check, answer)
+
+
+def _init(value: Any) -> Any:
+    return {"true": "kaiming", "false": "gaussian"}.get(str(value).casefold(), value)
+
+
+EPOCHS = (
+    "epochs are not there yet; set train.steps = images x repeats x epochs / effective batch size"
+)
+_BUCKET_LIMITS = (
+    "buckets have about as many pixels as data.resolution squared; set data.max_aspect_ratio, and "
+    "data.bucket_reso_steps"
+)
+_ADAM = "give it in train.optimizer_args, such as train.optimizer_args={betas=[0.9, 0.99], eps=1e-8}"
+_ATTENTION = "leave it out: attention is always memory-efficient"
+_MODEL_KIND = "leave it out: the kind of model is read from its files"
+_TARGETS = (
+    "say which layers are trained with lora.targets, such as all-linear or "
+    '["all-linear", "text-encoder"]'
+)
+
+FOREIGN_NAMES: Mapping[str, ForeignName] = {
+    # --- the model and the files
+    "pretrained_model_name_or_path": _same("model.path"),
+    "base_model_name": _same("model.path"),
+    "base_model": _same("model.path"),
+    "train_data_dir": _same("data.path"),
+    "instance_data_dir": _same("data.path"),
+    "image_dir": _same("data.path"),
+    "dataset_name": _no("name a folder of images with data.path", "data.path"),
+    "dataset_config": _no("give the keys of the dataset in [data] of the settings", "data"),
+    "in_json": _no("put a metadata.jsonl into the folder that data.path names", "data.path"),
+    "instance_prompt": _no(
+        "captions come from the files beside the images; data.tag is the trigger word", "data.tag"
+    ),
+    "trigger_word": _same("data.tag"),
+    "class_tokens": _no("captions come from files; the word is data.class_word", "data.class_word"),
+    "class_data_dir": _same("data.reg_data_dir"),
+    "class_prompt": _same("data.reg_caption"),
+    "with_prior_preservation": _no(
+        "set data.reg_data_dir to a folder of class images", "data.reg_data_dir"
+    ),
+    "num_class_images": _no(
+        "class images are not generated; data.reg_data_dir names a folder of them",
+        "data.reg_data_dir",
+    ),
+    "prior_loss_weight": _same("data.prior_loss_weight"),
+    "output_name": _same("output.name"),
+    "output_dir": _same("output.name"),
+    "output_model_destination": _same("output.name"),
+    "caption_extension": _only((".txt", "txt"), "captions are read from .txt files"),
+    "save_model_as": _only(("safetensors",), "LoRA files are always .safetensors"),
+    "save_precision": _no("files keep fp32; convert with lorasmith lora merge --precision fp16"),
+    # --- images and captions
+    "random_flip": _same("data.flip_aug"),
+    "color_aug": _no("set data.color_jitter to a strength such as 0.1", "data.color_jitter"),
+    "random_crop": _same("data.crop", _choose("random", "center")),
+    "center_crop": _same("data.crop", _choose("center", "random")),
+    "enable_bucket": _same("data.buckets"),
+    "aspect_ratio_bucketing": _same("data.buckets"),
+    "min_bucket_reso": _no(_BUCKET_LIMITS, "data.max_aspect_ratio"),
+    "max_bucket_reso": _no(_BUCKET_LIMITS, "data.max_aspect_ratio"),
+    "bucket_no_upscale": _no(
+        "small images are scaled up; set data.resolution lower", "data.resolution"
+    ),
+    "cache_latents": _same("data.cache"),
+    "cache_latents_to_disk": _same("data.cache"),
+    "cache_text_encoder_outputs": _same("data.cache"),
+    "cache_text_encoder_outputs_to_disk": _same("data.cache"),
+    "clip_skip": _no("text encoders are read as the model's own pipeline reads them"),
+    # --- the adapter
+    "network_dim": _same("lora.rank"),
+    "network_rank": _same("lora.rank"),
+    "lora_rank": _same("lora.rank"),
+    "lora_r": _same("lora.rank"),
+    "network_alpha": _same("lora.alpha"),
+    "lora_alpha": _same("lora.alpha"),
+    "network_dropout": _same("lora.dropout"),
+    "lora_dropout": _same("lora.dropout"),
+    "target_modules": _same("lora.targets"),
+    "lora_target_modules": _same("lora.targets"),
+    "init_lora_weights": _same("lora.init", _init),
+    "use_rslora": _same("lora.rslora"),
+    "rank_pattern": _no("give [[lora.overrides]] with targets and a rank", "lora.overrides"),
+    "alpha_pattern": _no("give [[lora.overrides]] with targets and an alpha", "lora.overrides"),
+    "use_dora": _no("DoRA files can be used, but only LoRA is trained; leave it out"),
+    "network_module": _only(("networks.lora", "lora"), "only LoRA is trained; leave it out"),
+    "network_args": _no("set rank, alpha, targets and overrides in [lora]", "lora"),
+    "network_weights": _no("a run starts from new factors; --resume continues a run"),
+    "network_train_unet_only": _no(_TARGETS, "lora.targets"),
+    "network_train_text_encoder_only": _no(_TARGETS, "lora.targets"),
+    "train_text_encoder": _no(_TARGETS, "lora.targets"),
+    # --- steps and batches
+    "max_train_steps": _same("train.steps"),
+    "train_batch_size": _same("train.batch_size"),
+    "accumulate_grad_batches": _same("train.gradient_accumulation_steps"),
+    "epochs": _no(EPOCHS, "train.steps"),
+    "epoch": _no(EPOCHS, "train.steps"),
+    "max_train_epochs": _no(EPOCHS, "train.steps"),
+    "num_train_epochs": _no(EPOCHS, "train.steps"),
+    # --- the optimizer
+    "lr": _same("train.learning_rate"),
+    "unet_lr": _same("train.learning_rate"),
+    "text_encoder_learning_rate": _same("train.text_encoder_lr"),
+    "optimizer_type": _same("train.optimizer"),
+    "use_8bit_adam": _flag("train.optimizer", "adamw8bit"),
+    "adam_weight_decay": _same("train.weight_decay"),
+    "adam_beta1": _no(_ADAM, "train.optimizer_args"),
+    "adam_beta2": _no(_ADAM, "train.optimizer_args"),
+    "adam_epsilon": _no(_ADAM, "train.optimizer_args"),
+    "learning_rate_scheduler": _same("train.lr_scheduler"),
+    "lr_scheduler_type": _same("train.lr_scheduler"),
+    "learning_rate_warmup_steps": _same("train.lr_warmup_steps"),
+    "warmup_steps": _same("train.lr_warmup_steps"),
+    "warmup_ratio": _same("train.lr_warmup_steps"),
+    "learning_rate_min_factor": _same("train.lr_scheduler_min_lr_ratio"),
+    "lr_scheduler_num_cycles": _no("there are no restarts; leave it out", "train.lr_scheduler"),
+    "lr_scheduler_power": _no("there is no polynomial schedule", "train.lr_scheduler"),
+    "clip_grad_norm": _same("train.max_grad_norm"),
+    "loraplus_unet_lr_ratio": _same("train.loraplus_lr_ratio"),
+    "scale_lr": _no("set train.learning_rate to the rate that is wanted", "train.learning_rate"),
+    "use_ema": _no("set train.ema_decay, such as 0.999", "train.ema_decay"),
+    # --- the loss
+    "snr_gamma": _same("train.loss.min_snr_gamma"),
+    "offset_noise_weight": _same("train.loss.noise_offset"),
+    "masked_loss": _same("train.loss.masked"),
+    "masked_training": _same("train.loss.masked"),
+    "diff_output_preservation_multiplier": _same("preserve.strength"),
+    "diff_output_preservation": _flag("preserve.strength", 1.0),
+    "v_parameterization": _no(_MODEL_KIND),
+    "prediction_type": _no(_MODEL_KIND),
+    "v2": _no(_MODEL_KIND),
+    "sdxl": _no(_MODEL_KIND),
+    # --- precision, memory and speed
+    "train_dtype": _same("train.mixed_precision"),
+    "full_fp16": _no('set train.mixed_precision = "fp16"', "train.mixed_precision"),
+    "full_bf16": _no('set train.mixed_precision = "bf16"', "train.mixed_precision"),
+    "fp8_base": _no("set train.fp8 = true, where batches are large", "train.fp8"),
+    "torch_compile": _same("train.compile", _choose("on", "off")),
+    "xformers": _no(_ATTENTION),
+    "sdpa": _no(_ATTENTION),
+    "mem_eff_attn": _no(_ATTENTION),
+    "enable_xformers_memory_efficient_attention": _no(_ATTENTION),
+    "allow_tf32": _no("leave it out: the package decides it by the device"),
+    "lowram": _no('set train.vram_limit, such as "8GB"', "train.vram_limit"),
+    # --- what is saved, measured and logged
+    "checkpointing_steps": _same("train.checkpoint_every_n_steps"),
+    "checkpoints_total_limit": _same("train.keep_checkpoints"),
+    "save_every_n_epochs": _no(
+        "epochs are not there yet; set train.save_every_n_steps", "train.save_every_n_steps"
+    ),
+    "resume_from_checkpoint": _no("give the option --resume, or --resume step-120"),
+    "sample_every_n_steps": _same("validation.every_n_steps"),
+    "validate_every_n_steps": _same("validation.every_n_steps"),
+    "validation_steps": _same("validation.every_n_steps"),
+    "sample_every_n_epochs": _no(
+        "epochs are not there yet; set validation.every_n_steps", "validation.every_n_steps"
+    ),
+    "validation_epochs": _no(
+        "epochs are not there yet; set validation.every_n_steps", "validation.every_n_steps"
+    ),
+    "sample_prompts": _no(
+        "give the prompts themselves as a list in validation.prompts", "validation.prompts"
+    ),
+    "validation_prompt": _same("validation.prompts", lambda prompt: [str(prompt)]),
+    "num_validation_images": _same("validation.num_images"),
+    "sample_sampler": _no("previews have one sampler; generate has --sampler"),
+    "report_to": ForeignName("track", _trackers),
+    "log_with": ForeignName("track", _trackers),
+    "logging_dir": _no("the log is in the run's folder, NAME/log.jsonl beside the LoRA"),
+}
+"""Foreign names in lower case with underscores."""
+
+
+def normalize(name: str) -> str:
+    """Return a name or option as the table has it."""
+    return name.lstrip("-").replace("-", "_").casefold()
+
+
+def translate(tree: Mapping[str, Any], known: Collection[str]) -> Tree:
+    """Return settings in which foreign names are replaced.
+
+    Args:
+        tree: settings from one source, in sections or flat.
+        known: the dotted keys that there are.
+
+    Raises:
+        ConfigError: a name has another meaning here; the message has the answer.
+    """
+    result: Tree = {}
+    moved: dict[str, tuple[str, Any]] = {}
+    _walk(tree, "", known, result, moved)
+    for key, (name, value) in moved.items():
+        *sections, last = key.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+        if last in place and place[last] != value and name != "unet_lr":
+            raise ConfigError(f"{name} and {key} are the same setting; give one of them")
+        place[last] = value
+    return result
+
+
+def _walk(
+    tree: Mapping[str, Any],
+    prefix: str,
+    known: Collection[str],
+    result: Tree,
+    moved: dict[str, tuple[str, Any]],
+) -> None:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in known:
+            result[name] = value
+        elif isinstance(value, Mapping) and _has_section(key, known):
+            _walk(value, f"{key}.", known, result.setdefault(name, {}), moved)
+        elif isinstance(value, Mapping):
+            typo = bool(did_you_mean(name, {section.partition(".")[0] for section in known}))
+            if typo or not _move_section(value, known, moved):
+                result[name] = value
+        elif not _move(name, value, known, moved, anywhere=not prefix):
+            result[name] = value
+
+
+def _move_section(
+    section: Mapping[str, Any], known: Collection[str], moved: dict[str, tuple[str, Any]]
+) -> bool:
+    """Move a whole section that is unknown here, such as kohya's ``[training_arguments]``."""
+    names = [normalize(name) for name in section]
+    if not names or not all(name in FOREIGN_NAMES or _by_last_part(name, known) for name in names):
+        return False
+    for name, value in section.items():
+        _move(name, value, known, moved, anywhere=True)
+    return True
+
+
+def _move(
+    name: str,
+    value: Any,
+    known: Collection[str],
+    moved: dict[str, tuple[str, Any]],
+    anywhere: bool,
+) -> bool:
+    """Note what a name stands for; return False if it is unknown.
+
+    Args:
+        name: the key, without its section.
+        value: its value.
+        known: the dotted keys that there are.
+        moved: gets the settings, each with the name that it was given by.
+        anywhere: whether the last part of a key of ours will do.
+    """
+    if not anywhere and normalize(name) not in FOREIGN_NAMES:
+        return False
+    changes = foreign_changes(name, value, known)
+    if changes is None:
+        return False
+    for key, new in changes.items():
+        other, before = moved.get(key, (name, new))
+        names = {name, other}
+        if names == {"output_dir", "output_name"}:
+            folder, file = (new, before) if name == "output_dir" else (before, new)
+            moved[key] = ("output_name", f"{str(folder).rstrip('/')}/{file}")
+        elif names > {"unet_lr"}:  # kohya's learning_rate is that of all other parts
+            moved[key] = ("unet_lr", new if name == "unet_lr" else before)
+        elif before != new:
+            raise ConfigError(f"{other} and {name} are both {key} here; give one of them")
+        else:
+            moved[key] = (name, new)
+    return True
+
+
+def foreign_changes(name: str, value: Any, known: Collection[str]) -> Changes | None:
+    """Return the settings that a foreign name and its value stand for, None where it is none.
+
+    Raises:
+        ConfigError: it has another meaning here; the message has the answer.
+    """
+    found = FOREIGN_NAMES.get(normalize(name))
+    if found is None or not _fits(found.key, known):
+        key = _by_last_part(normalize(name), known)
+        return None if key is None else {key: value}
+    if found.translate is None:
+        raise ConfigError(f"{name}: {found.answer}")
+    try:
+        return found.translate(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _by_last_part(name: str, known: Collection[str]) -> str | None:
+    """Return the setting whose key ends in a name, if there is exactly one."""
+    keys = [key for key in known if key.rpartition(".")[2] == name]
+    return keys[0] if len(keys) == 1 else None
+
+
+def _fits(key: str, known: Collection[str]) -> bool:
+    return not key or key in known or _has_section(key, known)
+
+
+def _has_section(key: str, known: Collection[str]) -> bool:
+    return any(name.startswith(f"{key}.") for name in known)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+_PRECISIONS = {
+    "no": "fp32", "float32": "fp32", "float_32": "fp32", "float16": "fp16", "float_16": "fp16",
+    "bfloat16": "bf16", "bfloat_16": "bf16",
+}  # fmt: skip
+
+
+def precision(value: Any) -> Any:
+    """Take ``no``, ``float32``, ``BFLOAT_16`` and the like for fp32, fp16 and bf16."""
+    if not isinstance(value, str):
+        return value
+    return _PRECISIONS.get(value.casefold(), value.casefold())
+
+
+def optimizer(value: Any) -> Any:
+    """Take ``AdamW8bit``, ``ADAMW_8BIT`` and the like in any case."""
+    return value.casefold().replace("_", "").replace("-", "") if isinstance(value, str) else value
+
+
+def lr_scheduler(value: Any) -> Any:
+    """Take ``COSINE`` in any case, and ``constant_with_warmup``: any schedule may warm up."""
+    if not isinstance(value, str):
+        return value
+    return {"constant_with_warmup": "constant"}.get(value.casefold(), value.casefold())
+
+
+def seed(value: Any) -> Any:
+    """Take -1 for a random seed.
+
+    Raises:
+        ValueError: there are several processes, which would draw different ones.
+    """
+    if value not in (-1, "-1"):
+        return value
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("several processes need the same seed; give one")
+    return secrets.randbelow(2**32)
+
+
+def resolution(value: Any) -> Any:
+    """Take ``512,512`` for 512.
+
+    Raises:
+        ValueError: the sides differ.
+    """
+    sides: Sequence[Any]
+    if isinstance(value, str):
+        sides = value.split(",")
+    elif isinstance(value, list | tuple):
+        sides = value
+    else:
+        return value
+    if len({str(side).strip() for side in sides}) > 1:
+        raise ValueError(
+            "give one number; wider and taller images keep their shapes with about as many pixels"
+        )
+    return str(sides[0]).strip()
+
+
+def optimizer_args(value: Any) -> Any:
+    """Take kohya's list ``["betas=0.9,0.99", "eps=1e-8"]`` for a table."""
+    if not isinstance(value, list | tuple):
+        return value
+    from lorasmith.config.load import parse_value
+
+    table = {}
+    for item in value:
+        name, _, text = str(item).partition("=")
+        table[name.strip()] = parse_value(f"[{text}]" if "," in text else text.strip())
+    return table
