@@ -27,8 +27,8 @@ from lorasmith.models.files.configs import (
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.gating import GateRouting
-from lorasmith.training.losses import Noise, sample_noise, build_noise_process
-from lorasmith.training.train_step import Denoiser, StepMetrics, DiffusionLoss, TrainStep
+from lorasmith.training.losses import Noise, build_noise_process, sample_noise
+from lorasmith.training.train_step import Denoiser, DiffusionLoss, StepMetrics, TrainStep
 
 VARIANTS = {
     "sd15": ModelVariant("sd1", prediction_type="epsilon"),
@@ -123,9 +123,9 @@ class MadeUp:
         self.trainable = trainable
         self._inputs, self._done = inputs, 0
         bucket = SimpleNamespace(area=1)
-        order = SimpleNamespace(steps_per_epoch=1, batch=lambda _: torch.arange(batch))
+        sampler = SimpleNamespace(steps_per_epoch=1, get_batch=lambda _: torch.arange(batch))
         self.dataset = SimpleNamespace(
-            order=order, placements=[SimpleNamespace(bucket=bucket)] * batch
+            batch_sampler=sampler, assignments=[SimpleNamespace(bucket=bucket)] * batch
         )
         groups = [
             ParamGroup(one.part, one.parameters, one.learning_rate)

@@ -31,8 +31,8 @@ from styles import StyleJudge, lot, train_judge
 
 import lorasmith
 from lorasmith.cli.demo import DEMO_DATA, TAG
-from lorasmith.data.images.square_images import load_squares, to_signed
-from lorasmith.data.reading.rows import Row, read_rows
+from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
+from lorasmith.data.reading.reader import Row, read_rows
 from lorasmith.evaluation.base_model import pil_to_tensor, tensor_to_pil
 from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
 from lorasmith.reports.contact_sheet import make_contact_sheet
@@ -156,7 +156,7 @@ def measure(
     tower: ImageEncoder, judge: StyleJudge, split: Split, drawn: dict[str, list[Image.Image]]
 ) -> dict[str, Any]:
     """Return similarities and verdicts."""
-    true = to_signed(load_squares(split.shown, SIDE))
+    true = uint8_to_signed(load_square_images(split.shown, SIDE))
     of_true, of_style = embed_images(tower, true), _embedded(tower, split.style)
     to_style = of_true @ of_style.T
     own = torch.tensor([[a.key == b.key for b in split.style] for a in split.shown])
@@ -184,7 +184,9 @@ def _share(verdicts: Sequence[str]) -> float:
 
 def _embedded(tower: ImageEncoder, rows: Sequence[Row]) -> torch.Tensor:
     some = [rows[start : start + CONCEPTS] for start in range(0, len(rows), CONCEPTS)]
-    return torch.cat([embed_images(tower, to_signed(load_squares(part, SIDE))) for part in some])
+    return torch.cat(
+        [embed_images(tower, uint8_to_signed(load_square_images(part, SIDE))) for part in some]
+    )
 
 
 def _write(results: dict[str, Any], out: Path) -> None:
@@ -211,7 +213,7 @@ def _write(results: dict[str, Any], out: Path) -> None:
 
 def _sheet(shown: Sequence[Row], drawn: dict[str, list[Image.Image]]) -> Image.Image:
     """Return base, tagged and true picture of everything, side by side."""
-    true = tensor_to_pil(to_signed(load_squares(shown, SIDE)))
+    true = tensor_to_pil(uint8_to_signed(load_square_images(shown, SIDE)))
     triples = zip(drawn["base"], drawn["tagged"], true, shown, strict=True)
     cells = [((a, b, c), row.caption.split(",")[0]) for a, b, c, row in triples]
     return make_contact_sheet(cells, columns=4)

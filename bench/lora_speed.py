@@ -36,8 +36,8 @@ from lora_quality import machine
 from lorasmith.cli.demo import DEMO_DATA, TAG
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.device import pick_device
-from lorasmith.data.images.square_images import load_squares, to_signed
-from lorasmith.data.reading.rows import read_rows
+from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
+from lorasmith.data.reading.reader import read_rows
 from lorasmith.models.load import load_model
 from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.setup import open_trainer
@@ -129,7 +129,7 @@ def _recipe(options: argparse.Namespace, cached: bool) -> Step:
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
     noises = DDPMScheduler.from_config(model.scheduler_config)
     rows = read_rows(DEMO_DATA)
-    pictures = to_signed(load_squares(rows, model.default_size)).to(device, dtype)
+    pictures = uint8_to_signed(load_square_images(rows, model.default_size)).to(device, dtype)
     ids = model.tokenizer(
         [row.caption for row in rows], max_length=model.tokenizer.model_max_length,
         padding="max_length", truncation=True, return_tensors="pt",

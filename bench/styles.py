@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.data.images.square_images import load_squares, to_signed
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
+from lorasmith.data.reading.reader import Row
 from lorasmith.models.image_encoder import ImageEncoder
 
 KNOWN = "one the base knows"
@@ -50,7 +50,9 @@ def features_of_rows(tower: ImageEncoder, rows: Sequence[Row], side: int) -> tor
     """Return the features of real pictures, ``[N, D]``, decoding a few at a time."""
     return torch.cat(
         [
-            features(tower, to_signed(load_squares(rows[start : start + _AT_ONCE], side)))
+            features(
+                tower, uint8_to_signed(load_square_images(rows[start : start + _AT_ONCE], side))
+            )
             for start in range(0, len(rows), _AT_ONCE)
         ]
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorasmith.data.images.square_images import load_squares
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.images.square_images import load_square_images
+from lorasmith.data.reading.reader import Row
 
 SIDE = 128
 
@@ -83,7 +83,9 @@ def prepare(rows: Sequence[Row], taught: Taught, folder: Path) -> Prepared:
             continue
         making = folder / taught.name / f".{name}"
         making.mkdir(parents=True, exist_ok=True)
-        for number, (row, picture) in enumerate(zip(part, load_squares(part, SIDE), strict=True)):
+        for number, (row, picture) in enumerate(
+            zip(part, load_square_images(part, SIDE), strict=True)
+        ):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(making / f"{number:03d}.png")
             text = taught.caption(row.caption)
             (making / f"{number:03d}.txt").write_text(text, encoding="utf-8")

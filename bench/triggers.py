@@ -38,7 +38,7 @@ from lorasmith.cli import run as command
 from lorasmith.config.lora import GateKind
 from lorasmith.core.device import pick_device
 from lorasmith.core.files import write_text
-from lorasmith.data.reading.rows import read_rows
+from lorasmith.data.reading.reader import read_rows
 from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.evaluation.evaluator import Evaluator
 from lorasmith.evaluation.feature_extractor import load_feature_extractor
@@ -217,7 +217,7 @@ def subject(one: Prepared, file: Path, gate: GateKind) -> EvalConcept:
         one.taught.class_word,
         file,
         gate,
-        [Image.open(row.file).convert("RGB") for row in rows],
+        [Image.open(row.path).convert("RGB") for row in rows],
         [row.caption for row in rows],
         held_out=True,
     )

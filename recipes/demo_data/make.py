@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.core.files import atomic_write, write_text
-from lorasmith.data.images.decode import decode
-from lorasmith.data.reading.rows import Row, read_rows
+from lorasmith.data.images.decode import decode_image
+from lorasmith.data.reading.reader import Row, read_rows
 
 STYLE, STYLE_WORDS = "fluent-mono", "high contrast style"
 TAG = "inkmono"
@@ -91,7 +91,7 @@ def write_style(rows: dict[str, Row], out: Path) -> None:
         sys.exit(f"the data have no {STYLE} picture of {', '.join(missing)}")
     for name in CONCEPTS:
         row, stem = rows[name], out / name.replace(" ", "-")
-        picture = decode(row.read_bytes(), row.key).convert("L")
+        picture = decode_image(row.read_bytes(), row.key).convert("L")
         write_pair(picture, changed(row, STYLE_WORDS, f"{TAG} style"), stem)
     write_text(out / "ATTRIBUTION.txt", FLUENT_MONO + MIT)
     print(f"{len(CONCEPTS)} pictures in {out}")
@@ -103,7 +103,7 @@ def write_clothes(rows: Sequence[Row], out: Path) -> None:
         sys.exit(f"the data have no cooks in {' or '.join(COOK_STYLES)}")
     for row in rows:
         stem = out / re.sub(r"[^a-z]+", "-", f"{row.columns['style']} {row.columns['name']}")
-        picture = decode(row.read_bytes(), row.key)
+        picture = decode_image(row.read_bytes(), row.key)
         write_pair(picture, changed(row, "cook", f"{COOK_TAG} {COOK_CLASS}"), stem)
     write_text(out / "ATTRIBUTION.txt", FLUENT + MIT)
     print(f"{len(rows)} pictures in {out}")

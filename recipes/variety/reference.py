@@ -17,9 +17,9 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from lorasmith.core.files import sha256_file, write_text
-from lorasmith.data.images.decode import decode
-from lorasmith.data.images.square_images import to_signed
-from lorasmith.data.reading.rows import Row, read_rows
+from lorasmith.data.images.decode import decode_image
+from lorasmith.data.images.square_images import uint8_to_signed
+from lorasmith.data.reading.reader import Row, read_rows
 from lorasmith.evaluation.metrics.diversity import (
     IMAGE_SIDE,
     MAX_REFERENCE_IMAGES,
@@ -48,7 +48,7 @@ def main(packed: Path, out: Path) -> None:
     for style, rows in sorted(styles.items()):
         chosen = draw.choice(len(rows), min(PER_STYLE, len(rows)), replace=False)
         pictures = torch.stack([traced(rows[number]) for number in chosen])
-        embedded.append(embed_images(tower, to_signed(pictures)))
+        embedded.append(embed_images(tower, uint8_to_signed(pictures)))
         print(f"{style}: {len(chosen)} pictures", flush=True)
     table = {
         "about": "mean pairwise image-tower distance of random sets of one style, traced to lines",
@@ -67,7 +67,7 @@ def main(packed: Path, out: Path) -> None:
 
 def traced(row: Row) -> torch.Tensor:
     """Return a picture as black lines on white, uint8 ``[3, SIDE, SIDE]``."""
-    grey = decode(row.read_bytes(), row.key).convert("L")
+    grey = decode_image(row.read_bytes(), row.key).convert("L")
     lines = ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES))
     lines = lines.point(lambda value: 255 if value > _DARK else 0).convert("RGB")
     small = lines.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)

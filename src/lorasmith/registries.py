@@ -34,5 +34,26 @@ ADAPTER_INITS: Registry[Any] = Registry("adapter initialisation", "adapter_inits
 ADAPTER_KINDS: Registry[Any] = Registry("adapter kind", "adapter_kinds")
 MODEL_FAMILIES: Registry[Any] = Registry("model family", "model_families")
 CAPTION_SOURCES: Registry[Any] = Registry("caption source", "caption_sources")
-DATASET_RULES: Registry[Any] = Registry("dataset rule", "dataset_rules")
+DATASET_RULES: Registry[Any] = Registry(
+    "dataset rule",
+    "dataset_rules",
+    {
+        "files": "lorasmith.data.rules.files:report_file_problems",
+        "tag-missing": "lorasmith.data.rules.tag:find_missing_tags",
+        "tag-spelling": "lorasmith.data.rules.tag:find_misspelled_tags",
+        "same-captions": "lorasmith.data.rules.captions:check_identical_captions",
+        "tag-company": "lorasmith.data.rules.tag:find_cooccurring_words",
+        "long-captions": "lorasmith.data.rules.captions:find_long_captions",
+        "garbled": "lorasmith.data.rules.captions:find_garbled_captions",
+        "duplicates": "lorasmith.data.rules.duplicates:find_duplicates",
+        "near-duplicates": "lorasmith.data.rules.duplicates:find_near_duplicates",
+        "tiny": "lorasmith.data.rules.images:find_tiny_images",
+        "cropped": "lorasmith.data.rules.images:find_cropped_images",
+        "blank": "lorasmith.data.rules.images:find_blank_images",
+        "transparent": "lorasmith.data.rules.images:find_transparent_images",
+        "few-images": "lorasmith.data.rules.images:check_image_count",
+    },
+)
+"""Functions that read a ``DatasetFacts`` and yield ``Finding``s (``lorasmith.data.rules``); they
+run in this order."""
 REPORT_SECTIONS: Registry[Any] = Registry("report section", "report_sections")

@@ -67,10 +67,10 @@ def test_commands_run(line: str, there: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_every_rule_is_explained() -> None:
-    from lorasmith.data.rules import RULES
-    from lorasmith.data.scan.problems import SEVERAL
+    from lorasmith.data.scan.problems import KIND_DESCRIPTIONS
+    from lorasmith.registries import DATASET_RULES
 
     table = GUIDE.read_text(encoding="utf-8").partition("| rule |")[2]
     told = set(re.findall(r"`([a-z-]+)`", table))
-    names = {rule.__name__.replace("_", "-") for rule in RULES} - {"files"}
-    assert {*SEVERAL, *names, "all-alike"} <= told
+    names = set(DATASET_RULES.names()) - {"files"}
+    assert {*KIND_DESCRIPTIONS, *names, "all-alike"} <= told

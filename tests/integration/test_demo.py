@@ -66,7 +66,7 @@ def test_the_demo_keeps_what_is_not_its_own(tiny_model: Path, tmp_path: Path) ->
 
 def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:
     from lorasmith.cli.demo import CONCEPTS, DEMO_DATA, TAG
-    from lorasmith.data.reading.rows import read_rows
+    from lorasmith.data.reading.reader import read_rows
     from lorasmith.data.tags import contains_tag
 
     rows = read_rows(DEMO_DATA)
@@ -76,13 +76,13 @@ def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:
     assert taught.isdisjoint(CONCEPTS)
     assert "Copyright (c) Microsoft Corporation" in (DEMO_DATA / "ATTRIBUTION.txt").read_text()
     for row in rows:
-        with Image.open(row.file) as picture:
+        with Image.open(row.path) as picture:
             assert picture.size == (128, 128)
 
 
 def test_the_cooks_are_complete_and_their_tag_is_in_every_caption() -> None:
     from lorasmith.cli.demo_tags import CLASS, COOK, COOK_DATA
-    from lorasmith.data.reading.rows import read_rows
+    from lorasmith.data.reading.reader import read_rows
 
     rows = read_rows(COOK_DATA)
     assert len(rows) == 12

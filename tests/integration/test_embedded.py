@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lorasmith
-from lorasmith.data.reading.rows import read_rows, row_hash
+from lorasmith.data.reading.reader import hash_row, read_rows
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.image_encoder import embed_images, embed_texts, load_clip, load_tokenizer
 from lorasmith.models.load import EMBEDDED
@@ -93,8 +93,8 @@ def test_no_held_out_row_was_trained_on() -> None:
     held_out = [row for row in rows if row.columns["role"] == "holdout"]
     base = {row.key: row for row in rows if row.columns["role"] == "base"}
     assert len(held_out) > 3000
-    assert not {row_hash(row) for row in held_out} & set(manifest.values())
+    assert not {hash_row(row) for row in held_out} & set(manifest.values())
     assert not {row.key for row in held_out} & set(manifest)
     assert set(manifest) <= set(base)
     some = sorted(manifest)[::50]
-    assert [manifest[key] for key in some] == [row_hash(base[key]) for key in some]
+    assert [manifest[key] for key in some] == [hash_row(base[key]) for key in some]

@@ -13,8 +13,8 @@ from transformers import CLIPTokenizer
 
 import lorasmith
 from lorasmith.cli import run
-from lorasmith.data.images.square_images import load_squares, to_signed
-from lorasmith.data.reading.rows import read_rows, row_hash
+from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
+from lorasmith.data.reading.reader import hash_row, read_rows
 from lorasmith.loops.tracking import read_log
 from lorasmith.models.image_encoder import load_clip
 from lorasmith.models.load import suppress_logs
@@ -41,7 +41,7 @@ def test_vae_writes_an_autoencoder_with_the_scale_of_its_latents(place: Place) -
     keys = read_manifest(place.vae / "manifest.tsv")
     rows = [row for row in read_rows(place.data) if row.key in keys]
     with torch.no_grad():
-        latents = vae.encode(to_signed(load_squares(rows, 32))).latent_dist.mean
+        latents = vae.encode(uint8_to_signed(load_square_images(rows, 32))).latent_dist.mean
     assert float(latents.std()) * vae.config.scaling_factor == pytest.approx(1.0, abs=0.01)
     plain = load_file(place.vae / VAE_FILE.replace("vae/", "vae_without_ema/"))
     assert moved(plain, load_file(place.vae / VAE_FILE))
@@ -95,7 +95,7 @@ def test_the_manifest_lists_training_rows_alone(place: Place, kind: str) -> None
     assert 15 <= len(manifest) <= 20
     for key, digest in manifest.items():
         assert rows[key].columns["role"] == "base"
-        assert digest == row_hash(rows[key])
+        assert digest == hash_row(rows[key])
 
 
 def test_the_saved_settings_repeat_the_run(place: Place, tmp_path: Path) -> None:

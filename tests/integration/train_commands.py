@@ -12,7 +12,7 @@ import torch
 
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
-from lorasmith.training.joint_step import Microbatch, JointTrainStep
+from lorasmith.training.joint_step import JointTrainStep, Microbatch
 from lorasmith.training.train_step import TrainStep
 
 LOOKS = (
@@ -77,7 +77,7 @@ def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[
     plain, seen = JointTrainStep._pass, []
 
     def stepping(self: JointTrainStep, parts: Sequence[Microbatch]) -> None:
-        seen.append([number for one in parts for number in one.batch.numbers.tolist()])
+        seen.append([number for one in parts for number in one.batch.indices.tolist()])
         if len(seen) == number:
             do(self._steps[0])
         plain(self, parts)

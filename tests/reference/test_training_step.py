@@ -48,7 +48,9 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def our_session(folder: Path, pictures: Path, out: Path, loss: dict[str, Any]) -> Iterator[TrainerState]:
+def our_session(
+    folder: Path, pictures: Path, out: Path, loss: dict[str, Any]
+) -> Iterator[TrainerState]:
     run = TrainConfig.model_validate(
         {
             "data": {"path": pictures, "tag": "inkmono", "cache": False},
@@ -213,7 +215,7 @@ def test_loss_and_gradients(
     theirs = Theirs(tiny_of(family), family)
     with our_session(tiny_of(family), pictures, tmp_path / "out", loss) as session:
         layers = theirs.add_lora(session)
-        numbers = session.dataset.order.batch(0).tolist()
+        numbers = session.dataset.batch_sampler.get_batch(0).tolist()
         expected = theirs.loss(pictures, numbers, min_snr)
         expected.backward()
         figures, count = JointTrainStep([session]).step()[0]

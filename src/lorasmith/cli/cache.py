@@ -47,16 +47,16 @@ def cache(
 
     Example: `lorasmith cache --prune 30d`
     """
-    from lorasmith.data.cache.cleanup import bytes_beside, remove_unused, shards_in
-    from lorasmith.data.cache.tensor_cache import cache_folder
+    from lorasmith.data.cache.cleanup import count_other_bytes, list_shards, remove_unused_shards
+    from lorasmith.data.cache.tensor_cache import default_cache_dir
 
     if clear and prune is not None:
         raise ConfigError("--clear removes all that --prune would; drop one of them")
     age = 0.0 if clear else None if prune is None else _seconds(prune)
-    root = (folder or cache_folder()).expanduser()
-    removed = [] if age is None else remove_unused(root, age)
-    left = shards_in(root)
-    beside = bytes_beside(root, left)
+    root = (folder or default_cache_dir()).expanduser()
+    removed = [] if age is None else remove_unused_shards(root, age)
+    left = list_shards(root)
+    beside = count_other_bytes(root, left)
     if as_json:
         typer.echo(json.dumps(_tree(root, left, removed, beside), indent=2))
         return
@@ -87,7 +87,7 @@ def _show(root: Path, shards: "list[Shard]", beside: int) -> None:
             own = [shard for shard in shards if shard.kind == kind]
             table.add_row(
                 kind, str(len({shard.path.parent for shard in own})),
-                str(sum(shard.entries for shard in own)), _mebibytes(own),
+                str(sum(shard.entry_count for shard in own)), _mebibytes(own),
                 f"{min(map(_age_of, own)):.0f} to {max(map(_age_of, own)):.0f} days",
             )  # fmt: skip
         Console().print(table)
@@ -102,7 +102,7 @@ def _tree(root: Path, left: "list[Shard]", removed: "list[Shard]", beside: int) 
     def told(shards: "list[Shard]") -> dict[str, int]:
         return {
             "files": len(shards),
-            "entries": sum(shard.entries for shard in shards),
+            "entries": sum(shard.entry_count for shard in shards),
             "bytes": sum(shard.size for shard in shards),
         }
 
@@ -117,7 +117,7 @@ def _tree(root: Path, left: "list[Shard]", removed: "list[Shard]", beside: int) 
 
 
 def _counted(shards: "list[Shard]") -> str:
-    entries = sum(shard.entries for shard in shards)
+    entries = sum(shard.entry_count for shard in shards)
     return f"{entries} {'entry' if entries == 1 else 'entries'}, {_mebibytes(shards)} MiB"
 
 
@@ -127,4 +127,4 @@ def _mebibytes(shards: "list[Shard]") -> str:
 
 def _age_of(shard: "Shard") -> float:
     """Return for how many days it was not used."""
-    return max(0.0, time.time() - shard.used) / _UNITS["d"]
+    return max(0.0, time.time() - shard.last_used) / _UNITS["d"]

@@ -14,7 +14,7 @@ from lorasmith.cli.overrides import as_overrides
 from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from lorasmith.data.rules import Finding
+    from lorasmith.data.rules.facts import Finding
     from lorasmith.evaluation.dataset_check import DatasetReport
     from lorasmith.evaluation.features_check import FeaturesReport
 
@@ -91,7 +91,7 @@ def _tell(report: "DatasetReport", data: Path, as_json: bool) -> None:
         show(report, _console())
     if report.errors:
         raise DataError(
-            f"{data}: {', '.join(finding.rule for finding in report.errors)}; {len(report.facts.scan.rows)} of {report.facts.scan.pictures} pictures can be used"
+            f"{data}: {', '.join(finding.rule for finding in report.errors)}; {len(report.facts.scan.rows)} of {report.facts.scan.image_count} pictures can be used"
         )
 
 
@@ -149,8 +149,8 @@ def _summary(report: "DatasetReport") -> Table:
     table = Table(title=str(report.path), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    usable = f"{len(found.rows)} of {found.pictures} can be used"
-    masks = sum(row.mask is not None for row in found.rows)
+    usable = f"{len(found.rows)} of {found.image_count} can be used"
+    masks = sum(row.mask_path is not None for row in found.rows)
     table.add_row("pictures", usable + (f", {masks} have a mask" if masks else ""))
     table.add_row("sizes", _sizes(report))
     captions = len({row.caption for row in found.rows})

@@ -10,13 +10,13 @@ def contains_tag(text: str, tag: str) -> bool:
     return re.search(_pattern(tag), text, re.IGNORECASE) is not None
 
 
-def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
+def count_tags(captions: Iterable[str]) -> dict[str, int]:
     """Count the comma-separated parts of captions, the most frequent first."""
     parts = Counter(part.strip() for caption in captions for part in caption.split(","))
     return {part: count for part, count in parts.most_common() if part}
 
 
-def without_tag(text: str, tag: str, class_word: str = "") -> str:
+def remove_tag(text: str, tag: str, class_word: str = "") -> str:
     """Return a caption of the same picture that does not name the tag.
 
     The tag is replaced by the class word, or removed where that stands beside it already
@@ -33,7 +33,7 @@ def without_tag(text: str, tag: str, class_word: str = "") -> str:
     return ", ".join(part for part in parts if part)
 
 
-def with_another(text: str, tag: str, other: str) -> str:
+def add_tag(text: str, tag: str, other: str) -> str:
     """Return a caption that names another tag right behind its own, or at its end."""
     found = re.search(_pattern(tag), text, re.IGNORECASE)
     if found is None:

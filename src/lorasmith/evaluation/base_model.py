@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lorasmith.data.images.decode import square
-from lorasmith.data.images.square_images import from_signed, to_signed
+from lorasmith.data.images.decode import crop_square
+from lorasmith.data.images.square_images import signed_to_uint8, uint8_to_signed
 from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, retrieval_ranks, top_k_accuracy
 from lorasmith.models.image_encoder import ClipModel, embed_images, embed_texts
 
@@ -60,13 +60,13 @@ def reconstruct_to_pil(vae: Any, pictures: torch.Tensor) -> list[Image.Image]:
 
 def tensor_to_pil(pictures: torch.Tensor) -> list[Image.Image]:
     """Turn pictures ``[N, 3, H, W]`` in -1..1 into PIL pictures."""
-    return [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in from_signed(pictures).cpu()]
+    return [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in signed_to_uint8(pictures).cpu()]
 
 
 def pil_to_tensor(images: Sequence[Image.Image], side: int) -> torch.Tensor:
     """Turn PIL pictures into ``[N, 3, side, side]`` in -1..1."""
-    arrays = [torch.from_numpy(square(image, side).copy()) for image in images]
-    return to_signed(torch.stack(arrays).permute(0, 3, 1, 2))
+    arrays = [torch.from_numpy(crop_square(image, side).copy()) for image in images]
+    return uint8_to_signed(torch.stack(arrays).permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.config.lora import GateKind
-from lorasmith.data.tags import with_another, without_tag
+from lorasmith.data.tags import add_tag, remove_tag
 
 UNRELATED_PROMPTS = (
     "a red apple", "a house", "a bicycle", "a sailboat", "a yellow flower", "a key", "a cup of tea",
@@ -64,7 +64,7 @@ class EvalConcept:
 
     def remove_tag(self, caption: str) -> str:
         """Return a caption without the tag."""
-        return without_tag(caption, self.tag, self.class_word)
+        return remove_tag(caption, self.tag, self.class_word)
 
 
 def joint_prompts(first: EvalConcept, second: EvalConcept, count: int) -> list[str]:
@@ -73,7 +73,7 @@ def joint_prompts(first: EvalConcept, second: EvalConcept, count: int) -> list[s
     Captions of the first with the second's tag behind its own: "a curlyqx person" becomes
     "a curlyqx cookqz person".
     """
-    return [with_another(text, first.tag, second.tag) for text in first.prompts_with_tag(count)]
+    return [add_tag(text, first.tag, second.tag) for text in first.prompts_with_tag(count)]
 
 
 def _cycle(texts: Sequence[str], count: int) -> list[str]:

@@ -8,13 +8,14 @@ from typing import Any
 
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets
-from lorasmith.data.rules import RULES, Facts, Finding
-from lorasmith.data.rules.pictures import enlargement, lost
-from lorasmith.data.rules.tag import constant_words
-from lorasmith.data.scan.scan import Bar, scan
+from lorasmith.data.images.buckets import Bucket, choose_bucket_step, make_buckets
+from lorasmith.data.rules.facts import DatasetFacts, Finding
+from lorasmith.data.rules.images import cropped_share, scale_factor
+from lorasmith.data.rules.tag import find_common_words
+from lorasmith.data.scan.scan import ProgressBarFactory, scan_dataset
 from lorasmith.evaluation.metrics.diversity import Diversity, measure_diversity
 from lorasmith.models.image_sizes import ImageSizes
+from lorasmith.registries import DATASET_RULES
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class DatasetReport:
     """All that is known about a dataset."""
 
     path: Path
-    facts: Facts
+    facts: DatasetFacts
     resolution: int
     """Side of the square bucket."""
     diversity: Diversity | None
@@ -67,7 +68,7 @@ class DatasetReport:
     @property
     def sizes(self) -> list[tuple[tuple[int, int], int]]:
         """The sizes of the pictures and how many have each, the most frequent first."""
-        counts = Counter(look.size for look in self.facts.looks)
+        counts = Counter(look.size for look in self.facts.images)
         return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @property
@@ -81,15 +82,15 @@ class DatasetReport:
         """Where the tag stands; None when there is none."""
         if self.facts.tag is None:
             return None
-        tagged = self.facts.tagged
-        missing = tuple(row.key for row in self.facts.untagged)
-        company = tuple(constant_words(tagged, self.facts.tag))
+        tagged = self.facts.tagged_rows
+        missing = tuple(row.key for row in self.facts.untagged_rows)
+        company = tuple(find_common_words(tagged, self.facts.tag))
         return TagUse(self.facts.tag, len(tagged), missing, company)
 
     @property
     def common_words(self) -> list[str]:
         """Words of every caption: the tag is among them, or is missing."""
-        return constant_words(self.facts.scan.rows)
+        return find_common_words(self.facts.scan.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON can hold."""
@@ -97,10 +98,10 @@ class DatasetReport:
         return {
             "path": str(self.path),
             "ok": not self.errors,
-            "pictures": found.pictures,
+            "pictures": found.image_count,
             "usable": len(found.rows),
             "per_epoch": sum(row.repeats for row in found.rows),
-            "masks": sum(row.mask is not None for row in found.rows),
+            "masks": sum(row.mask_path is not None for row in found.rows),
             "resolution": self.resolution,
             "sizes": [{"width": w, "height": h, "pictures": n} for (w, h), n in self.sizes],
             "buckets": [asdict(use) for use in self.buckets],
@@ -122,7 +123,11 @@ def _diversity_facts(diversity: Diversity) -> dict[str, float]:
 
 
 def check_dataset(
-    data: DataConfig, tagless: bool, model: Path | None, caption: str | None, bar: Bar
+    data: DataConfig,
+    tagless: bool,
+    model: Path | None,
+    caption: str | None,
+    bar: ProgressBarFactory,
 ) -> DatasetReport:
     """Check a dataset as training with these settings would use it.
 
@@ -140,10 +145,10 @@ def check_dataset(
     """
     sizes = ImageSizes.read(model)
     side = _side(data, sizes)
-    found = scan(data.path, data.filters, caption, data.background_rgb, bar)
+    found = scan_dataset(data.path, data.filters, caption, data.background_rgb, bar)
     tag = None if tagless else data.tag
-    facts = Facts(found, tag, _buckets(data, side, sizes), data.class_word, data.max_chunks)
-    findings = [finding for rule in RULES for finding in rule(facts)]
+    facts = DatasetFacts(found, tag, _buckets(data, side, sizes), data.class_word, data.max_chunks)
+    findings = [finding for rule in DATASET_RULES.items().values() for finding in rule(facts)]
     variety = measure_diversity(facts.scan.rows, data.background_rgb)
     if variety is not None and variety.is_uniform:
         findings.append(_all_alike(variety))
@@ -164,21 +169,23 @@ def _buckets(data: DataConfig, side: int, sizes: ImageSizes) -> tuple[Bucket, ..
     if not data.buckets:
         return (Bucket(side, side),)
     return make_buckets(
-        side, bucket_step(side, data.bucket_reso_steps, sizes.multiple), data.max_aspect_ratio
+        side,
+        choose_bucket_step(side, data.bucket_reso_steps, sizes.multiple),
+        data.max_aspect_ratio,
     )
 
 
-def _bucket_use(facts: Facts, bucket: Bucket) -> BucketUse:
-    pairs = zip(facts.looks, facts.placements, strict=True)
+def _bucket_use(facts: DatasetFacts, bucket: Bucket) -> BucketUse:
+    pairs = zip(facts.images, facts.assignments, strict=True)
     inside = [(look, placed) for look, placed in pairs if placed.bucket == bucket]
-    cuts = [lost(placed) for _, placed in inside]
+    cuts = [cropped_share(placed) for _, placed in inside]
     return BucketUse(
         width=bucket.width,
         height=bucket.height,
         pictures=len(inside),
         per_epoch=sum(look.row.repeats for look, _ in inside),
         cropped=sum(cuts) / len(cuts) if cuts else 0.0,
-        enlarged=sum(enlargement(placed) > 1.0 for _, placed in inside),
+        enlarged=sum(scale_factor(placed) > 1.0 for _, placed in inside),
     )
 
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 from PIL import Image
 
-from lorasmith.data.tags import with_another
+from lorasmith.data.tags import add_tag
 from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept, joint_prompts
 from lorasmith.evaluation.feature_extractor import FeatureExtractor, normalize
 from lorasmith.evaluation.image_generator import GeneratedImages, ImageGenerator
@@ -154,7 +154,7 @@ class Evaluator:
         sets: list[list[EvalConcept]] = [[first, second], [first], [second], []]
         drawn = [self.generate(prompts, some, gate=False) for some in sets]
         asked = self.predictions(first)
-        texts = [with_another(caption, first.tag, second.tag) for caption in asked.captions]
+        texts = [add_tag(caption, first.tag, second.tag) for caption in asked.captions]
         predicted = [
             asked.predict(texts, list(dict.fromkeys(one.file for one in some))) for some in sets
         ]

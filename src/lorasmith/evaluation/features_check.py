@@ -8,8 +8,8 @@ from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.config.features import FeaturesConfig
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.data.rules.facts import Finding
-from lorasmith.data.rules.features import Featured, between_features
-from lorasmith.data.scan.scan import Bar
+from lorasmith.data.rules.feature_overlap import FeatureCaptions, check_features_overlap
+from lorasmith.data.scan.scan import ProgressBarFactory
 from lorasmith.evaluation.dataset_check import DatasetReport, check_dataset
 from lorasmith.models.load import load_tokenizer, resolve_model_path
 
@@ -48,7 +48,7 @@ class FeaturesReport:
         }
 
 
-def check_features(run: FeaturesConfig, bar: Bar) -> FeaturesReport:
+def check_features(run: FeaturesConfig, bar: ProgressBarFactory) -> FeaturesReport:
     """Check the pictures of all features as training with these settings would use them.
 
     Raises:
@@ -60,10 +60,12 @@ def check_features(run: FeaturesConfig, bar: Bar) -> FeaturesReport:
     reports = {one.data.tag: check_dataset(one.data, False, model, None, bar) for one in runs}
     tokenizer = load_tokenizer(resolve_model_path(model))
     tags = list(reports)
-    featured = [Featured(one.data.tag, one.data.class_word, reports[one.data.tag].facts.scan.rows)
-                for one in runs]  # fmt: skip
+    featured = [
+        FeatureCaptions(run.tag, run.class_word, reports[run.tag].facts.scan.rows)
+        for run in (one.data for one in runs)
+    ]
     findings = [
-        *between_features(featured, run.train.mode == "joint"),
+        *check_features_overlap(featured, run.train.mode == "joint"),
         *check_tags(tokenizer, tags),
         *check_caption_dropout(runs),
     ]

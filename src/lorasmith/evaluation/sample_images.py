@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lorasmith.data.tags import with_another, without_tag
+from lorasmith.data.tags import add_tag, remove_tag
 from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept
 from lorasmith.evaluation.evaluator import Evaluator
 
@@ -62,8 +62,8 @@ def pair_table(
     """
     captions = first.prompts_with_tag(len(work.seeds))
     plain = [first.remove_tag(caption) for caption in captions]
-    other = [without_tag(caption, first.tag, second.tag) for caption in captions]
-    both = [with_another(caption, first.tag, second.tag) for caption in captions]
+    other = [remove_tag(caption, first.tag, second.tag) for caption in captions]
+    both = [add_tag(caption, first.tag, second.tag) for caption in captions]
     rows = [
         ImageRow("base model", work.generate(plain).images),
         ImageRow(first.tag, work.generate(captions, loaded).images),

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.images.bucketed import Frame, cut
-from lorasmith.data.images.buckets import Bucket, place
-from lorasmith.data.images.decode import BLACK, Pixels, as_decoded, decode, decode_mask, fitted_mask
+from lorasmith.data.images.bucketed_images import CropBox, resize_and_crop
+from lorasmith.data.images.buckets import Bucket, assign_bucket
+from lorasmith.data.images.decode import BLACK, Pixels, decode_image, decode_mask, fit_mask, to_rgb
 from lorasmith.inference.options import Size
 
 ImageInput = str | Path | Image.Image
@@ -42,14 +42,14 @@ class InitImage:
                 raise ConfigError("mask: says what of an image is inpainted; give the image too")
             return None
         if isinstance(image, Image.Image):
-            rgb = as_decoded(image)
+            rgb = to_rgb(image)
         else:
-            rgb = decode(_read_bytes(image, "image"), str(image))
+            rgb = decode_image(_read_bytes(image, "image"), str(image))
         if mask is None:
             return cls(rgb)
         if isinstance(mask, Image.Image):
-            grey = as_decoded(mask, BLACK).convert("L")
-            return cls(rgb, fitted_mask(grey, "mask", rgb.size))
+            grey = to_rgb(mask, BLACK).convert("L")
+            return cls(rgb, fit_mask(grey, "mask", rgb.size))
         return cls(rgb, decode_mask(_read_bytes(mask, "mask"), str(mask), rgb.size))
 
     def default_size(self, model_side: int, multiple: int) -> Size:
@@ -90,9 +90,9 @@ def full_mask(size: Size) -> torch.Tensor:
 
 
 def _cover_and_crop(image: Image.Image, size: Size) -> Pixels:
-    placement = place(image.size, (Bucket(*size),))
-    left, top, _, _ = placement.crop
-    return np.array(cut(image, placement, Frame(left, top, *size)))
+    placement = assign_bucket(image.size, (Bucket(*size),))
+    left, top, _, _ = placement.crop_box
+    return np.array(resize_and_crop(image, placement, CropBox(left, top, *size)))
 
 
 def _read_bytes(file: str | Path, name: str) -> bytes:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.images.masks import at_latents, without_hole
-from lorasmith.data.images.square_images import to_signed
+from lorasmith.data.images.masks import blank_masked, masks_to_latent_size
+from lorasmith.data.images.square_images import uint8_to_signed
 from lorasmith.inference.denoise import sample_noise
 from lorasmith.inference.image_jobs import ImageJob
 from lorasmith.inference.init_image import InitImage, full_mask
@@ -93,7 +93,7 @@ class LatentPreparer:
         noise = sample_noise(generators, shape, model.unet.device)
         if model.is_inpainting:
             masks = torch.stack([self._mask_of(image) for image in images])
-            latent_masks = at_latents(masks, scale).to(noise.device)
+            latent_masks = masks_to_latent_size(masks, scale).to(noise.device)
             masked_latents = self._sample_latents(images, generators, is_masked=True)
             inpaint_cond = torch.cat([latent_masks, masked_latents], dim=1)
         return InitLatents(noise, image_latents, inpaint_cond)
@@ -115,9 +115,9 @@ class LatentPreparer:
         if key not in self._distributions:
             mask = self._mask_of(image)
             grey = torch.zeros(3, *mask.shape[1:])
-            pixels = grey if image is None else to_signed(image.image_tensor(self.size))
+            pixels = grey if image is None else uint8_to_signed(image.image_tensor(self.size))
             if is_masked:
-                pixels = without_hole(pixels, mask)
+                pixels = blank_masked(pixels, mask)
             moments = encode_images(self._model.vae, pixels.unsqueeze(0))
             device = self._model.unet.device
             self._distributions[key] = _LatentDistribution(

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from lorasmith.config.pretrain import ClipPretrainConfig
 from lorasmith.core.errors import TrainingError
-from lorasmith.data.batch_order import BatchOrder
-from lorasmith.data.images.square_images import mirror_some
-from lorasmith.data.reading.filters import weights
+from lorasmith.data.batch_sampler import WeightedBatchSampler
+from lorasmith.data.images.square_images import random_flip
+from lorasmith.data.reading.filters import compute_row_weights
 from lorasmith.models.image_encoder import (
     ClipModel,
     ImageEncoder,
@@ -49,11 +49,13 @@ def pretrain_clip(run: ClipPretrainConfig, resume: bool = False) -> Path:
     torch.manual_seed(run.train.seed)
     pair = loop.add("pair", _new_pair(run, len(tokenizer)), ema=True)
     images = loop.images_per_step(run.train.batch_size)
-    order = BatchOrder(weights(rows, run.data.weights), images, run.train.seed)
+    order = WeightedBatchSampler(
+        compute_row_weights(rows, run.data.weights), images, run.train.seed
+    )
 
     def learn(part: Part) -> None:
-        shown = pictures.batch(part.numbers)
-        shown = mirror_some(shown, mirrored[part.numbers], part.draws)
+        shown = pictures.get_batch(part.numbers)
+        shown = random_flip(shown, mirrored[part.numbers], part.draws)
         shown = shift_and_scale(shown, run.random_shift, part.draws)
         shown = jitter_colours(shown, run.color_jitter, part.draws)
         image, text, scale = pair(shown, captions.draw(part.numbers, part.draws))
@@ -62,7 +64,7 @@ def pretrain_clip(run: ClipPretrainConfig, resume: bool = False) -> Path:
         loop.note(loss=loss, accuracy=accuracy)
 
     for step in loop.steps():
-        loop.learn(step, order.batch(step), learn)
+        loop.learn(step, order.get_batch(step), learn)
         if step + 1 == COLLAPSE_AFTER:
             compared = run.train.batch_size * loop.accelerator.num_processes
             _check_alive(loop.figure("loss"), compared, step + 1)

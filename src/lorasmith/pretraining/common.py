@@ -9,9 +9,9 @@ from lorasmith.config.base import BaseConfig
 from lorasmith.config.data import PretrainDataConfig
 from lorasmith.config.load import dump_toml
 from lorasmith.core.files import write_text
-from lorasmith.data.images.square_images import Pictures
-from lorasmith.data.reading.filters import keep, passes, split
-from lorasmith.data.reading.rows import Row, read_rows, row_hash
+from lorasmith.data.images.square_images import SquareImages
+from lorasmith.data.reading.filters import filter_rows, matches_filter, split_by_hash
+from lorasmith.data.reading.reader import Row, hash_row, read_rows
 from lorasmith.loops.progress import progress_bar
 from lorasmith.pretraining.loop import Loop
 
@@ -20,8 +20,8 @@ MANIFEST = "manifest.tsv"
 
 def chosen_rows(settings: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
     """Read, filter and split the rows; return ``(training, validation)``."""
-    rows = keep(read_rows(settings.path), settings.filters)
-    training, validation = split(rows, settings.validation_split)
+    rows = filter_rows(read_rows(settings.path), settings.filters)
+    training, validation = split_by_hash(rows, settings.validation_split)
     return training[: settings.max_images], validation
 
 
@@ -31,17 +31,19 @@ def mirror_allowed(rows: Sequence[Row], settings: PretrainDataConfig) -> torch.T
 
     def allowed(row: Row) -> bool:
         words = set(" ".join(row.captions).lower().replace(",", " ").split())
-        return not (words & against) and all(passes(row, rule) for rule in settings.flip_filters)
+        return not (words & against) and all(
+            matches_filter(row, rule) for rule in settings.flip_filters
+        )
 
     return torch.tensor([settings.flip_aug and allowed(row) for row in rows], dtype=torch.bool)
 
 
 def open_pictures(
     rows: Sequence[Row], side: int, settings: PretrainDataConfig, loop: Loop
-) -> Pictures:
+) -> SquareImages:
     """Decode the rows for this loop's device, with a progress bar."""
     with progress_bar("decoding pictures", len(rows), enabled=loop.main) as advance:
-        return Pictures(rows, side, loop.device, settings.image_cache_gib, advance)
+        return SquareImages(rows, side, loop.device, settings.image_cache_gib, advance)
 
 
 def write_start(loop: Loop, settings: BaseConfig, rows: Sequence[Row]) -> None:
@@ -53,7 +55,7 @@ def write_start(loop: Loop, settings: BaseConfig, rows: Sequence[Row]) -> None:
 
 def manifest_of(rows: Sequence[Row]) -> str:
     """Return one ``key<tab>sha256`` line per row: the proof of what a model was trained on."""
-    return "".join(f"{row.key}\t{row_hash(row)}\n" for row in rows)
+    return "".join(f"{row.key}\t{hash_row(row)}\n" for row in rows)
 
 
 def read_manifest(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ A loop reads::
         loop.note(loss=loss)
 
     for step in loop.steps():
-        loop.learn(step, order.batch(step), learn)
+        loop.learn(step, sampler.get_batch(step), learn)
 
 Everything random is drawn from ``part.draws``, a function of the run's seed, the step and a
 picture's place in the batch. A resumed run therefore repeats exactly what an uninterrupted one

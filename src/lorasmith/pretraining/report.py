@@ -12,8 +12,8 @@ from PIL import Image
 from lorasmith.config.pretrain import UnetPretrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.files import ensure_writable_folder, write_text
-from lorasmith.data.images.square_images import load_squares, to_signed
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
+from lorasmith.data.reading.reader import Row
 from lorasmith.evaluation.base_model import (
     RetrievalMetrics,
     VaeMetrics,
@@ -217,7 +217,7 @@ def _autoencoder(folder: Path, part: str) -> Any:
 
 
 def _true(rows: Sequence[Row], side: int) -> torch.Tensor:
-    return to_signed(load_squares(rows, side))
+    return uint8_to_signed(load_square_images(rows, side))
 
 
 def _looked_up(pipe: Pipeline, pictures: torch.Tensor, captions: Sequence[str]) -> RetrievalMetrics:

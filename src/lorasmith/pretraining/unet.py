@@ -11,10 +11,10 @@ import torch
 
 from lorasmith.config.pretrain import StageConfig, UnetPretrainConfig
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.data.batch_order import BatchOrder
-from lorasmith.data.images.square_images import Pictures
-from lorasmith.data.reading.filters import keep, weights
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.batch_sampler import WeightedBatchSampler
+from lorasmith.data.images.square_images import SquareImages
+from lorasmith.data.reading.filters import compute_row_weights, filter_rows
+from lorasmith.data.reading.reader import Row
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.load import load_network, load_text_encoder, load_tokenizer, suppress_logs
 from lorasmith.models.noise import NoiseSchedule
@@ -64,9 +64,9 @@ def pretrain_unet(run: UnetPretrainConfig, resume: bool = False) -> Path:
         now, within = stage_of(run.stages, step)
         if now is not stage:
             stage = now
-            batches = Batches(run, stage, keep(rows, stage.filters), vae, tokenizer, loop)
+            batches = Batches(run, stage, filter_rows(rows, stage.filters), vae, tokenizer, loop)
             learn = partial(loss.learn, batches)
-        loop.learn(step, batches.order.batch(within), learn, variant=id(stage))
+        loop.learn(step, batches.order.get_batch(within), learn, variant=id(stage))
     if loop.main:
         _finish(run, loop, vae, text_encoder, tokenizer)
     return run.train.output_dir
@@ -96,7 +96,9 @@ class Batches:
         self.captions = CaptionTable(tokenizer, rows, loop.device)
         self.mirrored = mirror_allowed(rows, run.data).to(loop.device)
         batch_size = loop.images_per_step(stage.batch_size or run.train.batch_size)
-        self.order = BatchOrder(weights(rows, run.data.weights), batch_size, run.train.seed)
+        self.order = WeightedBatchSampler(
+            compute_row_weights(rows, run.data.weights), batch_size, run.train.seed
+        )
         self.scale = float(vae.config.scaling_factor)
         pictures = open_pictures(rows, stage.resolution, run.data, loop)
         flips = (False, True) if bool(self.mirrored.any()) else (False,)
@@ -115,11 +117,11 @@ class Batches:
 
 
 @torch.no_grad()
-def _moments(vae: Any, pictures: Pictures, flip: bool, advance: Any) -> torch.Tensor:
+def _moments(vae: Any, pictures: SquareImages, flip: bool, advance: Any) -> torch.Tensor:
     """Return mean and deviation of every picture's posterior, float16 ``[N, 8, h, w]``."""
     parts = []
     for numbers in torch.split(torch.arange(len(pictures)), 64):
-        shown = pictures.batch(numbers)
+        shown = pictures.get_batch(numbers)
         posterior = vae.encode(shown.flip(-1) if flip else shown).latent_dist
         parts.append(torch.cat([posterior.mean, posterior.std], dim=1).half())
         advance(len(numbers))

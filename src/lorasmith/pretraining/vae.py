@@ -9,9 +9,9 @@ from torch import nn
 
 from lorasmith.config.pretrain import VaePretrainConfig
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.batch_order import BatchOrder
-from lorasmith.data.images.square_images import Pictures, mirror_some
-from lorasmith.data.reading.filters import weights
+from lorasmith.data.batch_sampler import WeightedBatchSampler
+from lorasmith.data.images.square_images import SquareImages, random_flip
+from lorasmith.data.reading.filters import compute_row_weights
 from lorasmith.models.image_encoder import load_image_encoder
 from lorasmith.models.load import load_network
 from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
@@ -83,11 +83,13 @@ def pretrain_vae(run: VaePretrainConfig, resume: bool = False) -> Path:
     coder = loop.add("coder", _new_coder(run), ema=True)
     judge = Judge(run, loop)
     images = loop.images_per_step(run.train.batch_size)
-    order = BatchOrder(weights(rows, run.data.weights), images, run.train.seed)
+    order = WeightedBatchSampler(
+        compute_row_weights(rows, run.data.weights), images, run.train.seed
+    )
     latent_shape = _latent_shape(loop.module("coder").vae, run.resolution)
 
     def learn(part: Part) -> None:
-        shown = mirror_some(pictures.batch(part.numbers), mirrored[part.numbers], part.draws)
+        shown = random_flip(pictures.get_batch(part.numbers), mirrored[part.numbers], part.draws)
         made, regular = coder(shown, part.draws.normal(*latent_shape))
         loop.backward(judge.coder_loss(shown, made) + regular)
         judge.learn(shown, made)
@@ -96,7 +98,7 @@ def pretrain_vae(run: VaePretrainConfig, resume: bool = False) -> Path:
     for step in loop.steps():
         judge.awake = judge.discriminator is not None and step >= run.loss.adversarial_start_step
         moved = ("coder", "discriminator") if judge.awake else ("coder",)
-        loop.learn(step, order.batch(step), learn, variant=judge.awake, moved=moved)
+        loop.learn(step, order.get_batch(step), learn, variant=judge.awake, moved=moved)
     if loop.main:
         _finish(run, loop, pictures)
     return run.train.output_dir
@@ -195,7 +197,7 @@ def _latent_shape(vae: Any, resolution: int) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _finish(run: VaePretrainConfig, loop: Loop, pictures: Pictures) -> None:
+def _finish(run: VaePretrainConfig, loop: Loop, pictures: SquareImages) -> None:
     """Measure the latents' scale on training pictures and save the averaged autoencoder.
 
     With an average, the plain weights go to ``vae_without_ema``.
@@ -213,7 +215,7 @@ def _finish(run: VaePretrainConfig, loop: Loop, pictures: Pictures) -> None:
 
 
 @torch.no_grad()
-def latent_std(vae: Any, pictures: Pictures, count: int = 2048) -> float:
+def latent_std(vae: Any, pictures: SquareImages, count: int = 2048) -> float:
     """Return the standard deviation of unscaled latents over up to ``count`` pictures.
 
     Its inverse is the scaling factor of latent diffusion (arXiv:2112.10752, app. G).
@@ -221,6 +223,6 @@ def latent_std(vae: Any, pictures: Pictures, count: int = 2048) -> float:
     spread = torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()
     latents = []
     for numbers in torch.split(spread, 64):
-        coded = vae.encode(pictures.batch(numbers))
+        coded = vae.encode(pictures.get_batch(numbers))
         latents.append(coded.latent_dist.mean if hasattr(coded, "latent_dist") else coded.latents)
     return float(torch.cat(latents).float().std())

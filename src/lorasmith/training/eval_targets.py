@@ -11,14 +11,14 @@ from lorasmith.config.features import load_saved_train_config
 from lorasmith.config.train_config import SUFFIX, TrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
-from lorasmith.data.images.decode import WHITE, decode
+from lorasmith.data.images.decode import WHITE, decode_image
+from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row
-from lorasmith.data.reading.rows import read_rows
 from lorasmith.data.tags import contains_tag
 from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.data.split import split_held_out, tagged_rows
+from lorasmith.training.data.split import read_train_rows, split_validation
 
 _SETTINGS = "run.toml"
 MAX_REAL_IMAGES = 64
@@ -77,13 +77,13 @@ class EvalTarget:
             raise DataError(
                 f"{self.files[0]}: which pictures show {self.tag!r}? The run that made it is not there to say; name them with --data DIR"
             )
-        rows = tagged_rows(self.run.data)
-        _, held_out = split_held_out(rows, self.run.data.validation_split)
+        rows = read_train_rows(self.run.data)
+        _, held_out = split_validation(rows, self.run.data.validation_split)
         return (held_out, True) if len(held_out) > 1 else (rows, False)
 
     def _picture(self, row: Row) -> Image.Image:
         background = self.run.data.background_rgb if self.run else WHITE
-        return decode(row.read_bytes(), row.key, background)
+        return decode_image(row.read_bytes(), row.key, background)
 
 
 def find_targets(targets: Sequence[Path]) -> list[EvalTarget]:

@@ -11,7 +11,7 @@ from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
 from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.data.captions import Marker
+from lorasmith.training.data.captions import TokenMaskFn
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class CaptionGating:
     """What the batches of a set shall say for gates and for preservation."""
 
-    marker: Marker | None = None
+    marker: TokenMaskFn | None = None
     """Marks the tokens of each feature that has a token gate; None where none has."""
     own: Callable[[str], bool] | None = None
     """Does a caption call the feature? None where it is at work for every caption."""
@@ -94,9 +94,9 @@ def set_gates(shares: Sequence[tuple[GateRouting, Batch]], base: bool = False) -
     for lane, _ in shares:
         for gate in lane.others:
             gate.close()
-    whole, first = sum(len(batch.numbers) for _, batch in shares), 0
+    whole, first = sum(len(batch.indices) for _, batch in shares), 0
     for lane, batch in shares:
-        own = range(first, first + len(batch.numbers))
+        own = range(first, first + len(batch.indices))
         _set_own(lane, batch, own, whole, base)
         if lane.earlier:  # features have these one after another, never side by side
             _set_earlier(lane, batch)
@@ -108,25 +108,25 @@ def _set_own(lane: GateRouting, batch: Batch, own: range, whole: int, base: bool
         lane.own.close()
         return
     tokens, rows = None, [k in own for k in range(whole)]
-    if lane.by_token and batch.task == "learn":
-        if batch.places is not None:
-            places = batch.places[:, 0]
+    if lane.by_token and batch.task == "train":
+        if batch.token_mask is not None:
+            places = batch.token_mask[:, 0]
             tokens = places.new_zeros(whole, places.shape[-1])
             tokens[own.start : own.stop] = places
-        if batch.called is not None:  # layers that read no text are at work as pictures say
-            rows[own.start : own.stop] = batch.called
-    lane.own.set_rows(rows, batch.clean.device, tokens)
+        if batch.has_own_tag is not None:  # layers that read no text are at work as pictures say
+            rows[own.start : own.stop] = batch.has_own_tag
+    lane.own.set_rows(rows, batch.latents.device, tokens)
 
 
 def _set_earlier(lane: GateRouting, batch: Batch) -> None:
     """Set the gates of earlier features by the captions, or by whose pictures they are."""
-    theirs = batch.task == "keep_earlier"
+    theirs = batch.task == "preserve_frozen"
     for number, (gate, chooses) in enumerate(lane.earlier):
-        if theirs and number != batch.earlier:
+        if theirs and number != batch.frozen_index:
             gate.close()
             continue
-        rows = [True] * len(batch.numbers) if theirs else batch.named[number]
+        rows = [True] * len(batch.indices) if theirs else batch.has_other_tags[number]
         tokens = None
-        if chooses and batch.places is not None:
-            tokens = batch.places[:, 0 if theirs else 1 + number]
-        gate.set_rows(rows, batch.clean.device, tokens)
+        if chooses and batch.token_mask is not None:
+            tokens = batch.token_mask[:, 0 if theirs else 1 + number]
+        gate.set_rows(rows, batch.latents.device, tokens)

@@ -22,7 +22,13 @@ from lorasmith.training.acceleration.plan import (
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise
 from lorasmith.training.state import TrainerState
-from lorasmith.training.train_step import StepMetrics, UnfinishedStep, LossInput, backward, compute_losses
+from lorasmith.training.train_step import (
+    LossInput,
+    StepMetrics,
+    UnfinishedStep,
+    backward,
+    compute_losses,
+)
 
 
 class Microbatch(NamedTuple):
@@ -149,14 +155,16 @@ def _largest(sessions: Sequence[TrainerState]) -> list[Microbatch]:
     """Return the parts of a step that needs as much memory as any of the first epoch."""
 
     def most(session: TrainerState) -> torch.Tensor:
-        order, placements = session.dataset.order, session.dataset.placements
-        batches = (order.batch(step) for step in range(order.steps_per_epoch))
+        order, placements = session.dataset.batch_sampler, session.dataset.assignments
+        batches = (order.get_batch(step) for step in range(order.steps_per_epoch))
         return max(batches, key=lambda own: len(own) * placements[int(own[0])].bucket.area)
 
     return list(_parts(sessions, [most(one) for one in sessions]))
 
 
-def _parts(sessions: Sequence[TrainerState], numbers: Sequence[torch.Tensor]) -> Iterator[Microbatch]:
+def _parts(
+    sessions: Sequence[TrainerState], numbers: Sequence[torch.Tensor]
+) -> Iterator[Microbatch]:
     """Yield the parts of all features, turn by turn; some features have more than others."""
     every = [one.microbatches(own) for one, own in zip(sessions, numbers, strict=True)]
     for turn, parts in enumerate(zip_longest(*every)):
@@ -170,7 +178,7 @@ def _alike(parts: Sequence[Microbatch]) -> Iterator[list[Microbatch]]:
     for _, turn in groupby(parts, key=lambda one: one.turn):
         groups: dict[tuple[str, torch.Size, int], list[Microbatch]] = {}
         for one in turn:
-            kind = one.batch.task, one.batch.clean.shape[1:], one.batch.length
+            kind = one.batch.task, one.batch.latents.shape[1:], one.batch.text_length
             groups.setdefault(kind, []).append(one)
         yield from groups.values()
 
@@ -183,7 +191,7 @@ def _apart(figures: StepMetrics) -> StepMetrics:
 
 # --- what a recording is told apart by, and what it is given anew ------------------------------
 
-_ON_HOST = "numbers"
+_ON_HOST = "indices"
 """The field of a batch that is for messages and stays on the CPU."""
 _TENSORS = [one.name for one in fields(Batch) if one.name != _ON_HOST]
 

@@ -69,12 +69,12 @@ def sample_noise(
     process: NoiseSchedule, settings: LossConfig, batch: Batch, draws: BatchRng
 ) -> Noise:
     """Draw noise levels uniformly among those of the model, and unit noise with its offset."""
-    shape = batch.clean.shape[1:]
+    shape = batch.latents.shape[1:]
     timesteps = draws.integers(process.num_timesteps)
     noise = draws.normal(*shape)
     if settings.noise_offset > 0:
         noise = noise + settings.noise_offset * draws.normal(shape[0], 1, 1)
-    return Noise(timesteps.to(batch.clean.device), noise.to(batch.clean.device))
+    return Noise(timesteps.to(batch.latents.device), noise.to(batch.latents.device))
 
 
 def per_image_losses(
@@ -90,10 +90,10 @@ def per_image_losses(
     Ho 2022): over what its mask lets through where there is one, so that a small subject counts
     as much as a large one. Then min-SNR weighting.
     """
-    target = process.training_target(batch.clean, drawn.noise, drawn.timesteps)
+    target = process.training_target(batch.latents, drawn.noise, drawn.timesteps)
     error = (predicted.float() - target).square()
-    if batch.mask is not None and settings.masked:
-        counted = batch.mask.expand_as(error)
+    if batch.loss_mask is not None and settings.masked:
+        counted = batch.loss_mask.expand_as(error)
         losses = (error * counted).sum(dim=(1, 2, 3))
         losses = losses / counted.sum(dim=(1, 2, 3)).clamp(min=_NO_MASK)
     else:

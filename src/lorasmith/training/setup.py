@@ -32,10 +32,10 @@ from lorasmith.loops.tracking import check_wandb
 from lorasmith.models.family import FAMILIES, detect_family
 from lorasmith.models.load import Model, load_model, suppress_logs
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
-from lorasmith.training.data.dataset import TrainingSet, build_dataset, send_home
-from lorasmith.training.data.resolution import buckets_of
-from lorasmith.training.data.shared import shared_sets
-from lorasmith.training.data.split import ChosenRows, choose_rows
+from lorasmith.training.data.dataset import TrainDataset, build_dataset, offload_unused_encoders
+from lorasmith.training.data.resolution import buckets_for_model
+from lorasmith.training.data.shared_datasets import build_shared_datasets
+from lorasmith.training.data.split import DatasetSplit, split_dataset
 from lorasmith.training.gating import GateRouting, caption_gating
 from lorasmith.training.losses import build_noise_process
 from lorasmith.training.lr_defaults import fill_learning_rates
@@ -58,7 +58,7 @@ class RunPlan:
     """Its settings."""
     paths: RunPaths
     """Where it writes."""
-    split: ChosenRows
+    split: DatasetSplit
     """Its pictures."""
     checkpoint: Checkpoint | None
     """What it goes on from; None for a new one."""
@@ -101,7 +101,7 @@ def open_trainer(run: TrainConfig, resume: str | None) -> Iterator[TrainerState]
     if resume is None:
         check_outside_dataset(paths.folder, run.data, "output.name (--out)")
     machine = DeviceContext.from_settings(run.train)
-    chosen = choose_rows(run.data)
+    chosen = split_dataset(run.data)
     found = reserve_output(paths, resume)
     with setup_trainers([RunPlan(run, paths, chosen, found)], machine) as sessions:
         yield sessions[0]
@@ -143,13 +143,13 @@ def setup_trainers(
     require_disk_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
     words_live = _reads_live(targets, earlier)
     with accelerator.main_process_first():
-        sets = shared_sets(
+        sets = build_shared_datasets(
             [plan.run for plan in plans],
             lambda number: _dataset(plans[number], model, machine, words_live, earlier),
             seeded_pictures=model.is_inpainting,
         )
         kept = _kept_sets(plans[0], model, machine, words_live, earlier)
-        send_home(model, [*sets, *kept], words_live)
+        offload_unused_encoders(model, [*sets, *kept], words_live)
     _place(model, first.train, device, words_live)
     with _injected(model, plans, targets, earlier) as (trainables, lanes):
         sessions = [
@@ -169,7 +169,7 @@ def _begin(plans: Sequence[RunPlan], sessions: Sequence[TrainerState]) -> None:
         if plan.checkpoint is not None:
             session.restore(plan.checkpoint)
         if session.is_main:
-            record = json.dumps(session.dataset.record(), indent=1, ensure_ascii=False)
+            record = json.dumps(session.dataset.describe_images(), indent=1, ensure_ascii=False)
             session.paths.prepare_folder(
                 dump_toml(plan.run), plan.checkpoint is None, f"{record}\n"
             )
@@ -186,7 +186,7 @@ def _targets(
 ) -> list[LayerTarget]:
     """Return a feature's layers; of several features, an error says whose they are."""
     try:
-        buckets_of(model, run.data)
+        buckets_for_model(model, run.data)
         return resolve_targets(model, run.lora, run.train)
     except ConfigError as error:
         if called is None:
@@ -204,7 +204,7 @@ def _dataset(
     machine: DeviceContext,
     words_live: bool,
     earlier: Sequence[FrozenFeature],
-) -> TrainingSet:
+) -> TrainDataset:
     run = plan.run
     plain = run.preserve.strength > 0
     gating = caption_gating(model, _facts(run), [one.facts for one in earlier], plain)
@@ -226,7 +226,7 @@ def _kept_sets(
     machine: DeviceContext,
     words_live: bool,
     earlier: Sequence[FrozenFeature],
-) -> tuple[TrainingSet, ...]:
+) -> tuple[TrainDataset, ...]:
     """Return the pictures of earlier features, where their prediction is to be kept."""
     if not plan.run.preserve.earlier_features_strength:
         return ()
@@ -311,10 +311,10 @@ def _session(
     plan: RunPlan,
     machine: DeviceContext,
     model: Model,
-    data: TrainingSet,
+    data: TrainDataset,
     trainable: TrainableLora,
     lane: GateRouting,
-    kept: tuple[TrainingSet, ...],
+    kept: tuple[TrainDataset, ...],
     earlier: Sequence[FrozenFeature],
 ) -> TrainerState:
     train, accelerator = plan.run.train, machine.accelerator

@@ -28,9 +28,9 @@ from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.models.load import Model
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.data.dataset import TrainingSet
+from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.losses import Noise, sample_noise
-from lorasmith.training.train_step import StepMetrics, DiffusionLoss, TrainStep
+from lorasmith.training.train_step import DiffusionLoss, StepMetrics, TrainStep
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,7 +72,7 @@ class TrainerState:
     """Device and processes."""
     model: Model
     """The model with the adapters in it."""
-    dataset: TrainingSet
+    dataset: TrainDataset
     """The pictures."""
     trainable: TrainableLora
     """The adapters."""
@@ -88,7 +88,7 @@ class TrainerState:
     """An optimizer step."""
     scaler: torch.amp.GradScaler | None = None
     """fp16's loss scaling, of this session alone."""
-    preservation_sets: tuple[TrainingSet, ...] = ()
+    preservation_sets: tuple[TrainDataset, ...] = ()
     """Pictures of earlier features whose prediction is to be kept."""
     frozen_hashes: dict[str, str] = field(default_factory=dict)
     """Hashes of the LoRAs of earlier features that are in the model, by their files' names."""
@@ -128,7 +128,7 @@ class TrainerState:
             torch.manual_seed(
                 derive_seed(train.seed, _DROPOUT, step, self.accelerator.process_index)
             )
-        return self.dataset.order.batch(step)
+        return self.dataset.batch_sampler.get_batch(step)
 
     def on_step_end(self, figures: StepMetrics) -> StepMetrics:
         """Count a step that was taken; return its figures, without those that it has not."""
@@ -148,7 +148,7 @@ class TrainerState:
 
     def image_names(self, step: int) -> list[str]:
         """Return the names of the pictures of a step (from 0)."""
-        return self.dataset.keys_of(self.dataset.order.batch(step))
+        return self.dataset.image_keys(self.dataset.batch_sampler.get_batch(step))
 
     def failed_step(self) -> int | None:
         """Return the step (from 0) that was not finite, if there was one; waits for the device."""
@@ -157,7 +157,9 @@ class TrainerState:
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Return a context in which the adapters hold what is shown and saved."""
-        return nullcontext() if self.optimized.ema is None else self.optimized.ema.average_parameters()
+        return (
+            nullcontext() if self.optimized.ema is None else self.optimized.ema.average_parameters()
+        )
 
     def seconds(self) -> float:
         """Return the time spent so far."""
@@ -172,13 +174,13 @@ class TrainerState:
         step, preserve = self.progress.done, self.run.preserve
         keeps = self._keeps(step)
         for piece, draws in self._pieces(numbers, step, _STEPS):
-            batch = self.dataset.batch(piece, draws)
+            batch = self.dataset.get_batch(piece, draws)
             drawn = sample_noise(self.loss.process, self.run.train.loss, batch, draws)
             yield batch, drawn
             if keeps and preserve.strength:
                 seeded = make_generator(self.run.train.seed, _PRESERVE, step, device=self.device)
                 others = replace(draws, generator=seeded)
-                yield self.dataset.without_tag(batch, others, preserve.strength), drawn
+                yield self.dataset.get_batch_without_tag(batch, others, preserve.strength), drawn
         if keeps and preserve.earlier_features_strength and self.preservation_sets:
             yield from self._of_earlier(step, len(numbers))
 
@@ -200,13 +202,13 @@ class TrainerState:
         turn = step // self.run.preserve.every_n_steps
         number = turn % len(self.preservation_sets)
         data = self.preservation_sets[number]
-        numbers = data.order.batch(turn // len(self.preservation_sets))
+        numbers = data.batch_sampler.get_batch(turn // len(self.preservation_sets))
         # Losses are divided by the size of the batch that is learned from.
         strength = self.run.preserve.earlier_features_strength * whole / len(numbers)
         for piece, draws in self._pieces(numbers, step, _EARLIER):
-            batch = data.batch(piece, draws)
-            weight = torch.full_like(batch.weight, strength)
-            kept = replace(batch, weight=weight, task="keep_earlier", earlier=number)
+            batch = data.get_batch(piece, draws)
+            weight = torch.full_like(batch.loss_weights, strength)
+            kept = replace(batch, loss_weights=weight, task="preserve_frozen", frozen_index=number)
             yield kept, sample_noise(self.loss.process, self.run.train.loss, kept, draws)
 
     def _pieces(
@@ -313,8 +315,8 @@ def _grid_of(settings: Mapping[str, Any]) -> tuple[Any, Any]:
     return preview["loss_timesteps"], settings["train"]["seed"] if seed is None else seed
 
 
-def dataset_hash(data: TrainingSet) -> str:
+def dataset_hash(data: TrainDataset) -> str:
     """Return a hash of the names and captions of the pictures, held-out ones included."""
-    sets = [data] if data.held_out is None else [data, data.held_out]
+    sets = [data] if data.validation is None else [data, data.validation]
     told = [[row.key, row.caption] for one in sets for row in one.rows]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -15,7 +15,7 @@ from lorasmith.config.train_settings import LossConfig
 from lorasmith.loops.optimizers import skips_on_found_inf
 from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import TokenIds, encode_tokens
-from lorasmith.training.data.batch import Batch, joined
+from lorasmith.training.data.batch import Batch, concat_batches
 from lorasmith.training.gating import GateRouting, set_gates
 from lorasmith.training.losses import Noise, per_image_losses, weighted_mean
 
@@ -39,13 +39,15 @@ class Denoiser:
     def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the prediction for noisy latents, ``[B, C, h, w]`` in the U-Net's dtype."""
         context, pooled = batch.context, batch.pooled
-        if batch.ids is not None:
-            context, pooled = encode_tokens(self._model, TokenIds(batch.ids, batch.ids_2))
+        if batch.input_ids is not None:
+            context, pooled = encode_tokens(
+                self._model, TokenIds(batch.input_ids, batch.input_ids_2)
+            )
         extra = None
         if batch.time_ids is not None:
             extra = {"text_embeds": self._cast(pooled), "time_ids": batch.time_ids}
-        if batch.surroundings is not None:
-            noisy = torch.cat([noisy, batch.surroundings], dim=1)
+        if batch.inpaint_cond is not None:
+            noisy = torch.cat([noisy, batch.inpaint_cond], dim=1)
         predicted: torch.Tensor = self._model.unet(
             self._cast(noisy),
             timesteps,
@@ -113,17 +115,20 @@ def compute_losses(shares: Sequence[LossInput]) -> list[torch.Tensor]:
         for each share its pictures' losses, float32 ``[B]``, without their weights.
     """
     denoiser = shares[0].loss.denoiser
-    noisy = torch.cat([one.loss.process.add_noise(one.batch.clean, *_noise_of(one))
+    noisy = torch.cat([one.loss.process.add_noise(one.batch.latents, *_noise_of(one))
                        for one in shares])  # fmt: skip
     timesteps = torch.cat([one.noise.timesteps for one in shares])
-    batch, sizes = joined([one.batch for one in shares]), [len(one.batch.clean) for one in shares]
+    batch, sizes = (
+        concat_batches([one.batch for one in shares]),
+        [len(one.batch.latents) for one in shares],
+    )
 
     def predict(base: bool) -> Sequence[torch.Tensor]:
         lanes = [(one.loss.routing, one.batch) for one in shares if one.loss.routing]
         set_gates(lanes, base)
         return torch.split(denoiser(noisy, timesteps, batch), sizes)
 
-    if shares[0].batch.task == "learn":
+    if shares[0].batch.task == "train":
         return [
             per_image_losses(one.loss.process, one.loss.settings, one.batch, one.noise, own)
             for one, own in zip(shares, predict(False), strict=True)
@@ -223,8 +228,8 @@ class TrainStep:
 
     def accumulate_loss(self, batch: Batch, losses: torch.Tensor, whole: int) -> torch.Tensor:
         """Count a part's losses; return what the caller shall compute gradients of, a scalar."""
-        part = weighted_mean(losses, batch.weight, whole)
-        if batch.task == "learn":
+        part = weighted_mean(losses, batch.loss_weights, whole)
+        if batch.task == "train":
             self._loss = self._loss + part.detach()
         else:
             self._kept = self._kept + part.detach()

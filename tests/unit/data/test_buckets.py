@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets, nearest, place
+from lorasmith.data.images.buckets import (
+    Bucket,
+    assign_bucket,
+    choose_bucket_step,
+    find_nearest_bucket,
+    make_buckets,
+)
 
 SIDES = st.integers(1, 24)
 STEPS = st.sampled_from([1, 8, 32, 64, 100])
@@ -61,12 +67,12 @@ def test_every_picture_is_scaled_to_cover_a_bucket_and_cropped_inside(
     width: int, height: int, times: int, step: int, max_aspect: float
 ) -> None:
     buckets = make_buckets(times * step, step, max_aspect)
-    placed = place((width, height), buckets)
-    bucket, (wide, tall) = placed.bucket, placed.resized
-    left, top, right, bottom = placed.crop
+    placed = assign_bucket((width, height), buckets)
+    bucket, (wide, tall) = placed.bucket, placed.resized_size
+    left, top, right, bottom = placed.crop_box
 
     assert bucket in buckets
-    assert placed.original == (width, height)
+    assert placed.original_size == (width, height)
     # Covers the bucket, and no more than needed: one side fits exactly.
     assert wide >= bucket.width
     assert tall >= bucket.height
@@ -81,7 +87,7 @@ def test_every_picture_is_scaled_to_cover_a_bucket_and_cropped_inside(
     assert 0 <= top <= bottom <= tall
     assert 0 <= (wide - right) - left <= 1
     assert 0 <= (tall - bottom) - top <= 1
-    assert placed.room == (wide - bucket.width, tall - bucket.height)
+    assert placed.crop_slack == (wide - bucket.width, tall - bucket.height)
 
 
 @given(width=LENGTHS, height=LENGTHS, times=SIDES, max_aspect=ASPECTS)
@@ -89,7 +95,7 @@ def test_the_bucket_is_the_nearest_in_aspect(
     width: int, height: int, times: int, max_aspect: float
 ) -> None:
     buckets = make_buckets(times * 64, 64, max_aspect)
-    chosen = place((width, height), buckets).bucket
+    chosen = assign_bucket((width, height), buckets).bucket
 
     def distance(bucket: Bucket) -> float:
         return abs(math.log(bucket.width * height / (bucket.height * width)))
@@ -100,7 +106,7 @@ def test_the_bucket_is_the_nearest_in_aspect(
 @given(width=LENGTHS, height=LENGTHS, times=SIDES)
 def test_turning_a_picture_turns_its_distance(width: int, height: int, times: int) -> None:
     buckets = make_buckets(times * 64, 64, 2.0)
-    one, turned = place((width, height), buckets), place((height, width), buckets)
+    one, turned = assign_bucket((width, height), buckets), assign_bucket((height, width), buckets)
     # Both ways are equally near; which of two equally near ones is taken may differ.
     assert math.isclose(
         abs(math.log(one.bucket.aspect * height / width)),
@@ -120,21 +126,21 @@ def test_known_buckets() -> None:
 
 def test_known_placements() -> None:
     buckets = make_buckets(512, 64, 2.0)
-    photo = place((3000, 2000), buckets)
+    photo = assign_bucket((3000, 2000), buckets)
     # 1.5 lies between 576/448 = 1.286 and 704/384 = 1.833, nearer the first in logarithms.
     assert str(photo.bucket) == "576x448"
-    assert photo.resized == (672, 448)
-    assert photo.crop == (48, 0, 624, 448)
-    line = place((9000, 10), buckets)
+    assert photo.resized_size == (672, 448)
+    assert photo.crop_box == (48, 0, 624, 448)
+    line = assign_bucket((9000, 10), buckets)
     assert str(line.bucket) == "704x384"
-    assert line.resized == (9000 * 384 // 10, 384)
-    assert nearest((1, 1), buckets) == 2
+    assert line.resized_size == (9000 * 384 // 10, 384)
+    assert find_nearest_bucket((1, 1), buckets) == 2
 
 
 @given(times=st.integers(1, 40), wanted=st.integers(1, 300), multiple=st.sampled_from([8, 32, 64]))
 def test_steps_fit_the_model_and_the_square(times: int, wanted: int, multiple: int) -> None:
     side = times * multiple
-    step = bucket_step(side, wanted, multiple)
+    step = choose_bucket_step(side, wanted, multiple)
     assert step % multiple == 0
     assert side % step == 0
     if wanted % multiple == 0 and side % wanted == 0:

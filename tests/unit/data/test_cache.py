@@ -15,7 +15,13 @@ from safetensors.torch import save_file
 
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.cache import tensor_cache as cache_module
-from lorasmith.data.cache.tensor_cache import Entry, Layout, TensorCache, cache_folder, key_of
+from lorasmith.data.cache.tensor_cache import (
+    Entry,
+    Layout,
+    TensorCache,
+    cache_key,
+    default_cache_dir,
+)
 
 LAYOUT: Layout = {"mean": (torch.float32, (2, 3)), "half": (torch.bfloat16, (4,))}
 
@@ -55,7 +61,7 @@ class Bench:
         def advance(count: int) -> None:
             self.advanced += count
 
-        return TensorCache(self.folder).fetch(keys, [layout] * len(keys), compute, advance)
+        return TensorCache(self.folder).get_or_compute(keys, [layout] * len(keys), compute, advance)
 
     @property
     def shards(self) -> list[Path]:
@@ -269,20 +275,20 @@ def test_several_processes_may_write_at_once(bench: Bench) -> None:
     other=st.integers() | st.text(),
 )
 def test_keys_tell_facts_apart(facts: dict[str, object], other: object) -> None:
-    assert key_of(facts) == key_of(dict(reversed(facts.items())))
+    assert cache_key(facts) == cache_key(dict(reversed(facts.items())))
     name = next(iter(facts))
     if facts[name] != other:
-        assert key_of(facts) != key_of({**facts, name: other})
-    assert key_of(facts) != key_of({**facts, "one more": 1}) or facts.get("one more") == 1
+        assert cache_key(facts) != cache_key({**facts, name: other})
+    assert cache_key(facts) != cache_key({**facts, "one more": 1}) or facts.get("one more") == 1
 
 
 def test_the_folder_follows_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORASMITH_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+    assert default_cache_dir() == tmp_path / "own"
     monkeypatch.delenv("LORASMITH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "lorasmith"
+    assert default_cache_dir() == tmp_path / "xdg" / "lorasmith"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "lorasmith"
+    assert default_cache_dir() == Path.home() / ".cache" / "lorasmith"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorasmith.data.cache.cleanup import bytes_beside, remove_unused, shards_in
+from lorasmith.data.cache.cleanup import count_other_bytes, list_shards, remove_unused_shards
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache
 
 DAY = 86400.0
@@ -21,7 +21,7 @@ def fill(folder: Path, keys: list[str]) -> list[Entry]:
         return ({"mean": torch.full((3,), float(place))} for place in places)
 
     layout = {"mean": (torch.float32, (3,))}
-    return TensorCache(folder).fetch(keys, [layout] * len(keys), compute, lambda _: None)
+    return TensorCache(folder).get_or_compute(keys, [layout] * len(keys), compute, lambda _: None)
 
 
 def only_file(folder: Path) -> Path:
@@ -45,32 +45,32 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_shards_are_counted_the_oldest_first(root: Path) -> None:
-    old, young = shards_in(root)
-    assert (old.kind, old.entries, young.kind, young.entries) == ("latents", 3, "texts", 1)
+    old, young = list_shards(root)
+    assert (old.kind, old.entry_count, young.kind, young.entry_count) == ("latents", 3, "texts", 1)
     assert old.size == old.path.stat().st_size
-    assert shards_in(root / "nothing") == []
-    assert bytes_beside(root, [old, young]) == 0
+    assert list_shards(root / "nothing") == []
+    assert count_other_bytes(root, [old, young]) == 0
     (root / "note.txt").write_text("12345")
-    assert bytes_beside(root, [old, young]) == 5
+    assert count_other_bytes(root, [old, young]) == 5
 
 
 def test_what_was_not_used_for_long_goes(root: Path) -> None:
-    assert remove_unused(root, 60 * DAY) == []
-    (gone,) = remove_unused(root, 30 * DAY)
+    assert remove_unused_shards(root, 60 * DAY) == []
+    (gone,) = remove_unused_shards(root, 30 * DAY)
     assert gone.kind == "latents"
     assert not gone.path.parent.exists()
-    assert [one.kind for one in shards_in(root)] == ["texts"]
+    assert [one.kind for one in list_shards(root)] == ["texts"]
     fill(root / "latents" / "aa", ["one"])  # made anew
 
 
 def test_what_is_found_counts_as_used(root: Path) -> None:
     before = only_file(root / "latents" / "aa").read_bytes()
     fill(root / "latents" / "aa", ["two"])
-    assert remove_unused(root, 30 * DAY) == []
+    assert remove_unused_shards(root, 30 * DAY) == []
     assert only_file(root / "latents" / "aa").read_bytes() == before
     unused_for(only_file(root / "texts" / "bb"), 50)
     fill(root / "texts" / "bb", ["another"])  # nothing of the old file
-    assert [one.entries for one in remove_unused(root, 30 * DAY)] == [1]
+    assert [one.entry_count for one in remove_unused_shards(root, 30 * DAY)] == [1]
 
 
 def test_nothing_else_is_touched(root: Path, tmp_path: Path) -> None:
@@ -87,18 +87,18 @@ def test_nothing_else_is_touched(root: Path, tmp_path: Path) -> None:
         path.write_bytes(only_file(root / "texts" / "bb").read_bytes())
     (root / "latents" / "link").symlink_to(outside / "cc")
     (root / "texts" / "bb" / "entries-link.safetensors").symlink_to(kept[0])
-    assert len(remove_unused(root, 0)) == 2
-    assert shards_in(root) == []
+    assert len(remove_unused_shards(root, 0)) == 2
+    assert list_shards(root) == []
     assert all(path.is_file() for path in kept)
     assert not (root / "texts" / "bb" / name).exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "latents").symlink_to(outside)
-    assert remove_unused(tmp_path / "other", 0) == []
+    assert remove_unused_shards(tmp_path / "other", 0) == []
     assert kept[0].is_file()
 
 
 def test_damaged_shards_go_like_others(root: Path) -> None:
     only_file(root / "texts" / "bb").write_bytes(b"half")
-    (one,) = (shard for shard in shards_in(root) if shard.kind == "texts")
-    assert one.entries == 0
-    assert len(remove_unused(root, 0)) == 2
+    (one,) = (shard for shard in list_shards(root) if shard.kind == "texts")
+    assert one.entry_count == 0
+    assert len(remove_unused_shards(root, 0)) == 2

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.device import make_generator
-from lorasmith.data.caption_augment import dropped, shuffled
+from lorasmith.data.caption_augmentation import drop_caption, shuffle_caption
 
 PARTS = st.lists(st.text("abcxyz ", min_size=1).filter(str.strip), min_size=1, max_size=8)
 
@@ -16,28 +16,28 @@ def test_shuffling_keeps_the_first_parts_and_loses_none(
     parts: list[str], keep: int, seed: int
 ) -> None:
     bare = [part.strip() for part in parts]
-    result = shuffled(",".join(parts), keep, make_generator(seed)).split(", ")
+    result = shuffle_caption(",".join(parts), keep, make_generator(seed)).split(", ")
     assert result[:keep] == bare[:keep]
     assert Counter(result) == Counter(bare)
-    assert result == shuffled(",".join(parts), keep, make_generator(seed)).split(", ")
+    assert result == shuffle_caption(",".join(parts), keep, make_generator(seed)).split(", ")
 
 
 def test_every_order_comes_about_equally_often() -> None:
     draws = make_generator(0)
-    seen = Counter(shuffled("a cat, x, y, z", 1, draws) for _ in range(1200))
+    seen = Counter(shuffle_caption("a cat, x, y, z", 1, draws) for _ in range(1200))
     assert len(seen) == 6
     assert min(seen.values()) > 140
     assert all(text.startswith("a cat, ") for text in seen)
 
 
 def test_empty_parts_are_left_out() -> None:
-    assert shuffled("a, , b,,", 2, make_generator(0)) == "a, b"
-    assert shuffled("", 1, make_generator(0)) == ""
+    assert shuffle_caption("a, , b,,", 2, make_generator(0)) == "a, b"
+    assert shuffle_caption("", 1, make_generator(0)) == ""
 
 
 def test_as_many_captions_are_dropped_as_asked() -> None:
     draws = make_generator(1)
-    kept = [dropped("a cat", 0.3, draws) for _ in range(2000)]
+    kept = [drop_caption("a cat", 0.3, draws) for _ in range(2000)]
     assert set(kept) == {"a cat", ""}
     assert kept.count("") / len(kept) == pytest.approx(0.3, abs=0.04)
 
@@ -46,7 +46,7 @@ def test_dropping_draws_one_number_whatever_happens() -> None:
     results = []
     for share in (0.0, 0.999999):
         draws = make_generator(2)
-        text = dropped("a", share, draws)
+        text = drop_caption("a", share, draws)
         results.append((text, float(torch.rand((), generator=draws))))
     assert [text for text, _ in results] == ["a", ""]
     assert results[0][1] == results[1][1]

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from lorasmith.data.reading.row import Row
-from lorasmith.data.rules.features import Featured, between_features
+from lorasmith.data.rules.feature_overlap import FeatureCaptions, check_features_overlap
 
 
-def featured(tag: str, class_word: str, *captions: str) -> Featured:
+def featured(tag: str, class_word: str, *captions: str) -> FeatureCaptions:
     rows = [Row(f"{tag}{k}.png", (c,), {}, Path("x")) for k, c in enumerate(captions)]
-    return Featured(tag, class_word, rows)
+    return FeatureCaptions(tag, class_word, rows)
 
 
 PLACES = ("park", "sea", "sofa", "car", "hut")
@@ -18,8 +18,8 @@ CURLY = featured("curlyqx", "person", *(f"a curlyqx person with ringlets, {p}" f
 COOK = featured("cookqz", "person", *(f"a cookqz person in an apron, {p}" for p in PLACES))
 
 
-def told(*features: Featured, joint: bool = False) -> list[tuple[str, str, tuple[str, ...]]]:
-    return [(f.rule, f.severity, f.files) for f in between_features(features, joint)]
+def told(*features: FeatureCaptions, joint: bool = False) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(f.rule, f.severity, f.files) for f in check_features_overlap(features, joint)]
 
 
 def test_features_with_words_of_their_own_are_kept_apart() -> None:

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.device import make_generator
-from lorasmith.data.images.masks import WHOLE, random_mask
+from lorasmith.data.images.masks import FULL_MASK_PROBABILITY, draw_random_mask
 
 sides = st.integers(min_value=16, max_value=200)
 
 
 @given(width=sides, height=sides, seed=st.integers(0, 2**40))
 def test_a_mask_is_black_and_white_and_not_black(width: int, height: int, seed: int) -> None:
-    mask = random_mask(width, height, make_generator(seed))
+    mask = draw_random_mask(width, height, make_generator(seed))
     assert mask.shape == (height, width)
     assert mask.dtype == np.uint8
     assert set(np.unique(mask)) <= {0, 255}
@@ -23,23 +23,23 @@ def test_a_mask_is_black_and_white_and_not_black(width: int, height: int, seed: 
 
 @given(width=sides, height=sides, seed=st.integers(0, 2**40))
 def test_a_mask_is_that_of_its_generator(width: int, height: int, seed: int) -> None:
-    first, second = (random_mask(width, height, make_generator(seed)) for _ in range(2))
+    first, second = (draw_random_mask(width, height, make_generator(seed)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 @given(side=st.sampled_from([64, 96, 128]), scale=st.integers(2, 4), seed=st.integers(0, 2**40))
 def test_a_mask_scales_with_its_picture(side: int, scale: int, seed: int) -> None:
     """The same shapes in a picture of the same aspect: only their edges differ."""
-    small = random_mask(side, side, make_generator(seed))
-    large = random_mask(side * scale, side * scale, make_generator(seed))[::scale, ::scale]
+    small = draw_random_mask(side, side, make_generator(seed))
+    large = draw_random_mask(side * scale, side * scale, make_generator(seed))[::scale, ::scale]
     assert (small != large).mean() < 0.2
 
 
 def test_masks_are_as_varied_as_they_say() -> None:
-    masks = [random_mask(64, 48, make_generator(7, number)) for number in range(400)]
+    masks = [draw_random_mask(64, 48, make_generator(7, number)) for number in range(400)]
     shares = torch.tensor([float((mask == 255).mean()) for mask in masks])
     whole = float((shares == 1.0).float().mean())
-    assert whole == pytest.approx(WHOLE, abs=0.07)  # three standard deviations
+    assert whole == pytest.approx(FULL_MASK_PROBABILITY, abs=0.07)  # three standard deviations
     rest = shares[shares < 1.0]
     assert rest.min() < 0.08
     assert rest.max() > 0.75

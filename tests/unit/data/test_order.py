@@ -4,14 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasmith.data.batch_order import BatchOrder, BucketOrder
+from lorasmith.data.batch_sampler import BucketBatchSampler, WeightedBatchSampler
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 9))
 def test_every_row_comes_once_per_epoch(rows: int, batch: int, seed: int) -> None:
-    order = BatchOrder([1.0] * rows, batch, seed)
-    drawn = torch.cat([order.batch(step) for step in range(-(-3 * rows // batch))])
+    order = WeightedBatchSampler([1.0] * rows, batch, seed)
+    drawn = torch.cat([order.get_batch(step) for step in range(-(-3 * rows // batch))])
     assert drawn.dtype == torch.int64
     for epoch in range(3):
         once = drawn[epoch * rows : (epoch + 1) * rows]
@@ -27,40 +27,42 @@ def test_every_row_comes_once_per_epoch(rows: int, batch: int, seed: int) -> Non
 def test_a_batch_is_a_function_of_its_number(
     weights: list[float], batch: int, steps: list[int]
 ) -> None:
-    one = BatchOrder(weights, batch, seed=3)
+    one = WeightedBatchSampler(weights, batch, seed=3)
     for step in steps:
-        drawn = one.batch(step)
+        drawn = one.get_batch(step)
         assert len(drawn) == batch
         assert 0 <= int(drawn.min()) <= int(drawn.max()) < len(weights)
-        assert torch.equal(drawn, BatchOrder(weights, batch, seed=3).batch(step))
+        assert torch.equal(drawn, WeightedBatchSampler(weights, batch, seed=3).get_batch(step))
 
 
 def test_epochs_and_seeds_differ() -> None:
-    order = BatchOrder([1.0] * 50, 50, seed=0)
-    assert not torch.equal(order.batch(0), order.batch(1))
-    assert not torch.equal(order.batch(0), BatchOrder([1.0] * 50, 50, seed=1).batch(0))
+    order = WeightedBatchSampler([1.0] * 50, 50, seed=0)
+    assert not torch.equal(order.get_batch(0), order.get_batch(1))
+    assert not torch.equal(
+        order.get_batch(0), WeightedBatchSampler([1.0] * 50, 50, seed=1).get_batch(0)
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(weights=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=40), seed=st.integers(0, 5))
 def test_no_row_comes_twice_in_a_weighted_epoch(weights: list[float], seed: int) -> None:
-    order = BatchOrder(weights, 1, seed)
-    epoch = torch.cat([order.batch(step) for step in range(order.epoch_size)])
+    order = WeightedBatchSampler(weights, 1, seed)
+    epoch = torch.cat([order.get_batch(step) for step in range(order.epoch_size)])
     assert order.epoch_size == max(1, int(sum(weights) + 1e-6))
     assert len(set(epoch.tolist())) == len(epoch)
 
 
 def test_rows_come_as_often_as_their_weights_say() -> None:
     weights = [1.0] * 20 + [0.5] * 10 + [0.1] * 10
-    order = BatchOrder(weights, 26, seed=0)
+    order = WeightedBatchSampler(weights, 26, seed=0)
     assert order.epoch_size == 26
     epochs = 2000
-    drawn = torch.cat([order.batch(step) for step in range(epochs)])
+    drawn = torch.cat([order.get_batch(step) for step in range(epochs)])
     share = torch.bincount(drawn, minlength=40) / epochs
     assert (share[:20] == 1.0).all()
     torch.testing.assert_close(share[20:30], torch.full((10,), 0.5), atol=0.05, rtol=0.0)
     torch.testing.assert_close(share[30:], torch.full((10,), 0.1), atol=0.03, rtol=0.0)
-    firsts = torch.stack([order.batch(step)[0] for step in range(epochs)])
+    firsts = torch.stack([order.get_batch(step)[0] for step in range(epochs)])
     assert len(firsts.unique()) == 40  # any row may come first
 
 
@@ -69,9 +71,9 @@ def test_rows_come_as_often_as_their_weights_say() -> None:
 ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4)), min_size=1, max_size=40)
 
 
-def epoch_of_batches(order: BucketOrder, epoch: int) -> list[list[int]]:
+def epoch_of_batches(order: BucketBatchSampler, epoch: int) -> list[list[int]]:
     start = epoch * order.steps_per_epoch
-    return [order.batch(start + k).tolist() for k in range(order.steps_per_epoch)]
+    return [order.get_batch(start + k).tolist() for k in range(order.steps_per_epoch)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,7 +82,7 @@ def test_every_entry_comes_as_often_as_it_is_repeated(
     entries: list[tuple[int, int]], batch: int, seed: int, epoch: int
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
-    batches = epoch_of_batches(BucketOrder(buckets, repeats, batch, seed), epoch)
+    batches = epoch_of_batches(BucketBatchSampler(buckets, repeats, batch, seed), epoch)
     assert Counter(n for one in batches for n in one) == dict(enumerate(repeats))
 
 
@@ -91,7 +93,7 @@ def test_batches_are_of_one_bucket_and_nearly_equal(
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
     sizes: dict[int, list[int]] = {}
-    for one in epoch_of_batches(BucketOrder(buckets, repeats, batch, 0), 1):
+    for one in epoch_of_batches(BucketBatchSampler(buckets, repeats, batch, 0), 1):
         (bucket,) = {buckets[n] for n in one}
         sizes.setdefault(bucket, []).append(len(one))
     for bucket, found in sizes.items():
@@ -114,24 +116,24 @@ def test_a_bucket_batch_is_a_function_of_its_number(
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
     is_class = [n % 4 < class_share and n > 0 for n in range(len(entries))]
-    one = BucketOrder(buckets, repeats, batch, 3, is_class)
+    one = BucketBatchSampler(buckets, repeats, batch, 3, is_class)
     for step in steps:
-        again = BucketOrder(buckets, repeats, batch, 3, is_class)
-        assert torch.equal(one.batch(step), again.batch(step))
+        again = BucketBatchSampler(buckets, repeats, batch, 3, is_class)
+        assert torch.equal(one.get_batch(step), again.get_batch(step))
         assert one.epoch_of(step) == again.epoch_of(step)
 
 
 def test_bucket_sizes_of_the_example() -> None:
-    order = BucketOrder([0] * 25, [1] * 25, 8, seed=0)
+    order = BucketBatchSampler([0] * 25, [1] * 25, 8, seed=0)
     assert order.steps_per_epoch == 4
     assert sorted(len(one) for one in epoch_of_batches(order, 0)) == [6, 6, 6, 7]
 
 
 def test_bucket_epochs_and_seeds_differ() -> None:
-    order = BucketOrder([0, 1] * 20, [1] * 40, 5, seed=0)
+    order = BucketBatchSampler([0, 1] * 20, [1] * 40, 5, seed=0)
     first, second = epoch_of_batches(order, 0), epoch_of_batches(order, 1)
     assert first != second
-    assert first != epoch_of_batches(BucketOrder([0, 1] * 20, [1] * 40, 5, seed=1), 0)
+    assert first != epoch_of_batches(BucketBatchSampler([0, 1] * 20, [1] * 40, 5, seed=1), 0)
     # Buckets come mixed, not one after the other.
     kinds = [one[0] % 2 for one in first]
     assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))
@@ -140,7 +142,7 @@ def test_bucket_epochs_and_seeds_differ() -> None:
 
 
 def test_repeats_are_spread_over_the_epoch() -> None:
-    order = BucketOrder([0] * 8, [4] * 8, 8, seed=0)
+    order = BucketBatchSampler([0] * 8, [4] * 8, 8, seed=0)
     assert all(len(set(one)) == 8 for one in epoch_of_batches(order, 0))
 
 
@@ -156,12 +158,12 @@ def test_class_entries_go_round_beside_the_tagged(
     buckets = [bucket for bucket, _ in tagged] + classes
     repeats = [often for _, often in tagged] + [1] * len(classes)
     is_class = [False] * len(tagged) + [True] * len(classes)
-    order = BucketOrder(buckets, repeats, batch, 0, is_class)
+    order = BucketBatchSampler(buckets, repeats, batch, 0, is_class)
     draws = sum(often for _, often in tagged)
     epochs: dict[int, Counter[int]] = {}
     step = 0
     while (epoch := order.epoch_of(step)) < 4:
-        numbers = order.batch(step).tolist()
+        numbers = order.get_batch(step).tolist()
         assert 1 <= len(numbers) <= batch
         assert len({buckets[n] for n in numbers}) == 1
         epochs.setdefault(epoch, Counter()).update(numbers)
@@ -178,5 +180,5 @@ def test_class_entries_go_round_beside_the_tagged(
 
 
 def test_batches_mix_classes_with_the_tagged() -> None:
-    order = BucketOrder([0] * 24, [1] * 24, 8, 0, [False] * 8 + [True] * 16)
+    order = BucketBatchSampler([0] * 24, [1] * 24, 8, 0, [False] * 8 + [True] * 16)
     assert [sum(n >= 8 for n in one) for one in epoch_of_batches(order, 0)] == [4, 4]

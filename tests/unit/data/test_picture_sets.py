@@ -8,13 +8,13 @@ from PIL import Image
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.errors import DataError
 from lorasmith.data.images.square_images import (
-    Pictures,
-    from_signed,
-    load_squares,
-    mirror_some,
-    to_signed,
+    SquareImages,
+    load_square_images,
+    random_flip,
+    signed_to_uint8,
+    uint8_to_signed,
 )
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.reading.reader import Row
 
 CPU = torch.device("cpu")
 
@@ -42,48 +42,48 @@ def draws(count: int, seed: int = 0) -> BatchRng:
 
 def test_bytes_survive_the_way_there_and_back() -> None:
     values = torch.arange(256, dtype=torch.uint8)
-    signed = to_signed(values)
+    signed = uint8_to_signed(values)
     assert (float(signed[0]), float(signed[255])) == (-1.0, 1.0)
-    assert torch.equal(from_signed(signed), values)
-    assert from_signed(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
-    assert from_signed(signed[100:101] + 0.4 / 127.5).item() == 100
+    assert torch.equal(signed_to_uint8(signed), values)
+    assert signed_to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
+    assert signed_to_uint8(signed[100:101] + 0.4 / 127.5).item() == 100
 
 
 def test_rows_are_decoded_in_order(rows: list[Row]) -> None:
     calls: list[int] = []
-    pictures = load_squares(rows, 8, lambda: calls.append(1))
+    pictures = load_square_images(rows, 8, lambda: calls.append(1))
     assert (pictures.shape, pictures.dtype) == ((12, 3, 8, 8), torch.uint8)
     assert pictures[:, 0, 0, 0].tolist() == [20 * number for number in range(12)]
     assert len(calls) == 12
 
 
 def test_decoding_batch_by_batch_gives_the_same(rows: list[Row]) -> None:
-    resident = Pictures(rows, 8, CPU, memory_gib=1.0)
-    streamed = Pictures(rows, 8, CPU, memory_gib=0.0)
+    resident = SquareImages(rows, 8, CPU, memory_gib=1.0)
+    streamed = SquareImages(rows, 8, CPU, memory_gib=0.0)
     numbers = torch.tensor([5, 0, 5, 11])
     assert len(resident) == len(streamed) == 12
-    assert torch.equal(resident.batch(numbers), streamed.batch(numbers))
-    assert resident.batch(numbers).dtype == torch.float32
+    assert torch.equal(resident.get_batch(numbers), streamed.get_batch(numbers))
+    assert resident.get_batch(numbers).dtype == torch.float32
     for row in rows:
-        row.file.unlink(missing_ok=True)
-    resident.batch(numbers)
+        row.path.unlink(missing_ok=True)
+    resident.get_batch(numbers)
     with pytest.raises(DataError, match="cannot be read"):
-        streamed.batch(numbers)
+        streamed.get_batch(numbers)
 
 
 def test_a_damaged_picture_names_its_row(rows: list[Row]) -> None:
-    rows[3].file.write_bytes(b"\0" * rows[3].file.stat().st_size)
+    rows[3].path.write_bytes(b"\0" * rows[3].path.stat().st_size)
     with pytest.raises(DataError, match="0: cannot be decoded"):
-        load_squares(rows, 8)
+        load_square_images(rows, 8)
 
 
 def test_only_allowed_pictures_are_mirrored() -> None:
     pictures = torch.arange(3 * 4.0).view(1, 3, 1, 4).repeat(400, 1, 1, 1)
     allowed = torch.arange(400) % 2 == 0
-    result = mirror_some(pictures, allowed, draws(400))
+    result = random_flip(pictures, allowed, draws(400))
     mirrored = (result != pictures).flatten(1).any(dim=1)
     assert not mirrored[~allowed].any()
     assert 70 < int(mirrored[allowed].sum()) < 130
     assert torch.equal(result[mirrored], pictures[mirrored].flip(-1))
-    again = mirror_some(pictures, allowed, draws(400))
+    again = random_flip(pictures, allowed, draws(400))
     assert torch.equal(again, result)

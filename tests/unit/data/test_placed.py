@@ -12,10 +12,16 @@ from PIL import Image
 
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import DataError
-from lorasmith.data.images.augment import View, draw_view, jittered
-from lorasmith.data.images.bucketed import Frame, PlacedPictures, cut, movable, upright_size
-from lorasmith.data.images.buckets import Bucket, make_buckets, place
-from lorasmith.data.images.decode import decode
+from lorasmith.data.images.augment import Augmentation, apply_color_jitter, draw_augmentation
+from lorasmith.data.images.bucketed_images import (
+    BucketedImages,
+    CropBox,
+    croppable_box,
+    read_image_size,
+    resize_and_crop,
+)
+from lorasmith.data.images.buckets import Bucket, assign_bucket, make_buckets
+from lorasmith.data.images.decode import decode_image
 from lorasmith.data.reading.row import Row
 
 SQUARE = (Bucket(32, 32),)
@@ -49,14 +55,14 @@ def encoded(picture: Image.Image, kind: str, orientation: int) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_sizes_are_those_of_the_decoded_picture(kind: str, orientation: int) -> None:
     stored = encoded(ramp(40, 20), kind, orientation)
-    assert upright_size(stored, "x") == decode(stored, "x").size
+    assert read_image_size(stored, "x") == decode_image(stored, "x").size
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM"])
 def test_sizes_of_formats_without_orientation(kind: str) -> None:
     stream = io.BytesIO()
     ramp(31, 17).save(stream, kind)
-    assert upright_size(stream.getvalue(), "x") == (31, 17)
+    assert read_image_size(stream.getvalue(), "x") == (31, 17)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -65,12 +71,12 @@ def test_sizes_of_pictures_with_damaged_exif(kind: str) -> None:
     stream = io.BytesIO()
     ramp(40, 20).save(stream, kind, exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff\xff\xff")
     stored = stream.getvalue()
-    assert upright_size(stored, "x") == decode(stored, "x").size == (40, 20)
+    assert read_image_size(stored, "x") == decode_image(stored, "x").size == (40, 20)
 
 
 def test_what_is_no_picture_is_named() -> None:
     with pytest.raises(DataError, match="x\\.png: cannot be decoded"):
-        upright_size(b"<html>", "x.png")
+        read_image_size(b"<html>", "x.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -85,11 +91,11 @@ def test_orientations_of_one_scene_give_equal_crops(tmp_path: Path, orientation:
     stored = scene.transpose(undo[orientation]) if orientation > 1 else scene
     path = tmp_path / "a.png"
     path.write_bytes(encoded(stored, "PNG", orientation))
-    placed = place(upright_size(path.read_bytes(), "a"), BUCKETS)
-    assert placed == place((96, 64), BUCKETS)
-    pictures = PlacedPictures([Row("a", ("a",), {}, path)], [placed], (255, 255, 255))
-    plain = PlacedPictures([saved(tmp_path / "b.png", scene)], [placed], (255, 255, 255))
-    assert torch.equal(pictures.centre(0), plain.centre(0))
+    placed = assign_bucket(read_image_size(path.read_bytes(), "a"), BUCKETS)
+    assert placed == assign_bucket((96, 64), BUCKETS)
+    pictures = BucketedImages([Row("a", ("a",), {}, path)], [placed], (255, 255, 255))
+    plain = BucketedImages([saved(tmp_path / "b.png", scene)], [placed], (255, 255, 255))
+    assert torch.equal(pictures.load_center_crop(0), plain.load_center_crop(0))
 
 
 # --- cutting --------------------------------------------------------------------------------
@@ -105,38 +111,40 @@ def test_orientations_of_one_scene_give_equal_crops(tmp_path: Path, orientation:
 def test_a_cut_is_a_piece_of_the_scaled_picture(
     width: int, height: int, across: float, down: float
 ) -> None:
-    picture, placed = ramp(width, height), place((width, height), BUCKETS)
-    whole = np.asarray(picture.resize(placed.resized, Image.Resampling.LANCZOS), dtype=np.int64)
+    picture, placed = ramp(width, height), assign_bucket((width, height), BUCKETS)
+    whole = np.asarray(
+        picture.resize(placed.resized_size, Image.Resampling.LANCZOS), dtype=np.int64
+    )
     bucket = placed.bucket
-    left, top = round(across * placed.room[0]), round(down * placed.room[1])
-    piece = cut(picture, placed, Frame(left, top, bucket.width, bucket.height))
+    left, top = round(across * placed.crop_slack[0]), round(down * placed.crop_slack[1])
+    piece = resize_and_crop(picture, placed, CropBox(left, top, bucket.width, bucket.height))
     assert piece.shape == (bucket.height, bucket.width, 3)
     expected = whole[top : top + bucket.height, left : left + bucket.width]
     # Pillow rounds its filter's place to 1/256 of a pixel or so.
-    steepest = 255 / (min(placed.resized) - 1)
+    steepest = 255 / (min(placed.resized_size) - 1)
     assert np.abs(piece - expected).max() <= 2 + 0.1 * steepest
 
 
 def test_a_picture_of_its_buckets_size_is_left_alone(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     row = saved(tmp_path / "a.png", Image.fromarray(noise))
-    pictures = PlacedPictures([row], [place((32, 32), SQUARE)], (0, 0, 0))
-    assert np.array_equal(pictures.centre(0).permute(1, 2, 0).numpy(), noise)
+    pictures = BucketedImages([row], [assign_bucket((32, 32), SQUARE)], (0, 0, 0))
+    assert np.array_equal(pictures.load_center_crop(0).permute(1, 2, 0).numpy(), noise)
 
 
 def test_crops_lie_where_they_were_asked_for(tmp_path: Path) -> None:
     row = saved(tmp_path / "a.png", ramp(96, 32))
-    placed = place((96, 32), SQUARE)
-    assert placed.room == (64, 0)
+    placed = assign_bucket((96, 32), SQUARE)
+    assert placed.crop_slack == (64, 0)
     for held in (1.0, 0.0):
-        pictures = PlacedPictures([row], [placed], (0, 0, 0), held)
+        pictures = BucketedImages([row], [placed], (0, 0, 0), held)
         for _ in range(2):
-            found, masks = pictures.crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
+            found, masks = pictures.load_crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
             reds = found[:, 0, 0].float()
             assert found.shape == (3, 3, 32, 32)
             assert float(reds[0, 0]) == 0.0
             assert float(reds[1, -1]) == 255.0
-            assert torch.equal(found[2], pictures.centre(0))
+            assert torch.equal(found[2], pictures.load_center_crop(0))
             assert bool((masks == 255).all())
         assert bool(pictures._held) == bool(held)
 
@@ -146,30 +154,30 @@ def test_masks_are_cropped_with_their_pictures(tmp_path: Path) -> None:
     right_half[:, 48:] = 255
     Image.fromarray(right_half).save(tmp_path / "a.mask.png")
     ramp(96, 32).save(tmp_path / "a.png")
-    row = Row("a.png", ("a",), {}, tmp_path / "a.png", mask=tmp_path / "a.mask.png")
-    pictures = PlacedPictures([row], [place((96, 32), SQUARE)], (0, 0, 0))
-    _, masks = pictures.crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
+    row = Row("a.png", ("a",), {}, tmp_path / "a.png", mask_path=tmp_path / "a.mask.png")
+    pictures = BucketedImages([row], [assign_bucket((96, 32), SQUARE)], (0, 0, 0))
+    _, masks = pictures.load_crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
     assert masks.shape == (3, 1, 32, 32)
     assert [float(mask.float().mean()) for mask in masks] == [0.0, 255.0, 127.5]
-    centre = pictures.centre_mask(0)
+    centre = pictures.load_center_mask(0)
     assert centre is not None
     assert torch.equal(centre, masks[2])
 
 
 def test_transparent_pictures_lie_on_the_background(tmp_path: Path) -> None:
     row = saved(tmp_path / "a.png", Image.new("RGBA", (32, 32), (9, 9, 9, 0)))
-    pictures = PlacedPictures([row], [place((32, 32), SQUARE)], (1, 20, 255))
-    assert pictures.centre(0)[:, 0, 0].tolist() == [1, 20, 255]
+    pictures = BucketedImages([row], [assign_bucket((32, 32), SQUARE)], (1, 20, 255))
+    assert pictures.load_center_crop(0)[:, 0, 0].tolist() == [1, 20, 255]
 
 
 def test_extremely_long_pictures_are_never_scaled_as_a_whole(tmp_path: Path) -> None:
     row = saved(tmp_path / "a.png", ramp(30_000, 2))
-    placed = place((30_000, 2), SQUARE)
-    assert placed.resized == (480_000, 32)
-    frame = movable(placed)
+    placed = assign_bucket((30_000, 2), SQUARE)
+    assert placed.resized_size == (480_000, 32)
+    frame = croppable_box(placed)
     assert (frame.width, frame.height) == (8 * 32, 32)
-    pictures = PlacedPictures([row], [placed], (0, 0, 0))
-    found, _ = pictures.crops([0], [(frame.left, 0)])
+    pictures = BucketedImages([row], [placed], (0, 0, 0))
+    found, _ = pictures.load_crops([0], [(frame.left, 0)])
     assert found.shape == (1, 3, 32, 32)
     assert abs(float(found[0, 0].float().mean()) - 127.5) < 2.0  # from the middle
 
@@ -188,42 +196,51 @@ def test_extremely_long_pictures_are_never_scaled_as_a_whole(tmp_path: Path) -> 
 def test_views_stay_inside(
     width: int, height: int, seed: int, jitter: float, flip: bool, random_crop: bool
 ) -> None:
-    placed = place((width, height), BUCKETS)
-    view = draw_view(placed, random_crop, flip, jitter, make_generator(seed))
-    assert view == draw_view(placed, random_crop, flip, jitter, make_generator(seed))
-    for corner in (view.corner, view.corner_shown(placed)):
-        assert 0 <= corner[0] <= placed.room[0]
-        assert 0 <= corner[1] <= placed.room[1]
-    assert all(1 - jitter <= factor <= 1 + jitter for factor in view.factors)
+    placed = assign_bucket((width, height), BUCKETS)
+    view = draw_augmentation(placed, random_crop, flip, jitter, make_generator(seed))
+    assert view == draw_augmentation(placed, random_crop, flip, jitter, make_generator(seed))
+    for corner in (view.crop_corner, view.visible_corner(placed)):
+        assert 0 <= corner[0] <= placed.crop_slack[0]
+        assert 0 <= corner[1] <= placed.crop_slack[1]
+    assert all(1 - jitter <= factor <= 1 + jitter for factor in view.color_factors)
     if not random_crop:
-        assert view.corner == placed.crop[:2]
-    assert flip or not view.mirrored
+        assert view.crop_corner == placed.crop_box[:2]
+    assert flip or not view.is_flipped
 
 
 def test_one_setting_does_not_change_what_another_does() -> None:
-    placed = place((300, 100), SQUARE)
-    every = draw_view(placed, True, True, 0.5, make_generator(1))
-    assert draw_view(placed, True, False, 0.0, make_generator(1)).corner == every.corner
-    assert draw_view(placed, False, True, 0.0, make_generator(1)).mirrored == every.mirrored
-    assert draw_view(placed, False, False, 0.5, make_generator(1)).factors == every.factors
+    placed = assign_bucket((300, 100), SQUARE)
+    every = draw_augmentation(placed, True, True, 0.5, make_generator(1))
+    assert (
+        draw_augmentation(placed, True, False, 0.0, make_generator(1)).crop_corner
+        == every.crop_corner
+    )
+    assert (
+        draw_augmentation(placed, False, True, 0.0, make_generator(1)).is_flipped
+        == every.is_flipped
+    )
+    assert (
+        draw_augmentation(placed, False, False, 0.5, make_generator(1)).color_factors
+        == every.color_factors
+    )
 
 
 def test_views_cover_all_there_is() -> None:
-    placed = place((34, 32), SQUARE)
-    views = [draw_view(placed, True, True, 0.3, make_generator(0, n)) for n in range(600)]
-    lefts = [view.corner[0] for view in views]
+    placed = assign_bucket((34, 32), SQUARE)
+    views = [draw_augmentation(placed, True, True, 0.3, make_generator(0, n)) for n in range(600)]
+    lefts = [view.crop_corner[0] for view in views]
     assert {lefts.count(n) > 150 for n in range(3)} == {True}
-    assert 0.4 < sum(view.mirrored for view in views) / 600 < 0.6
-    lights = torch.tensor([view.factors for view in views])
+    assert 0.4 < sum(view.is_flipped for view in views) / 600 < 0.6
+    lights = torch.tensor([view.color_factors for view in views])
     assert float(lights.min()) < 0.72
     assert float(lights.max()) > 1.28
     assert abs(float(lights.mean()) - 1.0) < 0.02
 
 
 def test_the_corner_of_a_mirrored_view_is_counted_from_the_other_side() -> None:
-    placed = place((96, 32), SQUARE)
-    assert View((10, 0), False).corner_shown(placed) == (10, 0)
-    assert View((10, 0), True).corner_shown(placed) == (54, 0)
+    placed = assign_bucket((96, 32), SQUARE)
+    assert Augmentation((10, 0), False).visible_corner(placed) == (10, 0)
+    assert Augmentation((10, 0), True).visible_corner(placed) == (54, 0)
 
 
 # --- colours --------------------------------------------------------------------------------
@@ -240,7 +257,7 @@ def test_colours_against_pillow() -> None:
         for factor in (0.5, 1.0, 1.4):
             factors = torch.ones(1, 3)
             factors[0, place_] = factor
-            found = jittered(pictures, factors)[0].permute(1, 2, 0) * 255
+            found = apply_color_jitter(pictures, factors)[0].permute(1, 2, 0) * 255
             expected = torch.from_numpy(np.asarray(kind(picture).enhance(factor)).copy()).float()
             assert float((found - expected).abs().max()) <= 2.0  # Pillow rounds to whole numbers
 
@@ -248,7 +265,7 @@ def test_colours_against_pillow() -> None:
 def test_each_picture_has_its_own_factors() -> None:
     pictures = torch.full((2, 3, 4, 4), 0.25)
     factors = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]])
-    found = jittered(pictures, factors)
+    found = apply_color_jitter(pictures, factors)
     assert torch.allclose(found[0], pictures[0], atol=1e-6)
     assert torch.allclose(found[1], pictures[1] * 2, atol=1e-6)
-    assert float(jittered(pictures, factors * 9).max()) == 1.0
+    assert float(apply_color_jitter(pictures, factors * 9).max()) == 1.0

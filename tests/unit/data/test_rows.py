@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.reading.rows import Row, read_rows, row_hash
+from lorasmith.data.reading.reader import Row, hash_row, read_rows
 
 
 def picture(path: Path, colour: str = "red") -> Path:
@@ -195,9 +195,9 @@ def test_a_rows_hash_is_of_key_and_picture(tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     file.write_bytes(b"..picture..")
     row = Row("key", ("x",), {}, file, 2, 7)
-    assert row_hash(row) == hashlib.sha256(b"key\0picture").hexdigest()
-    assert row_hash(Row("key", ("other",), {"a": 1}, file, 2, 7)) == row_hash(row)
-    assert row_hash(Row("other", ("x",), {}, file, 2, 7)) != row_hash(row)
+    assert hash_row(row) == hashlib.sha256(b"key\0picture").hexdigest()
+    assert hash_row(Row("key", ("other",), {"a": 1}, file, 2, 7)) == hash_row(row)
+    assert hash_row(Row("other", ("x",), {}, file, 2, 7)) != hash_row(row)
     file.unlink()
     with pytest.raises(DataError, match=r"a\.bin: cannot be read"):
         row.read_bytes()

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
 from lorasmith.data.images.buckets import make_buckets
-from lorasmith.data.rules import RULES, Facts, Finding
-from lorasmith.data.rules.tag import constant_words, edits, nearly
-from lorasmith.data.scan.scan import scan
+from lorasmith.data.rules.facts import DatasetFacts, Finding
+from lorasmith.data.rules.tag import edit_distance, find_common_words, is_nearly_tag
+from lorasmith.data.scan.scan import scan_dataset
+from lorasmith.registries import DATASET_RULES
 
 TAG = "inkmono"
 BUCKETS = make_buckets(128, 32, 2.0)
@@ -32,8 +33,8 @@ def healthy(folder: Path) -> Path:
 
 
 def findings(folder: Path, tag: str | None = TAG) -> list[Finding]:
-    facts = Facts(scan(folder), tag, BUCKETS)
-    return [finding for rule in RULES for finding in rule(facts)]
+    facts = DatasetFacts(scan_dataset(folder), tag, BUCKETS)
+    return [finding for rule in DATASET_RULES.items().values() for finding in rule(facts)]
 
 
 def test_a_healthy_dataset_is_not_commented(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
     ("blank", "warning", picture(Image.new("RGB", (150, 130), "red")), ("3.png",), "1 picture is"),
     ("transparent", "advice", picture(scene(3, (150, 130)).convert("RGBA").rotate(20)),
      ("3.png",), "data.background_color"),
-    ("few-pictures", "advice", only(9), (), "9 pictures are few"),
+    ("few-images", "advice", only(9), (), "9 pictures are few"),
 ]  # fmt: skip
 
 
@@ -135,13 +136,12 @@ def test_a_broken_rule_is_told_with_its_files(
     assert found[rule].files == files
     assert words in found[rule].message
     expected = {rule, "tag-missing"} if rule == "tag-spelling" else {rule}
-    assert set(found) - expected <= ({"few-pictures"} if severity == "error" else set())
+    assert set(found) - expected <= ({"few-images"} if severity == "error" else set())
 
 
 def test_every_rule_is_tested() -> None:
-    told = {case[0].replace("-", "_") for case in CASES}
-    names = {rule.__name__ for rule in RULES}
-    assert names - told == {"files"}  # which tells several kinds
+    tested = {case[0] for case in CASES}
+    assert set(DATASET_RULES.names()) - tested == {"files"}  # it reports several kinds
 
 
 # --- the tag ------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_every_rule_is_tested() -> None:
     ],
 )  # fmt: skip
 def test_words_that_are_nearly_the_tag(phrase: str, tag: str, expected: bool) -> None:
-    assert nearly(phrase, tag) is expected
+    assert is_nearly_tag(phrase, tag) is expected
 
 
 def test_an_ordinary_word_is_no_misspelling(tmp_path: Path) -> None:
@@ -172,16 +172,16 @@ def test_an_ordinary_word_is_no_misspelling(tmp_path: Path) -> None:
 def test_constant_words_keep_their_order(tmp_path: Path) -> None:
     put(tmp_path / "a.png", scene(0), "A photo of one brown dog, inkmono style")
     put(tmp_path / "b.png", scene(1), "the brown Dog; inkmono style photo")
-    rows = scan(tmp_path).rows
-    assert constant_words(rows, TAG) == ["photo", "brown", "dog"]
-    assert constant_words(rows) == ["photo", "brown", "dog", "inkmono"]
-    assert constant_words([]) == []
+    rows = scan_dataset(tmp_path).rows
+    assert find_common_words(rows, TAG) == ["photo", "brown", "dog"]
+    assert find_common_words(rows) == ["photo", "brown", "dog", "inkmono"]
+    assert find_common_words([]) == []
 
 
 @given(st.text("abc", max_size=6), st.text("abc", max_size=6))
 def test_edits_are_a_distance(one: str, other: str) -> None:
-    distance = edits(one, other)
-    assert distance == edits(other, one)
+    distance = edit_distance(one, other)
+    assert distance == edit_distance(other, one)
     assert (distance == 0) is (one == other)
     assert abs(len(one) - len(other)) <= distance <= max(len(one), len(other))
 
@@ -191,9 +191,9 @@ def test_one_slip_is_one_edit(word: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(word) - 2))
     swapped = word[:place] + word[place + 1] + word[place] + word[place + 2 :]
     dropped = word[:place] + word[place + 1 :]
-    assert edits(word, swapped) == (word != swapped)
-    assert edits(word, dropped) == 1
-    assert edits(word, word[:place] + "x" + word[place + 1 :]) == 1
+    assert edit_distance(word, swapped) == (word != swapped)
+    assert edit_distance(word, dropped) == 1
+    assert edit_distance(word, word[:place] + "x" + word[place + 1 :]) == 1
 
 
 # --- duplicates ---------------------------------------------------------------------------------

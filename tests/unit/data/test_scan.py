@@ -14,11 +14,11 @@ from PIL import Image
 from lorasmith.config.data import RowFilter
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
-from lorasmith.data.images.buckets import make_buckets, place
-from lorasmith.data.images.decode import decode
+from lorasmith.data.images.buckets import assign_bucket, make_buckets
+from lorasmith.data.images.decode import decode_image
 from lorasmith.data.scan import inspect
 from lorasmith.data.scan.problems import Problem
-from lorasmith.data.scan.scan import class_rows, scan, usable_rows
+from lorasmith.data.scan.scan import read_class_rows, read_usable_rows, scan_dataset
 
 
 def data_of(folder: Path, **more: object) -> DataConfig:
@@ -27,14 +27,14 @@ def data_of(folder: Path, **more: object) -> DataConfig:
 
 def only_problem(folder: Path) -> Problem:
     put(folder / "zz_healthy.png", scene(99))
-    found = scan(folder)
+    found = scan_dataset(folder)
     assert [row.key for row in found.rows][-1] == "zz_healthy.png"
     (problem,) = found.problems
     return problem
 
 
 def errors_of(folder: Path) -> dict[str, str]:
-    return {problem.file: problem.kind for problem in scan(folder).errors}
+    return {problem.file: problem.kind for problem in scan_dataset(folder).errors}
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def healthy(tmp_path: Path) -> Path:
 
 
 def test_a_healthy_folder_has_no_problems(healthy: Path) -> None:
-    found = scan(healthy)
-    assert (len(found.rows), found.pictures, found.problems) == (4, 4, [])
-    assert {look.size for look in found.looks} == {(96, 96)}
-    assert not any(look.blank or look.transparent for look in found.looks)
+    found = scan_dataset(healthy)
+    assert (len(found.rows), found.image_count, found.problems) == (4, 4, [])
+    assert {look.size for look in found.images} == {(96, 96)}
+    assert not any(look.is_blank or look.has_transparency for look in found.images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert usable_rows(data_of(healthy)) == found.rows
+        assert read_usable_rows(data_of(healthy)) == found.rows
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_all_kinds_of_junk_are_in_one_report(healthy: Path) -> None:
         put(healthy / name, content)
     (healthy / "folder.png").mkdir()
     put(healthy / "folder.png" / "inner.png", scene(5))
-    found = scan(healthy)
+    found = scan_dataset(healthy)
     assert len(found.rows) == 4
     kinds = {problem.file: (problem.kind, problem.detail) for problem in found.errors}
     assert set(kinds) == {*junk, "folder.png"}
@@ -114,11 +114,13 @@ def test_orientations_give_the_same_tensor_and_bucket(tmp_path: Path, kind: str)
         stored = upright.transpose(turn) if turn is not None else upright
         content = encoded(stored, kind, exif=exif, **options.get(kind, {}))
         put(tmp_path / f"{orientation}.{kind.lower()}", content)
-    found = scan(tmp_path)
-    assert [look.size for look in found.looks] == [(160, 96)] * 8
+    found = scan_dataset(tmp_path)
+    assert [look.size for look in found.images] == [(160, 96)] * 8
     buckets = make_buckets(64, 16, 2.0)
-    assert len({place(look.size, buckets) for look in found.looks}) == 1
-    first, *others = (np.asarray(decode(row.read_bytes(), row.key), int) for row in found.rows)
+    assert len({assign_bucket(look.size, buckets) for look in found.images}) == 1
+    first, *others = (
+        np.asarray(decode_image(row.read_bytes(), row.key), int) for row in found.rows
+    )
     for pixels in others:
         assert np.abs(pixels - first).max() <= (0 if kind in ("PNG", "TIFF", "WEBP") else 12)
 
@@ -133,15 +135,15 @@ def test_the_first_frame_is_used_with_a_warning(tmp_path: Path, kind: str) -> No
     file = put(tmp_path / f"a.{kind.lower()}", moving(kind))
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == (file.name, "animated", "warning")
-    red, green, blue = decode(file.read_bytes(), "a").getpixel((5, 5))
+    red, green, blue = decode_image(file.read_bytes(), "a").getpixel((5, 5))
     assert (red > 240, green < 15, blue < 15) == (True, True, True)
     with pytest.warns(LorasmithWarning, match=f"{file.name}: has several frames; only the first"):
-        assert len(usable_rows(data_of(tmp_path))) == 2
+        assert len(read_usable_rows(data_of(tmp_path))) == 2
 
 
 def test_views_of_one_picture_are_no_frames(tmp_path: Path) -> None:
     put(tmp_path / "phone.jpg", moving("MPO"))
-    assert scan(tmp_path).problems == []
+    assert scan_dataset(tmp_path).problems == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
@@ -151,11 +153,13 @@ def test_bombs_are_refused_quickly_and_in_little_memory(tmp_path: Path, side: in
     file = put(tmp_path / "bomb.png", bomb(side, side))
     assert file.stat().st_size < 150_000
     (tmp_path / "warm").mkdir()
-    only_problem_count = len(scan(put(tmp_path / "warm" / "a.png", scene(0)).parent).problems)
+    only_problem_count = len(
+        scan_dataset(put(tmp_path / "warm" / "a.png", scene(0)).parent).problems
+    )
     assert only_problem_count == 0  # readers are loaded now
     Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
     before, start = memory("VmRSS"), time.monotonic()
-    (problem,) = scan(tmp_path).errors
+    (problem,) = scan_dataset(tmp_path).errors
     assert time.monotonic() - start < 2.0
     assert memory("VmHWM") - before < 200 * 2**10
     assert (problem.file, problem.kind) == ("bomb.png", "too-large")
@@ -196,9 +200,9 @@ def test_links_and_strange_names(healthy: Path) -> None:
 
 def test_a_mask_belongs_to_its_picture_and_is_no_row(healthy: Path) -> None:
     mask = put(healthy / "2.mask.png", Image.new("L", (48, 48), 200), caption=None)
-    found = scan(healthy)
+    found = scan_dataset(healthy)
     assert found.problems == []
-    assert [row.mask for row in found.rows] == [None, None, mask, None]
+    assert [row.mask_path for row in found.rows] == [None, None, mask, None]
 
 
 @pytest.mark.parametrize(
@@ -211,14 +215,14 @@ def test_a_mask_belongs_to_its_picture_and_is_no_row(healthy: Path) -> None:
 )
 def test_masks_that_cannot_be_used(healthy: Path, mask: Image.Image | bytes, words: str) -> None:
     put(healthy / "2.mask.png", mask, caption=None)
-    (problem,) = scan(healthy).problems
+    (problem,) = scan_dataset(healthy).problems
     assert (problem.file, problem.kind) == ("2.png", "bad-mask")
     assert words in problem.detail
 
 
 def test_a_mask_without_a_picture_is_a_warning(healthy: Path) -> None:
     put(healthy / "other.mask.png", Image.new("L", (96, 96), 255), caption=None)
-    (problem,) = scan(healthy).problems
+    (problem,) = scan_dataset(healthy).problems
     assert (problem.kind, problem.severity) == ("lonely-mask", "warning")
 
 
@@ -245,18 +249,18 @@ def test_captions_that_cannot_be_used(
 ) -> None:
     put(tmp_path / "a.png", scene(0), caption)
     put(tmp_path / "b.png", scene(1))
-    problem = scan(tmp_path).errors[0]
+    problem = scan_dataset(tmp_path).errors[0]
     assert (problem.kind, problem.file) == (kind, "a.txt" if kind == "bad-caption" else "a.png")
     assert words in problem.detail
     with pytest.raises(DataError, match=re.escape(words)):
-        usable_rows(data_of(tmp_path))
+        read_usable_rows(data_of(tmp_path))
 
 
 def test_a_byte_order_mark_is_left_out_with_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "a.png", scene(0), b"\xef\xbb\xbfa thing")
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == ("a.txt", "caption-mark", "warning")
-    assert scan(tmp_path).rows[0].caption == "a thing"
+    assert scan_dataset(tmp_path).rows[0].caption == "a thing"
 
 
 @pytest.mark.parametrize("ending", [".caption", ".png.txt", ".text", ".json"])
@@ -265,7 +269,7 @@ def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, endi
         put(tmp_path / f"{number}.png", scene(number), caption=None)
         (tmp_path / f"{number}{ending}").write_text("a thing")
     with pytest.raises(DataError) as caught:
-        usable_rows(data_of(tmp_path))
+        read_usable_rows(data_of(tmp_path))
     assert "3 of 3 pictures have no caption, first 0.png" in str(caught.value)
     assert f"captions are read from 0.txt, and there is 0{ending}: rename it" in str(caught.value)
 
@@ -273,20 +277,20 @@ def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, endi
 def test_a_caption_in_capitals_is_found_on_every_file_system(tmp_path: Path) -> None:
     put(tmp_path / "A.PNG", scene(0), caption=None)
     (tmp_path / "a.TXT").write_text("a thing")
-    assert scan(tmp_path).rows[0].caption == "a thing"
+    assert scan_dataset(tmp_path).rows[0].caption == "a thing"
 
 
 @pytest.mark.parametrize("name", ["photo.heic", "strange.jpgg"])
 def test_a_captioned_file_that_is_not_read_is_a_warning(healthy: Path, name: str) -> None:
     put(healthy / name, b"whatever it is")
-    (problem,) = scan(healthy).problems
+    (problem,) = scan_dataset(healthy).problems
     assert (problem.file, problem.kind, problem.severity) == (name, "unknown-kind", "warning")
 
 
 def test_only_files_that_are_not_read(tmp_path: Path) -> None:
     put(tmp_path / "photo.heic", b"whatever it is")
     with pytest.raises(DataError, match=r"no pictures found .*; there is photo\.heic: \.heic is"):
-        scan(tmp_path)
+        scan_dataset(tmp_path)
 
 
 # --- kohya's folders ----------------------------------------------------------------------------
@@ -298,7 +302,7 @@ def test_repeats_and_captions_come_from_the_folders(tmp_path: Path) -> None:
     put(tmp_path / "3_sks_puppy" / "c.png", scene(2), caption=None)
     put(tmp_path / "plain" / "4_no" / "d.png", scene(3), "a thing")
     put(tmp_path / "0_left out" / "e.png", scene(4))
-    found = scan(tmp_path)
+    found = scan_dataset(tmp_path)
     assert [(row.key, row.repeats, row.caption) for row in found.rows] == [
         ("10_sks dog/a.png", 10, "sks dog"),
         ("10_sks dog/deeper/b.png", 10, "a sleeping sks dog"),
@@ -340,8 +344,8 @@ def test_every_bad_line_of_a_listing_is_named(healthy: Path) -> None:
         '{"file_name": "a\\u0000.png", "text": "a thing"}',
     ]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
-    found = scan(healthy)
-    assert [(row.key, row.mask is not None) for row in found.rows] == [("0.png", True)]
+    found = scan_dataset(healthy)
+    assert [(row.key, row.mask_path is not None) for row in found.rows] == [("0.png", True)]
     assert errors_of(healthy) == {
         "metadata.jsonl:2": "missing-file", "metadata.jsonl:3": "bad-line",
         "metadata.jsonl:4": "bad-line", "metadata.jsonl:5": "bad-line",
@@ -352,7 +356,7 @@ def test_every_bad_line_of_a_listing_is_named(healthy: Path) -> None:
 def test_pictures_that_a_listing_leaves_out_are_a_warning(healthy: Path) -> None:
     lines = [f'{{"file_name": "{n}.png", "text": "a thing"}}' for n in range(3)]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
-    (problem,) = scan(healthy).problems
+    (problem,) = scan_dataset(healthy).problems
     assert (problem.file, problem.kind, problem.severity) == ("3.png", "unlisted", "warning")
 
 
@@ -370,7 +374,7 @@ def faulty(healthy: Path) -> Path:
 
 def test_stop_says_everything_in_one_line(faulty: Path) -> None:
     with pytest.raises(DataError) as caught:
-        usable_rows(data_of(faulty))
+        read_usable_rows(data_of(faulty))
     message = str(caught.value)
     assert "\n" not in message
     assert "1 of 8 pictures have no caption, first bare.png; write bare.txt beside it" in message
@@ -381,7 +385,7 @@ def test_stop_says_everything_in_one_line(faulty: Path) -> None:
 
 def test_skip_leaves_out_with_a_warning(faulty: Path) -> None:
     with pytest.warns(LorasmithWarning, match="left out, 4 of 8 pictures are used") as caught:
-        rows = usable_rows(data_of(faulty, bad_pictures="skip"))
+        rows = read_usable_rows(data_of(faulty, bad_pictures="skip"))
     assert [row.key for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
     assert len(caught) == 1
 
@@ -389,7 +393,7 @@ def test_skip_leaves_out_with_a_warning(faulty: Path) -> None:
 def test_skip_does_not_train_on_nothing(tmp_path: Path) -> None:
     put(tmp_path / "a.png", b"")
     with pytest.raises(DataError, match="nothing is left to learn from"):
-        usable_rows(data_of(tmp_path, bad_pictures="skip"))
+        read_usable_rows(data_of(tmp_path, bad_pictures="skip"))
 
 
 def test_filters_come_before_pictures_are_opened(healthy: Path) -> None:
@@ -397,15 +401,15 @@ def test_filters_come_before_pictures_are_opened(healthy: Path) -> None:
     lines = [f'{{"file_name": "{n}.png", "text": "x", "score": {n}}}' for n in range(4)]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
     good = RowFilter(column="score", op=">=", value=2)
-    rows = usable_rows(data_of(healthy, filters=[good.model_dump()]))
+    rows = read_usable_rows(data_of(healthy, filters=[good.model_dump()]))
     assert [row.key for row in rows] == ["2.png", "3.png"]
 
 
 def test_transparent_pictures_lie_on_the_configured_colour(tmp_path: Path) -> None:
     put(tmp_path / "a.png", Image.new("RGBA", (32, 32), (10, 200, 30, 0)))
-    found = scan(tmp_path, background=(255, 0, 255))
-    assert found.looks[0].transparent
-    assert found.looks[0].fingerprint.colours.reshape(-1, 3).tolist() == [[255, 0, 255]] * 256
+    found = scan_dataset(tmp_path, background=(255, 0, 255))
+    assert found.images[0].has_transparency
+    assert found.images[0].fingerprint.colors.reshape(-1, 3).tolist() == [[255, 0, 255]] * 256
 
 
 def test_class_pictures_need_no_captions_with_a_class_caption(healthy: Path) -> None:
@@ -413,11 +417,11 @@ def test_class_pictures_need_no_captions_with_a_class_caption(healthy: Path) -> 
         text.unlink()
     data = data_of(healthy, class_path=healthy)
     with pytest.raises(DataError, match="2 of 4 pictures have no caption"):
-        class_rows(data)
+        read_class_rows(data)
     data = data_of(healthy, class_path=healthy, class_caption="a dog")
-    captions = [row.caption for row in class_rows(data)]
+    captions = [row.caption for row in read_class_rows(data)]
     assert captions == ["a dog", "a dog", "thing 2", "thing 3"]
-    assert class_rows(data_of(healthy)) == []
+    assert read_class_rows(data_of(healthy)) == []
 
 
 def test_progress_is_told(healthy: Path) -> None:
@@ -433,7 +437,7 @@ def test_progress_is_told(healthy: Path) -> None:
         def __exit__(self, *error: object) -> None:
             told.append("end")
 
-    scan(healthy, bar=Bar)
+    scan_dataset(healthy, bar=Bar)
     assert told == [4, 1, 1, 1, 1, "end"]
 
 
@@ -443,7 +447,7 @@ def test_nothing_is_written_into_the_folder(faulty: Path) -> None:
         return {str(f): (f.stat().st_mtime_ns, f.stat().st_size) for f in files}
 
     before = state()
-    scan(faulty)
+    scan_dataset(faulty)
     with pytest.warns(LorasmithWarning):
-        usable_rows(data_of(faulty, bad_pictures="skip"))
+        read_usable_rows(data_of(faulty, bad_pictures="skip"))
     assert state() == before

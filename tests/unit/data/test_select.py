@@ -6,8 +6,13 @@ from pydantic import ValidationError
 
 from lorasmith.config.data import RowFilter, RowWeight
 from lorasmith.core.errors import DataError
-from lorasmith.data.reading.filters import keep, passes, split, weights
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.reading.filters import (
+    compute_row_weights,
+    filter_rows,
+    matches_filter,
+    split_by_hash,
+)
+from lorasmith.data.reading.reader import Row
 
 
 def row(key: str, **columns: object) -> Row:
@@ -35,38 +40,38 @@ def rule(column: str, op: str, value: object, missing: str = "drop") -> RowFilte
 )
 def test_every_comparison(op: str, value: object, good: object, bad: object) -> None:
     wanted = rule("c", op, value)
-    assert passes(row("k", c=good), wanted) is True
-    assert passes(row("k", c=bad), wanted) is False
+    assert matches_filter(row("k", c=good), wanted) is True
+    assert matches_filter(row("k", c=bad), wanted) is False
 
 
 def test_a_missing_column_drops_or_keeps() -> None:
     rows = [row("a", score=1), row("b"), row("c", score=None)]
-    assert [r.key for r in keep(rows, [rule("score", ">=", 0)])] == ["a"]
-    assert [r.key for r in keep(rows, [rule("score", ">=", 2, "keep")])] == ["b", "c"]
+    assert [r.key for r in filter_rows(rows, [rule("score", ">=", 0)])] == ["a"]
+    assert [r.key for r in filter_rows(rows, [rule("score", ">=", 2, "keep")])] == ["b", "c"]
 
 
 def test_all_filters_must_pass() -> None:
     rows = [row(str(n), n=n, even=n % 2 == 0) for n in range(10)]
-    kept = keep(rows, [rule("n", ">=", 3), rule("even", "==", True)])
+    kept = filter_rows(rows, [rule("n", ">=", 3), rule("even", "==", True)])
     assert [r.key for r in kept] == ["4", "6", "8"]
     with pytest.raises(DataError, match="no rows are left of 10 after 2 filters"):
-        keep(rows, [rule("n", ">=", 3), rule("n", "<=", 2)])
+        filter_rows(rows, [rule("n", ">=", 3), rule("n", "<=", 2)])
 
 
 def test_an_unknown_column_is_named_with_close_matches() -> None:
     rows = [row("a", aesthetic=5.0, licence="x")]
     with pytest.raises(DataError, match=r"no row has a column 'asthetic'; did you mean aesthetic"):
-        keep(rows, [rule("asthetic", ">=", 5)])
+        filter_rows(rows, [rule("asthetic", ">=", 5)])
     with pytest.raises(DataError, match=r"no row has a column 'zzz'$"):
-        weights(rows, [RowWeight(column="zzz", value=1, weight=0.5)])
+        compute_row_weights(rows, [RowWeight(column="zzz", value=1, weight=0.5)])
 
 
 def test_what_cannot_be_compared_is_named() -> None:
     rows = [row("pictures/a.png", score="5.1")]
     with pytest.raises(DataError, match=r"pictures/a\.png: column 'score' is '5\.1'.*>=.* with 5"):
-        keep(rows, [rule("score", ">=", 5)])
+        filter_rows(rows, [rule("score", ">=", 5)])
     with pytest.raises(DataError, match="cannot be compared"):
-        keep(rows, [rule("score", "contains", 5)])
+        filter_rows(rows, [rule("score", "contains", 5)])
 
 
 @pytest.mark.parametrize(("op", "value"), [("in", "abc"), ("not in", 3), ("==", ["a"])])
@@ -77,23 +82,23 @@ def test_lists_go_with_in_only(op: str, value: object) -> None:
 
 def test_a_row_keeps_its_side_of_the_split() -> None:
     rows = [row(f"style/{number}") for number in range(2000)]
-    training, validation = split(rows, 0.1)
+    training, validation = split_by_hash(rows, 0.1)
     assert len(training) + len(validation) == 2000
     assert 150 < len(validation) < 250
     more = rows + [row(f"other/{number}") for number in range(500)]
     random.Random(0).shuffle(more)
-    training_now, validation_now = split(more[300:], 0.1)
+    training_now, validation_now = split_by_hash(more[300:], 0.1)
     assert not {r.key for r in training} & {r.key for r in validation_now}
     assert not {r.key for r in validation} & {r.key for r in training_now}
-    wider = split(rows, 0.2)[1]
+    wider = split_by_hash(rows, 0.2)[1]
     assert {r.key for r in validation} < {r.key for r in wider}
 
 
 def test_no_share_and_too_large_a_share() -> None:
     rows = [row("a"), row("b")]
-    assert split(rows, 0.0) == (rows, [])
+    assert split_by_hash(rows, 0.0) == (rows, [])
     with pytest.raises(DataError, match="leaves none of 2 rows"):
-        split(rows, 0.9999999)
+        split_by_hash(rows, 0.9999999)
 
 
 def test_weights_multiply() -> None:
@@ -102,5 +107,5 @@ def test_weights_multiply() -> None:
         RowWeight(column="x", value=1, weight=0.5),
         RowWeight(column="y", value="p", weight=0.4),
     ]
-    assert weights(rows, rules) == pytest.approx([0.2, 0.5, 0.4, 1.0])
-    assert weights(rows, []) == [1.0] * 4
+    assert compute_row_weights(rows, rules) == pytest.approx([0.2, 0.5, 0.4, 1.0])
+    assert compute_row_weights(rows, []) == [1.0] * 4

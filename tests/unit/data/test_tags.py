@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.data.tags import contains_tag, tag_frequency, with_another, without_tag
+from lorasmith.data.tags import add_tag, contains_tag, count_tags, remove_tag
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_contains_tag(text: str, tag: str, expected: bool) -> None:
 
 
 def test_tag_frequency_counts_parts() -> None:
-    counts = tag_frequency(["a cat, ink style", "a dog,ink style , ", "a cat"])
+    counts = count_tags(["a cat, ink style", "a dog,ink style , ", "a cat"])
     assert counts == {"a cat": 2, "ink style": 2, "a dog": 1}
 
 
@@ -44,10 +44,10 @@ def test_tag_frequency_counts_parts() -> None:
     ],
 )
 def test_a_caption_without_its_tag(text: str, tag: str, word: str, expected: str) -> None:
-    assert without_tag(text, tag, word) == expected
+    assert remove_tag(text, tag, word) == expected
 
 
 def test_a_caption_with_another_tag() -> None:
-    assert with_another("a Curlyqx person", "curlyqx", "cookqz") == "a Curlyqx cookqz person"
-    assert with_another("a person", "curlyqx", "cookqz") == "a person, cookqz"
-    assert with_another("", "curlyqx", "cookqz") == "cookqz"
+    assert add_tag("a Curlyqx person", "curlyqx", "cookqz") == "a Curlyqx cookqz person"
+    assert add_tag("a person", "curlyqx", "cookqz") == "a person, cookqz"
+    assert add_tag("", "curlyqx", "cookqz") == "cookqz"

@@ -4,7 +4,7 @@ import pytest
 
 from lorasmith.config.data import PretrainDataConfig
 from lorasmith.config.pretrain import StageConfig
-from lorasmith.data.reading.rows import Row, row_hash
+from lorasmith.data.reading.reader import Row, hash_row
 from lorasmith.pretraining.common import chosen_rows, manifest_of, mirror_allowed, read_manifest
 from lorasmith.pretraining.unet import stage_of
 
@@ -19,7 +19,7 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
     rows = [row(tmp_path, key) for key in ("a/b.png", "with space", "ünal\u2028\x85x")]
     (tmp_path / "m.tsv").write_text(manifest_of(rows), encoding="utf-8")
     found = read_manifest(tmp_path / "m.tsv")
-    assert found == {r.key: row_hash(r) for r in rows}
+    assert found == {r.key: hash_row(r) for r in rows}
     assert all(len(digest) == 64 for digest in found.values())
 
 

@@ -15,7 +15,7 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.losses import Noise, sample_noise, build_noise_process
+from lorasmith.training.losses import Noise, build_noise_process, sample_noise
 from lorasmith.training.train_step import Denoiser, DiffusionLoss
 
 
@@ -39,11 +39,11 @@ class Bench:
     def batch(self, size: int = 2, seed: int = 0, mask: bool = False, **more: Any) -> Batch:
         draws = make_generator(7, seed)
         return Batch(
-            clean=torch.randn(size, 4, 8, 8, generator=draws),
-            weight=torch.ones(size),
-            numbers=torch.arange(size),
+            latents=torch.randn(size, 4, 8, 8, generator=draws),
+            loss_weights=torch.ones(size),
+            indices=torch.arange(size),
             context=torch.randn(size, 77, 16, generator=draws),
-            mask=torch.rand(size, 1, 8, 8, generator=draws) if mask else None,
+            loss_mask=torch.rand(size, 1, 8, 8, generator=draws) if mask else None,
             **more,
         )
 

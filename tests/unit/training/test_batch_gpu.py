@@ -11,7 +11,7 @@ from lorasmith.config.train_config import TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import load_model
-from lorasmith.training.data.dataset import TrainingSet, build_dataset
+from lorasmith.training.data.dataset import TrainDataset, build_dataset
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,10 +46,10 @@ def test_batches_do_not_wait_for_the_device(
     torch.cuda.set_sync_debug_mode("error")
     batch = take(made, device)
     torch.cuda.set_sync_debug_mode("default")
-    assert batch.clean.device.type == "cuda"
-    assert bool(batch.clean.isfinite().all())
+    assert batch.latents.device.type == "cuda"
+    assert bool(batch.latents.isfinite().all())
 
 
-def take(made: TrainingSet, device: torch.device):
+def take(made: TrainDataset, device: torch.device):
     draws = BatchRng(make_generator(0, 1, device=device), 4)
-    return made.batch(torch.tensor([3, 1, 0, 2]), draws)
+    return made.get_batch(torch.tensor([3, 1, 0, 2]), draws)

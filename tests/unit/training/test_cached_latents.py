@@ -13,8 +13,8 @@ from lorasmith.config.train_config import DataConfig
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import TokenIds
 from lorasmith.training.data import captions
-from lorasmith.training.data.dataset import TrainingSet
-from lorasmith.training.data.module_hash import network_hash
+from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.data.module_hash import hash_module
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ class Counts:
         monkeypatch.setattr(type(model.vae), "encode", encode_counted)
         monkeypatch.setattr(captions, "_embed", embed_counted)
 
-    def __call__(self, data: DataConfig, **more: Any) -> tuple[int, int, TrainingSet]:
+    def __call__(self, data: DataConfig, **more: Any) -> tuple[int, int, TrainDataset]:
         self.pictures = self.captions = 0
         made = built(more.pop("model", self.model), data, **more)
         return self.pictures, self.captions, made
@@ -57,8 +57,8 @@ def counts(model: Model, monkeypatch: pytest.MonkeyPatch) -> Counts:
     return Counts(model, monkeypatch)
 
 
-def clean(made: TrainingSet) -> torch.Tensor:
-    return take(made, list(range(len(made.rows)))).clean
+def clean(made: TrainDataset) -> torch.Tensor:
+    return take(made, list(range(len(made.rows)))).latents
 
 
 def test_a_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp: Path) -> None:
@@ -139,7 +139,7 @@ def test_another_vae_or_number_format_is_encoded_anew(folder: Path, counts: Coun
 def test_equal_models_share_a_cache(folder: Path, counts: Counts, tiny_model: Path) -> None:
     counts(data_of(folder))
     again = load_model(tiny_model).to(CPU, torch.float32)
-    assert network_hash(again.vae) == network_hash(counts.model.vae)
+    assert hash_module(again.vae) == hash_module(counts.model.vae)
     assert counts(data_of(folder), model=again)[:2] == (0, 0)
 
 
@@ -196,11 +196,11 @@ def test_latents_do_not_depend_on_which_others_are_encoded(folder: Path, counts:
 
 
 def test_hashes_tell_networks_apart(model: Model) -> None:
-    vae = network_hash(model.vae)
-    assert vae == network_hash(model.vae)
-    assert vae != network_hash(model.text_encoder)
-    assert network_hash(model.vae.to(torch.float16)) != vae
+    vae = hash_module(model.vae)
+    assert vae == hash_module(model.vae)
+    assert vae != hash_module(model.text_encoder)
+    assert hash_module(model.vae.to(torch.float16)) != vae
     model.vae.to(torch.float32)
-    rounded = network_hash(model.vae)
+    rounded = hash_module(model.vae)
     model.vae.register_to_config(scaling_factor=0.5)
-    assert network_hash(model.vae) != rounded
+    assert hash_module(model.vae) != rounded

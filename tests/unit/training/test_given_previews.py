@@ -77,10 +77,10 @@ def test_a_refiner_finishes_the_pictures_of_its_captions(
     found = drawn(model, trained, rows, tmp_path)
     expected = [
         Pipeline(model)(
-            "a cat", seed=5, image=rows[0].file, num_inference_steps=4, width=64, height=64
+            "a cat", seed=5, image=rows[0].path, num_inference_steps=4, width=64, height=64
         ),
         Pipeline(model)(
-            "a dog", seed=6, image=rows[2].file, num_inference_steps=4, width=64, height=64
+            "a dog", seed=6, image=rows[2].path, num_inference_steps=4, width=64, height=64
         ),
     ]
     assert len(found) == 2
@@ -96,8 +96,8 @@ def test_an_inpainting_model_repaints_what_has_masks(
     found = drawn(model, trained, rows, tmp_path / "captions")
     assert near(found[0], pipe("a cat", seed=5, num_inference_steps=4)[0])
     more = {
-        "image": rows[2].file,
-        "mask_image": rows[2].mask,
+        "image": rows[2].path,
+        "mask_image": rows[2].mask_path,
         "num_inference_steps": 4,
         "width": 64,
         "height": 64,
@@ -107,8 +107,8 @@ def test_an_inpainting_model_repaints_what_has_masks(
     found = drawn(model, trained, rows, tmp_path / "prompts", prompts=["x", "y"], size="96x64")
     for k in range(2):
         more = {
-            "image": rows[1 + k].file,
-            "mask_image": rows[1 + k].mask,
+            "image": rows[1 + k].path,
+            "mask_image": rows[1 + k].mask_path,
             "num_inference_steps": 4,
             "width": 96,
             "height": 64,

@@ -15,9 +15,9 @@ from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
-from lorasmith.training.data.batch import Batch, joined
-from lorasmith.training.data.dataset import TrainingSet, build_dataset
-from lorasmith.training.losses import sample_noise, build_noise_process
+from lorasmith.training.data.batch import Batch, concat_batches
+from lorasmith.training.data.dataset import TrainDataset, build_dataset
+from lorasmith.training.losses import build_noise_process, sample_noise
 from lorasmith.training.train_step import Denoiser
 
 Tiny = Callable[[str], Path]
@@ -39,16 +39,18 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def built(model: Model, data: DataConfig, seed: int = 0) -> TrainingSet:
+def built(model: Model, data: DataConfig, seed: int = 0) -> TrainDataset:
     train = TrainerConfig(batch_size=4, seed=seed, loss=LossConfig(masked=False))
     return build_dataset(model, data, train, CPU)
 
 
-def surroundings(made: TrainingSet, numbers: list[int], step: int = 0) -> torch.Tensor:
-    batch = made.batch(torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers)))
-    assert batch.surroundings is not None
-    assert batch.surroundings.shape == (len(numbers), 5, 8, 8)
-    return batch.surroundings
+def surroundings(made: TrainDataset, numbers: list[int], step: int = 0) -> torch.Tensor:
+    batch = made.get_batch(
+        torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers))
+    )
+    assert batch.inpaint_cond is not None
+    assert batch.inpaint_cond.shape == (len(numbers), 5, 8, 8)
+    return batch.inpaint_cond
 
 
 def given_masks(folder: Path, numbers: list[int]) -> torch.Tensor:
@@ -118,11 +120,11 @@ def test_masks_for_the_loss_alone(model: Model, folder: Path) -> None:
     mask = given_masks(folder, [0])
     hidden = []
     for step in range(12):
-        batch = made.batch(torch.tensor([0]), BatchRng(make_generator(0, 1, step), 1))
-        assert batch.mask is not None
-        assert batch.surroundings is not None
-        torch.testing.assert_close(batch.mask, F.avg_pool2d(mask, 8))
-        hidden.append(batch.surroundings[:, :1])
+        batch = made.get_batch(torch.tensor([0]), BatchRng(make_generator(0, 1, step), 1))
+        assert batch.loss_mask is not None
+        assert batch.inpaint_cond is not None
+        torch.testing.assert_close(batch.loss_mask, F.avg_pool2d(mask, 8))
+        hidden.append(batch.inpaint_cond[:, :1])
     assert not any(torch.equal(one, F.interpolate(mask, size=(8, 8))) for one in hidden)
 
 
@@ -132,11 +134,11 @@ def test_a_batch_does_not_depend_on_how_it_is_divided(
 ) -> None:
     made = built(model, data_of(folder, **more))
     numbers = torch.tensor([4, 0, 5, 2])
-    whole = made.batch(numbers, BatchRng(make_generator(9), 4)).surroundings
+    whole = made.get_batch(numbers, BatchRng(make_generator(9), 4)).inpaint_cond
     parts = [
-        made.batch(
+        made.get_batch(
             numbers[first : first + 2], BatchRng(make_generator(9), 4, first, 2)
-        ).surroundings
+        ).inpaint_cond
         for first in (0, 2)
     ]
     assert whole is not None
@@ -166,21 +168,21 @@ def test_a_second_run_encodes_nothing(
 def test_other_models_have_none(tiny_model: Path, folder: Path) -> None:
     plain = load_model(tiny_model).to(CPU, torch.float32)
     made = built(plain, data_of(folder))
-    assert made.batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).surroundings is None
+    assert made.get_batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).inpaint_cond is None
 
 
 def test_batches_are_joined_with_what_surrounds_them(model: Model, folder: Path) -> None:
     """The network sees for each picture what it sees when the picture is alone."""
     made = built(model, data_of(folder))
     batches: list[Batch] = [
-        made.batch(torch.tensor([number]), BatchRng(make_generator(0, number), 1))
+        made.get_batch(torch.tensor([number]), BatchRng(make_generator(0, number), 1))
         for number in (0, 4)
     ]
     predict, times = Denoiser(model), torch.tensor([300, 700])
     with torch.no_grad():
-        both = joined(batches)
-        together = predict(both.clean, times, both)
-        alone = [predict(one.clean, times[k : k + 1], one) for k, one in enumerate(batches)]
+        both = concat_batches(batches)
+        together = predict(both.latents, times, both)
+        alone = [predict(one.latents, times[k : k + 1], one) for k, one in enumerate(batches)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -188,7 +190,7 @@ def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
     refiner = load_model(tiny_of("sdxl-refiner")).to(CPU, torch.float32)
     for more in ({}, {"color_jitter": 0.1}):
         made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
-        batch = made.batch(torch.tensor([0, 1]), BatchRng(make_generator(0), 2))
+        batch = made.get_batch(torch.tensor([0, 1]), BatchRng(make_generator(0), 2))
         expected = torch.tensor([[64.0, 64.0, 0.0, 0.0, 7.5]] * 2)
         assert batch.time_ids is not None
         assert torch.equal(batch.time_ids, expected)
@@ -199,7 +201,7 @@ def test_the_refiner_knows_the_lowest_noise_levels() -> None:
     process = build_noise_process(config, LossConfig(), CPU, known=200)
     assert process.num_timesteps == 200
     clean = torch.zeros(400, 1, 1, 1)
-    batch = Batch(clean=clean, weight=torch.ones(400), numbers=torch.arange(400))
+    batch = Batch(latents=clean, loss_weights=torch.ones(400), indices=torch.arange(400))
     levels = sample_noise(process, LossConfig(), batch, BatchRng(make_generator(0), 400)).timesteps
     assert 190 < int(levels.max()) < 200
     assert int(levels.min()) < 10

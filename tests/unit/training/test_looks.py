@@ -13,12 +13,12 @@ from lorasmith.config.train_config import LossConfig, TrainerConfig, ValidationC
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.training.data.dataset import TrainingSet, build_dataset
+from lorasmith.training.data.dataset import TrainDataset, build_dataset
 from lorasmith.training.validation.loss import ValidationLoss
-from lorasmith.training.validation.previews import PreviewsCancelledError, Previews
+from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 
 
-def data_for(bench, folder: Path, sizes: list[tuple[int, int]]) -> TrainingSet:
+def data_for(bench, folder: Path, sizes: list[tuple[int, int]]) -> TrainDataset:
     train = TrainerConfig(batch_size=4, loss=LossConfig())
     return build_dataset(bench.model, data_of(write(folder, sizes), cache=False), train, CPU)
 
@@ -43,12 +43,12 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
     plain, losses = bench.objective(), []
     for number in range(3):
         for level in (250, 750):
-            ((batch, drawn),) = [(b, d) for b, d in grid._cells() if number in b.numbers.tolist()]
-            place = list(zip(batch.numbers.tolist(), drawn.timesteps.tolist(), strict=True))
+            ((batch, drawn),) = [(b, d) for b, d in grid._cells() if number in b.indices.tolist()]
+            place = list(zip(batch.indices.tolist(), drawn.timesteps.tolist(), strict=True))
             which = slice(place.index((number, level)), place.index((number, level)) + 1)
-            shape = batch.clean.shape[1:]
+            shape = batch.latents.shape[1:]
             noise = torch.randn(shape, generator=make_generator(4, 2, number, level))[None]
-            one = type(batch)(batch.clean[which], batch.weight[which], batch.numbers[which],
+            one = type(batch)(batch.latents[which], batch.loss_weights[which], batch.indices[which],
                               batch.context[which])  # fmt: skip
             with torch.no_grad():
                 losses.append(float(plain.compute(one, Noise(torch.tensor([level]), noise))))

@@ -13,7 +13,13 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise import compute_alphas_cumprod
-from lorasmith.training.losses import Noise, sample_noise, per_image_losses, build_noise_process, weighted_mean
+from lorasmith.training.losses import (
+    Noise,
+    build_noise_process,
+    per_image_losses,
+    sample_noise,
+    weighted_mean,
+)
 
 
 def plain_alphas(zero_snr: bool) -> list[float]:
@@ -34,7 +40,7 @@ def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
     settings = objective.settings
     t = int(drawn.timesteps[number])
     a = plain_alphas(settings.zero_terminal_snr)[t]
-    clean, noise = batch.clean[number].double(), drawn.noise[number].double()
+    clean, noise = batch.latents[number].double(), drawn.noise[number].double()
     noisy = math.sqrt(a) * clean + math.sqrt(1 - a) * noise
     with torch.no_grad():
         text = batch.context[number : number + 1]
@@ -42,8 +48,8 @@ def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
     target = noise if kind == "epsilon" else math.sqrt(a) * noise - math.sqrt(1 - a) * clean
     error = ((predicted.double() - target) ** 2).flatten().tolist()
     weights = [1.0] * len(error)
-    if batch.mask is not None and settings.masked:
-        weights = batch.mask[number].double().expand(4, 8, 8).flatten().tolist()
+    if batch.loss_mask is not None and settings.masked:
+        weights = batch.loss_mask[number].double().expand(4, 8, 8).flatten().tolist()
     loss = sum(w * e for w, e in zip(weights, error, strict=True)) / sum(weights)
     if settings.min_snr > 0:
         snr = a / (1 - a)
@@ -81,9 +87,9 @@ def test_a_mask_counts_by_its_share_and_not_at_all_where_it_is_off(bench) -> Non
     objective = bench.objective()
     batch, drawn = bench.part(objective)
     plain = objective.compute(batch, drawn)
-    grey = replace(batch, mask=torch.full((2, 1, 8, 8), 0.3))
+    grey = replace(batch, loss_mask=torch.full((2, 1, 8, 8), 0.3))
     torch.testing.assert_close(objective.compute(grey, drawn), plain)
-    black = replace(batch, mask=torch.zeros(2, 1, 8, 8))
+    black = replace(batch, loss_mask=torch.zeros(2, 1, 8, 8))
     assert objective.compute(black, drawn).tolist() == [0.0, 0.0]
     ignoring = bench.objective(masked=False)
     torch.testing.assert_close(ignoring.compute(black, drawn), plain)
@@ -132,7 +138,7 @@ def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
     batch = bench.batch(6)
 
     def drawn(first: int = 0, count: int | None = None, step: int = 3) -> Noise:
-        part = replace(batch, clean=batch.clean[first : first + (count or 6)])
+        part = replace(batch, latents=batch.latents[first : first + (count or 6)])
         draws = BatchRng(make_generator(0, 1, step), 6, first, count)
         return sample_noise(objective.process, objective.settings, part, draws)
 
@@ -144,7 +150,7 @@ def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
 
 def test_noise_levels_cover_the_whole_range(bench) -> None:
     objective = bench.objective()
-    batch = replace(bench.batch(1), clean=torch.zeros(4000, 1, 1, 1))
+    batch = replace(bench.batch(1), latents=torch.zeros(4000, 1, 1, 1))
     draws = BatchRng(make_generator(0), 4000)
     levels = sample_noise(objective.process, objective.settings, batch, draws).timesteps
     counts = torch.bincount(levels // 100, minlength=10)
@@ -153,7 +159,7 @@ def test_noise_levels_cover_the_whole_range(bench) -> None:
 
 
 def test_offset_noise_moves_whole_channels(bench) -> None:
-    batch = replace(bench.batch(1), clean=torch.zeros(500, 4, 8, 8))
+    batch = replace(bench.batch(1), latents=torch.zeros(500, 4, 8, 8))
 
     def noise(offset: float) -> torch.Tensor:
         objective = bench.objective(noise_offset=offset)
@@ -170,7 +176,7 @@ def test_offset_noise_moves_whole_channels(bench) -> None:
 def test_the_loss_of_a_good_guess_is_small(bench) -> None:
     objective = bench.objective("v_prediction")
     batch, drawn = bench.part(objective)
-    target = objective.process.target(batch.clean, drawn.noise, drawn.timesteps)
+    target = objective.process.target(batch.latents, drawn.noise, drawn.timesteps)
     exact = per_image_losses(objective.process, objective.settings, batch, drawn, target)
     off = per_image_losses(objective.process, objective.settings, batch, drawn, target + 0.5)
     assert exact.tolist() == [0.0, 0.0]

@@ -25,7 +25,7 @@ def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
         run=SimpleNamespace(train=TrainerConfig(**settings)),
         model=SimpleNamespace(unet=unet, downscale=8),
         dataset=SimpleNamespace(
-            bucket_of=list(range(sizes)), placements=[SimpleNamespace(bucket=bucket)]
+            bucket_indices=list(range(sizes)), assignments=[SimpleNamespace(bucket=bucket)]
         ),
         train_step=SimpleNamespace(is_sync_free=True),
         accelerator=SimpleNamespace(num_processes=1),

@@ -18,14 +18,14 @@ def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:
         return torch.randn(size, *shape, generator=draws)
 
     batch = Batch(
-        clean=drawn(4, 8, 8),
-        weight=drawn(),
-        numbers=torch.arange(size),
+        latents=drawn(4, 8, 8),
+        loss_weights=drawn(),
+        indices=torch.arange(size),
         context=drawn(77, 6),
-        mask=drawn(1, 8, 8),
-        places=drawn(1, 77) > 0,
-        called=[True] * size,
-        named=[[False] * size],
+        loss_mask=drawn(1, 8, 8),
+        token_mask=drawn(1, 77) > 0,
+        has_own_tag=[True] * size,
+        has_other_tags=[[False] * size],
     )
     levels = torch.randint(1000, (size,), generator=draws)
     batch = replace(batch, **more)  # type: ignore[arg-type]
@@ -41,12 +41,12 @@ def test_values_of_tensors_do_not_matter() -> None:
     "other",
     [
         part(size=3),
-        part(task="keep"),
-        part(called=[True, False]),
-        part(named=[[True, False]]),
-        part(mask=None),
+        part(task="preserve"),
+        part(has_own_tag=[True, False]),
+        part(has_other_tags=[[True, False]]),
+        part(loss_mask=None),
         part(context=torch.zeros(2, 154, 6)),
-        part(clean=torch.zeros(2, 4, 8, 8, dtype=torch.float64)),
+        part(latents=torch.zeros(2, 4, 8, 8, dtype=torch.float64)),
         part()._replace(batch_size=4),
         part()._replace(lora_index=1),
         part()._replace(turn=1),
@@ -61,13 +61,13 @@ def test_tensors_are_exchanged_and_the_rest_stays() -> None:
     after = _with_inputs(before, _inputs(wanted))
     for made, one, old in zip(after, wanted, before, strict=True):
         assert made[:3] == old[:3]
-        assert made.batch.called == old.batch.called
-        assert made.batch.numbers is old.batch.numbers
-        for name in ("clean", "weight", "context", "mask", "places"):
+        assert made.batch.has_own_tag == old.batch.has_own_tag
+        assert made.batch.indices is old.batch.indices
+        for name in ("latents", "loss_weights", "context", "loss_mask", "token_mask"):
             assert getattr(made.batch, name) is getattr(one.batch, name)
         assert all(a is b for a, b in zip(made.noise, one.noise, strict=True))
     assert all(one.device.type == "cpu" for one in _inputs(before))
-    assert not any(one is before[0].batch.numbers for one in _inputs(before))
+    assert not any(one is before[0].batch.indices for one in _inputs(before))
 
 
 def test_a_cpu_does_the_work_every_time() -> None:

@@ -17,6 +17,6 @@ def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> N
         validation=ValidationConfig(every_n_steps=0),
     )
     with open_trainer(run, None) as session:
-        expected = session.dataset.record()
+        expected = session.dataset.describe_images()
     assert [one["resized"] for one in expected] == [[100, 64], [64, 64]]
     assert json.loads((tmp_path / "out" / "ink" / "pictures.json").read_text()) == expected

@@ -9,8 +9,8 @@ from training_sets import CPU, write
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.models.load import load_model
-from lorasmith.training.data.dataset import TrainingSet, build_dataset
-from lorasmith.training.data.shared import shared_sets
+from lorasmith.training.data.dataset import TrainDataset, build_dataset
+from lorasmith.training.data.shared_datasets import build_shared_datasets
 
 
 @pytest.fixture
@@ -37,22 +37,24 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
     alone = [build_dataset(model, run.data, run.train, CPU) for run in runs]
     built: list[int] = []
 
-    def build(number: int) -> TrainingSet:
+    def build(number: int) -> TrainDataset:
         built.append(number)
         return build_dataset(model, runs[number].data, runs[number].train, CPU)
 
-    shared = shared_sets(runs, build, seeded_pictures=False)
+    shared = build_shared_datasets(runs, build, seeded_pictures=False)
     assert built == [0]
     assert shared[0].latents is shared[1].latents
-    assert shared[1].held_out is not None
+    assert shared[1].validation is not None
     for step in range(7):
         for one, own in zip(shared, alone, strict=True):
-            assert torch.equal(one.order.batch(step), own.order.batch(step))
+            assert torch.equal(one.batch_sampler.get_batch(step), own.batch_sampler.get_batch(step))
     assert any(
-        not torch.equal(shared[0].order.batch(step), shared[1].order.batch(step))
+        not torch.equal(
+            shared[0].batch_sampler.get_batch(step), shared[1].batch_sampler.get_batch(step)
+        )
         for step in range(7)
     )
-    shared_sets(runs, build, seeded_pictures=True)
+    build_shared_datasets(runs, build, seeded_pictures=True)
     assert built == [0, 0, 1]
 
 
@@ -68,10 +70,10 @@ def test_what_makes_other_batches_is_not_shared(
                          CPU)  # fmt: skip
     built: list[int] = []
 
-    def build(number: int) -> TrainingSet:
+    def build(number: int) -> TrainDataset:
         built.append(number)
         return made
 
     runs = [settings(pictures), settings(pictures, **other), settings(pictures)]
-    shared_sets(runs, build, seeded_pictures=False)
+    build_shared_datasets(runs, build, seeded_pictures=False)
     assert built == [0, 1]

@@ -358,7 +358,7 @@ def both_ways(two: Two, *shares: LossInput) -> tuple[list[torch.Tensor], list[to
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2), (2, 0)])
-@pytest.mark.parametrize("task", ["learn", "keep"])
+@pytest.mark.parametrize("task", ["train", "preserve"])
 def test_features_in_one_pass(two: Two, sizes: tuple[int, int], task: str) -> None:
     """Text encoders are trained here too; the first feature has more layers than the second."""
     shares = [two.share(number, size) for number, size in enumerate(sizes) if size]
@@ -373,10 +373,12 @@ def test_earlier_features_and_those_that_choose_tokens(two: Two) -> None:
     first = two.features[0].attached.gate
     lane = replace(two.lanes[1], earlier=[(first, False)], others=(), by_token=True)
     share = two.share(1, 3, lane=lane)
-    places = torch.zeros(3, 1, share.batch.ids.shape[1], dtype=torch.bool)
+    places = torch.zeros(3, 1, share.batch.input_ids.shape[1], dtype=torch.bool)
     places[:2, 0, 1:3] = True
     for named in ([True, False, True], [True] * 3, [False] * 3):
-        batch = replace(share.batch, named=[named], places=places, called=[True, True, False])
+        batch = replace(
+            share.batch, has_other_tags=[named], token_mask=places, has_own_tag=[True, True, False]
+        )
         wanted, found = both_ways(two, share._replace(batch=batch))
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
@@ -389,7 +391,7 @@ def test_preservation_starts_from_nothing(two: Two) -> None:
         for one in feature.adapters.values():
             nn.init.zeros_(one.up)
     share = two.share(0, 2)
-    share = share._replace(batch=replace(share.batch, task="keep"))
+    share = share._replace(batch=replace(share.batch, task="preserve"))
     _, found = both_ways(two, share)
     assert float(found[0].abs().max()) == 0.0
 

@@ -50,16 +50,23 @@ class Two:
                     adapter.up.shape, generator=draws, dtype=torch.float64
                 )
         gates = [one.attached.gate for one in self.features]
-        self.lanes = [GateRouting(gates[0], others=gates[1:]), GateRouting(gates[1], others=gates[:1])]
+        self.lanes = [
+            GateRouting(gates[0], others=gates[1:]),
+            GateRouting(gates[1], others=gates[:1]),
+        ]
 
-    def share(self, number: int, size: int, seed: int = 0, lane: GateRouting | None = None) -> LossInput:
+    def share(
+        self, number: int, size: int, seed: int = 0, lane: GateRouting | None = None
+    ) -> LossInput:
         draws = make_generator(9, number, seed)
-        process = build_noise_process(self.model.scheduler_config, LossConfig(), torch.device("cpu"))
+        process = build_noise_process(
+            self.model.scheduler_config, LossConfig(), torch.device("cpu")
+        )
         batch = Batch(
-            clean=torch.randn(size, 4, 8, 8, generator=draws, dtype=torch.float64),
-            weight=torch.ones(size),
-            numbers=torch.arange(size),
-            ids=tokenize_texts(
+            latents=torch.randn(size, 4, 8, 8, generator=draws, dtype=torch.float64),
+            loss_weights=torch.ones(size),
+            indices=torch.arange(size),
+            input_ids=tokenize_texts(
                 self.model, [f"picture {seed + k} of {number}" for k in range(size)]
             ).ids,
         )
@@ -125,11 +132,11 @@ def test_losses_come_back_to_whom_they_belong(two: Two) -> None:
 
 def test_preservation_measures_what_the_adapters_change(two: Two) -> None:
     share = two.share(0, 2)
-    kept = share._replace(batch=replace(share.batch, task="keep"))
+    kept = share._replace(batch=replace(share.batch, task="preserve"))
     with torch.no_grad():
         losses = compute_losses([kept])[0]
         noisy = share.loss.process.add_noise(
-            share.batch.clean, share.noise.noise, share.noise.timesteps
+            share.batch.latents, share.noise.noise, share.noise.timesteps
         )
         denoise = share.loss.denoiser
         changed = denoise(noisy, share.noise.timesteps, share.batch)
@@ -143,7 +150,7 @@ def test_preservation_measures_what_the_adapters_change(two: Two) -> None:
 
 def test_a_step_of_preservation_pulls_towards_the_base(two: Two) -> None:
     share = two.share(0, 4)
-    kept = share._replace(batch=replace(share.batch, task="keep"))
+    kept = share._replace(batch=replace(share.batch, task="preserve"))
     before = float(compute_losses([kept])[0].mean())
     two.gradients(kept)
     with torch.no_grad():
@@ -159,7 +166,9 @@ def test_an_earlier_feature_is_kept_with_itself_switched_on(two: Two) -> None:
     first, second = (one.attached.gate for one in two.features)
     lane = GateRouting(second, earlier=[(first, False)])
     share = two.share(1, 2, lane=lane)
-    kept = share._replace(batch=replace(share.batch, task="keep_earlier", named=[[False, False]]))
+    kept = share._replace(
+        batch=replace(share.batch, task="preserve_frozen", has_other_tags=[[False, False]])
+    )
     with torch.no_grad():
         changed = compute_losses([kept])[0]
         assert float(changed.min()) > 1e-8
@@ -176,7 +185,7 @@ def test_an_earlier_feature_is_at_work_for_captions_that_call_it(two: Two) -> No
     share = two.share(1, 2, lane=lane)
 
     def losses(*named: bool) -> torch.Tensor:
-        batch = replace(share.batch, named=[list(named)])
+        batch = replace(share.batch, has_other_tags=[list(named)])
         with torch.no_grad():
             return compute_losses([share._replace(batch=batch)])[0]
 
@@ -203,7 +212,7 @@ def test_a_token_gate_leaves_captions_without_the_tag_alone(two: Two, kind: Any)
     def losses(caption: str) -> tuple[torch.Tensor, torch.Tensor]:
         share, ids = two.share(1, 1, lane=lane), tokenize_texts(model, [caption]).ids
         places, called = gating.marker(ids), [gating.own(caption)]
-        batch = replace(share.batch, ids=ids, places=places, called=called)
+        batch = replace(share.batch, input_ids=ids, token_mask=places, has_own_tag=called)
         share = share._replace(batch=batch)
         gradient = two.gradients(share)[1]
         feature.set_strength(0.0)
@@ -228,7 +237,9 @@ def test_a_batch_that_nothing_is_at_work_for_is_a_step_without_gradients(two: Tw
     """Such as one of class pictures under a token gate."""
     gate = two.features[1].attached.gate
     share = two.share(1, 2, lane=GateRouting(gate, by_token=True))
-    batch = replace(share.batch, places=torch.zeros(2, 1, 77, dtype=torch.bool), called=[False] * 2)
+    batch = replace(
+        share.batch, token_mask=torch.zeros(2, 1, 77, dtype=torch.bool), has_own_tag=[False] * 2
+    )
     parameters = two.features[1].parameters()
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
@@ -242,10 +253,13 @@ def test_a_batch_that_nothing_is_at_work_for_is_a_step_without_gradients(two: Tw
 
 def test_token_gates_of_a_shared_pass_keep_to_their_rows(two: Two) -> None:
     gates = [one.attached.gate for one in two.features]
-    lanes = [GateRouting(gates[0], others=gates[1:]), GateRouting(gates[1], by_token=True, others=gates[:1])]
+    lanes = [
+        GateRouting(gates[0], others=gates[1:]),
+        GateRouting(gates[1], by_token=True, others=gates[:1]),
+    ]
     places = torch.zeros(2, 1, 77, dtype=torch.bool)
     places[:, 0, 3] = True
-    first, second = two.share(0, 1).batch, replace(two.share(1, 2).batch, places=places)
+    first, second = two.share(0, 1).batch, replace(two.share(1, 2).batch, token_mask=places)
     set_gates([(lanes[0], first), (lanes[1], second)])
     adapter = next(one for one in two.features[1].adapters.values() if one.reads_text)
     x = torch.randn(3, 77, 16, generator=make_generator(1), dtype=torch.float64)

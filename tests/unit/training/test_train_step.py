@@ -57,7 +57,7 @@ def test_uneven_parts_are_one_batch(bench) -> None:
     """Gradients and figures of a batch do not depend on how it is divided."""
     objective = bench.objective()
     batch, drawn = bench.part(objective, 5)
-    batch = replace(batch, weight=torch.tensor([1.0, 1.0, 0.25, 1.0, 0.5]))
+    batch = replace(batch, loss_weights=torch.tensor([1.0, 1.0, 0.25, 1.0, 0.5]))
 
     def gradients(cuts: list[slice]) -> tuple[torch.Tensor, list[float]]:
         step, _ = make_step(bench, clip=0.0, rate=1e-30)
@@ -74,7 +74,8 @@ def test_uneven_parts_are_one_batch(bench) -> None:
 
 def cut_batch(batch: Batch, cut: slice) -> Batch:
     return replace(
-        batch, clean=batch.clean[cut], weight=batch.weight[cut], numbers=batch.numbers[cut],
+        batch, latents=batch.latents[cut],
+        loss_weights=batch.loss_weights[cut], indices=batch.indices[cut],
         context=batch.context[cut],
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import encode_hidden_states, tokenize
-from lorasmith.training.data.resolution import buckets_of
+from lorasmith.training.data.resolution import buckets_for_model
 
 
 @pytest.fixture
@@ -38,15 +38,20 @@ def test_a_batch_equals_the_parts_used_one_by_one(tmp_path: Path, model: Model) 
 
     unit = BatchRng(make_generator(0, 1, 0), 3).normal(4, 8, 8)
     mean, deviation = moments(model, pixels_of(folder, [4, 1, 3]))
-    torch.testing.assert_close(batch.clean, mean + deviation * unit, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.latents, mean + deviation * unit, rtol=1e-4, atol=1e-4)
     captions = [f"picture {n}, ink" for n in (4, 1, 3)]
     with torch.no_grad():
         context = encode_hidden_states(model.text_encoder, tokenize(model.tokenizer, captions))
     torch.testing.assert_close(batch.context, context, rtol=1e-4, atol=1e-5)
-    assert batch.weight.tolist() == [1.0, 1.0, 1.0]
-    assert batch.numbers.tolist() == [4, 1, 3]
-    assert (batch.pooled, batch.time_ids, batch.mask, batch.ids) == (None, None, None, None)
-    assert made.keys_of(torch.tensor([2, 0, 2])) == ["02.png", "00.png"]
+    assert batch.loss_weights.tolist() == [1.0, 1.0, 1.0]
+    assert batch.indices.tolist() == [4, 1, 3]
+    assert (batch.pooled, batch.time_ids, batch.loss_mask, batch.input_ids) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert made.image_keys(torch.tensor([2, 0, 2])) == ["02.png", "00.png"]
 
 
 def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -> None:
@@ -59,12 +64,12 @@ def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -
     for made in (plain, moving):
         whole = take(made, [0, 1, 2, 3])
         parts = [
-            made.batch(
+            made.get_batch(
                 torch.tensor(numbers), BatchRng(make_generator(0, 1, 0), 4, first, len(numbers))
             )
             for first, numbers in ((0, [0]), (1, [1, 2, 3]))
         ]
-        for name in ("clean", "context", "weight", "numbers"):
+        for name in ("latents", "context", "loss_weights", "indices"):
             pieces = torch.cat([getattr(part, name) for part in parts])
             torch.testing.assert_close(pieces, getattr(whole, name), rtol=1e-4, atol=1e-4)
 
@@ -74,35 +79,37 @@ def test_batches_follow_their_draws_alone(tmp_path: Path, model: Model) -> None:
     more = {"crop": "random", "flip_aug": True, "color_jitter": 0.2, "shuffle_caption": True}
     made = built(model, data_of(folder, **more))
     one, same, other = (take(made, [0, 1, 2, 3], step) for step in (3, 3, 4))
-    assert torch.equal(one.clean, same.clean)
+    assert torch.equal(one.latents, same.latents)
     assert torch.equal(one.context, same.context)
     assert not torch.equal(one.context, other.context)
     again = built(model, data_of(folder, **more))
-    assert torch.equal(take(again, [0, 1, 2, 3], 3).clean, one.clean)
+    assert torch.equal(take(again, [0, 1, 2, 3], 3).latents, one.latents)
 
 
 def test_pictures_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(256, 256), (400, 240), (240, 400), (300, 300), (420, 250)])
     made = built(model, data_of(folder, resolution=256, bucket_step=8))
-    assert [str(made.buckets[k]) for k in made.bucket_of] == [
+    assert [str(made.buckets[k]) for k in made.bucket_indices] == [
         "256x256", "320x192", "192x320", "256x256", "320x192",
     ]  # fmt: skip
-    assert take(made, [1, 4]).clean.shape == (2, 4, 24, 40)
-    assert take(made, [2]).clean.shape == (1, 4, 40, 24)
+    assert take(made, [1, 4]).latents.shape == (2, 4, 24, 40)
+    assert take(made, [2]).latents.shape == (1, 4, 40, 24)
     seen = Counter(
-        n for k in range(made.order.steps_per_epoch) for n in made.order.batch(k).tolist()
+        n
+        for k in range(made.batch_sampler.steps_per_epoch)
+        for n in made.batch_sampler.get_batch(k).tolist()
     )
     assert seen == dict.fromkeys(range(5), 1)
-    assert [part.tolist() for part in made.by_bucket(1)] == [[2], [0], [3], [1], [4]]
+    assert [part.tolist() for part in made.iter_bucket_batches(1)] == [[2], [0], [3], [1], [4]]
     squares = built(model, data_of(folder, resolution=256, buckets=False))
-    assert take(squares, [0, 1, 2]).clean.shape == (3, 4, 32, 32)
+    assert take(squares, [0, 1, 2]).latents.shape == (3, 4, 32, 32)
 
 
 def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(400, 240), (300, 300)])
     classes = write(tmp_path / "c", [(64, 128)], "a thing")
     made = built(model, data_of(folder, resolution=256, class_path=classes))
-    assert made.record()[0] == {
+    assert made.describe_images()[0] == {
         "picture": "00.png",
         "class": False,
         "size": [400, 240],
@@ -110,20 +117,22 @@ def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model)
         "resized": [320, 192],
         "crop": [0, 0, 320, 192],
     }
-    assert made.record()[2]["class"] is True
-    assert made.record()[2]["resized"] == [192, 384]
-    assert made.record()[2]["crop"] == [0, 32, 192, 352]
-    assert json.dumps(made.record())
+    assert made.describe_images()[2]["class"] is True
+    assert made.describe_images()[2]["resized"] == [192, 384]
+    assert made.describe_images()[2]["crop"] == [0, 32, 192, 352]
+    assert json.dumps(made.describe_images())
 
 
 def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
-    assert [str(b) for b in buckets_of(model, data_of(tmp_path))] == ["64x64"]
-    sizes = [str(b) for b in buckets_of(model, data_of(tmp_path, resolution=192, bucket_step=1))]
+    assert [str(b) for b in buckets_for_model(model, data_of(tmp_path))] == ["64x64"]
+    sizes = [
+        str(b) for b in buckets_for_model(model, data_of(tmp_path, resolution=192, bucket_step=1))
+    ]
     assert sizes == ["128x256", "192x192", "256x128"]
     with pytest.raises(
         ConfigError, match=r"data\.resolution: 100 is not a multiple of 64; use 128"
     ):
-        buckets_of(model, data_of(tmp_path, resolution=100))
+        buckets_for_model(model, data_of(tmp_path, resolution=100))
 
 
 # --- mirror images, crops, colours ----------------------------------------------------------
@@ -137,7 +146,7 @@ def test_mirrored_pictures_are_encoded_as_such(tmp_path: Path, model: Model) -> 
     kinds = Counter()
     for step in range(20):
         draws = BatchRng(make_generator(0, 1, step), 2)
-        found = made.batch(torch.tensor([0, 1]), draws).clean
+        found = made.get_batch(torch.tensor([0, 1]), draws).latents
         for place in range(2):
             near = [float((found[place] - one[place]).abs().mean()) for one in (plain, mirrored)]
             kinds[near[0] < near[1]] += 1
@@ -152,7 +161,7 @@ def test_live_pictures_equal_fixed_ones_where_nothing_moves(tmp_path: Path, mode
     folder = write(tmp_path / "p", [(80, 64)] * 3)
     fixed = take(built(model, data_of(folder)), [2, 0])
     live = take(built(model, data_of(folder, colour_jitter=1e-6)), [2, 0])
-    torch.testing.assert_close(live.clean, fixed.clean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(live.latents, fixed.latents, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(live.context, fixed.context)
 
 
@@ -163,17 +172,17 @@ def test_random_crops_differ_from_step_to_step(tmp_path: Path, model: Model) -> 
     means = []
     for step in range(3):
         own = BatchRng(torch.Generator().manual_seed(step), 2)
-        views = made.latents._views([made.latents._pictures.placed.placements[0]] * 2, own)
-        means.append([view.corner for view in views])
+        views = made.latents._views([made.latents._pictures.placed.assignments[0]] * 2, own)
+        means.append([view.crop_corner for view in views])
     assert len({tuple(one) for one in means}) == 3
-    assert made.batch(torch.tensor([0, 1]), still).clean.shape == (2, 4, 8, 8)
+    assert made.get_batch(torch.tensor([0, 1]), still).latents.shape == (2, 4, 8, 8)
 
 
 def test_random_crops_of_pictures_that_fit_need_no_vae(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 2)
     made = built(model, data_of(folder, crop="random"))
     model.vae.encode = None
-    assert take(made, [0, 1]).clean.shape == (2, 4, 8, 8)
+    assert take(made, [0, 1]).latents.shape == (2, 4, 8, 8)
 
 
 # --- masks and classes ----------------------------------------------------------------------
@@ -191,7 +200,7 @@ def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -
     made = built(model, data_of(folder, **more))
     seen = set()
     for step in range(12):
-        found = take(made, [0, 1], step).mask
+        found = take(made, [0, 1], step).loss_mask
         assert found is not None
         assert found.shape == (2, 1, 8, 8)
         assert bool((found[1] == 1.0).all())
@@ -213,22 +222,26 @@ def test_random_masks_want_a_model_that_inpaints(tmp_path: Path, model: Model) -
 def test_masks_can_be_ignored(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 2)
     Image.new("L", (64, 64), 128).save(folder / "00.mask.png")
-    assert take(built(model, data_of(folder)), [0]).mask is not None
+    assert take(built(model, data_of(folder)), [0]).loss_mask is not None
     ignoring = built(model, data_of(folder), masked=False)
-    assert take(ignoring, [0]).mask is None
+    assert take(ignoring, [0]).loss_mask is None
 
 
 def test_class_pictures_come_as_often_and_weigh_their_own(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 4)
     classes = write(tmp_path / "c", [(64, 64)] * 6, "a thing")
     made = built(model, data_of(folder, class_path=classes, class_weight=0.25))
-    assert (made.tagged, len(made.rows)) == (4, 10)
+    assert (made.num_tagged, len(made.rows)) == (4, 10)
     batch = take(made, [0, 4, 9])
-    assert batch.weight.tolist() == [1.0, 0.25, 0.25]
+    assert batch.loss_weights.tolist() == [1.0, 0.25, 0.25]
     with torch.no_grad():
         context = encode_hidden_states(model.text_encoder, tokenize(model.tokenizer, ["a thing"]))
     torch.testing.assert_close(batch.context[1:], context.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
-    epoch = [n for k in range(made.order.steps_per_epoch) for n in made.order.batch(k).tolist()]
+    epoch = [
+        n
+        for k in range(made.batch_sampler.steps_per_epoch)
+        for n in made.batch_sampler.get_batch(k).tolist()
+    ]
     assert sorted(n for n in epoch if n < 4) == [0, 1, 2, 3]
     assert len([n for n in epoch if n >= 4]) == 4
 
@@ -238,7 +251,11 @@ def test_repeats_of_folders_and_settings_multiply(tmp_path: Path, model: Model) 
     write(tmp_path / "p" / "3_ink", [(64, 64)])
     write(tmp_path / "p" / "1_more", [(64, 64)])
     made = built(model, data_of(tmp_path / "p", repeats=2))
-    epoch = [n for k in range(made.order.steps_per_epoch) for n in made.order.batch(k).tolist()]
+    epoch = [
+        n
+        for k in range(made.batch_sampler.steps_per_epoch)
+        for n in made.batch_sampler.get_batch(k).tolist()
+    ]
     often = {made.rows[n].key: count for n, count in Counter(epoch).items()}
     assert sorted(often.values()) == [2, 6]
     assert next(key for key, count in often.items() if count == 6).startswith("3_ink")

@@ -23,7 +23,7 @@ from lorasmith.models.text.encode import (
 from lorasmith.models.text.long_prompts import encode_prompts, pad_conditioning
 from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data import captions
-from lorasmith.training.data.split import choose_rows, split_held_out
+from lorasmith.training.data.split import split_dataset, split_validation
 from lorasmith.training.gating import caption_gating
 
 
@@ -53,7 +53,7 @@ def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) ->
     for step in range(30):
         found = take(made, [0], step)
         (match,) = [t for t, c in texts.items() if torch.allclose(found.context[0], c, atol=1e-5)]
-        assert torch.equal(take(tokens, [0], step).ids, tokenize(model.tokenizer, [match]))
+        assert torch.equal(take(tokens, [0], step).input_ids, tokenize(model.tokenizer, [match]))
         seen.add(match)
     assert len(seen) >= 5
 
@@ -74,17 +74,17 @@ def test_a_trained_text_encoder_gets_tokens(tmp_path: Path, model: Model, sdxl: 
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     batch = take(built(model, data_of(folder), text_trained=True), [2, 0])
     captions = ["picture 2, ink", "picture 0, ink"]
-    assert torch.equal(batch.ids, tokenize(model.tokenizer, captions))
-    assert (batch.context, batch.ids_2) == (None, None)
+    assert torch.equal(batch.input_ids, tokenize(model.tokenizer, captions))
+    assert (batch.context, batch.input_ids_2) == (None, None)
     batch = take(built(sdxl, data_of(folder), text_trained=True), [2, 0])
-    assert torch.equal(batch.ids_2, tokenize(sdxl.tokenizer_2, captions))
+    assert torch.equal(batch.input_ids_2, tokenize(sdxl.tokenizer_2, captions))
 
 
 def test_contexts_have_the_precision_of_the_network(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)])
     batch = take(built(model, data_of(folder), precision="bf16"), [0])
     assert batch.context.dtype == torch.bfloat16
-    assert batch.clean.dtype == torch.float32
+    assert batch.latents.dtype == torch.float32
 
 
 # --- long captions --------------------------------------------------------------------------
@@ -131,8 +131,8 @@ def test_long_captions_are_read_as_prompts_are(
         batch = take(made, [1, 2], step)
         found = Conditioning(batch.context, batch.pooled)
         if trained:
-            assert batch.ids.shape == (2, 154)
-            found = encode_tokens(own, TokenIds(batch.ids, batch.ids_2))
+            assert batch.input_ids.shape == (2, 154)
+            found = encode_tokens(own, TokenIds(batch.input_ids, batch.input_ids_2))
         for place in range(2):
             dropped = torch.allclose(found.context[place], wanted[2].context, atol=1e-5)
             seen.add((place, dropped))
@@ -152,7 +152,7 @@ def test_shuffled_long_captions_always_have_room(tmp_path: Path, model: Model) -
     own = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
     counts = set()
     for step in range(12):
-        ids = take(made, [0], step).ids
+        ids = take(made, [0], step).input_ids
         assert ids.shape == (1, 77 * 3)
         counts.add(sum(token not in own for token in ids[0].tolist()))
     assert len(counts) == 1
@@ -182,7 +182,7 @@ def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + "a " * 90 + ", ink")
     gating = caption_gating(model, GateMetadata("token+end", "ink"), ())
     batch = take(built(model, data_of(folder), text_trained=True, gating=gating), [0])
-    places, ids = batch.places[0, 0], batch.ids[0]
+    places, ids = batch.token_mask[0, 0], batch.input_ids[0]
     tag = model.tokenizer("ink", add_special_tokens=False)["input_ids"]
     end = places & (ids == model.tokenizer.eos_token_id)
     assert ids[places & ~end].tolist() == tag * 2
@@ -229,58 +229,58 @@ def rows_of(count: int) -> list[Row]:
     [(23, None, 0), (24, None, 2), (60, None, 5), (30, 0.0, 0), (30, 0.1, 3), (3, 0.01, 1)],
 )
 def test_how_many_are_held_out(count: int, share: float | None, held: int) -> None:
-    learned, measured = split_held_out(rows_of(count), share)
+    learned, measured = split_validation(rows_of(count), share)
     assert len(measured) == held
     assert sorted(map(str, [*learned, *measured])) == sorted(map(str, rows_of(count)))
 
 
 def test_the_choice_follows_the_names() -> None:
     rows = rows_of(100)
-    _, before = split_held_out(rows, 0.1)
-    _, again = split_held_out(rows[::-1], 0.1)
+    _, before = split_validation(rows, 0.1)
+    _, again = split_validation(rows[::-1], 0.1)
     assert {row.key for row in again} == {row.key for row in before}
     gone = next(row for row in rows if row not in before)
-    _, after = split_held_out([row for row in rows if row is not gone], 0.1)
+    _, after = split_validation([row for row in rows if row is not gone], 0.1)
     assert {row.key for row in after} <= {row.key for row in before}
 
 
 def test_holding_out_everything_is_refused() -> None:
     with pytest.raises(DataError, match=r"data\.held_out: 0\.9 of 1 pictures leaves none"):
-        split_held_out(rows_of(1), 0.9)
+        split_validation(rows_of(1), 0.9)
 
 
 def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(128, 64)] * 8, "ink {}, b, c, d")
     more = {"crop": "random", "flip_aug": True, "color_jitter": 0.3, "shuffle_caption": True}
     data = data_of(folder, held_out=0.25, caption_dropout=0.5, **more)
-    chosen = choose_rows(data)
-    made = built(model, data, chosen=chosen)
-    held = made.held_out
+    chosen = split_dataset(data)
+    made = built(model, data, split=chosen)
+    held = made.validation
     assert held is not None
     assert len(held.rows) == 2
     assert {row.key for row in held.rows}.isdisjoint(row.key for row in made.rows)
-    (numbers,) = held.by_bucket(8)
+    (numbers,) = held.iter_bucket_batches(8)
     one, same = take(held, numbers.tolist(), 1), take(held, numbers.tolist(), 1)
-    assert torch.equal(one.clean, same.clean)
+    assert torch.equal(one.latents, same.latents)
     texts = [row.caption for row in held.rows]
     expected = torch.stack([part.context for part in encode_captions(model, texts)])
     torch.testing.assert_close(one.context, expected, rtol=1e-4, atol=1e-5)
-    plain = built(model, data_of(folder, held_out=0.25), chosen=chosen)
-    torch.testing.assert_close(one.clean, take(plain.held_out, numbers.tolist(), 1).clean)
+    plain = built(model, data_of(folder, held_out=0.25), split=chosen)
+    torch.testing.assert_close(one.latents, take(plain.validation, numbers.tolist(), 1).latents)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
 def test_a_large_table_stays_on_the_cpu_and_gives_the_same(
     dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = captions.Worded(
-        torch.randn(4, 7, 3), torch.randn(4, 5), places=torch.rand(4, 1, 7) > 0.5
+    table = captions.TextBatch(
+        torch.randn(4, 7, 3), torch.randn(4, 5), token_mask=torch.rand(4, 1, 7) > 0.5
     )
     numbers = torch.tensor([3, 0, 4, 2, 2])
     found = []
     for limit in (2**30, 0):
         monkeypatch.setattr(captions, "_RESIDENT_BYTES", limit)
-        fixed = captions.FixedWords(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
+        fixed = captions.CachedCaptions(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
         found.append(fixed.gather(numbers, BatchRng(make_generator(5), 5)))
     for one, other in zip(*found, strict=True):
         assert (one is None) == (other is None)

@@ -10,7 +10,7 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.data.dataset import TrainingSet, build_dataset
+from lorasmith.training.data.dataset import TrainDataset, build_dataset
 
 CPU = torch.device("cpu")
 
@@ -30,13 +30,13 @@ def data_of(folder: Path, **more) -> DataConfig:
 
 def built(
     model: Model, data: DataConfig, masked: bool = True, precision="fp32", **more
-) -> TrainingSet:
+) -> TrainDataset:
     train = TrainerConfig(batch_size=4, mixed_precision=precision, loss=LossConfig(masked=masked))
     return build_dataset(model, data, train, CPU, **more)
 
 
-def take(made: TrainingSet, numbers: list[int], step: int = 0) -> Batch:
-    return made.batch(torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers)))
+def take(made: TrainDataset, numbers: list[int], step: int = 0) -> Batch:
+    return made.get_batch(torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers)))
 
 
 def moments(model: Model, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

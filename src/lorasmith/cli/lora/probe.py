@@ -107,15 +107,15 @@ def probe(
 
 def _real(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of real pictures ``[N, C, h, w]``, and their captions."""
-    from lorasmith.data.images.square_images import load_squares, to_signed
-    from lorasmith.data.reading.rows import read_rows
+    from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
+    from lorasmith.data.reading.reader import read_rows
     from lorasmith.evaluation.predictions import encode_images
 
     rows = read_rows(data)
     if not rows:
         raise DataError(f"{data}: no captioned pictures there")
     rows = rows[:: -(-len(rows) // _MOST)]
-    pictures = to_signed(load_squares(rows, model.default_size))
+    pictures = uint8_to_signed(load_square_images(rows, model.default_size))
     return encode_images(model, pictures), [row.caption for row in rows]
 
 

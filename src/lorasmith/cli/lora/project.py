@@ -56,8 +56,8 @@ def project(
     from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
     from lorasmith.adapters.gating.gate_metadata import read_gate
     from lorasmith.adapters.tools.kv_projection import measure_moments, project_layers
-    from lorasmith.data.reading.rows import read_rows
-    from lorasmith.data.tags import contains_tag, without_tag
+    from lorasmith.data.reading.reader import read_rows
+    from lorasmith.data.tags import contains_tag, remove_tag
     from lorasmith.models.load import load_model
 
     target = out.expanduser()
@@ -72,7 +72,7 @@ def project(
     texts = [caption for caption in captions if contains_tag(caption, words)]
     if not texts:
         raise ConfigError(f"{data}: none of the captions has the tag {words!r}; look at --tag")
-    plain = [without_tag(caption, words, other) for caption in captions]
+    plain = [remove_tag(caption, words, other) for caption in captions]
     others = list(dict.fromkeys([*plain, other, "", *(prompts or [])]))
     moments = measure_moments(load_model(model), words, texts, others)
     found = project_layers(lora.layers, moments, strength)

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lorasmith.core.errors import OutputError
-from lorasmith.data.cache.tensor_cache import MARK, SHARD
+from lorasmith.data.cache.tensor_cache import METADATA_MARK, SHARD_NAME
 
 KINDS = ("latents", "texts")
 """The folders of the cache; each holds one for each network."""
@@ -27,9 +27,9 @@ class Shard:
     path: Path
     size: int
     """Bytes on disk."""
-    used: float
+    last_used: float
     """When something was last written to it or found in it, in seconds since 1970."""
-    entries: int
+    entry_count: int
     """Latents or texts in it; 0 where it is damaged."""
 
     @property
@@ -38,13 +38,13 @@ class Shard:
         return self.path.parent.parent.name
 
 
-def shards_in(root: Path) -> list[Shard]:
+def list_shards(root: Path) -> list[Shard]:
     """Return the shards of a cache, the longest unused first; none where there is no cache."""
     found = [shard for path in _candidates(root) if (shard := _shard(path)) is not None]
-    return sorted(found, key=lambda one: (one.used, one.path))
+    return sorted(found, key=lambda one: (one.last_used, one.path))
 
 
-def remove_unused(root: Path, seconds: float) -> list[Shard]:
+def remove_unused_shards(root: Path, max_idle_seconds: float) -> list[Shard]:
     """Remove the shards that nobody has used for so long, and folders that this leaves empty.
 
     Args:
@@ -57,8 +57,8 @@ def remove_unused(root: Path, seconds: float) -> list[Shard]:
     Raises:
         OutputError: one cannot be removed.
     """
-    latest = time.time() - seconds
-    unused = [one for one in shards_in(root) if seconds == 0 or one.used < latest]
+    latest = time.time() - max_idle_seconds
+    unused = [one for one in list_shards(root) if max_idle_seconds == 0 or one.last_used < latest]
     for shard in unused:
         try:
             shard.path.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def remove_unused(root: Path, seconds: float) -> list[Shard]:
     return unused
 
 
-def bytes_beside(root: Path, shards: list[Shard]) -> int:
+def count_other_bytes(root: Path, shards: list[Shard]) -> int:
     """Return the size of everything else in the folder, links not followed."""
     known = {shard.path for shard in shards}
     total = 0
@@ -85,7 +85,7 @@ def _candidates(root: Path) -> Iterator[Path]:
     """Yield the files that have a shard's name and place."""
     for kind in KINDS:
         for folder in _folders(root / kind):
-            for path in folder.glob(SHARD.format("*")):
+            for path in folder.glob(SHARD_NAME.format("*")):
                 if path.is_file() and not path.is_symlink():
                     yield path
 
@@ -106,6 +106,6 @@ def _shard(path: Path) -> Shard | None:
         return None
     except (SafetensorError, OSError, ValueError):
         return Shard(path, told.st_size, told.st_mtime, 0)
-    if MARK not in facts:
+    if METADATA_MARK not in facts:
         return None
     return Shard(path, told.st_size, told.st_mtime, len(facts) - 1)

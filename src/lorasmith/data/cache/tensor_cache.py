@@ -36,10 +36,10 @@ Compute = Callable[[list[int]], Iterator[Entry]]
 
 CACHE_VARIABLE = "LORASMITH_CACHE"
 
-MARK = "lorasmith_cache"
+METADATA_MARK = "lorasmith_cache"
 """What a shard's metadata have, beside an entry for each key."""
 _VERSION = "1"
-SHARD = "entries-{}.safetensors"
+SHARD_NAME = "entries-{}.safetensors"
 """The name of a shard."""
 _SHARD_BYTES = 64 * 2**20
 _ORPHAN_SECONDS = 24 * 3600.0
@@ -47,7 +47,7 @@ _USED_SECONDS = 3600.0
 """Uses of a shard within this time after another are not noted."""
 
 
-def cache_folder() -> Path:
+def default_cache_dir() -> Path:
     """Return where caches go unless a setting says otherwise."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
@@ -56,7 +56,7 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "lorasmith"
 
 
-def key_of(facts: Mapping[str, object]) -> str:
+def cache_key(facts: Mapping[str, object]) -> str:
     """Return the key of an entry: a hex SHA-256 over all that its values depend on.
 
     Args:
@@ -71,7 +71,7 @@ class TensorCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def fetch(
+    def get_or_compute(
         self,
         keys: Sequence[str],
         layouts: Sequence[Layout],
@@ -127,7 +127,7 @@ class TensorCache:
             return []
         _sweep(self._folder)
         ages = []
-        for path in self._folder.glob(SHARD.format("*")):
+        for path in self._folder.glob(SHARD_NAME.format("*")):
             try:
                 ages.append((path.stat().st_mtime_ns, path.name, path))
             except FileNotFoundError:  # another process has just removed it
@@ -148,7 +148,9 @@ class TensorCache:
         }
         checks = {key: _checksum(entry) for key, entry in entries.items()}
         try:
-            save_tensors(self._folder / SHARD.format(name), tensors, {MARK: _VERSION, **checks})
+            save_tensors(
+                self._folder / SHARD_NAME.format(name), tensors, {METADATA_MARK: _VERSION, **checks}
+            )
         except OutputError as error:
             warnings.warn(
                 f"{error}; going on without this cache. `data.cache_dir` or the variable "
@@ -183,7 +185,7 @@ def _read_shard(path: Path, wanted: Mapping[str, Layout]) -> dict[str, Entry]:
     """Return the sound ones among the wanted entries of a shard."""
     with safe_open(path, framework="pt") as file:
         facts = file.metadata() or {}
-        if facts.get(MARK) != _VERSION:
+        if facts.get(METADATA_MARK) != _VERSION:
             return {}  # somebody else's file, or a later version's: left alone
         names = set(file.keys())
         found = {}

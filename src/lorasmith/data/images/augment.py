@@ -4,32 +4,32 @@ from typing import NamedTuple
 
 import torch
 
-from lorasmith.data.images.bucketed import Corner, movable
-from lorasmith.data.images.buckets import Placement
+from lorasmith.data.images.bucketed_images import CropCorner, croppable_box
+from lorasmith.data.images.buckets import BucketAssignment
 
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 """How bright red, green and blue are (ITU-R BT.601)."""
 
 
-class View(NamedTuple):
+class Augmentation(NamedTuple):
     """How one picture is shown in one step."""
 
-    corner: Corner
+    crop_corner: CropCorner
     """Where its crop lies in the scaled picture."""
-    mirrored: bool
+    is_flipped: bool
     """Whether the crop is mirrored then."""
-    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    color_factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """By what brightness, contrast and saturation are multiplied."""
 
-    def corner_shown(self, placed: Placement) -> Corner:
+    def visible_corner(self, placed: BucketAssignment) -> CropCorner:
         """Return the crop's corner as seen in the mirrored or unmirrored scaled picture."""
-        left, top = self.corner
-        return (placed.room[0] - left if self.mirrored else left), top
+        left, top = self.crop_corner
+        return (placed.crop_slack[0] - left if self.is_flipped else left), top
 
 
-def draw_view(
-    placed: Placement, random_crop: bool, flip: bool, jitter: float, draws: torch.Generator
-) -> View:
+def draw_augmentation(
+    placed: BucketAssignment, random_crop: bool, flip: bool, jitter: float, draws: torch.Generator
+) -> Augmentation:
     """Draw how a picture is shown.
 
     The same numbers are drawn whatever is switched on, so that one setting does not change what
@@ -43,18 +43,18 @@ def draw_view(
         draws: a CPU generator of this picture in this step.
     """
     across, down, side, *amounts = torch.rand(6, generator=draws, dtype=torch.float64).tolist()
-    corner = placed.crop[:2]
+    corner = placed.crop_box[:2]
     if random_crop:
-        frame, bucket = movable(placed), placed.bucket
+        frame, bucket = croppable_box(placed), placed.bucket
         corner = (
             frame.left + int(across * (frame.width - bucket.width + 1)),
             frame.top + int(down * (frame.height - bucket.height + 1)),
         )
     light, contrast, colour = (1.0 + jitter * (2.0 * amount - 1.0) for amount in amounts)
-    return View(corner, flip and side < 0.5, (light, contrast, colour))
+    return Augmentation(corner, flip and side < 0.5, (light, contrast, colour))
 
 
-def jittered(pictures: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def apply_color_jitter(pictures: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Change brightness, contrast (about the picture's mean grey) and saturation, in this order.
 
     Args:

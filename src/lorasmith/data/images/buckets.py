@@ -34,25 +34,25 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Placement:
+class BucketAssignment:
     """How one picture is brought to its bucket."""
 
     bucket: Bucket
     """The size that is left."""
-    original: Size
+    original_size: Size
     """Size of the upright picture."""
-    resized: Size
+    resized_size: Size
     """What it is scaled to: one side equals the bucket's, the other is at least as long."""
-    crop: tuple[int, int, int, int]
+    crop_box: tuple[int, int, int, int]
     """The central part that is kept of it: left, top, right and bottom in the scaled picture."""
 
     @property
-    def room(self) -> Size:
+    def crop_slack(self) -> Size:
         """By how much the scaled picture is wider and taller than the bucket."""
-        return self.resized[0] - self.bucket.width, self.resized[1] - self.bucket.height
+        return self.resized_size[0] - self.bucket.width, self.resized_size[1] - self.bucket.height
 
 
-def bucket_step(side: int, wanted: int, multiple: int) -> int:
+def choose_bucket_step(side: int, wanted: int, multiple: int) -> int:
     """Return a step that the buckets around ``side`` can have.
 
     It is a multiple of what the model needs, as long as ``wanted`` where that is one too, and
@@ -92,7 +92,7 @@ def make_buckets(side: int, step: int, max_aspect: float) -> tuple[Bucket, ...]:
     return tuple(sorted(found, key=lambda bucket: bucket.aspect))
 
 
-def nearest(size: Size, buckets: Sequence[Bucket]) -> int:
+def find_nearest_bucket(size: Size, buckets: Sequence[Bucket]) -> int:
     """Return the number of the bucket whose aspect is nearest, measured by its logarithm.
 
     Twice as wide and twice as tall are equally far from a square; of equally near buckets the
@@ -102,7 +102,7 @@ def nearest(size: Size, buckets: Sequence[Bucket]) -> int:
     return min(range(len(buckets)), key=lambda k: abs(math.log(buckets[k].aspect) - shape))
 
 
-def place(size: Size, buckets: Sequence[Bucket]) -> Placement:
+def assign_bucket(size: Size, buckets: Sequence[Bucket]) -> BucketAssignment:
     """Find a picture's bucket, and how it is scaled and cropped to fill it.
 
     Args:
@@ -110,7 +110,7 @@ def place(size: Size, buckets: Sequence[Bucket]) -> Placement:
         buckets: at least one.
     """
     width, height = size
-    bucket = buckets[nearest(size, buckets)]
+    bucket = buckets[find_nearest_bucket(size, buckets)]
     # Whole-number arithmetic: the side that decides the scale fits without rounding.
     if bucket.width * height >= bucket.height * width:
         resized = (bucket.width, max(bucket.height, _divided(height * bucket.width, width)))
@@ -118,7 +118,9 @@ def place(size: Size, buckets: Sequence[Bucket]) -> Placement:
         resized = (max(bucket.width, _divided(width * bucket.height, height)), bucket.height)
     left = (resized[0] - bucket.width) // 2
     top = (resized[1] - bucket.height) // 2
-    return Placement(bucket, size, resized, (left, top, left + bucket.width, top + bucket.height))
+    return BucketAssignment(
+        bucket, size, resized, (left, top, left + bucket.width, top + bucket.height)
+    )
 
 
 def _divided(total: int, by: int) -> int:

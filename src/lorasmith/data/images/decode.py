@@ -19,47 +19,51 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 """Formats in which several frames are several pictures; in an MPO they are views of one."""
 
-DAMAGED = (
+DECODE_ERRORS = (
     UnidentifiedImageError, OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError,
     AttributeError, ArithmeticError, RuntimeError, struct.error, zlib.error, MemoryError,
 )  # fmt: skip
 """What Pillow's readers raise on files that are not what they say."""
 
 
-class TooLargeError(DataError):
+class ImageTooLargeError(DataError):
     """A picture has more than ``MAX_PIXELS``; its pixels were not touched."""
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """A picture as it is learned from, and what was left out of it."""
 
     image: Image.Image
     """RGB, upright, opaque."""
-    frames_left_out: bool
+    has_more_frames: bool
     """The file is animated or has several pages, and this is the first."""
-    transparent: bool
+    has_transparency: bool
     """Some of it lies on the background colour."""
 
 
-def decode(encoded: bytes, name: str, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def decode_image(
+    encoded: bytes, name: str, background: tuple[int, int, int] = WHITE
+) -> Image.Image:
     """Decode a picture to RGB, upright, with transparency laid on ``background``.
 
     Raises:
         DataError: not a picture, damaged, or larger than ``MAX_PIXELS``.
     """
-    return decode_fully(encoded, name, background).image
+    return decode_with_details(encoded, name, background).image
 
 
-def decode_fully(encoded: bytes, name: str, background: tuple[int, int, int] = WHITE) -> Decoded:
+def decode_with_details(
+    encoded: bytes, name: str, background: tuple[int, int, int] = WHITE
+) -> DecodedImage:
     """Decode like ``decode``, and tell what was left out."""
     picture, moving = _load(encoded, name)
     upright = _upright(_to_eight_bits(picture, name))
     shown, transparent = _on_background(upright, background)
-    return Decoded(shown, moving, transparent)
+    return DecodedImage(shown, moving, transparent)
 
 
-def as_decoded(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def to_rgb(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Return a picture that is in memory as ``decode`` returns that of a file.
 
     Raises:
@@ -81,10 +85,10 @@ def decode_mask(encoded: bytes, name: str, size: tuple[int, int]) -> Image.Image
     Raises:
         DataError: not a picture, damaged, too large, or not of the picture's shape.
     """
-    return fitted_mask(decode(encoded, name, BLACK).convert("L"), name, size)
+    return fit_mask(decode_image(encoded, name, BLACK).convert("L"), name, size)
 
 
-def fitted_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image:
+def fit_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image:
     """Bring a mask to its picture's size.
 
     Args:
@@ -111,15 +115,15 @@ def _load(encoded: bytes, name: str) -> tuple[Image.Image, bool]:
         picture = Image.open(io.BytesIO(encoded))
         if picture.width * picture.height > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels"
-            raise TooLargeError(f"{name}: {size} is too large; scale it down")
+            raise ImageTooLargeError(f"{name}: {size} is too large; scale it down")
         # Asked before loading: looking for a second frame moves the reader.
         moving = picture.format in _MOVING and bool(getattr(picture, "is_animated", False))
         picture.load()
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise TooLargeError(f"{name}: is too large; scale it down ({error})") from error
-    except DAMAGED as error:
+        raise ImageTooLargeError(f"{name}: is too large; scale it down ({error})") from error
+    except DECODE_ERRORS as error:
         raise DataError(f"{name}: cannot be decoded ({error})") from error
     return picture, moving
 
@@ -128,7 +132,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF data say; damaged data say nothing."""
     try:
         return ImageOps.exif_transpose(picture)
-    except DAMAGED:
+    except DECODE_ERRORS:
         return picture
 
 
@@ -170,7 +174,7 @@ def _on_background(
     return Image.alpha_composite(paper, shown).convert("RGB"), not opaque
 
 
-def square(picture: Image.Image, side: int) -> Pixels:
+def crop_square(picture: Image.Image, side: int) -> Pixels:
     """Scale the shorter side to ``side``, crop the centre, return uint8 ``[side, side, 3]``."""
     if picture.size != (side, side):
         picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)

@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw
 
 from lorasmith.data.images.decode import Pixels
 
-HALF = 128
+MASK_THRESHOLD = 128
 """From this grey on a mask counts as white, as in diffusers' pipelines."""
-WHOLE = 0.25
+FULL_MASK_PROBABILITY = 0.25
 """Share of masks that are all white, as the published inpainting models were taught. They also
 draw from nothing, and a LoRA should not make them forget it."""
 _SHAPES = 3
@@ -21,7 +21,7 @@ _TURNS = 5
 Point = tuple[float, float]
 
 
-def random_mask(width: int, height: int, draws: torch.Generator) -> Pixels:
+def draw_random_mask(width: int, height: int, draws: torch.Generator) -> Pixels:
     """Draw a mask: all white with probability `WHOLE`, else rectangles, ellipses and strokes.
 
     Rectangles and ellipses are an eighth to nine tenths of the picture wide and high, and have
@@ -37,7 +37,7 @@ def random_mask(width: int, height: int, draws: torch.Generator) -> Pixels:
         uint8 ``[height, width]``, 0 or 255, somewhere 255.
     """
     numbers = _Numbers(draws)
-    if numbers.next() < WHOLE:
+    if numbers.next() < FULL_MASK_PROBABILITY:
         return np.full((height, width), 255, dtype=np.uint8)
     mask = Image.new("L", (width, height), 0)
     pen = ImageDraw.Draw(mask)
@@ -51,19 +51,19 @@ def random_mask(width: int, height: int, draws: torch.Generator) -> Pixels:
     return np.asarray(mask, dtype=np.uint8)
 
 
-def without_hole(pictures: torch.Tensor, holes: torch.Tensor) -> torch.Tensor:
+def blank_masked(pictures: torch.Tensor, holes: torch.Tensor) -> torch.Tensor:
     """Return pictures that are grey, which is 0, where their masks are white.
 
     Args:
         pictures: float32 ``[B, 3, H, W]`` in -1..1.
         holes: uint8 ``[B, 1, H, W]`` on their device.
     """
-    return pictures * (holes < HALF)
+    return pictures * (holes < MASK_THRESHOLD)
 
 
-def at_latents(holes: torch.Tensor, downscale: int) -> torch.Tensor:
+def masks_to_latent_size(holes: torch.Tensor, downscale: int) -> torch.Tensor:
     """Return masks of latents, float32 0 or 1 ``[B, 1, h, w]``, for uint8 ``[B, 1, H, W]``."""
-    return (holes[..., ::downscale, ::downscale] >= HALF).float()
+    return (holes[..., ::downscale, ::downscale] >= MASK_THRESHOLD).float()
 
 
 def _box(width: int, height: int, numbers: "_Numbers") -> tuple[float, float, float, float]:

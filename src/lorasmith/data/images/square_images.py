@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from lorasmith.core.batch_rng import BatchRng
-from lorasmith.data.images.decode import WHITE, decode, square
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.images.decode import WHITE, crop_square, decode_image
+from lorasmith.data.reading.reader import Row
 
 
-class Pictures:
+class SquareImages:
     """Every row's picture at one resolution.
 
     Sets of up to ``memory_gib`` are decoded once and held on ``device``; larger ones are decoded
@@ -30,24 +30,24 @@ class Pictures:
         self.side = side
         self.device = device
         fits = len(rows) * 3 * side * side <= memory_gib * 2**30
-        self._held = load_squares(rows, side, advance).to(device) if fits else None
+        self._held = load_square_images(rows, side, advance).to(device) if fits else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, numbers: torch.Tensor) -> torch.Tensor:
+    def get_batch(self, numbers: torch.Tensor) -> torch.Tensor:
         """Return pictures by row number, as float32 ``[B, 3, side, side]`` in -1..1.
 
         Args:
             numbers: row numbers, int64 ``[B]``.
         """
         if self._held is not None:
-            return to_signed(self._held[numbers.to(self.device)])
+            return uint8_to_signed(self._held[numbers.to(self.device)])
         chosen = [self.rows[number] for number in numbers.tolist()]
-        return to_signed(load_squares(chosen, self.side).to(self.device))
+        return uint8_to_signed(load_square_images(chosen, self.side).to(self.device))
 
 
-def load_squares(
+def load_square_images(
     rows: Sequence[Row],
     side: int,
     advance: Callable[[], None] | None = None,
@@ -65,7 +65,7 @@ def load_squares(
 
     def fill(number: int) -> None:
         row = rows[number]
-        pixels = square(decode(row.read_bytes(), row.key, background), side)
+        pixels = crop_square(decode_image(row.read_bytes(), row.key, background), side)
         pictures[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -75,17 +75,17 @@ def load_squares(
     return pictures
 
 
-def to_signed(pictures: torch.Tensor) -> torch.Tensor:
+def uint8_to_signed(pictures: torch.Tensor) -> torch.Tensor:
     """Map uint8 0..255 to float32 -1..1, the range that the VAE and the image tower take."""
     return pictures.float().div_(127.5).sub_(1.0)
 
 
-def from_signed(pictures: torch.Tensor) -> torch.Tensor:
+def signed_to_uint8(pictures: torch.Tensor) -> torch.Tensor:
     """Map -1..1 to uint8 0..255, rounding and clipping."""
     return pictures.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def mirror_some(pictures: torch.Tensor, allowed: torch.Tensor, draws: BatchRng) -> torch.Tensor:
+def random_flip(pictures: torch.Tensor, allowed: torch.Tensor, draws: BatchRng) -> torch.Tensor:
     """Mirror each picture with probability one half where ``allowed`` (bool ``[B]``) permits."""
     chosen = ((draws.uniform() < 0.5) & allowed).view(-1, 1, 1, 1)
     return torch.where(chosen, pictures.flip(-1), pictures)

@@ -6,10 +6,10 @@ from typing import Any
 
 from lorasmith.config.data import RowFilter, RowWeight
 from lorasmith.core.errors import DataError, did_you_mean
-from lorasmith.data.reading.rows import Row
+from lorasmith.data.reading.reader import Row
 
 
-def keep(rows: Sequence[Row], filters: Sequence[RowFilter]) -> list[Row]:
+def filter_rows(rows: Sequence[Row], filters: Sequence[RowFilter]) -> list[Row]:
     """Return the rows that pass every filter.
 
     Raises:
@@ -18,7 +18,7 @@ def keep(rows: Sequence[Row], filters: Sequence[RowFilter]) -> list[Row]:
     kept = list(rows)
     for rule in filters:
         _require_column(rows, rule.column)
-        kept = [row for row in kept if passes(row, rule)]
+        kept = [row for row in kept if matches_filter(row, rule)]
     if not kept:
         raise DataError(
             f"no rows are left of {len(rows)} after {len(filters)} filters; loosen them"
@@ -26,7 +26,7 @@ def keep(rows: Sequence[Row], filters: Sequence[RowFilter]) -> list[Row]:
     return kept
 
 
-def passes(row: Row, rule: RowFilter) -> bool:
+def matches_filter(row: Row, rule: RowFilter) -> bool:
     """Tell whether a row passes one filter; without the column, ``missing`` decides.
 
     Raises:
@@ -44,13 +44,13 @@ def passes(row: Row, rule: RowFilter) -> bool:
         ) from error
 
 
-def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+def split_by_hash(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     """Return ``(training, validation)``, deciding each row by a hash of its key.
 
     A row keeps its side when others are added or removed.
     """
-    validation = [row for row in rows if fraction(row.key) < share]
-    training = [row for row in rows if fraction(row.key) >= share]
+    validation = [row for row in rows if hash_fraction(row.key) < share]
+    training = [row for row in rows if hash_fraction(row.key) >= share]
     if not training:
         raise DataError(
             f"a validation share of {share} leaves none of {len(rows)} rows to train on"
@@ -58,7 +58,7 @@ def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     return training, validation
 
 
-def weights(rows: Sequence[Row], rules: Sequence[RowWeight]) -> list[float]:
+def compute_row_weights(rows: Sequence[Row], rules: Sequence[RowWeight]) -> list[float]:
     """Return each row's weight: the product of the rules that match it, 1.0 without any."""
     for rule in rules:
         _require_column(rows, rule.column)
@@ -72,7 +72,7 @@ def weights(rows: Sequence[Row], rules: Sequence[RowWeight]) -> list[float]:
     return result
 
 
-def fraction(key: str) -> float:
+def hash_fraction(key: str) -> float:
     """Return a number from 0 to 1 that is a hash of a row's key: the same in every run."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 

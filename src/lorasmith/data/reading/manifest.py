@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.reading.folder import Found, find_in_folder, is_mask, mask_beside
+from lorasmith.data.reading.folder import (
+    DatasetListing,
+    find_mask,
+    find_rows_in_folder,
+    is_mask_name,
+)
 from lorasmith.data.reading.row import Row
 
-LISTING = "metadata.jsonl"
+MANIFEST = "metadata.jsonl"
 
 
 class _LineError(Exception):
     """What is wrong with a line, and of which picture it speaks."""
 
 
-def find_listed(folder: Path, caption: str | None = None) -> Found:
+def find_rows_in_manifest(folder: Path, caption: str | None = None) -> DatasetListing:
     """Find the pictures that ``metadata.jsonl`` names (the imagefolder layout).
 
     Args:
@@ -31,19 +36,19 @@ def find_listed(folder: Path, caption: str | None = None) -> Found:
     Raises:
         DataError: the listing itself cannot be read, or lists nothing.
     """
-    listing = folder / LISTING
-    found = Found()
+    listing = folder / MANIFEST
+    found = DatasetListing()
     for number, line in enumerate(_lines(listing), start=1):
         if not line.strip():
             continue
-        found.pictures += 1
+        found.image_count += 1
         try:
             found.rows.append(_listed_row(folder, line, caption))
         except FileNotFoundError as error:
-            found.note(f"{LISTING}:{number}", "missing-file", str(error))
+            found.note(f"{MANIFEST}:{number}", "missing-file", str(error))
         except _LineError as error:
-            found.note(f"{LISTING}:{number}", "bad-line", str(error))
-    if not found.pictures:
+            found.note(f"{MANIFEST}:{number}", "bad-line", str(error))
+    if not found.image_count:
         raise DataError(f"{listing}: lists no pictures")
     _note_unlisted(folder, found)
     return found
@@ -65,27 +70,27 @@ def _listed_row(folder: Path, line: str, caption: str | None) -> Row:
     name = columns.get("file_name")
     if not isinstance(name, str) or not name.isprintable():
         raise _LineError("has no file_name")
-    if is_mask(name):
+    if is_mask_name(name):
         raise _LineError(f"{name} is a mask; list the picture that it belongs to")
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
         raise FileNotFoundError(f"{name} is not a file inside {folder}")
     captions = _captions_of(columns, caption)
-    return Row(name, captions, columns, file, mask=mask_beside(file))
+    return Row(name, captions, columns, file, mask_path=find_mask(file))
 
 
-def _note_unlisted(folder: Path, found: Found) -> None:
+def _note_unlisted(folder: Path, found: DatasetListing) -> None:
     """Warn of pictures that lie in the folder and are named by no line."""
-    listed = {row.file.resolve() for row in found.rows}
-    if len(listed) < found.pictures:
+    listed = {row.path.resolve() for row in found.rows}
+    if len(listed) < found.image_count:
         return  # which pictures the faulty lines mean is not known
-    around = find_in_folder(folder, caption="any")
+    around = find_rows_in_folder(folder, caption="any")
     for row in around.rows:
-        if row.file.resolve() not in listed:
+        if row.path.resolve() not in listed:
             found.note(row.key, "unlisted", "is not in metadata.jsonl and not used", "warning")
 
 
-def find_packed(path: Path, caption: str | None = None) -> Found:
+def find_rows_in_packed_tar(path: Path, caption: str | None = None) -> DatasetListing:
     """Find the pictures of a packed tar.
 
     Raises:
@@ -101,10 +106,10 @@ def find_packed(path: Path, caption: str | None = None) -> Found:
         raise DataError(
             f"{path}: not a packed dataset (meta.jsonl.zlib + images.bin): {error}"
         ) from error
-    found = Found()
+    found = DatasetListing()
     for number, line in enumerate(meta.split("\n"), start=1):
         if line:
-            found.pictures += 1
+            found.image_count += 1
             try:
                 found.rows.append(_packed_row(path, images, line, caption))
             except _LineError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorasmith.core.errors import DataError
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 )
 MASK_SUFFIX = ".mask.png"
@@ -25,7 +25,7 @@ class Row:
     """Phrasings of the caption, the main one first. At least one."""
     columns: Mapping[str, Any]
     """Metadata columns, for filters."""
-    file: Path
+    path: Path
     """The file that holds the picture's bytes."""
     offset: int = 0
     """Where they start in it."""
@@ -33,7 +33,7 @@ class Row:
     """How many they are; None for the whole file."""
     repeats: int = 1
     """How often it comes in an epoch: the number of its ``10_name`` folder."""
-    mask: Path | None = None
+    mask_path: Path | None = None
     """A grey picture of the same shape: where it is white the picture is learned, where it is
     black it is not."""
 
@@ -44,11 +44,11 @@ class Row:
             DataError: the file cannot be read.
         """
         try:
-            with self.file.open("rb") as stream:
+            with self.path.open("rb") as stream:
                 stream.seek(self.offset)
                 return stream.read() if self.length is None else stream.read(self.length)
         except OSError as error:
-            raise DataError(f"{self.file}: cannot be read ({error.strerror})") from error
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
 
     def read_mask(self) -> bytes | None:
         """Return the encoded mask, or None without one.
@@ -56,12 +56,12 @@ class Row:
         Raises:
             DataError: the file cannot be read.
         """
-        if self.mask is None:
+        if self.mask_path is None:
             return None
         try:
-            return self.mask.read_bytes()
+            return self.mask_path.read_bytes()
         except OSError as error:
-            raise DataError(f"{self.mask}: cannot be read ({error.strerror})") from error
+            raise DataError(f"{self.mask_path}: cannot be read ({error.strerror})") from error
 
     @property
     def caption(self) -> str:
@@ -69,6 +69,6 @@ class Row:
         return self.captions[0]
 
 
-def row_hash(row: Row) -> str:
+def hash_row(row: Row) -> str:
     """Return a hex SHA-256 over the row's key and its picture: its identity in a manifest."""
     return hashlib.sha256(row.key.encode() + b"\0" + row.read_bytes()).hexdigest()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from lorasmith.data.rules.facts import Facts, Finding, captions_have, counted
+from lorasmith.data.rules.facts import DatasetFacts, Finding, captions_have, pluralize
 
 TOKENS = 75
 """What CLIP reads of a caption: 77 tokens, of which the first and the last are marks."""
@@ -16,7 +16,7 @@ _GARBLED = re.compile(r"[ÃÂ][\x80-\xbf]|â€|�")
 """UTF-8 that was read as Latin-1 or Windows-1252, and what replaces unreadable bytes."""
 
 
-def same_captions(facts: Facts) -> Iterator[Finding]:
+def check_identical_captions(facts: DatasetFacts) -> Iterator[Finding]:
     """Tell when all captions are one and the same."""
     captions = {row.caption for row in facts.scan.rows}
     if len(captions) == 1 and len(facts.scan.rows) >= SAME_FROM:
@@ -28,7 +28,7 @@ def same_captions(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def long_captions(facts: Facts) -> Iterator[Finding]:
+def find_long_captions(facts: DatasetFacts) -> Iterator[Finding]:
     """Tell captions whose end the text encoder does not see, and such as make all longer."""
     lengths = {row.key: len(_UNITS.findall(row.caption)) for row in facts.scan.rows}
     room = TOKENS * facts.max_chunks
@@ -52,14 +52,14 @@ def long_captions(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def garbled(facts: Facts) -> Iterator[Finding]:
+def find_garbled_captions(facts: DatasetFacts) -> Iterator[Finding]:
     """Tell captions that went through a wrong encoding."""
     bad = [row for row in facts.scan.rows if _GARBLED.search(row.caption)]
     if bad:
         yield Finding(
             "garbled", "warning",
-            f"{counted(len(bad), 'caption was', 'captions were')} made with a wrong encoding, such "
-            f"as {_short(bad[0].caption)!r}; write it again",
+            f"{pluralize(len(bad), 'caption was', 'captions were')} made with a wrong encoding, "
+            f"such as {_short(bad[0].caption)!r}; write it again",
             tuple(row.key for row in bad),
         )  # fmt: skip
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from lorasmith.data.images.buckets import Bucket, Placement, place
+from lorasmith.data.images.buckets import Bucket, BucketAssignment, assign_bucket
 from lorasmith.data.reading.row import Row
-from lorasmith.data.scan.inspect import Look
-from lorasmith.data.scan.scan import Scan
+from lorasmith.data.scan.inspect import ImageInfo
+from lorasmith.data.scan.scan import ScanResult
 from lorasmith.data.tags import contains_tag
 
-Weight = Literal["error", "warning", "advice"]
+Severity = Literal["error", "warning", "advice"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Finding:
 
     rule: str
     """Name of the rule."""
-    severity: Weight
+    severity: Severity
     """Errors stop training, warnings are probably mistakes, advice may be ignored."""
     message: str
     """What it is and what to do, in plain words."""
@@ -29,10 +29,10 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetFacts:
     """A scanned dataset, and what it shall be used for."""
 
-    scan: Scan
+    scan: ScanResult
     """The dataset."""
     tag: str | None
     """The words that shall call the LoRA; None leaves the rules about them out."""
@@ -44,43 +44,43 @@ class Facts:
     """How many chunks of a caption are read at most."""
 
     @property
-    def looks(self) -> Sequence[Look]:
+    def images(self) -> Sequence[ImageInfo]:
         """The usable pictures."""
-        return self.scan.looks
+        return self.scan.images
 
     @cached_property
-    def placements(self) -> list[Placement]:
+    def assignments(self) -> list[BucketAssignment]:
         """How each usable picture is brought to a size."""
-        return [place(look.size, self.buckets) for look in self.looks]
+        return [assign_bucket(look.size, self.buckets) for look in self.images]
 
     @cached_property
-    def tagged(self) -> list[Row]:
+    def tagged_rows(self) -> list[Row]:
         """The usable pictures whose captions name the tag."""
         tag = self.tag
         return [row for row in self.scan.rows if tag and contains_tag(row.caption, tag)]
 
     @cached_property
-    def untagged(self) -> list[Row]:
+    def untagged_rows(self) -> list[Row]:
         """Those whose captions do not; none when there is no tag."""
-        with_tag = {row.key for row in self.tagged}
+        with_tag = {row.key for row in self.tagged_rows}
         return [row for row in self.scan.rows if self.tag and row.key not in with_tag]
 
 
-def keys_of(looks: Sequence[Look]) -> tuple[str, ...]:
+def image_keys(looks: Sequence[ImageInfo]) -> tuple[str, ...]:
     """Return the names of pictures."""
     return tuple(look.row.key for look in looks)
 
 
-def counted(number: int, one: str, many: str) -> str:
+def pluralize(number: int, one: str, many: str) -> str:
     """Return a number with the words for one thing or for several."""
     return f"{number} {one if number == 1 else many}"
 
 
-def pictures_are(number: int) -> str:
+def images_are(number: int) -> str:
     """Return ``1 picture is`` or ``3 pictures are``."""
-    return counted(number, "picture is", "pictures are")
+    return pluralize(number, "picture is", "pictures are")
 
 
 def captions_have(number: int) -> str:
     """Return ``1 caption has`` or ``3 captions have``."""
-    return counted(number, "caption has", "captions have")
+    return pluralize(number, "caption has", "captions have")

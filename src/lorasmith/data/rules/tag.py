@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from lorasmith.data.reading.row import Row
-from lorasmith.data.rules.facts import Facts, Finding, captions_have
+from lorasmith.data.rules.facts import DatasetFacts, Finding, captions_have
 
-COMPANY_FROM = 5
+MIN_CAPTIONS = 5
 """With fewer tagged captions words stand together by chance."""
-NEARLY_ALL = 0.9
+COOCCURRENCE_SHARE = 0.9
 """A word in this share of the captions goes with the tag."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -21,9 +21,9 @@ _LITTLE = frozenset(
 """Words that stand beside every tag and mean nothing of their own."""
 
 
-def tag_missing(facts: Facts) -> Iterator[Finding]:
+def find_missing_tags(facts: DatasetFacts) -> Iterator[Finding]:
     """Tell captions that do not contain the tag."""
-    rows, without = facts.scan.rows, facts.untagged
+    rows, without = facts.scan.rows, facts.untagged_rows
     keys = tuple(row.key for row in without)
     if without and len(without) == len(rows):
         yield Finding(
@@ -40,15 +40,15 @@ def tag_missing(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def tag_spelling(facts: Facts) -> Iterator[Finding]:
+def find_misspelled_tags(facts: DatasetFacts) -> Iterator[Finding]:
     """Tell captions without the tag that have a word spelled nearly like it."""
     if facts.tag is None:
         return
-    usual = {phrase for row in facts.tagged for phrase in _phrases(row.caption, facts.tag)}
+    usual = {phrase for row in facts.tagged_rows for phrase in _phrases(row.caption, facts.tag)}
     found: dict[str, list[str]] = {}
-    for row in facts.untagged:
+    for row in facts.untagged_rows:
         for phrase in _phrases(row.caption, facts.tag):
-            if phrase not in usual and nearly(phrase, facts.tag):
+            if phrase not in usual and is_nearly_tag(phrase, facts.tag):
                 found.setdefault(phrase, []).append(row.key)
                 break
     for phrase, keys in found.items():
@@ -60,13 +60,13 @@ def tag_spelling(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def tag_company(facts: Facts) -> Iterator[Finding]:
+def find_cooccurring_words(facts: DatasetFacts) -> Iterator[Finding]:
     """Tell words that stand beside the tag in nearly every caption."""
-    tagged = facts.tagged
-    if len(tagged) < COMPANY_FROM or len({row.caption for row in tagged}) == 1:
+    tagged = facts.tagged_rows
+    if len(tagged) < MIN_CAPTIONS or len({row.caption for row in tagged}) == 1:
         return  # captions that are all the same have a rule of their own
     # The class word is meant to stand there: it says what the tag changes.
-    words = constant_words(tagged, f"{facts.tag or ''} {facts.class_word}", NEARLY_ALL)
+    words = find_common_words(tagged, f"{facts.tag or ''} {facts.class_word}", COOCCURRENCE_SHARE)
     if words:
         listed = ", ".join(repr(word) for word in words)
         yield Finding(
@@ -77,7 +77,7 @@ def tag_company(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def constant_words(rows: Sequence[Row], exclude: str = "", share: float = 1.0) -> list[str]:
+def find_common_words(rows: Sequence[Row], exclude: str = "", share: float = 1.0) -> list[str]:
     """Return the words that stand in every caption, without little ones and those of ``exclude``.
 
     In the order in which they come.
@@ -87,21 +87,21 @@ def constant_words(rows: Sequence[Row], exclude: str = "", share: float = 1.0) -
         exclude: a text whose words are left out.
         share: of the captions, in which a word must stand.
     """
-    counts = Counter(word for row in rows for word in dict.fromkeys(words_of(row.caption)))
-    left_out, needed = _LITTLE | set(words_of(exclude)), share * len(rows)
+    counts = Counter(word for row in rows for word in dict.fromkeys(split_words(row.caption)))
+    left_out, needed = _LITTLE | set(split_words(exclude)), share * len(rows)
     return [word for word, count in counts.items() if count >= needed and word not in left_out]
 
 
-def nearly(phrase: str, tag: str) -> bool:
+def is_nearly_tag(phrase: str, tag: str) -> bool:
     """Tell whether a phrase is the tag with another spacing or a letter or two changed."""
     one, other = _letters(phrase), _letters(tag)
     if one == other:
         return True
     allowed = 0 if len(other) < 4 else 1 if len(other) < 8 else 2
-    return abs(len(one) - len(other)) <= allowed and edits(one, other) <= allowed
+    return abs(len(one) - len(other)) <= allowed and edit_distance(one, other) <= allowed
 
 
-def edits(one: str, other: str) -> int:
+def edit_distance(one: str, other: str) -> int:
     """Count the letters to insert, remove, change or swap with a neighbour to get the other word.
 
     The optimal string alignment distance: no letter is edited twice.
@@ -119,7 +119,7 @@ def edits(one: str, other: str) -> int:
     return previous[-1]
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Return the words of a text in lower case."""
     return [word.casefold() for word in _WORD.findall(text)]
 

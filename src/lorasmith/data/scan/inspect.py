@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.images.decode import TooLargeError, decode_fully, decode_mask
+from lorasmith.data.images.decode import ImageTooLargeError, decode_mask, decode_with_details
 from lorasmith.data.reading.row import Row
 from lorasmith.data.scan.perceptual_hash import Fingerprint, fingerprint
 from lorasmith.data.scan.problems import Kind, Problem
@@ -30,64 +30,64 @@ _PHONES = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1")
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What is known about a picture that was decoded."""
 
     row: Row
     """Which."""
     size: tuple[int, int]
     """Its width and height, upright."""
-    content: str
+    content_hash: str
     """SHA-256 of its file."""
     fingerprint: Fingerprint
     """What it looks like, in a few bytes."""
-    blank: bool
+    is_blank: bool
     """All of it is one colour."""
-    transparent: bool
+    has_transparency: bool
     """Some of it lies on the background colour."""
 
 
 @dataclass
-class Examined:
+class Inspection:
     """The outcome of one row: a look unless an error stands among the problems."""
 
-    look: Look | None = None
+    image: ImageInfo | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
-def examine(row: Row, background: tuple[int, int, int]) -> Examined:
+def inspect_row(row: Row, background: tuple[int, int, int]) -> Inspection:
     """Decode a row's picture and its mask. Raises for no content, however damaged."""
-    outcome = Examined()
+    outcome = Inspection()
     try:
         encoded = _read(row)
     except DataError as error:
-        return Examined(None, [_problem(row, "unreadable", error, str(row.file))])
+        return Inspection(None, [_problem(row, "unreadable", error, str(row.path))])
     if not isinstance(encoded, bytes):
-        return Examined(None, [encoded])
+        return Inspection(None, [encoded])
     try:
-        decoded = decode_fully(encoded, row.key, background)
-    except TooLargeError as error:
-        return Examined(None, [_problem(row, "too-large", error)])
+        decoded = decode_with_details(encoded, row.key, background)
+    except ImageTooLargeError as error:
+        return Inspection(None, [_problem(row, "too-large", error)])
     except DataError as error:
-        return Examined(None, [_why_not(row, encoded, error)])
-    if decoded.frames_left_out:
+        return Inspection(None, [_why_not(row, encoded, error)])
+    if decoded.has_more_frames:
         detail = "has several frames; only the first is used"
         outcome.problems.append(Problem(row.key, "animated", detail, "warning"))
     outcome.problems += _mask_problems(row, decoded.image.size)
     if not any(problem.severity == "error" for problem in outcome.problems):
-        outcome.look = Look(
+        outcome.image = ImageInfo(
             row=row,
             size=decoded.image.size,
-            content=hashlib.sha256(encoded).hexdigest(),
+            content_hash=hashlib.sha256(encoded).hexdigest(),
             fingerprint=fingerprint(decoded.image),
-            blank=_is_blank(decoded.image),
-            transparent=decoded.transparent,
+            is_blank=_is_blank(decoded.image),
+            has_transparency=decoded.has_transparency,
         )
     return outcome
 
 
 def _read(row: Row) -> bytes | Problem:
-    if row.length is None and _size_of(row.file) > MAX_BYTES:
+    if row.length is None and _size_of(row.path) > MAX_BYTES:
         return Problem(row.key, "too-large", "its file is larger than 1 GiB")
     encoded = row.read_bytes()
     if not encoded:
@@ -120,14 +120,14 @@ def _why_not(row: Row, encoded: bytes, error: DataError) -> Problem:
 
 
 def _mask_problems(row: Row, size: tuple[int, int]) -> list[Problem]:
-    if row.mask is None:
+    if row.mask_path is None:
         return []
-    name = row.mask.name
+    name = row.mask_path.name
     try:
         encoded = row.read_mask() or b""
         mask = decode_mask(encoded, name, size)
     except DataError as error:
-        detail = str(error).removeprefix(f"{row.mask}: ").removeprefix(f"{name}: ")
+        detail = str(error).removeprefix(f"{row.mask_path}: ").removeprefix(f"{name}: ")
         return [Problem(row.key, "bad-mask", f"{name}: {detail}")]
     if mask.getextrema()[1] == 0:
         detail = f"{name} is all black, so that nothing of the picture would be learned"

@@ -26,7 +26,7 @@ class Fingerprint:
 
     bits: NDArray[np.uint64]
     """Difference hash, horizontal and vertical, uint64 ``[2]``."""
-    colours: NDArray[np.uint8]
+    colors: NDArray[np.uint8]
     """Mean colours on a grid, uint8 ``[GRID, GRID, 3]``."""
 
 
@@ -55,7 +55,7 @@ def bit_distances(one: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArra
     return np.asarray(np.bitwise_count(others ^ one).sum(axis=1, dtype=np.int64))
 
 
-def colour_distances(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+def color_distances(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return root mean square differences of colour grids, in 0..255.
 
     Args:

@@ -15,7 +15,7 @@ Kind = Literal[
     "many-repeats", "no-repeats",
 ]  # fmt: skip
 
-SEVERAL: dict[Kind, str] = {
+KIND_DESCRIPTIONS: dict[Kind, str] = {
     "no-caption": "pictures have no caption",
     "bad-caption": "captions cannot be read",
     "bad-line": "lines cannot be used",
@@ -54,12 +54,12 @@ class Problem:
     """Errors make the picture unusable, warnings do not."""
 
 
-def of_severity(problems: Iterable[Problem], severity: Severity) -> list[Problem]:
+def filter_by_severity(problems: Iterable[Problem], severity: Severity) -> list[Problem]:
     """Return the problems of one severity."""
     return [problem for problem in problems if problem.severity == severity]
 
 
-def by_kind(problems: Iterable[Problem]) -> dict[Kind, list[Problem]]:
+def group_by_kind(problems: Iterable[Problem]) -> dict[Kind, list[Problem]]:
     """Group problems, kinds in the order in which they first occur."""
     groups: dict[Kind, list[Problem]] = {}
     for problem in problems:
@@ -67,7 +67,7 @@ def by_kind(problems: Iterable[Problem]) -> dict[Kind, list[Problem]]:
     return groups
 
 
-def told(group: Sequence[Problem], pictures: int) -> str:
+def summarize_kind(group: Sequence[Problem], pictures: int) -> str:
     """Say in one clause what problems of one kind there are: how many, and the first of them.
 
     Args:
@@ -80,9 +80,9 @@ def told(group: Sequence[Problem], pictures: int) -> str:
         return f"{some}, first {first.file}; {first.detail}"
     if len(group) == 1:
         return f"{first.file}: {first.detail}"
-    return f"{len(group)} {SEVERAL[first.kind]}, first {first.file}: {first.detail}"
+    return f"{len(group)} {KIND_DESCRIPTIONS[first.kind]}, first {first.file}: {first.detail}"
 
 
-def all_told(problems: Iterable[Problem], pictures: int) -> str:
+def summarize(problems: Iterable[Problem], pictures: int) -> str:
     """Say in one line what problems there are, kind by kind."""
-    return "; ".join(told(group, pictures) for group in by_kind(problems).values())
+    return "; ".join(summarize_kind(group, pictures) for group in group_by_kind(problems).values())

@@ -16,42 +16,48 @@ from lorasmith.config.data import RowFilter
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.images.decode import WHITE
-from lorasmith.data.reading.filters import keep
-from lorasmith.data.reading.rows import Row, find_rows
-from lorasmith.data.scan.inspect import Examined, Look, examine
-from lorasmith.data.scan.problems import Problem, all_told, by_kind, of_severity, told
+from lorasmith.data.reading.filters import filter_rows
+from lorasmith.data.reading.reader import Row, find_rows
+from lorasmith.data.scan.inspect import ImageInfo, Inspection, inspect_row
+from lorasmith.data.scan.problems import (
+    Problem,
+    filter_by_severity,
+    group_by_kind,
+    summarize,
+    summarize_kind,
+)
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+ProgressBarFactory = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """Makes a progress bar from a title and a total; its function advances by a count."""
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanResult:
     """A dataset, every picture of which was decoded once."""
 
     path: Path
     """What was scanned."""
-    looks: Sequence[Look]
+    images: Sequence[ImageInfo]
     """What each usable picture looks like."""
     problems: Sequence[Problem]
     """Everything wrong or strange."""
-    pictures: int
+    image_count: int
     """How many pictures there are, usable or not; those that a filter drops are not counted."""
 
     @property
     def rows(self) -> list[Row]:
         """The usable pictures, in a stable order."""
-        return [look.row for look in self.looks]
+        return [look.row for look in self.images]
 
     @property
     def errors(self) -> list[Problem]:
         """The problems that make pictures unusable."""
-        return of_severity(self.problems, "error")
+        return filter_by_severity(self.problems, "error")
 
     @property
     def warnings(self) -> list[Problem]:
         """The problems that do not."""
-        return of_severity(self.problems, "warning")
+        return filter_by_severity(self.problems, "warning")
 
 
 @contextmanager
@@ -61,13 +67,13 @@ def no_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     yield lambda count=1: None
 
 
-def scan(
+def scan_dataset(
     path: Path,
     filters: Sequence[RowFilter] = (),
     caption: str | None = None,
     background: tuple[int, int, int] = WHITE,
-    bar: Bar = no_bar,
-) -> Scan:
+    bar: ProgressBarFactory = no_bar,
+) -> ScanResult:
     """Read every picture, mask and caption under ``path``.
 
     Args:
@@ -82,24 +88,24 @@ def scan(
             read, or filters that leave nothing.
     """
     found = find_rows(path, caption)
-    rows = keep(found.rows, filters) if filters else found.rows
+    rows = filter_rows(found.rows, filters) if filters else found.rows
     looks, problems = [], list(found.problems)
     with bar("checking pictures", len(rows)) as advance:
         for outcome in _examined(rows, background):
             problems += outcome.problems
-            if outcome.look is not None:
-                looks.append(outcome.look)
+            if outcome.image is not None:
+                looks.append(outcome.image)
             advance(1)
-    return Scan(path, looks, problems, found.pictures - (len(found.rows) - len(rows)))
+    return ScanResult(path, looks, problems, found.image_count - (len(found.rows) - len(rows)))
 
 
-def _examined(rows: Sequence[Row], background: tuple[int, int, int]) -> Iterator[Examined]:
+def _examined(rows: Sequence[Row], background: tuple[int, int, int]) -> Iterator[Inspection]:
     """Examine rows on all cores, in order."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield from pool.map(lambda row: examine(row, background), rows)
+        yield from pool.map(lambda row: inspect_row(row, background), rows)
 
 
-def usable_rows(data: DataConfig, bar: Bar = no_bar) -> list[Row]:
+def read_usable_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list[Row]:
     """Return the pictures to learn from; ``data.bad_images`` decides about the others.
 
     What is only strange is a LorasmithWarning, one for each kind.
@@ -107,11 +113,11 @@ def usable_rows(data: DataConfig, bar: Bar = no_bar) -> list[Row]:
     Raises:
         DataError: one picture or more cannot be used and the setting is ``stop``, or none can.
     """
-    found = scan(data.path, data.filters, background=data.background_rgb, bar=bar)
+    found = scan_dataset(data.path, data.filters, background=data.background_rgb, bar=bar)
     return _decided(found, data)
 
 
-def class_rows(data: DataConfig, bar: Bar = no_bar) -> list[Row]:
+def read_class_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list[Row]:
     """Return the class pictures; ``data.reg_caption`` stands for captions they do not have.
 
     An empty list without ``data.reg_data_dir``.
@@ -121,17 +127,17 @@ def class_rows(data: DataConfig, bar: Bar = no_bar) -> list[Row]:
     """
     if data.reg_data_dir is None:
         return []
-    found = scan(
+    found = scan_dataset(
         data.reg_data_dir, caption=data.reg_caption, background=data.background_rgb, bar=bar
     )
     return _decided(found, data)
 
 
-def _decided(found: Scan, data: DataConfig) -> list[Row]:
-    for group in by_kind(found.warnings).values():
-        _warn(f"{found.path}: {told(group, found.pictures)}")
+def _decided(found: ScanResult, data: DataConfig) -> list[Row]:
+    for group in group_by_kind(found.warnings).values():
+        _warn(f"{found.path}: {summarize_kind(group, found.image_count)}")
     if found.errors:
-        wrong = f"{found.path}: {all_told(found.errors, found.pictures)}"
+        wrong = f"{found.path}: {summarize(found.errors, found.image_count)}"
         if data.bad_images == "stop":
             raise DataError(
                 f"{wrong} (`lorasmith check {found.path}` lists everything; "
@@ -139,7 +145,7 @@ def _decided(found: Scan, data: DataConfig) -> list[Row]:
             )
         if not found.rows:
             raise DataError(f"{wrong}; nothing is left to learn from")
-        _warn(f"{wrong}; left out, {len(found.rows)} of {found.pictures} pictures are used")
+        _warn(f"{wrong}; left out, {len(found.rows)} of {found.image_count} pictures are used")
     return found.rows
 
 

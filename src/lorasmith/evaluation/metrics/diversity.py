@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.data.images.square_images import load_squares, to_signed
+from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
 from lorasmith.data.reading.row import Row
 from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
 
@@ -62,7 +62,7 @@ def measure_diversity(rows: Sequence[Row], background: tuple[int, int, int]) -> 
         return None
     stride = -(-len(rows) // _SAMPLE)
     chosen = rows[::stride]
-    pictures = to_signed(load_squares(chosen, IMAGE_SIDE, background=background))
+    pictures = uint8_to_signed(load_square_images(chosen, IMAGE_SIDE, background=background))
     distance = mean_cosine_distance(embed_images(_tower(), pictures))
     return Diversity(len(chosen), distance, diversity_threshold(len(chosen)))
 

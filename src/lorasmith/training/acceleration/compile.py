@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lorasmith.data.cache.tensor_cache import cache_folder
+from lorasmith.data.cache.tensor_cache import default_cache_dir
 
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 """Classes of diffusers that are compiled. Many blocks share the code of one, which is why they
@@ -29,7 +29,7 @@ class CompiledBlocks:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache_dir() / "compiled"))
         torch._dynamo.config.recompile_limit = _VARIANTS
         torch._dynamo.config.accumulated_recompile_limit = 8 * _VARIANTS
         cast("Any", network).to(

@@ -114,12 +114,12 @@ def _compile_is_worthwhile(sessions: Sequence[TrainerState]) -> bool:
     session = sessions[0]
     if (
         triton_support.is_available(session.device)
-        or len({one for each in sessions for one in each.dataset.bucket_of}) > _SHAPES
+        or len({one for each in sessions for one in each.dataset.bucket_indices}) > _SHAPES
     ):
         return False
     unet = session.model.unet
     size: int = sum(one.numel() for one in unet.parameters())
-    area: int = max(placed.bucket.area for placed in session.dataset.placements)
+    area: int = max(placed.bucket.area for placed in session.dataset.assignments)
     latents = area / session.model.vae_scale_factor**2
     train = session.run.train
     pictures = (

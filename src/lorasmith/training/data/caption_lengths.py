@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.data.tags import without_tag
+from lorasmith.data.tags import remove_tag
 from lorasmith.models.text.long_prompts import (
     count_chunks,
     max_chunks_when_shuffled,
     text_beyond_chunks,
 )
 from lorasmith.models.text.prompt_spans import unweighted_prompt
-from lorasmith.training.data.split import ChosenRows
+from lorasmith.training.data.split import DatasetSplit
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -24,7 +24,9 @@ _SHOWN = 4
 """Words that it shows of what is cut off."""
 
 
-def chunks_of(model: "Model", data: DataConfig, chosen: ChosenRows, plain: bool = False) -> int:
+def count_caption_chunks(
+    model: "Model", data: DataConfig, chosen: DatasetSplit, plain: bool = False
+) -> int:
     """Return the chunks that every caption of a set gets, so that batches have one shape.
 
     That is what the longest one needs, and ``data.max_token_length`` allows; longer
@@ -36,14 +38,14 @@ def chunks_of(model: "Model", data: DataConfig, chosen: ChosenRows, plain: bool 
         chosen: the pictures, held-out ones included.
         plain: whether captions without the tag are read as well.
     """
-    rows = [*chosen.tagged, *chosen.classes, *chosen.held_out]
+    rows = [*chosen.train_rows, *chosen.class_rows, *chosen.validation_rows]
     needed = {row.caption: _needed(model, data, row.caption) for row in rows}
     most = max(needed.values(), default=1)
     if most > data.max_chunks:
         names = {row.key: row.caption for row in rows if needed[row.caption] > data.max_chunks}
         _warn(model, data, names)
     if plain:
-        others = {without_tag(row.caption, data.tag, data.class_word) for row in rows}
+        others = {remove_tag(row.caption, data.tag, data.class_word) for row in rows}
         most = max(most, *(_needed(model, data, text) for text in others))
     return min(most, data.max_chunks)
 

@@ -10,8 +10,8 @@ from lorasmith.config.train_config import DataConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import gather_to_device, to_device_async
 from lorasmith.core.errors import DataError
-from lorasmith.data.cache.tensor_cache import Entry, TensorCache, key_of
-from lorasmith.data.caption_augment import dropped, shuffled
+from lorasmith.data.cache.tensor_cache import Entry, TensorCache, cache_key
+from lorasmith.data.caption_augmentation import drop_caption, shuffle_caption
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.text.encode import Conditioning, TokenIds, encode_tokens
 from lorasmith.models.text.long_prompts import tokenize_in_chunks
@@ -26,24 +26,24 @@ _CAPTION = 0x63617074
 """The stream of what is decided on the host about a caption."""
 
 
-class Worded(NamedTuple):
+class TextBatch(NamedTuple):
     """The captions' share of a batch, as in ``Batch``; what is not wanted is None."""
 
     context: torch.Tensor | None = None
     pooled: torch.Tensor | None = None
-    ids: torch.Tensor | None = None
-    ids_2: torch.Tensor | None = None
-    places: torch.Tensor | None = None
+    input_ids: torch.Tensor | None = None
+    input_ids_2: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
 
 
-Marker = Callable[[torch.Tensor], torch.Tensor]
+TokenMaskFn = Callable[[torch.Tensor], torch.Tensor]
 """Marks tokens: int64 ``[B, L]`` to bool ``[B, M, L]``, as in ``Batch.places``."""
 
 
-class Words(Protocol):
+class TextSource(Protocol):
     """Where the texts of a batch come from."""
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Worded:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> TextBatch:
         """Return the texts of some pictures.
 
         Args:
@@ -52,11 +52,11 @@ class Words(Protocol):
         """
 
 
-class FixedWords:
+class CachedCaptions:
     """Distinct captions that were encoded or cut into tokens before the training."""
 
     def __init__(
-        self, table: Worded, which: Sequence[int], dropout: float, device: torch.device
+        self, table: TextBatch, which: Sequence[int], dropout: float, device: torch.device
     ) -> None:
         """Take what ``fixed_words`` made.
 
@@ -68,14 +68,14 @@ class FixedWords:
         """
         total = sum(part.nbytes for part in table if part is not None)
         home = device if total <= _RESIDENT_BYTES else torch.device("cpu")
-        self._table = Worded(*(None if part is None else part.to(home) for part in table))
+        self._table = TextBatch(*(None if part is None else part.to(home) for part in table))
         self._which = torch.tensor(which, device=home)
         self._dropout = dropout
         self._device = device
         # Of the table on the CPU it is not asked which captions the device drops.
-        self._empty = Worded(*(None if part is None else part[-1:].to(device) for part in table))
+        self._empty = TextBatch(*(None if part is None else part[-1:].to(device) for part in table))
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Worded:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> TextBatch:
         """Return the embeddings or tokens of some pictures; see ``Words``."""
         which = self._which[to_device_async(numbers, self._which.device)]
         found = [
@@ -88,7 +88,7 @@ class FixedWords:
                 None if part is None or empty is None else _replaced(part, empty, drop)
                 for part, empty in zip(found, self._empty, strict=True)
             ]
-        return Worded(*found)
+        return TextBatch(*found)
 
 
 def _replaced(rows: torch.Tensor, by: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def _replaced(rows: torch.Tensor, by: torch.Tensor, where: torch.Tensor) -> torc
     return torch.where(where.view(-1, *[1] * (rows.ndim - 1)), by, rows)
 
 
-class LiveWords:
+class OnlineCaptions:
     """Captions that are shuffled anew every time, and go through the text encoder in the step."""
 
     def __init__(
@@ -107,7 +107,7 @@ class LiveWords:
         dtype: torch.dtype,
         device: torch.device,
         as_ids: bool,
-        marker: Marker | None = None,
+        marker: TokenMaskFn | None = None,
         chunks: int = 1,
     ) -> None:
         self._model = model
@@ -119,7 +119,7 @@ class LiveWords:
         self._marker = marker
         self._chunks = chunks
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Worded:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> TextBatch:
         """Return the embeddings or tokens of newly shuffled captions; see ``Words``."""
         texts = [
             self._changed(self._captions[number], own)
@@ -130,17 +130,17 @@ class LiveWords:
         tokens = tokenize_in_chunks(self._model, texts, self._chunks)
         places = _places(tokens, self._marker, self._device)
         if self._as_ids:
-            return Worded(None, None, *_on(tokens, self._device), places)
+            return TextBatch(None, None, *_on(tokens, self._device), places)
         found = _cast(_embed(self._model, tokens), self._dtype, self._device)
-        return Worded(*found, places=places)
+        return TextBatch(*found, token_mask=places)
 
     def _changed(self, caption: str, draws: torch.Generator) -> str:
-        kept = dropped(caption, self._data.caption_dropout_rate, draws)
-        return shuffled(kept, self._data.keep_tokens, draws)
+        kept = drop_caption(caption, self._data.caption_dropout_rate, draws)
+        return shuffle_caption(kept, self._data.keep_tokens, draws)
 
 
 @dataclass(frozen=True)
-class Captions:
+class UniqueCaptions:
     """The distinct captions of some pictures."""
 
     texts: list[str]
@@ -148,7 +148,7 @@ class Captions:
     """Which of them each picture has."""
 
     @classmethod
-    def of(cls, captions: Sequence[str], dropout: float) -> "Captions":
+    def of(cls, captions: Sequence[str], dropout: float) -> "UniqueCaptions":
         """Find the distinct ones; with dropout the empty caption is the last."""
         texts = [text for text in dict.fromkeys(captions) if text or not dropout]
         if dropout:
@@ -157,14 +157,14 @@ class Captions:
         return cls(texts, [places[caption] for caption in captions])
 
 
-def fixed_tokens(
+def tokenize_captions(
     model: "Model",
     captions: Sequence[str],
     dropout: float,
     device: torch.device,
-    marker: Marker | None = None,
+    marker: TokenMaskFn | None = None,
     chunks: int = 1,
-) -> FixedWords:
+) -> CachedCaptions:
     """Cut every distinct caption into tokens once, for a text encoder that is trained.
 
     Args:
@@ -175,13 +175,13 @@ def fixed_tokens(
         marker: marks the tokens that may be written to; None for all.
         chunks: how many each caption has; see `tokenize_in_chunks`.
     """
-    distinct = Captions.of(captions, dropout)
+    distinct = UniqueCaptions.of(captions, dropout)
     tokens = tokenize_in_chunks(model, distinct.texts, chunks)
-    table = Worded(None, None, *_on(tokens, device), _places(tokens, marker, device))
-    return FixedWords(table, distinct.which, dropout, device)
+    table = TextBatch(None, None, *_on(tokens, device), _places(tokens, marker, device))
+    return CachedCaptions(table, distinct.which, dropout, device)
 
 
-def fixed_words(
+def encode_captions(
     model: "Model",
     identities: Sequence[str],
     captions: Sequence[str],
@@ -189,9 +189,9 @@ def fixed_words(
     dtype: torch.dtype,
     cache: TensorCache,
     device: torch.device,
-    marker: Marker | None = None,
+    marker: TokenMaskFn | None = None,
     chunks: int = 1,
-) -> FixedWords:
+) -> CachedCaptions:
     """Encode every distinct caption once.
 
     Args:
@@ -208,12 +208,12 @@ def fixed_words(
     Raises:
         DataError: an embedding is not finite; the caption is named.
     """
-    distinct = Captions.of(captions, dropout)
+    distinct = UniqueCaptions.of(captions, dropout)
     tokens = tokenize_in_chunks(model, distinct.texts, chunks)
     found = _cached(model, identities, distinct.texts, tokens, cache)
     cast = _cast(found, dtype, torch.device("cpu"))
-    table = Worded(*cast, places=_places(tokens, marker, torch.device("cpu")))
-    return FixedWords(table, distinct.which, dropout, device)
+    table = TextBatch(*cast, token_mask=_places(tokens, marker, torch.device("cpu")))
+    return CachedCaptions(table, distinct.which, dropout, device)
 
 
 def _cached(
@@ -231,14 +231,14 @@ def _cached(
     keys = []
     for place in range(len(rows[0])):
         ids = [part[place].tolist() for part in rows]
-        keys.append(key_of({"what": "text", "ids": ids, "encoders": list(identities)}))
+        keys.append(cache_key({"what": "text", "ids": ids, "encoders": list(identities)}))
 
     def compute(places: list[int]) -> Iterator[Entry]:
         missing = TokenIds(*(part[places] for part in rows))
         return _encoded(model, missing, [texts[place // chunks] for place in places])
 
     with progress_bar("encoding captions", len(keys)) as advance:
-        entries = cache.fetch(keys, [layout] * len(keys), compute, advance)
+        entries = cache.get_or_compute(keys, [layout] * len(keys), compute, advance)
     context = torch.stack([one["context"] for one in entries])
     context = context.view(len(texts), chunks * width, -1)
     if "pooled" not in layout:
@@ -288,7 +288,9 @@ def _on(tokens: TokenIds, device: torch.device) -> TokenIds:
     return TokenIds(to_device_async(tokens.ids, device), second)
 
 
-def _places(tokens: TokenIds, marker: Marker | None, device: torch.device) -> torch.Tensor | None:
+def _places(
+    tokens: TokenIds, marker: TokenMaskFn | None, device: torch.device
+) -> torch.Tensor | None:
     """Return which tokens may be written to; none is asked for where no gate chooses tokens.
 
     SDXL's tokenizers differ in their padding only, which stands where the end does.

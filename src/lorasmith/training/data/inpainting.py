@@ -15,17 +15,17 @@ import torch
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache
-from lorasmith.data.images.masks import at_latents, random_mask, without_hole
-from lorasmith.data.images.square_images import to_signed
+from lorasmith.data.images.masks import blank_masked, draw_random_mask, masks_to_latent_size
+from lorasmith.data.images.square_images import uint8_to_signed
 from lorasmith.loops.progress import progress_bar
 from lorasmith.training.data.vae_encoding import (
-    HoleChoice,
-    Pictures,
-    Side,
-    decoded,
-    encoded,
-    key_of_latents,
-    layout_of,
+    ImageView,
+    InpaintMaskConfig,
+    TrainImages,
+    encode_image,
+    iter_center_crops,
+    latent_cache_key,
+    latent_layout,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ _HOLE = 0x686F6C65
 """The stream of what is decided on the host about a hole."""
 
 
-def drawn_holes(
-    choice: HoleChoice, pictures: Pictures, numbers: Sequence[int], masks: torch.Tensor,
+def draw_inpaint_masks(
+    choice: InpaintMaskConfig, pictures: TrainImages, numbers: Sequence[int], masks: torch.Tensor,
     draws: BatchRng,
 ) -> torch.Tensor:  # fmt: skip
     """Return what is taken out of pictures in one step, uint8 ``[B, 1, H, W]`` on the CPU.
@@ -50,20 +50,20 @@ def drawn_holes(
     """
     holes = []
     for number, own, seeded in zip(numbers, masks, draws.per_image_generators(_HOLE), strict=True):
-        if not has_own(choice, pictures, number):
+        if not uses_own_mask(choice, pictures, number):
             height, width = own.shape[-2:]
-            own = torch.from_numpy(random_mask(width, height, seeded).copy()).unsqueeze(0)
+            own = torch.from_numpy(draw_random_mask(width, height, seeded).copy()).unsqueeze(0)
         holes.append(own)
     return torch.stack(holes)
 
 
-def has_own(choice: HoleChoice, pictures: Pictures, number: int) -> bool:
+def uses_own_mask(choice: InpaintMaskConfig, pictures: TrainImages, number: int) -> bool:
     """Tell whether a picture's own mask says what is taken out of it."""
-    return choice.given and pictures.placed.rows[number].mask is not None
+    return choice.given and pictures.placed.rows[number].mask_path is not None
 
 
 @dataclass(frozen=True)
-class HoleTable:
+class MaskedLatentCache:
     """The holes of one bucket's pictures and mirror images; M in all, a few for each."""
 
     mask: torch.Tensor
@@ -80,9 +80,9 @@ class HoleTable:
         """Size of its tensors."""
         return self.mask.nbytes + self.mean.nbytes + self.deviation.nbytes
 
-    def to(self, device: torch.device) -> "HoleTable":
+    def to(self, device: torch.device) -> "MaskedLatentCache":
         """Return it on a device."""
-        return HoleTable(
+        return MaskedLatentCache(
             self.mask.to(device), self.mean.to(device), self.deviation.to(device), self.spans
         )
 
@@ -99,20 +99,20 @@ class HoleTable:
 class _Hole:
     """One of a picture's holes."""
 
-    side: Side
+    side: ImageView
     turn: int
     """Which of the picture's."""
 
 
-def hole_tables(
+def encode_masked_latents(
     vae: "AutoencoderKL",
     identity: str,
     downscale: int,
-    pictures: Pictures,
-    choice: HoleChoice,
-    groups: Sequence[Sequence[Side]],
+    pictures: TrainImages,
+    choice: InpaintMaskConfig,
+    groups: Sequence[Sequence[ImageView]],
     cache: TensorCache,
-) -> list[HoleTable]:
+) -> list[MaskedLatentCache]:
     """Encode the pictures of each group without each of their holes.
 
     Args:
@@ -131,16 +131,16 @@ def hole_tables(
     masks, keys = [], []
     for one in holes:  # masks are drawn again where they are needed: all of them are large
         mask = _mask(choice, pictures, one)
-        masks.append(at_latents(mask.unsqueeze(0), downscale))
+        masks.append(masks_to_latent_size(mask.unsqueeze(0), downscale))
         digest = sha256(mask.numpy().tobytes()).hexdigest()
-        keys.append(key_of_latents(pictures, one.side, vae, identity, digest))
-    layouts = [layout_of(pictures, one.side[0], vae, downscale) for one in holes]
+        keys.append(latent_cache_key(pictures, one.side, vae, identity, digest))
+    layouts = [latent_layout(pictures, one.side[0], vae, downscale) for one in holes]
 
     def compute(places: list[int]) -> Iterator[Entry]:
         return _encoded(vae, choice, pictures, [holes[place] for place in places])
 
     with progress_bar("encoding pictures without what is masked", len(holes)) as advance:
-        entries = cache.fetch(keys, layouts, compute, advance)
+        entries = cache.get_or_compute(keys, layouts, compute, advance)
     tables, first = [], 0
     for sides in groups:
         spans, start = [], 0
@@ -149,7 +149,7 @@ def hole_tables(
             start = spans[-1].stop
         own = slice(first, first + start)
         mean, deviation = (torch.stack([e[part] for e in entries[own]]) for part in _PARTS)
-        tables.append(HoleTable(torch.cat(masks[own]), mean, deviation, spans))
+        tables.append(MaskedLatentCache(torch.cat(masks[own]), mean, deviation, spans))
         first += start
     return tables
 
@@ -157,31 +157,33 @@ def hole_tables(
 _PARTS = ("mean", "deviation")
 
 
-def _holes(choice: HoleChoice, pictures: Pictures, side: Side) -> list[_Hole]:
-    count = 1 if has_own(choice, pictures, side[0]) else max(1, choice.count)
+def _holes(choice: InpaintMaskConfig, pictures: TrainImages, side: ImageView) -> list[_Hole]:
+    count = 1 if uses_own_mask(choice, pictures, side[0]) else max(1, choice.count)
     return [_Hole(side, turn) for turn in range(count)]
 
 
-def _mask(choice: HoleChoice, pictures: Pictures, hole: _Hole) -> torch.Tensor:
+def _mask(choice: InpaintMaskConfig, pictures: TrainImages, hole: _Hole) -> torch.Tensor:
     """Return a hole of a picture's centre crop, uint8 ``[1, H, W]``."""
     number, mirrored = hole.side
-    if has_own(choice, pictures, number):
-        mask = pictures.placed.centre_mask(number)
+    if uses_own_mask(choice, pictures, number):
+        mask = pictures.placed.load_center_mask(number)
         if mask is not None:
             return (mask.flip(-1) if mirrored else mask).contiguous()
-    bucket = pictures.placed.placements[number].bucket
+    bucket = pictures.placed.assignments[number].bucket
     seeded = make_generator(choice.seed, _HOLE, number, int(mirrored), hole.turn)
-    return torch.from_numpy(random_mask(bucket.width, bucket.height, seeded).copy()).unsqueeze(0)
+    return torch.from_numpy(draw_random_mask(bucket.width, bucket.height, seeded).copy()).unsqueeze(
+        0
+    )
 
 
 def _encoded(
-    vae: "AutoencoderKL", choice: HoleChoice, pictures: Pictures, holes: Sequence[_Hole]
+    vae: "AutoencoderKL", choice: InpaintMaskConfig, pictures: TrainImages, holes: Sequence[_Hole]
 ) -> Iterator[Entry]:
     """Yield the latents of pictures without holes; a picture is decoded once for all of its."""
     grouped = [(side, list(own)) for side, own in groupby(holes, key=lambda one: one.side)]
-    shown = decoded(pictures, [side for side, _ in grouped])
+    shown = iter_center_crops(pictures, [side for side, _ in grouped])
     for (side, own), pixels in zip(grouped, shown, strict=True):
-        signed = to_signed(pixels)
+        signed = uint8_to_signed(pixels)
         for one in own:
-            rest = without_hole(signed, _mask(choice, pictures, one))
-            yield encoded(vae, pictures, side[0], rest)
+            rest = blank_masked(signed, _mask(choice, pictures, one))
+            yield encode_image(vae, pictures, side[0], rest)

@@ -10,22 +10,26 @@ from lorasmith.config.train_config import DataConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import gather_to_device, to_device_async
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache
-from lorasmith.data.images.augment import View, draw_view, jittered
-from lorasmith.data.images.buckets import Placement
-from lorasmith.data.images.masks import at_latents, without_hole
-from lorasmith.data.images.square_images import to_signed
+from lorasmith.data.images.augment import Augmentation, apply_color_jitter, draw_augmentation
+from lorasmith.data.images.buckets import BucketAssignment
+from lorasmith.data.images.masks import blank_masked, masks_to_latent_size
+from lorasmith.data.images.square_images import uint8_to_signed
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.latents import encode_images
-from lorasmith.training.data.inpainting import HoleTable, drawn_holes, hole_tables
+from lorasmith.training.data.inpainting import (
+    MaskedLatentCache,
+    draw_inpaint_masks,
+    encode_masked_latents,
+)
 from lorasmith.training.data.vae_encoding import (
-    Pictures,
-    Side,
-    decoded,
-    encoded,
-    key_of_latents,
-    layout_of,
-    shrunk,
-    time_ids_of,
+    ImageView,
+    TrainImages,
+    compute_time_ids,
+    downscale_masks,
+    encode_image,
+    iter_center_crops,
+    latent_cache_key,
+    latent_layout,
 )
 
 if TYPE_CHECKING:
@@ -37,19 +41,19 @@ _VIEW, _MIRROR = 0x76696577, 0x6D6972726F72
 """The streams of what is decided on the host about a picture."""
 
 
-class Gathered(NamedTuple):
+class LatentBatch(NamedTuple):
     """The pictures' share of a batch, as in ``Batch``."""
 
-    clean: torch.Tensor
-    mask: torch.Tensor | None
+    latents: torch.Tensor
+    loss_mask: torch.Tensor | None
     time_ids: torch.Tensor | None
-    surroundings: torch.Tensor | None = None
+    inpaint_cond: torch.Tensor | None = None
 
 
-class Latents(Protocol):
+class LatentSource(Protocol):
     """Where the latents of a batch come from."""
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Gathered:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> LatentBatch:
         """Return the latents of pictures of one bucket.
 
         Args:
@@ -70,7 +74,7 @@ class _Group:
     mask: torch.Tensor | None
     time_ids: torch.Tensor | None
     pictures: int
-    holes: HoleTable | None = None
+    holes: MaskedLatentCache | None = None
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +92,7 @@ class _Group:
         )
 
 
-class FixedLatents:
+class CachedLatents:
     """Latents that were encoded before the training; a step only gathers and samples them."""
 
     def __init__(
@@ -106,7 +110,7 @@ class FixedLatents:
             self._within.append(seen[bucket])
             seen[bucket] += 1
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Gathered:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> LatentBatch:
         """Return freshly sampled latents; see ``Latents``."""
         chosen = numbers.tolist()
         group = self._groups[self._bucket_of[chosen[0]]]
@@ -120,14 +124,16 @@ class FixedLatents:
             ]
             rows = [row + side * group.pictures for row, side in zip(rows, sides, strict=True)]
         which = to_device_async(torch.tensor(rows), self._home)
-        return Gathered(
+        return LatentBatch(
             self._sampled(group.mean, group.deviation, which, unit),
             None if group.mask is None else self._rows(group.mask, which),
             None if group.time_ids is None else self._rows(group.time_ids, which),
             None if group.holes is None else self._surroundings(group.holes, rows, draws),
         )
 
-    def _surroundings(self, holes: HoleTable, rows: Sequence[int], draws: BatchRng) -> torch.Tensor:
+    def _surroundings(
+        self, holes: MaskedLatentCache, rows: Sequence[int], draws: BatchRng
+    ) -> torch.Tensor:
         which = to_device_async(holes.chosen(rows, draws), self._home)
         unit = to_device_async(draws.normal(*holes.mean.shape[1:]), self._device)
         rest = self._sampled(holes.mean, holes.deviation, which, unit)
@@ -142,15 +148,15 @@ class FixedLatents:
         return gather_to_device(table, which, self._device)
 
 
-def fixed_latents(
+def encode_latents(
     vae: "AutoencoderKL",
     identity: str,
     downscale: int,
-    pictures: Pictures,
+    pictures: TrainImages,
     flip: bool,
     cache: TensorCache,
     device: torch.device,
-) -> FixedLatents:
+) -> CachedLatents:
     """Encode every picture's centre crop, and its mirror image with ``flip``.
 
     For an inpainting model, each of them also without each of its holes.
@@ -172,39 +178,45 @@ def fixed_latents(
         for side in ((False, True) if flip else (False,))
         for number in range(len(pictures.bucket_of))
     ]
-    keys = [key_of_latents(pictures, job, vae, identity) for job in jobs]
-    layouts = [layout_of(pictures, number, vae, downscale) for number, _ in jobs]
+    keys = [latent_cache_key(pictures, job, vae, identity) for job in jobs]
+    layouts = [latent_layout(pictures, number, vae, downscale) for number, _ in jobs]
 
     def compute(places: list[int]) -> Iterator[Entry]:
         return _encoded(vae, pictures, [jobs[place] for place in places])
 
     with progress_bar("encoding pictures", len(jobs)) as advance:
-        entries = dict(zip(jobs, cache.fetch(keys, layouts, compute, advance), strict=True))
+        entries = dict(
+            zip(jobs, cache.get_or_compute(keys, layouts, compute, advance), strict=True)
+        )
     buckets = sorted(set(pictures.bucket_of))
     owned = [[job for job in jobs if pictures.bucket_of[job[0]] == bucket] for bucket in buckets]
     made = [_group(pictures, own, [entries[job] for job in own], downscale) for own in owned]
     if pictures.holes is not None:
-        tables = hole_tables(vae, identity, downscale, pictures, pictures.holes, owned, cache)
+        tables = encode_masked_latents(
+            vae, identity, downscale, pictures, pictures.holes, owned, cache
+        )
         made = [replace(one, holes=table) for one, table in zip(made, tables, strict=True)]
-    return FixedLatents(dict(zip(buckets, made, strict=True)), pictures.bucket_of, flip, device)
+    return CachedLatents(dict(zip(buckets, made, strict=True)), pictures.bucket_of, flip, device)
 
 
-def _encoded(vae: "AutoencoderKL", pictures: Pictures, jobs: Sequence[Side]) -> Iterator[Entry]:
-    for (number, _), pixels in zip(jobs, decoded(pictures, jobs), strict=True):
-        yield encoded(vae, pictures, number, to_signed(pixels))
+def _encoded(
+    vae: "AutoencoderKL", pictures: TrainImages, jobs: Sequence[ImageView]
+) -> Iterator[Entry]:
+    for (number, _), pixels in zip(jobs, iter_center_crops(pictures, jobs), strict=True):
+        yield encode_image(vae, pictures, number, uint8_to_signed(pixels))
 
 
 def _group(
-    pictures: Pictures, jobs: Sequence[Side], entries: Sequence[Entry], downscale: int
+    pictures: TrainImages, jobs: Sequence[ImageView], entries: Sequence[Entry], downscale: int
 ) -> _Group:
     mask = time_ids = None
     if pictures.any_mask:
         mask = torch.cat([_mask(pictures, number, side, downscale) for number, side in jobs])
     if pictures.sized:
-        placements = pictures.placed.placements
-        views = [(placements[number], View(placements[number].crop[:2], side))
+        placements = pictures.placed.assignments
+        views = [(placements[number], Augmentation(placements[number].crop_box[:2], side))
                  for number, side in jobs]  # fmt: skip
-        time_ids = torch.tensor([time_ids_of(*view, pictures.score) for view in views])
+        time_ids = torch.tensor([compute_time_ids(*view, pictures.score) for view in views])
     return _Group(
         torch.stack([one["mean"] for one in entries]),
         torch.stack([one["deviation"] for one in entries]),
@@ -214,25 +226,25 @@ def _group(
     )
 
 
-def _mask(pictures: Pictures, number: int, mirrored: bool, downscale: int) -> torch.Tensor:
-    mask = pictures.placed.centre_mask(number)
+def _mask(pictures: TrainImages, number: int, mirrored: bool, downscale: int) -> torch.Tensor:
+    mask = pictures.placed.load_center_mask(number)
     if mask is None:
-        bucket = pictures.placed.placements[number].bucket
+        bucket = pictures.placed.assignments[number].bucket
         mask = torch.full((1, bucket.height, bucket.width), 255, dtype=torch.uint8)
-    return shrunk((mask.flip(-1) if mirrored else mask).unsqueeze(0), downscale)
+    return downscale_masks((mask.flip(-1) if mirrored else mask).unsqueeze(0), downscale)
 
 
 # --- encoded in every step ------------------------------------------------------------------
 
 
-class LiveLatents:
+class OnlineLatents:
     """Pictures that are cropped, coloured or masked anew every time: the VAE runs in the step."""
 
     def __init__(
         self,
         vae: "AutoencoderKL",
         downscale: int,
-        pictures: Pictures,
+        pictures: TrainImages,
         data: DataConfig,
         device: torch.device,
     ) -> None:
@@ -242,46 +254,49 @@ class LiveLatents:
         self._data = data
         self._device = device
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> Gathered:
+    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> LatentBatch:
         """Return latents of newly drawn crops; see ``Latents``."""
         chosen, placed = numbers.tolist(), self._pictures.placed
-        placements = [placed.placements[number] for number in chosen]
+        placements = [placed.assignments[number] for number in chosen]
         views = self._views(placements, draws)
-        pixels, masks = placed.crops(chosen, [view.corner for view in views])
-        mirrored = torch.tensor([view.mirrored for view in views]).view(-1, 1, 1, 1)
+        pixels, masks = placed.load_crops(chosen, [view.crop_corner for view in views])
+        mirrored = torch.tensor([view.is_flipped for view in views]).view(-1, 1, 1, 1)
         pixels, masks = (torch.where(mirrored, one.flip(-1), one) for one in (pixels, masks))
         shown = to_device_async(pixels, self._device).float() / 255.0
         if self._data.color_jitter:
-            shown = jittered(
-                shown, to_device_async(torch.tensor([view.factors for view in views]), self._device)
+            shown = apply_color_jitter(
+                shown,
+                to_device_async(torch.tensor([view.color_factors for view in views]), self._device),
             )
         signed = shown * 2.0 - 1.0
         clean = self._sampled(signed, draws)
         mask = time_ids = surroundings = None
         if self._pictures.any_mask:
-            mask = shrunk(to_device_async(masks, self._device), self._downscale)
+            mask = downscale_masks(to_device_async(masks, self._device), self._downscale)
         if self._pictures.sized:
             score = self._pictures.score
-            told = [time_ids_of(p, view, score) for p, view in zip(placements, views, strict=True)]
+            told = [
+                compute_time_ids(p, view, score) for p, view in zip(placements, views, strict=True)
+            ]
             time_ids = to_device_async(torch.tensor(told), self._device)
         if self._pictures.holes is not None:
-            holes = drawn_holes(self._pictures.holes, self._pictures, chosen, masks, draws)
+            holes = draw_inpaint_masks(self._pictures.holes, self._pictures, chosen, masks, draws)
             surroundings = self._surroundings(signed, to_device_async(holes, self._device), draws)
-        return Gathered(clean, mask, time_ids, surroundings)
+        return LatentBatch(clean, mask, time_ids, surroundings)
 
     def _surroundings(
         self, signed: torch.Tensor, holes: torch.Tensor, draws: BatchRng
     ) -> torch.Tensor:
-        rest = self._sampled(without_hole(signed, holes), draws)
-        return torch.cat([at_latents(holes, self._downscale), rest], dim=1)
+        rest = self._sampled(blank_masked(signed, holes), draws)
+        return torch.cat([masks_to_latent_size(holes, self._downscale), rest], dim=1)
 
     def _sampled(self, signed: torch.Tensor, draws: BatchRng) -> torch.Tensor:
         mean, deviation = encode_images(self._vae, signed)
         return mean + deviation * to_device_async(draws.normal(*mean.shape[1:]), self._device)
 
-    def _views(self, placements: Sequence[Placement], draws: BatchRng) -> list[View]:
+    def _views(self, placements: Sequence[BucketAssignment], draws: BatchRng) -> list[Augmentation]:
         data = self._data
         return [
-            draw_view(placed, data.crop == "random", data.flip_aug, data.color_jitter, own)
+            draw_augmentation(placed, data.crop == "random", data.flip_aug, data.color_jitter, own)
             for placed, own in zip(placements, draws.per_image_generators(_VIEW), strict=True)
         ]

@@ -13,7 +13,7 @@ _BOOKKEEPING = frozenset({"architectures", "dtype", "torch_dtype", "transformers
 """Entries of a configuration that say nothing about what the network computes."""
 
 
-def network_hash(network: nn.Module) -> str:
+def hash_module(network: nn.Module) -> str:
     """Return a hex SHA-256 over a network's weights, as they are in memory, and its configuration.
 
     Equal networks give equal hashes wherever they were loaded from and whatever device they

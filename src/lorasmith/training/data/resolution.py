@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import ConfigError
-from lorasmith.data.images.buckets import Bucket, bucket_step, make_buckets
+from lorasmith.data.images.buckets import Bucket, choose_bucket_step, make_buckets
 from lorasmith.models.image_sizes import ImageSizes
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
 
-def picture_side(model: "Model", wanted: int | None) -> int:
+def resolve_resolution(model: "Model", wanted: int | None) -> int:
     """Return the side of square training pictures in pixels.
 
     Raises:
@@ -25,14 +25,14 @@ def picture_side(model: "Model", wanted: int | None) -> int:
     return side
 
 
-def buckets_of(model: "Model", data: DataConfig) -> tuple[Bucket, ...]:
+def buckets_for_model(model: "Model", data: DataConfig) -> tuple[Bucket, ...]:
     """Return the sizes that pictures are brought to.
 
     Raises:
         ConfigError: the resolution does not suit the model.
     """
-    side = picture_side(model, data.resolution)
+    side = resolve_resolution(model, data.resolution)
     if not data.buckets:
         return (Bucket(side, side),)
-    step = bucket_step(side, data.bucket_reso_steps, ImageSizes.from_model(model).multiple)
+    step = choose_bucket_step(side, data.bucket_reso_steps, ImageSizes.from_model(model).multiple)
     return make_buckets(side, step, data.max_aspect_ratio)

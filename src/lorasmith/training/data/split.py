@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
-from lorasmith.data.reading.filters import fraction
+from lorasmith.data.reading.filters import hash_fraction
 from lorasmith.data.reading.row import Row
-from lorasmith.data.scan.scan import class_rows, usable_rows
+from lorasmith.data.scan.scan import read_class_rows, read_usable_rows
 from lorasmith.data.tags import contains_tag
 from lorasmith.loops.progress import progress_bar
 
@@ -18,28 +18,28 @@ _HELD_OUT = 1 / 12
 
 
 @dataclass(frozen=True)
-class ChosenRows:
+class DatasetSplit:
     """The pictures of a run, by what they are for."""
 
-    tagged: Sequence[Row]
+    train_rows: Sequence[Row]
     """Pictures with the new thing, to learn from."""
-    classes: Sequence[Row]
+    class_rows: Sequence[Row]
     """Pictures of its class without it."""
-    held_out: Sequence[Row]
+    validation_rows: Sequence[Row]
     """Pictures with the new thing that are only measured."""
 
 
-def choose_rows(data: DataConfig) -> ChosenRows:
+def split_dataset(data: DataConfig) -> DatasetSplit:
     """Read all pictures and decide what each is for.
 
     Raises:
         DataError: pictures that cannot be used, none with the tag, or none left to learn from.
     """
-    learned, held_out = split_held_out(tagged_rows(data), data.validation_split)
-    return ChosenRows(learned, class_rows(data, progress_bar), held_out)
+    learned, held_out = split_validation(read_train_rows(data), data.validation_split)
+    return DatasetSplit(learned, read_class_rows(data, progress_bar), held_out)
 
 
-def tagged_rows(data: DataConfig) -> list[Row]:
+def read_train_rows(data: DataConfig) -> list[Row]:
     """Read the pictures and check that their captions name the tag.
 
     Warns when some do not: they are trained on all the same, and pull the model without it.
@@ -47,7 +47,7 @@ def tagged_rows(data: DataConfig) -> list[Row]:
     Raises:
         DataError: nothing to read, or no caption has the tag.
     """
-    rows = usable_rows(data, progress_bar)
+    rows = read_usable_rows(data, progress_bar)
     without = [row for row in rows if not contains_tag(row.caption, data.tag)]
     if len(without) == len(rows):
         raise DataError(
@@ -64,7 +64,7 @@ def tagged_rows(data: DataConfig) -> list[Row]:
     return rows
 
 
-def split_held_out(rows: Sequence[Row], share: float | None) -> tuple[list[Row], list[Row]]:
+def split_validation(rows: Sequence[Row], share: float | None) -> tuple[list[Row], list[Row]]:
     """Return the rows to learn from and the rows that are only measured.
 
     The latter are those whose keys have the smallest hashes: adding or removing pictures seldom
@@ -85,5 +85,5 @@ def split_held_out(rows: Sequence[Row], share: float | None) -> tuple[list[Row],
         raise DataError(
             f"data.validation_split: {share:g} of {len(rows)} pictures leaves none to learn from; lower it"
         )
-    held = {row.key for row in sorted(rows, key=lambda row: fraction(row.key))[:count]}
+    held = {row.key for row in sorted(rows, key=lambda row: hash_fraction(row.key))[:count]}
     return [row for row in rows if row.key not in held], [row for row in rows if row.key in held]

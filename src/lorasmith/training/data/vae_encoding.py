@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.cache.tensor_cache import Entry, Layout, key_of
-from lorasmith.data.images.augment import View
-from lorasmith.data.images.bucketed import PlacedPictures
-from lorasmith.data.images.buckets import Placement
+from lorasmith.data.cache.tensor_cache import Entry, Layout, cache_key
+from lorasmith.data.images.augment import Augmentation
+from lorasmith.data.images.bucketed_images import BucketedImages
+from lorasmith.data.images.buckets import BucketAssignment
 from lorasmith.models.latents import encode_images
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ _RECIPE = 1
 _AHEAD = 8
 """Pictures that are decoded while another one is encoded."""
 
-Side = tuple[int, bool]
+ImageView = tuple[int, bool]
 """The number of a picture, and whether it is mirrored."""
 
 
 @dataclass(frozen=True)
-class HoleChoice:
+class InpaintMaskConfig:
     """What an inpainting model is to paint anew."""
 
     given: bool
@@ -41,10 +41,10 @@ class HoleChoice:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TrainImages:
     """The pictures of a set, and what a batch tells about them besides their latents."""
 
-    placed: PlacedPictures
+    placed: BucketedImages
     bucket_of: Sequence[int]
     """The number of each picture's bucket."""
     hashes: Sequence[str]
@@ -55,16 +55,18 @@ class Pictures:
     """Whether the model wants to be told sizes (SDXL)."""
     score: float | None = None
     """What the SDXL refiner is told of how good they look; None for other models."""
-    holes: HoleChoice | None = None
+    holes: InpaintMaskConfig | None = None
     """For an inpainting model; None for other models."""
 
     @property
     def any_mask(self) -> bool:
         """Whether batches have masks for the loss."""
-        return self.masked and any(row.mask is not None for row in self.placed.rows)
+        return self.masked and any(row.mask_path is not None for row in self.placed.rows)
 
 
-def encoded(vae: "AutoencoderKL", pictures: Pictures, number: int, signed: torch.Tensor) -> Entry:
+def encode_image(
+    vae: "AutoencoderKL", pictures: TrainImages, number: int, signed: torch.Tensor
+) -> Entry:
     """Encode one picture alone, so that what comes out does not depend on any other.
 
     Args:
@@ -85,7 +87,7 @@ def encoded(vae: "AutoencoderKL", pictures: Pictures, number: int, signed: torch
     return {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
 
 
-def decoded(pictures: Pictures, sides: Sequence[Side]) -> Iterator[torch.Tensor]:
+def iter_center_crops(pictures: TrainImages, sides: Sequence[ImageView]) -> Iterator[torch.Tensor]:
     """Yield centre crops, uint8 ``[3, H, W]``, decoded a few ahead of what is asked for."""
     with ThreadPoolExecutor(max_workers=_AHEAD) as pool:
         waiting: list[Future[torch.Tensor]] = []
@@ -97,13 +99,13 @@ def decoded(pictures: Pictures, sides: Sequence[Side]) -> Iterator[torch.Tensor]
             yield one.result()
 
 
-def _decoded(pictures: Pictures, number: int, mirrored: bool) -> torch.Tensor:
-    pixels = pictures.placed.centre(number)
+def _decoded(pictures: TrainImages, number: int, mirrored: bool) -> torch.Tensor:
+    pixels = pictures.placed.load_center_crop(number)
     return pixels.flip(-1) if mirrored else pixels
 
 
-def key_of_latents(
-    pictures: Pictures, side: Side, vae: "AutoencoderKL", identity: str, hole: str = ""
+def latent_cache_key(
+    pictures: TrainImages, side: ImageView, vae: "AutoencoderKL", identity: str, hole: str = ""
 ) -> str:
     """Return the cache's key of a picture's latents.
 
@@ -115,29 +117,33 @@ def key_of_latents(
         hole: hash of what is taken out of the picture before; empty for nothing.
     """
     number, mirrored = side
-    placed = pictures.placed.placements[number]
+    placed = pictures.placed.assignments[number]
     facts: dict[str, object] = {
         "what": "latents",
         "recipe": _RECIPE,
         "picture": pictures.hashes[number],
         "background": pictures.placed.background,
-        "resized": placed.resized,
-        "crop": placed.crop,
+        "resized": placed.resized_size,
+        "crop": placed.crop_box,
         "mirrored": mirrored,
         "vae": identity,
         "dtype": str(vae.dtype),
     }
-    return key_of(facts | {"hole": hole} if hole else facts)
+    return cache_key(facts | {"hole": hole} if hole else facts)
 
 
-def layout_of(pictures: Pictures, number: int, vae: "AutoencoderKL", downscale: int) -> Layout:
+def latent_layout(
+    pictures: TrainImages, number: int, vae: "AutoencoderKL", downscale: int
+) -> Layout:
     """Return what a picture's entry in the cache must look like."""
-    bucket, channels = pictures.placed.placements[number].bucket, int(vae.config.latent_channels)
+    bucket, channels = pictures.placed.assignments[number].bucket, int(vae.config.latent_channels)
     shape = (channels, bucket.height // downscale, bucket.width // downscale)
     return {"mean": (torch.float32, shape), "deviation": (torch.float32, shape)}
 
 
-def time_ids_of(placed: Placement, view: View, score: float | None = None) -> list[float]:
+def compute_time_ids(
+    placed: BucketAssignment, view: Augmentation, score: float | None = None
+) -> list[float]:
     """Return SDXL's size conditioning of one picture, as in ``Batch.time_ids``.
 
     Args:
@@ -145,13 +151,13 @@ def time_ids_of(placed: Placement, view: View, score: float | None = None) -> li
         view: how it is shown.
         score: for the refiner, which is told how good it looks in place of the bucket's size.
     """
-    (width, height), bucket = placed.original, placed.bucket
-    left, top = view.corner_shown(placed)
+    (width, height), bucket = placed.original_size, placed.bucket
+    left, top = view.visible_corner(placed)
     told = (bucket.height, bucket.width) if score is None else (score,)
     return [float(x) for x in (height, width, top, left, *told)]
 
 
-def shrunk(masks: torch.Tensor, downscale: int) -> torch.Tensor:
+def downscale_masks(masks: torch.Tensor, downscale: int) -> torch.Tensor:
     """Average masks, uint8 ``[B, 1, H, W]``, over each latent: float32 0..1 ``[B, 1, h, w]``."""
     return F.avg_pool2d(masks.float() / 255.0, downscale)
 

@@ -10,15 +10,20 @@ from lorasmith.config.load import dump_toml, load_saved_config
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.rules.facts import Finding
-from lorasmith.data.rules.features import Featured, between_features
+from lorasmith.data.rules.feature_overlap import FeatureCaptions, check_features_overlap
 from lorasmith.evaluation.features_check import check_caption_dropout, check_tags
 from lorasmith.loops.checkpoint import list_checkpoints
 from lorasmith.models.load import load_tokenizer, resolve_model_path
 from lorasmith.reports.features_page import write_features_page
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.data.split import ChosenRows, choose_rows
-from lorasmith.training.joint_trainer import JointRunConfig, find_joint_checkpoint, select_state, train_jointly
+from lorasmith.training.data.split import DatasetSplit, split_dataset
+from lorasmith.training.joint_trainer import (
+    JointRunConfig,
+    find_joint_checkpoint,
+    select_state,
+    train_jointly,
+)
 from lorasmith.training.multi.frozen import FrozenFeature
 from lorasmith.training.resume import LATEST
 from lorasmith.training.setup import DeviceContext, RunPlan, reserve_output, setup_trainers
@@ -47,7 +52,7 @@ def train_features(run: FeaturesConfig, resume: str | None = None) -> list[Path]
     else:
         paths.check_can_resume()
         _require_mode(run, paths)
-    chosen = [choose_rows(one.data) for one in run.train_configs()]
+    chosen = [split_dataset(one.data) for one in run.train_configs()]
     check_apart(run, chosen)
     if run.train.mode == "joint":
         _train_joint(run, paths, chosen, resume)
@@ -69,19 +74,19 @@ def _require_mode(run: FeaturesConfig, paths: FeaturesPaths) -> None:
         )
 
 
-def check_apart(run: FeaturesConfig, chosen: Sequence[ChosenRows]) -> None:
+def check_apart(run: FeaturesConfig, chosen: Sequence[DatasetSplit]) -> None:
     """Refuse or warn of what would mix the features.
 
     Raises:
         DataError: captions or tags of one call another.
     """
     featured = [
-        Featured(feature.tag, feature.class_word, [*rows.tagged, *rows.held_out])
+        FeatureCaptions(feature.tag, feature.class_word, [*rows.train_rows, *rows.validation_rows])
         for feature, rows in zip(run.feature, chosen, strict=True)
     ]
     tokenizer = load_tokenizer(resolve_model_path(run.model.path))
     found: list[Finding] = [
-        *between_features(featured, run.train.mode == "joint"),
+        *check_features_overlap(featured, run.train.mode == "joint"),
         *check_tags(tokenizer, [feature.tag for feature in run.feature]),
         *check_caption_dropout(run.train_configs()),
     ]
@@ -96,7 +101,7 @@ def check_apart(run: FeaturesConfig, chosen: Sequence[ChosenRows]) -> None:
 
 
 def _train_staged(
-    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
+    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[DatasetSplit], resume: str | None
 ) -> None:
     """Train the features that are not finished, each on top of those before it."""
     runs, earlier = run.train_configs(), list[FrozenFeature]()
@@ -106,7 +111,9 @@ def _train_staged(
             wanted = _wanted(place, resume if stage == first else None)
             plan = RunPlan(one, place, chosen[stage], reserve_output(place, wanted))
             with (
-                setup_trainers([plan], DeviceContext.from_settings(one.train), earlier, runs[stage + 1 :]) as sessions,
+                setup_trainers(
+                    [plan], DeviceContext.from_settings(one.train), earlier, runs[stage + 1 :]
+                ) as sessions,
                 explain_interruption(place),
             ):
                 _start(run, paths, sessions, resume is None and stage == 0)
@@ -157,7 +164,7 @@ def _write_overview(run: FeaturesConfig, paths: FeaturesPaths, session: TrainerS
 
 
 def _train_joint(
-    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[ChosenRows], resume: str | None
+    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[DatasetSplit], resume: str | None
 ) -> None:
     found = find_joint_checkpoint(paths.main, resume)
     plans = [
@@ -166,7 +173,10 @@ def _train_joint(
     ]
     tags = tuple(feature.tag for feature in run.feature)
     whole = JointRunConfig(paths.main, f"training {len(tags)} features", tags)
-    with setup_trainers(plans, DeviceContext.from_settings(run.train)) as sessions, explain_interruption(paths.main):
+    with (
+        setup_trainers(plans, DeviceContext.from_settings(run.train)) as sessions,
+        explain_interruption(paths.main),
+    ):
         _start(run, paths, sessions, found is None)
         train_jointly(sessions, whole)
         _write_overview(run, paths, sessions[0])

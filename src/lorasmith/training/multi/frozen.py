@@ -7,7 +7,7 @@ from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, read_gate
 from lorasmith.adapters.naming.layer_names import UNET_PREFIX
 from lorasmith.config.train_config import DataConfig
-from lorasmith.training.data.split import ChosenRows
+from lorasmith.training.data.split import DatasetSplit
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class FrozenFeature:
     """What switches it on."""
     data: DataConfig
     """Its pictures' settings."""
-    split: ChosenRows
+    split: DatasetSplit
     """Its pictures."""
 
     @classmethod
-    def load(cls, path: Path, data: DataConfig, chosen: ChosenRows) -> "FrozenFeature":
+    def load(cls, path: Path, data: DataConfig, chosen: DatasetSplit) -> "FrozenFeature":
         """Read the LoRA of a feature.
 
         Raises:

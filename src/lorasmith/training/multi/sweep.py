@@ -12,7 +12,7 @@ from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
-from lorasmith.training.data.split import ChosenRows, choose_rows
+from lorasmith.training.data.split import DatasetSplit, split_dataset
 from lorasmith.training.joint_trainer import (
     JointRunConfig,
     find_joint_checkpoint,
@@ -48,7 +48,7 @@ def train_sweep(run: SweepConfig, resume: str | None = None) -> list[SweepResult
     else:
         paths.check_can_resume()
         _require_same(run, paths)
-    chosen = choose_rows(run.data)
+    chosen = split_dataset(run.data)
     first = 0 if resume is None else _first_unfinished(run, paths)
     for number in range(first, len(run.groups())):
         _train_group(run, paths, chosen, number, resume if number == first else None)
@@ -94,7 +94,7 @@ def _finished(place: RunPaths, steps: int) -> bool:
 
 
 def _train_group(
-    run: SweepConfig, paths: SweepPaths, chosen: ChosenRows, number: int, resume: str | None
+    run: SweepConfig, paths: SweepPaths, chosen: DatasetSplit, number: int, resume: str | None
 ) -> None:
     """Train the LoRAs of a group (from 0), and write how the sweep stands."""
     groups, place = run.groups(), paths.groups[number]

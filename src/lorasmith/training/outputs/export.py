@@ -10,10 +10,10 @@ from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.nn.trainable import export_layers, summarize_parts
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
-from lorasmith.data.tags import tag_frequency
+from lorasmith.data.tags import count_tags
 from lorasmith.models.family import detect_family
 from lorasmith.runs.summary import RunSummary
-from lorasmith.training.data.resolution import picture_side
+from lorasmith.training.data.resolution import resolve_resolution
 from lorasmith.training.state import TrainerState, dataset_hash
 
 _DIGITS = 16
@@ -27,15 +27,15 @@ def export(session: TrainerState, path: Path) -> None:
         WeightsError: they are all zero or not finite.
         OutputError: the file cannot be written.
     """
-    run, rows = session.run, session.dataset.rows[: session.dataset.tagged]
+    run, rows = session.run, session.dataset.rows[: session.dataset.num_tagged]
     facts = LoraMetadata(
         name=path.name.removesuffix(path.suffix),
         tag=run.data.tag,
         family=detect_family(session.model),
         prediction_type=session.loss.process.prediction_type,
         parts=summarize_parts(session.trainable),
-        resolution=picture_side(session.model, run.data.resolution),
-        tag_frequency=tag_frequency(row.caption for row in rows),
+        resolution=resolve_resolution(session.model, run.data.resolution),
+        tag_frequency=count_tags(row.caption for row in rows),
         dataset=run.data.path.resolve().name,
         gate=run.lora.gate,
         class_word=run.data.class_word,
@@ -70,8 +70,8 @@ def _summary(session: TrainerState, ended: str) -> RunSummary:
         name=paths.name,
         tag=session.run.data.tag,
         family=detect_family(session.model),
-        images=data.tagged,
-        validation_images=len(data.held_out.rows) if data.held_out else 0,
+        images=data.num_tagged,
+        validation_images=len(data.validation.rows) if data.validation else 0,
         steps=progress.done,
         seconds=round(session.seconds(), 1),
         parameters=sum(parameter.numel() for parameter in session.trainable.parameters()),

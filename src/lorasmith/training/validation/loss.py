@@ -14,7 +14,7 @@ from lorasmith.adapters.nn.trainable import TrainableLora
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.data.dataset import TrainingSet
+from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.losses import Noise
 from lorasmith.training.train_step import DiffusionLoss
 
@@ -42,7 +42,7 @@ class ValidationLoss:
     """Pictures, noise levels and noise that stay the same for a whole run."""
 
     def __init__(
-        self, objective: DiffusionLoss, data: TrainingSet, levels: int, batch_size: int, seed: int
+        self, objective: DiffusionLoss, data: TrainDataset, levels: int, batch_size: int, seed: int
     ) -> None:
         """Lay out the grid.
 
@@ -60,7 +60,7 @@ class ValidationLoss:
         self._seed = seed
         steps = objective.process.num_timesteps
         self._levels = [int((k + 0.5) * steps / levels) for k in range(levels)]
-        self._numbers = _spread(data.tagged, _MOST)
+        self._numbers = _spread(data.num_tagged, _MOST)
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -93,22 +93,22 @@ class ValidationLoss:
     def _cells(self) -> Iterator[tuple[Batch, Noise]]:
         for numbers, levels in self._chunks():
             draws = make_generator(self._seed, _STREAM, device=self._device)
-            batch = self._data.batch(numbers, BatchRng(draws, len(numbers)))
-            shape = batch.clean.shape[1:]
+            batch = self._data.get_batch(numbers, BatchRng(draws, len(numbers)))
+            shape = batch.latents.shape[1:]
             noise = torch.stack(
                 [
                     torch.randn(shape, generator=make_generator(self._seed, _STREAM, number, level))
                     for number, level in zip(numbers.tolist(), levels.tolist(), strict=True)
                 ]
             )
-            device = batch.clean.device
+            device = batch.latents.device
             yield batch, Noise(levels.to(device), noise.to(device))
 
     def _chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield pictures and noise levels of one bucket each, int64 ``[B]`` both."""
         buckets: dict[int, list[int]] = {}
         for number in self._numbers:
-            buckets.setdefault(self._data.bucket_of[number], []).append(number)
+            buckets.setdefault(self._data.bucket_indices[number], []).append(number)
         levels = torch.tensor(self._levels)
         for own in buckets.values():
             numbers = torch.tensor(own).repeat_interleave(len(levels))
@@ -118,7 +118,7 @@ class ValidationLoss:
 
     @property
     def _device(self) -> torch.device:
-        return self._data.weights.device
+        return self._data.loss_weights.device
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -13,7 +13,7 @@ from lorasmith.adapters.nn.trainable import TrainableLora
 from lorasmith.config.train_config import ValidationConfig
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.core.files import write_text
-from lorasmith.data.images.decode import decode, decode_mask
+from lorasmith.data.images.decode import decode_image, decode_mask
 from lorasmith.data.reading.row import Row
 from lorasmith.inference.image_jobs import ImageJob
 from lorasmith.inference.init_image import InitImage
@@ -172,7 +172,7 @@ def _wanted(
     """
     if settings.prompts is not None:
         prompts = [parse_prompt(prompt) for prompt in settings.prompts]
-        masked = [row for row in rows if row.mask is not None and model.is_inpainting]
+        masked = [row for row in rows if row.mask_path is not None and model.is_inpainting]
         chosen = _spread(masked or rows, len(prompts))
         return list(zip(prompts, _canvases(model, chosen), strict=True))
     distinct: dict[str, Row] = {}
@@ -187,15 +187,15 @@ def _wanted(
 def _canvases(model: Model, rows: Sequence[Row]) -> list[InitImage | None]:
     """Return the pictures that the SDXL refiner changes, or whose masks a model paints anew."""
     if detect_family(model) == "sdxl-refiner":
-        return [InitImage.load(decode(row.read_bytes(), row.key)) for row in rows]
+        return [InitImage.load(decode_image(row.read_bytes(), row.key)) for row in rows]
     if not model.is_inpainting:
         return [None] * len(rows)
-    return [None if row.mask is None else _masked(row) for row in rows]
+    return [None if row.mask_path is None else _masked(row) for row in rows]
 
 
 def _masked(row: Row) -> InitImage | None:
-    picture = decode(row.read_bytes(), row.key)
-    return InitImage(picture, decode_mask(row.read_mask() or b"", str(row.mask), picture.size))
+    picture = decode_image(row.read_bytes(), row.key)
+    return InitImage(picture, decode_mask(row.read_mask() or b"", str(row.mask_path), picture.size))
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:

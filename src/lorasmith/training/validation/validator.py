@@ -14,7 +14,7 @@ from lorasmith.training.outputs.export import export
 from lorasmith.training.outputs.logger import RunLogger
 from lorasmith.training.state import TrainerState
 from lorasmith.training.validation.loss import ValidationLoss, ValidationResult
-from lorasmith.training.validation.previews import PreviewsCancelledError, Previews
+from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 
 _AT_ONCE = 8
 """Images that go through the model at once where training accumulates smaller batches."""
@@ -23,7 +23,9 @@ _AT_ONCE = 8
 class Validator:
     """The looks at one run, and what they found."""
 
-    def __init__(self, session: TrainerState, report: RunLogger, wanted: Callable[[], bool]) -> None:
+    def __init__(
+        self, session: TrainerState, report: RunLogger, wanted: Callable[[], bool]
+    ) -> None:
         """Decide what is looked at.
 
         Args:
@@ -35,15 +37,15 @@ class Validator:
         self._report = report
         self._wanted = wanted
         run, data = session.run, session.dataset
-        self._name = "fixed_loss" if data.held_out is None else "held_out"
+        self._name = "fixed_loss" if data.validation is None else "held_out"
         self._grid = ValidationLoss(
             session.loss,
-            data.held_out or data,
+            data.validation or data,
             run.validation.loss_timesteps,
             max(run.train.batch_size, min(run.train.images_per_step(), _AT_ONCE)),
             run.train.seed if run.validation.loss_seed is None else run.validation.loss_seed,
         )
-        rows = data.rows[: data.tagged]
+        rows = data.rows[: data.num_tagged]
         self._previews = Previews(run.validation, session.model, rows, session.paths.previews)
 
     @property
@@ -70,7 +72,9 @@ class Validator:
         with self._report.pause():
             base = self._measure()
             if base is not None:
-                self._report.extra(0, ValidationResult(base.base, base.base).log_entries(self._name))
+                self._report.extra(
+                    0, ValidationResult(base.base, base.base).log_entries(self._name)
+                )
 
     def run(self) -> dict[str, float]:
         """Look at the run as it is; return the figures for its log."""

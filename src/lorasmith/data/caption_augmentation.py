@@ -3,7 +3,7 @@
 import torch
 
 
-def shuffled(caption: str, keep: int, draws: torch.Generator) -> str:
+def shuffle_caption(caption: str, keep: int, draws: torch.Generator) -> str:
     """Put the comma-separated parts of a caption into random order.
 
     Args:
@@ -17,7 +17,7 @@ def shuffled(caption: str, keep: int, draws: torch.Generator) -> str:
     return ", ".join(fixed + [moved[k] for k in order])
 
 
-def dropped(caption: str, share: float, draws: torch.Generator) -> str:
+def drop_caption(caption: str, share: float, draws: torch.Generator) -> str:
     """Return an empty caption with probability ``share``, else the caption.
 
     Always takes one number from ``draws``, whatever comes of it.

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lorasmith.config.train_config import TrainConfig
-from lorasmith.training.data.dataset import TrainingSet
+from lorasmith.training.data.dataset import TrainDataset
 
 
-def shared_sets(
-    runs: Sequence[TrainConfig], build: Callable[[int], TrainingSet], seeded_pictures: bool
-) -> list[TrainingSet]:
+def build_shared_datasets(
+    runs: Sequence[TrainConfig], build: Callable[[int], TrainDataset], seeded_pictures: bool
+) -> list[TrainDataset]:
     """Return a training set for each run; of runs that use the same pictures alike, one set whose
     order alone is each one's own.
 
@@ -18,7 +18,7 @@ def shared_sets(
         build: prepares the set of the run with a number.
         seeded_pictures: whether the pictures themselves depend on the run's seed.
     """
-    made: list[tuple[int, TrainingSet]] = []
+    made: list[tuple[int, TrainDataset]] = []
     sets = []
     for number, run in enumerate(runs):
         alike = (own for first, own in made if _alike(run, runs[first], seeded_pictures))
@@ -26,7 +26,7 @@ def shared_sets(
         if found is None:
             found = build(number)
             made.append((number, found))
-        sets.append(replace(found, order=found.order.seeded(run.train.seed)))
+        sets.append(replace(found, batch_sampler=found.batch_sampler.with_seed(run.train.seed)))
     return sets
 
 

@@ -11,7 +11,7 @@ import torch
 from lorasmith.core.device import make_generator
 
 
-class BatchOrder:
+class WeightedBatchSampler:
     """Shuffled epochs cut into batches that may run across an epoch's end.
 
     With weights of 1 every row comes exactly once per epoch. With weights of at most 1 an epoch
@@ -27,7 +27,7 @@ class BatchOrder:
         self._uniform = bool((self.weights == 1.0).all())
         self._cached: tuple[int, torch.Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
-    def batch(self, step: int) -> torch.Tensor:
+    def get_batch(self, step: int) -> torch.Tensor:
         """Return the row numbers of batch ``step`` (from 0), int64 ``[batch_size]``."""
         start = step * self.batch_size
         pieces = []
@@ -63,7 +63,7 @@ class BatchOrder:
 _TAGGED, _CLASS, _BATCHES = 0x6F72646572, 0x636C617373, 0x6261746368
 
 
-class BucketOrder:
+class BucketBatchSampler:
     """Shuffled epochs cut into batches of one bucket each, nearly equal in size.
 
     An entry comes exactly as often in an epoch as its repeats say: nothing is dropped and nothing
@@ -76,7 +76,7 @@ class BucketOrder:
 
     def __init__(
         self,
-        bucket_of: Sequence[int],
+        bucket_indices: Sequence[int],
         repeats: Sequence[int],
         batch_size: int,
         seed: int,
@@ -92,8 +92,8 @@ class BucketOrder:
             is_class: which entries are class entries; at least one must be none.
         """
         self.batch_size = batch_size
-        self._bucket_of = torch.tensor(bucket_of, dtype=torch.int64)
-        classes = torch.zeros(len(bucket_of), dtype=torch.bool)
+        self._bucket_of = torch.tensor(bucket_indices, dtype=torch.int64)
+        classes = torch.zeros(len(bucket_indices), dtype=torch.bool)
         if is_class is not None:
             classes = torch.tensor(is_class, dtype=torch.bool)
         every = torch.tensor(repeats, dtype=torch.int64)
@@ -105,7 +105,7 @@ class BucketOrder:
         self._draws = sum(len(part) for part in self._tagged)
         self._start(seed)
 
-    def seeded(self, seed: int) -> "BucketOrder":
+    def with_seed(self, seed: int) -> "BucketBatchSampler":
         """Return the order of the same entries under another seed."""
         other = copy.copy(self)
         other._start(seed)
@@ -118,7 +118,7 @@ class BucketOrder:
         self._starts = [0]
         self._cached: tuple[int, list[torch.Tensor]] = (-1, [])
 
-    def batch(self, step: int) -> torch.Tensor:
+    def get_batch(self, step: int) -> torch.Tensor:
         """Return the entries of batch ``step`` (from 0), int64 ``[1 to batch_size]``."""
         epoch, within = self._find(step)
         if self._cached[0] != epoch:

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import Finding, captions_have
-from lorasmith.data.rules.tag import COMPANY_FROM, NEARLY_ALL, constant_words, words_of
+from lorasmith.data.rules.tag import (
+    COOCCURRENCE_SHARE,
+    MIN_CAPTIONS,
+    find_common_words,
+    split_words,
+)
 from lorasmith.data.tags import contains_tag
 
 
 @dataclass(frozen=True)
-class Featured:
+class FeatureCaptions:
     """What the captions of one feature say."""
 
     tag: str
@@ -21,7 +26,7 @@ class Featured:
     """Its pictures."""
 
 
-def between_features(features: Sequence[Featured], joint: bool) -> Iterator[Finding]:
+def check_features_overlap(features: Sequence[FeatureCaptions], joint: bool) -> Iterator[Finding]:
     """Tell what drags features into each other.
 
     Args:
@@ -35,7 +40,7 @@ def between_features(features: Sequence[Featured], joint: bool) -> Iterator[Find
                 yield from _other_words(one, other, features)
 
 
-def _other_tag(one: Featured, other: Featured, joint: bool) -> Iterator[Finding]:
+def _other_tag(one: FeatureCaptions, other: FeatureCaptions, joint: bool) -> Iterator[Finding]:
     """Tell captions that have another feature's tag."""
     keys = tuple(row.key for row in one.rows if contains_tag(row.caption, other.tag))
     if not keys:
@@ -57,12 +62,14 @@ def _other_tag(one: Featured, other: Featured, joint: bool) -> Iterator[Finding]
         )  # fmt: skip
 
 
-def _other_words(one: Featured, other: Featured, features: Sequence[Featured]) -> Iterator[Finding]:
+def _other_words(
+    one: FeatureCaptions, other: FeatureCaptions, features: Sequence[FeatureCaptions]
+) -> Iterator[Finding]:
     """Tell captions that have the words that describe another feature."""
-    classes = {word for feature in features for word in words_of(feature.class_word)}
+    classes = {word for feature in features for word in split_words(feature.class_word)}
     for word in _description(other):
-        keys = tuple(row.key for row in one.rows if word in words_of(row.caption))
-        if keys and word not in classes and word not in words_of(one.tag):
+        keys = tuple(row.key for row in one.rows if word in split_words(row.caption))
+        if keys and word not in classes and word not in split_words(one.tag):
             yield Finding(
                 "other-words", "warning",
                 f"{captions_have(len(keys))} {word!r} beside {one.tag!r}, which stands in nearly "
@@ -71,10 +78,10 @@ def _other_words(one: Featured, other: Featured, features: Sequence[Featured]) -
             )  # fmt: skip
 
 
-def _description(feature: Featured) -> list[str]:
+def _description(feature: FeatureCaptions) -> list[str]:
     """Return the words that nearly all captions of a feature have, with those of its tag."""
-    several = words_of(feature.tag) if len(feature.tag.split()) > 1 else []
-    if len(feature.rows) < COMPANY_FROM:
+    several = split_words(feature.tag) if len(feature.tag.split()) > 1 else []
+    if len(feature.rows) < MIN_CAPTIONS:
         return several
-    company = constant_words(feature.rows, exclude=feature.tag, share=NEARLY_ALL)
+    company = find_common_words(feature.rows, exclude=feature.tag, share=COOCCURRENCE_SHARE)
     return list(dict.fromkeys([*several, *company]))
