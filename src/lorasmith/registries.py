@@ -4,6 +4,7 @@ Built-in items are named here and implemented in the module behind the name. ``C
 says what an item of each kind looks like.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from lorasmith.core.registry import Registry
@@ -56,4 +57,18 @@ DATASET_RULES: Registry[Any] = Registry(
 )
 """Functions that read a ``DatasetFacts`` and yield ``Finding``s (``lorasmith.data.rules``); they
 run in this order."""
-REPORT_SECTIONS: Registry[Any] = Registry("report section", "report_sections")
+_SECTIONS = "lorasmith.reports.sections"
+REPORT_SECTIONS: Registry[Callable[[Any], str]] = Registry(
+    "report section",
+    "report_sections",
+    {
+        "advice": f"{_SECTIONS}.advice:advice_section",
+        "key-metrics": f"{_SECTIONS}.key_metrics:key_metrics_section",
+        "before-after": f"{_SECTIONS}.previews:before_after_section",
+        "curves": f"{_SECTIONS}.curves:curves_section",
+        "previews": f"{_SECTIONS}.previews:timeline_section",
+        "settings": f"{_SECTIONS}.settings:settings_section",
+    },
+)
+"""Sections of a run's report.html, in their order: functions from a ``RunFolder`` to HTML text
+(`lorasmith.reports.sections.ReportSection`)."""

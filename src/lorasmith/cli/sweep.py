@@ -104,5 +104,5 @@ def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
         table.add_row(row.file, *gain, row.loss, row.time)
     Console().print(table)
     for note in make_notes(settings, results):
-        typer.echo(f"{note.title}. {note.text}")
+        typer.echo(f"{note.title}. {note.evidence}")
     typer.echo(f"side by side: {paths.html_page}")

@@ -1,4 +1,4 @@
-"""``evaluation.json`` and ``evaluation.html``: what was measured, and on one page with pictures."""
+"""``evaluation.json`` and ``evaluation.html``: the results of an evaluation."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorasmith.core.errors import OutputError
-from lorasmith.core.files import write_text
 from lorasmith.core.version import VERSION
 from lorasmith.evaluation.checkpoint_choice import Candidate
 from lorasmith.evaluation.concept import PROMPT_KINDS
@@ -16,8 +14,10 @@ from lorasmith.evaluation.metrics.distances import FID_MIN_IMAGES, MIN_IMAGES, E
 from lorasmith.evaluation.results import ConceptResult, EvaluationResults, JointResult, Leak
 from lorasmith.evaluation.sample_images import ImageTable
 from lorasmith.inference.outputs.data_uri import image_to_data_uri
-from lorasmith.reports.bar_charts import BAR_STYLES, BarChart, BarGroup, render_bar_chart
-from lorasmith.reports.html import page_template
+from lorasmith.reports.bar_charts import BarChart, BarGroup, bar_figure
+from lorasmith.reports.embedded_images import EmbeddedRow
+from lorasmith.reports.html import render_page, write_output
+from lorasmith.reports.number_format import format_leak
 
 JSON, HTML = "evaluation.json", "evaluation.html"
 _TEMPLATE = "evaluation.html.j2"
@@ -28,179 +28,174 @@ class EvaluationContext:
     """How it was measured."""
 
     name: str
-    """What the page is headed."""
+    """Title of the page."""
     model: str
     feature_extractor: str
     device: str
     seeds: Sequence[int]
     sampling: Mapping[str, Any]
-    """Steps, guidance, size and sampler."""
+    """Steps, guidance scale, size and sampler."""
     max_leak: float | None = None
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
 
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """The files of one tag, the best of which was measured."""
+    """The files of one trigger word, the best of which was evaluated."""
 
     tag: str
     candidates: Sequence[Candidate]
     best: Path
     is_within_limit: bool
-    """Whether it keeps to the leak that was asked for."""
+    """Whether the best file's leak ratio is within the limit."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that is written."""
+    """The results of an evaluation, with everything that its page shows."""
 
     context: EvaluationContext
     results: EvaluationResults
     choices: Sequence[CheckpointChoice]
-    """Of tags with several files."""
+    """For trigger words with several files."""
     image_tables: Sequence[ImageTable]
 
 
-def write_evaluation(folder: Path, found: Evaluation) -> tuple[Path, Path]:
+def write_evaluation(folder: Path, evaluation: Evaluation) -> tuple[Path, Path]:
     """Write both files and return them, JSON first.
 
     Raises:
         OutputError: one cannot be written.
     """
-    texts = {
-        JSON: json.dumps(evaluation_to_dict(found), indent=2, ensure_ascii=False),
-        HTML: render_evaluation_page(found),
-    }
-    for name, text in texts.items():
-        try:
-            write_text(folder / name, f"{text}\n")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"cannot write {folder / name}: {reason}") from error
-    return folder / JSON, folder / HTML
+    data = json.dumps(evaluation_to_dict(evaluation), indent=2, ensure_ascii=False)
+    return (
+        write_output(folder / JSON, f"{data}\n"),
+        write_output(folder / HTML, render_evaluation_page(evaluation)),
+    )
 
 
-def evaluation_to_dict(found: Evaluation) -> dict[str, Any]:
-    """Return what JSON holds: every figure, no picture, no path of this machine."""
-    context = asdict(found.context)
+def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of ``evaluation.json``: all metrics, no images, no local paths."""
+    context = asdict(evaluation.context)
     context["judge"] = context.pop("feature_extractor")
-    chosen = [
+    choices = [
         {
-            "tag": one.tag,
-            "best": one.best.name,
-            "within_max_leak": one.is_within_limit,
-            "files": [{**asdict(c), "file": c.file.name} for c in one.candidates],
+            "tag": choice.tag,
+            "best": choice.best.name,
+            "within_max_leak": choice.is_within_limit,
+            "files": [
+                {**asdict(candidate), "file": candidate.file.name}
+                for candidate in choice.candidates
+            ],
         }
-        for one in found.choices
+        for choice in evaluation.choices
     ]
-    tree = {"lorasmith": VERSION, **context, "checkpoints": chosen, **asdict(found.results)}
-    for joint in (tree["gated"], tree["plain"]):
+    results = asdict(evaluation.results)
+    for joint in (results["gated"], results["plain"]):
         if joint is not None:
             joint["kept"] = joint.pop("forgetting")
-    return tree
+    return {"lorasmith": VERSION, **context, "checkpoints": choices, **results}
 
 
-def render_evaluation_page(found: Evaluation) -> str:
+def render_evaluation_page(evaluation: Evaluation) -> str:
     """Return the page as HTML."""
-    template = page_template(_TEMPLATE)
-    scenes = [(one.title, one.columns, list(_embedded(one))) for one in found.image_tables]
-    figures = found.results
-    return template.render(
-        context=found.context,
-        features=[(one, list(_tiles(one)), list(_leak_rows(one))) for one in figures.features],
-        charts=[(chart, render_bar_chart(chart), list(zip(chart.series, BAR_STYLES, strict=False)))
-                for chart in _charts(figures)],
-        sets=[(name, one) for name, one in (("under their gates", figures.gated),
-              ("without gates", figures.plain)) if one is not None],
-        pairs=figures.pairs,
-        chosen=found.choices,
-        scenes=scenes,
-        facts=_facts(found),
-        shown=_shown,
-        version=VERSION,
-        fid_from=f"{FID_MIN_IMAGES:,}",
-        smallest=MIN_IMAGES,
-    )  # fmt: skip
-
-
-def _embedded(scene: ImageTable) -> Iterator[tuple[str, list[str]]]:
-    for row in scene.rows:
-        yield row.label, [image_to_data_uri(picture) for picture in row.images]
-
-
-def _tiles(one: ConceptResult) -> Iterator[tuple[str, str, str]]:
-    """Yield name, value and note of a tag's headline figures."""
-    like = one.fidelity
-    yield "fidelity", f"{like.lora:.3f}", f"base {like.base:.3f}, real {like.ceiling:.3f}"
-    if like.gain is not None:
-        yield "gain", f"{like.gain:.0%}", "of the way from base to real"
-    if one.gated is not None:
-        note = "bit for bit the base model" if one.gated.exact else "of the change with the tag"
-        yield "leak, gated", _shown(one.gated.latent.ratio), note
-    yield (
-        "leak, no gate",
-        _shown(one.plain.latent.ratio),
-        "final latents, of the change with the tag",
+    results, context = evaluation.results, evaluation.context
+    joint_results = [("with trigger gating", results.gated), ("without gating", results.plain)]
+    return render_page(
+        _TEMPLATE,
+        name=context.name,
+        date=context.date,
+        max_leak=context.max_leak,
+        concepts=[
+            {"result": result, "tiles": list(_tiles(result)), "leak_rows": list(_leak_rows(result))}
+            for result in results.features
+        ],
+        charts=[bar_figure(chart) for chart in _charts(results)],
+        joint_results=[(mode, joint) for mode, joint in joint_results if joint is not None],
+        pairs=results.pairs,
+        choices=evaluation.choices,
+        image_tables=[
+            (table.title, table.columns, list(_embed(table))) for table in evaluation.image_tables
+        ],
+        facts=_facts(context),
+        number=_format_value,
+        fid_min_images=f"{FID_MIN_IMAGES:,}",
+        min_images=MIN_IMAGES,
     )
-    if one.text is not None:
-        yield (
-            "CLIP score",
-            f"{one.text.lora:.1f}",
-            f"base {one.text.base:.1f}, real {one.text.real:.1f}",
-        )
-    kid = one.distribution.kid
+
+
+def _embed(table: ImageTable) -> Iterator[EmbeddedRow]:
+    for row in table.rows:
+        yield EmbeddedRow(row.label, tuple(image_to_data_uri(image) for image in row.images))
+
+
+def _tiles(result: ConceptResult) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and note of a concept's key metrics."""
+    fidelity = result.fidelity
+    note = f"base {fidelity.base:.3f}, real {fidelity.ceiling:.3f}"
+    yield "fidelity", f"{fidelity.lora:.3f}", note
+    if fidelity.gain is not None:
+        yield "gain", f"{fidelity.gain:.0%}", "of the way from base to real"
+    if result.gated is not None:
+        is_exact = result.gated.exact
+        note = "bit for bit the base model" if is_exact else "of the change with the trigger word"
+        yield "leak, gated", format_leak(result.gated.latent.ratio), note
+    note = "final latents, of the change with the trigger word"
+    yield "leak, no gate", format_leak(result.plain.latent.ratio), note
+    if result.text is not None:
+        note = f"base {result.text.base:.1f}, real {result.text.real:.1f}"
+        yield "CLIP score", f"{result.text.lora:.1f}", note
+    kid = result.distribution.kid
     if kid is not None:
         yield "KID", f"{kid.value:.3g}", f"95%: {kid.low:.3g} to {kid.high:.3g}"
 
 
-def _leak_rows(one: ConceptResult) -> Iterator[tuple[str, list[str]]]:
-    """Yield the label and cells of the leak table: present, kinds of absent, ratio, floor."""
-    modes: list[tuple[str, Leak | None]] = [("gated", one.gated), ("no gate", one.plain)]
+def _leak_rows(result: ConceptResult) -> Iterator[tuple[str, list[str]]]:
+    """Yield label and cells of the leak table: present, kinds of absent, ratio, floor."""
+    modes: list[tuple[str, Leak | None]] = [("gated", result.gated), ("no gate", result.plain)]
     for mode, leak in modes:
         if leak is None:
             continue
-        spaces = (("final latents", leak.latent), ("image tower", leak.image),
-                  ("predictions", leak.prediction))  # fmt: skip
-        for name, space in spaces:
+        spaces = {
+            "final latents": leak.latent,
+            "image embeddings": leak.image,
+            "predictions": leak.prediction,
+        }
+        for name, space in spaces.items():
             if space is not None:
                 values = [space.present, *(space.absent[kind] for kind in PROMPT_KINDS)]
                 cells = [f"{value:.3g}" for value in values]
-                yield f"{name}, {mode}", [*cells, _shown(space.ratio), f"{space.floor:.2g}"]
+                yield f"{name}, {mode}", [*cells, format_leak(space.ratio), f"{space.floor:.2g}"]
 
 
-def _charts(figures: EvaluationResults) -> list[BarChart]:
-    like = [
-        BarGroup(one.tag, [one.fidelity.base, one.fidelity.lora, one.fidelity.ceiling])
-        for one in figures.features
+def _charts(results: EvaluationResults) -> Iterator[BarChart]:
+    fidelity = [
+        BarGroup(result.tag, [result.fidelity.base, result.fidelity.lora, result.fidelity.ceiling])
+        for result in results.features
     ]
-    charts = [
-        BarChart("Fidelity", ["base model", "LoRA", "real to real"], like, as_percent=False),
-    ]
+    yield BarChart("Fidelity", ["base model", "LoRA", "real to real"], fidelity, as_percent=False)
     leaks = [
-        BarGroup(one.tag, [0.0 if one.gated is None else one.gated.latent.ratio or 0.0,
-                           one.plain.latent.ratio or 0.0])
-        for one in figures.features if one.gated is not None
-    ]  # fmt: skip
+        BarGroup(result.tag, [result.gated.latent.ratio or 0.0, result.plain.latent.ratio or 0.0])
+        for result in results.features
+        if result.gated is not None
+    ]
     if leaks:
-        charts.append(BarChart("Leak ratio, final latents", ["gated", "no gate"], leaks))
-    for name, found in (("gated", figures.gated), ("no gate", figures.plain)):
-        if found is not None:
-            charts.append(_bleeding(name, found))
-    return charts
+        yield BarChart("Leak ratio, final latents", ["gated", "no gate"], leaks)
+    for mode, joint in (("gated", results.gated), ("no gate", results.plain)):
+        if joint is not None:
+            yield _bleeding_chart(mode, joint)
 
 
-def _bleeding(name: str, found: JointResult) -> BarChart:
-    tags = found.bleeding.tags
-    rows = zip(tags, found.bleeding.matrix, strict=True)
-    groups = [BarGroup(f"with {tag}", row) for tag, row in rows]
-    return BarChart(f"Gain in likeness to each feature, {name}", tags, groups, as_percent=False)
+def _bleeding_chart(mode: str, joint: JointResult) -> BarChart:
+    tags, matrix = joint.bleeding.tags, joint.bleeding.matrix
+    groups = [BarGroup(f"with {tag}", row) for tag, row in zip(tags, matrix, strict=True)]
+    return BarChart(f"Gain in similarity to each concept, {mode}", tags, groups, as_percent=False)
 
 
-def _facts(found: Evaluation) -> list[tuple[str, str]]:
-    context = found.context
+def _facts(context: EvaluationContext) -> list[tuple[str, str]]:
     return [
         ("model", context.model),
-        ("judge", context.feature_extractor),
+        ("feature extractor", context.feature_extractor),
         ("seeds", f"{len(context.seeds)}, from {context.seeds[0]}"),
         *((name, str(value)) for name, value in context.sampling.items()),
         ("device", context.device),
@@ -208,10 +203,8 @@ def _facts(found: Evaluation) -> list[tuple[str, str]]:
     ]
 
 
-def _shown(value: float | Estimate | None) -> str:
-    """Return a share as percent, exact zero as 0, an estimate with its interval."""
-    if value is None:
-        return "–"
+def _format_value(value: float | Estimate | None) -> str:
+    """Return an estimate with its interval, and anything else as `format_leak` does."""
     if isinstance(value, Estimate):
         return f"{value.value:.3g} ({value.low:.3g} to {value.high:.3g})"
-    return "0" if value == 0 else f"{value:.1%}" if abs(value) >= 0.001 else f"{value:.1e}"
+    return format_leak(value)

@@ -1,7 +1,7 @@
-"""Line charts as SVG text that stands in a page by itself: no script, no file, no network.
+"""Line charts as inline SVG: no script, no file, no network.
 
-Colours come from classes that the page's style sheet knows (``main``, ``second``, ``faint``, ...),
-so that a chart follows the page into dark mode.
+Colors come from classes of the page's style sheet (``main``, ``second``, ``faint``, ...), so that a
+chart follows the page into dark mode.
 """
 
 import math
@@ -12,19 +12,21 @@ from itertools import pairwise
 from typing import Literal
 
 from lorasmith.reports.curves import Curve
+from lorasmith.reports.html import Figure
 
-Style = Literal[
+LineStyle = Literal[
     "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "dashed", "faint"
 ]  # fmt: skip
-LINE_STYLES: tuple[Style, ...] = (
+LINE_STYLES: tuple[LineStyle, ...] = (
     "main", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth",
 )  # fmt: skip
-"""For lines that are equals."""
+"""For lines of equal rank."""
 
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 26
-_ROOM, _LABEL_ROOM = 0.06, 0.2
-"""Shares of the values' range that are left free above and below, and above where a label is."""
+_MARGIN, _LABEL_MARGIN = 0.06, 0.2
+"""Shares of the values' range that stay free above and below, and above next to a label."""
+_MAX_POINTS_WITH_DOTS = 12
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Line:
     label: str
     """Its name in the legend."""
     curve: Curve
-    """Where it goes; at least one point."""
-    style: Style = "main"
-    """Class of the line; ``faint`` lines have no place in the legend."""
+    """At least one point."""
+    style: LineStyle = "main"
+    """Class of the line; ``faint`` lines are not in the legend."""
 
 
 @dataclass(frozen=True)
@@ -44,51 +46,57 @@ class LineChart:
     """Lines over the steps of a run."""
 
     title: str
-    """What is shown."""
     lines: Sequence[Line]
     """At least one."""
     marker: tuple[float, str] | None = None
-    """A step to point at, and what it is."""
+    """A step to point at, and its label."""
     starts_at_zero: bool = False
-    """Let the scale start at zero."""
+    """Let the value axis start at zero."""
+    is_first_on_top: bool = False
+    """Draw the first line over the others, not the last one."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """From steps and values to places on the canvas."""
+    """Maps steps and values to coordinates."""
 
     steps: tuple[float, float]
     values: tuple[float, float]
 
     def x(self, step: float) -> float:
-        """Return the distance from the left edge."""
         first, last = self.steps
         share = (step - first) / (last - first) if last > first else 0.5
         return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
 
     def y(self, value: float) -> float:
-        """Return the distance from the upper edge."""
         low, high = self.values
         return round(_TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
 
+def line_figure(chart: LineChart) -> Figure:
+    """Return the chart with its title and legend, for a page."""
+    legend = [(line.label, line.style) for line in legend_lines(chart)]
+    return Figure(chart.title, render_line_chart(chart), legend)
+
+
 def render_line_chart(chart: LineChart) -> str:
-    """Return the chart as an ``<svg>`` element; every text in it is escaped."""
-    frame = _frame(chart)
+    """Return the chart as an ``<svg>`` element; all text in it is escaped."""
+    frame = _make_frame(chart)
+    lines = reversed(chart.lines) if chart.is_first_on_top else chart.lines
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="{escape(chart.title)}">',
         *_grid(frame),
-        *_mark(chart, frame),
-        *(_path(line, frame) for line in chart.lines),
-        *_readings(chart, frame),
+        *_marker(chart, frame),
+        *(_polyline(line, frame) for line in lines),
+        *_tooltips(chart, frame),
         "</svg>",
     ]
     return "\n".join(parts)
 
 
 def legend_lines(chart: LineChart) -> list[Line]:
-    """Return the lines that need a name: all that are not faint, where there are several."""
+    """Return the lines that need a name: all that are not faint, if there are several."""
     named = [line for line in chart.lines if line.style != "faint"]
     return named if len(chart.lines) > 1 else []
 
@@ -104,14 +112,14 @@ def nice_ticks(low: float, high: float, max_ticks: int = 6) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-def _frame(chart: LineChart) -> _Frame:
+def _make_frame(chart: LineChart) -> _Frame:
     steps = [float(s) for line in chart.lines for s in line.curve.steps]
     values = [float(v) for line in chart.lines for v in line.curve.values]
     low, high = min(values), max(values)
     low = min(0.0, low) if chart.starts_at_zero else low
     span = (high - low) or abs(high) or 1.0
-    bottom = low if chart.starts_at_zero and low == 0.0 else low - _ROOM * span
-    top = high + (_LABEL_ROOM if chart.marker else _ROOM) * span
+    bottom = low if chart.starts_at_zero and low == 0.0 else low - _MARGIN * span
+    top = high + (_LABEL_MARGIN if chart.marker else _MARGIN) * span
     return _Frame((min(0.0, *steps), max(steps)), (bottom, top))
 
 
@@ -124,12 +132,12 @@ def _grid(frame: _Frame) -> Iterator[str]:
         yield f'<text class="tick" x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{text}</text>'
     for step in nice_ticks(*frame.steps, max_ticks=8):
         if step == int(step):
-            place = f'x="{frame.x(step)}" y="{floor + 18}" text-anchor="middle"'
-            yield f'<text class="tick" {place}>{step:g}</text>'
+            position = f'x="{frame.x(step)}" y="{floor + 18}" text-anchor="middle"'
+            yield f'<text class="tick" {position}>{step:g}</text>'
     yield f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>'
 
 
-def _mark(chart: LineChart, frame: _Frame) -> Iterator[str]:
+def _marker(chart: LineChart, frame: _Frame) -> Iterator[str]:
     if chart.marker is None:
         return
     step, label = chart.marker
@@ -142,47 +150,46 @@ def _mark(chart: LineChart, frame: _Frame) -> Iterator[str]:
     )
 
 
-def _path(line: Line, frame: _Frame) -> str:
-    places = [
+def _polyline(line: Line, frame: _Frame) -> str:
+    points = [
         (frame.x(float(step)), frame.y(float(value)))
         for step, value in zip(line.curve.steps, line.curve.values, strict=True)
     ]
-    points = " ".join(f"{x},{y}" for x, y in places)
-    drawn = f'<polyline class="line {line.style}" points="{points}"/>'
-    if len(places) > 12 or line.style in ("faint", "dashed"):
-        return drawn
-    dots = "".join(f'<circle class="dot {line.style}" cx="{x}" cy="{y}" r="3"/>' for x, y in places)
-    return drawn + dots
+    coordinates = " ".join(f"{x},{y}" for x, y in points)
+    polyline = f'<polyline class="line {line.style}" points="{coordinates}"/>'
+    if len(points) > _MAX_POINTS_WITH_DOTS or line.style in ("faint", "dashed"):
+        return polyline
+    dots = "".join(f'<circle class="dot {line.style}" cx="{x}" cy="{y}" r="3"/>' for x, y in points)
+    return polyline + dots
 
 
-def _readings(chart: LineChart, frame: _Frame) -> Iterator[str]:
+def _tooltips(chart: LineChart, frame: _Frame) -> Iterator[str]:
     """Yield invisible strips whose titles a browser shows as the values at a step."""
-    readings: dict[float, list[str]] = {}
+    values_at: dict[float, list[str]] = {}
     for line in chart.lines:
         for step, value in zip(line.curve.steps, line.curve.values, strict=True):
-            readings.setdefault(float(step), []).append(f"{line.label}: {value:.4g}")
-    steps = sorted(readings)
-    centres = [frame.x(step) for step in steps]
-    edges = [_LEFT, *((a + b) / 2 for a, b in pairwise(centres))]
-    for k, step in enumerate(steps):
-        width = (edges[k + 1] if k + 1 < len(edges) else _WIDTH - _RIGHT) - edges[k]
-        words = escape("\n".join([f"step {step:g}", *readings[step]]))
+            values_at.setdefault(float(step), []).append(f"{line.label}: {value:.4g}")
+    steps = sorted(values_at)
+    centers = [frame.x(step) for step in steps]
+    edges = [_LEFT, *((a + b) / 2 for a, b in pairwise(centers)), _WIDTH - _RIGHT]
+    for step, (left, right) in zip(steps, pairwise(edges), strict=True):
+        title = escape("\n".join([f"step {step:g}", *values_at[step]]))
         yield (
-            f'<rect class="strip" x="{edges[k]:.1f}" y="{_TOP}" width="{max(width, 0):.1f}" '
-            f'height="{_HEIGHT - _TOP - _BOTTOM}"><title>{words}</title></rect>'
+            f'<rect class="strip" x="{left:.1f}" y="{_TOP}" width="{max(right - left, 0):.1f}" '
+            f'height="{_HEIGHT - _TOP - _BOTTOM}"><title>{title}</title></rect>'
         )
 
 
 def format_ticks(values: Sequence[float]) -> list[str]:
-    """Return the numbers of a scale, all with the same decimals, small ones as 2e-4."""
+    """Return the labels of an axis, all with the same decimals, small values as 2e-4."""
     largest = max(abs(value) for value in values)
     if 0 < largest < 1e-3:
-        return [_with_power(value) for value in values]
+        return [_scientific(value) for value in values]
     gap = values[1] - values[0] if len(values) > 1 else largest or 1.0
     decimals = max(0, -math.floor(math.log10(gap) + 1e-9))
     return [f"{value:,.{decimals}f}" for value in values]
 
 
-def _with_power(value: float) -> str:
+def _scientific(value: float) -> str:
     mantissa, _, power = f"{value:.1e}".partition("e")
     return f"{mantissa.removesuffix('.0')}e{int(power)}" if value else "0"

@@ -1,7 +1,6 @@
 """``sweep.html`` and ``sweep.json``: all LoRAs of a sweep side by side."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +9,16 @@ from urllib.parse import quote
 
 from lorasmith.config.load import load_saved_config, read_toml
 from lorasmith.config.sweep import SweepConfig, format_number
-from lorasmith.config.train_config import OutputConfig
-from lorasmith.core.errors import LorasmithError, LorasmithWarning, OutputError
-from lorasmith.core.files import write_text
-from lorasmith.core.version import VERSION
 from lorasmith.reports.advice import relative_to_base
 from lorasmith.reports.curves import Curve, downsample, extract_curve, smooth
-from lorasmith.reports.html import page_template
-from lorasmith.reports.line_charts import (
-    LINE_STYLES,
-    Line,
-    LineChart,
-    legend_lines,
-    render_line_chart,
-)
-from lorasmith.reports.run_page import format_duration, write_run_page
+from lorasmith.reports.embedded_images import EmbeddedRow, embed_preview, preview_prompts
+from lorasmith.reports.html import failure_as_warning, render_page, write_output
+from lorasmith.reports.line_charts import LINE_STYLES, Line, LineChart, line_figure
+from lorasmith.reports.number_format import format_duration
+from lorasmith.reports.run_page import write_run_page
 from lorasmith.reports.sweep_results import SweepResult, make_notes, read_sweep_results
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_folder import RunFolder, image_data_uri, read_prompt, read_run_folder
+from lorasmith.runs.run_folder import RunFolder, read_run_folder
 from lorasmith.runs.sweep_paths import SweepPaths
 
 _TEMPLATE = "sweep.html.j2"
@@ -35,42 +26,32 @@ _TEMPLATE = "sweep.html.j2"
 
 @dataclass(frozen=True)
 class SweepRow:
-    """A LoRA in a table of results, all in words."""
+    """A LoRA in a table of results, formatted."""
 
     file: str
-    """Name of the LoRA; where there is none, what would be in it and what became of it."""
+    """Name of the LoRA; without a file, its name and state."""
     gain: str
-    """Empty where it was not measured."""
+    """Empty if it was not measured, like the others."""
     step: str
-    """Where that was."""
+    """The step of the lowest validation loss."""
     loss: str
+    """The training loss."""
     time: str
     report: str
-    """Its own page, relative to the sweep's; empty where there is none."""
+    """Its own page, relative to the sweep's; empty if there is none."""
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """A row of pictures."""
-
-    label: str
-    pictures: tuple[str, ...]
-    """Data URIs."""
-
-
-def write_sweep(run: SweepConfig, paths: SweepPaths) -> None:
-    """Write both files; the LoRAs are there by now, so that failing to is no reason to fail."""
-    try:
-        write_sweep_page(run, paths)
-    except LorasmithError as error:
-        warnings.warn(f"no overview: {error}", LorasmithWarning, stacklevel=2)
+def write_sweep_page_after_training(config: SweepConfig, paths: SweepPaths) -> None:
+    """Write both files; if that fails, warn."""
+    with failure_as_warning("sweep page"):
+        write_sweep_page(config, paths)
 
 
 def write_all_sweep_pages(paths: RunPaths) -> list[Path]:
-    """Write the reports of all LoRAs of a sweep that were begun, and the page about all of them.
+    """Write the page of every LoRA that was begun, and the page of the sweep.
 
     Returns:
-        the pages; none for a run that is no sweep.
+        the pages; none if the run is not a sweep.
 
     Raises:
         DataError: a file is damaged.
@@ -79,14 +60,13 @@ def write_all_sweep_pages(paths: RunPaths) -> list[Path]:
     """
     if not paths.settings.is_file() or "vary" not in read_toml(paths.settings):
         return []
-    run = load_saved_config(SweepConfig, paths.settings)
-    moved = run.model_copy(update={"output": OutputConfig(name=str(paths.folder))})
-    every = SweepPaths.from_config(moved)
-    pages = [write_run_page(one) for one in every.loras if one.settings.is_file()]
-    return [*pages, write_sweep_page(moved, every)]
+    config = load_saved_config(SweepConfig, paths.settings)
+    sweep_paths = SweepPaths.from_config(config, str(paths.folder))
+    pages = [write_run_page(lora) for lora in sweep_paths.loras if lora.settings.is_file()]
+    return [*pages, write_sweep_page(config, sweep_paths)]
 
 
-def write_sweep_page(run: SweepConfig, paths: SweepPaths) -> Path:
+def write_sweep_page(config: SweepConfig, paths: SweepPaths) -> Path:
     """Write ``sweep.json`` and ``sweep.html`` into the sweep's folder and return the latter.
 
     Raises:
@@ -94,33 +74,24 @@ def write_sweep_page(run: SweepConfig, paths: SweepPaths) -> Path:
         ConfigError: the settings of one are damaged or of another version.
         OutputError: they cannot be written.
     """
-    results = read_sweep_results(run, paths)
-    figures = json.dumps(sweep_to_dict(run, results), indent=2, ensure_ascii=False)
-    for target, text in (
-        (paths.json_file, f"{figures}\n"),
-        (paths.html_page, render_sweep_page(run, results)),
-    ):
-        try:
-            write_text(target, text)
-        except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
-    return paths.html_page
+    results = read_sweep_results(config, paths)
+    data = json.dumps(sweep_to_dict(config, results), indent=2, ensure_ascii=False)
+    write_output(paths.json_file, f"{data}\n")
+    return write_output(paths.html_page, render_sweep_page(config, results, paths.main.name))
 
 
-def sweep_to_dict(run: SweepConfig, results: Sequence[SweepResult]) -> dict[str, Any]:
-    """Return what ``sweep.json`` says."""
-    ranked = any(one.gain is not None for one in results)
+def sweep_to_dict(config: SweepConfig, results: Sequence[SweepResult]) -> dict[str, Any]:
+    """Return the content of ``sweep.json``; paths are relative to the sweep's folder."""
     return {
-        "tag": run.data.tag,
-        "vary": run.model_dump(mode="json")["vary"],
-        "ranked_by": "gain" if ranked else None,
-        "notes": [f"{note.title}: {note.text}" for note in make_notes(run, results)],
-        "variants": [_plain(one) for one in results],
+        "tag": config.data.tag,
+        "vary": config.model_dump(mode="json")["vary"],
+        "ranked_by": "gain" if _is_ranked(results) else None,
+        "notes": [f"{note.title}: {note.evidence}" for note in make_notes(config, results)],
+        "variants": [_result_to_dict(result) for result in results],
     }
 
 
-def _plain(result: SweepResult) -> dict[str, Any]:
-    """Return a result as JSON; paths are relative to the sweep's folder."""
+def _result_to_dict(result: SweepResult) -> dict[str, Any]:
     return {
         "name": result.name,
         "settings": dict(result.settings),
@@ -136,97 +107,99 @@ def _plain(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def render_sweep_page(run: SweepConfig, results: Sequence[SweepResult]) -> str:
-    """Return the page as HTML."""
-    folders = [(one, read_run_folder(one.folder)) for one in results if one.steps]
-    prompts, pictures = _pictures(folders)
-    every = [(chart, render_line_chart(chart), legend_lines(chart)) for chart in _charts(folders)]
-    return page_template(_TEMPLATE).render(
-        name=RunPaths.from_name(run.output.name).name,
-        tag=run.data.tag,
-        vary=[(name, ", ".join(map(_shown, values))) for name, values in run.vary.items()],
-        ranked=any(one.gain is not None for one in results),
-        notes=make_notes(run, results),
+def _is_ranked(results: Sequence[SweepResult]) -> bool:
+    return any(result.gain is not None for result in results)
+
+
+def render_sweep_page(config: SweepConfig, results: Sequence[SweepResult], name: str) -> str:
+    """Return the page of a sweep as HTML."""
+    runs = [(result.name, read_run_folder(result.folder)) for result in results if result.steps]
+    return render_page(
+        _TEMPLATE,
+        name=name,
+        tag=config.data.tag,
+        vary=[(key, ", ".join(map(_format_value, values))) for key, values in config.vary.items()],
+        is_ranked=_is_ranked(results),
+        notes=make_notes(config, results),
         rows=result_rows(results),
-        charts=every,
-        coloured=len(LINE_STYLES) if len(folders) > len(LINE_STYLES) else 0,
-        prompts=prompts,
-        pictures=pictures,
-        version=VERSION,
+        charts=[line_figure(chart) for chart in _charts(runs)],
+        colored_lines=len(LINE_STYLES) if len(runs) > len(LINE_STYLES) else 0,
+        prompts=_prompts(runs),
+        image_rows=_image_rows(runs),
     )
 
 
 def result_rows(results: Sequence[SweepResult]) -> list[SweepRow]:
-    """Return a table of results, for the page and for the terminal."""
+    """Return the table of results, for the page and for the terminal."""
     return [
         SweepRow(
-            f"{one.name}: {one.state.partition(':')[0]}" if one.file is None else one.file.name,
-            "" if one.gain is None else f"{one.gain:.2%}",
-            "" if one.best_step is None else str(one.best_step),
-            "" if one.training_loss is None else f"{one.training_loss:.4g}",
-            "" if one.seconds is None else format_duration(one.seconds),
-            _link(one),
+            file=_file_or_state(result),
+            gain="" if result.gain is None else f"{result.gain:.2%}",
+            step="" if result.best_step is None else str(result.best_step),
+            loss="" if result.training_loss is None else f"{result.training_loss:.4g}",
+            time="" if result.seconds is None else format_duration(result.seconds),
+            report=_report_link(result),
         )
-        for one in results
+        for result in results
     ]
 
 
-def _shown(value: Any) -> str:
+def _file_or_state(result: SweepResult) -> str:
+    if result.file is not None:
+        return result.file.name
+    return f"{result.name}: {result.state.partition(':')[0]}"
+
+
+def _report_link(result: SweepResult) -> str:
+    has_report = (result.folder / "report.html").is_file()
+    return f"{quote(result.folder.name)}/report.html" if has_report else ""
+
+
+def _format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(_format_value, value))}]"
     return format_number(value) if isinstance(value, float) else str(value)
 
 
-def _link(result: SweepResult) -> str:
-    there = (result.folder / "report.html").is_file()
-    return f"{quote(result.folder.name)}/report.html" if there else ""
+# --- curves and images ------------------------------------------------------------------------
+
+_NamedRuns = Sequence[tuple[str, RunFolder]]
 
 
-# --- curves and pictures ----------------------------------------------------------------------
-
-_Folders = Sequence[tuple[SweepResult, RunFolder]]
-
-
-def _charts(folders: _Folders) -> list[LineChart]:
+def _charts(runs: _NamedRuns) -> list[LineChart]:
     """Return a chart of each kind of loss, with a line for each LoRA."""
-    shares = {
-        "held_out": "Held-out loss, as a share of the base model's",
-        "fixed_loss": "Loss of training pictures on fixed noise, as a share of the base model's",
+    titles = {
+        "held_out": "Validation loss, relative to the base model's",
+        "fixed_loss": "Loss of training images on fixed noise, relative to the base model's",
     }
     charts = [
-        _chart(title, [(one.name, downsample(relative_to_base(folder.log, key)))
-                       for one, folder in folders])
-        for key, title in shares.items()
-    ]  # fmt: skip
-    losses = [
-        (one.name, smooth(downsample(extract_curve(folder.log, "loss")))) for one, folder in folders
+        _chart(title, [(name, downsample(relative_to_base(run.log, key))) for name, run in runs])
+        for key, title in titles.items()
     ]
+    losses = [(name, smooth(downsample(extract_curve(run.log, "loss")))) for name, run in runs]
     charts.append(_chart("Training loss, smoothed", losses))
     return [chart for chart in charts if chart.lines]
 
 
 def _chart(title: str, curves: Sequence[tuple[str, Curve]]) -> LineChart:
-    """Return a chart in which the first have a colour each, and all others are faint."""
+    """Return a chart in which the first lines have a color each, and all others are faint."""
     lines = [
-        Line(name, curve, LINE_STYLES[number] if number < len(LINE_STYLES) else "faint")
-        for number, (name, curve) in enumerate(curves)
+        Line(name, curve, LINE_STYLES[i] if i < len(LINE_STYLES) else "faint")
+        for i, (name, curve) in enumerate(curves)
         if len(curve)
     ]
-    return LineChart(title, lines[::-1])  # the first is drawn on top
+    return LineChart(title, lines, is_first_on_top=True)
 
 
-def _pictures(folders: _Folders) -> tuple[list[str], list[_Pictures]]:
-    """Return the prompts, and the last pictures of the base model and of each LoRA."""
-    drawn = [(one, folder) for one, folder in folders if folder.previews]
-    if not drawn:
-        return [], []
-    prompts = [read_prompt(picture) for picture in drawn[0][1].previews[-1].images]
-    rows = []
-    base = drawn[0][1].previews[0]
-    if base.step == 0:
-        rows.append(_Pictures("base model", tuple(map(image_data_uri, base.images))))
-    for one, folder in drawn:
-        last = folder.previews[-1]
-        if last.step:
-            rows.append(_Pictures(one.name, tuple(map(image_data_uri, last.images))))
-    return prompts, rows
+def _prompts(runs: _NamedRuns) -> list[str]:
+    return next((preview_prompts(run.previews) for _, run in runs if run.previews), [])
+
+
+def _image_rows(runs: _NamedRuns) -> list[EmbeddedRow]:
+    """Return the last preview images of the base model and of each LoRA."""
+    previews = [(name, run.previews) for name, run in runs if run.previews]
+    if not previews:
+        return []
+    base = previews[0][1][0]
+    rows = [embed_preview("base model", base)] if base.step == 0 else []
+    return [*rows, *(embed_preview(name, steps[-1]) for name, steps in previews if steps[-1].step)]

@@ -1,4 +1,4 @@
-"""What came of a sweep's LoRAs: their figures, which is best, and how sure that is."""
+"""The results of a sweep's LoRAs: their metrics, which is best, and how certain that is."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from lorasmith.config.sweep import SweepConfig, Variant, variant_names
-from lorasmith.reports.advice import best_step, relative_validation_loss
+from lorasmith.reports.advice import Advice, best_step, relative_validation_loss
 from lorasmith.reports.curves import Floats, downsample, extract_curve, smooth
+from lorasmith.reports.number_format import format_percent
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import RunFolder, read_run_folder
 from lorasmith.runs.sweep_paths import SweepPaths
 
 _SEED = "train.seed"
-_GIVEN_UP = "given up: "
+_FAILED = "given up: "
 
 
 @dataclass(frozen=True)
@@ -24,236 +25,245 @@ class SweepResult:
     """What came of one LoRA of a sweep."""
 
     name: str
-    """What differs, as in its file's name."""
+    """The varied settings, as in its file's name."""
     settings: Mapping[str, Any]
     """The varied settings by their dotted names, with this LoRA's values."""
-    file: Path | None
-    """The LoRA; None where it is not there."""
     folder: Path
-    """The folder of its log, previews and report."""
-    gain: float | None
-    """By which share of the base model's its lowest held-out loss is lower, both on the same
-    pictures, noise levels and noise; None without held-out pictures."""
-    best_step: int | None
-    """Where that was."""
-    validation_loss: float | None
-    """That loss."""
-    training_loss: float | None
+    """Its log, previews and report."""
+    file: Path | None = None
+    """The LoRA; None if it was not written."""
+    gain: float | None = None
+    """How far its lowest validation loss is below the base model's, as a share of that; both on
+    the same images, noise levels and noise. None without validation images."""
+    best_step: int | None = None
+    """The step of the lowest validation loss."""
+    validation_loss: float | None = None
+    """The lowest validation loss."""
+    training_loss: float | None = None
     """The smoothed training loss at the end."""
-    steps: int
+    steps: int = 0
     """Optimizer steps taken."""
-    seconds: float | None
-    """Time from start to end, which LoRAs that are trained at the same time have in common."""
-    state: str
-    """Why it ended, in words."""
+    seconds: float | None = None
+    """Training time, which LoRAs that are trained together share."""
+    state: str = "not begun"
+    """Why training ended, as a phrase."""
 
     @property
     def failure(self) -> str:
-        """Why it was given up; empty where it was not."""
-        return self.state.removeprefix(_GIVEN_UP) if self.state.startswith(_GIVEN_UP) else ""
+        """Why it was given up; empty if it was not."""
+        return self.state.removeprefix(_FAILED) if self.state.startswith(_FAILED) else ""
 
 
-def read_sweep_results(run: SweepConfig, paths: SweepPaths) -> list[SweepResult]:
-    """Read what a sweep's LoRAs have left so far; the best first, in so far as that is known.
+def read_sweep_results(config: SweepConfig, paths: SweepPaths) -> list[SweepResult]:
+    """Read the results of a sweep's LoRAs so far, the best first.
 
     Raises:
         DataError: a file is damaged.
         ConfigError: the settings of one are damaged or of another version.
     """
     results = [
-        _result(variant, place) for variant, place in zip(run.variants(), paths.loras, strict=True)
+        _read_result(variant, lora)
+        for variant, lora in zip(config.variants(), paths.loras, strict=True)
     ]
-    return sorted(results, key=_rank)
+    return sorted(results, key=_sort_key)
 
 
-def _rank(result: SweepResult) -> tuple[bool, float]:
-    """Return what results are sorted by; those that were given up come last."""
+def _sort_key(result: SweepResult) -> tuple[bool, float]:
+    """Sort by gain, failed runs last."""
     return bool(result.failure), math.inf if result.gain is None else -result.gain
 
 
-def _result(variant: Variant, place: RunPaths) -> SweepResult:
-    if not place.settings.is_file():
-        return SweepResult(variant.name, variant.settings, None, place.folder, None, None, None,
-                           None, 0, None, "not begun")  # fmt: skip
-    folder = read_run_folder(place.folder)
-    log, summary = folder.log, folder.summary
-    share, losses = relative_validation_loss(log), downsample(extract_curve(log, "loss"))
-    held_out = extract_curve(log, "held_out").values
-    measured = len(share) > 0
+def _read_result(variant: Variant, paths: RunPaths) -> SweepResult:
+    if not paths.settings.is_file():
+        return SweepResult(variant.name, variant.settings, paths.folder)
+    run = read_run_folder(paths.folder)
+    relative_loss = relative_validation_loss(run.log)
+    validation_losses = extract_curve(run.log, "held_out").values
+    training_losses = downsample(extract_curve(run.log, "loss"))
+    is_measured = len(relative_loss) > 0
     return SweepResult(
         name=variant.name,
         settings=variant.settings,
-        file=place.lora if place.lora.is_file() else None,
-        folder=place.folder,
-        gain=1.0 - float(share.values.min()) if measured else None,
-        best_step=best_step(share),
-        validation_loss=float(held_out.min()) if measured else None,
-        training_loss=float(smooth(losses).values[-1]) if len(losses) else None,
-        steps=summary.steps if summary else int(max((line["step"] for line in log), default=0)),
-        seconds=summary.seconds if summary else None,
-        state=_state(folder, place),
+        folder=paths.folder,
+        file=paths.lora if paths.lora.is_file() else None,
+        gain=1.0 - float(relative_loss.values.min()) if is_measured else None,
+        best_step=best_step(relative_loss),
+        validation_loss=float(validation_losses.min()) if is_measured else None,
+        training_loss=_last_value(training_losses),
+        steps=_steps_done(run),
+        seconds=run.summary.seconds if run.summary else None,
+        state=_state(run, paths),
     )
 
 
-def _state(folder: RunFolder, place: RunPaths) -> str:
-    if place.failure.is_file():
-        return f"{_GIVEN_UP}{place.failure.read_text(encoding='utf-8').strip()}"
-    return folder.summary.stop_reason if folder.summary else "not finished"
+def _last_value(losses: Any) -> float | None:
+    return float(smooth(losses).values[-1]) if len(losses) else None
 
 
-# --- how sure that is -------------------------------------------------------------------------
+def _steps_done(run: RunFolder) -> int:
+    if run.summary:
+        return run.summary.steps
+    return int(max((line["step"] for line in run.log), default=0))
 
 
-@dataclass(frozen=True)
-class Note:
-    """Something to know when reading the results."""
-
-    kind: str
-    """``fine``, ``unclear`` or ``bad``."""
-    title: str
-    """In a few words."""
-    text: str
-    """In a sentence or two."""
+def _state(run: RunFolder, paths: RunPaths) -> str:
+    if paths.failure.is_file():
+        return f"{_FAILED}{paths.failure.read_text(encoding='utf-8').strip()}"
+    return run.summary.stop_reason if run.summary else "not finished"
 
 
-def make_notes(run: SweepConfig, results: Sequence[SweepResult]) -> list[Note]:
-    """Say which differences between the results count for something."""
+# --- how certain the differences are ----------------------------------------------------------
+
+
+def make_notes(config: SweepConfig, results: Sequence[SweepResult]) -> list[Advice]:
+    """Return which runs failed and which differences between the results are significant."""
     notes = [
-        Note("bad", f"{one.name} was given up", f"{one.failure[:1].upper()}{one.failure[1:]}.")
-        for one in results
-        if one.failure
-    ]
-    known = [one for one in results if one.gain is not None and not one.failure]
-    return [*notes, _ranking(run, known), *_losses_apart(run)]
-
-
-def _ranking(run: SweepConfig, known: Sequence[SweepResult]) -> Note:
-    if not known:
-        what = (
-            "validation.every_n_steps is 0, so nothing was measured"
-            if run.validation.every_n_steps == 0
-            else "No pictures were kept out of training"
+        Advice(
+            "failed",
+            f"{result.name} was given up",
+            f"{result.failure[:1].upper()}{result.failure[1:]}.",
         )
-        return Note(
+        for result in results
+        if result.failure
+    ]
+    ranked = [result for result in results if result.gain is not None and not result.failure]
+    return [*notes, _rank(config, ranked), *_warn_of_loss_settings(config)]
+
+
+def _rank(config: SweepConfig, results: Sequence[SweepResult]) -> Advice:
+    if not results:
+        reason = (
+            "validation.every_n_steps is 0, so nothing was measured"
+            if config.validation.every_n_steps == 0
+            else "No images were held out for validation"
+        )
+        return Advice(
             "unclear",
             "The LoRAs are not ranked",
-            f"{what}, and training losses do not tell which LoRA is better. Set data.validation_split = "
-            "0.1 or so, with validation.every_n_steps above 0, or judge by the pictures.",
+            f"{reason}, and training losses do not tell which LoRA is better. Set "
+            "data.validation_split = 0.1 or so, with validation.every_n_steps above 0, or compare "
+            "the images.",
         )
-    names, gains, left_out = group_by_settings(known)
+    names, gains, incomplete = group_by_settings(results)
     settings, seeds = gains.shape
     if seeds < 2:
-        return Note(
-            "unclear",
-            "How much of the differences is chance is not known",
+        return _unknown_chance(
             "No settings were trained with several seeds. Vary train.seed too, as in "
-            "train.seed=0,1,2, to see how far gains differ by themselves.",
+            "train.seed=0,1,2, to see how far gains differ by chance."
         )
     if settings == 0:
-        return Note(
-            "unclear",
-            "How much of the differences is chance is not known",
-            "No settings have results under all seeds.",
-        )
+        return _unknown_chance("No settings have results for all seeds.")
     if settings == 1:
-        return Note(
+        return Advice(
             "unclear",
             "Only the seed differs",
-            f"The gain is {_percent(float(gains.mean()))} and varies by "
-            f"{_percent(float(gains.std(ddof=1)))} (standard deviation): that much is chance.",
+            f"The gain is {format_percent(float(gains.mean()))} and varies by "
+            f"{format_percent(float(gains.std(ddof=1)))} (standard deviation): that much is "
+            "chance.",
         )
-    note = _compared(names, gains)
-    if not left_out:
+    note = _compare(names, gains)
+    if not incomplete:
         return note
-    return replace(note, text=f"{note.text} Not compared, for want of a seed: {_list(left_out)}.")
+    left_out = f"Not compared, as a seed is missing: {', '.join(incomplete)}."
+    return replace(note, evidence=f"{note.evidence} {left_out}")
 
 
-def _compared(names: Sequence[str], gains: Floats) -> Note:
-    """Compare the best settings, on average over the seeds, with the others."""
+def _unknown_chance(evidence: str) -> Advice:
+    return Advice("unclear", "It is not known how much of the differences is chance", evidence)
+
+
+def _compare(names: Sequence[str], gains: Floats) -> Advice:
+    """Compare the settings that are best on average over the seeds with the others."""
     means, spread = gains.mean(axis=1), seed_spread(gains)
     best = int(means.argmax())
     limit = significance_limit(spread, gains.shape[1])
-    behind = means[best] - means
-    close = [name for number, name in enumerate(names) if number != best and behind[number] < limit]
-    told = (
-        f"The difference between two settings varies by {_percent(spread)} from seed to seed "
+    distance = means[best] - means
+    close = [name for i, name in enumerate(names) if i != best and distance[i] < limit]
+    scale = (
+        f"The difference between two settings varies by {format_percent(spread)} from seed to seed "
         f"(standard deviation), so that averages over {gains.shape[1]} seeds less than "
-        f"{_percent(limit)} apart say nothing."
+        f"{format_percent(limit)} apart say nothing."
     )
-    average = f"{names[best]} gains {_percent(float(means[best]))} on average over the seeds"
+    average = f"{names[best]} gains {format_percent(float(means[best]))} on average over the seeds"
     if not close:
-        return Note("fine", f"{names[best]} is the best", f"{told} {average}, others clearly less.")
+        title = f"{names[best]} is the best"
+        return Advice("fine", title, f"{scale} {average}, the others clearly less.")
     if len(close) == len(names) - 1:
-        return Note(
+        return Advice(
             "unclear",
-            "None is certainly better than the others",
-            f"{told} {average}, and none of the others is that far behind.",
+            "No settings are certainly better than the others",
+            f"{scale} {average}, and the others are all closer than that.",
         )
-    return Note(
+    return Advice(
         "unclear",
         f"{names[best]} is among the best",
-        f"{told} {average}; not that far behind: {_list(close)}.",
+        f"{scale} {average}; closer than that: {', '.join(close)}.",
     )
 
 
 def seed_spread(gains: Floats) -> float:
     """Return by how much the difference between two settings varies from seed to seed.
 
-    What a seed does to all alike, such as the order of the pictures, is taken out: the residuals
-    of a two-way layout have (S - 1)(K - 1) degrees of freedom, and the difference of two of them
-    twice their variance.
+    What a seed does to all settings alike, such as the order of the images, is taken out: the
+    residuals of a two-way layout have (S - 1)(K - 1) degrees of freedom, and the difference of two
+    of them has twice their variance.
 
     Args:
         gains: of S settings under K seeds, float64 ``[S, K]``, both at least 2.
     """
     settings, seeds = gains.shape
-    left = gains - gains.mean(axis=1, keepdims=True) - gains.mean(axis=0, keepdims=True)
-    squares = float(np.square(left + gains.mean()).sum())
+    residuals = gains - gains.mean(axis=1, keepdims=True) - gains.mean(axis=0, keepdims=True)
+    squares = float(np.square(residuals + gains.mean()).sum())
     return math.sqrt(2.0 * squares / ((settings - 1) * (seeds - 1)))
 
 
 def significance_limit(spread: float, seeds: int) -> float:
-    """Return the difference of two averages below which settings are not told apart.
+    """Return the difference of two averages below which settings count as equal.
 
-    That is the spread over the seeds or, of few seeds, two standard errors.
+    That is the spread over the seeds or, for few seeds, two standard errors.
     """
     return spread * max(1.0, 2.0 / math.sqrt(seeds))
 
 
-def group_by_settings(known: Sequence[SweepResult]) -> tuple[list[str], Floats, list[str]]:
-    """Return the names of settings, their seeds apart, and their gains, float64 ``[S, K]``; and
-    the names of settings that lack a seed which others have, and are left out."""
-    settings = [{k: v for k, v in one.settings.items() if k != _SEED} for one in known]
-    distinct = [own for number, own in enumerate(settings) if own not in settings[:number]]
-    gains = [
-        {one.settings.get(_SEED): one.gain for one, its in zip(known, settings, strict=True)
-         if its == own}
-        for own in distinct
-    ]  # fmt: skip
-    seeds = list(dict.fromkeys(seed for own in gains for seed in own))
-    whole = [
-        (name, [own[seed] for seed in seeds])
-        for name, own in zip(variant_names(distinct), gains, strict=True)
-        if len(own) == len(seeds)
+def group_by_settings(results: Sequence[SweepResult]) -> tuple[list[str], Floats, list[str]]:
+    """Return a table of gains: a row for each combination of settings, a column for each seed.
+
+    Args:
+        results: with a gain each.
+
+    Returns:
+        the names of the S settings, their gains as float64 ``[S, K]``, and the names of settings
+        that are left out because they lack a seed that others have.
+    """
+    settings = [
+        {key: value for key, value in result.settings.items() if key != _SEED} for result in results
     ]
-    table = np.array([row for _, row in whole], dtype=np.float64).reshape(-1, len(seeds))
-    names = [name for name, _ in whole]
-    return names, table, [name for name in variant_names(distinct) if name not in names]
+    distinct = [row for i, row in enumerate(settings) if row not in settings[:i]]
+    gains_by_seed = [
+        {
+            result.settings.get(_SEED): result.gain
+            for result, row in zip(results, settings, strict=True)
+            if row == group
+        }
+        for group in distinct
+    ]
+    seeds = list(dict.fromkeys(seed for gains in gains_by_seed for seed in gains))
+    names = variant_names(distinct)
+    complete = {
+        name: [gains[seed] for seed in seeds]
+        for name, gains in zip(names, gains_by_seed, strict=True)
+        if len(gains) == len(seeds)
+    }
+    table = np.array(list(complete.values()), dtype=np.float64).reshape(-1, len(seeds))
+    return list(complete), table, [name for name in names if name not in complete]
 
 
-def _losses_apart(run: SweepConfig) -> Iterator[Note]:
-    weighed = [name for name in run.vary if name.startswith("train.loss.")]
-    if weighed:
-        yield Note(
+def _warn_of_loss_settings(config: SweepConfig) -> Iterator[Advice]:
+    names = [name for name in config.vary if name.startswith("train.loss.")]
+    if names:
+        yield Advice(
             "unclear",
-            "Training losses are not to be compared",
-            f"{' and '.join(weighed)} changes what they measure. Held-out losses leave it out.",
+            "Training losses cannot be compared",
+            f"{' and '.join(names)} changes what they measure. Validation losses do not depend on "
+            "it.",
         )
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.1%}"

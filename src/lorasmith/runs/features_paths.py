@@ -13,9 +13,15 @@ class FeaturesPaths(MultiRunPaths):
     """``NAME-TAG.safetensors`` of each feature, and in the folder ``NAME`` a folder ``TAG``."""
 
     @classmethod
-    def from_config(cls, config: FeaturesConfig) -> "FeaturesPaths":
-        """Return the paths for a run's output name."""
-        main = RunPaths.from_name(config.output.name)
+    def from_config(cls, config: FeaturesConfig, name: str | None = None) -> "FeaturesPaths":
+        """Return the paths of a run.
+
+        Args:
+            config: its settings.
+            name: the output name, if it is not that of the settings: a run's folder may have been
+                moved.
+        """
+        main = RunPaths.from_name(name or config.output.name)
         shared = main.checkpoints if config.train.mode == "joint" else None
         loras = [
             RunPaths(

@@ -55,7 +55,8 @@ class MultiRunPaths:
         runs = (self.main, *self.loras, *self.groups)
         if any(list_checkpoints(run.checkpoints) for run in runs):
             raise OutputError(
-                f"{self.main.folder} already holds a run; go on with {self.main.resume_command}, or choose another --out or delete it"
+                f"{self.main.folder} already holds a run; go on with {self.main.resume_command}, "
+                "or choose another --out or delete it"
             )
         unexpected = self._find_unexpected()
         if unexpected is not None:

@@ -133,7 +133,8 @@ class RunPaths:
         saved = list_checkpoints(self.checkpoints)
         if saved:
             raise OutputError(
-                f"{self.folder} holds an unfinished run ({saved[-1].name}); go on with {self.resume_command}, or choose another --out or delete it"
+                f"{self.folder} holds an unfinished run ({saved[-1].name}); go on with "
+                f"{self.resume_command}, or choose another --out or delete it"
             )
         unexpected = self._find_unexpected()
         if unexpected is not None:

@@ -72,7 +72,8 @@ def read_run_folder(folder: Path) -> RunFolder:
 def not_a_run(folder: Path) -> DataError:
     """Return the error about a folder without ``run.toml``."""
     return DataError(
-        f"{folder}: not a run's folder (it has no run.toml); a run's folder has the LoRA's name and is beside it, such as loras/inkmono"
+        f"{folder}: not a run's folder (it has no run.toml); a run's folder has the LoRA's name "
+        "and is beside it, such as loras/inkmono"
     )
 
 

@@ -31,9 +31,15 @@ class SweepPaths(MultiRunPaths):
         return (self.html_page, self.json_file)
 
     @classmethod
-    def from_config(cls, config: SweepConfig) -> "SweepPaths":
-        """Return the paths for a sweep's output name."""
-        main = RunPaths.from_name(config.output.name)
+    def from_config(cls, config: SweepConfig, name: str | None = None) -> "SweepPaths":
+        """Return the paths of a run.
+
+        Args:
+            config: its settings.
+            name: the output name, if it is not that of the settings: a run's folder may have been
+                moved.
+        """
+        main = RunPaths.from_name(name or config.output.name)
         main = replace(main, parent_folder=main.folder, command=_COMMAND)
         loras: list[RunPaths] = []
         group_paths: list[RunPaths] = []

@@ -22,13 +22,13 @@ from lorasmith.training.outputs.logger import RunLogger, open_logger, public_con
 from lorasmith.training.resume import LATEST, find_checkpoint
 from lorasmith.training.state import TrainerState
 from lorasmith.training.trainer import (
-    ScheduledActions,
     Interrupted,
-    stop_requested,
-    validate,
+    ScheduledActions,
+    end_reason,
     explain_oom,
     stop_message,
-    end_reason,
+    stop_requested,
+    validate,
 )
 from lorasmith.training.validation.validator import Validator
 

@@ -83,6 +83,7 @@ def probe(
     from lorasmith.evaluation.predictions import FixedNoisePredictor
     from lorasmith.loops.progress import progress_bar
     from lorasmith.models.load import load_model
+    from lorasmith.reports.block_ablation_page import write_block_ablation_page
 
     lora = load_lora_file(file.expanduser())
     opened = load_model(model).to(pick_device(device), torch.float32)
@@ -94,7 +95,7 @@ def probe(
     with progress_bar("switching blocks off", len(work)) as advance:
         found = work.run(FixedNoisePredictor(opened, latents, seed=seed), texts, advance)
     if page is not None:
-        _write_page(page.expanduser(), lora, found, by)
+        write_block_ablation_page(page.expanduser(), lora.path.name, found, by)
     if as_json:
         typer.echo(json.dumps({"file": str(file), "by": by, **asdict(found)}, indent=2))
         return
@@ -155,33 +156,3 @@ def _table(lora: "LoraFile", found: "AblationResult") -> Table:
         cells = f"{one.layers}", f"{one.norm:.3g}", f"{one.alone:.1%}", f"{one.switched_off:.1%}"
         table.add_row(one.block, *cells, bar if one.switched_off else "")
     return table
-
-
-def _write_page(page: Path, lora: "LoraFile", found: "AblationResult", by: str) -> None:
-    """Write the bar chart and its figures.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    from lorasmith.core.errors import OutputError
-    from lorasmith.core.files import write_text
-    from lorasmith.core.version import VERSION
-    from lorasmith.reports.bar_charts import BAR_STYLES, BarChart, BarGroup, render_bar_chart
-    from lorasmith.reports.html import page_template
-
-    groups = [BarGroup(one.block, [one.switched_off, one.alone]) for one in found.blocks]
-    series = ["missing when switched off", "alone"]
-    chart = BarChart(f"Share of the LoRA's effect, by {by}", series, groups)
-    text = page_template("probe.html.j2").render(
-        name=lora.path.name,
-        found=found,
-        by=by,
-        chart=chart,
-        drawing=render_bar_chart(chart),
-        series=list(zip(series, BAR_STYLES, strict=False)),
-        version=VERSION,
-    )
-    try:
-        write_text(page, f"{text}\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {page}: {error.strerror or error}") from error

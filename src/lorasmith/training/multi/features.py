@@ -7,14 +7,14 @@ from pathlib import Path
 from lorasmith.adapters.gating.gate_metadata import parse_gate
 from lorasmith.config.features import FeaturesConfig
 from lorasmith.config.load import dump_toml, load_saved_config
-from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning, OutputError
+from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.feature_overlap import FeatureCaptions, check_features_overlap
 from lorasmith.evaluation.features_check import check_caption_dropout, check_tags
 from lorasmith.loops.checkpoint import list_checkpoints
 from lorasmith.models.load import load_tokenizer, resolve_model_path
-from lorasmith.reports.features_page import write_features_page
+from lorasmith.reports.features_page import write_features_page_after_training
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.split import DatasetSplit, split_dataset
@@ -118,7 +118,8 @@ def _train_staged(
             ):
                 _start(run, paths, sessions, resume is None and stage == 0)
                 take_steps(sessions[0], f"training {one.data.tag}")
-                _write_overview(run, paths, sessions[0])
+                if sessions[0].is_main:
+                    write_features_page_after_training(run, paths)
         earlier.append(FrozenFeature.load(place.lora, one.data, chosen[stage]))
 
 
@@ -150,16 +151,6 @@ def _start(
         session.progress.identity = identity
 
 
-def _write_overview(run: FeaturesConfig, paths: FeaturesPaths, session: TrainerState) -> None:
-    """The LoRA is there by now: a page that cannot be written is no reason to fail."""
-    if not session.is_main:
-        return
-    try:
-        write_features_page(run, paths)
-    except (OutputError, DataError) as error:
-        warnings.warn(f"no overview: {error}", LorasmithWarning, stacklevel=2)
-
-
 # --- all at once ------------------------------------------------------------------------------
 
 
@@ -179,4 +170,5 @@ def _train_joint(
     ):
         _start(run, paths, sessions, found is None)
         train_jointly(sessions, whole)
-        _write_overview(run, paths, sessions[0])
+        if sessions[0].is_main:
+            write_features_page_after_training(run, paths)

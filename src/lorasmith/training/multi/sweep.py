@@ -6,8 +6,7 @@ from lorasmith.config.load import dump_toml, load_saved_config, read_toml
 from lorasmith.config.sweep import SweepConfig, Variant
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, OutputError
-from lorasmith.reports.advice import base_name
-from lorasmith.reports.sweep_page import write_sweep
+from lorasmith.reports.sweep_page import write_sweep_page_after_training
 from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.summary import RunSummary
@@ -20,7 +19,6 @@ from lorasmith.training.joint_trainer import (
     train_jointly,
 )
 from lorasmith.training.setup import DeviceContext, RunPlan, setup_trainers
-from lorasmith.training.state import TrainerState
 from lorasmith.training.trainer import explain_interruption
 
 
@@ -113,11 +111,12 @@ def _train_group(
         if sessions[0].is_main:
             paths.prepare_folder(dump_toml(run), found is None and number == 0)
         train_jointly(sessions, _whole(groups, place, number))
-        _write(run, paths, sessions[0])
+        if sessions[0].is_main:
+            write_sweep_page_after_training(run, paths)
 
 
 def _called(run: TrainConfig) -> str:
-    return f"variant {base_name(run.output.name)}"
+    return f"variant {RunPaths.from_name(run.output.name).name}"
 
 
 def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) -> JointRunConfig:
@@ -127,8 +126,3 @@ def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) ->
         title += f", group {number + 1} of {len(groups)}"
     relief = f"Train fewer at the same time (--max-parallel, now {len(names)}). "
     return JointRunConfig(place, title, names, relief, lenient=True, same_base=True)
-
-
-def _write(run: SweepConfig, paths: SweepPaths, session: TrainerState) -> None:
-    if session.is_main:
-        write_sweep(run, paths)

@@ -1,6 +1,5 @@
 """What a run leaves: LoRA files, its summary and its report."""
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -8,10 +7,11 @@ import torch
 from lorasmith.adapters.files.lora_file import save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.nn.trainable import export_layers, summarize_parts
-from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.tags import count_tags
 from lorasmith.models.family import detect_family
+from lorasmith.reports.html import failure_as_warning
+from lorasmith.reports.run_page import write_run_page
 from lorasmith.runs.summary import RunSummary
 from lorasmith.training.data.resolution import resolve_resolution
 from lorasmith.training.state import TrainerState, dataset_hash
@@ -59,7 +59,8 @@ def finish(session: TrainerState, ended: str) -> Path:
     if session.is_main:
         export(session, paths.lora)
         _summary(session, ended).write(paths.summary)
-        _write_report(session)
+        with failure_as_warning("report"):
+            write_run_page(paths)
     session.accelerator.wait_for_everyone()
     return paths.lora
 
@@ -83,16 +84,6 @@ def _summary(session: TrainerState, ended: str) -> RunSummary:
         device=_device_name(session.device),
         model=session.model.folder.name,
     )
-
-
-def _write_report(session: TrainerState) -> None:
-    """The LoRA is there by now: a report that cannot be written is no reason to fail."""
-    from lorasmith.reports.run_page import write_run_page
-
-    try:
-        write_run_page(session.paths)
-    except LorasmithError as error:
-        warnings.warn(f"no report: {error}", LorasmithWarning, stacklevel=2)
 
 
 def _device_name(device: torch.device) -> str:
