@@ -7,24 +7,29 @@ from numpy.typing import NDArray
 
 from lorasmith.reports.curves import Curve
 
-Trend = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+LossTrend = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """The true loss over steps, in units of the base model's."""
 
 
 def losses(
-    trend: Trend, seed: int, steps: int = 250, batch: int = 8, line: int = 10, level: float = 0.1
+    trend: LossTrend,
+    seed: int,
+    steps: int = 250,
+    batch: int = 8,
+    line: int = 10,
+    level: float = 0.1,
 ) -> Curve:
     """A log of training losses: means over the steps of each line.
 
-    A sample's loss depends on its noise level, tenfold from the middle levels to the noisiest and
-    more to the cleanest, and on the picture: measured on the embedded model, samples vary by 1.3
+    An image's loss depends on its noise level, tenfold from the middle levels to the noisiest and
+    more to the cleanest, and on the image: measured on the embedded model, samples vary by 1.3
     times their mean, and so do these.
     """
-    draws = np.random.default_rng(seed)
-    levels = draws.uniform(0, 1, (steps, batch))
+    rng = np.random.default_rng(seed)
+    levels = rng.uniform(0, 1, (steps, batch))
     by_level = 0.25 * np.exp(-7.0 * levels) + 0.02
-    by_picture = draws.lognormal(-0.18, 0.6, (steps, batch))
-    samples = by_level * by_picture / 0.0557
+    by_image = rng.lognormal(-0.18, 0.6, (steps, batch))
+    samples = by_level * by_image / 0.0557
     single = level * trend(np.arange(steps) / steps) * samples.mean(axis=1)
     count = steps // line
     means = single[: count * line].reshape(count, line).mean(axis=1)
@@ -32,22 +37,22 @@ def losses(
 
 
 def learning(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Down to 55% at once, then slowly on: a style that is learned."""
+    """Fast to 55%, then slowly lower: a style that is learned."""
     return 0.45 + 0.1 * (1 - x) + 0.45 * np.exp(-x * 25)
 
 
 def level(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Nothing happens."""
+    """Constant: nothing is learned."""
     return np.ones_like(x)
 
 
-def swinging(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Learns, and loses it again, in waves."""
+def oscillating(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Falls and rises in waves."""
     return 0.6 * np.exp(0.55 * np.sin(x * 2 * np.pi * 3))
 
 
-def running_away(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Learns a little, then gets worse and worse."""
+def diverging(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Falls a little, then rises more and more."""
     return 0.7 + 1.8 * x**2
 
 

@@ -1,11 +1,11 @@
-"""Folders as training runs leave them, without the training."""
+"""Run folders as training writes them, without the training."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from noisy_curves import Trend, learning, losses
+from noisy_curves import LossTrend, learning, losses
 from PIL import Image
 
 from lorasmith.config.load import dump_toml
@@ -17,7 +17,7 @@ from lorasmith.runs.summary import RunSummary
 PROMPTS = ("a bell, inkmono style", "a <script>alert('x')</script> & \"owl\", inkmono style")
 
 
-def settings(folder: Path, **sections: Any) -> TrainConfig:
+def make_config(folder: Path, **sections: Any) -> TrainConfig:
     data = {"path": "pictures", "tag": "inkmono"}
     return TrainConfig.model_validate(
         {"data": data, "output": {"name": str(folder)}, "lora": {"rank": 8}} | sections
@@ -25,7 +25,7 @@ def settings(folder: Path, **sections: Any) -> TrainConfig:
 
 
 def write_run(
-    folder: Path, trend: Trend = learning, held_out: Sequence[float] = (1.0, 0.82, 0.78, 0.77),
+    folder: Path, trend: LossTrend = learning, held_out: Sequence[float] = (1.0, 0.82, 0.78, 0.77),
     steps: int = 250, every: int = 100, finished: bool = True, seed: int = 0,
 ) -> Path:  # fmt: skip
     """A run's folder: settings, log, previews of two prompts, and the summary of a finished one.
@@ -33,53 +33,53 @@ def write_run(
     Args:
         folder: where.
         trend: of the training loss.
-        held_out: held-out loss as a share of the base model's, from step 0 on.
+        held_out: validation loss relative to the base model's, from step 0 on.
         steps: in the run, 10 to a line of the log.
-        every: steps between two looks; the last comes at the end.
+        every: steps between two validations; the last comes at the end.
         finished: with ``summary.json``.
         seed: of the noise.
     """
     folder.mkdir(parents=True)
-    (folder / "run.toml").write_text(dump_toml(settings(folder)), encoding="utf-8")
-    looks = [*range(0, steps, every), steps][: len(held_out)]
-    shares = dict(zip(looks, held_out, strict=True))
+    (folder / "run.toml").write_text(dump_toml(make_config(folder)), encoding="utf-8")
+    validation_steps = [*range(0, steps, every), steps][: len(held_out)]
+    shares = dict(zip(validation_steps, held_out, strict=True))
     curve = losses(trend, seed, steps=steps)
     noisy = dict(zip(curve.steps.astype(int).tolist(), curve.values.tolist(), strict=True))
     with Tracker(folder, tensorboard=False) as tracker:
         for step in sorted({*noisy, *shares}):
-            tracker.log(step, _figures(step, steps, noisy, shares))
+            tracker.log(step, _metrics(step, steps, noisy, shares))
     for step in shares:
         write_preview(folder, step, step / steps)
     if finished:
-        summary_of(folder, steps).write(folder / "summary.json")
+        make_summary(folder, steps).write(folder / "summary.json")
     return folder
 
 
-def _figures(
+def _metrics(
     step: int, steps: int, noisy: dict[int, float], shares: dict[int, float]
 ) -> dict[str, float]:
     rate = 2e-3 * (0.55 + 0.45 * float(np.cos(np.pi * step / steps)))
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if step in noisy:
         norm = 0.04 + 0.3 * noisy[step]
-        figures |= {"loss": noisy[step], "grad_norm": norm, "lr": rate, "images_per_s": 14.0}
+        metrics |= {"loss": noisy[step], "grad_norm": norm, "lr": rate, "images_per_s": 14.0}
     if step in shares:
-        base, ours = 0.0812, 0.0812 * shares[step]
-        figures |= {"held_out": ours, "held_out_base": base, "held_out_gain": base - ours}
-    return figures
+        base, lora = 0.0812, 0.0812 * shares[step]
+        metrics |= {"held_out": lora, "held_out_base": base, "held_out_gain": base - lora}
+    return metrics
 
 
 def write_preview(folder: Path, step: int, black: float, side: int = 32) -> None:
-    """Two pictures that turn from red to black, with their prompts."""
-    place = folder / "previews" / f"step-{step:06d}"
-    place.mkdir(parents=True)
-    for number, prompt in enumerate(PROMPTS):
-        picture = Image.new("RGB", (side, side), (round(200 * (1 - black)), 0, 0))
-        picture.info["parameters"] = f"{prompt}\nSteps: 15, Sampler: DDIM, Seed: {number}"
-        save_png(picture, place / f"{number:04d}.png")
+    """Write two images that turn from red to black, with their prompts."""
+    subfolder = folder / "previews" / f"step-{step:06d}"
+    subfolder.mkdir(parents=True)
+    for i, prompt in enumerate(PROMPTS):
+        image = Image.new("RGB", (side, side), (round(200 * (1 - black)), 0, 0))
+        image.info["parameters"] = f"{prompt}\nSteps: 15, Sampler: DDIM, Seed: {i}"
+        save_png(image, subfolder / f"{i:04d}.png")
 
 
-def summary_of(folder: Path, steps: int) -> RunSummary:
+def make_summary(folder: Path, steps: int) -> RunSummary:
     return RunSummary(
         name=folder.name, tag="inkmono", family="sd1", images=22, validation_images=2, steps=steps,
         seconds=151.2, parameters=1_310_720, layers=128, best_step=steps,

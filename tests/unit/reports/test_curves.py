@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from noisy_curves import learning, level, losses, running_away, swinging
+from noisy_curves import diverging, learning, level, losses, oscillating
 
 from lorasmith.reports.curves import (
     Curve,
@@ -21,7 +21,7 @@ def curve(values: list[float]) -> Curve:
     return Curve(np.arange(1.0, len(values) + 1), np.array(values))
 
 
-def test_a_curve_is_read_from_the_lines_that_have_it() -> None:
+def test_a_curve_is_read_from_the_lines_that_have_its_key() -> None:
     lines = [{"step": 20, "loss": 2.0}, {"step": 10, "loss": 1.0, "x": 5.0}, {"step": 30, "x": 4.0}]
     assert extract_curve(lines, "loss").steps.tolist() == [10, 20]
     assert extract_curve(lines, "x").values.tolist() == [5, 4]
@@ -29,13 +29,13 @@ def test_a_curve_is_read_from_the_lines_that_have_it() -> None:
     assert len(extract_curve([], "loss")) == 0
 
 
-def test_thinning_keeps_means_and_order() -> None:
+def test_downsampling_keeps_means_and_order() -> None:
     dense = curve(np.linspace(3, 1, 1000).tolist())
-    few = downsample(dense, 100)
-    assert len(few) == 100
-    assert few.values.mean() == pytest.approx(2.0)
-    assert (np.diff(few.steps) > 0).all()
-    assert downsample(few, 100) is few
+    sparse = downsample(dense, 100)
+    assert len(sparse) == 100
+    assert sparse.values.mean() == pytest.approx(2.0)
+    assert (np.diff(sparse.steps) > 0).all()
+    assert downsample(sparse, 100) is sparse
 
 
 @given(st.integers(3, 60), st.floats(-5, 5), st.floats(-1, 1))
@@ -44,14 +44,14 @@ def test_smoothing_leaves_a_straight_line_alone(count: int, start: float, slope:
     np.testing.assert_allclose(smooth(line).values, line.values, atol=1e-8)
 
 
-def test_smoothing_takes_noise_away() -> None:
+def test_smoothing_removes_noise() -> None:
     noisy = losses(level, 1, steps=2000)
     assert smooth(noisy).values.std() < 0.4 * noisy.values.std()
     assert smooth(curve([1.0, 5.0])).values.tolist() == [1.0, 5.0]
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=40))
-def test_the_nearest_sequence_that_never_rises(values: list[float]) -> None:
+def test_isotonic_fit_never_rises_and_is_the_projection(values: list[float]) -> None:
     fitted = isotonic_decreasing(np.array(values))
     assert (np.diff(fitted) <= 1e-9).all()
     assert fitted.mean() == pytest.approx(np.mean(values), abs=1e-9)
@@ -74,13 +74,13 @@ def test_jitter_ignores_a_line_and_finds_noise() -> None:
     assert estimate_jitter(np.array([1.0, 9.0, 1.0])) == 0.0
 
 
-def test_a_fall_is_measured_and_noise_is_none() -> None:
-    fallen = [measure_fall(losses(learning, seed, steps=1000)) for seed in range(20)]
-    assert all(one.is_significant(0.05) for one in fallen)
-    assert 0.25 < float(np.median([one.share for one in fallen])) < 0.45
+def test_a_fall_is_measured_and_noise_is_not_one() -> None:
+    falls = [measure_fall(losses(learning, seed, steps=1000)) for seed in range(20)]
+    assert all(trend.is_significant(0.05) for trend in falls)
+    assert 0.25 < float(np.median([trend.share for trend in falls])) < 0.45
     # By definition of the test, a level curve falls with a chance of 5% or less in 1 of 20 cases.
-    chances = [measure_fall(losses(level, seed)).p_value for seed in range(100)]
-    assert np.mean([chance < 0.05 for chance in chances]) <= 0.12
+    p_values = [measure_fall(losses(level, seed)).p_value for seed in range(100)]
+    assert np.mean([p_value < 0.05 for p_value in p_values]) <= 0.12
 
 
 def test_a_fall_within_the_first_lines_counts() -> None:
@@ -88,12 +88,12 @@ def test_a_fall_within_the_first_lines_counts() -> None:
     assert measure_fall(curve(values.tolist())).is_significant(0.05)
 
 
-def test_a_climb_is_measured_and_noise_is_none() -> None:
-    for trend in (swinging, running_away):
-        climbs = [measure_rise(losses(trend, seed, steps=1000)) for seed in range(10)]
-        assert all(one.is_significant(0.01) and one.share > 0.5 for one in climbs)
-    chances = [measure_rise(losses(learning, seed)).p_value for seed in range(50)]
-    assert np.mean([chance < 0.01 for chance in chances]) <= 0.06
+def test_a_rise_is_measured_and_noise_is_not_one() -> None:
+    for shape in (oscillating, diverging):
+        rises = [measure_rise(losses(shape, seed, steps=1000)) for seed in range(10)]
+        assert all(trend.is_significant(0.01) and trend.share > 0.5 for trend in rises)
+    p_values = [measure_rise(losses(learning, seed)).p_value for seed in range(50)]
+    assert np.mean([p_value < 0.01 for p_value in p_values]) <= 0.06
 
 
 def test_the_same_curve_gets_the_same_answer() -> None:

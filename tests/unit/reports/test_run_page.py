@@ -1,4 +1,4 @@
-"""The report of a run, from folders as runs leave them."""
+"""The page of a run, from folders as runs leave them."""
 
 import base64
 import io
@@ -9,22 +9,22 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from noisy_curves import level, running_away
+from noisy_curves import diverging, level
 from PIL import Image
 from run_folders import PROMPTS, write_preview, write_run
 
-from lorasmith.cli import run as command
+from lorasmith.cli import run as run_command
 from lorasmith.core.errors import ConfigError, DataError, OutputError
 from lorasmith.reports.run_page import write_run_page
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import image_data_uri, read_prompt
 
 VOID = {"meta", "img", "link", "br"}
-OUTSIDE = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
+URL_ATTRIBUTES = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
 
 
 class Page(HTMLParser):
-    """A page taken apart: its tags must close in order."""
+    """A parsed page, whose tags must close in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Page(HTMLParser):
             self.words.append(" ".join(data.split()))
 
     @property
-    def pictures(self) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
         encoded = [source.partition(";base64,")[2] for source in sources]
-        return [Image.open(io.BytesIO(base64.b64decode(one))) for one in encoded]
+        return [Image.open(io.BytesIO(base64.b64decode(data))) for data in encoded]
 
 
 def page_of(folder: Path) -> Page:
@@ -62,12 +62,12 @@ def page_of(folder: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_a_finished_run_is_told_on_one_page(tmp_path: Path) -> None:
+def test_a_finished_run_has_all_sections(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "ink"))
     for words in (
         "ink", "inkmono", "The curves look healthy", "23.0%", "2 min 31 s", "1.31 M", "22",
         "Before and after", "before", "after 250 steps", "step 0", "step 100", "step 200",
-        "Training loss", "Held-out loss", "base model", "best: step 250", "Learning rate",
+        "Training loss", "Validation loss", "base model", "best: step 250", "Learning rate",
         "0f" * 32, "ink.safetensors", "all steps done",
     ):  # fmt: skip
         assert words in page.words, words
@@ -75,18 +75,18 @@ def test_a_finished_run_is_told_on_one_page(tmp_path: Path) -> None:
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
 
 
-def test_it_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "ink"))
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
-        for name in OUTSIDE:
+        for name in URL_ATTRIBUTES:
             assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
         assert not any(name.startswith("on") for name in attributes)
     text = (tmp_path / "ink" / "report.html").read_text()
     assert "default-src 'none'" in text
     assert not re.search(r"url\(|@import|https?://", text)
     shutil.move(tmp_path / "ink" / "report.html", tmp_path / "alone.html")
-    assert Page((tmp_path / "alone.html").read_text()).pictures
+    assert Page((tmp_path / "alone.html").read_text()).images
 
 
 def test_no_caption_becomes_markup(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_no_caption_becomes_markup(tmp_path: Path) -> None:
 def test_the_timeline_shows_every_step_once(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     page = page_of(folder)
-    assert len(page.pictures) == 2 * (2 + 4)  # before and after; 4 steps of 2 prompts
-    reds = [picture.convert("RGB").getpixel((0, 0))[0] for picture in page.pictures]
+    assert len(page.images) == 2 * (2 + 4)  # before and after; 4 steps of 2 prompts
+    reds = [image.convert("RGB").getpixel((0, 0))[0] for image in page.images]
     assert reds[:4] == [200, 200, 0, 0]
     assert reds[4:] == [200, 200, 120, 120, 40, 40, 0, 0]
 
@@ -109,37 +109,37 @@ def test_the_timeline_shows_every_step_once(tmp_path: Path) -> None:
 def test_the_best_step_is_shown_beside_the_last(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "ink", held_out=(1.0, 0.7, 0.8, 0.9)))
     assert "best, step 100" in page.words
-    assert "It learns the pictures by heart" in page.words
+    assert "It memorises the training images (overfitting)" in page.words
     assert any(words.startswith("Use ink-best.safetensors") for words in page.words)
 
 
-def test_a_long_timeline_is_thinned_and_says_so(tmp_path: Path) -> None:
+def test_a_long_timeline_shows_evenly_spaced_previews(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     for step in range(300, 300 + 40):
         write_preview(folder, step, 0.5)
     page = page_of(folder)
     labels = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
-    rows = [label for label in labels if re.fullmatch(r"step \d+, picture 1", label or "")]
+    rows = [label for label in labels if re.fullmatch(r"step \d+, image 1", label or "")]
     assert len(rows) == 24
-    assert (rows[0], rows[-1]) == ("step 0, picture 1", "step 339, picture 1")
-    assert any(words.startswith("24 of 44 looks are shown") for words in page.words)
+    assert (rows[0], rows[-1]) == ("step 0, image 1", "step 339, image 1")
+    assert any(words.startswith("24 of 44 previews are shown") for words in page.words)
 
 
 @pytest.mark.parametrize(
-    ("trend", "title"), [(level, "Hardly anything is learned"), (running_away, "The loss swings")]
+    ("trend", "title"), [(level, "Hardly anything is learned"), (diverging, "The loss oscillates")]
 )
 def test_advice_is_on_the_page(tmp_path: Path, trend: object, title: str) -> None:
     folder = write_run(tmp_path / "ink", trend, held_out=(1.0, 1.0, 1.0, 1.0))  # type: ignore[arg-type]
     assert title in page_of(folder).words
 
 
-def test_without_held_out_pictures_the_fixed_loss_is_shown(tmp_path: Path) -> None:
+def test_without_validation_images_the_fixed_noise_loss_is_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     log = folder / "log.jsonl"
     log.write_text(log.read_text().replace("held_out", "fixed_loss"))
     page = page_of(folder)
-    assert "Loss of training pictures on fixed noise" in page.words
-    assert "Held-out loss" not in page.words
+    assert "Loss of training images on fixed noise" in page.words
+    assert "Validation loss" not in page.words
     assert "best: step 250" not in page.words
 
 
@@ -151,16 +151,16 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     page = page_of(folder)
     assert "not finished" in page.words
     assert "Too short to judge" in page.words
-    assert not page.pictures
+    assert not page.images
     assert "Curves" not in page.words
 
 
-def test_a_cut_off_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_truncated_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink", finished=False)
-    whole = page_of(folder).words
+    complete = page_of(folder).words
     with (folder / "log.jsonl").open("a") as log:
         log.write('{"step": 260, "lo')
-    assert page_of(folder).words == whole
+    assert page_of(folder).words == complete
 
 
 def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     assert write_run_page(RunPaths.from_name(str(folder))).read_text() == first
 
 
-def test_large_pictures_become_small_ones(tmp_path: Path) -> None:
+def test_large_images_are_scaled_down(tmp_path: Path) -> None:
     noise = Image.frombytes("RGB", (1024, 512), os.urandom(1024 * 512 * 3))
     noise.save(tmp_path / "large.png")
     uri = image_data_uri(tmp_path / "large.png")
@@ -181,7 +181,7 @@ def test_large_pictures_become_small_ones(tmp_path: Path) -> None:
     assert encoded == (tmp_path / "small.png").read_bytes()
 
 
-def test_prompts_come_from_the_pictures(tmp_path: Path) -> None:
+def test_prompts_are_read_from_image_metadata(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     assert read_prompt(folder / "previews/step-000000/0001.png") == PROMPTS[1]
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
@@ -191,17 +191,17 @@ def test_prompts_come_from_the_pictures(tmp_path: Path) -> None:
 # --- what can be wrong ----------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_settings_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a run's folder \(it has no run.toml\)"):
         write_run_page(RunPaths.from_name(str(tmp_path)))
     assert not (tmp_path / "report.html").exists()
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_are_errors_with_their_path(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     paths = RunPaths.from_name(str(folder))
-    picture = folder / "previews/step-000100/0000.png"
-    picture.write_bytes(b"no picture")
+    image = folder / "previews/step-000100/0000.png"
+    image.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"step-000100/0000\.png: cannot be read as an image"):
         write_run_page(paths)
     (folder / "summary.json").write_text("{")
@@ -212,7 +212,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         write_run_page(paths)
 
 
-def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     (folder / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*report\.html"):
@@ -228,11 +228,11 @@ def test_the_command_takes_a_folder_or_a_name(
     write_run(tmp_path / "loras" / "ink")
     write_run(tmp_path / "other")
     monkeypatch.chdir(tmp_path)
-    assert command(["report", "loras/ink"]) == 0
-    assert command(["report", "ink"]) == 0
-    assert command(["report", "other"]) == 0
+    assert run_command(["report", "loras/ink"]) == 0
+    assert run_command(["report", "ink"]) == 0
+    assert run_command(["report", "other"]) == 0
     printed = capsys.readouterr().out.split()
     assert printed[1] == "loras/ink/report.html"
     assert Path(printed[2]) == tmp_path / "other" / "report.html"
-    assert command(["report", "absent"]) == 1
+    assert run_command(["report", "absent"]) == 1
     assert "loras/absent: not a run's folder" in capsys.readouterr().err
