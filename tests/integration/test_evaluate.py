@@ -34,7 +34,7 @@ def scene(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(model, folder / "loras" / f"{tag}.safetensors", tag, gate, number)
     settings = (
         f'[data]\npath = "{folder}/curlyqx"\ntag = "curlyqx"\nclass_word = "person"\n'
-        f'held_out = 0.5\n[output]\nname = "curlyqx"\n[model]\npath = "{tiny_model}"\n'
+        f'validation_split = 0.5\n[output]\nname = "curlyqx"\n[model]\npath = "{tiny_model}"\n'
     )
     own = folder / "loras" / "curlyqx"
     own.mkdir()
