@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng

@@ -8,7 +8,7 @@ import torch
 
 from lorasmith.adapters.files.lora_file import save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
-from lorasmith.adapters.nn.trainable import export_layers, inject_trainable, summarize_parts
+from lorasmith.adapters.injection.trainable import export_layers, inject_trainable, summarize_parts
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig

@@ -13,7 +13,7 @@ import lorasmith
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLayer
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
-from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import LoraLayer, load_lora_file
-from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.tools.info import delta_norm
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
@@ -265,7 +265,7 @@ def test_targets_as_json_agree_with_the_model(
     request: pytest.FixtureRequest, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lora_making import RATES
-    from lorasmith.adapters.nn.trainable import inject_trainable
+    from lorasmith.adapters.injection.trainable import inject_trainable
     from lorasmith.adapters.targeting.targets import resolve_targets
     from lorasmith.config.lora import LoraConfig
 

@@ -9,7 +9,7 @@ import torch
 
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
-from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.models.load import EMBEDDED, Model, load_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")

@@ -126,7 +126,7 @@ def test_diffusers_draws_the_same_picture(tiny_model: Path, pictures: Path, tmp_
     from diffusers import StableDiffusionPipeline
 
     from lorasmith.adapters.files.lora_file import load_lora_file
-    from lorasmith.adapters.nn.inject import attach_lora
+    from lorasmith.adapters.injection.inject import attach_lora
     from lorasmith.models.load import load_model
 
     rate = ("--set", "train.learning_rate=0.05")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 import lorasmith
 from lora_making import Listening, make_lora
-from lorasmith.adapters.files.compatibility import fit_to_model
 from lorasmith.adapters.files.layer_kinds import DoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
+from lorasmith.adapters.injection.compatibility import fit_to_model
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.naming.layer_names import find_layer_refs
-from lorasmith.adapters.nn.inject import attach_lora
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.load import Model, load_model
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lorasmith.adapters.files.compatibility import FittedLora, fit_to_model
 from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.injection.compatibility import FittedLora, fit_to_model
+from lorasmith.adapters.injection.inject import inject_adapters
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
-from lorasmith.adapters.nn.inject import inject_adapters
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, TEXT
 from lorasmith.core.errors import WeightsError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.adapters.files.lora_file import load_lora_file
-from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
+from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
 from lorasmith.evaluation.base_model import pil_to_tensor
 from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept
 from lorasmith.evaluation.image_generator import ImageGenerator

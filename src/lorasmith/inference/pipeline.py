@@ -28,7 +28,7 @@ from lorasmith.models.latents import decode_latents
 from lorasmith.models.load import Model, load_model
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.nn.inject import AttachedLora
+    from lorasmith.adapters.injection.inject import AttachedLora
     from lorasmith.inference.safety import SafetyChecker
 
 __all__ = ["CallbackOnStepEnd", "Pipeline", "Progress", "load_pipeline", "tensor_to_pil"]

@@ -123,7 +123,9 @@ def _watching(
 
 
 @contextmanager
-def _board(sessions: Sequence[TrainerState], whole: JointRunConfig) -> Iterator[MetricsLogger | None]:
+def _board(
+    sessions: Sequence[TrainerState], whole: JointRunConfig
+) -> Iterator[MetricsLogger | None]:
     """Open the one run at Weights & Biases that all are shown in, where it is wanted."""
     track = sessions[0].run.track
     if not (track.wandb and sessions[0].is_main):

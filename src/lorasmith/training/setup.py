@@ -13,9 +13,9 @@ from torch import nn
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import selects_tokens
+from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
+from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.naming.layer_names import UNET
-from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
-from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.load import dump_toml
 from lorasmith.config.train_config import TrainConfig, TrainerConfig

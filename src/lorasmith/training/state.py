@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import torch
 
-from lorasmith.adapters.nn.trainable import TrainableLora
+from lorasmith.adapters.injection.trainable import TrainableLora
 from lorasmith.config.old_keys import CONFIG_VERSION, VERSION_KEY, upgrade
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.batch_rng import BatchRng

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
+from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate, read_gate
-from lorasmith.adapters.nn.inject import attach_lora
-from lorasmith.adapters.nn.trainable import PartSummary
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.load import Model
 
@@ -45,10 +44,13 @@ def test_files_of_other_programs_have_no_gate() -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"lorasmith.gate": "word", "lorasmith.tag": "x"}, "gate 'word', which does not exist"),
-        ({"lorasmith.gate": "prompt"}, "no tag that would open it"),
-        ({"lorasmith.gate": "token", "lorasmith.tag": "  "}, "no tag that would open it"),
-        ({"lorasmith.step": "many"}, "step 'many'"),
+        (
+            {"lorasmith.gate": "word", "lorasmith.tag": "x"},
+            "lorasmith.gate = 'word' in its metadata is unknown",
+        ),
+        ({"lorasmith.gate": "prompt"}, "no lorasmith.tag to open it"),
+        ({"lorasmith.gate": "token", "lorasmith.tag": "  "}, "no lorasmith.tag to open it"),
+        ({"lorasmith.step": "many"}, "lorasmith.step = 'many'"),
     ],
 )
 def test_metadata_that_make_no_sense_are_refused(metadata: dict[str, str], message: str) -> None:

@@ -269,8 +269,8 @@ def test_models_of_different_kinds_have_no_difference(model, tiny_sdxl: Path) ->
 
 def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> None:
     """Two DoRAs each change the base's weights, not each other's result."""
+    from lorasmith.adapters.injection.inject import attach_lora
     from lorasmith.adapters.naming.layer_names import find_layer_refs
-    from lorasmith.adapters.nn.inject import attach_lora
     from lorasmith.adapters.nn.lora import layer_weight
     from lorasmith.adapters.tools.fuse import fuse_into_model
 

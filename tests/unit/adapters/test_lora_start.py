@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lorasmith.adapters.files.lora_file import LoraLayer
+from lorasmith.adapters.injection.trainable import balance_factors, export_layer
 from lorasmith.adapters.nn.init import init_adapter, randomized_svd
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter, make_adapter
-from lorasmith.adapters.nn.trainable import balance_factors, export_layer
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 
 LAYERS = {

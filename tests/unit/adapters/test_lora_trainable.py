@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
-from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
-from lorasmith.adapters.nn.inject import attach_lora
-from lorasmith.adapters.nn.trainable import (
-    PartSummary,
+from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
+from lorasmith.adapters.injection.inject import attach_lora
+from lorasmith.adapters.injection.trainable import (
     TrainableLora,
     export_layers,
     inject_trainable,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lorasmith.adapters.files.lora_file import load_lora_file
-from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import WeightsError
 from lorasmith.evaluation.block_ablation import BlockAblation, block_name
 from lorasmith.evaluation.checkpoint_choice import Candidate, choose_best, measure_candidates

@@ -12,7 +12,7 @@ import torch
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.gating.trigger_tokens import mark_end_tokens, mark_tag_tokens
-from lorasmith.adapters.nn.inject import attach_lora
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, SDXL_BLOCKS
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.inference.outputs.save import PARAMETERS_KEY

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from training_sets import write
 
-from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, TrainerConfig, ValidationConfig
 from lorasmith.core.errors import ConfigError

@@ -16,8 +16,8 @@ from test_together import RATES, Two
 from torch import nn
 from training_sets import write
 
+from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.nn.lora import Factors, LoraLinear
-from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, TrainConfig

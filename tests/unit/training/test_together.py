@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
-from lorasmith.adapters.nn.trainable import TrainableLora, inject_trainable
+from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
 from lorasmith.core.device import make_generator

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
+from lorasmith.adapters.files.lora_family import detect_prediction_type
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.peft_config import METADATA_KEY
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata, read_gate
-from lorasmith.adapters.tools.info import detect_prediction_type
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import FAMILIES, Family
 

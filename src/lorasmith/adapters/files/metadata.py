@@ -12,9 +12,20 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
-from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.config.lora import GateKind
 from lorasmith.models.family import FAMILIES, Family
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """The adapters of one part of a LoRA."""
+
+    rank: int
+    """Their rank in the file."""
+    alpha: float
+    """Their alpha: alpha / rank is the scale that they were trained with."""
+    layers: int
+    """How many there are."""
 
 
 @dataclass(frozen=True)

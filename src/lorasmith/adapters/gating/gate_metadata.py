@@ -1,82 +1,86 @@
-"""What a LoRA file says about its gate: what switches it on, and which run it is of.
+"""What a LoRA file's metadata say about its gate: what activates it, and which run made it.
 
 The keys are ``lorasmith.gate`` (prompt, token, token+end, none), ``lorasmith.tag``,
-``lorasmith.class``, ``lorasmith.run`` and ``lorasmith.step``. Other programs' files may have a
-``modelspec.trigger_phrase``, which is a hint to people, not a gate.
+``lorasmith.class``, ``lorasmith.run`` and ``lorasmith.step``. Files of other programs may have a
+``modelspec.trigger_phrase``, which is a hint to people and no gate.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Protocol, cast, get_args
 
-from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.config.lora import GateKind
 from lorasmith.core.errors import WeightsError
 
 TRIGGER_PHRASE = "modelspec.trigger_phrase"
 
 
+class HasMetadata(Protocol):
+    """A file with a metadata block, such as `lorasmith.adapters.files.lora_file.LoraFile`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True)
 class GateMetadata:
-    """What switches a LoRA on."""
+    """What activates a LoRA."""
 
     kind: GateKind = "none"
-    """``prompt``: the tag in an image's prompt. ``token``: likewise, and layers that read text
-    change at the tag's tokens only; ``token+end`` also from the end of a text with the tag on.
-    ``none``: it is always on."""
+    """``prompt``: the trigger word (tag) in an image's prompt. ``token``: as ``prompt``, and layers
+    that read text change at the tag's tokens only. ``token+end``: as ``token``, and also at the end
+    tokens of a text with the tag. ``none``: the LoRA is always active."""
     tag: str = ""
-    """The words that switch it on; of a file without a gate, the words to call it by."""
+    """The trigger words; in a file without a gate, the suggested ones."""
     class_word: str = ""
-    """What the tagged thing is without its tag."""
+    """What the subject is called without its tag."""
     run_id: str = ""
-    """Identity of the run that made it; files of one run share it."""
+    """Identity of the run that made the file; all files of a run share it."""
     step: int | None = None
-    """Optimizer steps that it is the result of."""
+    """Number of optimizer steps that the file is the result of."""
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the entries of a LoRA file's metadata; what is not known is left out."""
-        told = {
+        """Return the entries for a LoRA file's metadata, without unknown ones."""
+        entries = {
             "lorasmith.gate": self.kind if self.tag else "none",
             "lorasmith.tag": self.tag,
             "lorasmith.class": self.class_word,
             "lorasmith.run": self.run_id,
             "lorasmith.step": "" if self.step is None else str(self.step),
         }
-        return {key: value for key, value in told.items() if value}
+        return {key: value for key, value in entries.items() if value}
 
 
-def read_gate(file: LoraFile) -> GateMetadata:
-    """Return what a LoRA file says about its gate.
-
-    Raises:
-        WeightsError: see `gate_of_metadata`.
-    """
+def read_gate(file: HasMetadata) -> GateMetadata:
+    """Return what a LoRA file says about its gate; see `parse_gate`."""
     return parse_gate(file.path, file.metadata)
 
 
 def parse_gate(path: Path, metadata: Mapping[str, str]) -> GateMetadata:
-    """Return what a LoRA file's metadata block says about its gate.
+    """Return what a LoRA file's metadata say about its gate.
 
     Raises:
-        WeightsError: it names a kind of gate that does not exist, a gate and no tag, or a step that
-            is no number.
+        WeightsError: the kind of gate does not exist, a gate has no tag, or the step is no number.
     """
     kind = metadata.get("lorasmith.gate", "none")
     tag = metadata.get("lorasmith.tag", metadata.get(TRIGGER_PHRASE, "")).strip()
     step = metadata.get("lorasmith.step", "")
     if kind not in get_args(GateKind):
         raise WeightsError(
-            f"{path}: its metadata name the gate {kind!r}, which does not exist; use one of "
+            f"{path}: lorasmith.gate = {kind!r} in its metadata is unknown; use one of "
             f"{', '.join(get_args(GateKind))}, or a newer lorasmith"
         )
     if kind != "none" and not tag:
         raise WeightsError(
-            f"{path}: its metadata name the gate {kind!r} and no tag that would open it; the file "
-            "was edited: write lorasmith.tag, or lorasmith.gate = none"
+            f"{path}: its metadata have lorasmith.gate = {kind!r} but no lorasmith.tag to open it; "
+            "add lorasmith.tag, or set lorasmith.gate = none"
         )
     if step and not step.isdecimal():
-        raise WeightsError(f"{path}: its metadata name the step {step!r}, which is no number")
+        raise WeightsError(f"{path}: lorasmith.step = {step!r} in its metadata is no number")
     return GateMetadata(
         cast("GateKind", kind),
         tag,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.adapters.files.compatibility import fit_to_model
+from lorasmith.adapters.injection.compatibility import fit_to_model
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.tools.merge import MergeInput
 from lorasmith.core.errors import WeightsError
@@ -30,7 +30,7 @@ def fuse_into_model(
         model: its weights are changed in place.
         terms: the files, their weights and weights by block.
         dtype: the number format that it will be saved in; it must be able to hold the sum.
-        strict: see `lorasmith.adapters.files.compatibility.fit`.
+        strict: see `lorasmith.adapters.injection.compatibility.fit`.
 
     Raises:
         WeightsError: a file does not fit the model (counts are named), or the sum is not finite or

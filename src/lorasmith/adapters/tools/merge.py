@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer, dense_delta
+from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.block_weights import BlockWeights
 from lorasmith.adapters.naming.layer_names import UNET, find_layer_refs
@@ -23,7 +24,6 @@ from lorasmith.adapters.tools.algebra import (
     unify_alpha,
     weighted_sum,
 )
-from lorasmith.adapters.tools.info import detect_lora_family
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import FAMILIES, Family, detect_family
 

@@ -15,14 +15,14 @@ from lorasmith.adapters.files.derived_metadata import (
 )
 from lorasmith.adapters.files.diffusers_format import save_diffusers_file
 from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
+from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
-from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
+from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
 from lorasmith.adapters.naming.block_weights import parse_block_weights
-from lorasmith.adapters.nn.trainable import PartSummary
 from lorasmith.adapters.tools.algebra import RankLimit, RetainedEnergy
 from lorasmith.adapters.tools.diff import LoraDiff, compare_loras
 from lorasmith.adapters.tools.fuse import fuse_into_model
-from lorasmith.adapters.tools.info import LoraInfo, detect_lora_family, summarize_lora
+from lorasmith.adapters.tools.info import LoraInfo, summarize_lora
 from lorasmith.adapters.tools.merge import (
     ExtractedLora,
     MergeInput,

@@ -8,7 +8,7 @@ from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.inference.prompts.parser import Prompt
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.nn.inject import AttachedLora
+    from lorasmith.adapters.injection.inject import AttachedLora
 
 
 @dataclass(eq=False)

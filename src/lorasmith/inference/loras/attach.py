@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.adapters.files.lora_file import load_lora_file
+from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
 from lorasmith.adapters.naming.block_weights import parse_block_weights
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
-from lorasmith.adapters.nn.inject import AttachedLora, attach_lora
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.models.family import detect_family

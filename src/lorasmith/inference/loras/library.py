@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorasmith.adapters.files.lora_family import detect_lora_family, detect_prediction_type
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
 from lorasmith.adapters.gating.trigger_tokens import find_tag_spans, tokenize_tag
-from lorasmith.adapters.nn.inject import attach_lora
-from lorasmith.adapters.tools.info import detect_lora_family, detect_prediction_type
+from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.inference.loras.active_lora import ActiveLora

@@ -16,7 +16,7 @@ from lorasmith.inference.prompts.parser import Prompt
 from lorasmith.models.load import Model
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.nn.inject import AttachedLora
+    from lorasmith.adapters.injection.inject import AttachedLora
 
 
 class LoraManager:

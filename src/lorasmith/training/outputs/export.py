@@ -6,7 +6,7 @@ import torch
 
 from lorasmith.adapters.files.lora_file import save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
-from lorasmith.adapters.nn.trainable import export_layers, summarize_parts
+from lorasmith.adapters.injection.trainable import export_layers, summarize_parts
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.tags import count_tags
 from lorasmith.models.family import detect_family

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorasmith.adapters.nn.trainable import TrainableLora
+from lorasmith.adapters.injection.trainable import TrainableLora
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.training.data.batch import Batch

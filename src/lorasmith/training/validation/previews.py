@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorasmith.adapters.nn.trainable import TrainableLora
+from lorasmith.adapters.injection.trainable import TrainableLora
 from lorasmith.config.train_config import ValidationConfig
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.core.files import write_text

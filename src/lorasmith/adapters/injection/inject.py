@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lorasmith.adapters.files.compatibility import fit_to_model
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, read_gate
+from lorasmith.adapters.injection.compatibility import fit_to_model
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef, LayerRefs
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.adapters.nn.wrapper import LoraWrapper
@@ -99,7 +99,7 @@ def attach_lora(
         model: the model.
         file: the file.
         weight: the multiplier of all adapters.
-        strict: see `lorasmith.adapters.files.compatibility.fit`.
+        strict: see `lorasmith.adapters.injection.compatibility.fit`.
 
     Raises:
         WeightsError: none or not all of the file's layers belong to the model, with both numbers,

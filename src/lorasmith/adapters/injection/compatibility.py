@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lorasmith.adapters.files.key_formats import is_for_later_family
 from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer, dense_delta
+from lorasmith.adapters.files.lora_family import detect_lora_family, detect_prediction_type
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.layer_names import (
     LayerRef,
@@ -14,9 +15,8 @@ from lorasmith.adapters.naming.layer_names import (
     find_layer_refs,
     find_name_aliases,
 )
-from lorasmith.adapters.nn.dense import make_delta_adapter
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight, make_adapter
-from lorasmith.adapters.tools.info import detect_lora_family, detect_prediction_type
+from lorasmith.adapters.nn.weight_delta import make_delta_adapter
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.family import FAMILIES, Networks, detect_family
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from lorasmith.adapters.files.lora_file import LoraLayer
+from lorasmith.adapters.files.metadata import PartSummary
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
+from lorasmith.adapters.injection.inject import AttachedLora, inject_adapters
 from lorasmith.adapters.naming.layer_names import UNET
 from lorasmith.adapters.nn.init import init_adapter
-from lorasmith.adapters.nn.inject import AttachedLora, inject_adapters
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter
 from lorasmith.adapters.targeting.targets import LayerTarget
 from lorasmith.config.lora import LoraConfig
@@ -152,18 +153,6 @@ def change_alpha(layer: LoraLayer, alpha: float) -> LoraLayer:
     if layer.alpha == alpha:
         return layer
     return LoraLayer(layer.down, layer.up * (layer.alpha / alpha), alpha)
-
-
-@dataclass(frozen=True)
-class PartSummary:
-    """The adapters of one part of a LoRA."""
-
-    rank: int
-    """Their rank in the file."""
-    alpha: float
-    """Their alpha: alpha / rank is the scale that they were trained with."""
-    layers: int
-    """How many there are."""
 
 
 def summarize_parts(trained: TrainableLora) -> dict[str, PartSummary]:

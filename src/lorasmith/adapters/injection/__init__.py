@@ -1,0 +1,1 @@
+"""Putting adapters into models: fitting files, injecting, training, exporting."""
