@@ -85,14 +85,13 @@ class Pipeline:
     def __init__(self, model: Model, lora_dir: str | Path = "loras") -> None:
         check_components(model)
         self.model = model
-        self.lora_dir = Path(lora_dir).expanduser()
         self.strict = True
         """Whether a LoRA is refused that fits only in part, or says that it is for another family
         or prediction type. If not, what fits is used and a warning names the rest. Strict also
         warns of prompts that are longer than the model was trained to read."""
         self.safety_checker: SafetyChecker | None = None
         """Says which images are unsafe; those are blackened, with a warning."""
-        self._loras = LoraManager(model, self.lora_dir)
+        self._loras = LoraManager(model, Path(lora_dir).expanduser())
 
     def __call__(
         self,
@@ -172,6 +171,15 @@ class Pipeline:
             latents: multiplied by the VAE's scaling factor, ``[B, C, h, w]``.
         """
         return decode_latents(self.model.vae, latents)
+
+    @property
+    def lora_dir(self) -> Path:
+        """Where ``<lora:NAME:WEIGHT>`` in a prompt looks for ``NAME.safetensors``."""
+        return self._loras.lora_dir
+
+    @lora_dir.setter
+    def lora_dir(self, folder: str | Path) -> None:
+        self._loras.lora_dir = Path(folder).expanduser()
 
     def find_lora(self, name: str) -> Path:
         """Return the file of a LoRA by its name in prompts.

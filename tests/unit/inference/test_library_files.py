@@ -94,7 +94,7 @@ def test_a_named_lora_takes_the_place_of_the_library_s(shelf: Shelf) -> None:
 
 
 def test_two_files_that_claim_a_tag_are_both_named(shelf: Shelf) -> None:
-    paths = [shelf.add("one", tag="curlyqx"), shelf.add("two", tag="CurlyQX", run="b2")]
+    paths = [shelf.add("one", tag="curlyqx"), shelf.add("two", tag="CurlyQX", run_id="b2")]
     shelf.pipe.load_library(shelf.folder)
     assert shelf.awake("a person") == []  # nobody asks for it
     with pytest.raises(WeightsError, match="both claim the tag 'curlyqx'") as caught:
@@ -106,14 +106,14 @@ def test_two_files_that_claim_a_tag_are_both_named(shelf: Shelf) -> None:
 
 def test_the_latest_file_of_a_run_is_taken_with_a_notice(shelf: Shelf) -> None:
     for name, step in (("early", 100), ("late", 400), ("best", 250)):
-        shelf.add(name, tag="curlyqx", run="5f0c", step=step)
+        shelf.add(name, tag="curlyqx", run_id="5f0c", step=step)
     shelf.pipe.load_library(shelf.folder)
     with pytest.warns(LorasmithWarning, match=r"3 files of one run .* late\.safetensors"):
         assert shelf.awake("a curlyqx person") == ["late"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert shelf.awake("a curlyqx person") == ["late"]
-    shelf.add("other", tag="curlyqx", run="77aa", step=9000)
+    shelf.add("other", tag="curlyqx", run_id="77aa", step=9000)
     shelf.pipe.unload_library()
     shelf.pipe.load_library(shelf.folder)
     with pytest.raises(WeightsError, match=r"late\.safetensors and .*other\.safetensors"):

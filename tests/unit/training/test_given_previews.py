@@ -59,7 +59,7 @@ def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, TrainableLora
 def drawn(
     model: Model, trained: TrainableLora, rows: list[Row], folder: Path, **more: object
 ) -> list[np.ndarray]:
-    settings = ValidationConfig.model_validate({"steps": 4, "seed": 5, **more})
+    settings = ValidationConfig.model_validate({"num_inference_steps": 4, "seed": 5, **more})
     paths = Previews(settings, model, rows, folder).draw(1, trained, lambda: True)
     return [np.asarray(Image.open(path)) for path in paths]
 
@@ -118,6 +118,6 @@ def test_an_inpainting_model_repaints_what_has_masks(
 
 def test_too_few_steps_are_refused_before_any_work(tiny_of: Tiny) -> None:
     model = load_model(tiny_of("sdxl-refiner"))
-    with pytest.raises(ConfigError, match=r"preview\.steps: 3 times the strength 0\.3"):
+    with pytest.raises(ConfigError, match=r"num_inference_steps: 3 times the strength 0\.3"):
         check_previews(ValidationConfig(num_inference_steps=3), model)
     check_previews(ValidationConfig(num_inference_steps=4), model)

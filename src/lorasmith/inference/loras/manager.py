@@ -24,7 +24,7 @@ class LoraManager:
 
     def __init__(self, model: Model, lora_dir: Path) -> None:
         self._model = model
-        self._lora_dir = lora_dir
+        self.lora_dir = lora_dir
         self._loaded: list[ActiveLora] = []
         self._external: list[ActiveLora] = []
         self.library = FolderLoraLibrary(model)
@@ -39,7 +39,7 @@ class LoraManager:
     ) -> None:
         """Attach a LoRA for all prompts; see `Pipeline.load_lora`."""
         request = check_request(request, f"LoRA {str(path_or_name)!r}")
-        file = resolve_lora(path_or_name, self._lora_dir)
+        file = resolve_lora(path_or_name, self.lora_dir)
         request = replace(request, name=file.stem)
         attached = attach_requested_lora(self._model, file, request, strict)
         self._loaded.append(ActiveLora(request, attached, "call", gate))
@@ -89,7 +89,7 @@ class LoraManager:
         All names are looked up before the first file is read.
         """
         requests = list(dict.fromkeys(lora for prompt in prompts for lora in prompt.loras))
-        files = {request.name: find_lora(request.name, self._lora_dir) for request in requests}
+        files = {request.name: find_lora(request.name, self.lora_dir) for request in requests}
         for request in requests:  # added one by one, so that a failure leaves none attached
             attached = attach_requested_lora(self._model, files[request.name], request, strict)
             mentioned.append(ActiveLora(request, attached, "prompt"))
