@@ -59,14 +59,14 @@ def _time(run: RunFolder) -> Iterator[Metric]:
     idle = extract_curve(run.log, "gpu_idle").values.tolist()
     if idle:
         notes.append(f"idle {statistics.median(idle):.1%} of the time")
-    yield Metric("images per second", f"{statistics.median(speeds):.3g}", ", ".join(notes))
+    yield Metric("speed", f"{statistics.median(speeds):.3g} images/s", ", ".join(notes))
 
 
 def _sizes(summary: RunSummary | None) -> Iterator[Metric]:
     if summary is None:
         return
     validation = summary.validation_images
-    note = f"{validation} more for validation" if validation else "none for validation"
-    yield Metric("training images", str(summary.images), note)
-    layers = f"in {summary.layers} layers" if summary.layers else ""
-    yield Metric("trainable parameters", format_count(summary.parameters), layers)
+    note = f"for training, {validation} more for validation" if validation else "all for training"
+    yield Metric("images", str(summary.images), note)
+    note = f"trainable, in {summary.layers} layers" if summary.layers else "trainable"
+    yield Metric("parameters", format_count(summary.parameters), note)
