@@ -131,7 +131,7 @@ class MadeUp:
             ParamGroup(one.part, one.parameters, one.learning_rate)
             for one in trainable.parameter_groups()
         ]
-        optimizer, _ = create_optimizer(settings, groups)
+        optimizer, _ = create_optimizer(settings.optimizer, groups, settings.weight_decay)
         process = build_noise_process(scheduler(name), settings.loss, self.device)
         denoiser = Denoiser(SimpleNamespace(unet=unet))  # type: ignore[arg-type]
         objective = DiffusionLoss(denoiser, process, settings.loss, lane)

@@ -5,9 +5,13 @@ says what an item of each kind looks like.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorasmith.core.registry import Registry
+
+if TYPE_CHECKING:
+    from lorasmith.loops.lr_schedule import LrSchedule
+    from lorasmith.loops.optimizers import OptimizerSpec
 
 TRAINING_METHODS: Registry[Any] = Registry("training method", "training_methods")
 SAMPLERS: Registry[Any] = Registry(
@@ -28,8 +32,28 @@ SAMPLERS: Registry[Any] = Registry(
 )
 """`lorasmith.inference.samplers.Sampler`: a function from a model's scheduler config to a diffusers
 scheduler."""
-OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers")
-LR_SCHEDULERS: Registry[Any] = Registry("learning rate schedule", "lr_schedulers")
+OPTIMIZERS: Registry["OptimizerSpec"] = Registry(
+    "optimizer",
+    "optimizers",
+    {
+        "adamw": "lorasmith.loops.optimizers:ADAMW",
+        "adamw8bit": "lorasmith.loops.optimizers:ADAMW_8BIT",
+        "prodigy": "lorasmith.loops.optimizers:PRODIGY",
+        "lion": "lorasmith.loops.optimizers:LION",
+        "adafactor": "lorasmith.loops.optimizers:ADAFACTOR",
+    },
+)
+"""A `lorasmith.loops.optimizers.OptimizerSpec`: ``OptimizerSpec(torch.optim.SGD)``."""
+LR_SCHEDULERS: Registry["LrSchedule"] = Registry(
+    "learning rate schedule",
+    "lr_schedulers",
+    {
+        "constant": "lorasmith.loops.lr_schedule:constant",
+        "linear": "lorasmith.loops.lr_schedule:linear",
+        "cosine": "lorasmith.loops.lr_schedule:cosine",
+    },
+)
+"""A function of the progress after the warm-up (0 to 1) that returns a factor (1 to 0)."""
 LOSS_WEIGHTINGS: Registry[Any] = Registry("loss weighting", "loss_weightings")
 ADAPTER_INITS: Registry[Any] = Registry("adapter initialisation", "adapter_inits")
 ADAPTER_KINDS: Registry[Any] = Registry("adapter kind", "adapter_kinds")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorasmith.core.errors import ConfigError, did_you_mean
+from lorasmith.registries import OPTIMIZERS
 
 Tree = dict[str, Any]
 Changes = Mapping[str, Any]
@@ -388,15 +389,18 @@ def precision(value: Any) -> Any:
 
 
 def optimizer(value: Any) -> Any:
-    """Take ``AdamW8bit``, ``ADAMW_8BIT`` and the like in any case."""
-    return value.casefold().replace("_", "").replace("-", "") if isinstance(value, str) else value
+    """Take ``AdamW8bit``, ``ADAMW_8BIT`` and the like."""
+    if not isinstance(value, str) or value in OPTIMIZERS:
+        return value
+    plain = value.replace("_", "").replace("-", "")
+    return plain if plain in OPTIMIZERS else value
 
 
 def lr_scheduler(value: Any) -> Any:
     """Take ``COSINE`` in any case, and ``constant_with_warmup``: any schedule may warm up."""
     if not isinstance(value, str):
         return value
-    return {"constant_with_warmup": "constant"}.get(value.casefold(), value.casefold())
+    return {"constant_with_warmup": "constant"}.get(value.casefold(), value)
 
 
 def seed(value: Any) -> Any:

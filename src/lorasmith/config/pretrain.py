@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from lorasmith.config.base import BaseConfig, UserPath
 from lorasmith.config.data import PretrainDataConfig, RowFilter
-from lorasmith.config.train_settings import MixedPrecision
+from lorasmith.config.train_settings import LrSchedulerName, MixedPrecision
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -34,7 +34,7 @@ class PretrainTrainerConfig(BaseConfig):
     """How many batches of each process add up to one optimizer step."""
     learning_rate: float = Field(gt=0.0)
     """Peak learning rate of AdamW."""
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler: LrSchedulerName = "cosine"
     """How the learning rate falls after the warm-up."""
     lr_warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises from zero."""

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from lorasmith.config import foreign_names
-from lorasmith.config.base import BaseConfig
+from lorasmith.config.base import BaseConfig, RegisteredName
+from lorasmith.registries import LR_SCHEDULERS, OPTIMIZERS
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -14,7 +15,12 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 MixedPrecision = Annotated[
     Literal["fp32", "fp16", "bf16"], BeforeValidator(foreign_names.precision)
 ]
-Optimizer = Literal["adamw", "adamw8bit", "prodigy", "lion", "adafactor"]
+OptimizerName = Annotated[
+    str, RegisteredName(OPTIMIZERS), BeforeValidator(foreign_names.optimizer)
+]
+LrSchedulerName = Annotated[
+    str, RegisteredName(LR_SCHEDULERS), BeforeValidator(foreign_names.lr_scheduler)
+]
 
 
 def _steps_or_share(value: int | float) -> int | float:
@@ -73,7 +79,7 @@ class TrainerConfig(BaseConfig):
     """How many batches of each process add up to one optimizer step: a larger effective batch in
     the memory of one."""
 
-    optimizer: Annotated[Optimizer, BeforeValidator(foreign_names.optimizer)] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """adamw; adamw8bit (bitsandbytes), prodigy, lion and adafactor need the extra
     `lorasmith[optimizers]`."""
     optimizer_args: Annotated[dict[str, Any], BeforeValidator(foreign_names.optimizer_args)] = (
@@ -89,9 +95,7 @@ class TrainerConfig(BaseConfig):
     the same)."""
     loraplus_lr_ratio: float = Field(default=1.0, ge=1.0)
     """Learning rate of up-matrices over that of down-matrices (LoRA+, arXiv:2402.12354)."""
-    lr_scheduler: Annotated[
-        Literal["constant", "linear", "cosine"], BeforeValidator(foreign_names.lr_scheduler)
-    ] = "cosine"
+    lr_scheduler: LrSchedulerName = "cosine"
     """How the learning rate falls after the warm-up."""
     lr_warmup_steps: Annotated[int | float, AfterValidator(_steps_or_share)] = 20
     """Steps over which the learning rate rises from zero; below 1, a share of all steps."""

@@ -69,20 +69,23 @@ class Registry(Generic[Item]):
         Raises:
             ConfigError: there is none of this name; close names are suggested.
         """
-        self.check(name)
+        name = self.check(name)
         if name not in self._items:
             self._items[name] = self._load(self._references[name])
         return self._items[name]
 
     def check(self, name: str) -> str:
-        """Return the name if it is registered.
+        """Return a name as it is registered; upper and lower case do not matter.
 
         Raises:
-            ConfigError: it is not; close names are suggested.
+            ConfigError: it is not registered; close names are suggested.
         """
-        if name in self:
-            return name
-        close = difflib.get_close_matches(name, self.names(), n=1)
+        by_folded_name = {known.casefold(): known for known in self.names()}
+        known = by_folded_name.get(name.casefold())
+        if known is not None:
+            return known
+        close = difflib.get_close_matches(name.casefold(), by_folded_name, n=1)
+        close = [by_folded_name[folded] for folded in close]
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
             f"there is no {self.kind} {name!r}{hint} (choose from {', '.join(self.names())})"
@@ -98,7 +101,7 @@ class Registry(Generic[Item]):
         return {name: self.get(name) for name in self.names()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return name.casefold() in {known.casefold() for known in self.names()}
 
     @staticmethod
     def _load(reference: Any) -> Item:

@@ -1,37 +1,57 @@
-"""Learning-rate schedules as pure functions of the step."""
+"""Learning rate schedules.
+
+A schedule is a function of the progress after the warm-up: 0 to 1 in, a factor of 1 to 0 out. It
+is looked up in `lorasmith.registries.LR_SCHEDULERS`.
+"""
 
 import math
-from typing import Literal
+from collections.abc import Callable
 
 from lorasmith.core.errors import ConfigError
+from lorasmith.registries import LR_SCHEDULERS
 
-ScheduleKind = Literal["constant", "linear", "cosine"]
+LrSchedule = Callable[[float], float]
+"""Maps the progress after the warm-up, 0 to 1, to a factor between 1 (the peak) and 0 (the end)."""
 
 
-def resolve_warmup_steps(warmup: int | float, total: int) -> int:
-    """Return a warm-up in steps; a number below 1 is a share of all steps."""
-    return round(warmup * total) if 0 < warmup < 1 else int(warmup)
+def constant(progress: float) -> float:
+    """Stay at the peak."""
+    del progress
+    return 1.0
+
+
+def linear(progress: float) -> float:
+    """Fall in a straight line."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """Fall along half a cosine (arXiv:1608.03983, without restarts)."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def resolve_warmup_steps(warmup: int | float, total_steps: int) -> int:
+    """Return the warm-up in steps; a number below 1 is a share of all steps."""
+    return round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
 
 
 def lr_factor(
-    step: int, total: int, warmup: int, min_ratio: float, schedule: ScheduleKind = "cosine"
+    step: int, total_steps: int, warmup_steps: int, min_ratio: float, schedule: str = "cosine"
 ) -> float:
-    """Return the factor on the learning rate for optimizer step ``step`` (from 0).
+    """Return the factor on the peak learning rate for optimizer step ``step`` (from 0).
 
-    It rises linearly over ``warmup`` steps, then stays, or falls to ``floor`` at step ``total``
-    in a straight line or half a cosine.
+    It rises linearly over ``warmup_steps``, then follows the schedule down to ``min_ratio`` at
+    step ``total_steps``.
 
     Raises:
-        ConfigError: ``floor`` outside 0..1 or a negative ``warmup``.
+        ConfigError: ``min_ratio`` is outside 0..1, ``warmup_steps`` is negative, or no schedule
+            has this name.
     """
     if not 0.0 <= min_ratio <= 1.0:
-        raise ConfigError(f"the learning rate's floor must be between 0 and 1, not {min_ratio}")
-    if warmup < 0:
-        raise ConfigError(f"warm-up steps cannot be negative ({warmup})")
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return 1.0
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    falling = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return min_ratio + (1.0 - min_ratio) * falling
+        raise ConfigError(f"lr_scheduler_min_lr_ratio must be between 0 and 1, not {min_ratio}")
+    if warmup_steps < 0:
+        raise ConfigError(f"lr_warmup_steps cannot be negative ({warmup_steps})")
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return min_ratio + (1.0 - min_ratio) * LR_SCHEDULERS.get(schedule)(progress)

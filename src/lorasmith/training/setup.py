@@ -322,7 +322,9 @@ def _session(
     process = build_noise_process(model.scheduler_config, train.loss, model.unet.device, known)
     objective = DiffusionLoss(Denoiser(model), process, train.loss, lane)
     groups = _groups(trainable, train)
-    optimizer, peaks = create_optimizer(train, groups)
+    optimizer, peaks = create_optimizer(
+        train.optimizer, groups, train.weight_decay, train.optimizer_args
+    )
     adapters = nn.ModuleList(trainable.adapters.values())
     average = Ema(adapters, train.ema_decay) if train.ema_decay > 0 else None
     alone = accelerator.num_processes == 1

@@ -56,3 +56,15 @@ def test_an_entry_point_of_another_package_is_an_item(monkeypatch: pytest.Monkey
     import json
 
     assert make_registry().get("theirs") is json.load
+
+
+def test_names_are_found_in_any_case() -> None:
+    registry = make_registry()
+    assert registry.check("UTF8") == "utf8"
+    assert "Latin" in registry
+    registry.register("Mine", 7)
+    assert registry.get("mine") == 7
+    with pytest.raises(ConfigError, match="registered already"):
+        registry.register("MINE", 8)
+    with pytest.raises(ConfigError, match="did you mean 'Mine'"):
+        registry.check("mime")

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.config.train_config import TrainerConfig
 from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.train_step import TrainStep
@@ -13,7 +12,7 @@ from lorasmith.training.train_step import TrainStep
 
 def make_step(bench, optimizer: str = "adamw", clip: float = 1.0, rate: float = 1e-2, **more):
     groups = [ParamGroup("unet", bench.parameters, rate)]
-    made, _ = create_optimizer(TrainerConfig(optimizer=optimizer), groups)
+    made, _ = create_optimizer(optimizer, groups)
     step = TrainStep(bench.objective(), bench.parameters, made, clip, **more)
     return step, made
 

@@ -6,9 +6,8 @@ from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.targeting.targets import LayerTarget
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.inference.options import parse_size
+from lorasmith.registries import OPTIMIZERS
 
-_MOMENTS = {"adamw": 2, "adamw8bit": 2, "prodigy": 4, "lion": 1, "adafactor": 1}
-"""Float32 copies of the parameters that an optimizer keeps, at most."""
 _SLACK = 16 * 2**20
 """For the log, event files and the report."""
 
@@ -33,7 +32,7 @@ def bytes_needed(run: TrainConfig, targets: Sequence[LayerTarget], side: int, ne
     """
     train, numbers = run.train, count_parameters(targets)
     started = run.lora.init in ("compensated", "pissa")
-    copies = 1 + started + (train.ema_decay > 0) + _MOMENTS[train.optimizer]
+    copies = 1 + started + (train.ema_decay > 0) + OPTIMIZERS.get(train.optimizer).moments
     # One more than is kept: the oldest goes when the newest has been verified.
     checkpoints = (train.keep_checkpoints if new else 0) + 1
     files = 2 + (train.steps // train.save_every_n_steps if train.save_every_n_steps else 0)
