@@ -385,7 +385,7 @@ def test_stop_says_everything_in_one_line(faulty: Path) -> None:
 
 def test_skip_leaves_out_with_a_warning(faulty: Path) -> None:
     with pytest.warns(LorasmithWarning, match="left out, 4 of 8 pictures are used") as caught:
-        rows = read_usable_rows(data_of(faulty, bad_pictures="skip"))
+        rows = read_usable_rows(data_of(faulty, bad_images="skip"))
     assert [row.key for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
     assert len(caught) == 1
 
@@ -393,7 +393,7 @@ def test_skip_leaves_out_with_a_warning(faulty: Path) -> None:
 def test_skip_does_not_train_on_nothing(tmp_path: Path) -> None:
     put(tmp_path / "a.png", b"")
     with pytest.raises(DataError, match="nothing is left to learn from"):
-        read_usable_rows(data_of(tmp_path, bad_pictures="skip"))
+        read_usable_rows(data_of(tmp_path, bad_images="skip"))
 
 
 def test_filters_come_before_pictures_are_opened(healthy: Path) -> None:
@@ -415,10 +415,10 @@ def test_transparent_pictures_lie_on_the_configured_colour(tmp_path: Path) -> No
 def test_class_pictures_need_no_captions_with_a_class_caption(healthy: Path) -> None:
     for text in healthy.glob("[01].txt"):
         text.unlink()
-    data = data_of(healthy, class_path=healthy)
+    data = data_of(healthy, reg_data_dir=healthy)
     with pytest.raises(DataError, match="2 of 4 pictures have no caption"):
         read_class_rows(data)
-    data = data_of(healthy, class_path=healthy, class_caption="a dog")
+    data = data_of(healthy, reg_data_dir=healthy, reg_caption="a dog")
     captions = [row.caption for row in read_class_rows(data)]
     assert captions == ["a dog", "a dog", "thing 2", "thing 3"]
     assert read_class_rows(data_of(healthy)) == []
@@ -449,5 +449,5 @@ def test_nothing_is_written_into_the_folder(faulty: Path) -> None:
     before = state()
     scan_dataset(faulty)
     with pytest.warns(LorasmithWarning):
-        read_usable_rows(data_of(faulty, bad_pictures="skip"))
+        read_usable_rows(data_of(faulty, bad_images="skip"))
     assert state() == before

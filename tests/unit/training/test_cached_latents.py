@@ -99,7 +99,7 @@ def test_an_edited_caption_is_the_only_one_encoded(folder: Path, counts: Counts)
     ("change", "expected"),
     [
         ({"resolution": 128}, 4),
-        ({"background": "#000000"}, 4),
+        ({"background_color": "#000000"}, 4),
         ({"flip_aug": True}, 4),  # the mirror images; the others are there
         ({"caption_dropout_rate": 0.5}, 0),
         ({"num_repeats": 3}, 0),
@@ -172,8 +172,8 @@ def test_the_pictures_folder_is_never_written(folder: Path, counts: Counts) -> N
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
     before = state()
-    counts(data_of(folder, flip=True, colour_jitter=0.1, shuffle_captions=True, held_out=0.25))
-    counts(data_of(folder, flip=True))
+    counts(data_of(folder, flip_aug=True, color_jitter=0.1, shuffle_caption=True, validation_split=0.25))
+    counts(data_of(folder, flip_aug=True))
     assert state() == before
 
 

@@ -83,7 +83,7 @@ def test_given_masks(model: Model, folder: Path, more: dict[str, Any]) -> None:
 
 
 def test_mirrored_pictures_have_mirrored_masks(model: Model, folder: Path) -> None:
-    made = built(model, data_of(folder, flip=True))
+    made = built(model, data_of(folder, flip_aug=True))
     mask = given_masks(folder, [0])
     both = [F.interpolate(one, size=(8, 8)) for one in (mask, mask.flip(-1))]
     seen = set()
@@ -94,19 +94,19 @@ def test_mirrored_pictures_have_mirrored_masks(model: Model, folder: Path) -> No
 
 
 def test_random_masks_are_a_few_of_each_picture_and_the_seeds(model: Model, folder: Path) -> None:
-    made = built(model, data_of(folder, random_masks=3))
+    made = built(model, data_of(folder, num_random_masks=3))
     drawn = [surroundings(made, [4, 5], step) for step in range(30)]
     masks = [{tuple(one[row, 0].flatten().tolist()) for one in drawn} for row in range(2)]
     assert [len(some) for some in masks] == [3, 3]
     assert masks[0] != masks[1]
-    again = built(model, data_of(folder, random_masks=3))
+    again = built(model, data_of(folder, num_random_masks=3))
     assert torch.equal(surroundings(again, [4, 5], 7), drawn[7])
-    other = built(model, data_of(folder, random_masks=3), seed=1)
+    other = built(model, data_of(folder, num_random_masks=3), seed=1)
     assert not any(torch.equal(surroundings(other, [4, 5], k), drawn[k]) for k in range(5))
 
 
 def test_new_masks_every_time(model: Model, folder: Path) -> None:
-    made = built(model, data_of(folder, random_masks=0))
+    made = built(model, data_of(folder, num_random_masks=0))
     drawn = [surroundings(made, [4], step)[0, 0] for step in range(12)]
     assert len({tuple(one.flatten().tolist()) for one in drawn}) > 6
     assert torch.equal(surroundings(made, [4], 3)[0, 0], drawn[3])
@@ -114,7 +114,7 @@ def test_new_masks_every_time(model: Model, folder: Path) -> None:
 
 def test_masks_for_the_loss_alone(model: Model, folder: Path) -> None:
     """With random masks for all, the given ones say what is learned and not what is hidden."""
-    data = data_of(folder, masks="random")
+    data = data_of(folder, inpaint_masks="random")
     train = TrainerConfig(batch_size=4, loss=LossConfig(masked=True))
     made = build_dataset(model, data, train, CPU)
     mask = given_masks(folder, [0])
@@ -155,13 +155,13 @@ def test_a_second_run_encodes_nothing(
         return encode(vae, pixels)
 
     monkeypatch.setattr(type(model.vae), "encode", counted)
-    built(model, data_of(folder, random_masks=3))
+    built(model, data_of(folder, num_random_masks=3))
     assert sum(encoded) == 6 + 2 + 4 * 3
-    built(model, data_of(folder, random_masks=3))
+    built(model, data_of(folder, num_random_masks=3))
     assert sum(encoded) == 20
     mask = Image.open(folder / "00.mask.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     mask.save(folder / "00.mask.png")
-    built(model, data_of(folder, random_masks=3))
+    built(model, data_of(folder, num_random_masks=3))
     assert sum(encoded) == 21
 
 

@@ -56,10 +56,10 @@ def test_a_batch_equals_the_parts_used_one_by_one(tmp_path: Path, model: Model) 
 
 def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(80, 64)] * 4, "a {}, b, c, ink")
-    plain = built(model, data_of(folder, flip=True, caption_dropout=0.4))
+    plain = built(model, data_of(folder, flip_aug=True, caption_dropout_rate=0.4))
     moving = built(
         model,
-        data_of(folder, crop="random", flip=True, colour_jitter=0.2, shuffle_captions=True),
+        data_of(folder, crop="random", flip_aug=True, color_jitter=0.2, shuffle_caption=True),
     )
     for made in (plain, moving):
         whole = take(made, [0, 1, 2, 3])
@@ -88,7 +88,7 @@ def test_batches_follow_their_draws_alone(tmp_path: Path, model: Model) -> None:
 
 def test_pictures_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(256, 256), (400, 240), (240, 400), (300, 300), (420, 250)])
-    made = built(model, data_of(folder, resolution=256, bucket_step=8))
+    made = built(model, data_of(folder, resolution=256, bucket_reso_steps=8))
     assert [str(made.buckets[k]) for k in made.bucket_indices] == [
         "256x256", "320x192", "192x320", "256x256", "320x192",
     ]  # fmt: skip
@@ -108,7 +108,7 @@ def test_pictures_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> N
 def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(400, 240), (300, 300)])
     classes = write(tmp_path / "c", [(64, 128)], "a thing")
-    made = built(model, data_of(folder, resolution=256, class_path=classes))
+    made = built(model, data_of(folder, resolution=256, reg_data_dir=classes))
     assert made.describe_images()[0] == {
         "picture": "00.png",
         "class": False,
@@ -126,7 +126,7 @@ def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model)
 def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
     assert [str(b) for b in buckets_for_model(model, data_of(tmp_path))] == ["64x64"]
     sizes = [
-        str(b) for b in buckets_for_model(model, data_of(tmp_path, resolution=192, bucket_step=1))
+        str(b) for b in buckets_for_model(model, data_of(tmp_path, resolution=192, bucket_reso_steps=1))
     ]
     assert sizes == ["128x256", "192x192", "256x128"]
     with pytest.raises(
@@ -140,7 +140,7 @@ def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
 
 def test_mirrored_pictures_are_encoded_as_such(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 2)
-    made = built(model, data_of(folder, flip=True))
+    made = built(model, data_of(folder, flip_aug=True))
     plain, _ = moments(model, pixels_of(folder, [0, 1]))
     mirrored, _ = moments(model, pixels_of(folder, [0, 1]).flip(-1))
     kinds = Counter()
@@ -160,7 +160,7 @@ def test_live_pictures_equal_fixed_ones_where_nothing_moves(tmp_path: Path, mode
     """A jitter of nearly nothing takes the path through the VAE; the latents stay the same."""
     folder = write(tmp_path / "p", [(80, 64)] * 3)
     fixed = take(built(model, data_of(folder)), [2, 0])
-    live = take(built(model, data_of(folder, colour_jitter=1e-6)), [2, 0])
+    live = take(built(model, data_of(folder, color_jitter=1e-6)), [2, 0])
     torch.testing.assert_close(live.latents, fixed.latents, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(live.context, fixed.context)
 
@@ -213,7 +213,7 @@ def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -
 def test_random_masks_want_a_model_that_inpaints(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)])
     with pytest.warns(LorasmithWarning, match=r"data\.masks has no effect: the model does not"):
-        built(model, data_of(folder, masks="random"))
+        built(model, data_of(folder, inpaint_masks="random"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         built(model, data_of(folder))
@@ -230,7 +230,7 @@ def test_masks_can_be_ignored(tmp_path: Path, model: Model) -> None:
 def test_class_pictures_come_as_often_and_weigh_their_own(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 4)
     classes = write(tmp_path / "c", [(64, 64)] * 6, "a thing")
-    made = built(model, data_of(folder, class_path=classes, class_weight=0.25))
+    made = built(model, data_of(folder, reg_data_dir=classes, prior_loss_weight=0.25))
     assert (made.num_tagged, len(made.rows)) == (4, 10)
     batch = take(made, [0, 4, 9])
     assert batch.loss_weights.tolist() == [1.0, 0.25, 0.25]
@@ -250,7 +250,7 @@ def test_repeats_of_folders_and_settings_multiply(tmp_path: Path, model: Model) 
     write(tmp_path / "p", [])
     write(tmp_path / "p" / "3_ink", [(64, 64)])
     write(tmp_path / "p" / "1_more", [(64, 64)])
-    made = built(model, data_of(tmp_path / "p", repeats=2))
+    made = built(model, data_of(tmp_path / "p", num_repeats=2))
     epoch = [
         n
         for k in range(made.batch_sampler.steps_per_epoch)

@@ -42,8 +42,8 @@ def sdxl(tiny_sdxl: Path) -> Model:
 
 def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, b, c, d")
-    made = built(model, data_of(folder, shuffle_captions=True))
-    tokens = built(model, data_of(folder, shuffle_captions=True), text_trained=True)
+    made = built(model, data_of(folder, shuffle_caption=True))
+    tokens = built(model, data_of(folder, shuffle_caption=True), text_trained=True)
     texts = {
         text: encode_captions(model, [text])[0].context
         for text in ("ink 0, b, c, d", "ink 0, b, d, c", "ink 0, c, b, d",
@@ -61,7 +61,7 @@ def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) ->
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_dropped_captions_are_empty(tmp_path: Path, model: Model, shuffle: bool) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 4)
-    made = built(model, data_of(folder, caption_dropout=0.5, shuffle_captions=shuffle))
+    made = built(model, data_of(folder, caption_dropout_rate=0.5, shuffle_caption=shuffle))
     empty = encode_captions(model, [""])[0].context
     dropped = 0
     for step in range(20):
@@ -122,7 +122,7 @@ def test_long_captions_are_read_as_prompts_are(
     own = load_model(request.getfixturevalue(family)).to(CPU, torch.float32)
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     (folder / "01.txt").write_text(LONG.format(1))
-    made = built(own, data_of(folder, caption_dropout=0.5), text_trained=trained)
+    made = built(own, data_of(folder, caption_dropout_rate=0.5), text_trained=trained)
     texts = [LONG.format(1), "picture 2, ink", ""]
     long, short, empty = encode_prompts(own, [unweighted_prompt(text) for text in texts])
     wanted = [long, pad_conditioning(short, empty, 154), pad_conditioning(empty, empty, 154)]
@@ -148,7 +148,7 @@ def test_long_captions_are_read_as_prompts_are(
 def test_shuffled_long_captions_always_have_room(tmp_path: Path, model: Model) -> None:
     parts = ["a " * 30, "b " * 30, "c " * 30, "d " * 50]
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + ", ".join(parts))
-    made = built(model, data_of(folder, shuffle_captions=True), text_trained=True)
+    made = built(model, data_of(folder, shuffle_caption=True), text_trained=True)
     own = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
     counts = set()
     for step in range(12):
@@ -195,7 +195,7 @@ def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -
 @pytest.mark.parametrize("live", [False, True])
 def test_sdxl_is_told_sizes_and_a_pooled_text(tmp_path: Path, sdxl: Model, live: bool) -> None:
     folder = write(tmp_path / "p", [(100, 64), (64, 64)])
-    made = built(sdxl, data_of(folder, buckets=False, colour_jitter=1e-6 if live else 0.0))
+    made = built(sdxl, data_of(folder, buckets=False, color_jitter=1e-6 if live else 0.0))
     batch = take(made, [0, 1])
     assert batch.time_ids.tolist() == [[64, 100, 0, 18, 64, 64], [64, 64, 0, 0, 64, 64]]
     expected = encode_captions(sdxl, ["picture 0, ink", "picture 1, ink"])
@@ -208,7 +208,7 @@ def test_mirrored_sdxl_pictures_are_told_their_own_crop(
     tmp_path: Path, sdxl: Model, crop: str
 ) -> None:
     folder = write(tmp_path / "p", [(101, 64)])
-    made = built(sdxl, data_of(folder, buckets=False, flip=True, crop=crop))
+    made = built(sdxl, data_of(folder, buckets=False, flip_aug=True, crop=crop))
     lefts = {int(take(made, [0], step).time_ids[0, 3]) for step in range(30)}
     if crop == "center":
         assert lefts == {18, 19}  # 37 pixels of room: one of them more on the one side
@@ -252,7 +252,7 @@ def test_holding_out_everything_is_refused() -> None:
 def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(128, 64)] * 8, "ink {}, b, c, d")
     more = {"crop": "random", "flip_aug": True, "color_jitter": 0.3, "shuffle_caption": True}
-    data = data_of(folder, held_out=0.25, caption_dropout=0.5, **more)
+    data = data_of(folder, validation_split=0.25, caption_dropout_rate=0.5, **more)
     chosen = split_dataset(data)
     made = built(model, data, split=chosen)
     held = made.validation
@@ -265,7 +265,7 @@ def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Mo
     texts = [row.caption for row in held.rows]
     expected = torch.stack([part.context for part in encode_captions(model, texts)])
     torch.testing.assert_close(one.context, expected, rtol=1e-4, atol=1e-5)
-    plain = built(model, data_of(folder, held_out=0.25), split=chosen)
+    plain = built(model, data_of(folder, validation_split=0.25), split=chosen)
     torch.testing.assert_close(one.latents, take(plain.validation, numbers.tolist(), 1).latents)
 
 
