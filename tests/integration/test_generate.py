@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from lorasmith.inference import safety
 from lorasmith.inference.pipeline import load_pipeline, tensor_to_pil
 from lorasmith.inference.safety import SafetyChecker
 from lorasmith.models.files import hub
+from lorasmith.registries import SAMPLERS
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def test_pictures_and_grid_are_written(
 ) -> None:
     assert generate(tiny_model, tmp_path / "out", "-n", "3", "--size", "64x32", "--seed", "5") == 0
     captured = capsys.readouterr()
-    assert captured.out == f"3 pictures and grid.png in {tmp_path / 'out'}\n"
+    assert captured.out == f"3 images and grid.png in {tmp_path / 'out'}\n"
     assert captured.err == ""
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["0000.png", "0001.png", "0002.png", "grid.png"]
@@ -51,6 +54,38 @@ def test_pictures_and_grid_are_written(
         assert image.size == (64, 32)
         assert image.info["parameters"].startswith("a red apple\nSteps: 2, Sampler: DDIM")
         assert "Seed: 7, Size: 64x32, Model hash: " in image.info["parameters"]
+
+
+def test_random_seed_is_reported(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny_model, tmp_path / "out", "-n", "2", "--seed", "-1") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    seed = int(line.removeprefix("seed: "))
+    for index in range(2):
+        with Image.open(tmp_path / "out" / f"000{index}.png") as image:
+            assert f"Seed: {seed + index}, " in image.info["parameters"]
+    assert generate(tiny_model, tmp_path / "out", "--seed", "-2") == 1
+    assert "seed: -2 is not possible" in one_line(capsys.readouterr().err)
+
+
+def test_registered_sampler_is_used_by_name(tiny_model: Path, tmp_path: Path) -> None:
+    from diffusers import DDIMScheduler
+
+    configs = []
+
+    def toy(config: Mapping[str, Any]) -> DDIMScheduler:
+        configs.append(config)
+        return DDIMScheduler.from_config(dict(config))
+
+    SAMPLERS.register("toy", toy)
+    try:
+        assert generate(tiny_model, tmp_path / "out", "-n", "1", "--sampler", "toy") == 0
+    finally:
+        SAMPLERS.unregister("toy")
+    assert [config["num_train_timesteps"] for config in configs] == [1000]
+    with Image.open(tmp_path / "out" / "0000.png") as image:
+        assert "Sampler: toy, " in image.info["parameters"]
 
 
 def test_the_same_command_draws_the_same_pictures(tiny_model: Path, tmp_path: Path) -> None:
@@ -69,7 +104,7 @@ def test_latents_instead_of_pictures(
     capsys.readouterr()
     assert generate(tiny_model, tmp_path / "b", "-n", "2", "--seed", "3", "--latents") == 0
     file = tmp_path / "b" / "latents.safetensors"
-    assert capsys.readouterr().out == f"latents of 2 pictures in {file}\n"
+    assert capsys.readouterr().out == f"latents of 2 images in {file}\n"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     with safe_open(file, "pt") as opened:
         latents = opened.get_tensor("latents")
@@ -138,16 +173,22 @@ def test_models_are_downloaded_when_that_is_asked_for(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--steps", "-5"), "error: steps: -5 is not possible; use a whole number, 1 to 1000"),
+        (
+            ("--steps", "-5"),
+            "error: num_inference_steps: -5 is not possible; use a whole number, 1 to 1000",
+        ),
         (("--size", "100x100"), "error: size: 100x100 is not in steps of 8 pixels; use 104x104"),
         (("--size", "big"), "error: size: 'big' is not WIDTHxHEIGHT; write it like 128x128"),
-        (("--sampler", "ddmi"), "error: sampler: 'ddmi' is unknown; did you mean ddpm, ddim?"),
+        (("--sampler", "ddmi"), "error: there is no sampler 'ddmi'; did you mean 'ddpm'?"),
         (
             ("--guidance", "-1"),
-            "error: guidance: -1.0 is not possible; use a number from 0 to 1000",
+            "error: guidance_scale: -1.0 is not possible; use a number from 0 to 1000",
         ),
-        (("-n", "0"), "error: n: 0 is not possible; use a whole number, 1 or more"),
-        (("--seed", "-1"), "error: seed: -1 is not possible"),
+        (
+            ("-n", "0"),
+            "error: num_images_per_prompt: 0 is not possible; use a whole number, 1 or more",
+        ),
+        (("--seed", "-2"), "error: seed: -2 is not possible"),
         (("--clip-skip", "9"), "error: clip skip must be 1 to 2 for this model, not 9"),
         (("--guidance-rescale", "2"), "error: guidance_rescale: 2.0 is not possible"),
         (("--device", "abacus"), "error: device: 'abacus' is not a device"),
