@@ -117,7 +117,7 @@ def _fp8(name: str, batch: int, options: argparse.Namespace, device: torch.devic
 def _within(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
     """Measure steps within a limit of memory, which is lifted again."""
     try:
-        return _lorasmith(name, batch, options, device, memory=options.memory)
+        return _lorasmith(name, batch, options, device, vram_limit=options.memory)
     finally:
         limit_gpu_memory(device, None)
 

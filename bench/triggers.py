@@ -49,8 +49,8 @@ from lorasmith.inference.outputs.save import make_labelled_grid
 from lorasmith.models.load import load_model
 
 STAGED = {"mode": "staged"}
-PRESERVE = {"strength": 1.0, "every": 2, "cross": 1.0}
-HOLD = {"strength": 4.0, "every": 1, "cross": 4.0}
+PRESERVE = {"strength": 1.0, "every_n_steps": 2, "earlier_features_strength": 1.0}
+HOLD = {"strength": 4.0, "every_n_steps": 1, "earlier_features_strength": 4.0}
 
 
 class Way(NamedTuple):
@@ -158,7 +158,7 @@ def train(
     if way == "plain":
         folder = mix(features, options.out / "data" / f"mixed-{pair}")
         first = features[0].taught
-        data = {"path": folder, "tag": first.tag, "held_out": 0.0}
+        data = {"path": folder, "tag": first.tag, "validation_split": 0.0}
         # Both features' pictures in one run: twice the steps show each as often.
         both = {**steps, "steps": 2 * options.steps}
         file = finished(name) or lorasmith.train({**common, "data": data, "train": both})
@@ -170,7 +170,7 @@ def train(
         "data": {"validation_split": 0.0},
         "train": {**steps, **own["train"]},
         "feature": [
-            {"tag": one.taught.tag, "class": one.taught.class_word, "data": str(one.learned)}
+            {"tag": one.taught.tag, "class_word": one.taught.class_word, "data": str(one.learned)}
             for one in features
         ],
     }

@@ -50,8 +50,8 @@ toy_settings() {
   [ -f "$data" ] || echo "data.filters=[] data.flip_filters=[] data.weights=[]"
   case $1 in
     clip)
-      echo "resolution=64 embedding=32 image.channels=[8,8,16,16]"
-      echo "text.width=32 text.layers=1 text.heads=2 text.mlp=64"
+      echo "resolution=64 projection_dim=32 image_encoder.block_out_channels=[8,8,16,16]"
+      echo "text_encoder.hidden_size=32 text_encoder.num_hidden_layers=1 text_encoder.num_attention_heads=2 text_encoder.intermediate_size=64"
       ;;
     vae) echo "resolution=64 architecture.block_out_channels=[16,16,16,16] architecture.norm_num_groups=8" ;;
     vae_decoder | vae_both)

@@ -212,7 +212,7 @@ RUNS: Mapping[str, Run] = {
     "prodigy": Run(needs="pytorch_optimizer", changes=training(
         optimizer="prodigy", optimizer_args={"betas": [0.9, 0.99], "safeguard_warmup": True,
                                              "eps": 1e-4},
-        steps=3, learning_rate=1.0, text_learning_rate=1.0)),
+        steps=3, learning_rate=1.0, text_encoder_lr=1.0)),
     # Pictures
     "class-pictures": Run(changes={"data": CLASS_PICTURES, "train": {"batch_size": 4}}),
     "preserved": Run(changes={"preserve": {"strength": 0.5, "every_n_steps": 2}}),

@@ -171,7 +171,7 @@ def test_python_returns_what_the_command_prints(
         capsys, str(dataset), "--tag", "inkmono", "--set", "data.max_aspect_ratio=1.8", "-m",
         str(tiny_model),
     )  # fmt: skip
-    report = lorasmith.check(dataset, tag="inkmono", model=tiny_model, max_aspect=1.8)
+    report = lorasmith.check(dataset, tag="inkmono", model=tiny_model, max_aspect_ratio=1.8)
     assert json.loads(json.dumps(report.to_dict())) == tree
     assert [finding.rule for finding in report.errors] == ["no-caption"]
     assert lorasmith.check(str(dataset), caption="a thing", resolution=256).errors == []

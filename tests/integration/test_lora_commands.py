@@ -20,7 +20,7 @@ from lorasmith.models.load import Model, load_model
 EVERYTHING = {"targets": "all-linear+conv+text-encoder"}
 MIXED = {
     "targets": "attention+text-encoder",
-    "parts": ({"targets": "up.1", "rank": 8, "alpha": 1.0},),
+    "overrides": ({"targets": "up.1", "rank": 8, "alpha": 1.0},),
 }
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 

@@ -68,7 +68,7 @@ def compare(folder: Path, path: Path, changes: dict[str, Any], size: float) -> N
         {"targets": "all-linear+conv"},
         {"targets": "attention+text-encoder", "init": "compensated"},
         {"targets": "all-linear+conv+text-encoder", "init": "pissa"},
-        {"targets": "attention", "parts": ({"targets": "up.1", "rank": 8, "alpha": 1.0},)},
+        {"targets": "attention", "overrides": ({"targets": "up.1", "rank": 8, "alpha": 1.0},)},
     ],
     ids=str,
 )

@@ -12,26 +12,33 @@ from lorasmith.pretraining import clip as clip_module
     ("kind", "sets", "message"),
     [
         ("vae", ("train.setps=3",), "unknown key 'setps' in section [train]; did you mean steps"),
-        ("vae", ("losss.kl=1",), "unknown key 'losss' in the top level; did you mean loss"),
-        ("unet", ("architecture.num_head=3",), "unknown key 'head' in section [architecture]"),
+        ("vae", ("losss.kl_weight=1",), "unknown key 'losss' in the top level; did you mean loss"),
+        (
+            "unet",
+            ("architecture.attention_head=3",),
+            "unknown key 'attention_head' in section [architecture]",
+        ),
         ("unet", ("stages.0=3",), "stages"),
         ("clip", ("train.steps=0",), "train.steps: input should be greater than 0 (got 0)"),
         ("unet", ("train.steps=5",), "train.steps is 5 but the stages' steps add up to 4"),
+        ("clip", ("train.mixed_precision=fp16",), "train.mixed_precision: fp16 needs a GPU"),
         (
             "clip",
-            ("train.batch_size=9", "train.gradient_accumulation_steps=2"),
-            "9 does not divide into 1 processes",
+            ("image_encoder.block_out_channels=[8, 12]",),
+            "block_out_channels: 12 does not divide",
         ),
-        ("clip", ("train.mixed_precision=fp16",), "train.mixed_precision: fp16 needs a GPU"),
-        ("clip", ("image.channels=[8, 12]",), "image: channels: 12 does not divide into 8 groups"),
-        ("clip", ("image.blocks=[1]",), "channels has 2 stages but blocks has 1"),
-        ("clip", ("text.heads=3",), "text: width 16 does not divide into 3 heads"),
-        ("vae", ("shape.groups=3",), "shape: channels: 8 does not divide into 3 groups"),
+        ("clip", ("image_encoder.layers_per_block=[1]",), "2 stages but layers_per_block has 1"),
+        ("clip", ("text_encoder.num_attention_heads=3",), "hidden_size 16 does not divide into 3"),
+        (
+            "vae",
+            ("architecture.norm_num_groups=3",),
+            "block_out_channels: 8 does not divide into 3",
+        ),
         ("vae", ("resolution=36",), "resolution: 36 is not a multiple of 8"),
         ("unet", ("data.filters=[{column='rol', value=1}]",), "no row has a column 'rol'; did you"),
         ("unet", ("text_encoder=/absent",), "text_encoder cannot be loaded"),
         ("unet", ("vae=/absent",), "vae cannot be loaded"),
-        ("vae", ("loss.perceptual_tower=/absent",), "/absent: has no image_tower"),
+        ("vae", ("loss.perceptual_encoder=/absent",), "/absent: has no image_tower"),
         ("clip", ("merges_file=/absent",), "/absent: cannot be read as a merge list"),
         ("clip", ("num_merges=999999",), "fewer than the 999999 asked for"),
         ("clip", ("data.path=/absent",), "/absent: no such data folder or packed file"),
@@ -51,7 +58,6 @@ def test_a_stage_with_an_odd_size_is_named(
 ) -> None:
     for stage, message in (
         ("resolution=60, steps=4", "stages.0.resolution: 60 is not a multiple of 8"),
-        ("resolution=64, steps=4, batch_size=3", "stages.0.batch_size: 3 does not divide into"),
         (
             "resolution=64, steps=4, filters=[{column='size', op='>=', value=999}]",
             "no rows are left of",
@@ -71,7 +77,7 @@ def test_a_collapse_is_told(
         picture = next(iter(place.data.glob("00.png"))).read_bytes()
         (tmp_path / f"{number}.png").write_bytes(picture)
         (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")
-    data = f"data={{path='{tmp_path}', validation_share=0, filters=[], flip=false}}"
+    data = f"data={{path='{tmp_path}', validation_split=0, filters=[], flip_aug=false}}"
     assert place.pretrain("clip", tmp_path / "out", data, "random_shift=0") == 1
     assert "the towers collapsed: after 3 steps the loss is 2.079" in error_of(capsys)
 

@@ -36,7 +36,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def staged(scene: Path, tiny_model: Path) -> Path:
-    file = two_features(scene, tiny_model, name="staged", more=PRESERVED, ema=0.9)
+    file = two_features(scene, tiny_model, name="staged", more=PRESERVED, ema_decay=0.9)
     assert run(["train", str(file)]) == 0
     return scene / "loras"
 
@@ -129,7 +129,7 @@ def test_a_staged_run_goes_on_exactly(
 ) -> None:
     """Stopped in the first stage, or in the second; not upon another first feature."""
     name = f"stopped{moment}"
-    file = two_features(scene, tiny_model, name=name, more=PRESERVED, ema=0.9)
+    file = two_features(scene, tiny_model, name=name, more=PRESERVED, ema_decay=0.9)
     with ctrl_c_at(moment):
         assert run(["train", str(file)]) == 130
     first = staged / f"{name}-{TAGS[0]}.safetensors"
@@ -253,7 +253,7 @@ def test_features_of_a_joint_run_share_one_run_of_wandb(
 def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -> None:
     """Looks, a text encoder, a token gate and a long caption in one feature only, uneven parts."""
     file = two_features(
-        tmp_path, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=3, accumulate=3,
+        tmp_path, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=3, gradient_accumulation_steps=3,
         gradient_checkpointing="true",
     )  # fmt: skip
     caption = tmp_path / "curly" / "1.txt"

@@ -24,7 +24,7 @@ pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 STEPS = 2
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 TARGETS = "all-linear+conv+text-encoder"
-UNEVEN = {"targets": TARGETS, "parts": ({"targets": "mid", "rank": 6, "alpha": 9.0},)}
+UNEVEN = {"targets": TARGETS, "overrides": ({"targets": "mid", "rank": 6, "alpha": 9.0},)}
 
 
 @pytest.fixture(params=FAMILIES)

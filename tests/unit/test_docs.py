@@ -138,14 +138,14 @@ def test_commands_in_the_pages_are_understood(
         load_config(kinds[path[-1]], settings, arguments["sets"] or [], base)
 
 
-LOOP = {"out": "runs/x", "steps": 10, "batch_size": 8, "learning_rate": 1e-3}
+TRAIN = {"output_dir": "runs/x", "steps": 10, "batch_size": 8, "learning_rate": 1e-3}
 FEATURES = {"feature": [{"tag": "t", "data": "p"}], "output": {"name": "n"}}
 EXAMPLES: dict[str, Any] = {
     "train": {"data": {"path": "p", "tag": "t"}, "output": {"name": "n"}},
-    "clip": {"data": {"path": "p"}, "loop": LOOP},
-    "vae": {"data": {"path": "p"}, "loop": LOOP},
+    "clip": {"data": {"path": "p"}, "train": TRAIN},
+    "vae": {"data": {"path": "p"}, "train": TRAIN},
     "unet": {
-        "data": {"path": "p"}, "loop": LOOP, "vae": "v", "clip": "c",
+        "data": {"path": "p"}, "train": TRAIN, "vae": "v", "text_encoder": "c",
         "stages": [{"resolution": 64, "steps": 10}],
     },
 }  # fmt: skip

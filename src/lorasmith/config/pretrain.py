@@ -17,7 +17,7 @@ IMAGE_ENCODER_NORM_GROUPS = 8
 def _require_groups(channels: tuple[int, ...], groups: int) -> None:
     for width in channels:
         if width % groups:
-            raise ValueError(f"channels: {width} does not divide into {groups} groups")
+            raise ValueError(f"block_out_channels: {width} does not divide into {groups} groups")
 
 
 class PretrainTrainerConfig(BaseConfig):
@@ -160,7 +160,7 @@ class TextEncoderArchitecture(BaseConfig):
     def _heads_fit(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"width {self.hidden_size} does not divide into {self.num_attention_heads} heads"
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads"
             )
         return self
 
@@ -178,7 +178,7 @@ class ImageEncoderArchitecture(BaseConfig):
         _require_groups(self.block_out_channels, IMAGE_ENCODER_NORM_GROUPS)
         if len(self.block_out_channels) != len(self.layers_per_block):
             raise ValueError(
-                f"channels has {len(self.block_out_channels)} stages but blocks has {len(self.layers_per_block)}"
+                f"block_out_channels has {len(self.block_out_channels)} stages but layers_per_block has {len(self.layers_per_block)}"
             )
         return self
 

@@ -188,7 +188,7 @@ def test_alpha_of_a_part() -> None:
 
 def test_a_part_that_fits_nothing_is_named() -> None:
     lora = LoraConfig(overrides=(LoraOverride(targets="mid"), LoraOverride(targets="up.7")))
-    with pytest.raises(ConfigError, match=r"^lora\.parts\.1\.targets: 'up\.7' fits no layer"):
+    with pytest.raises(ConfigError, match=r"^lora\.overrides\.1\.targets: 'up\.7' fits no layer"):
         resolve_targets(networks("sd15"), lora, RATES)
 
 

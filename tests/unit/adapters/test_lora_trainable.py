@@ -38,8 +38,8 @@ CONFIGURATIONS = [
     *((family, {"targets": "attention", "rslora": True, "rank": 9, "alpha": 2.0, "init": init})
       for family in ("sd1", "sdxl") for init in ("gaussian", "pissa")),
     ("sd1", {"targets": EVERYTHING, "dropout": 0.4, "init": "compensated"}),
-    ("sdxl", {"targets": "b-lora", "parts": ({"targets": "b-lora-style", "rank": 8},)}),
-    ("sd1", {"targets": "attention", "parts": ({"targets": "text-encoder", "rank": 2},
+    ("sdxl", {"targets": "b-lora", "overrides": ({"targets": "b-lora-style", "rank": 8},)}),
+    ("sd1", {"targets": "attention", "overrides": ({"targets": "text-encoder", "rank": 2},
                                                {"targets": "conv@up", "alpha": 1.0})}),
 ]  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_groups_have_the_rates_of_their_parts(models) -> None:
     lora = settings_of(
         {
             "targets": "attention+text-encoder",
-            "parts": ({"targets": "mid", "learning_rate": 5e-5}, {"targets": "up.1"}),
+            "overrides": ({"targets": "mid", "learning_rate": 5e-5}, {"targets": "up.1"}),
         }
     )
     trainable = injected(models("sd1"), lora)
@@ -197,7 +197,7 @@ def test_rslora_is_exported_as_ordinary_alpha(models) -> None:
 def test_all_layers_of_a_file_have_one_alpha(models) -> None:
     """diffusers would miss others; ranks may differ, and the product is what was trained."""
     parts = ({"targets": "mid", "rank": 2, "alpha": 5.0}, {"targets": "up.1", "alpha": 0.5})
-    trainable = injected(models("sd1"), settings_of({"targets": "attention", "parts": parts}))
+    trainable = injected(models("sd1"), settings_of({"targets": "attention", "overrides": parts}))
     move(trainable)
     layers = export_layers(trainable)
     assert {layer.alpha for layer in layers.values()} == {3.0}
@@ -213,7 +213,7 @@ def test_metadata_of_parts(models) -> None:
         {
             "targets": "attention",
             "init": "compensated",
-            "parts": ({"targets": "text-encoder", "rank": 2}, {"targets": "mid", "alpha": 1.0}),
+            "overrides": ({"targets": "text-encoder", "rank": 2}, {"targets": "mid", "alpha": 1.0}),
         }
     )
     parts = summarize_parts(injected(models("sd1"), lora))

@@ -36,10 +36,10 @@ def test_words_and_filters_speak_against_mirroring(tmp_path: Path) -> None:
         return mirror_allowed(rows, PretrainDataConfig(path=tmp_path, **more)).tolist()
 
     assert allowed() == [False] * 5
-    assert allowed(flip=True) == [True, False, True, False, True]
-    assert allowed(flip=True, flip_words_against=["food"]) == [True, True, False, True, True]
+    assert allowed(flip_aug=True) == [True, False, True, False, True]
+    assert allowed(flip_aug=True, no_flip_words=["food"]) == [True, True, False, True, True]
     flags = {"column": "group", "op": "!=", "value": "flags", "missing": "keep"}
-    assert allowed(flip=True, flip_filters=[flags]) == [True, False, True, False, False]
+    assert allowed(flip_aug=True, flip_filters=[flags]) == [True, False, True, False, False]
 
 
 def test_rows_are_filtered_split_and_limited(tmp_path: Path) -> None:

@@ -172,7 +172,11 @@ def test_the_pictures_folder_is_never_written(folder: Path, counts: Counts) -> N
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
     before = state()
-    counts(data_of(folder, flip_aug=True, color_jitter=0.1, shuffle_caption=True, validation_split=0.25))
+    counts(
+        data_of(
+            folder, flip_aug=True, color_jitter=0.1, shuffle_caption=True, validation_split=0.25
+        )
+    )
     counts(data_of(folder, flip_aug=True))
     assert state() == before
 

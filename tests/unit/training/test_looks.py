@@ -38,7 +38,9 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
 
     learn_something(bench)
     data = data_for(bench, tmp_path / "p", [(64, 64), (64, 64), (128, 64)])
-    objective = bench.objective(min_snr=5.0, noise_offset=0.3)  # neither belongs to a measurement
+    objective = bench.objective(
+        min_snr_gamma=5.0, noise_offset=0.3
+    )  # neither belongs to a measurement
     grid = ValidationLoss(objective, data, levels=2, batch_size=8, seed=4)
     plain, losses = bench.objective(), []
     for number in range(3):
@@ -90,7 +92,7 @@ def test_of_many_pictures_evenly_spread_ones_are_measured() -> None:
 
 
 def previews(bench, folder: Path, **more) -> Previews:
-    settings = ValidationConfig(**{"steps": 2, "count": 2, **more})
+    settings = ValidationConfig(**{"num_inference_steps": 2, "num_images": 2, **more})
     captions = ["a cat", "a <dog>", "a cat", "a mouse", "<lora:x:1> y"]
     rows = [Row(str(k), (one,), {}, folder / f"{k}.png") for k, one in enumerate(captions)]
     return Previews(settings, bench.model, rows, folder)
@@ -150,9 +152,9 @@ def test_previews_nobody_wants_any_more_are_given_up(bench, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"size": "60x64"}, r"preview\.size: 60x64 is not in steps of 8 pixels"),
-        ({"prompts": ["x <lora:"]}, r"preview\.prompt, column 3: .* is not closed"),
-        ({"steps": 2000}, r"preview\.steps: 2000 is not possible"),
+        ({"size": "60x64"}, r"validation\.size: 60x64 is not in steps of 8 pixels"),
+        ({"prompts": ["x <lora:"]}, r"validation\.prompt, column 3: .* is not closed"),
+        ({"num_inference_steps": 2000}, r"validation\.num_inference_steps: 2000 is not possible"),
     ],
 )
 def test_impossible_previews_are_refused_before_the_training(

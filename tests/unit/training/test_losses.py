@@ -51,9 +51,9 @@ def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
     if batch.loss_mask is not None and settings.masked:
         weights = batch.loss_mask[number].double().expand(4, 8, 8).flatten().tolist()
     loss = sum(w * e for w, e in zip(weights, error, strict=True)) / sum(weights)
-    if settings.min_snr > 0:
+    if settings.min_snr_gamma > 0:
         snr = a / (1 - a)
-        capped = min(snr, settings.min_snr)
+        capped = min(snr, settings.min_snr_gamma)
         if kind == "epsilon":
             loss *= capped / snr if snr else 1.0
         else:
@@ -72,7 +72,7 @@ def test_losses_equal_plain_computations(
 ) -> None:
     for adapter in bench.trainable.adapters.values():
         adapter.up.data.normal_(0.0, 0.1)
-    objective = bench.objective(kind, min_snr=min_snr, zero_terminal_snr=zero_snr)
+    objective = bench.objective(kind, min_snr_gamma=min_snr, zero_terminal_snr=zero_snr)
     batch = bench.batch(4, mask=mask)
     noise = torch.randn(4, 4, 8, 8, generator=make_generator(1))
     drawn = Noise(torch.tensor([0, 120, 640, 999]), noise)

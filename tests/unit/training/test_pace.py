@@ -18,17 +18,17 @@ def session_of(device: str = "cuda", sizes: int = 1, **train: Any) -> Any:
     with torch.device("meta"):
         unet = nn.Linear(30000, 30000, dtype=train.pop("dtype", torch.bfloat16))
     unet.dtype = unet.weight.dtype
-    settings = {"steps": 60000, "batch_size": 4, "precision": "bf16", **train}
+    settings = {"steps": 60000, "batch_size": 4, "mixed_precision": "bf16", **train}
     bucket = SimpleNamespace(area=512 * 512)
     return SimpleNamespace(
         device=torch.device(device),
+        accelerator=SimpleNamespace(num_processes=1),
         run=SimpleNamespace(train=TrainerConfig(**settings)),
         model=SimpleNamespace(unet=unet, downscale=8),
         dataset=SimpleNamespace(
             bucket_indices=list(range(sizes)), assignments=[SimpleNamespace(bucket=bucket)]
         ),
         train_step=SimpleNamespace(is_sync_free=True),
-        accelerator=SimpleNamespace(num_processes=1),
     )
 
 
@@ -74,7 +74,7 @@ def test_eight_bits_are_used_where_they_can_be(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_cpu_does_none_of_it_and_says_so() -> None:
     with pytest.warns(LorasmithWarning) as told:
-        pace = plan_execution([session_of("cpu", fp8=True, compile="on", memory="4GB")])
+        pace = plan_execution([session_of("cpu", fp8=True, compile="on", vram_limit="4GB")])
     assert pace == ExecutionPlan(use_cuda_graphs=False)
     assert {str(one.message).split(" has no effect on a CPU")[0] for one in told} == {
         "train.vram_limit", "train.compile", "train.fp8",

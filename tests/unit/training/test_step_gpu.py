@@ -129,7 +129,7 @@ def test_recorded_steps_learn_what_others_learn(
 ) -> None:
     found = [
         weights_after(
-            settings_of(tmp_path, tiny_model, f"{record}", precision=precision),
+            settings_of(tmp_path, tiny_model, f"{record}", mixed_precision=precision),
             8,
             ExecutionPlan(use_cuda_graphs=record),
         )
@@ -143,16 +143,16 @@ def test_recorded_steps_learn_what_others_learn(
 def test_what_asks_the_device_is_recorded_in_part(
     tmp_path: Path, tiny_model: Path, optimizer: str, precision: str
 ) -> None:
-    run = settings_of(tmp_path, tiny_model, "x", precision=precision, optimizer=optimizer)
+    run = settings_of(tmp_path, tiny_model, "x", mixed_precision=precision, optimizer=optimizer)
     if optimizer != "adamw":
         pytest.importorskip("pytorch_optimizer")
     assert weights_after(run, 6).isfinite().all()
 
 
 def test_compiled_blocks_learn_what_others_learn(tmp_path: Path, tiny_model: Path) -> None:
-    plain = weights_after(settings_of(tmp_path, tiny_model, "a", precision="bf16"), 6)
+    plain = weights_after(settings_of(tmp_path, tiny_model, "a", mixed_precision="bf16"), 6)
     compiled = weights_after(
-        settings_of(tmp_path, tiny_model, "b", precision="bf16"),
+        settings_of(tmp_path, tiny_model, "b", mixed_precision="bf16"),
         6,
         ExecutionPlan(compile_blocks=True),
     )
@@ -161,9 +161,9 @@ def test_compiled_blocks_learn_what_others_learn(tmp_path: Path, tiny_model: Pat
 
 def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) -> None:
     try:
-        roomy = settings_of(tmp_path, tiny_model, "a", precision="bf16", memory="4GB")
+        roomy = settings_of(tmp_path, tiny_model, "a", mixed_precision="bf16", vram_limit="4GB")
         assert weights_after(roomy, 4).isfinite().all()
-        tight = settings_of(tmp_path, tiny_model, "b", precision="bf16", memory="720MB")
+        tight = settings_of(tmp_path, tiny_model, "b", mixed_precision="bf16", vram_limit="720MB")
         with pytest.raises(ConfigError, match=r"720MB is too little, about \d"):
             weights_after(tight, 1)
     finally:
@@ -173,7 +173,9 @@ def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) 
 def test_a_recorded_step_that_is_not_finite_moves_nothing_and_is_named(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    with open_trainer(settings_of(tmp_path, tiny_model, "a", precision="bf16"), None) as session:
+    with open_trainer(
+        settings_of(tmp_path, tiny_model, "a", mixed_precision="bf16"), None
+    ) as session:
         together = JointTrainStep([session], ExecutionPlan())
         for _ in range(6):
             together.step()

@@ -174,8 +174,9 @@ def run_with(*overrides: str) -> TrainConfig:
 
 def test_harmless_changes_pass_in_silence() -> None:
     before = run_with().model_dump(mode="json")
-    changes = ["output.name=other", "validation.every_n_steps=3", "train.gradient_accumulation_steps=2", "data.path=moved",
-               "train.device=cpu", "track.wandb=true"]  # fmt: skip
+    changes = ["output.name=other", "validation.every_n_steps=3", "train.batch_size=4",
+               "train.gradient_accumulation_steps=2", "data.path=moved", "train.device=cpu",
+               "track.wandb=true"]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_settings(before, run_with(*changes))

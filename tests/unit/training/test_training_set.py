@@ -58,8 +58,7 @@ def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -
     folder = write(tmp_path / "p", [(80, 64)] * 4, "a {}, b, c, ink")
     plain = built(model, data_of(folder, flip_aug=True, caption_dropout_rate=0.4))
     moving = built(
-        model,
-        data_of(folder, crop="random", flip_aug=True, color_jitter=0.2, shuffle_caption=True),
+        model, data_of(folder, crop="random", flip_aug=True, color_jitter=0.2, shuffle_caption=True)
     )
     for made in (plain, moving):
         whole = take(made, [0, 1, 2, 3])
@@ -126,7 +125,8 @@ def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model)
 def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
     assert [str(b) for b in buckets_for_model(model, data_of(tmp_path))] == ["64x64"]
     sizes = [
-        str(b) for b in buckets_for_model(model, data_of(tmp_path, resolution=192, bucket_reso_steps=1))
+        str(b)
+        for b in buckets_for_model(model, data_of(tmp_path, resolution=192, bucket_reso_steps=1))
     ]
     assert sizes == ["128x256", "192x192", "256x128"]
     with pytest.raises(
@@ -212,7 +212,9 @@ def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -
 
 def test_random_masks_want_a_model_that_inpaints(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)])
-    with pytest.warns(LorasmithWarning, match=r"data\.masks has no effect: the model does not"):
+    with pytest.warns(
+        LorasmithWarning, match=r"data\.inpaint_masks has no effect: the model does not"
+    ):
         built(model, data_of(folder, inpaint_masks="random"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -245,7 +245,7 @@ def test_the_choice_follows_the_names() -> None:
 
 
 def test_holding_out_everything_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.held_out: 0\.9 of 1 pictures leaves none"):
+    with pytest.raises(DataError, match=r"data\.validation_split: 0\.9 of 1 pictures leaves none"):
         split_validation(rows_of(1), 0.9)
 
 

@@ -53,7 +53,9 @@ class RunLogger:
         """
         losses = _read([one.loss for one in self._pending])
         norms = _read([one.grad_norm for one in self._pending])
-        kept = _read([one.preservation_loss for one in self._pending if one.preservation_loss is not None])
+        kept = _read(
+            [one.preservation_loss for one in self._pending if one.preservation_loss is not None]
+        )
         worked, now = busy(), time.perf_counter()
         seconds = max(1e-9, now - self._clock - self._idle)
         speed = self._pictures / seconds
@@ -113,7 +115,7 @@ def public_config(run: TrainConfig) -> dict[str, Any]:
     return run.model_dump(
         mode="json",
         exclude={
-            "data": {"path", "class_path", "cache_dir"}, "model": {"path"}, "output": {"name"},
+            "data": {"path", "reg_data_dir", "cache_dir"}, "model": {"path"}, "output": {"name"},
         },
     )  # fmt: skip
 

@@ -66,7 +66,7 @@ def check_previews(settings: ValidationConfig, model: Model) -> SamplingOptions:
         for prompt in settings.prompts or ():
             parse_prompt(prompt)
     except ConfigError as error:
-        raise ConfigError(f"preview.{error}") from error
+        raise ConfigError(f"validation.{error}") from error
     return options
 
 
