@@ -1,9 +1,9 @@
 """The gated activation of diffusers' transformers, h * gelu(g), in one pass each way on a GPU.
 
-Done by separate kernels it is the largest elementwise cost of a training step: the activations of
-these layers are eight times as wide as the others. For the same reason the product of the layer's
-adapter is added in that pass too. The kernels are written in Triton, which comes with torch where
-it can use a CUDA GPU on Linux; elsewhere diffusers' own code is used.
+Computed by separate kernels it is the largest elementwise cost of a training step: the activations
+of these layers are eight times as wide as the others. For the same reason the product of the
+layer's adapters is added in the same pass. The kernels are written in Triton
+(``lorasmith.ops.geglu_triton``); on a CPU torch's own operations are used.
 """
 
 from collections.abc import Sequence
@@ -12,120 +12,89 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.ops.fused_lora import (
     FusedLinearArgs,
-    add_group_matmul,
     base_and_down_products,
     fused_gradients,
     none_grads,
     op_arguments,
     split_grads,
-    split_groups,
 )
-from lorasmith.training.acceleration.module_patch import exchange, put_back
+from lorasmith.ops.group_matmul import add_group_matmul, split_groups
 
 
-def is_gated(layer: nn.Module) -> bool:
-    """Tell whether a layer is a gated activation, exchanged or not."""
-    return type(layer) in _classes()
-
-
-def use_kernels(network: nn.Module) -> None:
-    """Make a network's gated activations use the kernels; ``use_own`` takes that back."""
-    exchange(network, *_classes())
-
-
-def use_own(network: nn.Module) -> None:
-    """Let a network's gated activations run as they are written again."""
-    put_back(network, *_classes())
-
-
-@cache
-def _classes() -> tuple[Any, Any]:
-    """Return diffusers' class, and one of the same layers that calls the kernels."""
-    from diffusers.models.activations import GEGLU
-
-    class FastGEGLU(GEGLU):  # type: ignore[misc]
-        """A layer with the same parameters."""
-
-        def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            """Return h * gelu(g)."""
-            work = (
-                self.proj.fused_args(hidden_states) if isinstance(self.proj, LoraWrapper) else None
-            )
-            if work is not None:
-                return lora_geglu(hidden_states, work)
-            return geglu(self.proj(hidden_states))
-
-    return GEGLU, FastGEGLU
-
-
-def geglu(both: torch.Tensor) -> torch.Tensor:
-    """Return h * gelu(g), ``[..., n]``, for h and g side by side, ``[..., 2 n]``, on a GPU."""
-    y: torch.Tensor = _gated(both)
+def geglu(halves: torch.Tensor) -> torch.Tensor:
+    """Return h * gelu(g), ``[..., n]``, for h and g side by side, ``[..., 2 n]``."""
+    y: torch.Tensor = _geglu(halves)
     return y
 
 
-def geglu_reference(both: torch.Tensor) -> torch.Tensor:
-    """Return the same by torch's own operations, anywhere."""
-    hidden, gate = both.chunk(2, dim=-1)
+def geglu_reference(halves: torch.Tensor) -> torch.Tensor:
+    """Return the same with torch's own operations."""
+    hidden, gate = halves.chunk(2, dim=-1)
     return hidden * F.gelu(gate)
 
 
-@torch.library.custom_op("lorasmith::gated", mutates_args=())
-def _gated(both: torch.Tensor) -> torch.Tensor:
-    return _outputs(both.contiguous())
+def _backward_reference(grad: torch.Tensor, halves: torch.Tensor) -> torch.Tensor:
+    """Return the gradients of both halves with torch's own operations."""
+    hidden, gate = halves.chunk(2, dim=-1)
+    cdf = 0.5 * (1.0 + torch.erf(gate * 0.5**0.5))
+    slope = cdf + gate * torch.exp(-0.5 * gate * gate) * (2.0 * torch.pi) ** -0.5
+    return torch.cat([grad * gate * cdf, grad * hidden * slope], dim=-1)
 
 
-@_gated.register_fake
-def _gated_shape(both: torch.Tensor) -> torch.Tensor:
-    return both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
+@torch.library.custom_op("lorasmith::geglu", mutates_args=())
+def _geglu(halves: torch.Tensor) -> torch.Tensor:
+    return _compute(halves.contiguous())
 
 
-@torch.library.custom_op("lorasmith::gated_backward", mutates_args=())
-def _gated_backward(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
-    return _slopes(grad.contiguous(), both.contiguous())
+@_geglu.register_fake
+def _geglu_shape(halves: torch.Tensor) -> torch.Tensor:
+    return halves.new_empty(*halves.shape[:-1], halves.shape[-1] // 2)
 
 
-@_gated_backward.register_fake
-def _gated_backward_shape(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(both, memory_format=torch.contiguous_format)
+@torch.library.custom_op("lorasmith::geglu_backward", mutates_args=())
+def _geglu_backward(grad: torch.Tensor, halves: torch.Tensor) -> torch.Tensor:
+    return _compute_backward(grad.contiguous(), halves.contiguous())
 
 
-def _keep(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+@_geglu_backward.register_fake
+def _geglu_backward_shape(grad: torch.Tensor, halves: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(halves, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
     ctx.save_for_backward(inputs[0])
 
 
 def _differentiate(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = _gated_backward(grad, *ctx.saved_tensors)
-    return found
+    grad_halves: torch.Tensor = _geglu_backward(grad, *ctx.saved_tensors)
+    return grad_halves
 
 
-_gated.register_autograd(_differentiate, setup_context=_keep)
+_geglu.register_autograd(_differentiate, setup_context=_setup_context)
 
 _BLOCK, _WARPS = 512, 2
-"""Values of the output that one program makes, and its threads by 32: eight values for each."""
+"""Output values of one program, and its warps: eight values for each thread."""
 
 
-def _outputs(both: torch.Tensor) -> torch.Tensor:
-    """Return h * gelu(g)."""
-    if not both.is_cuda:
-        return geglu_reference(both)
-    y = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
-    _kernels().forward[_grid(y)](both, y, y.shape[-1], block=_BLOCK, num_warps=_WARPS)
+def _compute(halves: torch.Tensor) -> torch.Tensor:
+    """Return h * gelu(g) of contiguous halves."""
+    if not halves.is_cuda:
+        return geglu_reference(halves)
+    y = halves.new_empty(*halves.shape[:-1], halves.shape[-1] // 2)
+    _kernels().forward[_grid(y)](halves, y, y.shape[-1], block=_BLOCK, num_warps=_WARPS)
     return y
 
 
-def _slopes(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
+def _compute_backward(grad: torch.Tensor, halves: torch.Tensor) -> torch.Tensor:
     """Return the gradients of both halves."""
-    if not both.is_cuda:
-        return _reference_slopes(grad, both)
-    out = torch.empty_like(both)
+    if not halves.is_cuda:
+        return _backward_reference(grad, halves)
+    out = torch.empty_like(halves)
     _kernels().backward[_grid(grad)](
-        grad, both, out, grad.shape[-1], block=_BLOCK, num_warps=_WARPS
+        grad, halves, out, grad.shape[-1], block=_BLOCK, num_warps=_WARPS
     )
     return out
 
@@ -135,8 +104,9 @@ def _grid(output: torch.Tensor) -> tuple[int, int]:
     return output.numel() // width, -(-width // _BLOCK)
 
 
+@cache
 def _kernels() -> Any:
-    """Import the kernels, which need Triton already to be defined."""
+    """Import the kernels on first use: they can be defined only where Triton is installed."""
     from lorasmith.ops import geglu_triton
 
     return geglu_triton
@@ -145,14 +115,14 @@ def _kernels() -> Any:
 # --- with adapters ------------------------------------------------------------------------------
 
 
-def lora_geglu(x: torch.Tensor, work: FusedLinearArgs) -> torch.Tensor:
-    """Return h * gelu(g), ``[N, ..., n]``, for h and g the halves of an adapted layer's output."""
-    y: torch.Tensor = _adapted_gated(*op_arguments(x, [work]))[0]
+def lora_geglu(x: torch.Tensor, layer: FusedLinearArgs) -> torch.Tensor:
+    """Return h * gelu(g), ``[N, ..., n]``; h and g are the halves of the adapted layer's output."""
+    y: torch.Tensor = _lora_geglu(*op_arguments(x, [layer]))[0]
     return y
 
 
-@torch.library.custom_op("lorasmith::adapted_gated", mutates_args=())
-def _adapted_gated(
+@torch.library.custom_op("lorasmith::lora_geglu", mutates_args=())
+def _lora_geglu(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor | None],
@@ -161,33 +131,36 @@ def _adapted_gated(
     down: torch.Tensor,
     up: Sequence[torch.Tensor],
     scales: Sequence[float],
-    eights: Sequence[torch.Tensor],
+    fp8_weights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Return the output, both halves ``[T, 2 n]``, and A_g x ``[G, T / G, r]``."""
-    (both,), inner = base_and_down_products(x, weights, biases, down, eights)
-    return [add_lora_and_geglu(both, inner, up[0]).view(*x.shape[:-1], -1), both, inner]
+    (halves,), inner = base_and_down_products(x, weights, biases, down, fp8_weights)
+    return [add_lora_and_geglu(halves, inner, up[0]).view(*x.shape[:-1], -1), halves, inner]
 
 
-def add_lora_and_geglu(both: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Add adapters' products to both halves, in place; return h * gelu(g) ``[T, n]`` of the sums.
+def add_lora_and_geglu(halves: torch.Tensor, inner: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Add the adapters' products to both halves, in place; return h * gelu(g) of the sums.
 
     Args:
-        both: ``[T, 2 n]``.
+        halves: ``[T, 2 n]``.
         inner: A_g x, ``[G, T / G, r]``.
         up: B, ``[G, 2 n, r]``.
+
+    Returns:
+        ``[T, n]``.
     """
-    if both.is_cuda and _fits(inner):
-        y = both.new_empty(len(both), both.shape[1] // 2)
-        _kernels().forward_adapted[_tiles(y, len(inner))](
-            both, inner, up, y, *_sizes(y, inner), **_TILE, wide=_padded(inner)
+    if halves.is_cuda and _kernel_supports(inner):
+        y = halves.new_empty(len(halves), halves.shape[1] // 2)
+        _kernels().forward_lora[_lora_grid(y, len(inner))](
+            halves, inner, up, y, *_sizes(y, inner), **_TILE, padded_rank=_padded_rank(inner)
         )
         return y
-    add_group_matmul(split_groups(both, len(inner)), inner, up.transpose(1, 2))
-    return _outputs(both)
+    add_group_matmul(split_groups(halves, len(inner)), inner, up.transpose(1, 2))
+    return _compute(halves)
 
 
-@_adapted_gated.register_fake
-def _adapted_gated_shape(
+@_lora_geglu.register_fake
+def _lora_geglu_shape(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor | None],
@@ -196,7 +169,7 @@ def _adapted_gated_shape(
     down: torch.Tensor,
     up: Sequence[torch.Tensor],
     scales: Sequence[float],
-    eights: Sequence[torch.Tensor],
+    fp8_weights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     groups, rank = down.shape[:2]
     tokens, width = x.numel() // x.shape[-1], weights[0].shape[0]
@@ -207,123 +180,123 @@ def _adapted_gated_shape(
     ]
 
 
-@torch.library.custom_op("lorasmith::adapted_gated_backward", mutates_args=())
-def _adapted_gated_backward(
+@torch.library.custom_op("lorasmith::lora_geglu_backward", mutates_args=())
+def _lora_geglu_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
-    both: torch.Tensor,
+    halves: torch.Tensor,
     inner: torch.Tensor,
     weight: torch.Tensor,
     down: torch.Tensor,
     up: torch.Tensor,
     scales: Sequence[float],
-    eights: Sequence[torch.Tensor],
-    wants_x: bool,
+    fp8_weights: Sequence[torch.Tensor],
+    needs_x: bool,
 ) -> list[torch.Tensor]:
     """Return the gradients of the input, of all A and of all B."""
-    slopes = _slopes(grad.flatten(0, -2).contiguous(), both)
-    found = fused_gradients([slopes], x, inner, [weight], down, [up], scales, eights, wants_x)
-    return [x.new_empty(0) if found.x is None else found.x, found.down, *found.ups]
+    grad_halves = _compute_backward(grad.flatten(0, -2).contiguous(), halves)
+    grads = fused_gradients(
+        [grad_halves], x, inner, [weight], down, [up], scales, fp8_weights, needs_x
+    )
+    return [x.new_empty(0) if grads.x is None else grads.x, grads.down, *grads.ups]
 
 
 def add_lora_and_geglu_backward(
-    grad: torch.Tensor, inner: torch.Tensor, down: torch.Tensor, both: torch.Tensor
+    grad: torch.Tensor, grad_inner: torch.Tensor, down: torch.Tensor, halves: torch.Tensor
 ) -> torch.Tensor:
-    """Return the gradients of both halves ``[T, 2 n]``, from the output's without what adapters
-    behind it add to that.
+    """Return the gradients of both halves ``[T, 2 n]``.
+
+    The output y goes into an adapted layer; the share of its gradient that this layer's adapters
+    contribute is added here.
 
     Args:
-        grad: ``[T, n]``.
-        inner: the gradient of A_g y of these adapters, ``[G, T / G, r]``.
-        down: their A, ``[G, r, n]``.
-        both: the halves.
+        grad: the gradient of y without that share, ``[T, n]``.
+        grad_inner: the gradient of A_g y of those adapters, ``[G, T / G, r]``.
+        down: A of those adapters, ``[G, r, n]``.
+        halves: ``[T, 2 n]``.
     """
-    if not (both.is_cuda and _fits(inner)):
-        add_group_matmul(split_groups(grad, len(inner)), inner, down)
-        return _slopes(grad, both)
-    out = torch.empty_like(both)
-    _kernels().backward_adapted[_tiles(grad, len(inner))](
-        grad, inner, down, both, out, *_sizes(grad, inner), **_TILE, wide=_padded(inner)
-    )
+    if not (halves.is_cuda and _kernel_supports(grad_inner)):
+        add_group_matmul(split_groups(grad, len(grad_inner)), grad_inner, down)
+        return _compute_backward(grad, halves)
+    out = torch.empty_like(halves)
+    _kernels().backward_lora[_lora_grid(grad, len(grad_inner))](
+        grad, grad_inner, down, halves, out, *_sizes(grad, grad_inner),
+        **_TILE, padded_rank=_padded_rank(grad_inner),
+    )  # fmt: skip
     return out
 
 
-@_adapted_gated_backward.register_fake
-def _adapted_gated_backward_shape(
+@_lora_geglu_backward.register_fake
+def _lora_geglu_backward_shape(
     grad: torch.Tensor,
     x: torch.Tensor,
-    both: torch.Tensor,
+    halves: torch.Tensor,
     inner: torch.Tensor,
     weight: torch.Tensor,
     down: torch.Tensor,
     up: torch.Tensor,
     scales: Sequence[float],
-    eights: Sequence[torch.Tensor],
-    wants_x: bool,
+    fp8_weights: Sequence[torch.Tensor],
+    needs_x: bool,
 ) -> list[torch.Tensor]:
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return [
-        x.new_empty(x.shape) if wants_x else x.new_empty(0),
-        down.new_empty(down.shape, dtype=wide),
-        up.new_empty(up.shape, dtype=wide),
+        x.new_empty(x.shape) if needs_x else x.new_empty(0),
+        down.new_empty(down.shape, dtype=dtype),
+        up.new_empty(up.shape, dtype=dtype),
     ]
 
 
-def _keep_adapted(ctx: Any, inputs: Sequence[Any], output: Sequence[torch.Tensor]) -> None:
-    x, weights, biases, downs, _, down, up, scales, eights = inputs
-    ctx.nothing = [none_grads(one) for one in (weights, biases, up, eights)]
-    ctx.scales, ctx.ranks = scales, [len(one) for one in downs]
-    ctx.save_for_backward(x, output[1], output[2], weights[0], down, up[0], *eights)
+def _setup_lora_context(ctx: Any, inputs: Sequence[Any], output: Sequence[torch.Tensor]) -> None:
+    x, weights, biases, downs, _, down, up, scales, fp8_weights = inputs
+    ctx.none_grads = [none_grads(tensors) for tensors in (weights, biases, up, fp8_weights)]
+    ctx.scales, ctx.ranks = scales, [len(down) for down in downs]
+    ctx.save_for_backward(x, output[1], output[2], weights[0], down, up[0], *fp8_weights)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_adapted(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
-    no_weights, no_biases, no_up, no_eights = ctx.nothing
+def _differentiate_lora(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
+    no_weights, no_biases, no_up, no_fp8 = ctx.none_grads
     if grads[0] is None:
-        none = [None] * len(ctx.ranks)
-        return None, no_weights, no_biases, none, none, None, no_up, None, no_eights
-    x, both, inner, weight, down, up, *eights = ctx.saved_tensors
-    wants_x = bool(ctx.needs_input_grad[0])
-    grad_x, grad_down, grad_up = _adapted_gated_backward(
-        grads[0], x, both, inner, weight, down, up, ctx.scales, eights, wants_x
+        no_factors = [None] * len(ctx.ranks)
+        return None, no_weights, no_biases, no_factors, no_factors, None, no_up, None, no_fp8
+    x, halves, inner, weight, down, up, *fp8_weights = ctx.saved_tensors
+    needs_x = bool(ctx.needs_input_grad[0])
+    grad_x, grad_down, grad_up = _lora_geglu_backward(
+        grads[0], x, halves, inner, weight, down, up, ctx.scales, fp8_weights, needs_x
     )
     downs, ups = split_grads(grad_down, [grad_up], ctx.ranks)
-    own = grad_x if wants_x else None
-    return own, no_weights, no_biases, downs, ups, None, no_up, None, no_eights
+    return (
+        grad_x if needs_x else None,
+        *(no_weights, no_biases, downs, ups, None, no_up, None, no_fp8),
+    )
 
 
-_adapted_gated.register_autograd(_differentiate_adapted, setup_context=_keep_adapted)
+_lora_geglu.register_autograd(_differentiate_lora, setup_context=_setup_lora_context)
 
 _TILE: dict[str, int] = {"rows": 16, "block": 128, "num_warps": 4}
-"""What one program makes."""
-_WIDEST = 128
+"""The part of the output that one program computes."""
+_MAX_RANK = 128
 """Rank up to which a tile has room for the factors."""
 
 
-def _tiles(output: torch.Tensor, groups: int) -> tuple[int, int, int]:
+def _lora_grid(output: torch.Tensor, groups: int) -> tuple[int, int, int]:
     tokens, width = len(output) // groups, output.shape[1]
     return -(-tokens // _TILE["rows"]), -(-width // _TILE["block"]), groups
 
 
 def _sizes(output: torch.Tensor, inner: torch.Tensor) -> tuple[int, int, int]:
+    """Return tokens of a group, width and rank."""
     return inner.shape[1], output.shape[1], inner.shape[2]
 
 
-def _fits(inner: torch.Tensor) -> bool:
-    """Tell whether a tile's factors fit into what a GPU has for one program, and its matrix units
-    multiply them (float32 they round).
+def _kernel_supports(inner: torch.Tensor) -> bool:
+    """Return whether a tile's factors fit into a program's memory and its matrix units (tensor
+    cores) multiply them exactly; they would round float32.
     """
-    return inner.element_size() == 2 and _padded(inner) <= _WIDEST
+    return inner.element_size() == 2 and _padded_rank(inner) <= _MAX_RANK
 
 
-def _padded(inner: torch.Tensor) -> int:
-    """Return the rank as kernels want it: a power of two, at least 16."""
+def _padded_rank(inner: torch.Tensor) -> int:
+    """Return the rank as kernels need it: a power of two, at least 16."""
     return max(16, 1 << (inner.shape[2] - 1).bit_length())
-
-
-def _reference_slopes(grad: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
-    """Return the gradients of both halves by torch's own operations."""
-    hidden, gate = both.chunk(2, dim=-1)
-    share = 0.5 * (1.0 + torch.erf(gate * 0.5**0.5))
-    slope = share + gate * torch.exp(-0.5 * gate * gate) * (2.0 * torch.pi) ** -0.5
-    return torch.cat([grad * gate * share, grad * hidden * slope], dim=-1)

@@ -1,7 +1,7 @@
-"""A transformer's sums and the norms behind them, in one pass each way on a GPU.
+"""Layer normalization together with the residual sum before it, in one pass each way on a GPU.
 
-A block adds what a layer gives to what the layer was given, and normalises the sum for the next
-layer. The gradient of the sum comes from both sides, and is summed in the same pass too.
+A transformer block adds a layer's output to that layer's input, and normalizes the sum for the next
+layer. The two gradients of the sum are added in the same pass too.
 """
 
 from functools import cache
@@ -13,8 +13,11 @@ from torch import nn
 
 
 def layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x ``[..., n]`` again and its norm; use the returned x for what follows."""
-    total, y = _Normalised.apply(x, None, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    """Return x ``[..., n]`` itself and its norm.
+
+    Use the returned x for the residual sum: its gradient is added in the norm's backward pass.
+    """
+    total, y = _LayerNorm.apply(x, None, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     return total, y
 
 
@@ -23,14 +26,14 @@ def add_layer_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x + added, ``[..., n]``, and the norm of this sum.
 
-    The norm's own weights are frozen: they get no gradient.
+    The norm's weights are frozen: they get no gradient.
     """
-    total, y = _Normalised.apply(x, added, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    total, y = _LayerNorm.apply(x, added, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     return total, y
 
 
 def is_supported(norm: Any) -> bool:
-    """Tell whether a norm is one that these functions compute."""
+    """Return whether these functions compute what a norm does: frozen, with weight and bias."""
     if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
         return False
     return len(norm.normalized_shape) == 1 and not (
@@ -38,7 +41,7 @@ def is_supported(norm: Any) -> bool:
     )
 
 
-class _Normalised(torch.autograd.Function):
+class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -49,21 +52,21 @@ class _Normalised(torch.autograd.Function):
         eps: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.set_materialize_grads(False)
-        total, y, means, scales = _normalise(x, added, weight, bias, eps)
-        ctx.save_for_backward(total, means, scales, weight)
-        ctx.adds = added is not None
+        total, y, means, rstds = _forward(x, added, weight, bias, eps)
+        ctx.save_for_backward(total, means, rstds, weight)
+        ctx.has_added = added is not None
         return total, y
 
     @staticmethod
-    def backward(ctx: Any, beside: torch.Tensor | None, grad: torch.Tensor | None) -> Any:
-        total, means, scales, weight = ctx.saved_tensors
-        found = beside
+    def backward(ctx: Any, grad_total: torch.Tensor | None, grad: torch.Tensor | None) -> Any:
+        total, means, rstds, weight = ctx.saved_tensors
+        grad_x = grad_total
         if grad is not None:
-            found = _differentiate(grad, beside, total, means, scales, weight)
-        return found, (found if ctx.adds else None), None, None, None
+            grad_x = _backward(grad, grad_total, total, means, rstds, weight)
+        return grad_x, (grad_x if ctx.has_added else None), None, None, None
 
 
-def _normalise(
+def _forward(
     x: torch.Tensor,
     added: torch.Tensor | None,
     weight: torch.Tensor,
@@ -72,82 +75,83 @@ def _normalise(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum, its norm, and each row's mean and 1 / deviation ``[rows]``."""
     if not x.is_cuda:
-        return _reference(x, added, weight, bias, eps)
+        return _forward_reference(x, added, weight, bias, eps)
     flat = x.contiguous()
     rows, width = flat.numel() // flat.shape[-1], flat.shape[-1]
     total = flat if added is None else torch.empty_like(flat)
     y = torch.empty_like(flat)
-    means, scales = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    grid, shape = _shape(rows, width)
-    _kernels().normalise[grid](
-        flat, flat if added is None else added.contiguous(), total, y, means, scales, weight, bias,
-        rows, width, eps, adds=added is not None, **shape,
+    means, rstds = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    grid, tile = _grid_and_tile(rows, width)
+    _kernels().forward[grid](
+        flat, flat if added is None else added.contiguous(), total, y, means, rstds, weight, bias,
+        rows, width, eps, has_added=added is not None, **tile,
     )  # fmt: skip
-    return (x if added is None else total), y, means, scales
+    return (x if added is None else total), y, means, rstds
 
 
-def _reference(
+def _forward_reference(
     x: torch.Tensor,
     added: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the same by torch's own operations."""
+    """Return the same with torch's own operations."""
     total = x if added is None else x + added
     y = F.layer_norm(total, weight.shape, weight, bias, eps)
     variances, means = torch.var_mean(total.flatten(0, -2), dim=-1, correction=0)
     return total, y, means, (variances + eps).rsqrt()
 
 
-def _differentiate(
+def _backward(
     grad: torch.Tensor,
-    beside: torch.Tensor | None,
+    grad_total: torch.Tensor | None,
     total: torch.Tensor,
     means: torch.Tensor,
-    scales: torch.Tensor,
+    rstds: torch.Tensor,
     weight: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the gradient of the sum, from its norm's gradient and from its own, if it has one."""
+    """Return the full gradient of the sum: through its norm, plus ``grad_total`` if given."""
     if not grad.is_cuda:
-        return _reference_slopes(grad, beside, total, means, scales, weight)
+        return _backward_reference(grad, grad_total, total, means, rstds, weight)
     grad, flat = grad.contiguous(), total.contiguous()
     rows, width = flat.numel() // flat.shape[-1], flat.shape[-1]
     out = torch.empty_like(flat)
-    grid, shape = _shape(rows, width)
-    _kernels().differentiate[grid](
-        grad, grad if beside is None else beside.contiguous(), flat, out, means, scales, weight,
-        rows, width, adds=beside is not None, **shape,
+    grid, tile = _grid_and_tile(rows, width)
+    _kernels().backward[grid](
+        grad, grad if grad_total is None else grad_total.contiguous(), flat, out, means, rstds,
+        weight, rows, width, has_grad_total=grad_total is not None, **tile,
     )  # fmt: skip
     return out
 
 
-def _reference_slopes(
+def _backward_reference(
     grad: torch.Tensor,
-    beside: torch.Tensor | None,
+    grad_total: torch.Tensor | None,
     total: torch.Tensor,
     means: torch.Tensor,
-    scales: torch.Tensor,
+    rstds: torch.Tensor,
     weight: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the same by torch's own operations."""
-    z = (total.flatten(0, -2) - means[:, None]) * scales[:, None]
+    """Return the same with torch's own operations."""
+    z = (total.flatten(0, -2) - means[:, None]) * rstds[:, None]
     g = grad.flatten(0, -2) * weight
     dx = g - g.mean(-1, keepdim=True) - z * (g * z).mean(-1, keepdim=True)
-    dx = (scales[:, None] * dx).view_as(total).to(total.dtype)
-    return dx if beside is None else dx + beside
+    dx = (rstds[:, None] * dx).view_as(total).to(total.dtype)
+    return dx if grad_total is None else dx + grad_total
 
 
-def _shape(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
-    """Return how many programs there are, and what one of them has: 16 values for each thread."""
+def _grid_and_tile(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
+    """Return the number of programs, and the tile of one: 16 values for each thread."""
     block = 1 << (width - 1).bit_length()
-    each = max(1, 2048 // block)
-    return (-(-rows // each),), {"each": each, "block": block, "num_warps": 4}
+    rows_per_program = max(1, 2048 // block)
+    tile = {"rows_per_program": rows_per_program, "block": block, "num_warps": 4}
+    return (-(-rows // rows_per_program),), tile
 
 
 @cache
 def _kernels() -> Any:
-    """Import the kernels, which need Triton already to be defined."""
+    """Import the kernels on first use: they can be defined only where Triton is installed."""
     from lorasmith.ops import layer_norm_triton
 
     return layer_norm_triton

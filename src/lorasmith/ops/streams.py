@@ -1,8 +1,8 @@
-"""Work that may go on beside other work on a GPU, where a graph of it is being recorded.
+"""Work that may run concurrently on a GPU while a CUDA graph is being captured.
 
-A recorded step knows what depends on what: small products whose results are needed late then run
-beside large ones, and fill what these leave of the GPU. Outside of a recording everything is done
-in its order, since keeping streams in step would cost the host more than is gained.
+A captured graph knows what depends on what: small matrix products whose results are needed late
+run beside large ones and fill what these leave of the GPU. Outside a capture everything runs in
+order, because synchronizing streams would cost the host more time than it saves.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,28 +11,28 @@ from typing import TypeVar
 
 import torch
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class SideStream:
-    """A context manager: what is done in its block may go on beside what follows it.
+    """A context manager whose block may run concurrently with the code after it.
 
-    The block's results may be used by other work after ``join``, and what was marked by ``mark``
-    after ``wait``. Branches of different numbers go on beside one another.
+    Results of the block may be used after ``join``, those before a ``mark`` already after ``wait``.
+    Streams of different indices run concurrently with each other.
     """
 
-    def __init__(self, number: int, like: torch.Tensor) -> None:
-        """Prepare one on the device of a tensor."""
-        self._side: torch.cuda.Stream | None = None
-        self._marked: torch.cuda.Event | None = None
+    def __init__(self, index: int, like: torch.Tensor) -> None:
+        """Prepare a stream on the device of the tensor ``like``."""
+        self._stream: torch.cuda.Stream | None = None
+        self._event: torch.cuda.Event | None = None
         if like.is_cuda and torch.cuda.is_current_stream_capturing():
-            self._side = _stream(like.device, number)
-            self._inside = torch.cuda.stream(self._side)
+            self._stream = _cached_stream(like.device, index)
+            self._context = torch.cuda.stream(self._stream)
 
     def __enter__(self) -> "SideStream":
-        if self._side is not None:
-            self._side.wait_stream(torch.cuda.current_stream(self._side.device))
-            self._inside.__enter__()  # type: ignore[no-untyped-call]
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+            self._context.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -41,52 +41,51 @@ class SideStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._side is not None:
-            self._inside.__exit__(kind, error, trace)
+        if self._stream is not None:
+            self._context.__exit__(kind, error, trace)
 
     def mark(self) -> None:
-        """Remember what was done in the block until now."""
-        if self._side is not None:
-            self._marked = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._marked.record(self._side)
+        """Record an event after what the block has done so far."""
+        if self._stream is not None:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(self._stream)
 
     def wait(self) -> None:
-        """Let what follows come after what was marked."""
-        if self._side is not None and self._marked is not None:
-            torch.cuda.current_stream(self._side.device).wait_event(self._marked)
+        """Make the current stream wait for what was marked."""
+        if self._stream is not None and self._event is not None:
+            torch.cuda.current_stream(self._stream.device).wait_event(self._event)
 
     def join(self) -> None:
-        """Let what follows come after the whole block."""
-        if self._side is not None:
-            torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+        """Make the current stream wait for the full block."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
-def run_concurrently(works: Sequence[Callable[[], Result]], like: torch.Tensor) -> list[Result]:
-    """Return what some pieces of work give that do not need one another's results.
+def run_concurrently(functions: Sequence[Callable[[], T]], like: torch.Tensor) -> list[T]:
+    """Return the results of functions that do not depend on each other.
 
     Args:
-        works: the pieces, at least one.
-        like: a tensor on the device where they are done.
+        functions: at least one.
+        like: a tensor on the device where they run.
     """
-    first, *others = works
-    branches = [SideStream(_FIRST + number, like) for number in range(len(others))]
-    found = []
-    for branch, work in zip(branches, others, strict=True):
-        with branch:
-            found.append(work())
-    own = first()
-    for branch in branches:
-        branch.join()
-    return [own, *found]
+    first, *others = functions
+    streams = [SideStream(_FIRST_INDEX + index, like) for index in range(len(others))]
+    results = []
+    for stream, function in zip(streams, others, strict=True):
+        with stream:
+            results.append(function())
+    first_result = first()
+    for stream in streams:
+        stream.join()
+    return [first_result, *results]
 
 
-_FIRST = 2
-"""Number of the first branch of ``beside``: the numbers below it are for use within its work."""
+_FIRST_INDEX = 2
+"""The first stream of ``run_concurrently``; lower indices are free for use inside its functions."""
 _STREAMS: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
 
 
-def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
-    """Return a stream of its own for each number."""
-    if (device, number) not in _STREAMS:
-        _STREAMS[device, number] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return _STREAMS[device, number]
+def _cached_stream(device: torch.device, index: int) -> torch.cuda.Stream:
+    if (device, index) not in _STREAMS:
+        _STREAMS[device, index] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _STREAMS[device, index]

@@ -1,4 +1,4 @@
-"""A small Triton kernel, to see whether kernels work at all; importing this needs Triton."""
+"""A small Triton kernel that shows whether kernels compile and run; importing it needs Triton."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
@@ -8,6 +8,5 @@ import triton.language as tl
 
 @triton.jit
 def double(x, block: tl.constexpr):
-    """Double some values."""
-    place = x + tl.arange(0, block)
-    tl.store(place, tl.load(place) * 2.0)
+    pointer = x + tl.arange(0, block)
+    tl.store(pointer, tl.load(pointer) * 2.0)

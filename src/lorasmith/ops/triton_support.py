@@ -1,4 +1,4 @@
-"""Whether own GPU kernels, which are written in Triton, can be compiled and run here."""
+"""Whether this package's GPU kernels, written in Triton, can be compiled and run."""
 
 import warnings
 from functools import cache
@@ -7,13 +7,13 @@ import torch
 
 from lorasmith.core.errors import LorasmithWarning
 
-_LEAST = (8, 0)
-"""Compute capability from which they are used: older GPUs do not have what they are built from."""
+_MIN_CAPABILITY = (8, 0)
+"""Compute capability of the oldest GPUs (Ampere) that support what the kernels use."""
 
 
 @cache
 def has_triton() -> bool:
-    """Tell whether Triton is there, which comes with torch for CUDA on Linux."""
+    """Return whether Triton is installed; it comes with torch for CUDA on Linux."""
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -23,21 +23,21 @@ def has_triton() -> bool:
 
 @cache
 def is_available(device: torch.device) -> bool:
-    """Tell whether there are kernels for a device, after trying one.
+    """Return whether the kernels work on a device, after running a small one.
 
-    Triton compiles them when they are first used, for which it needs a C compiler: where there is
-    none, or something else is amiss, a warning says so, and torch's own operations do the work.
+    Triton compiles a kernel when it is first used and needs a C compiler for that. If there is
+    none, or anything else fails, a warning says so and torch's own operations are used.
     """
     if device.type != "cuda" or not has_triton():
         return False
-    if torch.cuda.get_device_capability(device) < _LEAST:
+    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
         return False
     try:
-        _try(device)
-    except Exception as error:  # noqa: BLE001 (whatever it is: training can do without)
+        _run_probe(device)
+    except Exception as error:  # noqa: BLE001 (whatever it is: training works without kernels)
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         warnings.warn(
-            f"training is slower than it could be, as GPU kernels cannot be compiled: {reason}",
+            f"training is slower than it could be, GPU kernels cannot be compiled: {reason}",
             LorasmithWarning,
             stacklevel=2,
         )
@@ -45,11 +45,11 @@ def is_available(device: torch.device) -> bool:
     return True
 
 
-def _try(device: torch.device) -> None:
+def _run_probe(device: torch.device) -> None:
     """Compile and run a kernel.
 
     Raises:
-        RuntimeError: it did not do what it is to do.
+        RuntimeError: its result is wrong.
     """
     from lorasmith.ops import triton_probe
 
@@ -57,4 +57,4 @@ def _try(device: torch.device) -> None:
     with torch.cuda.device(device):
         triton_probe.double[(1,)](x, block=4)
     if x.tolist() != [0.0, 2.0, 4.0, 6.0]:
-        raise RuntimeError("a first kernel gave a wrong result")
+        raise RuntimeError("a test kernel returned a wrong result")

@@ -18,6 +18,7 @@ from lorasmith.training.acceleration.plan import (
     ExecutionPlan,
     configure_activation_checkpointing,
     plan_execution,
+    workload_of,
 )
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise
@@ -56,35 +57,41 @@ class JointTrainStep:
     no loss scaling) the optimizer too. Pictures and noise are drawn outside.
     """
 
-    def __init__(self, sessions: Sequence[TrainerState], pace: ExecutionPlan | None = None) -> None:
+    def __init__(self, sessions: Sequence[TrainerState], plan: ExecutionPlan | None = None) -> None:
         """Prepare for steps of some features.
 
         Args:
             sessions: the features.
-            pace: how steps are taken; None decides by the settings.
+            plan: how steps are executed; None decides by the settings.
 
         Raises:
             ConfigError: the settings' memory is too little.
         """
-        pace = pace or plan_execution(sessions)
-        unet = sessions[0].model.unet
-        self._swift = UNetPatcher(unet, fp8=pace.fp8)
+        train, unet = sessions[0].run.train, sessions[0].model.unet
+        plan = plan or plan_execution(train, workload_of(sessions))
+        self._patcher = UNetPatcher(unet, fp8=plan.fp8)
         self._sessions = tuple(sessions)
         self._steps = [one.train_step for one in sessions]
         trained = [one for each in sessions for one in each.trainable.adapters.values()]
         self._casts = build_factor_cache(unet, trained)
         self._to_the_end = all(one.is_sync_free for one in self._steps)
-        self._recorder = CudaGraphCache(sessions[0].device, pace.use_cuda_graphs)
-        plan = configure_activation_checkpointing(sessions, lambda: self._try(_largest(sessions)))
-        if pace.compile_blocks:  # not for the trials, each of which would be compiled anew
-            self._swift.compile()
+        self._graphs = CudaGraphCache(sessions[0].device, plan.use_cuda_graphs)
+        message = configure_activation_checkpointing(
+            unet,
+            train,
+            sum(one.numel() for each in sessions for one in each.trainable.parameters()),
+            any(one.run.lora.dropout > 0 for one in sessions),
+            lambda: self._try(_largest(sessions)),
+        )
+        if plan.compile_blocks:  # not for the trials, each of which would be compiled anew
+            self._patcher.compile()
         if sessions[0].is_main:
-            tell(*pace.messages, *([plan] if plan else []))
+            tell(*plan.messages, *([message] if message else []))
 
     @property
     def graph_count(self) -> int:
         """How many recordings of steps there are."""
-        return len(self._recorder)
+        return len(self._graphs)
 
     def step(self) -> list[tuple[StepMetrics, int]]:
         """Take the next step; return each feature's figures and how many pictures it had."""
@@ -106,7 +113,7 @@ class JointTrainStep:
             self._pass(_with_inputs(parts, inputs))
             return run_concurrently([one.finish for one in self._steps], inputs[0])
 
-        return self._recorder(_key(parts), _inputs(parts), work)
+        return self._graphs(_key(parts), _inputs(parts), work)
 
     def _in_two(self, parts: Sequence[Microbatch]) -> list[StepMetrics]:
         """Take a step whose optimizer has questions: only what comes before is recorded."""
@@ -115,14 +122,14 @@ class JointTrainStep:
             self._pass(_with_inputs(parts, inputs))
             return [one.unfinished() for one in self._steps]
 
-        pending = self._recorder(_key(parts), _inputs(parts), work)
+        pending = self._graphs(_key(parts), _inputs(parts), work)
         for step, own in zip(self._steps, pending, strict=True):
             step.resume(own)
         return [step.finish() for step in self._steps]
 
     def _pass(self, parts: Sequence[Microbatch]) -> None:
         """Compute the gradients of a step."""
-        with self._swift.fallback_to_eager(lambda: self._pass(parts)), self._swift():
+        with self._patcher.fallback_to_eager(lambda: self._pass(parts)), self._patcher.patched():
             for step in self._steps:
                 step.begin()
             self._casts.refresh()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorasmith.adapters.nn.lora import Adapter, LoraLinear
+from lorasmith.ops.fp8 import fp8_weight_of
 from lorasmith.ops.fused_lora import FusedLinearArgs, StackedFactors, fused_lora_linear
 
 
@@ -77,7 +78,10 @@ class LoraWrapper(nn.Module):
         downs, ups = zip(
             *((adapter.down, adapter.up) for adapter in self.fused_adapters), strict=True
         )
-        return FusedLinearArgs(cast("nn.Linear", self.base), self.fused_factors, downs, ups)
+        base = cast("nn.Linear", self.base)
+        return FusedLinearArgs(
+            base.weight, base.bias, self.fused_factors, downs, ups, fp8_weight_of(base)
+        )
 
     def is_evenly_divided(self, x: torch.Tensor) -> bool:
         """Return whether ``fused_adapters`` each apply to an equal share of the rows of ``x``,
@@ -115,12 +119,12 @@ def forward_shared_input(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[t
         layer.fused_args(x) if isinstance(layer, LoraWrapper) else None for layer in layers
     ]
     available = [args for args in fused_args if args is not None]
-    shared = available[0].factors.shared if available else None
+    shared = available[0].factors.shared_down if available else None
     if (
         shared is not None
         and len(available) * available[0].factors.down.shape[1] == shared.shape[1]
         and len(available) == len(layers)
-        and all(args.factors.shared is shared for args in available)
+        and all(args.factors.shared_down is shared for args in available)
     ):
         return fused_lora_linear(x, available)
     return [

@@ -1,11 +1,13 @@
-"""Which blocks of a U-Net keep their activations for the backward pass, and which compute again.
+"""Activation (gradient) checkpointing of some of a U-Net's blocks.
 
-A plan is a number of blocks that compute twice, those that would keep most first. It is tried with
-the largest batch of the run: what a step needs depends on too much to be foretold.
+A checkpointed block does not save its activations for the backward pass but computes them again.
+The fewer blocks do that, the faster a step is; the blocks that would save most come first. How many
+are needed is found by trying the largest batch of the run: the memory of a step depends on too much
+to be predicted.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,110 +16,127 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from lorasmith.adapters.nn.wrapper import LoraWrapper
-from lorasmith.ops.fp8 import Fp8Linear
+from lorasmith.ops.fp8 import fp8_weight_of
 from lorasmith.training.acceleration.compile import iter_blocks
 
 
 class ActivationCheckpointer:
-    """The blocks of a U-Net that compute again what they did not keep."""
+    """Checkpoints selected blocks of a U-Net; none at first."""
 
-    def __init__(self, unet: Any, drops_out: bool = False) -> None:
-        """Take a network in hand; for now all of its blocks keep what they need.
+    def __init__(self, unet: Any, has_dropout: bool = False) -> None:
+        """Hook into a network.
 
         Args:
-            unet: the U-Net, whose class in diffusers asks about every block.
-            drops_out: whether adapters draw random numbers, which must be the same again.
+            unet: the U-Net, whose diffusers class calls the hook for every block.
+            has_dropout: whether adapters draw random numbers, which must be restored when a block
+                is computed again.
         """
         self.blocks = list(iter_blocks(unet))
-        self._chosen: set[nn.Module] = set()
-        self._drops_out = drops_out
-        unet.enable_gradient_checkpointing(self._call)
+        self._selected: set[nn.Module] = set()
+        self._has_dropout = has_dropout
+        unet.enable_gradient_checkpointing(self._call_block)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._selected)
 
-    def select(self, blocks: list[nn.Module]) -> None:
-        """Let these blocks compute again, and no others."""
-        self._chosen = set(blocks)
+    def select(self, blocks: Sequence[nn.Module]) -> None:
+        """Checkpoint these blocks and no others."""
+        self._selected = set(blocks)
 
     def select_all(self) -> None:
-        """Let every block compute again."""
         self.select(self.blocks)
 
-    def sort_by_saved_bytes(self, work: Callable[[], object]) -> list[nn.Module]:
-        """Return the blocks in the order of what each keeps for its backward pass, the most first.
+    def sort_by_saved_bytes(self, step: Callable[[], object]) -> list[nn.Module]:
+        """Return the blocks sorted by how much each saves for its backward pass, the most first.
 
-        None of them computes again afterwards: what those keep that do could not be seen.
+        No block is selected afterwards: checkpointed blocks save nothing that could be measured.
 
         Args:
-            work: runs a forward pass; nothing is kept of it.
+            step: runs a forward pass and may start a backward pass, which does not happen.
         """
         self.select([])
-        kept = measure_saved_bytes(self.blocks, work)
-        return sorted(self.blocks, key=lambda one: -kept[one])
+        saved = measure_saved_bytes(self.blocks, step)
+        return sorted(self.blocks, key=lambda block: -saved[block])
 
-    def _call(self, block: nn.Module, *given: Any) -> Any:
-        if block not in self._chosen:
-            return block(*given)
-        # A recorded step cannot keep the state of random numbers, and without dropout need not.
+    def _call_block(self, block: nn.Module, *args: Any) -> Any:
+        if block not in self._selected:
+            return block(*args)
+        # A CUDA graph cannot save the state of random numbers, and without dropout need not.
         return checkpoint(
-            block.__call__, *given, use_reentrant=False, preserve_rng_state=self._drops_out
+            block.__call__, *args, use_reentrant=False, preserve_rng_state=self._has_dropout
         )
 
 
+class BackwardReached(Exception):
+    """A backward pass started although only the forward pass was of interest."""
+
+
 def measure_saved_bytes(
-    blocks: list[nn.Module], work: Callable[[], object]
+    blocks: Sequence[nn.Module], step: Callable[[], object]
 ) -> dict[nn.Module, int]:
-    """Return how many bytes a forward pass makes each of some blocks keep, none within another."""
-    kept = dict.fromkeys(blocks, 0)
-    anyway: set[StorageWeakRef] = set()
-    inside: list[tuple[nn.Module, set[StorageWeakRef]]] = []
+    """Return how many bytes each block saves in a forward pass; blocks must not be nested.
+
+    The forward pass saves nothing; if ``step`` starts a backward pass, the step ends there.
+    """
+    saved = dict.fromkeys(blocks, 0)
+    permanent: set[StorageWeakRef] = set()
+    entered: list[tuple[nn.Module, set[StorageWeakRef]]] = []
 
     def enter(block: nn.Module) -> None:
-        anyway.update(_memory_of(one) for one in _there_anyway(block))
-        inside.append((block, set()))
+        permanent.update(_storage_of(tensor) for tensor in _permanent_tensors(block))
+        entered.append((block, set()))
 
     def count(tensor: torch.Tensor) -> None:
-        memory = _memory_of(tensor)
-        if inside and memory not in anyway and memory not in inside[-1][1]:
-            inside[-1][1].add(memory)
-            kept[inside[-1][0]] += tensor.untyped_storage().nbytes()
+        if not entered:
+            return
+        storage, (block, counted) = _storage_of(tensor), entered[-1]
+        if storage not in permanent and storage not in counted:
+            counted.add(storage)
+            saved[block] += tensor.untyped_storage().nbytes()
 
     with (
-        _watching(blocks, enter, lambda: inside.pop()),
-        torch.autograd.graph.saved_tensors_hooks(count, _never),
+        suppress(BackwardReached),
+        _block_hooks(blocks, enter, lambda: entered.pop()),
+        torch.autograd.graph.saved_tensors_hooks(count, _stop_backward),
     ):
-        work()
-    return kept
+        step()
+    return saved
 
 
-def _memory_of(tensor: torch.Tensor) -> StorageWeakRef:
-    """Return what stands for a tensor's memory. It lets go of the memory, whose address may then be
-    another tensor's, and is told apart from that one's.
+def _storage_of(tensor: torch.Tensor) -> StorageWeakRef:
+    """Return a weak reference that identifies a tensor's memory.
+
+    The memory may be freed meanwhile; a new tensor at the same address is a different one.
     """
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-def _there_anyway(block: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield a block's weights, and the copies of them that layers have while a step is at work."""
+def _permanent_tensors(block: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield a block's weights and the copies of them that its layers have during a step."""
     yield from block.parameters()
-    for one in block.modules():
-        if isinstance(one, Fp8Linear):
-            yield from one.fp8_weight
-        elif isinstance(one, LoraWrapper) and one.fused_factors is not None:
-            own = (one.fused_factors.down, one.fused_factors.up, one.fused_factors.shared)
-            yield from (tensor for tensor in own if tensor is not None)
+    for layer in block.modules():
+        fp8_weight = fp8_weight_of(layer)
+        if fp8_weight is not None:
+            yield from fp8_weight
+        if isinstance(layer, LoraWrapper) and layer.fused_factors is not None:
+            factors = layer.fused_factors
+            tensors = (factors.down, factors.up, factors.shared_down)
+            yield from (tensor for tensor in tensors if tensor is not None)
 
 
 @contextmanager
-def _watching(
-    blocks: list[nn.Module], enter: Callable[[nn.Module], None], leave: Callable[[], object]
+def _block_hooks(
+    blocks: Sequence[nn.Module], enter: Callable[[nn.Module], None], leave: Callable[[], object]
 ) -> Iterator[None]:
-    """Call these before and after each block's work."""
+    """Call ``enter`` before and ``leave`` after each block's forward pass."""
+
+    def after(*_: Any) -> None:
+        leave()
+
     hooks = []
     for block in blocks:
-        hooks.append(block.register_forward_pre_hook(lambda own, _: enter(own)))
-        hooks.append(block.register_forward_hook(lambda *_: (leave(), None)[1]))
+        hooks.append(block.register_forward_pre_hook(lambda block, _: enter(block)))
+        hooks.append(block.register_forward_hook(after))
     try:
         yield
     finally:
@@ -125,14 +144,14 @@ def _watching(
             hook.remove()
 
 
-def _never(_: Any) -> torch.Tensor:
-    raise RuntimeError("nothing was kept of this pass")
+def _stop_backward(_: Any) -> torch.Tensor:
+    raise BackwardReached
 
 
 def bisect_min(count: int, fits: Callable[[int], bool]) -> int | None:
     """Return the smallest number from 0 to ``count`` that fits, where larger ones fit better.
 
-    None where none does. Tries about log2(count) of them.
+    None if none does. Tries about log2(count) of them.
     """
     if fits(0):
         return 0

@@ -1,7 +1,7 @@
-"""Copies of adapters' factors in the number format of the layers that they are on."""
+"""Copies of trained adapters' factors, cast to the dtype of the layers that they belong to."""
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import cast
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -16,119 +16,112 @@ TrainedLayer = tuple[LoraWrapper, tuple[LoraLinear, ...]]
 the rows of a batch."""
 
 
-class FactorCastCache:
-    """Copies of the factors of adapters in training, all renewed at once.
+class _CachedLayer(NamedTuple):
+    layer: LoraWrapper
+    adapters: tuple[LoraLinear, ...]
+    factors: StackedFactors
 
-    The layers have them only between ``renew`` and ``drop``, so that none is ever out of date.
+
+class FactorCastCache:
+    """Copies of the factors of trained adapters, all refreshed together.
+
+    The layers use them only between ``refresh`` and ``clear``, so that they are never out of date.
     """
 
-    def __init__(self, families: Collection[Sequence[TrainedLayer]]) -> None:
-        """Make room for the copies.
+    def __init__(self, groups: Collection[Sequence[TrainedLayer]]) -> None:
+        """Allocate the copies.
 
         Args:
-            families: layers that read the same input, most of them alone.
+            groups: layers that read the same input; most groups have one layer.
         """
         self._layers = [
-            (*learner, room)
-            for family in families
-            for learner, room in zip(family, _rooms(family), strict=True)
+            _CachedLayer(layer, adapters, factors)
+            for group in groups
+            for (layer, adapters), factors in zip(group, _allocate(group), strict=True)
         ]
+        self._adapters = [adapter for layer in self._layers for adapter in layer.adapters]
+        downs, ups = [], []
+        for _, adapters, factors in self._layers:
+            for index, adapter in enumerate(adapters):
+                downs.append(factors.down[index, : adapter.rank])
+                ups.append(factors.up[index, :, : adapter.rank])
+        self._copies = [*downs, *ups]
 
     def __len__(self) -> int:
         return len(self._layers)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the factors as they are now, and give the copies to the layers."""
-        copies: list[torch.Tensor] = []
-        downs: list[torch.Tensor] = []
-        ups: list[torch.Tensor] = []
-        scales: list[float] = []
-        for layer, adapters, room in self._layers:
-            for number, one in enumerate(adapters):
-                downs.append(one.down)
-                ups.append(one.up)
-                scales.append(one.strength * one.scale)
-                copies.append(room.down[number, : one.rank])
-            copies += [room.up[number, :, : one.rank] for number, one in enumerate(adapters)]
-            layer.use_fused_factors(room._replace(scales=tuple(scales[-len(adapters) :])), adapters)
-        if not copies:
+        """Copy the current factors, and let the layers use the copies."""
+        for layer, adapters, factors in self._layers:
+            scales = tuple(adapter.strength * adapter.scale for adapter in adapters)
+            layer.use_fused_factors(factors._replace(scales=scales), adapters)
+        if not self._adapters:
             return
-        if any(scale != 1.0 for scale in scales):
-            ups = list(torch._foreach_mul(ups, scales))
-        torch._foreach_copy_(copies, list(_in_turn(downs, ups, self._layers)))
+        downs = [adapter.down for adapter in self._adapters]
+        ups: list[torch.Tensor] = [adapter.up for adapter in self._adapters]
+        all_scales = [adapter.strength * adapter.scale for adapter in self._adapters]
+        if any(scale != 1.0 for scale in all_scales):
+            ups = list(torch._foreach_mul(ups, all_scales))
+        torch._foreach_copy_(self._copies, [*downs, *ups])
 
     def clear(self) -> None:
-        """Take the copies back."""
+        """Let the layers use their adapters' own factors again."""
         for layer, _, _ in self._layers:
             layer.clear_fused_factors()
 
 
-def _in_turn(
-    downs: list[torch.Tensor],
-    ups: list[torch.Tensor],
-    layers: list[tuple[LoraWrapper, tuple[LoraLinear, ...], StackedFactors]],
-) -> Iterator[torch.Tensor]:
-    """Yield the factors layer by layer, all down before all up."""
-    first = 0
-    for _, adapters, _ in layers:
-        last = first + len(adapters)
-        yield from downs[first:last]
-        yield from ups[first:last]
-        first = last
-
-
-def _rooms(family: Sequence[TrainedLayer]) -> list[StackedFactors]:
-    """Return room for the factors of layers that read the same input; A of all lie together."""
-    counts = {len(adapters) for _, adapters in family}
-    if len(family) > 1 and len(counts) > 1:
-        return [room for one in family for room in _rooms([one])]
-    count, layers = counts.pop(), len(family)
-    rank = max(one.rank for _, adapters in family for one in adapters)
-    first = family[0][0].weight
-    shared = first.new_zeros(count, layers * rank, first.shape[1])
+def _allocate(group: Sequence[TrainedLayer]) -> list[StackedFactors]:
+    """Return zeros for the factors of layers that read the same input; all A share one tensor."""
+    counts = {len(adapters) for _, adapters in group}
+    if len(group) > 1 and len(counts) > 1:
+        return [factors for layer in group for factors in _allocate([layer])]
+    count, layers = counts.pop(), len(group)
+    rank = max(adapter.rank for _, adapters in group for adapter in adapters)
+    weight = group[0][0].weight
+    shared_down = weight.new_zeros(count, layers * rank, weight.shape[1])
     return [
         StackedFactors(
-            down,
-            layer.weight.new_zeros(count, len(layer.weight), rank),
-            (1.0,) * count,
-            shared if layers > 1 else None,
+            down=down,
+            up=layer.weight.new_zeros(count, len(layer.weight), rank),
+            scales=(1.0,) * count,
+            shared_down=shared_down if layers > 1 else None,
         )
-        for (layer, _), down in zip(family, shared.chunk(layers, 1), strict=True)
+        for (layer, _), down in zip(group, shared_down.chunk(layers, 1), strict=True)
     ]
 
 
 def build_factor_cache(network: nn.Module, adapters: Collection[nn.Module]) -> FactorCastCache:
     """Return copies for all layers of a network whose adapters can be fused with them.
 
-    Those are linear layers on a CUDA GPU with adapters in training that have no dropout and no
-    start that is subtracted.
+    Those are linear layers on a CUDA GPU whose trained adapters have no dropout and no initial
+    product that is subtracted.
 
     Args:
         network: the network.
-        adapters: those in training.
+        adapters: the trained adapters.
     """
-    trained = {id(one) for one in adapters}
-    found: dict[nn.Module, TrainedLayer] = {}
+    trained_ids = {id(adapter) for adapter in adapters}
+    fusable: dict[nn.Module, TrainedLayer] = {}
     for layer in network.modules():
         if not isinstance(layer, LoraWrapper) or not isinstance(layer.base, nn.Linear):
             continue
-        own = tuple(one for one in layer.adapters if id(one) in trained)
-        if own and _is_on_gpu(layer) and all(is_fusable(one) for one in own):
-            found[layer] = layer, cast("tuple[LoraLinear, ...]", own)
-    families = [
-        [found.pop(one) for one in layers]
+        trained = tuple(adapter for adapter in layer.adapters if id(adapter) in trained_ids)
+        if trained and _is_on_gpu(layer) and all(is_fusable(adapter) for adapter in trained):
+            fusable[layer] = layer, cast("tuple[LoraLinear, ...]", trained)
+    groups = [
+        [fusable.pop(layer) for layer in layers]
         for layers in iter_qkv_groups(network)
-        if len(layers) > 1 and all(one in found for one in layers)
+        if len(layers) > 1 and all(layer in fusable for layer in layers)
     ]
-    return FactorCastCache([*families, *([one] for one in found.values())])
+    return FactorCastCache([*groups, *([layer] for layer in fusable.values())])
 
 
 def _is_on_gpu(layer: LoraWrapper) -> bool:
-    """Tell whether a layer is where one operation is faster than several."""
+    """Return whether a layer is on a device where one operation is faster than several."""
     return bool(layer.weight.is_cuda)
 
 
 def is_fusable(adapter: nn.Module) -> bool:
-    """Tell whether an adapter's product is all that it does."""
+    """Return whether an adapter adds its product and nothing else."""
     return isinstance(adapter, LoraLinear) and adapter.down0 is None and not adapter.dropout

@@ -1,14 +1,14 @@
-"""A U-Net at full speed while a training step works with it, and as it is written otherwise.
+"""A U-Net at full speed during a training step, and unchanged otherwise.
 
-Drawing and measuring always use the network as it is written: what they give must not depend on
-how it was trained. (Where there are kernels, the weights of convolutions stay in the order in
-memory that steps want, by which drawings are rounded otherwise.)
+Generating images and measuring use the network as diffusers wrote it, so that their results do not
+depend on how it was trained. (Where kernels are used, the convolutions' weights stay in the
+channels-last memory format that training needs, which changes the rounding of generated images.)
 """
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -16,84 +16,83 @@ from torch import nn
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.memory import is_out_of_memory
 from lorasmith.loops.progress import tell
-from lorasmith.ops import fp8 as fp8_ops
-from lorasmith.ops import geglu
 from lorasmith.ops.triton_support import is_available
-from lorasmith.training.acceleration import attention, feed_forward, resnets, transformer_block
+from lorasmith.training.acceleration import resnets
+from lorasmith.training.acceleration.attention import attention_patch
 from lorasmith.training.acceleration.compile import CompiledBlocks
-
-_Way = Callable[[nn.Module], None]
+from lorasmith.training.acceleration.feed_forward import feed_forward_patch, geglu_patch
+from lorasmith.training.acceleration.fp8_linear import fp8_patch
+from lorasmith.training.acceleration.module_patch import ModulePatch, patched, supported_patches
+from lorasmith.training.acceleration.transformer_block import transformer_block_patch
 
 
 class UNetPatcher:
-    """What is exchanged in a network for the time of a step."""
+    """The patches of a U-Net that apply during a training step."""
 
-    def __init__(self, network: nn.Module, fp8: bool = False) -> None:
-        """Prepare it.
+    def __init__(self, unet: nn.Module, fp8: bool = False) -> None:
+        """Choose the patches.
 
         Args:
-            network: the U-Net, on the device where it is trained.
-            fp8: whether its large frozen layers multiply in 8 bits.
+            unet: the U-Net, on the device where it is trained.
+            fp8: whether its large frozen layers compute in FP8.
         """
-        self._network = network
-        self._device = next(network.parameters()).device
-        self._kernels = is_available(self._device)
-        if self._kernels:
-            resnets.channels_last(network)
-        self._eights = fp8_ops.Fp8Patcher(network) if fp8 else None
+        self._unet = unet
+        self._device = next(unet.parameters()).device
+        has_kernels = is_available(self._device)
+        if has_kernels:
+            resnets.convert_to_channels_last(unet)
+        always, if_eager = [], []
+        if has_kernels or self._device.type == "cuda":  # on a CPU it costs more than it saves
+            always.append(attention_patch())
+        if has_kernels:
+            always.append(geglu_patch())
+            if_eager = [*resnets.resnet_patches(unet), transformer_block_patch()]
+            if_eager.append(feed_forward_patch())
+        if fp8:
+            always.append(fp8_patch(unet))
+        self._patches = supported_patches([*always, *if_eager])
+        self._if_eager = if_eager
         self._compiled: CompiledBlocks | None = None
-        self._worked = False
+        self._has_run = False
 
     def compile(self) -> None:
-        """Let the network's blocks be compiled when a step next uses them."""
-        self._compiled = CompiledBlocks(self._network)
+        """Compile the network's blocks when the next step uses them."""
+        self._compiled = CompiledBlocks(self._unet)
 
     @contextmanager
-    def fallback_to_eager(self, again: Callable[[], None]) -> Iterator[None]:
-        """Do the block's work again without compiling where that fails, and from then on."""
+    def patched(self) -> Iterator[None]:
+        """Use the patches for the time of the block."""
+        with patched(self._unet, self._active_patches()):
+            yield
+
+    @contextmanager
+    def fallback_to_eager(self, retry: Callable[[], None]) -> Iterator[None]:
+        """If compiled code fails in the block, stop using it and call ``retry``."""
         started = time.perf_counter()
         try:
             yield
         except Exception as error:
-            if self._compiled is None or is_out_of_memory(error) or self._is_recording():
+            if self._compiled is None or is_out_of_memory(error) or self._is_capturing():
                 raise
             self._compiled = None
             reason = " ".join(str(error).split())[:160]
             warnings.warn(
-                f"the U-Net's blocks could not be compiled and run without that: {reason}",
+                f"the U-Net's blocks could not be compiled and run uncompiled: {reason}",
                 LorasmithWarning,
                 stacklevel=2,
             )
-            again()
+            retry()
             return
-        if self._compiled is not None and not self._worked:
-            self._worked = True
+        if self._compiled is not None and not self._has_run:
+            self._has_run = True
             tell(f"compiled in {time.perf_counter() - started:.0f} s")
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Use the fast ways while the block runs."""
-        with ExitStack() as behind:
-            for use, use_own in self._ways():
-                behind.callback(use_own, self._network)
-                use(self._network)
-            for one in (self._eights, self._compiled):
-                if one is not None:
-                    one.apply_patch()
-                    behind.callback(one.revert_patch)
-            yield
+    def _active_patches(self) -> list[ModulePatch]:
+        if self._compiled is None:
+            return self._patches
+        # The compiler generates its own kernels for these modules.
+        kept = [patch for patch in self._patches if patch not in self._if_eager]
+        return [*kept, *self._compiled.patches]
 
-    def _ways(self) -> Iterator[tuple[_Way, _Way]]:
-        """Yield what is exchanged by class, and what takes that back."""
-        if self._kernels or self._device.type == "cuda":  # elsewhere it saves less than it costs
-            yield attention.use_swift, attention.use_own
-        if not self._kernels:
-            return
-        yield geglu.use_kernels, geglu.use_own
-        if self._compiled is None:  # a compiler makes kernels of its own for these
-            yield resnets.use_kernels, resnets.use_own
-            yield transformer_block.use_kernels, transformer_block.use_own
-            yield feed_forward.use_kernels, feed_forward.use_own
-
-    def _is_recording(self) -> bool:
+    def _is_capturing(self) -> bool:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -22,7 +22,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_kernel_that_works_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    monkeypatch.setattr(triton_support, "_try", tried.append)
+    monkeypatch.setattr(triton_support, "_run_probe", tried.append)
     assert triton_support.is_available(CUDA)
     assert triton_support.is_available(CUDA)
     assert tried == [CUDA]  # once
@@ -32,13 +32,13 @@ def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -
     def fail(device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
 
-    monkeypatch.setattr(triton_support, "_try", fail)
+    monkeypatch.setattr(triton_support, "_run_probe", fail)
     with pytest.warns(LorasmithWarning, match="cannot be compiled: Failed to find C compiler. Pl"):
         assert not triton_support.is_available(CUDA)
 
 
 def test_old_gpus_and_cpus_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support, "_try", lambda _: None)
+    monkeypatch.setattr(triton_support, "_run_probe", lambda _: None)
     assert not triton_support.is_available(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert not triton_support.is_available(CUDA)
@@ -47,4 +47,4 @@ def test_old_gpus_and_cpus_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_first_kernel() -> None:
-    triton_support._try(CUDA)
+    triton_support._run_probe(CUDA)

@@ -1,7 +1,7 @@
-"""A step with all that is done for a GPU learns what a step of the network as it is written does.
+"""A step of a patched network computes what a step of diffusers' own code does.
 
-Here the kernels' places are taken by torch's own operations, in float64 on the CPU: what is tested
-is that everything fits together, in networks and steps of every kind.
+The kernels are replaced by torch's own operations, in float64 on the CPU: these tests show that
+everything fits together, in networks and steps of every kind.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,10 +23,9 @@ from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, TrainConfig
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import Model, load_model
-from lorasmith.ops import fp8 as fp8_ops
-from lorasmith.ops import geglu, group_norm
+from lorasmith.ops import fp8, geglu, group_norm
 from lorasmith.training import joint_step
-from lorasmith.training.acceleration import factor_cache, patcher
+from lorasmith.training.acceleration import factor_cache, module_patch, patcher
 from lorasmith.training.acceleration.activation_checkpointing import (
     ActivationCheckpointer,
     measure_saved_bytes,
@@ -38,11 +37,11 @@ from lorasmith.training.setup import open_trainer
 from lorasmith.training.train_step import LossInput
 
 CPU = torch.device("cpu")
-EVERYTHING = "all-linear+conv"
+ALL_LAYERS = "all-linear+conv"
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patcher, "is_available", lambda device: True)
     monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: True)
     monkeypatch.setattr(geglu, "geglu", geglu.geglu_reference)
@@ -51,18 +50,18 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def at_full_speed(network: nn.Module, adapters: list[nn.Module]) -> Iterator[int]:
-    """A step's surroundings; gives how many layers are one operation with their adapters."""
-    copies = build_factor_cache(network, adapters)
-    with UNetPatcher(network)():
-        copies.refresh()
-        yield len(copies)
-        copies.clear()
+def accelerated(network: nn.Module, adapters: list[nn.Module]) -> Iterator[int]:
+    """Patch a network as in a step; yield how many layers are fused with their adapters."""
+    cache = build_factor_cache(network, adapters)
+    with UNetPatcher(network).patched():
+        cache.refresh()
+        yield len(cache)
+        cache.clear()
 
 
-def adapted(model: Model, targets: str, **more: Any) -> TrainableLora:
-    """Adapters in float64 that do something."""
-    lora = LoraConfig(rank=2, targets=targets, **more)
+def add_adapters(model: Model, targets: str, **options: Any) -> TrainableLora:
+    """Add adapters in float64 that change the output."""
+    lora = LoraConfig(rank=2, targets=targets, **options)
     made = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     torch.manual_seed(4)
     for one in made.adapters.values():
@@ -71,48 +70,50 @@ def adapted(model: Model, targets: str, **more: Any) -> TrainableLora:
     return made
 
 
-def given_to(network: Any) -> dict[str, Any]:
-    """Input of a U-Net, two pictures."""
+def make_inputs(network: Any) -> dict[str, Any]:
+    """Return the inputs of a U-Net for two images."""
     torch.manual_seed(5)
     config = network.config
-    given = {
+    inputs = {
         "sample": torch.randn(2, config.in_channels, 8, 12, dtype=torch.double),
         "timestep": torch.tensor([7, 500]),
         "encoder_hidden_states": torch.randn(2, 6, config.cross_attention_dim).double(),
     }
-    given["encoder_hidden_states"].requires_grad_()
+    inputs["encoder_hidden_states"].requires_grad_()
     if config.addition_embed_type == "text_time":
         ids = 5 if config.projection_class_embeddings_input_dim == 64 else 6
-        wide = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
-        text = torch.randn(2, wide, dtype=torch.double, requires_grad=True)
+        width = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
+        text = torch.randn(2, width, dtype=torch.double, requires_grad=True)
         sizes = torch.full((2, ids), 64.0, dtype=torch.double)
-        given["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
-    return given
+        inputs["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
+    return inputs
 
 
-def learned(network: Any, factors: list[nn.Parameter]) -> list[torch.Tensor]:
-    """Return a prediction, and the gradients of the factors and of the texts."""
-    given = given_to(network)
-    y = network(**given).sample
-    texts = [given["encoder_hidden_states"]]
-    texts += [one for one in given.get("added_cond_kwargs", {}).values() if one.requires_grad]
+def output_and_grads(network: Any, factors: list[nn.Parameter]) -> list[torch.Tensor]:
+    """Return a prediction, and the gradients of the factors and of the text embeddings."""
+    inputs = make_inputs(network)
+    y = network(**inputs).sample
+    texts = [inputs["encoder_hidden_states"]]
+    texts += [
+        tensor for tensor in inputs.get("added_cond_kwargs", {}).values() if tensor.requires_grad
+    ]
     torch.manual_seed(6)
     loss = (y * torch.randn(y.shape, dtype=torch.double)).sum()
     return [y.detach(), *torch.autograd.grad(loss, [*factors, *texts])]
 
 
-def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        scale = float(other.abs().max())
+def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for result, reference in zip(actual, expected, strict=True):
+        scale = float(reference.abs().max())
         assert scale > 0
-        torch.testing.assert_close(one, other, atol=1e-9 * scale, rtol=0)
+        torch.testing.assert_close(result, reference, atol=1e-9 * scale, rtol=0)
 
 
 def state_of(network: nn.Module) -> list[Any]:
-    """Return what is exchanged in a network during a step."""
+    """Return what patches and the factor cache change in a network."""
+    names = ("fused_factors", "fp8_weight", "_compiled_call_impl")
     return [
-        (type(one), type(getattr(one, "processor", None)), one.__dict__.get("stack"))
-        for one in network.modules()
+        (type(module), [vars(module).get(name) for name in names]) for module in network.modules()
     ]
 
 
@@ -120,25 +121,26 @@ FAMILIES = ["sd1", "sd2", "sdxl", "sdxl-refiner", "sd1-inpainting"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_layer_of_every_family(tiny_of: Callable[[str], Path], family: str) -> None:
+def test_all_layers_of_every_family(tiny_of: Callable[[str], Path], family: str) -> None:
     model = load_model(tiny_of(family)).to(CPU, torch.float64)
     network = model.unet
-    trainable = adapted(model, EVERYTHING)
-    before, plain = learned(network, trainable.parameters()), state_of(network)
-    recomputing = ActivationCheckpointer(network)
-    for chosen in ([], recomputing.blocks[::2]):
-        recomputing.select(chosen)
-        with at_full_speed(network, list(trainable.adapters.values())) as fused:
+    trainable = add_adapters(model, ALL_LAYERS)
+    before, plain = output_and_grads(network, trainable.parameters()), state_of(network)
+    checkpointer = ActivationCheckpointer(network)
+    for blocks in ([], checkpointer.blocks[::2]):
+        checkpointer.select(blocks)
+        with accelerated(network, list(trainable.adapters.values())) as fused:
             assert fused > 40
             assert state_of(network) != plain
-            same(learned(network, trainable.parameters()), before)
+            assert_same(output_and_grads(network, trainable.parameters()), before)
         assert state_of(network) == plain
-    recomputing.select([])
-    same(learned(network, trainable.parameters()), before)  # but for the order in memory
+    checkpointer.select([])
+    # Equal except for rounding: convolutions' weights keep the channels-last format.
+    assert_same(output_and_grads(network, trainable.parameters()), before)
 
 
 @pytest.mark.parametrize(
-    "more",
+    "options",
     [
         {"only_cross_attention": True},
         {"use_linear_projection": True, "upcast_attention": True},
@@ -147,13 +149,13 @@ def test_every_layer_of_every_family(tiny_of: Callable[[str], Path], family: str
         {"resnet_time_scale_shift": "scale_shift"},
         {"down_block_types": ("AttnDownBlock2D", "DownBlock2D")},
     ],
-    ids=lambda more: next(iter(more)),
+    ids=lambda options: next(iter(options)),
 )
-def test_unusual_networks(more: dict[str, Any]) -> None:
+def test_unusual_networks(options: dict[str, Any]) -> None:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
-    two = {
+    defaults = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": 4,
@@ -164,38 +166,36 @@ def test_unusual_networks(more: dict[str, Any]) -> None:
         block_out_channels=(8, 16),
         cross_attention_dim=8,
         layers_per_block=1,
-        **two | more,
+        **defaults | options,
     )
     network.requires_grad_(False).double()
-    given = given_to(network)
-    text = given["encoder_hidden_states"]
+    inputs = make_inputs(network)
+    text = inputs["encoder_hidden_states"]
 
-    def ways() -> list[torch.Tensor]:
-        y = network(**given).sample
+    def run() -> list[torch.Tensor]:
+        y = network(**inputs).sample
         torch.manual_seed(6)
-        (slope,) = torch.autograd.grad((y * torch.randn(y.shape).double()).sum(), text)
-        return [y.detach(), slope]
+        (grad,) = torch.autograd.grad((y * torch.randn(y.shape).double()).sum(), text)
+        return [y.detach(), grad]
 
-    before, plain = ways(), state_of(network)
-    with UNetPatcher(network)():
+    before, plain = run(), state_of(network)
+    with UNetPatcher(network).patched():
         assert state_of(network) != plain
-        same(ways(), before)
+        assert_same(run(), before)
     assert state_of(network) == plain
 
 
-def test_on_a_cpu_the_network_is_as_it_is_written(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_network_on_a_cpu_is_not_patched(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patcher, "is_available", lambda device: False)
     network = load_model(tiny_model).unet
     plain = state_of(network)
-    with UNetPatcher(network)():
+    with UNetPatcher(network).patched():
         assert state_of(network) == plain
 
 
-def test_what_fails_in_a_step_leaves_the_network_as_it_is_written(tiny_model: Path) -> None:
+def test_failing_step_leaves_the_network_unpatched(tiny_model: Path) -> None:
     model = load_model(tiny_model).to(CPU, torch.float64)
-    adapted(model, EVERYTHING)
+    add_adapters(model, ALL_LAYERS)
     plain, names = state_of(model.unet), list(model.unet.state_dict())
 
     def fail() -> None:
@@ -203,63 +203,82 @@ def test_what_fails_in_a_step_leaves_the_network_as_it_is_written(tiny_model: Pa
         assert list(model.unet.state_dict()) == names
         raise ValueError("in the step")
 
-    used = UNetPatcher(model.unet)
-    with pytest.raises(ValueError, match="in the step"), used():
+    unet_patcher = UNetPatcher(model.unet)
+    with pytest.raises(ValueError, match="in the step"), unet_patcher.patched():
         fail()
     assert state_of(model.unet) == plain
 
 
-@pytest.mark.parametrize("more", [{"dropout": 0.2}, {"init": "compensated"}], ids=str)
-def test_adapters_that_do_more_than_their_product(tiny_model: Path, more: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"dropout": 0.2}, {"init": "compensated"}], ids=str)
+def test_adapters_with_dropout_or_an_initial_product(
+    tiny_model: Path, options: dict[str, Any]
+) -> None:
     model = load_model(tiny_model).to(CPU, torch.float64)
-    trainable = adapted(model, "attention", **more)
+    trainable = add_adapters(model, "attention", **options)
 
-    def ways() -> list[torch.Tensor]:
-        torch.manual_seed(3)  # of what drops out
-        return learned(model.unet, trainable.parameters())
+    def run() -> list[torch.Tensor]:
+        torch.manual_seed(3)  # of the dropout
+        return output_and_grads(model.unet, trainable.parameters())
 
-    before = ways()
-    with at_full_speed(model.unet, list(trainable.adapters.values())) as fused:
+    before = run()
+    with accelerated(model.unet, list(trainable.adapters.values())) as fused:
         assert fused == 0
-        same(ways(), before)
+        assert_same(run(), before)
 
 
-def test_weights_in_8_bits_are_nothing_that_a_block_keeps(
+def test_quantized_weights_do_not_count_as_saved_bytes(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fp8_ops, "MIN_WEIGHTS", 0)
-    monkeypatch.setattr(fp8_ops, "MIN_TOKENS", 0)
+    monkeypatch.setattr(fp8, "MIN_WEIGHTS", 0)
+    monkeypatch.setattr(fp8, "MIN_TOKENS", 0)
     model = load_model(tiny_model).to(CPU, torch.bfloat16)
     lora = LoraConfig(rank=2, targets="attention")
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
-    given = given_to(model.unet)
-    given = {
-        name: one.bfloat16() if one.is_floating_point() else one for name, one in given.items()
+    inputs = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in make_inputs(model.unet).items()
     }
     network, adapters = model.unet, list(trainable.adapters.values())
     blocks = ActivationCheckpointer(network).blocks
 
-    def bytes_of(fp8: bool) -> list[int]:
-        used, copies = UNetPatcher(network, fp8), build_factor_cache(network, adapters)
+    def saved_bytes(use_fp8: bool) -> list[int]:
+        unet_patcher = UNetPatcher(network, use_fp8)
+        cache = build_factor_cache(network, adapters)
 
-        def work() -> None:
-            with used():
-                copies.refresh()
-                network(**given)
-                copies.clear()
+        def step() -> None:
+            with unet_patcher.patched():
+                cache.refresh()
+                network(**inputs)
+                cache.clear()
 
-        return list(measure_saved_bytes(blocks, work).values())
+        return list(measure_saved_bytes(blocks, step).values())
 
-    plain, eight = bytes_of(False), bytes_of(True)
+    plain = saved_bytes(False)
     assert sum(plain) > 0
-    assert eight == plain
+    assert saved_bytes(True) == plain
+
+
+@pytest.mark.filterwarnings("ignore:training is slower than it could be")
+def test_untested_diffusers_runs_unpatched(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_patch, "diffusers_version", lambda: "99.0.0")
+    model = load_model(tiny_model).to(CPU, torch.float64)
+    trainable = add_adapters(model, ALL_LAYERS)
+    before = output_and_grads(model.unet, trainable.parameters())
+    with accelerated(model.unet, list(trainable.adapters.values())):
+        kinds = {type(module).__module__ for module in model.unet.modules()}
+        assert not any(
+            kind.startswith("lorasmith.training.acceleration.attention") for kind in kinds
+        )
+        assert_same(output_and_grads(model.unet, trainable.parameters()), before)
 
 
 # --- compiling ----------------------------------------------------------------------------------
 
 
-class OneBlock(nn.Module):
-    """As much of a U-Net as is compiled."""
+class OneBlockUNet(nn.Module):
+    """The part of a U-Net that is compiled."""
 
     def __init__(self) -> None:
         from diffusers.models.attention import BasicTransformerBlock
@@ -278,62 +297,65 @@ class OneBlock(nn.Module):
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return self.block(x, encoder_hidden_states=text)
 
-    def learned(self) -> list[torch.Tensor]:
+    def output_and_grads(self) -> list[torch.Tensor]:
         torch.manual_seed(1)
         y = self(torch.randn(2, 5, 16).double(), torch.randn(2, 7, 12).double())
-        of = [one for one in self.parameters() if one.requires_grad]
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), of)]
+        factors = [factor for factor in self.parameters() if factor.requires_grad]
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), factors)]
 
 
-def with_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
-    own = nn.Module.compile
+def use_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """Compile with another backend than inductor, which needs a C compiler."""
+    original = nn.Module.compile
     monkeypatch.setattr(
-        nn.Module, "compile", lambda block, **more: own(block, backend=backend, **more)
+        nn.Module, "compile", lambda block, **more: original(block, backend=backend, **more)
     )
 
 
-def test_compiled_blocks_and_what_is_exchanged_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_backend(monkeypatch, "aot_eager")
-    network = OneBlock()
-    before, plain = network.learned(), state_of(network)
-    copies = build_factor_cache(
-        network, [one for one in network.modules() if isinstance(one, LoraLinear)]
+def test_compiled_blocks_with_patched_modules_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, "aot_eager")
+    network = OneBlockUNet()
+    before, plain = network.output_and_grads(), state_of(network)
+    cache = build_factor_cache(
+        network, [module for module in network.modules() if isinstance(module, LoraLinear)]
     )
-    used = UNetPatcher(network)
-    used.compile()
+    unet_patcher = UNetPatcher(network)
+    unet_patcher.compile()
     torch._dynamo.utils.counters.clear()
-    with used():
+    with unet_patcher.patched():
         for _ in range(2):
-            copies.refresh()
-            same(network.learned(), before)
-        copies.clear()
+            cache.refresh()
+            assert_same(network.output_and_grads(), before)
+        cache.clear()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     assert state_of(network) == plain
 
 
-def test_blocks_that_cannot_be_compiled_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_cannot_be_compiled_are_patched_instead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no compiler here")
 
-    with_backend(monkeypatch, broken)
-    network = OneBlock()
-    before, plain = network.learned(), state_of(network)
-    used = UNetPatcher(network)
-    used.compile()
-    found: list[list[torch.Tensor]] = []
+    use_backend(monkeypatch, broken)
+    network = OneBlockUNet()
+    before, plain = network.output_and_grads(), state_of(network)
+    unet_patcher = UNetPatcher(network)
+    unet_patcher.compile()
+    results: list[list[torch.Tensor]] = []
 
-    def work() -> None:
-        with used.fallback_to_eager(work), used():
-            found.append(network.learned())
+    def step() -> None:
+        with unet_patcher.fallback_to_eager(step), unet_patcher.patched():
+            results.append(network.output_and_grads())
             assert type(network.block) is not plain[1][0]
 
     with pytest.warns(LorasmithWarning, match="could not be compiled.*no compiler here"):
-        work()
-    work()
-    assert len(found) == 2
-    for one in found:
-        same(one, before)
+        step()
+    step()
+    assert len(results) == 2
+    for result in results:
+        assert_same(result, before)
     assert state_of(network) == plain
 
 
@@ -348,11 +370,13 @@ def two(tiny_model: Path) -> Iterator[Two]:
         feature.attached.detach()
 
 
-def both_ways(two: Two, *shares: LossInput) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return each feature's gradients, as the network is written and at full speed."""
+def gradients_of_both(
+    two: Two, *shares: LossInput
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return each LoRA's gradients, of the unpatched and the patched network."""
     wanted = two.gradients(*shares)
     adapters = [one for each in two.features for one in each.adapters.values()]
-    with at_full_speed(two.model.unet, adapters) as fused:
+    with accelerated(two.model.unet, adapters) as fused:
         assert fused > 20
         return wanted, two.gradients(*shares)
 
@@ -363,7 +387,7 @@ def test_features_in_one_pass(two: Two, sizes: tuple[int, int], task: str) -> No
     """Text encoders are trained here too; the first feature has more layers than the second."""
     shares = [two.share(number, size) for number, size in enumerate(sizes) if size]
     shares = [one._replace(batch=replace(one.batch, task=task)) for one in shares]
-    wanted, found = both_ways(two, *shares)
+    wanted, found = gradients_of_both(two, *shares)
     for one, other, size in zip(found, wanted, sizes, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
         assert bool(other.abs().max() > 0) == (size > 0)
@@ -379,7 +403,7 @@ def test_earlier_features_and_those_that_choose_tokens(two: Two) -> None:
         batch = replace(
             share.batch, has_other_tags=[named], token_mask=places, has_own_tag=[True, True, False]
         )
-        wanted, found = both_ways(two, share._replace(batch=batch))
+        wanted, found = gradients_of_both(two, share._replace(batch=batch))
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
         assert float(wanted[1].abs().max()) > 0
@@ -392,7 +416,7 @@ def test_preservation_starts_from_nothing(two: Two) -> None:
             nn.init.zeros_(one.up)
     share = two.share(0, 2)
     share = share._replace(batch=replace(share.batch, task="preserve"))
-    _, found = both_ways(two, share)
+    _, found = gradients_of_both(two, share)
     assert float(found[0].abs().max()) == 0.0
 
 
