@@ -43,7 +43,7 @@ from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.evaluation.evaluator import Evaluator
 from lorasmith.evaluation.feature_extractor import load_feature_extractor
 from lorasmith.evaluation.image_generator import ImageGenerator
-from lorasmith.evaluation.sample_images import pair_table
+from lorasmith.evaluation.image_tables import pair_table
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.outputs.save import make_labelled_grid
 from lorasmith.models.load import load_model

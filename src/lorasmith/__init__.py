@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from lorasmith.evaluation.api import check, check_features
     from lorasmith.inference.pipeline import load_pipeline
     from lorasmith.training.api import sweep, train, train_features
+    from lorasmith.training.evaluate import evaluate
 
 __version__ = VERSION
 
 __all__ = [
-    "WeightedLora", "__version__", "fuse_loras", "check", "check_features", "convert_lora",
-    "diff_loras", "extract_lora", "load_pipeline", "lora_info", "merge_loras", "resize_lora",
-    "sweep", "train", "train_features",
+    "WeightedLora", "__version__", "check", "check_features", "convert_lora", "diff_loras",
+    "evaluate", "extract_lora", "fuse_loras", "load_pipeline", "lora_info", "merge_loras",
+    "resize_lora", "sweep", "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.tools.operations"
@@ -52,6 +53,7 @@ _HOMES = {
     "resize_lora": _OPERATIONS,
     "check": "lorasmith.evaluation.api",
     "check_features": "lorasmith.evaluation.api",
+    "evaluate": "lorasmith.training.evaluate",
     "load_pipeline": "lorasmith.inference.pipeline",
     "sweep": "lorasmith.training.api",
     "train": "lorasmith.training.api",

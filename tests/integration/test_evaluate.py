@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+import lorasmith
 from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.cli import run
+from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.load import load_model
 
 QUICK = ["--steps", "1", "--seeds", "3", "--guidance", "1", "--batch-size", "16"]
@@ -109,6 +111,25 @@ def test_two_tags_are_measured_together(
     assert "curlyqx + cookqz" in page
 
 
+def test_evaluate_in_python_takes_names_and_writes_on_request(
+    scene: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    options = SamplingOptions(num_inference_steps=1, guidance_scale=1.0)
+    settings: dict[str, Any] = {"options": options, "num_seeds": 2, "device": "cpu"}
+    evaluation = lorasmith.evaluate("curlyqx", out=tmp_path / "out", **settings)
+    (result,) = evaluation.results.features
+    assert (result.tag, result.references, result.held_out) == ("curlyqx", 3, True)
+    assert [candidate.step for candidate in evaluation.choices[0].candidates] == [8, 4]
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["seeds"] == [0, 1]
+    before = sorted(scene.rglob("*"))
+    again = lorasmith.evaluate(
+        ["cookqz"], data=scene / "cookqz", model=tiny_model, class_word="cook", **settings
+    )
+    assert again.results.features[0].class_word == "cook"
+    assert sorted(scene.rglob("*")) == before
+
+
 def test_a_probe_prints_a_chart_and_writes_a_page(
     scene: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,8 +155,11 @@ def test_a_probe_prints_a_chart_and_writes_a_page(
         (["evaluate", "loras"], "loras: not a run's folder"),
         (["evaluate", "loras/cookqz.safetensors"], "name them with --data DIR"),
         (["evaluate", "loras/cookqz.safetensors", "--data", "curlyqx"], "0 pictures with the tag"),
-        (["evaluate", "loras/curlyqx", "--judge", "curlyqx"], "no judge there"),
-        (["evaluate", "tagless.safetensors"], "does not say which tag calls it"),
+        (
+            ["evaluate", "loras/curlyqx", "--feature-extractor", "curlyqx"],
+            "not a feature extractor",
+        ),
+        (["evaluate", "tagless.safetensors"], "no trigger word (tag)"),
         (["lora", "probe", "tagless.safetensors"], "give a prompt with --prompt"),
     ],
 )

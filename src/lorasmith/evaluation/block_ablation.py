@@ -24,7 +24,7 @@ from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, TEXT
 from lorasmith.core.errors import WeightsError
-from lorasmith.evaluation.predictions import FixedNoisePredictor
+from lorasmith.evaluation.fixed_noise import FixedNoisePredictor
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model

@@ -1,70 +1,55 @@
-"""Which of several files of one tag is the best: lowest loss on held-out pictures, little leak."""
+"""Choosing the best of several files of a concept: lowest validation loss, limited leak."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.evaluation.prediction_change import ConceptPredictions, PairedLoss
+from lorasmith.evaluation.concept_predictions import ConceptPredictions
+from lorasmith.evaluation.results import Candidate, CheckpointChoice
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A file of a tag."""
-
-    file: Path
-    step: int | None
-    """After so many steps of training; None where the file does not say it."""
-    loss: PairedLoss
-    """On the feature's real pictures."""
-    leak: float | None
-    """Its leak ratio in predictions; None where it changes nothing with its tag."""
-
-
-@dataclass(frozen=True)
-class BestCandidate:
-    """The best of some candidates."""
-
-    best: Candidate
-    is_within_limit: bool
-    """Whether it keeps to the leak that was asked for; where none does, it is the least leaky."""
-
-
-def measure_candidates(
-    asked: ConceptPredictions, files: Sequence[tuple[Path, int | None]]
-) -> list[Candidate]:
-    """Measure files of one tag on the same pictures, noise levels and noise.
+def choose_checkpoint(
+    predictions: ConceptPredictions,
+    tag: str,
+    files: Sequence[tuple[Path, int | None]],
+    max_leak: float | None,
+) -> CheckpointChoice:
+    """Measure files on the same images, noise levels and noise, and choose the best.
 
     Args:
-        asked: the tag's real pictures.
-        files: the files, and after how many steps of training each was written.
+        predictions: for the concept's real images.
+        tag: its trigger word.
+        files: at least one, each with the training step at which it was saved.
+        max_leak: the largest leak ratio; None for any.
 
     Raises:
         WeightsError: a file does not fit the model.
     """
-    return [
-        Candidate(file, step, asked.paired_loss(file), asked.leak(file).ratio)
+    candidates = [
+        Candidate(file, step, predictions.paired_loss(file), predictions.leak(file).ratio)
         for file, step in files
     ]
+    best = choose_best(candidates, max_leak)
+    return CheckpointChoice(tag, candidates, best.file, _is_within_limit(best, max_leak))
 
 
-def choose_best(candidates: Sequence[Candidate], max_leak: float | None) -> BestCandidate:
-    """Return the candidate of the lowest paired loss among those that leak no more than asked.
+def choose_best(candidates: Sequence[Candidate], max_leak: float | None) -> Candidate:
+    """Return the candidate of the lowest paired loss whose leak ratio is within the limit.
 
-    A candidate whose leak ratio cannot be told does not keep to any bound.
+    If none is, the candidate with the least leak. An unknown leak ratio is not within any limit.
 
     Args:
         candidates: at least one.
         max_leak: the largest leak ratio; None for any.
     """
-    fitting = [
-        one
-        for one in candidates
-        if max_leak is None or (one.leak is not None and one.leak <= max_leak)
-    ]
-    if fitting:
-        return BestCandidate(min(fitting, key=lambda one: one.loss.difference), True)
-    return BestCandidate(min(candidates, key=_leak), False)
+    within_limit = [c for c in candidates if _is_within_limit(c, max_leak)]
+    if within_limit:
+        return min(within_limit, key=lambda candidate: candidate.loss.difference)
+    return min(candidates, key=_leak_or_infinity)
 
 
-def _leak(one: Candidate) -> float:
-    return float("inf") if one.leak is None else one.leak
+def _is_within_limit(candidate: Candidate, max_leak: float | None) -> bool:
+    return max_leak is None or _leak_or_infinity(candidate) <= max_leak
+
+
+def _leak_or_infinity(candidate: Candidate) -> float:
+    return float("inf") if candidate.leak is None else candidate.leak

@@ -1,4 +1,4 @@
-"""What is evaluated: a tag with its file, real pictures of what it stands for, and prompts."""
+"""What is evaluated: a LoRA's trigger word with real images of its concept, and prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,42 +13,41 @@ UNRELATED_PROMPTS = (
     "a red apple", "a house", "a bicycle", "a sailboat", "a yellow flower", "a key", "a cup of tea",
     "a mountain",
 )  # fmt: skip
-"""Prompts that have nothing to do with most features."""
+"""Prompts that have nothing to do with most concepts."""
 
 PROMPT_KINDS = ("class", "unrelated", "empty")
-"""Kinds of prompts without the tag."""
+"""Kinds of prompts without the trigger word."""
 
 
 @dataclass(frozen=True)
 class EvalConcept:
-    """A tag and what it stands for."""
+    """A trigger word (tag) and what it stands for."""
 
     tag: str
-    """What calls it."""
     class_word: str
-    """What its pictures show without it; may be empty."""
+    """What its images show without it; may be empty."""
     file: Path
     """Its LoRA."""
     gate: GateKind
-    """What its file says about its gate."""
+    """The file's kind of gate."""
     images: Sequence[Image.Image]
-    """Real pictures of it, at least two."""
+    """Real images of it, at least two."""
     captions: Sequence[str]
-    """Theirs, each with the tag."""
+    """Of each image, with the trigger word."""
     held_out: bool
-    """Whether the LoRA was not trained on them; False also where that is unknown."""
+    """Whether the LoRA was not trained on them; False also if that is unknown."""
 
     def prompts_with_tag(self, count: int) -> list[str]:
-        """Return ``count`` captions with the tag, evenly spread, repeated where there are fewer."""
+        """Return ``count`` captions, evenly spaced, repeated if there are fewer."""
         distinct = list(dict.fromkeys(self.captions))
-        shown = min(count, len(distinct))
-        chosen = [distinct[place * len(distinct) // shown] for place in range(shown)]
-        return _cycle(chosen, count)
+        num_distinct = min(count, len(distinct))
+        spaced = [distinct[i * len(distinct) // num_distinct] for i in range(num_distinct)]
+        return _cycle(spaced, count)
 
     def prompts_without_tag(self, kind: str, count: int) -> list[str]:
-        """Return ``count`` prompts of a kind without the tag.
+        """Return ``count`` prompts of a kind without the trigger word.
 
-        ``class`` are those of `tagged` with the class word in the tag's place.
+        ``class`` are those of `prompts_with_tag` with the class word in its place.
         """
         if kind == "empty":
             return [""] * count
@@ -56,25 +55,26 @@ class EvalConcept:
             return _cycle(UNRELATED_PROMPTS, count)
         return [self.remove_tag(caption) for caption in self.prompts_with_tag(count)]
 
-    def sample(self, most: int) -> tuple[list[Image.Image], list[str]]:
-        """Return at most so many of its pictures, evenly spread, with their captions."""
-        count = min(most, len(self.images))
-        places = [number * len(self.images) // count for number in range(count)]
-        return [self.images[k] for k in places], [self.captions[k] for k in places]
+    def sample(self, max_images: int) -> tuple[list[Image.Image], list[str]]:
+        """Return at most ``max_images`` of its images, evenly spaced, with their captions."""
+        count = min(max_images, len(self.images))
+        indices = [i * len(self.images) // count for i in range(count)]
+        return [self.images[i] for i in indices], [self.captions[i] for i in indices]
 
     def remove_tag(self, caption: str) -> str:
-        """Return a caption without the tag."""
+        """Return a caption with the class word in place of the trigger word."""
         return remove_tag(caption, self.tag, self.class_word)
 
 
 def joint_prompts(first: EvalConcept, second: EvalConcept, count: int) -> list[str]:
-    """Return prompts that ask for two features at once.
+    """Return prompts with two trigger words.
 
-    Captions of the first with the second's tag behind its own: "a curlyqx person" becomes
+    Captions of the first with the second's trigger word after its own: "a curlyqx person" becomes
     "a curlyqx cookqz person".
     """
-    return [add_tag(text, first.tag, second.tag) for text in first.prompts_with_tag(count)]
+    prompts = first.prompts_with_tag(count)
+    return [add_tag(prompt, first.tag, second.tag) for prompt in prompts]
 
 
-def _cycle(texts: Sequence[str], count: int) -> list[str]:
-    return [texts[place % len(texts)] for place in range(count)]
+def _cycle(prompts: Sequence[str], count: int) -> list[str]:
+    return [prompts[i % len(prompts)] for i in range(count)]

@@ -1,18 +1,19 @@
-"""Measuring tags: one at a time, and what they do to each other."""
+"""Measuring trigger words: each alone, and what several do to each other."""
 
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 
 import torch
 from PIL import Image
 
 from lorasmith.data.tags import add_tag
 from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept, joint_prompts
+from lorasmith.evaluation.concept_predictions import ConceptPredictions, leak_from_changes
 from lorasmith.evaluation.feature_extractor import FeatureExtractor, normalize
 from lorasmith.evaluation.image_generator import GeneratedImages, ImageGenerator
 from lorasmith.evaluation.metrics import triggers
 from lorasmith.evaluation.metrics.distances import cmmd, fid, kid
-from lorasmith.evaluation.prediction_change import ConceptPredictions, leak_from_changes
 from lorasmith.evaluation.results import (
     Bleeding,
     ConceptResult,
@@ -27,198 +28,215 @@ from lorasmith.evaluation.results import (
     TextAlignment,
 )
 
+_Change = tuple[GeneratedImages, GeneratedImages]
+"""Images with a LoRA and from the base model, with the same prompts and seeds."""
+
 
 class Evaluator:
-    """Draws and measures features with one model and one judge."""
+    """Generates images of concepts with one model, and measures them."""
 
     def __init__(
-        self, studio: ImageGenerator, judge: FeatureExtractor, seeds: Sequence[int]
+        self, generator: ImageGenerator, extractor: FeatureExtractor, seeds: Sequence[int]
     ) -> None:
-        self.generator = studio
-        self.extractor = judge
+        self.generator = generator
+        self.extractor = extractor
         self.seeds = list(seeds)
-        self._asked: dict[int, tuple[EvalConcept, ConceptPredictions]] = {}
-        self._looked_at: dict[int, tuple[Sequence[Image.Image], torch.Tensor]] = {}
+        # Keyed by id; the object is stored too, so that its id is not used again.
+        self._predictions: dict[int, tuple[EvalConcept, ConceptPredictions]] = {}
+        self._features: dict[int, tuple[Sequence[Image.Image], torch.Tensor]] = {}
 
-    def measure(self, features: Sequence[EvalConcept]) -> EvaluationResults:
-        """Measure everything about some features.
+    def measure(self, concepts: Sequence[EvalConcept]) -> EvaluationResults:
+        """Measure all metrics of some concepts.
 
         Raises:
             WeightsError: a file does not fit the model.
         """
-        several = len(features) > 1
-        gated = several and any(one.gate != "none" for one in features)
+        has_several = len(concepts) > 1
+        has_gates = has_several and any(concept.gate != "none" for concept in concepts)
         return EvaluationResults(
-            features=[self.measure_concept(one) for one in features],
-            gated=self.measure_joint(features, gate=True) if gated else None,
-            plain=self.measure_joint(features, gate=False) if several else None,
-            pairs=[self.measure_pair(a, b) for a, b in combinations(features, 2)],
+            features=[self.measure_concept(concept) for concept in concepts],
+            gated=self.measure_joint(concepts, gate=True) if has_gates else None,
+            plain=self.measure_joint(concepts, gate=False) if has_several else None,
+            pairs=[self.measure_pair(a, b) for a, b in combinations(concepts, 2)],
         )
 
-    # --- one tag ----------------------------------------------------------------------------------
+    # --- one concept ------------------------------------------------------------------------------
 
-    def measure_concept(self, one: EvalConcept) -> ConceptResult:
-        """Measure one tag by itself."""
-        prompts = one.prompts_with_tag(len(self.seeds))
-        base, ours = self.generate(prompts), self.generate(prompts, [one], gate=True)
-        real = self._features(one.images)
-        of_base, of_ours = (self._features(drawn.images) for drawn in (base, ours))
+    def measure_concept(self, concept: EvalConcept) -> ConceptResult:
+        """Measure one concept alone."""
+        prompts = concept.prompts_with_tag(len(self.seeds))
+        base, lora = self.generate(prompts), self.generate(prompts, [concept], gate=True)
+        real_features = self._extract(concept.images)
+        base_features, lora_features = self._extract(base.images), self._extract(lora.images)
         return ConceptResult(
-            tag=one.tag,
-            class_word=one.class_word,
-            file=one.file.name,
-            gate=one.gate,
-            references=len(one.images),
-            held_out=one.held_out,
-            fidelity=measure_fidelity(normalize(of_ours), normalize(of_base), normalize(real)),
-            text=self.text_alignment(one, ours, base),
-            distribution=measure_distance(real, of_ours),
-            distribution_base=measure_distance(real, of_base),
-            gated=None if one.gate == "none" else self.measure_leak(one, gate=True),
-            plain=self.measure_leak(one, gate=False),
+            tag=concept.tag,
+            class_word=concept.class_word,
+            file=concept.file.name,
+            gate=concept.gate,
+            references=len(concept.images),
+            held_out=concept.held_out,
+            fidelity=measure_fidelity(
+                normalize(lora_features), normalize(base_features), normalize(real_features)
+            ),
+            text=self.text_alignment(concept, lora, base),
+            distribution=measure_distance(real_features, lora_features),
+            distribution_base=measure_distance(real_features, base_features),
+            gated=None if concept.gate == "none" else self.measure_leak(concept, gate=True),
+            plain=self.measure_leak(concept, gate=False),
         )
 
     def text_alignment(
-        self, one: EvalConcept, ours: GeneratedImages, base: GeneratedImages
+        self, concept: EvalConcept, lora: GeneratedImages, base: GeneratedImages
     ) -> TextAlignment | None:
-        """Return the CLIP scores of pictures for the prompts of `Feature.tagged`."""
-        prompts = [one.remove_tag(prompt) for prompt in one.prompts_with_tag(len(self.seeds))]
-        said = self.extractor.text_features(prompts)
-        told = self.extractor.text_features([one.remove_tag(caption) for caption in one.captions])
-        if said is None or told is None:
+        """Return the CLIP scores of images of the prompts of `EvalConcept.prompts_with_tag`."""
+        prompts = concept.prompts_with_tag(len(self.seeds))
+        prompt_features = self._extract_text(concept, prompts)
+        caption_features = self._extract_text(concept, concept.captions)
+        if prompt_features is None or caption_features is None:
             return None
-        scores = [
-            triggers.text_alignment(normalize(self._features(pictures)), normalize(texts))
-            for pictures, texts in (
-                (ours.images, said), (base.images, said), (one.images, told),
-            )
-        ]  # fmt: skip
-        return TextAlignment(*scores)
-
-    def measure_leak(self, one: EvalConcept, gate: bool) -> Leak:
-        """Measure what a LoRA does without its tag.
-
-        Args:
-            one: the feature; its LoRA is loaded alone.
-            gate: whether its gate is obeyed.
-        """
-        count = len(self.seeds)
-        with_tag = one.prompts_with_tag(count)
-        present = self.generate(with_tag, [one], gate), self.generate(with_tag)
-        again = self.generator.generate(with_tag, self.seeds, batch_size=max(1, count // 2))
-        prompts = {kind: one.prompts_without_tag(kind, count) for kind in PROMPT_KINDS}
-        absent = {
-            kind: (self.generate(texts, [one], gate), self.generate(texts))
-            for kind, texts in prompts.items()
-        }
-
-        def within(space: triggers.Space) -> SpaceLeak:
-            return leak_from_changes(
-                self._changes(*present, space),
-                {kind: self._changes(*both, space) for kind, both in absent.items()},
-                self._changes(again, present[1], space),
-            )
-
-        return Leak(
-            latent=within("latent"),
-            image=within("image"),
-            prediction=None if gate else self.predictions(one).leak(one.file),
-            exact=all(torch.equal(ours.latents, base.latents) for ours, base in absent.values()),
+        return TextAlignment(
+            lora=self._clip_score(lora.images, prompt_features),
+            base=self._clip_score(base.images, prompt_features),
+            real=self._clip_score(concept.images, caption_features),
         )
 
-    # --- several tags -----------------------------------------------------------------------------
+    def _extract_text(self, concept: EvalConcept, texts: Sequence[str]) -> torch.Tensor | None:
+        return self.extractor.text_features([concept.remove_tag(text) for text in texts])
 
-    def measure_joint(self, features: Sequence[EvalConcept], gate: bool) -> JointResult:
-        """Measure what the tags do to each other while all LoRAs are loaded."""
-        prompts = [one.prompts_with_tag(len(self.seeds)) for one in features]
-        real = [self._seen(one.images) for one in features]
-        base = [self._seen(self.generate(texts).images) for texts in prompts]
-        loaded = [self._seen(self.generate(texts, features, gate).images) for texts in prompts]
+    def _clip_score(self, images: Sequence[Image.Image], text_features: torch.Tensor) -> float:
+        return triggers.text_alignment(self._embed(images), normalize(text_features))
+
+    def measure_leak(self, concept: EvalConcept, gate: bool) -> Leak:
+        """Measure what a LoRA changes without its trigger word.
+
+        Args:
+            concept: its LoRA is loaded alone.
+            gate: whether its trigger gating is applied.
+        """
+        count = len(self.seeds)
+        prompts = concept.prompts_with_tag(count)
+        base = self.generate(prompts)
+        present = self.generate(prompts, [concept], gate), base
+        # Another batch size, so that the difference is rounding alone.
+        repeated = self.generator.generate(prompts, self.seeds, batch_size=max(1, count // 2))
+        absent: dict[str, _Change] = {}
+        for kind in PROMPT_KINDS:
+            prompts = concept.prompts_without_tag(kind, count)
+            absent[kind] = self.generate(prompts, [concept], gate), self.generate(prompts)
+        exact = all(torch.equal(lora.latents, base.latents) for lora, base in absent.values())
+        return Leak(
+            latent=self._space_leak(present, absent, (repeated, base), "latent"),
+            image=self._space_leak(present, absent, (repeated, base), "image"),
+            prediction=None if gate else self.predictions(concept).leak(concept.file),
+            exact=exact,
+        )
+
+    def _space_leak(
+        self, present: _Change, absent: dict[str, _Change], floor: _Change, space: triggers.Space
+    ) -> SpaceLeak:
+        return leak_from_changes(
+            self._changes(*present, space),
+            {kind: self._changes(*change, space) for kind, change in absent.items()},
+            self._changes(*floor, space),
+        )
+
+    # --- several concepts -------------------------------------------------------------------------
+
+    def measure_joint(self, concepts: Sequence[EvalConcept], gate: bool) -> JointResult:
+        """Measure what the LoRAs do to each other while all are loaded."""
+        prompts = [concept.prompts_with_tag(len(self.seeds)) for concept in concepts]
+        real = [self._embed(concept.images) for concept in concepts]
+        base = [self._embed(self.generate(texts).images) for texts in prompts]
+        loaded = [self._embed(self.generate(texts, concepts, gate).images) for texts in prompts]
         matrix = triggers.bleeding(loaded, base, real)
-        kept = []
-        for number, one in enumerate(features):
-            alone = self._seen(self.generate(prompts[number], [one], gate).images)
-            start, before, after = (
-                triggers.fidelity(pictures, real[number])
-                for pictures in (base[number], alone, loaded[number])
+        forgetting = []
+        for i, concept in enumerate(concepts):
+            alone = self._embed(self.generate(prompts[i], [concept], gate).images)
+            base_score, alone_score, loaded_score = (
+                triggers.fidelity(images, real[i]) for images in (base[i], alone, loaded[i])
             )
-            lost = triggers.forgetting(before, after, start)
-            kept.append(ForgettingResult(one.tag, before, after, lost))
-        tags = [one.tag for one in features]
-        share = triggers.bleeding_share(matrix)
-        return JointResult(Bleeding(tags, matrix.tolist(), share), kept)
+            lost = triggers.forgetting(alone_score, loaded_score, base_score)
+            forgetting.append(ForgettingResult(concept.tag, alone_score, loaded_score, lost))
+        tags = [concept.tag for concept in concepts]
+        bleeding = Bleeding(tags, matrix.tolist(), triggers.bleeding_share(matrix))
+        return JointResult(bleeding, forgetting)
 
     def measure_pair(self, first: EvalConcept, second: EvalConcept) -> PairResult:
-        """Measure two tags in one prompt. Gates do not matter: both tags are there."""
+        """Measure two trigger words in one prompt, which opens both gates."""
         prompts = joint_prompts(first, second, len(self.seeds))
-        sets: list[list[EvalConcept]] = [[first, second], [first], [second], []]
-        drawn = [self.generate(prompts, some, gate=False) for some in sets]
-        asked = self.predictions(first)
-        texts = [add_tag(caption, first.tag, second.tag) for caption in asked.captions]
-        predicted = [
-            asked.predict(texts, list(dict.fromkeys(one.file for one in some))) for some in sets
-        ]
-        found: dict[str, float | None] = {
-            "latent": triggers.interaction(*(one.latents for one in drawn)),
+        loras: list[list[EvalConcept]] = [[first, second], [first], [second], []]
+        images = [self.generate(prompts, concepts, gate=False) for concepts in loras]
+        predictions = self.predictions(first)
+        captions = [add_tag(text, first.tag, second.tag) for text in predictions.captions]
+        predicted = [predictions.predict(captions, _distinct_files(concepts)) for concepts in loras]
+        interaction = {
+            "latent": triggers.interaction(*(generated.latents for generated in images)),
             "prediction": triggers.interaction(*predicted),
         }
-        both, base = self._seen(drawn[0].images), self._seen(drawn[3].images)
-        like = {
-            one.tag: measure_fidelity(both, base, self._seen(one.images)) for one in (first, second)
+        both, base = self._embed(images[0].images), self._embed(images[3].images)
+        fidelity = {
+            concept.tag: measure_fidelity(both, base, self._embed(concept.images))
+            for concept in (first, second)
         }
-        return PairResult(first.tag, second.tag, found, like)
+        return PairResult(first.tag, second.tag, interaction, fidelity)
 
     def generate(
         self, prompts: Sequence[str], loras: Sequence[EvalConcept] = (), gate: bool = True
     ) -> GeneratedImages:
-        """Draw prompts from the seeds of this evaluation."""
-        files = list(dict.fromkeys(one.file for one in loras))  # one may serve several tags
-        return self.generator.generate(prompts, self.seeds, files, gate)
+        """Generate images of the prompts from the seeds of this evaluation."""
+        return self.generator.generate(prompts, self.seeds, _distinct_files(loras), gate)
 
-    def predictions(self, one: EvalConcept) -> ConceptPredictions:
-        """Return a feature's real pictures as questions to the network."""
-        known = self._asked.get(id(one.images))
-        if known is None:  # with the feature its pictures are kept, so that their id stays theirs
-            known = self._asked[id(one.images)] = one, ConceptPredictions(self.generator, one)
-        return known[1]
+    def predictions(self, concept: EvalConcept) -> ConceptPredictions:
+        """Return the predictions for a concept's real images, cached by the list of images."""
+        key = id(concept.images)
+        if key not in self._predictions:
+            self._predictions[key] = concept, ConceptPredictions(self.generator, concept)
+        return self._predictions[key][1]
 
-    def _features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the judge's features, ``[N, D]``; the same list is looked at once only."""
-        known = self._looked_at.get(id(pictures))
-        if known is None:  # the list is kept too, so that its id stays its own
-            known = self._looked_at[id(pictures)] = (
-                pictures,
-                self.extractor.image_features(pictures),
-            )
-        return known[1]
+    def _extract(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return features, ``[N, D]``, cached by the list of images."""
+        if id(images) not in self._features:
+            self._features[id(images)] = images, self.extractor.image_features(images)
+        return self._features[id(images)][1]
 
-    def _seen(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        return normalize(self._features(pictures))
+    def _embed(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        return normalize(self._extract(images))
 
     def _changes(
-        self, ours: GeneratedImages, base: GeneratedImages, space: triggers.Space
+        self, lora: GeneratedImages, base: GeneratedImages, space: triggers.Space
     ) -> torch.Tensor:
         if space == "latent":
-            return triggers.changes(ours.latents, base.latents, space)
-        return triggers.changes(self._seen(ours.images), self._seen(base.images), space)
+            return triggers.changes(lora.latents, base.latents, space)
+        return triggers.changes(self._embed(lora.images), self._embed(base.images), space)
 
 
-def measure_fidelity(ours: torch.Tensor, base: torch.Tensor, real: torch.Tensor) -> Fidelity:
-    """Return how like pictures are to real ones, beside the base's; unit embeddings ``[., D]``."""
-    best = triggers.ceiling(real)
-    value, plain = triggers.fidelity(ours, real), triggers.fidelity(base, real)
-    return Fidelity(value, plain, best, triggers.gain(value, plain, best))
+def _distinct_files(concepts: Sequence[EvalConcept]) -> list[Path]:
+    return list(dict.fromkeys(concept.file for concept in concepts))
 
 
-def measure_distance(real: torch.Tensor, drawn: torch.Tensor) -> DistributionDistance:
-    """Return how far two sets are apart, by a judge's features ``[., D]``.
+def measure_fidelity(lora: torch.Tensor, base: torch.Tensor, real: torch.Tensor) -> Fidelity:
+    """Return the fidelity of a LoRA's images beside the base model's.
 
-    KID takes features at the length sqrt(D), which those of Inception have about by themselves and
-    unit-length embeddings do not; CMMD takes them at length 1; FID as they are.
+    Args:
+        lora: unit-length embeddings of the LoRA's images, ``[N, D]``.
+        base: of the base model's images, ``[N, D]``.
+        real: of the real images, ``[M, D]``.
     """
-    length = real.shape[1] ** 0.5
+    ceiling = triggers.ceiling(real)
+    lora_score, base_score = triggers.fidelity(lora, real), triggers.fidelity(base, real)
+    gain = triggers.gain(lora_score, base_score, ceiling)
+    return Fidelity(lora_score, base_score, ceiling, gain)
+
+
+def measure_distance(real: torch.Tensor, generated: torch.Tensor) -> DistributionDistance:
+    """Return how far apart two sets of images are, by features ``[N, D]`` of any length.
+
+    KID takes features scaled to length sqrt(D), about the length of Inception's; CMMD takes them at
+    length 1, and FID as they are.
+    """
+    scale = real.shape[1] ** 0.5
     return DistributionDistance(
-        kid(length * normalize(real), length * normalize(drawn)),
-        cmmd(normalize(real), normalize(drawn)),
-        fid(real, drawn),
+        kid(scale * normalize(real), scale * normalize(generated)),
+        cmmd(normalize(real), normalize(generated)),
+        fid(real, generated),
     )

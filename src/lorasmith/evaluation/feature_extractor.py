@@ -1,4 +1,4 @@
-"""Who looks at pictures: a network that turns them into features, the embedded one or another."""
+"""Feature extractors for images and texts: the embedded encoders, CLIP or Inception v3."""
 
 import json
 from collections.abc import Sequence
@@ -20,44 +20,47 @@ from lorasmith.models.image_encoder import FOLDER, ClipModel, embed_images, embe
 from lorasmith.models.load import load_tokenizer, suppress_logs
 
 IMAGE_ENCODER_SIDE = 128
-"""Side of the pictures that the image tower is shown, in pixels."""
-_AT_ONCE = 32
+"""Side in pixels of the images that a model folder's image encoder takes."""
+_BATCH_SIZE = 32
+_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class FeatureExtractor(Protocol):
-    """A feature extractor."""
+    """A network that maps images, and perhaps texts, to features."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
 
-    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return features, float32 ``[N, D]`` on the CPU, of any length."""
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor | None:
-        """Return features of texts in the same space, ``[N, D]``; None where it cannot read."""
+        """Return features in the same space, ``[N, D]``; None without a text encoder."""
 
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
-    """Return features ``[N, D]`` at length 1."""
+    """Scale features ``[N, D]`` to length 1."""
     return F.normalize(features, dim=1)
 
 
 @dataclass(frozen=True)
 class ModelFolderExtractor:
-    """A model folder's own image and text tower."""
+    """A lorasmith model folder's own image and text encoder."""
 
     name: str
-    pair: ClipModel
+    clip: ClipModel
     tokenizer: Any
 
-    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
-        return embed_images(self.pair.image, pil_to_tensor(pictures, IMAGE_ENCODER_SIDE), _AT_ONCE)
+        pixels = pil_to_tensor(images, IMAGE_ENCODER_SIDE)
+        return embed_images(self.clip.image, pixels, _BATCH_SIZE)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
-        return embed_texts(self.pair, self.tokenizer, texts)
+        return embed_texts(self.clip, self.tokenizer, texts)
 
 
 class ClipExtractor:
@@ -72,33 +75,33 @@ class ClipExtractor:
         from transformers import CLIPModel
 
         self.name = folder.resolve().name
-        self._model: Any = _opened(CLIPModel, folder)
+        self._model: Any = _from_pretrained(CLIPModel, folder)
         self._tokenizer = load_tokenizer(folder.parent, folder.name)
-        self._mean, self._deviation = _scaling(folder)
+        self._mean, self._std = _read_normalization(folder)
 
     @torch.no_grad()
-    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
         side = int(self._model.config.vision_config.image_size)
-        scaled = (pil_to_tensor(pictures, side) / 2 + 0.5 - self._mean) / self._deviation
-        parts = [
-            self._model.visual_projection(self._model.vision_model(part).pooler_output)
-            for part in torch.split(scaled, _AT_ONCE)
+        pixels = (pil_to_tensor(images, side) / 2 + 0.5 - self._mean) / self._std
+        features = [
+            self._model.visual_projection(self._model.vision_model(batch).pooler_output)
+            for batch in torch.split(pixels, _BATCH_SIZE)
         ]
-        return normalize(torch.cat(parts))
+        return normalize(torch.cat(features))
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
-        encoded = self._tokenizer(
+        tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
         )
-        pooled = self._model.text_model(**encoded).pooler_output
+        pooled = self._model.text_model(**tokens).pooler_output
         return normalize(self._model.text_projection(pooled))
 
 
 class InceptionExtractor:
-    """Inception v3 from ``model.safetensors``; it cannot read."""
+    """Inception v3 from ``model.safetensors``, without a text encoder."""
 
     def __init__(self, folder: Path) -> None:
         """Load it.
@@ -109,40 +112,43 @@ class InceptionExtractor:
         self.name = f"inception v3 ({folder.resolve().name})"
         self._model = InceptionV3()
         tensors = load_tensors(folder / "model.safetensors")
-        wanted = {k for k in self._model.state_dict() if not k.endswith("num_batches_tracked")}
-        missing = sorted(wanted - tensors.keys())
+        keys = {k for k in self._model.state_dict() if not k.endswith("num_batches_tracked")}
+        missing = sorted(keys - tensors.keys())
         if missing:
             raise WeightsError(
-                f"{folder}: {len(missing)} of the {len(wanted)} tensors of Inception v3 are "
-                f"missing, first {missing[0]}; it wants the layer names of torchvision and timm"
+                f"{folder}: {len(missing)} of the {len(keys)} tensors of Inception v3 are "
+                f"missing, first {missing[0]}; use weights with the layer names of torchvision or "
+                "timm"
             )
         try:
-            # The classifier behind the last pool is not needed.
-            self._model.load_state_dict({k: tensors[k] for k in wanted}, strict=False)
+            # The classifier after the last pool is not needed.
+            self._model.load_state_dict({key: tensors[key] for key in keys}, strict=False)
         except RuntimeError as error:
-            raise WeightsError(f"{folder}: its tensors are not shaped as Inception v3's") from error
+            raise WeightsError(
+                f"{folder}: its tensors do not have the shapes of Inception v3's"
+            ) from error
         self._model.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def image_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return the last pooled layer, ``[N, 2048]``."""
-        shown = torch.split(pil_to_tensor(pictures, INCEPTION_SIDE), _AT_ONCE)
-        return torch.cat([self._model(part) for part in shown])
+        batches = torch.split(pil_to_tensor(images, INCEPTION_SIDE), _BATCH_SIZE)
+        return torch.cat([self._model(batch) for batch in batches])
 
     def text_features(self, texts: Sequence[str]) -> None:
-        """Return nothing: there is no text tower."""
+        """Return None."""
 
 
 def load_feature_extractor(folder: Path | None = None) -> FeatureExtractor:
-    """Open a feature extractor; the embedded towers by default.
+    """Load a feature extractor.
 
     Args:
-        folder: a lorasmith model folder with an image tower, a CLIP model as transformers saves
+        folder: a lorasmith model folder with an image encoder, a CLIP model as transformers saves
             it, or a folder with Inception v3's ``model.safetensors`` and a ``config.json`` that
-            names it.
+            names it. None is the embedded image and text encoder.
 
     Raises:
-        WeightsError: none of these, or damaged.
+        WeightsError: it is none of these, or damaged.
     """
     if folder is None:
         return embedded_extractor()
@@ -150,32 +156,32 @@ def load_feature_extractor(folder: Path | None = None) -> FeatureExtractor:
         return ModelFolderExtractor(
             folder.resolve().name, load_clip(folder), load_tokenizer(folder)
         )
-    config = _config_of(folder)
+    config = _read_config(folder)
     if config.get("model_type") == "clip":
         return ClipExtractor(folder)
     if "inception_v3" in str(config.get("architecture", "")):
         return InceptionExtractor(folder)
-    kind = config.get("model_type") or config.get("architecture") or "of no known kind"
+    kind = config.get("model_type") or config.get("architecture") or "unknown"
     raise WeightsError(
-        f"{folder}: a judge is a CLIP model, Inception v3 (architecture inception_v3 in "
-        f"config.json) or a model folder with an {FOLDER}; this is {kind}"
+        f"{folder}: a feature extractor is a CLIP model, Inception v3 (architecture inception_v3 "
+        f"in config.json) or a model folder with an {FOLDER}; this is {kind}"
     )
 
 
 @lru_cache(maxsize=1)
 def embedded_extractor() -> ModelFolderExtractor:
-    """Return the towers that ship with lorasmith."""
+    """Return the image and text encoder that ship with lorasmith."""
     from lorasmith.models.load import EMBEDDED
 
-    return ModelFolderExtractor("embedded image tower", load_clip(), load_tokenizer(EMBEDDED))
+    return ModelFolderExtractor("embedded image encoder", load_clip(), load_tokenizer(EMBEDDED))
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise WeightsError(
-            f"{folder}: no judge there (it has neither config.json nor {FOLDER}); give the folder "
-            "of a CLIP model or of Inception v3"
+            f"{folder}: not a feature extractor (it has neither config.json nor {FOLDER}); give "
+            "the folder of a CLIP model or of Inception v3"
         )
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
@@ -183,22 +189,22 @@ def _config_of(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{file}: not a config ({error})") from error
 
 
-def _opened(kind: Any, folder: Path) -> Any:
+def _from_pretrained(model_class: Any, folder: Path) -> Any:
     from safetensors import SafetensorError
 
     try:
         with suppress_logs():
-            model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            model = model_class.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(f"{folder}: the CLIP model cannot be loaded: {reason}") from error
     return model.requires_grad_(False).eval()
 
 
-def _scaling(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation of CLIP's input, ``[3, 1, 1]``: its own, or OpenAI's."""
+def _read_normalization(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of CLIP's input, ``[3, 1, 1]``; OpenAI's by default."""
     file = folder / "preprocessor_config.json"
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    mean = told.get("image_mean", [0.48145466, 0.4578275, 0.40821073])
-    deviation = told.get("image_std", [0.26862954, 0.26130258, 0.27577711])
-    return torch.tensor(mean).view(3, 1, 1), torch.tensor(deviation).view(3, 1, 1)
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    mean = config.get("image_mean", _OPENAI_MEAN)
+    std = config.get("image_std", _OPENAI_STD)
+    return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)

@@ -1,4 +1,4 @@
-"""Drawing for measurements: the pipeline that users call, which also keeps the final latents."""
+"""Generating images for measurements, with the final latents and a cache."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from lorasmith.inference.prompts.parser import make_plain_prompt
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
-_STAYS_OFF = ".*stays off.*"
-"""A gate that stays shut is what is measured here, not something to warn about."""
+_GATE_CLOSED = ".*stays off.*"
+"""The warning about a closed gate, which is intended here."""
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """Pictures of one call."""
+    """The images of one call."""
 
     latents: torch.Tensor
-    """What they were decoded from, float32 ``[N, C, h, w]`` on the CPU."""
+    """The final latents, float32 ``[N, C, h, w]`` on the CPU."""
     images: list[Image.Image]
-    """The same, RGB."""
+    """The decoded images, RGB."""
 
 
 class _LatentCapturingPipeline(Pipeline):
-    """Keeps what it decodes."""
+    """Keeps the latents that it decodes."""
 
     def __init__(self, model: "Model") -> None:
         super().__init__(model)
@@ -45,17 +45,17 @@ class _LatentCapturingPipeline(Pipeline):
 
 
 class ImageGenerator:
-    """Draws the same prompts from the same seeds with different LoRAs."""
+    """Generates images from the same prompts and seeds with different LoRAs."""
 
     def __init__(
         self, model: "Model", options: SamplingOptions, progress: Progress | None = None
     ) -> None:
-        """Make one.
+        """Create a generator.
 
         Args:
             model: on its device.
-            options: how pictures are drawn; whether gates are obeyed is said call by call.
-            progress: called with the number of picture-steps just done.
+            options: of all images; ``gate`` is given with each call instead.
+            progress: called with the number of image steps just done.
         """
         self.model = model
         self.options = options
@@ -65,7 +65,7 @@ class ImageGenerator:
 
     @property
     def image_side(self) -> int:
-        """Longer side of the pictures in pixels."""
+        """Longer side of the images in pixels."""
         side = self.model.default_size
         return max(self.options.resolve_size((side, side), self.model.vae_scale_factor))
 
@@ -77,14 +77,14 @@ class ImageGenerator:
         gate: bool = True,
         batch_size: int | None = None,
     ) -> GeneratedImages:
-        """Draw one picture per prompt and seed; what was drawn before is not drawn again.
+        """Generate one image for each prompt and its seed; repeated calls return the same result.
 
         Args:
             prompts: as many as seeds.
-            seeds: of each picture.
-            files: LoRAs that are loaded; none is the base model.
-            gate: whether their gates are obeyed.
-            batch_size: if not that of the options.
+            seeds: of each image.
+            files: LoRAs to load; none is the base model.
+            gate: whether to apply their trigger gating.
+            batch_size: None is that of the options.
 
         Raises:
             WeightsError: a file does not fit the model.
@@ -104,16 +104,16 @@ class ImageGenerator:
         batch_size: int | None,
     ) -> GeneratedImages:
         pipe, self._pipe.latents = self._pipe, []
-        size = batch_size or self.options.batch_size
-        options = replace(self.options, gate=gate, batch_size=size)
+        options = replace(self.options, gate=gate, batch_size=batch_size or self.options.batch_size)
         try:
             for file in files:
                 pipe.load_lora(file)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", _STAYS_OFF, LorasmithWarning)
-                # Prompts are made of captions, in which brackets are brackets.
-                jobs = make_image_jobs([make_plain_prompt(one) for one in prompts], list(seeds), 1)
-                pictures = pipe.generate(jobs, options, self._progress)
+                warnings.filterwarnings("ignore", _GATE_CLOSED, LorasmithWarning)
+                # The prompts are captions, in which brackets have no special meaning.
+                plain_prompts = [make_plain_prompt(prompt) for prompt in prompts]
+                jobs = make_image_jobs(plain_prompts, list(seeds), 1)
+                images = pipe.generate(jobs, options, self._progress)
         finally:
             pipe.unload_lora()
-        return GeneratedImages(torch.cat(pipe.latents), pictures)
+        return GeneratedImages(torch.cat(pipe.latents), images)

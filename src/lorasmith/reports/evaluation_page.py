@@ -1,18 +1,23 @@
 """``evaluation.json`` and ``evaluation.html``: the results of an evaluation."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lorasmith.core.version import VERSION
-from lorasmith.evaluation.checkpoint_choice import Candidate
 from lorasmith.evaluation.concept import PROMPT_KINDS
 from lorasmith.evaluation.metrics.distances import FID_MIN_IMAGES, MIN_IMAGES, Estimate
-from lorasmith.evaluation.results import ConceptResult, EvaluationResults, JointResult, Leak
-from lorasmith.evaluation.sample_images import ImageTable
+from lorasmith.evaluation.results import (
+    ConceptResult,
+    Evaluation,
+    EvaluationContext,
+    EvaluationResults,
+    ImageTable,
+    JointResult,
+    Leak,
+)
 from lorasmith.inference.outputs.data_uri import image_to_data_uri
 from lorasmith.reports.bar_charts import BarChart, BarGroup, bar_figure
 from lorasmith.reports.embedded_images import EmbeddedRow
@@ -21,44 +26,6 @@ from lorasmith.reports.number_format import format_leak
 
 JSON, HTML = "evaluation.json", "evaluation.html"
 _TEMPLATE = "evaluation.html.j2"
-
-
-@dataclass(frozen=True)
-class EvaluationContext:
-    """How it was measured."""
-
-    name: str
-    """Title of the page."""
-    model: str
-    feature_extractor: str
-    device: str
-    seeds: Sequence[int]
-    sampling: Mapping[str, Any]
-    """Steps, guidance scale, size and sampler."""
-    max_leak: float | None = None
-    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-
-
-@dataclass(frozen=True)
-class CheckpointChoice:
-    """The files of one trigger word, the best of which was evaluated."""
-
-    tag: str
-    candidates: Sequence[Candidate]
-    best: Path
-    is_within_limit: bool
-    """Whether the best file's leak ratio is within the limit."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of an evaluation, with everything that its page shows."""
-
-    context: EvaluationContext
-    results: EvaluationResults
-    choices: Sequence[CheckpointChoice]
-    """For trigger words with several files."""
-    image_tables: Sequence[ImageTable]
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""From what a user names to what can be evaluated: runs, LoRA files and their pictures."""
+"""From what a user names to what can be evaluated: runs, LoRA files and their images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,153 +17,170 @@ from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import contains_tag
 from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.runs.features_paths import FeaturesPaths
-from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.paths import LORA_FOLDER, RunPaths
+from lorasmith.runs.run_folder import not_a_run
 from lorasmith.training.data.split import read_train_rows, split_validation
 
 _SETTINGS = "run.toml"
 MAX_REAL_IMAGES = 64
-"""Real pictures of a feature that are compared with; of more, evenly spread ones."""
+"""Real images of a concept that are compared with; of more, evenly spaced ones."""
 
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """One tag among what a user named."""
+    """A trigger word with its LoRA files and its run."""
 
     gate: GateMetadata
-    """The tag, and what its files say about their gate."""
+    """The trigger word, and the gate that its files have."""
     files: Sequence[Path]
     """Its LoRAs; the first is the run's result."""
-    run: TrainConfig | None
-    """The run that made them, where its settings are there."""
+    config: TrainConfig | None
+    """The settings of the run that trained them; None if they are not found."""
 
     @property
     def tag(self) -> str:
-        """What calls it."""
+        """The trigger word."""
         return self.gate.tag
 
+    def files_with_steps(self) -> list[tuple[Path, int | None]]:
+        """Return the files, each with the training step at which it was saved, if it says so."""
+        return [(file, parse_gate(file, load_metadata(file)).step) for file in self.files]
+
     def to_concept(self, data: Path | None, class_word: str | None) -> EvalConcept:
-        """Return what is measured, with the first of the files.
+        """Return what is evaluated, with the first of the files.
 
         Args:
-            data: captioned pictures to compare with; None for those that the run kept out, or
-                learned from where it kept too few.
-            class_word: if not what the file or the run says.
+            data: captioned images to compare with; None for the run's validation images, or its
+                training images if those are fewer than two.
+            class_word: None is that of the file or the run.
 
         Raises:
-            DataError: there are no pictures, or fewer than two with the tag.
+            DataError: there are no images, or fewer than two with the trigger word.
         """
-        rows, held_out = self._rows(data)
+        rows, held_out = self._read_rows(data)
         if len(rows) < 2:
             raise DataError(
-                f"{data or self.files[0]}: {len(rows)} pictures with the tag {self.tag!r}; an evaluation compares with two or more, which --data DIR names"
+                f"{data or self.files[0]}: {len(rows)} pictures with the tag {self.tag!r}; an "
+                "evaluation compares with two or more, which --data DIR names"
             )
-        stride = -(-len(rows) // MAX_REAL_IMAGES)
-        known = self.gate.class_word or (self.run.data.class_word if self.run else "")
+        rows = rows[:: -(-len(rows) // MAX_REAL_IMAGES)]
+        if class_word is None:
+            class_word = self.gate.class_word
+            class_word = class_word or (self.config.data.class_word if self.config else "")
         return EvalConcept(
             tag=self.tag,
-            class_word=known if class_word is None else class_word,
+            class_word=class_word,
             file=self.files[0],
             gate=self.gate.kind,
-            images=[self._picture(row) for row in rows[::stride]],
-            captions=[row.caption for row in rows[::stride]],
+            images=[self._decode(row) for row in rows],
+            captions=[row.caption for row in rows],
             held_out=held_out,
         )
 
-    def _rows(self, data: Path | None) -> tuple[list[Row], bool]:
-        """Return pictures with the tag, and whether they were kept out of the training."""
+    def _read_rows(self, data: Path | None) -> tuple[list[Row], bool]:
+        """Return images with the trigger word, and whether they were held out of the training."""
         if data is not None:
             return [row for row in read_rows(data) if contains_tag(row.caption, self.tag)], False
-        if self.run is None:
+        if self.config is None:
             raise DataError(
-                f"{self.files[0]}: which pictures show {self.tag!r}? The run that made it is not there to say; name them with --data DIR"
+                f"{self.files[0]}: it is not known which pictures show {self.tag!r}, as its run's "
+                "folder is not beside it; name them with --data DIR"
             )
-        rows = read_train_rows(self.run.data)
-        _, held_out = split_validation(rows, self.run.data.validation_split)
-        return (held_out, True) if len(held_out) > 1 else (rows, False)
+        rows = read_train_rows(self.config.data)
+        _, validation_rows = split_validation(rows, self.config.data.validation_split)
+        return (validation_rows, True) if len(validation_rows) > 1 else (rows, False)
 
-    def _picture(self, row: Row) -> Image.Image:
-        background = self.run.data.background_rgb if self.run else WHITE
+    def _decode(self, row: Row) -> Image.Image:
+        background = self.config.data.background_rgb if self.config else WHITE
         return decode_image(row.read_bytes(), row.key, background)
 
 
-def find_targets(targets: Sequence[Path]) -> list[EvalTarget]:
-    """Return the tags of runs and LoRA files, in the order in which they are named.
+def resolve_target(target: str | Path) -> Path:
+    """Return the path of a run's folder or a LoRA file.
 
-    Files of one tag are put together; a run gives its result, its best and what it saved on the
-    way.
+    A name without a folder is also searched for in ``loras/``, and ``.safetensors`` may be left
+    out. If there is nothing of the kind, the path is returned unchanged.
+    """
+    path = Path(target).expanduser()
+    places = [path] if path.is_absolute() or len(path.parts) > 1 else [path, LORA_FOLDER / path]
+    for place in places:
+        for candidate in (place, place.with_name(f"{place.name}{SUFFIX}")):
+            if candidate.is_file() or (candidate / _SETTINGS).is_file():
+                return candidate
+    return path
+
+
+def find_targets(paths: Sequence[Path]) -> list[EvalTarget]:
+    """Return the trigger words of runs and LoRA files, in the order in which they are named.
+
+    Files of the same trigger word are put together. A run gives its result, its best LoRA and those
+    saved on the way.
 
     Args:
-        targets: folders of runs, or LoRA files.
+        paths: folders of runs, or LoRA files.
 
     Raises:
-        WeightsError: a file is missing or no LoRA, or has no tag.
-        DataError: a folder is no run's, or the run has left no LoRA.
+        WeightsError: a file is missing, is not a LoRA, or has no trigger word.
+        DataError: a folder is not a run's, or the run has no LoRA yet.
     """
-    found: dict[str, EvalTarget] = {}
-    for target in targets:
-        for one in _of_run(target) if target.is_dir() else [_of_file(target)]:
-            before = found.get(one.tag)
-            if before is not None:
-                files = list(dict.fromkeys([*before.files, *one.files]))
-                one = EvalTarget(before.gate, files, before.run or one.run)
-            found[one.tag] = one
-    return list(found.values())
+    targets: dict[str, EvalTarget] = {}
+    for path in paths:
+        for target in _targets_of_run(path) if path.is_dir() else [_target_of_file(path)]:
+            known = targets.get(target.tag)
+            if known is not None:
+                files = list(dict.fromkeys([*known.files, *target.files]))
+                target = EvalTarget(known.gate, files, known.config or target.config)
+            targets[target.tag] = target
+    return list(targets.values())
 
 
-def _of_file(file: Path) -> EvalTarget:
-    facts = parse_gate(file, load_metadata(file))
-    if not facts.tag:
+def _target_of_file(file: Path) -> EvalTarget:
+    gate = parse_gate(file, load_metadata(file))
+    if not gate.tag:
         raise WeightsError(
-            f"{file}: it does not say which tag calls it, so that nothing can be measured; name a LoRA that lorasmith trained, or the folder of its run"
+            f"{file}: it has no trigger word (tag) in its metadata, so nothing can be measured; "
+            "name a LoRA that lorasmith trained, or the folder of its run"
         )
-    return EvalTarget(facts, [file], _run_beside(file, facts.tag))
+    return EvalTarget(gate, [file], _find_config(file, gate.tag))
 
 
-def _run_beside(file: Path, tag: str) -> TrainConfig | None:
-    """Return the settings of the run in whose folder, or beside whose folder, a file lies."""
+def _find_config(file: Path, tag: str) -> TrainConfig | None:
+    """Return the settings of the run whose folder a file is in or beside."""
     stem = file.name.removesuffix(SUFFIX)
-    names = [stem[:end] for end in range(len(stem), 0, -1) if end == len(stem) or stem[end] == "-"]
-    for folder in (file.parent, *(file.with_name(name) for name in names)):
+    ends = [i for i in range(len(stem), 0, -1) if i == len(stem) or stem[i] == "-"]
+    for folder in (file.parent, *(file.with_name(stem[:end]) for end in ends)):
         if (folder / _SETTINGS).is_file():
-            runs = [run for run, _ in _runs(folder) if run.data.tag == tag]
-            if runs:
-                return runs[0]
+            configs = [config for config, _ in _read_runs(folder) if config.data.tag == tag]
+            if configs:
+                return configs[0]
     return None
 
 
-def _of_run(folder: Path) -> list[EvalTarget]:
+def _targets_of_run(folder: Path) -> list[EvalTarget]:
     if not (folder / _SETTINGS).is_file():
-        raise DataError(
-            f"{folder}: not a run's folder (it has no run.toml); a run lies in the folder of its name beside the LoRA, such as loras/inkmono"
-        )
-    found = []
-    for run, paths in _runs(folder):
-        files = _files(paths)
+        raise not_a_run(folder)
+    targets = []
+    for config, paths in _read_runs(folder):
+        files = _lora_files(paths)
         if not files:
-            raise DataError(f"{folder}: the run has not left a LoRA of {run.data.tag!r} yet")
-        facts = parse_gate(files[0], load_metadata(files[0]))
-        found.append(EvalTarget(facts, files, run))
-    return found
+            raise DataError(f"{folder}: the run has no LoRA of {config.data.tag!r} yet")
+        gate = parse_gate(files[0], load_metadata(files[0]))
+        targets.append(EvalTarget(gate, files, config))
+    return targets
 
 
-def _runs(folder: Path) -> list[tuple[TrainConfig, RunPaths]]:
-    """Return a run, or those of its features, and where each lies now."""
-    run, here = load_saved_train_config(folder / _SETTINGS), str(folder.absolute())
-    if isinstance(run, TrainConfig):
-        return [(run, RunPaths.from_name(here))]
-    moved = run.model_copy(update={"output": run.output.model_copy(update={"name": here})})
-    return list(zip(run.train_configs(), FeaturesPaths.from_config(moved).loras, strict=True))
+def _read_runs(folder: Path) -> list[tuple[TrainConfig, RunPaths]]:
+    """Return the settings and paths of a run, or of each of its features."""
+    config, name = load_saved_train_config(folder / _SETTINGS), str(folder.absolute())
+    if isinstance(config, TrainConfig):
+        return [(config, RunPaths.from_name(name))]
+    paths = FeaturesPaths.from_config(config, name)
+    return list(zip(config.train_configs(), paths.loras, strict=True))
 
 
-def _files(paths: RunPaths) -> list[Path]:
-    """Return a run's LoRAs: its result, its best, and what it saved on the way."""
-    own = [paths.lora, paths.best_lora]
-    saved = (
-        sorted(paths.folder.glob(f"{paths.name}-[0-9]*{SUFFIX}")) if paths.folder.is_dir() else []
-    )
-    return [file for file in dict.fromkeys([*own, *saved]) if file.is_file()]
-
-
-def step_of(file: Path) -> int | None:
-    """Return after how many steps of training a LoRA file was written, if it says so."""
-    return parse_gate(file, load_metadata(file)).step
+def _lora_files(paths: RunPaths) -> list[Path]:
+    """Return a run's LoRAs: its result, its best, and those saved on the way."""
+    files = [paths.lora, paths.best_lora]
+    if paths.folder.is_dir():
+        files += sorted(paths.folder.glob(f"{paths.name}-[0-9]*{SUFFIX}"))
+    return [file for file in dict.fromkeys(files) if file.is_file()]

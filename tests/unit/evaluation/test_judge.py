@@ -93,7 +93,7 @@ def test_average_pools_do_not_count_the_padding() -> None:
 
 
 def test_what_is_no_judge_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no judge there"):
+    with pytest.raises(WeightsError, match="not a feature extractor"):
         load_feature_extractor(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(WeightsError, match="this is bert"):

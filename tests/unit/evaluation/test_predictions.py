@@ -11,11 +11,12 @@ from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import WeightsError
 from lorasmith.evaluation.block_ablation import BlockAblation, block_name
-from lorasmith.evaluation.checkpoint_choice import Candidate, choose_best, measure_candidates
+from lorasmith.evaluation.checkpoint_choice import choose_best, choose_checkpoint
 from lorasmith.evaluation.concept import EvalConcept
+from lorasmith.evaluation.concept_predictions import ConceptPredictions
+from lorasmith.evaluation.fixed_noise import FixedNoisePredictor, encode_images
 from lorasmith.evaluation.image_generator import ImageGenerator
-from lorasmith.evaluation.prediction_change import ConceptPredictions, PairedLoss
-from lorasmith.evaluation.predictions import FixedNoisePredictor, encode_images
+from lorasmith.evaluation.results import Candidate, PairedLoss
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.noise import NoiseSchedule
@@ -46,7 +47,7 @@ def test_predictions_are_the_networks_for_each_picture_level_and_text(model: Mod
     words = encode_captions(model, texts)
     losses = []
     for row, (picture, level) in enumerate([(0, 250), (0, 750), (1, 250), (1, 750)]):
-        drawn = noise._noise[row : row + 1]
+        drawn = noise._predictor[row : row + 1]
         at = torch.tensor([level])
         with torch.no_grad():
             asked = model.unet(
@@ -109,8 +110,8 @@ def test_a_lora_changes_predictions_and_is_gone_afterwards(
     mean = sum(leak.absent.values()) / 3
     assert leak.ratio == pytest.approx(mean / leak.present)
     loss = asked.paired_loss(loras[0])
-    with_it = asked._noise.losses(asked.predict(asked.captions, [loras[0]]))
-    without = asked._noise.losses(asked._noise.predict(asked.captions))
+    with_it = asked._predictor.losses(asked.predict(asked.captions, [loras[0]]))
+    without = asked._predictor.losses(asked._predictor.predict(asked.captions))
     assert loss.difference == pytest.approx(float((with_it - without).mean()))
     assert loss.base == pytest.approx(float(without.mean()))
     assert loss.error is not None
@@ -125,17 +126,24 @@ def test_the_best_file_is_the_lowest_loss_within_the_bound(
 
     files = [candidate("a", -0.3, 0.9), candidate("b", -0.2, 0.3), candidate("c", -0.1, 0.2),
              candidate("d", -0.9, None)]  # fmt: skip
-    assert choose_best(files[:3], None).best.file == Path("a")
-    assert choose_best(files, None).best.file == Path("d")
-    assert choose_best(files, 0.3).best.file == Path("b")
-    least = choose_best(files, 0.1)
-    assert (least.best.file, least.is_within_limit) == (Path("c"), False)
-    compared = measure_candidates(
-        ConceptPredictions(studio, feature(loras[0])), [(loras[0], 7), (loras[1], None)]
-    )
-    assert [one.step for one in compared] == [7, None]
-    assert compared[0].loss.base == compared[1].loss.base
-    assert compared[0].loss.difference != compared[1].loss.difference
+    assert choose_best(files[:3], None).file == Path("a")
+    assert choose_best(files, None).file == Path("d")
+    assert choose_best(files, 0.3).file == Path("b")
+    assert choose_best(files, 0.1).file == Path("c")
+
+
+def test_candidates_are_measured_on_the_same_noise(
+    studio: ImageGenerator, loras: tuple[Path, Path]
+) -> None:
+    predictions = ConceptPredictions(studio, feature(loras[0]))
+    files = [(loras[0], 7), (loras[1], None)]
+    choice = choose_checkpoint(predictions, "qqa", files, max_leak=-1.0)
+    first, second = choice.candidates
+    assert (first.step, second.step) == (7, None)
+    assert first.loss.base == second.loss.base
+    assert first.loss.difference != second.loss.difference
+    assert not choice.is_within_limit
+    assert choose_checkpoint(predictions, "qqa", files, None).is_within_limit
 
 
 def test_blocks_are_named_as_targets_are(model: Model) -> None:
@@ -210,7 +218,7 @@ def test_models_that_are_told_more(tiny_of: Callable[[str], Path], family: str, 
     found = noise.predict(["a cat"])
     process = NoiseSchedule.from_scheduler(told.scheduler_config, torch.device("cpu"))
     words, at = encode_captions(told, ["a cat"])[0], torch.tensor([level])
-    inputs, extra = [process.add_noise(latents, noise._noise, at)], None
+    inputs, extra = [process.add_noise(latents, noise._predictor, at)], None
     with torch.no_grad():
         if family == "sd1-inpainting":
             grey = told.vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean

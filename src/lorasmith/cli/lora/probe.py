@@ -80,7 +80,7 @@ def probe(
     from lorasmith.adapters.files.lora_file import load_lora_file
     from lorasmith.core.device import pick_device
     from lorasmith.evaluation.block_ablation import BlockAblation
-    from lorasmith.evaluation.predictions import FixedNoisePredictor
+    from lorasmith.evaluation.fixed_noise import FixedNoisePredictor
     from lorasmith.loops.progress import progress_bar
     from lorasmith.models.load import load_model
     from lorasmith.reports.block_ablation_page import write_block_ablation_page
@@ -110,7 +110,7 @@ def _real(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of real pictures ``[N, C, h, w]``, and their captions."""
     from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
     from lorasmith.data.reading.reader import read_rows
-    from lorasmith.evaluation.predictions import encode_images
+    from lorasmith.evaluation.fixed_noise import encode_images
 
     rows = read_rows(data)
     if not rows:

@@ -1,0 +1,156 @@
+"""Evaluating LoRAs from Python: what ``lorasmith evaluate`` does."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lorasmith.core.device import compute_dtype, pick_device
+from lorasmith.core.errors import ConfigError
+from lorasmith.core.files import ensure_writable_folder
+from lorasmith.evaluation.checkpoint_choice import choose_checkpoint
+from lorasmith.evaluation.concept import EvalConcept
+from lorasmith.evaluation.evaluator import Evaluator
+from lorasmith.evaluation.feature_extractor import load_feature_extractor
+from lorasmith.evaluation.image_generator import ImageGenerator
+from lorasmith.evaluation.image_tables import make_image_tables
+from lorasmith.evaluation.results import CheckpointChoice, Evaluation, EvaluationContext
+from lorasmith.inference.options import SamplingOptions
+from lorasmith.models.load import load_model
+from lorasmith.reports.evaluation_page import write_evaluation
+from lorasmith.training.eval_targets import EvalTarget, find_targets, resolve_target
+
+if TYPE_CHECKING:
+    from lorasmith.models.load import Model
+
+
+def evaluate(
+    targets: str | Path | Sequence[str | Path],
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    num_seeds: int = 8,
+    first_seed: int = 0,
+    max_leak: float | None = None,
+    class_word: str | None = None,
+    feature_extractor: str | Path | None = None,
+    model: str | Path | None = None,
+    options: SamplingOptions | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+    progress: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Measure trigger words: fidelity, leak without the word, bleeding between them, forgetting.
+
+    ``docs/evaluation.md`` has the formula of each metric. Of a run with several saved files, or of
+    several files with the same trigger word, the best is chosen first, by the loss on the real
+    images.
+
+    Args:
+        targets: folders of runs, LoRA files, or their names in ``loras/``.
+        data: captioned images to compare with, a folder or a packed tar; those with a trigger word
+            in their caption belong to its concept. None is the run's validation images.
+        out: folder for ``evaluation.json`` and ``evaluation.html``; None writes nothing.
+        num_seeds: images of each kind of prompt, each from its own seed; at least 2.
+        first_seed: the seeds are ``first_seed``, ``first_seed + 1``, ...
+        max_leak: of several files, choose one whose leak ratio in predictions is at most this.
+        class_word: what the images show without the trigger word; None is the file's.
+        feature_extractor: folder of a CLIP model as transformers saves it, or of Inception v3; None
+            is the embedded image encoder.
+        model: base model, a folder, ``.safetensors`` file or cached id; None is the runs'.
+        options: how images are generated; by default 20 steps, guidance scale 5, batches of 8.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        progress: called with the number of image steps just done.
+
+    Raises:
+        WeightsError: a file is missing, is not a LoRA, has no trigger word or does not fit.
+        DataError: a folder is not a run's, or there are fewer than two real images.
+        ConfigError: the runs have several base models.
+        OutputError: the results cannot be written.
+    """
+    named = [targets] if isinstance(targets, str | Path) else targets
+    paths = [resolve_target(target) for target in named]
+    eval_targets = find_targets(paths)
+    folder = None if out is None else ensure_writable_folder(Path(out).expanduser())
+    concepts = [target.to_concept(_to_path(data), class_word) for target in eval_targets]
+    extractor = load_feature_extractor(_to_path(feature_extractor))
+    opened = load_model(_base_model(_to_path(model), eval_targets))
+    opened = opened.to(pick_device(device), compute_dtype(precision))
+    generator = ImageGenerator(opened, options or SamplingOptions(batch_size=8), progress)
+    evaluator = Evaluator(generator, extractor, range(first_seed, first_seed + num_seeds))
+    choices, concepts = _choose_files(evaluator, eval_targets, concepts, max_leak)
+    name = ", ".join(path.resolve().stem for path in paths)
+    evaluation = Evaluation(
+        context=_describe(name, evaluator, opened, max_leak),
+        results=evaluator.measure(concepts),
+        choices=choices,
+        image_tables=make_image_tables(evaluator, concepts),
+    )
+    if folder is not None:
+        write_evaluation(folder, evaluation)
+    return evaluation
+
+
+def default_output_folder(targets: Sequence[str | Path]) -> Path:
+    """Return where the command writes: a single run's folder, or ``evaluation``."""
+    paths = [resolve_target(target) for target in targets]
+    return paths[0] if len(paths) == 1 and paths[0].is_dir() else Path("evaluation")
+
+
+def _to_path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()
+
+
+def _base_model(model: Path | None, targets: Sequence[EvalTarget]) -> Path | None:
+    """Return the base model to use, or None for the embedded one.
+
+    Raises:
+        ConfigError: the runs have several.
+    """
+    if model is not None:
+        return model
+    models = {target.config.model.path for target in targets if target.config is not None}
+    if len(models) > 1:
+        names = ", ".join(sorted(str(path or "the embedded model") for path in models))
+        raise ConfigError(f"--model: the runs were trained on {names}; choose one of them")
+    return next(iter(models), None)
+
+
+def _choose_files(
+    evaluator: Evaluator,
+    targets: Sequence[EvalTarget],
+    concepts: Sequence[EvalConcept],
+    max_leak: float | None,
+) -> tuple[list[CheckpointChoice], list[EvalConcept]]:
+    """Choose the best file of every concept that has several, or all with a limit."""
+    choices, chosen_concepts = [], []
+    for target, concept in zip(targets, concepts, strict=True):
+        if len(target.files) > 1 or max_leak is not None:
+            choice = choose_checkpoint(
+                evaluator.predictions(concept), target.tag, target.files_with_steps(), max_leak
+            )
+            choices.append(choice)
+            concept = replace(concept, file=choice.best)
+        chosen_concepts.append(concept)
+    return choices, chosen_concepts
+
+
+def _describe(
+    name: str, evaluator: Evaluator, model: "Model", max_leak: float | None
+) -> EvaluationContext:
+    options = evaluator.generator.options
+    return EvaluationContext(
+        name=name,
+        model=model.folder.name,
+        feature_extractor=evaluator.extractor.name,
+        device=model.unet.device.type,
+        seeds=evaluator.seeds,
+        sampling={
+            "steps": options.num_inference_steps,
+            "guidance": options.guidance_scale,
+            "sampler": options.sampler,
+            "side": evaluator.generator.image_side,
+        },
+        max_leak=max_leak,
+    )
