@@ -32,7 +32,8 @@ from styles import StyleJudge, lot, train_judge
 import lorasmith
 from lorasmith.cli.demo import DEMO_DATA, TAG
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
-from lorasmith.data.reading.reader import Row, read_rows
+from lorasmith.data.reading.reader import read_rows
+from lorasmith.data.reading.row import Row
 from lorasmith.evaluation.base_model import pil_to_tensor, tensor_to_pil
 from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
 from lorasmith.reports.contact_sheet import make_contact_sheet

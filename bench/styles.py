@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.models.image_encoder import ImageEncoder
 
 KNOWN = "one the base knows"

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.data.images.square_images import load_square_images
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 
 SIDE = 128
 

@@ -58,7 +58,18 @@ LOSS_WEIGHTINGS: Registry[Any] = Registry("loss weighting", "loss_weightings")
 ADAPTER_INITS: Registry[Any] = Registry("adapter initialisation", "adapter_inits")
 ADAPTER_KINDS: Registry[Any] = Registry("adapter kind", "adapter_kinds")
 MODEL_FAMILIES: Registry[Any] = Registry("model family", "model_families")
-CAPTION_SOURCES: Registry[Any] = Registry("caption source", "caption_sources")
+CAPTION_SOURCES: Registry[Any] = Registry(
+    "caption source",
+    "caption_sources",
+    {
+        "auto": "lorasmith.data.reading.caption_sources:find_auto_caption",
+        "txt": "lorasmith.data.reading.caption_sources:read_text_caption",
+        "metadata": "lorasmith.data.reading.caption_sources:read_metadata_caption",
+        "folder-name": "lorasmith.data.reading.caption_sources:read_folder_caption",
+    },
+)
+"""Functions from an ``ImageContext`` to a ``Caption``, or to None where they have none
+(``lorasmith.data.reading.caption_sources``)."""
 DATASET_RULES: Registry[Any] = Registry(
     "dataset rule",
     "dataset_rules",

@@ -58,7 +58,7 @@ rank = 4
 [track]
 tensorboard = false
 [validation]
-every = 0
+every_n_steps = 0
 {more}
 [train]
 mode = "{mode}"

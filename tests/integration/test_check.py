@@ -139,7 +139,7 @@ def test_class_pictures_need_no_captions(dataset: Path, capsys: pytest.CaptureFi
         ([".", "--resolution", "100"], "resolution: 100 is not a multiple of 64; use 128"),
         ([".", "--model", "nowhere"], "nowhere"),
         ([".", "--tag", "a,b"], "a tag has no comma"),
-        (["."], "no pictures found"),
+        (["."], "no images found"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -67,7 +67,7 @@ def test_commands_run(line: str, there: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_every_rule_is_explained() -> None:
-    from lorasmith.data.scan.problems import KIND_DESCRIPTIONS
+    from lorasmith.data.reading.problems import KIND_DESCRIPTIONS
     from lorasmith.registries import DATASET_RULES
 
     table = GUIDE.read_text(encoding="utf-8").partition("| rule |")[2]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import lorasmith
-from lorasmith.data.reading.reader import hash_row, read_rows
+from lorasmith.data.reading.reader import read_rows
+from lorasmith.data.reading.row import hash_row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.image_encoder import embed_images, embed_texts, load_clip, load_tokenizer
 from lorasmith.models.load import EMBEDDED

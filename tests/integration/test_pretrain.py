@@ -14,7 +14,8 @@ from transformers import CLIPTokenizer
 import lorasmith
 from lorasmith.cli import run
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
-from lorasmith.data.reading.reader import hash_row, read_rows
+from lorasmith.data.reading.reader import read_rows
+from lorasmith.data.reading.row import hash_row
 from lorasmith.loops.tracking import read_log
 from lorasmith.models.image_encoder import load_clip
 from lorasmith.models.load import suppress_logs

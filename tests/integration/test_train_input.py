@@ -83,7 +83,7 @@ def test_no_captions_is_an_error_with_counts(
     for text in pictures.glob("*.txt"):
         text.unlink()
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 1
-    assert "6 of 6 pictures have no caption, first ball0.png" in error_of(capsys)
+    assert "6 of 6 images have no caption, first ball0.png" in error_of(capsys)
     assert not (tmp_path / "ink").exists()
 
 

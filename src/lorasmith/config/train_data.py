@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lorasmith.config import foreign_names
-from lorasmith.config.base import BaseConfig, UserPath
+from lorasmith.config.base import BaseConfig, RegisteredName, UserPath
 from lorasmith.config.data import RowFilter
+from lorasmith.registries import CAPTION_SOURCES
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -36,6 +37,10 @@ class ImageDataConfig(BaseConfig):
 
     filters: tuple[RowFilter, ...] = ()
     """Only pictures whose metadata columns pass all of these are used."""
+    caption_source: Annotated[str, RegisteredName(CAPTION_SOURCES)] = "auto"
+    """Where captions come from: `txt` (`name.txt` beside `name.png`), `metadata` (metadata.jsonl or
+    a packed tar), `folder-name` (kohya's `10_some words`) or a source that a package adds. `auto`:
+    `metadata` where it exists, otherwise `txt` and then `folder-name`."""
     bad_images: Literal["stop", "skip"] = "stop"
     """What a picture or caption that cannot be used does: stop before training, or be left out
     with a warning."""

@@ -145,7 +145,9 @@ def check_dataset(
     """
     sizes = ImageSizes.read(model)
     side = _side(data, sizes)
-    found = scan_dataset(data.path, data.filters, caption, data.background_rgb, bar)
+    found = scan_dataset(
+        data.path, data.filters, caption, data.background_rgb, bar, data.caption_source
+    )
     tag = None if tagless else data.tag
     facts = DatasetFacts(found, tag, _buckets(data, side, sizes), data.class_word, data.max_chunks)
     findings = [finding for rule in DATASET_RULES.items().values() for finding in rule(facts)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.core.batch_rng import BatchRng
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.models.text.encode import tokenize
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from lorasmith.config.load import dump_toml
 from lorasmith.core.files import write_text
 from lorasmith.data.images.square_images import SquareImages
 from lorasmith.data.reading.filters import filter_rows, matches_filter, split_by_hash
-from lorasmith.data.reading.reader import Row, hash_row, read_rows
+from lorasmith.data.reading.reader import read_rows
+from lorasmith.data.reading.row import Row, hash_row
 from lorasmith.loops.progress import progress_bar
 from lorasmith.pretraining.loop import Loop
 

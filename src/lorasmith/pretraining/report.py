@@ -13,7 +13,7 @@ from lorasmith.config.pretrain import UnetPretrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.files import ensure_writable_folder, write_text
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.evaluation.base_model import (
     RetrievalMetrics,
     VaeMetrics,

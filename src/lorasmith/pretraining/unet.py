@@ -14,7 +14,7 @@ from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.data.batch_sampler import WeightedBatchSampler
 from lorasmith.data.images.square_images import SquareImages
 from lorasmith.data.reading.filters import compute_row_weights, filter_rows
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.load import load_network, load_text_encoder, load_tokenizer, suppress_logs
 from lorasmith.models.noise import NoiseSchedule

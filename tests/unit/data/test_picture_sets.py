@@ -14,7 +14,7 @@ from lorasmith.data.images.square_images import (
     signed_to_uint8,
     uint8_to_signed,
 )
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.reading.reader import Row, hash_row, read_rows
+from lorasmith.data.reading.reader import read_rows
+from lorasmith.data.reading.row import Row, hash_row
 
 
 def picture(path: Path, colour: str = "red") -> Path:
@@ -57,12 +58,12 @@ def test_missing_captions_are_counted(tmp_path: Path) -> None:
         picture(tmp_path / name)
     (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     (tmp_path / "b.txt").write_text(" \n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"2 of 3 pictures have no caption, first b\.png; write b"):
+    with pytest.raises(DataError, match=r"2 of 3 images have no caption, first b\.png; write b"):
         read_rows(tmp_path)
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no pictures found \(looked for .*\.png"):
+    with pytest.raises(DataError, match=r"no images found \(looked for .*\.png"):
         read_rows(tmp_path)
     with pytest.raises(DataError, match="no such data folder or packed file"):
         read_rows(tmp_path / "absent")
@@ -117,7 +118,7 @@ def test_a_unicode_line_separator_does_not_end_a_line(tmp_path: Path) -> None:
         ({"file_name": "1.png", "captions": 7}, "has no caption"),
         ("{", r"metadata\.jsonl:1: not JSON"),
         ("[]", "not a JSON object"),
-        ("", "lists no pictures"),
+        ("", "lists no images"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, record: object, message: str) -> None:

@@ -89,7 +89,7 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
      lambda f: (f / "3.png").write_bytes(
          encoded(scene(3), save_all=True, append_images=[scene(4)])),
      ("3.png",), "only the first"),
-    ("no-caption", "error", lambda f: (f / "3.txt").unlink(), ("3.png",), "1 of 10 pictures"),
+    ("no-caption", "error", lambda f: (f / "3.txt").unlink(), ("3.png",), "1 of 10 images"),
     ("bad-caption", "error", lambda f: (f / "3.txt").write_bytes(b"it\x92s"), ("3.txt",), "0x92"),
     ("tag-missing", "error", rewrite(f", {TAG} style", ""),
      tuple(f"{n}.png" for n in range(10)), "none of the 10 captions"),
@@ -106,7 +106,7 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
     ("garbled", "warning", caption(f"cafÃ© Ã©tÃ©, {TAG}"), ("3.png",), "wrong encoding"),
     ("duplicates", "warning", copied, ("3.png", "8.png"), "1 file is a copy"),
     ("near-duplicates", "warning", variant(8, lambda i: i.resize((300, 260))),
-     ("3.png", "8.png"), "2 pictures look nearly"),
+     ("3.png", "8.png"), "2 images look nearly"),
     ("near-duplicates", "warning", variant(8, compressed), ("3.png", "8.png"), "look nearly"),
     ("near-duplicates", "warning", variant(8, lambda i: ImageEnhance.Brightness(i).enhance(1.04)),
      ("3.png", "8.png"), "look nearly"),
@@ -114,10 +114,10 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
      ("3.png", "8.png"), "look nearly"),
     ("tiny", "warning", picture(scene(3, (60, 50))), ("3.png",), "3.png (60x50) 2.6 times"),
     ("cropped", "warning", picture(scene(3, (900, 100))), ("3.png",), "3.png (900x100)"),
-    ("blank", "warning", picture(Image.new("RGB", (150, 130), "red")), ("3.png",), "1 picture is"),
+    ("blank", "warning", picture(Image.new("RGB", (150, 130), "red")), ("3.png",), "1 image is"),
     ("transparent", "advice", picture(scene(3, (150, 130)).convert("RGBA").rotate(20)),
      ("3.png",), "data.background_color"),
-    ("few-images", "advice", only(9), (), "9 pictures are few"),
+    ("few-images", "advice", only(9), (), "9 images are few"),
 ]  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.images.buckets import assign_bucket, make_buckets
 from lorasmith.data.images.decode import decode_image
-from lorasmith.data.scan import inspect
-from lorasmith.data.scan.problems import Problem
+from lorasmith.data.reading.problems import Problem
+from lorasmith.data.scan import image_inspection
 from lorasmith.data.scan.scan import read_class_rows, read_usable_rows, scan_dataset
 
 
@@ -91,7 +91,7 @@ def test_all_kinds_of_junk_are_in_one_report(healthy: Path) -> None:
         "page.jpg": "an HTML page", "marked.jpg": "an HTML page", "drawing.png": "an SVG drawing",
         "pointer.png": "git lfs pull", "phone.jpg": "convert it to JPEG",
     }.items():  # fmt: skip
-        assert kinds[name][0] == "not-a-picture"
+        assert kinds[name][0] == "not-an-image"
         assert words in kinds[name][1]
 
 
@@ -176,7 +176,7 @@ def test_a_file_that_is_too_large_is_not_read(
     healthy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(healthy / "big.png", noisy(1, (300, 300)))
-    monkeypatch.setattr(inspect, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(image_inspection, "MAX_BYTES", 100_000)
     assert errors_of(healthy) == {"big.png": "too-large"}
 
 
@@ -270,7 +270,7 @@ def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, endi
         (tmp_path / f"{number}{ending}").write_text("a thing")
     with pytest.raises(DataError) as caught:
         read_usable_rows(data_of(tmp_path))
-    assert "3 of 3 pictures have no caption, first 0.png" in str(caught.value)
+    assert "3 of 3 images have no caption, first 0.png" in str(caught.value)
     assert f"captions are read from 0.txt, and there is 0{ending}: rename it" in str(caught.value)
 
 
@@ -289,7 +289,7 @@ def test_a_captioned_file_that_is_not_read_is_a_warning(healthy: Path, name: str
 
 def test_only_files_that_are_not_read(tmp_path: Path) -> None:
     put(tmp_path / "photo.heic", b"whatever it is")
-    with pytest.raises(DataError, match=r"no pictures found .*; there is photo\.heic: \.heic is"):
+    with pytest.raises(DataError, match=r"no images found .*; there is photo\.heic: \.heic is"):
         scan_dataset(tmp_path)
 
 
@@ -377,14 +377,14 @@ def test_stop_says_everything_in_one_line(faulty: Path) -> None:
         read_usable_rows(data_of(faulty))
     message = str(caught.value)
     assert "\n" not in message
-    assert "1 of 8 pictures have no caption, first bare.png; write bare.txt beside it" in message
+    assert "1 of 8 images have no caption, first bare.png; write bare.txt beside it" in message
     assert "cut.png: cannot be decoded" in message
     assert "2 files are empty, first empty.png" in message
     assert f"lorasmith check {faulty}" in message
 
 
 def test_skip_leaves_out_with_a_warning(faulty: Path) -> None:
-    with pytest.warns(LorasmithWarning, match="left out, 4 of 8 pictures are used") as caught:
+    with pytest.warns(LorasmithWarning, match="left out, 4 of 8 images are used") as caught:
         rows = read_usable_rows(data_of(faulty, bad_images="skip"))
     assert [row.key for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
     assert len(caught) == 1
@@ -392,7 +392,7 @@ def test_skip_leaves_out_with_a_warning(faulty: Path) -> None:
 
 def test_skip_does_not_train_on_nothing(tmp_path: Path) -> None:
     put(tmp_path / "a.png", b"")
-    with pytest.raises(DataError, match="nothing is left to learn from"):
+    with pytest.raises(DataError, match="no image is left to train on"):
         read_usable_rows(data_of(tmp_path, bad_images="skip"))
 
 
@@ -416,7 +416,7 @@ def test_class_pictures_need_no_captions_with_a_class_caption(healthy: Path) -> 
     for text in healthy.glob("[01].txt"):
         text.unlink()
     data = data_of(healthy, reg_data_dir=healthy)
-    with pytest.raises(DataError, match="2 of 4 pictures have no caption"):
+    with pytest.raises(DataError, match="2 of 4 images have no caption"):
         read_class_rows(data)
     data = data_of(healthy, reg_data_dir=healthy, reg_caption="a dog")
     captions = [row.caption for row in read_class_rows(data)]

@@ -12,7 +12,7 @@ from lorasmith.data.reading.filters import (
     matches_filter,
     split_by_hash,
 )
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 
 
 def row(key: str, **columns: object) -> Row:

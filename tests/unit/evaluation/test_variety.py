@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from lorasmith.core.files import sha256_file
-from lorasmith.data.reading.reader import Row, read_rows
+from lorasmith.data.reading.reader import read_rows
+from lorasmith.data.reading.row import Row
 from lorasmith.evaluation.metrics import diversity
 from lorasmith.evaluation.metrics.diversity import (
     REFERENCE,

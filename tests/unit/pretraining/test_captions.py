@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorasmith.core.batch_rng import BatchRng
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 from lorasmith.models.load import load_tokenizer
 from lorasmith.models.text.encode import tokenize
 from lorasmith.pretraining.captions import CaptionTable

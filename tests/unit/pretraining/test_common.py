@@ -4,7 +4,7 @@ import pytest
 
 from lorasmith.config.data import PretrainDataConfig
 from lorasmith.config.pretrain import StageConfig
-from lorasmith.data.reading.reader import Row, hash_row
+from lorasmith.data.reading.row import Row, hash_row
 from lorasmith.pretraining.common import chosen_rows, manifest_of, mirror_allowed, read_manifest
 from lorasmith.pretraining.unet import stage_of
 

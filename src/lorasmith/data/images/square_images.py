@@ -8,7 +8,7 @@ import torch
 
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.data.images.decode import WHITE, crop_square, decode_image
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 
 
 class SquareImages:

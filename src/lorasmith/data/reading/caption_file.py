@@ -1,13 +1,13 @@
-"""Reading the text file with a picture's caption."""
+"""Reading the text file with an image's caption."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 MAX_CAPTION_BYTES = 1 << 20
-"""Bytes. A caption is a few hundred; whatever is larger is something else."""
+"""Larger files are refused: a caption has a few hundred bytes."""
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
-_SAVE = "save it as UTF-8"
+_SAVE_AS_UTF8 = "save it as UTF-8"
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class CaptionFile:
     error: str = ""
     """Why it cannot be read, and what to do; empty when it can."""
     has_bom: bool = False
-    """It starts with UTF-8's byte order mark, which is left out of the text."""
+    """It starts with UTF-8's byte order mark, which the text leaves out."""
 
 
 def read_caption_file(path: Path) -> CaptionFile:
-    """Read a caption file. Nothing is guessed: what is not UTF-8 is refused with the reason."""
+    """Read a caption file. The encoding is never guessed: an error names what is not UTF-8."""
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_CAPTION_BYTES + 1)
@@ -35,15 +35,15 @@ def read_caption_file(path: Path) -> CaptionFile:
 
 
 def decode_caption(raw: bytes) -> CaptionFile:
-    """Decode the bytes of a caption file."""
     if raw.startswith(_UTF16_MARKS):
-        return CaptionFile(error=f"UTF-16 text; {_SAVE}")
+        return CaptionFile(error=f"UTF-16 text; {_SAVE_AS_UTF8}")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # The codec counts from behind the mark.
-        place = error.start + len(_UTF8_MARK) * raw.startswith(_UTF8_MARK)
-        return CaptionFile(error=f"not UTF-8 text (byte {place} is 0x{raw[place]:02x}); {_SAVE}")
+        position = error.start + len(_UTF8_MARK) * raw.startswith(_UTF8_MARK)
+        detail = f"byte {position} is 0x{raw[position]:02x}"
+        return CaptionFile(error=f"not UTF-8 text ({detail}); {_SAVE_AS_UTF8}")
     if "\0" in text:  # how UTF-16 without a mark looks
-        return CaptionFile(error=f"holds NUL characters, so it is not UTF-8 text; {_SAVE}")
+        return CaptionFile(error=f"holds NUL characters, so it is not UTF-8 text; {_SAVE_AS_UTF8}")
     return CaptionFile(text=" ".join(text.split()), has_bom=raw.startswith(_UTF8_MARK))

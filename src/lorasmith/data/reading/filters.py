@@ -6,7 +6,7 @@ from typing import Any
 
 from lorasmith.config.data import RowFilter, RowWeight
 from lorasmith.core.errors import DataError, did_you_mean
-from lorasmith.data.reading.reader import Row
+from lorasmith.data.reading.row import Row
 
 
 def filter_rows(rows: Sequence[Row], filters: Sequence[RowFilter]) -> list[Row]:

@@ -1,80 +1,66 @@
-"""Datasets that are folders: pictures with ``name.txt`` beside them, in kohya's layout or flat.
+"""Datasets that are folders: images with ``name.txt`` beside them, in kohya's layout or flat.
 
-In kohya's layout the pictures lie in folders called ``10_some words``: each comes 10 times in an
-epoch, and those without a caption file take the words as their caption.
+In kohya's layout the images lie in folders such as ``10_some words``: each image comes 10 times in
+an epoch, and images without a caption file take the words as their caption.
 """
 
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.data.reading.caption_file import read_caption_file
-from lorasmith.data.reading.row import IMAGE_SUFFIXES, MASK_SUFFIX, Row
-from lorasmith.data.scan.problems import Kind, Problem, Severity
+from lorasmith.data.reading.caption_sources import (
+    AUTO,
+    CAPTION_SUFFIX,
+    Caption,
+    ImageContext,
+    SiblingFiles,
+    find_caption,
+)
+from lorasmith.data.reading.listing import DatasetListing, printable_name
+from lorasmith.data.reading.problems import ProblemKind
+from lorasmith.data.reading.row import (
+    IMAGE_SUFFIXES,
+    MASK_SUFFIX,
+    Row,
+    find_mask,
+    is_mask_name,
+)
 
 MANY_REPEATS = 200
-"""More repeats than this are more likely a year or a number in a folder's name."""
+"""More repeats than this are more likely a year or another number in a folder's name."""
 
 _REPEATS = re.compile(r"(\d{1,9})_(.+)")
-_CAPTION = ".txt"
-_OTHER_CAPTIONS = (".caption", ".captions", ".text", ".tags", ".cap", ".md", ".json", ".txt.txt")
-_UNREAD = frozenset(
+_MISNAMED_CAPTIONS = (
+    ".caption", ".captions", ".text", ".tags", ".cap", ".md", ".json", ".txt.txt",
+)  # fmt: skip
+_UNSUPPORTED_SUFFIXES = frozenset(
     {".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".raw", ".cr2", ".cr3", ".nef",
      ".arw", ".dng", ".exr", ".hdr", ".tga", ".ico", ".jpe", ".jpg_large", ".pdf"}
 )  # fmt: skip
-_NOT_OURS = "__MACOSX"
+_IGNORED_FOLDER = "__MACOSX"
 
 
-@dataclass
-class DatasetListing:
-    """What a place holds, before any picture is opened."""
-
-    rows: list[Row] = field(default_factory=list)
-    """Captioned pictures that exist, in a stable order."""
-    problems: list[Problem] = field(default_factory=list)
-    """Everything that is wrong or strange."""
-    image_count: int = 0
-    """How many pictures there are, with and without captions."""
-
-    def note(self, file: str, kind: Kind, detail: str, severity: Severity = "error") -> None:
-        """Add a problem."""
-        self.problems.append(Problem(printable_name(file), kind, detail, severity))
-
-
-def find_rows_in_folder(folder: Path, caption: str | None = None) -> DatasetListing:
-    """Find the pictures of a folder and below; hidden files and folders are not looked at.
+def find_rows_in_folder(
+    root: Path, caption_source: str = AUTO, default_caption: str | None = None
+) -> DatasetListing:
+    """Find the images of a folder and its subfolders, leaving hidden files and folders out.
 
     Args:
-        folder: it exists.
-        caption: for pictures that have none; without it they are errors.
+        root: an existing folder.
+        caption_source: a name in ``CAPTION_SOURCES``, or ``auto``.
+        default_caption: for images without a caption; without it they are errors.
     """
-    found = DatasetListing()
-    pictures: list[tuple[Path, _Folder]] = []
-    for place in _walk(folder, found):
-        _look_around(place, found)
-        pictures += [(picture, place) for picture in place.pictures]
-    found.image_count = len(pictures)
-    for picture, place in sorted(pictures, key=lambda pair: pair[0]):
-        _add_row(picture, place, caption, found)
-    return found
-
-
-def find_mask(picture: Path) -> Path | None:
-    """Return the mask that belongs to a picture, if there is one."""
-    mask = picture.with_name(picture.stem + MASK_SUFFIX)
-    return mask if mask.is_file() else None
-
-
-def is_mask_name(name: str) -> bool:
-    """Tell whether a file is a mask by its name."""
-    return name.lower().endswith(MASK_SUFFIX)
-
-
-def printable_name(name: str) -> str:
-    """Return a file name as text that can be printed and written anywhere."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    listing = DatasetListing()
+    images: list[tuple[Path, _Folder]] = []
+    for folder in _walk(root, listing):
+        _report_unused_files(folder, listing)
+        images += [(image, folder) for image in folder.images]
+    listing.image_count = len(images)
+    for image, folder in sorted(images, key=lambda pair: pair[0]):
+        _add_row(image, folder, caption_source, default_caption, listing)
+    return listing
 
 
 @dataclass
@@ -88,118 +74,127 @@ class _Folder:
     words: str
 
     def __post_init__(self) -> None:
-        pictures = [n for n in self.names if _suffix(n) in IMAGE_SUFFIXES and not is_mask_name(n)]
-        self.pictures = [self.path / name for name in pictures]
-        # Captions are found in any spelling of their ending, as some file systems do by themselves.
-        self.lower = {name.lower(): name for name in reversed(self.names)}
+        names = [n for n in self.names if _suffix(n) in IMAGE_SUFFIXES and not is_mask_name(n)]
+        self.images = [self.path / name for name in names]
+        self.siblings = SiblingFiles(self.path, self.names)
 
     def key(self, name: str) -> str:
         return (self.path / name).relative_to(self.root).as_posix()
 
-    def beside(self, picture: Path, ending: str) -> str | None:
-        """Return the name of the file that a picture's stem and an ending make, if it exists."""
-        exact = picture.stem + ending
-        return exact if exact in self.names else self.lower.get(exact.lower())
 
-
-def _walk(root: Path, found: DatasetListing) -> Iterator[_Folder]:
-    def unreadable(error: OSError) -> None:
+def _walk(root: Path, listing: DatasetListing) -> Iterator[_Folder]:
+    def report_unreadable(error: OSError) -> None:
         name = Path(error.filename).relative_to(root).as_posix()
-        found.note(name, "unreadable", f"this folder cannot be read ({error.strerror})")
+        listing.add_problem(name, "unreadable", f"this folder cannot be read ({error.strerror})")
 
-    for place, folders, files in os.walk(root, onerror=unreadable):
-        path = Path(place)
-        for name in sorted(folders):
+    for directory, subfolders, files in os.walk(root, onerror=report_unreadable):
+        path = Path(directory)
+        for name in sorted(subfolders):
             if _suffix(name) in IMAGE_SUFFIXES:
-                found.note(
+                listing.add_problem(
                     (path / name).relative_to(root).as_posix(), "folder",
-                    "is a folder that is named like a picture; rename it",
+                    "is a folder that is named like an image; rename it",
                 )  # fmt: skip
-        folders[:] = [n for n in folders if _ours(n) and _suffix(n) not in IMAGE_SUFFIXES]
-        repeats, words = _repeats(path, root, found)
+        subfolders[:] = [
+            name for name in subfolders if _is_visible(name) and _suffix(name) not in IMAGE_SUFFIXES
+        ]
+        repeats, words = _parse_folder_name(path, root, listing)
         if repeats > 0:
-            yield _Folder(root, path, [n for n in files if _ours(n)], repeats, words)
+            names = [name for name in files if _is_visible(name)]
+            yield _Folder(root, path, names, repeats, words)
 
 
-def _ours(name: str) -> bool:
-    return not name.startswith(".") and name != _NOT_OURS
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != _IGNORED_FOLDER
 
 
-def _repeats(path: Path, root: Path, found: DatasetListing) -> tuple[int, str]:
-    """Return the repeats and the words that a folder's place gives to its pictures."""
+def _parse_folder_name(path: Path, root: Path, listing: DatasetListing) -> tuple[int, str]:
+    """Return the repeats and the caption words that a folder's path gives to its images."""
     parts = path.relative_to(root).parts
     match = _REPEATS.fullmatch(parts[0]) if parts else None
     if match is None:
         return 1, ""
     count = int(match[1])
     if len(parts) == 1 and count == 0:
-        found.note(parts[0], "no-repeats", "repeats 0 leaves its pictures out", "warning")
+        detail = "repeats 0 leaves its images out"
+        listing.add_problem(parts[0], "no-repeats", detail, "warning")
     if len(parts) == 1 and count > MANY_REPEATS:
-        detail = f"its pictures come {count} times in an epoch; rename it if that is not meant"
-        found.note(parts[0], "many-repeats", detail, "warning")
+        detail = f"its images come {count} times in an epoch; rename it if that is not meant"
+        listing.add_problem(parts[0], "many-repeats", detail, "warning")
     return count, " ".join(match[2].replace("_", " ").split())
 
 
-def _look_around(place: _Folder, found: DatasetListing) -> None:
-    """Note files that look as if they should be part of the dataset and are not."""
-    stems = {picture.stem for picture in place.pictures}
-    for name in sorted(place.names):
+def _report_unused_files(folder: _Folder, listing: DatasetListing) -> None:
+    """Report files that look like a part of the dataset and are not used."""
+    stems = {image.stem for image in folder.images}
+    for name in sorted(folder.names):
         stem, suffix = Path(name).stem, _suffix(name)
         if is_mask_name(name) and name[: -len(MASK_SUFFIX)] not in stems:
-            found.note(place.key(name), "lonely-mask", "there is no picture for it", "warning")
-        elif suffix in IMAGE_SUFFIXES or suffix == _CAPTION or stem in stems:
+            detail = "there is no image for it"
+            listing.add_problem(folder.key(name), "lonely-mask", detail, "warning")
+        elif suffix in IMAGE_SUFFIXES or suffix == CAPTION_SUFFIX or stem in stems:
             continue
-        elif suffix in _UNREAD or f"{stem}{_CAPTION}" in place.names:
+        elif suffix in _UNSUPPORTED_SUFFIXES or f"{stem}{CAPTION_SUFFIX}" in folder.names:
             detail = f"{suffix or 'this kind of file'} is not read; convert it to PNG or JPEG"
-            found.note(place.key(name), "unknown-kind", detail, "warning")
+            listing.add_problem(folder.key(name), "unknown-kind", detail, "warning")
 
 
-def _add_row(picture: Path, place: _Folder, caption: str | None, found: DatasetListing) -> None:
-    key = place.key(picture.name)
+def _add_row(
+    path: Path,
+    folder: _Folder,
+    caption_source: str,
+    default_caption: str | None,
+    listing: DatasetListing,
+) -> None:
+    key = folder.key(path.name)
     if printable_name(key) != key:
-        found.note(key, "bad-name", "the file's name is not UTF-8 text; rename it")
-    elif not picture.is_file():
-        kind: Kind = "missing-file" if picture.is_symlink() else "unreadable"
-        found.note(key, kind, "is a link to nothing" if picture.is_symlink() else "is not a file")
-    else:
-        text = _caption(picture, place, caption, found)
-        if text:
-            repeats, mask = place.repeats, find_mask(picture)
-            found.rows.append(Row(key, (text,), {}, picture, repeats=repeats, mask_path=mask))
+        listing.add_problem(key, "bad-name", "the file's name is not UTF-8 text; rename it")
+        return
+    if not path.is_file():
+        kind: ProblemKind = "missing-file" if path.is_symlink() else "unreadable"
+        detail = "is a link to nothing" if path.is_symlink() else "is not a file"
+        listing.add_problem(key, kind, detail)
+        return
+    image = ImageContext(
+        key,
+        path,
+        folder.root,
+        folder.siblings,
+        folder_words=folder.words,
+        default_caption=default_caption,
+    )
+    caption = find_caption(image, caption_source)
+    _report_caption_problems(image, caption, caption_source, listing)
+    if caption.texts:
+        row = Row(key, caption.texts, {}, path, repeats=folder.repeats, mask_path=find_mask(path))
+        listing.rows.append(row)
 
 
-def _caption(picture: Path, place: _Folder, caption: str | None, found: DatasetListing) -> str:
-    """Return a picture's caption, or an empty text when a problem was noted."""
-    key = place.key(picture.name)
-    name = place.beside(picture, _CAPTION)
-    if name is not None:
-        read = read_caption_file(place.path / name)
-        if read.error:
-            found.note(place.key(name), "bad-caption", read.error)
-            return ""
-        if read.has_bom:
-            detail = "starts with a byte order mark, which is left out"
-            found.note(place.key(name), "caption-mark", detail, "warning")
-        if read.text:
-            return read.text
-    fallback = caption or (place.words if name is None else "")
-    if not fallback:
-        found.note(key, "no-caption", _what_to_write(picture, place, name))
-    elif caption is None:
-        detail = f"has no caption and takes {fallback!r} from its folder's name"
-        found.note(key, "folder-caption", detail, "warning")
-    return fallback
+def _report_caption_problems(
+    image: ImageContext, caption: Caption, caption_source: str, listing: DatasetListing
+) -> None:
+    for problem in caption.problems:
+        listing.add_problem(problem.file, problem.kind, problem.detail, problem.severity)
+    if not caption.texts and all(problem.severity == "warning" for problem in caption.problems):
+        listing.add_problem(image.key, "no-caption", _how_to_add_caption(image, caption_source))
 
 
-def _what_to_write(picture: Path, place: _Folder, name: str | None) -> str:
-    if name is not None:
-        return f"write {name}, which is empty"
-    wanted = picture.stem + _CAPTION
-    for ending in (*_OTHER_CAPTIONS, *(picture.suffix + e for e in (_CAPTION, ".caption"))):
-        other = place.beside(picture, ending)
-        if other is not None:
-            return f"captions are read from {wanted}, and there is {other}: rename it"
-    return f"write {wanted} beside it"
+def _how_to_add_caption(image: ImageContext, caption_source: str) -> str:
+    if caption_source not in (AUTO, "txt"):
+        return f"data.caption_source = {caption_source} has none for it"
+    caption_file = image.find_sibling(CAPTION_SUFFIX)
+    if caption_file is not None:
+        return f"write {caption_file.name}, which is empty"
+    path = image.path
+    double_suffixes = (path.suffix + suffix for suffix in (CAPTION_SUFFIX, ".caption"))
+    for suffix in (*_MISNAMED_CAPTIONS, *double_suffixes):
+        misnamed = image.find_sibling(suffix)
+        if misnamed is not None:
+            return (
+                f"captions are read from {path.stem}{CAPTION_SUFFIX}, and there is "
+                f"{misnamed.name}: rename it"
+            )
+    return f"write {path.stem}{CAPTION_SUFFIX} beside it"
 
 
 def _suffix(name: str) -> str:

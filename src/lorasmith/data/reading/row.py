@@ -1,4 +1,4 @@
-"""One captioned picture."""
+"""One captioned image of a dataset."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,33 +12,33 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 )
 MASK_SUFFIX = ".mask.png"
-"""``cat.mask.png`` belongs to ``cat.jpg``; it is never a picture of its own."""
+"""``cat.mask.png`` is the mask of ``cat.jpg``, never a training image."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A picture with its captions and whatever else is known about it."""
+    """An image with its captions and metadata."""
 
     key: str
-    """Stable name inside the dataset: a relative path, or ``style/icon`` in a packed file."""
+    """Stable name inside the dataset: a relative path, or ``style/icon`` in a packed tar."""
     captions: tuple[str, ...]
     """Phrasings of the caption, the main one first. At least one."""
     columns: Mapping[str, Any]
     """Metadata columns, for filters."""
     path: Path
-    """The file that holds the picture's bytes."""
+    """The file that holds the encoded image."""
     offset: int = 0
-    """Where they start in it."""
+    """Where the image starts in the file, in bytes."""
     length: int | None = None
-    """How many they are; None for the whole file."""
+    """Bytes of the image; None for the full file."""
     repeats: int = 1
-    """How often it comes in an epoch: the number of its ``10_name`` folder."""
+    """How often the image comes in an epoch: the number of its ``10_name`` folder."""
     mask_path: Path | None = None
-    """A grey picture of the same shape: where it is white the picture is learned, where it is
-    black it is not."""
+    """A grey image of the same shape: the loss counts where it is white and not where it is
+    black."""
 
     def read_bytes(self) -> bytes:
-        """Return the encoded picture.
+        """Return the encoded image.
 
         Raises:
             DataError: the file cannot be read.
@@ -70,5 +70,15 @@ class Row:
 
 
 def hash_row(row: Row) -> str:
-    """Return a hex SHA-256 over the row's key and its picture: its identity in a manifest."""
+    """Return a hex SHA-256 over the row's key and its image: its identity in a manifest."""
     return hashlib.sha256(row.key.encode() + b"\0" + row.read_bytes()).hexdigest()
+
+
+def find_mask(image: Path) -> Path | None:
+    """Return the mask file that belongs to an image file, if there is one."""
+    mask = image.with_name(image.stem + MASK_SUFFIX)
+    return mask if mask.is_file() else None
+
+
+def is_mask_name(name: str) -> bool:
+    return name.lower().endswith(MASK_SUFFIX)

@@ -1,13 +1,17 @@
-"""What rules are given, and what they say."""
+"""What rules get and what they report.
 
-from collections.abc import Sequence
+A rule is a function from ``DatasetFacts`` to ``Finding``s; ``registries.DATASET_RULES`` holds the
+rules by name.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from lorasmith.data.images.buckets import Bucket, BucketAssignment, assign_bucket
 from lorasmith.data.reading.row import Row
-from lorasmith.data.scan.inspect import ImageInfo
+from lorasmith.data.scan.image_inspection import ImageInfo
 from lorasmith.data.scan.scan import ScanResult
 from lorasmith.data.tags import contains_tag
 
@@ -16,71 +20,71 @@ Severity = Literal["error", "warning", "advice"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a rule has to say about a dataset."""
+    """One result of a rule."""
 
     rule: str
-    """Name of the rule."""
     severity: Severity
     """Errors stop training, warnings are probably mistakes, advice may be ignored."""
     message: str
-    """What it is and what to do, in plain words."""
+    """What is wrong and what to do, in plain words."""
     files: tuple[str, ...] = ()
-    """The files that it is about."""
+    """The files concerned."""
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """A scanned dataset, and what it shall be used for."""
+    """A scanned dataset, and what it is used for."""
 
     scan: ScanResult
-    """The dataset."""
     tag: str | None
-    """The words that shall call the LoRA; None leaves the rules about them out."""
+    """The trigger word of the LoRA; None skips the rules about it."""
     buckets: Sequence[Bucket]
-    """The sizes that pictures are brought to."""
+    """The sizes that images are resized and cropped to."""
     class_word: str = ""
-    """What the pictures show without the tag."""
+    """What the images show without the tag."""
     max_chunks: int = 3
-    """How many chunks of a caption are read at most."""
+    """How many chunks of 75 tokens the text encoder reads of a caption at most."""
 
     @property
     def images(self) -> Sequence[ImageInfo]:
-        """The usable pictures."""
+        """The usable images."""
         return self.scan.images
 
     @cached_property
     def assignments(self) -> list[BucketAssignment]:
-        """How each usable picture is brought to a size."""
-        return [assign_bucket(look.size, self.buckets) for look in self.images]
+        """How each usable image is resized and cropped."""
+        return [assign_bucket(image.size, self.buckets) for image in self.images]
 
     @cached_property
     def tagged_rows(self) -> list[Row]:
-        """The usable pictures whose captions name the tag."""
+        """Rows of the usable images whose captions contain the tag."""
         tag = self.tag
         return [row for row in self.scan.rows if tag and contains_tag(row.caption, tag)]
 
     @cached_property
     def untagged_rows(self) -> list[Row]:
-        """Those whose captions do not; none when there is no tag."""
-        with_tag = {row.key for row in self.tagged_rows}
-        return [row for row in self.scan.rows if self.tag and row.key not in with_tag]
+        """Rows of those whose captions do not; none without a tag."""
+        tagged_keys = {row.key for row in self.tagged_rows}
+        return [row for row in self.scan.rows if self.tag and row.key not in tagged_keys]
 
 
-def image_keys(looks: Sequence[ImageInfo]) -> tuple[str, ...]:
-    """Return the names of pictures."""
-    return tuple(look.row.key for look in looks)
+DatasetRule = Callable[[DatasetFacts], Iterable[Finding]]
 
 
-def pluralize(number: int, one: str, many: str) -> str:
-    """Return a number with the words for one thing or for several."""
-    return f"{number} {one if number == 1 else many}"
+def image_keys(images: Sequence[ImageInfo]) -> tuple[str, ...]:
+    return tuple(image.row.key for image in images)
 
 
-def images_are(number: int) -> str:
-    """Return ``1 picture is`` or ``3 pictures are``."""
-    return pluralize(number, "picture is", "pictures are")
+def pluralize(count: int, singular: str, plural: str) -> str:
+    """Return a count with the words for one or for several."""
+    return f"{count} {singular if count == 1 else plural}"
 
 
-def captions_have(number: int) -> str:
+def images_are(count: int) -> str:
+    """Return ``1 image is`` or ``3 images are``."""
+    return pluralize(count, "image is", "images are")
+
+
+def captions_have(count: int) -> str:
     """Return ``1 caption has`` or ``3 captions have``."""
-    return pluralize(number, "caption has", "captions have")
+    return pluralize(count, "caption has", "captions have")

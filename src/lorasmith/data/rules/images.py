@@ -1,98 +1,86 @@
-"""Pictures that will look worse in training than they do in the folder, and too few of them."""
+"""Rules about images that look worse in training than in the folder, and about too few of them."""
 
 from collections.abc import Iterator
 
 from lorasmith.data.images.buckets import BucketAssignment
 from lorasmith.data.rules.facts import DatasetFacts, Finding, image_keys, images_are, pluralize
 
-ENLARGED = 1.5
-"""Pictures that are scaled up by more look blurred, and that is learned too."""
-CUT_OFF = 0.25
-"""Share of a picture that may be cropped away in silence."""
-FEW = 10
-"""Fewer pictures are usually learnt by heart."""
+MAX_SCALE_FACTOR = 1.5
+"""Images that are enlarged more look blurred, and the LoRA learns the blur."""
+MAX_CROPPED_SHARE = 0.25
+MIN_IMAGES = 10
+"""A LoRA usually memorises fewer images."""
 
 
 def find_tiny_images(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell pictures that have to be enlarged a lot."""
     pairs = zip(facts.images, facts.assignments, strict=True)
-    small = [(look, scale_factor(placed)) for look, placed in pairs if _is_tiny(placed)]
-    if small:
-        worst, factor = max(small, key=lambda pair: pair[1])
+    factors = [(image, scale_factor(assignment)) for image, assignment in pairs]
+    tiny = [(image, factor) for image, factor in factors if factor > MAX_SCALE_FACTOR]
+    if tiny:
+        worst, factor = max(tiny, key=lambda pair: pair[1])
         yield Finding(
             "tiny", "warning",
-            f"{images_are(len(small))} too small for this resolution and enlarged, "
+            f"{images_are(len(tiny))} too small for this resolution and enlarged, "
             f"{worst.row.key} ({worst.size[0]}x{worst.size[1]}) {factor:.1f} times: that looks "
-            "blurred, and blur is learned; use larger pictures or a lower resolution",
-            image_keys([look for look, _ in small]),
+            "blurred, and the LoRA learns the blur; use larger images or a lower resolution",
+            image_keys([image for image, _ in tiny]),
         )  # fmt: skip
 
 
 def find_cropped_images(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell pictures of which much is cropped away."""
     pairs = zip(facts.images, facts.assignments, strict=True)
-    cut = [
-        (look, cropped_share(placed)) for look, placed in pairs if cropped_share(placed) > CUT_OFF
-    ]
-    if cut:
-        worst, share = max(cut, key=lambda pair: pair[1])
+    shares = [(image, cropped_share(assignment)) for image, assignment in pairs]
+    cropped = [(image, share) for image, share in shares if share > MAX_CROPPED_SHARE]
+    if cropped:
+        worst, share = max(cropped, key=lambda pair: pair[1])
         yield Finding(
             "cropped", "warning",
-            f"{pluralize(len(cut), 'picture fits', 'pictures fit')} none of the sizes; more than "
-            f"{CUT_OFF:.0%} is cropped away, {share:.0%} of {worst.row.key} ({worst.size[0]}x"
-            f"{worst.size[1]}); crop by hand to what matters, or get more shapes from a higher "
-            "resolution or data.max_aspect_ratio",
-            image_keys([look for look, _ in cut]),
+            f"{pluralize(len(cropped), 'image fits', 'images fit')} no bucket; more than "
+            f"{MAX_CROPPED_SHARE:.0%} is cropped away, {share:.0%} of {worst.row.key} "
+            f"({worst.size[0]}x{worst.size[1]}); crop by hand to what matters, or get more shapes "
+            "from a higher resolution or data.max_aspect_ratio",
+            image_keys([image for image, _ in cropped]),
         )  # fmt: skip
 
 
 def find_blank_images(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell pictures of one colour."""
-    empty = [look for look in facts.images if look.is_blank]
-    if empty:
+    blank = [image for image in facts.images if image.is_blank]
+    if blank:
         yield Finding(
             "blank", "warning",
-            f"{images_are(len(empty))} one even colour; delete what is nothing",
-            image_keys(empty),
+            f"{images_are(len(blank))} one even colour; delete what shows nothing",
+            image_keys(blank),
         )  # fmt: skip
 
 
 def find_transparent_images(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell pictures that get a background."""
-    through = [look for look in facts.images if look.has_transparency]
-    if through:
+    transparent = [image for image in facts.images if image.has_transparency]
+    if transparent:
         yield Finding(
             "transparent", "advice",
-            f"{images_are(len(through))} transparent in places; the colour "
-            "under it is learned too (data.background_color, white by default)",
-            image_keys(through),
+            f"{images_are(len(transparent))} transparent in places; the LoRA learns the colour "
+            "under it too (data.background_color, white by default)",
+            image_keys(transparent),
         )  # fmt: skip
 
 
 def check_image_count(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell sets that are too small."""
     count = len(facts.images)
-    if 0 < count < FEW:
+    if 0 < count < MIN_IMAGES:
         yield Finding(
             "few-images", "advice",
-            f"{images_are(count)} few, easily learnt by heart; 10 to 20 for a subject and 20 to "
-            "50 for a style, as different as possible, work better",
+            f"{images_are(count)} few, which a LoRA memorises easily; 10 to 20 for a subject and "
+            "20 to 50 for a style, as different as possible, work better",
         )  # fmt: skip
 
 
-def scale_factor(placed: BucketAssignment) -> float:
-    """Return by how much a picture is scaled up; below 1 it is scaled down."""
-    return max(
-        placed.resized_size[0] / placed.original_size[0],
-        placed.resized_size[1] / placed.original_size[1],
-    )
+def scale_factor(assignment: BucketAssignment) -> float:
+    """Return by how much an image is enlarged; below 1 it is scaled down."""
+    (width, height), (new_width, new_height) = assignment.original_size, assignment.resized_size
+    return max(new_width / width, new_height / height)
 
 
-def cropped_share(placed: BucketAssignment) -> float:
-    """Return the share of a picture that is cropped away."""
-    kept = placed.bucket.width * placed.bucket.height
-    return 1.0 - kept / (placed.resized_size[0] * placed.resized_size[1])
-
-
-def _is_tiny(placed: BucketAssignment) -> bool:
-    return scale_factor(placed) > ENLARGED
+def cropped_share(assignment: BucketAssignment) -> float:
+    """Return the share of an image that is cropped away."""
+    width, height = assignment.resized_size
+    return 1.0 - assignment.bucket.area / (width * height)

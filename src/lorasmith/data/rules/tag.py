@@ -1,4 +1,4 @@
-"""The tag: does it stand where it should, and what will it drag along?"""
+"""Rules about the trigger word (tag) in captions."""
 
 import re
 from collections import Counter
@@ -8,64 +8,65 @@ from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import DatasetFacts, Finding, captions_have
 
 MIN_CAPTIONS = 5
-"""With fewer tagged captions words stand together by chance."""
+"""With fewer tagged captions, words occur together by chance."""
 COOCCURRENCE_SHARE = 0.9
-"""A word in this share of the captions goes with the tag."""
+"""A word in this share of the captions fuses with the tag."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_LITTLE = frozenset(
+_FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "this", "that", "these", "those", "of", "in", "on", "at", "to", "by",
      "for", "from", "with", "without", "and", "or", "but", "as", "is", "are", "be", "being",
      "it", "its", "his", "her", "their", "style"}
 )  # fmt: skip
-"""Words that stand beside every tag and mean nothing of their own."""
+"""Words that may occur with every tag because they mean nothing alone."""
 
 
 def find_missing_tags(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell captions that do not contain the tag."""
-    rows, without = facts.scan.rows, facts.untagged_rows
-    keys = tuple(row.key for row in without)
-    if without and len(without) == len(rows):
+    rows, untagged = facts.scan.rows, facts.untagged_rows
+    keys = tuple(row.key for row in untagged)
+    if untagged and len(untagged) == len(rows):
         yield Finding(
             "tag-missing", "error",
             f"none of the {len(rows)} captions contains the tag {facts.tag!r}; write it into them",
             keys,
         )  # fmt: skip
-    elif without:
+    elif untagged:
         yield Finding(
             "tag-missing", "warning",
-            f"{captions_have(len(without))} no tag {facts.tag!r} (of {len(rows)}); what is shown "
-            "there will appear without the tag too",
+            f"{captions_have(len(untagged))} no tag {facts.tag!r} (of {len(rows)}); what these "
+            "images show will appear without the tag too",
             keys,
         )  # fmt: skip
 
 
 def find_misspelled_tags(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell captions without the tag that have a word spelled nearly like it."""
+    """Find captions without the tag that have a word spelled nearly like it."""
     if facts.tag is None:
         return
-    usual = {phrase for row in facts.tagged_rows for phrase in _phrases(row.caption, facts.tag)}
-    found: dict[str, list[str]] = {}
+    tagged_phrases = {
+        phrase for row in facts.tagged_rows for phrase in _phrases(row.caption, facts.tag)
+    }
+    misspellings: dict[str, list[str]] = {}
     for row in facts.untagged_rows:
         for phrase in _phrases(row.caption, facts.tag):
-            if phrase not in usual and is_nearly_tag(phrase, facts.tag):
-                found.setdefault(phrase, []).append(row.key)
+            if phrase not in tagged_phrases and is_nearly_tag(phrase, facts.tag):
+                misspellings.setdefault(phrase, []).append(row.key)
                 break
-    for phrase, keys in found.items():
+    for phrase, keys in misspellings.items():
         yield Finding(
             "tag-spelling", "warning",
             f"{captions_have(len(keys))} {phrase!r}, which is nearly the tag "
-            f"{facts.tag!r}; spell it alike",
+            f"{facts.tag!r}; spell it the same way",
             tuple(keys),
         )  # fmt: skip
 
 
 def find_cooccurring_words(facts: DatasetFacts) -> Iterator[Finding]:
-    """Tell words that stand beside the tag in nearly every caption."""
+    """Find words that occur with the tag in nearly every caption."""
     tagged = facts.tagged_rows
     if len(tagged) < MIN_CAPTIONS or len({row.caption for row in tagged}) == 1:
-        return  # captions that are all the same have a rule of their own
-    # The class word is meant to stand there: it says what the tag changes.
+        return  # identical captions have their own rule
+    # The class word belongs there: it says what the tag changes.
     words = find_common_words(tagged, f"{facts.tag or ''} {facts.class_word}", COOCCURRENCE_SHARE)
     if words:
         listed = ", ".join(repr(word) for word in words)
@@ -78,44 +79,48 @@ def find_cooccurring_words(facts: DatasetFacts) -> Iterator[Finding]:
 
 
 def find_common_words(rows: Sequence[Row], exclude: str = "", share: float = 1.0) -> list[str]:
-    """Return the words that stand in every caption, without little ones and those of ``exclude``.
+    """Return the words that occur in every caption, in the order of their first occurrence.
 
-    In the order in which they come.
+    Function words such as ``a`` and ``with`` are left out.
 
     Args:
         rows: the captions.
         exclude: a text whose words are left out.
-        share: of the captions, in which a word must stand.
+        share: of the captions in which a word must occur.
     """
     counts = Counter(word for row in rows for word in dict.fromkeys(split_words(row.caption)))
-    left_out, needed = _LITTLE | set(split_words(exclude)), share * len(rows)
-    return [word for word, count in counts.items() if count >= needed and word not in left_out]
+    excluded, min_count = _FUNCTION_WORDS | set(split_words(exclude)), share * len(rows)
+    return [word for word, count in counts.items() if count >= min_count and word not in excluded]
 
 
 def is_nearly_tag(phrase: str, tag: str) -> bool:
-    """Tell whether a phrase is the tag with another spacing or a letter or two changed."""
-    one, other = _letters(phrase), _letters(tag)
-    if one == other:
+    """Whether a phrase is the tag with another spacing or a letter or two changed."""
+    phrase_letters, tag_letters = _letters(phrase), _letters(tag)
+    if phrase_letters == tag_letters:
         return True
-    allowed = 0 if len(other) < 4 else 1 if len(other) < 8 else 2
-    return abs(len(one) - len(other)) <= allowed and edit_distance(one, other) <= allowed
+    length = len(tag_letters)
+    max_edits = 0 if length < 4 else 1 if length < 8 else 2
+    if abs(len(phrase_letters) - length) > max_edits:
+        return False
+    return edit_distance(phrase_letters, tag_letters) <= max_edits
 
 
-def edit_distance(one: str, other: str) -> int:
-    """Count the letters to insert, remove, change or swap with a neighbour to get the other word.
+def edit_distance(source: str, target: str) -> int:
+    """Count the letters to insert, remove, change or swap with a neighbour to get the target.
 
     The optimal string alignment distance: no letter is edited twice.
     """
-    older: list[int] = []
-    previous = list(range(len(other) + 1))
-    for i, letter in enumerate(one, start=1):
+    before_previous: list[int] = []
+    previous = list(range(len(target) + 1))
+    for i, letter in enumerate(source, start=1):
         current = [i]
-        for j, wanted in enumerate(other, start=1):
-            cost = min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (letter != wanted))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
-                cost = min(cost, older[j - 2] + 1)
+        for j, target_letter in enumerate(target, start=1):
+            substitution = previous[j - 1] + (letter != target_letter)
+            cost = min(previous[j] + 1, current[-1] + 1, substitution)
+            if i > 1 and j > 1 and letter == target[j - 2] and source[i - 2] == target_letter:
+                cost = min(cost, before_previous[j - 2] + 1)
             current.append(cost)
-        older, previous = previous, current
+        before_previous, previous = previous, current
     return previous[-1]
 
 

@@ -1,7 +1,7 @@
-"""Everything that is in a dataset, usable or not: the preflight of training.
+"""Scanning a full dataset, usable images and others: the preflight of training.
 
-No single file raises. What is wrong is collected, and training then stops with one line that
-counts it, or leaves it out.
+No single file raises. Problems are collected; training then stops with one line that counts them,
+or leaves these images out.
 """
 
 import os
@@ -16,16 +16,18 @@ from lorasmith.config.data import RowFilter
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.images.decode import WHITE
+from lorasmith.data.reading.caption_sources import AUTO
 from lorasmith.data.reading.filters import filter_rows
-from lorasmith.data.reading.reader import Row, find_rows
-from lorasmith.data.scan.inspect import ImageInfo, Inspection, inspect_row
-from lorasmith.data.scan.problems import (
+from lorasmith.data.reading.problems import (
     Problem,
     filter_by_severity,
     group_by_kind,
     summarize,
     summarize_kind,
 )
+from lorasmith.data.reading.reader import find_rows
+from lorasmith.data.reading.row import Row
+from lorasmith.data.scan.image_inspection import ImageInfo, Inspection, inspect_row
 
 ProgressBarFactory = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """Makes a progress bar from a title and a total; its function advances by a count."""
@@ -33,25 +35,23 @@ ProgressBarFactory = Callable[[str, int], AbstractContextManager[Callable[..., N
 
 @dataclass(frozen=True)
 class ScanResult:
-    """A dataset, every picture of which was decoded once."""
+    """A dataset of which every image was decoded once."""
 
     path: Path
-    """What was scanned."""
     images: Sequence[ImageInfo]
-    """What each usable picture looks like."""
+    """The usable images, in a stable order."""
     problems: Sequence[Problem]
-    """Everything wrong or strange."""
     image_count: int
-    """How many pictures there are, usable or not; those that a filter drops are not counted."""
+    """Images, usable or not, without those that a filter drops."""
 
     @property
     def rows(self) -> list[Row]:
-        """The usable pictures, in a stable order."""
-        return [look.row for look in self.images]
+        """Rows of the usable images, in a stable order."""
+        return [image.row for image in self.images]
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that make pictures unusable."""
+        """The problems that make images unusable."""
         return filter_by_severity(self.problems, "error")
 
     @property
@@ -70,83 +70,96 @@ def no_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
 def scan_dataset(
     path: Path,
     filters: Sequence[RowFilter] = (),
-    caption: str | None = None,
+    default_caption: str | None = None,
     background: tuple[int, int, int] = WHITE,
     bar: ProgressBarFactory = no_bar,
+    caption_source: str = AUTO,
 ) -> ScanResult:
-    """Read every picture, mask and caption under ``path``.
+    """Read every image, mask and caption under ``path``.
 
     Args:
         path: a folder or a packed tar.
         filters: only rows that pass all of these are opened.
-        caption: for pictures that have none; without it they are errors.
-        background: colour under transparent pictures.
+        default_caption: for images without a caption; without it they are errors.
+        background: colour under transparent images.
         bar: shows progress, such as ``loops.progress.progress_bar``.
+        caption_source: a name in ``CAPTION_SOURCES``.
 
     Raises:
-        DataError: nothing there, nothing that looks like pictures, a listing that cannot be
-            read, or filters that leave nothing.
+        DataError: nothing there, nothing that looks like images, a manifest that cannot be read,
+            or filters that leave nothing.
     """
-    found = find_rows(path, caption)
-    rows = filter_rows(found.rows, filters) if filters else found.rows
-    looks, problems = [], list(found.problems)
-    with bar("checking pictures", len(rows)) as advance:
-        for outcome in _examined(rows, background):
-            problems += outcome.problems
-            if outcome.image is not None:
-                looks.append(outcome.image)
+    listing = find_rows(path, caption_source, default_caption)
+    rows = filter_rows(listing.rows, filters) if filters else listing.rows
+    images, problems = [], list(listing.problems)
+    with bar("checking images", len(rows)) as advance:
+        for inspection in _inspect_rows(rows, background):
+            problems += inspection.problems
+            if inspection.image is not None:
+                images.append(inspection.image)
             advance(1)
-    return ScanResult(path, looks, problems, found.image_count - (len(found.rows) - len(rows)))
+    dropped = len(listing.rows) - len(rows)
+    return ScanResult(path, images, problems, listing.image_count - dropped)
 
 
-def _examined(rows: Sequence[Row], background: tuple[int, int, int]) -> Iterator[Inspection]:
-    """Examine rows on all cores, in order."""
+def _inspect_rows(rows: Sequence[Row], background: tuple[int, int, int]) -> Iterator[Inspection]:
+    """Inspect rows on all cores, in order."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         yield from pool.map(lambda row: inspect_row(row, background), rows)
 
 
 def read_usable_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list[Row]:
-    """Return the pictures to learn from; ``data.bad_images`` decides about the others.
+    """Return the training images; ``data.bad_images`` decides about unusable ones.
 
-    What is only strange is a LorasmithWarning, one for each kind.
+    Each kind of warning in the dataset is one LorasmithWarning.
 
     Raises:
-        DataError: one picture or more cannot be used and the setting is ``stop``, or none can.
+        DataError: one image or more cannot be used and the setting is ``stop``, or none can.
     """
-    found = scan_dataset(data.path, data.filters, background=data.background_rgb, bar=bar)
-    return _decided(found, data)
+    scan = scan_dataset(
+        data.path,
+        data.filters,
+        background=data.background_rgb,
+        bar=bar,
+        caption_source=data.caption_source,
+    )
+    return _keep_usable(scan, skip_errors=data.bad_images == "skip")
 
 
 def read_class_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list[Row]:
-    """Return the class pictures; ``data.reg_caption`` stands for captions they do not have.
+    """Return the class images; those without a caption get ``data.reg_caption``.
 
     An empty list without ``data.reg_data_dir``.
 
     Raises:
-        DataError: as from ``usable_rows``.
+        DataError: as from ``read_usable_rows``.
     """
     if data.reg_data_dir is None:
         return []
-    found = scan_dataset(
-        data.reg_data_dir, caption=data.reg_caption, background=data.background_rgb, bar=bar
+    scan = scan_dataset(
+        data.reg_data_dir,
+        default_caption=data.reg_caption,
+        background=data.background_rgb,
+        bar=bar,
+        caption_source=data.caption_source,
     )
-    return _decided(found, data)
+    return _keep_usable(scan, skip_errors=data.bad_images == "skip")
 
 
-def _decided(found: ScanResult, data: DataConfig) -> list[Row]:
-    for group in group_by_kind(found.warnings).values():
-        _warn(f"{found.path}: {summarize_kind(group, found.image_count)}")
-    if found.errors:
-        wrong = f"{found.path}: {summarize(found.errors, found.image_count)}"
-        if data.bad_images == "stop":
+def _keep_usable(scan: ScanResult, skip_errors: bool) -> list[Row]:
+    for group in group_by_kind(scan.warnings).values():
+        _warn(f"{scan.path}: {summarize_kind(group, scan.image_count)}")
+    if scan.errors:
+        summary = f"{scan.path}: {summarize(scan.errors, scan.image_count)}"
+        if not skip_errors:
             raise DataError(
-                f"{wrong} (`lorasmith check {found.path}` lists everything; "
+                f"{summary} (`lorasmith check {scan.path}` lists everything; "
                 "data.bad_images=skip leaves it out)"
             )
-        if not found.rows:
-            raise DataError(f"{wrong}; nothing is left to learn from")
-        _warn(f"{wrong}; left out, {len(found.rows)} of {found.image_count} pictures are used")
-    return found.rows
+        if not scan.rows:
+            raise DataError(f"{summary}; no image is left to train on")
+        _warn(f"{summary}; left out, {len(scan.rows)} of {scan.image_count} images are used")
+    return scan.rows
 
 
 def _warn(message: str) -> None:

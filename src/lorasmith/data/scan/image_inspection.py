@@ -1,4 +1,4 @@
-"""Opening one row's picture and mask to the last byte, before anything depends on them."""
+"""Decoding one row's image and mask fully, before anything depends on them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from PIL import Image
 
 from lorasmith.core.errors import DataError
 from lorasmith.data.images.decode import ImageTooLargeError, decode_mask, decode_with_details
+from lorasmith.data.reading.problems import Problem, ProblemKind
 from lorasmith.data.reading.row import Row
 from lorasmith.data.scan.perceptual_hash import Fingerprint, fingerprint
-from lorasmith.data.scan.problems import Kind, Problem
 
 MAX_BYTES = 1 << 30
 """Larger files are refused before they are read."""
 
-_LOOKS_LIKE: Sequence[tuple[bytes, str]] = (
+_FILE_SIGNATURES: Sequence[tuple[bytes, str]] = (
     (b"<!doctype html", "an HTML page"),
     (b"<html", "an HTML page"),
     (b"<svg", "an SVG drawing"),
@@ -26,38 +26,36 @@ _LOOKS_LIKE: Sequence[tuple[bytes, str]] = (
     (b"version https://git-lfs", "a Git LFS pointer without its file (run: git lfs pull)"),
     (b"{", "JSON text"),
 )
-_PHONES = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1")
+_HEIC_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1")
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known about a picture that was decoded."""
+    """What is known about an image that was decoded."""
 
     row: Row
-    """Which."""
     size: tuple[int, int]
-    """Its width and height, upright."""
+    """Width and height, upright."""
     content_hash: str
-    """SHA-256 of its file."""
+    """Hex SHA-256 of the file."""
     fingerprint: Fingerprint
-    """What it looks like, in a few bytes."""
     is_blank: bool
     """All of it is one colour."""
     has_transparency: bool
-    """Some of it lies on the background colour."""
+    """The background colour shows through."""
 
 
 @dataclass
 class Inspection:
-    """The outcome of one row: a look unless an error stands among the problems."""
+    """What came of one row: an image, unless there is an error among the problems."""
 
     image: ImageInfo | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
 def inspect_row(row: Row, background: tuple[int, int, int]) -> Inspection:
-    """Decode a row's picture and its mask. Raises for no content, however damaged."""
-    outcome = Inspection()
+    """Decode a row's image and its mask. No content raises, however damaged."""
+    inspection = Inspection()
     try:
         encoded = _read(row)
     except DataError as error:
@@ -69,13 +67,13 @@ def inspect_row(row: Row, background: tuple[int, int, int]) -> Inspection:
     except ImageTooLargeError as error:
         return Inspection(None, [_problem(row, "too-large", error)])
     except DataError as error:
-        return Inspection(None, [_why_not(row, encoded, error)])
+        return Inspection(None, [_explain_failure(row, encoded, error)])
     if decoded.has_more_frames:
         detail = "has several frames; only the first is used"
-        outcome.problems.append(Problem(row.key, "animated", detail, "warning"))
-    outcome.problems += _mask_problems(row, decoded.image.size)
-    if not any(problem.severity == "error" for problem in outcome.problems):
-        outcome.image = ImageInfo(
+        inspection.problems.append(Problem(row.key, "animated", detail, "warning"))
+    inspection.problems += _mask_problems(row, decoded.image.size)
+    if not any(problem.severity == "error" for problem in inspection.problems):
+        inspection.image = ImageInfo(
             row=row,
             size=decoded.image.size,
             content_hash=hashlib.sha256(encoded).hexdigest(),
@@ -83,11 +81,11 @@ def inspect_row(row: Row, background: tuple[int, int, int]) -> Inspection:
             is_blank=_is_blank(decoded.image),
             has_transparency=decoded.has_transparency,
         )
-    return outcome
+    return inspection
 
 
 def _read(row: Row) -> bytes | Problem:
-    if row.length is None and _size_of(row.path) > MAX_BYTES:
+    if row.length is None and _file_size(row.path) > MAX_BYTES:
         return Problem(row.key, "too-large", "its file is larger than 1 GiB")
     encoded = row.read_bytes()
     if not encoded:
@@ -95,27 +93,27 @@ def _read(row: Row) -> bytes | Problem:
     return encoded
 
 
-def _size_of(file: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
-        return file.stat().st_size
+        return path.stat().st_size
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _problem(row: Row, kind: Kind, error: DataError, name: str | None = None) -> Problem:
-    """Take an error's text without the name that a problem has beside it."""
+def _problem(row: Row, kind: ProblemKind, error: DataError, name: str | None = None) -> Problem:
+    """Make a problem of an error, without the file name that its text begins with."""
     return Problem(row.key, kind, str(error).removeprefix(f"{name or row.key}: "))
 
 
-def _why_not(row: Row, encoded: bytes, error: DataError) -> Problem:
-    """Tell files of another kind from damaged pictures."""
+def _explain_failure(row: Row, encoded: bytes, error: DataError) -> Problem:
+    """Distinguish files of another kind from damaged images."""
     start = encoded[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for mark, kind in _LOOKS_LIKE:
-        if start.startswith(mark):
-            return Problem(row.key, "not-a-picture", f"is no picture but {kind}")
-    if encoded[4:12] in _PHONES:
-        detail = "is a HEIC photo, which is not read; convert it to JPEG or PNG"
-        return Problem(row.key, "not-a-picture", detail)
+    for signature, kind in _FILE_SIGNATURES:
+        if start.startswith(signature):
+            return Problem(row.key, "not-an-image", f"is not an image but {kind}")
+    if encoded[4:12] in _HEIC_BRANDS:
+        detail = "is a HEIC photo, which is not supported; convert it to JPEG or PNG"
+        return Problem(row.key, "not-an-image", detail)
     return _problem(row, "damaged", error)
 
 
@@ -130,11 +128,11 @@ def _mask_problems(row: Row, size: tuple[int, int]) -> list[Problem]:
         detail = str(error).removeprefix(f"{row.mask_path}: ").removeprefix(f"{name}: ")
         return [Problem(row.key, "bad-mask", f"{name}: {detail}")]
     if mask.getextrema()[1] == 0:
-        detail = f"{name} is all black, so that nothing of the picture would be learned"
+        detail = f"{name} is all black, so that nothing of the image would be trained"
         return [Problem(row.key, "bad-mask", detail)]
     return []
 
 
-def _is_blank(picture: Image.Image) -> bool:
-    extrema = picture.getextrema()
+def _is_blank(image: Image.Image) -> bool:
+    extrema = image.getextrema()
     return all(high - low <= 2 for low, high in extrema)  # type: ignore[misc]

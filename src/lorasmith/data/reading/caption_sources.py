@@ -1,0 +1,159 @@
+"""Where an image's caption comes from: text files, metadata, folder names, or a plug-in.
+
+A caption source is a function from an ``ImageContext`` to a ``Caption``, or to None where it has
+none for this image. ``registries.CAPTION_SOURCES`` holds them by name, and the setting
+``data.caption_source`` names the one to use. ``auto`` takes the first answer of ``txt`` and
+``folder-name`` in a folder, and asks ``metadata`` alone with a manifest and in a packed tar.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorasmith.core.errors import DataError
+from lorasmith.data.reading.caption_file import read_caption_file
+from lorasmith.data.reading.problems import Problem
+from lorasmith.registries import CAPTION_SOURCES
+
+AUTO = "auto"
+CAPTION_SUFFIX = ".txt"
+
+
+class SiblingFiles:
+    """The files of one folder, found by name in any case, as some file systems do."""
+
+    def __init__(self, folder: Path, names: Iterable[str] | None = None) -> None:
+        """Take the names where they are known; otherwise the folder is listed on first use."""
+        self._folder = folder
+        self._names = names
+
+    @cached_property
+    def _exact_names(self) -> dict[str, str]:
+        names = self._names if self._names is not None else _list_files(self._folder)
+        return {name: name for name in names}
+
+    @cached_property
+    def _lower_names(self) -> dict[str, str]:
+        return {name.lower(): name for name in reversed(self._exact_names)}
+
+    def find(self, name: str) -> Path | None:
+        match = self._exact_names.get(name) or self._lower_names.get(name.lower())
+        return None if match is None else self._folder / match
+
+
+def _list_files(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir() if not path.is_dir()]
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class ImageContext:
+    """What a caption source may use to find the caption of an image."""
+
+    key: str
+    """The image's name inside the dataset: a relative path, or ``style/icon`` in a packed tar."""
+    path: Path
+    """The image file, or the packed tar."""
+    root: Path
+    """The dataset's folder, or the packed tar."""
+    siblings: SiblingFiles
+    """Files in the image's folder."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The image's line in metadata.jsonl or in the packed tar; empty in a plain folder."""
+    folder_words: str = ""
+    """``some words`` for an image in a kohya folder ``10_some_words``; empty elsewhere."""
+    default_caption: str | None = None
+    """The caption of images without one, where the user gives it; `find_caption` fills it in."""
+
+    def find_sibling(self, suffix: str) -> Path | None:
+        """Return the file beside the image with its stem and another suffix, in any case."""
+        return self.siblings.find(self.path.stem + suffix)
+
+    def relative_path(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a caption source found."""
+
+    texts: tuple[str, ...] = ()
+    """Phrasings, the main one first; empty where the place for the caption is empty."""
+    problems: tuple[Problem, ...] = ()
+    """An error makes the image unusable, a warning does not."""
+
+
+CaptionSource = Callable[[ImageContext], Caption | None]
+"""Finds the caption of one image. It may raise DataError: the image then has a bad caption."""
+
+
+def find_caption(image: ImageContext, source: str) -> Caption:
+    """Return the caption of an image, without texts where there is none.
+
+    Args:
+        image: which image.
+        source: a name in ``CAPTION_SOURCES``.
+    """
+    caption = _ask(CAPTION_SOURCES.get(source), image) or Caption()
+    if caption.texts or not image.default_caption or _has_error(caption):
+        return caption
+    return Caption((image.default_caption,), caption.problems)
+
+
+def _ask(source: CaptionSource, image: ImageContext) -> Caption | None:
+    try:
+        return source(image)
+    except DataError as error:
+        return Caption(problems=(Problem(image.key, "bad-caption", str(error)),))
+
+
+def _has_error(caption: Caption) -> bool:
+    return any(problem.severity == "error" for problem in caption.problems)
+
+
+def find_auto_caption(image: ImageContext) -> Caption | None:
+    """Take the usual caption of a layout; a default caption comes before a folder's name."""
+    if image.columns:
+        return read_metadata_caption(image)
+    caption = read_text_caption(image)
+    if caption is None and not image.default_caption:
+        return read_folder_caption(image)
+    return caption
+
+
+def read_text_caption(image: ImageContext) -> Caption | None:
+    """Read ``name.txt`` beside ``name.png``."""
+    path = image.find_sibling(CAPTION_SUFFIX)
+    if path is None:
+        return None
+    file, content = image.relative_path(path), read_caption_file(path)
+    if content.error:
+        return Caption(problems=(Problem(file, "bad-caption", content.error),))
+    texts = (content.text,) if content.text else ()
+    if not content.has_bom:
+        return Caption(texts)
+    detail = "starts with a byte order mark, which is left out"
+    return Caption(texts, (Problem(file, "caption-mark", detail, "warning"),))
+
+
+def read_metadata_caption(image: ImageContext) -> Caption | None:
+    """Read the column ``captions``, ``caption`` or ``text``: a text or a list of texts."""
+    columns = image.columns
+    value = columns.get("captions") or columns.get("caption") or columns.get("text")
+    texts = value if isinstance(value, list) else [value]
+    stripped = (" ".join(text.split()) for text in texts if isinstance(text, str))
+    distinct = tuple(dict.fromkeys(text for text in stripped if text))
+    return Caption(distinct) if distinct else None
+
+
+def read_folder_caption(image: ImageContext) -> Caption | None:
+    """Take the words of kohya's folder ``10_some words``."""
+    if not image.folder_words:
+        return None
+    detail = f"has no caption and takes {image.folder_words!r} from its folder's name"
+    warning = Problem(image.key, "folder-caption", detail, "warning")
+    return Caption((image.folder_words,), (warning,))
