@@ -152,9 +152,9 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def several_runs(place: Place, out: Path, sets: Mapping[str, tuple[str, ...]]) -> int:
+def several_runs(place: Place, out: Path, sets: Mapping[str, tuple[str, ...]], *more: str) -> int:
     """Do one run of each given kind; return the highest exit code."""
-    return max(place.pretrain(kind, out / kind, *given) for kind, given in sets.items())
+    return max(place.pretrain(kind, out / kind, *given, *more) for kind, given in sets.items())
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:

@@ -95,7 +95,8 @@ def assert_close(one: Path, two: Path) -> None:
 
 
 def test_accumulated_parts_equal_one_batch(place: Place, tmp_path: Path) -> None:
-    assert place.pretrain("unet", tmp_path / "parts", "train.gradient_accumulation_steps=2") == 0
+    sets = ("train.batch_size=4", "train.gradient_accumulation_steps=2")
+    assert place.pretrain("unet", tmp_path / "parts", *sets) == 0
     assert_close(place.unet, tmp_path / "parts")
 
 
@@ -108,7 +109,7 @@ DIVISIBLE = {
 
 
 def test_two_processes_equal_one(place: Place, tmp_path: Path) -> None:
-    codes = in_two_processes(several_runs, place, tmp_path / "two", DIVISIBLE)
+    codes = in_two_processes(several_runs, place, tmp_path / "two", DIVISIBLE, "train.batch_size=4")
     assert codes == [0, 0]
     for kind in KINDS:
         assert place.pretrain(kind, tmp_path / "one" / kind, *DIVISIBLE[kind]) == 0

@@ -48,7 +48,7 @@ def test_accumulated_parts_are_one_batch(tiny_model: Path, pictures: Path, tmp_p
     """Six pictures do not divide into four parts evenly, which changes nothing."""
     whole = sets(*EVERY_LINE, "train.batch_size=8")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *whole) == 0
-    parts = sets("train.gradient_accumulation_steps=4")
+    parts = sets("train.batch_size=2", "train.gradient_accumulation_steps=4")
     assert train(tiny_model, pictures, f"{tmp_path}/two", *whole, *parts) == 0
     assert_close(tmp_path / "one", tmp_path / "two")
 
@@ -67,10 +67,11 @@ def test_two_processes_are_one(tiny_model: Path, pictures: Path, tmp_path: Path)
     """A batch of five is shared three to two; one process writes, and both end well."""
     (pictures / "ball5.png").unlink()
     more = sets(
-        *EVERY_LINE, *LOOKS, "train.batch_size=5", "data.validation_split=0", "train.ema_decay=0.9"
+        *EVERY_LINE, *LOOKS, "train.batch_size=6", "data.validation_split=0", "train.ema_decay=0.9"
     )
     assert train(tiny_model, pictures, f"{tmp_path}/one", *more) == 0
     given = ["train", str(tmp_path / "one" / "run.toml"), "--out", f"{tmp_path}/two"]
+    given += sets("train.batch_size=3")
     assert in_two_processes(run, given) == [0, 0]
     assert_close(tmp_path / "one", tmp_path / "two")
     assert files_under(tmp_path / "one") == files_under(tmp_path / "two")

@@ -197,7 +197,7 @@ def test_a_joint_run_goes_on_exactly(
 def halted(file: str, out: str) -> int:
     """Stop at the second step, and go on; 0 when both went as asked."""
     with ctrl_c_at(3):  # each step has two features
-        if run(["train", file, "--out", out]) != 130:
+        if run(["train", file, "--out", out, "--set", "train.batch_size=1"]) != 130:
             return 1
     return run(["train", "--out", out, "--resume"])
 
@@ -253,15 +253,15 @@ def test_features_of_a_joint_run_share_one_run_of_wandb(
 def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -> None:
     """Looks, a text encoder, a token gate and a long caption in one feature only, uneven parts."""
     file = two_features(
-        tmp_path, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=3, gradient_accumulation_steps=3,
-        gradient_checkpointing="true",
+        tmp_path, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=1,
+        gradient_accumulation_steps=3, gradient_checkpointing="true",
     )  # fmt: skip
     caption = tmp_path / "curly" / "1.txt"
     caption.write_text(f"{caption.read_text()}, {'a ' * 90}, curlyqx")
     extra = 'rank = 2\ntargets = "cross-attention+text-encoder"\ngate = "token+end"'
     text = file.read_text()
     # In the first stage, so that the second has a frozen text encoder's adapters under it.
-    file.write_text(text.replace('class = "person"', f'class = "person"\n{extra}', 1))
+    file.write_text(text.replace('class_word = "person"', f'class_word = "person"\n{extra}', 1))
     looks = sets(
         "validation.every_n_steps=2",
         "validation.num_inference_steps=1",

@@ -196,20 +196,11 @@ def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_advises(
     error = error_of(capsys)
     assert "out of memory at step 5; the last checkpoint (step-00000004) is kept" in error
     assert (
-        "Raise train.gradient_accumulation_steps (now 1), lower train.batch_size (now 8)" in error
+        "Lower train.batch_size (now 8) and raise train.gradient_accumulation_steps (now 1)"
+        in error
     )
-    assert (
-        run(
-            [
-                "train",
-                "--out",
-                f"{tmp_path}/ink",
-                "--resume",
-                *sets("train.gradient_accumulation_steps=2"),
-            ]
-        )
-        == 0
-    )
+    halves = sets("train.batch_size=4", "train.gradient_accumulation_steps=2")
+    assert run(["train", "--out", f"{tmp_path}/ink", "--resume", *halves]) == 0
 
 
 @pytest.mark.parametrize(

@@ -169,5 +169,5 @@ def test_the_settings_of_every_training_are_known_keys(
         assert run.train.device == "cpu"
         assert run.data.filters == type(run.data.filters)()
         if config.endswith("unet_longer.toml"):
-            assert run.min_snr == 1.0
+            assert run.min_snr_gamma == 1.0
     assert not (recipe.root / "src/lorasmith/embedded").exists()

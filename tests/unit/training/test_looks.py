@@ -133,7 +133,7 @@ def test_previews_are_drawn_under_the_gate_of_what_is_trained(bench, tmp_path: P
 
 
 def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_path: Path) -> None:
-    made = previews(bench, tmp_path, count=9)
+    made = previews(bench, tmp_path, num_images=9)
     assert [job.prompt.text for job in made._jobs] == ["a cat", "a <dog>", "a mouse",
                                                        "<lora:x:1> y"]  # fmt: skip
     assert [job.seed for job in made._jobs] == [0, 1, 2, 3]
