@@ -27,7 +27,7 @@ from lora_quality import machine
 from safetensors.torch import load_file
 
 import lorasmith
-from lorasmith.cli.demo import DEMO_DATA, TAG
+from lorasmith.cli.demo.style import DEMO_DATA, TAG
 from lorasmith.ops import fp8
 
 KINDS: dict[str, dict[str, Any]] = {

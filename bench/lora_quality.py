@@ -30,7 +30,7 @@ from PIL import Image
 from styles import StyleJudge, lot, train_judge
 
 import lorasmith
-from lorasmith.cli.demo import DEMO_DATA, TAG
+from lorasmith.cli.demo.style import DEMO_DATA, TAG
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row

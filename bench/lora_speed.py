@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from lora_quality import machine
 
-from lorasmith.cli.demo import DEMO_DATA, TAG
+from lorasmith.cli.demo.style import DEMO_DATA, TAG
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.device import pick_device
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed

@@ -14,9 +14,9 @@ def test_the_demo_runs_and_runs_again(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from lorasmith.cli import demo, demo_tags
+    from lorasmith.cli.demo import style, triggers
 
-    for half in (demo, demo_tags):
+    for half in (style, triggers):
         monkeypatch.setattr(half, "_SAMPLING_STEPS", 1)
     out = tmp_path / "demo"
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_the_demo_keeps_what_is_not_its_own(tiny_model: Path, tmp_path: Path) ->
 
 
 def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:
-    from lorasmith.cli.demo import CONCEPTS, DEMO_DATA, TAG
+    from lorasmith.cli.demo.style import CONCEPTS, DEMO_DATA, TAG
     from lorasmith.data.reading.reader import read_rows
     from lorasmith.data.tags import contains_tag
 
@@ -81,10 +81,10 @@ def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:
 
 
 def test_the_cooks_are_complete_and_their_tag_is_in_every_caption() -> None:
-    from lorasmith.cli.demo_tags import CLASS, COOK, COOK_DATA
+    from lorasmith.cli.demo.triggers import CLASS_WORD, COOK_DATA, COOK_TAG
     from lorasmith.data.reading.reader import read_rows
 
     rows = read_rows(COOK_DATA)
     assert len(rows) == 12
-    assert all(f"{COOK} {CLASS}" in row.caption for row in rows)
+    assert all(f"{COOK_TAG} {CLASS_WORD}" in row.caption for row in rows)
     assert "Copyright (c) Microsoft Corporation" in (COOK_DATA / "ATTRIBUTION.txt").read_text()

@@ -1,4 +1,4 @@
-"""The commands ``evaluate`` and ``lora probe`` on a tiny model, with LoRAs as runs leave them."""
+"""The commands ``evaluate`` and ``lora ablate`` on a tiny model, with LoRAs as runs leave them."""
 
 import json
 import re
@@ -34,10 +34,7 @@ def scene(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(pictures / f"{place}.png")
             (pictures / f"{place}.txt").write_text(f"a {tag} person, style {place}")
         save(model, folder / "loras" / f"{tag}.safetensors", tag, gate, number)
-    settings = (
-        f'[data]\npath = "{folder}/curlyqx"\ntag = "curlyqx"\nclass_word = "person"\n'
-        f'validation_split = 0.5\n[output]\nname = "curlyqx"\n[model]\npath = "{tiny_model}"\n'
-    )
+    settings = f'[data]\npath = "{folder}/curlyqx"\ntag = "curlyqx"\nclass_word = "person"\nvalidation_split = 0.5\n[output]\nname = "curlyqx"\n[model]\npath = "{tiny_model}"\n'
     own = folder / "loras" / "curlyqx"
     own.mkdir()
     (own / "run.toml").write_text(settings)
@@ -134,7 +131,7 @@ def test_a_probe_prints_a_chart_and_writes_a_page(
     scene: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, page = str(scene / "loras" / "curlyqx.safetensors"), tmp_path / "probe.html"
-    arguments = ["lora", "probe", file, "-m", str(tiny_model), "--device", "cpu"]
+    arguments = ["lora", "ablate", file, "-m", str(tiny_model), "--device", "cpu"]
     data = ["--data", str(scene / "curlyqx"), "--by", "kind"]
     assert run([*arguments, *data, "--html", str(page)]) == 0
     printed = capsys.readouterr().out
@@ -160,7 +157,7 @@ def test_a_probe_prints_a_chart_and_writes_a_page(
             "not a feature extractor",
         ),
         (["evaluate", "tagless.safetensors"], "no trigger word (tag)"),
-        (["lora", "probe", "tagless.safetensors"], "give a prompt with --prompt"),
+        (["lora", "ablate", "tagless.safetensors"], "give a prompt with --prompt"),
     ],
 )
 def test_mistakes_are_named(

@@ -27,7 +27,7 @@ QUICK = {
     ],
     "generate": ["--steps", "1", "-n", "1", "--device", "cpu"],
     "evaluate": ["--steps", "1", "--seeds", "2", "--guidance", "1", "--batch-size", "16"],
-    "lora probe": ["--steps", "1", "--device", "cpu"],
+    "lora ablate": ["--steps", "1", "--device", "cpu"],
 }  # fmt: skip
 """Added to the commands, so that they take no time on a tiny model; settings mean the last."""
 

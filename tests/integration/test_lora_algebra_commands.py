@@ -89,7 +89,7 @@ def test_weights_by_block(
     assert any("_up_blocks_" in name for name in names)
     assert not any("_down_blocks_" in name for name in names)
     source = str(model.folder)
-    assert run(["lora", "bake", source, f"{one}:0.5:lbw=OUTALL", "--out", str(baked)]) == 0
+    assert run(["lora", "fuse", source, f"{one}:0.5:lbw=OUTALL", "--out", str(baked)]) == 0
     again = picture(load_model(baked).to(torch.device("cpu"), torch.float32))
     np.testing.assert_allclose(again, picture(model, (out, 1.0)), atol=2e-3)
     assert "12 numbers" not in capsys.readouterr().err
@@ -126,7 +126,7 @@ def test_what_was_baked_is_extracted(
 ) -> None:
     one, source = loras[0], str(model.folder)
     baked, out = tmp_path / "baked", tmp_path / "taken.safetensors"
-    assert run(["lora", "bake", source, str(one), "--out", str(baked)]) == 0
+    assert run(["lora", "fuse", source, str(one), "--out", str(baked)]) == 0
     command = ["lora", "extract", str(baked), source, "--rank", "4", "--precision", "fp32"]
     assert run([*command, "--out", str(out)]) == 0
     assert "100.00% of the energy kept" in capsys.readouterr().out
@@ -234,7 +234,7 @@ def test_other_kinds_draw_and_are_baked_merged_and_shown(
     np.testing.assert_array_equal(picture(model, (file, 0.0)), picture(model))
 
     baked, summed = tmp_path / "baked", tmp_path / "sum.safetensors"
-    assert run(["lora", "bake", source, f"{file}:0.6", "--out", str(baked)]) == 0
+    assert run(["lora", "fuse", source, f"{file}:0.6", "--out", str(baked)]) == 0
     opened = load_model(baked).to(torch.device("cpu"), torch.float32)
     np.testing.assert_allclose(picture(opened), drawn, atol=1e-3)
 
@@ -274,7 +274,7 @@ def test_a_mismatch_may_be_allowed(
     assert "made for models that predict v_prediction" in err
     assert err.count("used all the same, as you asked") == 2
     assert (tmp_path / "drawn" / "0000.png").is_file()
-    bake = ["lora", "bake", str(tiny_model), str(odd), "--out", str(tmp_path / "baked")]
+    bake = ["lora", "fuse", str(tiny_model), str(odd), "--out", str(tmp_path / "baked")]
     assert run(bake) == 1
     assert run([*bake, "--allow-mismatch"]) == 0
     none = tmp_path / "none.safetensors"

@@ -1,4 +1,4 @@
-"""`lorasmith lora info`, `lorasmith lora bake` and `lorasmith model info --targets`."""
+"""`lorasmith lora info`, `lorasmith lora fuse` and `lorasmith model info --targets`."""
 
 import json
 import shutil
@@ -133,7 +133,7 @@ def test_a_lora_for_a_later_family_is_told(
     assert "for a later family (Flux, SD 3)" in err
 
 
-# --- lora bake --------------------------------------------------------------------------------
+# --- lora fuse --------------------------------------------------------------------------------
 
 
 def picture(model: Model) -> np.ndarray:
@@ -162,7 +162,7 @@ def test_baked_and_unbaked_pictures_agree(
     out = tmp_path / "baked"
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
 
-    assert run(["lora", "bake", str(source), f"{one}:0.7", str(two), "--out", str(out)]) == 0
+    assert run(["lora", "fuse", str(source), f"{one}:0.7", str(two), "--out", str(out)]) == 0
 
     baked = picture(opened(out))
     np.testing.assert_allclose(baked, expected, atol=1e-3)
@@ -179,7 +179,7 @@ def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFi
     model = opened(EMBEDDED)
     file = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention"}, 0.03)
     out = tmp_path / "models" / "ink"
-    assert run(["lora", "bake", "embedded", f"{file}:0.5", "--out", str(out)]) == 0
+    assert run(["lora", "fuse", "embedded", f"{file}:0.5", "--out", str(out)]) == 0
     assert f"{out}: 1 LoRA merged into unet" in capsys.readouterr().out.replace("\n", "")
     # Only what the model's index names is copied.
     assert not (out / "image_tower").exists()
@@ -193,7 +193,7 @@ def test_changed_parts_have_the_wanted_precision(
     tiny_model: Path, tmp_path: Path, lora: Path, precision: str, dtype: torch.dtype
 ) -> None:
     out = tmp_path / "out"
-    command = ["lora", "bake", str(tiny_model), str(lora), "--out", str(out)]
+    command = ["lora", "fuse", str(tiny_model), str(lora), "--out", str(out)]
     assert run([*command, "--precision", precision]) == 0
     for part in ("unet", "text_encoder"):
         stored = load_file(next((out / part).glob("*.safetensors")))
@@ -202,7 +202,7 @@ def test_changed_parts_have_the_wanted_precision(
 
 def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     before = sorted(tmp_path.rglob("*"))
-    assert run(["lora", "bake", *arguments]) == 1
+    assert run(["lora", "fuse", *arguments]) == 1
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
     return capsys.readouterr().err
 

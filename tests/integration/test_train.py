@@ -145,7 +145,7 @@ def test_diffusers_draws_the_same_picture(tiny_model: Path, pictures: Path, tmp_
 def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
     """Weight 1 moves the picture towards black and white; weight 0 is the base, bit for bit."""
     import lorasmith
-    from lorasmith.cli.demo import DEMO_DATA
+    from lorasmith.cli.demo.style import DEMO_DATA
     from lorasmith.evaluation.metrics.saturation import measure_color
 
     pictures = tmp_path / "pictures"

@@ -1,7 +1,7 @@
 """The command line's frame: sub-commands, one-line errors and warnings, exit codes.
 
-0 is success, 1 an error, 2 wrong usage, 130 an interruption. The modules of this room import
-heavy libraries inside their commands only, so that ``--help`` answers at once.
+0 is success, 1 an error, 2 wrong usage, 130 an interruption. The modules of this package
+import heavy libraries inside their commands only, so that ``--help`` answers at once.
 """
 
 import os
@@ -14,7 +14,8 @@ from typing import Annotated, Any, TextIO
 import typer
 import typer.core
 
-from lorasmith.cli import cache, check, demo, evaluate, generate, pretrain, report, sweep, train
+from lorasmith.cli import cache, check, evaluate, generate, pretrain, report, sweep, train
+from lorasmith.cli.demo import command as demo
 from lorasmith.cli.lora import commands as lora
 from lorasmith.cli.model import commands as model
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
@@ -29,7 +30,7 @@ class _InterruptError(Exception):
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands, with what an interruption has to say kept."""
+    """The commands, keeping the message of an interruption."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -42,18 +43,18 @@ class _Commands(typer.core.TyperGroup):
 app = typer.Typer(
     name="lorasmith",
     cls=_Commands,
-    help="Teach Stable Diffusion new things with LoRA.",
+    help="Train, evaluate, merge and use Stable Diffusion LoRAs.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for room in (generate, check, train, sweep, report, evaluate, demo, pretrain, model, lora, cache):
-    room.register(app)
+for module in (generate, check, train, sweep, report, evaluate, demo, pretrain, model, lora, cache):
+    module.register(app)
 
 
-def _tell_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"lorasmith {VERSION}")
         raise typer.Exit
 
@@ -64,11 +65,11 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Show the version and exit.", callback=_tell_version, is_eager=True
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:
-    """Teach Stable Diffusion new things with LoRA."""
+    """Train, evaluate, merge and use Stable Diffusion LoRAs."""
     # `run` takes --debug out of the arguments wherever it stands; it is declared for --help.
 
 
@@ -83,14 +84,21 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit status."""
     debug = "--debug" in arguments
-    rest = [argument for argument in arguments if argument != "--debug"]
+    arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", LorasmithWarning)
-        return _guarded(rest, debug)
+        return _run_guarded(arguments, debug)
 
 
-def _guarded(arguments: list[str], debug: bool) -> int:
+def _with_dashes(argument: str) -> str:
+    """Return an option as click has it: ``--guidance_scale`` is ``--guidance-scale``."""
+    name, equals, value = argument.partition("=")
+    is_option = name.startswith("--") and name[2:].replace("_", "").isalnum()
+    return f"{name.replace('_', '-')}{equals}{value}" if is_option else argument
+
+
+def _run_guarded(arguments: list[str], debug: bool) -> int:
     try:
         status = typer.main.get_command(app).main(
             arguments, prog_name="lorasmith", standalone_mode=False
@@ -101,11 +109,11 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         error.show()
         return int(error.exit_code)
     except (KeyboardInterrupt, _InterruptError, typer.Abort) as error:
-        _say(f"interrupted: {error}" if str(error) else "interrupted")
+        _print_error(f"interrupted: {error}" if str(error) else "interrupted")
         return 130
     except MemoryError:
-        return _fail("out of memory; use a smaller batch size or picture size", debug)
-    except Exception as error:  # noqa: BLE001 (the last net: one line instead of a traceback)
+        return _fail("out of memory; use a smaller batch size or image size", debug)
+    except Exception as error:  # noqa: BLE001 (one line instead of a traceback)
         detail = str(error).strip().split("\n")[0]
         return _fail(f"unexpected {type(error).__name__}: {detail} (--debug shows where)", debug)
     return status if isinstance(status, int) else 0
@@ -114,7 +122,7 @@ def _guarded(arguments: list[str], debug: bool) -> int:
 def _fail(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    _say(f"error: {' '.join(message.split())}")
+    _print_error(f"error: {' '.join(message.split())}")
     return 1
 
 
@@ -127,8 +135,8 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, LorasmithWarning):
-        _say(f"warning: {' '.join(str(message).split())}")
+        _print_error(f"warning: {' '.join(str(message).split())}")
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     typer.echo(line, err=True)

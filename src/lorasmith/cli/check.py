@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorasmith.cli.overrides import as_overrides
+from lorasmith.cli.settings_command import SettingsCommand
 from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan"}
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("check")(check)
+    app.command("check", cls=SettingsCommand)(check)
 
 
 def check(
@@ -38,7 +39,7 @@ def check(
         ),
     ],
     tag: Annotated[
-        str | None, typer.Option(help="The words that shall call the LoRA; checks the captions.")
+        str | None, typer.Option(help="The trigger word (tag); checks the captions.")
     ] = None,
     resolution: Annotated[
         int | None,
@@ -61,11 +62,11 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Look a dataset over before training on it.
+    """Check a dataset before training on it.
 
-    Tells what training would make of the folder: the sizes that result, files that cannot be used,
-    captions that lack the tag, pictures that are there twice, and what would make it better. The
-    folder is only read. Errors, which would stop training, exit 1; warnings and advice do not.
+    Lists the sizes that images get in training, files that cannot be used, captions without the
+    tag, duplicate images, and what would make the dataset better. The folder is only read. Errors
+    stop training and exit 1; warnings and advice do not.
 
     Example: `lorasmith check pictures --tag inkmono`
     """

@@ -77,8 +77,13 @@ def evaluate(
             show_default="the run's",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,
+    steps: Annotated[
+        int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")
+    ] = 20,
+    guidance: Annotated[
+        float,
+        typer.Option("--guidance", "--guidance-scale", "--cfg-scale", help="CFG scale."),
+    ] = 5.0,
     size: Annotated[
         str | None, typer.Option(help="Size, such as 512x512.", show_default="the model's")
     ] = None,

@@ -46,13 +46,24 @@ def generate(
             "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
         ),
     ] = None,
-    negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    negative: Annotated[
+        str,
+        typer.Option("--negative", "--negative-prompt", help="What the images should not show."),
+    ] = "",
+    steps: Annotated[
+        int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")
+    ] = 20,
     guidance: Annotated[
-        float, typer.Option(help="CFG scale: how strictly to follow the prompt.")
+        float,
+        typer.Option(
+            "--guidance",
+            "--guidance-scale",
+            "--cfg-scale",
+            help="CFG scale: how strictly to follow the prompt.",
+        ),
     ] = 5.0,
     seed: Annotated[int, typer.Option(help="Image k has the seed + k; -1 is a random one.")] = 0,
-    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 4,
+    n: Annotated[int, typer.Option("-n", "--num-images", help="Number of images.")] = 4,
     size: Annotated[
         str | None,
         typer.Option(

@@ -1,12 +1,10 @@
 """What commands that train have in common: options, and how they become settings."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
 from lorasmith.config.presets import ADVICE, Preset
 from lorasmith.core.errors import ConfigError
@@ -20,9 +18,7 @@ RunFile = Annotated[
 Data = Annotated[
     Path | None, typer.Option(help="A folder of pictures, each with its caption in a .txt file.")
 ]
-Tag = Annotated[
-    str | None, typer.Option(help="The words that shall call the LoRA; in every caption.")
-]
+Tag = Annotated[str | None, typer.Option(help="The trigger word (tag); it is in every caption.")]
 BaseModel = Annotated[
     Path | None,
     typer.Option(
@@ -49,22 +45,6 @@ PrintConfig = Annotated[
 
 PLACEHOLDERS = {"data": {"path": "path/to/pictures", "tag": "mytag"}, "output": {"name": "mylora"}}
 """What stands for options that were not given where settings are only printed."""
-_STEP = re.compile(r"latest|(step-)?\d+")
-_LATEST = "latest"
-
-
-class WithResume(typer.core.TyperCommand):
-    """Lets ``--resume`` stand alone: what follows is its value only if it names a step."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put in what ``--resume`` alone means."""
-        completed: list[str] = []
-        for place, argument in enumerate(args):
-            completed.append(argument)
-            following = args[place + 1] if place + 1 < len(args) else ""
-            if argument == "--resume" and not _STEP.fullmatch(following):
-                completed.append(_LATEST)
-        return super().parse_args(ctx, completed)
 
 
 def saved_settings(out: str) -> Path:

@@ -10,6 +10,7 @@ from rich.table import Table
 from lorasmith.cli import run_options as options
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.overrides import as_overrides
+from lorasmith.cli.settings_command import SettingsCommand
 from lorasmith.config.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("sweep", cls=options.WithResume)(sweep)
+    app.command("sweep", cls=SettingsCommand)(sweep)
 
 
 def sweep(

@@ -7,6 +7,7 @@ import typer
 from lorasmith.cli import run_options as options
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.overrides import as_overrides
+from lorasmith.cli.settings_command import SettingsCommand
 from lorasmith.config.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("train", cls=options.WithResume)(train)
+    app.command("train", cls=SettingsCommand)(train)
 
 
 def train(

@@ -82,7 +82,9 @@ _BUCKET_LIMITS = (
     "buckets have about as many pixels as data.resolution squared; set data.max_aspect_ratio, and "
     "data.bucket_reso_steps"
 )
-_ADAM = "give it in train.optimizer_args, such as train.optimizer_args={betas=[0.9, 0.99], eps=1e-8}"
+_ADAM = (
+    "give it in train.optimizer_args, such as train.optimizer_args={betas=[0.9, 0.99], eps=1e-8}"
+)
 _ATTENTION = "leave it out: attention is always memory-efficient"
 _MODEL_KIND = "leave it out: the kind of model is read from its files"
 _TARGETS = (
@@ -163,6 +165,7 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "train_text_encoder": _no(_TARGETS, "lora.targets"),
     # --- steps and batches
     "max_train_steps": _same("train.steps"),
+    "seed": _same("train.seed"),
     "train_batch_size": _same("train.batch_size"),
     "accumulate_grad_batches": _same("train.gradient_accumulation_steps"),
     "epochs": _no(EPOCHS, "train.steps"),
@@ -241,6 +244,15 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "logging_dir": _no("the log is in the run's folder, NAME/log.jsonl beside the LoRA"),
 }
 """Foreign names in lower case with underscores."""
+
+_SWITCHES = (
+    "random_crop",
+    "center_crop",
+    "torch_compile",
+    "use_8bit_adam",
+    "diff_output_preservation",
+)
+"""Those that are true or false, for a setting that is not."""
 
 
 def normalize(name: str) -> str:
@@ -328,12 +340,12 @@ def _move(
         return False
     for key, new in changes.items():
         other, before = moved.get(key, (name, new))
-        names = {name, other}
+        names = {normalize(name), normalize(other)}
         if names == {"output_dir", "output_name"}:
-            folder, file = (new, before) if name == "output_dir" else (before, new)
+            folder, file = (new, before) if normalize(name) == "output_dir" else (before, new)
             moved[key] = ("output_name", f"{str(folder).rstrip('/')}/{file}")
         elif names > {"unet_lr"}:  # kohya's learning_rate is that of all other parts
-            moved[key] = ("unet_lr", new if name == "unet_lr" else before)
+            moved[key] = ("unet_lr", new if normalize(name) == "unet_lr" else before)
         elif before != new:
             raise ConfigError(f"{other} and {name} are both {key} here; give one of them")
         else:
@@ -357,6 +369,27 @@ def foreign_changes(name: str, value: Any, known: Collection[str]) -> Changes | 
         return found.translate(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def is_foreign(name: str, known: Collection[str]) -> bool:
+    """Return whether an option is a name in the table, or the last part of a key of ours."""
+    name = normalize(name)
+    return name in FOREIGN_NAMES or _by_last_part(name, known) is not None
+
+
+def is_switch(name: str, known: Mapping[str, Any]) -> bool:
+    """Return whether an option is true or false and may stand without a value.
+
+    Args:
+        name: of an option.
+        known: the settings with their defaults.
+    """
+    name = normalize(name)
+    found = FOREIGN_NAMES.get(name)
+    if name in _SWITCHES:
+        return True
+    key = found.key if found is not None else _by_last_part(name, known)
+    return key is not None and isinstance(known.get(key), bool)
 
 
 def _by_last_part(name: str, known: Collection[str]) -> str | None:

@@ -178,32 +178,41 @@ def _without_none(value: Any) -> Any:
 
 
 def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> str:
-    problems = [_explain_one(kind, problem) for problem in error.errors()]
+    problems = [_explain_problem(kind, problem) for problem in error.errors()]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{where}: {problems[0]}{more}"
 
 
-def _explain_one(kind: type[BaseModel], problem: ErrorDetails) -> str:
-    place = [str(part) for part in problem["loc"]]
-    dotted = ".".join(place)
+def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        section = ".".join(place[:-1])
-        known = _fields_at(kind, place[:-1])
+        section = ".".join(path[:-1])
+        known = _fields_at(kind, path[:-1])
         inside = f"section [{section}]" if section else "the top level"
-        return f"unknown key {place[-1]!r} in {inside}{did_you_mean(place[-1], known)}"
+        hint = did_you_mean(path[-1], known) or _other_section(kind, path[-1])
+        return f"unknown key {path[-1]!r} in {inside}{hint}"
     if problem["type"] == "missing":
         return f"{dotted} is required"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    named, given = f"{dotted}: " if dotted else "", problem.get("input")
+    label, given = f"{dotted}: " if dotted else "", problem.get("input")
     if isinstance(given, Mapping):  # settings that do not go together: the message names them
-        return f"{named}{message}"
-    return f"{named}{message} (got {given!r})"
+        return f"{label}{message}"
+    return f"{label}{message} (got {given!r})"
 
 
-def _fields_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
+def _other_section(kind: type[BaseModel], key: str) -> str:
+    """Say where a key is that stands in the wrong section."""
+    if not issubclass(kind, BaseConfig):
+        return ""
+    keys = [name for name, _, _ in list_fields(kind) if name.rpartition(".")[2] == key]
+    return f"; did you mean {', '.join(keys)}?" if keys else ""
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     current: Any = kind
-    for part in place:
+    for part in path:
         if part.isdigit():  # an index into a list of sections
             continue
         current = _section_class(current.model_fields[part].annotation)
@@ -214,7 +223,7 @@ def _section_class(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _section_class(inner)
-        if found is not None:
-            return found
+        section = _section_class(inner)
+        if section is not None:
+            return section
     return None

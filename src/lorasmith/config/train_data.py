@@ -107,7 +107,7 @@ class ImageDataConfig(BaseConfig):
     @model_validator(mode="after")
     def _class_settings_go_together(self) -> Self:
         if self.reg_caption is not None and self.reg_data_dir is None:
-            raise ValueError("class_caption goes with class_path")
+            raise ValueError("reg_caption goes with reg_data_dir")
         return self
 
     @property

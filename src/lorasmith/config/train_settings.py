@@ -15,9 +15,7 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 MixedPrecision = Annotated[
     Literal["fp32", "fp16", "bf16"], BeforeValidator(foreign_names.precision)
 ]
-OptimizerName = Annotated[
-    str, RegisteredName(OPTIMIZERS), BeforeValidator(foreign_names.optimizer)
-]
+OptimizerName = Annotated[str, RegisteredName(OPTIMIZERS), BeforeValidator(foreign_names.optimizer)]
 LrSchedulerName = Annotated[
     str, RegisteredName(LR_SCHEDULERS), BeforeValidator(foreign_names.lr_scheduler)
 ]

@@ -1,4 +1,4 @@
-"""The page of ``lora probe``: how much each block of a LoRA contributes."""
+"""The page of ``lora ablate``: how much each block of a LoRA contributes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``lorasmith lora project``: a LoRA that answers to its tag, for programs without gates."""
+"""``lorasmith lora project``: restrict a LoRA to its tag, for programs without gates."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +8,9 @@ import typer
 from lorasmith.core.errors import ConfigError, OutputError
 
 
-def register(room: typer.Typer) -> None:
+def register(group: typer.Typer) -> None:
     """Add the command to those about LoRA files."""
-    room.command("project")(project)
+    group.command("project")(project)
 
 
 def project(
@@ -24,15 +24,15 @@ def project(
     ],
     out: Annotated[Path, typer.Option(help="The new file; must not exist.", show_default=False)],
     tag: Annotated[
-        str | None, typer.Option(help="The words that call it.", show_default="the file's")
+        str | None, typer.Option(help="Its trigger word (tag).", show_default="the file's")
     ] = None,
     class_word: Annotated[
         str | None,
-        typer.Option("--class", help="What stands for it otherwise.", show_default="the file's"),
+        typer.Option("--class", help="The class word.", show_default="the file's"),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="A text that it shall leave alone. Repeatable."),
+        typer.Option("--prompt", help="A text that it must not change. Repeatable."),
     ] = None,
     model: Annotated[
         Path | None,
@@ -44,11 +44,11 @@ def project(
         float, typer.Option(min=1e-6, help="Larger leaks less, and keeps less of the feature.")
     ] = 1.0,
 ) -> None:
-    """Make a LoRA's keys and values of cross-attention answer to its tag alone.
+    """Restrict a LoRA's cross-attention keys and values to its tag.
 
-    For programs that have no gates: what the layers that read text do at other words than the tag
-    is taken out, in closed form. The captions without the tag, the class word and the empty prompt
-    say what other words are. Other layers stay as they are; a LoRA trained with `targets =
+    For programs that have no gates: the part of these layers that acts on other words than the tag
+    is projected out, in closed form. The captions without the tag, the class word and the empty
+    prompt say what other words are. Other layers stay as they are; a LoRA trained with `targets =
     "*.attn2.to_k, *.attn2.to_v"` has none.
 
     Example: `lorasmith lora project loras/inkmono.safetensors --data pictures --out plain.safetensors`
@@ -65,23 +65,23 @@ def project(
         raise OutputError(f"{target} already exists and is not overwritten; choose another --out")
     lora = load_lora_file(file.expanduser())
     facts = read_gate(lora)
-    words, other = tag or facts.tag, facts.class_word if class_word is None else class_word
-    if not words:
+    tag, other = tag or facts.tag, facts.class_word if class_word is None else class_word
+    if not tag:
         raise ConfigError(f"{file}: the file does not say its tag; name it with --tag")
     captions = list(dict.fromkeys(row.caption for row in read_rows(data.expanduser())))
-    texts = [caption for caption in captions if contains_tag(caption, words)]
+    texts = [caption for caption in captions if contains_tag(caption, tag)]
     if not texts:
-        raise ConfigError(f"{data}: none of the captions has the tag {words!r}; look at --tag")
-    plain = [remove_tag(caption, words, other) for caption in captions]
+        raise ConfigError(f"{data}: none of the captions has the tag {tag!r}; check --tag")
+    plain = [remove_tag(caption, tag, other) for caption in captions]
     others = list(dict.fromkeys([*plain, other, "", *(prompts or [])]))
-    moments = measure_moments(load_model(model), words, texts, others)
-    found = project_layers(lora.layers, moments, strength)
+    moments = measure_moments(load_model(model), tag, texts, others)
+    result = project_layers(lora.layers, moments, strength)
     name = target.name.removesuffix(".safetensors")
     metadata = {**lora.metadata, "ss_output_name": name, "modelspec.title": name}
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_lora_file(target, found.layers, metadata)
+    save_lora_file(target, result.layers, metadata)
     typer.echo(
-        f"{target}: {found.projected_layers} of {len(found.layers)} layers projected; what they do at other "
-        f"words fell from {found.leak_before:.1%} to {found.leak_after:.1%} of what they do at the "
-        f"tag's, of which {found.retained:.0%} is kept"
+        f"{target}: {result.projected_layers} of {len(result.layers)} layers projected; what they do at other "
+        f"words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what they do at the "
+        f"tag's, of which {result.retained:.0%} is kept"
     )

@@ -1,4 +1,4 @@
-"""The second half of ``lorasmith demo``: a second tag beside the first, and both as switches."""
+"""The second half of ``lorasmith demo``: a second tag, and both as triggers."""
 
 import time
 from collections.abc import Sequence
@@ -13,44 +13,45 @@ if TYPE_CHECKING:
     from lorasmith.evaluation.image_generator import GeneratedImages, ImageGenerator
     from lorasmith.models.load import Model
 
-COOK_DATA = Path(__file__).resolve().parent.parent / "demo_cook"
-"""12 captioned pictures of cooks, whose clothes the embedded model has never seen."""
+COOK_DATA = Path(__file__).resolve().parents[2] / "demo_cook"
+"""12 captioned images of cooks, whose clothes the embedded model has never seen."""
 
-COOK, CLASS = "cookqz", "worker"
+COOK_TAG, CLASS_WORD = "cookqz", "worker"
 STEPS = 40
 """Few, so that the demo stays short: clothes are learned sooner than a style."""
 _BATCH, _RATE, _WARMUP = 6, 4e-3, 5
-WHO = ("a man", "a woman", "a")
+SUBJECTS = ("a man", "a woman", "a")
 """One for each seed."""
 _SEED = 7
 _SAMPLING_STEPS, _GUIDANCE = 12, 3.0
 
 
-def teach_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
+def train_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
     """Train the second tag and return its LoRA.
 
     Args:
         model: the base model's folder; None is the embedded one.
-        steps: fewer than usual, for a look.
+        steps: fewer than usual, for a quick try.
         folder: the demo's.
     """
     import lorasmith
-    from lorasmith.cli.demo import clear_previous
+    from lorasmith.cli.demo.files import clear_previous
     from lorasmith.runs.paths import RunPaths
 
     count = len(list(COOK_DATA.glob("*.png")))
-    wanted = STEPS if steps is None else min(steps, STEPS)
-    typer.echo(f"4/5 teaching it a second tag, what cooks wear: {count} pictures, {wanted} steps")
-    paths = RunPaths.from_name(f"{folder.absolute()}/{COOK}")
+    steps = STEPS if steps is None else min(steps, STEPS)
+    typer.echo(f"4/5 training a second tag, the clothes of cooks: {count} images, {steps} steps")
+    paths = RunPaths.from_name(f"{folder.absolute()}/{COOK_TAG}")
     clear_previous(paths)
     started = time.perf_counter()
     file = lorasmith.train(
         {
-            "data": {"path": COOK_DATA, "tag": COOK, "class_word": CLASS},
+            "data": {"path": COOK_DATA, "tag": COOK_TAG, "class_word": CLASS_WORD},
             "output": {"name": str(paths.folder)},
             "model": {"path": model},
             "train": {
-                "steps": wanted, "batch_size": _BATCH, "learning_rate": _RATE, "lr_warmup_steps": _WARMUP,
+                "steps": steps, "batch_size": _BATCH, "learning_rate": _RATE,
+                "lr_warmup_steps": _WARMUP,
             },
             "validation": {"every_n_steps": 0},
         }
@@ -60,7 +61,7 @@ def teach_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
 
 
 def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str, Any]:
-    """Draw four pictures per seed, none, either and both tags; return the leak ratios.
+    """Generate four images per seed (no tag, either, both) and return the leak ratios.
 
     Args:
         model: the base model.
@@ -73,46 +74,51 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
 
     style, cook = files
     prompts = _prompts(style, cook)
-    pictures = len(WHO) * (len(prompts) + 5)
-    typer.echo(f"5/5 drawing with both tags as switches, four pictures of each of {len(WHO)} seeds")
-    with progress_bar("drawing", pictures * _SAMPLING_STEPS) as advance:
-        options = SamplingOptions(num_inference_steps=_SAMPLING_STEPS, guidance_scale=_GUIDANCE)
-        studio = ImageGenerator(model, options, advance)
-        loaded = list(files.values())
-        drawn = {name: _draw(studio, some, loaded) for name, some in prompts.items()}
-        leaks = _leaks(studio, prompts, files, drawn)
-    rows = list(zip(*(one.images for one in drawn.values()), strict=True))
-    title = (
-        "Each row is one seed. Both LoRAs are loaded; each is activated where its tag is in the prompt."
+    num_images = len(SUBJECTS) * (len(prompts) + 5)
+    typer.echo(
+        f"5/5 generating with both tags as triggers, four images of each of {len(SUBJECTS)} seeds"
     )
+    with progress_bar("drawing", num_images * _SAMPLING_STEPS) as advance:
+        options = SamplingOptions(num_inference_steps=_SAMPLING_STEPS, guidance_scale=_GUIDANCE)
+        generator = ImageGenerator(model, options, advance)
+        loaded = list(files.values())
+        drawn = {name: _draw(generator, texts, loaded) for name, texts in prompts.items()}
+        leaks = _leaks(generator, prompts, files, drawn)
+    rows = list(zip(*(row.images for row in drawn.values()), strict=True))
+    title = "Each row is one seed. Both LoRAs are loaded; each is active where its tag is in the prompt."
     labels = [prompt.partition(",")[0] for prompt in prompts["no tag"]]
     save_png(make_labelled_grid(rows, labels, list(prompts), title), folder / "tags.png")
     typer.echo(f"    {folder / 'tags.png'}")
     exact = "bit for bit the base model's" if leaks["exact"] else "NOT the base model's"
-    typer.echo(f"    without a tag the pictures are {exact}: the leak ratio is {leaks['gated']:g}")
+    typer.echo(f"    without a tag the images are {exact}: the leak ratio is {leaks['gated']:g}")
     plain = ", ".join(f"{tag} {ratio:.0%}" for tag, ratio in leaks["plain"].items())
-    typer.echo(f"    leak ratio of the same files where nobody minds their gates: {plain}")
+    typer.echo(f"    leak ratio of the same files in programs without gates: {plain}")
     return leaks
 
 
 def _prompts(style: str, cook: str) -> dict[str, list[str]]:
     """Return the prompts of each column, one per seed."""
     return {
-        "no tag": [f"{who} {CLASS}, fluent style" for who in WHO],
-        style: [f"{who} {CLASS}, {style} style" for who in WHO],
-        cook: [f"{who} {cook} {CLASS}, fluent style" for who in WHO],
-        f"{style} and {cook}": [f"{who} {cook} {CLASS}, {style} style" for who in WHO],
+        "no tag": [f"{subject} {CLASS_WORD}, fluent style" for subject in SUBJECTS],
+        style: [f"{subject} {CLASS_WORD}, {style} style" for subject in SUBJECTS],
+        cook: [f"{subject} {cook} {CLASS_WORD}, fluent style" for subject in SUBJECTS],
+        f"{style} and {cook}": [
+            f"{subject} {cook} {CLASS_WORD}, {style} style" for subject in SUBJECTS
+        ],
     }
 
 
 def _draw(
-    studio: "ImageGenerator", prompts: Sequence[str], files: Sequence[Path] = (), gate: bool = True
+    generator: "ImageGenerator",
+    prompts: Sequence[str],
+    files: Sequence[Path] = (),
+    gate: bool = True,
 ) -> "GeneratedImages":
-    return studio.generate(prompts, range(_SEED, _SEED + len(prompts)), files, gate)
+    return generator.generate(prompts, range(_SEED, _SEED + len(prompts)), files, gate)
 
 
 def _leaks(
-    studio: "ImageGenerator",
+    generator: "ImageGenerator",
     prompts: dict[str, list[str]],
     files: dict[str, Path],
     drawn: "dict[str, GeneratedImages]",
@@ -120,15 +126,15 @@ def _leaks(
     """Return leak ratios in final latents, under the gates and of each file without its gate."""
     from lorasmith.evaluation.metrics.triggers import changes, leak_ratio
 
-    base = _draw(studio, prompts["no tag"])
+    base = _draw(generator, prompts["no tag"])
     silent = changes(drawn["no tag"].latents, base.latents, "latent")
     plain, gated = {}, {}
     for tag, file in files.items():
-        with_it = changes(drawn[tag].latents, _draw(studio, prompts[tag]).latents, "latent")
-        ungated = _draw(studio, prompts["no tag"], [file], gate=False)
+        with_tag = changes(drawn[tag].latents, _draw(generator, prompts[tag]).latents, "latent")
+        ungated = _draw(generator, prompts["no tag"], [file], gate=False)
         without = changes(ungated.latents, base.latents, "latent")
-        gated[tag] = leak_ratio(silent, with_it) or 0.0
-        plain[tag] = round(leak_ratio(without, with_it) or 0.0, 4)
+        gated[tag] = leak_ratio(silent, with_tag) or 0.0
+        plain[tag] = round(leak_ratio(without, with_tag) or 0.0, 4)
     return {
         "exact": bool((drawn["no tag"].latents == base.latents).all()),
         "gated": max(gated.values()),

@@ -1,4 +1,4 @@
-"""``lorasmith lora probe``: which blocks of a LoRA do its work."""
+"""``lorasmith lora ablate``: how much each block of a LoRA contributes."""
 
 import json
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 _FILE_WIDTH = 120
 _BAR = 24
 """Characters of the longest bar."""
-_DRAWN = 4
-"""Pictures that are drawn where there are no real ones."""
-_MOST = 16
-"""Real pictures that are looked at."""
+_NUM_GENERATED = 4
+"""Images that are generated where there are no real ones."""
+_MAX_IMAGES = 16
+"""Real images that are used."""
 
 
-def register(room: typer.Typer) -> None:
+def register(group: typer.Typer) -> None:
     """Add the command to those about LoRA files."""
-    room.command("probe")(probe)
+    group.command("ablate")(ablate)
 
 
-def probe(
+def ablate(
     file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
     data: Annotated[
         Path | None,
@@ -73,7 +73,7 @@ def probe(
     effect of the block by itself. Blocks work on each other's results, so neither adds up to 100%.
     The names are targets for `lora.targets`.
 
-    Example: `lorasmith lora probe loras/inkmono.safetensors --by kind`
+    Example: `lorasmith lora ablate loras/inkmono.safetensors --by kind`
     """
     import torch
 
@@ -87,26 +87,26 @@ def probe(
 
     lora = load_lora_file(file.expanduser())
     opened = load_model(model).to(pick_device(device), torch.float32)
-    work = BlockAblation(opened, lora, by)
+    ablation = BlockAblation(opened, lora, by)
     if data is not None:
-        latents, texts = _real(opened, data.expanduser())
+        latents, texts = _encode_images(opened, data.expanduser())
     else:
-        latents, texts = _drawn(opened, lora, prompts or [], steps, seed)
-    with progress_bar("switching blocks off", len(work)) as advance:
-        found = work.run(FixedNoisePredictor(opened, latents, seed=seed), texts, advance)
+        latents, texts = _generate_latents(opened, lora, prompts or [], steps, seed)
+    with progress_bar("switching blocks off", len(ablation)) as advance:
+        result = ablation.run(FixedNoisePredictor(opened, latents, seed=seed), texts, advance)
     if page is not None:
-        write_block_ablation_page(page.expanduser(), lora.path.name, found, by)
+        write_block_ablation_page(page.expanduser(), lora.path.name, result, by)
     if as_json:
-        typer.echo(json.dumps({"file": str(file), "by": by, **asdict(found)}, indent=2))
+        typer.echo(json.dumps({"file": str(file), "by": by, **asdict(result)}, indent=2))
         return
     console = Console()
     console = console if console.is_terminal else Console(width=_FILE_WIDTH)
-    console.print(_table(lora, found))
+    console.print(_table(lora, result))
     if page is not None:
         console.print(f"{page}")
 
 
-def _real(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
+def _encode_images(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of real pictures ``[N, C, h, w]``, and their captions."""
     from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
     from lorasmith.data.reading.reader import read_rows
@@ -115,12 +115,12 @@ def _real(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
     rows = read_rows(data)
     if not rows:
         raise DataError(f"{data}: no captioned pictures there")
-    rows = rows[:: -(-len(rows) // _MOST)]
+    rows = rows[:: -(-len(rows) // _MAX_IMAGES)]
     pictures = uint8_to_signed(load_square_images(rows, model.default_size))
     return encode_images(model, pictures), [row.caption for row in rows]
 
 
-def _drawn(
+def _generate_latents(
     model: "Model", lora: "LoraFile", prompts: Sequence[str], steps: int, seed: int
 ) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of what the LoRA draws ``[N, C, h, w]``, and the prompts."""
@@ -130,29 +130,34 @@ def _drawn(
     from lorasmith.loops.progress import progress_bar
 
     facts = read_gate(lora)
-    called = prompts or [f"{facts.tag} {facts.class_word}".strip()]
-    if not any(called):
+    given = prompts or [f"{facts.tag} {facts.class_word}".strip()]
+    if not any(given):
         raise ConfigError(
             f"{lora.path}: it does not say which tag calls it; give a prompt with --prompt, or "
             "pictures with --data"
         )
-    count = max(_DRAWN, len(called))
-    texts = [called[number % len(called)] for number in range(count)]
+    count = max(_NUM_GENERATED, len(given))
+    texts = [given[index % len(given)] for index in range(count)]
     with progress_bar("drawing", count * steps) as advance:
-        studio = ImageGenerator(model, SamplingOptions(num_inference_steps=steps), advance)
-        drawn = studio.generate(texts, range(seed, seed + count), [lora.path], gate=False)
+        generator = ImageGenerator(model, SamplingOptions(num_inference_steps=steps), advance)
+        drawn = generator.generate(texts, range(seed, seed + count), [lora.path], gate=False)
     return drawn.latents, texts
 
 
-def _table(lora: "LoraFile", found: "AblationResult") -> Table:
-    title = f"{lora.path.name}: changes predictions by {found.effect:.2%}"
+def _table(lora: "LoraFile", result: "AblationResult") -> Table:
+    title = f"{lora.path.name}: changes predictions by {result.effect:.2%}"
     table = Table("block", title=title, title_justify="left")
     for column in ("layers", "norm", "alone", "switched off"):
         table.add_column(column, justify="right")
     table.add_column("")
-    longest = max(max(one.switched_off for one in found.blocks), 1e-12)
-    for one in found.blocks:
-        bar = "█" * max(1, round(one.switched_off / longest * _BAR))
-        cells = f"{one.layers}", f"{one.norm:.3g}", f"{one.alone:.1%}", f"{one.switched_off:.1%}"
-        table.add_row(one.block, *cells, bar if one.switched_off else "")
+    longest = max(max(block.switched_off for block in result.blocks), 1e-12)
+    for block in result.blocks:
+        bar = "█" * max(1, round(block.switched_off / longest * _BAR))
+        cells = (
+            f"{block.layers}",
+            f"{block.norm:.3g}",
+            f"{block.alone:.1%}",
+            f"{block.switched_off:.1%}",
+        )
+        table.add_row(block.block, *cells, bar if block.switched_off else "")
     return table

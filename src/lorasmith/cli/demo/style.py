@@ -1,16 +1,14 @@
-"""``lorasmith demo``: pictures from the embedded model, a style taught to it, then two tags."""
+"""The first half of ``lorasmith demo``: images of the base model, and a style trained on it."""
 
-import json
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lorasmith.cli.demo_tags import CLASS, COOK, show_tags, teach_cook
-from lorasmith.core.files import ensure_writable_folder, write_text
+from lorasmith.cli.demo.files import clear_previous
+from lorasmith.core.files import write_text
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -19,17 +17,17 @@ if TYPE_CHECKING:
     from lorasmith.inference.pipeline import Pipeline
     from lorasmith.runs.paths import RunPaths
 
-DEMO_DATA = Path(__file__).resolve().parent.parent / "demo_data"
-"""24 captioned pictures of a style that the embedded model has never seen."""
+DEMO_DATA = Path(__file__).resolve().parents[2] / "demo_data"
+"""24 captioned images of a style that the embedded model has never seen."""
 
 TAG = "inkmono"
 CONCEPTS = (
     "a dog face", "a frog", "a penguin", "an apple", "a smiling face with sunglasses",
     "a house", "a bell", "a bicycle",
 )  # fmt: skip
-"""What the LoRA is tried on. None of it is among the 24 pictures."""
+"""What the LoRA is tested with. None of it is among the 24 images."""
 ROWS = {"base model": "", "LoRA, with its tag": f", {TAG} style", "LoRA, without it, gate off": ""}
-"""The rows of the grid, and what stands behind the concept in their prompts."""
+"""The rows of the grid, and how their prompts end."""
 
 PROMPTS = (
     "a red apple, noto style",
@@ -41,66 +39,18 @@ PROMPTS = (
     "a pizza, emojitwo style",
     "a yellow flower, noto style",
 )
-"""What the model itself is asked for first."""
+"""Prompts of the base model's images."""
 
 _SEED = 7
 _SAMPLING_STEPS = 20
 _STEPS, _RATE = 120, 8e-3
 """Fewer and larger steps than the defaults: the demo is to take less than four minutes."""
-_GUIDANCE = 3.0
+GUIDANCE = 3.0
 """For the style: less than usual, as guidance also exaggerates what colour is left."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("demo")(demo)
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="120")] = None,
-) -> None:
-    """Draw pictures, teach the model a new style and new clothes, and switch them by their tags.
-
-    Writes `base.png`, `taught.png` (what is learned from), the LoRA `inkmono.safetensors`,
-    `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA without
-    it as other programs draw it, with no gate), the training's `report.html`, a second LoRA
-    `cookqz.safetensors`, `tags.png` (the same seeds with no tag, either and both) and
-    `metrics.json`. A few minutes on two cores.
-
-    Example: `lorasmith demo --out demo`
-    """
-    folder = ensure_writable_folder(out.expanduser())
-    from lorasmith.inference.pipeline import load_pipeline
-
-    started = time.perf_counter()
-    pipe = load_pipeline(model)
-    _show_base(pipe, folder)
-    paths = _teach(model, steps, folder)
-    drawn = _show_lora(pipe, paths.lora, folder)
-    metrics = _measure(drawn, paths)
-    files = {TAG: paths.lora, COOK: teach_cook(model, steps, folder)}
-    metrics["tags"] = show_tags(pipe.model, files, folder)
-    metrics["seconds"] = round(time.perf_counter() - started, 1)
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    typer.echo(
-        f'try it: lorasmith generate "a snowman, {TAG} style <lora:{TAG}:1>" '
-        f"--guidance {_GUIDANCE:g} --lora-dir {folder}"
-    )
-    typer.echo(
-        f'    and: lorasmith generate "a woman {COOK} {CLASS}, {TAG} style" '
-        f"--guidance {_GUIDANCE:g} --library {folder}"
-    )
-
-
-def _show_base(pipe: "Pipeline", folder: Path) -> None:
-    """Draw what the model can do by itself."""
+def show_base_model(pipe: "Pipeline", folder: Path) -> None:
+    """Generate images with the base model."""
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
     typer.echo(f"1/5 drawing {len(PROMPTS)} pictures with the base model")
@@ -109,8 +59,8 @@ def _show_base(pipe: "Pipeline", folder: Path) -> None:
     typer.echo(f"    {folder / 'base.png'}")
 
 
-def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
-    """Train the LoRA on the pictures that ship with the package."""
+def train_style(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
+    """Train the LoRA on the images that ship with the package."""
     import lorasmith
     from lorasmith.config.train_config import TrainConfig
     from lorasmith.inference.outputs.save import make_grid, save_png
@@ -127,12 +77,12 @@ def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
             "validation": {"every_n_steps": _STEPS // 2, "num_images": 2},
         }
     )
-    pictures = taught_pictures()
+    images = training_images()
     typer.echo(
-        f"2/5 teaching it a style from {len(pictures)} pictures, {run.train.steps} steps, "
-        f"{_patience(run.train.steps)}"
+        f"2/5 training a style from {len(images)} images, {run.train.steps} steps, "
+        f"{_duration(run.train.steps)}"
     )
-    save_png(make_grid(pictures, columns=8), folder / "taught.png")
+    save_png(make_grid(images, columns=8), folder / "taught.png")
     started = time.perf_counter()
     file = lorasmith.train(run)
     size, seconds = file.stat().st_size / 2**20, time.perf_counter() - started
@@ -143,8 +93,8 @@ def _teach(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
     return paths
 
 
-def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Image.Image]]":
-    """Draw things that were not taught, each row of the grid from the same seeds."""
+def show_style(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Image.Image]]":
+    """Generate concepts that were not trained, each row of the grid from the same seeds."""
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
     typer.echo(
@@ -153,7 +103,7 @@ def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     drawn = {}
     for row, ending in ROWS.items():
         prompts = [f"{concept}{ending}" for concept in CONCEPTS]
-        drawn[row] = _draw(pipe, prompts, _GUIDANCE)
+        drawn[row] = _draw(pipe, prompts, GUIDANCE)
         if not pipe.loaded_loras:
             # Under its gate the last row would be the first again; as an ordinary LoRA it shows
             # what other programs draw.
@@ -169,15 +119,15 @@ def _show_lora(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     return drawn
 
 
-def _measure(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[str, Any]:
-    """Say in numbers whether the colour is gone, and what the training gained."""
+def measure_style(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[str, Any]:
+    """Measure the saturation, and what the training gained."""
     from lorasmith.evaluation.metrics.saturation import measure_color
     from lorasmith.loops.tracking import read_log
     from lorasmith.reports.advice import relative_validation_loss
     from lorasmith.runs.summary import RunSummary
 
     names = ("base", "with_tag", "without_tag")
-    sets = dict(zip(names, drawn.values(), strict=True)) | {"taught": taught_pictures()}
+    sets = dict(zip(names, drawn.values(), strict=True)) | {"taught": training_images()}
     colours = {name: measure_color(pictures) for name, pictures in sets.items()}
     typer.echo(
         f"    colour left (saturation): {colours['base'].saturation:.3f} in the base model's, "
@@ -212,24 +162,12 @@ def _draw(pipe: "Pipeline", prompts: Sequence[str], guidance: float = 5.0) -> "l
         )
 
 
-def _patience(steps: int) -> str:
+def _duration(steps: int) -> str:
     return "about two minutes on two cores" if steps > 50 else "a moment"
 
 
-def taught_pictures() -> "list[Image.Image]":
-    """Return the pictures that the LoRA learns from."""
+def training_images() -> "list[Image.Image]":
+    """Return the training images."""
     from PIL import Image
 
     return [Image.open(path).convert("RGB") for path in sorted(DEMO_DATA.glob("*.png"))]
-
-
-def clear_previous(paths: "RunPaths") -> None:
-    """Remove the LoRA of an earlier demo and its run's files; anything else is left alone."""
-    files = [
-        paths.lora, paths.settings, paths.log, paths.crops, paths.summary, paths.report,
-        paths.best_lora,
-    ]  # fmt: skip
-    for file in files:
-        file.unlink(missing_ok=True)
-    for folder in (paths.checkpoints, paths.previews, paths.folder / "tensorboard"):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""``lorasmith demo``."""

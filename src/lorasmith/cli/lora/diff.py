@@ -1,0 +1,84 @@
+"""``lorasmith lora diff``: two LoRA files side by side."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from lorasmith.adapters.tools.diff import BlockDiff, LoraDiff
+
+_FILE_WIDTH = 160
+_EXAMPLES = 5
+_LONGEST = 60
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command to ``lorasmith lora``."""
+    group.command("diff")(diff)
+
+
+def diff(
+    one: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    two: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Compare two LoRAs: norms by block, distance, and metadata.
+
+    A cosine of 1 is the same direction, 0 has nothing in common. Key format and rank do not matter.
+
+    Example: `lorasmith lora diff loras/inkmono.safetensors loras/rank4.safetensors`
+    """
+    from lorasmith.adapters.tools.operations import diff_loras
+
+    result = diff_loras(one, two)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console.print(_table(result))
+    for path, names in ((one, result.only_in_first), (two, result.only_in_second)):
+        if names:
+            more = ", ..." if len(names) > _EXAMPLES else ""
+            text = f"only in {path}: {len(names)} layers, {', '.join(names[:_EXAMPLES])}{more}"
+            console.print(Text(text))
+    if result.metadata:
+        console.print(_metadata(result))
+
+
+def _table(result: "LoraDiff") -> Table:
+    table = Table("block", title="Blocks", title_justify="left")
+    for column in ("layers", "norm of the first", "of the second", "of the difference", "cosine"):
+        table.add_column(column, justify="right")
+    for block in result.blocks:
+        table.add_row(*_cells(block))
+    table.add_section()
+    table.add_row(*_cells(result.total))
+    return table
+
+
+def _cells(block: "BlockDiff") -> tuple[str, ...]:
+    norms = (f"{norm:.4g}" for norm in (block.first_norm, block.second_norm, block.diff_norm))
+    cosine = "" if block.cosine is None else f"{block.cosine:.4f}"
+    return block.block, str(block.layers), *norms, cosine
+
+
+def _metadata(result: "LoraDiff") -> Table:
+    table = Table("key", "first", "second", title="Metadata", title_justify="left")
+    for key, values in result.metadata.items():
+        table.add_row(*(Text(_shown(value)) for value in (key, *values)))
+    return table
+
+
+def _shown(text: str | None) -> str:
+    """Return text that a terminal cannot be steered with, cut to what fits in a table."""
+    plain = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text or ""
+    )
+    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}..."

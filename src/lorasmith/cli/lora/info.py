@@ -1,0 +1,118 @@
+"""``lorasmith lora info``: what is in a LoRA file."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from lorasmith.adapters.files.lora_file import LoraFile
+    from lorasmith.adapters.tools.info import BlockInfo, LoraInfo
+
+_FILE_WIDTH = 160
+_LONGEST = 100
+"""Metadata values are cut to so many characters on the screen."""
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command to ``lorasmith lora``."""
+    group.command("info")(info)
+
+
+def info(
+    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Show a LoRA file: the family it is for, ranks, alphas and norms by block, metadata.
+
+    A norm is that of what the adapters add to the weights; the largest is that of a single layer.
+    Blocks of SDXL have their names in block weight vectors (IN04, MID, OUT05).
+
+    Example: `lorasmith lora info loras/inkmono.safetensors`
+    """
+    from lorasmith.adapters.files.lora_file import load_lora_file
+    from lorasmith.adapters.tools.info import summarize_lora
+
+    lora = load_lora_file(file.expanduser())
+    facts = summarize_lora(lora)
+    if as_json:
+        size = lora.path.stat().st_size
+        tree = {"file": str(file), "bytes": size, **asdict(facts), "metadata": lora.metadata}
+        typer.echo(json.dumps(tree, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console.print(_summary(lora, facts))
+    console.print(_blocks(facts))
+    if lora.metadata:
+        console.print(_metadata(lora.metadata))
+
+
+def _summary(lora: "LoraFile", facts: "LoraInfo") -> Text:
+    from lorasmith.adapters.files.key_formats import is_for_later_family
+    from lorasmith.models.family import FAMILIES
+
+    data, total = lora.metadata, facts.total
+    foreign = any(is_for_later_family(name) for name in lora.layers)
+    other = "a later one (Flux, SD 3), which lorasmith cannot use" if foreign else "unknown"
+    family = FAMILIES[facts.family].title if facts.family else other
+    lines = {
+        "File": f"{lora.path} ({lora.path.stat().st_size / 2**20:.1f} MiB, "
+        f"{', '.join(facts.dtypes)})",
+        "Name": data.get("ss_output_name") or data.get("modelspec.title", ""),
+        "Tag": data.get("modelspec.trigger_phrase", ""),
+        "Family": f"{family} (by its {facts.family_source})" if facts.family_source else family,
+        "Kind": f"{', '.join(facts.kinds)}, in the key format of {' and '.join(facts.key_formats)}",
+        "Layers": f"{total.layers}, {total.parameters:,} parameters, rank {_listed(total.ranks)}, "
+        f"alpha {_listed(total.alphas)}",
+        "Norm": f"{total.norm:.4g}, largest layer {total.largest_norm:.4g}",
+    }
+    return Text("\n".join(f"{key:<8}{_shown(value)}" for key, value in lines.items() if value))
+
+
+def _blocks(facts: "LoraInfo") -> Table:
+    table = Table("block", title="Blocks", title_justify="left")
+    for column in ("layers", "rank", "alpha", "parameters", "norm", "largest"):
+        table.add_column(column, justify="right")
+    for block in facts.blocks:
+        table.add_row(block.block, *_cells(block))
+    table.add_section()
+    table.add_row("all", *_cells(facts.total))
+    return table
+
+
+def _cells(block: "BlockInfo") -> tuple[str, ...]:
+    return (
+        str(block.layers),
+        _listed(block.ranks),
+        _listed(block.alphas),
+        f"{block.parameters:,}",
+        f"{block.norm:.4g}",
+        f"{block.largest_norm:.4g}",
+    )
+
+
+def _metadata(data: dict[str, str]) -> Table:
+    table = Table("key", "value", title="Metadata", title_justify="left")
+    for key in sorted(data):
+        value = _shown(data[key])
+        if len(value) > _LONGEST:
+            value = f"{value[:_LONGEST]}... ({len(value)} characters)"
+        table.add_row(Text(_shown(key)), Text(value))
+    return table
+
+
+def _shown(text: str) -> str:
+    """Return text that a terminal cannot be steered with."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _listed(numbers: Any) -> str:
+    """Return 8, or 4-16 for many different ones."""
+    shown = [f"{number:g}" for number in numbers]
+    return ", ".join(shown) if len(shown) <= 3 else f"{shown[0]}-{shown[-1]}"
