@@ -123,7 +123,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(
             1,
             "error: unexpected RuntimeError: tensor (--debug shows where)",
         ),
-        (MemoryError(), 1, "error: out of memory; use a smaller batch size or picture size"),
+        (MemoryError(), 1, "error: out of memory; use a smaller batch size or image size"),
         (KeyboardInterrupt, 130, "interrupted"),
         (KeyboardInterrupt("after step 3"), 130, "interrupted: after step 3"),
     ],

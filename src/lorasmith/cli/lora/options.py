@@ -61,6 +61,8 @@ def parse_weighted_lora(text: str) -> "WeightedLora":
 def open_model(name: str) -> "Model":
     """Open a model in float32 by its path or the word `embedded`."""
 
+    from lorasmith.models.load import load_model
+
     return load_model(None if name == EMBEDDED else name)
 
 
