@@ -187,7 +187,7 @@ def test_python_says_which_function_it_should_be(dataset: Path, tmp_path: Path) 
     file.write_text(f'[[feature]]\ntag="inkmono"\ndata="{dataset}"\n[output]\nname="none"\n')
     with pytest.raises(ConfigError, match=r"use lorasmith\.check_features"):
         lorasmith.check(file)
-    with pytest.raises(ConfigError, match="tag, caption and the like go with a folder"):
+    with pytest.raises(ConfigError, match="tag, caption and data settings go with a folder"):
         lorasmith.check(file, tag="inkmono")
     assert list(lorasmith.check_features(file).reports) == ["inkmono"]
     with pytest.raises(ConfigError, match=r"use lorasmith\.check$"):

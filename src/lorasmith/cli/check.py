@@ -70,17 +70,17 @@ def check(
 
     Example: `lorasmith check pictures --tag inkmono`
     """
-    from lorasmith.evaluation.api import data_settings, names_settings
+    from lorasmith.evaluation.api import make_data_config, is_settings_file
     from lorasmith.evaluation.dataset_check import check_dataset as check_data
     from lorasmith.loops.progress import progress_bar
 
-    if names_settings(data):
+    if is_settings_file(data):
         if tag is not None or caption is not None:
             raise ConfigError("--tag and --caption go with a folder; RUN.toml says what they are")
         more = {"data.resolution": resolution, "model.path": model}
         _check_run(data, [*as_overrides(more), *(sets or [])], as_json)
         return
-    settings = data_settings(data, tag, {"resolution": resolution}, tuple(sets or ()))
+    settings = make_data_config(data, tag, {"resolution": resolution}, tuple(sets or ()))
     report = check_data(settings, tag is None, model, caption, progress_bar)
     _tell(report, data, as_json)
 
@@ -193,7 +193,7 @@ def _buckets(report: "DatasetReport") -> Table:
         table.add_column(column, justify="right")
     for use in report.buckets:
         table.add_row(
-            f"{use.width}x{use.height}", str(use.pictures), str(use.per_epoch),
+            f"{use.width}x{use.height}", str(use.images), str(use.per_epoch),
             f"{use.cropped:.0%}", str(use.enlarged),
         )  # fmt: skip
     return table

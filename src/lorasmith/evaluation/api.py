@@ -1,4 +1,4 @@
-"""Checking pictures from Python: what the command ``check`` does, with settings in any form."""
+"""Checking datasets from Python: what ``lorasmith check`` does, with settings in any form."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,38 +26,40 @@ def check(
     caption: str | None = None,
     **data: Any,
 ) -> DatasetReport:
-    """Look pictures over before training on them; the folder is only read.
+    """Check a dataset before training on it; the folder is only read.
 
     Findings are returned, never raised: ``report.errors`` are those that would stop training,
-    ``report.findings`` all of them, and ``report.as_tree()`` everything for JSON.
+    ``report.findings`` all of them, and ``report.to_dict()`` everything for JSON.
 
     Args:
-        path: a folder of captioned pictures or a packed tar; or the settings of a run, in one of
+        path: a folder of captioned images or a packed tar; or the settings of a run, in one of
             the forms that `lorasmith.train` takes.
-        tag: the words that shall call the LoRA; None leaves the rules about them out.
-        model: whose sizes count: a folder, a ``.safetensors`` file or a cached id; None is the
-            embedded model, or that of the settings.
-        caption: of pictures that have none; without it they are errors.
+        tag: the trigger word; None skips the rules about it.
+        model: the base model, which determines the image sizes: a folder, a ``.safetensors`` file
+            or a cached id; None is that of the settings, or the embedded one.
+        caption: for images that have none; without it they are errors.
         data: further settings of ``[data]``, such as ``resolution=512`` or ``max_aspect=3``.
 
     Raises:
-        DataError: nothing there, or nothing that looks like pictures.
-        ConfigError: a setting is unknown or out of range, or does not suit the model; the settings
+        DataError: the folder is missing, or has no images.
+        ConfigError: a setting is unknown or out of range, or does not fit the model; the settings
             are of several features.
-        WeightsError: no such model.
+        WeightsError: there is no such model.
     """
-    chosen = None if model is None else Path(model).expanduser()
-    if isinstance(path, str | Path) and not names_settings(path):
-        settings = data_settings(Path(path).expanduser(), tag, data)
-        return check_data(settings, tag is None, chosen, caption, no_bar)
+    model_path = None if model is None else Path(model).expanduser()
+    if isinstance(path, str | Path) and not is_settings_file(path):
+        settings = make_data_config(Path(path).expanduser(), tag, data)
+        return check_data(settings, tag is None, model_path, caption, no_bar)
     if tag is not None or caption is not None or data:
-        raise ConfigError("check: tag, caption and the like go with a folder; settings say them")
+        raise ConfigError(
+            "check: tag, caption and data settings go with a folder; settings have their own"
+        )
     run = require_single_feature(to_train_config(path), "lorasmith.check_features")
-    return check_data(run.data, False, chosen or run.model.path, None, no_bar)
+    return check_data(run.data, False, model_path or run.model.path, None, no_bar)
 
 
 def check_features(config: FeaturesConfig | Mapping[str, Any] | str | Path) -> FeaturesReport:
-    """Look the pictures of several features over, each by itself and side by side.
+    """Check the datasets of several features, each alone and all together.
 
     Args:
         config: the settings, in one of the forms that `lorasmith.train_features` takes.
@@ -72,26 +74,26 @@ def check_features(config: FeaturesConfig | Mapping[str, Any] | str | Path) -> F
     return check_all(run, no_bar)
 
 
-def names_settings(path: str | Path) -> bool:
-    """Tell whether a path is that of settings, not of pictures."""
+def is_settings_file(path: str | Path) -> bool:
+    """Return whether a path names settings, not a dataset."""
     return Path(path).suffix == ".toml" and not Path(path).expanduser().is_dir()
 
 
-def data_settings(
+def make_data_config(
     path: Path, tag: str | None, data: Mapping[str, Any], overrides: tuple[str, ...] = ()
 ) -> DataConfig:
-    """Return the settings of pictures that no run is for yet.
+    """Return the settings of a dataset without a run.
 
     Args:
-        path: where they are.
-        tag: None puts something in its place that is not to be used.
-        data: further settings of ``[data]``; None leaves one out.
+        path: the dataset.
+        tag: None is replaced by a placeholder.
+        data: further settings of ``[data]``; those that are None are left out.
         overrides: ``section.key=value``.
 
     Raises:
         ConfigError: one is unknown (with close matches) or invalid.
     """
     given = {**data, "path": str(path), "tag": tag or _NO_TAG}
-    known = {key: value for key, value in given.items() if value is not None}
-    base = {"data": known, "output": {"name": "none"}}
+    present = {key: value for key, value in given.items() if value is not None}
+    base = {"data": present, "output": {"name": "none"}}
     return load_config(TrainConfig, None, overrides, base).data

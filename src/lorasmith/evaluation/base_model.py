@@ -1,4 +1,4 @@
-"""How good a base model is: its autoencoder, its towers, and its pictures for captions."""
+"""Metrics of a base model: its VAE, and its image and text encoders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,66 +12,69 @@ from lorasmith.data.images.square_images import signed_to_uint8, uint8_to_signed
 from lorasmith.evaluation.metrics.image import pooled_psnr, psnr, retrieval_ranks, top_k_accuracy
 from lorasmith.models.image_encoder import ClipModel, embed_images, embed_texts
 
+_BATCH_SIZE = 32
+
 
 @dataclass(frozen=True)
 class VaeMetrics:
-    """An autoencoder on pictures that it was not trained on."""
+    """Metrics of a VAE on images that it was not trained on."""
 
     mean_psnr: float
-    """Mean over pictures of each picture's PSNR, dB."""
+    """Mean of the images' PSNR, dB."""
     pooled_psnr: float
-    """PSNR of the mean squared error over all pictures together, dB."""
+    """PSNR of the mean squared error over all images, dB."""
     perceptual: float
-    """Mean LPIPS-style distance in the image tower's features."""
+    """Mean LPIPS-style distance in the image encoder's features."""
     latent_std: float
     """Standard deviation of latents times the scaling factor."""
 
 
 @torch.no_grad()
-def measure_vae(vae: Any, perceptual: Any, pictures: torch.Tensor) -> VaeMetrics:
-    """Measure reconstructions of pictures ``[N, 3, H, W]`` in -1..1 from the posterior's mean."""
-    made, latents, distances = [], [], []
-    for shown in torch.split(pictures, 32):
-        latent = vae.encode(shown).latent_dist.mean
-        made.append(vae.decode(latent).sample.clamp(-1.0, 1.0))
+def measure_vae(vae: Any, perceptual: Any, images: torch.Tensor) -> VaeMetrics:
+    """Measure reconstructions of images ``[N, 3, H, W]`` in -1..1 from the posterior's mean."""
+    reconstructions, latents, distances = [], [], []
+    for batch in torch.split(images, _BATCH_SIZE):
+        latent = vae.encode(batch).latent_dist.mean
+        reconstructions.append(vae.decode(latent).sample.clamp(-1.0, 1.0))
         latents.append(latent)
-        distances.append(perceptual(shown, made[-1]) * len(shown))
-    result = torch.cat(made)
-    spread = float(torch.cat(latents).std()) * float(vae.config.scaling_factor)
+        distances.append(perceptual(batch, reconstructions[-1]) * len(batch))
+    reconstructed = torch.cat(reconstructions)
+    latent_std = float(torch.cat(latents).std()) * float(vae.config.scaling_factor)
     return VaeMetrics(
-        mean_psnr=float(psnr(pictures, result).mean()),
-        pooled_psnr=pooled_psnr(pictures, result),
-        perceptual=float(torch.stack(distances).sum() / len(pictures)),
-        latent_std=spread,
+        mean_psnr=float(psnr(images, reconstructed).mean()),
+        pooled_psnr=pooled_psnr(images, reconstructed),
+        perceptual=float(torch.stack(distances).sum() / len(images)),
+        latent_std=latent_std,
     )
 
 
 @torch.no_grad()
-def reconstruct(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """Return reconstructions of pictures, both ``[N, 3, H, W]`` in -1..1."""
-    parts = (vae.decode(vae.encode(p).latent_dist.mean).sample for p in torch.split(pictures, 32))
-    return torch.cat([part.clamp(-1.0, 1.0) for part in parts])
+def reconstruct(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """Return reconstructions of images, both ``[N, 3, H, W]`` in -1..1."""
+    batches = torch.split(images, _BATCH_SIZE)
+    decoded = (vae.decode(vae.encode(batch).latent_dist.mean).sample for batch in batches)
+    return torch.cat([batch.clamp(-1.0, 1.0) for batch in decoded])
 
 
-def reconstruct_to_pil(vae: Any, pictures: torch.Tensor) -> list[Image.Image]:
-    """Return reconstructions of pictures ``[N, 3, H, W]`` in -1..1 as PIL pictures."""
-    return tensor_to_pil(reconstruct(vae, pictures))
+def reconstruct_to_pil(vae: Any, images: torch.Tensor) -> list[Image.Image]:
+    """Return reconstructions of images ``[N, 3, H, W]`` in -1..1 as PIL images."""
+    return tensor_to_pil(reconstruct(vae, images))
 
 
-def tensor_to_pil(pictures: torch.Tensor) -> list[Image.Image]:
-    """Turn pictures ``[N, 3, H, W]`` in -1..1 into PIL pictures."""
-    return [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in signed_to_uint8(pictures).cpu()]
+def tensor_to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Convert images ``[N, 3, H, W]`` in -1..1 to PIL images."""
+    return [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in signed_to_uint8(images).cpu()]
 
 
 def pil_to_tensor(images: Sequence[Image.Image], side: int) -> torch.Tensor:
-    """Turn PIL pictures into ``[N, 3, side, side]`` in -1..1."""
+    """Crop PIL images to squares and convert them to ``[N, 3, side, side]`` in -1..1."""
     arrays = [torch.from_numpy(crop_square(image, side).copy()) for image in images]
     return uint8_to_signed(torch.stack(arrays).permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """How often a picture's own caption is among the nearest."""
+    """How often an image's own caption is among the nearest."""
 
     queries: int
     candidates: int
@@ -80,19 +83,18 @@ class RetrievalMetrics:
 
 
 def measure_retrieval(
-    pair: ClipModel, tokenizer: Any, pictures: torch.Tensor, captions: Sequence[str]
+    clip: ClipModel, tokenizer: Any, images: torch.Tensor, captions: Sequence[str]
 ) -> RetrievalMetrics:
-    """Look each picture's caption up among all captions by the two towers.
+    """Retrieve each image's caption among all captions by the two encoders.
 
     Args:
-        pair: both towers.
-        tokenizer: the text tower's.
-        pictures: ``[N, 3, H, W]`` in -1..1.
-        captions: at least N; the first N belong to the pictures, the rest are distractors.
+        clip: both encoders.
+        tokenizer: the text encoder's.
+        images: ``[N, 3, H, W]`` in -1..1.
+        captions: at least N; the first N belong to the images, the others are distractors.
     """
-    images = embed_images(pair.image, pictures)
-    texts = embed_texts(pair, tokenizer, captions)
-    rank = retrieval_ranks(images, texts)
-    return RetrievalMetrics(
-        len(pictures), len(captions), top_k_accuracy(rank, 1), top_k_accuracy(rank, 5)
-    )
+    image_embeddings = embed_images(clip.image, images)
+    text_embeddings = embed_texts(clip, tokenizer, captions)
+    ranks = retrieval_ranks(image_embeddings, text_embeddings)
+    top1, top5 = top_k_accuracy(ranks, 1), top_k_accuracy(ranks, 5)
+    return RetrievalMetrics(len(images), len(captions), top1, top5)

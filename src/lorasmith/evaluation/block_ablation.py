@@ -5,9 +5,9 @@ add the randomness of sampling. With e the prediction of the model with the full
 the base model, e_-b that without block b and e_b that with block b alone:
 
 - switched off: ||e - e_-b||^2 / ||e - e_0||^2, what is missing without the block;
-- alone: ||e_b - e_0||^2 / ||e - e_0||^2, what the block does by itself.
+- alone: ||e_b - e_0||^2 / ||e - e_0||^2, what the block does alone.
 
-Blocks work on each other's results, so neither column adds up to 1.
+Blocks depend on each other's outputs, so neither column adds up to 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.injection.compatibility import FittedLora, fit_to_model
 from lorasmith.adapters.injection.inject import inject_adapters
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
+from lorasmith.adapters.naming.unet_blocks import block_sort_key
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, TEXT
 from lorasmith.core.errors import WeightsError
@@ -33,142 +34,155 @@ BlockGrouping = Literal["block", "piece", "kind"]
 """``block``: down.1, mid, up.0. ``piece``: IN04, MID, OUT05. ``kind``: cross-attention, ff, ..."""
 
 _OUTSIDE = "outside"
-_PLAIN_KINDS = ("cross-attention", "self-attention", "ff", "conv")
+_ATTENTION_FF_CONV = ("cross-attention", "self-attention", "ff", "conv")
 
 
 @dataclass(frozen=True)
 class BlockContribution:
-    """What one block of a LoRA does."""
+    """The effect of one block of a LoRA."""
 
     block: str
-    """Its name, which is a target in `lora.targets` too."""
+    """Its name, which can be used in `lora.targets`."""
     layers: int
-    """Layers of the LoRA in it."""
+    """The LoRA's layers in it."""
     norm: float
-    """Frobenius norm of what they add to the weights."""
+    """Frobenius norm of their weight changes."""
     switched_off: float
     """Share of the LoRA's effect that is missing without it."""
     alone: float
-    """Effect of the block by itself, as a share of the whole LoRA's."""
+    """The block's effect alone, as a share of the full LoRA's."""
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """A LoRA taken apart."""
+    """The effect of a LoRA, block by block."""
 
     effect: float
-    """||e - e_0||^2 / ||e_0||^2: what the whole LoRA changes."""
+    """||e - e_0||^2 / ||e_0||^2: what the full LoRA changes."""
     blocks: tuple[BlockContribution, ...]
-    """In the order of the data."""
+    """In the order of the forward pass."""
 
 
 class BlockAblation:
-    """A LoRA that is to be taken apart."""
+    """Measures the contribution of each block of a LoRA."""
 
     def __init__(self, model: "Model", file: LoraFile, by: BlockGrouping = "block") -> None:
-        """Sort its layers into blocks.
+        """Group the LoRA's layers into blocks.
 
         Raises:
             WeightsError: the file does not fit the model.
         """
         self._file = file
-        self._found: FittedLora = fit_to_model(model, file)
-        groups: dict[str, list[str]] = {}
-        for name, place in self._found.refs.items():
-            groups.setdefault(block_name(place, by), []).append(name)
-        self._groups = {block: groups[block] for block in sorted(groups, key=_order)}
+        self._lora: FittedLora = fit_to_model(model, file)
+        blocks: dict[str, list[str]] = {}
+        for name, ref in self._lora.refs.items():
+            blocks.setdefault(block_name(ref, by), []).append(name)
+        self._blocks = {block: blocks[block] for block in sorted(blocks, key=block_sort_key)}
 
     def __len__(self) -> int:
-        """How many questions `run` asks."""
-        return 2 + 2 * len(self._groups)
+        """Return how many predictions `run` makes."""
+        return 2 + 2 * len(self._blocks)
 
     @torch.no_grad()
     def run(
         self,
-        noise: FixedNoisePredictor,
-        texts: Sequence[str],
+        predictor: FixedNoisePredictor,
+        prompts: Sequence[str],
         progress: Callable[[int], object] | None = None,
     ) -> AblationResult:
         """Switch the LoRA off block by block.
 
         Args:
-            noise: pictures that the network is asked about; its model is without adapters.
-            texts: one for each of them.
-            progress: called with 1 for each question.
+            predictor: its model has no adapters attached.
+            prompts: one for each image of the predictor.
+            progress: called with 1 after each prediction.
 
         Raises:
-            WeightsError: the LoRA changes nothing under these texts.
+            WeightsError: the LoRA changes nothing with these prompts.
         """
 
-        def ask() -> torch.Tensor:
-            answer = noise.predict(texts).double()
+        def predict() -> torch.Tensor:
+            prediction = predictor.predict(prompts).double()
             if progress is not None:
                 progress(1)
-            return answer
+            return prediction
 
-        base = ask()
-        attached = inject_adapters(self._found.refs, self._found.adapters)
+        base = predict()
+        attached = inject_adapters(self._lora.refs, self._lora.adapters)
         try:
-            full = ask()
-            whole = _square(full - base)
-            if whole == 0.0:
+            full = predict()
+            effect = _squared_norm(full - base)
+            if effect == 0.0:
                 raise WeightsError(
-                    f"{self._file.path}: it changes nothing under these prompts; name others"
+                    f"{self._file.path}: it changes nothing with these prompts; name others"
                 )
-            blocks = []
-            for block, names in self._groups.items():
-                inside = [self._found.adapters[name] for name in names]
-                rest = [one for name, one in self._found.adapters.items() if name not in names]
-                off, alone = _asked_without(inside, ask), _asked_without(rest, ask)
-                missing, own = _square(full - off) / whole, _square(alone - base) / whole
-                blocks.append(BlockContribution(block, len(inside), _norm(inside), missing, own))
+            contributions = [self._measure(block, base, full, predict) for block in self._blocks]
         finally:
             attached.detach()
-        return AblationResult(whole / _square(base), tuple(blocks))
+        return AblationResult(effect / _squared_norm(base), tuple(contributions))
+
+    def _measure(
+        self,
+        block: str,
+        base: torch.Tensor,
+        full: torch.Tensor,
+        predict: Callable[[], torch.Tensor],
+    ) -> BlockContribution:
+        names, adapters = set(self._blocks[block]), self._lora.adapters
+        inside = [adapters[name] for name in self._blocks[block]]
+        outside = [adapter for name, adapter in adapters.items() if name not in names]
+        without_block = _predict_without(inside, predict)
+        block_alone = _predict_without(outside, predict)
+        effect = _squared_norm(full - base)
+        return BlockContribution(
+            block=block,
+            layers=len(inside),
+            norm=_weight_norm(inside),
+            switched_off=_squared_norm(full - without_block) / effect,
+            alone=_squared_norm(block_alone - base) / effect,
+        )
 
 
-def block_name(place: LayerRef, by: BlockGrouping) -> str:
-    """Return the block that a layer counts to."""
-    if place.part != UNET:
+def block_name(ref: LayerRef, by: BlockGrouping) -> str:
+    """Return the block that a layer belongs to."""
+    if ref.part != UNET:
         return TEXT
     if by == "piece":
-        return place.block or _OUTSIDE
+        return ref.block or _OUTSIDE
     if by == "kind":
-        found = (
-            kind
-            for kind in _PLAIN_KINDS
-            if any(fnmatchcase(f".{place.path}", pattern) for pattern in LAYER_KINDS[kind])
-        )
-        return next(found, "projections" if ".attentions." in place.path else _OUTSIDE)
-    side, _, rest = place.path.partition(".")
+        return _kind_of_layer(ref.path)
+    side, _, path = ref.path.partition(".")
     if side == "mid_block":
         return "mid"
     if side in ("down_blocks", "up_blocks"):
-        return f"{side.removesuffix('_blocks')}.{rest.partition('.')[0]}"
+        return f"{side.removesuffix('_blocks')}.{path.partition('.')[0]}"
     return _OUTSIDE
 
 
-def _asked_without(adapters: Sequence[Adapter], ask: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Return the predictions with some adapters off."""
+def _kind_of_layer(path: str) -> str:
+    for kind in _ATTENTION_FF_CONV:
+        if any(fnmatchcase(f".{path}", pattern) for pattern in LAYER_KINDS[kind]):
+            return kind
+    return "projections" if ".attentions." in path else _OUTSIDE
+
+
+def _predict_without(
+    adapters: Sequence[Adapter], predict: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """Return the predictions with some adapters switched off."""
     for adapter in adapters:
         adapter.strength = 0.0
     try:
-        return ask()
+        return predict()
     finally:
         for adapter in adapters:
             adapter.strength = 1.0
 
 
-def _square(tensor: torch.Tensor) -> float:
+def _squared_norm(tensor: torch.Tensor) -> float:
     return float(tensor.square().sum())
 
 
-def _norm(adapters: Sequence[Adapter]) -> float:
-    squares = [float(one.delta_weight().double().square().sum()) for one in adapters]
+def _weight_norm(adapters: Sequence[Adapter]) -> float:
+    squares = [float(adapter.delta_weight().double().square().sum()) for adapter in adapters]
     return float(sum(squares) ** 0.5)
-
-
-def _order(block: str) -> tuple[int, str]:
-    starts = (TEXT, "down", "IN", "mid", "MID", "up", "OUT")
-    found = (n for n, start in enumerate(starts) if block.startswith(start))
-    return next(found, len(starts)), block

@@ -1,4 +1,4 @@
-"""The preflight of a dataset: everything that can be said before a model is opened."""
+"""Checking a dataset before training: everything that needs no model weights."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,45 +20,44 @@ from lorasmith.registries import DATASET_RULES
 
 @dataclass(frozen=True)
 class BucketUse:
-    """What comes to one size."""
+    """The images of one bucket."""
 
     width: int
     height: int
-    pictures: int
-    """How many pictures."""
+    images: int
     per_epoch: int
-    """How many of them an epoch shows, repeats counted."""
+    """How many an epoch shows, counting repeats."""
     cropped: float
-    """Mean share that is cropped away."""
+    """Mean share of an image that is cropped away."""
     enlarged: int
     """How many are scaled up."""
 
 
 @dataclass(frozen=True)
 class TagUse:
-    """Where the tag stands."""
+    """Which captions have the tag (trigger word)."""
 
     tag: str
     captions: int
-    """In how many captions."""
+    """How many captions have it."""
     missing: tuple[str, ...]
-    """The pictures whose captions do not have it."""
-    company: tuple[str, ...]
-    """Words that stand in every caption that has it."""
+    """Images whose captions do not have it."""
+    constant_words: tuple[str, ...]
+    """Words in every caption that has it."""
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """All that is known about a dataset."""
+    """The result of a check."""
 
     path: Path
     facts: DatasetFacts
     resolution: int
     """Side of the square bucket."""
     diversity: Diversity | None
-    """How different the pictures are; None for very few."""
+    """How different the images are; None for very few."""
     findings: Sequence[Finding]
-    """What the rules say, errors first."""
+    """Of all rules, errors first."""
 
     @property
     def errors(self) -> list[Finding]:
@@ -67,59 +66,60 @@ class DatasetReport:
 
     @property
     def sizes(self) -> list[tuple[tuple[int, int], int]]:
-        """The sizes of the pictures and how many have each, the most frequent first."""
-        counts = Counter(look.size for look in self.facts.images)
+        """The sizes of the images and how many have each, the most frequent first."""
+        counts = Counter(image.size for image in self.facts.images)
         return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @property
     def buckets(self) -> list[BucketUse]:
-        """The sizes that result, those of most pictures first."""
-        uses = [_bucket_use(self.facts, bucket) for bucket in self.facts.buckets]
-        return sorted((use for use in uses if use.pictures), key=lambda use: -use.pictures)
+        """The buckets in use, those with most images first."""
+        uses = [_measure_bucket(self.facts, bucket) for bucket in self.facts.buckets]
+        return sorted((use for use in uses if use.images), key=lambda use: -use.images)
 
     @property
     def tag(self) -> TagUse | None:
-        """Where the tag stands; None when there is none."""
+        """Which captions have the tag; None if it is not checked."""
         if self.facts.tag is None:
             return None
         tagged = self.facts.tagged_rows
         missing = tuple(row.key for row in self.facts.untagged_rows)
-        company = tuple(find_common_words(tagged, self.facts.tag))
-        return TagUse(self.facts.tag, len(tagged), missing, company)
+        constant_words = tuple(find_common_words(tagged, self.facts.tag))
+        return TagUse(self.facts.tag, len(tagged), missing, constant_words)
 
     @property
     def common_words(self) -> list[str]:
-        """Words of every caption: the tag is among them, or is missing."""
+        """Words in every caption; the tag should be among them."""
         return find_common_words(self.facts.scan.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as values that JSON can hold."""
-        found = self.facts.scan
+        """Return everything as JSON values."""
+        scan = self.facts.scan
         return {
             "path": str(self.path),
             "ok": not self.errors,
-            "pictures": found.image_count,
-            "usable": len(found.rows),
-            "per_epoch": sum(row.repeats for row in found.rows),
-            "masks": sum(row.mask_path is not None for row in found.rows),
+            "pictures": scan.image_count,
+            "usable": len(scan.rows),
+            "per_epoch": sum(row.repeats for row in scan.rows),
+            "masks": sum(row.mask_path is not None for row in scan.rows),
             "resolution": self.resolution,
             "sizes": [{"width": w, "height": h, "pictures": n} for (w, h), n in self.sizes],
-            "buckets": [asdict(use) for use in self.buckets],
-            "captions": len({row.caption for row in found.rows}),
+            "buckets": [_rename_key(asdict(use), "images", "pictures") for use in self.buckets],
+            "captions": len({row.caption for row in scan.rows}),
             "common_words": self.common_words,
-            "tag": None if self.tag is None else asdict(self.tag),
-            "variety": None if self.diversity is None else _diversity_facts(self.diversity),
+            "tag": None
+            if self.tag is None
+            else _rename_key(asdict(self.tag), "constant_words", "company"),
+            "variety": None
+            if self.diversity is None
+            else _rename_key(asdict(self.diversity), "images", "pictures"),
             "findings": [asdict(finding) for finding in self.findings],
-            "problems": [asdict(problem) for problem in found.problems],
+            "problems": [asdict(problem) for problem in scan.problems],
         }
 
 
-def _diversity_facts(diversity: Diversity) -> dict[str, float]:
-    return {
-        "pictures": diversity.images,
-        "distance": diversity.distance,
-        "threshold": diversity.threshold,
-    }
+def _rename_key(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return the values with a key that keeps its name in the JSON output."""
+    return {new if key == old else key: value for key, value in values.items()}
 
 
 def check_dataset(
@@ -132,42 +132,46 @@ def check_dataset(
     """Check a dataset as training with these settings would use it.
 
     Args:
-        data: the settings; repeats, captions' changes and the cache do not matter.
-        tagless: leave the tag of the settings out.
-        model: the diffusers folder whose sizes count; the embedded model by default.
-        caption: for pictures that have none; without it they are errors.
+        data: the settings; repeats, caption augmentation and the cache are not used.
+        tagless: do not check the tag.
+        model: the base model, which determines the image sizes; None is the embedded one.
+        caption: for images that have none; without it they are errors.
         bar: shows progress.
 
     Raises:
-        DataError: nothing there, or nothing that looks like pictures.
-        ConfigError: the resolution does not suit the model.
-        WeightsError: no such model.
+        DataError: the folder is missing, or has no images.
+        ConfigError: the resolution does not fit the model.
+        WeightsError: there is no such model.
     """
     sizes = ImageSizes.read(model)
-    side = _side(data, sizes)
-    found = scan_dataset(
+    side = _resolve_side(data, sizes)
+    scan = scan_dataset(
         data.path, data.filters, caption, data.background_rgb, bar, data.caption_source
     )
     tag = None if tagless else data.tag
-    facts = DatasetFacts(found, tag, _buckets(data, side, sizes), data.class_word, data.max_chunks)
+    facts = DatasetFacts(
+        scan, tag, _make_buckets(data, side, sizes), data.class_word, data.max_chunks
+    )
     findings = [finding for rule in DATASET_RULES.items().values() for finding in rule(facts)]
-    variety = measure_diversity(facts.scan.rows, data.background_rgb)
-    if variety is not None and variety.is_uniform:
-        findings.append(_all_alike(variety))
+    diversity = measure_diversity(facts.scan.rows, data.background_rgb)
+    if diversity is not None and diversity.is_uniform:
+        findings.append(_report_uniform_images(diversity))
     order = {"error": 0, "warning": 1, "advice": 2}
     findings.sort(key=lambda finding: order[finding.severity])
-    return DatasetReport(data.path, facts, side, variety, findings)
+    return DatasetReport(data.path, facts, side, diversity, findings)
 
 
-def _side(data: DataConfig, sizes: ImageSizes) -> int:
+def _resolve_side(data: DataConfig, sizes: ImageSizes) -> int:
     side = data.resolution or sizes.default
     if side % sizes.multiple:
-        near = max(sizes.multiple, round(side / sizes.multiple) * sizes.multiple)
-        raise ConfigError(f"resolution: {side} is not a multiple of {sizes.multiple}; use {near}")
+        nearest = max(sizes.multiple, round(side / sizes.multiple) * sizes.multiple)
+        raise ConfigError(
+            f"resolution: {side} is not a multiple of {sizes.multiple}; use {nearest}"
+        )
     return side
 
 
-def _buckets(data: DataConfig, side: int, sizes: ImageSizes) -> tuple[Bucket, ...]:
+def _make_buckets(data: DataConfig, side: int, sizes: ImageSizes) -> tuple[Bucket, ...]:
     if not data.buckets:
         return (Bucket(side, side),)
     return make_buckets(
@@ -177,24 +181,24 @@ def _buckets(data: DataConfig, side: int, sizes: ImageSizes) -> tuple[Bucket, ..
     )
 
 
-def _bucket_use(facts: DatasetFacts, bucket: Bucket) -> BucketUse:
+def _measure_bucket(facts: DatasetFacts, bucket: Bucket) -> BucketUse:
     pairs = zip(facts.images, facts.assignments, strict=True)
-    inside = [(look, placed) for look, placed in pairs if placed.bucket == bucket]
-    cuts = [cropped_share(placed) for _, placed in inside]
+    inside = [(image, assignment) for image, assignment in pairs if assignment.bucket == bucket]
+    cropped = [cropped_share(assignment) for _, assignment in inside]
     return BucketUse(
         width=bucket.width,
         height=bucket.height,
-        pictures=len(inside),
-        per_epoch=sum(look.row.repeats for look, _ in inside),
-        cropped=sum(cuts) / len(cuts) if cuts else 0.0,
-        enlarged=sum(scale_factor(placed) > 1.0 for _, placed in inside),
+        images=len(inside),
+        per_epoch=sum(image.row.repeats for image, _ in inside),
+        cropped=sum(cropped) / len(cropped) if cropped else 0.0,
+        enlarged=sum(scale_factor(assignment) > 1.0 for _, assignment in inside),
     )
 
 
-def _all_alike(variety: Diversity) -> Finding:
+def _report_uniform_images(diversity: Diversity) -> Finding:
     return Finding(
         "all-alike", "advice",
-        f"the {variety.images} pictures are all alike (mean distance {variety.distance:.2f}, "
-        f"varied sets have more than {variety.threshold:.2f}): the LoRA will repeat them; add "
+        f"the {diversity.images} pictures are all alike (mean distance {diversity.distance:.2f}, "
+        f"varied sets have more than {diversity.threshold:.2f}): the LoRA will repeat them; add "
         "other views, backgrounds and things",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The preflight of several features: each by itself, and side by side."""
+"""Checking the datasets of several features: each alone, and all together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,23 +21,24 @@ _END_OF_WORD = "</w>"
 
 @dataclass(frozen=True)
 class FeaturesReport:
-    """All that is known about the pictures of several features."""
+    """The result of a check."""
 
     reports: Mapping[str, DatasetReport]
-    """What there is to say about each by itself, by its tag."""
+    """The report on each dataset, by its tag."""
     tokens: Mapping[str, tuple[str, ...]]
-    """What the tokenizer makes of each tag; ``</w>`` ends a word."""
+    """The tokens of each tag; ``</w>`` ends a word."""
     findings: Sequence[Finding]
-    """What there is to say about them side by side."""
+    """About all datasets together."""
 
     @property
     def errors(self) -> list[str]:
         """The rules that stop training."""
-        every = [*self.findings, *(one for r in self.reports.values() for one in r.findings)]
-        return list(dict.fromkeys(one.rule for one in every if one.severity == "error"))
+        reports = self.reports.values()
+        findings = [*self.findings, *(finding for r in reports for finding in r.findings)]
+        return list(dict.fromkeys(f.rule for f in findings if f.severity == "error"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as values that JSON can hold."""
+        """Return everything as JSON values."""
         return {
             "ok": not self.errors,
             "features": {
@@ -48,71 +49,72 @@ class FeaturesReport:
         }
 
 
-def check_features(run: FeaturesConfig, bar: ProgressBarFactory) -> FeaturesReport:
-    """Check the pictures of all features as training with these settings would use them.
+def check_features(config: FeaturesConfig, bar: ProgressBarFactory) -> FeaturesReport:
+    """Check the datasets of all features as training with these settings would use them.
 
     Raises:
-        DataError: a feature's folder is missing, or has nothing that looks like pictures.
-        ConfigError: the resolution does not suit the model.
-        WeightsError: no such model.
+        DataError: a feature's folder is missing, or has no images.
+        ConfigError: the resolution does not fit the model.
+        WeightsError: there is no such model.
     """
-    model, runs = run.model.path, run.train_configs()
-    reports = {one.data.tag: check_dataset(one.data, False, model, None, bar) for one in runs}
+    model, train_configs = config.model.path, config.train_configs()
+    datasets = [train_config.data for train_config in train_configs]
+    reports = {data.tag: check_dataset(data, False, model, None, bar) for data in datasets}
     tokenizer = load_tokenizer(resolve_model_path(model))
     tags = list(reports)
-    featured = [
-        FeatureCaptions(run.tag, run.class_word, reports[run.tag].facts.scan.rows)
-        for run in (one.data for one in runs)
+    captions = [
+        FeatureCaptions(data.tag, data.class_word, reports[data.tag].facts.scan.rows)
+        for data in datasets
     ]
     findings = [
-        *check_features_overlap(featured, run.train.mode == "joint"),
+        *check_features_overlap(captions, config.train.mode == "joint"),
         *check_tags(tokenizer, tags),
-        *check_caption_dropout(runs),
+        *check_caption_dropout(train_configs),
     ]
     return FeaturesReport(reports, {tag: tokenize_tag(tokenizer, tag) for tag in tags}, findings)
 
 
 def tokenize_tag(tokenizer: "CLIPTokenizer", tag: str) -> tuple[str, ...]:
-    """Return a tag's tokens as the vocabulary spells them."""
+    """Return a tag's tokens as they are in the vocabulary."""
     return tuple(tokenizer.tokenize(tag))
 
 
 def check_tags(tokenizer: "CLIPTokenizer", tags: Sequence[str]) -> Iterator[Finding]:
-    """Tell tags that the model may know already, or that begin like others."""
+    """Find tags that are ordinary words, that contain each other, or that begin alike."""
     for tag in tags:
         tokens = tokenize_tag(tokenizer, tag)
         if all(token.endswith(_END_OF_WORD) for token in tokens):
             yield Finding(
                 "tag-ordinary", "warning",
                 f"the tag {tag!r} is {_words(len(tokens))} that the tokenizer knows: it means "
-                "something already, prompts that mean only that would switch the feature on, and "
-                "the old meaning mixes with the new; take a made-up word",
+                "something already, prompts with that meaning would activate the LoRA, and the old "
+                "meaning mixes with the new; use a made-up word",
             )  # fmt: skip
     for tag in tags:
         for other in tags:
             if other != tag and has_tag(tokenizer, tag, other):
                 yield Finding(
                     "tag-inside", "error",
-                    f"the tokens of the tag {tag!r} stand inside those of {other!r}, which would "
-                    "switch both on; choose others",
+                    f"the tokens of the tag {tag!r} are part of those of {other!r}, which would "
+                    "activate both; choose others",
                 )  # fmt: skip
             elif other != tag and other.casefold().startswith(tag.casefold()):
                 yield Finding(
                     "tag-prefix", "warning",
-                    f"the tag {other!r} begins with the tag {tag!r}: to the text encoder they may "
-                    "look alike, and a slip of the pen takes one for the other; choose tags that "
-                    "begin differently",
+                    f"the tag {other!r} begins with the tag {tag!r}: they may be similar "
+                    "to the text encoder and are easily confused; choose tags that begin "
+                    "differently",
                 )  # fmt: skip
 
 
 def check_caption_dropout(runs: Sequence[TrainConfig]) -> Iterator[Finding]:
-    """Tell captions that are dropped, which teaches the feature where its tag is not."""
+    """Find caption dropout, which trains the LoRA on prompts without its tag."""
     tags = [repr(run.data.tag) for run in runs if run.data.caption_dropout_rate]
     if tags:
         yield Finding(
             "caption-dropout", "warning",
-            f"data.caption_dropout_rate of {', '.join(tags)}: pictures under an empty caption teach the "
-            "feature to come without its tag; set it to 0",
+            f"data.caption_dropout_rate of {', '.join(tags)}: images with an empty caption train "
+            "the LoRA to be active without its tag; set it to 0",
         )  # fmt: skip
 
 

@@ -153,3 +153,14 @@ def _inside(kind: str, rest: list[str]) -> str:
     if kind == "resnets" and rest:
         return "_".join([_INNER.get(rest[0], rest[0]), *rest[1:]])
     return "_".join(rest)
+
+
+def block_sort_key(block: str) -> tuple[int, str]:
+    """Sort block names in the order of the forward pass, the text encoders first.
+
+    Takes names of blocks (``down.1``, ``mid``), of block vectors (``IN04``, ``MID``) and of model
+    parts (``text_encoder``); others come last.
+    """
+    prefixes = ("text", "down", "IN", "mid", "MID", "up", "OUT")
+    position = (i for i, prefix in enumerate(prefixes) if block.startswith(prefix))
+    return next(position, len(prefixes)), block

@@ -4,13 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.naming.unet_blocks import block_sort_key
 from lorasmith.models.family import Family
 
 _DIFFUSERS = re.compile(r"lora_unet_(?P<side>down|up)_blocks_(?P<level>\d+)_")
@@ -63,7 +63,7 @@ def summarize_lora(file: LoraFile) -> LoraInfo:
     for name, layer in file.layers.items():
         groups.setdefault(block_name(name), []).append(layer)
     family, known_by = detect_lora_family(file)
-    blocks = [_facts(block, groups[block]) for block in sorted(groups, key=_order)]
+    blocks = [_facts(block, groups[block]) for block in sorted(groups, key=block_sort_key)]
     layers = list(file.layers.values())
     dtypes = {
         str(one.dtype).removeprefix("torch.") for la in layers for one in la.tensors().values()
@@ -118,8 +118,3 @@ def _facts(block: str, layers: Sequence[Layer]) -> BlockInfo:
         float(norms.norm()),
         float(norms.max()),
     )
-
-
-def _order(block: str) -> tuple[Any, ...]:
-    starts = ("text_encoder", "down", "IN", "mid", "up", "OUT", "other")
-    return next(n for n, start in enumerate(starts) if block.startswith(start)), block

@@ -1,8 +1,8 @@
-"""How far a set of drawn pictures is from a set of real ones, on features of either.
+"""How far a set of generated images is from a set of real ones: KID, CMMD and FID.
 
 KID (arXiv:1801.01401) and CMMD (arXiv:2401.09603) are squared maximum mean discrepancies with an
-unbiased estimator (Gretton et al. 2012, JMLR 13), so they may be below zero, and
-small sets are not worse off on average. FID (arXiv:1706.08500) is biased, and only computed where
+unbiased estimator (Gretton et al. 2012, JMLR 13): they may be below zero, and do not depend on the
+sizes of the sets on average. FID (arXiv:1706.08500) is biased, and only computed where
 both sets are large.
 """
 
@@ -15,13 +15,13 @@ import torch
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 MIN_IMAGES = 3
-"""Pictures that a jackknife needs in either set."""
+"""Images that the jackknife needs in each set."""
 FID_MIN_IMAGES = 2000
-"""FID is computed for sets of more pictures than this."""
+"""FID is computed for sets of more images than this."""
 _Z = 1.959963984540054
 """97.5th percentile of the normal distribution."""
 _SIGMA, _SCALE = 10.0, 1000.0
-"""CMMD's bandwidth and the factor that makes its numbers readable, as published."""
+"""CMMD's bandwidth and the factor that makes its values readable, as published."""
 
 
 @dataclass(frozen=True)
@@ -33,78 +33,78 @@ class Estimate:
     high: float
 
 
-def kid(real: torch.Tensor, drawn: torch.Tensor) -> Estimate | None:
+def kid(real: torch.Tensor, generated: torch.Tensor) -> Estimate | None:
     """Return the kernel distance with k(x, y) = (<x, y> / D + 1)^3.
 
     Args:
         real: features, ``[M, D]``.
-        drawn: features, ``[N, D]``; M and N may differ.
+        generated: features, ``[N, D]``; M and N may differ.
 
     Returns:
-        None where a set has fewer than ``SMALLEST`` pictures.
+        None where a set has fewer than ``MIN_IMAGES`` images.
     """
 
     def cubic(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a @ b.T / a.shape[1] + 1.0) ** 3
 
-    return _estimate(real, drawn, cubic)
+    return _estimate(real, generated, cubic)
 
 
-def cmmd(real: torch.Tensor, drawn: torch.Tensor) -> Estimate | None:
+def cmmd(real: torch.Tensor, generated: torch.Tensor) -> Estimate | None:
     """Return 1000 times the kernel distance with k(x, y) = exp(-|x - y|^2 / (2 * 10^2)).
 
     Args:
         real: unit-length embeddings, ``[M, D]``.
-        drawn: likewise, ``[N, D]``.
+        generated: likewise, ``[N, D]``.
 
     Returns:
-        None where a set has fewer than ``SMALLEST`` pictures.
+        None where a set has fewer than ``MIN_IMAGES`` images.
     """
 
     def gaussian(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         squares = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2.0 * (a @ b.T)
         return torch.exp(-squares / (2.0 * _SIGMA**2))
 
-    found = _estimate(real, drawn, gaussian)
-    if found is None:
+    estimate = _estimate(real, generated, gaussian)
+    if estimate is None:
         return None
-    return Estimate(_SCALE * found.value, _SCALE * found.low, _SCALE * found.high)
+    return Estimate(_SCALE * estimate.value, _SCALE * estimate.low, _SCALE * estimate.high)
 
 
-def fid(real: torch.Tensor, drawn: torch.Tensor) -> float | None:
+def fid(real: torch.Tensor, generated: torch.Tensor) -> float | None:
     """Return the Frechet distance of two normal distributions, by torchmetrics.
 
     Args:
         real: features, ``[M, D]``.
-        drawn: features, ``[N, D]``.
+        generated: features, ``[N, D]``.
 
     Returns:
-        None unless both sets have more than ``FID_FROM`` pictures: below, its bias is larger than
-        the differences that one wants to see.
+        None unless both sets have more than ``FID_MIN_IMAGES`` images: below, its bias is larger
+        than the differences of interest.
     """
-    if min(len(real), len(drawn)) <= FID_MIN_IMAGES:
+    if min(len(real), len(generated)) <= FID_MIN_IMAGES:
         return None
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=_GivenFeatures(real.shape[1]))
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
-    metric.update(drawn.double(), real=False)
+    metric.update(generated.double(), real=False)
     return float(metric.compute())
 
 
 class _GivenFeatures(torch.nn.Identity):
-    """Stands where torchmetrics has an Inception network: the features are there already."""
+    """Takes the place of torchmetrics' Inception network, as the features are given."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.num_features = size
 
 
-def _estimate(real: torch.Tensor, drawn: torch.Tensor, kernel: Kernel) -> Estimate | None:
-    if min(len(real), len(drawn)) < MIN_IMAGES:
+def _estimate(real: torch.Tensor, generated: torch.Tensor, kernel: Kernel) -> Estimate | None:
+    if min(len(real), len(generated)) < MIN_IMAGES:
         return None
-    x, y = real.double(), drawn.double()
+    x, y = real.double(), generated.double()
     value, deviation = squared_mmd(kernel(x, x), kernel(y, y), kernel(x, y))
     return Estimate(value, value - _Z * deviation, value + _Z * deviation)
 
@@ -115,36 +115,36 @@ def squared_mmd(xx: torch.Tensor, yy: torch.Tensor, xy: torch.Tensor) -> tuple[f
     The value is the mean of k(x, x') over pairs of different x, plus that of the y, less twice
     the mean of k(x, y) (Gretton et al. 2012, JMLR 13, lemma 6). The deviation is the jackknife's
     for two samples (Arvesen 1969, Ann. Math. Stat. 40): sqrt of the sum over both samples of
-    (n - 1) / n sum_i (v_-i - mean)^2, v_-i the value without picture i. Drawing with replacement
-    would not do: copies of a picture are perfectly alike and pull the value upwards.
+    (n - 1) / n sum_i (v_-i - mean)^2, v_-i the value without image i. The bootstrap would not
+    do: copies of an image are identical and bias the value upwards.
 
     Args:
-        xx: kernel among M, ``[M, M]``; M and N at least `SMALLEST`.
+        xx: kernel among M, ``[M, M]``; M and N at least `MIN_IMAGES`.
         yy: kernel among N, ``[N, N]``.
         xy: kernel between them, ``[M, N]``.
     """
     inside_x, inside_y = _rows_off_diagonal(xx), _rows_off_diagonal(yy)
     m, n = xy.shape
-    whole_x, whole_y = inside_x.sum() / (m * (m - 1)), inside_y.sum() / (n * (n - 1))
+    mean_x, mean_y = inside_x.sum() / (m * (m - 1)), inside_y.sum() / (n * (n - 1))
     between = xy.sum()
-    value = whole_x + whole_y - 2.0 * between / (m * n)
+    value = mean_x + mean_y - 2.0 * between / (m * n)
     without_x = (
         (inside_x.sum() - 2.0 * inside_x) / ((m - 1) * (m - 2))
-        + whole_y
+        + mean_y
         - 2.0 * (between - xy.sum(dim=1)) / ((m - 1) * n)
     )
     without_y = (
         (inside_y.sum() - 2.0 * inside_y) / ((n - 1) * (n - 2))
-        + whole_x
+        + mean_x
         - 2.0 * (between - xy.sum(dim=0)) / (m * (n - 1))
     )
-    return float(value), math.sqrt(_spread(without_x) + _spread(without_y))
+    return float(value), math.sqrt(_jackknife_variance(without_x) + _jackknife_variance(without_y))
 
 
 def _rows_off_diagonal(kernel: torch.Tensor) -> torch.Tensor:
     return kernel.sum(dim=1) - kernel.diagonal()
 
 
-def _spread(without: torch.Tensor) -> float:
+def _jackknife_variance(without: torch.Tensor) -> float:
     count = len(without)
     return float((without - without.mean()).square().sum() * (count - 1) / count)

@@ -1,13 +1,12 @@
-"""How different the pictures of a set are from each other, as the image tower sees it.
+"""How different the images of a set are from each other, by the embedded image encoder.
 
 The measure is the mean cosine distance over all pairs. It is compared with random sets of equal
-size that are known to be varied: the 5th percentile of those is the line below which a set counts
-as all alike.
+size that are known to be varied: a set below their 5th percentile counts as all alike.
 
-The tower tells pictures in a style that it has not seen apart less than others, whatever they
-show. So that a set is not called alike for being in one unusual style, the random sets are drawn in
-the plainest one: pictures of one style each, traced to black lines on white. The file with the
-percentiles says which command makes it.
+The encoder distinguishes images in an unknown style less than others, whatever they show. So that
+a set is not called alike for its unusual style, the random sets are in the plainest style: images
+of one style each, traced to black lines on white. The file with the percentiles names the command
+that makes it.
 """
 
 import json
@@ -24,19 +23,19 @@ from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_imag
 
 REFERENCE = Path(__file__).with_name("diversity_reference.json")
 IMAGE_SIDE = 64
-"""Side of the pictures that the tower is shown."""
+"""Side of the images that the encoder takes."""
 MIN_IMAGES = 4
-"""Smaller sets say nothing."""
+"""Smaller sets are not measured."""
 MAX_REFERENCE_IMAGES = 24
-"""Sets above are judged as if they were this large: the spread of random sets has nearly gone, and
-the percentile would come too near to their mean."""
-_SAMPLE = 192
-"""Of larger sets so many pictures are looked at, evenly spread."""
+"""Larger sets use the threshold of this size: for them the spread of random sets is so small that
+the percentile is too close to their mean."""
+_MAX_COMPARED = 192
+"""Images that are compared; of more, evenly spaced ones."""
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """How different the pictures of a set are."""
+    """How different the images of a set are."""
 
     images: int
     """How many were compared."""
@@ -52,19 +51,19 @@ class Diversity:
 
 
 def measure_diversity(rows: Sequence[Row], background: tuple[int, int, int]) -> Diversity | None:
-    """Measure pictures with the embedded image tower; None for fewer than ``SMALLEST``.
+    """Measure images with the embedded image encoder; None for fewer than ``MIN_IMAGES``.
 
     Args:
-        rows: pictures that can be decoded.
+        rows: images that can be decoded.
         background: colour under transparent ones.
     """
     if len(rows) < MIN_IMAGES:
         return None
-    stride = -(-len(rows) // _SAMPLE)
-    chosen = rows[::stride]
-    pictures = uint8_to_signed(load_square_images(chosen, IMAGE_SIDE, background=background))
-    distance = mean_cosine_distance(embed_images(_tower(), pictures))
-    return Diversity(len(chosen), distance, diversity_threshold(len(chosen)))
+    stride = -(-len(rows) // _MAX_COMPARED)
+    sample = rows[::stride]
+    images = uint8_to_signed(load_square_images(sample, IMAGE_SIDE, background=background))
+    distance = mean_cosine_distance(embed_images(_encoder(), images))
+    return Diversity(len(sample), distance, diversity_threshold(len(sample)))
 
 
 def mean_cosine_distance(embeddings: torch.Tensor) -> float:
@@ -79,7 +78,7 @@ def mean_cosine_distance(embeddings: torch.Tensor) -> float:
 
 
 def diversity_threshold(count: int) -> float:
-    """Return the distance below which a set of ``count`` pictures is all alike."""
+    """Return the distance below which a set of ``count`` images is all alike."""
     return _thresholds()[min(count, MAX_REFERENCE_IMAGES)]
 
 
@@ -90,5 +89,5 @@ def _thresholds() -> dict[int, float]:
 
 
 @lru_cache(maxsize=1)
-def _tower() -> ImageEncoder:
+def _encoder() -> ImageEncoder:
     return load_image_encoder()

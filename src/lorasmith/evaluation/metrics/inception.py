@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SIDE = 299
-"""Side of the pictures that it takes, in pixels."""
+"""Side of the images that it takes, in pixels."""
 FEATURES = 2048
 """Width of its last pooled layer."""
 
@@ -30,7 +30,7 @@ class ConvSpec(NamedTuple):
 
 
 class BranchSpec(NamedTuple):
-    """Layers one after the other, then some that stand side by side."""
+    """Layers in sequence, then some in parallel."""
 
     chain: tuple[ConvSpec, ...]
     ends: tuple[ConvSpec, ...] = ()
@@ -39,11 +39,13 @@ class BranchSpec(NamedTuple):
 class ConvBlock(nn.Module):
     """Convolution, batch normalisation, ReLU."""
 
-    def __init__(self, before: int, layer: ConvSpec) -> None:
+    def __init__(self, in_channels: int, layer: ConvSpec) -> None:
         super().__init__()
         height, width = layer.kernel
         padding = (height // 2, width // 2) if layer.padded else (0, 0)
-        self.conv = nn.Conv2d(before, layer.width, layer.kernel, layer.stride, padding, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, layer.width, layer.kernel, layer.stride, padding, bias=False
+        )
         self.bn = nn.BatchNorm2d(layer.width, eps=0.001)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,36 +54,40 @@ class ConvBlock(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """Branches side by side, and a pool: joined along the channels."""
+    """Parallel branches and a pool, concatenated along the channels."""
 
     def __init__(
-        self, before: int, branches: Sequence[BranchSpec], pooled: int = 0, largest: bool = False
+        self,
+        in_channels: int,
+        branches: Sequence[BranchSpec],
+        pooled: int = 0,
+        max_pool: bool = False,
     ) -> None:
-        """Make a block.
+        """Create a block.
 
         Args:
-            before: channels that come in.
-            branches: what stands side by side.
-            pooled: channels of the convolution behind the pool; 0 for a block that halves the
-                sides, whose pool is a maximum without one.
-            largest: pool by maximum.
+            in_channels: input channels.
+            branches: the parallel branches.
+            pooled: channels of the convolution after the pool; 0 for a block that halves the
+                sides, which has a max pool without a convolution.
+            max_pool: pool by maximum, not by mean.
         """
         super().__init__()
-        self._branches, self._largest, self._halves = tuple(branches), largest, pooled == 0
+        self._branches, self._max_pool, self._halves = tuple(branches), max_pool, pooled == 0
         for chain, ends in branches:
-            width = before
+            width = in_channels
             for layer in chain:
                 self.add_module(layer.name, ConvBlock(width, layer))
                 width = layer.width
             for layer in ends:
                 self.add_module(layer.name, ConvBlock(width, layer))
         if pooled:
-            self.branch_pool = ConvBlock(before, ConvSpec("branch_pool", pooled))
+            self.branch_pool = ConvBlock(in_channels, ConvSpec("branch_pool", pooled))
         last = [layer for chain, ends in branches for layer in ends or chain[-1:]]
-        self.width = sum(layer.width for layer in last) + (pooled or before)
+        self.width = sum(layer.width for layer in last) + (pooled or in_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, before, H, W]`` to ``[B, width, H', W']``."""
+        """Map ``[B, in_channels, H, W]`` to ``[B, width, H', W']``."""
         outputs = []
         for chain, ends in self._branches:
             y = x
@@ -93,12 +99,12 @@ class InceptionBlock(nn.Module):
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         if self._halves:
             return F.max_pool2d(x, 3, 2)
-        if self._largest:
+        if self._max_pool:
             pooled = F.max_pool2d(x, 3, 1, 1)
         else:
             pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        made: torch.Tensor = self.branch_pool(pooled)
-        return made
+        output: torch.Tensor = self.branch_pool(pooled)
+        return output
 
 
 class InceptionV3(nn.Module):
@@ -111,13 +117,13 @@ class InceptionV3(nn.Module):
             self.add_module(layer.name, ConvBlock(width, layer))
             width = layer.width
         for name, branches, pooled in _BLOCKS:
-            block = InceptionBlock(width, branches, pooled, largest=name == "Mixed_7c")
+            block = InceptionBlock(width, branches, pooled, max_pool=name == "Mixed_7c")
             self.add_module(name, block)
             width = block.width
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Return features, float32 ``[B, 2048]``, of pictures ``[B, 3, H, W]`` in -1..1."""
-        x = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features, float32 ``[B, 2048]``, of images ``[B, 3, H, W]`` in -1..1."""
+        x = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
         for layer in _STEM:
             x = self.get_submodule(layer.name)(x)
             if layer.name in _POOLED:
@@ -147,7 +153,7 @@ def _a(pooled: int) -> tuple[tuple[BranchSpec, ...], int]:
 
 
 def _c(width: int) -> tuple[tuple[BranchSpec, ...], int]:
-    """Fig. 6: 7x7 taken apart into rows and columns."""
+    """Fig. 6: 7x7 factorized into rows and columns."""
     branches = (
         BranchSpec((ConvSpec("branch1x1", 192),)),
         BranchSpec(
@@ -171,7 +177,7 @@ def _c(width: int) -> tuple[tuple[BranchSpec, ...], int]:
 
 
 def _e() -> tuple[tuple[BranchSpec, ...], int]:
-    """Fig. 7: 3x3 that end side by side in a row and a column."""
+    """Fig. 7: 3x3 that end in a parallel row and column."""
 
     def ends(name: str) -> tuple[ConvSpec, ConvSpec]:
         return ConvSpec(f"{name}a", 384, (1, 3)), ConvSpec(f"{name}b", 384, (3, 1))
@@ -220,7 +226,7 @@ _STEM = (
     ConvSpec("Conv2d_4a_3x3", 192, _THREE, padded=False),
 )
 _POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
-"""Layers with a maximum pool behind them."""
+"""Layers followed by a max pool."""
 _BLOCKS: tuple[tuple[str, tuple[BranchSpec, ...], int], ...] = (
     ("Mixed_5b", *_a(32)),
     ("Mixed_5c", *_a(64)),

@@ -1,4 +1,4 @@
-"""Feature extractors from folders: the tower, CLIP and Inception, random weights of true layout."""
+"""Feature extractors from folders: CLIP and Inception with random weights of the real layout."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from lorasmith.evaluation.feature_extractor import load_feature_extractor, norma
 from lorasmith.evaluation.metrics.inception import InceptionV3
 
 
-def pictures() -> list[Image.Image]:
+def make_images() -> list[Image.Image]:
     noise = torch.randint(0, 256, (3, 48, 40, 3), generator=torch.Generator().manual_seed(0))
     return [Image.fromarray(one.numpy().astype("uint8")) for one in noise]
 
@@ -37,15 +37,18 @@ def clip_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_a_clip_folder_judges_as_transformers_does(clip_folder: Path) -> None:
+def test_a_clip_folder_gives_transformers_features(clip_folder: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
-    judge = load_feature_extractor(clip_folder)
-    found, texts = judge.image_features(pictures()), judge.text_features(["a red cat", "a boat"])
-    assert judge.name == "tiny-clip"
-    assert found.shape == (3, 12)
+    extractor = load_feature_extractor(clip_folder)
+    features, texts = (
+        extractor.image_features(make_images()),
+        extractor.text_features(["a red cat", "a boat"]),
+    )
+    assert extractor.name == "tiny-clip"
+    assert features.shape == (3, 12)
     assert texts is not None
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
     model = CLIPModel.from_pretrained(clip_folder).eval()
     tokens = CLIPTokenizer.from_pretrained(clip_folder)(
         ["a red cat", "a boat"], padding="max_length", return_tensors="pt"
@@ -54,14 +57,14 @@ def test_a_clip_folder_judges_as_transformers_does(clip_folder: Path) -> None:
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     from lorasmith.evaluation.base_model import pil_to_tensor
 
-    shown = (pil_to_tensor(pictures(), 32) / 2 + 0.5 - mean) / deviation
+    shown = (pil_to_tensor(make_images(), 32) / 2 + 0.5 - mean) / deviation
     with torch.no_grad():
         output = model(pixel_values=shown, **tokens)
-    torch.testing.assert_close(found, output.image_embeds)
+    torch.testing.assert_close(features, output.image_embeds)
     torch.testing.assert_close(texts, output.text_embeds)
 
 
-def test_inception_reads_public_weights_by_name(tmp_path: Path) -> None:
+def test_inception_loads_public_weights_by_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = InceptionV3()
     # Published: 23,834,568 numbers with the classifier of 1,000 classes (2,049,000).
@@ -70,12 +73,12 @@ def test_inception_reads_public_weights_by_name(tmp_path: Path) -> None:
     assert "Mixed_7c.branch3x3dbl_3b.conv.weight" in state
     save_tensors(tmp_path / "model.safetensors", {**state, "fc.bias": torch.zeros(1000)}, {})
     (tmp_path / "config.json").write_text('{"architecture": "inception_v3"}')
-    judge = load_feature_extractor(tmp_path)
-    found = judge.image_features(pictures())
-    assert found.shape == (3, 2048)
-    assert judge.text_features(["a cat"]) is None
-    torch.testing.assert_close(normalize(found).norm(dim=1), torch.ones(3))
-    assert not torch.equal(found[0], found[1])
+    extractor = load_feature_extractor(tmp_path)
+    features = extractor.image_features(make_images())
+    assert features.shape == (3, 2048)
+    assert extractor.text_features(["a cat"]) is None
+    torch.testing.assert_close(normalize(features).norm(dim=1), torch.ones(3))
+    assert not torch.equal(features[0], features[1])
 
     del state["Mixed_6b.branch_pool.bn.weight"]
     save_tensors(tmp_path / "model.safetensors", state, {})
@@ -92,7 +95,7 @@ def test_average_pools_do_not_count_the_padding() -> None:
     assert torch.equal(pooled, pooled[0, 0, 1, 1].expand_as(pooled))
 
 
-def test_what_is_no_judge_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_feature_extractor_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a feature extractor"):
         load_feature_extractor(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

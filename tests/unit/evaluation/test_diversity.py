@@ -27,17 +27,17 @@ WHITE = (255, 255, 255)
 
 
 @given(st.integers(2, 12), st.integers(0, 99))
-def test_the_mean_distance_is_that_of_all_pairs(count: int, seed: int) -> None:
+def test_mean_cosine_distance_is_the_mean_over_all_pairs(count: int, seed: int) -> None:
     vectors = torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
     vectors = torch.nn.functional.normalize(vectors.double(), dim=-1)
     pairs = [1 - float(a @ b) for n, a in enumerate(vectors) for b in vectors[n + 1 :]]
     assert mean_cosine_distance(vectors) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
 
 
-def test_the_reference_is_of_the_embedded_tower() -> None:
+def test_the_reference_is_of_the_embedded_encoder() -> None:
     table = json.loads(REFERENCE.read_text())
-    tower = sha256_file(EMBEDDED / FOLDER / "model.safetensors")
-    assert table["tower"] == tower, f"the image tower changed; run: {table['command']}"
+    encoder_hash = sha256_file(EMBEDDED / FOLDER / "model.safetensors")
+    assert table["tower"] == encoder_hash, f"the image encoder changed; run: {table['command']}"
     assert table["side"] == diversity.IMAGE_SIDE
     assert [int(k) for k in table["thresholds"]] == [
         *range(diversity.MIN_IMAGES, diversity.MAX_REFERENCE_IMAGES + 1)
@@ -56,7 +56,7 @@ def test_larger_sets_have_higher_thresholds_up_to_the_largest() -> None:
     assert diversity_threshold(500) == diversity_threshold(24)
 
 
-def test_the_demo_pictures_are_varied_though_of_one_style() -> None:
+def test_demo_images_of_one_style_are_varied() -> None:
     measured = measure_diversity(read_rows(DEMO), WHITE)
     assert measured is not None
     assert measured.images == 24
@@ -76,21 +76,21 @@ def variations(folder: Path, count: int) -> list[Row]:
     return rows
 
 
-def test_one_thing_again_and_again_is_all_alike(tmp_path: Path) -> None:
+def test_variations_of_one_image_are_uniform(tmp_path: Path) -> None:
     measured = measure_diversity(variations(tmp_path, 12), WHITE)
     assert measured is not None
     assert measured.is_uniform
     assert measured.distance < 0.1
 
 
-def test_very_few_pictures_say_nothing(tmp_path: Path) -> None:
+def test_very_few_images_are_not_measured(tmp_path: Path) -> None:
     rows = variations(tmp_path, 4)
     assert measure_diversity(rows[:3], WHITE) is None
     assert measure_diversity(rows, WHITE) is not None
 
 
 def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diversity, "_SAMPLE", 10)
+    monkeypatch.setattr(diversity, "_MAX_COMPARED", 10)
     measured = measure_diversity(read_rows(DEMO), WHITE)
     assert measured is not None
     assert measured.images == 8

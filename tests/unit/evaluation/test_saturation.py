@@ -6,12 +6,12 @@ from PIL import Image
 from lorasmith.evaluation.metrics.saturation import measure_color
 
 
-def flat(colour: tuple[int, int, int]) -> Image.Image:
-    return Image.new("RGB", (4, 4), colour)
+def flat(color: tuple[int, int, int]) -> Image.Image:
+    return Image.new("RGB", (4, 4), color)
 
 
 @pytest.mark.parametrize(
-    ("colour", "saturation", "two_tone"),
+    ("color", "saturation", "two_tone"),
     [
         ((255, 255, 255), 0.0, 1.0),
         ((0, 0, 0), 0.0, 1.0),
@@ -20,11 +20,11 @@ def flat(colour: tuple[int, int, int]) -> Image.Image:
         ((51, 0, 0), 0.2, 1.0),
     ],
 )
-def test_flat_pictures(colour: tuple[int, int, int], saturation: float, two_tone: float) -> None:
-    assert measure_color([flat(colour)]) == pytest.approx((saturation, two_tone))
+def test_flat_images(color: tuple[int, int, int], saturation: float, two_tone: float) -> None:
+    assert measure_color([flat(color)]) == pytest.approx((saturation, two_tone))
 
 
-def test_several_pictures_are_averaged() -> None:
+def test_images_are_averaged() -> None:
     half = flat((0, 0, 0))
     half.paste((0, 255, 0), (0, 0, 4, 2))
     assert measure_color([half, flat((255, 255, 255))]) == pytest.approx((0.25, 0.75))
