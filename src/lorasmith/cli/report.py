@@ -25,15 +25,11 @@ def report(
 
     Example: `lorasmith report loras/inkmono`
     """
-    from lorasmith.reports.features_page import write_all_features_pages
-    from lorasmith.reports.run_page import write_run_page
-    from lorasmith.reports.sweep_page import write_all_sweep_pages
+    from lorasmith.reports.write_pages import write_pages
     from lorasmith.runs.paths import RunPaths
 
     folder = run.expanduser()
-    # RunPaths would look for a bare name in loras/ only, though it may be a folder right here.
+    # RunPaths searches for a name without a folder in loras/ only, but it may be a folder here.
     name = str(folder.absolute() if folder.is_dir() else folder)
-    paths = RunPaths.from_name(name)
-    several = write_all_features_pages(paths) or write_all_sweep_pages(paths)
-    for page in several or [write_run_page(paths)]:
+    for page in write_pages(RunPaths.from_name(name)):
         typer.echo(page)

@@ -5,10 +5,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lorasmith.config.features import FeaturesConfig
-from lorasmith.config.load import load_saved_config, read_toml
 from lorasmith.reports.embedded_images import embed_preview
 from lorasmith.reports.html import failure_as_warning, render_page, write_output
-from lorasmith.reports.run_page import write_run_page
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import read_run_folder
@@ -36,25 +34,6 @@ def write_features_page_after_training(config: FeaturesConfig, paths: FeaturesPa
     """Write the page; if that fails, warn."""
     with failure_as_warning("overview page"):
         write_features_page(config, paths)
-
-
-def write_all_features_pages(paths: RunPaths) -> list[Path]:
-    """Write the page of every feature that was begun, and the page of the run.
-
-    Returns:
-        the pages; none if the run has no features.
-
-    Raises:
-        DataError: a file of a feature is damaged.
-        ConfigError: the settings are damaged or of another version.
-        OutputError: a page cannot be written.
-    """
-    if not paths.settings.is_file() or "feature" not in read_toml(paths.settings):
-        return []
-    config = load_saved_config(FeaturesConfig, paths.settings)
-    features_paths = FeaturesPaths.from_config(config, str(paths.folder))
-    pages = [write_run_page(lora) for lora in features_paths.loras if lora.settings.is_file()]
-    return [*pages, write_features_page(config, features_paths)]
 
 
 def write_features_page(config: FeaturesConfig, paths: FeaturesPaths) -> Path:

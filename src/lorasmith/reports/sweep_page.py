@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lorasmith.config.load import load_saved_config, read_toml
 from lorasmith.config.sweep import SweepConfig, format_number
 from lorasmith.reports.advice import relative_to_base
 from lorasmith.reports.curves import Curve, downsample, extract_curve, smooth
@@ -15,9 +14,7 @@ from lorasmith.reports.embedded_images import EmbeddedRow, embed_preview, previe
 from lorasmith.reports.html import failure_as_warning, render_page, write_output
 from lorasmith.reports.line_charts import LINE_STYLES, Line, LineChart, line_figure
 from lorasmith.reports.number_format import format_duration
-from lorasmith.reports.run_page import write_run_page
 from lorasmith.reports.sweep_results import SweepResult, make_notes, read_sweep_results
-from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import RunFolder, read_run_folder
 from lorasmith.runs.sweep_paths import SweepPaths
 
@@ -45,25 +42,6 @@ def write_sweep_page_after_training(config: SweepConfig, paths: SweepPaths) -> N
     """Write both files; if that fails, warn."""
     with failure_as_warning("sweep page"):
         write_sweep_page(config, paths)
-
-
-def write_all_sweep_pages(paths: RunPaths) -> list[Path]:
-    """Write the page of every LoRA that was begun, and the page of the sweep.
-
-    Returns:
-        the pages; none if the run is not a sweep.
-
-    Raises:
-        DataError: a file is damaged.
-        ConfigError: the settings are damaged or of another version.
-        OutputError: a page cannot be written.
-    """
-    if not paths.settings.is_file() or "vary" not in read_toml(paths.settings):
-        return []
-    config = load_saved_config(SweepConfig, paths.settings)
-    sweep_paths = SweepPaths.from_config(config, str(paths.folder))
-    pages = [write_run_page(lora) for lora in sweep_paths.loras if lora.settings.is_file()]
-    return [*pages, write_sweep_page(config, sweep_paths)]
 
 
 def write_sweep_page(config: SweepConfig, paths: SweepPaths) -> Path:
