@@ -192,7 +192,10 @@ def test_models_are_downloaded_when_that_is_asked_for(
         (("--clip-skip", "9"), "error: clip skip must be 1 to 2 for this model, not 9"),
         (("--guidance-rescale", "2"), "error: guidance_rescale: 2.0 is not possible"),
         (("--device", "abacus"), "error: device: 'abacus' is not a device"),
-        (("--negative", "<lora:x:1>"), "error: negative, column 1: '<lora:x:1' has no effect"),
+        (
+            ("--negative", "<lora:x:1>"),
+            "error: negative_prompt, column 1: '<lora:x:1' has no effect",
+        ),
     ],
 )
 def test_a_bad_option_is_one_line(

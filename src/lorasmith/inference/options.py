@@ -4,7 +4,7 @@ import math
 import re
 import secrets
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lorasmith.core.errors import ConfigError, did_you_mean
 from lorasmith.inference.samplers import resolve_sampler
@@ -168,12 +168,11 @@ def _nearest(value: int, multiple: int) -> int:
     return (value + multiple // 2) // multiple * multiple
 
 
-def _check_int(name: str, value: object, low: int, high: int | None) -> None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if low <= value and (high is None or value <= high):
-            return
-    allowed = f"{low} or more" if high is None else f"{low} to {high}"
-    raise ConfigError(f"{name}: {value!r} is not possible; use a whole number, {allowed}")
+def _check_int(name: str, value: Any, low: int, high: int | None) -> None:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or not low <= value <= (math.inf if high is None else high):
+        allowed = f"{low} or more" if high is None else f"{low} to {high}"
+        raise ConfigError(f"{name}: {value!r} is not possible; use a whole number, {allowed}")
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

@@ -73,11 +73,9 @@ def resolve_sampler(name: str) -> str:
         ConfigError: there is no such sampler; a close name or all names are given.
     """
     text = str(name)
-    if text in SAMPLERS:
-        return text
     key = re.sub(r"[\s_-]+", "_", text.strip().lower()).replace("++", "pp")
     key = _CLASS_NAMES.get(key, key)
-    return key if key in SAMPLERS else SAMPLERS.check(text)
+    return SAMPLERS.check(key if key in SAMPLERS else text)
 
 
 def sampler_label(name: str) -> str:

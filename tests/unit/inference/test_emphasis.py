@@ -57,7 +57,7 @@ def test_words_have_weights(source: str, sections: list[list[tuple[str, float]]]
 @pytest.mark.parametrize(
     ("source", "column", "message"),
     [
-        ("a (red apple", 3, r"'(' is not closed; write \( for the sign itself"),
+        ("a (red apple", 3, r"'(' is not closed; write \( for the bracket itself"),
         ("a [red) apple", 7, "')' closes nothing"),
         ("smile :)", 8, "')' closes nothing"),
         ("a ]", 3, "']' closes nothing"),
@@ -74,7 +74,7 @@ def test_wrong_syntax_points_at_the_column(source: str, column: int, message: st
     assert str(caught.value).startswith(f"prompt, column {column}: ")
     assert message in str(caught.value)
     if "lora" not in source:
-        with pytest.raises(ConfigError, match=f"^negative, column {column}: "):
+        with pytest.raises(ConfigError, match=f"^negative_prompt, column {column}: "):
             parse_negative_prompt(source)
 
 

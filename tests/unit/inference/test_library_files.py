@@ -170,7 +170,7 @@ def test_folders_that_are_no_library(shelf: Shelf) -> None:
         load(shelf.folder / "absent")
     (shelf.folder / "run").mkdir()
     (shelf.folder / ".lorasmith-tmp-1-x.safetensors").touch()
-    with pytest.raises(WeightsError, match="has no LoRA files; those of folders in it"):
+    with pytest.raises(WeightsError, match="has no LoRA files; its subfolders"):
         load(shelf.folder)
     foreign(shelf, "mute", {})
     with pytest.raises(WeightsError, match="none of its 1 LoRA files says which tag"):

@@ -124,5 +124,5 @@ def test_both_ends_of_a_range_of_steps_belong_to_it(step: int, on: bool) -> None
 
 def test_a_negative_prompt_has_no_loras() -> None:
     check_negative_prompt("blurry, <3")
-    with pytest.raises(ConfigError, match="negative, column 8: "):
+    with pytest.raises(ConfigError, match="negative_prompt, column 8: "):
         check_negative_prompt("blurry <lora:x:1>")

@@ -1,7 +1,7 @@
 """From the name of a LoRA to its file.
 
-A name in a prompt may come from anybody, so it can only ever choose among the files that lie in the
-LoRA folder. A path, on the command line or in Python, is the user's own word and is taken as it is.
+A prompt may come from anybody, so a name in it can only choose among the files in the LoRA folder.
+A path comes from the user, on the command line or in Python, and is used as it is.
 """
 
 import os
@@ -18,14 +18,14 @@ from lorasmith.inference.prompts.lora_syntax import (
 )
 from lorasmith.inference.prompts.parser import LORA_SUFFIX
 
-_HOW = "write NAME, NAME:WEIGHT or path/to/file.safetensors:WEIGHT"
+_SYNTAX_HINT = "write NAME, NAME:WEIGHT or path/to/file.safetensors:WEIGHT"
 
 
 def find_lora(name: str, folder: Path = Path("loras")) -> Path:
     """Return the file ``NAME.safetensors`` of the LoRA folder or of a run's folder in it.
 
     Both levels are listed and the name looked up in the list, so a name never becomes part of a
-    path; what a link out of the folder leads to is refused.
+    path; a link out of the folder is refused.
 
     Args:
         name: file name, with or without its suffix.
@@ -41,18 +41,18 @@ def find_lora(name: str, folder: Path = Path("loras")) -> Path:
         raise WeightsError(f"LoRA {name!r}: there is no folder {folder}; name it with --lora-dir")
     files = _files_by_name(name, folder)
     stem = name.removesuffix(LORA_SUFFIX)
-    found = files.get(stem, [])
-    if not found:
-        known = f"; it has {len(files)} LoRA files" if files else "; it has no LoRA files"
-        hint = did_you_mean(stem, files) or known
+    matches = files.get(stem, [])
+    if not matches:
+        contents = f"; it has {len(files)} LoRA files" if files else "; it has no LoRA files"
+        hint = did_you_mean(stem, files) or contents
         raise WeightsError(f"LoRA {name!r}: no {stem}{LORA_SUFFIX} in {folder}{hint}")
-    if len(found) > 1:
-        both = " and ".join(str(path) for path in found)
+    if len(matches) > 1:
+        paths = " and ".join(str(path) for path in matches)
         raise WeightsError(
-            f"LoRA {name!r}: several files have this name, {both}; rename one or give its path "
+            f"LoRA {name!r}: several files have this name, {paths}; rename one or give its path "
             "with --lora"
         )
-    path = found[0]
+    path = matches[0]
     if not _is_inside(path, folder):
         raise WeightsError(f"LoRA {name!r}: {path} is a link out of {folder}; copy the file there")
     if not path.is_file():
@@ -75,10 +75,10 @@ def resolve_lora(text: str | Path, folder: Path) -> Path:
     try:
         if path.is_file():
             return path
-        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise WeightsError(f"LoRA {path}: cannot be opened ({error.strerror})") from error
-    raise WeightsError(f"LoRA {path}: no such file{did_you_mean(path.name, near)}")
+    raise WeightsError(f"LoRA {path}: no such file{did_you_mean(path.name, siblings)}")
 
 
 def list_lora_files(folder: Path) -> list[Path]:
@@ -97,27 +97,27 @@ def list_lora_files(folder: Path) -> list[Path]:
         ) from error
     if not files:
         raise WeightsError(
-            f"library {folder}: it has no LoRA files; those of folders in it are not looked at"
+            f"library {folder}: it has no LoRA files; its subfolders are not searched"
         )
     return files
 
 
 def parse_lora_option(text: str) -> LoraRequest:
-    """Take ``NAME``, ``NAME:WEIGHT`` or ``path/to/file.safetensors:WEIGHT`` apart.
+    """Parse ``NAME``, ``NAME:WEIGHT`` or ``path/to/file.safetensors:WEIGHT``.
 
-    Behind the name stands what `lorasmith.inference.prompts.lora_syntax.parse_mention` takes.
+    After the name comes what `lorasmith.inference.prompts.lora_syntax.parse_lora_request` accepts.
 
     Raises:
         ConfigError: no name, or what follows it is malformed, at which column.
     """
     parts = text.split(":")
     # Colons before the last part of a path are those of a folder's name, or of C:\
-    named = max((place for place, part in enumerate(parts) if _is_path(part)), default=0)
-    name = ":".join(parts[: named + 1])
+    name_end = max((index for index, part in enumerate(parts) if _is_path(part)), default=0)
+    name = ":".join(parts[: name_end + 1])
     if not name.strip():
-        raise ConfigError(f"--lora {text!r} has no name; {_HOW}")
-    spot = TextPosition(f"--lora {text!r}", len(name) + 2)
-    return parse_request_options(name.strip(), parts[named + 1 :], spot, _HOW)
+        raise ConfigError(f"--lora {text!r} has no name; {_SYNTAX_HINT}")
+    position = TextPosition(f"--lora {text!r}", len(name) + 2)
+    return parse_request_options(name.strip(), parts[name_end + 1 :], position, _SYNTAX_HINT)
 
 
 def _is_path(text: str) -> bool:
@@ -125,25 +125,25 @@ def _is_path(text: str) -> bool:
 
 
 def _files_by_name(name: str, folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     try:
-        for path in _candidates(folder):
-            found.setdefault(path.stem, []).append(path)
+        for path in _iter_lora_files(folder):
+            files.setdefault(path.stem, []).append(path)
     except OSError as error:
         raise WeightsError(
             f"LoRA {name!r}: {folder} cannot be listed ({error.strerror}); check its permissions"
         ) from error
-    return found
+    return files
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    """Yield the LoRA files of the folder, then those of the folders in it."""
+def _iter_lora_files(folder: Path) -> Iterator[Path]:
+    """Yield the LoRA files of the folder, then those of its subfolders."""
     entries = sorted(folder.iterdir())
     yield from (path for path in entries if _is_lora(path))
-    for place in entries:
+    for entry in entries:
         # A linked folder is not even listed unless it lies inside.
-        if not _is_lora(place) and place.is_dir() and _is_inside(place, folder):
-            yield from (path for path in sorted(place.iterdir()) if _is_lora(path))
+        if not _is_lora(entry) and entry.is_dir() and _is_inside(entry, folder):
+            yield from (path for path in sorted(entry.iterdir()) if _is_lora(path))
 
 
 def _is_lora(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a picture says about how it was made, in the words of A1111."""
+"""What an image's metadata say about how it was made, in A1111's format."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -8,7 +8,7 @@ from lorasmith.inference.options import SamplingOptions, Size
 from lorasmith.inference.outputs.save import format_parameters
 from lorasmith.inference.samplers import sampler_label
 
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def build_parameters_text(
@@ -20,16 +20,16 @@ def build_parameters_text(
     model_hash: str,
     strength: float | None = None,
 ) -> str:
-    """Return the ``parameters`` text of one picture.
+    """Return the ``parameters`` text of one image.
 
     Args:
         prompt: as written, LoRA mentions included.
-        seed: of this picture.
+        seed: of this image.
         options: of the call.
         size: width and height in pixels.
-        model: the model's folder; only its name is told.
-        model_hash: see `hash_of_model`; left out where empty.
-        strength: share of the steps that were taken on a given picture; None without one.
+        model: the model's folder; only its name is written.
+        model_hash: see `compute_model_hash`; left out where empty.
+        strength: share of the steps that were taken on an init image; None without one.
     """
     settings: dict[str, object] = {
         "Steps": options.num_inference_steps,
@@ -56,8 +56,8 @@ def build_parameters_text(
 def compute_model_hash(folder: Path) -> str:
     """Return the first 10 hex digits of the SHA-256 of the U-Net's weights, or ``""`` without any.
 
-    Of a model in a single file it is that of the file, as A1111 has it. The files of a sharded
-    U-Net are hashed one after the other in the order of their names.
+    For a model in a single file it is the file's hash, as in A1111. The files of a sharded U-Net
+    are hashed one after the other in the order of their names.
     """
     files = sorted((folder / "unet").glob("*.safetensors"))
     # A second precision lies beside the first as NAME.fp16.safetensors; the plain one is loaded.
@@ -67,6 +67,6 @@ def compute_model_hash(folder: Path) -> str:
     digest = sha256()
     for path in files:
         with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()[:10] if files else ""

@@ -1,4 +1,4 @@
-"""Writing pictures with their generation parameters."""
+"""Writing images with their generation parameters."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,27 +27,28 @@ PARAMETERS_KEY = "parameters"
 """The PNG text key in which A1111 and its relatives keep generation parameters."""
 
 
-def format_parameters(prompt: str, negative: str, settings: Mapping[str, object]) -> str:
+def format_parameters(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
     """Return generation parameters as A1111 writes them.
 
     Line 1 is the prompt, then ``Negative prompt: ...`` where there is one, then ``Key: value``
     pairs; a value with a comma, colon or line break is quoted as JSON.
     """
-    pairs = ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items())
-    lines = [prompt, f"Negative prompt: {negative}" if negative else "", pairs]
-    return "\n".join([lines[0], *filter(None, lines[1:])]).replace("\0", " ")
+    pairs = ", ".join(f"{key}: {_quote(value)}" for key, value in settings.items())
+    negative_line = [f"Negative prompt: {negative_prompt}"] if negative_prompt else []
+    lines = [prompt, *negative_line, *filter(None, [pairs])]
+    return "\n".join(lines).replace("\0", " ")
 
 
 def save_images(images: Sequence[Image.Image], folder: Path) -> list[Path]:
     """Write ``0000.png``, ``0001.png``, ... and ``grid.png`` into a folder.
 
     Files of those names are replaced, each atomically; nothing else there is touched. What
-    ``image.info["parameters"]`` holds goes into each file; the grid has the first picture's.
+    ``image.info["parameters"]`` holds goes into each file; the grid has the first image's.
 
     Raises:
         OutputError: a file cannot be written.
     """
-    paths = [folder / f"{number:04d}.png" for number in range(len(images))]
+    paths = [folder / f"{index:04d}.png" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         save_png(image, path)
     grid = make_grid(images)
@@ -59,20 +60,20 @@ def save_images(images: Sequence[Image.Image], folder: Path) -> list[Path]:
 def save_latents(latents: torch.Tensor, jobs: Sequence[ImageJob], folder: Path) -> Path:
     """Write ``latents.safetensors`` into a folder: the tensor ``latents``, for `Pipeline.decode`.
 
-    The metadata's ``jobs`` say in JSON what the prompts and seeds were.
+    The metadata's ``jobs`` hold the prompts and seeds as JSON.
 
     Args:
         latents: float32 ``[N, C, h, w]``.
-        jobs: what they are of.
+        jobs: the latents' jobs.
         folder: a file of that name in it is replaced, atomically.
 
     Raises:
         WeightsError: they are not finite.
         OutputError: the file cannot be written.
     """
-    told = [{"prompt": job.prompt.source, "seed": job.seed} for job in jobs]
+    entries = [{"prompt": job.prompt.source, "seed": job.seed} for job in jobs]
     path = folder / "latents.safetensors"
-    save_tensors(path, {"latents": latents}, {"jobs": json.dumps(told, ensure_ascii=False)})
+    save_tensors(path, {"latents": latents}, {"jobs": json.dumps(entries, ensure_ascii=False)})
     return path
 
 
@@ -92,6 +93,6 @@ def save_png(image: Image.Image, path: Path) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _quoted(value: object) -> str:
+def _quote(value: object) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+    return json.dumps(text, ensure_ascii=False) if any(char in text for char in ',:\n"') else text

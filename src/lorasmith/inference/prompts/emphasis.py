@@ -18,108 +18,109 @@ from lorasmith.models.text.prompt_spans import (
     WeightedPrompt,
 )
 
-STRONGER = 1.1
+BRACKET_FACTOR = 1.1
 MAX_EMPHASIS = 10.0
 
 _BREAK = re.compile(r"\bBREAK\b")
-_NUMBER = re.compile(r":\s*(?P<number>[^:]*?)\s*$")
-_NUMERIC = re.compile(r"[-+.\d][-+.\deE]*")
-"""What is meant to be a number, though it may be none."""
-_SIGNS = "()[]\\"
-_PARTNER = {")": "(", "]": "["}
+_WEIGHT = re.compile(r":\s*(?P<number>[^:]*?)\s*$")
+_NUMBER_LIKE = re.compile(r"[-+.\d][-+.\deE]*")
+"""What is meant as a number, though it may be malformed."""
+_ESCAPABLE = "()[]\\"
+_OPENING_OF = {")": "(", "]": "["}
 
 
 @dataclass
-class _Open:
-    """A bracket that is open."""
-
-    sign: str
-    spot: TextPosition
-    first: int
-    """The first piece inside."""
+class _OpenBracket:
+    bracket: str
+    position: TextPosition
+    first_piece: int
+    """Index of the first piece inside."""
 
 
 @dataclass
 class _Piece:
-    """Text of one weight; of a BREAK, None."""
+    """Text of one weight; None for a BREAK."""
 
     text: str | None
     weight: float = 1.0
 
 
-class _Reader:
-    """Reads a text sign by sign."""
+class _Parser:
+    """Parses a text character by character."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, source: str) -> None:
+        self._source = source
         self._pieces: list[_Piece] = []
         self._text = ""
-        self._open: list[_Open] = []
+        self._open_brackets: list[_OpenBracket] = []
 
-    def read(self, text: str) -> list[_Piece]:
-        """Return the pieces of a text."""
-        place = 0
-        while place < len(text):
-            sign, spot = text[place], TextPosition(self._where, place + 1)
-            if sign == "\\" and text[place + 1 : place + 2] in set(_SIGNS):
-                self._text += text[place + 1]
-                place += 2
+    def parse(self, text: str) -> list[_Piece]:
+        index = 0
+        while index < len(text):
+            char, position = text[index], TextPosition(self._source, index + 1)
+            if char == "\\" and text[index + 1 : index + 2] in set(_ESCAPABLE):
+                self._text += text[index + 1]
+                index += 2
                 continue
-            if sign in "([":
+            if char in "([":
                 self._flush()
-                self._open.append(_Open(sign, spot, len(self._pieces)))
-            elif sign in ")]":
-                self._close(sign, spot)
-            elif found := _BREAK.match(text, place):
+                self._open_brackets.append(_OpenBracket(char, position, len(self._pieces)))
+            elif char in ")]":
+                self._close_bracket(char, position)
+            elif match := _BREAK.match(text, index):
                 self._flush()
                 self._pieces.append(_Piece(None))
-                place = found.end()
+                index = match.end()
                 continue
             else:
-                self._text += sign
-            place += 1
-        if self._open:
-            _refuse(self._open[-1].spot, self._open[-1].sign, "is not closed")
+                self._text += char
+            index += 1
+        if self._open_brackets:
+            unclosed = self._open_brackets[-1]
+            _raise_at(unclosed.position, unclosed.bracket, "is not closed")
         self._flush()
         return self._pieces
 
-    def _close(self, sign: str, spot: TextPosition) -> None:
-        if not self._open or self._open[-1].sign != _PARTNER[sign]:
-            _refuse(spot, sign, "closes nothing")
-        opened = self._open.pop()
-        factor = self._stronger(spot) if sign == ")" else self._weaker(spot)
+    def _close_bracket(self, bracket: str, position: TextPosition) -> None:
+        if not self._open_brackets or self._open_brackets[-1].bracket != _OPENING_OF[bracket]:
+            _raise_at(position, bracket, "closes nothing")
+        opening = self._open_brackets.pop()
+        if bracket == ")":
+            factor = self._pop_weight(position)
+        else:
+            self._refuse_scheduling(position)
+            factor = 1 / BRACKET_FACTOR
         self._flush()
-        for piece in self._pieces[opened.first :]:
+        for piece in self._pieces[opening.first_piece :]:
             piece.weight *= factor
 
-    def _stronger(self, spot: TextPosition) -> float:
-        """Return what round brackets that end here multiply by, and take the number away."""
-        found = _NUMBER.search(self._text)
-        if found is None or not _NUMERIC.fullmatch(found["number"]):
-            return STRONGER
-        here = spot.shifted(found.start("number") - len(self._text))
+    def _pop_weight(self, position: TextPosition) -> float:
+        """Return what round brackets that end here multiply by, and remove the number."""
+        match = _WEIGHT.search(self._text)
+        if match is None or not _NUMBER_LIKE.fullmatch(match["number"]):
+            return BRACKET_FACTOR
+        number_position = position.shifted(match.start("number") - len(self._text))
         try:
-            number = float(found["number"])
+            number = float(match["number"])
         except ValueError as error:
             raise ConfigError(
-                f"{here}: {found['number']!r} is not a number; write it like (word:1.2)"
+                f"{number_position}: {match['number']!r} is not a number; write it like (word:1.2)"
             ) from error
         if not math.isfinite(number) or abs(number) > MAX_EMPHASIS:
             raise ConfigError(
-                f"{here}: emphasis {number:g} is not between -{MAX_EMPHASIS:g} and {MAX_EMPHASIS:g}"
+                f"{number_position}: emphasis {number:g} is not between -{MAX_EMPHASIS:g} and "
+                f"{MAX_EMPHASIS:g}"
             )
-        self._text = self._text[: found.start()]
+        self._text = self._text[: match.start()]
         return number
 
-    def _weaker(self, spot: TextPosition) -> float:
-        """Return what square brackets that end here multiply by."""
-        found = _NUMBER.search(self._text)
-        if "|" in self._text or (found and re.fullmatch(r"[\d.]+", found["number"])):
+    def _refuse_scheduling(self, position: TextPosition) -> None:
+        match = _WEIGHT.search(self._text)
+        if "|" in self._text or (match and re.fullmatch(r"[\d.]+", match["number"])):
             raise ConfigError(
-                f"{spot}: prompts that change on the way ([from:to:0.5], [one|other]) are not "
-                r"supported; write (word:0.8) for a weight, \[ and \] for the signs themselves"
+                f"{position}: prompts that change between steps ([from:to:0.5], [one|other]) are "
+                r"not supported; write (word:0.8) for a weight, \[ and \] for plain brackets"
             )
-        return 1 / STRONGER
 
     def _flush(self) -> None:
         if self._text:
@@ -127,47 +128,54 @@ class _Reader:
         self._text = ""
 
 
-def parse_emphasis(text: str, where: str) -> tuple[str, WeightedPrompt]:
-    r"""Return what a text says without its marks, and its pieces with their weights.
+def parse_emphasis(text: str, source: str) -> tuple[str, WeightedPrompt]:
+    r"""Return a text without its emphasis marks, and its pieces with their weights.
 
-    Signs of brackets that are meant themselves are written ``\(``, ``\)``, ``\[``, ``\]``. In the
-    first result pieces are separate words, as they are to the tokenizer, and BREAK is left in.
+    Plain brackets are written ``\(``, ``\)``, ``\[``, ``\]``. In the first result pieces are
+    separate words, as they are to the tokenizer, and BREAK is left in.
 
     Args:
         text: what was written.
-        where: what it is called in messages.
+        source: what it is called in messages.
 
     Raises:
-        ConfigError: a bracket has no partner or a weight is no number from -10 to 10; tells the
+        ConfigError: a bracket has no partner or a weight is no number from -10 to 10, at which
             column.
     """
     sections: list[list[_Piece]] = [[]]
-    for piece in _Reader(where).read(text):
+    for piece in _Parser(source).parse(text):
         if piece.text is None:
             sections.append([])
         else:
             sections[-1].append(piece)
-    told = " BREAK ".join(_joined(some).strip() for some in sections) if sections[1:] else None
-    passage = tuple(filter(None, (_section(some) for some in sections))) or EMPTY_PROMPT
-    return _joined(sections[0]) if told is None else told, passage
+    weighted = tuple(filter(None, (_make_section(pieces) for pieces in sections)))
+    if len(sections) == 1:
+        plain_text = _join(sections[0])
+    else:
+        plain_text = " BREAK ".join(_join(pieces).strip() for pieces in sections)
+    return plain_text, weighted or EMPTY_PROMPT
 
 
-def _section(pieces: list[_Piece]) -> PromptSection:
-    """Return a section, or nothing if it has no words."""
+def _make_section(pieces: list[_Piece]) -> PromptSection:
+    """Return a section, empty if it has no words."""
     return tuple(
-        PromptSpan(one.text, one.weight) for one in pieces if one.text and one.text.strip()
+        PromptSpan(piece.text, piece.weight)
+        for piece in pieces
+        if piece.text and piece.text.strip()
     )
 
 
-def _joined(pieces: list[_Piece]) -> str:
+def _join(pieces: list[_Piece]) -> str:
     """Return the text of pieces, with a space where two would become one word."""
-    whole = ""
+    joined = ""
     for piece in pieces:
         text = piece.text or ""
-        apart = whole and text and not whole[-1].isspace() and not text[0].isspace()
-        whole += f" {text}" if apart else text
-    return whole
+        needs_space = joined and text and not joined[-1].isspace() and not text[0].isspace()
+        joined += f" {text}" if needs_space else text
+    return joined
 
 
-def _refuse(spot: TextPosition, sign: str, what: str) -> NoReturn:
-    raise ConfigError(rf"{spot}: {sign!r} {what}; write \{sign} for the sign itself")
+def _raise_at(position: TextPosition, bracket: str, problem: str) -> NoReturn:
+    raise ConfigError(
+        rf"{position}: {bracket!r} {problem}; write \{bracket} for the bracket itself"
+    )

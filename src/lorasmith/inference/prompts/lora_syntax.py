@@ -1,7 +1,7 @@
 """What ``<lora:NAME:...>`` in a prompt, and ``--lora``, say about a LoRA.
 
-After the name: ``TE``, ``TE:UNET`` or the same by name, ``te=`` and ``unet=``; ``lbw=`` weights by
-block; ``start=``, ``stop=`` or ``step=FIRST-LAST`` denoising steps.
+After the name: ``TE``, ``TE:UNET`` or the same by name, ``te=`` and ``unet=``; ``lbw=`` block
+weights; ``start=``, ``stop=`` or ``step=FIRST-LAST`` denoising steps.
 """
 
 import math
@@ -20,35 +20,35 @@ _KEYS = ("te", "unet", "lbw", "start", "stop", "step")
 
 @dataclass(frozen=True)
 class TextPosition:
-    """A place in what a user wrote, for messages."""
+    """A position in what a user wrote, for messages."""
 
-    where: str
+    source: str
     """What was written: ``prompt``, an option."""
     column: int
-    """Place of the first sign that is meant, from 1."""
+    """From 1."""
 
-    def shifted(self, signs: int) -> "TextPosition":
-        """Return the place so many signs later."""
-        return TextPosition(self.where, self.column + signs)
+    def shifted(self, characters: int) -> "TextPosition":
+        """Return the position so many characters later."""
+        return TextPosition(self.source, self.column + characters)
 
     def __str__(self) -> str:
-        return f"{self.where}, column {self.column}"
+        return f"{self.source}, column {self.column}"
 
 
 @dataclass(frozen=True)
 class LoraRequest:
-    """A LoRA that somebody asks for."""
+    """A LoRA that a user asks for, and how strongly."""
 
     name: str
     """File name without its suffix."""
     weight: float = 1.0
-    """Strength; 1 is as trained, negative turns it round."""
+    """Strength; 1 is as trained, a negative one inverts the effect."""
     unet_weight: float | None = None
-    """Strength in the U-Net where it is another; ``weight`` then is the text encoders'."""
+    """Strength in the U-Net where it differs; ``weight`` then is the text encoders'."""
     lbw: str = ""
-    """Weights by block: a preset's name or numbers, see `parse_block_weights`."""
+    """Block weights: a preset's name or numbers, see `parse_block_weights`."""
     start: int = 1
-    """First denoising step that it is at work in; the first one of all is 1."""
+    """First denoising step that it is active in; the first one of all is 1."""
     stop: int | None = None
     """Last one; None is the last one of all."""
 
@@ -63,11 +63,11 @@ class LoraRequest:
         return self.weight == 0 and self.effective_unet_weight == 0
 
     def is_active_at(self, step: int) -> bool:
-        """Tell whether it is at work in a denoising step; the first is 1."""
+        """Tell whether it is active in a denoising step; the first is 1."""
         return self.start <= step and (self.stop is None or step <= self.stop)
 
     def __str__(self) -> str:
-        """Return it as a prompt has it."""
+        """Return it as it is written in a prompt."""
         parts = [self.name, f"{self.weight:g}"]
         parts += [f"{self.unet_weight:g}"] if self.unet_weight is not None else []
         parts += [f"lbw={self.lbw}"] if self.lbw else []
@@ -76,103 +76,111 @@ class LoraRequest:
         return f"<lora:{':'.join(parts)}>"
 
 
-def parse_lora_request(inside: str, spot: TextPosition, how: str = SYNTAX_HINT) -> LoraRequest:
-    """Take ``NAME:TE:UNET:te=0.5:unet=1:lbw=OUTD:start=2:stop=10:step=2-10`` apart.
+_Options = dict[str, tuple[str, TextPosition]]
+"""The values of the keys that are given, each with its position."""
+
+
+def parse_lora_request(inside: str, position: TextPosition, hint: str = SYNTAX_HINT) -> LoraRequest:
+    """Parse ``NAME:TE:UNET:te=0.5:unet=1:lbw=OUTD:start=2:stop=10:step=2-10``.
 
     Args:
         inside: what stands between ``<lora:`` and ``>``.
-        spot: where it begins.
-        how: what to write instead, for messages.
+        position: where it begins.
+        hint: what to write instead, for messages.
 
     Raises:
         ConfigError: it is malformed, at which column; its name could leave the LoRA folder; a
             weight is no number from -10 to 10.
     """
-    name, *rest = inside.split(":")
-    check_name(name.strip(), str(spot))
-    return parse_request_options(name.strip(), rest, spot.shifted(len(name) + 1), how)
+    name, *parts = inside.split(":")
+    check_name(name.strip(), str(position))
+    return parse_request_options(name.strip(), parts, position.shifted(len(name) + 1), hint)
 
 
 def parse_request_options(
-    name: str, parts: Iterable[str], spot: TextPosition, how: str = SYNTAX_HINT
+    name: str, parts: Iterable[str], position: TextPosition, hint: str = SYNTAX_HINT
 ) -> LoraRequest:
-    """Return a mention of a name from what is behind it, split at colons.
+    """Return the request for a name from what follows it, split at colons.
 
     Raises:
-        ConfigError: see `parse_mention`.
+        ConfigError: see `parse_lora_request`.
     """
-    given: dict[str, tuple[str, TextPosition]] = {}
+    options: _Options = {}
     for part in parts:
-        here = spot.shifted(len(part) - len(part.lstrip()))
-        key, equals, value = (one.strip() for one in part.partition("="))
+        part_position = position.shifted(len(part) - len(part.lstrip()))
+        key, equals, value = (text.strip() for text in part.partition("="))
         if not equals:
-            key, value = _position(given, here, how), key
+            key, value = _positional_key(options, part_position, hint), key
         elif key.lower() not in _KEYS:
-            hint = did_you_mean(key, _KEYS) or f"; there are {', '.join(_KEYS)}"
-            raise ConfigError(f"{here}: {key!r} is no setting of a LoRA{hint}")
-        if key.lower() in given:
-            raise ConfigError(f"{here}: {key.lower()} is given twice; leave one out")
-        given[key.lower()] = value, here
-        spot = spot.shifted(len(part) + 1)
-    return _mention(name, given, how)
+            suggestion = did_you_mean(key, _KEYS) or f"; there are {', '.join(_KEYS)}"
+            raise ConfigError(f"{part_position}: {key!r} is no setting of a LoRA{suggestion}")
+        if key.lower() in options:
+            raise ConfigError(f"{part_position}: {key.lower()} is given twice; leave one out")
+        options[key.lower()] = value, part_position
+        position = position.shifted(len(part) + 1)
+    return _make_request(name, options, hint)
 
 
-def merge_requests(mentions: Iterable[tuple[LoraRequest, TextPosition]]) -> tuple[LoraRequest, ...]:
-    """Return mentions, those that differ in nothing but weights as one with the sum of them.
+def merge_requests(
+    requests: Iterable[tuple[LoraRequest, TextPosition]],
+) -> tuple[LoraRequest, ...]:
+    """Add up the weights of requests that differ in nothing else.
 
     Raises:
         ConfigError: a sum is beyond what a weight may be.
     """
-    found: dict[LoraRequest, LoraRequest] = {}
-    for mention, spot in mentions:
-        key = replace(mention, weight=1.0, unet_weight=None)
-        if key not in found:
-            found[key] = mention
+    merged: dict[LoraRequest, LoraRequest] = {}
+    for request, position in requests:
+        key = replace(request, weight=1.0, unet_weight=None)
+        if key not in merged:
+            merged[key] = request
             continue
-        where = f"{spot}: {str(mention)!r}, all mentions together"
-        text = check_weight(where, found[key].weight + mention.weight)
-        unet = check_weight(where, found[key].effective_unet_weight + mention.effective_unet_weight)
-        found[key] = replace(mention, weight=text, unet_weight=None if unet == text else unet)
-    return tuple(found.values())
+        label = f"{position}: {str(request)!r}, all mentions together"
+        weight = check_weight(label, merged[key].weight + request.weight)
+        unet_weight = check_weight(
+            label, merged[key].effective_unet_weight + request.effective_unet_weight
+        )
+        merged[key] = _with_weights(request, weight, unet_weight)
+    return tuple(merged.values())
 
 
-def check_request(mention: LoraRequest, where: str) -> LoraRequest:
-    """Return a mention that was put together in Python, if it is possible.
+def check_request(request: LoraRequest, label: str) -> LoraRequest:
+    """Return a request that was made in Python, if it is possible.
 
     Raises:
         ConfigError: a weight is not a number from -10 to 10, block weights are malformed, or steps
             are no whole numbers from 1 on.
     """
-    how = "give a weight such as 0.8"
-    text = check_weight(where, mention.weight, how)
-    unet = check_weight(where, mention.effective_unet_weight, how)
-    if mention.lbw:
-        parse_block_weights(mention.lbw)
-    for step in (mention.start, mention.start if mention.stop is None else mention.stop):
-        if not isinstance(step, int) or isinstance(step, bool) or step < mention.start or step < 1:
+    hint = "give a weight such as 0.8"
+    weight = check_weight(label, request.weight, hint)
+    unet_weight = check_weight(label, request.effective_unet_weight, hint)
+    if request.lbw:
+        parse_block_weights(request.lbw)
+    for step in (request.start, request.start if request.stop is None else request.stop):
+        if not isinstance(step, int) or isinstance(step, bool) or step < request.start or step < 1:
             raise ConfigError(
-                f"{where}: it cannot be at work in steps {mention.start} to {mention.stop}; "
+                f"{label}: it cannot be active in steps {request.start} to {request.stop}; "
                 "the first step is 1"
             )
-    return replace(mention, weight=text, unet_weight=None if unet == text else unet)
+    return _with_weights(request, weight, unet_weight)
 
 
-def check_name(name: str, where: str) -> None:
+def check_name(name: str, label: str) -> None:
     """Refuse a name that could lead out of the LoRA folder.
 
     Raises:
         ConfigError: no name, or one with slashes, ``..`` or NUL.
     """
     if not name:
-        raise ConfigError(f"{where}: the LoRA has no name; {SYNTAX_HINT}")
+        raise ConfigError(f"{label}: the LoRA has no name; {SYNTAX_HINT}")
     if "\0" in name or "/" in name or "\\" in name or ".." in name:
         raise ConfigError(
-            f"{where}: a LoRA name is a plain file name, without slashes, '..' or NUL; "
+            f"{label}: a LoRA name is a plain file name, without slashes, '..' or NUL; "
             "put the file into the LoRA folder or name that folder with --lora-dir"
         )
 
 
-def check_weight(where: str, weight: str | float, how: str = SYNTAX_HINT) -> float:
+def check_weight(label: str, weight: str | float, hint: str = SYNTAX_HINT) -> float:
     """Return a LoRA's weight as a number.
 
     Raises:
@@ -181,69 +189,78 @@ def check_weight(where: str, weight: str | float, how: str = SYNTAX_HINT) -> flo
     try:
         number = float(weight)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {weight!r} is not a number; {how}") from error
+        raise ConfigError(f"{label}: {weight!r} is not a number; {hint}") from error
     if not (math.isfinite(number) and abs(number) <= MAX_WEIGHT):
         raise ConfigError(
-            f"{where}: weight {weight} is not between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
+            f"{label}: weight {weight} is not between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
         )
     return number
 
 
-def _position(given: dict[str, tuple[str, TextPosition]], here: TextPosition, how: str) -> str:
-    """Return what a value without a name is, by what stands before it."""
-    for key in ("te", "unet"):
-        if list(given) == ["te", "unet"][: ("te", "unet").index(key)]:
-            return key
-    named = [key for key in given if key not in ("te", "unet")]
-    if named:
-        raise ConfigError(f"{here}: numbers without a name go before {named[0]}=; {how}")
+def _with_weights(request: LoraRequest, weight: float, unet_weight: float) -> LoraRequest:
+    return replace(
+        request, weight=weight, unet_weight=None if unet_weight == weight else unet_weight
+    )
+
+
+def _positional_key(options: _Options, position: TextPosition, hint: str) -> str:
+    """Return the key of a value without one, by what stands before it."""
+    keys = list(options)
+    if keys in ([], ["te"]):
+        return "unet" if keys else "te"
+    named_keys = [key for key in keys if key not in ("te", "unet")]
+    if named_keys:
+        raise ConfigError(f"{position}: numbers without a name go before {named_keys[0]}=; {hint}")
     raise ConfigError(
-        f"{here}: too many parts; after the weights for the text encoders and the U-Net come "
+        f"{position}: too many parts; after the weights for the text encoders and the U-Net come "
         "lbw=, start=, stop= or step="
     )
 
 
-def _mention(name: str, given: dict[str, tuple[str, TextPosition]], how: str) -> LoraRequest:
-    """Return a mention from its settings, each with where it stands."""
-    numbers = {
-        key: check_weight(str(spot), value, how)
-        for key, (value, spot) in given.items()
+def _make_request(name: str, options: _Options, hint: str) -> LoraRequest:
+    weights = {
+        key: check_weight(str(position), value, hint)
+        for key, (value, position) in options.items()
         if key in ("te", "unet")
     }
-    # What only the U-Net is told says nothing about the text encoders, which are as trained.
-    text = numbers.get("te", 1.0)
-    unet = numbers.get("unet", text)
-    lbw, here = given.get("lbw", ("", TextPosition("", 0)))
-    if "lbw" in given:
+    # A weight for the U-Net alone leaves the text encoders as trained.
+    weight = weights.get("te", 1.0)
+    unet_weight = weights.get("unet", weight)
+    lbw, position = options.get("lbw", ("", TextPosition("", 0)))
+    if "lbw" in options:
         try:
             parse_block_weights(lbw)
         except ConfigError as error:
-            raise ConfigError(f"{here}: {error}") from error
-    start, stop = _steps(given)
-    return LoraRequest(name, text, None if unet == text else unet, lbw, start, stop)
+            raise ConfigError(f"{position}: {error}") from error
+    start, stop = _parse_steps(options)
+    return _with_weights(LoraRequest(name, lbw=lbw, start=start, stop=stop), weight, unet_weight)
 
 
-def _steps(given: dict[str, tuple[str, TextPosition]]) -> tuple[int, int | None]:
+def _parse_steps(options: _Options) -> tuple[int, int | None]:
     """Return the first and the last step."""
-    if "step" in given:
-        value, spot = given["step"]
-        if "start" in given or "stop" in given:
-            raise ConfigError(f"{spot}: step= says where to start and to stop; leave one out")
-        both = re.fullmatch(r"(\d+)\s*-\s*(\d+)", value)
-        if both is None:
-            raise ConfigError(f"{spot}: step={value} is not FIRST-LAST; write it like step=5-10")
-        start, stop = _step(both[1], spot), _step(both[2], spot)
+    if "step" in options:
+        value, position = options["step"]
+        if "start" in options or "stop" in options:
+            raise ConfigError(f"{position}: step= says where to start and to stop; leave one out")
+        match = re.fullmatch(r"(\d+)\s*-\s*(\d+)", value)
+        if match is None:
+            raise ConfigError(
+                f"{position}: step={value} is not FIRST-LAST; write it like step=5-10"
+            )
+        start, stop = _parse_step(match[1], position), _parse_step(match[2], position)
     else:
-        start = _step(*given["start"]) if "start" in given else 1
-        if "stop" not in given:
+        start = _parse_step(*options["start"]) if "start" in options else 1
+        if "stop" not in options:
             return start, None
-        stop, spot = _step(*given["stop"]), given["stop"][1]
+        stop, position = _parse_step(*options["stop"]), options["stop"][1]
     if stop < start:
-        raise ConfigError(f"{spot}: step {stop} comes before step {start}; turn them round")
+        raise ConfigError(f"{position}: step {stop} comes before step {start}; swap them")
     return start, stop
 
 
-def _step(value: str, spot: TextPosition) -> int:
+def _parse_step(value: str, position: TextPosition) -> int:
     if not re.fullmatch(r"\d{1,6}", value) or int(value) < 1:
-        raise ConfigError(f"{spot}: {value!r} is no step; use a whole number, the first step is 1")
+        raise ConfigError(
+            f"{position}: {value!r} is no step; use a whole number, the first step is 1"
+        )
     return int(value)

@@ -1,4 +1,4 @@
-"""Prompts: LoRAs that they ask for, and words with emphasis."""
+"""Prompts: the LoRAs that they request, and words with emphasis."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ __all__ = [
     "make_plain_prompt",
     "parse_negative_prompt",
     "parse_prompt",
-]  # fmt: skip
+]
 
 LORA_SUFFIX = ".safetensors"
 
@@ -35,22 +35,22 @@ _OPENING = "<lora:"
 _MENTION = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
 _UNCLOSED = re.compile(r"<lora:[^<>]{0,40}", re.IGNORECASE)
 
-_FOREIGN = re.compile(r"<(?:lora|(?:lyco|lycoris|hypernet):[^<>]{0,40})>?", re.IGNORECASE)
+_UNSUPPORTED = re.compile(r"<(?:lora|(?:lyco|lycoris|hypernet):[^<>]{0,40})>?", re.IGNORECASE)
 """Mentions that other programs know, or that lack their name."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt taken apart."""
+    """A parsed prompt."""
 
     source: str
     """What was written."""
     text: str
-    """Its words, without mentions and marks of emphasis: where tags are looked for."""
+    """Its words, without mentions of LoRAs and emphasis marks: where trigger words are found."""
     loras: tuple[LoraRequest, ...] = ()
-    """The LoRAs asked for, in order; what is given twice has the sum of its weights."""
+    """The requested LoRAs, in order; repeated ones are merged, with the sum of their weights."""
     weighted: WeightedPrompt = ()
-    """What the text encoders read; left out, the text as it stands."""
+    """What the text encoders read; left out, the plain text."""
 
     def __post_init__(self) -> None:
         if not self.weighted:
@@ -58,76 +58,78 @@ class Prompt:
 
 
 def make_plain_prompt(text: str) -> Prompt:
-    """Return a text as it stands as a prompt: a caption, in which no sign means anything."""
+    """Return a text as a prompt without any syntax, such as a caption."""
     return Prompt(text, text)
 
 
 def parse_prompt(source: str) -> Prompt:
-    """Take a prompt apart: mentions of LoRAs, emphasis, BREAK.
+    """Parse a prompt: mentions of LoRAs, emphasis, BREAK.
 
     Raises:
         ConfigError: something is malformed, at which column; a LoRA's name could leave the LoRA
             folder; a weight is not a number from -10 to 10; or the prompt is not valid text.
     """
-    return _parsed(source, "prompt")
+    return _parse(source, "prompt")
 
 
 def parse_negative_prompt(source: str) -> Prompt:
-    """Take a negative prompt apart; it must not mention LoRAs, which would do nothing there.
+    """Parse a negative prompt; it must not mention LoRAs, which would have no effect there.
 
     Raises:
         ConfigError: it does, or see `parse_prompt`.
     """
-    check_text("negative", source)
-    found = _UNCLOSED.search(source)
-    if found:
-        position = TextPosition("negative", found.start() + 1)
-        raise ConfigError(f"{position}: {found[0]!r} has no effect there; move it to the prompt")
-    return _parsed(source, "negative")
+    check_text("negative_prompt", source)
+    match = _UNCLOSED.search(source)
+    if match:
+        position = TextPosition("negative_prompt", match.start() + 1)
+        raise ConfigError(f"{position}: {match[0]!r} has no effect there; move it to the prompt")
+    return _parse(source, "negative_prompt")
 
 
-def check_negative_prompt(negative: str) -> None:
-    """Refuse a negative prompt that `parse_negative` refuses.
+def check_negative_prompt(negative_prompt: str) -> None:
+    """Refuse a negative prompt that `parse_negative_prompt` refuses.
 
     Raises:
         ConfigError: see there.
     """
-    parse_negative_prompt(negative)
+    parse_negative_prompt(negative_prompt)
 
 
-def check_text(field: str, text: str) -> None:
+def check_text(label: str, text: str) -> None:
     """Refuse what is not text, such as bytes of another encoding on the command line.
 
     Raises:
         ConfigError: not a string that UTF-8 can hold.
     """
     if not isinstance(text, str):
-        raise ConfigError(f"{field}: {text!r} is not text")
+        raise ConfigError(f"{label}: {text!r} is not text")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{field}: {text!r} is not valid UTF-8 text") from error
+        raise ConfigError(f"{label}: {text!r} is not valid UTF-8 text") from error
 
 
-def _parsed(source: str, where: str) -> Prompt:
-    check_text(where, source)
+def _parse(source: str, label: str) -> Prompt:
+    check_text(label, source)
     loras = merge_requests(
-        (parse_lora_request(found[1], spot.shifted(len(_OPENING))), spot)
-        for found in _MENTION.finditer(source)
-        for spot in [TextPosition(where, found.start() + 1)]
+        (parse_lora_request(match[1], position.shifted(len(_OPENING))), position)
+        for match in _MENTION.finditer(source)
+        for position in [TextPosition(label, match.start() + 1)]
     )
-    # Blanks for mentions, so that columns of what is left are those of the source.
-    rest = _MENTION.sub(lambda found: " " * len(found[0]), source)
-    unclosed = _UNCLOSED.search(rest)
+    # Mentions become spaces, so that columns stay those of the source.
+    blanked = _MENTION.sub(lambda match: " " * len(match[0]), source)
+    unclosed = _UNCLOSED.search(blanked)
     if unclosed:
-        spot = TextPosition(where, unclosed.start() + 1)
-        raise ConfigError(f"{spot}: {unclosed[0]!r} is not closed with '>'; {SYNTAX_HINT}")
-    foreign = _FOREIGN.search(rest)
-    if foreign:
-        spot = TextPosition(where, foreign.start() + 1)
+        position = TextPosition(label, unclosed.start() + 1)
+        raise ConfigError(f"{position}: {unclosed[0]!r} is not closed with '>'; {SYNTAX_HINT}")
+    unsupported = _UNSUPPORTED.search(blanked)
+    if unsupported:
+        position = TextPosition(label, unsupported.start() + 1)
         raise ConfigError(
-            f"{spot}: {foreign[0]!r} is not known here; {SYNTAX_HINT}, also for LyCORIS files"
+            f"{position}: {unsupported[0]!r} is not known here; {SYNTAX_HINT}, also for LyCORIS "
+            "files"
         )
-    text, passage = parse_emphasis(rest, where)
-    clean = re.sub(r"[ \t]+", " ", text).strip() if rest != source else text
-    return Prompt(source, clean, loras, passage)
+    text, weighted = parse_emphasis(blanked, label)
+    if blanked != source:
+        text = re.sub(r"[ \t]+", " ", text).strip()
+    return Prompt(source, text, loras, weighted)
