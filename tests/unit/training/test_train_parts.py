@@ -1,4 +1,4 @@
-"""Paths, settings, learning rates, resuming and reports of a training run."""
+"""Settings, learning rates, resuming and reports of a training run."""
 
 import time
 import warnings
@@ -13,94 +13,12 @@ from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops.checkpoint import save_checkpoint
 from lorasmith.loops.tracking import Tracker, read_log
-from lorasmith.runs.paths import RunPaths
 from lorasmith.training.lr_defaults import fill_learning_rates
 from lorasmith.training.outputs.logger import RunLogger, Smoothed, public_config
 from lorasmith.training.resume import check_settings, find_checkpoint
 from lorasmith.training.train_step import StepMetrics
 
 NEEDED = ["data.path=x", "data.tag=ink", "output.name=n"]
-
-
-# --- paths ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "folder"),
-    [
-        ("ink", "loras/ink.safetensors", "loras/ink"),
-        ("ink.v1.5", "loras/ink.v1.5.safetensors", "loras/ink.v1.5"),
-        ("some/path/ink", "some/path/ink.safetensors", "some/path/ink"),
-        ("./ink", "ink.safetensors", "ink"),
-        ("/abs/ink", "/abs/ink.safetensors", "/abs/ink"),
-    ],
-)
-def test_paths(name: str, file: str, folder: str) -> None:
-    paths = RunPaths.from_name(name)
-    assert (paths.lora, paths.folder) == (Path(file), Path(folder))
-    assert paths.name == name.rpartition("/")[2]
-
-
-@pytest.mark.parametrize(
-    "taken",
-    ["ink.safetensors", "ink", "ink/notes.txt", "ink/log.jsonl/x", "ink/ink-best.safetensors",
-     "ink/checkpoints"],
-)  # fmt: skip
-def test_taken_names_are_refused_and_left_alone(tmp_path: Path, taken: str) -> None:
-    paths = RunPaths.from_name(f"{tmp_path}/ink")
-    paths.check_can_create()
-    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / taken).write_text("mine")
-    with pytest.raises(OutputError, match="already exists and is not overwritten"):
-        paths.check_can_create()
-    assert (tmp_path / taken).read_text() == "mine"
-
-
-def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
-    paths = RunPaths.from_name(f"{tmp_path}/ink")
-    paths.prepare_folder("first", is_new=True)
-    paths.log.write_text("lines")
-    paths.report.write_text("a page")
-    (tmp_path / "ink" / ".lorasmith-tmp-1-run.toml").write_text("half")
-    for file in ("previews/step-000000/0000.png", "tensorboard/events", "checkpoints/step-1/x"):
-        (paths.folder / file).parent.mkdir(parents=True)
-        (paths.folder / file).write_text("something")
-    (paths.checkpoints / ".lorasmith-tmp-1-step-00000002").mkdir()
-    (tmp_path / ".lorasmith-tmp-1-ink.safetensors").write_text("half")
-    (tmp_path / ".lorasmith-tmp-1-other.safetensors").write_text("of another")
-    paths.check_can_create()
-    assert paths.settings.read_text() == "first"
-    paths.prepare_folder("second", is_new=True)
-    assert sorted(p.name for p in paths.folder.iterdir()) == ["pictures.json", "run.toml"]
-    assert paths.settings.read_text() == "second"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        ".lorasmith-tmp-1-other.safetensors",
-        "ink",
-    ]
-
-
-def test_a_run_with_a_checkpoint_is_gone_on_with_and_not_started_anew(tmp_path: Path) -> None:
-    paths = RunPaths.from_name(f"{tmp_path}/ink")
-    with pytest.raises(OutputError, match="holds no checkpoint to resume from; start without"):
-        paths.check_can_resume()
-    paths.prepare_folder("first", is_new=True)
-    paths.log.write_text("lines")
-    save_checkpoint(paths.checkpoints, 7, {"a": torch.ones(1)}, {}, 2)
-    (paths.checkpoints / ".lorasmith-tmp-1-step-00000009").mkdir()
-    with pytest.raises(OutputError, match=r"an unfinished run \(step-00000007\); go on with "
-                       r"lorasmith train .*ink/run\.toml --resume, or choose another"):  # fmt: skip
-        paths.check_can_create()
-    paths.check_can_resume()
-    paths.prepare_folder("second", is_new=False)
-    assert paths.settings.read_text() == "second"
-    assert paths.log.read_text() == "lines"
-    assert [p.name for p in paths.checkpoints.iterdir()] == ["step-00000007"]
-
-
-def test_unwritable_places_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write to folder"):
-        RunPaths.from_name(f"{tmp_path}/file/ink").check_can_create()
 
 
 # --- settings -------------------------------------------------------------------------------
