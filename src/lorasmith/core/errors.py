@@ -35,6 +35,10 @@ class LorasmithWarning(UserWarning):
     """Something the user should know that does not stop the run."""
 
 
+class InactiveLoraWarning(LorasmithWarning):
+    """A requested LoRA is not active because its trigger word is not in the prompt."""
+
+
 def did_you_mean(word: str, known: Iterable[str], limit: int = 3) -> str:
     """Return ``"; did you mean a, b?"`` for names close to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=limit, cutoff=0.6)

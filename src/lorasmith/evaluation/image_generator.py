@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from lorasmith.core.errors import LorasmithWarning
+from lorasmith.core.errors import InactiveLoraWarning
 from lorasmith.inference.image_jobs import make_image_jobs
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.pipeline import Pipeline, Progress
@@ -17,9 +17,6 @@ from lorasmith.inference.prompts.parser import make_plain_prompt
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
-
-_GATE_CLOSED = ".*stays off.*"
-"""The warning about a closed gate, which is intended here."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class ImageGenerator:
             for file in files:
                 pipe.load_lora(file)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", _GATE_CLOSED, LorasmithWarning)
+                warnings.simplefilter("ignore", InactiveLoraWarning)  # closed gates are measured
                 # The prompts are captions, in which brackets have no special meaning.
                 plain_prompts = [make_plain_prompt(prompt) for prompt in prompts]
                 jobs = make_image_jobs(plain_prompts, list(seeds), 1)

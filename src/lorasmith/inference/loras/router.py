@@ -14,7 +14,7 @@ import torch
 
 from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
 from lorasmith.adapters.gating.trigger_tokens import has_tag
-from lorasmith.core.errors import LorasmithWarning
+from lorasmith.core.errors import InactiveLoraWarning, LorasmithWarning
 from lorasmith.inference.loras.active_lora import ActiveLora, LoraLibrary
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.inference.prompts.parser import Prompt
@@ -139,7 +139,7 @@ class LoraRouter:
         warnings.warn(
             f"LoRA {lora.request.name} stays off: its tag {tag!r} is not in the prompt; write it "
             "there or use --no-gate (gate=False in Python)",
-            LorasmithWarning,
+            InactiveLoraWarning,
             stacklevel=2,
         )
 
