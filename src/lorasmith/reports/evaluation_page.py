@@ -85,7 +85,7 @@ def render_evaluation_page(evaluation: Evaluation) -> str:
             (table.title, table.columns, list(_embed(table))) for table in evaluation.image_tables
         ],
         facts=_facts(context),
-        number=_format_value,
+        format_value=_format_value,
         fid_min_images=f"{FID_MIN_IMAGES:,}",
         min_images=MIN_IMAGES,
     )

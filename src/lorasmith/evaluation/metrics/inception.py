@@ -13,8 +13,6 @@ from torch import nn
 
 SIDE = 299
 """Side of the images that it takes, in pixels."""
-FEATURES = 2048
-"""Width of its last pooled layer."""
 
 Kernel = tuple[int, int]
 
