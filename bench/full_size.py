@@ -180,11 +180,11 @@ def write_model(name: str, folder: Path, device: torch.device, tiny: bool = Fals
     if index.is_file():
         return folder
     variant = VARIANTS[name]
-    for part in ("unet", "vae", *variant.facts.text_encoders):
+    for part in ("unet", "vae", *variant.family.text_encoders):
         torch.manual_seed(0)
         with torch.device(device):
             _network(name, part, tiny).to(torch.bfloat16).save_pretrained(folder / part)
-    for part, tower in variant.facts.text_encoders.items():
+    for part, tower in variant.family.text_encoders.items():
         tokenizer = create_clip_tokenizer(VOCABULARY, pad_token(tower))
         tokenizer.save_pretrained(folder / TOKENIZERS[part])
     (folder / "scheduler").mkdir(exist_ok=True)

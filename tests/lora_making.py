@@ -44,7 +44,7 @@ def make_lora(
     facts = LoraMetadata(
         "ink",
         "ink",
-        detect_family(model),
+        detect_family(model).name,
         predicts,
         summarize_parts(trainable),
         64,

@@ -11,7 +11,7 @@ import torch
 from lorasmith.models.family import ModelVariant
 from lorasmith.models.files.build import build_empty_network, canonical_state_dict
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, component_config
-from lorasmith.models.files.ldm_keys import KEYS, TensorForm
+from lorasmith.models.files.ldm_keys import TensorForm
 
 VARIANTS = {
     "sd1": ModelVariant("sd1", prediction_type="epsilon"),
@@ -31,7 +31,7 @@ def empty_parts(variant: ModelVariant) -> dict[str, Any]:
     import diffusers
     import transformers
 
-    parts = ("unet", "vae", *variant.facts.text_encoders)
+    parts = ("unet", "vae", *variant.family.text_encoders)
     return {
         part: build_empty_network(
             getattr(diffusers if part in DIFFUSERS_PARTS else transformers, CLASSES[part]),
@@ -57,7 +57,7 @@ def file_shapes(name: str) -> dict[str, tuple[int, ...]]:
     shapes, variant = folder_shapes(name), VARIANTS[name]
     configs = {part: component_config(variant, part) for part in shapes}
     found: dict[str, tuple[int, ...]] = {}
-    for entry in KEYS[variant.family].entries(shapes, configs):
+    for entry in variant.family.single_file.entries(shapes, configs):
         shape = tuple(shapes[entry.part][entry.names[0]])
         if entry.form is TensorForm.STACKED:
             shape = (len(entry.names) * shape[0], *shape[1:])

@@ -12,6 +12,7 @@ from lorasmith.core.registry import Registry
 if TYPE_CHECKING:
     from lorasmith.loops.lr_schedule import LrSchedule
     from lorasmith.loops.optimizers import OptimizerSpec
+    from lorasmith.models.family import ModelFamily
 
 TRAINING_METHODS: Registry[Any] = Registry("training method", "training_methods")
 SAMPLERS: Registry[Any] = Registry(
@@ -57,7 +58,17 @@ LR_SCHEDULERS: Registry["LrSchedule"] = Registry(
 LOSS_WEIGHTINGS: Registry[Any] = Registry("loss weighting", "loss_weightings")
 ADAPTER_INITS: Registry[Any] = Registry("adapter initialisation", "adapter_inits")
 ADAPTER_KINDS: Registry[Any] = Registry("adapter kind", "adapter_kinds")
-MODEL_FAMILIES: Registry[Any] = Registry("model family", "model_families")
+MODEL_FAMILIES: Registry["ModelFamily"] = Registry(
+    "model family",
+    "model_families",
+    {
+        "sd1": "lorasmith.models.builtin_families:SD1",
+        "sd2": "lorasmith.models.builtin_families:SD2",
+        "sdxl": "lorasmith.models.builtin_families:SDXL",
+        "sdxl-refiner": "lorasmith.models.builtin_families:SDXL_REFINER",
+    },
+)
+"""A `lorasmith.models.family.ModelFamily`, registered under its own ``name``."""
 CAPTION_SOURCES: Registry[Any] = Registry(
     "caption source",
     "caption_sources",

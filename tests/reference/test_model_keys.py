@@ -43,7 +43,7 @@ def in_folder(checkpoint: dict[str, Any], name: str, part: str, network: Any) ->
         return theirs.convert_ldm_unet_checkpoint(checkpoint, component_config(variant, part))
     if part == "vae":
         return theirs.convert_ldm_vae_checkpoint(checkpoint, component_config(variant, part))
-    prefix = TEXT_PREFIXES.get((variant.family, part))
+    prefix = TEXT_PREFIXES.get((variant.family_name, part))
     if prefix:
         found = theirs.convert_open_clip_checkpoint(network, checkpoint, prefix)
     else:
@@ -70,7 +70,7 @@ def test_no_two_tensors_share_a_name() -> None:
         parts = folder_shapes(name)
         # Three stacked tensors are one in the file, their weights and their biases.
         stacked = sum(".q_proj." in key for (family, part) in TEXT_PREFIXES
-                      if family == VARIANTS[name].family for key in parts[part])  # fmt: skip
+                      if family == VARIANTS[name].family_name for key in parts[part])  # fmt: skip
         assert len(file_shapes(name)) == sum(map(len, parts.values())) - 2 * stacked
 
 
@@ -86,7 +86,7 @@ def test_values_of_tiny_models(
     contents = read_contents(source)
     save_single_file(contents, tmp_path / "model.safetensors")
     checkpoint = load_file(tmp_path / "model.safetensors")
-    monkeypatch.setattr(f"{__name__}.config_of", lambda _, part: contents.configs[part])
+    monkeypatch.setattr(f"{__name__}.component_config", lambda _, part: contents.configs[part])
     for part, tensors in contents.tensors.items():
         width = contents.configs.get(part, {}).get("hidden_size", 0)
         found = in_folder(checkpoint, name, part, _Sized(width))

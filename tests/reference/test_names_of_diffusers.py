@@ -10,7 +10,7 @@ import torch
 from lorasmith.adapters.files.lora_file import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
 from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
-from lorasmith.models.family import FAMILIES, Family
+from lorasmith.registries import MODEL_FAMILIES
 from true_size import networks
 
 OUTSIDE = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")
@@ -26,7 +26,7 @@ def unet_of(name: str) -> torch.nn.Module:
         return networks(name).unet
     from diffusers import UNet2DConditionModel
 
-    facts = FAMILIES["sdxl-refiner"].unet
+    facts = MODEL_FAMILIES.get("sdxl-refiner").unet
     kinds = ["CrossAttn" if depth else "" for depth in facts.transformer_layers]
     with torch.device("meta"):
         return UNet2DConditionModel(
@@ -67,7 +67,7 @@ def test_every_module_maps_and_maps_back(name: str) -> None:
 
 @pytest.mark.parametrize(("tower", "count"), [("text_encoder", 72), ("text_encoder_2", 192)])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_module_of_the_text_encoders(tower: str, count: int, family: Family) -> None:
+def test_every_module_of_the_text_encoders(tower: str, count: int, family: str) -> None:
     if family == "sd1" and tower == "text_encoder_2":
         return
     encoder = getattr(networks("sdxl"), tower)

@@ -96,7 +96,7 @@ class Registry(Generic[Item]):
         self._read_entry_points()
         return tuple(dict.fromkeys((*self._references, *self._items)))
 
-    def items(self) -> dict[str, Item]:
+    def load_all(self) -> dict[str, Item]:
         """Return all items by name; this imports every built-in one."""
         return {name: self.get(name) for name in self.names()}
 

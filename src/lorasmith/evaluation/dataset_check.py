@@ -152,7 +152,7 @@ def check_dataset(
     facts = DatasetFacts(
         scan, tag, _make_buckets(data, side, sizes), data.class_word, data.max_chunks
     )
-    findings = [finding for rule in DATASET_RULES.items().values() for finding in rule(facts)]
+    findings = [finding for rule in DATASET_RULES.load_all().values() for finding in rule(facts)]
     diversity = measure_diversity(facts.scan.rows, data.background_rgb)
     if diversity is not None and diversity.is_uniform:
         findings.append(_report_uniform_images(diversity))

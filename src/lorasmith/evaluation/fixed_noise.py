@@ -15,7 +15,7 @@ from lorasmith.core.device import make_generator
 from lorasmith.inference.denoise import CFGDenoiser
 from lorasmith.inference.init_latents import make_blank_inpaint_cond
 from lorasmith.inference.unet_inputs import make_added_conditioning
-from lorasmith.models.family import FAMILIES, detect_family
+from lorasmith.models.family import detect_family
 from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import Conditioning
 from lorasmith.models.text.long_prompts import encode_to_equal_length
@@ -72,7 +72,7 @@ class FixedNoisePredictor:
         self._model = model
         self._batch_size = batch_size
         schedule = NoiseSchedule.from_scheduler(model.scheduler_config, torch.device("cpu"))
-        num_timesteps = FAMILIES[detect_family(model)].num_timesteps
+        num_timesteps = detect_family(model).num_timesteps
         self._schedule = replace(schedule, max_timesteps=num_timesteps)
         steps = self._schedule.num_timesteps
         timesteps = torch.tensor([int((k + 0.5) * steps / levels) for k in range(levels)])

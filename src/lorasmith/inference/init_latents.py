@@ -158,7 +158,7 @@ def make_blank_inpaint_cond(model: Model, size: Size, count: int) -> torch.Tenso
 def _check_init_images(
     model: Model, options: SamplingOptions, images: Sequence[InitImage], some_start_from_noise: bool
 ) -> None:
-    if detect_family(model) == "sdxl-refiner" and some_start_from_noise:
+    if detect_family(model).requires_init_image and some_start_from_noise:
         raise ConfigError(
             f"model {model.folder}: this is an SDXL refiner, which only finishes images; give it "
             "an image (generate --image), or use an SDXL base model"
@@ -188,4 +188,4 @@ def _choose_strength(model: Model, options: SamplingOptions, image: InitImage) -
         return options.strength
     if image.mask is not None:
         return _INPAINT_STRENGTH
-    return REFINER_STRENGTH if detect_family(model) == "sdxl-refiner" else _IMAGE_STRENGTH
+    return REFINER_STRENGTH if detect_family(model).requires_init_image else _IMAGE_STRENGTH

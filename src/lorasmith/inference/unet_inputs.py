@@ -22,7 +22,7 @@ def check_components(model: Model) -> None:
         WeightsError: they do not, or the U-Net needs inputs that lorasmith does not give.
     """
     unet, name = model.unet.config, f"model {model.folder}: unet"
-    is_sdxl = detect_family(model) in ("sdxl", "sdxl-refiner")
+    is_sdxl = detect_family(model).uses_size_conditioning
     if is_sdxl != (model.text_encoder_2 is not None):
         raise WeightsError(
             f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
@@ -64,7 +64,7 @@ def make_added_conditioning(
     embeds, negative_embeds = torch.stack(pooled), torch.stack(negative_pooled)
     width, height = size
     size_and_crop = [float(height), float(width), 0.0, 0.0]
-    if detect_family(model) == "sdxl-refiner":
+    if detect_family(model).uses_aesthetic_score:
         time_ids = _repeat([*size_and_crop, _AESTHETIC_SCORE], embeds)
         negative_time_ids = _repeat([*size_and_crop, _NEGATIVE_AESTHETIC_SCORE], embeds)
     else:

@@ -1,24 +1,37 @@
-"""The families of Stable Diffusion models, and what differs between them."""
+"""What a family of Stable Diffusion models is, and which family a model belongs to.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+The families themselves are in `lorasmith.models.builtin_families`; other packages add theirs to
+`lorasmith.registries.MODEL_FAMILIES`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from lorasmith.core.errors import WeightsError
+from lorasmith.models.files.ldm_keys import SingleFileKeys
+from lorasmith.registries import MODEL_FAMILIES
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-Family = Literal["sd1", "sd2", "sdxl", "sdxl-refiner"]
 PredictionType = Literal["epsilon", "v_prediction"]
+
+DEFAULT_FAMILY = "sd1"
+"""The family of LoRA files that say nothing about theirs."""
+HEAD_WIDTH = 64
+"""Width of an attention head where the number of heads follows from the level's width."""
+TIME_ID_WIDTH = 256
+"""Width of one time id's embedding."""
+LATENT_CHANNELS = 4
+INPAINTING_CHANNELS = 9
+"""The noisy latent, the mask, and the latent of the image without what is masked."""
 
 
 class Networks(Protocol):
     """The networks of a model that adapters can go into; on the meta device is enough."""
 
     @property
-    def folder(self) -> "Path":
-        """Where the model was read."""
+    def folder(self) -> Path:
+        """Where the model was read from."""
 
     @property
     def unet(self) -> Any:
@@ -35,12 +48,12 @@ class Networks(Protocol):
 
 @dataclass(frozen=True)
 class TextEncoderLayout:
-    """A CLIP text tower."""
+    """A CLIP text encoder."""
 
     title: str
     """Its name for people."""
     is_open_clip: bool
-    """Whether it is OpenCLIP's, with other names in single files, GELU, and padding by ``!``."""
+    """OpenCLIP's have other names in single files, GELU, and padding by ``!``."""
     width: int
     """Width of the hidden states."""
     num_layers: int
@@ -53,17 +66,12 @@ class TextEncoderLayout:
     """Whether the U-Net reads the pooled embedding."""
 
 
-VIT_L = TextEncoderLayout("CLIP ViT-L/14", False, 768, 12, 12, 768)
-VIT_H = TextEncoderLayout("OpenCLIP ViT-H/14", True, 1024, 23, 16, 512)
-BIG_G = TextEncoderLayout("OpenCLIP ViT-bigG/14", True, 1280, 32, 20, 1280, feeds_unet=True)
-
-
 @dataclass(frozen=True)
 class UnetLayout:
-    """The block layout of a family's U-Net, and what it is told."""
+    """The block layout of a family's U-Net, and its conditioning."""
 
     channels: tuple[int, ...]
-    """Width of each level, from the picture's size down."""
+    """Width of each level, from the image's size down (``block_out_channels``)."""
     transformer_layers: tuple[int, ...]
     """Transformer layers of each level's attention; 0 is a level without any."""
     cross_attention_dim: int
@@ -73,197 +81,138 @@ class UnetLayout:
     use_linear_projection: bool
     """Whether transformers are entered and left by linear layers instead of 1x1 convolutions."""
     num_time_ids: int = 0
-    """Numbers about sizes and the like that it is told beside the pooled text; 0 is neither."""
-
-
-HEAD_WIDTH = 64
-"""Width of a head where their number follows from the level's width."""
-TIME_ID_WIDTH = 256
-"""Width of one time id's embedding."""
-LATENT_CHANNELS = 4
-INPAINTING_CHANNELS = 9
-"""The noisy latent, the mask, and the latent of the picture without what is masked."""
+    """Sizes, crop and the like that it reads beside the pooled text; 0 where it reads neither."""
 
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """What programs need to know about a family."""
+    """Everything that differs between families of models."""
 
+    name: str
+    """Its name in `MODEL_FAMILIES`, in settings and in files: ``sd1``."""
     title: str
-    """Its name for people."""
-    lora_text_prefixes: tuple[str, ...]
-    """What the names of text encoder layers start with in LoRA files, one per encoder."""
-    uses_sgm_names: bool
-    """Whether LoRA files name U-Net layers as Stability AI's own code (sgm) does."""
-    kohya_versions: tuple[str, str]
-    """``ss_base_model_version`` of models that predict the noise, and of those that predict v."""
-    modelspec_architectures: tuple[str, str]
-    """``modelspec.architecture`` likewise, without ``/lora``."""
+    """Its name for people: ``SD 1.x``."""
     unet: UnetLayout
-    """Its U-Net."""
     text_encoders: Mapping[str, TextEncoderLayout]
-    """Its text towers by the part they are."""
+    """By the part that each is: ``text_encoder``, ``text_encoder_2``."""
     prediction_types: tuple[PredictionType, ...]
     """What its published models predict. Where there are two, a single file does not tell."""
     native_sizes: tuple[int, int]
-    """Native side of pictures in pixels: of models that predict the noise, and of v models."""
+    """Native side of images in pixels: of models that predict the noise, and of v models."""
     scaling_factor: float
     """What latents are multiplied by."""
+    pipelines: tuple[str, str]
+    """diffusers' pipeline class, and that for inpainting models."""
+    single_file: SingleFileKeys
+    """Where its parts are in a single file."""
+    lora_text_prefixes: tuple[str, ...]
+    """What the names of text encoder layers start with in kohya's LoRA files, one per encoder."""
+    kohya_versions: tuple[str, str]
+    """``ss_base_model_version`` of models that predict the noise, and of v models."""
+    modelspec_architectures: tuple[str, str]
+    """``modelspec.architecture`` likewise, without ``/lora``."""
+    kohya_version_prefix: str = ""
+    """What every other ``ss_base_model_version`` of the family starts with, if anything."""
+    lora_name_pattern: str = ""
+    """A regular expression for layer names in LoRA files that no other family has."""
+    uses_sgm_names: bool = False
+    """Whether LoRA files name U-Net layers as Stability AI's own code (sgm) does."""
+    is_kohya_v2: bool = False
+    """Whether kohya's scripts train it with ``--v2``."""
     vae_force_upcast: bool = False
     """Whether the VAE overflows in float16."""
+    upcasts_attention_for_v: bool = False
+    """Whether the attention of its v models overflows in float16."""
     num_timesteps: int | None = None
-    """How many of the noise levels, from the lowest, its models know; None for all."""
+    """How many of the noise levels, from the lowest, its models are for; None for all."""
+    zeroes_empty_prompt: bool = False
+    """Whether an empty negative prompt means zeros instead of the encoded empty text."""
+    uses_aesthetic_score: bool = False
+    """Whether the last time id is an aesthetic score."""
+    requires_init_image: bool = False
+    """Whether its models only finish images that are given."""
+    matches_unet: Callable[[Any], bool] | None = None
+    """Tells the family from a U-Net's diffusers config (an object with its entries as fields);
+    None compares the widths of the blocks and of the text."""
 
+    @property
+    def has_two_text_encoders(self) -> bool:
+        """Whether there are two text encoders."""
+        return len(self.text_encoders) == 2
 
-_SDXL_TOWERS = {"text_encoder": VIT_L, "text_encoder_2": BIG_G}
+    @property
+    def uses_size_conditioning(self) -> bool:
+        """Whether the U-Net reads image sizes and a pooled text embedding."""
+        return self.unet.num_time_ids > 0
 
-FAMILIES: dict[Family, ModelFamily] = {
-    "sd1": ModelFamily(
-        "SD 1.x",
-        ("lora_te_",),
-        False,
-        ("sd_v1", "sd_v1"),
-        ("stable-diffusion-v1", "stable-diffusion-v1"),
-        UnetLayout(
-            (320, 640, 1280, 1280), (1, 1, 1, 0), 768, num_heads=8, use_linear_projection=False
-        ),
-        {"text_encoder": VIT_L},
-        ("epsilon",),
-        (512, 512),
-        0.18215,
-    ),
-    "sd2": ModelFamily(
-        "SD 2.x",
-        ("lora_te_",),
-        False,
-        ("sd_v2", "sd_v2_v"),
-        ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
-        UnetLayout(
-            (320, 640, 1280, 1280), (1, 1, 1, 0), 1024, num_heads=None, use_linear_projection=True
-        ),
-        {"text_encoder": VIT_H},
-        ("epsilon", "v_prediction"),
-        (512, 768),
-        0.18215,
-    ),
-    "sdxl": ModelFamily(
-        "SDXL",
-        ("lora_te1_", "lora_te2_"),
-        True,
-        ("sdxl_base_v1-0", "sdxl_base_v1-0"),
-        ("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base"),
-        UnetLayout(
-            (320, 640, 1280),
-            (0, 2, 10),
-            2048,
-            num_heads=None,
-            use_linear_projection=True,
-            num_time_ids=6,
-        ),
-        _SDXL_TOWERS,
-        ("epsilon",),
-        (1024, 1024),
-        0.13025,
-        vae_force_upcast=True,
-    ),
-    "sdxl-refiner": ModelFamily(
-        "SDXL refiner",
-        ("lora_te1_", "lora_te2_"),
-        True,
-        ("sdxl_refiner_v1-0", "sdxl_refiner_v1-0"),
-        ("stable-diffusion-xl-v1-refiner", "stable-diffusion-xl-v1-refiner"),
-        UnetLayout(
-            (384, 768, 1536, 1536),
-            (0, 4, 4, 0),
-            1280,
-            num_heads=None,
-            use_linear_projection=True,
-            num_time_ids=5,
-        ),
-        {"text_encoder_2": BIG_G},
-        ("epsilon",),
-        (1024, 1024),
-        0.13025,
-        vae_force_upcast=True,
-        num_timesteps=200,  # arXiv:2307.01952, section 2.5
-    ),
-}
-
-
-MINIATURE = replace(
-    FAMILIES["sd1"],
-    title="miniature SD 1.x",
-    unet=UnetLayout(
-        (64, 96, 128, 160), (1, 1, 1, 0), 256, num_heads=8, use_linear_projection=False
-    ),
-    text_encoders={"text_encoder": TextEncoderLayout("miniature CLIP", False, 256, 4, 4, 256)},
-    native_sizes=(128, 128),
-    scaling_factor=0.86028,
-)
-"""The model that ships with the package: of the family SD 1.x, and like it in all but its sizes."""
+    def matches(self, unet_config: Any) -> bool:
+        """Tell whether a U-Net with this diffusers config is of the family."""
+        if self.matches_unet is not None:
+            return self.matches_unet(unet_config)
+        return (
+            tuple(unet_config.block_out_channels) == self.unet.channels
+            and unet_config.cross_attention_dim == self.unet.cross_attention_dim
+        )
 
 
 @dataclass(frozen=True)
 class ModelVariant:
     """What a model is: its family, and what it is for."""
 
-    family: Family
-    """Its family, which says what LoRAs fit."""
+    family_name: str
+    """Its family's name in `MODEL_FAMILIES`."""
     is_inpainting: bool = False
-    """Whether it also reads a mask and the masked picture (9 input channels)."""
+    """Whether it also reads a mask and the masked image (9 input channels)."""
     prediction_type: PredictionType | None = None
     """What it predicts; None where nothing says so."""
 
     @property
-    def facts(self) -> ModelFamily:
-        """The family's facts."""
-        return FAMILIES[self.family]
+    def family(self) -> ModelFamily:
+        """Its family, which says what LoRAs fit."""
+        return MODEL_FAMILIES.get(self.family_name)
 
     @property
     def title(self) -> str:
         """Its name for people: ``SD 1.x inpainting``, ``SD 2.x 768-v``, ``SD 2.x base``."""
-        kind = "inpainting" if self.is_inpainting else ""
-        if len(self.facts.prediction_types) > 1 and not self.is_inpainting:
-            kind = {"epsilon": "base", "v_prediction": "768-v", None: ""}[self.prediction_type]
-        return f"{self.facts.title} {kind}".rstrip()
+        suffix = "inpainting" if self.is_inpainting else ""
+        if len(self.family.prediction_types) > 1 and not self.is_inpainting:
+            suffix = {"epsilon": "base", "v_prediction": "768-v", None: ""}[self.prediction_type]
+        return f"{self.family.title} {suffix}".rstrip()
 
     @property
     def architecture(self) -> str:
         """Its name in ``modelspec.architecture``."""
-        name = self.facts.modelspec_architectures[self.prediction_type == "v_prediction"]
+        name = self.family.modelspec_architectures[self.prediction_type == "v_prediction"]
         return f"{name}-inpainting" if self.is_inpainting else name
 
     @property
     def native_size(self) -> int:
-        """Native side of its pictures in pixels: the larger where nothing says what it predicts."""
-        return self.facts.native_sizes[self.prediction_type != "epsilon"]
+        """Native side of its images in pixels; the larger one where the prediction is unknown."""
+        return self.family.native_sizes[self.prediction_type != "epsilon"]
 
 
-def detect_family(model: Networks) -> Family:
-    """Return the family of a model by its U-Net's config; see `detect_unet_family`.
+def detect_family(model: Networks) -> ModelFamily:
+    """Return the family of a model by its U-Net's config.
 
     Raises:
-        WeightsError: the U-Net wants other extra inputs (image embeddings and the like).
+        WeightsError: no family matches.
     """
     return detect_unet_family(model.unet.config, f"model {model.folder}")
 
 
-def detect_unet_family(config: Any, where: str) -> Family:
+def detect_unet_family(unet_config: Any, where: str) -> ModelFamily:
     """Return the family of a U-Net's diffusers config (an object with its entries as fields).
 
-    SDXL's is told picture sizes and a pooled text; the refiner's is told five numbers and reads
-    text as wide as the pooled one. That of SD 2.x projects with linear layers.
+    Families that were added last are tried first, so that one can be more special than those that
+    are built in.
 
     Raises:
-        WeightsError: the U-Net wants other extra inputs.
+        WeightsError: no family matches.
     """
-    extra = config.addition_embed_type
-    if extra not in (None, "text_time"):
-        raise WeightsError(
-            f"{where}: its U-Net wants {extra} inputs; use an SD 1.x, SD 2.x or SDXL model"
-        )
-    if extra:
-        told = config.projection_class_embeddings_input_dim
-        ids = FAMILIES["sdxl-refiner"].unet.num_time_ids * config.addition_time_embed_dim
-        return "sdxl-refiner" if told == ids + config.cross_attention_dim else "sdxl"
-    return "sd2" if config.use_linear_projection else "sd1"
+    for family in reversed(MODEL_FAMILIES.load_all().values()):
+        if family.matches(unet_config):
+            return family
+    added = unet_config.addition_embed_type
+    raise WeightsError(
+        f"{where}: its U-Net needs {added} inputs; use an SD 1.x, SD 2.x or SDXL model"
+    )

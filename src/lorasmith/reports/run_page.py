@@ -28,7 +28,7 @@ def write_run_page(paths: RunPaths) -> Path:
 
 def render_run_page(run: RunFolder) -> str:
     """Return the page of a run as HTML: all registered sections in their order."""
-    sections = [section(run) for section in REPORT_SECTIONS.items().values()]
+    sections = [section(run) for section in REPORT_SECTIONS.load_all().values()]
     return render_page(
         _TEMPLATE,
         name=run.folder.resolve().name,

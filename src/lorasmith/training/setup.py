@@ -29,7 +29,7 @@ from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.loops.progress import tell
 from lorasmith.loops.tracking import check_wandb
-from lorasmith.models.family import FAMILIES, detect_family
+from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model, load_model, suppress_logs
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
 from lorasmith.training.data.dataset import TrainDataset, build_dataset, offload_unused_encoders
@@ -318,7 +318,7 @@ def _session(
     earlier: Sequence[FrozenFeature],
 ) -> TrainerState:
     train, accelerator = plan.run.train, machine.accelerator
-    known = FAMILIES[detect_family(model)].num_timesteps
+    known = detect_family(model).num_timesteps
     process = build_noise_process(model.scheduler_config, train.loss, model.unet.device, known)
     objective = DiffusionLoss(Denoiser(model), process, train.loss, lane)
     groups = _groups(trainable, train)

@@ -142,7 +142,7 @@ def test_names_lead_to_layers_and_back_without_a_model(name: str) -> None:
     for kohya, place in find_layer_refs(model).items():
         module = parse_kohya_name(kohya)
         assert module == LayerPath(place.part, place.path.removeprefix("text_model."))
-        assert module.kohya_name(detect_family(model)) == kohya
+        assert module.kohya_name(detect_family(model).name) == kohya
         assert parse_dotted_name(module.diffusers_name) == module
         assert parse_kohya_name(module.kohya_name(None)) == module, "diffusers' order is read too"
 

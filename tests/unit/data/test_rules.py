@@ -34,7 +34,7 @@ def healthy(folder: Path) -> Path:
 
 def findings(folder: Path, tag: str | None = TAG) -> list[Finding]:
     facts = DatasetFacts(scan_dataset(folder), tag, BUCKETS)
-    return [finding for rule in DATASET_RULES.items().values() for finding in rule(facts)]
+    return [finding for rule in DATASET_RULES.load_all().values() for finding in rule(facts)]
 
 
 def test_a_healthy_dataset_is_not_commented(tmp_path: Path) -> None:

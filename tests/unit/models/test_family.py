@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import FAMILIES, MINIATURE, ModelVariant, detect_unet_family
+from lorasmith.models.builtin_families import MINIATURE
+from lorasmith.models.family import ModelVariant, detect_unet_family
 from lorasmith.models.files.configs import CLASSES, component_config, model_index
 from lorasmith.models.files.source import detect_variant
 from lorasmith.models.image_sizes import ImageSizes
 from lorasmith.models.load import open_source
 from lorasmith.models.unet_tree import count_parameters
+from lorasmith.registries import MODEL_FAMILIES
 from true_files import VARIANTS, empty_parts
 from true_size import CLIP_G, CLIP_H, CLIP_L, UNETS
 
@@ -64,7 +66,7 @@ def test_configs_are_those_that_other_tests_state(name: str, other: str) -> None
 
 
 def test_text_towers() -> None:
-    facts = {name: FAMILIES[name].text_encoders for name in ("sd1", "sd2", "sdxl")}
+    facts = {name: MODEL_FAMILIES.get(name).text_encoders for name in ("sd1", "sd2", "sdxl")}
     for tower, known in (
         (facts["sd1"]["text_encoder"], CLIP_L),
         (facts["sd2"]["text_encoder"], CLIP_H),
@@ -79,7 +81,7 @@ def test_text_towers() -> None:
 
 
 def test_what_conditions_each_family() -> None:
-    for family, facts in FAMILIES.items():
+    for family, facts in MODEL_FAMILIES.load_all().items():
         pooled = sum(t.projection_dim for t in facts.text_encoders.values() if t.feeds_unet)
         config = component_config(ModelVariant(family), "unet")
         told = config.get("projection_class_embeddings_input_dim", 0)
@@ -120,7 +122,7 @@ def test_the_refiner_has_one_text_side() -> None:
 
 def test_other_models_are_refused() -> None:
     image = SimpleNamespace(addition_embed_type="image")
-    with pytest.raises(WeightsError, match="m: its U-Net wants image inputs"):
+    with pytest.raises(WeightsError, match="m: its U-Net needs image inputs"):
         detect_unet_family(image, "m")
     with pytest.raises(WeightsError, match="InstructPix2Pix model \\(8 input channels\\)"):
         detect_variant({"in_channels": 8}, {}, "m")

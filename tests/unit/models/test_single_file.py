@@ -46,10 +46,12 @@ def tiny_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_family_is_told_from_names_and_shapes(name: str, path: Path) -> None:
     variant = VARIANTS[name]
-    extras = EXTRAS[variant.family]
+    extras = EXTRAS[variant.family_name]
     summary = read_model_info(write_sparse(path, file_shapes(name) | extras))
-    said = variant.prediction_type if variant.family != "sd2" or variant.is_inpainting else None
-    assert summary.variant == ModelVariant(variant.family, variant.is_inpainting, said)
+    said = (
+        variant.prediction_type if variant.family_name != "sd2" or variant.is_inpainting else None
+    )
+    assert summary.variant == ModelVariant(variant.family_name, variant.is_inpainting, said)
     assert {part.formats for part in summary.parts} == {("F16",)}
     assert set(summary.unused) == set(extras)
     assert ImageSizes.read(path).default == (768 if said is None else variant.native_size)
@@ -84,7 +86,7 @@ def test_an_sdxl_that_predicts_v_without_terminal_signal(path: Path) -> None:
     assert scheduler["rescale_betas_zero_snr"] is True
 
 
-def test_older_names_of_the_text_tower(path: Path) -> None:
+def test_older_names_of_the_text_encoder(path: Path) -> None:
     old = {key.replace(CLIP, CLIP.removesuffix("text_model.")): shape
            for key, shape in file_shapes("sd1").items()}  # fmt: skip
     assert read_model_info(write_sparse(path, old)).variant == VARIANTS["sd1"]
@@ -102,16 +104,16 @@ def some(name: str, *starts: str) -> dict[str, tuple[int, ...]]:
 
 WRONG = {
     "this is a U-Net alone; expected a whole": some("sd1", UNET),
-    "this is a U-Net with its text tower, without an auto": some("sd1", UNET, CLIP),
+    "this is a U-Net with its text encoder, without an auto": some("sd1", UNET, CLIP),
     "this is an autoencoder (VAE) alone; expected": some("sd1", VAE),
-    "this is an autoencoder (VAE) and a text tower, without a U-Net; exp": some("sd1", VAE, CLIP),
-    "this is a text tower alone; expected a whole": some("sd1", CLIP),
-    "this is a U-Net of SDXL with its autoencoder, without one of its two text towers; expected "
+    "this is an autoencoder (VAE) and a text encoder, without a U-Net; exp": some("sd1", VAE, CLIP),
+    "this is a text encoder alone; expected a whole": some("sd1", CLIP),
+    "this is a U-Net of SDXL with its autoencoder, without one of its two text encoders; expected "
     "conditioner.embedders.1.model.* as well":
         some("sdxl", UNET, VAE, "conditioner.embedders.0."),
-    "this is a U-Net of SD 1.x with its autoencoder, without a text tower; expected "
+    "this is a U-Net of SD 1.x with its autoencoder, without a text encoder; expected "
     "cond_stage_model.transformer.text_model.* as well": some("sd1", UNET, VAE),
-    "this is a U-Net of SDXL with its autoencoder, without a text tower; expected conditioner."
+    "this is a U-Net of SDXL with its autoencoder, without a text encoder; expected conditioner."
     "embedders.0": some("sdxl", UNET, VAE),
     "this is a text encoder alone": {"text_model.embeddings.token_embedding.weight": (2, 2)},
     "this is a U-Net alone, in diffusers' naming": {"down_blocks.0.resnets.0.conv1.weight": (1,)},
@@ -125,7 +127,7 @@ WRONG = {
     "this is of no kind that lorasmith knows (0 tensors)": {},
     "its U-Net is that of an InstructPix2Pix model (8 input channels); expected 4, or 9":
         file_shapes("sd1") | {f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)},
-    "its text tower is that of SD 1.x, and its U-Net reads text of width 2048 of SDXL; expected "
+    "its text encoder is that of SD 1.x, and its U-Net reads text of width 2048 of SDXL; expected "
     "768": some("sdxl", UNET, VAE) | some("sd1", CLIP),
     "2 tensors belong to no part of SD 1.x (what, model.diffusion_model.adapter.weight); the file "
     "is of another kind, or something was merged into it":

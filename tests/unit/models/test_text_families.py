@@ -96,10 +96,10 @@ def test_layers_that_do_not_exist_are_refused(tiny_sdxl: Path) -> None:
 
 def test_families(tiny_model: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
     for folder, family in ((tiny_model, "sd1"), (tiny_sd2, "sd2"), (tiny_sdxl, "sdxl")):
-        assert detect_family(load_model(folder)) == family
+        assert detect_family(load_model(folder)).name == family
     config = SimpleNamespace(use_linear_projection=False, addition_embed_type="image")
     other = SimpleNamespace(folder=Path("m"), unet=SimpleNamespace(config=config))
-    with pytest.raises(WeightsError, match="model m: its U-Net wants image inputs"):
+    with pytest.raises(WeightsError, match="model m: its U-Net needs image inputs"):
         detect_family(other)
 
 

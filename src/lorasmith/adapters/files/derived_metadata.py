@@ -11,7 +11,7 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.peft_config import METADATA_KEY
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata, read_gate
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import FAMILIES, Family
+from lorasmith.registries import MODEL_FAMILIES
 
 _OF_OTHERS = (METADATA_KEY, "format")
 """Entries about the spelling of a file, which another spelling does not have."""
@@ -20,7 +20,7 @@ _OF_ONE = ("lorasmith.", "ss_tag_frequency", "modelspec.hash_", "sshs_", "models
 
 
 def update_metadata(
-    file: LoraFile, layers: Mapping[str, Layer], family: Family | None, name: str
+    file: LoraFile, layers: Mapping[str, Layer], family: str | None, name: str
 ) -> dict[str, str]:
     """Return the metadata of a file whose layers were written anew; nothing that it says is lost.
 
@@ -38,7 +38,7 @@ def update_metadata(
 
 
 def merge_metadata(
-    files: Sequence[LoraFile], layers: Mapping[str, Layer], family: Family | None, name: str
+    files: Sequence[LoraFile], layers: Mapping[str, Layer], family: str | None, name: str
 ) -> dict[str, str]:
     """Return the metadata of a sum of LoRA files.
 
@@ -89,14 +89,14 @@ def common_prediction_type(files: Sequence[LoraFile]) -> str | None:
     return told[0][1] if told else None
 
 
-def _facts(file: LoraFile, family: Family | None, name: str) -> dict[str, str]:
+def _facts(file: LoraFile, family: str | None, name: str) -> dict[str, str]:
     """Return what other programs need to know about the base, as far as it is known."""
     told = {"ss_output_name": name, "modelspec.title": name, "modelspec.sai_model_spec": "1.0.1",
             "modelspec.implementation": "diffusers"}  # fmt: skip
     if family is None:
         return told
-    facts, prediction = FAMILIES[family], detect_prediction_type(file)
-    told["ss_v2"] = str(family == "sd2")
+    facts, prediction = MODEL_FAMILIES.get(family), detect_prediction_type(file)
+    told["ss_v2"] = str(facts.is_kohya_v2)
     if prediction is None and len(facts.prediction_types) > 1:
         return told  # SD 2.x of either kind
     v = prediction == "v_prediction"

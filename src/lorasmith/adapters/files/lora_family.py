@@ -3,32 +3,28 @@
 import re
 
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.models.family import FAMILIES, Family
-
-_XL = ("lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_",
-       "lora_unet_middle_block_")  # fmt: skip
-_DEEP = re.compile(r"lora_unet_\w+_transformer_blocks_[1-9]")
-"""A second transformer behind the first, which only SDXL has."""
-_TEXT_WIDTHS: dict[int, Family] = {
-    facts.unet.cross_attention_dim: family for family, facts in FAMILIES.items()
-}
-"""Width of the text that cross-attention of published models reads."""
+from lorasmith.registries import MODEL_FAMILIES
 
 
-def detect_lora_family(file: LoraFile) -> tuple[Family | None, str]:
-    """Return the family of models that a file is for, and what tells it."""
+def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
+    """Return the name of the family of models that a file is for, and what tells it."""
+    families = MODEL_FAMILIES.load_all()
     version = file.metadata.get("ss_base_model_version", "")
-    for family, facts in FAMILIES.items():
-        if version in facts.kohya_versions:
-            return family, "metadata"
-    if version.startswith("sdxl_"):
-        return "sdxl", "metadata"
+    for name, family in families.items():
+        if version in family.kohya_versions:
+            return name, "metadata"
+    for name, family in families.items():
+        if family.kohya_version_prefix and version.startswith(family.kohya_version_prefix):
+            return name, "metadata"
+    by_width = {family.unet.cross_attention_dim: name for name, family in families.items()}
     widths = {la.sides[1] for name, la in file.layers.items() if name.endswith("attn2_to_k")}
-    known = {_TEXT_WIDTHS[width] for width in widths if width in _TEXT_WIDTHS}
-    if len(known) == 1:
-        return known.pop(), "shapes"
-    if any(name.startswith(_XL) or _DEEP.match(name) for name in file.layers):
-        return "sdxl", "names"
+    matches = {by_width[width] for width in widths if width in by_width}
+    if len(matches) == 1:
+        return matches.pop(), "shapes"
+    for name, family in families.items():
+        pattern = family.lora_name_pattern
+        if pattern and any(re.match(pattern, layer) for layer in file.layers):
+            return name, "names"
     return None, ""
 
 
@@ -41,5 +37,8 @@ def detect_prediction_type(file: LoraFile) -> str | None:
     if told in ("epsilon", "v"):
         return "v_prediction" if told == "v" else "epsilon"
     version = file.metadata.get("ss_base_model_version")
-    kinds = dict(zip(FAMILIES["sd2"].kohya_versions, ("epsilon", "v_prediction"), strict=True))
-    return kinds.get(version) if version else None
+    for family in MODEL_FAMILIES.load_all().values():
+        epsilon, v_prediction = family.kohya_versions
+        if version and epsilon != v_prediction and version in family.kohya_versions:
+            return "epsilon" if version == epsilon else "v_prediction"
+    return None

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
 from lorasmith.config.lora import GateKind
-from lorasmith.models.family import FAMILIES, Family
+from lorasmith.registries import MODEL_FAMILIES
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LoraMetadata:
     """Its name, which user interfaces show."""
     tag: str
     """The words that call it."""
-    family: Family
+    family: str
     """The family of the model that it was trained on."""
     prediction_type: str
     """``epsilon`` or ``v_prediction``."""
@@ -69,13 +69,13 @@ def build_metadata(facts: LoraMetadata, date: datetime | None = None) -> dict[st
     ``ss_network_args`` says what the others have.
     """
     date = date or datetime.now(UTC)
-    family, v = FAMILIES[facts.family], facts.prediction_type == "v_prediction"
+    family, v = MODEL_FAMILIES.get(facts.family), facts.prediction_type == "v_prediction"
     frequency = {facts.dataset: dict(facts.tag_frequency)}
     main = next(iter(facts.parts.values()))
     uneven = {(part.rank, part.alpha) for part in facts.parts.values()} != {(main.rank, main.alpha)}
     args = {"parts": {name: asdict(part) for name, part in facts.parts.items()}} if uneven else {}
     return {
-        "ss_v2": str(facts.family == "sd2"),
+        "ss_v2": str(family.is_kohya_v2),
         "ss_base_model_version": family.kohya_versions[v],
         "ss_output_name": facts.name,
         "ss_network_module": "networks.lora",

@@ -18,7 +18,8 @@ from lorasmith.adapters.naming.layer_names import (
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight, make_adapter
 from lorasmith.adapters.nn.weight_delta import make_delta_adapter
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.models.family import FAMILIES, Networks, detect_family
+from lorasmith.models.family import Networks, detect_family
+from lorasmith.registries import MODEL_FAMILIES
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -108,11 +109,11 @@ def _cause(model: Networks, file: LoraFile) -> str:
     own, (family, known_by) = detect_family(model), detect_lora_family(file)
     if any(is_for_later_family(name) for name in file.layers):
         return "by its names it is for a later family (Flux, SD 3), which lorasmith does not draw"
-    if family is not None and family != own:
-        title = FAMILIES[family].title
+    if family is not None and family != own.name:
+        title = MODEL_FAMILIES.get(family).title
         return f"by its {known_by} it was made for {title}: open it with an {title} model"
     base = file.metadata.get("ss_base_model_version", "")
-    if base and base not in FAMILIES[own].kohya_versions:
+    if base and base not in own.kohya_versions:
         return f"it was made for a model of family {base}: open it with one"
     return "it was made for another model: open it with that"
 
@@ -126,8 +127,8 @@ def _compare_bases(model: "Model", file: LoraFile, strict: bool) -> None:
     own, (family, known_by) = detect_family(model), detect_lora_family(file)
     predicted = model.scheduler_config.get("prediction_type", "epsilon")
     meant = detect_prediction_type(file) or predicted
-    if known_by == "metadata" and family is not None and family != own:
-        bases = FAMILIES[family].title, f"is {FAMILIES[own].title}"
+    if known_by == "metadata" and family is not None and family != own.name:
+        bases = MODEL_FAMILIES.get(family).title, f"is {own.title}"
     elif meant != predicted:
         bases = f"models that predict {meant}", f"predicts {predicted}"
     else:

@@ -11,7 +11,7 @@ from torch import nn
 from lorasmith.adapters.naming.unet_blocks import BlockMap
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import FAMILIES, Networks, detect_family
+from lorasmith.models.family import Networks, detect_family
 
 UNET_PREFIX = "lora_unet_"
 UNET = "unet"
@@ -83,7 +83,7 @@ def find_layer_refs(model: Networks) -> LayerRefs:
         WeightsError: two layers share a name, so that a file would be ambiguous; or the model's
             family is unknown.
     """
-    facts = FAMILIES[detect_family(model)]
+    facts = detect_family(model)
     places: LayerRefs = {}
     for place in [*_unet_places(model.unet, facts.uses_sgm_names), *_text_places(model)]:
         if place.name in places:
@@ -100,7 +100,7 @@ def find_name_aliases(model: Networks) -> dict[str, str]:
     Some programs write diffusers' names for SDXL, and diffusers itself numbers the text encoder of
     SD 1.x. A file in diffusers' naming does not tell how many text encoders there are.
     """
-    facts = FAMILIES[detect_family(model)]
+    facts = detect_family(model)
     other = {}
     if facts.uses_sgm_names:
         other = {
@@ -131,7 +131,7 @@ def _unet_places(unet: nn.Module, sgm: bool) -> list[LayerRef]:
 
 def _text_places(model: Networks) -> list[LayerRef]:
     encoders = [model.text_encoder, model.text_encoder_2]
-    prefixes = FAMILIES[detect_family(model)].lora_text_prefixes
+    prefixes = detect_family(model).lora_text_prefixes
     return [
         LayerRef(kohya_text_name(path, prefix), part, encoder, path, layer, "BASE")
         for part, encoder, prefix in zip(TEXT_ENCODERS, encoders, prefixes, strict=False)

@@ -21,7 +21,8 @@ from lorasmith.adapters.naming.layer_names import (
     kohya_unet_name,
 )
 from lorasmith.adapters.naming.unet_blocks import BlockMap, diffusers_path
-from lorasmith.models.family import FAMILIES, Family
+from lorasmith.models.family import DEFAULT_FAMILY
+from lorasmith.registries import MODEL_FAMILIES
 
 _WORDS = (
     "down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "downsamplers", "upsamplers",
@@ -64,9 +65,9 @@ class LayerPath(NamedTuple):
         level = _TEXT_LEVEL if self.part != UNET and "encoder.layers" in self.path else ""
         return f"{self.part}.{level}{self.path}"
 
-    def kohya_name(self, family: Family | None) -> str:
+    def kohya_name(self, family: str | None) -> str:
         """Return its name in kohya's LoRA files for models of a family; None is SD 1.x or 2.x."""
-        facts = FAMILIES[family or "sd1"]
+        facts = MODEL_FAMILIES.get(family or DEFAULT_FAMILY)
         if self.part == UNET:
             if facts.uses_sgm_names:
                 return UNET_PREFIX + BlockMap.from_depths(facts.unet.transformer_layers).sgm_name(

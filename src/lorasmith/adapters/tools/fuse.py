@@ -37,7 +37,7 @@ def fuse_into_model(
             too large for the number format that it will be saved in.
         ConfigError: weights by block are for another family.
     """
-    family = detect_family(model)
+    family = detect_family(model).name
     deltas = []
     for term in terms:
         found, weight_of = fit_to_model(model, term.file, strict), term.layer_weights(family)

@@ -11,7 +11,6 @@ from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.unet_blocks import block_sort_key
-from lorasmith.models.family import Family
 
 _DIFFUSERS = re.compile(r"lora_unet_(?P<side>down|up)_blocks_(?P<level>\d+)_")
 _SGM = re.compile(r"lora_unet_(?P<side>input|output)_blocks_(?P<number>\d+)_")
@@ -41,7 +40,7 @@ class BlockInfo:
 class LoraInfo:
     """A LoRA file in brief."""
 
-    family: Family | None
+    family: str | None
     """The family of models that it is for, where that can be told."""
     family_source: str
     """What tells the family: ``metadata``, ``names``, ``shapes``, or nothing."""

@@ -25,7 +25,8 @@ from lorasmith.adapters.tools.algebra import (
     weighted_sum,
 )
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import FAMILIES, Family, detect_family
+from lorasmith.models.family import DEFAULT_FAMILY, detect_family
+from lorasmith.registries import MODEL_FAMILIES
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -52,7 +53,7 @@ class MergeInput:
     blocks: BlockWeights | None = None
     """Further multipliers by block."""
 
-    def layer_weights(self, family: Family | None) -> Callable[[str], float]:
+    def layer_weights(self, family: str | None) -> Callable[[str], float]:
         """Return the multiplier of each of its layers by the layer's name.
 
         Raises:
@@ -60,21 +61,21 @@ class MergeInput:
         """
         if self.blocks is None:
             return lambda name: self.weight
-        facts = FAMILIES[family or "sd1"]
+        facts = MODEL_FAMILIES.get(family or DEFAULT_FAMILY)
         chosen = self.blocks.for_family(facts.uses_sgm_names)
         return lambda name: self.weight * chosen.weight_of(lbw_block(name, family))
 
 
-def lbw_block(name: str, family: Family | None) -> str:
+def lbw_block(name: str, family: str | None) -> str:
     """Return a layer's block in block vectors by its name in files; empty outside of all."""
     module = parse_kohya_name(name)
     if module is None:
         return ""
     if module.part != UNET:
         return "BASE"
-    return BlockMap.from_depths(FAMILIES[family or "sd1"].unet.transformer_layers).lbw_name(
-        module.path
-    )
+    return BlockMap.from_depths(
+        MODEL_FAMILIES.get(family or DEFAULT_FAMILY).unet.transformer_layers
+    ).lbw_name(module.path)
 
 
 def weight_lookup(model: "Model") -> WeightLookup:
@@ -92,7 +93,7 @@ def weight_lookup(model: "Model") -> WeightLookup:
 
 
 def add_loras(
-    terms: Sequence[MergeInput], family: Family | None, base: WeightLookup | None = None
+    terms: Sequence[MergeInput], family: str | None, base: WeightLookup | None = None
 ) -> dict[str, LoraLayer]:
     """Return the weighted sum of LoRA files, exactly, with kohya's names for a family.
 
@@ -134,7 +135,7 @@ def is_cancelled(layer: LoraLayer) -> bool:
     return bool((up @ down).norm() <= _ROUNDING * up.norm() * down.norm())
 
 
-def rename_layer(name: str, family: Family | None) -> str:
+def rename_layer(name: str, family: str | None) -> str:
     """Return a layer's name in kohya's files for a family; unknown names stay as they are.
 
     Raises:
@@ -146,11 +147,11 @@ def rename_layer(name: str, family: Family | None) -> str:
     try:
         return module.kohya_name(family)
     except (IndexError, KeyError) as error:
-        title = FAMILIES[family].title
+        title = MODEL_FAMILIES.get(family).title
         raise WeightsError(f"{name} has no place in {title}; it is for another family") from error
 
 
-def common_family(files: Sequence[LoraFile]) -> Family | None:
+def common_family(files: Sequence[LoraFile]) -> str | None:
     """Return the family that files are for; None where none of them tells.
 
     Raises:
@@ -160,8 +161,8 @@ def common_family(files: Sequence[LoraFile]) -> Family | None:
     for file, family in told[1:]:
         if family != told[0][1]:
             raise WeightsError(
-                f"{file.path} is for {FAMILIES[family].title} and {told[0][0].path} for "
-                f"{FAMILIES[told[0][1]].title}; LoRAs of different families cannot be "
+                f"{file.path} is for {MODEL_FAMILIES.get(family).title} and {told[0][0].path} for "
+                f"{MODEL_FAMILIES.get(told[0][1]).title}; LoRAs of different families cannot be "
                 "combined or compared"
             )
     return told[0][1] if told else None

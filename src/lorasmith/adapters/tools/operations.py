@@ -38,7 +38,8 @@ from lorasmith.adapters.tools.merge import (
 )
 from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import FAMILIES, Family, detect_family
+from lorasmith.models.family import detect_family
+from lorasmith.registries import MODEL_FAMILIES
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
@@ -100,7 +101,7 @@ def convert_lora(
     source: str | Path,
     out: str | Path,
     key_format: KeyFormat = "kohya",
-    family: Family | None = None,
+    family: str | None = None,
     fold_alpha: bool = False,
 ) -> WriteResult:
     """Write a LoRA file in another naming; its numbers stay as they are.
@@ -236,7 +237,7 @@ def extract_lora(
     facts = LoraMetadata(
         name=target.stem,
         tag="",
-        family=detect_family(base),
+        family=detect_family(base).name,
         prediction_type=tuned.scheduler_config.get("prediction_type", "epsilon"),
         parts={"all": PartSummary(*_main(found.layers), len(found.layers))},
         resolution=tuned.default_size,
@@ -265,13 +266,13 @@ def fuse_loras(
     return fuse_into_model(model, [one.load() for one in files], compute_dtype(precision))
 
 
-def _family(file: LoraFile, said: Family | None) -> Family | None:
+def _family(file: LoraFile, said: str | None) -> str | None:
     """Return the family that a file is for, which a user says where the file does not tell."""
     family, known_by = detect_lora_family(file)
     if said and family and known_by != "names" and said != family:
         raise WeightsError(
-            f"{file.path}: by its {known_by} it is for {FAMILIES[family].title}, not for "
-            f"{FAMILIES[said].title}; leave --family out"
+            f"{file.path}: by its {known_by} it is for {MODEL_FAMILIES.get(family).title}, not for "
+            f"{MODEL_FAMILIES.get(said).title}; leave --family out"
         )
     return said or family
 

@@ -31,6 +31,12 @@ def register(group: typer.Typer) -> None:
         group.command(command.__name__)(command)
 
 
+def _check_family(name: str | None) -> str | None:
+    from lorasmith.registries import MODEL_FAMILIES
+
+    return None if name is None else MODEL_FAMILIES.check(name)
+
+
 def convert(
     file: File,
     out: Annotated[Path, typer.Argument(help="The new file; must not exist.", show_default=False)],
@@ -39,8 +45,12 @@ def convert(
         typer.Option(help="kohya: for A1111, ComfyUI and most programs. diffusers: for diffusers."),
     ] = "kohya",
     family: Annotated[
-        Literal["sd1", "sd2", "sdxl", "sdxl-refiner"] | None,
-        typer.Option(help="The model family, if the file does not say it.", show_default=False),
+        str | None,
+        typer.Option(
+            callback=_check_family,
+            help="The model family, if the file does not say it: sd1, sd2, sdxl, sdxl-refiner.",
+            show_default=False,
+        ),
     ] = None,
     fold_alpha: Annotated[
         bool,

@@ -118,7 +118,7 @@ def _console() -> Console:
 def _summary_json(summary: "ModelInfo", hashed: str) -> dict[str, Any]:
     return {
         "title": summary.title,
-        "family": summary.variant.family,
+        "family": summary.variant.family_name,
         "inpainting": summary.variant.is_inpainting,
         "prediction_type": summary.variant.prediction_type,
         "layout": "single file" if summary.single_file else "folder",

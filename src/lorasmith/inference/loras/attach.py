@@ -34,9 +34,9 @@ def attach_requested_lora(
 def _make_layer_weight(model: "Model", request: LoraRequest) -> Callable[[LayerRef], float]:
     block_weights = None
     if request.lbw:
-        is_sdxl = detect_family(model) in ("sdxl", "sdxl-refiner")
+        uses_sgm_names = detect_family(model).uses_sgm_names
         try:
-            block_weights = parse_block_weights(request.lbw).for_family(is_sdxl)
+            block_weights = parse_block_weights(request.lbw).for_family(uses_sgm_names)
         except ConfigError as error:
             raise ConfigError(f"LoRA {request.name}: {error}") from error
 

@@ -111,7 +111,7 @@ class FolderLoraLibrary:
         if gate.kind == "none" and gate.tag:
             gate = replace(gate, kind="prompt")  # a trigger phrase that people are told to write
         header = LoraFile(path, {}, metadata)
-        model_family = detect_family(self._model)
+        model_family = detect_family(self._model).name
         model_prediction = self._model.scheduler_config.get("prediction_type", "epsilon")
         family = detect_lora_family(header)[0] or model_family
         prediction = detect_prediction_type(header) or model_prediction

@@ -41,12 +41,12 @@ def component_config(variant: ModelVariant, part: str) -> dict[str, Any]:
         return vae_config(variant)
     if part == "scheduler":
         return scheduler_config(variant)
-    return text_encoder_config(variant.facts.text_encoders[part])
+    return text_encoder_config(variant.family.text_encoders[part])
 
 
 def unet_config(variant: ModelVariant) -> dict[str, Any]:
     """Return the U-Net's config."""
-    facts = variant.facts.unet
+    facts = variant.family.unet
     attended = [depth > 0 for depth in facts.transformer_layers]
     config: dict[str, Any] = {
         "_class_name": CLASSES["unet"],
@@ -63,12 +63,12 @@ def unet_config(variant: ModelVariant) -> dict[str, Any]:
         "attention_head_dim": _heads(facts),
         "transformer_layers_per_block": _depths(facts),
         "use_linear_projection": facts.use_linear_projection,
-        # The attention of SD 2.x trained for v overflows in float16 otherwise.
-        "upcast_attention": variant.family == "sd2" and variant.prediction_type != "epsilon",
+        "upcast_attention": variant.family.upcasts_attention_for_v
+        and variant.prediction_type != "epsilon",
     }
     if facts.num_time_ids:
         pooled = next(
-            t.projection_dim for t in variant.facts.text_encoders.values() if t.feeds_unet
+            t.projection_dim for t in variant.family.text_encoders.values() if t.feeds_unet
         )
         config |= {
             "addition_embed_type": "text_time",
@@ -104,64 +104,51 @@ def vae_config(variant: ModelVariant) -> dict[str, Any]:
         "latent_channels": LATENT_CHANNELS,
         "norm_num_groups": 32,
         "sample_size": variant.native_size,
-        "scaling_factor": variant.facts.scaling_factor,
-        "force_upcast": variant.facts.vae_force_upcast,
+        "scaling_factor": variant.family.scaling_factor,
+        "force_upcast": variant.family.vae_force_upcast,
     }
 
 
-def text_encoder_config(tower: TextEncoderLayout, vocabulary: int = VOCABULARY) -> dict[str, Any]:
-    """Return a text tower's config."""
-    kind = CLASSES["text_encoder_2"] if tower.feeds_unet else CLASSES["text_encoder"]
+def text_encoder_config(layout: TextEncoderLayout, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+    """Return a text encoder's config."""
+    kind = CLASSES["text_encoder_2"] if layout.feeds_unet else CLASSES["text_encoder"]
     return {
         "architectures": [kind],
         "model_type": "clip_text_model",
-        "hidden_size": tower.width,
-        "intermediate_size": 4 * tower.width,
-        "num_hidden_layers": tower.num_layers,
-        "num_attention_heads": tower.num_heads,
-        "hidden_act": "gelu" if tower.is_open_clip else "quick_gelu",
-        "projection_dim": tower.projection_dim,
+        "hidden_size": layout.width,
+        "intermediate_size": 4 * layout.width,
+        "num_hidden_layers": layout.num_layers,
+        "num_attention_heads": layout.num_heads,
+        "hidden_act": "gelu" if layout.is_open_clip else "quick_gelu",
+        "projection_dim": layout.projection_dim,
         "max_position_embeddings": 77,
         "vocab_size": vocabulary,
         "layer_norm_eps": 1e-05,
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,
-        "pad_token_id": 0 if tower.is_open_clip else vocabulary - 1,
+        "pad_token_id": 0 if layout.is_open_clip else vocabulary - 1,
     }
 
 
-def pad_token(tower: TextEncoderLayout) -> str:
-    """Return what a tower's texts are filled up with."""
-    return "!" if tower.is_open_clip else "<|endoftext|>"
+def pad_token(layout: TextEncoderLayout) -> str:
+    """Return what a text encoder's texts are padded with."""
+    return "!" if layout.is_open_clip else "<|endoftext|>"
 
 
 def scheduler_config(variant: ModelVariant) -> dict[str, Any]:
     """Return the noise schedule, the same in all families (arXiv:2112.10752), and the target."""
-    euler = variant.facts.unet.num_time_ids > 0
+    euler = variant.family.uses_size_conditioning
     config: dict[str, Any] = {
         "_class_name": "EulerDiscreteScheduler" if euler else "DDIMScheduler",
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
-        "prediction_type": variant.prediction_type or variant.facts.prediction_types[0],
+        "prediction_type": variant.prediction_type or variant.family.prediction_types[0],
         "steps_offset": 1,
         "timestep_spacing": "leading",
     }
     return config if euler else config | {"clip_sample": False, "set_alpha_to_one": False}
-
-
-PIPELINES = {
-    ("sd1", False): "StableDiffusionPipeline",
-    ("sd2", False): "StableDiffusionPipeline",
-    ("sdxl", False): "StableDiffusionXLPipeline",
-    ("sdxl-refiner", False): "StableDiffusionXLImg2ImgPipeline",
-    ("sd1", True): "StableDiffusionInpaintPipeline",
-    ("sd2", True): "StableDiffusionInpaintPipeline",
-    ("sdxl", True): "StableDiffusionXLInpaintPipeline",
-    ("sdxl-refiner", True): "StableDiffusionXLInpaintPipeline",
-}
-"""diffusers' pipeline for a family, without and with inpainting."""
 
 
 def model_index(variant: ModelVariant) -> dict[str, Any]:
@@ -169,23 +156,23 @@ def model_index(variant: ModelVariant) -> dict[str, Any]:
     networks = {part: ["diffusers", CLASSES[part]] for part in DIFFUSERS_PARTS}
     scheduler = scheduler_config(variant)["_class_name"]
     index: dict[str, Any] = {
-        "_class_name": PIPELINES[variant.family, variant.is_inpainting],
+        "_class_name": variant.family.pipelines[variant.is_inpainting],
         **networks,
         "scheduler": ["diffusers", scheduler],
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
     }
-    two = variant.facts.unet.num_time_ids > 0
+    is_sdxl = variant.family.uses_size_conditioning
     for part, tokenizer in TOKENIZERS.items():
-        if part in variant.facts.text_encoders:
+        if part in variant.family.text_encoders:
             index[part] = ["transformers", CLASSES[part]]
             index[tokenizer] = ["transformers", "CLIPTokenizer"]
-        elif two:
+        elif is_sdxl:
             index[part] = index[tokenizer] = [None, None]
-    if not two:
+    if not is_sdxl:
         return index | {"safety_checker": [None, None], "requires_safety_checker": False}
-    refiner = variant.family == "sdxl-refiner"
+    scored = variant.family.uses_aesthetic_score
     return index | {
-        "force_zeros_for_empty_prompt": not refiner,
-        **({"requires_aesthetics_score": refiner} if refiner or variant.is_inpainting else {}),
+        "force_zeros_for_empty_prompt": variant.family.zeroes_empty_prompt,
+        **({"requires_aesthetics_score": scored} if scored or variant.is_inpainting else {}),
     }

@@ -24,7 +24,7 @@ from lorasmith.models.files.configs import (
     component_config,
     model_index,
 )
-from lorasmith.models.files.ldm_keys import KEYS, TensorEntry, TensorForm
+from lorasmith.models.files.ldm_keys import TensorEntry, TensorForm
 from lorasmith.models.files.save import appearing
 from lorasmith.models.files.single_file import CONFIGS
 from lorasmith.models.files.source import INDEX, ModelSource, build_empty_part, naming_part
@@ -117,7 +117,7 @@ def save_single_file(model: ModelContents, path: Path, dtype: torch.dtype | None
     for part, encoder in ((TOKENIZERS[one], one) for one in model.tensors if one in TOKENIZERS):
         _check_tokenizer(model, part, encoder)
     names = {part: list(tensors) for part, tensors in model.tensors.items()}
-    entries = KEYS[model.variant.family].entries(names, model.configs)
+    entries = model.variant.family.single_file.entries(names, model.configs)
     joined = {entry.key: _cast(_joined(entry, model), dtype) for entry in entries}
     save_tensors(path, joined, _metadata(model, path.stem))
 

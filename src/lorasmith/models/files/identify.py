@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 EXPECTED = (
     "expected a whole model in one file: a U-Net (model.diffusion_model.*), an autoencoder "
-    "(first_stage_model.*) and a text tower (cond_stage_model.* or conditioner.*)"
+    "(first_stage_model.*) and a text encoder (cond_stage_model.* or conditioner.*)"
 )
 
 KINDS: tuple[tuple[str, str], ...] = (

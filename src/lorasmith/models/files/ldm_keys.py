@@ -7,13 +7,14 @@ diffusers, so their pairs are made from the number of levels and of layers in ea
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
-
-from lorasmith.models.family import Family
+from typing import Any
 
 Pairs = tuple[tuple[str, str], ...]
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
 
 UNET_OUTSIDE: Pairs = (
     ("conv_in", "input_blocks.0.0"),
@@ -192,7 +193,7 @@ def _vae_blocks(levels: int, layers: int) -> Iterator[tuple[str, str]]:
 
 
 def open_clip_table(layers: int) -> KeyTable:
-    """Return the table of an OpenCLIP text tower, but for what is stacked."""
+    """Return the table of an OpenCLIP text encoder, but for what is stacked."""
     pairs = [
         (f"encoder.layers.{layer}.{ours}", f"transformer.resblocks.{layer}.{theirs}")
         for layer in range(layers)
@@ -201,17 +202,20 @@ def open_clip_table(layers: int) -> KeyTable:
     return KeyTable((*OPEN_CLIP_OUTSIDE, *pairs))
 
 
+@dataclass(frozen=True)
 class SingleFileKeys:
-    """Where the parts of one family are in a single file."""
+    """Where the parts of a family's models are in a single file."""
 
-    unet: ClassVar[str] = "model.diffusion_model."
-    vae: ClassVar[str] = "first_stage_model."
-    clip: ClassVar[Mapping[str, str]] = {}
-    """CLIP towers, which keep their names, by part."""
-    open_clip: ClassVar[Mapping[str, str]] = {}
-    """OpenCLIP towers by part."""
-    ignored: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of further tensors in published files that no picture depends on."""
+    mark: str
+    """What the names of a text encoder's tensors begin with; it tells the family."""
+    clip: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes of CLIP text encoders, which keep their names, by part."""
+    open_clip: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes of OpenCLIP text encoders by part."""
+    ignored: tuple[str, ...] = ()
+    """Beginnings of further tensors in published files that no image depends on."""
+    unet: str = UNET_PREFIX
+    vae: str = VAE_PREFIX
 
     def entries(
         self, names: Mapping[str, Iterable[str]], configs: Mapping[str, Mapping[str, Any]]
@@ -219,7 +223,7 @@ class SingleFileKeys:
         """Return the tensors of a file with these parts.
 
         Args:
-            names: each part's tensors in diffusers' naming, text towers' without ``text_model.``.
+            names: each part's tensors in diffusers' naming, text encoders' without ``text_model.``.
             configs: the configs of U-Net and autoencoder.
 
         Raises:
@@ -277,70 +281,6 @@ def _open_clip(part: str, names: list[str], prefix: str) -> Iterator[TensorEntry
             inside = tuple(f"{attention}.{one}.{kind}" for one in STACKED)
             yield TensorEntry(key, part, inside, TensorForm.STACKED)
 
-
-class Sd1Keys(SingleFileKeys):
-    """SD 1.x, as the LDM code of CompVis and Runway saves it."""
-
-    clip: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model.transformer.text_model."}
-    ignored: ClassVar[tuple[str, ...]] = (
-        "cond_stage_model.transformer.text_model.embeddings.position_ids",
-        "cond_stage_model.transformer.text_projection.",
-        "cond_stage_model.transformer.vision_model.",
-        "cond_stage_model.transformer.visual_projection.",
-        "cond_stage_model.transformer.logit_scale",
-        "cond_stage_model.logit_scale",
-        "cond_stage_model.text_projection",
-    )
-
-
-class Sd2Keys(SingleFileKeys):
-    """SD 2.x, as Stability AI's LDM code saves it."""
-
-    open_clip: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model.model."}
-    ignored: ClassVar[tuple[str, ...]] = (
-        # The last layer: the hidden states before it are used.
-        "cond_stage_model.model.transformer.resblocks.23.",
-        "cond_stage_model.model.text_projection",
-        "cond_stage_model.model.logit_scale",
-        "cond_stage_model.model.attn_mask",
-    )
-
-
-class SdxlKeys(SingleFileKeys):
-    """SDXL, as Stability AI's sgm code saves it."""
-
-    clip: ClassVar[Mapping[str, str]] = {
-        "text_encoder": "conditioner.embedders.0.transformer.text_model."
-    }
-    open_clip: ClassVar[Mapping[str, str]] = {"text_encoder_2": "conditioner.embedders.1.model."}
-    ignored: ClassVar[tuple[str, ...]] = (
-        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
-        "conditioner.embedders.0.logit_scale",
-        "conditioner.embedders.0.text_projection",
-        "conditioner.embedders.1.model.logit_scale",
-        "conditioner.embedders.1.model.attn_mask",
-        "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids",
-        "denoiser.",
-    )
-
-
-class RefinerKeys(SingleFileKeys):
-    """The SDXL refiner, as sgm saves it."""
-
-    open_clip: ClassVar[Mapping[str, str]] = {"text_encoder_2": "conditioner.embedders.0.model."}
-    ignored: ClassVar[tuple[str, ...]] = (
-        "conditioner.embedders.0.model.logit_scale",
-        "conditioner.embedders.0.model.attn_mask",
-        "denoiser.",
-    )
-
-
-KEYS: Mapping[Family, SingleFileKeys] = {
-    "sd1": Sd1Keys(),
-    "sd2": Sd2Keys(),
-    "sdxl": SdxlKeys(),
-    "sdxl-refiner": RefinerKeys(),
-}
 
 IGNORED = (
     *("model_ema.", "first_stage_model.loss.", "lvlb_weights", "logvar", "scale_factor"),

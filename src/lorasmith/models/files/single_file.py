@@ -17,16 +17,17 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import SafetensorsFile
-from lorasmith.models.family import FAMILIES, Family, ModelVariant, PredictionType
+from lorasmith.models.family import ModelFamily, ModelVariant, PredictionType
 from lorasmith.models.files.build import abbreviate_names, check_tensor_names
 from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
 from lorasmith.models.files.identify import EXPECTED, describe_file
 from lorasmith.models.files.ldm_keys import (
     IGNORED,
-    KEYS,
     MARKS,
     STACKED,
+    UNET_PREFIX,
     V_MARKS,
+    VAE_PREFIX,
     ZERO_SNR_MARK,
     SingleFileKeys,
     TensorEntry,
@@ -35,6 +36,7 @@ from lorasmith.models.files.ldm_keys import (
 from lorasmith.models.files.source import describe_channels, detect_variant, naming_part
 from lorasmith.models.files.stored_tensors import StoredTensor, StoredTensors
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
+from lorasmith.registries import MODEL_FAMILIES
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -42,19 +44,12 @@ if TYPE_CHECKING:
 CONFIGS = "lorasmith.model"
 """The metadata entry with a model's configs."""
 
-_UNET, _VAE = SingleFileKeys.unet, SingleFileKeys.vae
+_UNET, _VAE = UNET_PREFIX, VAE_PREFIX
 _TEXT = ("cond_stage_model.", "conditioner.embedders.")
 _OLD_CLIP = re.compile(
     r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer)\W?.*)"
 )
-"""SD 1.x text towers saved without the level ``text_model``."""
-_TOWERS: tuple[tuple[str, Family], ...] = (
-    ("conditioner.embedders.1.", "sdxl"),
-    ("conditioner.embedders.0.model.", "sdxl-refiner"),
-    ("cond_stage_model.model.", "sd2"),
-    ("cond_stage_model.transformer.", "sd1"),
-)
-"""By which text tower a family is told; the first that is there counts."""
+"""SD 1.x text encoders saved without the level ``text_model``."""
 
 
 class SingleFileSource:
@@ -68,16 +63,16 @@ class SingleFileSource:
         self.path = path
         self._file = SafetensorsFile(path)
         self._keys = {_renamed(key): key for key in self._file.header.tensors}
-        self._told = self._read_told()
+        self._saved = self._read_saved()
         self.variant = self._variant()
-        self.networks = ("unet", "vae", *self.variant.facts.text_encoders)
+        self.networks = ("unet", "vae", *self.variant.family.text_encoders)
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """The file's own metadata."""
         return self._file.header.metadata
 
-    def _read_told(self) -> dict[str, Any]:
+    def _read_saved(self) -> dict[str, Any]:
         """Return what a file of lorasmith says about its model, or nothing."""
         text = self.metadata.get(CONFIGS)
         if text is None:
@@ -94,12 +89,12 @@ class SingleFileSource:
         where = f"model {self.path}"
         channels = self._unet_channels()
         family = self._family()
-        if self._told:
-            configs = self._told["configs"]
+        if self._saved:
+            configs = self._saved["configs"]
             return detect_variant(configs["unet"], configs["scheduler"], where)
         if channels not in (4, 9):
             raise WeightsError(f"{where}: its U-Net {describe_channels(channels)}")
-        return ModelVariant(family, channels == 9, self._prediction(family, channels == 9))
+        return ModelVariant(family.name, channels == 9, self._prediction(family, channels == 9))
 
     def _unet_channels(self) -> int:
         """Return the U-Net's input channels, having made sure that there is one and a VAE."""
@@ -111,13 +106,13 @@ class SingleFileSource:
         if there == [_UNET] and known and first:
             kind = "a U-Net alone"
             if self._has_text():
-                kind = "a U-Net with its text tower, without an autoencoder (VAE)"
+                kind = "a U-Net with its text encoder, without an autoencoder (VAE)"
         elif there == [_VAE]:
             kind = "an autoencoder (VAE) alone"
             if self._has_text():
-                kind = "an autoencoder (VAE) and a text tower, without a U-Net"
+                kind = "an autoencoder (VAE) and a text encoder, without a U-Net"
         elif not there and self._has_text():
-            kind = "a text tower alone"
+            kind = "a text encoder alone"
         else:
             kind = describe_file(self._keys)
         raise WeightsError(f"model {self.path}: this is {kind}; {EXPECTED}")
@@ -125,38 +120,40 @@ class SingleFileSource:
     def _has_text(self) -> bool:
         return any(key.startswith(_TEXT) for key in self._keys)
 
-    def _tower(self) -> Family | None:
-        """Return the family that the text towers are of, or None without any."""
-        for start, family in _TOWERS:
-            if any(key.startswith(start) for key in self._keys):
+    def _candidates(self) -> list[ModelFamily]:
+        """Return the families that the names of the text encoders fit, added ones first."""
+        families = reversed(MODEL_FAMILIES.load_all().values())
+        return [
+            family
+            for family in families
+            if any(key.startswith(family.single_file.mark) for key in self._keys)
+        ]
+
+    def _family(self) -> ModelFamily:
+        """Return the family by the text encoders' names and the width of text in the U-Net."""
+        width = self._cross_attention_dim()
+        candidates = self._candidates()
+        for family in candidates:
+            if self._saved or family.unet.cross_attention_dim == width:
                 return family
-        return None
-
-    def _family(self) -> Family:
-        """Return the family by the text towers' names and the width of text in the U-Net."""
-        width = self._context()
-        by_width = {facts.unet.cross_attention_dim: family for family, facts in FAMILIES.items()}
-        family = self._tower()
-        if family is None:
-            guess = by_width.get(width)
-            starts = KEYS[guess].prefixes if guess else {"text_encoder": "cond_stage_model."}
-            text = [p for part, p in starts.items() if part.startswith("text")]
-            lost = [p for p in text if not any(key.startswith(p) for key in self._keys)]
-            without = "a text tower" if lost == text else "one of its two text towers"
+        by_width = {f.unet.cross_attention_dim: f for f in MODEL_FAMILIES.load_all().values()}
+        guess = by_width.get(width)
+        if not candidates:
+            prefixes = guess.single_file.prefixes if guess else {"text_encoder": _TEXT[0]}
+            expected = [p for part, p in prefixes.items() if part.startswith("text")]
+            missing = [p for p in expected if not any(key.startswith(p) for key in self._keys)]
+            one = "a text encoder" if missing == expected else "one of its two text encoders"
             raise WeightsError(
-                f"model {self.path}: this is a U-Net{_like(guess)} with its autoencoder, without "
-                f"{without}; expected {' and '.join(f'{one}*' for one in lost)} as well"
+                f"model {self.path}: this is a U-Net{_of_family(guess)} with its autoencoder, "
+                f"without {one}; expected {' and '.join(f'{p}*' for p in missing)} as well"
             )
-        other = by_width.get(width)
-        if not self._told and other != family:
-            raise WeightsError(
-                f"model {self.path}: its text tower is that of {FAMILIES[family].title}, and its "
-                f"U-Net reads text of width {width}{_like(other)}; expected "
-                f"{FAMILIES[family].unet.cross_attention_dim}"
-            )
-        return family
+        raise WeightsError(
+            f"model {self.path}: its text encoder is that of {candidates[0].title}, and its "
+            f"U-Net reads text of width {width}{_of_family(guess)}; expected "
+            f"{candidates[0].unet.cross_attention_dim}"
+        )
 
-    def _context(self) -> int:
+    def _cross_attention_dim(self) -> int:
         """Return the width of the text that the U-Net reads."""
         ends = ".attn2.to_k.weight"
         for key, own in self._keys.items():
@@ -164,7 +161,7 @@ class SingleFileSource:
                 return self._file.header.tensors[own].shape[-1]
         raise WeightsError(f"model {self.path}: its U-Net reads no text; {EXPECTED}")
 
-    def _prediction(self, family: Family, inpainting: bool) -> PredictionType | None:
+    def _prediction(self, family: ModelFamily, is_inpainting: bool) -> PredictionType | None:
         """Return what the file, or the file of settings beside it, says that it predicts.
 
         Files say so by empty tensors, by Stability AI's metadata, or by the original code's
@@ -180,35 +177,35 @@ class SingleFileSource:
         if yaml.is_file():
             found = re.search(r"parameterization\W+(\w+)", yaml.read_text("utf-8", "replace"))
             return "v_prediction" if found and found[1] == "v" else "epsilon"
-        predictions = FAMILIES[family].prediction_types
-        unsaid = len(predictions) > 1 and not inpainting and not told
+        predictions = family.prediction_types
+        unsaid = len(predictions) > 1 and not is_inpainting and not told
         return None if unsaid else "epsilon"
 
     @property
     def unused(self) -> tuple[str, ...]:
         """Tensors that no picture depends on."""
-        ignored = (*IGNORED, *self._own_keys.ignored)
+        ignored = (*IGNORED, *self._family_keys.ignored)
         return tuple(key for key in self._keys if key.startswith(ignored) or key in MARKS)
 
     @property
-    def _own_keys(self) -> SingleFileKeys:
-        return KEYS[self.variant.family]
+    def _family_keys(self) -> SingleFileKeys:
+        return self.variant.family.single_file
 
     def config(self, part: str) -> dict[str, Any]:
         """Return a config: the file's own, or its family's."""
-        if self._told:
-            return dict(self._told["configs"][part])
+        if self._saved:
+            return dict(self._saved["configs"][part])
         config = component_config(self.variant, part)
         if part == "scheduler" and ZERO_SNR_MARK in self._keys:
             config["rescale_betas_zero_snr"] = True
-        if part in self.variant.facts.text_encoders:
+        if part in self.variant.family.text_encoders:
             config |= self._vocabulary(part)
         return config
 
     def _vocabulary(self, part: str) -> dict[str, int]:
         """Return the number of tokens as the embeddings have it, where they are there."""
-        prefix = self._own_keys.prefixes[part]
-        inner = "" if part in self._own_keys.open_clip else "embeddings."
+        prefix = self._family_keys.prefixes[part]
+        inner = "" if part in self._family_keys.open_clip else "embeddings."
         key = self._keys.get(f"{prefix}{inner}token_embedding.weight")
         return {"vocab_size": self._file.header.tensors[key].shape[0]} if key else {}
 
@@ -237,31 +234,31 @@ class SingleFileSource:
         if unknown:
             raise WeightsError(
                 f"model {self.path}: {len(unknown)} tensors belong to no part of "
-                f"{self.variant.facts.title}{abbreviate_names(unknown)}; the file is of another kind, or "
-                "something was merged into it"
+                f"{self.variant.family.title}{abbreviate_names(unknown)}; the file is of another "
+                "kind, or something was merged into it"
             )
 
     def _entries(self, names: Mapping[str, Iterable[str]]) -> list[TensorEntry]:
         configs = {part: self.config(part) for part in names}
         try:
-            return self._own_keys.entries(names, configs)
+            return self._family_keys.entries(names, configs)
         except KeyError as error:
-            title = self.variant.facts.title
+            title = self.variant.family.title
             raise WeightsError(
                 f"model {self.path}: {error.args[0]} has no place in single files of {title}"
             ) from error
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
-        """Return CLIP's tokenizer, with as many tokens as the text tower knows."""
+        """Return CLIP's tokenizer, with as many tokens as the text encoder knows."""
         encoder = next(name for name, other in TOKENIZERS.items() if other == part)
         with naming_part(self.path, part):
-            pads = self._told.get("pad_tokens", {})
-            pad = pads.get(part) or pad_token(self.variant.facts.text_encoders[encoder])
+            pads = self._saved.get("pad_tokens", {})
+            pad = pads.get(part) or pad_token(self.variant.family.text_encoders[encoder])
             return create_clip_tokenizer(int(self.config(encoder)["vocab_size"]), pad)
 
     def has_text_level(self, part: str) -> bool:
         """Name tensors as published folders do, unless the file came from another one."""
-        return part not in self._told.get("flat_text", ())
+        return part not in self._saved.get("flat_text", ())
 
 
 def _renamed(key: str) -> str:
@@ -269,8 +266,8 @@ def _renamed(key: str) -> str:
     return f"{old[1]}text_model.{old[2]}" if old else key
 
 
-def _like(family: Family | None) -> str:
-    return f" of {FAMILIES[family].title}" if family else ""
+def _of_family(family: ModelFamily | None) -> str:
+    return f" of {family.title}" if family else ""
 
 
 def _stored(entry: TensorEntry, file: SafetensorsFile, key: str) -> dict[str, StoredTensor]:

@@ -70,7 +70,7 @@ def detect_variant(
     if channels not in _CHANNELS:
         raise WeightsError(f"{where}: its U-Net {describe_channels(channels)}")
     prediction: PredictionType | None = scheduler.get("prediction_type", "epsilon")
-    return ModelVariant(detect_unet_family(config, where), _CHANNELS[channels], prediction)
+    return ModelVariant(detect_unet_family(config, where).name, _CHANNELS[channels], prediction)
 
 
 _CHANNELS = {4: False, 9: True}

@@ -56,7 +56,7 @@ def canonical_name(part: str, name: str) -> str | None:
     if part.startswith("text_encoder"):
         name = name.removeprefix(TEXT_LEVEL)
         unused = _UNUSED_TEXT.fullmatch(name)
-        # A tower without its projection may be saved with it.
+        # A text encoder without its projection may be saved with it.
         return None if unused or (name, part) == _FIRST_PROJECTION else name
     old = _OLD_VAE_NAME.fullmatch(name) if part == "vae" else None
     return f"{old[1]}.{OLD_VAE_ATTENTION[old[2]]}.{old[3]}" if old else name

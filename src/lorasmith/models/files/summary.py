@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.models.family import MINIATURE, ModelVariant
+from lorasmith.models.builtin_families import MINIATURE
+from lorasmith.models.family import ModelVariant
 from lorasmith.models.files.build import canonical_state_dict, check_tensors
 from lorasmith.models.files.source import build_empty_part, naming_part
 from lorasmith.models.load import EMBEDDED, open_source

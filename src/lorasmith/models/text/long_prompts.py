@@ -196,9 +196,9 @@ def zeroes_empty_prompt(model: "Model") -> bool:
     (``force_zeros_for_empty_prompt``).
     """
     family = detect_family(model)
-    if family not in ("sdxl", "sdxl-refiner"):
+    if not family.uses_size_conditioning:
         return False
-    index, usual = model.folder / "model_index.json", family == "sdxl"
+    index, usual = model.folder / "model_index.json", family.zeroes_empty_prompt
     if not index.is_file():
         return usual
     return bool(read_json(model.folder, index.name).get("force_zeros_for_empty_prompt", usual))

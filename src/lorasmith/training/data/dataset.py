@@ -325,7 +325,7 @@ class _Builder:
             [content for content, _ in read],
             self.train.loss.masked,
             self.model.unet.config.addition_embed_type == "text_time",
-            self.data.aesthetic_score if detect_family(self.model) == "sdxl-refiner" else None,
+            self.data.aesthetic_score if detect_family(self.model).uses_aesthetic_score else None,
             self._holes() if self.model.is_inpainting else None,
         )
 

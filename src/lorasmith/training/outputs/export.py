@@ -31,7 +31,7 @@ def export(session: TrainerState, path: Path) -> None:
     facts = LoraMetadata(
         name=path.name.removesuffix(path.suffix),
         tag=run.data.tag,
-        family=detect_family(session.model),
+        family=detect_family(session.model).name,
         prediction_type=session.loss.process.prediction_type,
         parts=summarize_parts(session.trainable),
         resolution=resolve_resolution(session.model, run.data.resolution),
@@ -70,7 +70,7 @@ def _summary(session: TrainerState, ended: str) -> RunSummary:
     return RunSummary(
         name=paths.name,
         tag=session.run.data.tag,
-        family=detect_family(session.model),
+        family=detect_family(session.model).name,
         images=data.num_tagged,
         validation_images=len(data.validation.rows) if data.validation else 0,
         steps=progress.done,

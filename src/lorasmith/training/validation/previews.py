@@ -61,7 +61,7 @@ def check_previews(settings: ValidationConfig, model: Model) -> SamplingOptions:
         )
         _resolve_size(options, model)
         check_negative_prompt(settings.negative_prompt)
-        if detect_family(model) == "sdxl-refiner":
+        if detect_family(model).requires_init_image:
             count_steps(settings.num_inference_steps, REFINER_STRENGTH)
         for prompt in settings.prompts or ():
             parse_prompt(prompt)
@@ -186,7 +186,7 @@ def _wanted(
 
 def _canvases(model: Model, rows: Sequence[Row]) -> list[InitImage | None]:
     """Return the pictures that the SDXL refiner changes, or whose masks a model paints anew."""
-    if detect_family(model) == "sdxl-refiner":
+    if detect_family(model).requires_init_image:
         return [InitImage.load(decode_image(row.read_bytes(), row.key)) for row in rows]
     if not model.is_inpainting:
         return [None] * len(rows)
