@@ -41,7 +41,7 @@ def one_line(captured: str) -> str:
     return lines[0]
 
 
-def test_pictures_and_grid_are_written(
+def test_images_and_grid_are_written(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(tiny_model, tmp_path / "out", "-n", "3", "--size", "64x32", "--seed", "5") == 0
@@ -88,7 +88,7 @@ def test_registered_sampler_is_used_by_name(tiny_model: Path, tmp_path: Path) ->
         assert "Sampler: toy, " in image.info["parameters"]
 
 
-def test_the_same_command_draws_the_same_pictures(tiny_model: Path, tmp_path: Path) -> None:
+def test_same_command_gives_the_same_images(tiny_model: Path, tmp_path: Path) -> None:
     options = ("-n", "2", "--sampler", "euler_a", "--negative", "pear", "--guidance", "3")
     assert generate(tiny_model, tmp_path / "a", *options, "--batch-size", "1") == 0
     assert generate(tiny_model, tmp_path / "b", *options, "--batch-size", "2") == 0
@@ -97,7 +97,7 @@ def test_the_same_command_draws_the_same_pictures(tiny_model: Path, tmp_path: Pa
         assert abs(one - two).max() <= 1
 
 
-def test_latents_instead_of_pictures(
+def test_latents_are_written_instead_of_images(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(tiny_model, tmp_path / "a", "-n", "2", "--seed", "3") == 0
@@ -116,7 +116,7 @@ def test_latents_instead_of_pictures(
         assert abs(np.asarray(image).astype(int) - np.asarray(drawn).astype(int)).max() <= 1
 
 
-def test_a_safety_checker_blackens(
+def test_safety_checker_blackens_images(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_safety_checker_blackens(
 
 
 @pytest.mark.parametrize("command", ["generate", "train", "info"])
-def test_models_are_downloaded_when_that_is_asked_for(
+def test_download_option_fetches_the_model(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -198,7 +198,7 @@ def test_models_are_downloaded_when_that_is_asked_for(
         ),
     ],
 )
-def test_a_bad_option_is_one_line(
+def test_invalid_option_is_a_one_line_error(
     tiny_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -210,14 +210,14 @@ def test_a_bad_option_is_one_line(
     assert not list((tmp_path).glob("out/*"))
 
 
-def test_wrong_usage_is_status_two(tiny_model: Path, tmp_path: Path) -> None:
+def test_wrong_usage_exits_with_status_two(tiny_model: Path, tmp_path: Path) -> None:
     assert generate(tiny_model, tmp_path, "--steps", "many") == 2
     assert generate(tiny_model, tmp_path, "--stpes", "3") == 2
     assert generate(tiny_model, tmp_path, "--precision", "int8") == 2
     assert run(["generate"]) == 2
 
 
-def test_an_unknown_model_gets_close_matches(
+def test_unknown_model_is_refused_with_close_names(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(tiny_model.parent / "modle", tmp_path / "out") == 1
@@ -225,7 +225,7 @@ def test_an_unknown_model_gets_close_matches(
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
-def test_a_missing_part_is_named(
+def test_missing_component_is_named(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:
     shutil.rmtree(broken / part)
@@ -244,7 +244,7 @@ def test_a_missing_part_is_named(
         ("scheduler", "scheduler_config.json"),
     ],
 )
-def test_a_damaged_part_is_named(
+def test_damaged_component_is_named(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, file: str
 ) -> None:
     (broken / part / file).write_bytes(b"\x10not what it was")
@@ -252,7 +252,7 @@ def test_a_damaged_part_is_named(
     assert f"{part} cannot be loaded" in one_line(capsys.readouterr().err)
 
 
-def test_a_folder_that_cannot_be_written_is_found_first(
+def test_unwritable_folder_is_reported_before_the_model_loads(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").write_text("a file", encoding="utf-8")
@@ -260,7 +260,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(
     assert "error: cannot write to folder" in one_line(capsys.readouterr().err)
 
 
-def test_an_overlong_prompt_warns_and_draws(
+def test_long_prompt_warns_and_generates(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--steps", "1", "-n", "1", "-m", str(tiny_model), "--out", str(tmp_path / "out")]
@@ -280,7 +280,7 @@ def test_an_overlong_prompt_warns_and_draws(
         ("<lora:noto:1>", "noto.safetensors: not a readable safetensors file"),
     ],
 )
-def test_a_bad_lora_is_one_line(
+def test_invalid_lora_is_a_one_line_error(
     tiny_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -315,7 +315,7 @@ def loras(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_option_is_a_mention(tiny_model: Path, tmp_path: Path, loras: Path) -> None:
+def test_lora_option_equals_a_mention(tiny_model: Path, tmp_path: Path, loras: Path) -> None:
     ways = {
         "a": ("a red apple <lora:ink:0.5> <lora:ink-best:2>",),
         "b": ("a red apple", "--lora", "ink:0.5", "--lora", "ink-best:2"),
@@ -346,7 +346,7 @@ def test_an_option_is_a_mention(tiny_model: Path, tmp_path: Path, loras: Path) -
         (":1", "has no name"),
     ],
 )
-def test_a_bad_lora_option_is_one_line(
+def test_invalid_lora_option_is_a_one_line_error(
     option: str, message: str, tiny_model: Path, tmp_path: Path, loras: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -356,14 +356,14 @@ def test_a_bad_lora_option_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_debug_shows_where(
+def test_debug_option_shows_the_traceback(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(tiny_model, tmp_path / "out", "--steps", "-5", "--debug") == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_model_info_for_people(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_info_is_a_table(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["model", "info", str(tiny_model), "--lora", "4"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -379,7 +379,9 @@ def test_model_info_for_people(tiny_model: Path, capsys: pytest.CaptureFixture[s
         assert words in captured.out, words
 
 
-def test_model_info_for_machines(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_info_is_json_on_request(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["model", "info", str(tiny_model), "--lora", "4", "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)
     assert parts["unet"]["parameters"] == sum(share["parameters"] for share in parts["shares"])
@@ -392,13 +394,13 @@ def test_model_info_for_machines(tiny_model: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("command", [["generate"], ["model"], ["model", "info"]])
-def test_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
     text = capsys.readouterr().out
     assert command == ["model"] or "Example: " in text
 
 
-def test_help_and_import_need_no_heavy_library() -> None:
+def test_help_and_import_load_no_heavy_library() -> None:
     code = (
         "import sys, lorasmith, lorasmith.cli.generate, lorasmith.cli.model.commands;"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules);"

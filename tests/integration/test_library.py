@@ -37,7 +37,7 @@ def same(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_library_wakes_by_tag_alone(
+def test_library_is_activated_by_tags_alone(
     library: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn = {}
@@ -56,7 +56,7 @@ def test_a_library_wakes_by_tag_alone(
     ]
 
 
-def test_a_named_lora_waits_for_its_tag_and_says_so(
+def test_requested_lora_waits_for_its_tag_and_warns(
     library: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = ("--lora-dir", str(library), "--lora", "curlyqx:0.8")
@@ -75,7 +75,7 @@ def test_a_named_lora_waits_for_its_tag_and_says_so(
     assert not same(pictures(tmp_path / "on"), pictures(tmp_path / "base"))
 
 
-def test_what_training_leaves_is_gated(
+def test_trained_lora_is_gated(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From pictures to a file that a library wakes, through the real commands."""
@@ -125,7 +125,7 @@ def test_what_training_leaves_is_gated(
         ),
     ],
 )
-def test_a_bad_library_is_one_line(
+def test_invalid_library_is_a_one_line_error(
     prepare, message: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(tmp_path / "library")
@@ -137,7 +137,7 @@ def test_a_bad_library_is_one_line(
     assert message in error
 
 
-def test_two_claims_to_a_tag_are_one_line(
+def test_two_files_with_one_tag_are_a_one_line_error(
     library: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "library"
@@ -153,7 +153,7 @@ def test_two_claims_to_a_tag_are_one_line(
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-def test_a_tag_of_another_family_is_one_line(
+def test_lora_of_another_family_is_a_one_line_error(
     library: Path, tiny_model: Path, tiny_sd2: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -72,14 +72,16 @@ def compare(folder: Path, path: Path, changes: dict[str, Any], size: float) -> N
     ],
     ids=str,
 )
-def test_on_the_embedded_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_embedded_model_matches_diffusers_with_a_lora(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     compare(EMBEDDED, tmp_path / "ink.safetensors", changes, size=0.03)
 
 
 @pytest.mark.parametrize("family", ["tiny_model", "tiny_sd2", "tiny_sdxl"])
 @pytest.mark.parametrize("init", ["gaussian", "compensated", "pissa"])
 @pytest.mark.parametrize("targets", ["attention", "all-linear+conv+text-encoder"])
-def test_on_every_family(
+def test_every_family_matches_diffusers_with_a_lora(
     request: pytest.FixtureRequest, tmp_path: Path, family: str, init: str, targets: str
 ) -> None:
     folder = request.getfixturevalue(family)

@@ -1,1 +1,1 @@
-"""From a prompt to pictures: prompt syntax, samplers, the denoising loop, files with metadata."""
+"""From a prompt to images: prompt syntax, samplers, the denoising loop, files with metadata."""

@@ -4,7 +4,7 @@ import torch
 from lorasmith.inference.denoise import CFGDenoiser, rescale_noise_cfg, sample_noise
 
 
-def test_rescaling_restores_the_spread() -> None:
+def test_guidance_rescale_restores_the_spread() -> None:
     random = torch.Generator().manual_seed(0)
     positive = torch.randn(3, 4, 8, 8, generator=random) * torch.tensor([1.0, 2.0, 0.5]).view(
         -1, 1, 1, 1
@@ -32,7 +32,7 @@ class FakeUnet:
 @pytest.mark.parametrize(
     ("guidance", "expected", "batch"), [(5.0, 6.0, 4), (0.0, 1.0, 4), (1.0, 2.0, 2)]
 )
-def test_guidance_is_one_batched_call(guidance: float, expected: float, batch: int) -> None:
+def test_guidance_makes_one_batched_call(guidance: float, expected: float, batch: int) -> None:
     unet = FakeUnet()
     negative, context = torch.full((2, 77, 8), 1.0), torch.full((2, 77, 8), 2.0)
     out = CFGDenoiser(unet, context, negative, guidance)(torch.zeros(2, 4, 8, 8), torch.tensor(5))

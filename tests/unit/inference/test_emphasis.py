@@ -50,7 +50,7 @@ def told(source: str) -> list[list[tuple[str, float]]]:
         ("()", [[("", 1.0)]]),
     ],
 )
-def test_words_have_weights(source: str, sections: list[list[tuple[str, float]]]) -> None:
+def test_emphasis_gives_words_weights(source: str, sections: list[list[tuple[str, float]]]) -> None:
     assert told(source) == sections
 
 
@@ -68,7 +68,9 @@ def test_words_have_weights(source: str, sections: list[list[tuple[str, float]]]
         ("x <lora:ink:0.5> (red", 18, "is not closed"),  # mentions do not shift the columns
     ],
 )
-def test_wrong_syntax_points_at_the_column(source: str, column: int, message: str) -> None:
+def test_malformed_emphasis_is_reported_with_its_column(
+    source: str, column: int, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_prompt(source)
     assert str(caught.value).startswith(f"prompt, column {column}: ")
@@ -79,7 +81,7 @@ def test_wrong_syntax_points_at_the_column(source: str, column: int, message: st
 
 
 @given(st.lists(WORD, max_size=6))
-def test_text_without_marks_is_left_as_it_is(words: list[str]) -> None:
+def test_text_without_emphasis_is_unchanged(words: list[str]) -> None:
     text = " ".join(words)
     prompt = parse_prompt(text)
     assert prompt.text == text
@@ -87,14 +89,14 @@ def test_text_without_marks_is_left_as_it_is(words: list[str]) -> None:
 
 
 @given(st.lists(WORD, min_size=1, max_size=4), st.floats(-9, 9), st.integers(0, 3))
-def test_brackets_within_brackets_multiply(words: list[str], weight: float, depth: int) -> None:
+def test_nested_brackets_multiply(words: list[str], weight: float, depth: int) -> None:
     text = " ".join(words)
     ((piece,),) = parse_prompt("(" * depth + f"({text}:{weight:f})" + ")" * depth).weighted
     assert piece.text == text
     assert piece.weight == pytest.approx(float(f"{weight:f}") * 1.1**depth)
 
 
-def test_tags_are_looked_for_in_the_words_without_marks() -> None:
+def test_prompt_text_has_no_emphasis_marks() -> None:
     assert parse_prompt("a ((curlyqx:1.2) person), [x]y").text == "a curlyqx person , x y"
     assert parse_prompt("curly BREAK qx").text == "curly BREAK qx"
     assert parse_prompt("(curly)qx").text == "curly qx"  # the tokenizer reads two words there

@@ -32,17 +32,17 @@ from lorasmith.inference.options import (
         ("height", 99999),
     ],
 )
-def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
+def test_value_out_of_range_is_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{field}: "):
         SamplingOptions(**{field: value})
 
 
-def test_an_unknown_option_gets_close_matches() -> None:
+def test_unknown_option_is_refused_with_close_names() -> None:
     with pytest.raises(ConfigError, match="'num_inference_step'; did you mean num_inference_steps"):
         SamplingOptions.from_keywords({"num_inference_step": 3})
 
 
-def test_the_keywords_are_the_fields() -> None:
+def test_keywords_are_the_fields() -> None:
     assert set(SamplingKeywords.__annotations__) == set(SamplingOptions.__dataclass_fields__)
 
 

@@ -25,7 +25,7 @@ def weights_of(pipe: Pipeline) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
-def test_the_batch_size_does_not_change_the_pictures(pipe: Pipeline, sampler: str) -> None:
+def test_batch_size_does_not_change_the_images(pipe: Pipeline, sampler: str) -> None:
     def draw(batch_size: int) -> np.ndarray:
         return pixels(
             pipe(
@@ -43,7 +43,7 @@ def test_the_batch_size_does_not_change_the_pictures(pipe: Pipeline, sampler: st
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
-def test_picture_k_is_drawn_from_seed_plus_k(pipe: Pipeline, sampler: str) -> None:
+def test_image_k_has_seed_plus_k(pipe: Pipeline, sampler: str) -> None:
     several = pixels(
         pipe(
             "a red apple", seed=40, num_images_per_prompt=3, num_inference_steps=4, sampler=sampler
@@ -53,7 +53,7 @@ def test_picture_k_is_drawn_from_seed_plus_k(pipe: Pipeline, sampler: str) -> No
     assert abs(several[2] - last[0]).max() <= 1
 
 
-def test_prompts_keep_their_order_and_their_text(pipe: Pipeline) -> None:
+def test_images_follow_prompts_and_say_their_text(pipe: Pipeline) -> None:
     images = pipe(
         ["an apple", "a pear"], num_images_per_prompt=2, num_inference_steps=3, batch_size=3
     )
@@ -65,7 +65,7 @@ def test_prompts_keep_their_order_and_their_text(pipe: Pipeline) -> None:
     ]
 
 
-def test_the_picture_is_that_of_diffusers(pipe: Pipeline, tiny_model: Path) -> None:
+def test_image_matches_diffusers(pipe: Pipeline, tiny_model: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     theirs = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
@@ -98,14 +98,14 @@ def test_the_picture_is_that_of_diffusers(pipe: Pipeline, tiny_model: Path) -> N
     np.testing.assert_allclose(decoded[0][0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
 
 
-def test_sizes_need_not_be_square(pipe: Pipeline) -> None:
+def test_size_need_not_be_square(pipe: Pipeline) -> None:
     assert pipe("x", num_inference_steps=1)[0].size == (64, 64)
     assert pipe("x", num_inference_steps=1, width=96, height=40)[0].size == (96, 40)
     with pytest.raises(ConfigError, match="steps of 8 pixels; use 96x40"):
         pipe("x", width=95, height=41)
 
 
-def test_options_reach_the_picture(pipe: Pipeline) -> None:
+def test_options_change_the_image(pipe: Pipeline) -> None:
     plain = pixels(pipe("an apple", num_inference_steps=4))
     for change in (
         {"negative_prompt": "pear"},
@@ -118,13 +118,13 @@ def test_options_reach_the_picture(pipe: Pipeline) -> None:
         ), change
 
 
-def test_progress_counts_picture_steps(pipe: Pipeline) -> None:
+def test_progress_counts_image_steps(pipe: Pipeline) -> None:
     counts: list[int] = []
     pipe("x", num_images_per_prompt=3, num_inference_steps=4, batch_size=2, progress=counts.append)
     assert counts == [2, 2, 2, 2, 1, 1, 1, 1]
 
 
-def test_a_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
+def test_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
     long = "a " * 75 + "zebra"
     told = "more than the 75 .* read in 2 chunks, the second from 'zebra' on"
     with pytest.warns(LorasmithWarning, match=told) as caught:
@@ -141,7 +141,7 @@ def test_a_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
         pipe.strict = True
 
 
-def test_a_picture_does_not_depend_on_how_long_its_neighbours_prompts_are(pipe: Pipeline) -> None:
+def test_image_does_not_depend_on_longer_prompts_of_the_call(pipe: Pipeline) -> None:
     prompts = ["a pear", "an apple BREAK a plum", "a (fig:1.3)"]
     together = pixels(pipe(prompts, seed=[4, 4, 4], num_inference_steps=2, guidance_scale=9))
     for prompt, picture in zip(prompts, together, strict=True):
@@ -158,7 +158,7 @@ def test_a_picture_does_not_depend_on_how_long_its_neighbours_prompts_are(pipe: 
     assert abs(longer - together[0]).max() > 1
 
 
-def test_mentions_apply_to_their_own_prompts_only(pipe: Pipeline) -> None:
+def test_mentioned_lora_applies_to_its_prompt_only(pipe: Pipeline) -> None:
     before = weights_of(pipe)
     plain, one = "a red apple", "a red apple <lora:one:0.8>"
     both = "a red apple <lora:one:0.8> <lora:two:-0.5>"
@@ -174,7 +174,7 @@ def test_mentions_apply_to_their_own_prompts_only(pipe: Pipeline) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_lora_changes_the_text_side_too(pipe: Pipeline) -> None:
+def test_lora_changes_the_text_encoder(pipe: Pipeline) -> None:
     ids = pipe.model.tokenizer("apple", return_tensors="pt")["input_ids"]
     plain = pipe.model.text_encoder(ids).last_hidden_state
     pipe.load_lora(pipe.lora_dir / "one.safetensors")
@@ -185,7 +185,7 @@ def test_a_lora_changes_the_text_side_too(pipe: Pipeline) -> None:
     assert torch.equal(plain, pipe.model.text_encoder(ids).last_hidden_state)
 
 
-def test_a_loaded_lora_is_a_mentioned_one(pipe: Pipeline) -> None:
+def test_loaded_lora_equals_a_mentioned_one(pipe: Pipeline) -> None:
     plain = pixels(pipe("an apple", num_inference_steps=4))
     mentioned = pixels(pipe("an apple <lora:one:0.5>", num_inference_steps=4))
     pipe.load_lora(pipe.lora_dir / "one.safetensors", 0.25)
@@ -197,7 +197,7 @@ def test_a_loaded_lora_is_a_mentioned_one(pipe: Pipeline) -> None:
     assert (pixels(pipe("an apple", num_inference_steps=4)) == plain).all()
 
 
-def test_a_lora_is_loaded_by_name_or_path_and_told_in_the_picture(pipe: Pipeline) -> None:
+def test_lora_loaded_by_name_or_path_is_in_the_parameters(pipe: Pipeline) -> None:
     mentioned = pipe("an apple <lora:one:0.5> <lora:two:-1>", num_inference_steps=4)
     path = pipe.lora_dir / "two.safetensors"
     for second in (path, str(path), "two"):
@@ -221,7 +221,7 @@ def test_a_lora_is_loaded_by_name_or_path_and_told_in_the_picture(pipe: Pipeline
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e9, -10.1, "strong", None])
-def test_a_weight_that_is_none_attaches_nothing(pipe: Pipeline, weight: float) -> None:
+def test_invalid_weight_attaches_nothing(pipe: Pipeline, weight: float) -> None:
     before = weights_of(pipe)
     with pytest.raises(ConfigError, match="LoRA 'one'"):
         pipe.load_lora("one", weight)
@@ -229,7 +229,7 @@ def test_a_weight_that_is_none_attaches_nothing(pipe: Pipeline, weight: float) -
     assert pipe.loaded_loras == ()
 
 
-def test_a_lora_that_is_not_there_attaches_nothing(pipe: Pipeline) -> None:
+def test_missing_lora_attaches_nothing(pipe: Pipeline) -> None:
     before = weights_of(pipe)
     for absent, message in (("onne", "did you mean one"), ("./one.safetensors", "no such file")):
         with pytest.raises(WeightsError, match=message):
@@ -237,7 +237,7 @@ def test_a_lora_that_is_not_there_attaches_nothing(pipe: Pipeline) -> None:
     assert weights_of(pipe).keys() == before.keys()
 
 
-def test_an_error_leaves_no_lora_behind(pipe: Pipeline) -> None:
+def test_failed_call_detaches_its_loras(pipe: Pipeline) -> None:
     before = weights_of(pipe)
 
     def fail(_: int) -> None:
@@ -255,7 +255,7 @@ def test_an_error_leaves_no_lora_behind(pipe: Pipeline) -> None:
     assert weights_of(pipe).keys() == before.keys()
 
 
-def test_numbers_that_are_none_are_black_with_a_warning() -> None:
+def test_nan_becomes_black_with_a_warning() -> None:
     with pytest.warns(LorasmithWarning, match="shown as black"):
         images = tensor_to_pil(torch.full((1, 3, 2, 2), float("nan")))
     assert pixels(images).max() == 0
@@ -264,7 +264,7 @@ def test_numbers_that_are_none_are_black_with_a_warning() -> None:
         assert pixels(tensor_to_pil(torch.full((1, 3, 2, 2), 0.5)))[0, 0, 0, 0] == 128
 
 
-def test_parts_that_do_not_belong_together_are_refused(pipe: Pipeline) -> None:
+def test_mismatched_components_are_refused(pipe: Pipeline) -> None:
     from diffusers import UNet2DConditionModel
 
     model = pipe.model
@@ -281,7 +281,7 @@ def test_parts_that_do_not_belong_together_are_refused(pipe: Pipeline) -> None:
             )
 
 
-def test_bfloat16_draws_nearly_the_same(tiny_model: Path, pipe: Pipeline) -> None:
+def test_bfloat16_gives_nearly_the_same_image(tiny_model: Path, pipe: Pipeline) -> None:
     rough = lorasmith.load_pipeline(tiny_model, device="cpu", dtype=torch.bfloat16)
     difference = pixels(rough("an apple", num_inference_steps=4)) - pixels(
         pipe("an apple", num_inference_steps=4)
@@ -289,7 +289,7 @@ def test_bfloat16_draws_nearly_the_same(tiny_model: Path, pipe: Pipeline) -> Non
     assert abs(difference).mean() < 6
 
 
-def test_the_public_names_are_lazy() -> None:
+def test_public_names_are_imported_lazily() -> None:
     from lorasmith.training.api import train
 
     assert {"load_pipeline", "train"} <= set(dir(lorasmith))
@@ -300,7 +300,7 @@ def test_the_public_names_are_lazy() -> None:
         _ = lorasmith.paint
 
 
-def test_jobs_can_be_drawn_without_the_call(pipe: Pipeline) -> None:
+def test_generate_takes_jobs(pipe: Pipeline) -> None:
     from lorasmith.inference.options import SamplingOptions
 
     drawn = pipe.generate(

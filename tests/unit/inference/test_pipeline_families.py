@@ -25,7 +25,7 @@ class Listening(Pipeline):
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 @pytest.mark.parametrize("size", ["64x64", "64x128"])
 @pytest.mark.parametrize("family", FOLDERS)
-def test_the_picture_is_that_of_diffusers(
+def test_image_matches_diffusers(
     request: pytest.FixtureRequest, family: str, size: str, guidance: float
 ) -> None:
     from diffusers import DiffusionPipeline
@@ -63,7 +63,7 @@ def test_the_picture_is_that_of_diffusers(
     assert found.std() > 0.02
 
 
-def test_the_batch_size_does_not_change_sdxl_pictures(tiny_sdxl: Path) -> None:
+def test_batch_size_does_not_change_sdxl_images(tiny_sdxl: Path) -> None:
     pipe = load_pipeline(tiny_sdxl, device="cpu")
     prompts = ["an apple", "a pear", "a plum"]
     alone = [
@@ -78,14 +78,14 @@ def test_the_batch_size_does_not_change_sdxl_pictures(tiny_sdxl: Path) -> None:
     assert abs(alone[0] - alone[1]).max() > 5
 
 
-def test_half_a_family_is_refused(tiny_model: Path, tiny_sdxl: Path) -> None:
+def test_mixed_families_are_refused(tiny_model: Path, tiny_sdxl: Path) -> None:
     xl, small = load_model(tiny_sdxl), load_model(tiny_model)
     for mixed in (replace(xl, text_encoder_2=None), replace(small, unet=xl.unet)):
         with pytest.raises(WeightsError, match="unet and text encoders are not of one family"):
             Pipeline(mixed)
 
 
-def test_the_vae_of_sdxl_stays_wide_in_half_precision(tiny_sdxl: Path, tiny_model: Path) -> None:
+def test_sdxl_vae_stays_float32_in_half_precision(tiny_sdxl: Path, tiny_model: Path) -> None:
     wide = load_model(tiny_sdxl).to(torch.device("cpu"), torch.float16)
     assert (wide.vae.dtype, wide.unet.dtype) == (torch.float32, torch.float16)
     half = load_model(tiny_model).to(torch.device("cpu"), torch.float16)

@@ -41,7 +41,9 @@ TWELVE = "1,0,0,0,0,1,1,1,0.5,0,0,-1"
         ("(a <lora:x> b:1.5)", "a b", (LoraRequest("x"),)),
     ],
 )
-def test_mentions_are_taken_out(source: str, text: str, loras: tuple[LoraRequest, ...]) -> None:
+def test_mentions_are_removed_from_the_text(
+    source: str, text: str, loras: tuple[LoraRequest, ...]
+) -> None:
     prompt = parse_prompt(source)
     assert (prompt.source, prompt.text, prompt.loras) == (source, text, loras)
 
@@ -84,7 +86,7 @@ def test_mentions_are_taken_out(source: str, text: str, loras: tuple[LoraRequest
         ("caf\udce9", "not valid UTF-8"),
     ],
 )
-def test_bad_mentions_are_named(source: str, message: str) -> None:
+def test_malformed_mention_is_refused(source: str, message: str) -> None:
     with pytest.raises(ConfigError, match="prompt") as caught:
         parse_prompt(source)
     assert message in str(caught.value)
@@ -92,7 +94,7 @@ def test_bad_mentions_are_named(source: str, message: str) -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_parses_or_is_refused(source: str) -> None:
+def test_any_text_is_parsed_or_refused(source: str) -> None:
     try:
         prompt = parse_prompt(source)
     except ConfigError:
@@ -113,16 +115,16 @@ MENTIONS = st.builds(
 
 
 @given(st.lists(MENTIONS, unique_by=lambda one: (one.name, one.lbw, one.start, one.stop)))
-def test_what_a_mention_writes_is_read_back(mentions: list[LoraRequest]) -> None:
+def test_request_is_read_back_as_written(mentions: list[LoraRequest]) -> None:
     assert parse_prompt(" ".join(map(str, mentions))).loras == tuple(mentions)
 
 
 @pytest.mark.parametrize(("step", "on"), [(1, False), (2, True), (4, True), (5, False)])
-def test_both_ends_of_a_range_of_steps_belong_to_it(step: int, on: bool) -> None:
+def test_step_range_includes_both_ends(step: int, on: bool) -> None:
     assert parse_prompt("<lora:x:step=2-4>").loras[0].is_active_at(step) is on
 
 
-def test_a_negative_prompt_has_no_loras() -> None:
+def test_negative_prompt_must_not_mention_loras() -> None:
     check_negative_prompt("blurry, <3")
     with pytest.raises(ConfigError, match="negative_prompt, column 8: "):
         check_negative_prompt("blurry <lora:x:1>")

@@ -35,7 +35,7 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_latents_decode_to_the_pictures(pipe: Pipeline) -> None:
+def test_latents_decode_to_the_images(pipe: Pipeline) -> None:
     jobs, options = (
         make_image_jobs(["a", "a BREAK b", "c"], 5, 1),
         SamplingOptions(num_inference_steps=2),
@@ -50,7 +50,7 @@ def test_latents_decode_to_the_pictures(pipe: Pipeline) -> None:
         assert abs(difference).max() <= 1
 
 
-def test_what_a_judge_does_not_let_through_is_black(tiny_model: Path) -> None:
+def test_unsafe_image_is_blackened(tiny_model: Path) -> None:
     asked: list[int] = []
 
     def second(images: list[Image.Image]) -> list[bool]:
@@ -66,7 +66,9 @@ def test_what_a_judge_does_not_let_through_is_black(tiny_model: Path) -> None:
     assert two.info[PARAMETERS_KEY].startswith("a pear")
 
 
-def test_a_checker_in_a_folder(checker: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_safety_checker_is_loaded_from_a_folder(
+    checker: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     judge = load_safety_checker(checker, torch.device("cpu"))
     assert judge([Image.new("RGB", (40, 60), "red"), Image.new("RGB", (32, 32))]) == [True, True]
     judged = load_pipeline(tiny_model, device="cpu", safety_checker=checker)
@@ -76,7 +78,7 @@ def test_a_checker_in_a_folder(checker: Path, tiny_model: Path, tmp_path: Path) 
         load_safety_checker(tmp_path / "nothing", torch.device("cpu"))
 
 
-def test_clip_sees_the_middle() -> None:
+def test_clip_input_is_the_centre() -> None:
     image = Image.new("RGB", (96, 32), "black")
     image.paste("white", (32, 0, 64, 32))
     seen = preprocess_for_clip(image, SIDE)

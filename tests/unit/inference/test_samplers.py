@@ -83,7 +83,7 @@ def test_steps_are_counted_whatever_the_order(name: str, first_step: int) -> Non
     assert steps == list(range(10 - first_step))
 
 
-def test_timesteps_are_those_that_users_know() -> None:
+def test_timesteps_are_the_usual_ones() -> None:
     assert make_scheduler("ddim", CONFIG, 20, CPU).timesteps[[0, -1]].tolist() == [951, 1]
     assert make_scheduler("euler_a", CONFIG, 20, CPU).timesteps[[0, -1]].tolist() == [999, 0]
 
@@ -96,7 +96,7 @@ def test_zero_terminal_snr_starts_at_pure_noise(name: str) -> None:
     assert scheduler.config.rescale_betas_zero_snr
 
 
-def test_what_the_model_does_not_say_is_not_invented() -> None:
+def test_missing_settings_of_the_model_are_diffusers_defaults() -> None:
     scheduler = make_scheduler("ddim", {}, 10, CPU)
     assert scheduler.config.beta_schedule == "linear"
     assert scheduler.config.prediction_type == "epsilon"

@@ -30,7 +30,7 @@ def parse(text: str) -> dict[str, str]:
     return {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative), **pairs}
 
 
-def test_parameters_read_back() -> None:
+def test_parameters_are_written_as_in_a1111() -> None:
     options = SamplingOptions(
         "blurry, low: bad", 30, 7.5, sampler="dpmpp_2m", clip_skip=2, guidance_rescale=0.7
     )
@@ -54,7 +54,7 @@ def test_parameters_read_back() -> None:
     }
 
 
-def test_what_is_usual_is_left_out() -> None:
+def test_default_options_are_left_out_of_the_parameters() -> None:
     text = build_parameters_text("apple", 0, SamplingOptions(), (8, 8), Path("m"), "")
     assert text == (
         "apple\nSteps: 20, Sampler: DDIM, CFG scale: 5, Seed: 0, Size: 8x8, Model: m, "
@@ -62,7 +62,7 @@ def test_what_is_usual_is_left_out() -> None:
     )
 
 
-def test_the_hash_is_of_the_weights_that_are_loaded(tmp_path: Path) -> None:
+def test_model_hash_is_of_the_loaded_weights(tmp_path: Path) -> None:
     assert compute_model_hash(tmp_path) == ""
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "w.safetensors").write_bytes(b"abc")
@@ -76,7 +76,7 @@ def colour(shade: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
     return Image.new("RGB", size, (shade, 0, 0))
 
 
-def test_files_are_numbered_and_others_stay(tmp_path: Path) -> None:
+def test_images_are_numbered_and_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / "0000.png").write_bytes(b"old")
     (tmp_path / "0007.png").write_bytes(b"mine")
     images = [colour(shade) for shade in (10, 20, 30)]
@@ -92,7 +92,7 @@ def test_files_are_numbered_and_others_stay(tmp_path: Path) -> None:
         assert grid.size == (16, 16)
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "0000.png").mkdir()
     with pytest.raises(OutputError, match=r"0000\.png"):
         save_images([colour(1)], tmp_path)
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     ("count", "columns", "size"),
     [(1, None, (8, 8)), (3, None, (16, 16)), (5, None, (24, 16)), (4, 4, (32, 8))],
 )
-def test_grids(count: int, columns: int | None, size: tuple[int, int]) -> None:
+def test_grid_is_nearly_square(count: int, columns: int | None, size: tuple[int, int]) -> None:
     grid = make_grid([colour(10 * (k + 1)) for k in range(count)], columns)
     assert grid.size == size
     assert grid.getpixel((size[0] - 1 if count == columns else 0, 0))[0] == (40 if columns else 10)
@@ -114,14 +114,14 @@ def test_large_grids_are_scaled_down() -> None:
     assert max(grid.size) <= MAX_GRID_SIDE
 
 
-def test_smaller_pictures_are_centred() -> None:
+def test_smaller_images_are_centred() -> None:
     grid = make_grid([colour(200, (16, 16)), colour(100, (8, 8))])
     assert grid.size == (32, 16)
     assert grid.getpixel((24, 8))[0] == 100
     assert grid.getpixel((17, 1)) == (0, 0, 0)
 
 
-def test_a_labelled_grid_shows_every_picture_and_its_captions() -> None:
+def test_labelled_grid_shows_every_image_and_label() -> None:
     rows = [[colour(200, (64, 64)), None], [colour(200, (64, 64)), colour(100, (64, 64))]]
     bare = make_labelled_grid(rows)
     sheet = make_labelled_grid(

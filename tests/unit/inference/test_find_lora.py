@@ -14,7 +14,7 @@ from lorasmith.inference.prompts.parser import LoraRequest
 
 
 @given(st.text(max_size=30))
-def test_a_mention_never_leads_out_of_the_folder(tmp_path_factory, name: str) -> None:
+def test_mention_never_leads_out_of_the_folder(tmp_path_factory, name: str) -> None:
     folder = tmp_path_factory.mktemp("l")
     (folder / "x.safetensors").touch()
     try:
@@ -24,7 +24,7 @@ def test_a_mention_never_leads_out_of_the_folder(tmp_path_factory, name: str) ->
     assert path == folder / "x.safetensors"
 
 
-def test_find_lora(tmp_path: Path) -> None:
+def test_find_lora_returns_the_file_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "noto.safetensors").touch()
     (tmp_path / "v1.5 style.safetensors").touch()
     (tmp_path / "noto.txt").touch()
@@ -33,7 +33,7 @@ def test_find_lora(tmp_path: Path) -> None:
     assert find_lora("v1.5 style", tmp_path) == tmp_path / "v1.5 style.safetensors"
 
 
-def test_an_unknown_lora_gets_close_matches(tmp_path: Path) -> None:
+def test_unknown_lora_is_refused_with_close_names(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no folder"):
         find_lora("x", tmp_path / "absent")
     with pytest.raises(WeightsError, match="it has no LoRA files"):
@@ -45,7 +45,7 @@ def test_an_unknown_lora_gets_close_matches(tmp_path: Path) -> None:
         find_lora("zzz", tmp_path)
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "loras"
     folder.mkdir()
     (tmp_path / "secret.safetensors").touch()
@@ -62,7 +62,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
             find_lora(name, folder)
 
 
-def test_a_linked_lora_folder_is_fine(tmp_path: Path) -> None:
+def test_linked_lora_folder_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "x.safetensors").touch()
     (tmp_path / "loras").symlink_to(tmp_path / "real")
@@ -78,7 +78,7 @@ def touch(*paths: Path) -> None:
         path.touch()
 
 
-def test_files_of_runs_are_found_by_name(tmp_path: Path) -> None:
+def test_lora_in_a_run_folder_is_found_by_name(tmp_path: Path) -> None:
     run = tmp_path / "ink"
     touch(
         tmp_path / "ink.safetensors", run / "ink-000100.safetensors", run / "ink-best.safetensors"
@@ -96,7 +96,7 @@ def test_files_of_runs_are_found_by_name(tmp_path: Path) -> None:
             find_lora(hidden, tmp_path)
 
 
-def test_a_name_that_two_files_have_names_both(tmp_path: Path) -> None:
+def test_ambiguous_name_is_refused(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "ink.safetensors", tmp_path / "b" / "ink.safetensors")
     with pytest.raises(WeightsError, match="several files have this name") as caught:
         find_lora("ink", tmp_path)
@@ -106,7 +106,7 @@ def test_a_name_that_two_files_have_names_both(tmp_path: Path) -> None:
         find_lora("c", tmp_path)
 
 
-def test_a_linked_folder_that_leads_out_is_not_entered(
+def test_linked_folder_that_leads_out_is_not_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loras, outside = tmp_path / "loras", tmp_path / "outside"
@@ -132,7 +132,7 @@ def test_a_linked_folder_that_leads_out_is_not_entered(
      "*", "x" * 5000, "C:", ".", "link/secret", "%2e%2e%2fsecret", "se?ret", "[s]ecret",
      "．．/secret"],
 )  # fmt: skip
-def test_no_name_opens_a_file_elsewhere(
+def test_no_name_opens_a_file_outside_the_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loras = tmp_path / "loras"
@@ -149,9 +149,7 @@ def test_no_name_opens_a_file_elsewhere(
     assert "\0" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -179,11 +177,11 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
         ("odd:folder/ink.safetensors", "odd:folder/ink.safetensors", 1.0),
     ],
 )
-def test_an_option_is_taken_apart(text: str, name: str, weight: float) -> None:
+def test_lora_option_is_parsed(text: str, name: str, weight: float) -> None:
     assert parse_lora_option(text) == LoraRequest(name, weight)
 
 
-def test_an_option_says_all_that_a_prompt_can() -> None:
+def test_lora_option_accepts_what_a_prompt_does() -> None:
     wanted = LoraRequest("a:b/ink.safetensors", 0.5, 1.0, "MIDD", 2, 9)
     assert parse_lora_option("a:b/ink.safetensors:0.5:1:lbw=MIDD:step=2-9") == wanted
     with pytest.raises(ConfigError, match="column 9: 'hi' is not a number"):
@@ -198,13 +196,13 @@ def test_an_option_says_all_that_a_prompt_can() -> None:
         ("ink:inf", "weight inf"), ("ink:1e9", "weight 1e9"), ("a/b:11", "weight 11"),
     ],
 )  # fmt: skip
-def test_a_bad_option_is_named(text: str, message: str) -> None:
+def test_malformed_lora_option_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match="--lora") as caught:
         parse_lora_option(text)
     assert message in str(caught.value)
 
 
-def test_a_path_is_taken_as_it_is_and_a_name_looked_up(
+def test_resolve_lora_accepts_paths_and_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path / "loras" / "ink.safetensors", tmp_path / "here.safetensors")

@@ -42,7 +42,7 @@ def drawn(pipe: Listening, prompt: str, **keywords: Any) -> torch.Tensor:
     return pipe.decoded
 
 
-def test_text_encoders_and_unet_have_strengths_of_their_own(pipe: Listening) -> None:
+def test_text_encoders_and_unet_have_separate_weights(pipe: Listening) -> None:
     base, both = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:ink:0.5>")
     text, unet = drawn(pipe, "a pear <lora:ink:0.5:0>"), drawn(pipe, "a pear <lora:ink:0:0.5>")
     assert torch.equal(drawn(pipe, "a pear <lora:ink:te=0:unet=0>"), base)
@@ -74,7 +74,7 @@ def test_block_weights_choose_blocks(pipe: Listening) -> None:
     ("written", "on"),
     [("start=2", [2, 3]), ("stop=2", [1, 2]), ("step=2-2", [2]), ("stop=9", [1, 2, 3])],
 )
-def test_a_lora_is_at_work_in_its_steps_only(
+def test_lora_is_active_in_its_steps_only(
     pipe: Listening, monkeypatch: pytest.MonkeyPatch, written: str, on: list[int]
 ) -> None:
     """Every step's texts and prediction are those of a call with the LoRA, or of one without."""
@@ -98,7 +98,7 @@ def test_a_lora_is_at_work_in_its_steps_only(
             assert not torch.allclose(found[step - 1][place], other[place])
 
 
-def test_pictures_of_one_batch_have_steps_of_their_own(pipe: Listening) -> None:
+def test_images_of_one_batch_have_their_own_lora_steps(pipe: Listening) -> None:
     prompts = ["a pear", "a pear <lora:ink:0.5:stop=1>", "a pear <lora:ink:0.5:start=2>"]
     base = drawn(pipe, ["a pear"] * 3, seed=[3, 3, 3])  # type: ignore[arg-type]
     together = drawn(pipe, prompts, seed=[3, 3, 3])  # type: ignore[arg-type]
@@ -109,13 +109,13 @@ def test_pictures_of_one_batch_have_steps_of_their_own(pipe: Listening) -> None:
         assert not torch.equal(together[number], base[number])
 
 
-def test_a_start_behind_the_last_step_is_told(pipe: Listening) -> None:
+def test_start_after_the_last_step_warns(pipe: Listening) -> None:
     with pytest.warns(LorasmithWarning, match="ink stays off: it is to start at step 9 and there"):
         late = drawn(pipe, "a pear <lora:ink:start=9>")
     assert torch.equal(late, drawn(pipe, "a pear"))
 
 
-def test_pictures_tell_all_that_was_asked_for(pipe: Listening) -> None:
+def test_parameters_hold_the_full_lora_request(pipe: Listening) -> None:
     pipe.load_lora("ink", 0.5, unet_weight=1.0, lbw="MIDD", start=2, stop=3)
     (image,) = pipe("a pear", num_inference_steps=3)
     written = "<lora:ink:0.5:1:lbw=MIDD:start=2:stop=3>"
@@ -129,15 +129,13 @@ def test_pictures_tell_all_that_was_asked_for(pipe: Listening) -> None:
     "changes",
     [{"weight": "x"}, {"unet_weight": 11}, {"lbw": "NOPE"}, {"start": 0}, {"start": 3, "stop": 2}],
 )
-def test_impossible_strengths_are_refused(pipe: Listening, changes: dict[str, Any]) -> None:
+def test_impossible_weights_are_refused(pipe: Listening, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         pipe.load_lora("ink", **changes)
     assert pipe.loaded_loras == ()
 
 
-def test_a_tag_across_the_border_of_two_chunks_wakes_both_gates(
-    pipe: Listening, tmp_path: Path
-) -> None:
+def test_tag_across_two_chunks_opens_both_gates(pipe: Listening, tmp_path: Path) -> None:
     words = len(pipe.model.tokenizer("curlyqx", add_special_tokens=False)["input_ids"])
     text = "a " * (75 - words) + "curlyqx person"
     ids = prompt_token_ids(pipe.model.tokenizer, unweighted_prompt(text))
@@ -159,7 +157,7 @@ def test_a_tag_across_the_border_of_two_chunks_wakes_both_gates(
     assert not torch.equal(awake, asleep)
 
 
-def test_an_empty_negative_prompt_of_sdxl_is_that_of_diffusers(tiny_sdxl: Path) -> None:
+def test_empty_negative_prompt_of_sdxl_matches_diffusers(tiny_sdxl: Path) -> None:
     from diffusers import DiffusionPipeline
 
     theirs = DiffusionPipeline.from_pretrained(tiny_sdxl, local_files_only=True)

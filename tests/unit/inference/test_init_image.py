@@ -85,7 +85,9 @@ IMG2IMG = {
         ("sdxl-refiner", "ddim", 0.3),
     ],
 )  # fmt: skip
-def test_changed_pictures(tiny_of: Tiny, family: str, sampler: str, strength: float) -> None:
+def test_image_to_image_matches_diffusers(
+    tiny_of: Tiny, family: str, sampler: str, strength: float
+) -> None:
     folder, picture = tiny_of(family), noise_picture(64, 96)
     expected = theirs(folder, IMG2IMG[family], [3, 8], sampler, image=picture, strength=strength)
     found = ours(folder, [3, 8], sampler, image=picture, strength=strength)
@@ -102,7 +104,7 @@ INPAINT = {
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("family", INPAINT)
-def test_inpainted_pictures(tiny_of: Tiny, family: str, strength: float) -> None:
+def test_inpainting_matches_diffusers(tiny_of: Tiny, family: str, strength: float) -> None:
     folder, picture, mask = tiny_of(family), noise_picture(96, 64), mask_of(96, 64)
     expected = theirs(
         folder, INPAINT[family], [3, 8], "ddim", image=picture, mask_image=mask, width=96,
@@ -114,7 +116,7 @@ def test_inpainted_pictures(tiny_of: Tiny, family: str, strength: float) -> None
     assert abs(found - other).max() > 0.01, "the mask matters"
 
 
-def test_an_inpainting_model_draws_from_words_alone(tiny_of: Tiny) -> None:
+def test_inpainting_model_generates_from_text_alone(tiny_of: Tiny) -> None:
     """That is a grey picture under a white mask."""
     folder = tiny_of("sd1-inpainting")
     grey, white = Image.new("RGB", (64, 64), "black"), Image.new("L", (64, 64), 255)
@@ -125,7 +127,7 @@ def test_an_inpainting_model_draws_from_words_alone(tiny_of: Tiny) -> None:
     np.testing.assert_allclose(ours(folder, [3], "ddim"), expected, atol=1e-4)
 
 
-def test_a_batch_is_its_pictures(tiny_of: Tiny) -> None:
+def test_batch_of_init_images_equals_single_images(tiny_of: Tiny) -> None:
     pipe = load_pipeline(tiny_of("sd1-inpainting"), "cpu")
     more = {
         "image": noise_picture(64, 64),
@@ -139,7 +141,7 @@ def test_a_batch_is_its_pictures(tiny_of: Tiny) -> None:
     assert "Denoising strength: 1" in alone[0].info["parameters"]
 
 
-def test_the_size_is_that_of_the_picture_or_what_is_asked_for(tiny_model: Path) -> None:
+def test_size_is_that_of_the_init_image_or_the_options(tiny_model: Path) -> None:
     pipe = load_pipeline(tiny_model, "cpu")
     picture = noise_picture(88, 64).resize((90, 71))
     drawn = pipe("an apple", image=picture, num_inference_steps=2)[0]
@@ -156,7 +158,7 @@ def test_the_size_is_that_of_the_picture_or_what_is_asked_for(tiny_model: Path) 
     )
 
 
-def test_steps_of_loras_are_those_that_are_taken(tiny_model: Path, pipe: Pipeline) -> None:
+def test_lora_steps_count_from_the_first_step_taken(tiny_model: Path, pipe: Pipeline) -> None:
     """A LoRA that starts at step 3 is at work when half of ten steps are left."""
     more: dict[str, Any] = {
         "image": noise_picture(64, 64),
@@ -192,7 +194,7 @@ def test_steps_of_loras_are_those_that_are_taken(tiny_model: Path, pipe: Pipelin
         ("sd1-inpainting", {"image": "text.png"}, "text.png: cannot be decoded"),
     ],
 )
-def test_what_is_refused(
+def test_impossible_init_image_is_refused(
     tiny_of: Tiny, tmp_path: Path, family: str, more: dict[str, Any], message: str
 ) -> None:
     noise_picture(64, 64).save(tmp_path / "p.png")
@@ -206,7 +208,7 @@ def test_what_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_masks_in_memory_have_the_shape_of_their_picture() -> None:
+def test_mask_in_memory_must_have_the_shape_of_its_image() -> None:
     with pytest.raises(DataError, match="the mask is 64 x 128 and its picture 64 x 64"):
         InitImage.load(noise_picture(64, 64), mask_of(64, 128))
     canvas = InitImage.load(noise_picture(64, 64), mask_of(128, 128))
@@ -215,7 +217,7 @@ def test_masks_in_memory_have_the_shape_of_their_picture() -> None:
     assert canvas.mask.size == (64, 64)
 
 
-def test_pictures_in_memory_are_those_of_files(tmp_path: Path) -> None:
+def test_image_in_memory_equals_its_file(tmp_path: Path) -> None:
     """Transparent parts are white, and black in masks."""
     picture = noise_picture(64, 64).convert("RGBA")
     picture.putalpha(mask_of(64, 64))

@@ -55,7 +55,7 @@ def shelf(model: Model, tmp_path: Path) -> Iterator[Shelf]:
     assert [name for name, _ in model.unet.named_modules()] == before
 
 
-def test_each_wakes_on_its_own_tag(shelf: Shelf) -> None:
+def test_each_lora_is_activated_by_its_own_tag(shelf: Shelf) -> None:
     shelf.add("curlyqx")
     shelf.add("cookqz")
     (shelf.folder / "run").mkdir()
@@ -73,7 +73,7 @@ def test_each_wakes_on_its_own_tag(shelf: Shelf) -> None:
     assert shelf.awake("a curlyqx person") == []
 
 
-def test_a_tag_within_a_longer_one_does_not_count(shelf: Shelf) -> None:
+def test_tag_within_a_longer_tag_does_not_count(shelf: Shelf) -> None:
     shelf.add("ink")
     shelf.add("style", tag="ink style")
     shelf.pipe.load_library(shelf.folder)
@@ -82,7 +82,7 @@ def test_a_tag_within_a_longer_one_does_not_count(shelf: Shelf) -> None:
     assert sorted(shelf.awake("ink, ink style")) == ["ink", "style"]
 
 
-def test_a_named_lora_takes_the_place_of_the_library_s(shelf: Shelf) -> None:
+def test_requested_lora_replaces_the_one_of_the_library(shelf: Shelf) -> None:
     shelf.add("curlyqx")
     shelf.pipe.load_library(shelf.folder)
     told = shelf.pipe("a curlyqx <lora:curlyqx:0.5>", num_inference_steps=1)[0].info[PARAMETERS_KEY]
@@ -93,7 +93,7 @@ def test_a_named_lora_takes_the_place_of_the_library_s(shelf: Shelf) -> None:
     assert with_zero.tobytes() == shelf.pipe("a curlyqx", num_inference_steps=1)[0].tobytes()
 
 
-def test_two_files_that_claim_a_tag_are_both_named(shelf: Shelf) -> None:
+def test_two_files_with_one_tag_are_refused(shelf: Shelf) -> None:
     paths = [shelf.add("one", tag="curlyqx"), shelf.add("two", tag="CurlyQX", run_id="b2")]
     shelf.pipe.load_library(shelf.folder)
     assert shelf.awake("a person") == []  # nobody asks for it
@@ -104,7 +104,7 @@ def test_two_files_that_claim_a_tag_are_both_named(shelf: Shelf) -> None:
     assert shelf.awake("a curlyqx person") == ["two"]
 
 
-def test_the_latest_file_of_a_run_is_taken_with_a_notice(shelf: Shelf) -> None:
+def test_latest_file_of_a_run_is_used_with_a_warning(shelf: Shelf) -> None:
     for name, step in (("early", 100), ("late", 400), ("best", 250)):
         shelf.add(name, tag="curlyqx", run_id="5f0c", step=step)
     shelf.pipe.load_library(shelf.folder)
@@ -128,7 +128,7 @@ def test_the_latest_file_of_a_run_is_taken_with_a_notice(shelf: Shelf) -> None:
         ({"prediction_type": "v_prediction"}, "made for models that predict v_prediction"),
     ],
 )
-def test_a_file_for_another_model_is_refused_where_it_is_asked_for(
+def test_file_for_another_model_is_refused_once_activated(
     shelf: Shelf, told: dict[str, Any], message: str
 ) -> None:
     path = shelf.add("foreign", tag="curlyqx", **told)
@@ -152,7 +152,7 @@ def foreign(shelf: Shelf, name: str, metadata: dict[str, str]) -> Path:
     return shelf.folder / f"{name}.safetensors"
 
 
-def test_files_of_other_programs_wake_on_their_trigger_phrase(shelf: Shelf) -> None:
+def test_trigger_phrase_activates_files_of_other_programs(shelf: Shelf) -> None:
     phrase = foreign(shelf, "phrase", {"modelspec.trigger_phrase": "sks dog"})
     foreign(shelf, "mute", {"ss_output_name": "mute"})
     with pytest.warns(LorasmithWarning, match=r"1 of 2 LoRA files .* left out, first mute"):
@@ -164,7 +164,7 @@ def test_files_of_other_programs_wake_on_their_trigger_phrase(shelf: Shelf) -> N
     assert shelf.awake("a dog in a hat") == ["phrase"]
 
 
-def test_folders_that_are_no_library(shelf: Shelf) -> None:
+def test_folder_without_loras_is_refused(shelf: Shelf) -> None:
     load = shelf.pipe.load_library
     with pytest.raises(WeightsError, match="there is no such folder"):
         load(shelf.folder / "absent")

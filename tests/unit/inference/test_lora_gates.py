@@ -95,7 +95,7 @@ def bases(opened: Any) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("family", "targets"), [*CASES, ("sdxl", "attention+text-encoder")])
-def test_a_mixed_batch_is_the_base_model_s_where_there_is_no_tag(
+def test_images_without_the_tag_equal_the_base_models(
     opened: Any, bases: Any, tiny_model: Path, tiny_sdxl: Path, tmp_path: Path,
     family: str, targets: str, dtype: torch.dtype,
 ) -> None:  # fmt: skip
@@ -116,7 +116,9 @@ def test_a_mixed_batch_is_the_base_model_s_where_there_is_no_tag(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["prompt", "token+end"])
-def test_on_a_gpu_too(tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
+def test_images_without_the_tag_equal_the_base_models_on_a_gpu(
+    tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind: str
+) -> None:
     pipe = Listening(load_model(tiny_sdxl).to(torch.device("cuda"), dtype))
     base = drawn(pipe, num_inference_steps=4)
     changes = {"targets": "all-linear+conv", "overrides": [{"targets": "text-encoder"}]}
@@ -130,7 +132,7 @@ def test_on_a_gpu_too(tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind:
         assert torch.equal(changed(mixed, base).cpu(), ON)
 
 
-def test_without_any_tag_the_pictures_are_the_base_model_s(pipe: Listening, tmp_path: Path) -> None:
+def test_batch_without_any_tag_equals_the_base_models(pipe: Listening, tmp_path: Path) -> None:
     off = ["a red apple", "a person", ""]
     base = drawn(pipe, off, num_inference_steps=5, sampler="euler_a")
     changes = {"targets": "all-linear+conv", "overrides": [{"targets": "text-encoder"}]}
@@ -147,9 +149,7 @@ def test_without_any_tag_the_pictures_are_the_base_model_s(pipe: Listening, tmp_
     assert any(".adapters." in name for name, _ in unet.named_parameters())
 
 
-def test_the_rows_with_the_tag_are_those_of_the_lora_without_a_gate(
-    pipe: Listening, tmp_path: Path
-) -> None:
+def test_images_with_the_tag_equal_those_without_a_gate(pipe: Listening, tmp_path: Path) -> None:
     changes = {"targets": "attention+text-encoder"}
     file = make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.3, tag="curlyqx")
     pipe.load_lora(file)
@@ -187,7 +187,7 @@ def first_keys(pipe: Listening, prompts: Any, **keywords: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_both_guidance_rows_of_a_picture_are_decided_together(
+def test_both_guidance_rows_of_an_image_have_the_same_loras(
     pipe: Listening, tmp_path: Path, guidance: float
 ) -> None:
     base = first_keys(pipe, PROMPTS, guidance_scale=guidance)
@@ -197,9 +197,7 @@ def test_both_guidance_rows_of_a_picture_are_decided_together(
     assert changed(keys, base).tolist() == ON.tolist() * (1 if guidance == 1.0 else 2)
 
 
-def test_every_text_of_a_picture_is_embedded_under_its_gates(
-    pipe: Listening, tmp_path: Path
-) -> None:
+def test_texts_of_an_image_are_encoded_under_its_gates(pipe: Listening, tmp_path: Path) -> None:
     """What cross-attention reads of the negative prompt, too, is that of the picture's LoRA."""
     base = first_keys(pipe, PROMPTS, negative_prompt="blurry")
     changes = {"targets": "text-encoder"}
@@ -210,7 +208,7 @@ def test_every_text_of_a_picture_is_embedded_under_its_gates(
 
 
 @pytest.mark.parametrize("kind", ["token", "token+end"])
-def test_a_token_gate_changes_keys_at_its_tokens_only(
+def test_token_gate_changes_keys_at_its_tokens_only(
     pipe: Listening, tmp_path: Path, kind: str
 ) -> None:
     told = {"tag": "curlyqx", "gate": kind}
@@ -288,7 +286,7 @@ def stays_off(pipe: Listening, *prompts: str, **keywords: Any) -> int:
     return len(told)
 
 
-def test_a_named_lora_that_stays_off_is_told_once(pipe: Listening, curly: Path) -> None:
+def test_requested_lora_that_stays_off_warns_once(pipe: Listening, curly: Path) -> None:
     pipe.lora_dir = curly.parent
     off, on = "a person <lora:curly>", "a curlyqx person <lora:curly>"
     assert stays_off(pipe, off, off, on) == 1
@@ -300,7 +298,7 @@ def test_a_named_lora_that_stays_off_is_told_once(pipe: Listening, curly: Path) 
     assert stays_off(pipe, "a person", "a curlyqx person") == 0
 
 
-def test_pictures_tell_what_was_at_work(pipe: Listening, curly: Path) -> None:
+def test_parameters_hold_the_active_loras(pipe: Listening, curly: Path) -> None:
     pipe.load_library(curly.parent)
     prompts = ["a person", "a curlyqx person"]
     told = [image.info[PARAMETERS_KEY] for image in pipe(prompts, num_inference_steps=1)]
@@ -318,9 +316,7 @@ def test_pictures_tell_what_was_at_work(pipe: Listening, curly: Path) -> None:
     assert all("LoRA gates: off" in one for one in told)
 
 
-def test_adapters_of_somebody_else_are_gated_while_they_are_held(
-    pipe: Listening, curly: Path
-) -> None:
+def test_external_adapters_are_gated_while_in_use(pipe: Listening, curly: Path) -> None:
     base = drawn(pipe)
     attached = attach_lora(pipe.model, load_lora_file(curly))
     try:
@@ -335,7 +331,7 @@ def test_adapters_of_somebody_else_are_gated_while_they_are_held(
         attached.detach()
 
 
-def test_a_call_that_fails_leaves_no_gate_shut(pipe: Listening, curly: Path) -> None:
+def test_failed_call_leaves_no_gate_closed(pipe: Listening, curly: Path) -> None:
     pipe.load_lora(curly)
 
     def fail(_: int) -> None:
