@@ -272,7 +272,7 @@ def forgetting(cell: Cell) -> float | None:
     found = cell["gated" if cell["way"] in GATED else "plain"]
     if found is None or cell["way"] == "plain":  # one file: there is no before
         return None
-    value = found["kept"][0]["forgetting"]
+    value = found["forgetting"][0]["forgetting"]
     return None if value is None else float(value)
 
 
