@@ -1,8 +1,8 @@
-"""Work on a GPU that is recorded once for each shape of its input, and replayed from then on.
+"""Work on a GPU that is captured as a CUDA graph for each shape of its inputs, and then replayed.
 
 Training steps of small batches spend most of their time launching kernels one by one; a replay
-launches all of them at once. What is recorded must not read a value of the device on the host;
-what it decides in Python must be part of the key that its recordings are told apart by.
+launches all of them at once. Captured work must not read values of the device on the host, and
+whatever it decides in Python must be part of the key that identifies its graph.
 """
 
 import warnings
@@ -14,140 +14,171 @@ import torch
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 
-R = TypeVar("R")
+T = TypeVar("T")
 Tensors = Sequence[torch.Tensor]
 
-_WARM = 2
-"""Times that input of a new shape is worked on normally, so that libraries settle on kernels."""
-_MOST = 24
-"""Recordings kept at most; each holds some tens of megabytes on the device."""
 
-
-class _Recording(NamedTuple):
+class _CapturedGraph(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: list[torch.Tensor]
     result: Any
 
 
 class CudaGraphCache:
-    """Does work on the device, normally at first and from recordings later.
+    """Runs work eagerly at first, then captures it, and replays the graph from then on.
 
-    All recordings share one pool of memory, so that many need hardly more than the largest.
+    All graphs share one memory pool, so that many need hardly more than the largest.
     """
 
-    def __init__(self, device: torch.device, on: bool = True) -> None:
-        """Prepare it; nothing is recorded yet.
+    def __init__(
+        self,
+        device: torch.device,
+        enabled: bool = True,
+        *,
+        warmup_calls: int = 2,
+        max_graphs: int = 24,
+        evict_oldest: bool = False,
+        generators: Sequence[torch.Generator] = (),
+        can_fall_back: bool = True,
+    ) -> None:
+        """Create an empty cache.
 
         Args:
-            device: where the work is done. Nothing but CUDA can record.
-            on: False never records.
+            device: the device of the work; only CUDA devices capture graphs.
+            enabled: False always runs the work eagerly.
+            warmup_calls: eager calls for a new key before its graph is captured, in which
+                libraries choose their kernels.
+            max_graphs: number of graphs; each holds some tens of megabytes on the device.
+            evict_oldest: when there are ``max_graphs`` of them, whether a new key replaces the
+                oldest graph or runs eagerly.
+            generators: sources of random numbers besides the device's default one; they may be
+                seeded before each call.
+            can_fall_back: whether work that cannot be captured, or for which the graphs leave too
+                little memory, runs eagerly, with a warning; otherwise the error is raised. Work
+                that fails halfway is then repeated from its start.
         """
         self._device = device
-        self._on = on and device.type == "cuda"
-        self._seen: dict[Hashable, int] = {}
-        self._recordings: dict[Hashable, _Recording] = {}
-        self._told = False
+        self._is_enabled = enabled and device.type == "cuda"
+        self._warmup_calls = warmup_calls
+        self._max_graphs = max_graphs
+        self._evict_oldest = evict_oldest
+        self._generators = tuple(generators)
+        self._can_fall_back = can_fall_back
+        self._calls: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, _CapturedGraph] = {}
+        self._has_warned = False
         self._pool: Any = None
-        self._side: torch.cuda.Stream | None = None
+        self._side_stream: torch.cuda.Stream | None = None
 
     def __len__(self) -> int:
-        return len(self._recordings)
+        return len(self._graphs)
 
-    def __call__(self, key: Hashable, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
+    def __call__(self, key: Hashable, inputs: Tensors, work: Callable[[Tensors], T]) -> T:
         """Return ``work(inputs)``, or what a replay of it leaves.
 
-        Tensors in the result of a replay are overwritten by the next one.
+        The next replay overwrites the tensors of a replay's result.
 
         Args:
-            key: all that the work depends on besides the inputs' values: equal keys mean equal
-                kernels on inputs of equal shapes and dtypes.
+            key: everything that the work depends on besides the values of its inputs: equal keys
+                mean equal kernels on inputs of equal shapes and dtypes.
             inputs: tensors on the device.
-            work: called with the inputs, or with copies of them at addresses that stay.
+            work: called with the inputs, or with copies of them whose addresses stay the same.
         """
-        if not self._on:
+        if not self._is_enabled:
             return work(inputs)
-        found = self._recordings.get(key)
-        if found is None:
-            seen = self._seen.get(key, 0)
-            self._seen[key] = seen + 1
-            if seen < _WARM or self._full():
-                return self._with_room(inputs, work)
-            found = self._record(inputs, work)
-            if found is None:
+        captured = self._graphs.get(key)
+        if captured is None:
+            calls = self._calls.get(key, 0)
+            self._calls[key] = calls + 1
+            if self._is_full() or calls < self._warmup_calls:
+                return self._run_eagerly(inputs, work)
+            captured = self._capture(inputs, work)
+            if captured is None:
                 return work(inputs)
-            self._recordings[key] = found
-        for kept, new in zip(found.inputs, inputs, strict=True):
-            kept.copy_(new)
-        found.graph.replay()
-        result: R = found.result
+            self._graphs[key] = captured
+        for static_input, new_input in zip(captured.inputs, inputs, strict=True):
+            static_input.copy_(new_input)
+        captured.graph.replay()
+        result: T = captured.result
         return result
 
-    def _full(self) -> bool:
-        """Tell whether there are as many recordings as may be; say so the first time."""
-        if len(self._recordings) < _MOST:
+    def _is_full(self) -> bool:
+        """Return whether a new graph has no place; make one if old graphs may go."""
+        if len(self._graphs) < self._max_graphs:
             return False
-        if not self._told:
-            self._told = True
+        if self._evict_oldest:
+            oldest = next(iter(self._graphs))
+            del self._graphs[oldest], self._calls[oldest]
+            if not self._graphs:
+                self._pool = None  # torch does not reuse a pool without graphs
+            return False
+        if not self._has_warned:
+            self._has_warned = True
             warnings.warn(
-                f"{_MOST} sizes of batches are recorded; steps of others launch their kernels one "
-                "by one, which is slower: a larger data.bucket_reso_steps makes fewer sizes",
+                f"CUDA graphs exist for {self._max_graphs} sizes of batches; steps of other sizes "
+                "launch their kernels one by one, which is slower: a larger "
+                "data.bucket_reso_steps makes fewer sizes",
                 LorasmithWarning,
                 stacklevel=4,
             )
         return True
 
-    def _with_room(self, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
-        """Work normally; where memory runs out, without recordings, which hold some of it."""
+    def _run_eagerly(self, inputs: Tensors, work: Callable[[Tensors], T]) -> T:
+        """Run the work; if memory runs out, once more without graphs, which hold some of it."""
         try:
-            return self._normally(inputs, work)
+            return self._run_on_side_stream(inputs, work)
         except (RuntimeError, MemoryError) as error:
-            if not self._recordings or not is_out_of_memory(error):
+            if not (self._graphs and self._can_fall_back and is_out_of_memory(error)):
                 raise
-            self._stop("the memory that recordings hold was needed")
-        return self._normally(inputs, work)
+            self._disable("the memory of the graphs was needed")
+        return self._run_on_side_stream(inputs, work)
 
-    def _normally(self, inputs: Tensors, work: Callable[[Tensors], R]) -> R:
-        """Work on a stream of its own, as while recording: the default one cannot be recorded."""
-        if self._side is None:
-            self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+    def _run_on_side_stream(self, inputs: Tensors, work: Callable[[Tensors], T]) -> T:
+        """Run the work on another stream, like a capture: the default one cannot be captured."""
+        if self._side_stream is None:
+            self._side_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(self._device)
-        self._side.wait_stream(current)
-        with torch.cuda.stream(self._side):
+        self._side_stream.wait_stream(current)
+        with torch.cuda.stream(self._side_stream):
             result = work(inputs)
-        current.wait_stream(self._side)
+        current.wait_stream(self._side_stream)
         return result
 
-    def _record(self, inputs: Tensors, work: Callable[[Tensors], R]) -> _Recording | None:
-        """Record the work without doing it; None, and never again, where that is impossible."""
-        kept = [one.clone() for one in inputs]
+    def _capture(self, inputs: Tensors, work: Callable[[Tensors], T]) -> _CapturedGraph | None:
+        """Capture the work without running it; None, and never again, if that is impossible."""
+        static_inputs = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
+        for generator in self._generators:
+            graph.register_generator_state(generator)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
-                return _Recording(graph, kept, work(kept))
+                return _CapturedGraph(graph, static_inputs, work(static_inputs))
         except RuntimeError as error:
-            self._stop(str(error).strip().partition("\n")[0][:200])
-            _restore_generator(self._device)
+            if not self._can_fall_back:
+                raise
+            self._disable(str(error).strip().partition("\n")[0][:200])
+            _restore_default_generator(self._device)
             return None
 
-    def _stop(self, reason: str) -> None:
-        """Let go of all recordings and make no more."""
-        self._on = False
+    def _disable(self, reason: str) -> None:
+        """Drop all graphs and capture no more."""
+        self._is_enabled = False
         torch.cuda.synchronize(self._device)
-        self._recordings.clear()
+        self._graphs.clear()
         empty_gpu_cache()
         warnings.warn(
-            "steps are not recorded as CUDA graphs any more and launch their kernels one by one, "
-            f"which is slower: {reason}",
+            "CUDA graphs are off from now on, steps launch their kernels one by one, which is "
+            f"slower: {reason}",
             LorasmithWarning,
             stacklevel=4,
         )
 
 
-def _restore_generator(device: torch.device) -> None:
-    """Give the device's generator a state of its own again: a recording that failed keeps it."""
-    number = torch.cuda.current_device() if device.index is None else device.index
-    own = torch.cuda.default_generators[number]
-    fresh = torch.Generator(device).manual_seed(own.initial_seed())
-    own.graphsafe_set_state(fresh.graphsafe_get_state())
+def _restore_default_generator(device: torch.device) -> None:
+    """Give the device's generator a new state: a failed capture leaves it in an unusable one."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    default = torch.cuda.default_generators[index]
+    fresh = torch.Generator(device).manual_seed(default.initial_seed())
+    default.graphsafe_set_state(fresh.graphsafe_get_state())
