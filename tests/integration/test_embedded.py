@@ -13,7 +13,7 @@ from lorasmith.data.reading.row import hash_row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.image_encoder import embed_images, embed_texts, load_clip, load_tokenizer
 from lorasmith.models.load import EMBEDDED
-from lorasmith.pretraining.common import read_manifest
+from lorasmith.pretraining.dataset import read_manifest
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "embedded_base"

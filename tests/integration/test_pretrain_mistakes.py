@@ -79,7 +79,7 @@ def test_a_collapse_is_told(
         (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")
     data = f"data={{path='{tmp_path}', validation_split=0, filters=[], flip_aug=false}}"
     assert place.pretrain("clip", tmp_path / "out", data, "random_shift=0") == 1
-    assert "the towers collapsed: after 3 steps the loss is 2.079" in error_of(capsys)
+    assert "the encoders collapsed: after 3 steps the loss is 2.079" in error_of(capsys)
 
 
 def test_damaged_checkpoints_are_told(

@@ -52,10 +52,13 @@ def model_with_tower(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_writes_figures_and_sheets(
+def test_report_has_metrics_and_sheets(
     pictures: Path, model_with_tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"CAPTIONS": 6, "UNSEEN": 3, "SHEET": 4, "STEPS": 2}.items():
+    for name, value in {
+        "NUM_TRAINING_CAPTIONS": 6, "NUM_UNSEEN_CAPTIONS": 3, "NUM_SHEET_IMAGES": 4,
+        "NUM_INFERENCE_STEPS": 2,
+    }.items():
         monkeypatch.setattr(report, name, value)
     config = settings_for(pictures, tmp_path)
     notes = tmp_path / "eye.md"
@@ -82,7 +85,7 @@ def test_it_writes_figures_and_sheets(
 
 
 @pytest.mark.parametrize("option", ["vae", "unet", "table"])
-def test_a_missing_network_is_named_before_anything_is_measured(
+def test_missing_network_is_an_error_before_anything_is_measured(
     option: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings_for(pictures, tmp_path)
@@ -95,7 +98,7 @@ def test_a_missing_network_is_named_before_anything_is_measured(
     assert not out.exists()
 
 
-def test_too_few_rows_are_named(
+def test_too_few_rows_are_an_error(
     pictures: Path, model_with_tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings_for(pictures, tmp_path)

@@ -94,11 +94,11 @@ def report(
     """
     from lorasmith.config.load import load_config
     from lorasmith.config.pretrain import UnetPretrainConfig
-    from lorasmith.pretraining.report import Compared
-    from lorasmith.pretraining.report import report as write_report
+    from lorasmith.pretraining.report import ComparedNetworks
+    from lorasmith.pretraining.report import write_report as write_report
 
     run = load_config(UnetPretrainConfig, config, sets or [])
-    compared = Compared(_named(vaes), _named(unets), _named(table), append)
+    compared = ComparedNetworks(_named(vaes), _named(unets), _named(table), append)
     written = write_report(run, model, out, compared, device)
     typer.echo(f"wrote {written} and its sheets")
 

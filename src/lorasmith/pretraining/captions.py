@@ -1,4 +1,4 @@
-"""Token ids of every phrasing of every caption, and drawing one per picture."""
+"""Token ids of all captions of a dataset, and sampling one caption per image."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,43 +14,45 @@ if TYPE_CHECKING:
 
 
 class CaptionTable:
-    """Phrasings of all rows on the device; batches are drawn without leaving it."""
+    """Tokenized captions of all rows on the device; batches are sampled without leaving it."""
 
     def __init__(
         self, tokenizer: "CLIPTokenizer", rows: Sequence[Row], device: torch.device
     ) -> None:
-        texts = [text for row in rows for text in row.captions]
-        short = [row.caption.split(",")[0] for row in rows]
-        ids = tokenize(tokenizer, [*texts, *short, ""], warn=False)
+        captions = [caption for row in rows for caption in row.captions]
+        truncated = [row.caption.split(",")[0] for row in rows]
+        input_ids = tokenize(tokenizer, [*captions, *truncated, ""], warn=False)
         counts = torch.tensor([len(row.captions) for row in rows])
-        self._ids = ids.to(device)
+        self._input_ids = input_ids.to(device)
         self._counts = counts.to(device)
         self._starts = (counts.cumsum(0) - counts).to(device)
-        self._short_start = len(texts)
-        self._empty = len(texts) + len(short)
+        self._truncated_start = len(captions)
+        self._empty = len(captions) + len(truncated)
         self._device = device
 
-    def draw(
+    def sample(
         self,
-        numbers: torch.Tensor,
-        draws: BatchRng,
-        empty: float = 0.0,
-        short: float = 0.0,
-        phrasings: bool = True,
+        indices: torch.Tensor,
+        rng: BatchRng,
+        dropout_rate: float = 0.0,
+        truncation_rate: float = 0.0,
+        use_all_captions: bool = True,
     ) -> torch.Tensor:
-        """Return token ids, int64 ``[B, 77]``, of one phrasing per row.
+        """Return token ids, int64 ``[B, 77]``, of one caption per row.
 
         Args:
-            numbers: row numbers, int64 ``[B]``.
-            draws: where the choices come from.
-            empty: share of captions replaced by the empty one.
-            short: share of captions cut at their first comma.
-            phrasings: draw among all phrasings instead of taking the main one.
+            indices: row indices, int64 ``[B]``.
+            rng: source of the random numbers.
+            dropout_rate: share of captions replaced by the empty one.
+            truncation_rate: share of captions cut at their first comma.
+            use_all_captions: sample among all captions of a row instead of taking its first.
         """
-        numbers = numbers.to(self._device)
-        pick, luck = draws.uniform(2)
-        which = (pick * self._counts[numbers]).long() if phrasings else torch.zeros_like(numbers)
-        chosen = self._starts[numbers] + which.minimum(self._counts[numbers] - 1)
-        chosen = torch.where(luck < empty + short, self._short_start + numbers, chosen)
-        chosen = torch.where(luck < empty, self._empty, chosen)
-        return self._ids[chosen]
+        indices = indices.to(self._device)
+        pick, chance = rng.uniform(2)
+        counts = self._counts[indices]
+        offset = (pick * counts).long() if use_all_captions else torch.zeros_like(indices)
+        texts = self._starts[indices] + offset.minimum(counts - 1)
+        is_truncated = chance < dropout_rate + truncation_rate
+        texts = torch.where(is_truncated, self._truncated_start + indices, texts)
+        texts = torch.where(chance < dropout_rate, self._empty, texts)
+        return self._input_ids[texts]

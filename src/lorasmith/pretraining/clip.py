@@ -1,4 +1,4 @@
-"""Contrastive pretraining of the text and image towers."""
+"""Contrastive pretraining of a text encoder and an image encoder, as in CLIP."""
 
 import math
 from pathlib import Path
@@ -21,55 +21,56 @@ from lorasmith.models.image_encoder import (
 )
 from lorasmith.models.load import EMBEDDED
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
-from lorasmith.pretraining.augment import jitter_colours, shift_and_scale
+from lorasmith.pretraining.augment import color_jitter, random_shift_and_zoom
 from lorasmith.pretraining.captions import CaptionTable
-from lorasmith.pretraining.common import chosen_rows, mirror_allowed, open_pictures, write_start
-from lorasmith.pretraining.loop import Loop, Part
+from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
+from lorasmith.pretraining.loop import Microbatch, PretrainLoop
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 COLLAPSE_AFTER = 300
-"""Steps after which a loss still at chance means that the towers collapsed."""
+"""Steps after which a loss at chance level means that the encoders collapsed."""
 
 
 def pretrain_clip(run: ClipPretrainConfig, resume: bool = False) -> Path:
-    """Train both towers; return the folder with text_encoder, tokenizer and image_tower.
+    """Train both encoders; return the folder that holds them and the tokenizer.
 
     Raises:
-        TrainingError: the loss is within 1% of ln(batch) after 300 steps: the towers collapsed.
+        TrainingError: the loss is within 1% of ln(batch) after 300 steps: the encoders collapsed.
     """
-    loop = Loop(run.train, "CLIP", resume)
-    rows, _ = chosen_rows(run.data)
-    write_start(loop, run, rows)
-    pictures = open_pictures(rows, run.resolution, run.data, loop)
-    mirrored = mirror_allowed(rows, run.data).to(loop.device)
-    tokenizer = _tokenizer(run)
+    loop = PretrainLoop(run.train, "CLIP", resume)
+    rows, _ = select_rows(run.data)
+    write_run_files(loop, run, rows)
+    images = load_images(rows, run.resolution, run.data, loop)
+    flippable = find_flippable(rows, run.data).to(loop.device)
+    tokenizer = _create_tokenizer(run)
     captions = CaptionTable(tokenizer, rows, loop.device)
     torch.manual_seed(run.train.seed)
-    pair = loop.add("pair", _new_pair(run, len(tokenizer)), ema=True)
-    images = loop.images_per_step(run.train.batch_size)
-    order = WeightedBatchSampler(
-        compute_row_weights(rows, run.data.weights), images, run.train.seed
+    clip = loop.add_module("pair", _create_clip(run, len(tokenizer)), ema=True)
+    sampler = WeightedBatchSampler(
+        compute_row_weights(rows, run.data.weights),
+        loop.images_per_step(run.train.batch_size),
+        run.train.seed,
     )
 
-    def learn(part: Part) -> None:
-        shown = pictures.get_batch(part.numbers)
-        shown = random_flip(shown, mirrored[part.numbers], part.draws)
-        shown = shift_and_scale(shown, run.random_shift, part.draws)
-        shown = jitter_colours(shown, run.color_jitter, part.draws)
-        image, text, scale = pair(shown, captions.draw(part.numbers, part.draws))
-        loss, accuracy = contrastive_loss(_everyone(image, loop), _everyone(text, loop), scale)
+    def compute_gradients(microbatch: Microbatch) -> None:
+        indices, rng = microbatch.indices, microbatch.rng
+        batch = random_flip(images.get_batch(indices), flippable[indices], rng)
+        batch = random_shift_and_zoom(batch, run.random_shift, rng)
+        batch = color_jitter(batch, run.color_jitter, rng)
+        image, text, scale = clip(batch, captions.sample(indices, rng))
+        loss, accuracy = contrastive_loss(_gather(image, loop), _gather(text, loop), scale)
         loop.backward(loss)
-        loop.note(loss=loss, accuracy=accuracy)
+        loop.record_metrics(loss=loss, accuracy=accuracy)
 
     for step in loop.steps():
-        loop.learn(step, order.get_batch(step), learn)
+        loop.train_step(step, sampler.get_batch(step), compute_gradients)
         if step + 1 == COLLAPSE_AFTER:
-            compared = run.train.batch_size * loop.accelerator.num_processes
-            _check_alive(loop.figure("loss"), compared, step + 1)
-    if loop.main:
-        with loop.averaged("pair"):
+            candidates = run.train.batch_size * loop.accelerator.num_processes
+            check_not_collapsed(loop.metric("loss"), candidates, step + 1)
+    if loop.is_main:
+        with loop.ema_weights("pair"):
             save_clip(loop.module("pair"), tokenizer, run.train.output_dir)
     return run.train.output_dir
 
@@ -90,38 +91,39 @@ def contrastive_loss(
     return loss, (logits.argmax(1) == labels).float().mean()
 
 
-def _tokenizer(run: ClipPretrainConfig) -> "CLIPTokenizer":
+def _create_tokenizer(run: ClipPretrainConfig) -> "CLIPTokenizer":
     """Return the tokenizer of the weights that the run starts from, or a new one."""
     if run.train.start_from is None and run.merges_file is not None:
         return create_bpe_tokenizer(read_merges(run.merges_file, run.num_merges))
     return load_tokenizer(run.train.start_from or EMBEDDED)
 
 
-def _new_pair(run: ClipPretrainConfig, vocabulary: int) -> ClipModel:
+def _create_clip(run: ClipPretrainConfig, vocab_size: int) -> ClipModel:
     if run.train.start_from is not None:
         return load_clip(run.train.start_from).requires_grad_(True).train()
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    shape = run.text_encoder
+    text = run.text_encoder
     config = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
+        vocab_size=vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
         projection_dim=run.projection_dim,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        pad_token_id=vocabulary - 1,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=vocab_size - 1,
     )
-    image = ImageEncoder(
-        run.image_encoder.block_out_channels, run.image_encoder.layers_per_block, run.projection_dim
+    image = run.image_encoder
+    image_encoder = ImageEncoder(
+        image.block_out_channels, image.layers_per_block, run.projection_dim
     )
-    return ClipModel(CLIPTextModel(config), image)
+    return ClipModel(CLIPTextModel(config), image_encoder)
 
 
-def _everyone(embeddings: torch.Tensor, loop: Loop) -> torch.Tensor:
-    """Gather embeddings of all processes, with gradients, so that each sees all negatives."""
+def _gather(embeddings: torch.Tensor, loop: PretrainLoop) -> torch.Tensor:
+    """Gather the embeddings of all processes, with gradients, so that each sees all negatives."""
     if loop.accelerator.num_processes == 1:
         return embeddings
     from torch.distributed.nn.functional import all_gather
@@ -129,10 +131,16 @@ def _everyone(embeddings: torch.Tensor, loop: Loop) -> torch.Tensor:
     return torch.cat(all_gather(embeddings))  # type: ignore[no-untyped-call]
 
 
-def _check_alive(loss: float, batch_size: int, step: int) -> None:
+def check_not_collapsed(loss: float, batch_size: int, step: int) -> None:
+    """Raise an error if the loss is at chance level, ln(batch_size).
+
+    Raises:
+        TrainingError: it is within 1% of it.
+    """
     chance = math.log(batch_size)
     if abs(loss - chance) <= 0.01 * chance:
         raise TrainingError(
-            f"the towers collapsed: after {step} steps the loss is {loss:.3f}, chance is "
-            f"{chance:.3f}; lower train.learning_rate or raise train.lr_warmup_steps, and start again"
+            f"the encoders collapsed: after {step} steps the loss is {loss:.3f}, chance is "
+            f"{chance:.3f}; lower train.learning_rate or raise train.lr_warmup_steps, and start "
+            "again"
         )

@@ -9,8 +9,8 @@ Line = Sequence[str]
 
 
 @dataclass(frozen=True)
-class ShortVae:
-    """One line of the table of autoencoder shapes."""
+class VaeRunResult:
+    """One row of the table of autoencoder architectures."""
 
     name: str
     channels: int
@@ -18,113 +18,127 @@ class ShortVae:
     factor: int
     """Down-sampling factor."""
     resolution: int
-    """Side of its training pictures, at which it is measured."""
+    """Side of its training images, at which it is measured."""
     steps: int
     psnr: float
     """Pooled PSNR of the averaged weights, dB."""
     psnr_without_ema: float | None
-    """The same of the plain weights, if they were kept."""
+    """The same of the plain weights, if they were saved."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class BaseModelResults:
     """Everything that the report prints."""
 
     training_rows: int
     validation_rows: int
     sampling: str
-    """How the pictures were drawn, in words."""
+    """How the images were generated, in words."""
     vaes: Mapping[str, VaeMetrics]
-    short_vaes: Sequence[ShortVae]
+    vae_runs: Sequence[VaeRunResult]
     retrieval: RetrievalMetrics
     seen: Mapping[str, RetrievalMetrics]
     unseen: Mapping[str, RetrievalMetrics]
 
 
-def render(measured: Measured, appended: str = "") -> str:
-    """Return the report; ``appended`` is Markdown that goes at its end, such as what an eye saw."""
-    sections = [_head(measured), _vaes(measured), _towers(measured), _pictures(measured)]
-    return "\n\n".join([*sections, appended.strip()]).strip() + "\n"
+def render_markdown(results: BaseModelResults, appendix: str = "") -> str:
+    """Return the report; ``appendix`` is Markdown that is added to its end."""
+    sections = [
+        _introduction(results),
+        _vae_section(results),
+        _clip_section(results),
+        _unet_section(results),
+    ]
+    return "\n\n".join([*sections, appendix.strip()]).strip() + "\n"
 
 
-def _head(m: Measured) -> str:
+def _introduction(results: BaseModelResults) -> str:
     return (
         "# What the base model can do\n\n"
-        f"Written by `lorasmith pretrain report`. {m.training_rows:,} rows were trained on; the "
-        f"figures are on the other {m.validation_rows}, except where it says otherwise."
+        f"Written by `lorasmith pretrain report`. The model was trained on "
+        f"{results.training_rows:,} rows; metrics are of the other {results.validation_rows}, "
+        "unless it says otherwise."
     )
 
 
-def _vaes(m: Measured) -> str:
-    lines = [
+def _vae_section(results: BaseModelResults) -> str:
+    rows = [
         (
             name,
-            f"{v.mean_psnr:.2f}",
-            f"{v.pooled_psnr:.2f}",
-            f"{v.perceptual:.4f}",
-            f"{v.latent_std:.3f}",
+            f"{vae.mean_psnr:.2f}",
+            f"{vae.pooled_psnr:.2f}",
+            f"{vae.perceptual:.4f}",
+            f"{vae.latent_std:.3f}",
         )
-        for name, v in m.vaes.items()
+        for name, vae in results.vaes.items()
     ]
-    head = (
+    header = (
         "autoencoder",
-        "PSNR dB, mean of pictures",
+        "PSNR dB, mean of images",
         "PSNR dB, pooled",
         "perceptual",
         "scaled std",
     )
     text = (
-        "## Autoencoder\n\n" + _table(head, lines) + "\n\n"
-        "*Pooled* is the PSNR of the mean squared error over all pictures together; *perceptual* "
-        "is the LPIPS-style distance in the image tower's features (lower is better); *scaled std* "
-        "is the latents' standard deviation times the scaling factor.\n\n"
-        "`reconstructions.png`: each validation picture beside its reconstructions, in the order "
+        "## Autoencoder\n\n" + _table(header, rows) + "\n\n"
+        "*Pooled* is the PSNR of the mean squared error over all images together; *perceptual* "
+        "is the LPIPS-style distance in the image encoder's features (lower is better); *scaled "
+        "std* is the latents' standard deviation times the scaling factor.\n\n"
+        "`reconstructions.png`: each validation image beside its reconstructions, in the order "
         "of the table."
     )
-    return text + _short_vaes(m.short_vaes) if m.short_vaes else text
+    return text + _vae_run_section(results.vae_runs) if results.vae_runs else text
 
 
-def _short_vaes(short: Sequence[ShortVae]) -> str:
-    lines = [
+def _vae_run_section(runs: Sequence[VaeRunResult]) -> str:
+    rows = [
         (
-            v.name, f"f{v.factor}", str(v.channels), f"{v.steps} at {v.resolution} px",
-            f"{v.psnr:.2f}", "-" if v.psnr_without_ema is None else f"{v.psnr_without_ema:.2f}",
+            run.name, f"f{run.factor}", str(run.channels), f"{run.steps} at {run.resolution} px",
+            f"{run.psnr:.2f}",
+            "-" if run.psnr_without_ema is None else f"{run.psnr_without_ema:.2f}",
         )
-        for v in short
+        for run in runs
     ]  # fmt: skip
-    head = ("run", "down-sampling", "latent channels", "steps", "PSNR dB, pooled", "without EMA")
+    header = ("run", "scale factor", "latent channels", "steps", "PSNR dB, pooled", "without EMA")
     return (
-        "\n\n### Shapes at a short equal budget\n\n"
-        "Small autoencoders, trained alike and briefly: for comparison among themselves.\n\n"
-        + _table(head, lines)
+        "\n\n### Architectures at a short equal budget\n\n"
+        "Small autoencoders, trained briefly with the same settings: compare them only with each "
+        "other.\n\n" + _table(header, rows)
     )
 
 
-def _towers(m: Measured) -> str:
-    r = m.retrieval
+def _clip_section(results: BaseModelResults) -> str:
+    retrieval = results.retrieval
     return (
-        "## Towers\n\n"
-        f"Validation pictures: own caption nearest of {r.candidates} for {r.top1:.1%}, among the "
-        f"nearest five for {r.top5:.1%}."
+        "## Text and image encoder\n\n"
+        f"Validation images: own caption nearest of {retrieval.candidates} for "
+        f"{retrieval.top1:.1%}, among the nearest five for {retrieval.top5:.1%}."
     )
 
 
-def _pictures(m: Measured) -> str:
-    kinds = (("trained on", m.seen), ("style and concept never seen together", m.unseen))
-    lines = [
-        (name, kind, str(r.queries), str(r.candidates), f"{r.top1:.1%}", f"{r.top5:.1%}")
-        for kind, figures in kinds
-        for name, r in figures.items()
-    ]
-    head = ("U-Net", "captions", "pictures", "candidates", "own caption nearest", "among nearest 5")
+def _unet_section(results: BaseModelResults) -> str:
+    kinds = (
+        ("trained on", results.seen),
+        ("style and concept never seen together", results.unseen),
+    )
+    rows = [
+        (
+            name, kind, str(retrieval.queries), str(retrieval.candidates),
+            f"{retrieval.top1:.1%}", f"{retrieval.top5:.1%}",
+        )
+        for kind, retrievals in kinds
+        for name, retrieval in retrievals.items()
+    ]  # fmt: skip
+    header = ("U-Net", "captions", "images", "candidates", "own caption nearest", "among nearest 5")
     return (
-        f"## Pictures for captions\n\n{m.sampling} The image tower looks each picture's caption "
-        "up.\n\n" + _table(head, lines) + "\n\n"
-        "`sheet.png`: the first 64 of the trained captions, the true picture left, the drawn one "
-        "right. `sheet_unseen.png`: the same for the pairs that were never seen together."
+        f"## Images for captions\n\n{results.sampling} The image encoder retrieves each image's "
+        "caption.\n\n" + _table(header, rows) + "\n\n"
+        "`sheet.png`: the first 64 of the trained captions, the original image left, the "
+        "generated one right. `sheet_unseen.png`: the same for the pairs that were never seen "
+        "together."
     )
 
 
-def _table(head: Line, lines: Sequence[Line]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _table(header: Line, rows: Sequence[Line]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""What an autoencoder is taught by besides plain pixel distance."""
+"""Losses of an autoencoder besides the plain pixel distance."""
 
 from itertools import pairwise
 
@@ -12,36 +12,36 @@ from lorasmith.models.image_encoder import ImageEncoder
 class PerceptualLoss(nn.Module):
     """Distance between deep features, after LPIPS (arXiv:1801.03924, eq. 1, with w = 1).
 
-    Features are unit-length over channels; squared differences are averaged over places and
-    over the tower's stages. Any module with ``features(pictures) -> list[Tensor]`` will do.
+    Features have unit length over channels; squared differences are averaged over positions and
+    over the encoder's stages. Any module with ``feature_maps(images) -> list[Tensor]`` works.
     """
 
-    def __init__(self, tower: ImageEncoder) -> None:
+    def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
-        self.tower = tower.requires_grad_(False).eval()
+        self.encoder = encoder.requires_grad_(False).eval()
 
-    def forward(self, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Return the mean distance of two batches ``[B, 3, H, W]`` in -1..1."""
-        both = self.tower.feature_maps(torch.cat([pictures, others]))
+        both = self.encoder.feature_maps(torch.cat([images, others]))
         distances = []
-        for maps in both:
-            one, two = F.normalize(maps.float(), dim=1).chunk(2)
-            distances.append((one - two).square().sum(dim=1).mean())
+        for features in both:
+            first, second = F.normalize(features.float(), dim=1).chunk(2)
+            distances.append((first - second).square().sum(dim=1).mean())
         return torch.stack(distances).mean()
 
 
-def gradient_distance(
-    pictures: torch.Tensor, others: torch.Tensor, scales: int = 3
+def image_gradient_loss(
+    images: torch.Tensor, others: torch.Tensor, scales: int = 3
 ) -> torch.Tensor:
-    """Return the mean L1 distance between picture gradients at several scales.
+    """Return the mean L1 distance between image gradients at several scales.
 
     Args:
-        pictures: ``[B, 3, H, W]``.
-        others: the same shape.
-        scales: 1 compares at full size, each further scale at half of the one before.
+        images: ``[B, 3, H, W]``.
+        others: of the same shape.
+        scales: 1 compares at full size, each further scale at half of the previous size.
     """
-    total = torch.zeros((), device=pictures.device)
-    difference = pictures - others
+    total = torch.zeros((), device=images.device)
+    difference = images - others
     for _ in range(scales):
         total = total + difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
         difference = F.avg_pool2d(difference, 2)
@@ -49,7 +49,7 @@ def gradient_distance(
 
 
 class PatchDiscriminator(nn.Module):
-    """A PatchGAN (arXiv:1611.07004, app. 6.1.2): real or made-up, judged patch by patch."""
+    """A PatchGAN discriminator (arXiv:1611.07004, app. 6.1.2): judges each patch of an image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -58,39 +58,41 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(3, widths[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
         ]
-        for before, after in pairwise(widths):
+        for inputs, outputs in pairwise(widths):
             layers += [
-                nn.Conv2d(before, after, 4, stride=2, padding=1),
-                nn.GroupNorm(8, after),
+                nn.Conv2d(inputs, outputs, 4, stride=2, padding=1),
+                nn.GroupNorm(8, outputs),
                 nn.LeakyReLU(0.2),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Return logits ``[B, 1, H/8, W/8]``, high for real pictures."""
-        logits: torch.Tensor = self.layers(pictures)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits ``[B, 1, H/8, W/8]``, high for real images."""
+        logits: torch.Tensor = self.layers(images)
         return logits
 
 
-def hinge_discriminator(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+def hinge_discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Return the discriminator's hinge loss (arXiv:1705.02894)."""
-    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + made).mean())
+    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
-def hinge_generator(made: torch.Tensor) -> torch.Tensor:
+def hinge_generator_loss(fake: torch.Tensor) -> torch.Tensor:
     """Return the generator's hinge loss."""
-    return -made.mean()
+    return -fake.mean()
 
 
-def balance(
+def adaptive_weight(
     reconstruction: torch.Tensor, adversarial: torch.Tensor, output: torch.Tensor
 ) -> torch.Tensor:
-    """Return the factor that makes both losses pull equally hard at the output.
+    """Return the weight of the adversarial loss that gives both losses equal gradients.
 
-    After VQGAN (arXiv:2012.09841, eq. 7), measured at the picture instead of the last layer,
-    which costs no second pass through the decoder.
+    The adaptive weight of VQGAN (arXiv:2012.09841, eq. 7), measured at the output image instead of
+    the last layer, which needs no second pass through the decoder.
     """
-    (pull,) = torch.autograd.grad(reconstruction, output, retain_graph=True)
-    (push,) = torch.autograd.grad(adversarial, output, retain_graph=True)
-    share: torch.Tensor = pull.float().norm() / (push.float().norm() + 1e-8)
-    return share.clamp(max=1e4).detach()
+    (reconstruction_grad,) = torch.autograd.grad(reconstruction, output, retain_graph=True)
+    (adversarial_grad,) = torch.autograd.grad(adversarial, output, retain_graph=True)
+    ratio: torch.Tensor = reconstruction_grad.float().norm() / (
+        adversarial_grad.float().norm() + 1e-8
+    )
+    return ratio.clamp(max=1e4).detach()

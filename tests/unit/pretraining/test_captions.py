@@ -30,41 +30,42 @@ def table(tokenizer) -> CaptionTable:
 
 @pytest.fixture(scope="module")
 def known(tokenizer) -> dict[tuple[int, ...], str]:
-    """Every text that may be drawn, by its token ids."""
+    """Every text that may be sampled, by its token ids."""
     texts = [*(text for row in CAPTIONS for text in row), "a cat", "a red pear", ""]
-    ids = tokenize(tokenizer, texts)
-    return {tuple(one.tolist()): text for one, text in zip(ids, texts, strict=True)}
+    input_ids = tokenize(tokenizer, texts)
+    return {tuple(ids.tolist()): text for ids, text in zip(input_ids, texts, strict=True)}
 
 
-def drawn(table: CaptionTable, known: dict[tuple[int, ...], str], number: int, **options) -> list:
-    numbers = torch.full((COUNT,), number)
-    draws = BatchRng(torch.Generator().manual_seed(number), COUNT)
-    ids = table.draw(numbers, draws, **options)
-    assert ids.shape == (COUNT, 77)
-    return [known[tuple(one)] for one in ids.tolist()]
+def sample(table: CaptionTable, known: dict[tuple[int, ...], str], row: int, **options) -> list:
+    rng = BatchRng(torch.Generator().manual_seed(row), COUNT)
+    input_ids = table.sample(torch.full((COUNT,), row), rng, **options)
+    assert input_ids.shape == (COUNT, 77)
+    return [known[tuple(ids)] for ids in input_ids.tolist()]
 
 
-def test_phrasings_of_the_right_row_come_equally_often(table, known) -> None:
-    for number, captions in enumerate(CAPTIONS):
-        texts = drawn(table, known, number)
+def test_captions_of_a_row_are_equally_frequent(table, known) -> None:
+    for row, captions in enumerate(CAPTIONS):
+        texts = sample(table, known, row)
         assert set(texts) == set(captions)
         for text in captions:
             assert texts.count(text) / COUNT == pytest.approx(1 / len(captions), abs=0.04)
 
 
-def test_the_main_caption_alone(table, known) -> None:
-    assert set(drawn(table, known, 2, phrasings=False)) == {"a red pear, twemoji style"}
+def test_first_caption_only(table, known) -> None:
+    assert set(sample(table, known, 2, use_all_captions=False)) == {"a red pear, twemoji style"}
 
 
-def test_shares_of_empty_and_short_captions(table, known) -> None:
-    texts = drawn(table, known, 0, empty=0.1, short=0.25)
+def test_rates_of_empty_and_truncated_captions(table, known) -> None:
+    texts = sample(table, known, 0, dropout_rate=0.1, truncation_rate=0.25)
     assert texts.count("") / COUNT == pytest.approx(0.1, abs=0.02)
     assert texts.count("a cat") / COUNT == pytest.approx(0.25, abs=0.03)
     assert texts.count("cat") / COUNT == pytest.approx(0.65 / 2, abs=0.04)
 
 
-def test_a_batch_of_several_rows(table, known) -> None:
-    ids = table.draw(
-        torch.tensor([2, 0, 1]), BatchRng(torch.Generator().manual_seed(0), 3), phrasings=False
+def test_batch_of_several_rows(table, known) -> None:
+    ids = table.sample(
+        torch.tensor([2, 0, 1]),
+        BatchRng(torch.Generator().manual_seed(0), 3),
+        use_all_captions=False,
     )
-    assert [known[tuple(one)] for one in ids.tolist()] == [CAPTIONS[n][0] for n in (2, 0, 1)]
+    assert [known[tuple(row)] for row in ids.tolist()] == [CAPTIONS[n][0] for n in (2, 0, 1)]

@@ -1,4 +1,4 @@
-"""What the three pretraining commands share around their loops: data, manifest, results."""
+"""The rows and images that a pretraining run trains on, and the manifest that lists them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,48 +14,49 @@ from lorasmith.data.reading.filters import filter_rows, matches_filter, split_by
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row, hash_row
 from lorasmith.loops.progress import progress_bar
-from lorasmith.pretraining.loop import Loop
+from lorasmith.pretraining.loop import PretrainLoop
 
 MANIFEST = "manifest.tsv"
 
 
-def chosen_rows(settings: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
+def select_rows(settings: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
     """Read, filter and split the rows; return ``(training, validation)``."""
     rows = filter_rows(read_rows(settings.path), settings.filters)
     training, validation = split_by_hash(rows, settings.validation_split)
     return training[: settings.max_images], validation
 
 
-def mirror_allowed(rows: Sequence[Row], settings: PretrainDataConfig) -> torch.Tensor:
-    """Tell which rows may be mirrored, bool ``[N]``."""
-    against = set(settings.no_flip_words)
+def find_flippable(rows: Sequence[Row], settings: PretrainDataConfig) -> torch.Tensor:
+    """Return which rows may be flipped horizontally, bool ``[N]``."""
+    no_flip_words = set(settings.no_flip_words)
 
-    def allowed(row: Row) -> bool:
+    def is_flippable(row: Row) -> bool:
         words = set(" ".join(row.captions).lower().replace(",", " ").split())
-        return not (words & against) and all(
+        return not (words & no_flip_words) and all(
             matches_filter(row, rule) for rule in settings.flip_filters
         )
 
-    return torch.tensor([settings.flip_aug and allowed(row) for row in rows], dtype=torch.bool)
+    flippable = [settings.flip_aug and is_flippable(row) for row in rows]
+    return torch.tensor(flippable, dtype=torch.bool)
 
 
-def open_pictures(
-    rows: Sequence[Row], side: int, settings: PretrainDataConfig, loop: Loop
+def load_images(
+    rows: Sequence[Row], side: int, settings: PretrainDataConfig, loop: PretrainLoop
 ) -> SquareImages:
-    """Decode the rows for this loop's device, with a progress bar."""
-    with progress_bar("decoding pictures", len(rows), enabled=loop.main) as advance:
+    """Decode the rows' images for the loop's device, with a progress bar."""
+    with progress_bar("decoding images", len(rows), enabled=loop.is_main) as advance:
         return SquareImages(rows, side, loop.device, settings.image_cache_gib, advance)
 
 
-def write_start(loop: Loop, settings: BaseConfig, rows: Sequence[Row]) -> None:
-    """Write the resolved settings and the manifest of training rows beside the run's log."""
-    if loop.main:
-        write_text(loop.out / "run.toml", dump_toml(settings))
-        write_text(loop.out / MANIFEST, manifest_of(rows))
+def write_run_files(loop: PretrainLoop, settings: BaseConfig, rows: Sequence[Row]) -> None:
+    """Write the resolved settings and the manifest of training rows to the output folder."""
+    if loop.is_main:
+        write_text(loop.output_dir / "run.toml", dump_toml(settings))
+        write_text(loop.output_dir / MANIFEST, format_manifest(rows))
 
 
-def manifest_of(rows: Sequence[Row]) -> str:
-    """Return one ``key<tab>sha256`` line per row: the proof of what a model was trained on."""
+def format_manifest(rows: Sequence[Row]) -> str:
+    """Return a ``key<tab>sha256`` line for each row: the record of what a model was trained on."""
     return "".join(f"{row.key}\t{hash_row(row)}\n" for row in rows)
 
 
