@@ -47,7 +47,7 @@ def there(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 10
     assert all(line.startswith("lorasmith ") for line in COMMANDS)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorasmith.config.base import list_fields
 from lorasmith.config.old_keys import upgrade
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
@@ -28,6 +29,8 @@ _FREE = (
     "train.gradient_checkpointing", "train.vram_limit", "train.cuda_graph", "train.compile",
 )  # fmt: skip
 """Settings whose change needs no word: they do not change what is learned, or are seen at once."""
+
+_DEFAULTS = {name: default for name, default, _ in list_fields(TrainConfig)}
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Checkpoint:
@@ -101,6 +104,8 @@ def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     for key in dict.fromkeys((*before, *now)):
+        if key not in before and now[key] == _DEFAULTS.get(prefix + key):
+            continue  # the checkpoint is older than this setting
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping) and key != "optimizer_args":
             yield from _differences(old, new, f"{prefix}{key}.")

@@ -32,7 +32,8 @@ from lorasmith.loops.tracking import check_wandb
 from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model, load_model, suppress_logs
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
-from lorasmith.training.data.dataset import TrainDataset, build_dataset, offload_unused_encoders
+from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.data.dataset_builder import build_dataset, offload_unused_encoders
 from lorasmith.training.data.resolution import buckets_for_model
 from lorasmith.training.data.shared_datasets import build_shared_datasets
 from lorasmith.training.data.split import DatasetSplit, split_dataset
@@ -146,7 +147,7 @@ def setup_trainers(
         sets = build_shared_datasets(
             [plan.run for plan in plans],
             lambda number: _dataset(plans[number], model, machine, words_live, earlier),
-            seeded_pictures=model.is_inpainting,
+            depends_on_seed=model.is_inpainting,
         )
         kept = _kept_sets(plans[0], model, machine, words_live, earlier)
         offload_unused_encoders(model, [*sets, *kept], words_live)

@@ -11,7 +11,8 @@ from lorasmith.config.train_config import TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import load_model
-from lorasmith.training.data.dataset import TrainDataset, build_dataset
+from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.data.dataset_builder import build_dataset
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,7 +12,7 @@ from training_sets import CPU, built, data_of, take, write
 from lorasmith.config.train_config import DataConfig
 from lorasmith.models.load import Model, load_model
 from lorasmith.models.text.encode import TokenIds
-from lorasmith.training.data import captions
+from lorasmith.training.data.captions import CaptionEncoder
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.module_hash import hash_module
 
@@ -33,18 +33,18 @@ class Counts:
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model = model
         self.pictures = self.captions = 0
-        encode, embed = type(model.vae).encode, captions._embed
+        encode, embed = type(model.vae).encode, CaptionEncoder.embed
 
         def encode_counted(vae: Any, pixels: torch.Tensor) -> Any:
             self.pictures += len(pixels)
             return encode(vae, pixels)
 
-        def embed_counted(of: Model, tokens: TokenIds) -> Any:
+        def embed_counted(encoder: CaptionEncoder, tokens: TokenIds) -> Any:
             self.captions += len(tokens.ids)
-            return embed(of, tokens)
+            return embed(encoder, tokens)
 
         monkeypatch.setattr(type(model.vae), "encode", encode_counted)
-        monkeypatch.setattr(captions, "_embed", embed_counted)
+        monkeypatch.setattr(CaptionEncoder, "embed", embed_counted)
 
     def __call__(self, data: DataConfig, **more: Any) -> tuple[int, int, TrainDataset]:
         self.pictures = self.captions = 0

@@ -33,7 +33,9 @@ def rows(tmp_path: Path) -> list[Row]:
             drawn = Image.new("L", (96 if number == 1 else 64, 64), 0)
             ImageDraw.Draw(drawn).ellipse((9, 9, 50, 40), fill=255)
             drawn.save(mask)
-        made.append(Row(f"{number:02}", (caption,), {}, folder / f"{number:02}.png", mask=mask))
+        made.append(
+            Row(f"{number:02}", (caption,), {}, folder / f"{number:02}.png", mask_path=mask)
+        )
     return made
 
 

@@ -16,7 +16,8 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.training.data.batch import Batch, concat_batches
-from lorasmith.training.data.dataset import TrainDataset, build_dataset
+from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.data.dataset_builder import build_dataset
 from lorasmith.training.losses import build_noise_process, sample_noise
 from lorasmith.training.train_step import Denoiser
 

@@ -13,7 +13,8 @@ from lorasmith.config.train_config import LossConfig, TrainerConfig, ValidationC
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.training.data.dataset import TrainDataset, build_dataset
+from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.data.dataset_builder import build_dataset
 from lorasmith.training.validation.loss import ValidationLoss
 from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 

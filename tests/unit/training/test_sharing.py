@@ -9,7 +9,8 @@ from training_sets import CPU, write
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.models.load import load_model
-from lorasmith.training.data.dataset import TrainDataset, build_dataset
+from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.data.dataset_builder import build_dataset
 from lorasmith.training.data.shared_datasets import build_shared_datasets
 
 
@@ -41,7 +42,7 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
         built.append(number)
         return build_dataset(model, runs[number].data, runs[number].train, CPU)
 
-    shared = build_shared_datasets(runs, build, seeded_pictures=False)
+    shared = build_shared_datasets(runs, build, depends_on_seed=False)
     assert built == [0]
     assert shared[0].latents is shared[1].latents
     assert shared[1].validation is not None
@@ -54,7 +55,7 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
         )
         for step in range(7)
     )
-    build_shared_datasets(runs, build, seeded_pictures=True)
+    build_shared_datasets(runs, build, depends_on_seed=True)
     assert built == [0, 0, 1]
 
 
@@ -75,5 +76,5 @@ def test_what_makes_other_batches_is_not_shared(
         return made
 
     runs = [settings(pictures), settings(pictures, **other), settings(pictures)]
-    build_shared_datasets(runs, build, seeded_pictures=False)
+    build_shared_datasets(runs, build, depends_on_seed=False)
     assert built == [0, 1]

@@ -10,7 +10,8 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.data.dataset import TrainDataset, build_dataset
+from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.data.dataset_builder import build_dataset
 
 CPU = torch.device("cpu")
 

@@ -36,7 +36,8 @@ def find_long_captions(facts: DatasetFacts) -> Iterator[Finding]:
         yield Finding(
             "long-captions", "warning",
             f"{captions_have(len(cut))} more than {limit} tokens, and the text encoder does not "
-            "read the rest; put the important words first, shorten it or raise data.max_token_length",
+            "read the rest; put the important words first, shorten it or raise "
+            "data.max_token_length",
             tuple(cut),
         )  # fmt: skip
         return
@@ -45,8 +46,8 @@ def find_long_captions(facts: DatasetFacts) -> Iterator[Finding]:
         yield Finding(
             "long-captions", "advice",
             f"{captions_have(len(long))} more than {CHUNK_TOKENS} tokens; all captions are then "
-            "read in several chunks, which the model was not trained with and which slows every step: "
-            "shorten them, unless prompts will be as long",
+            "read in several chunks, which the model was not trained with and which slows every "
+            "step: shorten them, unless prompts will be as long",
             tuple(long),
         )  # fmt: skip
 

@@ -74,7 +74,8 @@ def _find_other_words(
             yield Finding(
                 "other-words", "warning",
                 f"{captions_have(len(keys))} {word!r} beside {feature.tag!r}, which occurs in "
-                f"nearly every caption of {other.tag!r} and will mean that feature; use another word",
+                f"nearly every caption of {other.tag!r} and will mean that feature; use "
+                "another word",
                 keys,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""In how many chunks the captions of a training set are read."""
+"""How many chunks of tokens the captions of a dataset need."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,62 +16,63 @@ from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data.split import DatasetSplit
 
 if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
     from lorasmith.models.load import Model
 
-_NAMED = 3
+_MAX_LISTED_CAPTIONS = 3
 """Captions that a warning names at most."""
-_SHOWN = 4
-"""Words that it shows of what is cut off."""
+_SHOWN_WORDS = 4
+"""Words of the cut-off text that it shows."""
 
 
 def count_caption_chunks(
-    model: "Model", data: DataConfig, chosen: DatasetSplit, plain: bool = False
+    model: "Model", data: DataConfig, split: DatasetSplit, includes_untagged: bool = False
 ) -> int:
-    """Return the chunks that every caption of a set gets, so that batches have one shape.
+    """Return the chunks that every caption of a dataset gets, so that batches have one shape.
 
-    That is what the longest one needs, and ``data.max_token_length`` allows; longer
-    captions are warned about.
+    That is what the longest caption needs, up to ``data.max_token_length``; a warning names longer
+    captions.
 
     Args:
         model: its tokenizer counts.
-        data: settings of the pictures.
-        chosen: the pictures, held-out ones included.
-        plain: whether captions without the tag are read as well.
+        data: settings of the images.
+        split: the images, validation images included.
+        includes_untagged: whether captions without the tag are encoded as well.
     """
-    rows = [*chosen.train_rows, *chosen.class_rows, *chosen.validation_rows]
-    needed = {row.caption: _needed(model, data, row.caption) for row in rows}
-    most = max(needed.values(), default=1)
-    if most > data.max_chunks:
-        names = {row.key: row.caption for row in rows if needed[row.caption] > data.max_chunks}
-        _warn(model, data, names)
-    if plain:
-        others = {remove_tag(row.caption, data.tag, data.class_word) for row in rows}
-        most = max(most, *(_needed(model, data, text) for text in others))
-    return min(most, data.max_chunks)
+    tokenizer, shuffle = model.main_tokenizer, data.shuffle_caption
+    rows = [*split.train_rows, *split.class_rows, *split.validation_rows]
+    chunks = {row.caption: _count_chunks(tokenizer, row.caption, shuffle) for row in rows}
+    longest = max(chunks.values(), default=1)
+    if longest > data.max_chunks:
+        too_long = {row.key: row.caption for row in rows if chunks[row.caption] > data.max_chunks}
+        _warn_about_cut_captions(tokenizer, data.max_token_length, data.max_chunks, too_long)
+    if includes_untagged:
+        untagged = {remove_tag(row.caption, data.tag, data.class_word) for row in rows}
+        longest = max(longest, *(_count_chunks(tokenizer, text, shuffle) for text in untagged))
+    return min(longest, data.max_chunks)
 
 
-def _needed(model: "Model", data: DataConfig, caption: str) -> int:
-    tokenizer = model.main_tokenizer
-    if data.shuffle_caption:
+def _count_chunks(tokenizer: "CLIPTokenizer", caption: str, shuffle: bool) -> int:
+    if shuffle:
         return max_chunks_when_shuffled(tokenizer, caption)
     return count_chunks(tokenizer, unweighted_prompt(caption))
 
 
-def _warn(model: "Model", data: DataConfig, captions: Mapping[str, str]) -> None:
-    """Name the captions that are cut off, by their pictures."""
-    lost = [
-        text_beyond_chunks(model.main_tokenizer, text, data.max_chunks)
-        for text in captions.values()
-    ]
-    told = [
-        f"{name} from {' '.join(end.split()[:_SHOWN])!r} on"
-        for name, end in zip(captions, lost, strict=True)
-    ][:_NAMED]
-    more = len(captions) - len(told)
+def _warn_about_cut_captions(
+    tokenizer: "CLIPTokenizer", max_tokens: int, max_chunks: int, captions: Mapping[str, str]
+) -> None:
+    """Name the captions that are cut off, by their images."""
+    listed = []
+    for key, caption in list(captions.items())[:_MAX_LISTED_CAPTIONS]:
+        cut_words = text_beyond_chunks(tokenizer, caption, max_chunks).split()
+        listed.append(f"{key} from {' '.join(cut_words[:_SHOWN_WORDS])!r} on")
+    hidden = len(captions) - len(listed)
     count = "1 caption is" if len(captions) == 1 else f"{len(captions)} captions are"
     warnings.warn(
-        f"{count} longer than data.max_token_length = {data.max_token_length} tokens, and the end "
-        f"is not read: {', '.join(told)}{f' and {more} more' if more else ''}; shorten them or raise it",
+        f"{count} longer than data.max_token_length = {max_tokens} tokens, and the end is not "
+        f"read: {', '.join(listed)}{f' and {hidden} more' if hidden else ''}; shorten them or "
+        "raise it",
         LorasmithWarning,
-        stacklevel=2,
+        stacklevel=3,
     )

@@ -1,15 +1,14 @@
-"""Latents of the training pictures: encoded once and gathered, or encoded in every step."""
+"""Latents of a batch: encoded once and gathered, or encoded in every step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-from lorasmith.config.train_config import DataConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import gather_to_device, to_device_async
-from lorasmith.data.cache.tensor_cache import Entry, TensorCache
+from lorasmith.data.cache.tensor_cache import Entry
 from lorasmith.data.images.augment import Augmentation, apply_color_jitter, draw_augmentation
 from lorasmith.data.images.buckets import BucketAssignment
 from lorasmith.data.images.masks import blank_masked, masks_to_latent_size
@@ -22,27 +21,23 @@ from lorasmith.training.data.inpainting import (
     encode_masked_latents,
 )
 from lorasmith.training.data.vae_encoding import (
+    ImageAugmentation,
     ImageView,
     TrainImages,
+    VaeEncoder,
     compute_time_ids,
     downscale_masks,
-    encode_image,
     iter_center_crops,
-    latent_cache_key,
-    latent_layout,
 )
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
-_RESIDENT_BYTES = 4 * 2**30
-"""Latents up to this size stay on the training device; more are moved to it batch by batch."""
-_VIEW, _MIRROR = 0x76696577, 0x6D6972726F72
-"""The streams of what is decided on the host about a picture."""
+_MAX_RESIDENT_BYTES = 4 * 2**30
+"""Latents up to this size stay on the training device; larger ones move to it batch by batch."""
+_AUGMENTATION_STREAM, _FLIP_STREAM = 0x76696577, 0x6D6972726F72
+"""Random streams of what the host decides about an image."""
 
 
 class LatentBatch(NamedTuple):
-    """The pictures' share of a batch, as in ``Batch``."""
+    """The image fields of a ``Batch``."""
 
     latents: torch.Tensor
     loss_mask: torch.Tensor | None
@@ -53,12 +48,12 @@ class LatentBatch(NamedTuple):
 class LatentSource(Protocol):
     """Where the latents of a batch come from."""
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> LatentBatch:
-        """Return the latents of pictures of one bucket.
+    def gather(self, indices: torch.Tensor, rng: BatchRng) -> LatentBatch:
+        """Return the latents of images of one bucket.
 
         Args:
-            numbers: which pictures, int64 ``[B]`` on the CPU.
-            draws: this part's share of the batch's random numbers.
+            indices: which images, int64 ``[B]`` on the CPU.
+            rng: random numbers for these images of the batch.
         """
 
 
@@ -66,237 +61,256 @@ class LatentSource(Protocol):
 
 
 @dataclass(frozen=True)
-class _Group:
-    """The n pictures of one bucket, and behind them their n mirrored ones, if there are any."""
+class _BucketLatents:
+    """The n images of one bucket, followed by their n flipped ones, if there are any."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
-    mask: torch.Tensor | None
+    loss_mask: torch.Tensor | None
     time_ids: torch.Tensor | None
-    pictures: int
-    holes: MaskedLatentCache | None = None
+    image_count: int
+    masked: MaskedLatentCache | None = None
 
     @property
     def nbytes(self) -> int:
-        holes = 0 if self.holes is None else self.holes.nbytes
-        return self.mean.nbytes + self.deviation.nbytes + holes
+        masked = 0 if self.masked is None else self.masked.nbytes
+        return self.mean.nbytes + self.deviation.nbytes + masked
 
-    def to(self, device: torch.device) -> "_Group":
-        return _Group(
+    def to(self, device: torch.device) -> "_BucketLatents":
+        return _BucketLatents(
             self.mean.to(device),
             self.deviation.to(device),
-            None if self.mask is None else self.mask.to(device),
+            None if self.loss_mask is None else self.loss_mask.to(device),
             None if self.time_ids is None else self.time_ids.to(device),
-            self.pictures,
-            None if self.holes is None else self.holes.to(device),
+            self.image_count,
+            None if self.masked is None else self.masked.to(device),
         )
 
 
 class CachedLatents:
-    """Latents that were encoded before the training; a step only gathers and samples them."""
+    """Latents that were encoded before training; a step only gathers and samples them."""
 
     def __init__(
-        self, groups: dict[int, _Group], bucket_of: Sequence[int], flip: bool, device: torch.device
+        self,
+        buckets: dict[int, _BucketLatents],
+        bucket_indices: Sequence[int],
+        flip: bool,
+        device: torch.device,
     ) -> None:
-        self._bucket_of = bucket_of
+        self._bucket_indices = bucket_indices
         self._flip = flip
         self._device = device
-        fits = sum(one.nbytes for one in groups.values()) <= _RESIDENT_BYTES
-        self._home = device if fits else torch.device("cpu")
-        self._groups = {bucket: one.to(self._home) for bucket, one in groups.items()}
-        seen = dict.fromkeys(groups, 0)
-        self._within = []
-        for bucket in bucket_of:
-            self._within.append(seen[bucket])
-            seen[bucket] += 1
+        num_bytes = sum(bucket.nbytes for bucket in buckets.values())
+        fits = num_bytes <= _MAX_RESIDENT_BYTES
+        self._table_device = device if fits else torch.device("cpu")
+        self._buckets = {key: bucket.to(self._table_device) for key, bucket in buckets.items()}
+        counts = dict.fromkeys(buckets, 0)
+        self._row_in_bucket = []
+        for bucket_index in bucket_indices:
+            self._row_in_bucket.append(counts[bucket_index])
+            counts[bucket_index] += 1
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> LatentBatch:
-        """Return freshly sampled latents; see ``Latents``."""
-        chosen = numbers.tolist()
-        group = self._groups[self._bucket_of[chosen[0]]]
-        unit = to_device_async(draws.normal(*group.mean.shape[1:]), self._device)
-        # Decided on the host, so that it need not be asked of the device for latents kept here.
-        rows = [self._within[number] for number in chosen]
-        if self._flip:
-            sides = [
-                bool(torch.rand((), generator=one) < 0.5)
-                for one in draws.per_image_generators(_MIRROR)
+    def gather(self, indices: torch.Tensor, rng: BatchRng) -> LatentBatch:
+        """Return freshly sampled latents; see ``LatentSource``."""
+        index_list = indices.tolist()
+        bucket = self._buckets[self._bucket_indices[index_list[0]]]
+        noise = to_device_async(rng.normal(*bucket.mean.shape[1:]), self._device)
+        row_list = [self._row_in_bucket[index] for index in index_list]
+        if self._flip:  # decided on the host: masks below are chosen by row
+            flips = [
+                bool(torch.rand((), generator=generator) < 0.5)
+                for generator in rng.per_image_generators(_FLIP_STREAM)
             ]
-            rows = [row + side * group.pictures for row, side in zip(rows, sides, strict=True)]
-        which = to_device_async(torch.tensor(rows), self._home)
+            row_list = [
+                row + flip * bucket.image_count for row, flip in zip(row_list, flips, strict=True)
+            ]
+        rows = to_device_async(torch.tensor(row_list), self._table_device)
         return LatentBatch(
-            self._sampled(group.mean, group.deviation, which, unit),
-            None if group.mask is None else self._rows(group.mask, which),
-            None if group.time_ids is None else self._rows(group.time_ids, which),
-            None if group.holes is None else self._surroundings(group.holes, rows, draws),
+            self._sample(bucket.mean, bucket.deviation, rows, noise),
+            None if bucket.loss_mask is None else self._gather_rows(bucket.loss_mask, rows),
+            None if bucket.time_ids is None else self._gather_rows(bucket.time_ids, rows),
+            None if bucket.masked is None else self._inpaint_cond(bucket.masked, row_list, rng),
         )
 
-    def _surroundings(
-        self, holes: MaskedLatentCache, rows: Sequence[int], draws: BatchRng
+    def _inpaint_cond(
+        self, masked: MaskedLatentCache, positions: Sequence[int], rng: BatchRng
     ) -> torch.Tensor:
-        which = to_device_async(holes.chosen(rows, draws), self._home)
-        unit = to_device_async(draws.normal(*holes.mean.shape[1:]), self._device)
-        rest = self._sampled(holes.mean, holes.deviation, which, unit)
-        return torch.cat([self._rows(holes.mask, which), rest], dim=1)
+        rows = to_device_async(masked.draw_rows(positions, rng), self._table_device)
+        noise = to_device_async(rng.normal(*masked.mean.shape[1:]), self._device)
+        latents = self._sample(masked.mean, masked.deviation, rows, noise)
+        return torch.cat([self._gather_rows(masked.mask, rows), latents], dim=1)
 
-    def _sampled(
-        self, mean: torch.Tensor, deviation: torch.Tensor, which: torch.Tensor, unit: torch.Tensor
+    def _sample(
+        self, mean: torch.Tensor, deviation: torch.Tensor, rows: torch.Tensor, noise: torch.Tensor
     ) -> torch.Tensor:
-        return self._rows(mean, which) + self._rows(deviation, which) * unit
+        return self._gather_rows(mean, rows) + self._gather_rows(deviation, rows) * noise
 
-    def _rows(self, table: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        return gather_to_device(table, which, self._device)
+    def _gather_rows(self, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return gather_to_device(table, rows, self._device)
 
 
 def encode_latents(
-    vae: "AutoencoderKL",
-    identity: str,
-    downscale: int,
-    pictures: TrainImages,
-    flip: bool,
-    cache: TensorCache,
-    device: torch.device,
+    encoder: VaeEncoder, images: TrainImages, flip: bool, device: torch.device
 ) -> CachedLatents:
-    """Encode every picture's centre crop, and its mirror image with ``flip``.
+    """Encode every image's centre crop, and its mirror image with ``flip``.
 
-    For an inpainting model, each of them also without each of its holes.
+    For an inpainting model, each of them also with each of its masks.
 
     Args:
-        vae: on the device where it shall run.
-        identity: the VAE's hash.
-        downscale: pixels per latent.
-        pictures: the pictures.
-        flip: keep mirror images too.
-        cache: where latents are looked up and kept.
-        device: where batches are wanted.
+        encoder: the VAE, and the cache of earlier runs.
+        images: the images.
+        flip: encode mirror images too.
+        device: device of the batches.
 
     Raises:
-        DataError: a picture cannot be decoded, or its latents are not finite; it is named.
+        DataError: an image cannot be decoded, or its latents are not finite; the message names it.
     """
-    jobs = [
-        (number, side)
-        for side in ((False, True) if flip else (False,))
-        for number in range(len(pictures.bucket_of))
+    views = [
+        ImageView(index, is_flipped)
+        for is_flipped in ((False, True) if flip else (False,))
+        for index in range(len(images.bucket_indices))
     ]
-    keys = [latent_cache_key(pictures, job, vae, identity) for job in jobs]
-    layouts = [latent_layout(pictures, number, vae, downscale) for number, _ in jobs]
+    keys = [encoder.cache_key(images, view) for view in views]
+    layouts = [encoder.entry_layout(images, view.image_index) for view in views]
 
-    def compute(places: list[int]) -> Iterator[Entry]:
-        return _encoded(vae, pictures, [jobs[place] for place in places])
+    def compute(missing: list[int]) -> Iterator[Entry]:
+        return _encode_views(encoder, images, [views[i] for i in missing])
 
-    with progress_bar("encoding pictures", len(jobs)) as advance:
-        entries = dict(
-            zip(jobs, cache.get_or_compute(keys, layouts, compute, advance), strict=True)
-        )
-    buckets = sorted(set(pictures.bucket_of))
-    owned = [[job for job in jobs if pictures.bucket_of[job[0]] == bucket] for bucket in buckets]
-    made = [_group(pictures, own, [entries[job] for job in own], downscale) for own in owned]
-    if pictures.holes is not None:
-        tables = encode_masked_latents(
-            vae, identity, downscale, pictures, pictures.holes, owned, cache
-        )
-        made = [replace(one, holes=table) for one, table in zip(made, tables, strict=True)]
-    return CachedLatents(dict(zip(buckets, made, strict=True)), pictures.bucket_of, flip, device)
+    with progress_bar("encoding images", len(views)) as advance:
+        entries = encoder.cache.get_or_compute(keys, layouts, compute, advance)
+    entry_of = dict(zip(views, entries, strict=True))
+    bucket_keys = sorted(set(images.bucket_indices))
+    views_by_bucket = [
+        [view for view in views if images.bucket_indices[view.image_index] == key]
+        for key in bucket_keys
+    ]
+    buckets = [
+        _build_bucket(images, members, [entry_of[view] for view in members], encoder.scale_factor)
+        for members in views_by_bucket
+    ]
+    if images.inpaint_masks is not None:
+        masked = encode_masked_latents(encoder, images, images.inpaint_masks, views_by_bucket)
+        buckets = [
+            replace(bucket, masked=cache) for bucket, cache in zip(buckets, masked, strict=True)
+        ]
+    by_key = dict(zip(bucket_keys, buckets, strict=True))
+    return CachedLatents(by_key, images.bucket_indices, flip, device)
 
 
-def _encoded(
-    vae: "AutoencoderKL", pictures: TrainImages, jobs: Sequence[ImageView]
+def _encode_views(
+    encoder: VaeEncoder, images: TrainImages, views: Sequence[ImageView]
 ) -> Iterator[Entry]:
-    for (number, _), pixels in zip(jobs, iter_center_crops(pictures, jobs), strict=True):
-        yield encode_image(vae, pictures, number, uint8_to_signed(pixels))
+    for view, pixels in zip(views, iter_center_crops(images, views), strict=True):
+        yield encoder.encode(images, view.image_index, uint8_to_signed(pixels))
 
 
-def _group(
-    pictures: TrainImages, jobs: Sequence[ImageView], entries: Sequence[Entry], downscale: int
-) -> _Group:
-    mask = time_ids = None
-    if pictures.any_mask:
-        mask = torch.cat([_mask(pictures, number, side, downscale) for number, side in jobs])
-    if pictures.sized:
-        placements = pictures.placed.assignments
-        views = [(placements[number], Augmentation(placements[number].crop_box[:2], side))
-                 for number, side in jobs]  # fmt: skip
-        time_ids = torch.tensor([compute_time_ids(*view, pictures.score) for view in views])
-    return _Group(
-        torch.stack([one["mean"] for one in entries]),
-        torch.stack([one["deviation"] for one in entries]),
-        mask,
+def _build_bucket(
+    images: TrainImages, views: Sequence[ImageView], entries: Sequence[Entry], scale_factor: int
+) -> _BucketLatents:
+    loss_mask = time_ids = None
+    if images.has_loss_masks:
+        loss_mask = torch.cat([_load_loss_mask(images, view, scale_factor) for view in views])
+    if images.has_time_ids:
+        time_ids = torch.tensor([_center_time_ids(images, view) for view in views])
+    return _BucketLatents(
+        torch.stack([entry["mean"] for entry in entries]),
+        torch.stack([entry["deviation"] for entry in entries]),
+        loss_mask,
         time_ids,
-        len({number for number, _ in jobs}),
+        len({view.image_index for view in views}),
     )
 
 
-def _mask(pictures: TrainImages, number: int, mirrored: bool, downscale: int) -> torch.Tensor:
-    mask = pictures.placed.load_center_mask(number)
+def _center_time_ids(images: TrainImages, view: ImageView) -> list[float]:
+    assignment = images.bucketed.assignments[view.image_index]
+    center_crop = Augmentation(assignment.crop_box[:2], view.is_flipped)
+    return compute_time_ids(assignment, center_crop, images.aesthetic_score)
+
+
+def _load_loss_mask(images: TrainImages, view: ImageView, scale_factor: int) -> torch.Tensor:
+    mask = images.bucketed.load_center_mask(view.image_index)
     if mask is None:
-        bucket = pictures.placed.assignments[number].bucket
+        bucket = images.bucketed.assignments[view.image_index].bucket
         mask = torch.full((1, bucket.height, bucket.width), 255, dtype=torch.uint8)
-    return downscale_masks((mask.flip(-1) if mirrored else mask).unsqueeze(0), downscale)
+    return downscale_masks((mask.flip(-1) if view.is_flipped else mask).unsqueeze(0), scale_factor)
 
 
 # --- encoded in every step ------------------------------------------------------------------
 
 
 class OnlineLatents:
-    """Pictures that are cropped, coloured or masked anew every time: the VAE runs in the step."""
+    """Images whose crops, colours or masks change in every step, where the VAE encodes them."""
 
     def __init__(
         self,
-        vae: "AutoencoderKL",
-        downscale: int,
-        pictures: TrainImages,
-        data: DataConfig,
+        encoder: VaeEncoder,
+        images: TrainImages,
+        augmentation: ImageAugmentation,
         device: torch.device,
     ) -> None:
-        self._vae = vae
-        self._downscale = downscale
-        self._pictures = pictures
-        self._data = data
+        self._vae = encoder.vae
+        self._scale_factor = encoder.scale_factor
+        self._images = images
+        self._augmentation = augmentation
         self._device = device
 
-    def gather(self, numbers: torch.Tensor, draws: BatchRng) -> LatentBatch:
-        """Return latents of newly drawn crops; see ``Latents``."""
-        chosen, placed = numbers.tolist(), self._pictures.placed
-        placements = [placed.assignments[number] for number in chosen]
-        views = self._views(placements, draws)
-        pixels, masks = placed.load_crops(chosen, [view.crop_corner for view in views])
-        mirrored = torch.tensor([view.is_flipped for view in views]).view(-1, 1, 1, 1)
-        pixels, masks = (torch.where(mirrored, one.flip(-1), one) for one in (pixels, masks))
-        shown = to_device_async(pixels, self._device).float() / 255.0
-        if self._data.color_jitter:
-            shown = apply_color_jitter(
-                shown,
-                to_device_async(torch.tensor([view.color_factors for view in views]), self._device),
+    def gather(self, indices: torch.Tensor, rng: BatchRng) -> LatentBatch:
+        """Return latents of newly drawn crops; see ``LatentSource``."""
+        images, index_list = self._images, indices.tolist()
+        assignments = [images.bucketed.assignments[index] for index in index_list]
+        augmentations = self._draw_augmentations(assignments, rng)
+        pixels, masks = self._load_augmented(index_list, augmentations)
+        latents = self._sample_latents(pixels, rng)
+        loss_mask = time_ids = inpaint_cond = None
+        if images.has_loss_masks:
+            loss_mask = downscale_masks(to_device_async(masks, self._device), self._scale_factor)
+        if images.has_time_ids:
+            pairs = zip(assignments, augmentations, strict=True)
+            values = [compute_time_ids(*pair, images.aesthetic_score) for pair in pairs]
+            time_ids = to_device_async(torch.tensor(values), self._device)
+        if images.inpaint_masks is not None:
+            inpaint_masks = draw_inpaint_masks(images, index_list, masks, rng)
+            inpaint_cond = self._inpaint_cond(
+                pixels, to_device_async(inpaint_masks, self._device), rng
             )
-        signed = shown * 2.0 - 1.0
-        clean = self._sampled(signed, draws)
-        mask = time_ids = surroundings = None
-        if self._pictures.any_mask:
-            mask = downscale_masks(to_device_async(masks, self._device), self._downscale)
-        if self._pictures.sized:
-            score = self._pictures.score
-            told = [
-                compute_time_ids(p, view, score) for p, view in zip(placements, views, strict=True)
-            ]
-            time_ids = to_device_async(torch.tensor(told), self._device)
-        if self._pictures.holes is not None:
-            holes = draw_inpaint_masks(self._pictures.holes, self._pictures, chosen, masks, draws)
-            surroundings = self._surroundings(signed, to_device_async(holes, self._device), draws)
-        return LatentBatch(clean, mask, time_ids, surroundings)
+        return LatentBatch(latents, loss_mask, time_ids, inpaint_cond)
 
-    def _surroundings(
-        self, signed: torch.Tensor, holes: torch.Tensor, draws: BatchRng
-    ) -> torch.Tensor:
-        rest = self._sampled(blank_masked(signed, holes), draws)
-        return torch.cat([masks_to_latent_size(holes, self._downscale), rest], dim=1)
-
-    def _sampled(self, signed: torch.Tensor, draws: BatchRng) -> torch.Tensor:
-        mean, deviation = encode_images(self._vae, signed)
-        return mean + deviation * to_device_async(draws.normal(*mean.shape[1:]), self._device)
-
-    def _views(self, placements: Sequence[BucketAssignment], draws: BatchRng) -> list[Augmentation]:
-        data = self._data
+    def _draw_augmentations(
+        self, assignments: Sequence[BucketAssignment], rng: BatchRng
+    ) -> list[Augmentation]:
+        config = self._augmentation
+        generators = rng.per_image_generators(_AUGMENTATION_STREAM)
         return [
-            draw_augmentation(placed, data.crop == "random", data.flip_aug, data.color_jitter, own)
-            for placed, own in zip(placements, draws.per_image_generators(_VIEW), strict=True)
+            draw_augmentation(
+                assignment, config.random_crop, config.flip, config.color_jitter, generator
+            )
+            for assignment, generator in zip(assignments, generators, strict=True)
         ]
+
+    def _load_augmented(
+        self, indices: Sequence[int], augmentations: Sequence[Augmentation]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images in -1..1 on the training device, and their masks on the CPU."""
+        corners = [augmentation.crop_corner for augmentation in augmentations]
+        crops, masks = self._images.bucketed.load_crops(indices, corners)
+        flips = [augmentation.is_flipped for augmentation in augmentations]
+        is_flipped = torch.tensor(flips).view(-1, 1, 1, 1)
+        crops = torch.where(is_flipped, crops.flip(-1), crops)
+        masks = torch.where(is_flipped, masks.flip(-1), masks)
+        pixels = to_device_async(crops, self._device).float() / 255.0
+        if self._augmentation.color_jitter:
+            factors = [augmentation.color_factors for augmentation in augmentations]
+            pixels = apply_color_jitter(
+                pixels, to_device_async(torch.tensor(factors), self._device)
+            )
+        return pixels * 2.0 - 1.0, masks
+
+    def _inpaint_cond(
+        self, pixels: torch.Tensor, masks: torch.Tensor, rng: BatchRng
+    ) -> torch.Tensor:
+        latents = self._sample_latents(blank_masked(pixels, masks), rng)
+        return torch.cat([masks_to_latent_size(masks, self._scale_factor), latents], dim=1)
+
+    def _sample_latents(self, pixels: torch.Tensor, rng: BatchRng) -> torch.Tensor:
+        mean, deviation = encode_images(self._vae, pixels)
+        return mean + deviation * to_device_async(rng.normal(*mean.shape[1:]), self._device)

@@ -1,4 +1,4 @@
-"""What a network is, as a key: its weights and its configuration."""
+"""Hash of a network: its weights and its configuration, for cache keys."""
 
 import hashlib
 import json
@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 _BOOKKEEPING = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version"})
-"""Entries of a configuration that say nothing about what the network computes."""
+"""Configuration entries that do not change what the network computes."""
 
 
-def hash_module(network: nn.Module) -> str:
-    """Return a hex SHA-256 over a network's weights, as they are in memory, and its configuration.
+def hash_module(module: nn.Module) -> str:
+    """Return a hex SHA-256 over a module's weights, as they are in memory, and its configuration.
 
-    Equal networks give equal hashes wherever they were loaded from and whatever device they
-    are on; another number format gives another one.
+    Equal modules have equal hashes wherever they were loaded from and whatever their device;
+    another dtype gives another hash.
     """
-    state = network.state_dict()
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing lets go of the GIL
+    state = module.state_dict()
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the GIL
         digests = pool.map(_digest, state.values())
         weights = dict(zip(state, digests, strict=True))
-    told = {"kind": type(network).__name__, "config": _config(network), "weights": weights}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    facts = {"kind": type(module).__name__, "config": _public_config(module), "weights": weights}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(tensor: torch.Tensor) -> str:
@@ -34,9 +34,9 @@ def _digest(tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _config(network: nn.Module) -> dict[str, Any]:
-    """Return the configuration without paths, versions and other marks of where it came from."""
-    config: Any = getattr(network, "config", None)
+def _public_config(module: nn.Module) -> dict[str, Any]:
+    """Return the configuration without paths, versions and other marks of its origin."""
+    config: Any = getattr(module, "config", None)
     if config is None:
         return {}
     items = config.to_dict() if hasattr(config, "to_dict") else dict(config)

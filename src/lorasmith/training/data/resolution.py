@@ -1,4 +1,4 @@
-"""The sizes that training pictures are brought to."""
+"""Resolution and buckets of training images."""
 
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
 
-def resolve_resolution(model: "Model", wanted: int | None) -> int:
-    """Return the side of square training pictures in pixels.
+def resolve_resolution(model: "Model", resolution: int | None) -> int:
+    """Return the side of square training images in pixels; None is the model's own.
 
     Raises:
-        ConfigError: the wanted side is not a multiple of what the model can do.
+        ConfigError: it is not a multiple of what the model supports.
     """
     multiple = ImageSizes.from_model(model).multiple
-    side = wanted or model.default_size
+    side = resolution or model.default_size
     if side % multiple:
         near = max(multiple, (side + multiple // 2) // multiple * multiple)
         raise ConfigError(f"data.resolution: {side} is not a multiple of {multiple}; use {near}")
@@ -26,7 +26,7 @@ def resolve_resolution(model: "Model", wanted: int | None) -> int:
 
 
 def buckets_for_model(model: "Model", data: DataConfig) -> tuple[Bucket, ...]:
-    """Return the sizes that pictures are brought to.
+    """Return the buckets for images of a run.
 
     Raises:
         ConfigError: the resolution does not suit the model.

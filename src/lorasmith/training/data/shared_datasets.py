@@ -1,4 +1,4 @@
-"""Pictures that LoRAs trained at the same time have in common are prepared and kept once."""
+"""One dataset for all LoRAs of a joint run that use the same images in the same way."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,34 +8,34 @@ from lorasmith.training.data.dataset import TrainDataset
 
 
 def build_shared_datasets(
-    runs: Sequence[TrainConfig], build: Callable[[int], TrainDataset], seeded_pictures: bool
+    runs: Sequence[TrainConfig],
+    build: Callable[[int], TrainDataset],
+    depends_on_seed: bool,
 ) -> list[TrainDataset]:
-    """Return a training set for each run; of runs that use the same pictures alike, one set whose
-    order alone is each one's own.
+    """Return a dataset for each run. Runs with equal data share one, each with its own order.
 
     Args:
-        runs: their settings, of one model.
-        build: prepares the set of the run with a number.
-        seeded_pictures: whether the pictures themselves depend on the run's seed.
+        runs: settings of runs on one model.
+        build: builds the dataset of the run with an index.
+        depends_on_seed: whether the images themselves depend on the run's seed.
     """
-    made: list[tuple[int, TrainDataset]] = []
-    sets = []
-    for number, run in enumerate(runs):
-        alike = (own for first, own in made if _alike(run, runs[first], seeded_pictures))
-        found = next(alike, None)
-        if found is None:
-            found = build(number)
-            made.append((number, found))
-        sets.append(replace(found, batch_sampler=found.batch_sampler.with_seed(run.train.seed)))
-    return sets
+    built: dict[int, TrainDataset] = {}
+    datasets = []
+    for index, run in enumerate(runs):
+        key = _dataset_key(run, depends_on_seed)
+        keys = ((other, _dataset_key(runs[other], depends_on_seed)) for other in built)
+        match = next((other for other, other_key in keys if other_key == key), None)
+        if match is None:
+            built[index] = build(index)
+            match = index
+        dataset = built[match]
+        sampler = dataset.batch_sampler.with_seed(run.train.seed)
+        datasets.append(replace(dataset, batch_sampler=sampler))
+    return datasets
 
 
-def _alike(one: TrainConfig, other: TrainConfig, seeded_pictures: bool) -> bool:
-    """Tell whether everything is the same that a set depends on, but for the order of its rows."""
-    return _depends_on(one, seeded_pictures) == _depends_on(other, seeded_pictures)
-
-
-def _depends_on(run: TrainConfig, seeded_pictures: bool) -> tuple[object, ...]:
+def _dataset_key(run: TrainConfig, depends_on_seed: bool) -> tuple[object, ...]:
+    """Return everything that a dataset depends on, except the order of its images."""
     train = run.train
     return (
         run.data,
@@ -44,5 +44,5 @@ def _depends_on(run: TrainConfig, seeded_pictures: bool) -> tuple[object, ...]:
         train.mixed_precision,
         train.images_per_step(),
         train.loss.masked,
-        train.seed if seeded_pictures else None,
+        train.seed if depends_on_seed else None,
     )

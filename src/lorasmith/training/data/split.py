@@ -1,4 +1,4 @@
-"""Which pictures a run learns from, and which it only measures."""
+"""Which images a run trains on, and which are for the validation loss."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,52 +12,53 @@ from lorasmith.data.scan.scan import read_class_rows, read_usable_rows
 from lorasmith.data.tags import contains_tag
 from lorasmith.loops.progress import progress_bar
 
-_MANY = 24
-_HELD_OUT = 1 / 12
-"""Share of sets of ``_MANY`` pictures and more that is held out unless a setting says otherwise."""
+_MIN_IMAGES_FOR_VALIDATION = 24
+_DEFAULT_SHARE = 1 / 12
+"""Share for validation of datasets of at least ``_MIN_IMAGES_FOR_VALIDATION`` images."""
 
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """The pictures of a run, by what they are for."""
+    """The images of a run, by purpose."""
 
     train_rows: Sequence[Row]
-    """Pictures with the new thing, to learn from."""
+    """Images of the new concept, to train on."""
     class_rows: Sequence[Row]
-    """Pictures of its class without it."""
+    """Class images (regularisation images): images of its class without it."""
     validation_rows: Sequence[Row]
-    """Pictures with the new thing that are only measured."""
+    """Images of the new concept, for the validation loss."""
 
 
 def split_dataset(data: DataConfig) -> DatasetSplit:
-    """Read all pictures and decide what each is for.
+    """Read all images and split them by purpose.
 
     Raises:
-        DataError: pictures that cannot be used, none with the tag, or none left to learn from.
+        DataError: images that cannot be used, none with the tag, or none left to train on.
     """
-    learned, held_out = split_validation(read_train_rows(data), data.validation_split)
-    return DatasetSplit(learned, read_class_rows(data, progress_bar), held_out)
+    train_rows, validation_rows = split_validation(read_train_rows(data), data.validation_split)
+    return DatasetSplit(train_rows, read_class_rows(data, progress_bar), validation_rows)
 
 
 def read_train_rows(data: DataConfig) -> list[Row]:
-    """Read the pictures and check that their captions name the tag.
+    """Read the images and check that their captions contain the tag.
 
-    Warns when some do not: they are trained on all the same, and pull the model without it.
+    Warns when some do not: the run trains on them too, and changes the model without the tag.
 
     Raises:
-        DataError: nothing to read, or no caption has the tag.
+        DataError: no images, or no caption has the tag.
     """
     rows = read_usable_rows(data, progress_bar)
-    without = [row for row in rows if not contains_tag(row.caption, data.tag)]
-    if len(without) == len(rows):
+    untagged = [row for row in rows if not contains_tag(row.caption, data.tag)]
+    if len(untagged) == len(rows):
         raise DataError(
             f"{data.path}: none of its {len(rows)} captions contains the tag {data.tag!r}; write "
             f"it into them, for instance '{rows[0].caption[:60]}, {data.tag}'"
         )
-    if without:
+    if untagged:
         warnings.warn(
-            f"{data.path}: {len(without)} of {len(rows)} captions do not contain the tag "
-            f"{data.tag!r}, first {without[0].key}; what they show will appear without the tag too",
+            f"{data.path}: {len(untagged)} of {len(rows)} captions do not contain the tag "
+            f"{data.tag!r}, first {untagged[0].key}; what they show will appear without the tag "
+            "too",
             LorasmithWarning,
             stacklevel=2,
         )
@@ -65,9 +66,9 @@ def read_train_rows(data: DataConfig) -> list[Row]:
 
 
 def split_validation(rows: Sequence[Row], share: float | None) -> tuple[list[Row], list[Row]]:
-    """Return the rows to learn from and the rows that are only measured.
+    """Return the rows to train on and the rows for validation.
 
-    The latter are those whose keys have the smallest hashes: adding or removing pictures seldom
+    The latter are those whose keys have the smallest hashes, so adding or removing images seldom
     moves another one to the other side.
 
     Args:
@@ -75,15 +76,19 @@ def split_validation(rows: Sequence[Row], share: float | None) -> tuple[list[Row
         share: as in ``data.validation_split``.
 
     Raises:
-        DataError: none would be left to learn from.
+        DataError: none is left to train on.
     """
     if share is None:
-        count = round(len(rows) * _HELD_OUT) if len(rows) >= _MANY else 0
+        is_large = len(rows) >= _MIN_IMAGES_FOR_VALIDATION
+        count = round(len(rows) * _DEFAULT_SHARE) if is_large else 0
     else:
         count = max(1, round(len(rows) * share)) if share else 0
     if count >= len(rows):
         raise DataError(
-            f"data.validation_split: {share:g} of {len(rows)} pictures leaves none to learn from; lower it"
+            f"data.validation_split: {share:g} of {len(rows)} images leaves none to train on; "
+            "lower it"
         )
-    held = {row.key for row in sorted(rows, key=lambda row: hash_fraction(row.key))[:count]}
-    return [row for row in rows if row.key not in held], [row for row in rows if row.key in held]
+    by_hash = sorted(rows, key=lambda row: hash_fraction(row.key))
+    validation_keys = {row.key for row in by_hash[:count]}
+    train_rows = [row for row in rows if row.key not in validation_keys]
+    return train_rows, [row for row in rows if row.key in validation_keys]

@@ -1,167 +1,206 @@
-"""Pictures of a set on their way through the VAE."""
+"""Encoding training images with the VAE."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.cache.tensor_cache import Entry, Layout, cache_key
+from lorasmith.data.cache.tensor_cache import Entry, Layout, TensorCache, cache_key
 from lorasmith.data.images.augment import Augmentation
 from lorasmith.data.images.bucketed_images import BucketedImages
 from lorasmith.data.images.buckets import BucketAssignment
 from lorasmith.models.latents import encode_images
+from lorasmith.training.data.module_hash import hash_module
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-_RECIPE = 1
-"""Part of every key: to be raised when pictures are decoded or scaled in another way."""
-_AHEAD = 8
-"""Pictures that are decoded while another one is encoded."""
+_KEY_VERSION = 1
+"""Part of every cache key; raise it when images are decoded or scaled in another way."""
+_PREFETCH = 8
+"""Images that are decoded while another one is encoded."""
 
-ImageView = tuple[int, bool]
-"""The number of a picture, and whether it is mirrored."""
+
+class ImageView(NamedTuple):
+    """An image as it is encoded before training: its centre crop, perhaps flipped."""
+
+    image_index: int
+    is_flipped: bool
 
 
 @dataclass(frozen=True)
 class InpaintMaskConfig:
-    """What an inpainting model is to paint anew."""
+    """Which masks say what an inpainting model inpaints."""
 
-    given: bool
-    """Whether the masks that pictures have say it; those without get random ones."""
-    count: int
-    """How many random masks a picture gets where they are encoded before the training."""
+    uses_files: bool
+    """Images with a mask file use it, others random masks; False: random masks for all."""
+    num_random_masks: int
+    """Random masks of each image, where these are encoded before training."""
     seed: int
-    """Where these start."""
+    """Seed of the random masks."""
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """How images change at random in every step."""
+
+    random_crop: bool
+    flip: bool
+    color_jitter: float
+    """Largest change of brightness, contrast and saturation, as a share."""
 
 
 @dataclass(frozen=True)
 class TrainImages:
-    """The pictures of a set, and what a batch tells about them besides their latents."""
+    """The images of a dataset, and what a batch contains besides their latents."""
 
-    placed: BucketedImages
-    bucket_of: Sequence[int]
-    """The number of each picture's bucket."""
+    bucketed: BucketedImages
+    bucket_indices: Sequence[int]
+    """Index of each image's bucket."""
     hashes: Sequence[str]
-    """SHA-256 of each picture's file, in hex."""
-    masked: bool
-    """Whether masks are wanted for the loss; only where a row has one."""
-    sized: bool
-    """Whether the model wants to be told sizes (SDXL)."""
-    score: float | None = None
-    """What the SDXL refiner is told of how good they look; None for other models."""
-    holes: InpaintMaskConfig | None = None
+    """Hex SHA-256 of each image's file."""
+    masks_loss: bool
+    """Whether masks weight the loss, where an image has one."""
+    has_time_ids: bool
+    """Whether the model takes sizes as conditioning (SDXL)."""
+    aesthetic_score: float | None = None
+    """For the SDXL refiner; None for other models."""
+    inpaint_masks: InpaintMaskConfig | None = None
     """For an inpainting model; None for other models."""
 
     @property
-    def any_mask(self) -> bool:
+    def has_loss_masks(self) -> bool:
         """Whether batches have masks for the loss."""
-        return self.masked and any(row.mask_path is not None for row in self.placed.rows)
+        rows = self.bucketed.rows
+        return self.masks_loss and any(row.mask_path is not None for row in rows)
+
+    def uses_mask_file(self, index: int) -> bool:
+        """Whether an image's own mask says what to inpaint."""
+        config, row = self.inpaint_masks, self.bucketed.rows[index]
+        return config is not None and config.uses_files and row.mask_path is not None
 
 
-def encode_image(
-    vae: "AutoencoderKL", pictures: TrainImages, number: int, signed: torch.Tensor
-) -> Entry:
-    """Encode one picture alone, so that what comes out does not depend on any other.
+@dataclass(frozen=True)
+class VaeEncoder:
+    """A VAE, and the cache of what it has encoded in earlier runs."""
 
-    Args:
-        vae: on the device where it shall run.
-        pictures: the set.
-        number: which of its pictures this is.
-        signed: float32 ``[3, H, W]`` in -1..1.
+    vae: "AutoencoderKL"
+    """On the device where it runs."""
+    scale_factor: int
+    """Pixels per latent."""
+    cache_root: Path | None = None
+    """None: no cache."""
 
-    Raises:
-        DataError: its latents are not finite; it is named.
-    """
-    mean, deviation = encode_images(vae, signed.unsqueeze(0))
-    if not bool((mean + deviation).isfinite().all()):
-        raise DataError(
-            f"{pictures.placed.rows[number].key}: the VAE turns this picture into values that "
-            "are not finite"
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the VAE; empty without a cache."""
+        return hash_module(self.vae) if self.cache_root else ""
+
+    @cached_property
+    def cache(self) -> TensorCache:
+        return open_encoder_cache(self.cache_root, "latents", self.hash)
+
+    def encode(self, images: TrainImages, index: int, pixels: torch.Tensor) -> Entry:
+        """Encode one image alone, so that its latents do not depend on others.
+
+        Args:
+            images: the images of the dataset.
+            index: which of them.
+            pixels: float32 ``[3, H, W]`` in -1..1.
+
+        Raises:
+            DataError: its latents are not finite; the message names it.
+        """
+        mean, deviation = encode_images(self.vae, pixels.unsqueeze(0))
+        if not bool((mean + deviation).isfinite().all()):
+            raise DataError(
+                f"{images.bucketed.rows[index].key}: the VAE turns this image into values that "
+                "are not finite"
+            )
+        return {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
+
+    def cache_key(self, images: TrainImages, view: ImageView, mask_hash: str = "") -> str:
+        """Return the cache key of an image's latents.
+
+        Args:
+            images: the images of the dataset.
+            view: which of them, and whether flipped.
+            mask_hash: hash of the inpainting mask that blanks a part; empty without one.
+        """
+        assignment = images.bucketed.assignments[view.image_index]
+        facts: dict[str, object] = {
+            "what": "latents",
+            "recipe": _KEY_VERSION,
+            "picture": images.hashes[view.image_index],
+            "background": images.bucketed.background,
+            "resized": assignment.resized_size,
+            "crop": assignment.crop_box,
+            "mirrored": view.is_flipped,
+            "vae": self.hash,
+            "dtype": str(self.vae.dtype),
+        }
+        return cache_key(facts | {"hole": mask_hash} if mask_hash else facts)
+
+    def entry_layout(self, images: TrainImages, index: int) -> Layout:
+        """Return the dtypes and shapes of an image's cache entry."""
+        bucket, channels = (
+            images.bucketed.assignments[index].bucket,
+            int(self.vae.config.latent_channels),
         )
-    return {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
+        shape = (channels, bucket.height // self.scale_factor, bucket.width // self.scale_factor)
+        return {"mean": (torch.float32, shape), "deviation": (torch.float32, shape)}
 
 
-def iter_center_crops(pictures: TrainImages, sides: Sequence[ImageView]) -> Iterator[torch.Tensor]:
-    """Yield centre crops, uint8 ``[3, H, W]``, decoded a few ahead of what is asked for."""
-    with ThreadPoolExecutor(max_workers=_AHEAD) as pool:
-        waiting: list[Future[torch.Tensor]] = []
-        for number, mirrored in sides:
-            waiting.append(pool.submit(_decoded, pictures, number, mirrored))
-            if len(waiting) > _AHEAD:
-                yield waiting.pop(0).result()
-        for one in waiting:
-            yield one.result()
+def open_encoder_cache(root: Path | None, kind: str, encoder_hash: str) -> TensorCache:
+    """Return the cache of one encoder, in its own folder; without a root it stores nothing."""
+    return TensorCache(root and root / kind / encoder_hash[:16])
 
 
-def _decoded(pictures: TrainImages, number: int, mirrored: bool) -> torch.Tensor:
-    pixels = pictures.placed.load_center_crop(number)
-    return pixels.flip(-1) if mirrored else pixels
+def iter_center_crops(images: TrainImages, views: Sequence[ImageView]) -> Iterator[torch.Tensor]:
+    """Yield centre crops, uint8 ``[3, H, W]``, decoding a few ahead."""
+    with ThreadPoolExecutor(max_workers=_PREFETCH) as pool:
+        pending: list[Future[torch.Tensor]] = []
+        for view in views:
+            pending.append(pool.submit(_load_view, images, view))
+            if len(pending) > _PREFETCH:
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
 
 
-def latent_cache_key(
-    pictures: TrainImages, side: ImageView, vae: "AutoencoderKL", identity: str, hole: str = ""
-) -> str:
-    """Return the cache's key of a picture's latents.
-
-    Args:
-        pictures: the set.
-        side: which picture, and whether it is mirrored.
-        vae: what it is encoded with.
-        identity: the VAE's hash.
-        hole: hash of what is taken out of the picture before; empty for nothing.
-    """
-    number, mirrored = side
-    placed = pictures.placed.assignments[number]
-    facts: dict[str, object] = {
-        "what": "latents",
-        "recipe": _RECIPE,
-        "picture": pictures.hashes[number],
-        "background": pictures.placed.background,
-        "resized": placed.resized_size,
-        "crop": placed.crop_box,
-        "mirrored": mirrored,
-        "vae": identity,
-        "dtype": str(vae.dtype),
-    }
-    return cache_key(facts | {"hole": hole} if hole else facts)
-
-
-def latent_layout(
-    pictures: TrainImages, number: int, vae: "AutoencoderKL", downscale: int
-) -> Layout:
-    """Return what a picture's entry in the cache must look like."""
-    bucket, channels = pictures.placed.assignments[number].bucket, int(vae.config.latent_channels)
-    shape = (channels, bucket.height // downscale, bucket.width // downscale)
-    return {"mean": (torch.float32, shape), "deviation": (torch.float32, shape)}
+def _load_view(images: TrainImages, view: ImageView) -> torch.Tensor:
+    pixels = images.bucketed.load_center_crop(view.image_index)
+    return pixels.flip(-1) if view.is_flipped else pixels
 
 
 def compute_time_ids(
-    placed: BucketAssignment, view: Augmentation, score: float | None = None
+    assignment: BucketAssignment, augmentation: Augmentation, aesthetic_score: float | None = None
 ) -> list[float]:
-    """Return SDXL's size conditioning of one picture, as in ``Batch.time_ids``.
+    """Return SDXL's size conditioning of one image, as in ``Batch.time_ids``.
 
     Args:
-        placed: how the picture was scaled.
-        view: how it is shown.
-        score: for the refiner, which is told how good it looks in place of the bucket's size.
+        assignment: how the image is resized.
+        augmentation: how it is cropped and flipped.
+        aesthetic_score: for the refiner, which takes it instead of the bucket's size.
     """
-    (width, height), bucket = placed.original_size, placed.bucket
-    left, top = view.visible_corner(placed)
-    told = (bucket.height, bucket.width) if score is None else (score,)
-    return [float(x) for x in (height, width, top, left, *told)]
+    (width, height), bucket = assignment.original_size, assignment.bucket
+    left, top = augmentation.visible_corner(assignment)
+    target = (bucket.height, bucket.width) if aesthetic_score is None else (aesthetic_score,)
+    return [float(value) for value in (height, width, top, left, *target)]
 
 
-def downscale_masks(masks: torch.Tensor, downscale: int) -> torch.Tensor:
+def downscale_masks(masks: torch.Tensor, scale_factor: int) -> torch.Tensor:
     """Average masks, uint8 ``[B, 1, H, W]``, over each latent: float32 0..1 ``[B, 1, h, w]``."""
-    return F.avg_pool2d(masks.float() / 255.0, downscale)
+    return F.avg_pool2d(masks.float() / 255.0, scale_factor)
 
 
-def content_hash(encoded: bytes) -> str:
-    """Return the hex SHA-256 of a picture's file."""
+def hash_content(encoded: bytes) -> str:
+    """Return the hex SHA-256 of an image's file."""
     return hashlib.sha256(encoded).hexdigest()
