@@ -57,7 +57,20 @@ LR_SCHEDULERS: Registry["LrSchedule"] = Registry(
 """A function of the progress after the warm-up (0 to 1) that returns a factor (1 to 0)."""
 LOSS_WEIGHTINGS: Registry[Any] = Registry("loss weighting", "loss_weightings")
 ADAPTER_INITS: Registry[Any] = Registry("adapter initialisation", "adapter_inits")
-ADAPTER_KINDS: Registry[Any] = Registry("adapter kind", "adapter_kinds")
+ADAPTER_KINDS: Registry[Any] = Registry(
+    "adapter kind",
+    "adapter_kinds",
+    {
+        "lora": "lorasmith.adapters.kinds.lora:LoraLayer",
+        "locon": "lorasmith.adapters.kinds.locon:LoconLayer",
+        "loha": "lorasmith.adapters.kinds.loha:LohaLayer",
+        "lokr": "lorasmith.adapters.kinds.lokr:LokrLayer",
+        "full": "lorasmith.adapters.kinds.full:FullLayer",
+        "dora": "lorasmith.adapters.kinds.dora:DoraLayer",
+    },
+)
+"""Subclasses of ``lorasmith.adapters.kinds.base.AdapterLayer``: what the adapter of a layer can be
+in a LoRA file. The first kind whose key suffixes match reads a layer."""
 MODEL_FAMILIES: Registry["ModelFamily"] = Registry(
     "model family",
     "model_families",

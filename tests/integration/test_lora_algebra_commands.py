@@ -11,9 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import lorasmith
 from lora_making import Listening, make_lora
-from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLayer
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
+from lorasmith.adapters.kinds.dora import DoraLayer
+from lorasmith.adapters.kinds.loha import LohaLayer
+from lorasmith.adapters.kinds.lokr import LokrLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
 
@@ -202,7 +205,7 @@ def other_kinds(model: Model, path: Path) -> Path:
     torch.manual_seed(0)
     layers: dict[str, Any] = {}
     for number, (name, layer) in enumerate(plain.layers.items()):
-        out, inner = layer.sides
+        out, inner = layer.matrix_shape
         if number % 3 == 0:
             layers[name] = DoraLayer(layer, torch.rand(out) + 0.5, on_input=False)
         elif number % 3 == 1:
@@ -212,14 +215,10 @@ def other_kinds(model: Model, path: Path) -> Path:
                 "hada_w2_a": (out, 2),
                 "hada_w2_b": (2, inner),
             }
-            layers[name] = OtherLayer(
-                "LoHa", {k: 0.3 * torch.randn(s) for k, s in shapes.items()}, 2.0
-            )
+            layers[name] = LohaLayer({k: 0.3 * torch.randn(s) for k, s in shapes.items()}, 2.0)
         else:
             halves = {"lokr_w1": (2, 2), "lokr_w2": (out // 2, inner // 2)}
-            layers[name] = OtherLayer(
-                "LoKr", {k: 0.3 * torch.randn(s) for k, s in halves.items()}, 1.0
-            )
+            layers[name] = LokrLayer({k: 0.3 * torch.randn(s) for k, s in halves.items()}, 1.0)
     target = path.with_name("kinds.safetensors")
     save_lora_file(target, layers, plain.metadata, torch.float32)
     return target

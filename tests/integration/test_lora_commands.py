@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_making import Listening, make_lora
-from lorasmith.adapters.files.lora_file import LoraLayer, load_lora_file
+from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
-from lorasmith.adapters.tools.info import delta_norm
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.cli import run
 from lorasmith.models.load import Model, load_model
 
@@ -76,8 +76,8 @@ def test_a_norm_needs_no_product() -> None:
     draws = torch.Generator().manual_seed(0)
     down, up = torch.randn(3, 5, 3, 3, generator=draws), torch.randn(7, 3, 1, 1, generator=draws)
     dense = -2.0 / 3 * up.flatten(1) @ down.flatten(1)
-    assert delta_norm(LoraLayer(down, up, -2.0)) == pytest.approx(float(dense.norm()), rel=1e-5)
-    assert delta_norm(LoraLayer(down, 0 * up, 1.0)) == 0.0
+    assert LoraLayer(down, up, -2.0).delta_norm() == pytest.approx(float(dense.norm()), rel=1e-5)
+    assert LoraLayer(down, 0 * up, 1.0).delta_norm() == 0.0
 
 
 def test_the_family_is_known_without_metadata(

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 import lorasmith
 from lora_making import Listening, make_lora
-from lorasmith.adapters.files.layer_kinds import DoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.adapters.injection.compatibility import fit_to_model
 from lorasmith.adapters.injection.inject import attach_lora
+from lorasmith.adapters.kinds.dora import DoraLayer
 from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.load import Model, load_model
@@ -194,7 +194,7 @@ def test_a_dora_goes_to_diffusers_and_back(tiny_model: Path, tmp_path: Path) -> 
     lorasmith.convert_lora(dora, theirs, "diffusers")
     assert_same_delta(model, dora, theirs)
     name, layer = next(iter(layers.items()))
-    wanted = dense_delta(layer, layer_weight(places[name].layer))
+    wanted = layer.delta_for(layer_weight(places[name].layer))
     torch.testing.assert_close(deltas(model, theirs)[name], wanted)
     pipe = their_pipe(tiny_model)
     pipe.load_lora_weights(theirs)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from lorasmith.adapters.files.layer_kinds import LoraLayer, dense_delta
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
+from lorasmith.adapters.kinds.lora import LoraLayer
 
 STORED = load_file(Path(__file__).parent / "lycoris" / "layers.safetensors")
 CASES = sorted({key.split("/")[0] for key in STORED})
@@ -35,7 +35,7 @@ def test_a_layer_draws_as_lycoris_draws(tmp_path: Path, case: str) -> None:
     assert layer.kind.lower().startswith(case.split(" ")[0][:4]) or isinstance(layer, LoraLayer)
     stride = 6 // wanted.shape[-1] if wanted.ndim == 4 else 1
     for one in (layer, load_lora_file(again).layers[NAME]):
-        weight = base + dense_delta(one, base)
+        weight = base + one.delta_for(base)
         y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight, stride=stride, padding=1)
         torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4)
     plain = F.linear(x, base) if x.ndim == 2 else F.conv2d(x, base, stride=stride, padding=1)

@@ -7,7 +7,7 @@ memory for weights. diffusers' own conversion reads the names as the modules tha
 import pytest
 import torch
 
-from lorasmith.adapters.files.lora_file import LoraLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
 from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
 from lorasmith.registries import MODEL_FAMILIES

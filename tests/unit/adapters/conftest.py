@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer
+from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.load import Model, load_model

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasmith.adapters.files.layer_kinds import DoraLayer, LoraLayer, OtherLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.kinds.dora import DoraLayer
+from lorasmith.adapters.kinds.loha import LohaLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.block_weights import LBW_BLOCKS, PRESETS, parse_block_weights
 from lorasmith.adapters.tools.algebra import (
     inner_product,
@@ -20,14 +22,8 @@ from lorasmith.adapters.tools.algebra import (
     weighted_sum,
 )
 from lorasmith.adapters.tools.diff import compare_loras
-from lorasmith.adapters.tools.info import delta_norm
-from lorasmith.adapters.tools.merge import (
-    MergeInput,
-    add_loras,
-    extract_difference,
-    resize_layers,
-    weight_lookup,
-)
+from lorasmith.adapters.tools.extract import extract_difference
+from lorasmith.adapters.tools.merge import MergeInput, add_loras, resize_layers, weight_lookup
 from lorasmith.core.errors import ConfigError, WeightsError
 
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -134,7 +130,7 @@ def test_inner_products_need_no_dense_matrices(data: st.DataObject) -> None:
     assert inner_product(one, two) == pytest.approx(
         float((dense(one) * dense(two)).sum()), rel=1e-6, abs=1e-6
     )
-    assert inner_product(one, one) == pytest.approx(delta_norm(one) ** 2, rel=1e-6)
+    assert inner_product(one, one) == pytest.approx(one.delta_norm() ** 2, rel=1e-6)
 
 
 def test_one_alpha_for_all_layers() -> None:
@@ -163,10 +159,10 @@ def test_one_by_one_kernels_add_to_linear_layers() -> None:
 # --- whole files ----------------------------------------------------------------------------
 
 
-def loha() -> OtherLayer:
+def loha() -> LohaLayer:
     draws = torch.Generator().manual_seed(3)
     shapes = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 72), "hada_w2_a": (8, 2), "hada_w2_b": (2, 72)}
-    return OtherLayer("LoHa", {k: torch.randn(s, generator=draws) for k, s in shapes.items()}, 1.0)
+    return LohaLayer({k: torch.randn(s, generator=draws) for k, s in shapes.items()}, 1.0)
 
 
 def file_of(layers: dict, name: str = "some", **metadata: str) -> LoraFile:
@@ -177,11 +173,11 @@ def test_other_kinds_add_up_by_their_dense_changes() -> None:
     lora = LoraLayer(torch.randn(2, 8, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
     one, two = file_of({CONV: loha()}), file_of({CONV: lora}, "two")
     layers = add_loras([MergeInput(one, 0.5), MergeInput(two, -1.0)], "sd1")
-    wanted = 0.5 * loha().dense().reshape(8, 8, 3, 3).double() - dense(lora)
+    wanted = 0.5 * loha().delta().reshape(8, 8, 3, 3).double() - dense(lora)
     torch.testing.assert_close(dense(layers[CONV]), wanted, rtol=1e-4, atol=1e-4)
     smaller, kept = resize_layers(one, ("energy", 1.0))
     torch.testing.assert_close(
-        dense(smaller[CONV]).flatten(1), loha().dense().double(), rtol=1e-4, atol=1e-4
+        dense(smaller[CONV]).flatten(1), loha().delta().double(), rtol=1e-4, atol=1e-4
     )
     assert kept.share == pytest.approx(1.0)
 
@@ -197,7 +193,7 @@ def test_dora_needs_its_base() -> None:
         add_loras([MergeInput(file)], "sd1", lambda _: None)
     layers = add_loras([MergeInput(file, 0.5)], "sd1", lambda _: base)
     torch.testing.assert_close(
-        dense(layers[NAME]), 0.5 * dense_delta(dora, base).double(), rtol=1e-4, atol=1e-4
+        dense(layers[NAME]), 0.5 * dora.delta_for(base).double(), rtol=1e-4, atol=1e-4
     )
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer, load_lora_file, save_lora_file
+from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
 from lorasmith.adapters.injection.inject import attach_lora
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.load import Model
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.adapters.files.lora_file import LoraFile, LoraLayer
+from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.injection.inject import attach_lora
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import ConfigError, WeightsError

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from lorasmith.adapters.files.key_formats import is_for_later_family
-from lorasmith.adapters.files.layer_kinds import DoraLayer, OtherLayer, dense_delta
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
+from lorasmith.adapters.kinds.dora import DoraLayer
+from lorasmith.adapters.kinds.full import FullLayer
 from lorasmith.adapters.naming.module_names import parse_dotted_name, parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
@@ -105,7 +106,7 @@ def test_one_file_may_mix_spellings(tmp_path: Path) -> None:
 
 
 def test_one_layer_in_two_spellings_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"is in it twice, in two spellings"):
+    with pytest.raises(WeightsError, match=r"is in it twice, in two key formats"):
         read(tmp_path, spelled("kohya") | spelled("diffusers"))
 
 
@@ -174,15 +175,15 @@ def test_doras_three_spellings_have_their_axes(
     axis = 0 if on_input else 1
     wanted = turned / turned.norm(dim=axis, keepdim=True)
     wanted = wanted * (lengths[None] if on_input else lengths[:, None]) - base
-    torch.testing.assert_close(dense_delta(layer, base).double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.delta_for(base).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_doras_lengths_must_fit(tmp_path: Path) -> None:
     down, up = factors(0)
     keys = {f"{FF}.lora_down.weight": down, f"{FF}.lora_up.weight": up}
-    with pytest.raises(WeightsError, match="has 5 DoRA lengths, and 6 rows of 8"):
+    with pytest.raises(WeightsError, match="has 5 DoRA magnitudes, and 6 rows of 8"):
         read(tmp_path, keys | {f"{FF}.magnitude": torch.ones(5)})
-    with pytest.raises(WeightsError, match="has DoRA lengths in two spellings"):
+    with pytest.raises(WeightsError, match="has DoRA magnitudes in two key formats"):
         read(
             tmp_path,
             keys | {f"{FF}.magnitude": torch.ones(6), f"{FF}.dora_scale": torch.ones(6, 1)},
@@ -201,8 +202,8 @@ def test_number_formats_may_be_mixed(tmp_path: Path) -> None:
     })  # fmt: skip
     assert file.layers[FF].alpha == 3.0
     product = up.bfloat16().float() @ down.half().float()
-    torch.testing.assert_close(file.layers[FF].dense(), product)
-    torch.testing.assert_close(file.layers[TO_OUT].dense(), up @ down.to(small).float())
+    torch.testing.assert_close(file.layers[FF].delta(), product)
+    torch.testing.assert_close(file.layers[TO_OUT].delta(), up @ down.to(small).float())
     with pytest.raises(WeightsError, match="holds int8 numbers; quantised"):
         read(tmp_path, {f"{FF}.lora_down.weight": down.to(torch.int8), f"{FF}.lora_up.weight": up})
 
@@ -210,16 +211,16 @@ def test_number_formats_may_be_mixed(tmp_path: Path) -> None:
 def test_whole_differences_of_weights(tmp_path: Path) -> None:
     file = read(tmp_path, {f"{FF}.diff": factors(0)[0]})
     layer = file.layers[FF]
-    assert isinstance(layer, OtherLayer)
-    torch.testing.assert_close(dense_delta(layer, torch.zeros(3, 8)), factors(0)[0])
+    assert isinstance(layer, FullLayer)
+    torch.testing.assert_close(layer.delta_for(torch.zeros(3, 8)), factors(0)[0])
     with pytest.raises(ValueError, match=r"full of shape \[3, 8\] does not fit .* \[8, 3\]"):
-        dense_delta(layer, torch.zeros(8, 3))
+        layer.delta_for(torch.zeros(8, 3))
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (6, 2)}, "no adapter.*incomplete"),
+        ({"hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (6, 2)}, "hada_w2_b is missing"),
         (
             {"hada_w1_a": (6, 2), "hada_w1_b": (3, 8), "hada_w2_a": (6, 2), "hada_w2_b": (2, 8)},
             "do not fit each other",
@@ -272,7 +273,7 @@ def test_what_is_no_lora_says_what_it_is(tmp_path: Path, key: str, what: str) ->
 
 def test_whole_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
     starts = "model.diffusion_model.a", "first_stage_model.a", "conditioner.embedders.0.a"
-    with pytest.raises(WeightsError, match=r"3 of 3 keys .* a whole model; open it with -m"):
+    with pytest.raises(WeightsError, match=r"3 of 3 keys .* a full model; open it with -m"):
         read(tmp_path, {start: torch.ones(1) for start in starts})
     with pytest.raises(WeightsError, match=r"1 of 1 keys .* it is no LoRA file"):
         read(tmp_path, {"something": torch.ones(1)})

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lorasmith.adapters.files.lora_file import LoraLayer
 from lorasmith.adapters.injection.trainable import balance_factors, export_layer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.nn.init import init_adapter, randomized_svd
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter, make_adapter
 from lorasmith.adapters.nn.wrapper import LoraWrapper

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.adapters.files.layer_kinds import LoraLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.tools.kv_projection import (
     SecondMoments,
     compute_second_moment,

@@ -1,6 +1,7 @@
 """Predictions for fixed noise: against the network asked by hand, and with LoRAs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,10 +205,11 @@ def test_the_only_block_of_a_lora_has_all_of_its_effect(model: Model, tmp_path: 
 def test_an_ablation_of_a_lora_without_effect_is_an_error(
     model: Model, loras: tuple[Path, Path]
 ) -> None:
-    from dataclasses import replace
 
     file = load_lora_file(loras[0])
-    idle_layers = {n: la._replace(up=torch.zeros_like(la.up)) for n, la in file.layers.items()}
+    idle_layers = {
+        name: replace(layer, up=torch.zeros_like(layer.up)) for name, layer in file.layers.items()
+    }
     noise = FixedNoisePredictor(model, torch.zeros(1, 4, 8, 8), levels=1)
     with pytest.raises(WeightsError, match="changes nothing"):
         BlockAblation(model, replace(file, layers=idle_layers)).run(noise, ["a cat"])

@@ -1,8 +1,8 @@
-"""Writing LoRA files in diffusers' naming: ``PATH.lora_A.weight`` and ``PATH.lora_B.weight``.
+"""Writing LoRA files in diffusers' key format: ``PATH.lora_A.weight``, ``PATH.lora_B.weight``.
 
-There are no alphas among the tensors: they stand in the metadata, from which diffusers rebuilds
-its adapters. Programs that do not read it take each alpha for the rank; for them the scale can be
-multiplied into the factors.
+Alphas are not among the tensors but in the metadata, from which diffusers rebuilds its adapters.
+Programs that do not read the metadata use alpha = rank; for them the scale can be folded into the
+factors.
 """
 
 from collections import Counter
@@ -11,88 +11,79 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import write_tensors
 from lorasmith.adapters.files.peft_config import METADATA_KEY, build_peft_metadata
+from lorasmith.adapters.kinds.base import AdapterLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-"""What diffusers looks for in a folder."""
+"""The name that diffusers looks for in a folder."""
 
 
 def save_diffusers_file(
     path: Path,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, AdapterLayer],
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
     fold_alpha: bool = False,
 ) -> None:
-    """Write a LoRA file in diffusers' naming, atomically.
+    """Write a LoRA file in diffusers' key format, atomically.
 
     Args:
         path: the file.
-        layers: adapters by kohya's names.
+        layers: adapters by kohya name.
         metadata: see `lorasmith.adapters.files.metadata`; diffusers' own entry is added.
-        dtype: of the factors on disk; None leaves each as it is.
-        fold_alpha: multiply alpha / rank into the factors, so that alpha is the rank everywhere.
+        dtype: of the factors in the file; None keeps each tensor's own.
+        fold_alpha: multiply the factors by alpha / rank, so that alpha is the rank everywhere.
 
     Raises:
-        WeightsError: layers are of a kind that this naming has no keys for, or have names that no
-            Stable Diffusion has; counts are named. Or see `save_lora_file`.
+        WeightsError: layers are of kinds that PEFT does not have, or have names that no Stable
+            Diffusion has; the message has counts. Or see `save_lora_file`.
         OutputError: the file cannot be written.
     """
-    modules = {module: _factors(layer) for module, layer in _modules(path, layers).items()}
+    paths = _layer_paths(path, layers)
+    entries = {paths[name]: entry for name, entry in _peft_layers(path, layers).items()}
     if fold_alpha:
-        modules = {module: (_folded(one), lengths) for module, (one, lengths) in modules.items()}
+        entries = {key: (_fold_alpha(lora), lengths) for key, (lora, lengths) in entries.items()}
     tensors: dict[str, torch.Tensor] = {}
-    for module, (layer, lengths) in modules.items():
-        tensors[f"{module.diffusers_name}.lora_A.weight"] = layer.down
-        tensors[f"{module.diffusers_name}.lora_B.weight"] = layer.up
-        if lengths is not None:
-            tensors[f"{module.diffusers_name}.lora_magnitude_vector.weight"] = lengths
-    told = {**metadata, METADATA_KEY: build_peft_metadata(modules)}
-    write_tensors(path, layers, tensors, told, dtype)
+    for layer_path, (lora, magnitude) in entries.items():
+        tensors[f"{layer_path.diffusers_name}.lora_A.weight"] = lora.down
+        tensors[f"{layer_path.diffusers_name}.lora_B.weight"] = lora.up
+        if magnitude is not None:
+            tensors[f"{layer_path.diffusers_name}.lora_magnitude_vector.weight"] = magnitude
+    metadata = {**metadata, METADATA_KEY: build_peft_metadata(entries)}
+    write_tensors(path, layers, tensors, metadata, dtype)
 
 
-def _modules(path: Path, layers: Mapping[str, Layer]) -> dict[LayerPath, Layer]:
-    unknown = [name for name in layers if parse_kohya_name(name) is None]
+def _layer_paths(path: Path, layers: Mapping[str, AdapterLayer]) -> dict[str, LayerPath]:
+    paths = {name: parse_kohya_name(name) for name in layers}
+    unknown = [name for name, layer_path in paths.items() if layer_path is None]
     if unknown:
         raise WeightsError(
             f"{path.name}: {len(unknown)} of {len(layers)} layers have names that no Stable "
             f"Diffusion has, first {unknown[0]}; not saved"
         )
-    other = [layer.kind for layer in layers.values() if not _is_writable(layer)]
-    if other:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(other).items())
+    return {name: layer_path for name, layer_path in paths.items() if layer_path}
+
+
+def _peft_layers(
+    path: Path, layers: Mapping[str, AdapterLayer]
+) -> dict[str, tuple[LoraLayer, torch.Tensor | None]]:
+    """Return each layer's factors, and DoRA's magnitude or None."""
+    entries = {name: layer.as_peft() for name, layer in layers.items()}
+    unsupported = Counter(layers[name].kind for name, entry in entries.items() if entry is None)
+    if unsupported:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in unsupported.items())
         raise WeightsError(
-            f"{path.name}: diffusers' naming has no keys for {kinds} of {len(layers)} layers; make "
-            "them LoRA first with `lorasmith lora resize FILE --rank N`, DoRA with --base MODEL"
+            f"{path.name}: diffusers' key format has no keys for {kinds} of {len(layers)} layers; "
+            "make them LoRA first with `lorasmith lora resize FILE --rank N`, DoRA with --base "
+            "MODEL"
         )
-    return {module: layer for name, layer in layers.items() if (module := parse_kohya_name(name))}
+    return {name: entry for name, entry in entries.items() if entry}
 
 
-def _is_writable(layer: Layer) -> bool:
-    """Tell a kind that PEFT has: LoRA, and DoRA of it with lengths along the output."""
-    if isinstance(layer, DoraLayer):
-        return isinstance(layer.inner, LoraLayer) and not layer.on_input
-    return isinstance(layer, LoraLayer)
-
-
-def _factors(layer: Layer) -> tuple[LoraLayer, torch.Tensor | None]:
-    """Return a writable layer's factors, and DoRA's lengths as PEFT shapes them.
-
-    They are ``[out]``, of convolutions ``[1, out, 1, 1]``.
-    """
-    if isinstance(layer, LoraLayer):
-        return layer, None
-    if not isinstance(layer, DoraLayer) or not isinstance(layer.inner, LoraLayer):
-        raise WeightsError(f"{layer.kind} has no two factors")
-    extra = layer.inner.down.ndim - 2
-    lengths = layer.magnitude.reshape(1, -1, *[1] * extra) if extra else layer.magnitude
-    return layer.inner, lengths
-
-
-def _folded(layer: LoraLayer) -> LoraLayer:
-    up = (layer.up.double() * (layer.alpha / layer.rank)).to(layer.up.dtype)
-    return LoraLayer(layer.down, up, float(layer.rank))
+def _fold_alpha(lora: LoraLayer) -> LoraLayer:
+    up = (lora.up.double() * lora.scale).to(lora.up.dtype)
+    return LoraLayer(lora.down, up, float(lora.rank))

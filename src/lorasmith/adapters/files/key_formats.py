@@ -1,65 +1,67 @@
-"""Keys of LoRA files in every spelling: which layer they belong to, and what they hold of it.
+"""Keys of LoRA files in every key format: which layer they belong to, and which tensor they hold.
 
-What is known of the spellings:
+The formats:
 
 - kohya (sd-scripts): ``NAME.lora_down.weight``, ``.lora_up.weight``, ``.alpha``; LyCORIS adds
   ``.lora_mid.weight``, ``.hada_w1_a``, ``.lokr_w1``, ``.dora_scale``, ``.diff`` and the like;
 - PEFT, and diffusers through it: ``PATH.lora_A.weight``, ``.lora_B.weight``,
-  ``.lora_magnitude_vector.weight``, with an adapter's name before ``weight`` in some;
-- early diffusers: ``PATH.lora.down.weight``, ``PATH.lora_linear_layer.down.weight`` in text
-  encoders, and ``PATH.processor.to_q_lora.down.weight`` from ``save_attn_procs``;
+  ``.lora_magnitude_vector.weight``, sometimes with an adapter's name before ``weight``;
+- early diffusers: ``PATH.lora.down.weight``; ``PATH.lora_linear_layer.down.weight`` in text
+  encoders; ``PATH.processor.to_q_lora.down.weight`` from ``save_attn_procs``;
 - ``PATH.magnitude`` for DoRA in some trainers.
 
-One file may mix them.
+One file may mix them. Suffixes of registered adapter kinds (`lorasmith.registries.ADAPTER_KINDS`)
+are read as they are.
 """
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+from lorasmith.adapters.kinds.dora import MAGNITUDE
+from lorasmith.adapters.kinds.locon import MID
+from lorasmith.adapters.kinds.lora import DOWN, UP
 from lorasmith.adapters.naming.module_names import parse_dotted_name
+from lorasmith.registries import ADAPTER_KINDS
 
-DOWN, UP, MID, ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha"
-DORA_SCALE, MAGNITUDE = "dora_scale", "magnitude"
-"""DoRA's lengths: along the axis that their shape tells, and always along the output."""
+ALPHA = "alpha"
 
-_LYCORIS = r"hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t[12]|diff"
-_SUFFIXES: tuple[tuple[str, str, str], ...] = (
+_ALIASES: tuple[tuple[str, str, str], ...] = (
     (r"\.lora_down\.weight", DOWN, "kohya"),
     (r"\.lora_up\.weight", UP, "kohya"),
     (r"\.lora_mid\.weight", MID, "kohya"),
     (r"\.alpha", ALPHA, ""),
-    (r"\.dora_scale", DORA_SCALE, ""),
-    (rf"\.({_LYCORIS})", "", ""),
     (r"\.lora_A(?:\.[^.]+)?\.weight", DOWN, "diffusers"),
     (r"\.lora_B(?:\.[^.]+)?\.weight", UP, "diffusers"),
     (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", MAGNITUDE, "diffusers"),
-    (r"\.magnitude", MAGNITUDE, ""),
     (r"(?:\.lora|_lora|\.lora_linear_layer)\.down\.weight", DOWN, "early diffusers"),
     (r"(?:\.lora|_lora|\.lora_linear_layer)\.up\.weight", UP, "early diffusers"),
 )
-"""Ends of keys, what they hold, and the spelling that they tell; first fit counts."""
+"""Key endings, the suffix that they stand for, and the key format that they show. The first match
+counts."""
 
-_KEYS = [(re.compile(f"(.+?){end}"), role, spelling) for end, role, spelling in _SUFFIXES]
-
-_STRANGERS: tuple[tuple[str, str], ...] = (
+_UNSUPPORTED_KINDS: tuple[tuple[str, str], ...] = (
     (r"\.(lora_B|lora_up|lora\.up)(\..+)?\.bias$|\.diff_b$", "LoRAs that train biases"),
     (r"\.[wb]_norm$", "LoRAs that train norms"),
     (r"\.(oft_|boft|diag)", "OFT"),
     (r"\.(on_input|ia3)", "IA3"),
     (r"\.[abc][12]?\.weight$", "GLoRA"),
 )
-"""Ends of keys of adapters that are not supported."""
+"""Key endings of adapters that are not supported."""
 
-
-_MODEL = "a whole model; open it with -m"
-_PARTS = (r"model\.diffusion_model\.", r"first_stage_model\.", r"cond_stage_model\.|conditioner\.")
-_LATER = re.compile(
+_FULL_MODEL = "a full model; open it with -m"
+_MODEL_PARTS = (
+    r"model\.diffusion_model\.",
+    r"first_stage_model\.",
+    r"cond_stage_model\.|conditioner\.",
+)
+_LATER_FAMILIES = re.compile(
     r"(lora_transformer|transformer\.(?!text_model)|lora_te3_|(lora_unet_|lora_te\d?_|"
     r"diffusion_model\.)?(double|single|joint)_blocks)"
 )
 _OTHER_FILES: tuple[tuple[str, str], ...] = (
-    (r"(model\.diffusion_model|cond_stage_model|conditioner)\.", _MODEL),
+    (r"(model\.diffusion_model|cond_stage_model|conditioner)\.", _FULL_MODEL),
     (r"(down_blocks|up_blocks|mid_block|conv_in|time_embedding|add_embedding)\.", "a U-Net"),
     (r"(input_blocks|middle_block|output_blocks|time_embed)\.", "a U-Net"),
     (r"(first_stage_model|encoder\.(down|mid|conv)|decoder|quant_conv|post_quant)", "a VAE"),
@@ -76,54 +78,72 @@ class ParsedKey(NamedTuple):
     """One key of a LoRA file."""
 
     layer: str
-    """The layer's name in kohya's underscores, where it is known; as in the file otherwise."""
+    """The layer's kohya name (with underscores), or the name in the file if it is unknown."""
     suffix: str
-    """What it holds: its suffix in kohya's spelling, or `MAGNITUDE`."""
+    """The tensor: `ALPHA` or a suffix of an adapter kind."""
     key_format: str
-    """``kohya``, ``diffusers`` or ``early diffusers``; empty where the key does not tell."""
+    """``kohya``, ``diffusers`` or ``early diffusers``; empty if the key does not show it."""
     raw_name: str
-    """The layer's name as in the file."""
+    """The layer's name in the file."""
 
 
 def parse_key(key: str) -> ParsedKey | None:
-    """Take a key of a LoRA file apart; None if it is not one."""
-    for pattern, role, spelling in _KEYS:
+    """Split a key of a LoRA file; None if it is not one."""
+    for pattern, suffix, key_format in _patterns(ADAPTER_KINDS.names()):
         if match := pattern.fullmatch(key):
-            text = match[1]
-            return ParsedKey(to_kohya_name(text), role or match[2], spelling, text)
+            name = match["name"]
+            return ParsedKey(to_kohya_name(name), suffix or match["suffix"], key_format, name)
     return None
 
 
-def to_kohya_name(text: str) -> str:
-    """Return a layer's name in kohya's underscores for a name in any spelling.
+@lru_cache(maxsize=4)
+def _patterns(kinds: tuple[str, ...]) -> list[tuple[re.Pattern[str], str, str]]:
+    """Return patterns of all keys with suffix and format, like `_ALIASES`."""
+    items = [ADAPTER_KINDS.get(kind) for kind in kinds]
+    suffixes = {suffix for kind in items for suffix in kind.required_suffixes}
+    suffixes |= {suffix for kind in items for suffix in kind.optional_suffixes}
+    known = "|".join(re.escape(suffix) for suffix in sorted(suffixes, key=len, reverse=True))
+    endings = [*_ALIASES, (rf"\.(?P<suffix>{known})", "", "")]
+    return [
+        (re.compile(rf"(?P<name>.+?){ending}"), suffix, key_format)
+        for ending, suffix, key_format in endings
+    ]
 
-    SDXL's stay in diffusers' order of blocks here, because the name does not tell the family. What
-    is no layer of a U-Net or a text encoder comes back as it is.
+
+def to_kohya_name(name: str) -> str:
+    """Return a layer's kohya name (with underscores) for its name in any format.
+
+    SDXL's keep diffusers' order of blocks here, because the name does not show the family. A name
+    that is no layer of a U-Net or a text encoder is returned unchanged.
     """
-    if "." not in text:
-        return re.sub("^lycoris_(?=down_|mid_|up_|input_|middle_|output_)", "lora_unet_", text)
-    module = parse_dotted_name(text)
-    return module.kohya_name(None) if module else text
+    if "." not in name:
+        return re.sub("^lycoris_(?=down_|mid_|up_|input_|middle_|output_)", "lora_unet_", name)
+    layer_path = parse_dotted_name(name)
+    return layer_path.kohya_name(None) if layer_path else name
 
 
-def explain_unknown_keys(keys: Sequence[str], more: bool = False) -> str:
-    """Say what a file may be, or what kind of adapter, by its keys that are not understood.
+def explain_unknown_keys(keys: Sequence[str], has_lora_keys: bool = False) -> str:
+    """Return what a file or an adapter may be, by its unknown keys.
 
     Args:
-        keys: these keys.
-        more: whether the file has LoRA keys besides.
+        keys: the unknown keys.
+        has_lora_keys: whether the file has LoRA keys too.
     """
-    key = keys[0]
-    for pattern, kind in _STRANGERS:
-        if re.search(pattern, key):
+    for pattern, kind in _UNSUPPORTED_KINDS:
+        if re.search(pattern, keys[0]):
             return f"{kind} are not supported"
-    for pattern, kind in _OTHER_FILES:
-        if re.match(pattern, key):
-            whole = all(any(re.match(part, one) for one in keys) for part in _PARTS)
-            return f"it looks like {'a part of a model' if kind == _MODEL and not whole else kind}"
-    return "they belong to no known kind of adapter" if more else "it is no LoRA file"
+    for pattern, file_type in _OTHER_FILES:
+        if re.match(pattern, keys[0]):
+            if file_type == _FULL_MODEL and not _has_all_model_parts(keys):
+                return "it looks like a part of a model"
+            return f"it looks like {file_type}"
+    return "they belong to no known kind of adapter" if has_lora_keys else "it is no LoRA file"
+
+
+def _has_all_model_parts(keys: Sequence[str]) -> bool:
+    return all(any(re.match(part, key) for key in keys) for part in _MODEL_PARTS)
 
 
 def is_for_later_family(name: str) -> bool:
-    """Tell the name of a layer that only models of later families have (Flux, SD 3)."""
-    return _LATER.match(name) is not None
+    """Return whether only models of later families (Flux, SD 3) have a layer of this name."""
+    return _LATER_FAMILIES.match(name) is not None

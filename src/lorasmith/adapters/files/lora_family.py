@@ -1,4 +1,4 @@
-"""Which models a LoRA file is for: their family and what they predict."""
+"""Which models a LoRA file is for: their family and prediction type."""
 
 import re
 
@@ -7,7 +7,10 @@ from lorasmith.registries import MODEL_FAMILIES
 
 
 def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
-    """Return the name of the family of models that a file is for, and what tells it."""
+    """Return the name of the family of models that a file is for, and what shows it.
+
+    The second value is ``metadata``, ``shapes`` or ``names``; without a family it is empty.
+    """
     families = MODEL_FAMILIES.load_all()
     version = file.metadata.get("ss_base_model_version", "")
     for name, family in families.items():
@@ -17,7 +20,8 @@ def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
         if family.kohya_version_prefix and version.startswith(family.kohya_version_prefix):
             return name, "metadata"
     by_width = {family.unet.cross_attention_dim: name for name, family in families.items()}
-    widths = {la.sides[1] for name, la in file.layers.items() if name.endswith("attn2_to_k")}
+    text_layers = [layer for name, layer in file.layers.items() if name.endswith("attn2_to_k")]
+    widths = {layer.matrix_shape[1] for layer in text_layers}
     matches = {by_width[width] for width in widths if width in by_width}
     if len(matches) == 1:
         return matches.pop(), "shapes"
@@ -29,13 +33,13 @@ def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
 
 
 def detect_prediction_type(file: LoraFile) -> str | None:
-    """Return what a file's base predicts, ``epsilon`` or ``v_prediction``, if the file says so.
+    """Return ``epsilon`` or ``v_prediction`` if the file says what its base model predicts.
 
-    ``ss_base_model_version`` tells it of SD 2.x only; others' are alike for both.
+    ``ss_base_model_version`` shows it for SD 2.x only.
     """
-    told = file.metadata.get("modelspec.prediction_type")
-    if told in ("epsilon", "v"):
-        return "v_prediction" if told == "v" else "epsilon"
+    prediction_type = file.metadata.get("modelspec.prediction_type")
+    if prediction_type in ("epsilon", "v"):
+        return "v_prediction" if prediction_type == "v" else "epsilon"
     version = file.metadata.get("ss_base_model_version")
     for family in MODEL_FAMILIES.load_all().values():
         epsilon, v_prediction = family.kohya_versions

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lorasmith.adapters.files.lora_file import LoraLayer
 from lorasmith.adapters.files.metadata import PartSummary
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.injection.inject import AttachedLora, inject_adapters
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import UNET
 from lorasmith.adapters.nn.init import init_adapter
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter

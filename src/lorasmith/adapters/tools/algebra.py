@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from lorasmith.adapters.files.layer_kinds import LoraLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 
 _NOTHING = 1e-12
 """Singular values below this share of the largest are rounding errors of float64 products."""

@@ -1,35 +1,40 @@
-"""How two LoRA files differ: layers, strengths, direction, metadata."""
+"""How two LoRA files differ: layers, norms, direction, metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.tools.algebra import inner_product
-from lorasmith.adapters.tools.info import delta_norm
-from lorasmith.adapters.tools.merge import common_family, compute_delta, lbw_block, rename_layer
+from lorasmith.adapters.tools.merge import (
+    common_family,
+    compute_delta,
+    lbw_block,
+    rename_layer,
+)
 from lorasmith.core.errors import WeightsError
 
-_CHANGING = ("sshs_", "modelspec.hash_", "modelspec.date")
+_VOLATILE_PREFIXES = ("sshs_", "modelspec.hash_", "modelspec.date")
 """Metadata that differ between any two files."""
+_BLOCK_ORDER = ("BASE", "IN", "MID", "OUT", "outside")
 
 
 @dataclass(frozen=True)
 class BlockDiff:
-    """How two files differ in one block, or altogether."""
+    """How two files differ in one block, or in total."""
 
     block: str
     """BASE, IN04, MID, OUT05, ...; ``outside``; or ``all``."""
     layers: int
-    """Layers of the block in either file."""
+    """Number of layers of the block in either file."""
     first_norm: float
-    """Frobenius norm of what the first adds to the weights."""
+    """Frobenius norm of what the first file adds to the weights."""
     second_norm: float
-    """Of what the second adds."""
+    """Frobenius norm of what the second file adds."""
     diff_norm: float
-    """Of what the second adds less the first."""
+    """Frobenius norm of the difference."""
     cosine: float | None
-    """Cosine of the angle between them; None where one of them adds nothing."""
+    """Cosine of the angle between both changes; None if one of them is zero."""
 
 
 @dataclass(frozen=True)
@@ -39,86 +44,81 @@ class LoraDiff:
     blocks: tuple[BlockDiff, ...]
     """By block."""
     total: BlockDiff
-    """Altogether."""
+    """All blocks together."""
     only_in_first: tuple[str, ...]
-    """Layers that only the first has."""
+    """Layers that the second file does not have."""
     only_in_second: tuple[str, ...]
-    """Layers that only the second has."""
+    """Layers that the first file does not have."""
     metadata: dict[str, tuple[str | None, str | None]]
-    """Metadata that differ; None where a file has no such entry."""
+    """Metadata that differ; None for a missing entry."""
 
 
-def compare_loras(one: LoraFile, two: LoraFile) -> LoraDiff:
-    """Compare two LoRA files layer by layer, whatever their spelling, rank and kind.
+def compare_loras(first: LoraFile, second: LoraFile) -> LoraDiff:
+    """Compare two LoRA files layer by layer, whatever their key format, rank and kind.
 
-    Of DoRA, what changes the direction is compared: the whole effect depends on a base model.
+    Of DoRA, the change of the direction is compared: its full effect depends on a base model.
 
     Raises:
         WeightsError: they are for different families, or a layer has another shape.
     """
-    family = common_family([one, two])
-    first = {rename_layer(name, family): layer for name, layer in one.layers.items()}
-    second = {rename_layer(name, family): layer for name, layer in two.layers.items()}
+    family = common_family([first, second])
+    first_layers = {rename_layer(name, family): layer for name, layer in first.layers.items()}
+    second_layers = {rename_layer(name, family): layer for name, layer in second.layers.items()}
     blocks: dict[str, list[tuple[float, float, float]]] = {}
-    for name in dict.fromkeys([*first, *second]):
-        squares = _products(two, name, first.get(name), second.get(name))
-        blocks.setdefault(lbw_block(name, family) or "outside", []).append(squares)
-    rows = [_difference(block, blocks[block]) for block in sorted(blocks, key=_order)]
-    whole = _difference("all", [entry for entries in blocks.values() for entry in entries])
+    for name in dict.fromkeys([*first_layers, *second_layers]):
+        products = _products(second, name, first_layers.get(name), second_layers.get(name))
+        blocks.setdefault(lbw_block(name, family) or "outside", []).append(products)
     return LoraDiff(
-        tuple(rows),
-        whole,
-        tuple(name for name in first if name not in second),
-        tuple(name for name in second if name not in first),
-        _metadata(one.metadata, two.metadata),
+        tuple(_block_diff(block, blocks[block]) for block in sorted(blocks, key=_block_position)),
+        _block_diff("all", [entry for entries in blocks.values() for entry in entries]),
+        tuple(name for name in first_layers if name not in second_layers),
+        tuple(name for name in second_layers if name not in first_layers),
+        _diff_metadata(first.metadata, second.metadata),
     )
 
 
 def _products(
-    two: LoraFile, name: str, first: Layer | None, second: Layer | None
+    file: LoraFile, name: str, first: AdapterLayer | None, second: AdapterLayer | None
 ) -> tuple[float, float, float]:
-    """Return the squared norms of two changes and their inner product; nothing counts as 0."""
+    """Return the squared norms of two changes and their inner product; None counts as zero."""
     if first is None or second is None:
-        return (
-            delta_norm(first) ** 2 if first else 0.0,
-            delta_norm(second) ** 2 if second else 0.0,
-            0.0,
-        )
-    plain_first, plain_second = _plain(first), _plain(second)
+        first_norm = first.delta_norm() if first else 0.0
+        second_norm = second.delta_norm() if second else 0.0
+        return first_norm**2, second_norm**2, 0.0
+    first_lora, second_lora = first.direction.as_lora(), second.direction.as_lora()
     try:
-        if isinstance(plain_first, LoraLayer) and isinstance(plain_second, LoraLayer):
-            both = inner_product(plain_first, plain_second)
+        if first_lora is not None and second_lora is not None:
+            product = inner_product(first_lora, second_lora)
         else:
             left, right = (
-                compute_delta(two, name, layer, None).double().flatten(1)
-                for layer in (plain_first, plain_second)
+                compute_delta(file, name, layer.direction, None).double().flatten(1)
+                for layer in (first, second)
             )
             if left.shape != right.shape:
                 raise ValueError(f"shapes {list(left.shape)} and {list(right.shape)}")
-            both = float((left * right).sum())
+            product = float((left * right).sum())
     except ValueError as error:
-        raise WeightsError(f"{two.path}: {name}: {error}") from error
-    return delta_norm(first) ** 2, delta_norm(second) ** 2, both
+        raise WeightsError(f"{file.path}: {name}: {error}") from error
+    return first.delta_norm() ** 2, second.delta_norm() ** 2, product
 
 
-def _plain(layer: Layer) -> Layer:
-    return layer.inner if isinstance(layer, DoraLayer) else layer
+def _block_diff(block: str, entries: list[tuple[float, float, float]]) -> BlockDiff:
+    first, second, product = (sum(column) for column in zip(*entries, strict=True))
+    diff_norm = max(0.0, first + second - 2 * product) ** 0.5
+    cosine = product / (first * second) ** 0.5 if first > 0 and second > 0 else None
+    return BlockDiff(block, len(entries), first**0.5, second**0.5, diff_norm, cosine)
 
 
-def _difference(block: str, entries: list[tuple[float, float, float]]) -> BlockDiff:
-    one, two, both = (sum(column) for column in zip(*entries, strict=True))
-    between = max(0.0, one + two - 2 * both) ** 0.5
-    cosine = both / (one * two) ** 0.5 if one > 0 and two > 0 else None
-    return BlockDiff(block, len(entries), one**0.5, two**0.5, between, cosine)
-
-
-def _metadata(
-    one: Mapping[str, str], two: Mapping[str, str]
+def _diff_metadata(
+    first: Mapping[str, str], second: Mapping[str, str]
 ) -> dict[str, tuple[str | None, str | None]]:
-    keys = sorted(key for key in one.keys() | two.keys() if not key.startswith(_CHANGING))
-    return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+    keys = sorted(key for key in first.keys() | second.keys())
+    return {
+        key: (first.get(key), second.get(key))
+        for key in keys
+        if not key.startswith(_VOLATILE_PREFIXES) and first.get(key) != second.get(key)
+    }
 
 
-def _order(block: str) -> tuple[int, str]:
-    starts = ("BASE", "IN", "MID", "OUT", "outside")
-    return next(n for n, start in enumerate(starts) if block.startswith(start)), block
+def _block_position(block: str) -> tuple[int, str]:
+    return next(i for i, start in enumerate(_BLOCK_ORDER) if block.startswith(start)), block

@@ -1,4 +1,4 @@
-"""Merging LoRA files into a model's own weights, for good."""
+"""Fusing LoRA files into a model's own weights, permanently."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,44 +18,42 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def fuse_into_model(
     model: "Model",
-    terms: Sequence[MergeInput],
+    inputs: Sequence[MergeInput],
     dtype: torch.dtype = torch.float32,
     strict: bool = True,
 ) -> set[str]:
     """Add LoRA files to a float32 model's weights; return the parts that changed.
 
-    All files are checked before the first weight is touched.
+    All files are checked before the first weight is changed.
 
     Args:
         model: its weights are changed in place.
-        terms: the files, their weights and weights by block.
-        dtype: the number format that it will be saved in; it must be able to hold the sum.
-        strict: see `lorasmith.adapters.injection.compatibility.fit`.
+        inputs: the files, their weights and block weights.
+        dtype: the dtype that the model will be saved in; it must be able to hold the sums.
+        strict: see `lorasmith.adapters.injection.compatibility.fit_to_model`.
 
     Raises:
-        WeightsError: a file does not fit the model (counts are named), or the sum is not finite or
-            too large for the number format that it will be saved in.
-        ConfigError: weights by block are for another family.
+        WeightsError: a file does not fit the model (the message has counts), or a sum is not finite
+            in the dtype that the model will be saved in.
+        ConfigError: block weights are for another family.
     """
     family = detect_family(model).name
-    deltas = []
-    for term in terms:
-        found, weight_of = fit_to_model(model, term.file, strict), term.layer_weights(family)
-        for name, adapter in found.adapters.items():
-            deltas.append((found.refs[name], weight_of(name), adapter))
-    changed = set()
-    for place, weight, adapter in deltas:
-        base = layer_weight(place.layer)
+    changes = []
+    for lora in inputs:
+        fitted, weight_of = fit_to_model(model, lora.file, strict), lora.layer_weights(family)
+        for name, adapter in fitted.adapters.items():
+            changes.append((fitted.refs[name], weight_of(name), adapter))
+    for ref, weight, adapter in changes:
+        base = layer_weight(ref.layer)
         base += weight * adapter.delta_weight()
-        changed.add(place.part)
-    for place, _, _ in deltas:
-        _require_finite(place.part, place.path, layer_weight(place.layer), dtype)
-    return changed
+    for ref, _, _ in changes:
+        _require_finite(f"{ref.part}.{ref.path}", layer_weight(ref.layer), dtype)
+    return {ref.part for ref, _, _ in changes}
 
 
-def _require_finite(part: str, path: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
+def _require_finite(name: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
     if not bool(weight.to(dtype).isfinite().all()):
         raise WeightsError(
-            f"{part}.{path}: the merged weight is not finite in "
-            f"{str(dtype).removeprefix('torch.')}; lower the LoRA's weight"
+            f"{name}: the merged weight is not finite in {str(dtype).removeprefix('torch.')}; "
+            "lower the LoRA's weight"
         )

@@ -1,4 +1,4 @@
-"""What a LoRA file holds, in brief: family, ranks, alphas and norms by block."""
+"""A summary of a LoRA file: family, ranks, alphas and norms by block."""
 
 import re
 from collections import Counter
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from lorasmith.adapters.files.layer_kinds import DoraLayer, Layer, LoraLayer
 from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.naming.unet_blocks import block_sort_key
 
 _DIFFUSERS = re.compile(r"lora_unet_(?P<side>down|up)_blocks_(?P<level>\d+)_")
-_SGM = re.compile(r"lora_unet_(?P<side>input|output)_blocks_(?P<number>\d+)_")
+_SGM = re.compile(r"lora_unet_(?P<side>input|output)_blocks_(?P<index>\d+)_")
 
 
 @dataclass(frozen=True)
@@ -23,59 +23,65 @@ class BlockInfo:
     block: str
     """``down.1``, ``mid``, ``up.0``; IN04 and OUT05 in SDXL; or a text encoder."""
     layers: int
-    """How many there are."""
+    """Number of adapters."""
     ranks: tuple[int, ...]
-    """Their ranks, each once, rising."""
+    """The ranks that occur, rising."""
     alphas: tuple[float, ...]
-    """Their alphas, likewise."""
+    """The alphas that occur, rising."""
     parameters: int
-    """Numbers in their factors."""
+    """Number of elements in all tensors."""
     norm: float
-    """Frobenius norm of what all of them add to the weights."""
+    """Frobenius norm of the change of all weights together."""
     largest_norm: float
-    """The largest norm of a single one."""
+    """The largest norm of one layer."""
 
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """A LoRA file in brief."""
+    """A summary of a LoRA file."""
 
     family: str | None
-    """The family of models that it is for, where that can be told."""
+    """The family of models that it is for, if it can be found out."""
     family_source: str
-    """What tells the family: ``metadata``, ``names``, ``shapes``, or nothing."""
+    """What shows the family: ``metadata``, ``names``, ``shapes``, or nothing."""
     blocks: tuple[BlockInfo, ...]
-    """Its blocks, in the order of the data."""
+    """Its blocks, from the input to the output."""
     total: BlockInfo
-    """All of them together."""
+    """All blocks together."""
     dtypes: tuple[str, ...]
-    """Number formats of the factors."""
+    """The dtypes of its tensors."""
     kinds: tuple[str, ...]
-    """What its layers are: LoRA, DoRA, LoHa, LoKr, ...; the commonest first."""
+    """The kinds of its layers (LoRA, DoRA, LoHa, LoKr, ...), the most frequent first."""
     key_formats: tuple[str, ...]
-    """How its keys are spelled."""
+    """The formats of its keys."""
 
 
 def summarize_lora(file: LoraFile) -> LoraInfo:
-    """Return what a LoRA file holds."""
-    groups: dict[str, list[Layer]] = {}
+    """Return a summary of a LoRA file."""
+    groups: dict[str, list[AdapterLayer]] = {}
     for name, layer in file.layers.items():
         groups.setdefault(block_name(name), []).append(layer)
-    family, known_by = detect_lora_family(file)
-    blocks = [_facts(block, groups[block]) for block in sorted(groups, key=block_sort_key)]
+    family, family_source = detect_lora_family(file)
     layers = list(file.layers.values())
     dtypes = {
-        str(one.dtype).removeprefix("torch.") for la in layers for one in la.tensors().values()
+        str(tensor.dtype).removeprefix("torch.")
+        for layer in layers
+        for tensor in layer.tensors().values()
     }
-    kinds = tuple(kind for kind, _ in Counter(layer.kind for layer in layers).most_common())
-    total = _facts("all", layers)
+    kinds = Counter(layer.kind for layer in layers).most_common()
     return LoraInfo(
-        family, known_by, tuple(blocks), total, tuple(sorted(dtypes)), kinds, file.key_formats
+        family,
+        family_source,
+        tuple(_block_info(block, groups[block]) for block in sorted(groups, key=block_sort_key)),
+        _block_info("all", layers),
+        tuple(sorted(dtypes)),
+        tuple(kind for kind, _ in kinds),
+        file.key_formats,
     )
 
 
 def block_name(name: str) -> str:
-    """Return the block of a layer by its name in files."""
+    """Return the block of a layer by its kohya name."""
     for prefix, part in (
         ("lora_te1_", "text_encoder"),
         ("lora_te2_", "text_encoder_2"),
@@ -88,26 +94,12 @@ def block_name(name: str) -> str:
     if match := _DIFFUSERS.match(name):
         return f"{match['side']}.{match['level']}"
     if match := _SGM.match(name):
-        return f"{'IN' if match['side'] == 'input' else 'OUT'}{int(match['number']):02d}"
+        return f"{'IN' if match['side'] == 'input' else 'OUT'}{int(match['index']):02d}"
     return "other"
 
 
-def delta_norm(layer: Layer) -> float:
-    """Return the Frobenius norm of what a layer adds; of DoRA, of what changes the direction.
-
-    That of (alpha / rank) B A is found without making the product.
-    """
-    if isinstance(layer, DoraLayer):
-        return delta_norm(layer.inner)
-    if not isinstance(layer, LoraLayer):
-        return float(layer.dense().double().norm())
-    down, up = layer.down.flatten(1).double(), layer.up.flatten(1).double()
-    square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
-    return abs(layer.alpha) / len(down) * float(square.sqrt())
-
-
-def _facts(block: str, layers: Sequence[Layer]) -> BlockInfo:
-    norms = torch.tensor([delta_norm(layer) for layer in layers], dtype=torch.float64)
+def _block_info(block: str, layers: Sequence[AdapterLayer]) -> BlockInfo:
+    norms = torch.tensor([layer.delta_norm() for layer in layers], dtype=torch.float64)
     return BlockInfo(
         block,
         len(layers),

@@ -11,13 +11,14 @@ to A' to zero. Shapes, ranks and keys stay; the file stays an ordinary LoRA.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
 from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
+from lorasmith.adapters.kinds.base import AdapterLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.models.text.long_prompts import encode_prompts, prompt_token_ids
 from lorasmith.models.text.prompt_spans import unweighted_prompt
@@ -44,7 +45,7 @@ class SecondMoments:
 class ProjectionResult:
     """A LoRA's layers after the projection, and what it changed."""
 
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, AdapterLayer]
     """All layers; those that do not read text are as they were."""
     projected_layers: int
     """How many were projected."""
@@ -80,7 +81,7 @@ def project_down(down: torch.Tensor, moments: SecondMoments, regularization: flo
 
 
 def project_layers(
-    layers: Mapping[str, Layer], moments: SecondMoments, regularization: float
+    layers: Mapping[str, AdapterLayer], moments: SecondMoments, regularization: float
 ) -> ProjectionResult:
     """Project all layers of a LoRA that read text.
 
@@ -88,7 +89,7 @@ def project_layers(
         WeightsError: there are none, their width is not that of the moments, or one is of a kind
             that has no down-matrix.
     """
-    found: dict[str, Layer] = dict(layers)
+    found: dict[str, AdapterLayer] = dict(layers)
     energy = torch.zeros(4, dtype=torch.float64)  # other and tag, before and after
     reading = [name for name in layers if name.endswith(_READS_TEXT)]
     if not reading:
@@ -97,15 +98,15 @@ def project_layers(
             "project"
         )
     for name in reading:
-        layer = layers[name]
-        if not isinstance(layer, LoraLayer) or layer.down.ndim != 2:
+        layer = layers[name].as_lora()
+        if layer is None or layer.down.ndim != 2:
             raise WeightsError(f"{name}: only plain LoRA layers can be projected")
         if layer.down.shape[1] != len(moments.tag):
             raise WeightsError(
                 f"{name}: it reads text of width {layer.down.shape[1]}, the model's has "
                 f"{len(moments.tag)}; name the right model with --model"
             )
-        new = layer._replace(down=project_down(layer.down, moments, regularization))
+        new = replace(layer, down=project_down(layer.down, moments, regularization))
         found[name] = new
         energy += torch.stack([
             delta_energy(layer, moments.other), delta_energy(layer, moments.tag),

@@ -14,22 +14,22 @@ from lorasmith.adapters.files.derived_metadata import (
     update_metadata,
 )
 from lorasmith.adapters.files.diffusers_format import save_diffusers_file
-from lorasmith.adapters.files.layer_kinds import Layer, LoraLayer
 from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
+from lorasmith.adapters.kinds.base import AdapterLayer
+from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.block_weights import parse_block_weights
 from lorasmith.adapters.tools.algebra import RankLimit, RetainedEnergy
 from lorasmith.adapters.tools.diff import LoraDiff, compare_loras
+from lorasmith.adapters.tools.extract import ExtractedLora, extract_difference
 from lorasmith.adapters.tools.fuse import fuse_into_model
 from lorasmith.adapters.tools.info import LoraInfo, summarize_lora
 from lorasmith.adapters.tools.merge import (
-    ExtractedLora,
     MergeInput,
     WeightLookup,
     add_loras,
     common_family,
-    extract_difference,
     is_cancelled,
     rename_layer,
     resize_layers,
@@ -309,7 +309,7 @@ def _main(layers: Mapping[str, LoraLayer]) -> tuple[int, float]:
 
 
 def _written(
-    path: Path, layers: Mapping[str, Layer], kept: RetainedEnergy | None = None
+    path: Path, layers: Mapping[str, AdapterLayer], kept: RetainedEnergy | None = None
 ) -> WriteResult:
     ranks = tuple(sorted({layer.rank for layer in layers.values()}))
     return WriteResult(path, len(layers), ranks, kept or RetainedEnergy(0.0, 0.0))
