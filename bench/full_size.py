@@ -109,7 +109,7 @@ class MadeUp:
         **train: Any,
     ) -> None:
         self.device = unet.device
-        self.clock = GpuTimer(self.device)
+        self.gpu_timer = GpuTimer(self.device)
         batch = len(inputs.clean)
         settings = TrainerConfig(
             learning_rate=1e-4,
@@ -118,7 +118,7 @@ class MadeUp:
             mixed_precision="bf16",
             **train,
         )
-        self.run = SimpleNamespace(train=settings, lora=LoraConfig())
+        self.train, self.dropout = settings, 0.0
         self.model = SimpleNamespace(unet=unet)
         self.trainable = trainable
         self._inputs, self._done = inputs, 0
@@ -135,7 +135,7 @@ class MadeUp:
         process = build_noise_process(scheduler(name), settings.loss, self.device)
         denoiser = Denoiser(SimpleNamespace(unet=unet))  # type: ignore[arg-type]
         objective = DiffusionLoss(denoiser, process, settings.loss, lane)
-        self._objective = objective
+        self.loss = objective
         self.train_step = TrainStep(
             objective, trainable.parameters(), optimizer, settings.max_grad_norm
         )
@@ -150,7 +150,7 @@ class MadeUp:
         weight = torch.ones(count, device=self.device)
         batch = Batch(own.clean, weight, numbers, own.context, own.pooled, own.time_ids)
         draws = BatchRng(make_generator(0, 1, self._done, device=self.device), count, 0, count)
-        noise: Noise = sample_noise(self._objective.process, self.run.train.loss, batch, draws)
+        noise: Noise = sample_noise(self.loss.process, self.train.loss, batch, draws)
         yield batch, noise
 
     def on_step_end(self, figures: StepMetrics) -> StepMetrics:

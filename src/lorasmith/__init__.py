@@ -28,17 +28,21 @@ if TYPE_CHECKING:
         merge_loras,
         resize_lora,
     )
+    from lorasmith.config.train_config import TrainConfig
     from lorasmith.evaluation.api import check, check_features
-    from lorasmith.inference.pipeline import load_pipeline
+    from lorasmith.inference.pipeline import Pipeline, load_pipeline
     from lorasmith.training.api import sweep, train, train_features
+    from lorasmith.training.callbacks import Callback
     from lorasmith.training.evaluate import evaluate
+    from lorasmith.training.losses import LossContext, capturable
 
 __version__ = VERSION
 
 __all__ = [
-    "WeightedLora", "__version__", "check", "check_features", "convert_lora", "diff_loras",
-    "evaluate", "extract_lora", "fuse_loras", "load_pipeline", "lora_info", "merge_loras",
-    "resize_lora", "sweep", "train", "train_features",
+    "Callback", "LossContext", "Pipeline", "TrainConfig", "WeightedLora", "__version__",
+    "capturable", "check", "check_features", "convert_lora", "diff_loras", "evaluate",
+    "extract_lora", "fuse_loras", "load_pipeline", "lora_info", "merge_loras", "resize_lora",
+    "sweep", "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.tools.operations"
@@ -54,16 +58,21 @@ _HOMES = {
     "check": "lorasmith.evaluation.api",
     "check_features": "lorasmith.evaluation.api",
     "evaluate": "lorasmith.training.evaluate",
+    "Callback": "lorasmith.training.callbacks",
+    "LossContext": "lorasmith.training.losses",
+    "Pipeline": "lorasmith.inference.pipeline",
+    "TrainConfig": "lorasmith.config.train_config",
+    "capturable": "lorasmith.training.losses",
     "load_pipeline": "lorasmith.inference.pipeline",
     "sweep": "lorasmith.training.api",
     "train": "lorasmith.training.api",
     "train_features": "lorasmith.training.api",
 }
-"""The modules of the public functions."""
+"""The modules of the public names."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public functions when they are first asked for (PEP 562)."""
+    """Import public names when they are first asked for (PEP 562)."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'lorasmith' has no attribute {name!r}")

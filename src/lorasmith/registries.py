@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from lorasmith.loops.optimizers import OptimizerSpec
     from lorasmith.models.family import ModelFamily
 
-TRAINING_METHODS: Registry[Any] = Registry("training method", "training_methods")
+TRAINING_METHODS: Registry[Any] = Registry(
+    "training method", "training_methods", {"lora": "lorasmith.training.methods:LORA"}
+)
+"""What ``train.method`` names: objects with the members of `lorasmith.training.methods.TrainingMethod`
+(plan, inject, parameter_groups, export)."""
 SAMPLERS: Registry[Any] = Registry(
     "sampler",
     "samplers",
@@ -55,7 +59,16 @@ LR_SCHEDULERS: Registry["LrSchedule"] = Registry(
     },
 )
 """A function of the progress after the warm-up (0 to 1) that returns a factor (1 to 0)."""
-LOSS_WEIGHTINGS: Registry[Any] = Registry("loss weighting", "loss_weightings")
+LOSS_WEIGHTINGS: Registry[Any] = Registry(
+    "loss weighting",
+    "loss_weightings",
+    {
+        "min_snr": "lorasmith.training.losses:min_snr_weights",
+        "constant": "lorasmith.training.losses:constant_weights",
+    },
+)
+"""What ``train.loss.weighting`` names: functions of the noise schedule, timesteps int64 ``[B]`` and
+the loss settings to a weight for each image, float32 ``[B]``; no value may be read on the host."""
 ADAPTER_INITS: Registry[Any] = Registry("adapter initialisation", "adapter_inits")
 ADAPTER_KINDS: Registry[Any] = Registry(
     "adapter kind",

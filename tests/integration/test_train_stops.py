@@ -195,16 +195,14 @@ def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_advises(
         assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
     error = error_of(capsys)
     assert "out of memory at step 5; the last checkpoint (step-00000004) is kept" in error
-    assert (
-        "Lower train.batch_size (now 8) and raise train.gradient_accumulation_steps (now 1)"
-        in error
-    )
+    advice = "Lower train.batch_size (now 8) and raise train.gradient_accumulation_steps (now 1)"
+    assert advice in error
     halves = sets("train.batch_size=4", "train.gradient_accumulation_steps=2")
     assert run(["train", "--out", f"{tmp_path}/ink", "--resume", *halves]) == 0
 
 
 @pytest.mark.parametrize(
-    "where", ["validation.previews.Pipeline.generate", "validation.loss.ValidationLoss.loss"]
+    "where", ["validation.previews.Pipeline.generate", "validation.loss.ValidationLoss.mean"]
 )
 def test_out_of_memory_in_a_look_is_a_warning(
     tiny_model: Path, pictures: Path, tmp_path: Path,

@@ -74,7 +74,7 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
 @contextmanager
 def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
     """Do something in the middle of a step (from 1); yields the pictures of every step taken."""
-    plain, seen = JointTrainStep._pass, []
+    plain, seen = JointTrainStep._compute_gradients, []
 
     def stepping(self: JointTrainStep, parts: Sequence[Microbatch]) -> None:
         seen.append([number for one in parts for number in one.batch.indices.tolist()])
@@ -83,7 +83,7 @@ def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[
         plain(self, parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JointTrainStep, "_pass", stepping)
+        patch.setattr(JointTrainStep, "_compute_gradients", stepping)
         yield seen
 
 

@@ -218,9 +218,9 @@ def test_loss_and_gradients(
         numbers = session.dataset.batch_sampler.get_batch(0).tolist()
         expected = theirs.loss(pictures, numbers, min_snr)
         expected.backward()
-        figures, count = JointTrainStep([session]).step()[0]
-        assert count == COUNT
-        assert float(figures.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+        metrics = JointTrainStep([session]).step()[0]
+        assert metrics.images == COUNT
+        assert float(metrics.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
         mine, plain = [], []
         for name, adapter in session.trainable.adapters.items():
             both = layers[name].lora_A["default"], layers[name].lora_B["default"]

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from lorasmith.config import foreign_names
 from lorasmith.config.base import BaseConfig, RegisteredName
-from lorasmith.registries import LR_SCHEDULERS, OPTIMIZERS
+from lorasmith.registries import LOSS_WEIGHTINGS, LR_SCHEDULERS, OPTIMIZERS, TRAINING_METHODS
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -53,6 +53,8 @@ Memory = Annotated[str, AfterValidator(_memory)]
 class LossConfig(BaseConfig):
     """What is minimised."""
 
+    weighting: Annotated[str, RegisteredName(LOSS_WEIGHTINGS)] = "min_snr"
+    """How much each noise level counts: min_snr (with `min_snr_gamma`) or constant."""
     min_snr_gamma: float = Field(default=5.0, ge=0.0)
     """Gamma of min-SNR weighting (arXiv:2303.09556): low noise levels, being easy, count less. 0
     weighs all alike."""
@@ -77,6 +79,8 @@ class TrainerConfig(BaseConfig):
     """How many batches of each process add up to one optimizer step: a larger effective batch in
     the memory of one."""
 
+    method: Annotated[str, RegisteredName(TRAINING_METHODS)] = "lora"
+    """What is trained: lora, or a method of another package."""
     optimizer: OptimizerName = "adamw"
     """adamw; adamw8bit (bitsandbytes), prodigy, lion and adafactor need the extra
     `lorasmith[optimizers]`."""

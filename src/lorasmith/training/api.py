@@ -1,4 +1,4 @@
-"""Training from Python: what the command ``train`` does, with settings in whatever form."""
+"""Training from Python: what the commands ``train`` and ``sweep`` do, with settings in any form."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,49 +10,70 @@ from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasmith.reports.sweep_results import SweepResult
+    from lorasmith.training.callbacks import Callback
+    from lorasmith.training.losses import LossFn
 
 
 def train(
-    config: TrainConfig | Mapping[str, Any] | str | Path, *, resume: str | None = None
+    config: TrainConfig | Mapping[str, Any] | str | Path,
+    *,
+    resume: str | None = None,
+    callbacks: "Sequence[Callback]" = (),
+    loss_fn: "LossFn | None" = None,
 ) -> Path:
     """Train a LoRA and return its file.
 
     Args:
-        config: the settings: a `TrainRun`; the same as nested dictionaries, ``{"data": {"path":
+        config: the settings: a `TrainConfig`; the same as nested dictionaries, ``{"data": {"path":
             "pictures", "tag": "ink"}, "output": {"name": "ink"}, "train": {"steps": 400}}``; or
             the path of a TOML file.
-        resume: go on with the run of this name from its ``latest`` checkpoint, or from
-            ``step-120`` and no other.
+        resume: continue the run of this name from its ``latest`` checkpoint, or from ``step-120``
+            and no other.
+        callbacks: `lorasmith.Callback` objects, called during the training.
+        loss_fn: a function of a `lorasmith.training.losses.LossContext` (prediction, target,
+            noise, timesteps, latents, weights, mask) that returns the loss of each image, float32
+            ``[B]``; left out, the weighted mean squared error. Steps run eagerly, without CUDA
+            graphs, unless it is marked with ``@lorasmith.capturable``.
 
     Raises:
-        ConfigError: a setting is unknown, missing or out of range, or does not fit the model.
+        ConfigError: a setting is unknown, missing or out of range, or does not fit the model; or
+            ``loss_fn`` returns another shape.
         LorasmithError: see `lorasmith.training.trainer.train`.
     """
+    from lorasmith.training.losses import diffusion_loss
     from lorasmith.training.trainer import train as train_lora
 
-    return train_lora(require_single_feature(to_train_config(config)), resume)
+    single = require_single_feature(to_train_config(config))
+    return train_lora(single, resume, callbacks, loss_fn or diffusion_loss)
 
 
 def train_features(
-    config: FeaturesConfig | Mapping[str, Any] | str | Path, *, resume: str | None = None
+    config: FeaturesConfig | Mapping[str, Any] | str | Path,
+    *,
+    resume: str | None = None,
+    callbacks: "Sequence[Callback]" = (),
+    loss_fn: "LossFn | None" = None,
 ) -> dict[str, Path]:
-    """Train a LoRA for each feature and return their files by their tags.
+    """Train a LoRA for each feature and return their files by their trigger words.
 
     Args:
         config: the settings, with ``feature`` tables, in one of the forms that `train` takes.
         resume: as in `train`.
+        callbacks: as in `train`, called for each LoRA.
+        loss_fn: as in `train`.
 
     Raises:
         ConfigError: a setting is unknown, missing or out of range, or there are no features.
         LorasmithError: see `lorasmith.training.multi.features.train_features`.
     """
+    from lorasmith.training.losses import diffusion_loss
     from lorasmith.training.multi.features import train_features as train_all
 
-    run = to_train_config(config)
-    if not isinstance(run, FeaturesConfig):
+    features = to_train_config(config)
+    if not isinstance(features, FeaturesConfig):
         raise ConfigError("the settings have no [[feature]] tables: use lorasmith.train")
-    files = train_all(run, resume)
-    return {feature.tag: file for feature, file in zip(run.feature, files, strict=True)}
+    files = train_all(features, resume, callbacks, loss_fn or diffusion_loss)
+    return {feature.tag: file for feature, file in zip(features.feature, files, strict=True)}
 
 
 def sweep(
@@ -61,11 +82,13 @@ def sweep(
     *,
     max_parallel: int | None = None,
     resume: str | None = None,
+    callbacks: "Sequence[Callback]" = (),
+    loss_fn: "LossFn | None" = None,
 ) -> list["SweepResult"]:
-    """Train a LoRA for each combination of some settings, at the same time; return the results.
+    """Train a LoRA for each combination of some settings, jointly; return the results.
 
-    They come in the order of their held-out gains, the best first, where pictures were held out;
-    each has its file, its settings and its figures.
+    They come in the order of their held-out gains, the best first, where images were held out;
+    each has its file, its settings and its metrics.
 
     Args:
         config: the settings that all have in common, in one of the forms that `train` takes.
@@ -74,6 +97,8 @@ def sweep(
             the ``vary`` table in the settings, which may have them as well.
         max_parallel: how many LoRAs are trained at the same time at most; left out, 8.
         resume: as in `train`.
+        callbacks: as in `train`, called for each LoRA.
+        loss_fn: as in `train`.
 
     Raises:
         ConfigError: a setting is unknown, missing or out of range, may not vary, or does not fit
@@ -81,6 +106,7 @@ def sweep(
         LorasmithError: see `lorasmith.training.multi.sweep.train_sweep`.
     """
     from lorasmith.config.sweep import load_sweep
+    from lorasmith.training.losses import diffusion_loss
     from lorasmith.training.multi.sweep import train_sweep
 
     path, base = None, None
@@ -91,5 +117,6 @@ def sweep(
     elif isinstance(config, str | Path):
         path = Path(config).expanduser()
     else:
-        to_train_config(config)  # tells what it should be
-    return train_sweep(load_sweep(path, (), vary, max_parallel, base), resume)
+        to_train_config(config)  # raises an error that names the possible forms
+    sweep_config = load_sweep(path, (), vary, max_parallel, base)
+    return train_sweep(sweep_config, resume, callbacks, loss_fn or diffusion_loss)

@@ -1,11 +1,10 @@
-"""Optimizer steps of one feature or of several at once: one pass of the model, and an optimizer for
-each feature. On a GPU they are recorded and replayed.
+"""Optimizer steps of one LoRA, or of several from one pass of the model for all.
+
+On a GPU the work of a step is captured as a CUDA graph and replayed.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import fields, replace
-from itertools import groupby, zip_longest
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 import torch
 
@@ -20,226 +19,179 @@ from lorasmith.training.acceleration.plan import (
     plan_execution,
     workload_of,
 )
-from lorasmith.training.data.batch import Batch
-from lorasmith.training.losses import Noise
+from lorasmith.training.microbatch import (
+    Microbatch,
+    graph_inputs,
+    graph_key,
+    group_by_shape,
+    replace_inputs,
+)
 from lorasmith.training.state import TrainerState
 from lorasmith.training.train_step import (
     LossInput,
     StepMetrics,
+    TrainStep,
     UnfinishedStep,
     backward,
     compute_losses,
 )
 
 
-class Microbatch(NamedTuple):
-    """What one feature brings to one of a step's passes."""
+def compute_gradients(steps: Sequence[TrainStep], microbatches: Sequence[Microbatch]) -> None:
+    """Add the losses and gradients of a step of one or several LoRAs.
 
-    lora_index: int
-    """Number of the feature."""
-    turn: int
-    """Parts of one turn may share a pass."""
-    batch_size: int
-    """Size of the feature's whole batch."""
-    batch: Batch
-    noise: Noise
+    Microbatches of one shape share a pass of the model. No LoRA's weights are in another's loss,
+    so that one backward pass of the sum gives each its own gradients.
+    """
+    for step in steps:
+        step.begin()
+    for group in group_by_shape(microbatches):
+        owners = [steps[microbatch.lora_index] for microbatch in group]
+        losses = compute_losses(
+            [
+                LossInput(step.loss, microbatch.batch, microbatch.noise)
+                for step, microbatch in zip(owners, group, strict=True)
+            ]
+        )
+        contributions = [
+            step.accumulate_loss(microbatch.batch, image_losses, microbatch.batch_size)
+            for step, microbatch, image_losses in zip(owners, group, losses, strict=True)
+        ]
+        backward(torch.stack(contributions).sum())
 
 
 class JointTrainStep:
-    """Takes the steps of some features.
+    """Takes the optimizer steps of one or several LoRAs.
 
-    Each takes the step that it would take by itself: its own pictures and random numbers, the mean
-    over its own batch, clipped by its own norm, with its own optimizer. What they share is the
-    pass of the frozen model. (Adapter dropout is the exception: its numbers are drawn for the
-    pass as a whole.)
+    Each LoRA takes the step that it would take alone: its own images and random numbers, the mean
+    over its own batch, clipped by its own norm, with its own optimizer. They share the pass of the
+    frozen model. (Adapter dropout is the exception: its random numbers are drawn for the whole
+    pass.)
 
-    Recorded are passes and gradients, and where nothing in it asks the device (AdamW, one process,
-    no loss scaling) the optimizer too. Pictures and noise are drawn outside.
+    Forward and backward passes are captured as CUDA graphs; so is the optimizer where it reads no
+    value on the host (AdamW, one process, no loss scaling). Batches and noise are drawn outside.
     """
 
-    def __init__(self, sessions: Sequence[TrainerState], plan: ExecutionPlan | None = None) -> None:
-        """Prepare for steps of some features.
+    def __init__(self, states: Sequence[TrainerState], plan: ExecutionPlan | None = None) -> None:
+        """Prepare for the steps of some LoRAs.
 
         Args:
-            sessions: the features.
+            states: the LoRAs in training.
             plan: how steps are executed; None decides by the settings.
 
         Raises:
-            ConfigError: the settings' memory is too little.
+            ConfigError: ``train.vram_limit`` is too low.
         """
-        train, unet = sessions[0].run.train, sessions[0].model.unet
-        plan = plan or plan_execution(train, workload_of(sessions))
+        train, unet = states[0].train, states[0].model.unet
+        plan = plan or plan_execution(train, workload_of(states))
         self._patcher = UNetPatcher(unet, fp8=plan.fp8)
-        self._sessions = tuple(sessions)
-        self._steps = [one.train_step for one in sessions]
-        trained = [one for each in sessions for one in each.trainable.adapters.values()]
-        self._casts = build_factor_cache(unet, trained)
-        self._to_the_end = all(one.is_sync_free for one in self._steps)
-        self._graphs = CudaGraphCache(sessions[0].device, plan.use_cuda_graphs)
+        self._states = tuple(states)
+        self._steps = [state.train_step for state in states]
+        adapters = [adapter for state in states for adapter in state.trainable.adapters.values()]
+        self._factor_cache = build_factor_cache(unet, adapters)
+        self._is_sync_free = all(step.is_sync_free for step in self._steps)
+        self._graphs = CudaGraphCache(states[0].device, plan.use_cuda_graphs)
         message = configure_activation_checkpointing(
             unet,
             train,
-            sum(one.numel() for each in sessions for one in each.trainable.parameters()),
-            any(one.run.lora.dropout > 0 for one in sessions),
-            lambda: self._try(_largest(sessions)),
+            sum(p.numel() for state in states for p in state.trainable.parameters()),
+            any(state.dropout > 0 for state in states),
+            lambda: self._dry_run(_largest_step(states)),
         )
-        if plan.compile_blocks:  # not for the trials, each of which would be compiled anew
+        if plan.compile_blocks:  # after the dry runs, each of which would be compiled anew
             self._patcher.compile()
-        if sessions[0].is_main:
+        if states[0].is_main:
             tell(*plan.messages, *([message] if message else []))
 
     @property
     def graph_count(self) -> int:
-        """How many recordings of steps there are."""
+        """How many CUDA graphs are captured."""
         return len(self._graphs)
 
-    def step(self) -> list[tuple[StepMetrics, int]]:
-        """Take the next step; return each feature's figures and how many pictures it had."""
-        numbers = [one.begin_step() for one in self._sessions]
-        parts = list(_parts(self._sessions, numbers))
+    def step(self) -> list[StepMetrics]:
+        """Take the next step; return each LoRA's metrics."""
+        indices = [state.begin_step() for state in self._states]
+        microbatches = list(_draw_microbatches(self._states, indices))
         for step in self._steps:
-            step.zero_grad()  # a recording has memory of its own for gradients
-        with self._sessions[0].clock:
-            figures = self._whole(parts) if self._to_the_end else self._in_two(parts)
+            step.zero_grad()  # a captured graph has its own memory for gradients
+        with self._states[0].gpu_timer:
+            metrics = (
+                self._step_on_device(microbatches)
+                if self._is_sync_free
+                else self._step_with_host_optimizer(microbatches)
+            )
         return [
-            (session.on_step_end(_apart(own)), len(its))
-            for session, own, its in zip(self._sessions, figures, numbers, strict=True)
+            state.on_step_end(_detach(step_metrics)._replace(images=len(image_indices)))
+            for state, step_metrics, image_indices in zip(
+                self._states, metrics, indices, strict=True
+            )
         ]
 
-    def _whole(self, parts: Sequence[Microbatch]) -> list[StepMetrics]:
-        """Take a step in one piece."""
+    def _step_on_device(self, microbatches: Sequence[Microbatch]) -> list[StepMetrics]:
+        """Take a step as one piece of work."""
 
         def work(inputs: Sequence[torch.Tensor]) -> list[StepMetrics]:
-            self._pass(_with_inputs(parts, inputs))
-            return run_concurrently([one.finish for one in self._steps], inputs[0])
+            self._compute_gradients(replace_inputs(microbatches, inputs))
+            return run_concurrently([step.finish for step in self._steps], inputs[0])
 
-        return self._graphs(_key(parts), _inputs(parts), work)
+        return self._graphs(graph_key(microbatches), graph_inputs(microbatches), work)
 
-    def _in_two(self, parts: Sequence[Microbatch]) -> list[StepMetrics]:
-        """Take a step whose optimizer has questions: only what comes before is recorded."""
+    def _step_with_host_optimizer(self, microbatches: Sequence[Microbatch]) -> list[StepMetrics]:
+        """Take a step whose optimizer reads values on the host: only what precedes is captured."""
 
         def work(inputs: Sequence[torch.Tensor]) -> list[UnfinishedStep]:
-            self._pass(_with_inputs(parts, inputs))
-            return [one.unfinished() for one in self._steps]
+            self._compute_gradients(replace_inputs(microbatches, inputs))
+            return [step.unfinished() for step in self._steps]
 
-        pending = self._graphs(_key(parts), _inputs(parts), work)
-        for step, own in zip(self._steps, pending, strict=True):
+        unfinished = self._graphs(graph_key(microbatches), graph_inputs(microbatches), work)
+        for step, own in zip(self._steps, unfinished, strict=True):
             step.resume(own)
         return [step.finish() for step in self._steps]
 
-    def _pass(self, parts: Sequence[Microbatch]) -> None:
-        """Compute the gradients of a step."""
-        with self._patcher.fallback_to_eager(lambda: self._pass(parts)), self._patcher.patched():
-            for step in self._steps:
-                step.begin()
-            self._casts.refresh()
+    def _compute_gradients(self, microbatches: Sequence[Microbatch]) -> None:
+        """Compute gradients with the accelerated U-Net."""
+        retry = self._patcher.fallback_to_eager(lambda: self._compute_gradients(microbatches))
+        with retry, self._patcher.patched():
+            self._factor_cache.refresh()
             try:
-                for group in _alike(parts):
-                    backward(self._loss_of(group))
+                compute_gradients(self._steps, microbatches)
             finally:
-                self._casts.clear()
+                self._factor_cache.clear()
 
-    def _try(self, parts: Sequence[Microbatch]) -> None:
-        """Compute the gradients of a step for nothing."""
-        self._pass(parts)
+    def _dry_run(self, microbatches: Sequence[Microbatch]) -> None:
+        """Compute the gradients of a step and drop them."""
+        self._compute_gradients(microbatches)
         for step in self._steps:
             step.zero_grad()
 
-    def _loss_of(self, parts: Sequence[Microbatch]) -> torch.Tensor:
-        """Return the sum of the features' losses: no feature's weights are in another's loss."""
-        steps = [self._steps[one.lora_index] for one in parts]
-        shares: list[LossInput] = [
-            step.share(one.batch, one.noise) for step, one in zip(steps, parts, strict=True)
-        ]
-        losses = [
-            step.accumulate_loss(one.batch, own, one.batch_size)
-            for step, one, own in zip(steps, parts, compute_losses(shares), strict=True)
-        ]
-        return torch.stack(losses).sum()
+
+def _largest_step(states: Sequence[TrainerState]) -> list[Microbatch]:
+    """Return the step of the first epoch that needs the most memory."""
+
+    def largest_batch(state: TrainerState) -> torch.Tensor:
+        sampler, assignments = state.dataset.batch_sampler, state.dataset.assignments
+        batches = (sampler.get_batch(step) for step in range(sampler.steps_per_epoch))
+        return max(batches, key=lambda batch: len(batch) * assignments[int(batch[0])].bucket.area)
+
+    return list(_draw_microbatches(states, [largest_batch(state) for state in states]))
 
 
-def _largest(sessions: Sequence[TrainerState]) -> list[Microbatch]:
-    """Return the parts of a step that needs as much memory as any of the first epoch."""
-
-    def most(session: TrainerState) -> torch.Tensor:
-        order, placements = session.dataset.batch_sampler, session.dataset.assignments
-        batches = (order.get_batch(step) for step in range(order.steps_per_epoch))
-        return max(batches, key=lambda own: len(own) * placements[int(own[0])].bucket.area)
-
-    return list(_parts(sessions, [most(one) for one in sessions]))
-
-
-def _parts(
-    sessions: Sequence[TrainerState], numbers: Sequence[torch.Tensor]
+def _draw_microbatches(
+    states: Sequence[TrainerState], indices: Sequence[torch.Tensor]
 ) -> Iterator[Microbatch]:
-    """Yield the parts of all features, turn by turn; some features have more than others."""
-    every = [one.microbatches(own) for one, own in zip(sessions, numbers, strict=True)]
-    for turn, parts in enumerate(zip_longest(*every)):
-        for owner, part in enumerate(parts):
-            if part is not None:
-                yield Microbatch(owner, turn, len(numbers[owner]), *part)
+    """Yield the microbatches of all LoRAs, turn by turn; some LoRAs have more than others."""
+    streams = [state.microbatches(own) for state, own in zip(states, indices, strict=True)]
+    for turn, items in enumerate(zip_longest(*streams)):
+        for lora_index, item in enumerate(items):
+            if item is not None:
+                yield Microbatch(lora_index, turn, len(indices[lora_index]), *item)
 
 
-def _alike(parts: Sequence[Microbatch]) -> Iterator[list[Microbatch]]:
-    """Yield parts that one pass can do: of one turn and task, latents and texts of one shape."""
-    for _, turn in groupby(parts, key=lambda one: one.turn):
-        groups: dict[tuple[str, torch.Size, int], list[Microbatch]] = {}
-        for one in turn:
-            kind = one.batch.task, one.batch.latents.shape[1:], one.batch.text_length
-            groups.setdefault(kind, []).append(one)
-        yield from groups.values()
-
-
-def _apart(figures: StepMetrics) -> StepMetrics:
-    """Return figures that the next replay leaves alone."""
-    kept = figures.loss if figures.preservation_loss is None else figures.preservation_loss
-    return StepMetrics(*torch.stack([figures.loss, figures.grad_norm, kept]).unbind())
-
-
-# --- what a recording is told apart by, and what it is given anew ------------------------------
-
-_ON_HOST = "indices"
-"""The field of a batch that is for messages and stays on the CPU."""
-_TENSORS = [one.name for one in fields(Batch) if one.name != _ON_HOST]
-
-
-def _key(parts: Sequence[Microbatch]) -> Hashable:
-    """Return everything about some parts but the values of their tensors on the device."""
-    told = []
-    for one in parts:
-        values = [_told(getattr(one.batch, name)) for name in _TENSORS]
-        told.append((one.lora_index, one.turn, one.batch_size, *values, *map(_told, one.noise)))
-    return tuple(told)
-
-
-def _told(value: Any) -> Hashable:
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.dtype
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_told(one) for one in value)
-    plain: Hashable = value
-    return plain
-
-
-def _inputs(parts: Sequence[Microbatch]) -> list[torch.Tensor]:
-    """Return the tensors of some parts, always in the same order."""
-    found = []
-    for one in parts:
-        values = [getattr(one.batch, name) for name in _TENSORS]
-        found += [value for value in (*values, *one.noise) if isinstance(value, torch.Tensor)]
-    return found
-
-
-def _with_inputs(parts: Sequence[Microbatch], inputs: Sequence[torch.Tensor]) -> list[Microbatch]:
-    """Return parts that have other tensors, in the order of ``_inputs``."""
-    left = iter(inputs)
-
-    def renewed(one: Microbatch) -> Microbatch:
-        values = {name: getattr(one.batch, name) for name in _TENSORS}
-        new: dict[str, Any] = {
-            name: next(left) for name, value in values.items() if isinstance(value, torch.Tensor)
-        }
-        drawn = Noise(*(next(left) for _ in Noise._fields))
-        return one._replace(batch=replace(one.batch, **new), noise=drawn)
-
-    return [renewed(one) for one in parts]
+def _detach(metrics: StepMetrics) -> StepMetrics:
+    """Return metrics that the next replay of the CUDA graph does not overwrite."""
+    preservation_loss = metrics.preservation_loss
+    if preservation_loss is None:
+        preservation_loss = metrics.loss
+    values = torch.stack([metrics.loss, metrics.grad_norm, preservation_loss])
+    loss, grad_norm, preservation_loss = values.unbind()
+    return metrics._replace(loss=loss, grad_norm=grad_norm, preservation_loss=preservation_loss)

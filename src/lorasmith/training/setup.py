@@ -1,371 +1,307 @@
-"""Preparing a run: from settings to a session that can take steps."""
+"""Setting up runs: from settings to states that can take steps."""
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from lorasmith.adapters.gating.gate_metadata import GateMetadata
+from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.gating.token_mask import selects_tokens
 from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
-from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
-from lorasmith.adapters.naming.layer_names import UNET
-from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.load import dump_toml
-from lorasmith.config.train_config import TrainConfig, TrainerConfig
-from lorasmith.core.device import compute_dtype, pick_device
+from lorasmith.config.train_config import TrainConfig, ValidationConfig
+from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.checkpoint import Checkpoint
-from lorasmith.loops.distributed import all_reduce_sum, create_accelerator
-from lorasmith.loops.ema import Ema
 from lorasmith.loops.memory import limit_gpu_memory, require_disk_space
-from lorasmith.loops.optimized_module import OptimizedModule
-from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.loops.progress import tell
 from lorasmith.loops.tracking import check_wandb
-from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model, load_model, suppress_logs
+from lorasmith.registries import TRAINING_METHODS
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset, offload_unused_encoders
 from lorasmith.training.data.resolution import buckets_for_model
 from lorasmith.training.data.shared_datasets import build_shared_datasets
-from lorasmith.training.data.split import DatasetSplit, split_dataset
+from lorasmith.training.data.split import split_dataset
 from lorasmith.training.gating import GateRouting, caption_gating
-from lorasmith.training.losses import build_noise_process
+from lorasmith.training.losses import LossFn, diffusion_loss
 from lorasmith.training.lr_defaults import fill_learning_rates
+from lorasmith.training.methods import MethodPlan, TrainableModules, TrainingMethod
 from lorasmith.training.multi.frozen import FrozenFeature
 from lorasmith.training.outputs.disk_usage import bytes_needed
-from lorasmith.training.resume import check_settings, find_checkpoint
+from lorasmith.training.resume import check_settings
+from lorasmith.training.run_plan import DeviceContext, RunPlan, reserve_output
 from lorasmith.training.state import TrainerState
-from lorasmith.training.train_step import Denoiser, DiffusionLoss, TrainStep
+from lorasmith.training.state_factory import build_state
 from lorasmith.training.validation.previews import check_preview_loras, check_previews
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A feature that shall be trained."""
-
-    run: TrainConfig
-    """Its settings."""
-    paths: RunPaths
-    """Where it writes."""
-    split: DatasetSplit
-    """Its pictures."""
-    checkpoint: Checkpoint | None
-    """What it goes on from; None for a new one."""
-
-
-@dataclass(frozen=True)
-class DeviceContext:
-    """What a run computes on."""
-
-    device: torch.device
-    accelerator: "Accelerator"
-
-    @classmethod
-    def from_settings(cls, train: TrainerConfig) -> "DeviceContext":
-        """Find it.
-
-        Raises:
-            ConfigError: there is no such device, or it cannot do what the settings ask for.
-        """
-        device = pick_device(train.device)
-        accelerator = create_accelerator(train.mixed_precision, device.type, "train")
-        if accelerator.num_processes > 1:
-            device = torch.device(accelerator.device)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # where kernels are launched and steps are recorded
-        return cls(device, accelerator)
+Describe = Callable[[TrainConfig], str]
+"""Returns what an error message calls one of several LoRAs."""
 
 
 @contextmanager
-def open_trainer(run: TrainConfig, resume: str | None) -> Iterator[TrainerState]:
-    """Prepare a run, and take the adapters out of the model at its end.
+def open_trainer(
+    config: TrainConfig, resume: str | None = None, loss_fn: LossFn = diffusion_loss
+) -> Iterator[TrainerState]:
+    """Set up a single run, and take the adapters out of the model at its end.
 
-    What can be refused is refused before anything is written.
+    Everything that can be refused is refused before anything is written.
 
     Args:
-        run: the settings.
-        resume: None for a new run, else which checkpoint it goes on from: ``latest``, ``step-120``.
+        config: the settings.
+        resume: None for a new run, else the checkpoint to continue from: ``latest``, ``step-120``.
+        loss_fn: what is minimised.
     """
-    paths = RunPaths.from_name(run.output.name)
+    paths = RunPaths.from_name(config.output.name)
     if resume is None:
-        check_outside_dataset(paths.folder, run.data, "output.name (--out)")
-    machine = DeviceContext.from_settings(run.train)
-    chosen = split_dataset(run.data)
-    found = reserve_output(paths, resume)
-    with setup_trainers([RunPlan(run, paths, chosen, found)], machine) as sessions:
-        yield sessions[0]
+        check_outside_dataset(paths.folder, config.data, "output.name (--out)")
+    context = DeviceContext.from_settings(config.train)
+    split = split_dataset(config.data)
+    checkpoint = reserve_output(paths, resume)
+    plan = RunPlan(config, paths, split, checkpoint, loss_fn)
+    with setup_trainers([plan], context) as states:
+        yield states[0]
 
 
 @contextmanager
 def setup_trainers(
     plans: Sequence[RunPlan],
-    machine: DeviceContext,
-    earlier: Sequence[FrozenFeature] = (),
+    context: DeviceContext,
+    frozen: Sequence[FrozenFeature] = (),
     later: Sequence[TrainConfig] = (),
-    called: Callable[[TrainConfig], str] | None = lambda run: f"feature {run.data.tag!r}",
+    describe: Describe = lambda config: f"feature {config.data.tag!r}",
 ) -> Iterator[list[TrainerState]]:
-    """Prepare features that are trained at the same time, on one model.
+    """Set up LoRAs that are trained jointly on one model.
 
     Args:
-        plans: the features; what is common to all is as in the first.
-        machine: what they are trained on.
-        earlier: features that are in the model already, and stay as they are.
-        later: features that come afterwards: what is wrong with them is told now.
-        called: what errors call one of several.
+        plans: the LoRAs; what is common to all is as in the first.
+        context: what they are trained on.
+        frozen: LoRAs of earlier features, which are in the model and stay as they are.
+        later: settings of LoRAs that are trained afterwards; their errors are raised now.
+        describe: what errors call one of several LoRAs.
     """
-    first, device, accelerator = plans[0].run, machine.device, machine.accelerator
+    first = plans[0].config
     if first.track.wandb:
         check_wandb()
     model = load_model(first.model.path).to(torch.device("cpu"), torch.float32)
-    plans = [replace(plan, run=_completed(plan.run, model, plan.checkpoint)) for plan in plans]
-    check_previews(first.validation, model)
-    check_preview_loras(first.validation, model)
-    if len(plans) + len(earlier) + len(later) == 1:
-        called = None
-    targets = [_targets(plan.run, model, called) for plan in plans]
-    for run in later:
-        _targets(_completed(run, model, None), model, called)
+    _check_validation(first.validation, model)
+    is_single = len(plans) + len(frozen) + len(later) == 1
+    label = None if is_single else describe
+    plans = [replace(plan, config=_fill_config(plan.config, model)) for plan in plans]
+    for plan in plans:
+        if plan.checkpoint is not None:
+            check_settings(plan.checkpoint.state["settings"], plan.config)
+    method_plans = [_plan_method(plan.config, model, label) for plan in plans]
+    for config in later:
+        _plan_method(_fill_config(config, model), model, label)
+    _require_disk_space(plans, method_plans, model.default_size)
+    runs_text = any(plan.trains_text_encoder for plan in method_plans) or any(
+        feature.has_text_layers for feature in frozen
+    )
+    builder = _DatasetBuilder(model, context, runs_text, frozen)
+    datasets, preservation_sets = builder.build_all(plans)
+    _move_to_device(model, first.train, context.device, runs_text)
+    with _injected(model, plans, method_plans, frozen) as (trainables, routings):
+        states = [
+            build_state(plan, context, model, trainable, routing, data, preservation_sets, frozen)
+            for plan, data, trainable, routing in zip(
+                plans, datasets, trainables, routings, strict=True
+            )
+        ]
+        _start_runs(plans, states)
+        if context.accelerator.is_main_process:
+            tell(first.train.describe_batch(context.accelerator.num_processes))
+        context.accelerator.wait_for_everyone()
+        yield states
+
+
+# --- checks before anything is written --------------------------------------------------------
+
+
+def _check_validation(validation: ValidationConfig, model: Model) -> None:
+    check_previews(validation, model)
+    check_preview_loras(validation, model)
+
+
+def _fill_config(config: TrainConfig, model: Model) -> TrainConfig:
+    """Fill in the settings that depend on the model."""
+    size = sum(parameter.numel() for parameter in model.unet.parameters())
+    return config.model_copy(update={"train": fill_learning_rates(config.train, size)})
+
+
+def _plan_method(config: TrainConfig, model: Model, describe: Describe | None) -> MethodPlan:
+    """Return what is trained in the model; of several LoRAs, an error says whose it is."""
+    method: TrainingMethod = TRAINING_METHODS.get(config.train.method)
+    try:
+        buckets_for_model(model, config.data)
+        preserve = config.preserve
+        if not method.has_gate and (preserve.strength or preserve.earlier_features_strength):
+            raise ConfigError(
+                f"preserve: it needs a training method with a gate, which {config.train.method!r} "
+                "has not; set its strengths to 0"
+            )
+        return method.plan(model, config.lora, config.train)
+    except ConfigError as error:
+        if describe is None:
+            raise
+        raise ConfigError(f"{describe(config)}: {error}") from error
+
+
+def _require_disk_space(
+    plans: Sequence[RunPlan], method_plans: Sequence[MethodPlan], default_image_size: int
+) -> None:
     needed = sum(
-        bytes_needed(plan.run, own, model.default_size, new=plan.checkpoint is None)
-        for plan, own in zip(plans, targets, strict=True)
+        bytes_needed(
+            plan.config,
+            method_plan.num_parameters,
+            default_image_size,
+            is_new=plan.checkpoint is None,
+        )
+        for plan, method_plan in zip(plans, method_plans, strict=True)
     )
     require_disk_space(plans[0].paths.folder, needed, "checkpoints and LoRA files")
-    words_live = _reads_live(targets, earlier)
-    with accelerator.main_process_first():
-        sets = build_shared_datasets(
-            [plan.run for plan in plans],
-            lambda number: _dataset(plans[number], model, machine, words_live, earlier),
-            depends_on_seed=model.is_inpainting,
-        )
-        kept = _kept_sets(plans[0], model, machine, words_live, earlier)
-        offload_unused_encoders(model, [*sets, *kept], words_live)
-    _place(model, first.train, device, words_live)
-    with _injected(model, plans, targets, earlier) as (trainables, lanes):
-        sessions = [
-            _session(plan, machine, model, data, trainable, lane, kept, earlier)
-            for plan, data, trainable, lane in zip(plans, sets, trainables, lanes, strict=True)
-        ]
-        _begin(plans, sessions)
-        if accelerator.is_main_process:
-            tell(first.train.describe_batch(accelerator.num_processes))
-        accelerator.wait_for_everyone()
-        yield sessions
 
 
-def _begin(plans: Sequence[RunPlan], sessions: Sequence[TrainerState]) -> None:
-    """Restore what is gone on with, and put settings and records in place."""
-    for plan, session in zip(plans, sessions, strict=True):
-        if plan.checkpoint is not None:
-            session.restore(plan.checkpoint)
-        if session.is_main:
-            record = json.dumps(session.dataset.describe_images(), indent=1, ensure_ascii=False)
-            session.paths.prepare_folder(
-                dump_toml(plan.run), plan.checkpoint is None, f"{record}\n"
+# --- data -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _DatasetBuilder:
+    """Encodes the images and captions of LoRAs that are trained on one model."""
+
+    model: Model
+    context: DeviceContext
+    runs_text: bool
+    """Whether text encoders run in the step: adapters in them are trained, or have a gate."""
+    frozen: Sequence[FrozenFeature]
+
+    def build_all(
+        self, plans: Sequence[RunPlan]
+    ) -> tuple[list[TrainDataset], tuple[TrainDataset, ...]]:
+        """Return each LoRA's images, and those of earlier features that are to be preserved."""
+        with self.context.accelerator.main_process_first():
+            datasets = build_shared_datasets(
+                [plan.config for plan in plans],
+                lambda index: self._build(plans[index]),
+                self.model.is_inpainting,
             )
+            preservation_sets = self._build_preservation_sets(plans[0].config)
+            offload_unused_encoders(self.model, [*datasets, *preservation_sets], self.runs_text)
+        return datasets, preservation_sets
 
-
-def _reads_live(targets: Sequence[Sequence[LayerTarget]], earlier: Sequence[FrozenFeature]) -> bool:
-    """Tell whether text encoders run in the step: adapters in them are trained, or have a gate."""
-    trained = any(target.ref.part != UNET for own in targets for target in own)
-    return trained or any(one.has_text_layers for one in earlier)
-
-
-def _targets(
-    run: TrainConfig, model: Model, called: Callable[[TrainConfig], str] | None
-) -> list[LayerTarget]:
-    """Return a feature's layers; of several features, an error says whose they are."""
-    try:
-        buckets_for_model(model, run.data)
-        return resolve_targets(model, run.lora, run.train)
-    except ConfigError as error:
-        if called is None:
-            raise
-        raise ConfigError(f"{called(run)}: {error}") from error
-
-
-def _facts(run: TrainConfig) -> GateMetadata:
-    return GateMetadata(run.lora.gate, run.data.tag, run.data.class_word)
-
-
-def _dataset(
-    plan: RunPlan,
-    model: Model,
-    machine: DeviceContext,
-    words_live: bool,
-    earlier: Sequence[FrozenFeature],
-) -> TrainDataset:
-    run = plan.run
-    plain = run.preserve.strength > 0
-    gating = caption_gating(model, _facts(run), [one.facts for one in earlier], plain)
-    return build_dataset(
-        model,
-        run.data,
-        run.train,
-        machine.device,
-        plan.split,
-        words_live,
-        gating,
-        machine.accelerator.num_processes,
-    )
-
-
-def _kept_sets(
-    plan: RunPlan,
-    model: Model,
-    machine: DeviceContext,
-    words_live: bool,
-    earlier: Sequence[FrozenFeature],
-) -> tuple[TrainDataset, ...]:
-    """Return the pictures of earlier features, where their prediction is to be kept."""
-    if not plan.run.preserve.earlier_features_strength:
-        return ()
-    return tuple(
-        build_dataset(
-            model, one.data, plan.run.train, machine.device, one.split, words_live,
-            caption_gating(model, one.facts, ()), machine.accelerator.num_processes,
+    def _build(self, plan: RunPlan) -> TrainDataset:
+        config = plan.config
+        gates = [feature.gate for feature in self.frozen]
+        needs_plain_captions = config.preserve.strength > 0
+        return build_dataset(
+            self.model,
+            config.data,
+            config.train,
+            self.context.device,
+            plan.split,
+            self.runs_text,
+            caption_gating(self.model, plan.gate, gates, needs_plain_captions),
+            self.context.accelerator.num_processes,
         )
-        for one in earlier
-    )  # fmt: skip
+
+    def _build_preservation_sets(self, config: TrainConfig) -> tuple[TrainDataset, ...]:
+        if not config.preserve.earlier_features_strength:
+            return ()
+        return tuple(
+            build_dataset(
+                self.model,
+                feature.data,
+                config.train,
+                self.context.device,
+                feature.split,
+                self.runs_text,
+                caption_gating(self.model, feature.gate, ()),
+                self.context.accelerator.num_processes,
+            )
+            for feature in self.frozen
+        )
+
+
+# --- model ------------------------------------------------------------------------------------
+
+
+def _move_to_device(
+    model: Model, train: TrainerConfig, device: torch.device, runs_text: bool
+) -> None:
+    """Move the networks of a step to the device, in the run's precision."""
+    text_encoders = model.text_encoders if runs_text else ()
+    networks: list[nn.Module] = [model.unet, *text_encoders]
+    with suppress_logs():
+        for network in networks:
+            network.to(device=device, dtype=compute_dtype(train.mixed_precision))
+    if train.gradient_checkpointing:
+        for encoder in text_encoders:
+            encoder.gradient_checkpointing_enable()
+            encoder.train()  # transformers checkpoints in training mode only
 
 
 @contextmanager
 def _injected(
     model: Model,
     plans: Sequence[RunPlan],
-    targets: Sequence[Sequence[LayerTarget]],
-    earlier: Sequence[FrozenFeature],
-) -> Iterator[tuple[list[TrainableLora], list[GateRouting]]]:
-    """Put adapters into the model while the block runs, those of earlier features first."""
-    frozen: list[AttachedLora] = []
-    trainables: list[TrainableLora] = []
+    method_plans: Sequence[MethodPlan],
+    frozen: Sequence[FrozenFeature],
+) -> Iterator[tuple[list[TrainableModules], list[GateRouting | None]]]:
+    """Put trainable modules into the model while the block runs, after frozen LoRAs."""
+    attached: list[AttachedLora] = []
+    trainables: list[TrainableModules] = []
     try:
-        for one in earlier:
-            frozen.append(attach_lora(model, one.file))  # noqa: PERF401 (detach what got in)
-        for plan, own in zip(plans, targets, strict=True):
-            run = plan.run
-            trainables.append(inject_trainable(own, run.lora, run.train.seed, _facts(run)))
-        before = [(one.gate, selects_tokens(one.gate_metadata)) for one in frozen]
-        gates = [one.attached.gate for one in trainables]
-        lanes = [
-            GateRouting(
-                own,
-                selects_tokens(_facts(plan.run)),
-                before,
-                [one for one in gates if one is not own],
+        for feature in frozen:
+            attached.append(attach_lora(model, feature.file))  # noqa: PERF401 (detach what got in)
+        for plan, method_plan in zip(plans, method_plans, strict=True):
+            config = plan.config
+            method: TrainingMethod = TRAINING_METHODS.get(config.train.method)
+            trainables.append(
+                method.inject(model, method_plan, config.lora, config.train.seed, plan.gate)
             )
-            for own, plan in zip(gates, plans, strict=True)
-        ]
-        yield trainables, lanes
+        yield trainables, _route_gates(plans, trainables, attached)
     finally:
-        if plans[0].run.train.vram_limit:
+        if plans[0].config.train.vram_limit:
             limit_gpu_memory(model.unet.device, None)
         for trainable in trainables:
             trainable.detach()
-        for attached in frozen:
-            attached.detach()
+        for lora in attached:
+            lora.detach()
 
 
-def reserve_output(paths: RunPaths, resume: str | None) -> Checkpoint | None:
-    """Make sure of the run's place; return what it goes on from."""
-    if resume is None:
-        paths.check_can_create()
-        return None
-    paths.check_can_resume()
-    return find_checkpoint(paths.checkpoints, resume)
-
-
-def _completed(run: TrainConfig, model: Model, found: Checkpoint | None) -> TrainConfig:
-    """Fill in what depends on the model, and compare with the run that is gone on with."""
-    size = sum(parameter.numel() for parameter in model.unet.parameters())
-    run = run.model_copy(update={"train": fill_learning_rates(run.train, size)})
-    if found is not None:
-        check_settings(found.state["settings"], run)
-    return run
-
-
-def _place(model: Model, train: TrainerConfig, device: torch.device, text_trained: bool) -> None:
-    """Bring what the steps use to the device, in the number format of the run."""
-    used: list[nn.Module] = [model.unet, *(model.text_encoders if text_trained else ())]
-    with suppress_logs():
-        for network in used:
-            network.to(device=device, dtype=compute_dtype(train.mixed_precision))
-    if not train.gradient_checkpointing:
-        return
-    for encoder in model.text_encoders if text_trained else ():
-        encoder.gradient_checkpointing_enable()
-        encoder.train()  # transformers checkpoints in training mode only
-
-
-def _session(
-    plan: RunPlan,
-    machine: DeviceContext,
-    model: Model,
-    data: TrainDataset,
-    trainable: TrainableLora,
-    lane: GateRouting,
-    kept: tuple[TrainDataset, ...],
-    earlier: Sequence[FrozenFeature],
-) -> TrainerState:
-    train, accelerator = plan.run.train, machine.accelerator
-    known = detect_family(model).num_timesteps
-    process = build_noise_process(model.scheduler_config, train.loss, model.unet.device, known)
-    objective = DiffusionLoss(Denoiser(model), process, train.loss, lane)
-    groups = _groups(trainable, train)
-    optimizer, peaks = create_optimizer(
-        train.optimizer, groups, train.weight_decay, train.optimizer_args
-    )
-    adapters = nn.ModuleList(trainable.adapters.values())
-    average = Ema(adapters, train.ema_decay) if train.ema_decay > 0 else None
-    alone = accelerator.num_processes == 1
-    # A scaler's state is that of one optimizer's gradients: features do not share it.
-    scaler = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler)
-    step_once = TrainStep(
-        objective,
-        trainable.parameters(),
-        optimizer,
-        train.max_grad_norm,
-        None if alone else partial(all_reduce_sum, accelerator),
-        scaler,
-    )
-    return TrainerState(
-        run=plan.run,
-        paths=plan.paths,
-        accelerator=accelerator,
-        model=model,
-        dataset=data,
-        trainable=trainable,
-        optimized=OptimizedModule(adapters, adapters, optimizer, peaks[0], average),
-        loss=objective,
-        base_lrs=peaks,
-        param_group_names=[group.name for group in groups],
-        train_step=step_once,
-        scaler=scaler,
-        preservation_sets=kept,
-        frozen_hashes={one.file.path.name: one.weights_hash for one in earlier},
-    )
-
-
-def _groups(trainable: TrainableLora, train: TrainerConfig) -> list[ParamGroup]:
-    """Return the parameters with their learning rates; LoRA+ raises that of the up-matrices."""
-    ratio = {"down": 1.0, "up": train.loraplus_lr_ratio}
+def _route_gates(
+    plans: Sequence[RunPlan],
+    trainables: Sequence[TrainableModules],
+    frozen: Sequence[AttachedLora],
+) -> list[GateRouting | None]:
+    """Return which gates the batches of each LoRA set; None for one without a gate."""
+    frozen_gates = [(lora.gate, selects_tokens(lora.gate_metadata)) for lora in frozen]
+    gates: list[Gate | None] = [
+        None if trainable.attached is None else trainable.attached.gate for trainable in trainables
+    ]
     return [
-        ParamGroup(_label(group.part, group.factor, train), group.parameters,
-                  group.learning_rate * ratio[group.factor])
-        for group in trainable.parameter_groups()
-    ]  # fmt: skip
+        None
+        if gate is None
+        else GateRouting(
+            gate,
+            selects_tokens(plan.gate),
+            frozen_gates,
+            [other for other in gates if other is not None and other is not gate],
+        )
+        for gate, plan in zip(gates, plans, strict=True)
+    ]
 
 
-def _label(part: str, kind: str, train: TrainerConfig) -> str:
-    return f"{part} {kind}" if train.loraplus_lr_ratio > 1 else part
+def _start_runs(plans: Sequence[RunPlan], states: Sequence[TrainerState]) -> None:
+    """Load checkpoints, and write settings and the record of the images."""
+    for plan, state in zip(plans, states, strict=True):
+        if plan.checkpoint is not None:
+            state.load_checkpoint(plan.checkpoint)
+        if state.is_main:
+            crops = json.dumps(state.dataset.describe_images(), indent=1, ensure_ascii=False)
+            is_new = plan.checkpoint is None
+            state.paths.prepare_folder(dump_toml(plan.config), is_new, f"{crops}\n")

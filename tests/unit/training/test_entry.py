@@ -8,6 +8,7 @@ from lorasmith.config.features import to_train_config
 from lorasmith.config.load import dump_toml
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
+from lorasmith.training.losses import diffusion_loss
 
 TREE: dict[str, Any] = {
     "data": {"path": Path("pictures"), "tag": "ink"},
@@ -20,14 +21,14 @@ def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = TrainConfig.model_validate(TREE)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run), encoding="utf-8")
-    asked: list[tuple[TrainConfig, str | None]] = []
+    asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
         "lorasmith.training.trainer.train", lambda *call: asked.append(call) or Path("ink")
     )
     for config in (run, TREE, file, str(file)):
         assert lorasmith.train(config, resume="latest") == Path("ink")
     assert lorasmith.train(run) == Path("ink")
-    assert asked == [(run, "latest")] * 4 + [(run, None)]
+    assert asked == [(run, "latest", (), diffusion_loss)] * 4 + [(run, None, (), diffusion_loss)]
 
 
 def test_the_dictionary_is_not_changed() -> None:

@@ -62,7 +62,7 @@ def drawn(
     model: Model, trained: TrainableLora, rows: list[Row], folder: Path, **more: object
 ) -> list[np.ndarray]:
     settings = ValidationConfig.model_validate({"num_inference_steps": 4, "seed": 5, **more})
-    paths = Previews(settings, model, rows, folder).draw(1, trained, lambda: True)
+    paths = Previews(settings, model, rows, folder).generate(1, trained, lambda: True)
     return [np.asarray(Image.open(path)) for path in paths]
 
 

@@ -199,7 +199,7 @@ def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
 
 def test_the_refiner_knows_the_lowest_noise_levels() -> None:
     config: dict[str, object] = {"beta_schedule": "scaled_linear"}
-    process = build_noise_process(config, LossConfig(), CPU, known=200)
+    process = build_noise_process(config, LossConfig(), CPU, num_timesteps=200)
     assert process.num_timesteps == 200
     clean = torch.zeros(400, 1, 1, 1)
     batch = Batch(latents=clean, loss_weights=torch.ones(400), indices=torch.arange(400))

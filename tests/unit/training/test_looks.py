@@ -15,6 +15,7 @@ from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset
+from lorasmith.training.train_step import compute_loss
 from lorasmith.training.validation.loss import ValidationLoss
 from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 
@@ -42,11 +43,11 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
     objective = bench.objective(
         min_snr_gamma=5.0, noise_offset=0.3
     )  # neither belongs to a measurement
-    grid = ValidationLoss(objective, data, levels=2, batch_size=8, seed=4)
+    grid = ValidationLoss(objective, data, num_timesteps=2, batch_size=8, seed=4)
     plain, losses = bench.objective(), []
     for number in range(3):
         for level in (250, 750):
-            ((batch, drawn),) = [(b, d) for b, d in grid._cells() if number in b.indices.tolist()]
+            ((batch, drawn),) = [(b, d) for b, d in grid.batches() if number in b.indices.tolist()]
             place = list(zip(batch.indices.tolist(), drawn.timesteps.tolist(), strict=True))
             which = slice(place.index((number, level)), place.index((number, level)) + 1)
             shape = batch.latents.shape[1:]
@@ -54,28 +55,28 @@ def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Pa
             one = type(batch)(batch.latents[which], batch.loss_weights[which], batch.indices[which],
                               batch.context[which])  # fmt: skip
             with torch.no_grad():
-                losses.append(float(plain.compute(one, Noise(torch.tensor([level]), noise))))
-    assert grid.loss() == pytest.approx(sum(losses) / 6, rel=1e-4)
+                losses.append(float(compute_loss(plain, one, Noise(torch.tensor([level]), noise))))
+    assert grid.mean() == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
 def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path: Path) -> None:
     data = data_for(bench, tmp_path / "p", [(64, 64)] * 3)
-    grid = ValidationLoss(bench.objective(), data, levels=2, batch_size=4, seed=0)
+    grid = ValidationLoss(bench.objective(), data, num_timesteps=2, batch_size=4, seed=0)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     untrained = grid.measure(bench.trainable, None)
-    assert untrained.loss == untrained.base
+    assert untrained.loss == untrained.base_loss
     learn_something(bench)
     trained = grid.measure(bench.trainable, None)
-    assert trained.base == untrained.base
-    assert trained.loss != trained.base
-    assert grid.measure(bench.trainable, 123.0).base == 123.0
+    assert trained.base_loss == untrained.base_loss
+    assert trained.loss != trained.base_loss
+    assert grid.measure(bench.trainable, 123.0).base_loss == 123.0
     assert grid.measure(bench.trainable, None) == trained
     assert torch.equal(torch.get_rng_state(), before)
     assert all(one.strength == 1.0 and one.training for one in bench.trainable.adapters.values())
     assert trained.log_entries("held_out") == {
-        "held_out": trained.loss, "held_out_base": trained.base,
-        "held_out_gain": trained.base - trained.loss,
+        "held_out": trained.loss, "held_out_base": trained.base_loss,
+        "held_out_gain": trained.base_loss - trained.loss,
     }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def previews(bench, folder: Path, **more) -> Previews:
 
 def test_previews_are_what_generate_draws(bench, tmp_path: Path) -> None:
     learn_something(bench)
-    drawn = previews(bench, tmp_path, prompts=["a cat", "a dog"], seed=5).draw(
+    drawn = previews(bench, tmp_path, prompts=["a cat", "a dog"], seed=5).generate(
         30, bench.trainable, lambda: True
     )
     assert [p.relative_to(tmp_path).as_posix() for p in drawn] == [
@@ -123,9 +124,9 @@ def test_previews_are_drawn_under_the_gate_of_what_is_trained(bench, tmp_path: P
     try:
         made = previews(bench, tmp_path, prompts=["a cat", "an ink cat"])
         bench.trainable.set_strength(0.0)
-        base = [Image.open(p).tobytes() for p in made.draw(0, bench.trainable, lambda: True)]
+        base = [Image.open(p).tobytes() for p in made.generate(0, bench.trainable, lambda: True)]
         bench.trainable.set_strength(1.0)
-        seen = [Image.open(p).tobytes() for p in made.draw(30, bench.trainable, lambda: True)]
+        seen = [Image.open(p).tobytes() for p in made.generate(30, bench.trainable, lambda: True)]
     finally:
         attached.gate_metadata = before
     assert seen[0] == base[0]
@@ -145,7 +146,7 @@ def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_
 
 def test_previews_nobody_wants_any_more_are_given_up(bench, tmp_path: Path) -> None:
     with pytest.raises(PreviewsCancelledError):
-        previews(bench, tmp_path / "previews").draw(1, bench.trainable, lambda: False)
+        previews(bench, tmp_path / "previews").generate(1, bench.trainable, lambda: False)
     assert not (tmp_path / "previews").exists()
     assert all(one.training for one in bench.trainable.adapters.values())
 

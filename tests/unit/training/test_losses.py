@@ -11,15 +11,20 @@ import torch
 from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.noise import compute_alphas_cumprod
+from lorasmith.core.errors import ConfigError, LorasmithWarning
+from lorasmith.models.noise import compute_alphas_cumprod, rescale_zero_terminal_snr
+from lorasmith.registries import LOSS_WEIGHTINGS
 from lorasmith.training.losses import (
+    LossContext,
     Noise,
     build_noise_process,
-    per_image_losses,
+    capturable,
+    diffusion_loss,
+    is_capturable,
     sample_noise,
     weighted_mean,
 )
+from lorasmith.training.train_step import compute_loss
 
 
 def plain_alphas(zero_snr: bool) -> list[float]:
@@ -76,7 +81,7 @@ def test_losses_equal_plain_computations(
     batch = bench.batch(4, mask=mask)
     noise = torch.randn(4, 4, 8, 8, generator=make_generator(1))
     drawn = Noise(torch.tensor([0, 120, 640, 999]), noise)
-    losses = objective.compute(batch, drawn)
+    losses = compute_loss(objective, batch, drawn)
     expected = [plain_loss(bench, objective, batch, drawn, k, kind) for k in range(4)]
     assert losses.tolist() == pytest.approx(expected, rel=2e-4)
     assert all(math.isfinite(one) for one in expected)
@@ -86,21 +91,21 @@ def test_losses_equal_plain_computations(
 def test_a_mask_counts_by_its_share_and_not_at_all_where_it_is_off(bench) -> None:
     objective = bench.objective()
     batch, drawn = bench.part(objective)
-    plain = objective.compute(batch, drawn)
+    plain = compute_loss(objective, batch, drawn)
     grey = replace(batch, loss_mask=torch.full((2, 1, 8, 8), 0.3))
-    torch.testing.assert_close(objective.compute(grey, drawn), plain)
+    torch.testing.assert_close(compute_loss(objective, grey, drawn), plain)
     black = replace(batch, loss_mask=torch.zeros(2, 1, 8, 8))
-    assert objective.compute(black, drawn).tolist() == [0.0, 0.0]
+    assert compute_loss(objective, black, drawn).tolist() == [0.0, 0.0]
     ignoring = bench.objective(masked=False)
-    torch.testing.assert_close(ignoring.compute(black, drawn), plain)
+    torch.testing.assert_close(compute_loss(ignoring, black, drawn), plain)
 
 
 def test_zero_terminal_snr_is_that_of_diffusers() -> None:
-    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as reference
 
     start, end = 0.00085**0.5, 0.012**0.5
     betas = torch.linspace(start, end, 1000, dtype=torch.float64) ** 2
-    theirs = torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0)
+    theirs = torch.cumprod(1 - reference(betas), 0)
     ours = rescale_zero_terminal_snr(compute_alphas_cumprod("scaled_linear", 0.00085, 0.012))
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-7)
     assert ours[-1] == 0.0
@@ -109,7 +114,7 @@ def test_zero_terminal_snr_is_that_of_diffusers() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"prediction_type": "epsilon"}, "predicts the noise, .* teaches it nothing"),
+        ({"prediction_type": "epsilon"}, "predicts the noise and learns nothing"),
         ({"prediction_type": "v_prediction"}, "set rescale_betas_zero_snr to true in the model"),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, None),
     ],
@@ -172,12 +177,82 @@ def test_offset_noise_moves_whole_channels(bench) -> None:
     assert torch.equal(noise(0.2), noise(0.2))
 
 
-@torch.no_grad()
-def test_the_loss_of_a_good_guess_is_small(bench) -> None:
-    objective = bench.objective("v_prediction")
-    batch, drawn = bench.part(objective)
-    target = objective.process.target(batch.latents, drawn.noise, drawn.timesteps)
-    exact = per_image_losses(objective.process, objective.settings, batch, drawn, target)
-    off = per_image_losses(objective.process, objective.settings, batch, drawn, target + 0.5)
-    assert exact.tolist() == [0.0, 0.0]
-    assert off.tolist() == pytest.approx([0.25, 0.25], rel=1e-5)
+def context_of(bench, prediction_error: float, **settings) -> LossContext:
+    loss = bench.objective("v_prediction", **settings)
+    batch, noise = bench.part(loss)
+    target = loss.process.training_target(batch.latents, noise.noise, noise.timesteps)
+    return LossContext(
+        prediction=target + prediction_error,
+        target=target,
+        noise=noise.noise,
+        timesteps=noise.timesteps,
+        latents=batch.latents,
+        weights=batch.loss_weights,
+        mask=None,
+        process=loss.process,
+        settings=loss.settings,
+    )
+
+
+@pytest.mark.parametrize(("error", "loss"), [(0.0, 0.0), (0.5, 0.25)])
+def test_diffusion_loss_is_the_mean_squared_error(bench, error: float, loss: float) -> None:
+    losses = diffusion_loss(context_of(bench, error))
+    assert losses.dtype == torch.float32
+    assert losses.tolist() == pytest.approx([loss] * 2, rel=1e-5)
+
+
+def test_constant_weighting_ignores_gamma(bench) -> None:
+    weighted = diffusion_loss(context_of(bench, 0.5, min_snr_gamma=5.0))
+    constant = diffusion_loss(context_of(bench, 0.5, min_snr_gamma=5.0, weighting="constant"))
+    off = diffusion_loss(context_of(bench, 0.5, min_snr_gamma=0.0))
+    assert torch.equal(constant, off)
+    assert not torch.allclose(weighted, constant)
+
+
+def test_registered_weighting_is_used(bench) -> None:
+    LOSS_WEIGHTINGS.register("double", lambda process, timesteps, settings: 2.0 + 0 * timesteps)
+    try:
+        doubled = diffusion_loss(context_of(bench, 0.5, weighting="double"))
+    finally:
+        LOSS_WEIGHTINGS.unregister("double")
+    assert doubled.tolist() == pytest.approx([0.5, 0.5], rel=1e-5)
+
+
+def test_unknown_weighting_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no loss weighting 'min_snrr'; did you mean 'min_snr'"):
+        LossConfig(weighting="min_snrr")
+
+
+def test_custom_loss_function_gets_the_context_and_is_used(bench) -> None:
+    contexts: list[LossContext] = []
+
+    def l1_loss(context: LossContext) -> torch.Tensor:
+        contexts.append(context)
+        return (context.prediction.float() - context.target).abs().mean(dim=(1, 2, 3))
+
+    loss = bench.objective()._replace(loss_fn=l1_loss)
+    batch, noise = bench.part(loss)
+    losses = compute_loss(loss, batch, noise)
+    (context,) = contexts
+    assert losses.requires_grad
+    assert context.prediction.shape == context.target.shape == batch.latents.shape
+    assert context.target is noise.noise or torch.equal(context.target, noise.noise)
+    assert torch.equal(context.timesteps, noise.timesteps)
+    assert torch.equal(context.latents, batch.latents)
+    assert torch.equal(context.weights, batch.loss_weights)
+
+
+def test_loss_function_must_return_a_loss_for_each_image(bench) -> None:
+    loss = bench.objective()._replace(loss_fn=lambda context: context.prediction.float().mean())
+    batch, noise = bench.part(loss)
+    with pytest.raises(ConfigError, match=r"loss_fn: it returned shape \[\]; return one loss for"):
+        compute_loss(loss, batch, noise)
+
+
+def test_only_marked_loss_functions_are_capturable() -> None:
+    def plain(context: LossContext) -> torch.Tensor:
+        return context.weights
+
+    assert not is_capturable(plain)
+    assert is_capturable(capturable(plain))
+    assert is_capturable(diffusion_loss)

@@ -7,8 +7,8 @@ import torch
 
 from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.joint_step import Microbatch, _inputs, _key, _with_inputs
 from lorasmith.training.losses import Noise
+from lorasmith.training.microbatch import Microbatch, graph_inputs, graph_key, replace_inputs
 
 
 def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:
@@ -33,8 +33,8 @@ def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:
 
 
 def test_values_of_tensors_do_not_matter() -> None:
-    assert _key([part(0)]) == _key([part(1)])
-    assert hash(_key([part(0), part(1)])) == hash(_key([part(2), part(3)]))
+    assert graph_key([part(0)]) == graph_key([part(1)])
+    assert hash(graph_key([part(0), part(1)])) == hash(graph_key([part(2), part(3)]))
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_values_of_tensors_do_not_matter() -> None:
     ],
 )
 def test_all_else_does(other: Microbatch) -> None:
-    assert _key([part()]) != _key([other])
+    assert graph_key([part()]) != graph_key([other])
 
 
 def test_tensors_are_exchanged_and_the_rest_stays() -> None:
     before, wanted = [part(0), part(1, size=3)], [part(5), part(6, size=3)]
-    after = _with_inputs(before, _inputs(wanted))
+    after = replace_inputs(before, graph_inputs(wanted))
     for made, one, old in zip(after, wanted, before, strict=True):
         assert made[:3] == old[:3]
         assert made.batch.has_own_tag == old.batch.has_own_tag
@@ -66,8 +66,8 @@ def test_tensors_are_exchanged_and_the_rest_stays() -> None:
         for name in ("latents", "loss_weights", "context", "loss_mask", "token_mask"):
             assert getattr(made.batch, name) is getattr(one.batch, name)
         assert all(a is b for a, b in zip(made.noise, one.noise, strict=True))
-    assert all(one.device.type == "cpu" for one in _inputs(before))
-    assert not any(one is before[0].batch.indices for one in _inputs(before))
+    assert all(one.device.type == "cpu" for one in graph_inputs(before))
+    assert not any(one is before[0].batch.indices for one in graph_inputs(before))
 
 
 def test_a_cpu_does_the_work_every_time() -> None:

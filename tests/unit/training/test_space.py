@@ -11,7 +11,8 @@ from lorasmith.config.load import load_config
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.loops.memory import is_out_of_memory, require_disk_space
-from lorasmith.training.outputs.disk_usage import bytes_needed, count_parameters
+from lorasmith.training.methods import count_parameters
+from lorasmith.training.outputs.disk_usage import bytes_needed
 
 
 def run_with(*overrides: str) -> TrainConfig:
@@ -29,7 +30,7 @@ def needed(bench, *overrides: str, new: bool = True) -> int:
     run = run_with(*overrides)
     train = TrainerConfig(learning_rate=1.0, text_encoder_lr=1.0)
     targets = resolve_targets(bench.model, run.lora, train)
-    return bytes_needed(run, targets, 64, new)
+    return bytes_needed(run, count_parameters(targets), 64, new)
 
 
 def test_parameters_are_counted_from_the_layers(bench) -> None:

@@ -62,7 +62,7 @@ def test_steps_do_not_wait_for_the_device(
             steps.step()
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
-            figures, _ = steps.step()[0]
+            figures = steps.step()[0]
         torch.cuda.set_sync_debug_mode("default")
         assert figures.loss.device.type == "cuda"
         assert session.failed_step() is None

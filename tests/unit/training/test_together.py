@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from step_helpers import take_step
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
@@ -243,8 +244,8 @@ def test_a_batch_that_nothing_is_at_work_for_is_a_step_without_gradients(two: Tw
     parameters = two.features[1].parameters()
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
-    step = TrainStep(share.loss, parameters, optimizer, clip=1.0)
-    figures = step([(batch, share.noise)], 2)
+    step = TrainStep(share.loss, parameters, optimizer, max_grad_norm=1.0)
+    figures = take_step(step, [(batch, share.noise)], 2)
     assert float(figures.grad_norm) == 0.0
     assert float(figures.loss) > 0.0
     assert step.failed_step() is None

@@ -15,6 +15,7 @@ from lorasmith.training.acceleration.activation_checkpointing import (
     ActivationCheckpointer,
     bisect_min,
 )
+from lorasmith.training.losses import is_capturable
 
 if TYPE_CHECKING:
     from lorasmith.training.state import TrainerState
@@ -51,12 +52,14 @@ class Workload:
     processes: int = 1
     is_sync_free: bool = True
     """Whether no part of a step waits for the GPU or for other processes."""
+    is_loss_capturable: bool = True
+    """Whether the loss function may be captured as a CUDA graph."""
 
 
 def workload_of(states: Sequence["TrainerState"]) -> Workload:
     """Return the workload of LoRAs that are trained together."""
     first = states[0]
-    train, unet = first.run.train, first.model.unet
+    train, unet = first.train, first.model.unet
     processes = first.accelerator.num_processes
     area = max(placed.bucket.area for placed in first.dataset.assignments)
     return Workload(
@@ -68,6 +71,7 @@ def workload_of(states: Sequence["TrainerState"]) -> Workload:
         images=train.steps * train.images_per_step(processes) * len(states),
         processes=processes,
         is_sync_free=all(state.train_step.is_sync_free for state in states),
+        is_loss_capturable=all(is_capturable(state.loss.loss_fn) for state in states),
     )
 
 
@@ -93,11 +97,14 @@ def plan_execution(train: TrainerConfig, workload: Workload) -> ExecutionPlan:
     messages = []
     if compile_blocks:
         messages.append("compiling the U-Net's blocks, a minute or two the first time")
-    if train.cuda_graph and not workload.is_sync_free:
+    use_cuda_graphs = train.cuda_graph and workload.is_loss_capturable
+    if train.cuda_graph and not use_cuda_graphs:
+        messages.append("no CUDA graphs: the loss function is not marked @lorasmith.capturable")
+    if use_cuda_graphs and not workload.is_sync_free:
         reason = _why_not_sync_free(train, workload)
         messages.append(f"CUDA graphs hold forward and backward, not the optimizer: {reason}")
     use_fp8 = train.fp8 and _can_use_fp8(workload)
-    return ExecutionPlan(train.cuda_graph, compile_blocks, use_fp8, tuple(messages))
+    return ExecutionPlan(use_cuda_graphs, compile_blocks, use_fp8, tuple(messages))
 
 
 def _warn_on_cpu(train: TrainerConfig) -> None:

@@ -1,7 +1,8 @@
-"""Runs of several features: one after another, or all at once."""
+"""Runs of several features, each with its own trigger word: staged, or jointly."""
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorasmith.adapters.gating.gate_metadata import parse_gate
@@ -17,158 +18,186 @@ from lorasmith.models.load import load_tokenizer, resolve_model_path
 from lorasmith.reports.features_page import write_features_page_after_training
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
+from lorasmith.training.builtin_callbacks import LoopOptions
+from lorasmith.training.callbacks import Callback
 from lorasmith.training.data.split import DatasetSplit, split_dataset
-from lorasmith.training.joint_trainer import (
-    JointRunConfig,
-    find_joint_checkpoint,
-    select_state,
-    train_jointly,
-)
+from lorasmith.training.interruption import Interrupted, explain_interruption
+from lorasmith.training.losses import LossFn, diffusion_loss
 from lorasmith.training.multi.frozen import FrozenFeature
-from lorasmith.training.resume import LATEST
-from lorasmith.training.setup import DeviceContext, RunPlan, reserve_output, setup_trainers
+from lorasmith.training.resume import LATEST, find_joint_checkpoint, select_state
+from lorasmith.training.run_plan import DeviceContext, RunPlan, reserve_output
+from lorasmith.training.setup import setup_trainers
 from lorasmith.training.state import TrainerState
-from lorasmith.training.trainer import explain_interruption, take_steps
+from lorasmith.training.trainer import run_training
 
 
-def train_features(run: FeaturesConfig, resume: str | None = None) -> list[Path]:
+def train_features(
+    config: FeaturesConfig,
+    resume: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    loss_fn: LossFn = diffusion_loss,
+) -> list[Path]:
     """Train a LoRA for each feature of a run and return their files, in the order of the features.
 
-    The same settings give the same weights on the same machine, whether in one go or resumed.
+    The same settings give the same weights on the same machine, in one go or resumed.
 
     Args:
-        run: the settings.
-        resume: go on with the run of this name from its ``latest`` checkpoint, or from
-            ``step-120`` and no other; of staged runs, in the stage that is not finished.
+        config: the settings.
+        resume: continue the run of this name from its ``latest`` checkpoint, or from ``step-120``
+            and no other; of staged runs, in the stage that is not finished.
+        callbacks: called during the training of each feature.
+        loss_fn: what is minimised.
 
     Raises:
-        DataError: pictures that cannot be used, or captions that mix the features.
+        DataError: images that cannot be used, or captions that mix the features.
         LorasmithError: as from `lorasmith.training.trainer.train`.
-        KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
+        KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
     """
-    paths = FeaturesPaths.from_config(run)
+    paths = FeaturesPaths.from_config(config)
     if resume is None:
-        paths.check_can_create(one.data for one in run.train_configs())
+        paths.check_can_create(run.data for run in config.train_configs())
     else:
         paths.check_can_resume()
-        _require_mode(run, paths)
-    chosen = [split_dataset(one.data) for one in run.train_configs()]
-    check_apart(run, chosen)
-    if run.train.mode == "joint":
-        _train_joint(run, paths, chosen, resume)
+        _require_same_mode(config, paths)
+    splits = [split_dataset(run.data) for run in config.train_configs()]
+    check_feature_separation(config, splits)
+    run = _FeaturesRun(config, paths, splits, callbacks, loss_fn)
+    if config.train.mode == "joint":
+        run.train_joint(resume)
     else:
-        _train_staged(run, paths, chosen, resume)
-    return [feature.lora for feature in paths.loras]
+        run.train_staged(resume)
+    return [lora.lora for lora in paths.loras]
 
 
-def _require_mode(run: FeaturesConfig, paths: FeaturesPaths) -> None:
-    """Refuse to go on with a run in another mode than it was started in.
+def _require_same_mode(config: FeaturesConfig, paths: FeaturesPaths) -> None:
+    """Refuse to resume a run in another mode.
 
     Raises:
         ConfigError: the mode differs, or the saved settings cannot be read.
     """
     before = load_saved_config(FeaturesConfig, paths.main.settings).train.mode
-    if before != run.train.mode:
+    if before != config.train.mode:
         raise ConfigError(
-            f"train.mode: this run was started with {before!r} and cannot go on with {run.train.mode!r}; go on with {paths.main.resume_command}"
+            f"train.mode: this run was started with {before!r} and cannot go on with "
+            f"{config.train.mode!r}; go on with {paths.main.resume_command}"
         )
 
 
-def check_apart(run: FeaturesConfig, chosen: Sequence[DatasetSplit]) -> None:
+def check_feature_separation(config: FeaturesConfig, splits: Sequence[DatasetSplit]) -> None:
     """Refuse or warn of what would mix the features.
 
     Raises:
-        DataError: captions or tags of one call another.
+        DataError: captions or trigger words of one contain another's.
     """
-    featured = [
-        FeatureCaptions(feature.tag, feature.class_word, [*rows.train_rows, *rows.validation_rows])
-        for feature, rows in zip(run.feature, chosen, strict=True)
+    captions = [
+        FeatureCaptions(
+            feature.tag, feature.class_word, [*split.train_rows, *split.validation_rows]
+        )
+        for feature, split in zip(config.feature, splits, strict=True)
     ]
-    tokenizer = load_tokenizer(resolve_model_path(run.model.path))
-    found: list[Finding] = [
-        *check_features_overlap(featured, run.train.mode == "joint"),
-        *check_tags(tokenizer, [feature.tag for feature in run.feature]),
-        *check_caption_dropout(run.train_configs()),
+    tokenizer = load_tokenizer(resolve_model_path(config.model.path))
+    findings: list[Finding] = [
+        *check_features_overlap(captions, config.train.mode == "joint"),
+        *check_tags(tokenizer, [feature.tag for feature in config.feature]),
+        *check_caption_dropout(config.train_configs()),
     ]
-    for finding in found:
+    for finding in findings:
         where = f" (first {finding.files[0]})" if finding.files else ""
         if finding.severity == "error":
             raise DataError(f"{finding.message}{where}")
         warnings.warn(f"{finding.message}{where}", LorasmithWarning, stacklevel=3)
 
 
-# --- one after another ------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _FeaturesRun:
+    config: FeaturesConfig
+    paths: FeaturesPaths
+    splits: Sequence[DatasetSplit]
+    callbacks: Sequence[Callback]
+    loss_fn: LossFn
+
+    # --- one after another --------------------------------------------------------------------
+
+    def train_staged(self, resume: str | None) -> None:
+        """Train the features that are not finished, each on top of those before it."""
+        configs, frozen = self.config.train_configs(), list[FrozenFeature]()
+        first = 0 if resume is None else self._first_unfinished_stage()
+        for stage, (config, paths) in enumerate(zip(configs, self.paths.loras, strict=True)):
+            if stage >= first:
+                is_new = resume is None and stage == 0
+                self._train_stage(stage, frozen, resume if stage == first else None, is_new)
+            frozen.append(FrozenFeature.load(paths.lora, config.data, self.splits[stage]))
+
+    def _train_stage(
+        self, stage: int, frozen: Sequence[FrozenFeature], resume: str | None, is_new: bool
+    ) -> None:
+        configs, paths = self.config.train_configs(), self.paths.loras[stage]
+        config, later = configs[stage], configs[stage + 1 :]
+        checkpoint = reserve_output(paths, _stage_resume(paths, resume))
+        plan = RunPlan(config, paths, self.splits[stage], checkpoint, self.loss_fn)
+        context = DeviceContext.from_settings(config.train)
+        with (
+            setup_trainers([plan], context, frozen, later) as states,
+            explain_interruption(paths),
+        ):
+            self._start(states, is_new)
+            options = LoopOptions(paths, f"training {config.data.tag}")
+            stop_requested = run_training(states, options, self.callbacks)
+            if states[0].is_main:
+                write_features_page_after_training(self.config, self.paths)
+            if stop_requested and later:
+                raise Interrupted(
+                    f"stopped after feature {config.data.tag!r}, {stage + 1} of {len(configs)}, "
+                    f"all saved; go on with: {self.paths.main.resume_command}"
+                )
+
+    def _first_unfinished_stage(self) -> int:
+        """Return the stage to resume (from 0); the last one if all are finished."""
+        for stage, paths in enumerate(self.paths.loras):
+            if not (paths.lora.is_file() and paths.summary.is_file()):
+                return stage
+        return len(self.paths.loras) - 1
+
+    # --- jointly ------------------------------------------------------------------------------
+
+    def train_joint(self, resume: str | None) -> None:
+        """Train all features at once."""
+        checkpoint = find_joint_checkpoint(self.paths.main, resume)
+        plans = [
+            RunPlan(config, paths, split, select_state(checkpoint, paths), self.loss_fn)
+            for config, paths, split in zip(
+                self.config.train_configs(), self.paths.loras, self.splits, strict=True
+            )
+        ]
+        tags = tuple(feature.tag for feature in self.config.feature)
+        options = LoopOptions(
+            self.paths.main, f"training {len(tags)} features", is_joint=True, labels=tags
+        )
+        context = DeviceContext.from_settings(self.config.train)
+        with (
+            setup_trainers(plans, context) as states,
+            explain_interruption(self.paths.main),
+        ):
+            self._start(states, checkpoint is None)
+            run_training(states, options, self.callbacks)
+            if states[0].is_main:
+                write_features_page_after_training(self.config, self.paths)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def _start(self, states: Sequence[TrainerState], is_new: bool) -> None:
+        """Write the settings of the whole run, and give all LoRAs the same run identity."""
+        if states[0].is_main:
+            self.paths.prepare_folder(dump_toml(self.config), is_new)
+        run_id = states[0].progress.run_id
+        for paths in self.paths.loras:
+            if self.config.train.mode == "staged" and paths.lora.is_file():
+                run_id = parse_gate(paths.lora, load_metadata(paths.lora)).run_id or run_id
+                break
+        for state in states:
+            state.progress.run_id = run_id
 
 
-def _train_staged(
-    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[DatasetSplit], resume: str | None
-) -> None:
-    """Train the features that are not finished, each on top of those before it."""
-    runs, earlier = run.train_configs(), list[FrozenFeature]()
-    first = 0 if resume is None else _first_unfinished(paths)
-    for stage, (one, place) in enumerate(zip(runs, paths.loras, strict=True)):
-        if stage >= first:
-            wanted = _wanted(place, resume if stage == first else None)
-            plan = RunPlan(one, place, chosen[stage], reserve_output(place, wanted))
-            with (
-                setup_trainers(
-                    [plan], DeviceContext.from_settings(one.train), earlier, runs[stage + 1 :]
-                ) as sessions,
-                explain_interruption(place),
-            ):
-                _start(run, paths, sessions, resume is None and stage == 0)
-                take_steps(sessions[0], f"training {one.data.tag}")
-                if sessions[0].is_main:
-                    write_features_page_after_training(run, paths)
-        earlier.append(FrozenFeature.load(place.lora, one.data, chosen[stage]))
-
-
-def _first_unfinished(paths: FeaturesPaths) -> int:
-    """Return the number of the stage to go on with; the last one where all are finished."""
-    for stage, place in enumerate(paths.loras):
-        if not (place.lora.is_file() and place.summary.is_file()):
-            return stage
-    return len(paths.loras) - 1
-
-
-def _wanted(place: RunPaths, resume: str | None) -> str | None:
-    """Return which checkpoint a stage goes on from; one that has none yet starts anew."""
-    return None if resume == LATEST and not list_checkpoints(place.checkpoints) else resume
-
-
-def _start(
-    run: FeaturesConfig, paths: FeaturesPaths, sessions: Sequence[TrainerState], new: bool
-) -> None:
-    """Put the whole run's settings in place, and one identity into all of its files."""
-    if sessions[0].is_main:
-        paths.prepare_folder(dump_toml(run), new)
-    identity = sessions[0].progress.identity
-    for place in paths.loras:
-        if run.train.mode == "staged" and place.lora.is_file():
-            identity = parse_gate(place.lora, load_metadata(place.lora)).run_id or identity
-            break
-    for session in sessions:
-        session.progress.identity = identity
-
-
-# --- all at once ------------------------------------------------------------------------------
-
-
-def _train_joint(
-    run: FeaturesConfig, paths: FeaturesPaths, chosen: Sequence[DatasetSplit], resume: str | None
-) -> None:
-    found = find_joint_checkpoint(paths.main, resume)
-    plans = [
-        RunPlan(one, place, rows, select_state(found, place))
-        for one, place, rows in zip(run.train_configs(), paths.loras, chosen, strict=True)
-    ]
-    tags = tuple(feature.tag for feature in run.feature)
-    whole = JointRunConfig(paths.main, f"training {len(tags)} features", tags)
-    with (
-        setup_trainers(plans, DeviceContext.from_settings(run.train)) as sessions,
-        explain_interruption(paths.main),
-    ):
-        _start(run, paths, sessions, found is None)
-        train_jointly(sessions, whole)
-        if sessions[0].is_main:
-            write_features_page_after_training(run, paths)
+def _stage_resume(paths: RunPaths, resume: str | None) -> str | None:
+    """Return which checkpoint a stage continues from; one that has none yet starts anew."""
+    return None if resume == LATEST and not list_checkpoints(paths.checkpoints) else resume

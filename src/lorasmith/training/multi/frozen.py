@@ -1,4 +1,4 @@
-"""Features that were learned before, and stay as they are while the next one is."""
+"""Features that are trained already, and frozen while the next one is trained."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +12,26 @@ from lorasmith.training.data.split import DatasetSplit
 
 @dataclass(frozen=True)
 class FrozenFeature:
-    """A feature that is in the model already."""
+    """A trained feature whose LoRA is in the model."""
 
     file: LoraFile
     """Its LoRA."""
-    facts: GateMetadata
-    """What switches it on."""
+    gate: GateMetadata
+    """What activates it."""
     data: DataConfig
-    """Its pictures' settings."""
+    """The settings of its images."""
     split: DatasetSplit
-    """Its pictures."""
+    """Its images."""
 
     @classmethod
-    def load(cls, path: Path, data: DataConfig, chosen: DatasetSplit) -> "FrozenFeature":
-        """Read the LoRA of a feature.
+    def load(cls, path: Path, data: DataConfig, split: DatasetSplit) -> "FrozenFeature":
+        """Load the LoRA of a feature.
 
         Raises:
             WeightsError: the file is missing or damaged.
         """
         file = load_lora_file(path)
-        return cls(file, read_gate(file), data, chosen)
+        return cls(file, read_gate(file), data, split)
 
     @property
     def has_text_layers(self) -> bool:

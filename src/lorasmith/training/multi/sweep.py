@@ -1,6 +1,7 @@
-"""Sweeps: LoRAs of the same pictures that differ in settings, trained at the same time."""
+"""Sweeps: LoRAs of the same images that differ in settings, trained jointly."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lorasmith.config.load import dump_toml, load_saved_config, read_toml
 from lorasmith.config.sweep import SweepConfig, Variant
@@ -11,50 +12,58 @@ from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
+from lorasmith.training.builtin_callbacks import LoopOptions
+from lorasmith.training.callbacks import Callback
 from lorasmith.training.data.split import DatasetSplit, split_dataset
-from lorasmith.training.joint_trainer import (
-    JointRunConfig,
-    find_joint_checkpoint,
-    select_state,
-    train_jointly,
-)
-from lorasmith.training.setup import DeviceContext, RunPlan, setup_trainers
-from lorasmith.training.trainer import explain_interruption
+from lorasmith.training.interruption import Interrupted, explain_interruption
+from lorasmith.training.losses import LossFn, diffusion_loss
+from lorasmith.training.resume import find_joint_checkpoint, select_state
+from lorasmith.training.run_plan import DeviceContext, RunPlan
+from lorasmith.training.setup import setup_trainers
+from lorasmith.training.trainer import run_training
 
 
-def train_sweep(run: SweepConfig, resume: str | None = None) -> list[SweepResult]:
-    """Train a LoRA for each combination of the varied settings; return what came of them.
+def train_sweep(
+    config: SweepConfig,
+    resume: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    loss_fn: LossFn = diffusion_loss,
+) -> list[SweepResult]:
+    """Train a LoRA for each combination of the varied settings; return the results.
 
-    Each becomes, to rounding, what a run of its own would make of it; with dropout in the adapters,
-    whose random numbers are drawn for all together, something equally good.
+    Each LoRA is, to rounding, what a single run would give; with adapter dropout, whose random
+    numbers are drawn for all together, it is equally good but not the same.
 
     Args:
-        run: the settings.
-        resume: go on with the sweep of this name from its ``latest`` checkpoint, or from
+        config: the settings.
+        resume: continue the sweep of this name from its ``latest`` checkpoint, or from
             ``step-120`` and no other, in the group that is not finished.
+        callbacks: called during the training of each LoRA.
+        loss_fn: what is minimised.
 
     Returns:
-        the results, the best first where held-out pictures tell which that is.
+        the results, the best first where held-out images tell which that is.
 
     Raises:
         LorasmithError: as from `lorasmith.training.trainer.train`.
-        KeyboardInterrupt: Ctrl-C, with what was saved and how to go on in its message.
+        KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
     """
-    paths = SweepPaths.from_config(run)
+    paths = SweepPaths.from_config(config)
     if resume is None:
-        paths.check_can_create([run.data])
+        paths.check_can_create([config.data])
     else:
         paths.check_can_resume()
-        _require_same(run, paths)
-    chosen = split_dataset(run.data)
-    first = 0 if resume is None else _first_unfinished(run, paths)
-    for number in range(first, len(run.groups())):
-        _train_group(run, paths, chosen, number, resume if number == first else None)
-    return read_sweep_results(run, paths)
+        _require_same_variants(config, paths)
+    split = split_dataset(config.data)
+    sweep = _SweepRun(config, paths, split, callbacks, loss_fn)
+    first = 0 if resume is None else _first_unfinished_group(config, paths)
+    for index in range(first, len(config.groups())):
+        sweep.train_group(index, resume if index == first else None)
+    return read_sweep_results(config, paths)
 
 
-def _require_same(run: SweepConfig, paths: SweepPaths) -> None:
-    """Refuse to go on with a sweep of other LoRAs, or in other groups.
+def _require_same_variants(config: SweepConfig, paths: SweepPaths) -> None:
+    """Refuse to resume a sweep of other LoRAs, or in other groups.
 
     Raises:
         OutputError: what is there is no sweep.
@@ -63,66 +72,87 @@ def _require_same(run: SweepConfig, paths: SweepPaths) -> None:
     if "vary" not in read_toml(paths.main.settings):
         raise OutputError(f"{paths.main.folder} holds no sweep to go on with; choose another --out")
     before = load_saved_config(SweepConfig, paths.main.settings)
-    if [_told(group) for group in before.groups()] != [_told(group) for group in run.groups()]:
+    if _varied_settings(before) != _varied_settings(config):
         raise ConfigError(
-            f"vary: the sweep was started with other values, or with another --max-parallel; go on with {paths.main.resume_command}"
+            "vary: the sweep was started with other values, or with another --max-parallel; go on "
+            f"with {paths.main.resume_command}"
         )
 
 
-def _told(group: Sequence[Variant]) -> list[dict[str, object]]:
-    return [dict(variant.settings) for variant in group]
+def _varied_settings(config: SweepConfig) -> list[list[dict[str, object]]]:
+    return [[dict(variant.settings) for variant in group] for group in config.groups()]
 
 
-def _first_unfinished(run: SweepConfig, paths: SweepPaths) -> int:
-    """Return the number of the group to go on with; how many there are where all are finished."""
-    groups = len(paths.groups)
-    for number in range(groups):
-        if not all(
-            _finished(place, run.train.steps) for place in paths.loras_of_group(run, number)
-        ):
-            return number
-    return groups
+def _first_unfinished_group(config: SweepConfig, paths: SweepPaths) -> int:
+    """Return the group to resume (from 0); the number of groups if all are finished."""
+    for index in range(len(paths.groups)):
+        loras = paths.loras_of_group(config, index)
+        if not all(_is_finished(lora, config.train.steps) for lora in loras):
+            return index
+    return len(paths.groups)
 
 
-def _finished(place: RunPaths, steps: int) -> bool:
-    if place.failure.is_file():
+def _is_finished(paths: RunPaths, steps: int) -> bool:
+    if paths.failure.is_file():
         return True
-    there = place.lora.is_file() and place.summary.is_file()
-    return there and RunSummary.read(place.summary).steps >= steps
+    has_result = paths.lora.is_file() and paths.summary.is_file()
+    return has_result and RunSummary.read(paths.summary).steps >= steps
 
 
-def _train_group(
-    run: SweepConfig, paths: SweepPaths, chosen: DatasetSplit, number: int, resume: str | None
-) -> None:
-    """Train the LoRAs of a group (from 0), and write how the sweep stands."""
-    groups, place = run.groups(), paths.groups[number]
-    found = find_joint_checkpoint(place, resume)
-    plans = [
-        RunPlan(variant.config, own, chosen, select_state(found, own))
-        for variant, own in zip(groups[number], paths.loras_of_group(run, number), strict=True)
-    ]
-    later = [variant.config for group in groups[number + 1 :] for variant in group]
-    with (
-        setup_trainers(
-            plans, DeviceContext.from_settings(run.train), later=later, called=_called
-        ) as sessions,
-        explain_interruption(place),
-    ):
-        if sessions[0].is_main:
-            paths.prepare_folder(dump_toml(run), found is None and number == 0)
-        train_jointly(sessions, _whole(groups, place, number))
-        if sessions[0].is_main:
-            write_sweep_page_after_training(run, paths)
+@dataclass(frozen=True)
+class _SweepRun:
+    config: SweepConfig
+    paths: SweepPaths
+    split: DatasetSplit
+    callbacks: Sequence[Callback]
+    loss_fn: LossFn
+
+    def train_group(self, index: int, resume: str | None) -> None:
+        """Train the LoRAs of a group (from 0), and write the results so far."""
+        groups, paths = self.config.groups(), self.paths.groups[index]
+        checkpoint = find_joint_checkpoint(paths, resume)
+        plans = [
+            RunPlan(variant.config, lora, self.split, select_state(checkpoint, lora), self.loss_fn)
+            for variant, lora in zip(
+                groups[index], self.paths.loras_of_group(self.config, index), strict=True
+            )
+        ]
+        later = [variant.config for group in groups[index + 1 :] for variant in group]
+        context = DeviceContext.from_settings(self.config.train)
+        with (
+            setup_trainers(plans, context, later=later, describe=_describe_variant) as states,
+            explain_interruption(paths),
+        ):
+            is_main = states[0].is_main
+            if is_main:
+                is_new = checkpoint is None and index == 0
+                self.paths.prepare_folder(dump_toml(self.config), is_new)
+            options = _loop_options(groups, paths, index)
+            stop_requested = run_training(states, options, self.callbacks)
+            if is_main:
+                write_sweep_page_after_training(self.config, self.paths)
+            if stop_requested and later:
+                raise Interrupted(
+                    f"stopped after group {index + 1} of {len(groups)}, all saved; go on with: "
+                    f"{self.paths.main.resume_command}"
+                )
 
 
-def _called(run: TrainConfig) -> str:
-    return f"variant {RunPaths.from_name(run.output.name).name}"
+def _describe_variant(config: TrainConfig) -> str:
+    return f"variant {RunPaths.from_name(config.output.name).name}"
 
 
-def _whole(groups: Sequence[Sequence[Variant]], place: RunPaths, number: int) -> JointRunConfig:
-    names = tuple(variant.name for variant in groups[number])
+def _loop_options(groups: Sequence[Sequence[Variant]], paths: RunPaths, index: int) -> LoopOptions:
+    names = tuple(variant.name for variant in groups[index])
     title = f"training {len(names)} LoRAs"
     if len(groups) > 1:
-        title += f", group {number + 1} of {len(groups)}"
-    relief = f"Train fewer at the same time (--max-parallel, now {len(names)}). "
-    return JointRunConfig(place, title, names, relief, lenient=True, same_base=True)
+        title += f", group {index + 1} of {len(groups)}"
+    return LoopOptions(
+        paths,
+        title,
+        is_joint=True,
+        labels=names,
+        oom_hint=f"Train fewer at the same time (--max-parallel, now {len(names)}). ",
+        continues_on_failure=True,
+        shares_base_previews=True,
+    )

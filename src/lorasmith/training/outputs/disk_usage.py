@@ -1,10 +1,8 @@
-"""How much of the disk a run will take."""
+"""How much of the disk a run takes."""
 
-from collections.abc import Sequence
-
-from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.adapters.targeting.targets import LayerTarget
-from lorasmith.config.train_config import TrainConfig
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.train_config import TrainConfig, ValidationConfig
+from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.inference.options import parse_size
 from lorasmith.registries import OPTIMIZERS
 
@@ -12,42 +10,53 @@ _SLACK = 16 * 2**20
 """For the log, event files and the report."""
 
 
-def count_parameters(targets: Sequence[LayerTarget]) -> int:
-    """Return how many numbers the adapters of some layers have."""
-    total = 0
-    for target in targets:
-        weight = layer_weight(target.ref.layer)
-        total += target.rank * (weight[0].numel() + weight.shape[0])
-    return total
-
-
-def bytes_needed(run: TrainConfig, targets: Sequence[LayerTarget], side: int, new: bool) -> int:
+def bytes_needed(
+    config: TrainConfig, num_parameters: int, default_image_size: int, is_new: bool
+) -> int:
     """Return the bytes that a run's checkpoints, LoRA files and previews take at most.
 
     Args:
-        run: its settings.
-        targets: the layers that get an adapter.
-        side: of a preview picture whose size is left open, in pixels.
-        new: False for a run that is gone on with, whose older checkpoints are there already.
+        config: its settings.
+        num_parameters: how many parameters are trained.
+        default_image_size: side of a preview whose size is not set, in pixels.
+        is_new: False for a run that is resumed, whose older checkpoints are there already.
     """
-    train, numbers = run.train, count_parameters(targets)
-    started = run.lora.init in ("compensated", "pissa")
-    copies = 1 + started + (train.ema_decay > 0) + OPTIMIZERS.get(train.optimizer).moments
-    # One more than is kept: the oldest goes when the newest has been verified.
-    checkpoints = (train.keep_checkpoints if new else 0) + 1
-    files = 2 + (train.steps // train.save_every_n_steps if train.save_every_n_steps else 0)
     return (
-        checkpoints * copies * 4 * numbers
-        + files * (1 + started) * 2 * numbers
-        + _previews(run, side)
+        _checkpoint_bytes(config.train, config.lora, num_parameters, is_new)
+        + _lora_file_bytes(config.train, config.lora, num_parameters)
+        + _preview_bytes(config.validation, config.train.steps, default_image_size)
         + _SLACK
     )
 
 
-def _previews(run: TrainConfig, side: int) -> int:
-    settings = run.validation
-    if settings.every_n_steps == 0:
+def _has_frozen_start(lora: LoraConfig) -> bool:
+    """Whether adapters keep a copy of their initial factors, which files hold as well."""
+    return lora.init in ("compensated", "pissa")
+
+
+def _checkpoint_bytes(
+    train: TrainerConfig, lora: LoraConfig, num_parameters: int, is_new: bool
+) -> int:
+    moments = OPTIMIZERS.get(train.optimizer).moments
+    copies = 1 + _has_frozen_start(lora) + (train.ema_decay > 0) + moments
+    # One more than is kept: the oldest is removed when the newest has been verified.
+    count = (train.keep_checkpoints if is_new else 0) + 1
+    return count * copies * 4 * num_parameters
+
+
+def _lora_file_bytes(train: TrainerConfig, lora: LoraConfig, num_parameters: int) -> int:
+    count = 2 + (train.steps // train.save_every_n_steps if train.save_every_n_steps else 0)
+    return count * (1 + _has_frozen_start(lora)) * 2 * num_parameters
+
+
+def _preview_bytes(validation: ValidationConfig, steps: int, default_image_size: int) -> int:
+    if validation.every_n_steps == 0:
         return 0
-    width, height = (side, side) if settings.size is None else parse_size(settings.size)
-    count = settings.num_images if settings.prompts is None else len(settings.prompts)
-    return (run.train.steps // settings.every_n_steps + 2) * count * width * height * 3
+    width, height = (
+        (default_image_size, default_image_size)
+        if validation.size is None
+        else parse_size(validation.size)
+    )
+    prompts = validation.prompts
+    count = validation.num_images if prompts is None else len(prompts)
+    return (steps // validation.every_n_steps + 2) * count * width * height * 3

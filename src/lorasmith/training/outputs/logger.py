@@ -1,108 +1,104 @@
-"""What a run says while it goes on: a line of the log every few steps, and the progress bar."""
+"""The log of a run, a line every few steps, and its progress bar."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from lorasmith.config.train_config import TrainConfig
 from lorasmith.loops.progress import Advance, progress_bar
 from lorasmith.loops.tracking import MetricsLogger, Tracker, WandbRun
-from lorasmith.runs.paths import RunPaths
+from lorasmith.training.callbacks import Callback
+from lorasmith.training.state import TrainerState
 from lorasmith.training.train_step import StepMetrics
 
-_KEPT = 0.98
-"""Share of its past that the bar's loss keeps with every step: losses of single steps differ
-tenfold with the noise levels drawn."""
+_SMOOTHING = 0.98
+"""Weight of the past in the progress bar's loss: losses of single steps differ tenfold with the
+noise levels drawn."""
+_PRIVATE_SETTINGS = (
+    "data.path", "data.reg_data_dir", "data.cache_dir", "model.path", "output.name",
+)  # fmt: skip
 
 
-class RunLogger:
-    """Gathers the figures of steps and reads them from the device only when a line is due."""
+class RunLogger(Callback):
+    """Collects metrics of steps and reads them from the device only when a line is due."""
 
     def __init__(self, tracker: Tracker, advance: Advance) -> None:
+        """Create a logger.
+
+        Args:
+            tracker: where lines go.
+            advance: moves the progress bar and sets its note.
+        """
         self._tracker = tracker
         self._advance = advance
-        self._pending: list[StepMetrics] = []
-        self._pictures = 0
-        self._clock = time.perf_counter()
-        self._idle = 0.0
-        self._smooth = Smoothed(_KEPT)
+        self._metrics: list[StepMetrics] = []
+        self._validation: Mapping[str, float] = {}
+        self._smoothed_loss = EmaMeter(_SMOOTHING)
 
-    def step(self, figures: StepMetrics, pictures: int) -> None:
-        """Take in one step's figures."""
-        self._pending.append(figures)
-        self._pictures += pictures
+    def on_validation_end(self, state: TrainerState, metrics: Mapping[str, float]) -> None:
+        """Keep validation losses for the next line; those of the base model have their own."""
+        if state.step == 0:
+            self._tracker.log(0, dict(metrics))
+        else:
+            self._validation = metrics
+
+    def on_step_end(self, state: TrainerState, metrics: StepMetrics) -> None:
+        """Collect a step's metrics; write a line if one is due."""
+        self._metrics.append(metrics)
         self._advance(1)
+        if state.scheduled_actions.log:
+            gpu_seconds = state.gpu_timer.pop_seconds()
+            self.write_line(state.step, state.learning_rates(), gpu_seconds)
 
-    def line(
-        self,
-        step: int,
-        rates: Mapping[str, float],
-        more: Mapping[str, float],
-        busy: Callable[[], float | None] = lambda: None,
+    def write_line(
+        self, step: int, learning_rates: Mapping[str, float], gpu_seconds: float | None = None
     ) -> None:
         """Write the means since the last line; this waits for the device.
 
         Args:
             step: steps done.
-            rates: learning rates by their names in the log.
-            more: further figures.
-            busy: tells for how many seconds a GPU was at work on steps since it was last asked.
+            learning_rates: by their names in the log.
+            gpu_seconds: for how long a GPU worked on these steps, if known.
         """
-        losses = _read([one.loss for one in self._pending])
-        norms = _read([one.grad_norm for one in self._pending])
-        kept = _read(
-            [one.preservation_loss for one in self._pending if one.preservation_loss is not None]
+        losses = _read_scalars([metrics.loss for metrics in self._metrics])
+        norms = _read_scalars([metrics.grad_norm for metrics in self._metrics])
+        preservation = _read_scalars(
+            [m.preservation_loss for m in self._metrics if m.preservation_loss is not None]
         )
-        worked, now = busy(), time.perf_counter()
-        seconds = max(1e-9, now - self._clock - self._idle)
-        speed = self._pictures / seconds
+        seconds = max(1e-9, sum(metrics.seconds for metrics in self._metrics))
+        images_per_second = sum(metrics.images for metrics in self._metrics) / seconds
         for loss in losses:
-            self._smooth.add(loss)
-        figures = {"loss": sum(losses) / len(losses), "grad_norm": max(norms)}
-        if kept:
-            figures["preserve"] = sum(kept) / len(kept)
-        if worked is not None:
-            figures["gpu_idle"] = max(0.0, 1.0 - worked / seconds)
-        self._tracker.log(step, {**figures, **rates, "images_per_s": speed, **more})
-        note = f"loss {self._smooth.value:.4f}  lr {rates['lr']:.1e}  {speed:.1f} images/s"
-        self._advance(0, note)
-        self._pending, self._pictures, self._clock, self._idle = [], 0, now, 0.0
-
-    def extra(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write a line with figures that no step has, such as the base model's."""
-        if figures:
-            self._tracker.log(step, dict(figures))
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Do not count the block as training time."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._idle += time.perf_counter() - started
+            self._smoothed_loss.add(loss)
+        values = {"loss": sum(losses) / len(losses), "grad_norm": max(norms)}
+        if preservation:
+            values["preserve"] = sum(preservation) / len(preservation)
+        if gpu_seconds is not None:
+            values["gpu_idle"] = max(0.0, 1.0 - gpu_seconds / seconds)
+        speed = {"images_per_s": images_per_second}
+        self._tracker.log(step, {**values, **learning_rates, **speed, **self._validation})
+        loss, rate = self._smoothed_loss.value, learning_rates["lr"]
+        self._advance(0, f"loss {loss:.4f}  lr {rate:.1e}  {images_per_second:.1f} images/s")
+        self._metrics, self._validation = [], {}
 
 
-def _read(values: Sequence[torch.Tensor]) -> list[float]:
-    """Bring scalars from the device, all at once."""
+def _read_scalars(values: Sequence[torch.Tensor]) -> list[float]:
+    """Read scalars from the device, all at once."""
     return torch.stack(list(values)).tolist() if values else []
 
 
-class Smoothed:
+class EmaMeter:
     """An exponential average without the pull towards zero at its start (Kingma and Ba 2015)."""
 
-    def __init__(self, kept: float) -> None:
-        self._kept = kept
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
         self._sum = 0.0
         self._weight = 0.0
 
     def add(self, value: float) -> None:
-        """Take in one value."""
-        self._sum = self._kept * self._sum + (1.0 - self._kept) * value
-        self._weight = self._kept * self._weight + (1.0 - self._kept)
+        """Add a value."""
+        self._sum = self._decay * self._sum + (1.0 - self._decay) * value
+        self._weight = self._decay * self._weight + (1.0 - self._decay)
 
     @property
     def value(self) -> float:
@@ -110,44 +106,42 @@ class Smoothed:
         return self._sum / self._weight if self._weight else 0.0
 
 
-def public_config(run: TrainConfig) -> dict[str, Any]:
-    """Return the settings that a tracker on the network is told: none that are paths."""
-    return run.model_dump(
-        mode="json",
-        exclude={
-            "data": {"path", "reg_data_dir", "cache_dir"}, "model": {"path"}, "output": {"name"},
-        },
-    )  # fmt: skip
+def public_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a tracker on the network may know: none that are paths.
+
+    Args:
+        settings: all settings of a run, as JSON.
+    """
+    return _without(settings, "")
+
+
+def _without(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        key: _without(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if prefix + key not in _PRIVATE_SETTINGS
+    }
 
 
 @contextmanager
 def open_logger(
-    run: TrainConfig,
-    paths: RunPaths,
-    first: int,
-    main: bool,
-    title: str | None = "training",
-    shared: MetricsLogger | None = None,
+    state: TrainerState, title: str | None = "training", shared_wandb: MetricsLogger | None = None
 ) -> Iterator[RunLogger]:
-    """Open the run's log, its boards and its progress bar.
+    """Open a run's log, its trackers and its progress bar.
 
     Args:
-        run: the run's settings.
-        paths: where it writes.
-        first: steps done before.
-        main: False says and writes nothing.
+        state: the run.
         title: of the progress bar; None shows none.
-        shared: the board of a run at Weights & Biases that others write to as well; None opens one
-            where the settings want it.
+        shared_wandb: a run at Weights & Biases that several LoRAs share; None opens one if the
+            settings ask for it.
     """
-    track = run.track
-    wandb: WandbRun | MetricsLogger | None = shared
-    if track.wandb and shared is None:
-        wandb = WandbRun(track.wandb_project, paths.name, public_config(run))
+    track, first_step, is_main = state.track, state.step, state.is_main
+    wandb: WandbRun | MetricsLogger | None = shared_wandb
+    if track.wandb and shared_wandb is None:
+        wandb = WandbRun(track.wandb_project, state.paths.name, public_config(state.settings))
+    has_bar = is_main and title is not None
     with (
-        Tracker(paths.folder, track.tensorboard, main, first, wandb) as tracker,
-        progress_bar(
-            title or "", run.train.steps, first, enabled=main and title is not None
-        ) as advance,
+        Tracker(state.paths.folder, track.tensorboard, is_main, first_step, wandb) as tracker,
+        progress_bar(title or "", state.total_steps, first_step, enabled=has_bar) as advance,
     ):
         yield RunLogger(tracker, advance)

@@ -1,8 +1,7 @@
-"""The loss on a fixed grid of pictures, noise levels and noise, beside the base model's.
+"""The validation loss: on fixed images, noise levels and noise, beside the base model's.
 
-The loss of a training step says little: it differs tenfold with the noise level that was drawn.
-Measured again and again on the same grid, and as a difference from the base model on that grid,
-even a small gain is seen.
+The loss of a training step says little: it differs tenfold with the noise levels drawn. Measured
+on the same grid again and again, and as a difference from the base model, even a small gain shows.
 """
 
 from collections.abc import Iterator
@@ -10,119 +9,128 @@ from dataclasses import dataclass
 
 import torch
 
-from lorasmith.adapters.injection.trainable import TrainableLora
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainDataset
-from lorasmith.training.losses import Noise
-from lorasmith.training.train_step import DiffusionLoss
+from lorasmith.training.losses import Noise, diffusion_loss
+from lorasmith.training.methods import TrainableModules
+from lorasmith.training.train_step import DiffusionLoss, compute_loss
 
 _STREAM = 2
-"""Position in a run's stream of random numbers that nothing else has."""
-_MOST = 32
-"""Pictures that are measured at most; of more, evenly spread ones."""
+"""Position of the validation noise in a run's stream of random numbers; see ``step_data``."""
+_MAX_IMAGES = 32
+"""Images that are measured at most; of more, evenly spread ones."""
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What the grid gave."""
+    """A validation loss and the base model's."""
 
     loss: float
-    """Mean over the grid, with the adapters as they are."""
-    base: float
-    """The same without them."""
+    """Mean with the adapters as they are."""
+    base_loss: float
+    """Mean without them."""
 
     def log_entries(self, name: str) -> dict[str, float]:
         """Return the log's entries under a name, ``held_out`` or ``fixed_loss``."""
-        return {name: self.loss, f"{name}_base": self.base, f"{name}_gain": self.base - self.loss}
+        gain = self.base_loss - self.loss
+        return {name: self.loss, f"{name}_base": self.base_loss, f"{name}_gain": gain}
 
 
 class ValidationLoss:
-    """Pictures, noise levels and noise that stay the same for a whole run."""
+    """Images, noise levels and noise that stay the same for a whole run."""
 
     def __init__(
-        self, objective: DiffusionLoss, data: TrainDataset, levels: int, batch_size: int, seed: int
+        self,
+        loss: DiffusionLoss,
+        dataset: TrainDataset,
+        num_timesteps: int,
+        batch_size: int,
+        seed: int,
     ) -> None:
         """Lay out the grid.
 
         Args:
-            objective: the run's loss; its min-SNR weights and noise offset are left out here.
-            data: held-out pictures, or those of the training where there are none.
-            levels: how many noise levels, evenly spread.
-            batch_size: cells measured at once.
-            seed: the run's seed.
+            loss: the training loss. Measured is the plain mean squared error, without weighting,
+                noise offset or a custom loss function, so that runs can be compared.
+            dataset: held-out images, or the training images if there are none.
+            num_timesteps: how many noise levels, evenly spread.
+            batch_size: how many pairs of image and noise level go through the model at once.
+            seed: of the noise.
         """
-        plain = objective.settings.model_copy(update={"min_snr": 0.0, "noise_offset": 0.0})
-        self._objective = objective._replace(settings=plain)
-        self._data = data
+        plain = loss.settings.model_copy(update={"weighting": "constant", "noise_offset": 0.0})
+        self._loss = loss._replace(settings=plain, loss_fn=diffusion_loss)
+        self._dataset = dataset
         self._batch_size = batch_size
         self._seed = seed
-        steps = objective.process.num_timesteps
-        self._levels = [int((k + 0.5) * steps / levels) for k in range(levels)]
-        self._numbers = _spread(data.num_tagged, _MOST)
+        steps = loss.process.num_timesteps
+        self._timesteps = [int((k + 0.5) * steps / num_timesteps) for k in range(num_timesteps)]
+        self._indices = _spread(dataset.num_tagged, _MAX_IMAGES)
 
     @torch.no_grad()
-    def loss(self) -> float:
+    def mean(self) -> float:
         """Return the mean loss over the grid with the adapters as they are."""
         total, count = 0.0, 0
-        for batch, drawn in self._cells():
-            losses = self._objective.compute(batch, drawn)
+        for batch, noise in self.batches():
+            losses = compute_loss(self._loss, batch, noise)
             total += float(losses.double().sum())
             count += len(losses)
         return total / count
 
-    def measure(self, trained: TrainableLora, base: float | None) -> ValidationResult:
-        """Measure with adapters and, unless that is known already, without them.
+    def measure(self, trainable: TrainableModules, base_loss: float | None) -> ValidationResult:
+        """Measure with the adapters and, unless that is known, without them.
 
         Args:
-            trained: the adapters; dropout is off while this runs.
-            base: the base model's loss from an earlier call.
+            trainable: the adapters; dropout is off meanwhile.
+            base_loss: the base model's loss from an earlier call.
         """
-        trained.train(False)
+        trainable.train(False)
         try:
-            loss = self.loss()
-            if base is None:
-                trained.set_strength(0.0)
-                base = self.loss()
+            loss = self.mean()
+            if base_loss is None:
+                trainable.set_strength(0.0)
+                base_loss = self.mean()
         finally:
-            trained.set_strength(1.0)
-            trained.train(True)
-        return ValidationResult(loss, base)
+            trainable.set_strength(1.0)
+            trainable.train(True)
+        return ValidationResult(loss, base_loss)
 
-    def _cells(self) -> Iterator[tuple[Batch, Noise]]:
-        for numbers, levels in self._chunks():
-            draws = make_generator(self._seed, _STREAM, device=self._device)
-            batch = self._data.get_batch(numbers, BatchRng(draws, len(numbers)))
+    def batches(self) -> Iterator[tuple[Batch, Noise]]:
+        """Yield the grid, batch by batch."""
+        for indices, timesteps in self._split_grid():
+            generator = make_generator(self._seed, _STREAM, device=self._device)
+            batch = self._dataset.get_batch(indices, BatchRng(generator, len(indices)))
             shape = batch.latents.shape[1:]
+            pairs = zip(indices.tolist(), timesteps.tolist(), strict=True)
             noise = torch.stack(
                 [
-                    torch.randn(shape, generator=make_generator(self._seed, _STREAM, number, level))
-                    for number, level in zip(numbers.tolist(), levels.tolist(), strict=True)
+                    torch.randn(shape, generator=make_generator(self._seed, _STREAM, image, level))
+                    for image, level in pairs
                 ]
             )
             device = batch.latents.device
-            yield batch, Noise(levels.to(device), noise.to(device))
+            yield batch, Noise(timesteps.to(device), noise.to(device))
 
-    def _chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield pictures and noise levels of one bucket each, int64 ``[B]`` both."""
+    def _split_grid(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield images and noise levels of one bucket each, int64 ``[B]`` both."""
         buckets: dict[int, list[int]] = {}
-        for number in self._numbers:
-            buckets.setdefault(self._data.bucket_indices[number], []).append(number)
-        levels = torch.tensor(self._levels)
-        for own in buckets.values():
-            numbers = torch.tensor(own).repeat_interleave(len(levels))
-            both = torch.stack([numbers, levels.repeat(len(own))])
-            for part in torch.split(both, self._batch_size, dim=1):
+        for index in self._indices:
+            buckets.setdefault(self._dataset.bucket_indices[index], []).append(index)
+        timesteps = torch.tensor(self._timesteps)
+        for bucket in buckets.values():
+            indices = torch.tensor(bucket).repeat_interleave(len(timesteps))
+            pairs = torch.stack([indices, timesteps.repeat(len(bucket))])
+            for part in torch.split(pairs, self._batch_size, dim=1):
                 yield part[0], part[1]
 
     @property
     def _device(self) -> torch.device:
-        return self._data.loss_weights.device
+        return self._dataset.loss_weights.device
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """Return at most ``most`` numbers below ``count``, evenly spread."""
-    if count <= most:
+def _spread(count: int, limit: int) -> list[int]:
+    """Return at most ``limit`` indices below ``count``, evenly spread."""
+    if count <= limit:
         return list(range(count))
-    return [place * count // most for place in range(most)]
+    return [position * count // limit for position in range(limit)]

@@ -1,4 +1,4 @@
-"""Looking at a run every so many steps: preview pictures and the loss on a fixed grid."""
+"""Validation every so many steps: the validation loss, preview images, and the best LoRA so far."""
 
 import shutil
 import warnings
@@ -10,127 +10,121 @@ from accelerate.utils import broadcast_object_list
 
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
-from lorasmith.training.outputs.export import export
-from lorasmith.training.outputs.logger import RunLogger
+from lorasmith.training.callbacks import Callback
+from lorasmith.training.outputs.export import export_lora
 from lorasmith.training.state import TrainerState
+from lorasmith.training.train_step import StepMetrics
 from lorasmith.training.validation.loss import ValidationLoss, ValidationResult
 from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 
-_AT_ONCE = 8
+_MAX_BATCH_SIZE = 8
 """Images that go through the model at once where training accumulates smaller batches."""
 
 
-class Validator:
-    """The looks at one run, and what they found."""
+class Validator(Callback):
+    """Validates one run."""
 
     def __init__(
-        self, session: TrainerState, report: RunLogger, wanted: Callable[[], bool]
+        self,
+        state: TrainerState,
+        is_wanted: Callable[[], bool] = lambda: True,
+        base_previews: Path | None = None,
     ) -> None:
-        """Decide what is looked at.
+        """Prepare validation.
 
         Args:
-            session: the run.
-            report: where the figures go.
-            wanted: tells whether the run is still to go on.
+            state: the run.
+            is_wanted: returns False once the run is asked to stop; previews are then given up.
+            base_previews: a folder with the base model's previews from a run with the same ones;
+                None generates them.
         """
-        self._session = session
-        self._report = report
-        self._wanted = wanted
-        run, data = session.run, session.dataset
-        self._name = "fixed_loss" if data.validation is None else "held_out"
-        self._grid = ValidationLoss(
-            session.loss,
-            data.validation or data,
-            run.validation.loss_timesteps,
-            max(run.train.batch_size, min(run.train.images_per_step(), _AT_ONCE)),
-            run.train.seed if run.validation.loss_seed is None else run.validation.loss_seed,
+        self._is_wanted = is_wanted
+        self._base_previews = base_previews
+        validation, train, dataset = state.validation, state.train, state.dataset
+        self._is_held_out = dataset.validation is not None
+        self._loss = ValidationLoss(
+            state.loss,
+            dataset.validation or dataset,
+            validation.loss_timesteps,
+            max(train.batch_size, min(train.images_per_step(), _MAX_BATCH_SIZE)),
+            train.seed if validation.loss_seed is None else validation.loss_seed,
         )
-        rows = data.rows[: data.num_tagged]
-        self._previews = Previews(run.validation, session.model, rows, session.paths.previews)
+        rows = dataset.rows[: dataset.num_tagged]
+        self._previews = Previews(validation, state.model, rows, state.paths.previews)
 
-    @property
-    def early_stop(self) -> bool:
-        """Whether the held-out loss has not improved for as long as the settings allow."""
-        patience = self._session.run.train.early_stopping_patience
-        return patience is not None and self._session.progress.waited >= patience
-
-    def run_baseline(self, drawn: Path | None = None) -> None:
-        """Look at the base model, before the first step of a new run.
-
-        Args:
-            drawn: the previews of a run whose base model has drawn the same already.
-        """
-        session = self._session
-        if session.progress.done or session.run.validation.every_n_steps == 0:
+    def on_train_begin(self, state: TrainerState) -> None:
+        """Validate the base model before the first step of a new run."""
+        if state.step or state.validation.every_n_steps == 0:
             return
-        session.trainable.set_strength(0.0)
+        state.trainable.set_strength(0.0)
         try:
-            with self._report.pause():
-                self._draw_base(drawn)
+            self._generate_base_previews(state)
         finally:
-            session.trainable.set_strength(1.0)
-        with self._report.pause():
-            base = self._measure()
-            if base is not None:
-                self._report.extra(
-                    0, ValidationResult(base.base, base.base).log_entries(self._name)
-                )
+            state.trainable.set_strength(1.0)
+        result = self._measure(state)
+        if result is not None:
+            base = ValidationResult(result.base_loss, result.base_loss)
+            state.callbacks.on_validation_end(state, self._log_entries(base))
 
-    def run(self) -> dict[str, float]:
-        """Look at the run as it is; return the figures for its log."""
-        session = self._session
-        with self._report.pause(), session.ema_weights():
-            measured = self._measure()
-            if measured is not None and self._name == "held_out":
-                self._remember(measured)
-            self._draw()
-        return {} if measured is None else measured.log_entries(self._name)
-
-    def _remember(self, measured: ValidationResult) -> None:
-        """Keep the LoRA where it is the best so far."""
-        progress = self._session.progress
-        if progress.best is not None and measured.loss >= progress.best:
-            progress.waited += 1
+    def on_step_end(self, state: TrainerState, metrics: StepMetrics) -> None:
+        """Validate if that is due."""
+        if not state.scheduled_actions.validate:
             return
-        progress.best, progress.best_step, progress.waited = measured.loss, progress.done, 0
-        if self._session.is_main:
-            export(self._session, self._session.paths.best_lora)
+        with state.ema_weights():
+            result = self._measure(state)
+            if result is not None and self._is_held_out:
+                self._keep_best(state, result.loss)
+            self._generate_previews(state)
+        entries = {} if result is None else self._log_entries(result)
+        state.callbacks.on_validation_end(state, entries)
 
-    def _measure(self) -> ValidationResult | None:
-        """Measure in the main process, and tell the others."""
-        session = self._session
-        found: list[ValidationResult | None] = [None]
-        if session.is_main:
-            with _surviving("the held-out loss", session.progress.done):
-                found = [self._grid.measure(session.trainable, session.progress.base)]
-        if session.accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        if found[0] is not None:
-            session.progress.base = found[0].base
-        return found[0]
+    def _log_entries(self, result: ValidationResult) -> dict[str, float]:
+        return result.log_entries("held_out" if self._is_held_out else "fixed_loss")
 
-    def _draw_base(self, drawn: Path | None) -> None:
-        if drawn is None:
-            self._draw()
-        elif self._session.is_main and drawn.is_dir():
-            shutil.copytree(drawn, self._session.paths.previews, dirs_exist_ok=True)
-
-    def _draw(self) -> None:
-        session = self._session
-        if not session.is_main:
+    def _keep_best(self, state: TrainerState, loss: float) -> None:
+        """Write the LoRA if it is the best so far."""
+        progress = state.progress
+        if progress.best_loss is not None and loss >= progress.best_loss:
+            progress.validations_without_improvement += 1
             return
-        if session.loss.routing is not None:
-            session.loss.routing.activate_only_own()
+        progress.best_loss, progress.best_step = loss, progress.step
+        progress.validations_without_improvement = 0
+        if state.is_main:
+            export_lora(state, state.paths.best_lora)
+
+    def _measure(self, state: TrainerState) -> ValidationResult | None:
+        """Measure in the main process; all processes get the result."""
+        results: list[ValidationResult | None] = [None]
+        if state.is_main:
+            with _warn_on_oom("the validation loss", state.step):
+                results = [self._loss.measure(state.trainable, state.progress.base_loss)]
+        if state.accelerator.num_processes > 1:
+            broadcast_object_list(results)
+        if results[0] is not None:
+            state.progress.base_loss = results[0].base_loss
+        return results[0]
+
+    def _generate_base_previews(self, state: TrainerState) -> None:
+        if self._base_previews is None:
+            self._generate_previews(state)
+        elif state.is_main and self._base_previews.is_dir():
+            shutil.copytree(self._base_previews, state.paths.previews, dirs_exist_ok=True)
+
+    def _generate_previews(self, state: TrainerState) -> None:
+        if not state.is_main:
+            return
+        if state.loss.routing is not None:
+            state.loss.routing.activate_only_own()
         try:
-            with _surviving("a preview", session.progress.done):
-                self._previews.draw(session.progress.done, session.trainable, self._wanted)
+            with _warn_on_oom("a preview", state.step):
+                self._previews.generate(state.step, state.trainable, self._is_wanted)
         except PreviewsCancelledError:
             return
 
 
 @contextmanager
-def _surviving(what: str, step: int) -> Iterator[None]:
-    """Turn running out of memory into a warning: the training itself may well go on."""
+def _warn_on_oom(task: str, step: int) -> Iterator[None]:
+    """Turn running out of memory into a warning: the training itself may well continue."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -138,7 +132,7 @@ def _surviving(what: str, step: int) -> Iterator[None]:
             raise
         empty_gpu_cache()
         warnings.warn(
-            f"out of memory in {what} at step {step}; the training goes on without it: lower "
+            f"out of memory in {task} at step {step}; the training goes on without it: lower "
             "validation.num_images or validation.size",
             LorasmithWarning,
             stacklevel=2,

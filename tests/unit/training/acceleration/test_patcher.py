@@ -450,7 +450,7 @@ def test_a_run_and_what_fails_in_it(
             monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: False)
         with open_trainer(run_of(tiny_model, data, tmp_path / str(kernels)), None) as session:
             plain, steps = state_of(session.model.unet), JointTrainStep([session])
-            figures = [steps.step()[0][0] for _ in range(2)]
+            figures = [steps.step()[0] for _ in range(2)]
             assert state_of(session.model.unet) == plain
             weights = [one.detach().clone() for one in session.trainable.parameters()]
             found.append([*(part for one in figures for part in one[:2]), *weights])

@@ -1,0 +1,92 @@
+"""Errors and messages about training that cannot continue: what is saved, and how to resume."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lorasmith.core.errors import OutputError, TrainingError
+from lorasmith.loops.checkpoint import list_checkpoints
+from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
+from lorasmith.runs.paths import RunPaths
+from lorasmith.training.state import TrainerState
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by Ctrl-C, after a checkpoint was saved."""
+
+
+def stop_message(state: TrainerState) -> str:
+    """Return the message of a run that was stopped between two steps."""
+    return (
+        f"stopped after step {state.step} of {state.total_steps}, all saved; go on with: "
+        f"{state.paths.resume_command}"
+    )
+
+
+def check_finite(state: TrainerState) -> None:
+    """Wait for the device and check all steps so far.
+
+    Raises:
+        TrainingError: a loss or gradient was not finite.
+    """
+    step = state.failed_step()
+    if step is None:
+        return
+    raise TrainingError(
+        f"loss or gradient is not finite at step {step + 1}, with the images "
+        f"{', '.join(state.image_names(step))}; the weights are those of the step before and "
+        f"nothing was saved since {_last_checkpoint(state.paths)}: lower train.learning_rate, or "
+        "check these images"
+    )
+
+
+@contextmanager
+def explain_oom(state: TrainerState, hint: str = "") -> Iterator[None]:
+    """Say what to do when memory runs out in a step. The optimizer has not moved then.
+
+    Args:
+        state: the run.
+        hint: the first advice, a sentence with a space at its end.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        empty_gpu_cache()
+        train = state.train
+        raise TrainingError(
+            f"out of memory at step {state.step + 1}; {_last_checkpoint(state.paths)} is kept. "
+            f"{hint}Lower train.batch_size (now {train.batch_size}) and raise "
+            f"train.gradient_accumulation_steps (now {train.gradient_accumulation_steps}), lower "
+            "data.resolution, set train.gradient_checkpointing = true or "
+            'train.mixed_precision = "bf16"'
+        ) from error
+
+
+@contextmanager
+def explain_interruption(paths: RunPaths) -> Iterator[None]:
+    """Say what is saved when a second Ctrl-C or the disk stops the run at once."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"stopped at once; {_last_checkpoint(paths)} is kept, {_how_to_continue(paths)}"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {error.filename or paths.folder}: {error.strerror or error}; "
+            f"{_last_checkpoint(paths)} is kept, {_how_to_continue(paths)}"
+        ) from error
+
+
+def _how_to_continue(paths: RunPaths) -> str:
+    if list_checkpoints(paths.resume_checkpoints):
+        return f"go on with: {paths.resume_command}"
+    return "the same command starts anew"
+
+
+def _last_checkpoint(paths: RunPaths) -> str:
+    saved = list_checkpoints(paths.resume_checkpoints)
+    return f"the last checkpoint ({saved[-1].name})" if saved else "the start (no checkpoint yet)"
