@@ -29,6 +29,15 @@ if TYPE_CHECKING:
         resize_lora,
     )
     from lorasmith.config.train_config import TrainConfig
+    from lorasmith.core.errors import (
+        ConfigError,
+        DataError,
+        LorasmithError,
+        LorasmithWarning,
+        OutputError,
+        TrainingError,
+        WeightsError,
+    )
     from lorasmith.evaluation.api import check, check_features
     from lorasmith.inference.pipeline import Pipeline, load_pipeline
     from lorasmith.training.api import sweep, train, train_features
@@ -39,14 +48,23 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
-    "Callback", "LossContext", "Pipeline", "TrainConfig", "WeightedLora", "__version__",
-    "capturable", "check", "check_features", "convert_lora", "diff_loras", "evaluate",
-    "extract_lora", "fuse_loras", "load_pipeline", "lora_info", "merge_loras", "resize_lora",
-    "sweep", "train", "train_features",
+    "Callback", "ConfigError", "DataError", "LorasmithError", "LorasmithWarning", "LossContext",
+    "OutputError", "Pipeline", "TrainConfig", "TrainingError", "WeightedLora", "WeightsError",
+    "__version__", "capturable", "check", "check_features", "convert_lora", "diff_loras",
+    "evaluate", "extract_lora", "fuse_loras", "load_pipeline", "lora_info", "merge_loras",
+    "resize_lora", "sweep", "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.tools.operations"
+_ERRORS = "lorasmith.core.errors"
 _HOMES = {
+    "ConfigError": _ERRORS,
+    "DataError": _ERRORS,
+    "LorasmithError": _ERRORS,
+    "LorasmithWarning": _ERRORS,
+    "OutputError": _ERRORS,
+    "TrainingError": _ERRORS,
+    "WeightsError": _ERRORS,
     "WeightedLora": _OPERATIONS,
     "fuse_loras": _OPERATIONS,
     "convert_lora": _OPERATIONS,

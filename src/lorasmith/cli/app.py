@@ -16,6 +16,7 @@ import typer.core
 
 from lorasmith.cli import cache, check, evaluate, generate, pretrain, report, sweep, train
 from lorasmith.cli.demo import command as demo
+from lorasmith.cli.log_handler import log_to_terminal
 from lorasmith.cli.lora import commands as lora
 from lorasmith.cli.model import commands as model
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
@@ -85,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit status."""
     debug = "--debug" in arguments
     arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
-    with warnings.catch_warnings():
+    with log_to_terminal(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", LorasmithWarning)
         return _run_guarded(arguments, debug)

@@ -1,11 +1,14 @@
-"""Writing files so that a reader never meets half of one, and hashing them."""
+"""Writing files and folders atomically, and hashing files."""
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from lorasmith.core.errors import OutputError
 
@@ -48,6 +51,36 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_not_existing(path: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        OutputError: there is a file or a folder.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputError(f"{path}: something is there already; choose another --out")
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``, which takes its name if the block succeeds.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    temporary = folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(folder)
+        fsync_folder(folder.parent)
+    except (OSError, SafetensorError, shutil.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"cannot write {folder}: {reason}; choose another --out") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

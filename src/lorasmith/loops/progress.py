@@ -47,11 +47,3 @@ def progress_bar(
                 bar.update(task, advance=count, note=note)
 
         yield advance
-
-
-def tell(*notes: str) -> None:
-    """Show remarks on standard error, a line each, where that is a terminal."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        for note in notes:
-            console.print(f"note: {note}", highlight=False, markup=False)

@@ -3,13 +3,13 @@
 On a GPU the work of a step is captured as a CUDA graph and replayed.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 import torch
 
 from lorasmith.loops.cuda_graphs import CudaGraphCache
-from lorasmith.loops.progress import tell
 from lorasmith.ops.streams import run_concurrently
 from lorasmith.training.acceleration.factor_cache import build_factor_cache
 from lorasmith.training.acceleration.patcher import UNetPatcher
@@ -35,6 +35,8 @@ from lorasmith.training.train_step import (
     backward,
     compute_losses,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def compute_gradients(steps: Sequence[TrainStep], microbatches: Sequence[Microbatch]) -> None:
@@ -101,7 +103,8 @@ class JointTrainStep:
         if plan.compile_blocks:  # after the dry runs, each of which would be compiled anew
             self._patcher.compile()
         if states[0].is_main:
-            tell(*plan.messages, *([message] if message else []))
+            for line in (*plan.messages, *([message] if message else [])):
+                logger.info(line)
 
     @property
     def graph_count(self) -> int:

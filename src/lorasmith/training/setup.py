@@ -1,6 +1,7 @@
 """Setting up runs: from settings to states that can take steps."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_gpu_memory, require_disk_space
-from lorasmith.loops.progress import tell
 from lorasmith.loops.tracking import check_wandb
 from lorasmith.models.load import Model, load_model, suppress_logs
 from lorasmith.registries import TRAINING_METHODS
@@ -38,6 +38,8 @@ from lorasmith.training.run_plan import DeviceContext, RunPlan, reserve_output
 from lorasmith.training.state import TrainerState
 from lorasmith.training.state_factory import build_state
 from lorasmith.training.validation.previews import check_preview_loras, check_previews
+
+logger = logging.getLogger(__name__)
 
 Describe = Callable[[TrainConfig], str]
 """Returns what an error message calls one of several LoRAs."""
@@ -114,7 +116,7 @@ def setup_trainers(
         ]
         _start_runs(plans, states)
         if context.accelerator.is_main_process:
-            tell(first.train.describe_batch(context.accelerator.num_processes))
+            logger.info(first.train.describe_batch(context.accelerator.num_processes))
         context.accelerator.wait_for_everyone()
         yield states
 

@@ -278,12 +278,12 @@ def _family(file: LoraFile, said: str | None) -> str | None:
 
 
 def _free(out: str | Path) -> Path:
-    from lorasmith.models.files.save import refuse_taken
+    from lorasmith.core.files import check_not_existing
 
     target = Path(out).expanduser()
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: a LoRA file's name ends in .safetensors; choose such a name")
-    refuse_taken(target)
+    check_not_existing(target)
     return target
 
 

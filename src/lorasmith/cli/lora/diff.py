@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorasmith.core.terminal import escape_control_characters
+
 if TYPE_CHECKING:
     from lorasmith.adapters.tools.diff import BlockDiff, LoraDiff
 
@@ -77,8 +79,6 @@ def _metadata(result: "LoraDiff") -> Table:
 
 
 def _shown(text: str | None) -> str:
-    """Return text that a terminal cannot be steered with, cut to what fits in a table."""
-    plain = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text or ""
-    )
+    """Return text without control characters, cut to what fits in a table."""
+    plain = escape_control_characters(text or "")
     return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}..."

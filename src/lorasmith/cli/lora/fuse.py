@@ -46,8 +46,9 @@ def fuse(
     with Console(stderr=True).status("opening model and LoRAs"):
         from lorasmith.adapters.tools.fuse import fuse_into_model
         from lorasmith.core.device import compute_dtype
+        from lorasmith.core.files import check_not_existing
         from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
-        from lorasmith.models.files.save import refuse_taken, save_modified_model
+        from lorasmith.models.files.save import save_modified_model
         from lorasmith.models.load import load_model, resolve_model_path
 
         folder = resolve_model_path(None if model == EMBEDDED else model)
@@ -57,7 +58,7 @@ def fuse(
                 f"--out {target}: a fused model is a folder; name one, and make a single file of "
                 "it with `lorasmith model convert`"
             )
-        refuse_taken(target)
+        check_not_existing(target)
         loras = [lora.load() for lora in weighted_files]
         opened = load_model(folder)
     with Console(stderr=True).status("fusing and saving"):

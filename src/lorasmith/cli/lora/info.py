@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorasmith.core.terminal import escape_control_characters
+
 if TYPE_CHECKING:
     from lorasmith.adapters.files.lora_file import LoraFile
     from lorasmith.adapters.tools.info import BlockInfo, LoraInfo
@@ -72,7 +74,11 @@ def _summary(lora: "LoraFile", facts: "LoraInfo") -> Text:
         f"alpha {_listed(total.alphas)}",
         "Norm": f"{total.norm:.4g}, largest layer {total.largest_norm:.4g}",
     }
-    return Text("\n".join(f"{key:<8}{_shown(value)}" for key, value in lines.items() if value))
+    return Text(
+        "\n".join(
+            f"{key:<8}{escape_control_characters(value)}" for key, value in lines.items() if value
+        )
+    )
 
 
 def _blocks(facts: "LoraInfo") -> Table:
@@ -100,16 +106,11 @@ def _cells(block: "BlockInfo") -> tuple[str, ...]:
 def _metadata(data: dict[str, str]) -> Table:
     table = Table("key", "value", title="Metadata", title_justify="left")
     for key in sorted(data):
-        value = _shown(data[key])
+        value = escape_control_characters(data[key])
         if len(value) > _LONGEST:
             value = f"{value[:_LONGEST]}... ({len(value)} characters)"
-        table.add_row(Text(_shown(key)), Text(value))
+        table.add_row(Text(escape_control_characters(key)), Text(value))
     return table
-
-
-def _shown(text: str) -> str:
-    """Return text that a terminal cannot be steered with."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _listed(numbers: Any) -> str:

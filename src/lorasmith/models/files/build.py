@@ -13,12 +13,13 @@ from lorasmith.models.suppress_logs import suppress_logs
 _SHOWN = 3
 
 
-def build_empty_network(kind: Any, config: Mapping[str, Any]) -> Any:
+def build_empty_network(kind: Any, config: Mapping[str, Any], part: str | None = None) -> Any:
     """Build a network without memory for its weights, in evaluation mode.
 
     Args:
         kind: a model class of diffusers or transformers.
         config: its config.
+        part: the part of a model that it is, for messages.
 
     Raises:
         WeightsError: the config is of another class or does not fit; says why.
@@ -27,14 +28,15 @@ def build_empty_network(kind: Any, config: Mapping[str, Any]) -> Any:
 
     found = config.get("_class_name", kind.__name__)
     if found != kind.__name__:
-        raise WeightsError(f"it is a {found}, not a {kind.__name__}")
+        raise WeightsError(f"{part or 'it'} is a {found}, not a {kind.__name__}")
     try:
         # Buffers are not in files; they are computed, so only parameters are left empty.
         with suppress_logs(), init_empty_weights(include_buffers=False):
             return _built(kind, config).eval()
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"config.json does not fit: {reason}") from error
+        file = f"{part}/config.json" if part else "config.json"
+        raise WeightsError(f"{file} does not fit: {reason}") from error
 
 
 def _built(kind: Any, config: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.files import write_text
+from lorasmith.core.files import atomic_folder, write_text
 from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.core.version import VERSION
 from lorasmith.models.family import ModelVariant, PredictionType
@@ -25,7 +25,6 @@ from lorasmith.models.files.configs import (
     model_index,
 )
 from lorasmith.models.files.ldm_keys import TensorEntry, TensorForm
-from lorasmith.models.files.save import appearing
 from lorasmith.models.files.single_file import CONFIGS
 from lorasmith.models.files.source import INDEX, ModelSource, build_empty_part, naming_part
 from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, StoredTensors
@@ -181,7 +180,7 @@ def save_folder(model: ModelContents, folder: Path, dtype: torch.dtype | None = 
     """
     from diffusers import __version__ as diffusers_version
 
-    with appearing(folder) as building:
+    with atomic_folder(folder) as building:
         for part, tensors in model.tensors.items():
             stem = STEMS[0] if part in DIFFUSERS_PARTS else STEMS[1]
             named_so = {

@@ -1,27 +1,23 @@
 """Writing a changed model as a new diffusers folder, whole or not at all."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
-from lorasmith.core.errors import OutputError
-from lorasmith.core.files import TEMPORARY_PREFIX, fsync_folder
+from lorasmith.core.files import atomic_folder, check_not_existing
 from lorasmith.models.files.build import canonical_state_dict
+from lorasmith.models.files.convert import read_contents, save_folder
+from lorasmith.models.files.source import INDEX
 from lorasmith.models.files.stored_tensors import wrap_tensor
 from lorasmith.models.load import open_source, suppress_logs
 
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
-
-_INDEX = "model_index.json"
 
 
 def save_modified_model(
@@ -40,13 +36,13 @@ def save_modified_model(
     Raises:
         OutputError: something is there, or it cannot be written.
     """
-    refuse_taken(folder)
+    check_not_existing(folder)
     changed = set(parts)
     if model.folder.is_file():
         _save_changed_file(model, changed, folder, dtype)
         return
-    with appearing(folder) as building:
-        shutil.copy(model.folder / _INDEX, building)
+    with atomic_folder(folder) as building:
+        shutil.copy(model.folder / INDEX, building)
         for part in _listed(model.folder):
             if part in changed:
                 with suppress_logs():
@@ -58,8 +54,6 @@ def save_modified_model(
 
 def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: torch.dtype) -> None:
     """Write a model that was read from a single file as a folder."""
-    from lorasmith.models.files.convert import read_contents, save_folder
-
     prediction = model.scheduler_config["prediction_type"]  # measured where the file was silent
     contents = read_contents(open_source(model.folder), prediction)
     tensors = dict(contents.tensors)
@@ -69,34 +63,8 @@ def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: t
     save_folder(replace(contents, tensors=tensors), folder)
 
 
-def refuse_taken(folder: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        OutputError: there is a file or a folder.
-    """
-    if folder.exists() or folder.is_symlink():
-        raise OutputError(f"{folder}: something is there already; choose another --out")
-
-
 def _listed(folder: Path) -> list[str]:
     """Return the parts that the model's index names; other folders there are not its own."""
-    index: dict[str, Any] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     named = [name for name, value in index.items() if isinstance(value, list)]
     return [name for name in named if name.isidentifier()]
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder`` that takes its name if all goes well."""
-    building = folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}")
-    try:
-        building.mkdir(parents=True)
-        yield building
-        building.rename(folder)
-        fsync_folder(folder.parent)
-    except (OSError, SafetensorError, shutil.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"cannot write {folder}: {reason}; choose another --out") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)

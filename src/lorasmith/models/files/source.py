@@ -221,8 +221,6 @@ def build_empty_part(source: ModelSource, part: str) -> Any:
     library = diffusers if part in DIFFUSERS_PARTS else transformers
     config = source.config(part)
     try:
-        return build_empty_network(getattr(library, CLASSES[part]), config)
+        return build_empty_network(getattr(library, CLASSES[part]), config, part)
     except WeightsError as error:
-        reason = str(error)
-        text = f"{part} is a{reason[7:]}" if reason.startswith("it is a") else f"{part}/{reason}"
-        raise WeightsError(f"model {source.path}: {text}") from error
+        raise WeightsError(f"model {source.path}: {error}") from error

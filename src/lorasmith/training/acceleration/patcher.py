@@ -5,6 +5,7 @@ depend on how it was trained. (Where kernels are used, the convolutions' weights
 channels-last memory format that training needs, which changes the rounding of generated images.)
 """
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ from torch import nn
 
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.memory import is_out_of_memory
-from lorasmith.loops.progress import tell
 from lorasmith.ops.triton_support import is_available
 from lorasmith.training.acceleration import resnets
 from lorasmith.training.acceleration.attention import attention_patch
@@ -24,6 +24,8 @@ from lorasmith.training.acceleration.feed_forward import feed_forward_patch, geg
 from lorasmith.training.acceleration.fp8_linear import fp8_patch
 from lorasmith.training.acceleration.module_patch import ModulePatch, patched, supported_patches
 from lorasmith.training.acceleration.transformer_block import transformer_block_patch
+
+logger = logging.getLogger(__name__)
 
 
 class UNetPatcher:
@@ -85,7 +87,7 @@ class UNetPatcher:
             return
         if self._compiled is not None and not self._has_run:
             self._has_run = True
-            tell(f"compiled in {time.perf_counter() - started:.0f} s")
+            logger.info("compiled in %.0f s", time.perf_counter() - started)
 
     def _active_patches(self) -> list[ModulePatch]:
         if self._compiled is None:

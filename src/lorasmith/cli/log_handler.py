@@ -1,0 +1,39 @@
+"""What the package logs, on the terminal of the command line."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+
+class TerminalHandler(logging.Handler):
+    """Prints records on standard error, a line each, above a progress bar if there is one.
+
+    Notes (level INFO) are for people and are printed on a terminal only.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        console = Console(stderr=True)  # standard error may be redirected since the last one
+        is_note = record.levelno < logging.WARNING
+        if is_note and not console.is_terminal:
+            return
+        prefix = "note" if is_note else record.levelname.lower()
+        console.print(f"{prefix}: {record.getMessage()}", highlight=False, markup=False)
+
+
+@contextmanager
+def log_to_terminal() -> Iterator[None]:
+    """Show the package's log on standard error while the block runs."""
+    logger, handler = logging.getLogger("lorasmith"), TerminalHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
