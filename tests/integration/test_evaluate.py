@@ -22,7 +22,7 @@ QUICK = ["--steps", "1", "--seeds", "3", "--guidance", "1", "--batch-size", "16"
 
 @pytest.fixture(scope="module")
 def scene(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures of two tags, and files of a run of each."""
+    """A folder with images of two tags, and LoRA files of a run of each."""
     folder = tmp_path_factory.mktemp("evaluated")
     noise = torch.randint(0, 256, (12, 64, 64, 3), generator=torch.Generator().manual_seed(0))
     model = load_model(tiny_model)
@@ -34,11 +34,14 @@ def scene(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(pictures / f"{place}.png")
             (pictures / f"{place}.txt").write_text(f"a {tag} person, style {place}")
         save(model, folder / "loras" / f"{tag}.safetensors", tag, gate, number)
-    settings = f'[data]\npath = "{folder}/curlyqx"\ntag = "curlyqx"\nclass_word = "person"\nvalidation_split = 0.5\n[output]\nname = "curlyqx"\n[model]\npath = "{tiny_model}"\n'
-    own = folder / "loras" / "curlyqx"
-    own.mkdir()
-    (own / "run.toml").write_text(settings)
-    save(model, own / "curlyqx-000004.safetensors", "curlyqx", "prompt", 5, step="4")
+    settings = (
+        f'[data]\npath = "{folder}/curlyqx"\ntag = "curlyqx"\nclass_word = "person"\n'
+        f'validation_split = 0.5\n[output]\nname = "curlyqx"\n[model]\npath = "{tiny_model}"\n'
+    )
+    run_folder = folder / "loras" / "curlyqx"
+    run_folder.mkdir()
+    (run_folder / "run.toml").write_text(settings)
+    save(model, run_folder / "curlyqx-000004.safetensors", "curlyqx", "prompt", 5, step="4")
     return folder
 
 
@@ -46,39 +49,39 @@ def save(model: Any, path: Path, tag: str, gate: str, seed: int, step: str = "8"
     path.parent.mkdir(exist_ok=True)
     make_lora(model, path, {"targets": "attention"}, 0.3, seed + 1)
     file = load_lora_file(path)
-    told = {"lorasmith.gate": gate, "lorasmith.tag": tag, "lorasmith.step": step}
-    save_lora_file(path, file.layers, {**file.metadata, **told}, torch.float32)
+    metadata = {"lorasmith.gate": gate, "lorasmith.tag": tag, "lorasmith.step": step}
+    save_lora_file(path, file.layers, {**file.metadata, **metadata}, torch.float32)
 
 
-def test_a_run_is_measured_and_its_best_file_chosen(
+def test_a_run_is_evaluated_with_its_best_file(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = tmp_path / "loras"
-    shutil.copytree(scene / "loras", own)
-    assert run(["evaluate", str(own / "curlyqx"), "--max-leak", "1e9", *QUICK]) == 0
+    loras = tmp_path / "loras"
+    shutil.copytree(scene / "loras", loras)
+    assert run(["evaluate", str(loras / "curlyqx"), "--max-leak", "1e9", *QUICK]) == 0
     captured = capsys.readouterr()
     assert "curlyqx" in captured.out
-    found = json.loads((own / "curlyqx" / "evaluation.json").read_text())
-    (one,) = found["features"]
-    assert (one["tag"], one["class_word"], one["gate"]) == ("curlyqx", "person", "prompt")
-    assert (one["references"], one["held_out"]) == (3, True)
-    assert one["gated"]["exact"] is True
-    assert one["gated"]["latent"]["ratio"] == 0.0
-    assert one["gated"]["latent"]["present"] > 0.0
-    assert one["plain"]["exact"] is False
-    assert one["plain"]["latent"]["ratio"] > 0.0
-    assert one["plain"]["prediction"]["floor"] == 0.0
-    assert one["distribution"]["kid"]["low"] < one["distribution"]["kid"]["high"]
-    assert one["distribution"]["fid"] is None
-    assert (found["gated"], found["plain"], found["pairs"]) == (None, None, [])
-    (files,) = found["checkpoints"]
+    results = json.loads((loras / "curlyqx" / "evaluation.json").read_text())
+    (result,) = results["features"]
+    assert (result["tag"], result["class_word"], result["gate"]) == ("curlyqx", "person", "prompt")
+    assert (result["references"], result["held_out"]) == (3, True)
+    assert result["gated"]["exact"] is True
+    assert result["gated"]["latent"]["ratio"] == 0.0
+    assert result["gated"]["latent"]["present"] > 0.0
+    assert result["plain"]["exact"] is False
+    assert result["plain"]["latent"]["ratio"] > 0.0
+    assert result["plain"]["prediction"]["floor"] == 0.0
+    assert result["distribution"]["kid"]["low"] < result["distribution"]["kid"]["high"]
+    assert result["distribution"]["fid"] is None
+    assert (results["gated"], results["plain"], results["pairs"]) == (None, None, [])
+    (files,) = results["checkpoints"]
     best = min(files["files"], key=lambda file: file["loss"]["difference"])
     assert [file["step"] for file in files["files"]] == [8, 4]
-    assert best["file"] == files["best"] == one["file"]
-    assert str(tmp_path) not in json.dumps(found)
+    assert best["file"] == files["best"] == result["file"]
+    assert str(tmp_path) not in json.dumps(results)
 
 
-def test_two_tags_are_measured_together(
+def test_two_tags_are_evaluated_together(
     scene: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = tmp_path / "all"
@@ -88,18 +91,20 @@ def test_two_tags_are_measured_together(
     out = tmp_path / "out"
     more = ["--data", str(pictures), "--class", "person", "-m", str(tiny_model)]
     assert run(["evaluate", *files, *more, "--out", str(out), *QUICK, "--seeds", "2"]) == 0
-    found = json.loads((out / "evaluation.json").read_text())
-    first, second = found["features"]
+    results = json.loads((out / "evaluation.json").read_text())
+    first, second = results["features"]
     assert (first["references"], first["held_out"]) == (6, False)
     assert (first["gated"]["exact"], second["gated"]) == (True, None)
     for kind in ("gated", "plain"):
-        assert found[kind]["bleeding"]["tags"] == ["curlyqx", "cookqz"]
-        assert len(found[kind]["bleeding"]["matrix"]) == 2
-    # The ungated file is at work for every prompt, the gated one stays out of others' pictures.
-    kept = {one["tag"]: one for one in found["gated"]["kept"]}
-    assert kept["cookqz"]["alone"] == pytest.approx(kept["cookqz"]["loaded"], abs=1e-4)
-    assert kept["curlyqx"]["alone"] != pytest.approx(kept["curlyqx"]["loaded"], abs=1e-4)
-    (pair,) = found["pairs"]
+        assert results[kind]["bleeding"]["tags"] == ["curlyqx", "cookqz"]
+        assert len(results[kind]["bleeding"]["matrix"]) == 2
+    # The ungated file is active for every prompt, the gated one only for its own.
+    forgetting = {row["tag"]: row for row in results["gated"]["kept"]}
+    assert forgetting["cookqz"]["alone"] == pytest.approx(forgetting["cookqz"]["loaded"], abs=1e-4)
+    assert forgetting["curlyqx"]["alone"] != pytest.approx(
+        forgetting["curlyqx"]["loaded"], abs=1e-4
+    )
+    (pair,) = results["pairs"]
     assert (pair["first"], pair["second"]) == ("curlyqx", "cookqz")
     assert pair["interaction"]["prediction"] > 0.0
     page = (out / "evaluation.html").read_text()
@@ -127,7 +132,7 @@ def test_evaluate_in_python_takes_names_and_writes_on_request(
     assert sorted(scene.rglob("*")) == before
 
 
-def test_a_probe_prints_a_chart_and_writes_a_page(
+def test_probe_prints_a_chart_and_writes_a_page(
     scene: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, page = str(scene / "loras" / "curlyqx.safetensors"), tmp_path / "probe.html"
@@ -140,9 +145,9 @@ def test_a_probe_prints_a_chart_and_writes_a_page(
     assert page.read_text().count("<rect ") == 2 * 2
     assert run([*arguments, "--steps", "1", "--json"]) == 0
     blocks = json.loads(capsys.readouterr().out)["blocks"]
-    named = [one["block"] for one in blocks]
-    assert named == ["down.0", "down.1", "down.2", "mid", "up.1", "up.2", "up.3"]
-    assert all(one["switched_off"] > 0 for one in blocks)
+    names = [block["block"] for block in blocks]
+    assert names == ["down.0", "down.1", "down.2", "mid", "up.1", "up.2", "up.3"]
+    assert all(block["switched_off"] > 0 for block in blocks)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_a_probe_prints_a_chart_and_writes_a_page(
         (["lora", "ablate", "tagless.safetensors"], "give a prompt with --prompt"),
     ],
 )
-def test_mistakes_are_named(
+def test_mistakes_are_errors_of_one_line(
     arguments: list[str], message: str, scene: Path, tmp_path: Path, tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -170,8 +175,8 @@ def test_mistakes_are_named(
     monkeypatch.setattr(load, "EMBEDDED", tiny_model)
     tagless = load_lora_file(scene / "loras" / "curlyqx.safetensors")
     save_lora_file(tmp_path / "tagless.safetensors", tagless.layers, {})
-    fixed = [str(tmp_path / "tagless.safetensors") if one == "tagless.safetensors" else one
-             for one in arguments]  # fmt: skip
+    fixed = [str(tmp_path / "tagless.safetensors") if word == "tagless.safetensors" else word
+             for word in arguments]  # fmt: skip
     assert run([*fixed, "--device", "cpu"]) == 1
     error = capsys.readouterr().err
     assert message in error
