@@ -93,8 +93,8 @@ def test_same_command_gives_the_same_images(tiny_model: Path, tmp_path: Path) ->
     assert generate(tiny_model, tmp_path / "a", *options, "--batch-size", "1") == 0
     assert generate(tiny_model, tmp_path / "b", *options, "--batch-size", "2") == 0
     for name in ("0000.png", "0001.png"):
-        one, two = (np.asarray(Image.open(tmp_path / d / name)).astype(int) for d in "ab")
-        assert abs(one - two).max() <= 1
+        first, two = (np.asarray(Image.open(tmp_path / d / name)).astype(int) for d in "ab")
+        assert abs(first - two).max() <= 1
 
 
 def test_latents_are_written_instead_of_images(
@@ -108,11 +108,11 @@ def test_latents_are_written_instead_of_images(
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     with safe_open(file, "pt") as opened:
         latents = opened.get_tensor("latents")
-        told = json.loads(opened.metadata()["jobs"])
-    assert told == [{"prompt": "a red apple", "seed": seed} for seed in (3, 4)]
+        jobs = json.loads(opened.metadata()["jobs"])
+    assert jobs == [{"prompt": "a red apple", "seed": seed} for seed in (3, 4)]
     pipe = load_pipeline(tiny_model, device="cpu")
-    for number, image in enumerate(tensor_to_pil(pipe.decode(latents))):
-        drawn = Image.open(tmp_path / "a" / f"000{number}.png")
+    for index, image in enumerate(tensor_to_pil(pipe.decode(latents))):
+        drawn = Image.open(tmp_path / "a" / f"000{index}.png")
         assert abs(np.asarray(image).astype(int) - np.asarray(drawn).astype(int)).max() <= 1
 
 
@@ -120,16 +120,16 @@ def test_safety_checker_blackens_images(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    asked = []
+    requested = []
 
     def load(folder: Path, device: torch.device) -> SafetyChecker:
-        asked.append(folder)
+        requested.append(folder)
         return lambda images: [True] * len(images)
 
     monkeypatch.setattr(safety, "load_safety_checker", load)
     checker = tmp_path / "checker"
     assert generate(tiny_model, tmp_path / "out", "-n", "1", "--safety-checker", str(checker)) == 0
-    assert asked == [checker]
+    assert requested == [checker]
     assert "blackened" in capsys.readouterr().err
     assert not np.asarray(Image.open(tmp_path / "out" / "0000.png")).any()
     monkeypatch.undo()
@@ -145,10 +145,10 @@ def test_download_option_fetches_the_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """And not otherwise; the stand-in finds no network."""
-    asked = []
+    requested = []
 
     def download(name: str) -> None:
-        asked.append(name)
+        requested.append(name)
         raise WeightsError(f"model {name}: cannot be downloaded: no route")
 
     monkeypatch.setattr(hub, "download_model", download)
@@ -161,10 +161,10 @@ def test_download_option_fetches_the_model(
         "info": ["model", "info"],
     }[command]  # fmt: skip
     assert run([*given, "some/model"]) == 1
-    assert asked == []
+    assert requested == []
     capsys.readouterr()
     assert run([*given, "some/model", "--download"]) == 1
-    assert asked == ["some/model"]
+    assert requested == ["some/model"]
     assert "cannot be downloaded: no route" in one_line(capsys.readouterr().err)
     assert run([*(given if command == "info" else given[:-1]), "--download"]) == 1
     assert "name one with --model" in one_line(capsys.readouterr().err)
@@ -230,8 +230,8 @@ def test_missing_component_is_named(
 ) -> None:
     shutil.rmtree(broken / part)
     assert generate(broken, tmp_path / "out") == 1
-    told = one_line(capsys.readouterr().err)
-    assert told.endswith(f"broken: missing part {part}; copy or download the whole folder again")
+    message = one_line(capsys.readouterr().err)
+    assert message.endswith(f"broken: missing part {part}; copy or download the whole folder again")
 
 
 @pytest.mark.parametrize(
@@ -329,9 +329,9 @@ def test_lora_option_equals_a_mention(tiny_model: Path, tmp_path: Path, loras: P
     assert abs(a - b).max() <= 1
     assert abs(a - c).max() <= 1
     assert abs(a - d).max() > 1
-    with Image.open(tmp_path / "b" / "0000.png") as picture:
-        told = picture.info["parameters"].splitlines()[0]
-    assert told == "a red apple <lora:ink:0.5> <lora:ink-best:2>"
+    with Image.open(tmp_path / "b" / "0000.png") as image:
+        prompt = image.info["parameters"].splitlines()[0]
+    assert prompt == "a red apple <lora:ink:0.5> <lora:ink-best:2>"
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ def test_guidance_rescale_restores_the_spread() -> None:
         -1, 1, 1, 1
     )
     guided = positive * 7.0 + 1.0
-    whole = rescale_noise_cfg(guided, positive, 1.0)
-    torch.testing.assert_close(whole.std((1, 2, 3)), positive.std((1, 2, 3)))
+    rescaled = rescale_noise_cfg(guided, positive, 1.0)
+    torch.testing.assert_close(rescaled.std((1, 2, 3)), positive.std((1, 2, 3)))
     torch.testing.assert_close(rescale_noise_cfg(guided, positive, 0.0), guided)
-    torch.testing.assert_close(rescale_noise_cfg(guided, positive, 0.7), 0.7 * whole + 0.3 * guided)
+    torch.testing.assert_close(
+        rescale_noise_cfg(guided, positive, 0.7), 0.7 * rescaled + 0.3 * guided
+    )
 
 
 class FakeUnet:

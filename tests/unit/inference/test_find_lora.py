@@ -182,8 +182,8 @@ def test_lora_option_is_parsed(text: str, name: str, weight: float) -> None:
 
 
 def test_lora_option_accepts_what_a_prompt_does() -> None:
-    wanted = LoraRequest("a:b/ink.safetensors", 0.5, 1.0, "MIDD", 2, 9)
-    assert parse_lora_option("a:b/ink.safetensors:0.5:1:lbw=MIDD:step=2-9") == wanted
+    expected = LoraRequest("a:b/ink.safetensors", 0.5, 1.0, "MIDD", 2, 9)
+    assert parse_lora_option("a:b/ink.safetensors:0.5:1:lbw=MIDD:step=2-9") == expected
     with pytest.raises(ConfigError, match="column 9: 'hi' is not a number"):
         parse_lora_option("ink:0.5:hi")
 

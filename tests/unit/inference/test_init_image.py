@@ -44,11 +44,11 @@ def theirs(folder: Path, kind: str, seeds: Sequence[int], sampler: str, **more: 
     pipe = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     if sampler != "ddim":
-        made = load_pipeline(folder, "cpu")
+        loaded_pipe = load_pipeline(folder, "cpu")
         from lorasmith.inference.samplers import make_scheduler
 
         pipe.scheduler = make_scheduler(
-            sampler, made.model.scheduler_config, 10, torch.device("cpu")
+            sampler, loaded_pipe.model.scheduler_config, 10, torch.device("cpu")
         )
     drawn = [
         pipe(
@@ -88,11 +88,11 @@ IMG2IMG = {
 def test_image_to_image_matches_diffusers(
     tiny_of: Tiny, family: str, sampler: str, strength: float
 ) -> None:
-    folder, picture = tiny_of(family), noise_picture(64, 96)
-    expected = theirs(folder, IMG2IMG[family], [3, 8], sampler, image=picture, strength=strength)
-    found = ours(folder, [3, 8], sampler, image=picture, strength=strength)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert abs(found[0] - found[1]).max() > 0.01
+    folder, image = tiny_of(family), noise_picture(64, 96)
+    expected = theirs(folder, IMG2IMG[family], [3, 8], sampler, image=image, strength=strength)
+    actual = ours(folder, [3, 8], sampler, image=image, strength=strength)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    assert abs(actual[0] - actual[1]).max() > 0.01
 
 
 INPAINT = {
@@ -105,15 +105,15 @@ INPAINT = {
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("family", INPAINT)
 def test_inpainting_matches_diffusers(tiny_of: Tiny, family: str, strength: float) -> None:
-    folder, picture, mask = tiny_of(family), noise_picture(96, 64), mask_of(96, 64)
+    folder, image, mask = tiny_of(family), noise_picture(96, 64), mask_of(96, 64)
     expected = theirs(
-        folder, INPAINT[family], [3, 8], "ddim", image=picture, mask_image=mask, width=96,
+        folder, INPAINT[family], [3, 8], "ddim", image=image, mask_image=mask, width=96,
         height=64, strength=strength,
     )  # fmt: skip
-    found = ours(folder, [3, 8], "ddim", image=picture, mask_image=mask, strength=strength)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    other = ours(folder, [3, 8], "ddim", image=picture, strength=strength)
-    assert abs(found - other).max() > 0.01, "the mask matters"
+    actual = ours(folder, [3, 8], "ddim", image=image, mask_image=mask, strength=strength)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    second = ours(folder, [3, 8], "ddim", image=image, strength=strength)
+    assert abs(actual - second).max() > 0.01, "the mask matters"
 
 
 def test_inpainting_model_generates_from_text_alone(tiny_of: Tiny) -> None:
@@ -136,18 +136,18 @@ def test_batch_of_init_images_equals_single_images(tiny_of: Tiny) -> None:
         "num_images_per_prompt": 3,
     }
     alone, together = (pipe("an apple", batch_size=size, **more) for size in (1, 3))
-    for one, other in zip(alone, together, strict=True):
-        assert abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+    for first, second in zip(alone, together, strict=True):
+        assert abs(np.asarray(first).astype(int) - np.asarray(second)).max() <= 1
     assert "Denoising strength: 1" in alone[0].info["parameters"]
 
 
 def test_size_is_that_of_the_init_image_or_the_options(tiny_model: Path) -> None:
     pipe = load_pipeline(tiny_model, "cpu")
-    picture = noise_picture(88, 64).resize((90, 71))
-    drawn = pipe("an apple", image=picture, num_inference_steps=2)[0]
+    image = noise_picture(88, 64).resize((90, 71))
+    drawn = pipe("an apple", image=image, num_inference_steps=2)[0]
     assert drawn.size == (88, 64)
     assert "Denoising strength: 0.75" in drawn.info["parameters"]
-    assert pipe("an apple", image=picture, num_inference_steps=2, width=64, height=96)[0].size == (
+    assert pipe("an apple", image=image, num_inference_steps=2, width=64, height=96)[0].size == (
         64,
         96,
     )
@@ -219,14 +219,14 @@ def test_mask_in_memory_must_have_the_shape_of_its_image() -> None:
 
 def test_image_in_memory_equals_its_file(tmp_path: Path) -> None:
     """Transparent parts are white, and black in masks."""
-    picture = noise_picture(64, 64).convert("RGBA")
-    picture.putalpha(mask_of(64, 64))
+    image = noise_picture(64, 64).convert("RGBA")
+    image.putalpha(mask_of(64, 64))
     mask = Image.new("LA", (64, 64), (255, 255))
     mask.putalpha(mask_of(64, 64))
-    picture.save(tmp_path / "p.png")
+    image.save(tmp_path / "p.png")
     mask.save(tmp_path / "m.png")
     memory, file = (
-        InitImage.load(picture, mask),
+        InitImage.load(image, mask),
         InitImage.load(tmp_path / "p.png", tmp_path / "m.png"),
     )
     assert memory is not None

@@ -32,13 +32,13 @@ READS_TEXT = {"targets": "*.attn2.to_[kv]"}
 @pytest.fixture(scope="session")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a model that is opened once for each number format."""
-    found: dict[tuple[Path, torch.dtype], Listening] = {}
+    cache: dict[tuple[Path, torch.dtype], Listening] = {}
 
     def pipe(folder: Path, dtype: torch.dtype = torch.float32) -> Listening:
-        if (folder, dtype) not in found:
+        if (folder, dtype) not in cache:
             model = load_model(folder).to(torch.device("cpu"), dtype)
-            found[folder, dtype] = Listening(model, tmp_path_factory.mktemp("loras"))
-        return found[folder, dtype]
+            cache[folder, dtype] = Listening(model, tmp_path_factory.mktemp("loras"))
+        return cache[folder, dtype]
 
     return pipe
 
@@ -83,12 +83,12 @@ CASES = [("sd1", targets) for targets in SD_TARGETS] + [
 @pytest.fixture(scope="session")
 def bases(opened: Any) -> Any:
     """Return what a model draws without any LoRA, drawn once."""
-    found: dict[tuple[Path, torch.dtype], torch.Tensor] = {}
+    cache: dict[tuple[Path, torch.dtype], torch.Tensor] = {}
 
     def base(folder: Path, dtype: torch.dtype) -> torch.Tensor:
-        if (folder, dtype) not in found:
-            found[folder, dtype] = drawn(opened(folder, dtype), num_inference_steps=1)
-        return found[folder, dtype]
+        if (folder, dtype) not in cache:
+            cache[folder, dtype] = drawn(opened(folder, dtype), num_inference_steps=1)
+        return cache[folder, dtype]
 
     return base
 
@@ -122,9 +122,9 @@ def test_images_without_the_tag_equal_the_base_models_on_a_gpu(
     pipe = Listening(load_model(tiny_sdxl).to(torch.device("cuda"), dtype))
     base = drawn(pipe, num_inference_steps=4)
     changes = {"targets": "all-linear+conv", "overrides": [{"targets": "text-encoder"}]}
-    told = {"tag": "curlyqx", "gate": kind}
+    gate = {"tag": "curlyqx", "gate": kind}
     file = tmp_path / "curly.safetensors"
-    make_lora(load_model(tiny_sdxl), file, changes, 0.1, **told)
+    make_lora(load_model(tiny_sdxl), file, changes, 0.1, **gate)
     pipe.load_library(tmp_path)
     for _ in range(2):
         mixed = drawn(pipe, num_inference_steps=4)
@@ -171,19 +171,19 @@ def test_images_with_the_tag_equal_those_without_a_gate(pipe: Listening, tmp_pat
 @contextmanager
 def keys_of(pipe: Listening) -> Iterator[list[torch.Tensor]]:
     """Collect what a cross-attention's keys are in each call, ``[rows, 77, C]``."""
-    found: list[torch.Tensor] = []
+    keys: list[torch.Tensor] = []
     layer = pipe.model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-    handle = layer.register_forward_hook(lambda _, __, output: found.append(output))
+    handle = layer.register_forward_hook(lambda _, __, output: keys.append(output))
     try:
-        yield found
+        yield keys
     finally:
         handle.remove()
 
 
 def first_keys(pipe: Listening, prompts: Any, **keywords: Any) -> torch.Tensor:
-    with keys_of(pipe) as found:
+    with keys_of(pipe) as keys:
         drawn(pipe, prompts, **{"num_inference_steps": 1, **keywords})
-    return found[0]
+    return keys[0]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -211,8 +211,8 @@ def test_texts_of_an_image_are_encoded_under_its_gates(pipe: Listening, tmp_path
 def test_token_gate_changes_keys_at_its_tokens_only(
     pipe: Listening, tmp_path: Path, kind: str
 ) -> None:
-    told = {"tag": "curlyqx", "gate": kind}
-    file = make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, **told)
+    gate = {"tag": "curlyqx", "gate": kind}
+    file = make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, **gate)
     tokenizer = pipe.model.tokenizer
     for negative in ("a curlyqx thing", "blurry"):
         base = first_keys(pipe, PROMPTS, negative_prompt=negative)
@@ -262,8 +262,8 @@ def test_layers_that_read_no_text_follow_the_prompt_under_a_token_gate(
     pipe: Listening, tmp_path: Path
 ) -> None:
     base = drawn(pipe)
-    changes, told = {"targets": "self-attention+conv"}, {"tag": "curlyqx", "gate": "token"}
-    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, **told))
+    changes, gate = {"targets": "self-attention+conv"}, {"tag": "curlyqx", "gate": "token"}
+    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, **gate))
     assert torch.equal(changed(drawn(pipe), base), ON)
 
 
@@ -280,10 +280,12 @@ def stays_off(pipe: Listening, *prompts: str, **keywords: Any) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         drawn(pipe, prompts, **{"num_inference_steps": 1, **keywords})
-    wanted = "LoRA curly stays off: its tag 'curlyqx' is not in the prompt; write it there or use"
-    told = [str(one.message) for one in caught if issubclass(one.category, LorasmithWarning)]
-    assert all(wanted in message for message in told)
-    return len(told)
+    expected = "LoRA curly stays off: its tag 'curlyqx' is not in the prompt; write it there or use"
+    messages = [
+        str(warning.message) for warning in caught if issubclass(warning.category, LorasmithWarning)
+    ]
+    assert all(expected in message for message in messages)
+    return len(messages)
 
 
 def test_requested_lora_that_stays_off_warns_once(pipe: Listening, curly: Path) -> None:
@@ -301,19 +303,19 @@ def test_requested_lora_that_stays_off_warns_once(pipe: Listening, curly: Path) 
 def test_parameters_hold_the_active_loras(pipe: Listening, curly: Path) -> None:
     pipe.load_library(curly.parent)
     prompts = ["a person", "a curlyqx person"]
-    told = [image.info[PARAMETERS_KEY] for image in pipe(prompts, num_inference_steps=1)]
-    assert [one.splitlines()[0] for one in told] == [
+    parameters = [image.info[PARAMETERS_KEY] for image in pipe(prompts, num_inference_steps=1)]
+    assert [text.splitlines()[0] for text in parameters] == [
         "a person", "a curlyqx person <lora:curly:1>",
     ]  # fmt: skip
-    assert not any("LoRA gates" in one for one in told)
+    assert not any("LoRA gates" in text for text in parameters)
     pipe.load_lora(curly, 0.5)
-    told = [
+    parameters = [
         image.info[PARAMETERS_KEY] for image in pipe(prompts, num_inference_steps=1, gate=False)
     ]
-    assert [one.splitlines()[0] for one in told] == [
+    assert [text.splitlines()[0] for text in parameters] == [
         "a person <lora:curly:0.5>", "a curlyqx person <lora:curly:0.5>",
     ]  # fmt: skip
-    assert all("LoRA gates: off" in one for one in told)
+    assert all("LoRA gates: off" in text for text in parameters)
 
 
 def test_external_adapters_are_gated_while_in_use(pipe: Listening, curly: Path) -> None:

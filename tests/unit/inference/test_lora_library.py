@@ -85,8 +85,10 @@ def test_tag_within_a_longer_tag_does_not_count(shelf: Shelf) -> None:
 def test_requested_lora_replaces_the_one_of_the_library(shelf: Shelf) -> None:
     shelf.add("curlyqx")
     shelf.pipe.load_library(shelf.folder)
-    told = shelf.pipe("a curlyqx <lora:curlyqx:0.5>", num_inference_steps=1)[0].info[PARAMETERS_KEY]
-    assert told.count("<lora:") == 1
+    parameters = shelf.pipe("a curlyqx <lora:curlyqx:0.5>", num_inference_steps=1)[0].info[
+        PARAMETERS_KEY
+    ]
+    assert parameters.count("<lora:") == 1
     assert shelf.awake("a curlyqx <lora:curlyqx:0>") == ["curlyqx"]  # as written; it is off
     with_zero = shelf.pipe("a curlyqx <lora:curlyqx:0>", num_inference_steps=1)[0]
     shelf.pipe.unload_library()

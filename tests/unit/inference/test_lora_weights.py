@@ -48,17 +48,17 @@ def test_text_encoders_and_unet_have_separate_weights(pipe: Listening) -> None:
     assert torch.equal(drawn(pipe, "a pear <lora:ink:te=0:unet=0>"), base)
     assert torch.equal(drawn(pipe, "a pear <lora:ink:0.5:0.5>"), both)
     different = [base, both, text, unet]
-    for number, one in enumerate(different):
-        assert not any(torch.equal(one, other) for other in different[:number])
+    for index, first in enumerate(different):
+        assert not any(torch.equal(first, second) for second in different[:index])
     pipe.load_lora("ink", 0.0, unet_weight=0.5)
     assert torch.equal(drawn(pipe, "a pear"), unet)
 
 
 def test_block_weights_choose_blocks(pipe: Listening) -> None:
     base, middle = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:mid:0.5>")
-    found = drawn(pipe, f"a pear <lora:mid:0.5:lbw={SEVENTEEN}>")
-    torch.testing.assert_close(found, middle)
-    assert not torch.equal(found, base)
+    actual = drawn(pipe, f"a pear <lora:mid:0.5:lbw={SEVENTEEN}>")
+    torch.testing.assert_close(actual, middle)
+    assert not torch.equal(actual, base)
     assert torch.equal(drawn(pipe, "a pear <lora:mid:0.5:lbw=OUTALL>"), base)
     halves = drawn(pipe, "a pear <lora:mid:lbw=ALL0.5>")
     torch.testing.assert_close(halves, middle)
@@ -89,13 +89,13 @@ def test_lora_is_active_in_its_steps_only(
     monkeypatch.setattr(CFGDenoiser, "__call__", call)
     for prompt in ("a pear", "a pear <lora:ink:0.5>", f"a pear <lora:ink:0.5:{written}>"):
         drawn(pipe, prompt)
-    without, with_it, found = calls[:3], calls[3:6], calls[6:]
+    without, with_it, actual = calls[:3], calls[3:6], calls[6:]
     for step in (1, 2, 3):
         expected = (with_it if step in on else without)[step - 1]
-        other = (without if step in on else with_it)[step - 1]
-        for place in (0, 1):
-            torch.testing.assert_close(found[step - 1][place], expected[place])
-            assert not torch.allclose(found[step - 1][place], other[place])
+        second = (without if step in on else with_it)[step - 1]
+        for index in (0, 1):
+            torch.testing.assert_close(actual[step - 1][index], expected[index])
+            assert not torch.allclose(actual[step - 1][index], second[index])
 
 
 def test_images_of_one_batch_have_their_own_lora_steps(pipe: Listening) -> None:
@@ -103,10 +103,10 @@ def test_images_of_one_batch_have_their_own_lora_steps(pipe: Listening) -> None:
     base = drawn(pipe, ["a pear"] * 3, seed=[3, 3, 3])  # type: ignore[arg-type]
     together = drawn(pipe, prompts, seed=[3, 3, 3])  # type: ignore[arg-type]
     assert torch.equal(together[0], base[0])
-    for number in (1, 2):
-        alone = drawn(pipe, prompts[number])
-        torch.testing.assert_close(together[number], alone[0], atol=1e-4, rtol=0)
-        assert not torch.equal(together[number], base[number])
+    for index in (1, 2):
+        alone = drawn(pipe, prompts[index])
+        torch.testing.assert_close(together[index], alone[0], atol=1e-4, rtol=0)
+        assert not torch.equal(together[index], base[index])
 
 
 def test_start_after_the_last_step_warns(pipe: Listening) -> None:
@@ -143,18 +143,18 @@ def test_tag_across_two_chunks_opens_both_gates(pipe: Listening, tmp_path: Path)
     assert len(ids) == 154
     assert places[:77].sum() == words
     assert places[77:].any()
-    changes, told = {"targets": "*.attn2.to_[kv]"}, {"tag": "curlyqx person", "gate": "token"}
-    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, **told))
+    changes, gate = {"targets": "*.attn2.to_[kv]"}, {"tag": "curlyqx person", "gate": "token"}
+    pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, **gate))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the prompt has")
-        awake, asleep = (
+        gated, ungated = (
             drawn(pipe, text, num_inference_steps=1),
             drawn(pipe, text, num_inference_steps=1, gate=False),
         )
         pipe.unload_lora()
         base = drawn(pipe, text, num_inference_steps=1)
-    assert not torch.equal(awake, base)
-    assert not torch.equal(awake, asleep)
+    assert not torch.equal(gated, base)
+    assert not torch.equal(gated, ungated)
 
 
 def test_empty_negative_prompt_of_sdxl_matches_diffusers(tiny_sdxl: Path) -> None:
@@ -168,8 +168,8 @@ def test_empty_negative_prompt_of_sdxl_matches_diffusers(tiny_sdxl: Path) -> Non
         guidance_scale=5.0, output_type="pt",
     ).images  # fmt: skip
     pipe = Listening(load_model(tiny_sdxl).to(torch.device("cpu"), torch.float32))
-    found = drawn(pipe, "a red apple", guidance_scale=5.0)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    actual = drawn(pipe, "a red apple", guidance_scale=5.0)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
     assert not torch.allclose(
-        found, drawn(pipe, "a red apple", guidance_scale=5.0, negative_prompt="x")
+        actual, drawn(pipe, "a red apple", guidance_scale=5.0, negative_prompt="x")
     )

@@ -129,9 +129,9 @@ def test_labelled_grid_shows_every_image_and_label() -> None:
     )
     assert sheet.width > bare.width
     assert sheet.height > bare.height
-    for picture in (np.asarray(bare), np.asarray(sheet)):
-        assert (picture == (200, 0, 0)).all(-1).sum() == 2 * 64 * 64
-        assert (picture == (100, 0, 0)).all(-1).sum() == 64 * 64
+    for image in (np.asarray(bare), np.asarray(sheet)):
+        assert (image == (200, 0, 0)).all(-1).sum() == 2 * 64 * 64
+        assert (image == (100, 0, 0)).all(-1).sum() == 64 * 64
     above = np.asarray(sheet)[: sheet.height - bare.height]
     assert (above < 128).any(), "the captions are drawn"
     wide = make_labelled_grid([[colour(1)]], title="a title much wider than its only picture")

@@ -44,13 +44,13 @@ def test_batch_size_does_not_change_the_images(pipe: Pipeline, sampler: str) -> 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
 def test_image_k_has_seed_plus_k(pipe: Pipeline, sampler: str) -> None:
-    several = pixels(
+    images = pixels(
         pipe(
             "a red apple", seed=40, num_images_per_prompt=3, num_inference_steps=4, sampler=sampler
         )
     )
     last = pixels(pipe("a red apple", seed=42, num_inference_steps=4, sampler=sampler))
-    assert abs(several[2] - last[0]).max() <= 1
+    assert abs(images[2] - last[0]).max() <= 1
 
 
 def test_images_follow_prompts_and_say_their_text(pipe: Pipeline) -> None:
@@ -126,8 +126,8 @@ def test_progress_counts_image_steps(pipe: Pipeline) -> None:
 
 def test_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
     long = "a " * 75 + "zebra"
-    told = "more than the 75 .* read in 2 chunks, the second from 'zebra' on"
-    with pytest.warns(LorasmithWarning, match=told) as caught:
+    text = "more than the 75 .* read in 2 chunks, the second from 'zebra' on"
+    with pytest.warns(LorasmithWarning, match=text) as caught:
         strict = pixels(pipe(long, num_images_per_prompt=2, num_inference_steps=1))
     assert len(caught) == 1
     pipe.strict = False
@@ -144,10 +144,10 @@ def test_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
 def test_image_does_not_depend_on_longer_prompts_of_the_call(pipe: Pipeline) -> None:
     prompts = ["a pear", "an apple BREAK a plum", "a (fig:1.3)"]
     together = pixels(pipe(prompts, seed=[4, 4, 4], num_inference_steps=2, guidance_scale=9))
-    for prompt, picture in zip(prompts, together, strict=True):
+    for prompt, image in zip(prompts, together, strict=True):
         assert (
             abs(
-                pixels(pipe(prompt, seed=4, num_inference_steps=2, guidance_scale=9))[0] - picture
+                pixels(pipe(prompt, seed=4, num_inference_steps=2, guidance_scale=9))[0] - image
             ).max()
             <= 1
         )
@@ -160,15 +160,15 @@ def test_image_does_not_depend_on_longer_prompts_of_the_call(pipe: Pipeline) -> 
 
 def test_mentioned_lora_applies_to_its_prompt_only(pipe: Pipeline) -> None:
     before = weights_of(pipe)
-    plain, one = "a red apple", "a red apple <lora:one:0.8>"
+    plain, first = "a red apple", "a red apple <lora:one:0.8>"
     both = "a red apple <lora:one:0.8> <lora:two:-0.5>"
     mixed = pixels(
-        pipe([plain, one, plain, both], seed=[1, 1, 1, 1], num_inference_steps=4, batch_size=4)
+        pipe([plain, first, plain, both], seed=[1, 1, 1, 1], num_inference_steps=4, batch_size=4)
     )
     assert abs(mixed[0] - mixed[2]).max() <= 1
     assert abs(mixed[0] - mixed[1]).max() > 2
     assert abs(mixed[1] - mixed[3]).max() > 2
-    assert abs(mixed[1] - pixels(pipe(one, seed=1, num_inference_steps=4))[0]).max() <= 1
+    assert abs(mixed[1] - pixels(pipe(first, seed=1, num_inference_steps=4))[0]).max() <= 1
     after = weights_of(pipe)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -212,8 +212,8 @@ def test_lora_loaded_by_name_or_path_is_in_the_parameters(pipe: Pipeline) -> Non
         finally:
             pipe.unload_lora()
         assert abs(pixels(drawn) - pixels(mentioned)).max() <= 1
-        told = drawn[0].info["parameters"].splitlines()[0]
-        assert told == "an apple <lora:one:0.5> <lora:two:-1>"
+        text = drawn[0].info["parameters"].splitlines()[0]
+        assert text == "an apple <lora:one:0.5> <lora:two:-1>"
     assert pipe.loaded_loras == ()
     assert (
         pipe("an apple", num_inference_steps=1)[0].info["parameters"].splitlines()[0] == "an apple"
@@ -274,10 +274,12 @@ def test_mismatched_components_are_refused(pipe: Pipeline) -> None:
     ):
         config = dict(model.unet.config) | change
         with torch.device("meta"):
-            other = UNet2DConditionModel.from_config(config)
+            second = UNet2DConditionModel.from_config(config)
         with pytest.raises(WeightsError, match=message):
             Pipeline(
-                type(model)(model.folder, other, model.vae, model.text_encoder, model.tokenizer, {})
+                type(model)(
+                    model.folder, second, model.vae, model.text_encoder, model.tokenizer, {}
+                )
             )
 
 

@@ -58,9 +58,9 @@ def test_image_matches_diffusers(
         height=height,
     )
 
-    found = pipe.decoded[0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert found.std() > 0.02
+    actual = pipe.decoded[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    assert actual.std() > 0.02
 
 
 def test_batch_size_does_not_change_sdxl_images(tiny_sdxl: Path) -> None:

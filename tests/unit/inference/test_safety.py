@@ -44,24 +44,24 @@ def test_latents_decode_to_the_images(pipe: Pipeline) -> None:
     assert latents.shape == (3, 4, 8, 8)
     assert latents.dtype == torch.float32
     with torch.no_grad():
-        found = tensor_to_pil(pipe.decode(latents))
-    for one, other in zip(found, pipe.generate(jobs, options), strict=True):
-        difference = np.asarray(one).astype(int) - np.asarray(other).astype(int)
+        actual = tensor_to_pil(pipe.decode(latents))
+    for first, second in zip(actual, pipe.generate(jobs, options), strict=True):
+        difference = np.asarray(first).astype(int) - np.asarray(second).astype(int)
         assert abs(difference).max() <= 1
 
 
 def test_unsafe_image_is_blackened(tiny_model: Path) -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     def second(images: list[Image.Image]) -> list[bool]:
-        asked.append(len(images))
+        calls.append(len(images))
         return [False, True]
 
     judged = load_pipeline(tiny_model, device="cpu", safety_checker=second)
     with pytest.warns(LorasmithWarning, match="1 of 2 images were blackened"):
-        one, two = judged("a pear", num_images_per_prompt=2, num_inference_steps=1)
-    assert asked == [2]
-    assert np.asarray(one).any()
+        first, two = judged("a pear", num_images_per_prompt=2, num_inference_steps=1)
+    assert calls == [2]
+    assert np.asarray(first).any()
     assert not np.asarray(two).any()
     assert two.info[PARAMETERS_KEY].startswith("a pear")
 
