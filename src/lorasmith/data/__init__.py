@@ -1,1 +1,1 @@
-"""From folders and packed files of captioned pictures to batches."""
+"""From folders and packed files of captioned images to batches."""

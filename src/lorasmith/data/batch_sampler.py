@@ -1,4 +1,4 @@
-"""Which rows make up batch number k: a pure function, so that a resumed run sees the same ones."""
+"""Which rows are in the batch of a step: a pure function, so that a resumed run repeats them."""
 
 import bisect
 import copy
@@ -28,50 +28,49 @@ class WeightedBatchSampler:
         self._cached: tuple[int, torch.Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def get_batch(self, step: int) -> torch.Tensor:
-        """Return the row numbers of batch ``step`` (from 0), int64 ``[batch_size]``."""
+        """Return the row indices of batch ``step`` (from 0), int64 ``[batch_size]``."""
         start = step * self.batch_size
         pieces = []
-        wanted = self.batch_size
-        while wanted > 0:
+        missing = self.batch_size
+        while missing > 0:
             epoch, within = divmod(start, self.epoch_size)
-            piece = self._epoch(epoch)[within : within + wanted]
+            piece = self._epoch_rows(epoch)[within : within + missing]
             pieces.append(piece)
             start += len(piece)
-            wanted -= len(piece)
+            missing -= len(piece)
         return torch.cat(pieces)
 
-    def _epoch(self, epoch: int) -> torch.Tensor:
+    def _epoch_rows(self, epoch: int) -> torch.Tensor:
         if self._cached[0] != epoch:
             self._cached = (epoch, self._draw(epoch))
         return self._cached[1]
 
     def _draw(self, epoch: int) -> torch.Tensor:
-        draws = make_generator(self.seed, epoch)
+        generator = make_generator(self.seed, epoch)
         if self._uniform:
-            return torch.randperm(len(self.weights), generator=draws)
-        # Systematic sampling along a random order: exactly epoch_size rows, and each with a
-        # probability that is its weight, which drawing one by one would not give.
-        order = torch.randperm(len(self.weights), generator=draws)
-        start = torch.rand(1, generator=draws, dtype=torch.float64)
+            return torch.randperm(len(self.weights), generator=generator)
+        # Systematic sampling along a random order: exactly epoch_size rows, each with
+        # a probability of its weight, which independent draws would not give.
+        order = torch.randperm(len(self.weights), generator=generator)
+        start = torch.rand(1, generator=generator, dtype=torch.float64)
         ends = self.weights[order].cumsum(0) * (self.epoch_size / float(self.weights.sum()))
         ends[-1] = self.epoch_size
-        places = torch.arange(self.epoch_size, dtype=torch.float64) + start
-        return order[torch.searchsorted(ends, places, right=True)]
+        positions = torch.arange(self.epoch_size, dtype=torch.float64) + start
+        return order[torch.searchsorted(ends, positions, right=True)]
 
 
-# First position of the draws below, so that no other use of a run's seed shares their numbers.
-_TAGGED, _CLASS, _BATCHES = 0x6F72646572, 0x636C617373, 0x6261746368
+# Random streams: no other use of a run's seed shares their numbers.
+_TAGGED_STREAM, _CLASS_STREAM, _BATCH_STREAM = 0x6F72646572, 0x636C617373, 0x6261746368
 
 
 class BucketBatchSampler:
     """Shuffled epochs cut into batches of one bucket each, nearly equal in size.
 
-    An entry comes exactly as often in an epoch as its repeats say: nothing is dropped and nothing
-    is filled up. A bucket of 25 entries at a batch size of 8 gives batches of 7, 6, 6 and 6.
+    An entry comes exactly as often in an epoch as its repeats say: no entry is dropped or added to
+    fill batches. A bucket of 25 entries at a batch size of 8 gives batches of 7, 6, 6 and 6.
 
-    Class entries, where there are any, are as many in an epoch as the others together. They go
-    round on their own, in shuffled rounds that run across epochs, so that all are seen equally
-    often however many they are.
+    An epoch has as many class entries, where there are any, as others. They come in shuffled
+    rounds that continue across epochs, so that all come equally often, whatever their number.
     """
 
     def __init__(
@@ -85,44 +84,50 @@ class BucketBatchSampler:
         """Describe the entries.
 
         Args:
-            bucket_of: each entry's bucket, any whole number.
+            bucket_indices: each entry's bucket, any integer.
             repeats: how often each comes in an epoch (class entries: in their round), at least 1.
             batch_size: size of the largest batches, at least 1.
             seed: seed of the shuffling.
-            is_class: which entries are class entries; at least one must be none.
+            is_class: which entries are class entries; not all of them.
         """
         self.batch_size = batch_size
-        self._bucket_of = torch.tensor(bucket_indices, dtype=torch.int64)
-        classes = torch.zeros(len(bucket_indices), dtype=torch.bool)
+        self._bucket_indices = torch.tensor(bucket_indices, dtype=torch.int64)
+        class_mask = torch.zeros(len(bucket_indices), dtype=torch.bool)
         if is_class is not None:
-            classes = torch.tensor(is_class, dtype=torch.bool)
-        every = torch.tensor(repeats, dtype=torch.int64)
-        # One element per draw, those of an entry's first time before those of its second.
-        times = range(int(every.max()))
-        self._tagged = _rounds([((every > k) & ~classes).nonzero().flatten() for k in times])
-        classed = _rounds([((every > k) & classes).nonzero().flatten() for k in times])
-        self._classes = torch.cat(classed) if classed else torch.empty(0, dtype=torch.int64)
-        self._draws = sum(len(part) for part in self._tagged)
-        self._start(seed)
+            class_mask = torch.tensor(is_class, dtype=torch.bool)
+        counts = torch.tensor(repeats, dtype=torch.int64)
+        # One element per occurrence; an entry's first occurrences come before its second ones.
+        occurrences = range(int(counts.max()))
+        self._tagged_rounds = _drop_empty(
+            [((counts > k) & ~class_mask).nonzero().flatten() for k in occurrences]
+        )
+        class_rounds = _drop_empty(
+            [((counts > k) & class_mask).nonzero().flatten() for k in occurrences]
+        )
+        self._class_entries = (
+            torch.cat(class_rounds) if class_rounds else torch.empty(0, dtype=torch.int64)
+        )
+        self._tagged_per_epoch = sum(len(entries) for entries in self._tagged_rounds)
+        self._reset(seed)
 
     def with_seed(self, seed: int) -> "BucketBatchSampler":
         """Return the order of the same entries under another seed."""
         other = copy.copy(self)
-        other._start(seed)
+        other._reset(seed)
         return other
 
-    def _start(self, seed: int) -> None:
+    def _reset(self, seed: int) -> None:
         self.seed = seed
-        self.steps_per_epoch = self._steps_in(0)
+        self.steps_per_epoch = self._count_steps(0)
         """Batches of the first epoch; with class entries later ones may have a few more or less."""
-        self._starts = [0]
+        self._epoch_starts = [0]
         self._cached: tuple[int, list[torch.Tensor]] = (-1, [])
 
     def get_batch(self, step: int) -> torch.Tensor:
         """Return the entries of batch ``step`` (from 0), int64 ``[1 to batch_size]``."""
         epoch, within = self._find(step)
         if self._cached[0] != epoch:
-            self._cached = (epoch, self._batches(epoch))
+            self._cached = (epoch, self._make_batches(epoch))
         return self._cached[1][within]
 
     def epoch_of(self, step: int) -> int:
@@ -130,56 +135,64 @@ class BucketBatchSampler:
         return self._find(step)[0]
 
     def _find(self, step: int) -> tuple[int, int]:
-        """Return a step's epoch and its place in it."""
-        if not len(self._classes):
+        """Return a step's epoch, and the step within it."""
+        if not len(self._class_entries):
             return divmod(step, self.steps_per_epoch)
-        # Which class entries are drawn decides how many batches an epoch has.
-        while self._starts[-1] <= step:
-            self._starts.append(self._starts[-1] + self._steps_in(len(self._starts) - 1))
-        epoch = bisect.bisect_right(self._starts, step) - 1
-        return epoch, step - self._starts[epoch]
+        # The class entries of an epoch decide how many batches it has.
+        while self._epoch_starts[-1] <= step:
+            self._epoch_starts.append(
+                self._epoch_starts[-1] + self._count_steps(len(self._epoch_starts) - 1)
+            )
+        epoch = bisect.bisect_right(self._epoch_starts, step) - 1
+        return epoch, step - self._epoch_starts[epoch]
 
-    def _steps_in(self, epoch: int) -> int:
-        counts = Counter(self._bucket_of[self._draw(epoch)].tolist())
+    def _count_steps(self, epoch: int) -> int:
+        counts = Counter(self._bucket_indices[self._draw(epoch)].tolist())
         return sum(-(-count // self.batch_size) for count in counts.values())
 
-    def _batches(self, epoch: int) -> list[torch.Tensor]:
-        drawn = self._draw(epoch)
-        buckets = self._bucket_of[drawn]
+    def _make_batches(self, epoch: int) -> list[torch.Tensor]:
+        entries = self._draw(epoch)
+        buckets = self._bucket_indices[entries]
         batches: list[torch.Tensor] = []
         for bucket in sorted(set(buckets.tolist())):
-            own = drawn[buckets == bucket]
-            # tensor_split makes the first ones longer by one where it does not come out even.
-            batches += own.tensor_split(-(-len(own) // self.batch_size))
-        shuffled = torch.randperm(
-            len(batches), generator=make_generator(self.seed, _BATCHES, epoch)
+            members = entries[buckets == bucket]
+            # tensor_split makes the first batches longer by one where the sizes are not equal.
+            batches += members.tensor_split(-(-len(members) // self.batch_size))
+        order = torch.randperm(
+            len(batches), generator=make_generator(self.seed, _BATCH_STREAM, epoch)
         ).tolist()
-        return [batches[k] for k in shuffled]
+        return [batches[i] for i in order]
 
     def _draw(self, epoch: int) -> torch.Tensor:
-        """Return all entries of an epoch in random order, classes evenly between the others.
+        """Return all entries of an epoch in random order, every second one a class entry.
 
-        All first times come before all second times, so that one batch seldom has an entry twice.
+        First occurrences come before second ones, so that a batch seldom has an entry twice.
         """
-        draws = make_generator(self.seed, _TAGGED, epoch)
+        generator = make_generator(self.seed, _TAGGED_STREAM, epoch)
         tagged = torch.cat(
-            [part[torch.randperm(len(part), generator=draws)] for part in self._tagged]
+            [
+                entries[torch.randperm(len(entries), generator=generator)]
+                for entries in self._tagged_rounds
+            ]
         )
-        if not len(self._classes):
+        if not len(self._class_entries):
             return tagged
-        return torch.stack([tagged, self._class_draws(epoch)], dim=1).flatten()
+        return torch.stack([tagged, self._draw_class_entries(epoch)], dim=1).flatten()
 
-    def _class_draws(self, epoch: int) -> torch.Tensor:
-        """Return the epoch's ``_draws`` elements of the endless sequence of class rounds."""
-        start, end, length = epoch * self._draws, (epoch + 1) * self._draws, len(self._classes)
+    def _draw_class_entries(self, epoch: int) -> torch.Tensor:
+        """Return the epoch's share of the endless sequence of class rounds."""
+        count, length = self._tagged_per_epoch, len(self._class_entries)
+        start, end = epoch * count, (epoch + 1) * count
         rounds = range(start // length, -(-end // length))
         shuffled = [
-            self._classes[torch.randperm(length, generator=make_generator(self.seed, _CLASS, k))]
+            self._class_entries[
+                torch.randperm(length, generator=make_generator(self.seed, _CLASS_STREAM, k))
+            ]
             for k in rounds
         ]
         first = rounds.start * length
         return torch.cat(shuffled)[start - first : end - first]
 
 
-def _rounds(parts: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [part for part in parts if len(part)]
+def _drop_empty(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor for tensor in tensors if len(tensor)]

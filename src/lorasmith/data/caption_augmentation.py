@@ -1,25 +1,25 @@
-"""Random changes to captions. Each is a function of a generator, so that runs can be repeated."""
+"""Caption shuffling and dropout, each a function of a generator, so that runs can be repeated."""
 
 import torch
 
 
-def shuffle_caption(caption: str, keep: int, draws: torch.Generator) -> str:
+def shuffle_caption(caption: str, keep: int, generator: torch.Generator) -> str:
     """Put the comma-separated parts of a caption into random order.
 
     Args:
-        caption: parts that are empty are left out.
+        caption: empty parts are left out.
         keep: how many parts at the start stay where they are, at least 0.
-        draws: a CPU generator.
+        generator: a CPU generator.
     """
-    parts = [part for part in (piece.strip() for piece in caption.split(",")) if part]
-    fixed, moved = parts[:keep], parts[keep:]
-    order = torch.randperm(len(moved), generator=draws).tolist()
-    return ", ".join(fixed + [moved[k] for k in order])
+    parts = [part.strip() for part in caption.split(",") if part.strip()]
+    fixed, shuffled = parts[:keep], parts[keep:]
+    order = torch.randperm(len(shuffled), generator=generator).tolist()
+    return ", ".join(fixed + [shuffled[i] for i in order])
 
 
-def drop_caption(caption: str, share: float, draws: torch.Generator) -> str:
-    """Return an empty caption with probability ``share``, else the caption.
+def drop_caption(caption: str, rate: float, generator: torch.Generator) -> str:
+    """Return an empty caption with probability ``rate``, else the caption.
 
-    Always takes one number from ``draws``, whatever comes of it.
+    Every call draws one random number.
     """
-    return "" if float(torch.rand((), generator=draws)) < share else caption
+    return "" if float(torch.rand((), generator=generator)) < rate else caption

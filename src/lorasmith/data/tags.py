@@ -1,4 +1,4 @@
-"""Tags in captions: the words that a LoRA is called by."""
+"""Trigger words (tags) in captions."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def contains_tag(text: str, tag: str) -> bool:
-    """Tell whether a tag stands in a text as whole words, in any case (CLIP reads lower case)."""
+    """Whether a text contains a tag as full words, in any case (CLIP reads lower case)."""
     return re.search(_pattern(tag), text, re.IGNORECASE) is not None
 
 
@@ -17,28 +17,27 @@ def count_tags(captions: Iterable[str]) -> dict[str, int]:
 
 
 def remove_tag(text: str, tag: str, class_word: str = "") -> str:
-    """Return a caption of the same picture that does not name the tag.
+    """Return a caption of the same image without the tag.
 
-    The tag is replaced by the class word, or removed where that stands beside it already
-    ("a curlyqx person" for the class person becomes "a person") or is empty. Parts between commas
-    that are left empty go with it.
+    The class word replaces the tag, unless it already stands next to it ("a curlyqx person" with
+    the class word person becomes "a person") or is empty. Empty parts between commas are removed.
     """
-    sought = _pattern(tag)
-    beside = _pattern(class_word) if class_word.split() else None
-    if beside is not None:
-        text = re.sub(rf"{sought}(?=\s+{beside})", " ", text, flags=re.IGNORECASE)
-        text = re.sub(rf"({beside})\s+{sought}", r"\1", text, flags=re.IGNORECASE)
-    text = re.sub(sought, lambda _: f" {class_word} ", text, flags=re.IGNORECASE)
+    tag_pattern = _pattern(tag)
+    class_pattern = _pattern(class_word) if class_word.split() else None
+    if class_pattern is not None:
+        text = re.sub(rf"{tag_pattern}(?=\s+{class_pattern})", " ", text, flags=re.IGNORECASE)
+        text = re.sub(rf"({class_pattern})\s+{tag_pattern}", r"\1", text, flags=re.IGNORECASE)
+    text = re.sub(tag_pattern, lambda _: f" {class_word} ", text, flags=re.IGNORECASE)
     parts = (" ".join(part.split()) for part in text.split(","))
     return ", ".join(part for part in parts if part)
 
 
 def add_tag(text: str, tag: str, other: str) -> str:
-    """Return a caption that names another tag right behind its own, or at its end."""
-    found = re.search(_pattern(tag), text, re.IGNORECASE)
-    if found is None:
+    """Insert another tag right after the caption's own tag, or at the end."""
+    match = re.search(_pattern(tag), text, re.IGNORECASE)
+    if match is None:
         return ", ".join(part for part in (text, other) if part)
-    return f"{text[: found.end()]} {other}{text[found.end() :]}"
+    return f"{text[: match.end()]} {other}{text[match.end() :]}"
 
 
 def _pattern(words: str) -> str:

@@ -114,7 +114,7 @@ def test_what_was_computed_before_a_failure_is_kept(bench: Bench) -> None:
 
 
 def test_many_entries_make_several_shards(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "_SHARD_BYTES", 64)  # two entries of 32 bytes
+    monkeypatch.setattr(cache_module, "_MAX_SHARD_BYTES", 64)  # two entries of 32 bytes
     keys = list("abcde")
     bench.fetch(keys)
     assert len(bench.shards) == 3

@@ -154,7 +154,7 @@ def test_a_mask_has_its_pictures_size() -> None:
 
 @pytest.mark.parametrize("size", [(20, 12), (10, 20), (200, 80)])
 def test_a_mask_of_another_shape_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match=r"m: the mask is 20 x 10 and its picture"):
+    with pytest.raises(DataError, match=r"m: the mask is 20 x 10 and its image"):
         decode_mask(encoded(Image.new("L", (20, 10), 255)), "m", size)
 
 

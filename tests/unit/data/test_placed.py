@@ -146,7 +146,7 @@ def test_crops_lie_where_they_were_asked_for(tmp_path: Path) -> None:
             assert float(reds[1, -1]) == 255.0
             assert torch.equal(found[2], pictures.load_center_crop(0))
             assert bool((masks == 255).all())
-        assert bool(pictures._held) == bool(held)
+        assert bool(pictures._areas) == bool(held)
 
 
 def test_masks_are_cropped_with_their_pictures(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_mask_belongs_to_its_picture_and_is_no_row(healthy: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (Image.new("L", (96, 60), 255), "2.mask.png: the mask is 96 x 60 and its picture 96 x 96"),
+        (Image.new("L", (96, 60), 255), "2.mask.png: the mask is 96 x 60 and its image 96 x 96"),
         (Image.new("L", (96, 96), 0), "all black"),
         (b"", "2.mask.png: cannot be decoded"),
     ],

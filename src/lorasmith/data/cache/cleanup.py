@@ -1,8 +1,8 @@
-"""What lies in the cache's folder, and removing what nobody has used for long.
+"""Listing the cache folder, and removing what has long been unused.
 
 Only shards are ever removed: files with a shard's name, two levels down (``latents/HASH``,
-``texts/HASH``), that are no links, under no links, and say in their metadata what they are. A
-shard that cannot be read counts as one, as when it is looked up.
+``texts/HASH``), that are not links or below links, and whose metadata mark them as shards. A
+damaged file with a shard's name counts as a shard, as it does on lookup.
 """
 
 import os
@@ -17,7 +17,7 @@ from lorasmith.core.errors import OutputError
 from lorasmith.data.cache.tensor_cache import METADATA_MARK, SHARD_NAME
 
 KINDS = ("latents", "texts")
-"""The folders of the cache; each holds one for each network."""
+"""The folders of the cache; each has a folder for each network."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Shard:
     size: int
     """Bytes on disk."""
     last_used: float
-    """When something was last written to it or found in it, in seconds since 1970."""
+    """Time of the last write or hit, in seconds since 1970."""
     entry_count: int
     """Latents or texts in it; 0 where it is damaged."""
 
@@ -39,26 +39,28 @@ class Shard:
 
 
 def list_shards(root: Path) -> list[Shard]:
-    """Return the shards of a cache, the longest unused first; none where there is no cache."""
-    found = [shard for path in _candidates(root) if (shard := _shard(path)) is not None]
-    return sorted(found, key=lambda one: (one.last_used, one.path))
+    """Return the shards of a cache, the longest unused first; none without a cache."""
+    shards = [shard for path in _find_candidates(root) if (shard := _read_shard(path))]
+    return sorted(shards, key=lambda shard: (shard.last_used, shard.path))
 
 
 def remove_unused_shards(root: Path, max_idle_seconds: float) -> list[Shard]:
-    """Remove the shards that nobody has used for so long, and folders that this leaves empty.
+    """Remove shards that have been unused for long, and folders that this empties.
 
     Args:
         root: the cache's folder.
         seconds: 0 removes all.
 
     Returns:
-        what was removed.
+        the removed shards.
 
     Raises:
         OutputError: one cannot be removed.
     """
     latest = time.time() - max_idle_seconds
-    unused = [one for one in list_shards(root) if max_idle_seconds == 0 or one.last_used < latest]
+    unused = [
+        shard for shard in list_shards(root) if max_idle_seconds == 0 or shard.last_used < latest
+    ]
     for shard in unused:
         try:
             shard.path.unlink(missing_ok=True)
@@ -74,38 +76,38 @@ def count_other_bytes(root: Path, shards: list[Shard]) -> int:
     """Return the size of everything else in the folder, links not followed."""
     known = {shard.path for shard in shards}
     total = 0
-    for place, _, names in os.walk(root):
-        for path in (Path(place, name) for name in names):
+    for directory, _, names in os.walk(root):
+        for path in (Path(directory, name) for name in names):
             if path not in known:
                 total += path.lstat().st_size
     return total
 
 
-def _candidates(root: Path) -> Iterator[Path]:
-    """Yield the files that have a shard's name and place."""
+def _find_candidates(root: Path) -> Iterator[Path]:
+    """Yield the files with a shard's name in a shard's folder."""
     for kind in KINDS:
-        for folder in _folders(root / kind):
+        for folder in _list_folders(root / kind):
             for path in folder.glob(SHARD_NAME.format("*")):
                 if path.is_file() and not path.is_symlink():
                     yield path
 
 
-def _folders(kind: Path) -> list[Path]:
-    if kind.is_symlink() or not kind.is_dir():
+def _list_folders(parent: Path) -> list[Path]:
+    if parent.is_symlink() or not parent.is_dir():
         return []
-    return [one for one in kind.iterdir() if one.is_dir() and not one.is_symlink()]
+    return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
-def _shard(path: Path) -> Shard | None:
-    """Look at a file; None where it is somebody else's, or gone by now."""
+def _read_shard(path: Path) -> Shard | None:
+    """Describe a shard; None where the file is not one, or gone."""
     try:
-        told = path.stat()
+        stat = path.stat()
         with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
+            metadata = file.metadata() or {}
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError):
-        return Shard(path, told.st_size, told.st_mtime, 0)
-    if METADATA_MARK not in facts:
+        return Shard(path, stat.st_size, stat.st_mtime, 0)
+    if METADATA_MARK not in metadata:
         return None
-    return Shard(path, told.st_size, told.st_mtime, len(facts) - 1)
+    return Shard(path, stat.st_size, stat.st_mtime, len(metadata) - 1)

@@ -1,11 +1,11 @@
-"""Tensors that are expensive to compute, kept on disk for the next run.
+"""Disk cache of tensors that are expensive to compute.
 
-A folder holds shards, safetensors files that are written once and never changed. An entry's key
-says everything that its values depend on, so an entry is never out of date: what changed has
-another key. Entries that cannot be read, or are not what they should be, are computed again.
+A folder holds shards: safetensors files that are written once and never changed. An entry's key
+hashes everything that its values depend on, so an entry is never out of date. Damaged entries are
+computed again.
 
-Several processes may use a folder at once: shards appear whole or not at all, and the worst that
-can happen is that two processes compute the same entry.
+Several processes may use a folder at once: shards are written atomically, and at worst two
+processes compute the same entry.
 """
 
 import hashlib
@@ -30,43 +30,43 @@ from lorasmith.core.safetensors_io import save_tensors
 Entry = dict[str, torch.Tensor]
 """The tensors of one key, on the CPU."""
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Names, dtypes and shapes that an entry must have."""
+"""Names, dtypes and shapes of an entry's tensors."""
 Compute = Callable[[list[int]], Iterator[Entry]]
-"""Gets places in the list of keys and yields their entries in that order."""
+"""Gets positions in the list of keys and yields their entries in that order."""
 
 CACHE_VARIABLE = "LORASMITH_CACHE"
 
 METADATA_MARK = "lorasmith_cache"
-"""What a shard's metadata have, beside an entry for each key."""
+"""A key of every shard's metadata, which also map entry keys to checksums."""
 _VERSION = "1"
 SHARD_NAME = "entries-{}.safetensors"
 """The name of a shard."""
-_SHARD_BYTES = 64 * 2**20
-_ORPHAN_SECONDS = 24 * 3600.0
-_USED_SECONDS = 3600.0
-"""Uses of a shard within this time after another are not noted."""
+_MAX_SHARD_BYTES = 64 * 2**20
+_MAX_TEMPORARY_SECONDS = 24 * 3600.0
+_TOUCH_SECONDS = 3600.0
+"""A hit updates a shard's time at most this often."""
 
 
 def default_cache_dir() -> Path:
-    """Return where caches go unless a setting says otherwise."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
+    """Return the cache folder: ``LORASMITH_CACHE``, or one in the user's cache folder."""
+    folder = os.environ.get(CACHE_VARIABLE)
+    if folder:
+        return Path(folder).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lorasmith"
 
 
 def cache_key(facts: Mapping[str, object]) -> str:
-    """Return the key of an entry: a hex SHA-256 over all that its values depend on.
+    """Return the key of an entry: a hex SHA-256 over everything that its values depend on.
 
     Args:
-        facts: what JSON can hold.
+        facts: values that JSON can hold.
     """
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class TensorCache:
-    """The entries of one folder; without a folder, nothing is kept."""
+    """The entries of one folder; without a folder nothing is stored."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -78,68 +78,69 @@ class TensorCache:
         compute: Compute,
         advance: Callable[[int], None],
     ) -> list[Entry]:
-        """Return the entry of every key: from disk where it is there and sound, else computed.
+        """Return the entry of every key, from disk where possible, otherwise computed.
 
-        What was computed is kept even when a later entry fails.
+        Computed entries are stored even when a later one fails.
 
         Args:
-            keys: as ``key_of`` makes them; equal keys share one entry.
-            layouts: what the entries must look like, one per key.
-            compute: called once with the places that are missing, unless none is.
+            keys: from ``cache_key``; equal keys share one entry.
+            layouts: dtypes and shapes of the entries, one per key.
+            compute: called once with the positions of missing keys, unless there are none.
             advance: called with the number of keys that are done, for a progress bar.
         """
-        wanted = dict(zip(keys, layouts, strict=True))
-        found = self._read(wanted)
-        advance(sum(key in found for key in keys))
-        often = Counter(keys)
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        missing = sorted(first[key] for key in wanted if key not in found)
+        layout_of = dict(zip(keys, layouts, strict=True))
+        entries = self._read(layout_of)
+        advance(sum(key in entries for key in keys))
+        counts = Counter(keys)
+        first_position = {key: position for position, key in reversed(list(enumerate(keys)))}
+        missing = sorted(first_position[key] for key in layout_of if key not in entries)
         if missing:
-            waiting = _Waiting(self)
+            writer = _ShardWriter(self)
             try:
-                for place, entry in zip(missing, compute(missing), strict=True):
-                    found[keys[place]] = entry
-                    waiting.add(keys[place], entry)
-                    advance(often[keys[place]])
+                for position, entry in zip(missing, compute(missing), strict=True):
+                    key = keys[position]
+                    entries[key] = entry
+                    writer.add(key, entry)
+                    advance(counts[key])
             finally:
-                waiting.write()
-        return [found[key] for key in keys]
+                writer.flush()
+        return [entries[key] for key in keys]
 
-    def _read(self, wanted: Mapping[str, Layout]) -> dict[str, Entry]:
-        """Return the sound entries that are on disk."""
-        found: dict[str, Entry] = {}
-        for path in self._shards():
-            left = {key: layout for key, layout in wanted.items() if key not in found}
-            if not left:
+    def _read(self, layout_of: Mapping[str, Layout]) -> dict[str, Entry]:
+        """Return the valid entries that are on disk."""
+        entries: dict[str, Entry] = {}
+        for path in self._list_shards():
+            missing = {key: layout for key, layout in layout_of.items() if key not in entries}
+            if not missing:
                 break
             try:
-                there = _read_shard(path, left)
-                found |= there
-                if there:
-                    _note_use(path)
+                hits = _read_shard(path, missing)
+                entries |= hits
+                if hits:
+                    _touch(path)
             except (SafetensorError, OSError, ValueError):
-                _remove(path)  # a shard by its name, but damaged: its entries are made anew
-        return found
+                _remove(path)  # damaged: its entries are computed again
+        return entries
 
-    def _shards(self) -> list[Path]:
-        """Return the shards, an entry's replacement before what it replaces."""
+    def _list_shards(self) -> list[Path]:
+        """Return the shards, newest first: a replaced entry is newer than the original."""
         if self._folder is None or not self._folder.is_dir():
             return []
-        _sweep(self._folder)
-        ages = []
+        _remove_stale_files(self._folder)
+        shards = []
         for path in self._folder.glob(SHARD_NAME.format("*")):
             try:
-                ages.append((path.stat().st_mtime_ns, path.name, path))
+                shards.append((path.stat().st_mtime_ns, path.name, path))
             except FileNotFoundError:  # another process has just removed it
                 continue
-        return [path for _, _, path in sorted(ages, reverse=True)]
+        return [path for _, _, path in sorted(shards, reverse=True)]
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
-        """Write a shard. A disk that refuses costs the next run some time, and no more."""
+        """Write a shard. A write error only turns this cache off, with a warning."""
         if self._folder is None:
             return
-        # The same entries get the same name, so that processes that computed them at the same
-        # time do not leave two copies.
+        # Equal entries get an equal name, so that processes that compute them at the same time
+        # do not leave two copies.
         name = hashlib.sha256("".join(sorted(entries)).encode()).hexdigest()[:32]
         tensors = {
             f"{key}/{part}": value
@@ -162,8 +163,8 @@ class TensorCache:
 
 
 @dataclass
-class _Waiting:
-    """Entries that are computed and not written yet."""
+class _ShardWriter:
+    """Collects computed entries and writes them as shards."""
 
     cache: TensorCache
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -172,36 +173,36 @@ class _Waiting:
     def add(self, key: str, entry: Entry) -> None:
         self.entries[key] = entry
         self.size += sum(tensor.nbytes for tensor in entry.values())
-        if self.size >= _SHARD_BYTES:
-            self.write()
+        if self.size >= _MAX_SHARD_BYTES:
+            self.flush()
 
-    def write(self) -> None:
+    def flush(self) -> None:
         if self.entries:
             self.cache._write(self.entries)
         self.entries, self.size = {}, 0
 
 
-def _read_shard(path: Path, wanted: Mapping[str, Layout]) -> dict[str, Entry]:
-    """Return the sound ones among the wanted entries of a shard."""
+def _read_shard(path: Path, layout_of: Mapping[str, Layout]) -> dict[str, Entry]:
+    """Return the valid entries of a shard among those with a layout."""
     with safe_open(path, framework="pt") as file:
-        facts = file.metadata() or {}
-        if facts.get(METADATA_MARK) != _VERSION:
-            return {}  # somebody else's file, or a later version's: left alone
+        metadata = file.metadata() or {}
+        if metadata.get(METADATA_MARK) != _VERSION:
+            return {}  # another program's file, or a later version's: left alone
         names = set(file.keys())
-        found = {}
-        for key in wanted.keys() & facts.keys():
-            parts = wanted[key].keys()
+        entries = {}
+        for key in layout_of.keys() & metadata.keys():
+            parts = layout_of[key].keys()
             if not all(f"{key}/{part}" in names for part in parts):
                 continue
             entry = {part: file.get_tensor(f"{key}/{part}") for part in parts}
-            if _checksum(entry) == facts[key] and _fits(entry, wanted[key]):
-                found[key] = entry
-        return found
+            if _checksum(entry) == metadata[key] and _is_valid(entry, layout_of[key]):
+                entries[key] = entry
+        return entries
 
 
-def _fits(entry: Entry, layout: Layout) -> bool:
-    looks = {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in entry.items()}
-    return looks == dict(layout) and all(bool(t.isfinite().all()) for t in entry.values())
+def _is_valid(entry: Entry, layout: Layout) -> bool:
+    actual = {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in entry.items()}
+    return actual == dict(layout) and all(bool(t.isfinite().all()) for t in entry.values())
 
 
 def _checksum(entry: Entry) -> str:
@@ -213,25 +214,25 @@ def _checksum(entry: Entry) -> str:
     return f"{value:08x}"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove temporary files that a killed process left; those of living ones are young."""
+def _remove_stale_files(folder: Path) -> None:
+    """Remove temporary files of killed processes: those of running ones are recent."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         try:
-            if time.time() - path.stat().st_mtime > _ORPHAN_SECONDS:
+            if time.time() - path.stat().st_mtime > _MAX_TEMPORARY_SECONDS:
                 _remove(path)
         except FileNotFoundError:
             continue
 
 
-def _note_use(path: Path) -> None:
-    """Give a shard the time of now, by which those are found that nobody uses any more."""
-    with suppress(OSError):  # gone by now, or a cache that may only be read
-        if time.time() - path.stat().st_mtime > _USED_SECONDS:
+def _touch(path: Path) -> None:
+    """Set a shard's time to now; cleaning up removes shards with old times."""
+    with suppress(OSError):  # gone, or a read-only cache
+        if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
             os.utime(path)
 
 
 def _remove(path: Path) -> None:
-    """Remove a file that may be gone already, or that Windows still holds open elsewhere."""
+    """Remove a file that may be gone, or open in another process on Windows."""
     try:
         path.unlink(missing_ok=True)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""Random changes to pictures. All of one picture's come from its own generator."""
+"""Image augmentation: random crop, flip and color jitter, each image with its own generator."""
 
 from typing import NamedTuple
 
@@ -8,71 +8,75 @@ from lorasmith.data.images.bucketed_images import CropCorner, croppable_box
 from lorasmith.data.images.buckets import BucketAssignment
 
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
-"""How bright red, green and blue are (ITU-R BT.601)."""
+"""Luma of red, green and blue (ITU-R BT.601)."""
 
 
 class Augmentation(NamedTuple):
-    """How one picture is shown in one step."""
+    """How one image is augmented in one step."""
 
     crop_corner: CropCorner
-    """Where its crop lies in the scaled picture."""
+    """Left and top of the crop in the resized image."""
     is_flipped: bool
-    """Whether the crop is mirrored then."""
+    """Whether the crop is flipped afterwards."""
     color_factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """By what brightness, contrast and saturation are multiplied."""
+    """Factors of brightness, contrast and saturation."""
 
-    def visible_corner(self, placed: BucketAssignment) -> CropCorner:
-        """Return the crop's corner as seen in the mirrored or unmirrored scaled picture."""
+    def visible_corner(self, assignment: BucketAssignment) -> CropCorner:
+        """Return the crop's corner in the resized image, flipped where the crop is."""
         left, top = self.crop_corner
-        return (placed.crop_slack[0] - left if self.is_flipped else left), top
+        return (assignment.crop_slack[0] - left if self.is_flipped else left), top
 
 
 def draw_augmentation(
-    placed: BucketAssignment, random_crop: bool, flip: bool, jitter: float, draws: torch.Generator
+    assignment: BucketAssignment,
+    random_crop: bool,
+    flip: bool,
+    jitter: float,
+    generator: torch.Generator,
 ) -> Augmentation:
-    """Draw how a picture is shown.
+    """Draw an augmentation.
 
-    The same numbers are drawn whatever is switched on, so that one setting does not change what
-    another does.
+    Every call draws the same random numbers, so that one setting does not change the result of
+    another.
 
     Args:
-        placed: the picture's placement.
+        assignment: how the image is resized.
         random_crop: crop anywhere, not in the centre.
-        flip: mirror it with probability one half.
+        flip: flip it with probability one half.
         jitter: largest change of brightness, contrast and saturation, as a share.
-        draws: a CPU generator of this picture in this step.
+        generator: a CPU generator for this image in this step.
     """
-    across, down, side, *amounts = torch.rand(6, generator=draws, dtype=torch.float64).tolist()
-    corner = placed.crop_box[:2]
+    x, y, flip_draw, *amounts = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+    corner = assignment.crop_box[:2]
     if random_crop:
-        frame, bucket = croppable_box(placed), placed.bucket
+        area, bucket = croppable_box(assignment), assignment.bucket
         corner = (
-            frame.left + int(across * (frame.width - bucket.width + 1)),
-            frame.top + int(down * (frame.height - bucket.height + 1)),
+            area.left + int(x * (area.width - bucket.width + 1)),
+            area.top + int(y * (area.height - bucket.height + 1)),
         )
-    light, contrast, colour = (1.0 + jitter * (2.0 * amount - 1.0) for amount in amounts)
-    return Augmentation(corner, flip and side < 0.5, (light, contrast, colour))
+    brightness, contrast, saturation = (1.0 + jitter * (2.0 * amount - 1.0) for amount in amounts)
+    return Augmentation(corner, flip and flip_draw < 0.5, (brightness, contrast, saturation))
 
 
-def apply_color_jitter(pictures: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Change brightness, contrast (about the picture's mean grey) and saturation, in this order.
+def apply_color_jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Change brightness, contrast (about the image's mean grey) and saturation, in this order.
 
     Args:
-        pictures: float32 ``[B, 3, H, W]`` in 0..1.
-        factors: float32 ``[B, 3]``; 1 leaves a picture alone.
+        images: float32 ``[B, 3, H, W]`` in 0..1.
+        factors: float32 ``[B, 3]``; 1 leaves an image as it is.
 
     Returns:
-        The like, clipped to 0..1 after each change.
+        Images, clipped to 0..1 after each change.
     """
-    light, contrast, colour = factors[..., None, None, None].unbind(1)
-    bright = (pictures * light).clamp(0.0, 1.0)
-    middle = _grey(bright).mean((2, 3), keepdim=True)
-    hard = (middle + (bright - middle) * contrast).clamp(0.0, 1.0)
-    grey = _grey(hard)
-    return (grey + (hard - grey) * colour).clamp(0.0, 1.0)
+    brightness, contrast, saturation = factors[..., None, None, None].unbind(1)
+    brightened = (images * brightness).clamp(0.0, 1.0)
+    mean_grey = _grey(brightened).mean((2, 3), keepdim=True)
+    contrasted = (mean_grey + (brightened - mean_grey) * contrast).clamp(0.0, 1.0)
+    grey = _grey(contrasted)
+    return (grey + (contrasted - grey) * saturation).clamp(0.0, 1.0)
 
 
-def _grey(pictures: torch.Tensor) -> torch.Tensor:
-    """Return how bright each pixel is, ``[B, 1, H, W]``."""
-    red, green, blue = pictures.unbind(1)
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    """Return the brightness of each pixel, ``[B, 1, H, W]``."""
+    red, green, blue = images.unbind(1)
     return (_RED * red + _GREEN * green + _BLUE * blue).unsqueeze(1)

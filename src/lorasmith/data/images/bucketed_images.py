@@ -1,4 +1,4 @@
-"""Pictures and masks at their placement: decoded, scaled and cut to their bucket."""
+"""Images and masks decoded, resized and cropped to their bucket."""
 
 import io
 import os
@@ -16,19 +16,19 @@ from lorasmith.data.reading.row import Row
 
 Color = tuple[int, int, int]
 CropCorner = tuple[int, int]
-"""Left and top of a crop, in the scaled picture."""
+"""Left and top of a crop, in the resized image."""
 
-_LONGEST = 8
-"""A crop can lie anywhere in the central part of a picture that is so many bucket sides long."""
-_HEADER_TELLS = frozenset({"JPEG", "PNG", "WEBP"})
+_MAX_BUCKET_SIDES = 8
+"""Random crops come from the central area of at most this many bucket sides."""
+_HEADER_FORMATS = frozenset({"JPEG", "PNG", "WEBP"})
 """Formats whose size and orientation Pillow knows without decoding the pixels."""
-_ORIENTATION = 0x0112
-_LYING = frozenset({5, 6, 7, 8})
-"""Orientations in which width and height are exchanged."""
+_ORIENTATION_TAG = 0x0112
+_SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
+"""EXIF orientations that exchange width and height."""
 
 
 class CropBox(NamedTuple):
-    """A rectangle of the scaled picture, in pixels."""
+    """A rectangle of the resized image, in pixels."""
 
     left: int
     top: int
@@ -37,62 +37,64 @@ class CropBox(NamedTuple):
 
 
 def read_image_size(encoded: bytes, name: str) -> Size:
-    """Return width and height of a picture as ``decode`` gives it, without decoding where possible.
+    """Return width and height of the decoded image, without decoding it if possible.
 
     Raises:
         DataError: it cannot be decoded.
     """
     try:
-        picture = Image.open(io.BytesIO(encoded))
-        if picture.format in _HEADER_TELLS:
-            width, height = picture.size
-            lying = picture.getexif().get(_ORIENTATION) in _LYING
-            return (height, width) if lying else (width, height)
-    except DECODE_ERRORS:  # `decode` says what is wrong, or makes something of it
+        image = Image.open(io.BytesIO(encoded))
+        if image.format in _HEADER_FORMATS:
+            width, height = image.size
+            is_sideways = image.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS_ORIENTATIONS
+            return (height, width) if is_sideways else (width, height)
+    except DECODE_ERRORS:  # `decode_image` raises, or can still decode it
         return decode_image(encoded, name).size
     return decode_image(encoded, name).size
 
 
-def croppable_box(placed: BucketAssignment) -> CropBox:
-    """Return the part of the scaled picture that random crops are taken from.
+def croppable_box(assignment: BucketAssignment) -> CropBox:
+    """Return the area of the resized image that random crops come from.
 
-    All of it, but for pictures many times longer than their bucket.
+    All of it, except in images many times longer than their bucket.
     """
-    bucket, (wide, tall) = placed.bucket, placed.resized_size
-    width = min(wide, _LONGEST * bucket.width)
-    height = min(tall, _LONGEST * bucket.height)
-    return CropBox((wide - width) // 2, (tall - height) // 2, width, height)
+    bucket, (resized_width, resized_height) = assignment.bucket, assignment.resized_size
+    width = min(resized_width, _MAX_BUCKET_SIDES * bucket.width)
+    height = min(resized_height, _MAX_BUCKET_SIDES * bucket.height)
+    left, top = (resized_width - width) // 2, (resized_height - height) // 2
+    return CropBox(left, top, width, height)
 
 
-def resize_and_crop(picture: Image.Image, placed: BucketAssignment, frame: CropBox) -> Pixels:
-    """Scale a picture and cut a frame out of it, in one go, so that nothing larger is ever held.
+def resize_and_crop(image: Image.Image, assignment: BucketAssignment, box: CropBox) -> Pixels:
+    """Resize an image and crop a box, at once, so that nothing larger is ever in memory.
 
     Args:
-        picture: the upright picture, RGB or L.
-        placed: how it is scaled.
-        frame: what is wanted of the scaled picture.
+        image: the upright image, RGB or L.
+        assignment: how it is resized.
+        box: the area of the resized image.
 
     Returns:
-        uint8 ``[frame.height, frame.width, 3]``, or without the 3 for L.
+        uint8 ``[box.height, box.width, 3]``, or without the 3 for L.
     """
-    left, top, width, height = frame
-    if picture.size == placed.resized_size:
-        return np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.uint8)
-    across, down = picture.width / placed.resized_size[0], picture.height / placed.resized_size[1]
-    box = (
-        left * across,
-        top * down,
-        min((left + width) * across, picture.width),
-        min((top + height) * down, picture.height),
+    left, top, width, height = box
+    if image.size == assignment.resized_size:
+        return np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
+    x_scale = image.width / assignment.resized_size[0]
+    y_scale = image.height / assignment.resized_size[1]
+    source = (
+        left * x_scale,
+        top * y_scale,
+        min((left + width) * x_scale, image.width),
+        min((top + height) * y_scale, image.height),
     )
-    scaled = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(scaled, dtype=np.uint8)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS, box=source)
+    return np.asarray(resized, dtype=np.uint8)
 
 
 class BucketedImages:
-    """Pictures and masks of some rows, each at its placement.
+    """Images and masks of rows, each resized for its bucket.
 
-    Up to ``held_gib`` of scaled pictures are kept in memory once they were needed; the others are
+    Up to ``memory_gib`` of resized images stay in memory after their first use; the others are
     decoded every time, on all cores.
     """
 
@@ -106,84 +108,86 @@ class BucketedImages:
         self.rows = rows
         self.assignments = assignments
         self.background = background
-        room = memory_gib * 2**30
-        self._holdable: set[int] = set()
-        for number, placed in enumerate(assignments):
-            frame = croppable_box(placed)
-            room -= frame.width * frame.height * 4
-            if room >= 0:
-                self._holdable.add(number)
-        self._held: dict[int, tuple[Pixels, Pixels | None]] = {}
+        free_bytes = memory_gib * 2**30
+        self._cacheable: set[int] = set()
+        for index, assignment in enumerate(assignments):
+            box = croppable_box(assignment)
+            free_bytes -= box.width * box.height * 4
+            if free_bytes >= 0:
+                self._cacheable.add(index)
+        self._areas: dict[int, tuple[Pixels, Pixels | None]] = {}
 
-    def load_center_crop(self, number: int) -> torch.Tensor:
-        """Decode one picture and crop its centre; uint8 ``[3, h, w]``."""
-        row, placed = self.rows[number], self.assignments[number]
+    def load_center_crop(self, index: int) -> torch.Tensor:
+        """Decode one image and crop its centre; uint8 ``[3, h, w]``."""
+        row, assignment = self.rows[index], self.assignments[index]
         pixels = resize_and_crop(
-            decode_image(row.read_bytes(), row.key, self.background), placed, _centre(placed)
+            decode_image(row.read_bytes(), row.key, self.background),
+            assignment,
+            _center_box(assignment),
         )
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
-    def load_center_mask(self, number: int) -> torch.Tensor | None:
-        """Decode a picture's mask and crop its centre; uint8 ``[1, h, w]``, or None without one."""
-        placed = self.assignments[number]
-        mask = self._mask(self.rows[number], placed, _centre(placed))
+    def load_center_mask(self, index: int) -> torch.Tensor | None:
+        """Decode an image's mask and crop its centre; uint8 ``[1, h, w]``, or None without one."""
+        assignment = self.assignments[index]
+        mask = self._load_mask(self.rows[index], assignment, _center_box(assignment))
         return None if mask is None else torch.from_numpy(mask.copy()).unsqueeze(0)
 
     def load_crops(
-        self, numbers: Sequence[int], corners: Sequence[CropCorner]
+        self, indices: Sequence[int], corners: Sequence[CropCorner]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return crops of pictures of one bucket, and of their masks.
+        """Return crops of images of one bucket, and of their masks.
 
         Args:
-            numbers: which pictures.
-            corners: where each crop lies in the scaled picture, inside of ``movable``.
+            indices: which images.
+            corners: where each crop lies in the resized image, inside its ``croppable_box``.
 
         Returns:
             uint8 ``[B, 3, h, w]`` and ``[B, 1, h, w]``; the mask is 255 where there is none.
         """
-        bucket = self.assignments[numbers[0]].bucket
-        pictures = torch.empty(len(numbers), 3, bucket.height, bucket.width, dtype=torch.uint8)
-        masks = torch.full((len(numbers), 1, bucket.height, bucket.width), 255, dtype=torch.uint8)
-        parts = self._parts(numbers)
-        for place, (number, corner) in enumerate(zip(numbers, corners, strict=True)):
-            frame = croppable_box(self.assignments[number])
-            left, top = corner[0] - frame.left, corner[1] - frame.top
+        bucket = self.assignments[indices[0]].bucket
+        images = torch.empty(len(indices), 3, bucket.height, bucket.width, dtype=torch.uint8)
+        masks = torch.full((len(indices), 1, bucket.height, bucket.width), 255, dtype=torch.uint8)
+        areas = self._load_areas(indices)
+        for position, (index, corner) in enumerate(zip(indices, corners, strict=True)):
+            box = croppable_box(self.assignments[index])
+            left, top = corner[0] - box.left, corner[1] - box.top
             window = np.s_[top : top + bucket.height, left : left + bucket.width]
-            pixels, mask = parts[place]
-            pictures[place] = torch.from_numpy(pixels[window].copy()).permute(2, 0, 1)
+            pixels, mask = areas[position]
+            images[position] = torch.from_numpy(pixels[window].copy()).permute(2, 0, 1)
             if mask is not None:
-                masks[place, 0] = torch.from_numpy(mask[window].copy())
-        return pictures, masks
+                masks[position, 0] = torch.from_numpy(mask[window].copy())
+        return images, masks
 
-    def _parts(self, numbers: Sequence[int]) -> list[tuple[Pixels, Pixels | None]]:
-        if all(number in self._held for number in numbers):
-            return [self._held[number] for number in numbers]
+    def _load_areas(self, indices: Sequence[int]) -> list[tuple[Pixels, Pixels | None]]:
+        if all(index in self._areas for index in indices):
+            return [self._areas[index] for index in indices]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            return list(pool.map(self._part, numbers))
+            return list(pool.map(self._load_area, indices))
 
-    def _part(self, number: int) -> tuple[Pixels, Pixels | None]:
-        """Return the part of a picture and its mask that crops are taken from."""
-        if number in self._held:
-            return self._held[number]
-        row, placed = self.rows[number], self.assignments[number]
-        frame = croppable_box(placed)
+    def _load_area(self, index: int) -> tuple[Pixels, Pixels | None]:
+        """Return the croppable area of an image and of its mask."""
+        if index in self._areas:
+            return self._areas[index]
+        row, assignment = self.rows[index], self.assignments[index]
+        box = croppable_box(assignment)
         pixels = resize_and_crop(
-            decode_image(row.read_bytes(), row.key, self.background), placed, frame
+            decode_image(row.read_bytes(), row.key, self.background), assignment, box
         )
-        part = (pixels, self._mask(row, placed, frame))
-        if number in self._holdable:
-            self._held[number] = part
-        return part
+        area = (pixels, self._load_mask(row, assignment, box))
+        if index in self._cacheable:
+            self._areas[index] = area
+        return area
 
-    def _mask(self, row: Row, placed: BucketAssignment, frame: CropBox) -> Pixels | None:
+    def _load_mask(self, row: Row, assignment: BucketAssignment, box: CropBox) -> Pixels | None:
         encoded = row.read_mask()
         if encoded is None:
             return None
         return resize_and_crop(
-            decode_mask(encoded, str(row.mask_path), placed.original_size), placed, frame
+            decode_mask(encoded, str(row.mask_path), assignment.original_size), assignment, box
         )
 
 
-def _centre(placed: BucketAssignment) -> CropBox:
-    left, top, _, _ = placed.crop_box
-    return CropBox(left, top, placed.bucket.width, placed.bucket.height)
+def _center_box(assignment: BucketAssignment) -> CropBox:
+    left, top, _, _ = assignment.crop_box
+    return CropBox(left, top, assignment.bucket.width, assignment.bucket.height)

@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: the few sizes that pictures are brought to, so that batches can be formed.
+"""Aspect-ratio buckets: a few sizes for all images, so that batches can be formed.
 
-Every size has about as many pixels as the wanted square. A picture goes to the bucket whose shape
-is nearest its own, is scaled until it covers it, and what still overlaps is cropped.
+Every bucket has about as many pixels as the square of the resolution. An image goes to the bucket
+with the nearest aspect ratio, is scaled until it covers it, and cropped to it.
 """
 
 import math
@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """One size that pictures are trained at, in pixels."""
+    """One image size, in pixels."""
 
     width: int
     height: int
@@ -26,7 +26,7 @@ class Bucket:
 
     @property
     def area(self) -> int:
-        """How many pixels it has."""
+        """Pixels."""
         return self.width * self.height
 
     def __str__(self) -> str:
@@ -35,36 +35,35 @@ class Bucket:
 
 @dataclass(frozen=True)
 class BucketAssignment:
-    """How one picture is brought to its bucket."""
+    """How one image is resized and cropped to its bucket."""
 
     bucket: Bucket
-    """The size that is left."""
     original_size: Size
-    """Size of the upright picture."""
+    """Size of the upright image."""
     resized_size: Size
-    """What it is scaled to: one side equals the bucket's, the other is at least as long."""
+    """Size after scaling: one side equals the bucket's, the other is at least as long."""
     crop_box: tuple[int, int, int, int]
-    """The central part that is kept of it: left, top, right and bottom in the scaled picture."""
+    """The centre crop: left, top, right and bottom in the resized image."""
 
     @property
     def crop_slack(self) -> Size:
-        """By how much the scaled picture is wider and taller than the bucket."""
+        """By how much the resized image is wider and taller than the bucket."""
         return self.resized_size[0] - self.bucket.width, self.resized_size[1] - self.bucket.height
 
 
-def choose_bucket_step(side: int, wanted: int, multiple: int) -> int:
-    """Return a step that the buckets around ``side`` can have.
+def choose_bucket_step(side: int, step: int, multiple: int) -> int:
+    """Return the step between bucket sides that is possible at ``side``.
 
-    It is a multiple of what the model needs, as long as ``wanted`` where that is one too, and
-    shorter only where ``side`` would not be a multiple of it.
+    The step is rounded up to what the model needs, and shorter only where ``side`` would not be a
+    multiple of it.
 
     Args:
         side: side of the square bucket, a multiple of ``multiple``.
-        wanted: the step that was asked for.
-        multiple: what the model needs all sides to be multiples of.
+        step: as in ``data.bucket_reso_steps``.
+        multiple: all sides must be multiples of this.
     """
-    raised = -(-wanted // multiple) * multiple
-    return math.gcd(side, raised)
+    rounded_up = -(-step // multiple) * multiple
+    return math.gcd(side, rounded_up)
 
 
 def make_buckets(side: int, step: int, max_aspect: float) -> tuple[Bucket, ...]:
@@ -83,39 +82,39 @@ def make_buckets(side: int, step: int, max_aspect: float) -> tuple[Bucket, ...]:
     """
     if step < 1 or side < step or side % step:
         raise ValueError(f"a side of {side} is not a positive multiple of the step {step}")
-    found = set()
+    buckets = set()
     for short in range(step, side + 1, step):
         # Halves are rounded down: of two equally near areas the smaller costs less memory.
         long = (2 * side * side + short * step - 1) // (2 * short * step) * step
         if long <= max_aspect * short:
-            found |= {Bucket(short, long), Bucket(long, short)}
-    return tuple(sorted(found, key=lambda bucket: bucket.aspect))
+            buckets |= {Bucket(short, long), Bucket(long, short)}
+    return tuple(sorted(buckets, key=lambda bucket: bucket.aspect))
 
 
 def find_nearest_bucket(size: Size, buckets: Sequence[Bucket]) -> int:
-    """Return the number of the bucket whose aspect is nearest, measured by its logarithm.
+    """Return the index of the bucket whose aspect is nearest, measured by its logarithm.
 
     Twice as wide and twice as tall are equally far from a square; of equally near buckets the
-    first is taken.
+    first wins.
     """
-    shape = math.log(size[0] / size[1])
-    return min(range(len(buckets)), key=lambda k: abs(math.log(buckets[k].aspect) - shape))
+    log_aspect = math.log(size[0] / size[1])
+    return min(range(len(buckets)), key=lambda i: abs(math.log(buckets[i].aspect) - log_aspect))
 
 
 def assign_bucket(size: Size, buckets: Sequence[Bucket]) -> BucketAssignment:
-    """Find a picture's bucket, and how it is scaled and cropped to fill it.
+    """Find an image's bucket, and how the image is resized and cropped to fill it.
 
     Args:
-        size: width and height of the upright picture, at least 1.
+        size: width and height of the upright image, at least 1.
         buckets: at least one.
     """
     width, height = size
     bucket = buckets[find_nearest_bucket(size, buckets)]
-    # Whole-number arithmetic: the side that decides the scale fits without rounding.
+    # Integer arithmetic: the side that decides the scale fits without rounding.
     if bucket.width * height >= bucket.height * width:
-        resized = (bucket.width, max(bucket.height, _divided(height * bucket.width, width)))
+        resized = (bucket.width, max(bucket.height, _divide_rounded(height * bucket.width, width)))
     else:
-        resized = (max(bucket.width, _divided(width * bucket.height, height)), bucket.height)
+        resized = (max(bucket.width, _divide_rounded(width * bucket.height, height)), bucket.height)
     left = (resized[0] - bucket.width) // 2
     top = (resized[1] - bucket.height) // 2
     return BucketAssignment(
@@ -123,6 +122,6 @@ def assign_bucket(size: Size, buckets: Sequence[Bucket]) -> BucketAssignment:
     )
 
 
-def _divided(total: int, by: int) -> int:
+def _divide_rounded(total: int, by: int) -> int:
     """Divide and round to the nearest whole number, halves up."""
     return (2 * total + by) // (2 * by)

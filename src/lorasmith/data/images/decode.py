@@ -1,4 +1,4 @@
-"""Decoding one picture to RGB pixels of a wanted size."""
+"""Decoding one image or mask."""
 
 import io
 import struct
@@ -14,41 +14,41 @@ from lorasmith.core.errors import DataError
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 120_000_000
-"""Larger pictures are refused before they are decoded."""
+"""Larger images are refused before they are decoded."""
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-_MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
-"""Formats in which several frames are several pictures; in an MPO they are views of one."""
+_ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
+"""Formats in which several frames are several images; in an MPO they are views of one."""
 
 DECODE_ERRORS = (
     UnidentifiedImageError, OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError,
     AttributeError, ArithmeticError, RuntimeError, struct.error, zlib.error, MemoryError,
 )  # fmt: skip
-"""What Pillow's readers raise on files that are not what they say."""
+"""What Pillow's readers raise on damaged files."""
 
 
 class ImageTooLargeError(DataError):
-    """A picture has more than ``MAX_PIXELS``; its pixels were not touched."""
+    """An image has more than ``MAX_PIXELS``; it was not decoded."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A picture as it is learned from, and what was left out of it."""
+    """An image, and what its file has besides."""
 
     image: Image.Image
     """RGB, upright, opaque."""
     has_more_frames: bool
     """The file is animated or has several pages, and this is the first."""
     has_transparency: bool
-    """Some of it lies on the background colour."""
+    """The background colour shows through."""
 
 
 def decode_image(
     encoded: bytes, name: str, background: tuple[int, int, int] = WHITE
 ) -> Image.Image:
-    """Decode a picture to RGB, upright, with transparency laid on ``background``.
+    """Decode an image to RGB, upright, with transparent parts on ``background``.
 
     Raises:
-        DataError: not a picture, damaged, or larger than ``MAX_PIXELS``.
+        DataError: not an image, damaged, or larger than ``MAX_PIXELS``.
     """
     return decode_with_details(encoded, name, background).image
 
@@ -56,55 +56,55 @@ def decode_image(
 def decode_with_details(
     encoded: bytes, name: str, background: tuple[int, int, int] = WHITE
 ) -> DecodedImage:
-    """Decode like ``decode``, and tell what was left out."""
-    picture, moving = _load(encoded, name)
-    upright = _upright(_to_eight_bits(picture, name))
-    shown, transparent = _on_background(upright, background)
-    return DecodedImage(shown, moving, transparent)
+    """Decode like ``decode_image``, and return what the file has besides."""
+    image, is_animated = _load(encoded, name)
+    upright = _rotate_upright(_to_8_bits(image, name))
+    rgb, has_transparency = _blend_background(upright, background)
+    return DecodedImage(rgb, is_animated, has_transparency)
 
 
-def to_rgb(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """Return a picture that is in memory as ``decode`` returns that of a file.
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Convert an image in memory as ``decode_image`` does one of a file.
 
     Raises:
         DataError: its values have no known white.
     """
-    return _on_background(_upright(_to_eight_bits(picture, "picture")), background)[0]
+    return _blend_background(_rotate_upright(_to_8_bits(image, "image")), background)[0]
 
 
 def decode_mask(encoded: bytes, name: str, size: tuple[int, int]) -> Image.Image:
-    """Decode a mask to grey ``L`` of its picture's size: 255 is learned, 0 is not.
+    """Decode a mask to grey ``L`` in its image's size.
 
-    What is transparent counts as black.
+    Transparent parts count as black.
 
     Args:
         encoded: the mask's file.
-        name: what errors call it.
-        size: width and height of the upright picture.
+        name: its name in errors.
+        size: width and height of the upright image.
 
     Raises:
-        DataError: not a picture, damaged, too large, or not of the picture's shape.
+        DataError: not an image, damaged, too large, or not of the image's shape.
     """
     return fit_mask(decode_image(encoded, name, BLACK).convert("L"), name, size)
 
 
 def fit_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image:
-    """Bring a mask to its picture's size.
+    """Resize a mask to its image's size.
 
     Args:
         mask: grey, ``L``.
-        name: what errors call it.
-        size: width and height of the upright picture.
+        name: its name in errors.
+        size: width and height of the upright image.
 
     Raises:
-        DataError: not of the picture's shape.
+        DataError: not of the image's shape.
     """
     width, height = size
-    # As high as the picture would be at the mask's width, give or take a rounded pixel.
+    # The image's aspect ratio, give or take a rounded pixel.
     if abs(mask.height - mask.width * height / width) > max(1.0, mask.width / width):
         raise DataError(
-            f"{name}: the mask is {mask.width} x {mask.height} and its picture {width} x {height}; "
-            "draw it in the picture's shape"
+            f"{name}: the mask is {mask.width} x {mask.height} and its image {width} x {height}; "
+            "draw it in the image's shape"
         )
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
@@ -112,70 +112,72 @@ def fit_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image
 def _load(encoded: bytes, name: str) -> tuple[Image.Image, bool]:
     """Return the first frame as it is stored, and whether there are more."""
     try:
-        picture = Image.open(io.BytesIO(encoded))
-        if picture.width * picture.height > MAX_PIXELS:
-            size = f"{picture.width} x {picture.height} pixels"
+        image = Image.open(io.BytesIO(encoded))
+        if image.width * image.height > MAX_PIXELS:
+            size = f"{image.width} x {image.height} pixels"
             raise ImageTooLargeError(f"{name}: {size} is too large; scale it down")
-        # Asked before loading: looking for a second frame moves the reader.
-        moving = picture.format in _MOVING and bool(getattr(picture, "is_animated", False))
-        picture.load()
+        # Before loading: looking for a second frame moves the reader.
+        is_animated = image.format in _ANIMATED_FORMATS and bool(
+            getattr(image, "is_animated", False)
+        )
+        image.load()
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name}: is too large; scale it down ({error})") from error
     except DECODE_ERRORS as error:
         raise DataError(f"{name}: cannot be decoded ({error})") from error
-    return picture, moving
+    return image, is_animated
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF data say; damaged data say nothing."""
+def _rotate_upright(image: Image.Image) -> Image.Image:
+    """Rotate an image by its EXIF orientation; damaged EXIF data are ignored."""
     try:
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(image)
     except DECODE_ERRORS:
-        return picture
+        return image
 
 
-def _to_eight_bits(picture: Image.Image, name: str) -> Image.Image:
-    """Bring grey of more than 8 bits to 8 by scaling; a plain conversion would clip it to white.
+def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """Scale grey of more than 8 bits to 8 bits; a plain conversion would clip it to white.
 
     Raises:
-        DataError: a picture of whole or floating numbers without a known white.
+        DataError: integer or float values without a known white.
     """
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         white = 65535.0
-    elif picture.mode == "F":
+    elif image.mode == "F":
         white = 1.0
     else:
-        return picture
-    wide = np.asarray(picture, dtype=np.float64)
-    if not (np.isfinite(wide).all() and wide.min() >= 0.0 and wide.max() <= white):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if not (np.isfinite(values).all() and values.min() >= 0.0 and values.max() <= white):
         raise DataError(
-            f"{name}: has values outside of 0..{white:g}, so that it is unknown what is white; "
+            f"{name}: has values outside of 0..{white:g}, so its white is unknown; "
             "save it with 8 or 16 bits"
         )
-    grey = Image.fromarray((wide * (255.0 / white)).round().astype(np.uint8))
-    hidden = picture.info.get("transparency")
-    if isinstance(hidden, int):  # one shade of 16 bits that stands for "nothing here"
-        grey.putalpha(Image.fromarray(((wide != hidden) * 255).astype(np.uint8)))
-    grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}
+    grey = Image.fromarray((values * (255.0 / white)).round().astype(np.uint8))
+    transparent_value = image.info.get("transparency")
+    if isinstance(transparent_value, int):  # one 16-bit shade that means transparent
+        grey.putalpha(Image.fromarray(((values != transparent_value) * 255).astype(np.uint8)))
+    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
     return grey
 
 
-def _on_background(
-    picture: Image.Image, background: tuple[int, int, int]
+def _blend_background(
+    image: Image.Image, background: tuple[int, int, int]
 ) -> tuple[Image.Image, bool]:
-    """Return the picture in RGB, and whether any of the background shows."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB"), False
-    shown = picture.convert("RGBA")
-    opaque = shown.getchannel("A").getextrema() == (255, 255)
-    paper = Image.new("RGBA", shown.size, (*background, 255))
-    return Image.alpha_composite(paper, shown).convert("RGB"), not opaque
+    """Return the image in RGB, and whether any of the background shows."""
+    if not image.has_transparency_data:
+        return image.convert("RGB"), False
+    rgba = image.convert("RGBA")
+    is_opaque = rgba.getchannel("A").getextrema() == (255, 255)
+    canvas = Image.new("RGBA", rgba.size, (*background, 255))
+    return Image.alpha_composite(canvas, rgba).convert("RGB"), not is_opaque
 
 
-def crop_square(picture: Image.Image, side: int) -> Pixels:
+def crop_square(image: Image.Image, side: int) -> Pixels:
     """Scale the shorter side to ``side``, crop the centre, return uint8 ``[side, side, 3]``."""
-    if picture.size != (side, side):
-        picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
-    return np.asarray(picture, dtype=np.uint8)
+    if image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image, dtype=np.uint8)

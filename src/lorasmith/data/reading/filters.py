@@ -1,4 +1,4 @@
-"""Choosing rows: filters on metadata columns, a validation split, and weights."""
+"""Filters on metadata columns, a validation split by hash, and weights of rows."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,21 +13,21 @@ def filter_rows(rows: Sequence[Row], filters: Sequence[RowFilter]) -> list[Row]:
     """Return the rows that pass every filter.
 
     Raises:
-        DataError: a filter's column exists in no row, or nothing is left.
+        DataError: a filter's column exists in no row, or no row passes.
     """
-    kept = list(rows)
+    passing = list(rows)
     for rule in filters:
         _require_column(rows, rule.column)
-        kept = [row for row in kept if matches_filter(row, rule)]
-    if not kept:
+        passing = [row for row in passing if matches_filter(row, rule)]
+    if not passing:
         raise DataError(
             f"no rows are left of {len(rows)} after {len(filters)} filters; loosen them"
         )
-    return kept
+    return passing
 
 
 def matches_filter(row: Row, rule: RowFilter) -> bool:
-    """Tell whether a row passes one filter; without the column, ``missing`` decides.
+    """Whether a row passes one filter; without the column, ``missing`` decides.
 
     Raises:
         DataError: the column's value cannot be compared with the filter's.
@@ -47,7 +47,7 @@ def matches_filter(row: Row, rule: RowFilter) -> bool:
 def split_by_hash(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     """Return ``(training, validation)``, deciding each row by a hash of its key.
 
-    A row keeps its side when others are added or removed.
+    A row stays on its side when others are added or removed.
     """
     validation = [row for row in rows if hash_fraction(row.key) < share]
     training = [row for row in rows if hash_fraction(row.key) >= share]
@@ -73,7 +73,7 @@ def compute_row_weights(rows: Sequence[Row], rules: Sequence[RowWeight]) -> list
 
 
 def hash_fraction(key: str) -> float:
-    """Return a number from 0 to 1 that is a hash of a row's key: the same in every run."""
+    """Return a hash of a row's key as a number from 0 to 1: the same in every run."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
@@ -83,16 +83,16 @@ def _require_column(rows: Sequence[Row], column: str) -> None:
         raise DataError(f"no row has a column {column!r}{did_you_mean(column, known)}")
 
 
-def _contains(value: Any, wanted: Any) -> bool:
-    return wanted in value if isinstance(value, (list, str)) else False
+def _contains(value: Any, operand: Any) -> bool:
+    return operand in value if isinstance(value, (list, str)) else False
 
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "==": lambda value, wanted: value == wanted,
-    "!=": lambda value, wanted: value != wanted,
-    ">=": lambda value, wanted: value >= wanted,
-    "<=": lambda value, wanted: value <= wanted,
-    "in": lambda value, wanted: value in wanted,
-    "not in": lambda value, wanted: value not in wanted,
+    "==": lambda value, operand: value == operand,
+    "!=": lambda value, operand: value != operand,
+    ">=": lambda value, operand: value >= operand,
+    "<=": lambda value, operand: value <= operand,
+    "in": lambda value, operand: value in operand,
+    "not in": lambda value, operand: value not in operand,
     "contains": _contains,
 }
