@@ -209,7 +209,7 @@ def test_impossible_init_image_is_refused(
 
 
 def test_mask_in_memory_must_have_the_shape_of_its_image() -> None:
-    with pytest.raises(DataError, match="the mask is 64 x 128 and its picture 64 x 64"):
+    with pytest.raises(DataError, match="the mask is 64 x 128 and its image 64 x 64"):
         InitImage.load(noise_picture(64, 64), mask_of(64, 128))
     canvas = InitImage.load(noise_picture(64, 64), mask_of(128, 128))
     assert canvas is not None
