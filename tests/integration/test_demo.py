@@ -24,7 +24,7 @@ def test_the_demo_runs_and_runs_again(
     captured = capsys.readouterr()
     assert captured.err == ""
     printed = captured.out.splitlines()
-    assert printed[: len(printed) // 2][0] == "1/5 drawing 8 pictures with the base model"
+    assert printed[: len(printed) // 2][0] == "1/5 generating 8 images with the base model"
     assert [line[:3] for line in printed if not line.startswith(" ")] == [
         "1/5", "2/5", "3/5", "4/5", "5/5", "try",
     ] * 2  # fmt: skip

@@ -99,7 +99,7 @@ def _show(root: Path, shards: "list[Shard]", beside: int) -> None:
 def _tree(root: Path, left: "list[Shard]", removed: "list[Shard]", beside: int) -> dict[str, Any]:
     """Return everything as values that JSON can hold."""
 
-    def told(shards: "list[Shard]") -> dict[str, int]:
+    def totals(shards: "list[Shard]") -> dict[str, int]:
         return {
             "files": len(shards),
             "entries": sum(shard.entry_count for shard in shards),
@@ -109,9 +109,9 @@ def _tree(root: Path, left: "list[Shard]", removed: "list[Shard]", beside: int) 
     kinds = sorted({shard.kind for shard in left})
     return {
         "folder": str(root),
-        **told(left),
-        "kinds": {kind: told([one for one in left if one.kind == kind]) for kind in kinds},
-        "removed": told(removed),
+        **totals(left),
+        "kinds": {kind: totals([shard for shard in left if shard.kind == kind]) for kind in kinds},
+        "removed": totals(removed),
         "other_bytes": beside,
     }
 

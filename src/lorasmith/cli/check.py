@@ -35,7 +35,7 @@ def check(
         Path,
         typer.Argument(
             metavar="DIR|RUN.toml",
-            help="A folder of captioned pictures, a packed tar, or the settings of a run.",
+            help="A folder of captioned images, a packed tar, or the settings of a run.",
         ),
     ],
     tag: Annotated[
@@ -43,7 +43,7 @@ def check(
     ] = None,
     resolution: Annotated[
         int | None,
-        typer.Option(help="Side of square training pictures.", show_default="the model's"),
+        typer.Option(help="Side of square training images.", show_default="the model's"),
     ] = None,
     model: Annotated[
         Path | None,
@@ -52,7 +52,7 @@ def check(
         ),
     ] = None,
     caption: Annotated[
-        str | None, typer.Option(help="Caption of pictures that have none, as class pictures may.")
+        str | None, typer.Option(help="Caption of images that have none, as class images may.")
     ] = None,
     sets: Annotated[
         list[str] | None,
@@ -92,12 +92,13 @@ def _tell(report: "DatasetReport", data: Path, as_json: bool) -> None:
         show(report, _console())
     if report.errors:
         raise DataError(
-            f"{data}: {', '.join(finding.rule for finding in report.errors)}; {len(report.facts.scan.rows)} of {report.facts.scan.image_count} pictures can be used"
+            f"{data}: {', '.join(finding.rule for finding in report.errors)}; "
+            f"{len(report.facts.scan.rows)} of {report.facts.scan.image_count} images can be used"
         )
 
 
 def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
-    """Check the pictures of a run."""
+    """Check the images of a run."""
     from lorasmith.config.features import FeaturesConfig, load_train_config
     from lorasmith.evaluation.dataset_check import check_dataset as check_data
     from lorasmith.evaluation.features_check import check_features
@@ -108,23 +109,23 @@ def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
         report = check_data(run.data, False, run.model.path, None, progress_bar)
         _tell(report, run.data.path, as_json)
         return
-    found = check_features(run, progress_bar)
+    result = check_features(run, progress_bar)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        show_features(found, _console())
-    if found.errors:
-        raise DataError(f"{file}: {', '.join(found.errors)}; the findings above say what to do")
+        show_features(result, _console())
+    if result.errors:
+        raise DataError(f"{file}: {', '.join(result.errors)}; the findings above say what to do")
 
 
-def show_features(found: "FeaturesReport", console: Console) -> None:
+def show_features(result: "FeaturesReport", console: Console) -> None:
     """Print the report on several features for people."""
-    for tag, report in found.reports.items():
-        console.rule(Text(f"{tag}  ({' '.join(found.tokens[tag])})"), align="left")
+    for tag, report in result.reports.items():
+        console.rule(Text(f"{tag}  ({' '.join(result.tokens[tag])})"), align="left")
         show(report, console)
     console.rule("side by side", align="left")
-    if found.findings:
-        console.print(_findings(found.findings))
+    if result.findings:
+        console.print(_findings(result.findings))
     else:
         console.print("The features are kept apart.", style="green")
 
@@ -146,15 +147,15 @@ def _console() -> Console:
 
 
 def _summary(report: "DatasetReport") -> Table:
-    found = report.facts.scan
+    result = report.facts.scan
     table = Table(title=str(report.path), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    usable = f"{len(found.rows)} of {found.image_count} can be used"
-    masks = sum(row.mask_path is not None for row in found.rows)
+    usable = f"{len(result.rows)} of {result.image_count} can be used"
+    masks = sum(row.mask_path is not None for row in result.rows)
     table.add_row("pictures", usable + (f", {masks} have a mask" if masks else ""))
     table.add_row("sizes", _sizes(report))
-    captions = len({row.caption for row in found.rows})
+    captions = len({row.caption for row in result.rows})
     table.add_row("captions", f"{captions} different")
     table.add_row("tag", _tag(report))
     if report.diversity is not None:
@@ -183,7 +184,8 @@ def _variety(report: "DatasetReport") -> str:
     if variety is None:
         return ""
     judged = "all alike" if variety.is_uniform else "varied"
-    return f"{variety.distance:.2f}, {judged} (sets of {variety.images} below {variety.threshold:.2f} are all alike)"
+    limit = f"sets of {variety.images} below {variety.threshold:.2f} are all alike"
+    return f"{variety.distance:.2f}, {judged} ({limit})"
 
 
 def _buckets(report: "DatasetReport") -> Table:

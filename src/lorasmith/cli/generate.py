@@ -39,7 +39,9 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw; `<lora:NAME:WEIGHT>` uses a LoRA.")],
+    prompt: Annotated[
+        str, typer.Argument(help="What to generate; `<lora:NAME:WEIGHT>` uses a LoRA.")
+    ],
     model: Annotated[
         Path | None,
         typer.Option(

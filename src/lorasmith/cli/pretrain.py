@@ -42,7 +42,7 @@ def vae(config: Config, sets: Sets = None, start: From = None, resume: Resume = 
 
 
 def clip(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
-    """Train the text and image towers.
+    """Train the text and image encoders.
 
     Example: `lorasmith pretrain clip clip.toml --set train.batch_size=512`
     """
@@ -55,7 +55,7 @@ def clip(config: Config, sets: Sets = None, start: From = None, resume: Resume =
 def unet(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
     """Train the U-Net on the latents of a trained autoencoder.
 
-    Example: `lorasmith pretrain unet unet.toml --from runs/unet-1 --set train.output_dir=runs/unet-2`
+    Example: `lorasmith pretrain unet unet.toml --from runs/unet --set train.output_dir=runs/unet-2`
     """
     from lorasmith.config.pretrain import UnetPretrainConfig
     from lorasmith.pretraining.unet import pretrain_unet
@@ -76,11 +76,13 @@ def report(
         list[str] | None, typer.Option("--vae", help="NAME=FOLDER: also measure FOLDER/vae.")
     ] = None,
     unets: Annotated[
-        list[str] | None, typer.Option("--unet", help="NAME=FOLDER: also draw with this U-Net.")
+        list[str] | None, typer.Option("--unet", help="NAME=FOLDER: also generate with this U-Net.")
     ] = None,
     table: Annotated[
         list[str] | None,
-        typer.Option("--table", help="NAME=FOLDER: a short VAE run for the table of shapes."),
+        typer.Option(
+            "--table", help="NAME=FOLDER: a short VAE run for the table of architectures."
+        ),
     ] = None,
     append: Annotated[
         Path | None, typer.Option("--append", help="A Markdown file to put at the end.")
@@ -88,7 +90,7 @@ def report(
     sets: Sets = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Measure a base model and draw its contact sheets. CONFIG is the U-Net's settings file.
+    """Measure a base model and generate its contact sheets. CONFIG is the U-Net's settings file.
 
     Example: `lorasmith pretrain report unet.toml --model runs/unet --out runs/RESULTS.md`
     """

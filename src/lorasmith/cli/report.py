@@ -19,7 +19,7 @@ def report(
 ) -> None:
     """Write a training run's report.html again, from the files in its folder.
 
-    One page with curves, preview pictures, settings and advice that needs no other file and no
+    One page with curves, preview images, settings and advice that needs no other file and no
     network. `train` writes it at the end; this command also works while a run goes on, and after
     one that was stopped.
 

@@ -16,7 +16,7 @@ RunFile = Annotated[
     Path | None, typer.Argument(metavar="[RUN.toml]", help="Settings; the options override it.")
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="A folder of pictures, each with its caption in a .txt file.")
+    Path | None, typer.Option(help="A folder of images, each with its caption in a .txt file.")
 ]
 Tag = Annotated[str | None, typer.Option(help="The trigger word (tag); it is in every caption.")]
 BaseModel = Annotated[
@@ -32,7 +32,7 @@ Resume = Annotated[
     str | None,
     typer.Option(
         metavar="[step-N]",
-        help="Go on with the run of this name: from its latest checkpoint, or from one step.",
+        help="Continue the run of this name: from its latest checkpoint, or from one step.",
     ),
 ]
 Sets = Annotated[
@@ -57,7 +57,7 @@ def saved_settings(out: str) -> Path:
 
     file = RunPaths.from_name(out).settings
     if not file.is_file():
-        raise ConfigError(f"--resume: there is no run {out} ({file} is missing); look at --out")
+        raise ConfigError(f"--resume: there is no run {out} ({file} is missing); check --out")
     return file
 
 

@@ -21,7 +21,7 @@ _LISTS = ("optimizer_args",)
 class SettingsCommand(typer.core.TyperCommand):
     """Takes any setting as an option, also under its name in kohya's scripts or diffusers.
 
-    ``--network_dim 8`` and ``--lr 1e-4`` become ``--set lora.rank=8 --set train.learning_rate=1e-4``.
+    ``--network_dim 8 --lr 1e-4`` becomes ``--set lora.rank=8 --set train.learning_rate=1e-4``.
     ``--resume`` may stand alone: what follows is its value only if it names a step.
     """
 

@@ -1,4 +1,4 @@
-"""``lorasmith sweep``: LoRAs that differ in settings, trained at the same time."""
+"""``lorasmith sweep``: LoRAs that differ in settings, trained in parallel."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ def sweep(
     ] = None,
     max_parallel: Annotated[
         int | None,
-        typer.Option(min=1, help="Train so many LoRAs at the same time at most.", show_default="8"),
+        typer.Option(min=1, help="Train at most so many LoRAs at the same time.", show_default="8"),
     ] = None,
     data: options.Data = None,
     tag: options.Tag = None,
@@ -54,10 +54,10 @@ def sweep(
 ) -> None:
     """Train several LoRAs that differ in settings, at the same time.
 
-    A LoRA for each combination of the varied settings, from the same pictures and in one pass of
+    A LoRA for each combination of the varied settings, from the same images and in one pass of
     the model for all: NAME/lr1e-4-rank8.safetensors, with a folder of that name as `train` leaves
-    it. NAME/sweep.html and NAME/sweep.json compare them. Ctrl-C saves what was learned, and
-    `--resume` with the same settings or `--out` goes on with it.
+    it. NAME/sweep.html and NAME/sweep.json compare them. Ctrl-C saves checkpoints, and
+    `--resume` with the same settings or `--out` continues.
 
     Example: `lorasmith sweep --data pictures --tag ink --out tried --vary lora.rank=4,16`
     """
@@ -89,12 +89,12 @@ def sweep(
 
 
 def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
-    """Print what came of all LoRAs, and what to think of the differences."""
+    """Print the results of all LoRAs, and notes on the differences."""
     from lorasmith.reports.sweep_page import result_rows
     from lorasmith.reports.sweep_results import make_notes
     from lorasmith.runs.sweep_paths import SweepPaths
 
-    ranked = any(one.gain is not None for one in results)
+    ranked = any(result.gain is not None for result in results)
     paths = SweepPaths.from_config(settings)
     table = Table(title=f"LoRAs in {paths.main.folder}", title_justify="left")
     table.add_column("file", overflow="fold")

@@ -1,4 +1,4 @@
-"""``lorasmith train``: from a folder of captioned pictures to a LoRA file."""
+"""``lorasmith train``: from a folder of captioned images to a LoRA file."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,11 +36,13 @@ def train(
     download: Download = False,
     print_config: options.PrintConfig = False,
 ) -> None:
-    """Train a LoRA on a folder of captioned pictures.
+    """Train a LoRA on a folder of captioned images.
 
-    Writes NAME.safetensors in the naming that other programs read; the report, settings, log,
-    previews and checkpoints go to the folder NAME beside it. Ctrl-C saves what was learned, and
-    `--resume` with the same RUN.toml or `--out` goes on with it.
+    Writes NAME.safetensors in the key format that other programs read; the report, settings, log,
+    previews and checkpoints go to the folder NAME beside it. Ctrl-C saves a checkpoint, and
+    `--resume` with the same RUN.toml or `--out` continues.
+
+    Any setting is an option, also under its name in kohya's scripts or diffusers (`--network_dim 8`).
 
     A RUN.toml with [[feature]] tables trains a LoRA for each, NAME-TAG.safetensors.
 

@@ -29,34 +29,34 @@ class RowFilter(BaseConfig):
 
 
 class RowWeight(BaseConfig):
-    """How often rows with a certain column value are drawn, relative to the rest."""
+    """How often rows with a certain column value are sampled, relative to all others."""
 
     column: str
     """Name of the metadata column."""
     value: Scalar
     """The value that this weight is for."""
     weight: float = Field(gt=0.0, le=1.0)
-    """1.0 draws such a row every epoch, 0.5 every other epoch on average."""
+    """1.0 samples such a row every epoch, 0.5 every other epoch on average."""
 
 
 class PretrainDataConfig(BaseConfig):
-    """Which captioned pictures are learned from, and how."""
+    """The captioned training images."""
 
     path: UserPath
-    """A folder of pictures with captions, or a packed tar."""
+    """A folder of images with captions, or a packed tar."""
     filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these are used."""
     validation_split: float = Field(default=0.03, ge=0.0, lt=1.0)
     """Share of the rows, chosen by a hash of their names, that is never trained on."""
     weights: tuple[RowWeight, ...] = ()
-    """Rows to be drawn less often than others."""
+    """Rows that are sampled less often than others."""
     flip_aug: bool = False
-    """Mirror half of the pictures, where nothing below speaks against it."""
+    """Mirror half of the images, unless a setting below forbids it."""
     no_flip_words: tuple[str, ...] = ("left", "right", "leftwards", "rightwards")
     """A caption with one of these words is never mirrored."""
     flip_filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these are mirrored (text and flags should not be)."""
     image_cache_gib: float = Field(default=4.0, ge=0.0)
-    """Decoded pictures are kept in memory up to this size; larger sets are decoded as needed."""
+    """Decoded images are kept in memory up to this size; larger sets are decoded as needed."""
     max_images: int | None = Field(default=None, gt=0)
     """Use only the first so many rows, to try a recipe out."""

@@ -1,4 +1,4 @@
-"""Settings of a run of several features, each with a tag of its own."""
+"""Settings of a run of several features, each with its own trigger word (tag)."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,15 +34,15 @@ def _as_data(value: Any) -> Any:
 
 
 class FeatureConfig(BaseConfig):
-    """One feature: a tag and the pictures that it stands for. What is left out here is as in
+    """One feature: a tag and the images that show it. What is left out here is as in
     `[lora]` and `[train]`."""
 
     tag: Tag
-    """The words that switch it on. They stand in every caption of its pictures and in no other."""
+    """The trigger word (or words), in every caption of its images and in no other."""
     class_word: str = ""
-    """What its pictures show without the tag, such as person."""
+    """What its images show without the tag, such as person."""
     data: Annotated[FeatureDataConfig, BeforeValidator(_as_data)]
-    """Its pictures: a path, or a table with the keys of [FeatureData](#featuredata)."""
+    """Its images: a path, or a table with the keys of [FeatureDataConfig](#featuredataconfig)."""
     targets: Targets | None = None
     """Layers that get an adapter, as in `lora.targets`."""
     rank: Positive | None = None
@@ -64,7 +64,7 @@ class FeatureConfig(BaseConfig):
 
 
 class FeaturesTrainerConfig(TrainerConfig):
-    """How the features are trained; numbers of steps and pictures are those of each feature."""
+    """How the features are trained; steps and batch sizes are those of each feature."""
 
     mode: Literal["staged", "joint"] = "staged"
     """staged: one feature after another, the earlier ones frozen and at work where captions name
@@ -76,7 +76,7 @@ class FeaturesConfig(BaseConfig):
     """Everything about one `lorasmith train` run with `[[feature]]` tables: a LoRA for each."""
 
     data: ImageDataConfig = ImageDataConfig()
-    """How the pictures are used, unless a feature says otherwise."""
+    """How the images are used, unless a feature says otherwise."""
     feature: Annotated[tuple[FeatureConfig, ...], Field(min_length=1)]
     """The features, in the order in which `staged` learns them."""
     output: OutputConfig
@@ -88,11 +88,11 @@ class FeaturesConfig(BaseConfig):
     train: FeaturesTrainerConfig = FeaturesTrainerConfig()
     """The training."""
     preserve: PreserveConfig = PreserveConfig()
-    """What keeps pictures without the tag as they are."""
+    """The preservation loss: images without the tag stay as they are."""
     validation: ValidationConfig = ValidationConfig()
-    """Looks at it on the way."""
+    """Validation during training."""
     track: TrackConfig = TrackConfig()
-    """Where its figures go."""
+    """Where metrics are logged."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,7 +100,7 @@ class FeaturesConfig(BaseConfig):
         """Lay `[data]` under each feature's own."""
         if not isinstance(tree, Mapping) or not isinstance(tree.get("data"), Mapping):
             return tree
-        features = [_with_data(one, tree["data"]) for one in tree.get("feature", ())]
+        features = [_with_data(feature, tree["data"]) for feature in tree.get("feature", ())]
         return {**tree, "feature": features}
 
     @model_validator(mode="after")
@@ -116,12 +116,12 @@ class FeaturesConfig(BaseConfig):
         return self
 
     def train_configs(self) -> list[TrainConfig]:
-        """Return each feature's settings as those of a run of its own."""
+        """Return the settings of each feature as those of a separate run."""
         return [self._run_of(feature) for feature in self.feature]
 
     def _run_of(self, feature: FeatureConfig) -> TrainConfig:
-        pictures = feature.data.model_dump(exclude_unset=True)
-        data = DataConfig(**pictures, tag=feature.tag, class_word=feature.class_word)
+        images = feature.data.model_dump(exclude_unset=True)
+        data = DataConfig(**images, tag=feature.tag, class_word=feature.class_word)
         lora = _changed(
             self.lora,
             targets=feature.targets,
@@ -205,7 +205,7 @@ def to_train_config(
     if isinstance(config, str | Path):
         return load_train_config(Path(config).expanduser())
     raise ConfigError(
-        f"settings are a TrainRun, a dictionary or the path of a TOML file, not "
+        f"settings are a TrainConfig, a dictionary or the path of a TOML file, not "
         f"{type(config).__name__}"
     )
 
@@ -216,31 +216,31 @@ def _with_data(feature: Any, common: Mapping[str, Any]) -> Any:
 
 
 def _changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
-    """Return settings in which what is not None has changed."""
+    """Return settings with all changes that are not None."""
     given = {name: value for name, value in changes.items() if value is not None}
     return LoraConfig(**{**lora.model_dump(exclude_unset=True), **given})
 
 
 def _clashes(features: Sequence[FeatureConfig]) -> Iterator[str]:
-    """Tell tags that cannot stand beside each other."""
-    for number, one in enumerate(features):
-        for other in features[:number]:
-            words, others = one.tag.casefold(), other.tag.casefold()
-            if words == others:
-                yield f"feature: the tag {one.tag!r} is there twice; each feature has its own"
-            elif _inside(words, others) or _inside(others, words):
-                short, long = sorted((one.tag, other.tag), key=len)
+    """Yield a message for each pair of tags that cannot be trained in one run."""
+    for index, feature in enumerate(features):
+        for other in features[:index]:
+            tag, other_tag = feature.tag.casefold(), other.tag.casefold()
+            if tag == other_tag:
+                yield f"feature: the tag {feature.tag!r} is there twice; each feature has its own"
+            elif _contains_words(tag, other_tag) or _contains_words(other_tag, tag):
+                short, long = sorted((feature.tag, other.tag), key=len)
                 yield (
                     f"feature: the tag {short!r} stands inside the tag {long!r}, which would "
-                    "switch both on; choose others"
+                    "activate both; choose others"
                 )
-            elif one.name.casefold() == other.name.casefold():
+            elif feature.name.casefold() == other.name.casefold():
                 yield (
-                    f"feature: the tags {other.tag!r} and {one.tag!r} are the same in file names; "
-                    "choose others"
+                    f"feature: the tags {other.tag!r} and {feature.tag!r} are the same in file "
+                    "names; choose others"
                 )
 
 
-def _inside(one: str, other: str) -> bool:
-    """Tell whether the words of one tag stand in another as whole words, one after the other."""
-    return f" {one} " in f" {other} "
+def _contains_words(tag: str, other: str) -> bool:
+    """Return whether a tag contains the words of another, in their order."""
+    return f" {other} " in f" {tag} "

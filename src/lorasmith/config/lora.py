@@ -15,11 +15,11 @@ GateKind = Literal["prompt", "token", "token+end", "none"]
 
 
 class LoraOverride(BaseConfig):
-    """Some layers that are trained with numbers of their own."""
+    """Layers with another rank, alpha or learning rate."""
 
     targets: Targets
-    """Presets or patterns over module paths, as in `lora.targets`; these layers are taken in
-    addition to it, and where both name a layer, the part's numbers count. The last part wins."""
+    """Presets or patterns over module paths, as in `lora.targets`, in addition to its layers.
+    Where several settings name a layer, the last override counts."""
     rank: Positive | None = None
     """Rank here; left out, `lora.rank`."""
     alpha: PositiveFloat | None = None
@@ -48,7 +48,7 @@ class LoraConfig(BaseConfig):
     over module paths (`up_blocks.1.*.attn2.*`; text encoders' begin with `text_encoder`).
     `lorasmith model info --targets` shows what they take."""
     overrides: tuple[LoraOverride, ...] = ()
-    """Layers with rank, alpha or learning rate of their own."""
+    """Layers with another rank, alpha or learning rate."""
     init: Init = "gaussian"
     """How the factors start. `gaussian` and `kaiming`: a random down-matrix, a zero up-matrix.
     `compensated`: both random, their product subtracted. `pissa`: the strongest directions of the

@@ -152,7 +152,11 @@ VERSION_1_VALUES: Mapping[str, Callable[[Any], Any]] = {
 }
 """What becomes of values, by the key of version 1."""
 
-REMARKS: Mapping[str, str] = dict.fromkeys(("train.accumulate", "loop.accumulate"), ", and it multiplies: train.batch_size is what one process takes at once, so that a batch " "of 8 in 2 parts is batch_size 4 with 2 accumulation steps")
+REMARKS: Mapping[str, str] = dict.fromkeys(
+    ("train.accumulate", "loop.accumulate"),
+    ", and it multiplies: train.batch_size is what one process takes at once, so that a batch of 8 "
+    "in 2 parts is batch_size 4 with 2 accumulation steps",
+)
 """What to say about a key whose meaning changed with its name."""
 
 _VERSION_1_BATCH_SIZE = 8

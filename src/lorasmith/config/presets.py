@@ -6,7 +6,7 @@ from typing import Any, Literal
 Preset = Literal["style", "subject"]
 
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
-    # How things are drawn sits in all layers of the transformers; words keep their meaning.
+    # A style is in all layers of the transformers; words keep their meaning.
     "style": {
         "lora": {"targets": "all-linear", "rank": 16},
         "train": {
@@ -29,8 +29,8 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
 
 ADVICE: Mapping[Preset, str] = {
     "subject": (
-        "without pictures of its class (data.reg_data_dir), everything of that class will come to "
-        "look like the subject"
+        "without images of its class (data.reg_data_dir), everything of that class becomes "
+        "like the subject"
     ),
 }
 """What to say about a preset where ``data.reg_data_dir`` is not set."""

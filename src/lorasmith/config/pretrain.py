@@ -11,7 +11,7 @@ from lorasmith.config.train_settings import LrSchedulerName, MixedPrecision
 Positive = Annotated[int, Field(gt=0)]
 
 IMAGE_ENCODER_NORM_GROUPS = 8
-"""Groups of the image tower's group normalisation."""
+"""Groups of the image encoder's group normalisation."""
 
 
 def _require_groups(channels: tuple[int, ...], groups: int) -> None:
@@ -21,7 +21,7 @@ def _require_groups(channels: tuple[int, ...], groups: int) -> None:
 
 
 class PretrainTrainerConfig(BaseConfig):
-    """How long and how fast to train, and what is kept on the way."""
+    """The training loop."""
 
     output_dir: UserPath
     """Folder for the result, its log and its checkpoints."""
@@ -39,7 +39,7 @@ class PretrainTrainerConfig(BaseConfig):
     lr_warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises from zero."""
     lr_scheduler_min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
-    """The schedule ends at this share of the peak."""
+    """Ratio of the last learning rate to the peak."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """AdamW's decoupled weight decay, on matrices and kernels only."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
@@ -47,11 +47,11 @@ class PretrainTrainerConfig(BaseConfig):
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay of an exponential moving average of the weights, which is then saved; 0 for none."""
     mixed_precision: MixedPrecision = "fp32"
-    """Mixed precision of accelerate. The weights themselves stay float32."""
+    """Mixed precision of accelerate. The weights stay float32."""
     compile: bool = False
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
     cuda_graph: bool = False
-    """Record the whole step as a CUDA graph: much faster for small networks on one GPU."""
+    """Capture the full step as a CUDA graph: much faster for small networks on one GPU."""
     seed: int = 0
     """Seed of initial weights, data order and noise."""
     log_every_n_steps: Positive = 20
@@ -65,13 +65,13 @@ class PretrainTrainerConfig(BaseConfig):
     device: Literal["auto", "cpu"] = "auto"
     """`cpu` keeps the run off the GPU."""
     stop_after_minutes: float | None = Field(default=None, gt=0.0)
-    """Save a checkpoint and stop after this long, for lent machines; --resume goes on."""
+    """Save a checkpoint and stop after so many minutes; --resume continues."""
     start_from: UserPath | None = None
     """A folder with weights to start from instead of random ones (also the option --from)."""
 
 
 class VaeArchitecture(BaseConfig):
-    """The autoencoder's shape, in diffusers' AutoencoderKL terms."""
+    """The autoencoder, in the terms of diffusers' AutoencoderKL."""
 
     block_out_channels: tuple[Positive, ...] = (48, 96, 128, 128)
     """Width of each block; n blocks scale down by 2^(n-1)."""
@@ -80,7 +80,7 @@ class VaeArchitecture(BaseConfig):
     norm_num_groups: Positive = 16
     """Groups of the group normalisation."""
     latent_channels: Positive = 4
-    """Channels of the latent picture."""
+    """Channels of the latents."""
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
@@ -89,18 +89,18 @@ class VaeArchitecture(BaseConfig):
 
 
 class VaeLossConfig(BaseConfig):
-    """What the autoencoder is taught by."""
+    """The losses of the autoencoder."""
 
     perceptual_weight: float = Field(default=0.1, ge=0.0)
-    """Weight of the distance between image-tower features; 0 leaves it out."""
+    """Weight of the distance between image encoder features; 0 for none."""
     perceptual_encoder: UserPath | None = None
-    """Folder of the image tower for it; none means the embedded one."""
+    """Folder of the image encoder for it; left out, the embedded one."""
     gradient_weight: float = Field(default=0.0, ge=0.0)
-    """Weight of an L1 distance between picture gradients at three scales."""
+    """Weight of an L1 distance between image gradients at three scales."""
     adversarial_weight: float = Field(default=0.05, ge=0.0)
     """Weight of the patch discriminator, relative to the reconstruction's gradient; 0 for none."""
     adversarial_start_step: int = Field(default=2000, ge=0)
-    """Step from which the discriminator takes part."""
+    """Step at which the discriminator starts."""
     discriminator_channels: int = Field(default=32, gt=0, multiple_of=4)
     """Width of the discriminator's first layer."""
     discriminator_learning_rate: float = Field(default=2e-4, gt=0.0)
@@ -121,7 +121,7 @@ class VaePretrainConfig(BaseConfig):
     """Everything about one `lorasmith pretrain vae` run."""
 
     data: PretrainDataConfig
-    """Pictures to learn from (captions are not used)."""
+    """The images; captions are not used."""
     train: PretrainTrainerConfig
     """The training loop."""
     architecture: VaeArchitecture = VaeArchitecture()
@@ -129,7 +129,7 @@ class VaePretrainConfig(BaseConfig):
     loss: VaeLossConfig = VaeLossConfig()
     """The losses."""
     resolution: Positive = 128
-    """Side of the training pictures in pixels."""
+    """Side of the training images in pixels."""
 
     @model_validator(mode="after")
     def _decoder_has_an_encoder(self) -> Self:
@@ -145,7 +145,7 @@ class VaePretrainConfig(BaseConfig):
 
 
 class TextEncoderArchitecture(BaseConfig):
-    """The text tower's shape, in transformers' CLIPTextConfig terms."""
+    """The text encoder, in the terms of transformers' CLIPTextConfig."""
 
     hidden_size: Positive = 256
     """Width of the hidden states; the U-Net's cross_attention_dim."""
@@ -160,16 +160,17 @@ class TextEncoderArchitecture(BaseConfig):
     def _heads_fit(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads"
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
+                "heads"
             )
         return self
 
 
 class ImageEncoderArchitecture(BaseConfig):
-    """The image tower's shape: a small residual convolution net."""
+    """The image encoder: a small residual convolutional network."""
 
     block_out_channels: tuple[Positive, ...] = (32, 64, 120, 176)
-    """Width of each stage; each stage halves the picture's side."""
+    """Width of each stage; each stage halves the side of the image."""
     layers_per_block: tuple[Positive, ...] = (1, 2, 2, 1)
     """Residual blocks of each stage."""
 
@@ -178,7 +179,8 @@ class ImageEncoderArchitecture(BaseConfig):
         _require_groups(self.block_out_channels, IMAGE_ENCODER_NORM_GROUPS)
         if len(self.block_out_channels) != len(self.layers_per_block):
             raise ValueError(
-                f"block_out_channels has {len(self.block_out_channels)} stages but layers_per_block has {len(self.layers_per_block)}"
+                f"block_out_channels has {len(self.block_out_channels)} stages but "
+                f"layers_per_block has {len(self.layers_per_block)}"
             )
         return self
 
@@ -187,29 +189,29 @@ class ClipPretrainConfig(BaseConfig):
     """Everything about one `lorasmith pretrain clip` run."""
 
     data: PretrainDataConfig
-    """Captioned pictures to learn from."""
+    """The captioned images."""
     train: PretrainTrainerConfig
     """The training loop."""
     text_encoder: TextEncoderArchitecture = TextEncoderArchitecture()
-    """The text tower."""
+    """The text encoder."""
     image_encoder: ImageEncoderArchitecture = ImageEncoderArchitecture()
-    """The image tower."""
+    """The image encoder."""
     projection_dim: Positive = 256
-    """Width of the space in which both towers meet."""
+    """Width of the joint embedding space."""
     merges_file: UserPath | None = None
     """A CLIP byte-pair merge list for a new tokenizer; none reuses the embedded model's."""
     num_merges: Positive = 7678
     """How many of its merges are kept; the vocabulary is 514 larger."""
     resolution: Positive = 128
-    """Side of the training pictures in pixels."""
+    """Side of the training images in pixels."""
     random_shift: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Pictures are scaled and shifted at random by up to this share of their side."""
+    """Images are scaled and shifted at random by up to this share of their side."""
     color_jitter: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Brightness and contrast are changed at random by up to this share."""
 
 
 class UnetArchitecture(BaseConfig):
-    """The U-Net's shape, in diffusers' UNet2DConditionModel terms, with SD 1.x block types."""
+    """The U-Net, in the terms of diffusers' UNet2DConditionModel, with SD 1.x block types."""
 
     block_out_channels: tuple[Positive, Positive, Positive, Positive] = (64, 96, 128, 160)
     """Width of the four levels."""
@@ -230,7 +232,7 @@ class StageConfig(BaseConfig):
     """One stage of U-Net pretraining."""
 
     resolution: Positive
-    """Side of the training pictures in pixels."""
+    """Side of the training images in pixels."""
     steps: Positive
     """Optimizer steps of this stage."""
     batch_size: Positive | None = None
@@ -243,7 +245,7 @@ class UnetPretrainConfig(BaseConfig):
     """Everything about one `lorasmith pretrain unet` run."""
 
     data: PretrainDataConfig
-    """Captioned pictures to learn from."""
+    """The captioned images."""
     train: PretrainTrainerConfig
     """The training loop; its `steps` must be the sum of the stages'."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
@@ -257,13 +259,13 @@ class UnetPretrainConfig(BaseConfig):
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the network predicts."""
     min_snr_gamma: float = Field(default=5.0, ge=0.0)
-    """Gamma of min-SNR loss weighting; 0 weighs all timesteps alike."""
+    """Gamma of min-SNR loss weighting; 0 weighs all timesteps equally."""
     caption_dropout_rate: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of captions emptied, for classifier-free guidance."""
+    """Share of captions that are replaced by an empty one, for classifier-free guidance."""
     caption_truncation_rate: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of captions cut at their first comma, so that pictures answer to short prompts."""
+    """Share of captions cut at their first comma, so that short prompts work."""
     use_all_captions: bool = True
-    """Draw among all phrasings of a caption, not the first alone."""
+    """Sample among all captions of an image, not only the first."""
     train_text_encoder: bool = False
     """Also train the text encoder, with the same learning rate."""
 

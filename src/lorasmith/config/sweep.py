@@ -55,7 +55,7 @@ class Variant:
     settings: Mapping[str, Any]
     """The varied settings by their dotted names, with this LoRA's values."""
     config: TrainConfig
-    """Its settings, as those of a run of its own."""
+    """Its settings, as those of a separate run."""
 
 
 def _flat(value: Any) -> Any:
@@ -103,10 +103,10 @@ class SweepConfig(TrainConfig):
 
     def groups(self) -> list[list[Variant]]:
         """Return the combinations in groups that are trained at the same time, nearly equal."""
-        every = self.variants()
-        count = -(-len(every) // self.max_parallel)
-        edges = [len(every) * k // count for k in range(count + 1)]
-        return [every[first:last] for first, last in pairwise(edges)]
+        variants = self.variants()
+        count = -(-len(variants) // self.max_parallel)
+        edges = [len(variants) * k // count for k in range(count + 1)]
+        return [variants[first:last] for first, last in pairwise(edges)]
 
     def _with(self, changes: Mapping[str, Any]) -> TrainConfig:
         """Return the run with other values of some settings.
@@ -117,12 +117,12 @@ class SweepConfig(TrainConfig):
         tree = self.model_dump(exclude={"vary", "max_parallel"}, exclude_unset=True, by_alias=True)
         for name, value in changes.items():
             *sections, key = name.split(".")
-            place = reduce(lambda inner, section: inner.setdefault(section, {}), sections, tree)
-            place[key] = value
-        # Held-out losses under different seeds are to be comparable.
+            section = reduce(lambda inner, name: inner.setdefault(name, {}), sections, tree)
+            section[key] = value
+        # Validation losses under different seeds are to be comparable.
         tree.setdefault("validation", {}).setdefault("loss_seed", self.train.seed)
-        told = ", ".join(f"{name}={value}" for name, value in changes.items())
-        return validate_config(TrainConfig, tree, f"vary {told}")
+        described = ", ".join(f"{name}={value}" for name, value in changes.items())
+        return validate_config(TrainConfig, tree, f"vary {described}")
 
 
 def load_sweep(
@@ -168,16 +168,16 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
     Raises:
         ConfigError: it is not written like that, or a setting is there twice.
     """
-    found: dict[str, list[Any]] = {}
+    vary: dict[str, list[Any]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
         name = name.strip()
         if not (name and equals and values.strip()):
             raise ConfigError(f"--vary {text!r}: write it as section.key=value,value")
-        if name in found:
+        if name in vary:
             raise ConfigError(f"--vary {name}: it is there twice; give all its values at once")
-        found[name] = [parse_value(part.strip()) for part in _divided(values)]
-    return found
+        vary[name] = [parse_value(part.strip()) for part in _divided(values)]
+    return vary
 
 
 def check_sweepable(names: Iterable[str], none: bool = False) -> None:
@@ -197,7 +197,7 @@ def check_sweepable(names: Iterable[str], none: bool = False) -> None:
         if name not in known:
             raise ConfigError(f"vary: there is no setting {name!r}{did_you_mean(name, known)}")
         raise ConfigError(
-            f"vary: {name} is the same for all LoRAs of a sweep, which share the pictures, the "
+            f"vary: {name} is the same for all LoRAs of a sweep, which share the images, the "
             f"model and the steps; what may vary is {', '.join(SWEEPABLE)}"
         )
     if not (names or none):
@@ -256,8 +256,8 @@ def _check_values(name: str, values: Sequence[Any]) -> None:
         if value in values[:number]:
             raise ConfigError(f"vary {name}: the value {value} is there twice")
     if len(values) < 2:
-        told = f"{values[0]} alone" if values else "no value"
-        raise ConfigError(f"vary {name}: {told} is nothing to vary; give several, or use --set")
+        given = f"{values[0]} alone" if values else "no value"
+        raise ConfigError(f"vary {name}: {given} is nothing to vary; give several, or use --set")
 
 
 def _value_of(run: TrainConfig, name: str) -> Any:

@@ -37,7 +37,7 @@ def _name(text: str) -> str:
 
 
 class ModelConfig(BaseConfig):
-    """The model that is taught."""
+    """The base model."""
 
     path: UserPath | None = None
     """A Stable Diffusion 1.x, 2.x or SDXL model: a folder in diffusers' layout, a .safetensors
@@ -46,56 +46,56 @@ class ModelConfig(BaseConfig):
 
 
 class PreserveConfig(BaseConfig):
-    """What keeps pictures without the tag as they are, where the file is used without a gate.
+    """The preservation loss: images without the tag stay as they are in programs without gates.
 
-    A further loss on the pictures at hand: the mean square of what the adapters change in the
+    An additional loss on the training images: the mean square of what the adapters change in the
     prediction where they should change nothing.
     """
 
     strength: float = Field(default=0.0, ge=0.0)
-    """Weight of the change under captions whose tag is replaced by the class word; 0 for none,
-    1 weighs it like the loss itself."""
+    """Weight of the loss under captions whose tag is replaced by the class word; 0 for none, 1
+    weighs it like the training loss."""
     every_n_steps: Positive = 4
-    """Steps between two that have these terms; each costs about one and a half plain steps."""
+    """Steps between two with this loss; each takes about one and a half plain steps more."""
     earlier_features_strength: float = Field(default=0.0, ge=0.0)
-    """In later stages of several features: weight of the change under the pictures and captions
-    of earlier features, those switched on; 0 for none."""
+    """In later stages of several features: weight of the loss on the images and captions of
+    earlier features, with those active; 0 for none."""
 
 
 class ValidationConfig(BaseConfig):
-    """What is looked at while the training goes on."""
+    """Validation during training: preview images and the validation loss."""
 
     every_n_steps: int = Field(default=100, ge=0)
-    """Steps between two looks: preview pictures and the held-out loss; 0 for none."""
+    """Steps between two validations; 0 for none."""
     prompts: tuple[str, ...] | None = None
-    """Prompts of the preview pictures; left out, captions of training pictures. An empty list
-    draws none."""
+    """Prompts of the preview images; left out, captions of training images. An empty list
+    generates none."""
     num_images: Positive = 4
     """How many captions are used when no prompts are given."""
     negative_prompt: str = ""
     """Negative prompt of the previews."""
     num_inference_steps: Positive = 15
-    """Sampling steps of a preview."""
+    """Denoising steps of a preview."""
     guidance_scale: float = Field(default=5.0, ge=0.0)
-    """Guidance scale of a preview."""
+    """Guidance scale (CFG) of a preview."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the first preview picture; picture k uses seed + k."""
+    """Seed of the first preview image; image k has seed + k."""
     size: str | None = None
     """Size of the previews, such as 512x768; left out, the model's own."""
     loss_timesteps: Positive = 4
-    """How many noise levels, evenly spread, the held-out loss is measured at."""
+    """How many noise levels, evenly spread, the validation loss is measured at."""
     loss_seed: int | None = Field(default=None, ge=0, lt=2**63)
-    """Seed of the noise that it is measured with; left out, `train.seed`. Held-out losses are to be
-    compared where this is the same."""
+    """Seed of the noise of the validation loss; left out, `train.seed`. Losses can be compared
+    where this is the same."""
 
 
 class TrackConfig(BaseConfig):
-    """Where figures go, beside the JSON lines in the run's folder."""
+    """Where metrics are logged, besides `log.jsonl` in the run's folder."""
 
     tensorboard: bool = True
     """Write TensorBoard event files into the run's folder."""
     wandb: bool = False
-    """Send figures to Weights & Biases (needs the extra `lorasmith[wandb]`)."""
+    """Log metrics to Weights & Biases (needs the extra `lorasmith[wandb]`)."""
     wandb_project: str = "lorasmith"
     """Its project."""
 
@@ -112,7 +112,7 @@ class TrainConfig(BaseConfig):
     """Everything about one `lorasmith train` run."""
 
     data: DataConfig
-    """The pictures."""
+    """The training images."""
     output: OutputConfig
     """The result."""
     model: ModelConfig = ModelConfig()
@@ -122,25 +122,25 @@ class TrainConfig(BaseConfig):
     train: TrainerConfig = TrainerConfig()
     """The training."""
     preserve: PreserveConfig = PreserveConfig()
-    """What keeps pictures without the tag as they are."""
+    """The preservation loss: images without the tag stay as they are."""
     validation: ValidationConfig = ValidationConfig()
-    """Looks at it on the way."""
+    """Validation during training."""
     track: TrackConfig = TrackConfig()
-    """Where its figures go."""
+    """Where metrics are logged."""
 
     @model_validator(mode="after")
-    def _patience_has_something_to_watch(self) -> Self:
+    def _early_stopping_has_a_loss(self) -> Self:
         if self.train.early_stopping_patience is not None and (
             self.validation.every_n_steps == 0 or self.data.validation_split == 0.0
         ):
             raise ValueError(
-                "train.early_stopping_patience watches the held-out loss: validation.every_n_steps "
-                "and data.validation_split must not be 0"
+                "train.early_stopping_patience watches the validation loss: "
+                "validation.every_n_steps and data.validation_split must not be 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _there_is_something_to_preserve(self) -> Self:
+    def _preservation_has_an_effect(self) -> Self:
         if self.preserve.strength and self.lora.gate in ("token", "token+end"):
             raise ValueError(
                 f"preserve.strength has nothing to do under lora.gate = {self.lora.gate}: without "

@@ -108,7 +108,7 @@ class TrainerConfig(BaseConfig):
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     """Largest gradient norm; larger gradients are scaled down to it. 0 leaves them alone."""
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Decay of an average of the adapters' weights, which is then what is shown and saved."""
+    """Decay of an average of the adapters' weights, which is then validated and saved."""
 
     loss: LossConfig = LossConfig()
     """What is minimised."""
@@ -121,8 +121,8 @@ class TrainerConfig(BaseConfig):
     """What a run may take of a GPU, such as 12GB: as few blocks as possible then compute their
     activations again. Left out, none does, unless `gradient_checkpointing` says so."""
     cuda_graph: bool = True
-    """On a CUDA GPU, record a step once for each size of pictures and replay it: the same results,
-    without the time that launching its kernels one by one takes."""
+    """On a CUDA GPU, capture a step as a CUDA graph for each image size and replay it: the same
+    results, without the time of launching its kernels one by one."""
     fp8: bool = False
     """On a GPU that can (RTX 40, H100 and later), multiply with the largest frozen layers in 8 bits
     where batches are large: faster, slightly inexact. Adapters stay as they are."""

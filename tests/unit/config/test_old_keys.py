@@ -68,7 +68,7 @@ def test_batch_size_becomes_that_of_one_process(monkeypatch: pytest.MonkeyPatch)
     assert upgraded["train"]["batch_size"] == 2
     assert upgraded["stages"] == [{"batch_size": 4}]
     assert old["stages"] == [{"batch_size": 16}]
-    with pytest.raises(ConfigError, match="batch_size 9 .* does not divide into 4 batches"):
+    with pytest.raises(ConfigError, match=r"batch_size 9 .* does not divide into 4 batches"):
         upgrade({"train": {"batch_size": 9, "accumulate": 2}})
 
 

@@ -118,7 +118,8 @@ def test_mistakes_are_told(vary: tuple[str, ...], message: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["data.path", "data.resolution", "model.path", "output.name", "train.steps", "train.optimizer",
-     "train.batch_size", "train.mixed_precision", "validation.every_n_steps", "track.wandb", "lora.overrides"],
+     "train.batch_size", "train.mixed_precision", "validation.every_n_steps", "track.wandb",
+     "lora.overrides"],
 )  # fmt: skip
 def test_what_must_be_equal_is_refused_and_the_rest_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is the same for all.*train.learning_rate"):

@@ -38,7 +38,7 @@ def demo(
 
     Writes `base.png`, `taught.png` (the training images), the LoRA `inkmono.safetensors`,
     `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA without
-    it as other programs draw it, with no gate), the training report `report.html`, a second LoRA
+    it as other programs generate it, with no gate), the training report `report.html`, a second LoRA
     `cookqz.safetensors`, `tags.png` (the same seeds with no tag, either and both) and
     `metrics.json`. A few minutes on two cores.
 
@@ -51,8 +51,8 @@ def demo(
     pipe = load_pipeline(model)
     show_base_model(pipe, folder)
     paths = train_style(model, steps, folder)
-    drawn = show_style(pipe, paths.lora, folder)
-    metrics = measure_style(drawn, paths)
+    images = show_style(pipe, paths.lora, folder)
+    metrics = measure_style(images, paths)
     files = {TAG: paths.lora, COOK_TAG: train_cook(model, steps, folder)}
     metrics["tags"] = show_tags(pipe.model, files, folder)
     metrics["seconds"] = round(time.perf_counter() - started, 1)

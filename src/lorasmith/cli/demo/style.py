@@ -46,16 +46,16 @@ _SAMPLING_STEPS = 20
 _STEPS, _RATE = 120, 8e-3
 """Fewer and larger steps than the defaults: the demo is to take less than four minutes."""
 GUIDANCE = 3.0
-"""For the style: less than usual, as guidance also exaggerates what colour is left."""
+"""For the style: less than usual, as guidance also exaggerates what color is left."""
 
 
 def show_base_model(pipe: "Pipeline", folder: Path) -> None:
     """Generate images with the base model."""
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
-    typer.echo(f"1/5 drawing {len(PROMPTS)} pictures with the base model")
-    pictures = _draw(pipe, PROMPTS)
-    save_png(make_labelled_grid([pictures], column_labels=PROMPTS), folder / "base.png")
+    typer.echo(f"1/5 generating {len(PROMPTS)} images with the base model")
+    images = _draw(pipe, PROMPTS)
+    save_png(make_labelled_grid([images], column_labels=PROMPTS), folder / "base.png")
     typer.echo(f"    {folder / 'base.png'}")
 
 
@@ -98,28 +98,30 @@ def show_style(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
     typer.echo(
-        f"3/5 drawing {len(CONCEPTS)} things that were not among those, without and with the LoRA"
+        f"3/5 generating {len(CONCEPTS)} concepts that were not among those, without and with the LoRA"
     )
-    drawn = {}
+    images_by_row = {}
     for row, ending in ROWS.items():
         prompts = [f"{concept}{ending}" for concept in CONCEPTS]
-        drawn[row] = _draw(pipe, prompts, GUIDANCE)
+        images_by_row[row] = _draw(pipe, prompts, GUIDANCE)
         if not pipe.loaded_loras:
             # Under its gate the last row would be the first again; as an ordinary LoRA it shows
-            # what other programs draw.
+            # what other programs generate.
             pipe.load_lora(file, gate=False)
     pipe.unload_lora()
     title = (
-        "The same seeds in each column; none of these things was among the training pictures. "
+        "The same seeds in each column; none of these concepts was among the training images. "
         "With its gate on, as it is unless asked for, the last row equals the first."
     )
-    grid = make_labelled_grid(list(drawn.values()), list(drawn), CONCEPTS, title)
+    grid = make_labelled_grid(list(images_by_row.values()), list(images_by_row), CONCEPTS, title)
     save_png(grid, folder / f"{TAG}.png")
     typer.echo(f"    {folder / f'{TAG}.png'}")
-    return drawn
+    return images_by_row
 
 
-def measure_style(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> dict[str, Any]:
+def measure_style(
+    images_by_row: "dict[str, list[Image.Image]]", paths: "RunPaths"
+) -> dict[str, Any]:
     """Measure the saturation, and what the training gained."""
     from lorasmith.evaluation.metrics.saturation import measure_color
     from lorasmith.loops.tracking import read_log
@@ -127,13 +129,13 @@ def measure_style(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> d
     from lorasmith.runs.summary import RunSummary
 
     names = ("base", "with_tag", "without_tag")
-    sets = dict(zip(names, drawn.values(), strict=True)) | {"taught": training_images()}
-    colours = {name: measure_color(pictures) for name, pictures in sets.items()}
+    sets = dict(zip(names, images_by_row.values(), strict=True)) | {"taught": training_images()}
+    colors = {name: measure_color(images) for name, images in sets.items()}
     typer.echo(
-        f"    colour left (saturation): {colours['base'].saturation:.3f} in the base model's, "
-        f"{colours['with_tag'].saturation:.3f} with the tag, "
-        f"{colours['without_tag'].saturation:.3f} without it and its gate off, "
-        f"{colours['taught'].saturation:.3f} in the pictures it learned from"
+        f"    color left (saturation): {colors['base'].saturation:.3f} in the base model's, "
+        f"{colors['with_tag'].saturation:.3f} with the tag, "
+        f"{colors['without_tag'].saturation:.3f} without it and its gate off, "
+        f"{colors['taught'].saturation:.3f} in the training images"
     )
     summary, shares = (
         RunSummary.read(paths.summary),
@@ -147,12 +149,12 @@ def measure_style(drawn: "dict[str, list[Image.Image]]", paths: "RunPaths") -> d
     }
     return {"training": training} | {
         name: {field: round(value, 4) for field, value in colour._asdict().items()}
-        for name, colour in colours.items()
+        for name, colour in colors.items()
     }
 
 
 def _draw(pipe: "Pipeline", prompts: Sequence[str], guidance: float = 5.0) -> "list[Image.Image]":
-    with progress_bar("drawing", len(prompts) * _SAMPLING_STEPS) as advance:
+    with progress_bar("generating", len(prompts) * _SAMPLING_STEPS) as advance:
         return pipe(
             list(prompts),
             seed=_SEED,

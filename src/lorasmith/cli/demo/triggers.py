@@ -85,7 +85,9 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
         drawn = {name: _draw(generator, texts, loaded) for name, texts in prompts.items()}
         leaks = _leaks(generator, prompts, files, drawn)
     rows = list(zip(*(row.images for row in drawn.values()), strict=True))
-    title = "Each row is one seed. Both LoRAs are loaded; each is active where its tag is in the prompt."
+    title = (
+        "Each row is one seed. Both LoRAs are loaded; each is active where the prompt has its tag."
+    )
     labels = [prompt.partition(",")[0] for prompt in prompts["no tag"]]
     save_png(make_labelled_grid(rows, labels, list(prompts), title), folder / "tags.png")
     typer.echo(f"    {folder / 'tags.png'}")

@@ -38,13 +38,13 @@ def ablate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Captioned pictures, a folder or a packed tar; their captions are the prompts.",
-            show_default="pictures that the LoRA draws itself",
+            help="Captioned images, a folder or a packed tar; their captions are the prompts.",
+            show_default="images that the LoRA generates",
         ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Draw this. Repeatable.", show_default="the file's tag"),
+        typer.Option("--prompt", help="Generate this. Repeatable.", show_default="the file's tag"),
     ] = None,
     by: Annotated[
         Literal["block", "piece", "kind"],
@@ -63,14 +63,14 @@ def ablate(
         typer.Option("--html", help="Also write a page with the bar chart.", show_default="none"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
-    steps: Annotated[int, typer.Option(help="Sampling steps of pictures that are drawn.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the pictures and their noise.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps of generated images.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and their noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Switch a LoRA off block by block and report how much each contributes.
+    """Block ablation: disable a LoRA block by block and report how much each contributes.
 
     *switched off* is the share of the LoRA's effect that is missing without the block, *alone* the
-    effect of the block by itself. Blocks work on each other's results, so neither adds up to 100%.
+    effect of the block alone. Blocks change each other's inputs, so neither adds up to 100%.
     The names are targets for `lora.targets`.
 
     Example: `lorasmith lora ablate loras/inkmono.safetensors --by kind`
@@ -107,23 +107,23 @@ def ablate(
 
 
 def _encode_images(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]]":
-    """Return latents of real pictures ``[N, C, h, w]``, and their captions."""
+    """Return latents of real images ``[N, C, h, w]``, and their captions."""
     from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
     from lorasmith.data.reading.reader import read_rows
     from lorasmith.evaluation.fixed_noise import encode_images
 
     rows = read_rows(data)
     if not rows:
-        raise DataError(f"{data}: no captioned pictures there")
+        raise DataError(f"{data}: it has no captioned images")
     rows = rows[:: -(-len(rows) // _MAX_IMAGES)]
-    pictures = uint8_to_signed(load_square_images(rows, model.default_size))
-    return encode_images(model, pictures), [row.caption for row in rows]
+    images = uint8_to_signed(load_square_images(rows, model.default_size))
+    return encode_images(model, images), [row.caption for row in rows]
 
 
 def _generate_latents(
     model: "Model", lora: "LoraFile", prompts: Sequence[str], steps: int, seed: int
 ) -> "tuple[torch.Tensor, list[str]]":
-    """Return latents of what the LoRA draws ``[N, C, h, w]``, and the prompts."""
+    """Return latents of what the LoRA generates ``[N, C, h, w]``, and the prompts."""
     from lorasmith.adapters.gating.gate_metadata import read_gate
     from lorasmith.evaluation.image_generator import ImageGenerator
     from lorasmith.inference.options import SamplingOptions
@@ -134,14 +134,14 @@ def _generate_latents(
     if not any(given):
         raise ConfigError(
             f"{lora.path}: it does not say which tag calls it; give a prompt with --prompt, or "
-            "pictures with --data"
+            "images with --data"
         )
     count = max(_NUM_GENERATED, len(given))
     texts = [given[index % len(given)] for index in range(count)]
     with progress_bar("drawing", count * steps) as advance:
         generator = ImageGenerator(model, SamplingOptions(num_inference_steps=steps), advance)
-        drawn = generator.generate(texts, range(seed, seed + count), [lora.path], gate=False)
-    return drawn.latents, texts
+        result = generator.generate(texts, range(seed, seed + count), [lora.path], gate=False)
+    return result.latents, texts
 
 
 def _table(lora: "LoraFile", result: "AblationResult") -> Table:

@@ -26,8 +26,8 @@ def register(group: typer.Typer) -> None:
 
 
 def diff(
-    one: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
-    two: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    first: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Compare two LoRAs: norms by block, distance, and metadata.
@@ -38,14 +38,14 @@ def diff(
     """
     from lorasmith.adapters.tools.operations import diff_loras
 
-    result = diff_loras(one, two)
+    result = diff_loras(first, second)
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2, ensure_ascii=False))
         return
     console = Console()
     console = console if console.is_terminal else Console(width=_FILE_WIDTH)
     console.print(_table(result))
-    for path, names in ((one, result.only_in_first), (two, result.only_in_second)):
+    for path, names in ((first, result.only_in_first), (second, result.only_in_second)):
         if names:
             more = ", ..." if len(names) > _EXAMPLES else ""
             text = f"only in {path}: {len(names)} layers, {', '.join(names[:_EXAMPLES])}{more}"

@@ -134,9 +134,8 @@ def extract(
     typer.echo(f"{_describe(written)}, {_describe_energy(written)}")
     if extraction.not_extracted:
         first = ", ".join(extraction.not_extracted[:_EXAMPLES])
-        typer.echo(
-            f"left out: {len(extraction.not_extracted)} tensors that no LoRA can hold, first {first}"
-        )
+        count = len(extraction.not_extracted)
+        typer.echo(f"left out: {count} tensors that no LoRA can hold, first {first}")
 
 
 def _describe(written: "WriteResult") -> str:

@@ -18,7 +18,7 @@ def project(
     data: Annotated[
         Path,
         typer.Option(
-            help="The captioned pictures that it was trained on; only the captions count.",
+            help="The captioned images that it was trained on; only the captions count.",
             show_default=False,
         ),
     ],
@@ -81,7 +81,7 @@ def project(
     target.parent.mkdir(parents=True, exist_ok=True)
     save_lora_file(target, result.layers, metadata)
     typer.echo(
-        f"{target}: {result.projected_layers} of {len(result.layers)} layers projected; what they do at other "
-        f"words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what they do at the "
-        f"tag's, of which {result.retained:.0%} is kept"
+        f"{target}: {result.projected_layers} of {len(result.layers)} layers projected; what they "
+        f"do at other words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what "
+        f"they do at the tag's, of which {result.retained:.0%} is kept"
     )

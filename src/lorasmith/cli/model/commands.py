@@ -39,7 +39,7 @@ def info(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="A diffusers folder, a .safetensors file with a whole model, or a Hugging Face id "
+            help="A diffusers folder, a .safetensors file with a full model, or a Hugging Face id "
             "in the local cache.",
             show_default="the embedded model",
         ),
@@ -102,11 +102,11 @@ def _show_targets(
         from lorasmith.adapters.targeting.coverage import compute_coverage
         from lorasmith.models.model_summary import build_meta_networks
 
-        found = compute_coverage(build_meta_networks(model), targets, rank)
+        coverage = compute_coverage(build_meta_networks(model), targets, rank)
     if as_json:
-        typer.echo(json.dumps(coverage_json(found, targets, rank), indent=2))
+        typer.echo(json.dumps(coverage_json(coverage, targets, rank), indent=2))
         return
-    console.print(coverage_table(found, targets, rank))
+    console.print(coverage_table(coverage, targets, rank))
 
 
 def _console() -> Console:
@@ -129,8 +129,12 @@ def _summary_json(summary: "ModelInfo", hashed: str) -> dict[str, Any]:
 
 
 def _summary_text(summary: "ModelInfo", hashed: str) -> str:
-    told = summary.variant.prediction_type
-    predicts = f"predicts {told}" if told else "what it predicts is not said (measured when loaded)"
+    prediction = summary.variant.prediction_type
+    predicts = (
+        f"predicts {prediction}"
+        if prediction
+        else "what it predicts is not said (measured when loaded)"
+    )
     layout = "single file" if summary.single_file else "folder"
     parts = [f"{part.name} {'+'.join(part.formats)} ({part.tensors})" for part in summary.parts]
     lines = [

@@ -20,7 +20,7 @@ def convert(
         str,
         typer.Argument(
             metavar="IN",
-            help="A diffusers folder, a .safetensors file with a whole model, a Hugging Face id, "
+            help="A diffusers folder, a .safetensors file with a full model, a Hugging Face id, "
             "or `embedded`.",
         ),
     ],
@@ -45,7 +45,7 @@ def convert(
 ) -> None:
     """Turn a diffusers folder into a single file in the original naming, or the other way round.
 
-    Weights stay the same to the last bit unless `--precision` is given. What no picture depends on
+    Weights stay the same to the last bit unless `--precision` is given. What no image depends on
     (averages beside the weights, the noise schedule, a safety checker) is left out and listed.
 
     Example: `lorasmith model convert models/photo.safetensors models/photo`
@@ -84,4 +84,4 @@ def _left_out(names: tuple[str, ...]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"left out, as no picture depends on it: {', '.join(names[:3])}{more}"]
+    return [f"left out, as no image depends on it: {', '.join(names[:3])}{more}"]
