@@ -70,7 +70,7 @@ def check(
 
     Example: `lorasmith check pictures --tag inkmono`
     """
-    from lorasmith.evaluation.api import make_data_config, is_settings_file
+    from lorasmith.evaluation.api import is_settings_file, make_data_config
     from lorasmith.evaluation.dataset_check import check_dataset as check_data
     from lorasmith.loops.progress import progress_bar
 

@@ -28,6 +28,8 @@ class RunSummary:
     """Images that were held out for the validation loss."""
     steps: int
     """Optimizer steps taken."""
+    effective_batch_size: int = 0
+    """Images of an optimizer step, over accumulation steps and processes; 0 if not recorded."""
     seconds: float
     """Training time; of a resumed run the sum of all its parts."""
     parameters: int

@@ -30,6 +30,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         return [*facts, ("state", "not finished")]
     facts += [
         ("steps done", str(summary.steps)),
+        ("effective batch size", str(summary.effective_batch_size or "")),
         ("ended", summary.stop_reason),
         ("model", f"{summary.model} ({summary.family})" if summary.model else summary.family),
         ("LoRA file", summary.file),

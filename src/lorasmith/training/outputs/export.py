@@ -66,6 +66,7 @@ def _summarize(state: TrainerState, stop_reason: str) -> RunSummary:
         images=dataset.num_tagged,
         validation_images=len(dataset.validation.rows) if dataset.validation else 0,
         steps=state.step,
+        effective_batch_size=state.train.images_per_step(state.accelerator.num_processes),
         seconds=round(state.elapsed_seconds(), 1),
         parameters=sum(parameter.numel() for parameter in state.trainable.parameters()),
         layers=len(state.trainable.adapters),

@@ -42,11 +42,12 @@ class Validator(Callback):
         self._base_previews = base_previews
         validation, train, dataset = state.validation, state.train, state.dataset
         self._is_held_out = dataset.validation is not None
+        images_per_step = train.images_per_step(state.accelerator.num_processes)
         self._loss = ValidationLoss(
             state.loss,
             dataset.validation or dataset,
             validation.loss_timesteps,
-            max(train.batch_size, min(train.images_per_step(), _MAX_BATCH_SIZE)),
+            max(train.batch_size, min(images_per_step, _MAX_BATCH_SIZE)),
             train.seed if validation.loss_seed is None else validation.loss_seed,
         )
         rows = dataset.rows[: dataset.num_tagged]
