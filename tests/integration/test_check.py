@@ -19,16 +19,16 @@ def dataset(tmp_path: Path) -> Path:
     """Twelve pictures of different shapes, colours, sizes and captions."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for number in range(12):
-        width, height = (300, 300) if number % 2 else (400, 220)
-        image = Image.new("RGB", (width, height), (20 * number, 255 - 20 * number, 128))
+    for index in range(12):
+        width, height = (300, 300) if index % 2 else (400, 220)
+        image = Image.new("RGB", (width, height), (20 * index, 255 - 20 * index, 128))
         pen = ImageDraw.Draw(image)
-        box = (10 + 9 * number, 20, 100 + 12 * number, 60 + 12 * number)
-        (pen.ellipse, pen.rectangle, pen.chord)[number % 3](
-            box, *((30, 200) if number % 3 == 2 else ()), fill=COLOURS[number % 6]
+        box = (10 + 9 * index, 20, 100 + 12 * index, 60 + 12 * index)
+        (pen.ellipse, pen.rectangle, pen.chord)[index % 3](
+            box, *((30, 200) if index % 3 == 2 else ()), fill=COLOURS[index % 6]
         )
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"shape {number} in {COLOURS[number % 6]}, inkmono")
+        image.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"shape {index} in {COLOURS[index % 6]}, inkmono")
     return folder
 
 
@@ -42,7 +42,7 @@ def rules(tree: dict[str, Any]) -> set[str]:
     return {finding["rule"] for finding in tree["findings"]}
 
 
-def test_json_tells_what_training_would_make_of_it(
+def test_json_reports_what_training_would_use(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (dataset / "3.mask.png").write_bytes((dataset / "3.png").read_bytes())
@@ -77,7 +77,7 @@ def test_errors_exit_1_after_the_whole_report(
     assert tree["ok"] is False
     assert {"empty-file", "no-caption"} <= rules(tree)
     assert {problem["file"] for problem in tree["problems"]} == {"0.png", "1.png"}
-    assert error.strip().endswith("no-caption, empty-file; 10 of 12 pictures can be used")
+    assert error.strip().endswith("no-caption, empty-file; 10 of 12 images can be used")
     assert run(["check", str(dataset)]) == 1
     assert "0 bytes" in capsys.readouterr().out
 
@@ -92,8 +92,8 @@ def test_warnings_and_advice_exit_0(dataset: Path, capsys: pytest.CaptureFixture
 
 def test_all_alike_is_advice(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Image.open(dataset / "5.png") as image:
-        for number in range(12):
-            image.crop((number, 0, 280 + number, 290)).save(dataset / f"{number}.png")
+        for index in range(12):
+            image.crop((index, 0, 280 + index, 290)).save(dataset / f"{index}.png")
     status, tree, _ = checked(capsys, str(dataset), "--tag", "inkmono")
     assert status == 0
     alike = next(finding for finding in tree["findings"] if finding["rule"] == "all-alike")
@@ -114,7 +114,7 @@ def test_the_table_is_for_people(dataset: Path, capsys: pytest.CaptureFixture[st
     assert max(map(len, lines)) <= 120
 
 
-def test_without_a_tag_the_words_that_could_be_one_are_told(
+def test_without_a_tag_the_words_that_could_be_one_are_reported(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["check", str(dataset)]) == 0
@@ -123,7 +123,7 @@ def test_without_a_tag_the_words_that_could_be_one_are_told(
     assert "tag-" not in text
 
 
-def test_class_pictures_need_no_captions(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_images_need_no_captions(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in dataset.glob("*.txt"):
         text.unlink()
     status, tree, _ = checked(capsys, str(dataset))

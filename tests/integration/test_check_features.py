@@ -36,7 +36,7 @@ def test_features_that_are_kept_apart(
     assert " ".join(first["tokens"]) in text
 
 
-def test_what_mixes_them_is_told_and_stops_a_joint_run(
+def test_what_mixes_them_is_reported_and_stops_a_joint_run(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = two_features(tmp_path, tiny_model, mode="joint")
@@ -49,7 +49,7 @@ def test_what_mixes_them_is_told_and_stops_a_joint_run(
     assert (status, rules(tree)) == (0, {"other-tag"})
 
 
-def test_tags_that_the_model_knows_are_told(
+def test_tags_that_the_model_knows_are_reported(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = two_features(tmp_path, tiny_model, tags=("the", "theqz"))

@@ -96,12 +96,12 @@ def test_batches_are_of_one_bucket_and_nearly_equal(
     for one in epoch_of_batches(BucketBatchSampler(buckets, repeats, batch, 0), 1):
         (bucket,) = {buckets[n] for n in one}
         sizes.setdefault(bucket, []).append(len(one))
-    for bucket, found in sizes.items():
+    for bucket, result in sizes.items():
         total = sum(r for b, r in entries if b == bucket)
-        assert sum(found) == total
-        assert len(found) == -(-total // batch)  # no more batches than needed
-        assert max(found) <= batch
-        assert max(found) - min(found) <= 1
+        assert sum(result) == total
+        assert len(result) == -(-total // batch)  # no more batches than needed
+        assert max(result) <= batch
+        assert max(result) - min(result) <= 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,25 +156,25 @@ def test_class_entries_go_round_beside_the_tagged(
     tagged: list[tuple[int, int]], classes: list[int], batch: int
 ) -> None:
     buckets = [bucket for bucket, _ in tagged] + classes
-    repeats = [often for _, often in tagged] + [1] * len(classes)
+    repeats = [counts for _, counts in tagged] + [1] * len(classes)
     is_class = [False] * len(tagged) + [True] * len(classes)
     order = BucketBatchSampler(buckets, repeats, batch, 0, is_class)
-    draws = sum(often for _, often in tagged)
+    draws = sum(counts for _, counts in tagged)
     epochs: dict[int, Counter[int]] = {}
     step = 0
     while (epoch := order.epoch_of(step)) < 4:
-        numbers = order.get_batch(step).tolist()
-        assert 1 <= len(numbers) <= batch
-        assert len({buckets[n] for n in numbers}) == 1
-        epochs.setdefault(epoch, Counter()).update(numbers)
+        indices = order.get_batch(step).tolist()
+        assert 1 <= len(indices) <= batch
+        assert len({buckets[n] for n in indices}) == 1
+        epochs.setdefault(epoch, Counter()).update(indices)
         step += 1
     total: Counter[int] = Counter()
-    for found in epochs.values():
-        assert {n: c for n, c in found.items() if not is_class[n]} == dict(
-            enumerate(often for _, often in tagged)
+    for result in epochs.values():
+        assert {n: c for n, c in result.items() if not is_class[n]} == dict(
+            enumerate(counts for _, counts in tagged)
         )
-        assert sum(c for n, c in found.items() if is_class[n]) == draws
-        total += found
+        assert sum(c for n, c in result.items() if is_class[n]) == draws
+        total += result
     seen = [total[n] for n, classed in enumerate(is_class) if classed]
     assert max(seen) - min(seen) <= 1  # all come equally often, however many they are
 

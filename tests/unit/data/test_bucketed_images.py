@@ -35,16 +35,16 @@ def ramp(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([right, down, right * 0], axis=2).round().astype(np.uint8))
 
 
-def saved(path: Path, picture: Image.Image, **more) -> Row:
-    picture.save(path, **more)
+def saved(path: Path, image: Image.Image, **more) -> Row:
+    image.save(path, **more)
     return Row(path.name, ("a",), {}, path)
 
 
-def encoded(picture: Image.Image, kind: str, orientation: int) -> bytes:
+def encoded(image: Image.Image, kind: str, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stream = io.BytesIO()
-    picture.save(stream, kind, exif=exif)
+    image.save(stream, kind, exif=exif)
     return stream.getvalue()
 
 
@@ -53,7 +53,7 @@ def encoded(picture: Image.Image, kind: str, orientation: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_sizes_are_those_of_the_decoded_picture(kind: str, orientation: int) -> None:
+def test_sizes_are_those_of_the_decoded_image(kind: str, orientation: int) -> None:
     stored = encoded(ramp(40, 20), kind, orientation)
     assert read_image_size(stored, "x") == decode_image(stored, "x").size
 
@@ -67,14 +67,14 @@ def test_sizes_of_formats_without_orientation(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_sizes_of_pictures_with_damaged_exif(kind: str) -> None:
+def test_sizes_of_images_with_damaged_exif(kind: str) -> None:
     stream = io.BytesIO()
     ramp(40, 20).save(stream, kind, exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff\xff\xff")
     stored = stream.getvalue()
     assert read_image_size(stored, "x") == decode_image(stored, "x").size == (40, 20)
 
 
-def test_what_is_no_picture_is_named() -> None:
+def test_other_files_are_named() -> None:
     with pytest.raises(DataError, match="x\\.png: cannot be decoded"):
         read_image_size(b"<html>", "x.png")
 
@@ -108,16 +108,14 @@ def test_orientations_of_one_scene_give_equal_crops(tmp_path: Path, orientation:
     across=st.floats(0, 1),
     down=st.floats(0, 1),
 )
-def test_a_cut_is_a_piece_of_the_scaled_picture(
+def test_a_crop_is_a_piece_of_the_resized_image(
     width: int, height: int, across: float, down: float
 ) -> None:
-    picture, placed = ramp(width, height), assign_bucket((width, height), BUCKETS)
-    whole = np.asarray(
-        picture.resize(placed.resized_size, Image.Resampling.LANCZOS), dtype=np.int64
-    )
+    image, placed = ramp(width, height), assign_bucket((width, height), BUCKETS)
+    whole = np.asarray(image.resize(placed.resized_size, Image.Resampling.LANCZOS), dtype=np.int64)
     bucket = placed.bucket
     left, top = round(across * placed.crop_slack[0]), round(down * placed.crop_slack[1])
-    piece = resize_and_crop(picture, placed, CropBox(left, top, bucket.width, bucket.height))
+    piece = resize_and_crop(image, placed, CropBox(left, top, bucket.width, bucket.height))
     assert piece.shape == (bucket.height, bucket.width, 3)
     expected = whole[top : top + bucket.height, left : left + bucket.width]
     # Pillow rounds its filter's place to 1/256 of a pixel or so.
@@ -125,7 +123,7 @@ def test_a_cut_is_a_piece_of_the_scaled_picture(
     assert np.abs(piece - expected).max() <= 2 + 0.1 * steepest
 
 
-def test_a_picture_of_its_buckets_size_is_left_alone(tmp_path: Path) -> None:
+def test_an_image_of_its_buckets_size_is_left_alone(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     row = saved(tmp_path / "a.png", Image.fromarray(noise))
     pictures = BucketedImages([row], [assign_bucket((32, 32), SQUARE)], (0, 0, 0))
@@ -139,17 +137,17 @@ def test_crops_lie_where_they_were_asked_for(tmp_path: Path) -> None:
     for held in (1.0, 0.0):
         pictures = BucketedImages([row], [placed], (0, 0, 0), held)
         for _ in range(2):
-            found, masks = pictures.load_crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
-            reds = found[:, 0, 0].float()
-            assert found.shape == (3, 3, 32, 32)
+            result, masks = pictures.load_crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
+            reds = result[:, 0, 0].float()
+            assert result.shape == (3, 3, 32, 32)
             assert float(reds[0, 0]) == 0.0
             assert float(reds[1, -1]) == 255.0
-            assert torch.equal(found[2], pictures.load_center_crop(0))
+            assert torch.equal(result[2], pictures.load_center_crop(0))
             assert bool((masks == 255).all())
         assert bool(pictures._areas) == bool(held)
 
 
-def test_masks_are_cropped_with_their_pictures(tmp_path: Path) -> None:
+def test_masks_are_cropped_with_their_images(tmp_path: Path) -> None:
     right_half = np.zeros((32, 96), dtype=np.uint8)
     right_half[:, 48:] = 255
     Image.fromarray(right_half).save(tmp_path / "a.mask.png")
@@ -164,22 +162,22 @@ def test_masks_are_cropped_with_their_pictures(tmp_path: Path) -> None:
     assert torch.equal(centre, masks[2])
 
 
-def test_transparent_pictures_lie_on_the_background(tmp_path: Path) -> None:
+def test_transparent_images_lie_on_the_background(tmp_path: Path) -> None:
     row = saved(tmp_path / "a.png", Image.new("RGBA", (32, 32), (9, 9, 9, 0)))
     pictures = BucketedImages([row], [assign_bucket((32, 32), SQUARE)], (1, 20, 255))
     assert pictures.load_center_crop(0)[:, 0, 0].tolist() == [1, 20, 255]
 
 
-def test_extremely_long_pictures_are_never_scaled_as_a_whole(tmp_path: Path) -> None:
+def test_extremely_long_images_are_never_scaled_as_a_whole(tmp_path: Path) -> None:
     row = saved(tmp_path / "a.png", ramp(30_000, 2))
     placed = assign_bucket((30_000, 2), SQUARE)
     assert placed.resized_size == (480_000, 32)
     frame = croppable_box(placed)
     assert (frame.width, frame.height) == (8 * 32, 32)
     pictures = BucketedImages([row], [placed], (0, 0, 0))
-    found, _ = pictures.load_crops([0], [(frame.left, 0)])
-    assert found.shape == (1, 3, 32, 32)
-    assert abs(float(found[0, 0].float().mean()) - 127.5) < 2.0  # from the middle
+    result, _ = pictures.load_crops([0], [(frame.left, 0)])
+    assert result.shape == (1, 3, 32, 32)
+    assert abs(float(result[0, 0].float().mean()) - 127.5) < 2.0  # from the middle
 
 
 # --- views ----------------------------------------------------------------------------------
@@ -193,7 +191,7 @@ def test_extremely_long_pictures_are_never_scaled_as_a_whole(tmp_path: Path) -> 
     flip=st.booleans(),
     random_crop=st.booleans(),
 )
-def test_views_stay_inside(
+def test_augmentations_stay_inside(
     width: int, height: int, seed: int, jitter: float, flip: bool, random_crop: bool
 ) -> None:
     placed = assign_bucket((width, height), BUCKETS)
@@ -225,7 +223,7 @@ def test_one_setting_does_not_change_what_another_does() -> None:
     )
 
 
-def test_views_cover_all_there_is() -> None:
+def test_augmentations_cover_all_there_is() -> None:
     placed = assign_bucket((34, 32), SQUARE)
     views = [draw_augmentation(placed, True, True, 0.3, make_generator(0, n)) for n in range(600)]
     lefts = [view.crop_corner[0] for view in views]
@@ -237,7 +235,7 @@ def test_views_cover_all_there_is() -> None:
     assert abs(float(lights.mean()) - 1.0) < 0.02
 
 
-def test_the_corner_of_a_mirrored_view_is_counted_from_the_other_side() -> None:
+def test_the_corner_of_a_flipped_view_is_counted_from_the_other_side() -> None:
     placed = assign_bucket((96, 32), SQUARE)
     assert Augmentation((10, 0), False).visible_corner(placed) == (10, 0)
     assert Augmentation((10, 0), True).visible_corner(placed) == (54, 0)
@@ -250,22 +248,22 @@ def test_colours_against_pillow() -> None:
     from PIL import ImageEnhance
 
     noise = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
+    image = Image.fromarray(noise)
     pictures = torch.from_numpy(noise.copy()).permute(2, 0, 1)[None].float() / 255
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for place_, kind in enumerate(kinds):
         for factor in (0.5, 1.0, 1.4):
             factors = torch.ones(1, 3)
             factors[0, place_] = factor
-            found = apply_color_jitter(pictures, factors)[0].permute(1, 2, 0) * 255
-            expected = torch.from_numpy(np.asarray(kind(picture).enhance(factor)).copy()).float()
-            assert float((found - expected).abs().max()) <= 2.0  # Pillow rounds to whole numbers
+            result = apply_color_jitter(pictures, factors)[0].permute(1, 2, 0) * 255
+            expected = torch.from_numpy(np.asarray(kind(image).enhance(factor)).copy()).float()
+            assert float((result - expected).abs().max()) <= 2.0  # Pillow rounds to whole numbers
 
 
-def test_each_picture_has_its_own_factors() -> None:
+def test_each_image_has_its_own_factors() -> None:
     pictures = torch.full((2, 3, 4, 4), 0.25)
     factors = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]])
-    found = apply_color_jitter(pictures, factors)
-    assert torch.allclose(found[0], pictures[0], atol=1e-6)
-    assert torch.allclose(found[1], pictures[1] * 2, atol=1e-6)
+    result = apply_color_jitter(pictures, factors)
+    assert torch.allclose(result[0], pictures[0], atol=1e-6)
+    assert torch.allclose(result[1], pictures[1] * 2, atol=1e-6)
     assert float(apply_color_jitter(pictures, factors * 9).max()) == 1.0

@@ -63,7 +63,7 @@ def test_no_shorter_side_is_left_out(times: int, step: int, max_aspect: float) -
     step=STEPS,
     max_aspect=ASPECTS,
 )
-def test_every_picture_is_scaled_to_cover_a_bucket_and_cropped_inside(
+def test_every_image_is_scaled_to_cover_a_bucket_and_cropped_inside(
     width: int, height: int, times: int, step: int, max_aspect: float
 ) -> None:
     buckets = make_buckets(times * step, step, max_aspect)
@@ -104,7 +104,7 @@ def test_the_bucket_is_the_nearest_in_aspect(
 
 
 @given(width=LENGTHS, height=LENGTHS, times=SIDES)
-def test_turning_a_picture_turns_its_distance(width: int, height: int, times: int) -> None:
+def test_turning_an_image_turns_its_distance(width: int, height: int, times: int) -> None:
     buckets = make_buckets(times * 64, 64, 2.0)
     one, turned = assign_bucket((width, height), buckets), assign_bucket((height, width), buckets)
     # Both ways are equally near; which of two equally near ones is taken may differ.
@@ -124,7 +124,7 @@ def test_known_buckets() -> None:
     assert [str(b) for b in make_buckets(1024, 64, 1.0)] == ["1024x1024"]
 
 
-def test_known_placements() -> None:
+def test_known_assignments() -> None:
     buckets = make_buckets(512, 64, 2.0)
     photo = assign_bucket((3000, 2000), buckets)
     # 1.5 lies between 576/448 = 1.286 and 704/384 = 1.833, nearer the first in logarithms.

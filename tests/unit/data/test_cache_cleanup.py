@@ -17,8 +17,8 @@ DAY = 86400.0
 def fill(folder: Path, keys: list[str]) -> list[Entry]:
     """Fetch entries, which makes those that are not there."""
 
-    def compute(places: list[int]):
-        return ({"mean": torch.full((3,), float(place))} for place in places)
+    def compute(positions: list[int]):
+        return ({"mean": torch.full((3,), float(place))} for place in positions)
 
     layout = {"mean": (torch.float32, (3,))}
     return TensorCache(folder).get_or_compute(keys, [layout] * len(keys), compute, lambda _: None)
@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_shards_are_counted_the_oldest_first(root: Path) -> None:
+def test_shards_are_listed_the_oldest_first(root: Path) -> None:
     old, young = list_shards(root)
     assert (old.kind, old.entry_count, young.kind, young.entry_count) == ("latents", 3, "texts", 1)
     assert old.size == old.path.stat().st_size

@@ -25,7 +25,7 @@ def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
     ("orientation", "corner"),  # where the left upper pixel of the file belongs
     [(1, (0, 0)), (2, (2, 0)), (3, (2, 1)), (4, (0, 1)), (5, (0, 0)), (6, (1, 0)), (8, (0, 2))],
 )
-def test_pictures_stand_upright(orientation: int, corner: tuple[int, int]) -> None:
+def test_images_stand_upright(orientation: int, corner: tuple[int, int]) -> None:
     image = Image.new("RGB", (3, 2), "white")
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
@@ -86,10 +86,10 @@ def test_a_transparent_shade_of_sixteen_bits_stays_hidden() -> None:
 
 
 def test_a_transparent_colour_stays_hidden() -> None:
-    for mode, colour, other in (("RGB", (9, 8, 7), (9, 8, 6)), ("L", 9, 8)):
-        image = Image.new(mode, (2, 1), colour)
+    for mode, color, other in (("RGB", (9, 8, 7), (9, 8, 6)), ("L", 9, 8)):
+        image = Image.new(mode, (2, 1), color)
         image.putpixel((1, 0), other)
-        decoded = decode_with_details(encoded(image, transparency=colour), "x", (250, 0, 250))
+        decoded = decode_with_details(encoded(image, transparency=color), "x", (250, 0, 250))
         assert decoded.has_transparency
         assert pixel(decoded.image) == (250, 0, 250)
         assert pixel(decoded.image, 1) == (other if mode == "RGB" else (8, 8, 8))
@@ -121,11 +121,11 @@ def test_damage_of_any_kind_is_one_error(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     options = {} if kind in ("GIF", "BMP") else {"exif": exif}
-    whole = encoded(Image.fromarray(noise), kind, **options)
+    full = encoded(Image.fromarray(noise), kind, **options)
     draw = random.Random(kind)
     outcomes = set()
     for _ in range(250):
-        damaged = bytearray(whole)
+        damaged = bytearray(full)
         for _ in range(draw.choice((1, 3, 20))):
             damaged[draw.randrange(draw.choice((60, len(damaged))))] = draw.randrange(256)
         if draw.random() < 0.3:
@@ -138,7 +138,7 @@ def test_damage_of_any_kind_is_one_error(kind: str) -> None:
     assert outcomes <= {"RGB", "x: "}
 
 
-def test_a_mask_has_its_pictures_size() -> None:
+def test_a_mask_has_its_images_size() -> None:
     half = Image.new("L", (20, 10), 0)
     half.paste(255, (10, 0, 20, 10))
     for image in (half, half.convert("RGB"), half.convert("1")):
@@ -163,7 +163,7 @@ def test_other_modes_become_rgb() -> None:
     assert pixel(decode_image(cmyk, "x")) == pytest.approx((254, 0, 0), abs=3)
     for mode in ("1", "L"):
         assert pixel(decode_image(encoded(Image.new(mode, (1, 1), 255)), "x")) == (255, 255, 255)
-    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (2, 2), color) for color in ("red", "blue")]
     moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert pixel(decode_image(moving, "x")) == (255, 0, 0)
 
@@ -177,7 +177,7 @@ def test_a_cut_file_is_named(kind: str) -> None:
             decode_image(part, "cat.x")
 
 
-def test_a_picture_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_module, "MAX_PIXELS", 99)
     decode_image(encoded(Image.new("RGB", (9, 11))), "x")
     with pytest.raises(DataError, match="x: 10 x 10 pixels is too large"):

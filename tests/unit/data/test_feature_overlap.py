@@ -18,25 +18,27 @@ CURLY = featured("curlyqx", "person", *(f"a curlyqx person with ringlets, {p}" f
 COOK = featured("cookqz", "person", *(f"a cookqz person in an apron, {p}" for p in PLACES))
 
 
-def told(*features: FeatureCaptions, joint: bool = False) -> list[tuple[str, str, tuple[str, ...]]]:
+def reported(
+    *features: FeatureCaptions, joint: bool = False
+) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(f.rule, f.severity, f.files) for f in check_features_overlap(features, joint)]
 
 
 def test_features_with_words_of_their_own_are_kept_apart() -> None:
     """They share class word and places, which is how it should be."""
-    assert told(CURLY, COOK) == []
+    assert reported(CURLY, COOK) == []
 
 
 @pytest.mark.parametrize(("joint", "severity"), [(True, "error"), (False, "warning")])
-def test_the_tag_of_another_feature_is_told(joint: bool, severity: str) -> None:
+def test_the_tag_of_another_feature_is_reported(joint: bool, severity: str) -> None:
     both = featured("cookqz", "person", "a cookqz person", "a CurlyQX cookqz person")
-    assert told(CURLY, both, joint=joint) == [("other-tag", severity, ("cookqz1.png",))]
+    assert reported(CURLY, both, joint=joint) == [("other-tag", severity, ("cookqz1.png",))]
 
 
-def test_words_that_go_with_another_tag_are_told() -> None:
+def test_words_that_go_with_another_tag_are_reported() -> None:
     rows = [row.caption for row in COOK.rows]
     rows[3] = "a cookqz person with ringlets"
-    assert told(CURLY, featured("cookqz", "person", *rows)) == [
+    assert reported(CURLY, featured("cookqz", "person", *rows)) == [
         ("other-words", "warning", ("cookqz3.png",))
     ]
 
@@ -45,11 +47,14 @@ def test_a_word_of_nearly_all_captions_counts() -> None:
     """Nine of ten say it, so it is part of what the tag will mean."""
     many = [f"curlyqx ringlets, place {k}" for k in range(9)] + ["curlyqx alone"]
     other = featured("cookqz", "person", "cookqz with ringlets", "cookqz")
-    assert told(featured("curlyqx", "", *many), other)[0][2] == ("cookqz0.png",)
+    assert reported(featured("curlyqx", "", *many), other)[0][2] == ("cookqz0.png",)
     fewer = [f"curlyqx ringlets, place {k}" for k in range(8)] + ["curlyqx alone", "curlyqx too"]
-    assert told(featured("curlyqx", "", *fewer), other) == []
+    assert reported(featured("curlyqx", "", *fewer), other) == []
 
 
-def test_words_of_a_tag_of_several_words_are_told() -> None:
+def test_words_of_a_tag_of_several_words_are_reported() -> None:
     long = featured("red balloonqx", "", "a red balloonqx")
-    assert told(long, featured("cookqz", "", "a red cookqz"))[0][:2] == ("other-words", "warning")
+    assert reported(long, featured("cookqz", "", "a red cookqz"))[0][:2] == (
+        "other-words",
+        "warning",
+    )

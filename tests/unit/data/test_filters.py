@@ -39,9 +39,9 @@ def rule(column: str, op: str, value: object, missing: str = "drop") -> RowFilte
     ],
 )
 def test_every_comparison(op: str, value: object, good: object, bad: object) -> None:
-    wanted = rule("c", op, value)
-    assert matches_filter(row("k", c=good), wanted) is True
-    assert matches_filter(row("k", c=bad), wanted) is False
+    expected = rule("c", op, value)
+    assert matches_filter(row("k", c=good), expected) is True
+    assert matches_filter(row("k", c=bad), expected) is False
 
 
 def test_a_missing_column_drops_or_keeps() -> None:
@@ -81,11 +81,11 @@ def test_lists_go_with_in_only(op: str, value: object) -> None:
 
 
 def test_a_row_keeps_its_side_of_the_split() -> None:
-    rows = [row(f"style/{number}") for number in range(2000)]
+    rows = [row(f"style/{index}") for index in range(2000)]
     training, validation = split_by_hash(rows, 0.1)
     assert len(training) + len(validation) == 2000
     assert 150 < len(validation) < 250
-    more = rows + [row(f"other/{number}") for number in range(500)]
+    more = rows + [row(f"other/{index}") for index in range(500)]
     random.Random(0).shuffle(more)
     training_now, validation_now = split_by_hash(more[300:], 0.1)
     assert not {r.key for r in training} & {r.key for r in validation_now}

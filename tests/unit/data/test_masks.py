@@ -28,7 +28,7 @@ def test_a_mask_is_that_of_its_generator(width: int, height: int, seed: int) -> 
 
 
 @given(side=st.sampled_from([64, 96, 128]), scale=st.integers(2, 4), seed=st.integers(0, 2**40))
-def test_a_mask_scales_with_its_picture(side: int, scale: int, seed: int) -> None:
+def test_a_mask_scales_with_its_image(side: int, scale: int, seed: int) -> None:
     """The same shapes in a picture of the same aspect: only their edges differ."""
     small = draw_random_mask(side, side, make_generator(seed))
     large = draw_random_mask(side * scale, side * scale, make_generator(seed))[::scale, ::scale]
@@ -36,10 +36,10 @@ def test_a_mask_scales_with_its_picture(side: int, scale: int, seed: int) -> Non
 
 
 def test_masks_are_as_varied_as_they_say() -> None:
-    masks = [draw_random_mask(64, 48, make_generator(7, number)) for number in range(400)]
+    masks = [draw_random_mask(64, 48, make_generator(7, index)) for index in range(400)]
     shares = torch.tensor([float((mask == 255).mean()) for mask in masks])
-    whole = float((shares == 1.0).float().mean())
-    assert whole == pytest.approx(FULL_MASK_PROBABILITY, abs=0.07)  # three standard deviations
+    full = float((shares == 1.0).float().mean())
+    assert full == pytest.approx(FULL_MASK_PROBABILITY, abs=0.07)  # three standard deviations
     rest = shares[shares < 1.0]
     assert rest.min() < 0.08
     assert rest.max() > 0.75

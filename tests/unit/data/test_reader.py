@@ -13,13 +13,13 @@ from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row, hash_row
 
 
-def picture(path: Path, colour: str = "red") -> Path:
+def image(path: Path, color: str = "red") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), colour).save(path)
+    Image.new("RGB", (4, 4), color).save(path)
     return path
 
 
-def listing(folder: Path, *records: object) -> Path:
+def write_manifest(folder: Path, *records: object) -> Path:
     lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in records]
     folder.mkdir(exist_ok=True)
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -42,9 +42,9 @@ def packed_meta(*records: dict) -> bytes:
 # --- a folder of pictures and text files --------------------------------------------------
 
 
-def test_a_folder_with_captions_beside_the_pictures(tmp_path: Path) -> None:
+def test_a_folder_with_captions_beside_the_images(tmp_path: Path) -> None:
     for name in ("b.png", "sub/a.JPG", "c.webp"):
-        file = picture(tmp_path / name)
+        file = image(tmp_path / name)
         file.with_suffix(".txt").write_text("\ufeff  a red\n  square ", encoding="utf-8")
     (tmp_path / "notes.md").write_text("not a picture", encoding="utf-8")
     rows = read_rows(tmp_path)
@@ -55,14 +55,14 @@ def test_a_folder_with_captions_beside_the_pictures(tmp_path: Path) -> None:
 
 def test_missing_captions_are_counted(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     (tmp_path / "b.txt").write_text(" \n", encoding="utf-8")
     with pytest.raises(DataError, match=r"2 of 3 images have no caption, first b\.png; write b"):
         read_rows(tmp_path)
 
 
-def test_a_folder_without_pictures(tmp_path: Path) -> None:
+def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images found \(looked for .*\.png"):
         read_rows(tmp_path)
     with pytest.raises(DataError, match="no such data folder or packed file"):
@@ -70,7 +70,7 @@ def test_a_folder_without_pictures(tmp_path: Path) -> None:
 
 
 def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(DataError, match=r"a\.txt: not UTF-8 text \(byte 3 is 0xe9\)"):
         read_rows(tmp_path)
@@ -80,9 +80,9 @@ def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 
 def test_a_listed_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "x/1.png")
-    picture(tmp_path / "2.png")
-    listing(
+    image(tmp_path / "x/1.png")
+    image(tmp_path / "2.png")
+    write_manifest(
         tmp_path,
         {"file_name": "x/1.png", "text": "one  thing", "score": 5},
         "",
@@ -95,14 +95,14 @@ def test_a_listed_folder(tmp_path: Path) -> None:
 
 
 def test_one_caption_need_not_stand_in_a_list(tmp_path: Path) -> None:
-    picture(tmp_path / "1.png")
-    listing(tmp_path, {"file_name": "1.png", "captions": "a cat"})
+    image(tmp_path / "1.png")
+    write_manifest(tmp_path, {"file_name": "1.png", "captions": "a cat"})
     assert read_rows(tmp_path)[0].captions == ("a cat",)
 
 
 def test_a_unicode_line_separator_does_not_end_a_line(tmp_path: Path) -> None:
-    picture(tmp_path / "1.png")
-    listing(tmp_path, {"file_name": "1.png", "text": "one\u2028two\x85three"})
+    image(tmp_path / "1.png")
+    write_manifest(tmp_path, {"file_name": "1.png", "text": "one\u2028two\x85three"})
     assert read_rows(tmp_path)[0].caption == "one two three"
 
 
@@ -122,20 +122,20 @@ def test_a_unicode_line_separator_does_not_end_a_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, record: object, message: str) -> None:
-    picture(tmp_path / "out.png")
-    picture(tmp_path / "data/1.png")
+    image(tmp_path / "out.png")
+    image(tmp_path / "data/1.png")
     with pytest.raises(DataError, match=message):
-        read_rows(listing(tmp_path / "data", record))
+        read_rows(write_manifest(tmp_path / "data", record))
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
-    secret = picture(tmp_path / "secret.png")
-    listing(tmp_path / "data", {"file_name": "link.png", "text": "x"})
+    secret = image(tmp_path / "secret.png")
+    write_manifest(tmp_path / "data", {"file_name": "link.png", "text": "x"})
     (tmp_path / "data" / "link.png").symlink_to(secret)
     with pytest.raises(DataError, match=r"link\.png is not a file inside"):
         read_rows(tmp_path / "data")
     with pytest.raises(DataError, match="is not a file inside"):
-        read_rows(listing(tmp_path / "data", {"file_name": str(secret), "text": "x"}))
+        read_rows(write_manifest(tmp_path / "data", {"file_name": str(secret), "text": "x"}))
 
 
 def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_other_files_are_no_packed_data(tmp_path: Path) -> None:
 # --- identity -----------------------------------------------------------------------------
 
 
-def test_a_rows_hash_is_of_key_and_picture(tmp_path: Path) -> None:
+def test_a_rows_hash_is_of_key_and_image(tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     file.write_bytes(b"..picture..")
     row = Row("key", ("x",), {}, file, 2, 7)

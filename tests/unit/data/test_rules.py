@@ -27,8 +27,8 @@ def captions() -> list[str]:
 
 def healthy(folder: Path) -> Path:
     """Ten different pictures with different captions, all with the tag."""
-    for number, caption in enumerate(captions()):
-        put(folder / f"{number}.png", scene(number, (150, 130)), caption)
+    for index, caption in enumerate(captions()):
+        put(folder / f"{index}.png", scene(index, (150, 130)), caption)
     return folder
 
 
@@ -47,8 +47,8 @@ Break = Callable[[Path], object]
 
 def rewrite(pattern: str, replacement: str, count: int = 10) -> Break:
     def change(folder: Path) -> None:
-        for number in range(count):
-            text = folder / f"{number}.txt"
+        for index in range(count):
+            text = folder / f"{index}.txt"
             text.write_text(text.read_text().replace(pattern, replacement))
 
     return change
@@ -68,8 +68,8 @@ def copied(folder: Path) -> None:
 
 def only(count: int) -> Break:
     def change(folder: Path) -> None:
-        for number in range(count, 10):
-            (folder / f"{number}.png").unlink()
+        for index in range(count, 10):
+            (folder / f"{index}.png").unlink()
 
     return change
 
@@ -126,17 +126,17 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
     CASES,
     ids=[f"{n}-{case[0]}" for n, case in enumerate(CASES)],
 )
-def test_a_broken_rule_is_told_with_its_files(
+def test_a_broken_rule_is_reported_with_its_files(
     tmp_path: Path, rule: str, severity: str, change: Break, files: tuple[str, ...], words: str
 ) -> None:
     change(healthy(tmp_path))
-    found = {finding.rule: finding for finding in findings(tmp_path)}
-    assert rule in found
-    assert found[rule].severity == severity
-    assert found[rule].files == files
-    assert words in found[rule].message
+    result = {finding.rule: finding for finding in findings(tmp_path)}
+    assert rule in result
+    assert result[rule].severity == severity
+    assert result[rule].files == files
+    assert words in result[rule].message
     expected = {rule, "tag-missing"} if rule == "tag-spelling" else {rule}
-    assert set(found) - expected <= ({"few-images"} if severity == "error" else set())
+    assert set(result) - expected <= ({"few-images"} if severity == "error" else set())
 
 
 def test_every_rule_is_tested() -> None:
@@ -163,13 +163,13 @@ def test_words_that_are_nearly_the_tag(phrase: str, tag: str, expected: bool) ->
 
 def test_an_ordinary_word_is_no_misspelling(tmp_path: Path) -> None:
     healthy(tmp_path)
-    for number in range(8):
-        (tmp_path / f"{number}.txt").write_text(f"bear {number} at work, bearx")
+    for index in range(8):
+        (tmp_path / f"{index}.txt").write_text(f"bear {index} at work, bearx")
     (tmp_path / "8.txt").write_text("a bear in snow")
     assert "tag-spelling" not in {finding.rule for finding in findings(tmp_path, "bearx")}
 
 
-def test_constant_words_keep_their_order(tmp_path: Path) -> None:
+def test_common_words_keep_their_order(tmp_path: Path) -> None:
     put(tmp_path / "a.png", scene(0), "A photo of one brown dog, inkmono style")
     put(tmp_path / "b.png", scene(1), "the brown Dog; inkmono style photo")
     rows = scan_dataset(tmp_path).rows
@@ -179,7 +179,7 @@ def test_constant_words_keep_their_order(tmp_path: Path) -> None:
 
 
 @given(st.text("abc", max_size=6), st.text("abc", max_size=6))
-def test_edits_are_a_distance(one: str, other: str) -> None:
+def test_edit_distances_are_a_distance(one: str, other: str) -> None:
     distance = edit_distance(one, other)
     assert distance == edit_distance(other, one)
     assert (distance == 0) is (one == other)
@@ -200,17 +200,17 @@ def test_one_slip_is_one_edit(word: str, data: st.DataObject) -> None:
 
 
 def test_alike_shapes_in_different_colours_are_different(tmp_path: Path) -> None:
-    for number, colour in enumerate(["red", "blue", "green", "gold"]):
+    for index, color in enumerate(["red", "blue", "green", "gold"]):
         image = Image.new("RGB", (100, 100), "white")
-        ImageDraw.Draw(image).ellipse((20, 20, 80, 80), fill=colour)
-        put(tmp_path / f"{number}.png", image, f"{colour} {TAG}")
+        ImageDraw.Draw(image).ellipse((20, 20, 80, 80), fill=color)
+        put(tmp_path / f"{index}.png", image, f"{color} {TAG}")
     assert "near-duplicates" not in {finding.rule for finding in findings(tmp_path)}
 
 
-def test_chains_of_similar_pictures_are_one_group(tmp_path: Path) -> None:
+def test_chains_of_similar_images_are_one_group(tmp_path: Path) -> None:
     healthy(tmp_path)
-    for number, quality in enumerate((90, 50, 20)):
-        put(tmp_path / f"v{number}.jpg", encoded(scene(0, (150, 130)), "JPEG", quality=quality))
-        (tmp_path / f"v{number}.txt").write_text(f"v{number} {TAG}")
-    found = {finding.rule: finding for finding in findings(tmp_path)}
-    assert found["near-duplicates"].files == ("0.png", "v0.jpg", "v1.jpg", "v2.jpg")
+    for index, quality in enumerate((90, 50, 20)):
+        put(tmp_path / f"v{index}.jpg", encoded(scene(0, (150, 130)), "JPEG", quality=quality))
+        (tmp_path / f"v{index}.txt").write_text(f"v{index} {TAG}")
+    result = {finding.rule: finding for finding in findings(tmp_path)}
+    assert result["near-duplicates"].files == ("0.png", "v0.jpg", "v1.jpg", "v2.jpg")

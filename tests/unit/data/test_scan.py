@@ -27,9 +27,9 @@ def data_of(folder: Path, **more: object) -> DataConfig:
 
 def only_problem(folder: Path) -> Problem:
     put(folder / "zz_healthy.png", scene(99))
-    found = scan_dataset(folder)
-    assert [row.key for row in found.rows][-1] == "zz_healthy.png"
-    (problem,) = found.problems
+    result = scan_dataset(folder)
+    assert [row.key for row in result.rows][-1] == "zz_healthy.png"
+    (problem,) = result.problems
     return problem
 
 
@@ -39,27 +39,27 @@ def errors_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def healthy(tmp_path: Path) -> Path:
-    for number in range(4):
-        put(tmp_path / f"{number}.png", scene(number), f"thing {number}")
+    for index in range(4):
+        put(tmp_path / f"{index}.png", scene(index), f"thing {index}")
     return tmp_path
 
 
 def test_a_healthy_folder_has_no_problems(healthy: Path) -> None:
-    found = scan_dataset(healthy)
-    assert (len(found.rows), found.image_count, found.problems) == (4, 4, [])
-    assert {look.size for look in found.images} == {(96, 96)}
-    assert not any(look.is_blank or look.has_transparency for look in found.images)
+    result = scan_dataset(healthy)
+    assert (len(result.rows), result.image_count, result.problems) == (4, 4, [])
+    assert {info.size for info in result.images} == {(96, 96)}
+    assert not any(info.is_blank or info.has_transparency for info in result.images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_usable_rows(data_of(healthy)) == found.rows
+        assert read_usable_rows(data_of(healthy)) == result.rows
 
 
 # --- pictures -----------------------------------------------------------------------------------
 
 
 def test_a_truncated_jpeg_that_verifies_is_found(tmp_path: Path) -> None:
-    whole = encoded(noisy(0), "JPEG")
-    file = put(tmp_path / "cut.jpg", whole[: len(whole) * 2 // 3])
+    full = encoded(noisy(0), "JPEG")
+    file = put(tmp_path / "cut.jpg", full[: len(full) * 2 // 3])
     Image.open(file).verify()  # which sees nothing wrong with it
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == ("cut.jpg", "damaged", "error")
@@ -80,9 +80,9 @@ def test_all_kinds_of_junk_are_in_one_report(healthy: Path) -> None:
         put(healthy / name, content)
     (healthy / "folder.png").mkdir()
     put(healthy / "folder.png" / "inner.png", scene(5))
-    found = scan_dataset(healthy)
-    assert len(found.rows) == 4
-    kinds = {problem.file: (problem.kind, problem.detail) for problem in found.errors}
+    result = scan_dataset(healthy)
+    assert len(result.rows) == 4
+    kinds = {problem.file: (problem.kind, problem.detail) for problem in result.errors}
     assert set(kinds) == {*junk, "folder.png"}
     assert kinds["empty.png"][0] == "empty-file"
     assert kinds["folder.png"][0] == "folder"
@@ -114,19 +114,19 @@ def test_orientations_give_the_same_tensor_and_bucket(tmp_path: Path, kind: str)
         stored = upright.transpose(turn) if turn is not None else upright
         content = encoded(stored, kind, exif=exif, **options.get(kind, {}))
         put(tmp_path / f"{orientation}.{kind.lower()}", content)
-    found = scan_dataset(tmp_path)
-    assert [look.size for look in found.images] == [(160, 96)] * 8
+    result = scan_dataset(tmp_path)
+    assert [info.size for info in result.images] == [(160, 96)] * 8
     buckets = make_buckets(64, 16, 2.0)
-    assert len({assign_bucket(look.size, buckets) for look in found.images}) == 1
+    assert len({assign_bucket(info.size, buckets) for info in result.images}) == 1
     first, *others = (
-        np.asarray(decode_image(row.read_bytes(), row.key), int) for row in found.rows
+        np.asarray(decode_image(row.read_bytes(), row.key), int) for row in result.rows
     )
     for pixels in others:
         assert np.abs(pixels - first).max() <= (0 if kind in ("PNG", "TIFF", "WEBP") else 12)
 
 
 def moving(kind: str) -> bytes:
-    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (40, 30), color) for color in ("red", "blue", "lime")]
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
@@ -141,7 +141,7 @@ def test_the_first_frame_is_used_with_a_warning(tmp_path: Path, kind: str) -> No
         assert len(read_usable_rows(data_of(tmp_path))) == 2
 
 
-def test_views_of_one_picture_are_no_frames(tmp_path: Path) -> None:
+def test_augmentations_of_one_image_are_no_frames(tmp_path: Path) -> None:
     put(tmp_path / "phone.jpg", moving("MPO"))
     assert scan_dataset(tmp_path).problems == []
 
@@ -198,11 +198,11 @@ def test_links_and_strange_names(healthy: Path) -> None:
 # --- masks --------------------------------------------------------------------------------------
 
 
-def test_a_mask_belongs_to_its_picture_and_is_no_row(healthy: Path) -> None:
+def test_a_mask_belongs_to_its_image_and_is_no_row(healthy: Path) -> None:
     mask = put(healthy / "2.mask.png", Image.new("L", (48, 48), 200), caption=None)
-    found = scan_dataset(healthy)
-    assert found.problems == []
-    assert [row.mask_path for row in found.rows] == [None, None, mask, None]
+    result = scan_dataset(healthy)
+    assert result.problems == []
+    assert [row.mask_path for row in result.rows] == [None, None, mask, None]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_masks_that_cannot_be_used(healthy: Path, mask: Image.Image | bytes, wor
     assert words in problem.detail
 
 
-def test_a_mask_without_a_picture_is_a_warning(healthy: Path) -> None:
+def test_a_mask_without_an_image_is_a_warning(healthy: Path) -> None:
     put(healthy / "other.mask.png", Image.new("L", (96, 96), 255), caption=None)
     (problem,) = scan_dataset(healthy).problems
     assert (problem.kind, problem.severity) == ("lonely-mask", "warning")
@@ -265,9 +265,9 @@ def test_a_byte_order_mark_is_left_out_with_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".caption", ".png.txt", ".text", ".json"])
 def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, ending: str) -> None:
-    for number in range(3):
-        put(tmp_path / f"{number}.png", scene(number), caption=None)
-        (tmp_path / f"{number}{ending}").write_text("a thing")
+    for index in range(3):
+        put(tmp_path / f"{index}.png", scene(index), caption=None)
+        (tmp_path / f"{index}{ending}").write_text("a thing")
     with pytest.raises(DataError) as caught:
         read_usable_rows(data_of(tmp_path))
     assert "3 of 3 images have no caption, first 0.png" in str(caught.value)
@@ -302,20 +302,20 @@ def test_repeats_and_captions_come_from_the_folders(tmp_path: Path) -> None:
     put(tmp_path / "3_sks_puppy" / "c.png", scene(2), caption=None)
     put(tmp_path / "plain" / "4_no" / "d.png", scene(3), "a thing")
     put(tmp_path / "0_left out" / "e.png", scene(4))
-    found = scan_dataset(tmp_path)
-    assert [(row.key, row.repeats, row.caption) for row in found.rows] == [
+    result = scan_dataset(tmp_path)
+    assert [(row.key, row.repeats, row.caption) for row in result.rows] == [
         ("10_sks dog/a.png", 10, "sks dog"),
         ("10_sks dog/deeper/b.png", 10, "a sleeping sks dog"),
         ("3_sks_puppy/c.png", 3, "sks puppy"),
         ("plain/4_no/d.png", 1, "a thing"),
     ]
-    kinds = sorted((problem.kind, problem.file) for problem in found.problems)
+    kinds = sorted((problem.kind, problem.file) for problem in result.problems)
     assert kinds == [
         ("folder-caption", "10_sks dog/a.png"),
         ("folder-caption", "3_sks_puppy/c.png"),
         ("no-repeats", "0_left out"),
     ]
-    assert found.errors == []
+    assert result.errors == []
 
 
 def test_an_empty_caption_file_is_not_filled_from_the_folder(tmp_path: Path) -> None:
@@ -344,8 +344,8 @@ def test_every_bad_line_of_a_listing_is_named(healthy: Path) -> None:
         '{"file_name": "a\\u0000.png", "text": "a thing"}',
     ]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
-    found = scan_dataset(healthy)
-    assert [(row.key, row.mask_path is not None) for row in found.rows] == [("0.png", True)]
+    result = scan_dataset(healthy)
+    assert [(row.key, row.mask_path is not None) for row in result.rows] == [("0.png", True)]
     assert errors_of(healthy) == {
         "metadata.jsonl:2": "missing-file", "metadata.jsonl:3": "bad-line",
         "metadata.jsonl:4": "bad-line", "metadata.jsonl:5": "bad-line",
@@ -353,7 +353,7 @@ def test_every_bad_line_of_a_listing_is_named(healthy: Path) -> None:
     }  # fmt: skip
 
 
-def test_pictures_that_a_listing_leaves_out_are_a_warning(healthy: Path) -> None:
+def test_images_that_a_listing_leaves_out_are_a_warning(healthy: Path) -> None:
     lines = [f'{{"file_name": "{n}.png", "text": "a thing"}}' for n in range(3)]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
     (problem,) = scan_dataset(healthy).problems
@@ -396,7 +396,7 @@ def test_skip_does_not_train_on_nothing(tmp_path: Path) -> None:
         read_usable_rows(data_of(tmp_path, bad_images="skip"))
 
 
-def test_filters_come_before_pictures_are_opened(healthy: Path) -> None:
+def test_filters_come_before_images_are_opened(healthy: Path) -> None:
     put(healthy / "0.png", b"")
     lines = [f'{{"file_name": "{n}.png", "text": "x", "score": {n}}}' for n in range(4)]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
@@ -405,14 +405,14 @@ def test_filters_come_before_pictures_are_opened(healthy: Path) -> None:
     assert [row.key for row in rows] == ["2.png", "3.png"]
 
 
-def test_transparent_pictures_lie_on_the_configured_colour(tmp_path: Path) -> None:
+def test_transparent_images_lie_on_the_configured_colour(tmp_path: Path) -> None:
     put(tmp_path / "a.png", Image.new("RGBA", (32, 32), (10, 200, 30, 0)))
-    found = scan_dataset(tmp_path, background=(255, 0, 255))
-    assert found.images[0].has_transparency
-    assert found.images[0].fingerprint.colors.reshape(-1, 3).tolist() == [[255, 0, 255]] * 256
+    result = scan_dataset(tmp_path, background=(255, 0, 255))
+    assert result.images[0].has_transparency
+    assert result.images[0].fingerprint.colors.reshape(-1, 3).tolist() == [[255, 0, 255]] * 256
 
 
-def test_class_pictures_need_no_captions_with_a_class_caption(healthy: Path) -> None:
+def test_class_images_need_no_captions_with_a_class_caption(healthy: Path) -> None:
     for text in healthy.glob("[01].txt"):
         text.unlink()
     data = data_of(healthy, reg_data_dir=healthy)
@@ -424,21 +424,21 @@ def test_class_pictures_need_no_captions_with_a_class_caption(healthy: Path) -> 
     assert read_class_rows(data_of(healthy)) == []
 
 
-def test_progress_is_told(healthy: Path) -> None:
-    told: list[object] = []
+def test_progress_is_reported(healthy: Path) -> None:
+    reported: list[object] = []
 
     class Bar:
         def __init__(self, title: str, total: int) -> None:
-            told.append(total)
+            reported.append(total)
 
         def __enter__(self) -> Callable[[int], None]:
-            return told.append
+            return reported.append
 
         def __exit__(self, *error: object) -> None:
-            told.append("end")
+            reported.append("end")
 
     scan_dataset(healthy, bar=Bar)
-    assert told == [4, 1, 1, 1, 1, "end"]
+    assert reported == [4, 1, 1, 1, 1, "end"]
 
 
 def test_nothing_is_written_into_the_folder(faulty: Path) -> None:

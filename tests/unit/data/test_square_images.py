@@ -24,13 +24,13 @@ def rows(tmp_path: Path) -> list[Row]:
     """Twelve pictures of different sizes and colours in one file."""
     file = tmp_path / "all.bin"
     rows, data = [], b""
-    for number in range(12):
-        image = Image.new("RGB", (8 + number, 8), (20 * number, 7, 255 - number))
+    for index in range(12):
+        image = Image.new("RGB", (8 + index, 8), (20 * index, 7, 255 - index))
         image.putpixel((4, 4), (0, 255, 0))
         stream = io.BytesIO()
         image.save(stream, "PNG")
         encoded = stream.getvalue()
-        rows.append(Row(str(number), ("x",), {}, file, len(data), len(encoded)))
+        rows.append(Row(str(index), ("x",), {}, file, len(data), len(encoded)))
         data += encoded
     file.write_bytes(data)
     return rows
@@ -53,31 +53,31 @@ def test_rows_are_decoded_in_order(rows: list[Row]) -> None:
     calls: list[int] = []
     pictures = load_square_images(rows, 8, lambda: calls.append(1))
     assert (pictures.shape, pictures.dtype) == ((12, 3, 8, 8), torch.uint8)
-    assert pictures[:, 0, 0, 0].tolist() == [20 * number for number in range(12)]
+    assert pictures[:, 0, 0, 0].tolist() == [20 * index for index in range(12)]
     assert len(calls) == 12
 
 
 def test_decoding_batch_by_batch_gives_the_same(rows: list[Row]) -> None:
     resident = SquareImages(rows, 8, CPU, memory_gib=1.0)
     streamed = SquareImages(rows, 8, CPU, memory_gib=0.0)
-    numbers = torch.tensor([5, 0, 5, 11])
+    indices = torch.tensor([5, 0, 5, 11])
     assert len(resident) == len(streamed) == 12
-    assert torch.equal(resident.get_batch(numbers), streamed.get_batch(numbers))
-    assert resident.get_batch(numbers).dtype == torch.float32
+    assert torch.equal(resident.get_batch(indices), streamed.get_batch(indices))
+    assert resident.get_batch(indices).dtype == torch.float32
     for row in rows:
         row.path.unlink(missing_ok=True)
-    resident.get_batch(numbers)
+    resident.get_batch(indices)
     with pytest.raises(DataError, match="cannot be read"):
-        streamed.get_batch(numbers)
+        streamed.get_batch(indices)
 
 
-def test_a_damaged_picture_names_its_row(rows: list[Row]) -> None:
+def test_a_damaged_image_names_its_row(rows: list[Row]) -> None:
     rows[3].path.write_bytes(b"\0" * rows[3].path.stat().st_size)
     with pytest.raises(DataError, match="0: cannot be decoded"):
         load_square_images(rows, 8)
 
 
-def test_only_allowed_pictures_are_mirrored() -> None:
+def test_only_allowed_images_are_flipped() -> None:
     pictures = torch.arange(3 * 4.0).view(1, 3, 1, 4).repeat(400, 1, 1, 1)
     allowed = torch.arange(400) % 2 == 0
     result = random_flip(pictures, allowed, draws(400))

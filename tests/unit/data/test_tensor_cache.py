@@ -51,8 +51,8 @@ class Bench:
     def fetch(self, keys: list[str], layout: Layout = LAYOUT, fail_at: str = "") -> list[Entry]:
         self.computed, self.advanced = [], 0
 
-        def compute(places: list[int]) -> Iterator[Entry]:
-            for place in places:
+        def compute(positions: list[int]) -> Iterator[Entry]:
+            for place in positions:
                 if keys[place] == fail_at:
                     raise RuntimeError("stop")
                 self.computed.append(keys[place])
@@ -219,9 +219,9 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None
     bench = Bench(tmp_path / "file" / "cache")
     with pytest.warns(
         LorasmithWarning, match="going on without this cache.*LORASMITH_CACHE"
-    ) as told:
+    ) as reported:
         assert same(bench.fetch(KEYS), KEYS)
-    assert len(told) == 1
+    assert len(reported) == 1
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -274,7 +274,7 @@ def test_several_processes_may_write_at_once(bench: Bench) -> None:
     facts=st.dictionaries(st.text(), st.integers() | st.text(), min_size=1, max_size=4),
     other=st.integers() | st.text(),
 )
-def test_keys_tell_facts_apart(facts: dict[str, object], other: object) -> None:
+def test_keys_differ_between_facts(facts: dict[str, object], other: object) -> None:
     assert cache_key(facts) == cache_key(dict(reversed(facts.items())))
     name = next(iter(facts))
     if facts[name] != other:

@@ -71,7 +71,7 @@ def test_a_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp
     assert torch.equal(take(first, [1]).context, take(second, [1]).context)
 
 
-def test_a_picture_edited_in_place_is_the_only_one_encoded(folder: Path, counts: Counts) -> None:
+def test_an_image_edited_in_place_is_the_only_one_encoded(folder: Path, counts: Counts) -> None:
     """Same name, same size in bytes, same time of change: the content tells."""
     edited = folder / "02.bmp"
     Image.open(folder / "02.png").save(edited)
@@ -116,13 +116,13 @@ def test_settings_that_change_latents_and_such_that_do_not(
     assert counts(data_of(folder, **change))[0] == 0
 
 
-def test_another_crop_is_encoded_anew(tmp_path: Path, counts: Counts) -> None:
+def test_another_crop_is_encoded_again(tmp_path: Path, counts: Counts) -> None:
     folder = write(tmp_path / "p", [(256, 256), (400, 240)])
     assert counts(data_of(folder, resolution=256))[0] == 2
     assert counts(data_of(folder, resolution=256, buckets=False))[0] == 1
 
 
-def test_another_vae_or_number_format_is_encoded_anew(folder: Path, counts: Counts) -> None:
+def test_another_vae_or_number_format_is_encoded_again(folder: Path, counts: Counts) -> None:
     counts(data_of(folder))
     vae, encoder = counts.model.vae, counts.model.text_encoder
     vae.to(torch.bfloat16)
@@ -166,7 +166,7 @@ def test_damaged_caches_are_rebuilt(
     assert counts(data_of(folder))[:2] == (0, 0)
 
 
-def test_the_pictures_folder_is_never_written(folder: Path, counts: Counts) -> None:
+def test_the_images_folder_is_never_written(folder: Path, counts: Counts) -> None:
     def state() -> dict[str, tuple[int, bytes]]:
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
@@ -199,7 +199,7 @@ def test_latents_do_not_depend_on_which_others_are_encoded(folder: Path, counts:
     assert torch.equal(together[[0, 2, 3]], apart[[0, 2, 3]])
 
 
-def test_hashes_tell_networks_apart(model: Model) -> None:
+def test_hashes_differ_between_networks(model: Model) -> None:
     vae = hash_module(model.vae)
     assert vae == hash_module(model.vae)
     assert vae != hash_module(model.text_encoder)

@@ -13,10 +13,10 @@ from lorasmith.training.data.split import read_train_rows
 
 def write_pictures(folder: Path, captions: list[str], side: int = 64) -> Path:
     folder.mkdir(exist_ok=True)
-    for number, caption in enumerate(captions):
-        shade = 40 * number
-        Image.new("RGB", (side, side), (shade, 90, 200 - shade)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(caption)
+    for index, caption in enumerate(captions):
+        shade = 40 * index
+        Image.new("RGB", (side, side), (shade, 90, 200 - shade)).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(caption)
     return folder
 
 

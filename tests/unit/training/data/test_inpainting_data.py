@@ -33,10 +33,10 @@ def model(tiny_of: Tiny) -> Model:
 def folder(tmp_path: Path) -> Path:
     """Six square pictures; the first two have masks, which are not symmetric."""
     folder = write(tmp_path / "p", [(64, 64)] * 6)
-    for number in range(2):
+    for index in range(2):
         mask = Image.new("L", (64, 64), 0)
-        ImageDraw.Draw(mask).ellipse((3, 9 + 7 * number, 33, 57), fill=255)
-        mask.save(folder / f"{number:02}.mask.png")
+        ImageDraw.Draw(mask).ellipse((3, 9 + 7 * index, 33, 57), fill=255)
+        mask.save(folder / f"{index:02}.mask.png")
     return folder
 
 
@@ -83,18 +83,18 @@ def test_given_masks(model: Model, folder: Path, more: dict[str, Any]) -> None:
     assert float(error.std()) == pytest.approx(1.0, abs=0.2)
 
 
-def test_mirrored_pictures_have_mirrored_masks(model: Model, folder: Path) -> None:
+def test_flipped_images_have_flipped_masks(model: Model, folder: Path) -> None:
     made = built(model, data_of(folder, flip_aug=True))
     mask = given_masks(folder, [0])
     both = [F.interpolate(one, size=(8, 8)) for one in (mask, mask.flip(-1))]
     seen = set()
     for step in range(20):
-        found = surroundings(made, [0], step)[:, :1]
-        seen |= {side for side in (0, 1) if torch.equal(found, both[side])}
+        result = surroundings(made, [0], step)[:, :1]
+        seen |= {side for side in (0, 1) if torch.equal(result, both[side])}
     assert seen == {0, 1}
 
 
-def test_random_masks_are_a_few_of_each_picture_and_the_seeds(model: Model, folder: Path) -> None:
+def test_random_masks_are_a_few_of_each_image_and_the_seeds(model: Model, folder: Path) -> None:
     made = built(model, data_of(folder, num_random_masks=3))
     drawn = [surroundings(made, [4, 5], step) for step in range(30)]
     masks = [{tuple(one[row, 0].flatten().tolist()) for one in drawn} for row in range(2)]
@@ -135,15 +135,15 @@ def test_a_batch_does_not_depend_on_how_it_is_divided(
 ) -> None:
     made = built(model, data_of(folder, **more))
     numbers = torch.tensor([4, 0, 5, 2])
-    whole = made.get_batch(numbers, BatchRng(make_generator(9), 4)).inpaint_cond
+    full = made.get_batch(numbers, BatchRng(make_generator(9), 4)).inpaint_cond
     parts = [
         made.get_batch(
             numbers[first : first + 2], BatchRng(make_generator(9), 4, first, 2)
         ).inpaint_cond
         for first in (0, 2)
     ]
-    assert whole is not None
-    torch.testing.assert_close(torch.cat([one for one in parts if one is not None]), whole)
+    assert full is not None
+    torch.testing.assert_close(torch.cat([one for one in parts if one is not None]), full)
 
 
 def test_a_second_run_encodes_nothing(
@@ -172,12 +172,12 @@ def test_other_models_have_none(tiny_model: Path, folder: Path) -> None:
     assert made.get_batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).inpaint_cond is None
 
 
-def test_batches_are_joined_with_what_surrounds_them(model: Model, folder: Path) -> None:
+def test_concatenated_batches_keep_the_inpainting_input(model: Model, folder: Path) -> None:
     """The network sees for each picture what it sees when the picture is alone."""
     made = built(model, data_of(folder))
     batches: list[Batch] = [
-        made.get_batch(torch.tensor([number]), BatchRng(make_generator(0, number), 1))
-        for number in (0, 4)
+        made.get_batch(torch.tensor([index]), BatchRng(make_generator(0, index), 1))
+        for index in (0, 4)
     ]
     predict, times = Denoiser(model), torch.tensor([300, 700])
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_batches_are_joined_with_what_surrounds_them(model: Model, folder: Path)
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
-def test_the_refiner_is_told_a_score(tiny_of: Tiny, folder: Path) -> None:
+def test_the_refiner_is_reported_a_score(tiny_of: Tiny, folder: Path) -> None:
     refiner = load_model(tiny_of("sdxl-refiner")).to(CPU, torch.float32)
     for more in ({}, {"color_jitter": 0.1}):
         made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
@@ -206,6 +206,6 @@ def test_the_refiner_knows_the_lowest_noise_levels() -> None:
     levels = sample_noise(process, LossConfig(), batch, BatchRng(make_generator(0), 400)).timesteps
     assert 190 < int(levels.max()) < 200
     assert int(levels.min()) < 10
-    whole = build_noise_process(config, LossConfig(), CPU)
-    assert whole.num_timesteps == 1000
-    assert torch.equal(whole.alphas_cumprod, process.alphas_cumprod)
+    full = build_noise_process(config, LossConfig(), CPU)
+    assert full.num_timesteps == 1000
+    assert torch.equal(full.alphas_cumprod, process.alphas_cumprod)

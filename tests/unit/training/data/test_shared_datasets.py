@@ -38,9 +38,9 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
     alone = [build_dataset(model, run.data, run.train, CPU) for run in runs]
     built: list[int] = []
 
-    def build(number: int) -> TrainDataset:
-        built.append(number)
-        return build_dataset(model, runs[number].data, runs[number].train, CPU)
+    def build(index: int) -> TrainDataset:
+        built.append(index)
+        return build_dataset(model, runs[index].data, runs[index].train, CPU)
 
     shared = build_shared_datasets(runs, build, depends_on_seed=False)
     assert built == [0]
@@ -71,8 +71,8 @@ def test_what_makes_other_batches_is_not_shared(
                          CPU)  # fmt: skip
     built: list[int] = []
 
-    def build(number: int) -> TrainDataset:
-        built.append(number)
+    def build(index: int) -> TrainDataset:
+        built.append(index)
         return made
 
     runs = [settings(pictures), settings(pictures, **other), settings(pictures)]

@@ -43,7 +43,7 @@ def sdxl(tiny_sdxl: Path) -> Model:
 
 def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, b, c, d")
-    made = built(model, data_of(folder, shuffle_caption=True))
+    dataset = built(model, data_of(folder, shuffle_caption=True))
     tokens = built(model, data_of(folder, shuffle_caption=True), encodes_text_in_step=True)
     texts = {
         text: encode_captions(model, [text])[0].context
@@ -52,8 +52,8 @@ def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) ->
     }  # fmt: skip
     seen = set()
     for step in range(30):
-        found = take(made, [0], step)
-        (match,) = [t for t, c in texts.items() if torch.allclose(found.context[0], c, atol=1e-5)]
+        result = take(dataset, [0], step)
+        (match,) = [t for t, c in texts.items() if torch.allclose(result.context[0], c, atol=1e-5)]
         assert torch.equal(take(tokens, [0], step).input_ids, tokenize(model.tokenizer, [match]))
         seen.add(match)
     assert len(seen) >= 5
@@ -62,11 +62,11 @@ def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) ->
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_dropped_captions_are_empty(tmp_path: Path, model: Model, shuffle: bool) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 4)
-    made = built(model, data_of(folder, caption_dropout_rate=0.5, shuffle_caption=shuffle))
+    dataset = built(model, data_of(folder, caption_dropout_rate=0.5, shuffle_caption=shuffle))
     empty = encode_captions(model, [""])[0].context
     dropped = 0
     for step in range(20):
-        context = take(made, [0, 1, 2, 3], step).context
+        context = take(dataset, [0, 1, 2, 3], step).context
         dropped += sum(torch.allclose(one, empty, atol=1e-5) for one in context)
     assert 25 < dropped < 55
 
@@ -100,15 +100,15 @@ def test_captions_that_are_cut_off_are_named_once(
     tmp_path: Path, model: Model, chunks: int
 ) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 5, "ink " + "word " * 100 + "end")
-    with pytest.warns(LorasmithWarning) as told:
-        made = built(model, data_of(folder, max_token_length=75 * chunks))
-    (message,) = [str(one.message) for one in told]
+    with pytest.warns(LorasmithWarning) as reported:
+        dataset = built(model, data_of(folder, max_token_length=75 * chunks))
+    (message,) = [str(one.message) for one in reported]
     assert message.startswith(
         f"5 captions are longer than data.max_token_length = {75 * chunks} tokens"
     )
-    assert all(f"0{number}.png from 'word word word word' on" in message for number in range(3))
+    assert all(f"0{index}.png from 'word word word word' on" in message for index in range(3))
     assert "and 2 more; shorten them or raise it" in message
-    assert take(made, [0]).context.shape[1] == 77 * chunks
+    assert take(dataset, [0]).context.shape[1] == 77 * chunks
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         built(model, data_of(folder))
@@ -123,25 +123,27 @@ def test_long_captions_are_read_as_prompts_are(
     own = load_model(request.getfixturevalue(family)).to(CPU, torch.float32)
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     (folder / "01.txt").write_text(LONG.format(1))
-    made = built(own, data_of(folder, caption_dropout_rate=0.5), encodes_text_in_step=trained)
+    dataset = built(own, data_of(folder, caption_dropout_rate=0.5), encodes_text_in_step=trained)
     texts = [LONG.format(1), "picture 2, ink", ""]
     long, short, empty = encode_prompts(own, [unweighted_prompt(text) for text in texts])
     wanted = [long, pad_conditioning(short, empty, 154), pad_conditioning(empty, empty, 154)]
     seen = set()
     for step in range(8):
-        batch = take(made, [1, 2], step)
-        found = Conditioning(batch.context, batch.pooled)
+        batch = take(dataset, [1, 2], step)
+        result = Conditioning(batch.context, batch.pooled)
         if trained:
             assert batch.input_ids.shape == (2, 154)
-            found = encode_tokens(own, TokenIds(batch.input_ids, batch.input_ids_2))
+            result = encode_tokens(own, TokenIds(batch.input_ids, batch.input_ids_2))
         for place in range(2):
-            dropped = torch.allclose(found.context[place], wanted[2].context, atol=1e-5)
+            dropped = torch.allclose(result.context[place], wanted[2].context, atol=1e-5)
             seen.add((place, dropped))
             expected = wanted[2 if dropped else place]
-            torch.testing.assert_close(found.context[place], expected.context, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                result.context[place], expected.context, atol=1e-5, rtol=1e-4
+            )
             if expected.pooled is not None:
                 torch.testing.assert_close(
-                    found.pooled[place], expected.pooled, atol=1e-5, rtol=1e-4
+                    result.pooled[place], expected.pooled, atol=1e-5, rtol=1e-4
                 )
     assert len(seen) == 4
 
@@ -149,11 +151,11 @@ def test_long_captions_are_read_as_prompts_are(
 def test_shuffled_long_captions_always_have_room(tmp_path: Path, model: Model) -> None:
     parts = ["a " * 30, "b " * 30, "c " * 30, "d " * 50]
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + ", ".join(parts))
-    made = built(model, data_of(folder, shuffle_caption=True), encodes_text_in_step=True)
+    dataset = built(model, data_of(folder, shuffle_caption=True), encodes_text_in_step=True)
     own = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
     counts = set()
     for step in range(12):
-        ids = take(made, [0], step).input_ids
+        ids = take(dataset, [0], step).input_ids
         assert ids.shape == (1, 77 * 3)
         counts.add(sum(token not in own for token in ids[0].tolist()))
     assert len(counts) == 1
@@ -183,10 +185,10 @@ def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + "a " * 90 + ", ink")
     gating = caption_gating(model, GateMetadata("token+end", "ink"), ())
     batch = take(built(model, data_of(folder), encodes_text_in_step=True, gating=gating), [0])
-    places, ids = batch.token_mask[0, 0], batch.input_ids[0]
+    positions, ids = batch.token_mask[0, 0], batch.input_ids[0]
     tag = model.tokenizer("ink", add_special_tokens=False)["input_ids"]
-    end = places & (ids == model.tokenizer.eos_token_id)
-    assert ids[places & ~end].tolist() == tag * 2
+    end = positions & (ids == model.tokenizer.eos_token_id)
+    assert ids[positions & ~end].tolist() == tag * 2
     assert [bool(part.any()) for part in torch.split(end, 77)] == [True, True]
 
 
@@ -194,10 +196,10 @@ def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_sdxl_is_told_sizes_and_a_pooled_text(tmp_path: Path, sdxl: Model, live: bool) -> None:
+def test_sdxl_gets_sizes_and_a_pooled_text(tmp_path: Path, sdxl: Model, live: bool) -> None:
     folder = write(tmp_path / "p", [(100, 64), (64, 64)])
-    made = built(sdxl, data_of(folder, buckets=False, color_jitter=1e-6 if live else 0.0))
-    batch = take(made, [0, 1])
+    dataset = built(sdxl, data_of(folder, buckets=False, color_jitter=1e-6 if live else 0.0))
+    batch = take(dataset, [0, 1])
     assert batch.time_ids.tolist() == [[64, 100, 0, 18, 64, 64], [64, 64, 0, 0, 64, 64]]
     expected = encode_captions(sdxl, ["picture 0, ink", "picture 1, ink"])
     torch.testing.assert_close(batch.context, torch.stack([one.context for one in expected]))
@@ -205,12 +207,12 @@ def test_sdxl_is_told_sizes_and_a_pooled_text(tmp_path: Path, sdxl: Model, live:
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
-def test_mirrored_sdxl_pictures_are_told_their_own_crop(
+def test_flipped_sdxl_images_have_the_flipped_crop_in_their_time_ids(
     tmp_path: Path, sdxl: Model, crop: str
 ) -> None:
     folder = write(tmp_path / "p", [(101, 64)])
-    made = built(sdxl, data_of(folder, buckets=False, flip_aug=True, crop=crop))
-    lefts = {int(take(made, [0], step).time_ids[0, 3]) for step in range(30)}
+    dataset = built(sdxl, data_of(folder, buckets=False, flip_aug=True, crop=crop))
+    lefts = {int(take(dataset, [0], step).time_ids[0, 3]) for step in range(30)}
     if crop == "center":
         assert lefts == {18, 19}  # 37 pixels of room: one of them more on the one side
     else:
@@ -229,7 +231,7 @@ def rows_of(count: int) -> list[Row]:
     ("count", "share", "held"),
     [(23, None, 0), (24, None, 2), (60, None, 5), (30, 0.0, 0), (30, 0.1, 3), (3, 0.01, 1)],
 )
-def test_how_many_are_held_out(count: int, share: float | None, held: int) -> None:
+def test_how_many_are_for_validation(count: int, share: float | None, held: int) -> None:
     learned, measured = split_validation(rows_of(count), share)
     assert len(measured) == held
     assert sorted(map(str, [*learned, *measured])) == sorted(map(str, rows_of(count)))
@@ -245,29 +247,29 @@ def test_the_choice_follows_the_names() -> None:
     assert {row.key for row in after} <= {row.key for row in before}
 
 
-def test_holding_out_everything_is_refused() -> None:
+def test_validating_on_everything_is_refused() -> None:
     with pytest.raises(DataError, match=r"data\.validation_split: 0\.9 of 1 images leaves none"):
         split_validation(rows_of(1), 0.9)
 
 
-def test_held_out_pictures_are_apart_and_never_changed(tmp_path: Path, model: Model) -> None:
+def test_validation_images_are_separate_and_never_augmented(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(128, 64)] * 8, "ink {}, b, c, d")
     more = {"crop": "random", "flip_aug": True, "color_jitter": 0.3, "shuffle_caption": True}
     data = data_of(folder, validation_split=0.25, caption_dropout_rate=0.5, **more)
     chosen = split_dataset(data)
-    made = built(model, data, split=chosen)
-    held = made.validation
+    dataset = built(model, data, split=chosen)
+    held = dataset.validation
     assert held is not None
     assert len(held.rows) == 2
-    assert {row.key for row in held.rows}.isdisjoint(row.key for row in made.rows)
-    numbers = torch.arange(len(held.rows))
-    one, same = take(held, numbers.tolist(), 1), take(held, numbers.tolist(), 1)
+    assert {row.key for row in held.rows}.isdisjoint(row.key for row in dataset.rows)
+    indices = torch.arange(len(held.rows))
+    one, same = take(held, indices.tolist(), 1), take(held, indices.tolist(), 1)
     assert torch.equal(one.latents, same.latents)
     texts = [row.caption for row in held.rows]
     expected = torch.stack([part.context for part in encode_captions(model, texts)])
     torch.testing.assert_close(one.context, expected, rtol=1e-4, atol=1e-5)
     plain = built(model, data_of(folder, validation_split=0.25), split=chosen)
-    torch.testing.assert_close(one.latents, take(plain.validation, numbers.tolist(), 1).latents)
+    torch.testing.assert_close(one.latents, take(plain.validation, indices.tolist(), 1).latents)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
@@ -277,15 +279,15 @@ def test_a_large_table_stays_on_the_cpu_and_gives_the_same(
     table = captions.TextBatch(
         torch.randn(4, 7, 3), torch.randn(4, 5), token_mask=torch.rand(4, 1, 7) > 0.5
     )
-    numbers = torch.tensor([3, 0, 4, 2, 2])
-    found = []
+    indices = torch.tensor([3, 0, 4, 2, 2])
+    result = []
     for limit in (2**30, 0):
         monkeypatch.setattr(captions, "_MAX_RESIDENT_BYTES", limit)
-        fixed = captions.CachedCaptions(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
-        found.append(fixed.gather(numbers, BatchRng(make_generator(5), 5)))
-    for one, other in zip(*found, strict=True):
+        cached = captions.CachedCaptions(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
+        result.append(cached.gather(indices, BatchRng(make_generator(5), 5)))
+    for one, other in zip(*result, strict=True):
         assert (one is None) == (other is None)
         assert one is None or torch.equal(one, other)
-    assert found[0].context is not None
-    dropped = sum(torch.equal(row, table.context[3]) for row in found[0].context)
+    assert result[0].context is not None
+    dropped = sum(torch.equal(row, table.context[3]) for row in result[0].context)
     assert (dropped > 0) == (dropout > 0)

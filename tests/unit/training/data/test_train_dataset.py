@@ -33,8 +33,8 @@ def sdxl(tiny_sdxl: Path) -> Model:
 
 def test_a_batch_equals_the_parts_used_one_by_one(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 5)
-    made = built(model, data_of(folder))
-    batch = take(made, [4, 1, 3])
+    dataset = built(model, data_of(folder))
+    batch = take(dataset, [4, 1, 3])
 
     unit = BatchRng(make_generator(0, 1, 0), 3).normal(4, 8, 8)
     mean, deviation = moments(model, pixels_of(folder, [4, 1, 3]))
@@ -51,7 +51,7 @@ def test_a_batch_equals_the_parts_used_one_by_one(tmp_path: Path, model: Model) 
         None,
         None,
     )
-    assert made.image_keys(torch.tensor([2, 0, 2])) == ["02.png", "00.png"]
+    assert dataset.image_keys(torch.tensor([2, 0, 2])) == ["02.png", "00.png"]
 
 
 def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -> None:
@@ -60,24 +60,24 @@ def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -
     moving = built(
         model, data_of(folder, crop="random", flip_aug=True, color_jitter=0.2, shuffle_caption=True)
     )
-    for made in (plain, moving):
-        whole = take(made, [0, 1, 2, 3])
+    for dataset in (plain, moving):
+        full = take(dataset, [0, 1, 2, 3])
         parts = [
-            made.get_batch(
+            dataset.get_batch(
                 torch.tensor(numbers), BatchRng(make_generator(0, 1, 0), 4, first, len(numbers))
             )
             for first, numbers in ((0, [0]), (1, [1, 2, 3]))
         ]
         for name in ("latents", "context", "loss_weights", "indices"):
             pieces = torch.cat([getattr(part, name) for part in parts])
-            torch.testing.assert_close(pieces, getattr(whole, name), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(pieces, getattr(full, name), rtol=1e-4, atol=1e-4)
 
 
-def test_batches_follow_their_draws_alone(tmp_path: Path, model: Model) -> None:
+def test_batches_follow_their_rng_alone(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(96, 64)] * 4, "a {}, b, c, d, ink")
     more = {"crop": "random", "flip_aug": True, "color_jitter": 0.2, "shuffle_caption": True}
-    made = built(model, data_of(folder, **more))
-    one, same, other = (take(made, [0, 1, 2, 3], step) for step in (3, 3, 4))
+    dataset = built(model, data_of(folder, **more))
+    one, same, other = (take(dataset, [0, 1, 2, 3], step) for step in (3, 3, 4))
     assert torch.equal(one.latents, same.latents)
     assert torch.equal(one.context, same.context)
     assert not torch.equal(one.context, other.context)
@@ -85,29 +85,29 @@ def test_batches_follow_their_draws_alone(tmp_path: Path, model: Model) -> None:
     assert torch.equal(take(again, [0, 1, 2, 3], 3).latents, one.latents)
 
 
-def test_pictures_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> None:
+def test_images_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(256, 256), (400, 240), (240, 400), (300, 300), (420, 250)])
-    made = built(model, data_of(folder, resolution=256, bucket_reso_steps=8))
-    assert [str(made.buckets[k]) for k in made.bucket_indices] == [
+    dataset = built(model, data_of(folder, resolution=256, bucket_reso_steps=8))
+    assert [str(dataset.buckets[k]) for k in dataset.bucket_indices] == [
         "256x256", "320x192", "192x320", "256x256", "320x192",
     ]  # fmt: skip
-    assert take(made, [1, 4]).latents.shape == (2, 4, 24, 40)
-    assert take(made, [2]).latents.shape == (1, 4, 40, 24)
+    assert take(dataset, [1, 4]).latents.shape == (2, 4, 24, 40)
+    assert take(dataset, [2]).latents.shape == (1, 4, 40, 24)
     seen = Counter(
         n
-        for k in range(made.batch_sampler.steps_per_epoch)
-        for n in made.batch_sampler.get_batch(k).tolist()
+        for k in range(dataset.batch_sampler.steps_per_epoch)
+        for n in dataset.batch_sampler.get_batch(k).tolist()
     )
     assert seen == dict.fromkeys(range(5), 1)
     squares = built(model, data_of(folder, resolution=256, buckets=False))
     assert take(squares, [0, 1, 2]).latents.shape == (3, 4, 32, 32)
 
 
-def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model) -> None:
+def test_resizing_and_cropping_of_each_image_is_recorded(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(400, 240), (300, 300)])
     classes = write(tmp_path / "c", [(64, 128)], "a thing")
-    made = built(model, data_of(folder, resolution=256, reg_data_dir=classes))
-    assert made.describe_images()[0] == {
+    dataset = built(model, data_of(folder, resolution=256, reg_data_dir=classes))
+    assert dataset.describe_images()[0] == {
         "picture": "00.png",
         "class": False,
         "size": [400, 240],
@@ -115,10 +115,10 @@ def test_what_was_done_to_each_picture_is_recorded(tmp_path: Path, model: Model)
         "resized": [320, 192],
         "crop": [0, 0, 320, 192],
     }
-    assert made.describe_images()[2]["class"] is True
-    assert made.describe_images()[2]["resized"] == [192, 384]
-    assert made.describe_images()[2]["crop"] == [0, 32, 192, 352]
-    assert json.dumps(made.describe_images())
+    assert dataset.describe_images()[2]["class"] is True
+    assert dataset.describe_images()[2]["resized"] == [192, 384]
+    assert dataset.describe_images()[2]["crop"] == [0, 32, 192, 352]
+    assert json.dumps(dataset.describe_images())
 
 
 def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
@@ -137,17 +137,17 @@ def test_sizes_follow_the_model(tmp_path: Path, model: Model) -> None:
 # --- mirror images, crops, colours ----------------------------------------------------------
 
 
-def test_mirrored_pictures_are_encoded_as_such(tmp_path: Path, model: Model) -> None:
+def test_flipped_images_are_encoded_as_such(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 2)
-    made = built(model, data_of(folder, flip_aug=True))
+    dataset = built(model, data_of(folder, flip_aug=True))
     plain, _ = moments(model, pixels_of(folder, [0, 1]))
     mirrored, _ = moments(model, pixels_of(folder, [0, 1]).flip(-1))
     kinds = Counter()
     for step in range(20):
         draws = BatchRng(make_generator(0, 1, step), 2)
-        found = made.get_batch(torch.tensor([0, 1]), draws).latents
+        result = dataset.get_batch(torch.tensor([0, 1]), draws).latents
         for place in range(2):
-            near = [float((found[place] - one[place]).abs().mean()) for one in (plain, mirrored)]
+            near = [float((result[place] - one[place]).abs().mean()) for one in (plain, mirrored)]
             kinds[near[0] < near[1]] += 1
     _, deviation = moments(model, pixels_of(folder, [0, 1]))
     assert float((plain - mirrored).abs().mean()) > 0.1 * float(deviation.mean())
@@ -155,42 +155,42 @@ def test_mirrored_pictures_are_encoded_as_such(tmp_path: Path, model: Model) -> 
     assert kinds[True] + kinds[False] == 40
 
 
-def test_live_pictures_equal_fixed_ones_where_nothing_moves(tmp_path: Path, model: Model) -> None:
+def test_online_images_equal_cached_ones_where_nothing_moves(tmp_path: Path, model: Model) -> None:
     """A jitter of nearly nothing takes the path through the VAE; the latents stay the same."""
     folder = write(tmp_path / "p", [(80, 64)] * 3)
-    fixed = take(built(model, data_of(folder)), [2, 0])
+    cached = take(built(model, data_of(folder)), [2, 0])
     live = take(built(model, data_of(folder, color_jitter=1e-6)), [2, 0])
-    torch.testing.assert_close(live.latents, fixed.latents, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(live.context, fixed.context)
+    torch.testing.assert_close(live.latents, cached.latents, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(live.context, cached.context)
 
 
 def test_random_crops_differ_from_step_to_step(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(128, 64)] * 2)
-    made = built(model, data_of(folder, crop="random"))
+    dataset = built(model, data_of(folder, crop="random"))
     still = BatchRng(make_generator(0), 2)
     means = []
     for step in range(3):
         own = BatchRng(torch.Generator().manual_seed(step), 2)
-        views = made.latents._draw_augmentations(
-            [made.latents._images.bucketed.assignments[0]] * 2, own
+        views = dataset.latents._draw_augmentations(
+            [dataset.latents._images.bucketed.assignments[0]] * 2, own
         )
         means.append([view.crop_corner for view in views])
     assert len({tuple(one) for one in means}) == 3
-    assert made.get_batch(torch.tensor([0, 1]), still).latents.shape == (2, 4, 8, 8)
+    assert dataset.get_batch(torch.tensor([0, 1]), still).latents.shape == (2, 4, 8, 8)
 
 
-def test_random_crops_of_pictures_that_fit_need_no_vae(tmp_path: Path, model: Model) -> None:
+def test_random_crops_of_images_that_fit_need_no_vae(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 2)
-    made = built(model, data_of(folder, crop="random"))
+    dataset = built(model, data_of(folder, crop="random"))
     model.vae.encode = None
-    assert take(made, [0, 1]).latents.shape == (2, 4, 8, 8)
+    assert take(dataset, [0, 1]).latents.shape == (2, 4, 8, 8)
 
 
 # --- masks and classes ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -> None:
+def test_masks_follow_their_images(tmp_path: Path, model: Model, live: bool) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 2)
     mask = torch.zeros(64, 64, dtype=torch.uint8)
     mask[:, :16], mask[:8, 60:] = 255, 255
@@ -198,15 +198,15 @@ def test_masks_follow_their_pictures(tmp_path: Path, model: Model, live: bool) -
     expected = torch.zeros(8, 8)
     expected[:, :2], expected[0, 7] = 1.0, 0.5
     more = {"flip_aug": True, "color_jitter": 0.1 if live else 0.0}
-    made = built(model, data_of(folder, **more))
+    dataset = built(model, data_of(folder, **more))
     seen = set()
     for step in range(12):
-        found = take(made, [0, 1], step).loss_mask
-        assert found is not None
-        assert found.shape == (2, 1, 8, 8)
-        assert bool((found[1] == 1.0).all())
-        mirrored = bool(found[0, 0, 4, 7])
-        torch.testing.assert_close(found[0, 0], expected.flip(-1) if mirrored else expected)
+        result = take(dataset, [0, 1], step).loss_mask
+        assert result is not None
+        assert result.shape == (2, 1, 8, 8)
+        assert bool((result[1] == 1.0).all())
+        mirrored = bool(result[0, 0, 4, 7])
+        torch.testing.assert_close(result[0, 0], expected.flip(-1) if mirrored else expected)
         seen.add(mirrored)
     assert seen == {False, True}
 
@@ -230,20 +230,20 @@ def test_masks_can_be_ignored(tmp_path: Path, model: Model) -> None:
     assert take(ignoring, [0]).loss_mask is None
 
 
-def test_class_pictures_come_as_often_and_weigh_their_own(tmp_path: Path, model: Model) -> None:
+def test_class_images_come_as_often_and_weigh_their_own(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 4)
     classes = write(tmp_path / "c", [(64, 64)] * 6, "a thing")
-    made = built(model, data_of(folder, reg_data_dir=classes, prior_loss_weight=0.25))
-    assert (made.num_tagged, len(made.rows)) == (4, 10)
-    batch = take(made, [0, 4, 9])
+    dataset = built(model, data_of(folder, reg_data_dir=classes, prior_loss_weight=0.25))
+    assert (dataset.num_tagged, len(dataset.rows)) == (4, 10)
+    batch = take(dataset, [0, 4, 9])
     assert batch.loss_weights.tolist() == [1.0, 0.25, 0.25]
     with torch.no_grad():
         context = encode_hidden_states(model.text_encoder, tokenize(model.tokenizer, ["a thing"]))
     torch.testing.assert_close(batch.context[1:], context.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
     epoch = [
         n
-        for k in range(made.batch_sampler.steps_per_epoch)
-        for n in made.batch_sampler.get_batch(k).tolist()
+        for k in range(dataset.batch_sampler.steps_per_epoch)
+        for n in dataset.batch_sampler.get_batch(k).tolist()
     ]
     assert sorted(n for n in epoch if n < 4) == [0, 1, 2, 3]
     assert len([n for n in epoch if n >= 4]) == 4
@@ -253,30 +253,30 @@ def test_repeats_of_folders_and_settings_multiply(tmp_path: Path, model: Model) 
     write(tmp_path / "p", [])
     write(tmp_path / "p" / "3_ink", [(64, 64)])
     write(tmp_path / "p" / "1_more", [(64, 64)])
-    made = built(model, data_of(tmp_path / "p", num_repeats=2))
+    dataset = built(model, data_of(tmp_path / "p", num_repeats=2))
     epoch = [
         n
-        for k in range(made.batch_sampler.steps_per_epoch)
-        for n in made.batch_sampler.get_batch(k).tolist()
+        for k in range(dataset.batch_sampler.steps_per_epoch)
+        for n in dataset.batch_sampler.get_batch(k).tolist()
     ]
-    often = {made.rows[n].key: count for n, count in Counter(epoch).items()}
-    assert sorted(often.values()) == [2, 6]
-    assert next(key for key, count in often.items() if count == 6).startswith("3_ink")
+    counts = {dataset.rows[n].key: count for n, count in Counter(epoch).items()}
+    assert sorted(counts.values()) == [2, 6]
+    assert next(key for key, count in counts.items() if count == 6).startswith("3_ink")
 
 
 # --- mistakes -------------------------------------------------------------------------------
 
 
-def test_a_latent_that_is_not_finite_names_its_picture(tmp_path: Path, model: Model) -> None:
+def test_a_latent_that_is_not_finite_names_its_image(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     encode_as_before = model.vae.encode
 
     def encode_badly(pixels: torch.Tensor):
-        found = encode_as_before(pixels)
+        result = encode_as_before(pixels)
         if encode_badly.left == 0:
-            found.latent_dist.mean[..., 3, 3] = float("nan")
+            result.latent_dist.mean[..., 3, 3] = float("nan")
         encode_badly.left -= 1
-        return found
+        return result
 
     encode_badly.left = 1
     model.vae.encode = encode_badly
@@ -292,13 +292,13 @@ def test_an_embedding_that_is_not_finite_names_its_caption(tmp_path: Path, model
         built(model, data_of(folder))
 
 
-def test_the_cache_does_not_go_among_the_pictures(tmp_path: Path, model: Model) -> None:
+def test_the_cache_does_not_go_among_the_images(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)])
     with pytest.raises(ConfigError, match=r"data\.cache_dir: .* lies among the pictures"):
         built(model, data_of(folder, cache_dir=folder / "cache"))
 
 
-def test_a_whole_set_is_silent(tmp_path: Path, model: Model) -> None:
+def test_a_complete_set_is_silent(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(300, 256)] * 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
