@@ -2,8 +2,8 @@
 
     python examples/toy_diffusion.py shapes.png
 
-It has what Stable Diffusion has: a noise schedule, a network that predicts the noise, classifier-free
-guidance and a sampler. A class takes the place of the prompt. One minute on two CPU cores.
+It has what Stable Diffusion has: a noise schedule, a network that predicts the noise,
+classifier-free guidance and a sampler. A class takes the place of the prompt. One minute on two CPU cores.
 """
 
 import argparse
