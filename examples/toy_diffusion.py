@@ -3,7 +3,7 @@
     python examples/toy_diffusion.py shapes.png
 
 It has what Stable Diffusion has: a noise schedule, a network that predicts the noise,
-classifier-free guidance and a sampler. A class takes the place of the prompt. One minute on two CPU cores.
+classifier-free guidance and a sampler. A class takes the place of the prompt.
 """
 
 import argparse
