@@ -225,7 +225,20 @@ ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 PACKAGE = REPOSITORY / "src" / "lorasmith"
 
 
-def test_the_rooms_of_the_architecture_are_those_of_the_package() -> None:
+def test_tree_of_the_architecture_has_the_rooms_of_the_package() -> None:
     tree = ARCHITECTURE.read_text(encoding="utf-8").split("```")[1].partition("recipes/")[0]
-    told = set(re.findall(r"(\w+)/", tree)) - {"src", "lorasmith"}
-    assert told == {one.name for one in PACKAGE.iterdir() if one.is_dir() and one.name[0] != "_"}
+    drawn = set(re.findall(r"^  (\w+)/|  (demo_\w+)/|, (demo_cook)/", tree, re.MULTILINE))
+    names = {name for match in drawn for name in match if name}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert names == rooms
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text.replace(text.split("```")[1], "")))
+    named |= set(re.findall(r"\b(\w+\.py)\b", text.split("```")[1]))
+    assert len(named) > 60
+    files = [f"/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")]
+    folders = [f"/{path.relative_to(PACKAGE).as_posix()}/" for path in PACKAGE.rglob("*/")]
+    missing = [n for n in named if not any(p.endswith(f"/{n}") for p in (*files, *folders))]
+    assert missing == []
