@@ -161,10 +161,10 @@ def test_convert_and_its_refusals(
 ) -> None:
     one, out = str(loras[0]), str(tmp_path / "out.safetensors")
     assert run(["lora", "convert", one, out, "--to", "diffusers"]) == 0
-    assert "in diffusers naming" in " ".join(capsys.readouterr().out.split())
+    assert "in the key format of diffusers" in " ".join(capsys.readouterr().out.split())
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(out))
     assert run(["lora", "info", out]) == 0
-    assert "LoRA, in the naming of diffusers" in capsys.readouterr().out
+    assert "LoRA, in the key format of diffusers" in capsys.readouterr().out
     assert "something is there already" in refused(["convert", one, out], tmp_path, capsys)
     err = refused(["convert", one, str(tmp_path / "out.pt")], tmp_path, capsys)
     assert "ends in .safetensors" in err

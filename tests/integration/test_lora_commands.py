@@ -126,7 +126,7 @@ def test_a_lora_for_a_later_family_is_told(
         path,
     )
     assert run(["lora", "info", str(path)]) == 0
-    assert "a later one (Flux, SD 3), which lorasmith does not draw" in capsys.readouterr().out
+    assert "a later one (Flux, SD 3), which lorasmith cannot use" in capsys.readouterr().out
     assert run(["generate", "x", "-m", str(tiny_model), "--lora", str(path)]) == 1
     err = capsys.readouterr().err
     assert "0 of its 1 layers" in err
@@ -180,7 +180,7 @@ def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFi
     file = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention"}, 0.03)
     out = tmp_path / "models" / "ink"
     assert run(["lora", "fuse", "embedded", f"{file}:0.5", "--out", str(out)]) == 0
-    assert f"{out}: 1 LoRA merged into unet" in capsys.readouterr().out.replace("\n", "")
+    assert f"{out}: 1 LoRA fused into unet" in capsys.readouterr().out.replace("\n", "")
     # Only what the model's index names is copied.
     assert not (out / "image_tower").exists()
     attached = attach_lora(model, load_lora_file(file), 0.5)
@@ -239,7 +239,7 @@ def test_a_failed_merge_writes_nothing(
     )
     for name in ("one.safetensors", "one.ckpt"):
         line = refused([source, str(lora), "--out", str(tmp_path / name)], tmp_path, capsys)
-        assert "a merged model is a folder" in line
+        assert "a fused model is a folder" in line
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
