@@ -111,7 +111,7 @@ def test_the_saved_settings_repeat_the_run(place: Place, tmp_path: Path) -> None
 def test_vq_is_an_alternative_to_kl(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = ("loss.regularizer=vq", "loss.codebook=32", "loss.adversarial_weight=0")
+    sets = ("loss.regularizer=vq", "loss.codebook_size=32", "loss.adversarial_weight=0")
     assert place.pretrain("vae", tmp_path / "vq", *sets) == 0
     vae = VQModel.from_pretrained(tmp_path / "vq" / "vae")
     assert vae.config.num_vq_embeddings == 32

@@ -52,7 +52,7 @@ def test_a_run_may_start_from_existing_weights(place: Place, tmp_path: Path, kin
 
 
 def test_weights_to_start_from_bring_their_own_shape(place: Place, tmp_path: Path) -> None:
-    sets = ("shape.channels=[4, 8]", "shape.latent_channels=3")
+    sets = ("architecture.block_out_channels=[4, 8]", "architecture.latent_channels=3")
     start = ("--from", str(place.vae))
     assert place.pretrain("vae", tmp_path / "out", *sets, options=start) == 0
     one, two = load_file(tmp_path / "out" / VAE_FILE), load_file(place.vae / VAE_FILE)
