@@ -93,13 +93,13 @@ def _lorasmith(
     made = adapters(name, unet, RANK)
     inputs = Inputs(name, unet, batch, side=options.side)
     run = MadeUp(name, unet, made, inputs, GateRouting(made.attached.gate), **train)
-    pace = ExecutionPlan(
+    plan = ExecutionPlan(
         device.type == "cuda",
         compile_blocks=train.get("compile") == "on",
         fp8=bool(train.get("fp8")) and device.type == "cuda",
     )
     torch._dynamo.reset()
-    steps = JointTrainStep([run], pace)  # type: ignore[list-item]
+    steps = JointTrainStep([run], plan)  # type: ignore[list-item]
     try:
         return _measured(steps.step, batch, options, device) | {"recordings": steps.graph_count}
     finally:

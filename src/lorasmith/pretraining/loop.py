@@ -202,14 +202,14 @@ class PretrainLoop:
             updated: names of the networks whose weights the step changes; None for all.
         """
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        own = indices.view(self.settings.gradient_accumulation_steps, processes, -1)[:, rank]
+        shares = indices.view(self.settings.gradient_accumulation_steps, processes, -1)[:, rank]
         for rng in self._rngs:
             rng.manual_seed(derive_seed(self.settings.seed, step))
         self._images_since_log += len(indices)
         names = list(self._modules) if updated is None else list(updated)
         self._graphs(
-            (variant, own.shape),
-            [own.to(self.device)],
+            (variant, shares.shape),
+            [shares.to(self.device)],
             lambda inputs: self._run_step(inputs[0], compute_gradients, names),
         )
 

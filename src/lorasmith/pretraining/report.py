@@ -254,12 +254,13 @@ def _measure_retrieval(
 def _load_unets(pipe: Pipeline, compared: ComparedNetworks) -> dict[str, Any]:
     from diffusers import UNet2DConditionModel
 
-    own = pipe.model.unet
-    others = {
-        name: load_network(UNet2DConditionModel, folder.parent, folder.name).to(own.device).eval()
+    shipped = pipe.model.unet
+    device = shipped.device
+    compared_unets = {
+        name: load_network(UNet2DConditionModel, folder.parent, folder.name).to(device).eval()
         for name, folder in compared.unets.items()
     }
-    return {"shipped": own, **others}
+    return {"shipped": shipped, **compared_unets}
 
 
 def _generate(pipe: Pipeline, captions: _CaptionSets, title: str) -> list[Image.Image]:

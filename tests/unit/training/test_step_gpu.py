@@ -112,13 +112,13 @@ def settings_of(tmp_path: Path, model: Path, name: str, **train: object) -> Trai
     )
 
 
-def weights_after(run: TrainConfig, steps: int, pace: ExecutionPlan | None = None) -> torch.Tensor:
+def weights_after(run: TrainConfig, steps: int, plan: ExecutionPlan | None = None) -> torch.Tensor:
     with open_trainer(run, None) as session:
-        together = JointTrainStep([session], pace)
+        together = JointTrainStep([session], plan)
         for _ in range(steps):
             together.step()
-        if pace is not None:
-            assert (together.graph_count > 0) == pace.use_cuda_graphs
+        if plan is not None:
+            assert (together.graph_count > 0) == plan.use_cuda_graphs
         assert session.failed_step() is None
         return torch.cat([one.detach().flatten() for one in session.trainable.parameters()])
 

@@ -93,8 +93,8 @@ class UNetPatcher:
         if self._compiled is None:
             return self._patches
         # The compiler generates its own kernels for these modules.
-        kept = [patch for patch in self._patches if patch not in self._if_eager]
-        return [*kept, *self._compiled.patches]
+        others = [patch for patch in self._patches if patch not in self._if_eager]
+        return [*others, *self._compiled.patches]
 
     def _is_capturing(self) -> bool:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
