@@ -67,7 +67,7 @@ class ActivationCheckpointer:
         )
 
 
-class BackwardReached(Exception):
+class BackwardReachedError(Exception):
     """A backward pass started although only the forward pass was of interest."""
 
 
@@ -95,7 +95,7 @@ def measure_saved_bytes(
             saved[block] += tensor.untyped_storage().nbytes()
 
     with (
-        suppress(BackwardReached),
+        suppress(BackwardReachedError),
         _block_hooks(blocks, enter, lambda: entered.pop()),
         torch.autograd.graph.saved_tensors_hooks(count, _stop_backward),
     ):
@@ -145,7 +145,7 @@ def _block_hooks(
 
 
 def _stop_backward(_: Any) -> torch.Tensor:
-    raise BackwardReached
+    raise BackwardReachedError
 
 
 def bisect_min(count: int, fits: Callable[[int], bool]) -> int | None:
