@@ -8,8 +8,7 @@ import pytest
 import torch
 from feature_runs import write_pictures
 from safetensors.torch import load_file
-from test_train_features import ctrl_c_at
-from train_commands import assert_same, error_of, figures_of, sets
+from train_commands import assert_same, ctrl_c_at, error_of, figures_of, sets
 
 import lorasmith
 from lorasmith.cli import run
@@ -133,6 +132,29 @@ def test_a_sweep_goes_on_exactly(
     assert [one["name"] for one in told(halted)["variants"]] == [
         one["name"] for one in told(swept)["variants"]
     ]
+
+
+def test_ctrl_c_in_the_last_step_of_a_group_stops_before_the_next(
+    scene: Path, swept: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = scene / "between"
+    with ctrl_c_at(8):  # each of four steps moves two optimizers
+        assert run(["sweep", *command(scene, tiny_model, "between", *VARY)]) == 130
+    message = f"stopped after group 1 of 2, all saved; go on with: lorasmith sweep {out}/run.toml --resume"
+    assert message in capsys.readouterr().err
+    assert sorted(p.stem for p in out.glob("*.safetensors")) == NAMES[:2]
+    assert run(["sweep", str(out / "run.toml"), "--resume"]) == 0
+    for name in NAMES:
+        assert_same(*(load_file(folder / f"{name}.safetensors") for folder in (swept, out)))
+
+
+def test_ctrl_c_in_the_very_last_step_of_a_sweep_ends_it_as_usual(
+    scene: Path, tiny_model: Path
+) -> None:
+    vary = ["--vary", "train.seed=0,1", "--set", "train.steps=1"]
+    with ctrl_c_at(2):
+        assert run(["sweep", *command(scene, tiny_model, "complete", *vary)]) == 0
+    assert len(list((scene / "complete").glob("*.safetensors"))) == 2
 
 
 def test_the_report_command_writes_all_pages(swept: Path) -> None:

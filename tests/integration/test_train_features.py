@@ -3,8 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,12 @@ import torch
 from feature_runs import two_features, write_pictures
 from safetensors import safe_open
 from safetensors.torch import load_file
-from train_commands import assert_same, error_of, figures_of, press_ctrl_c, sets, state_at
+from train_commands import assert_same, ctrl_c_at, error_of, figures_of, sets, state_at
 from two_processes import in_two_processes
 
 from fake_wandb import FakeWandb
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
-from lorasmith.training.train_step import TrainStep
 
 TAGS = ("curlyqx", "cookqz")
 PRESERVED = "[preserve]\nstrength = 0.5\nevery = 2\ncross = 0.5\n"
@@ -46,23 +43,6 @@ def joint(scene: Path, tiny_model: Path) -> Path:
     file = two_features(scene, tiny_model, mode="joint", name="joint")
     assert run(["train", str(file)]) == 0
     return scene / "loras"
-
-
-@contextmanager
-def ctrl_c_at(number: int) -> Iterator[None]:
-    """Press Ctrl-C while the optimizers move for the so-manieth time (from 1)."""
-    plain, count = TrainStep.finish, 0
-
-    def finish(self: TrainStep) -> Any:
-        nonlocal count
-        count += 1
-        if count == number:
-            press_ctrl_c()
-        return plain(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainStep, "finish", finish)
-        yield
 
 
 def metadata(file: Path) -> dict[str, str]:
@@ -148,6 +128,21 @@ def test_a_staged_run_goes_on_exactly(
         assert figures_of(staged / "staged" / tag) == figures_of(staged / name / tag)
     told = [metadata(file)["lorasmith.run"] for file in files(staged, name)]
     assert told[0] == told[1]
+
+
+def test_ctrl_c_in_the_last_step_of_a_stage_stops_before_the_next(
+    scene: Path, staged: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = two_features(scene, tiny_model, name="between", more=PRESERVED, ema_decay=0.9)
+    with ctrl_c_at(4):
+        assert run(["train", str(file)]) == 130
+    settings = staged / "between" / "run.toml"
+    message = f"stopped after feature 'curlyqx', 1 of 2, all saved; go on with: lorasmith train {settings} --resume"
+    assert message in capsys.readouterr().err
+    assert [path.is_file() for path in files(staged, "between")] == [True, False]
+    assert run(["train", str(settings), "--resume"]) == 0
+    for one, two in zip(files(staged, "staged"), files(staged, "between"), strict=True):
+        assert_same(load_file(one), load_file(two))
 
 
 # --- all at once ------------------------------------------------------------------------------
@@ -321,7 +316,7 @@ def test_mistakes_are_told_before_anything_is_written(
     (tmp_path / "empty").mkdir()
     told = refused(capsys, settings(), edit=(f"{scene}/cook", f"{tmp_path}/empty"))
     assert f"{tmp_path}/empty" in told
-    assert "no pictures" in told
+    assert "no images" in told
     told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "kookqz"'))
     assert "captions contains the tag 'kookqz'" in told
     told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "curlyqx"'))

@@ -100,7 +100,7 @@ def test_a_second_ctrl_c_stops_at_once(
 def test_ctrl_c_gives_up_a_preview_that_is_being_drawn(
     tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, drawn = Previews.draw, []
+    plain, drawn = Previews.generate, []
 
     def draw(self: Previews, step: int, *rest: object) -> object:
         if step == 2:
@@ -108,7 +108,7 @@ def test_ctrl_c_gives_up_a_preview_that_is_being_drawn(
         drawn.append(step)
         return plain(self, step, *rest)
 
-    monkeypatch.setattr(Previews, "draw", draw)
+    monkeypatch.setattr(Previews, "generate", draw)
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*LOOKS)) == 130
     assert drawn == [0, 2]
     assert [p.name for p in (tmp_path / "ink/previews").glob("step-*")] == ["step-000000"]
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_saves_nothing_more(
         assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
     error = error_of(capsys)
     names = ", ".join(f"ball{number}.png" for number in seen[3])
-    assert f"not finite at step 4, with the pictures {names}; " in error
+    assert f"not finite at step 4, with the images {names}; " in error
     assert "nothing was saved since the last checkpoint (step-00000003)" in error
     assert steps_there(tmp_path / "ink") == [3]
     assert bool(spoilt[0].isfinite().all())
@@ -174,7 +174,7 @@ def test_a_run_that_failed_before_a_checkpoint_can_be_started_anew(
     wild = sets("train.learning_rate=1e30", "train.lr_warmup_steps=0")
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *wild) == 1
     error = error_of(capsys)
-    assert re.search(r"not finite at step \d, with the pictures ball\d\.png, ", error)
+    assert re.search(r"not finite at step \d, with the images ball\d\.png, ", error)
     assert "nothing was saved since the start (no checkpoint yet)" in error
     assert files_under(tmp_path / "ink") == ["log.jsonl", "pictures.json", "run.toml"]
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0

@@ -89,3 +89,20 @@ def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[
 
 def press_ctrl_c(_: object = None) -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def ctrl_c_at(count: int) -> Iterator[None]:
+    """Press Ctrl-C while an optimizer moves for the ``count``-th time (from 1)."""
+    finish, calls = TrainStep.finish, 0
+
+    def finish_with_ctrl_c(self: TrainStep) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            press_ctrl_c()
+        return finish(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "finish", finish_with_ctrl_c)
+        yield
