@@ -207,7 +207,7 @@ def test_the_subject_preset_speaks_of_class_pictures(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--preset", "subject") == 0
-    assert "note: without pictures of its class (data.reg_data_dir)" in capsys.readouterr().err
+    assert "note: without images of its class (data.reg_data_dir)" in capsys.readouterr().err
 
 
 def test_class_pictures_pull_by_their_weight(
