@@ -103,6 +103,7 @@ def write_report(
         side,
     )
     seen, unseen = _measure_unets(pipe, captions, compared, out)
+    validation_captions = [row.caption for row in validation]
     results = BaseModelResults(
         training_rows=len(training),
         validation_rows=len(validation),
@@ -110,12 +111,8 @@ def write_report(
             f"{NUM_INFERENCE_STEPS} DDIM steps, guidance {GUIDANCE_SCALE}, image k from seed k."
         ),
         vaes=vaes,
-        vae_runs=[
-            _measure_vae_run(name, folder, validation) for name, folder in compared.vae_runs.items()
-        ],
-        retrieval=_measure_retrieval(
-            pipe, _load_images(validation, side), [row.caption for row in validation]
-        ),
+        vae_runs=_measure_vae_runs(compared.vae_runs, validation),
+        retrieval=_measure_retrieval(pipe, _load_images(validation, side), validation_captions),
         seen=seen,
         unseen=unseen,
     )
@@ -209,6 +206,10 @@ def _measure_vaes(
     groups = zip(zip(*columns, strict=True), shown, strict=True)
     cells = [(group, rows[index].caption) for group, index in groups]
     return metrics, make_contact_sheet(cells, columns=4)
+
+
+def _measure_vae_runs(runs: Mapping[str, Path], rows: Sequence[Row]) -> list[VaeRunResult]:
+    return [_measure_vae_run(name, folder, rows) for name, folder in runs.items()]
 
 
 def _measure_vae_run(name: str, folder: Path, rows: Sequence[Row]) -> VaeRunResult:
