@@ -26,9 +26,10 @@ from lorasmith.models.files.configs import (
 )
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
 from lorasmith.training.data.batch import Batch
+from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import Noise, build_noise_process, sample_noise
-from lorasmith.training.train_step import Denoiser, DiffusionLoss, StepMetrics, TrainStep
+from lorasmith.training.train_step import DiffusionLoss, StepMetrics, TrainStep
 
 VARIANTS = {
     "sd15": ModelVariant("sd1", prediction_type="epsilon"),

@@ -102,7 +102,9 @@ def test_callback_can_stop_the_training(tiny_model: Path, pictures: Path, tmp_pa
                 state.stop("enough")
 
     callback = StopAtTwo()
-    lora = lorasmith.train(settings_of(tiny_model, pictures, tmp_path / "ink"), callbacks=[callback])
+    lora = lorasmith.train(
+        settings_of(tiny_model, pictures, tmp_path / "ink"), callbacks=[callback]
+    )
     assert lora.is_file()
     assert callback.stop_reason == "enough"
     assert len(callback.losses) == 2

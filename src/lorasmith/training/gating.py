@@ -1,4 +1,4 @@
-"""Which adapters are at work for which pictures of a step, and at which of their tokens."""
+"""Which adapters are active for which images of a step, and at which of their tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,114 +19,124 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaptionGating:
-    """What the batches of a set shall say for gates and for preservation."""
+    """What gates and preservation need to know about a dataset's captions."""
 
-    marker: TokenMaskFn | None = None
-    """Marks the tokens of each feature that has a token gate; None where none has."""
-    own: Callable[[str], bool] | None = None
-    """Does a caption call the feature? None where it is at work for every caption."""
-    earlier: Sequence[Callable[[str], bool]] = ()
-    """For each earlier feature: does a caption call it?"""
-    plain: bool = False
-    """Whether captions without the tag are wanted."""
+    token_mask_fn: TokenMaskFn | None = None
+    """Masks the tokens of each LoRA with a token gate; None if none has one."""
+    has_own_tag: Callable[[str], bool] | None = None
+    """Whether a caption activates the LoRA; None if every caption does."""
+    has_other_tags: Sequence[Callable[[str], bool]] = ()
+    """For each earlier feature, whether a caption activates it."""
+    needs_plain_captions: bool = False
+    """Whether captions without the trigger word are needed."""
 
 
 NO_GATING = CaptionGating()
-"""Of a set that only its own adapters see, all of it."""
+"""For a dataset whose captions always activate the one LoRA that there is."""
 
 
 def caption_gating(
-    model: "Model", own: GateMetadata, earlier: Sequence[GateMetadata], plain: bool = False
+    model: "Model",
+    own: GateMetadata,
+    earlier: Sequence[GateMetadata],
+    needs_plain_captions: bool = False,
 ) -> CaptionGating:
-    """Return what a feature's batches shall say.
+    """Return what the gates of a LoRA and of earlier features need to know about captions.
 
     Args:
-        model: its tokenizer says where tags are.
-        own: the gate of the feature.
-        earlier: those of features that are in the model already.
-        plain: whether captions without the tag are wanted.
+        model: its tokenizer finds trigger words.
+        own: the LoRA's gate.
+        earlier: the gates of earlier features in the model.
+        needs_plain_captions: whether captions without the trigger word are needed.
     """
-    every = [own, *earlier]
+    tokenizer, gates = model.main_tokenizer, [own, *earlier]
 
-    def mark(ids: torch.Tensor) -> torch.Tensor:
-        return torch.stack([token_mask(model.main_tokenizer, gate, ids) for gate in every], dim=1)
+    def mask_tokens(ids: torch.Tensor) -> torch.Tensor:
+        return torch.stack([token_mask(tokenizer, gate, ids) for gate in gates], dim=1)
 
-    def called(one: GateMetadata) -> Callable[[str], bool]:
-        return lambda caption: one.kind == "none" or has_tag(model.main_tokenizer, one.tag, caption)
+    def activates(gate: GateMetadata) -> Callable[[str], bool]:
+        return lambda caption: gate.kind == "none" or has_tag(tokenizer, gate.tag, caption)
 
-    chooses = any(selects_tokens(gate) for gate in every)
     return CaptionGating(
-        mark if chooses else None,
-        called(own) if selects_tokens(own) else None,
-        [called(one) for one in earlier],
-        plain,
+        mask_tokens if any(selects_tokens(gate) for gate in gates) else None,
+        activates(own) if selects_tokens(own) else None,
+        [activates(gate) for gate in earlier],
+        needs_plain_captions,
     )
 
 
 @dataclass(frozen=True)
 class GateRouting:
-    """The gates that a feature's batches set."""
+    """The gates that a LoRA's batches set."""
 
     own: Gate
     """Of the adapters in training."""
-    by_token: bool = False
-    """Whether they write to chosen tokens only."""
-    earlier: Sequence[tuple[Gate, bool]] = ()
-    """Of features that are in the model already, and whether they choose tokens."""
-    others: Sequence[Gate] = ()
-    """Of features that are trained at the same time."""
+    selects_tokens: bool = False
+    """Whether those change chosen tokens only."""
+    frozen: Sequence[tuple[Gate, bool]] = ()
+    """Of earlier features in the model, and whether they change chosen tokens only."""
+    joint: Sequence[Gate] = ()
+    """Of LoRAs that are trained at the same time."""
 
     def activate_only_own(self) -> None:
-        """Leave the model with this feature alone at work, for every picture."""
-        for gate in (*self.others, *(gate for gate, _ in self.earlier)):
+        """Leave this LoRA alone active, for every image."""
+        for gate in (*self.joint, *(gate for gate, _ in self.frozen)):
             gate.close()
         self.own.open()
 
 
-def set_gates(shares: Sequence[tuple[GateRouting, Batch]], base: bool = False) -> None:
-    """Set all gates for a batch that is put together of those of several features.
+def set_gates(routings: Sequence[tuple[GateRouting, Batch]], base: bool = False) -> None:
+    """Set all gates for the concatenated batches of one or several LoRAs.
 
     Args:
-        shares: the features' batches in their order; of one feature, or of several that are
-            trained at the same time.
-        base: shut the adapters in training; those of earlier features stay as they are.
+        routings: the LoRAs with their batches, in the order of the images.
+        base: close the gates of the adapters in training; those of earlier features stay.
     """
-    for lane, _ in shares:
-        for gate in lane.others:
+    for routing, _ in routings:
+        for gate in routing.joint:
             gate.close()
-    whole, first = sum(len(batch.indices) for _, batch in shares), 0
-    for lane, batch in shares:
-        own = range(first, first + len(batch.indices))
-        _set_own(lane, batch, own, whole, base)
-        if lane.earlier:  # features have these one after another, never side by side
-            _set_earlier(lane, batch)
-        first = own.stop
+    total, first = sum(len(batch.indices) for _, batch in routings), 0
+    for routing, batch in routings:
+        rows = range(first, first + len(batch.indices))
+        _set_own_gate(routing, batch, rows, total, base)
+        if routing.frozen:  # staged features: no other LoRA is trained at the same time
+            _set_frozen_gates(routing, batch)
+        first = rows.stop
 
 
-def _set_own(lane: GateRouting, batch: Batch, own: range, whole: int, base: bool) -> None:
+def _set_own_gate(routing: GateRouting, batch: Batch, rows: range, total: int, base: bool) -> None:
+    """Open a LoRA's gate for its own images.
+
+    Args:
+        routing: the LoRA.
+        batch: its images.
+        rows: where they are among all images of the pass.
+        total: how many images the pass has.
+        base: close the gate instead.
+    """
     if base:
-        lane.own.close()
+        routing.own.close()
         return
-    tokens, rows = None, [k in own for k in range(whole)]
-    if lane.by_token and batch.task == "train":
+    mask, is_active = None, [row in rows for row in range(total)]
+    if routing.selects_tokens and batch.task == "train":
         if batch.token_mask is not None:
-            places = batch.token_mask[:, 0]
-            tokens = places.new_zeros(whole, places.shape[-1])
-            tokens[own.start : own.stop] = places
-        if batch.has_own_tag is not None:  # layers that read no text are at work as pictures say
-            rows[own.start : own.stop] = batch.has_own_tag
-    lane.own.set_rows(rows, batch.latents.device, tokens)
+            own_mask = batch.token_mask[:, 0]
+            mask = own_mask.new_zeros(total, own_mask.shape[-1])
+            mask[rows.start : rows.stop] = own_mask
+        if batch.has_own_tag is not None:  # layers that do not read text are active per image
+            is_active[rows.start : rows.stop] = batch.has_own_tag
+    routing.own.set_rows(is_active, batch.latents.device, mask)
 
 
-def _set_earlier(lane: GateRouting, batch: Batch) -> None:
-    """Set the gates of earlier features by the captions, or by whose pictures they are."""
-    theirs = batch.task == "preserve_frozen"
-    for number, (gate, chooses) in enumerate(lane.earlier):
-        if theirs and number != batch.frozen_index:
+def _set_frozen_gates(routing: GateRouting, batch: Batch) -> None:
+    """Set the gates of earlier features by the captions, or by whose images they are."""
+    is_theirs = batch.task == "preserve_frozen"
+    for index, (gate, selects) in enumerate(routing.frozen):
+        if is_theirs and index != batch.frozen_index:
             gate.close()
             continue
-        rows = [True] * len(batch.indices) if theirs else batch.has_other_tags[number]
-        tokens = None
-        if chooses and batch.token_mask is not None:
-            tokens = batch.token_mask[:, 0 if theirs else 1 + number]
-        gate.set_rows(rows, batch.latents.device, tokens)
+        is_active = [True] * len(batch.indices) if is_theirs else batch.has_other_tags[index]
+        mask = None
+        if selects and batch.token_mask is not None:
+            mask = batch.token_mask[:, 0 if is_theirs else 1 + index]
+        gate.set_rows(is_active, batch.latents.device, mask)

@@ -19,6 +19,7 @@ from lorasmith.models.load import Model
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.resolution import resolve_resolution
+from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import LossFn, build_noise_process
 from lorasmith.training.methods import TrainableModules, TrainingMethod
@@ -26,7 +27,7 @@ from lorasmith.training.multi.frozen import FrozenFeature
 from lorasmith.training.run_plan import DeviceContext, RunPlan
 from lorasmith.training.state import ExportInfo, TrainerState
 from lorasmith.training.step_data import StepData
-from lorasmith.training.train_step import Denoiser, DiffusionLoss, TrainStep
+from lorasmith.training.train_step import DiffusionLoss, TrainStep
 
 
 def build_state(

@@ -7,7 +7,7 @@ on the host.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,51 +16,16 @@ from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.optimizers import skips_on_found_inf
 from lorasmith.models.noise import NoiseSchedule
-from lorasmith.models.text.encode import TokenIds, encode_tokens
 from lorasmith.training.data.batch import Batch, concat_batches
+from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.gating import GateRouting, set_gates
 from lorasmith.training.losses import LossContext, LossFn, Noise, diffusion_loss, weighted_mean
-
-if TYPE_CHECKING:
-    from lorasmith.models.load import Model
 
 AllReduce = Callable[[Sequence[torch.Tensor]], None]
 """Replaces tensors by their sums over all processes."""
 
 _MIN_LOSS_SCALE = 2.0**-10
 """With a loss scale below this, gradients overflow whatever is done."""
-
-
-class Denoiser:
-    """A model's U-Net as a function of a batch; text encoders in training run with it."""
-
-    def __init__(self, model: "Model") -> None:
-        self._model = model
-        self._dtype = model.unet.dtype
-
-    def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the prediction for noisy latents, ``[B, C, h, w]`` in the U-Net's dtype."""
-        context, pooled = batch.context, batch.pooled
-        if batch.input_ids is not None:
-            context, pooled = encode_tokens(
-                self._model, TokenIds(batch.input_ids, batch.input_ids_2)
-            )
-        added_cond = None
-        if batch.time_ids is not None:
-            added_cond = {"text_embeds": self._cast(pooled), "time_ids": batch.time_ids}
-        if batch.inpaint_cond is not None:
-            noisy = torch.cat([noisy, batch.inpaint_cond], dim=1)
-        prediction: torch.Tensor = self._model.unet(
-            self._cast(noisy),
-            timesteps,
-            self._cast(context),
-            added_cond_kwargs=added_cond,
-            return_dict=False,
-        )[0]
-        return prediction
-
-    def _cast(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.to(self._dtype)
 
 
 class StepMetrics(NamedTuple):

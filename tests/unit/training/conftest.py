@@ -1,4 +1,4 @@
-"""A tiny model with untrained adapters, and batches for it."""
+"""Tiny models with adapters, and batches for them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from joint_loras import JointLoras
 
 from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
@@ -15,8 +16,9 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.load import Model, load_model
 from lorasmith.training.data.batch import Batch
+from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.losses import Noise, build_noise_process, sample_noise
-from lorasmith.training.train_step import Denoiser, DiffusionLoss
+from lorasmith.training.train_step import DiffusionLoss
 
 
 @dataclass
@@ -61,3 +63,11 @@ def bench(tiny_model: Path) -> Iterator[Bench]:
     trainable = inject_trainable(targets, lora, seed=0)
     yield Bench(model, trainable)
     trainable.detach()
+
+
+@pytest.fixture
+def joint_loras(tiny_model: Path) -> Iterator[JointLoras]:
+    loras = JointLoras(load_model(tiny_model))
+    yield loras
+    for lora in loras.loras:
+        lora.detach()

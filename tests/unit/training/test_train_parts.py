@@ -14,7 +14,7 @@ from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError, We
 from lorasmith.loops.checkpoint import save_checkpoint
 from lorasmith.loops.tracking import Tracker, read_log
 from lorasmith.training.lr_defaults import fill_learning_rates
-from lorasmith.training.outputs.logger import RunLogger, EmaMeter, public_config
+from lorasmith.training.outputs.logger import EmaMeter, RunLogger, public_config
 from lorasmith.training.resume import check_settings, find_checkpoint
 from lorasmith.training.state_factory import dump_settings
 from lorasmith.training.train_step import StepMetrics

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from step_helpers import take_step
+from training_steps import take_step
 
 from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.training.data.batch import Batch

@@ -87,7 +87,7 @@ def build_dataset(
             stacklevel=2,
         )
     cache_root = _cache_root(data)
-    num_chunks = count_caption_chunks(model, data, split, gating.plain)
+    num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
     dtype = compute_dtype(train.mixed_precision)
     with suppress_logs():
         model.vae.to(device)
@@ -103,7 +103,7 @@ def build_dataset(
         images_per_step=train.images_per_step(num_processes),
         masks_loss=train.loss.masked,
         vae_encoder=VaeEncoder(model.vae, model.vae_scale_factor, cache_root),
-        caption_encoder=CaptionEncoder(model, dtype, device, gating.marker, num_chunks),
+        caption_encoder=CaptionEncoder(model, dtype, device, gating.token_mask_fn, num_chunks),
         cache_root=cache_root,
         encodes_text_in_step=encodes_text_in_step,
     )
@@ -172,7 +172,7 @@ class _Builder:
         )
         latents = self._encode_latents(rows, images)
         dataset = self._assemble(rows, len(split.train_rows), images, latents, captions)
-        if not self.gating.plain:
+        if not self.gating.needs_plain_captions:
             return dataset
         untagged = [remove_tag(row.caption, self.data.tag, self.data.class_word) for row in rows]
         return replace(dataset, captions_without_tag=self._encode_captions(untagged, 0.0))
@@ -253,7 +253,7 @@ class _Builder:
             images.bucket_indices, repeats, self.images_per_step, self.seed, is_class
         )
         weights = [self.data.prior_loss_weight if each else 1.0 for each in is_class]
-        has_own_tag = self.gating.own
+        has_own_tag = self.gating.has_own_tag
         return TrainDataset(
             rows,
             num_tagged,
@@ -265,7 +265,7 @@ class _Builder:
             captions,
             torch.tensor(weights, device=self.device),
             has_own_tag=None if has_own_tag is None else [has_own_tag(r.caption) for r in rows],
-            has_other_tags=[[has_tag(r.caption) for r in rows] for has_tag in self.gating.earlier],
+            has_other_tags=[[has_tag(r.caption) for r in rows] for has_tag in self.gating.has_other_tags],
         )
 
 

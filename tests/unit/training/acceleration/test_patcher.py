@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_together import RATES, Two
+from joint_loras import RATES, JointLoras
 from torch import nn
 from training_sets import write
 
@@ -362,61 +362,53 @@ def test_blocks_that_cannot_be_compiled_are_patched_instead(
 # --- steps --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two(tiny_model: Path) -> Iterator[Two]:
-    made = Two(load_model(tiny_model))
-    yield made
-    for feature in made.features:
-        feature.attached.detach()
-
-
 def gradients_of_both(
-    two: Two, *shares: LossInput
+    joint_loras: JointLoras, *inputs: LossInput
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return each LoRA's gradients, of the unpatched and the patched network."""
-    wanted = two.gradients(*shares)
-    adapters = [one for each in two.features for one in each.adapters.values()]
-    with accelerated(two.model.unet, adapters) as fused:
+    wanted = joint_loras.gradients(*inputs)
+    adapters = [one for each in joint_loras.loras for one in each.adapters.values()]
+    with accelerated(joint_loras.model.unet, adapters) as fused:
         assert fused > 20
-        return wanted, two.gradients(*shares)
+        return wanted, joint_loras.gradients(*inputs)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2), (2, 0)])
 @pytest.mark.parametrize("task", ["train", "preserve"])
-def test_features_in_one_pass(two: Two, sizes: tuple[int, int], task: str) -> None:
+def test_features_in_one_pass(joint_loras: JointLoras, sizes: tuple[int, int], task: str) -> None:
     """Text encoders are trained here too; the first feature has more layers than the second."""
-    shares = [two.share(number, size) for number, size in enumerate(sizes) if size]
-    shares = [one._replace(batch=replace(one.batch, task=task)) for one in shares]
-    wanted, found = gradients_of_both(two, *shares)
+    inputs = [joint_loras.loss_input(number, size) for number, size in enumerate(sizes) if size]
+    inputs = [one._replace(batch=replace(one.batch, task=task)) for one in inputs]
+    wanted, found = gradients_of_both(joint_loras, *inputs)
     for one, other, size in zip(found, wanted, sizes, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
         assert bool(other.abs().max() > 0) == (size > 0)
 
 
-def test_earlier_features_and_those_that_choose_tokens(two: Two) -> None:
-    first = two.features[0].attached.gate
-    lane = replace(two.lanes[1], earlier=[(first, False)], others=(), by_token=True)
-    share = two.share(1, 3, lane=lane)
-    places = torch.zeros(3, 1, share.batch.input_ids.shape[1], dtype=torch.bool)
+def test_earlier_features_and_those_that_choose_tokens(joint_loras: JointLoras) -> None:
+    first = joint_loras.loras[0].attached.gate
+    routing = replace(joint_loras.routings[1], frozen=[(first, False)], joint=(), selects_tokens=True)
+    item = joint_loras.loss_input(1, 3, routing=routing)
+    places = torch.zeros(3, 1, item.batch.input_ids.shape[1], dtype=torch.bool)
     places[:2, 0, 1:3] = True
     for named in ([True, False, True], [True] * 3, [False] * 3):
         batch = replace(
-            share.batch, has_other_tags=[named], token_mask=places, has_own_tag=[True, True, False]
+            item.batch, has_other_tags=[named], token_mask=places, has_own_tag=[True, True, False]
         )
-        wanted, found = gradients_of_both(two, share._replace(batch=batch))
+        wanted, found = gradients_of_both(joint_loras, item._replace(batch=batch))
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
         assert float(wanted[1].abs().max()) > 0
 
 
-def test_preservation_starts_from_nothing(two: Two) -> None:
+def test_preservation_starts_from_nothing(joint_loras: JointLoras) -> None:
     """What is kept is measured in the same way as what changes: no adapter, no difference."""
-    for feature in two.features:
+    for feature in joint_loras.loras:
         for one in feature.adapters.values():
             nn.init.zeros_(one.up)
-    share = two.share(0, 2)
-    share = share._replace(batch=replace(share.batch, task="preserve"))
-    _, found = gradients_of_both(two, share)
+    item = joint_loras.loss_input(0, 2)
+    item = item._replace(batch=replace(item.batch, task="preserve"))
+    _, found = gradients_of_both(joint_loras, item)
     assert float(found[0].abs().max()) == 0.0
 
 
