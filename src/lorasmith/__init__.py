@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.core.version import VERSION
 
 if TYPE_CHECKING:
+    from lorasmith.adapters.api import InjectedLora, inject, save_lora
     from lorasmith.adapters.tools.operations import (
         WeightedLora,
         convert_lora,
@@ -48,16 +49,19 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
-    "Callback", "ConfigError", "DataError", "LorasmithError", "LorasmithWarning", "LossContext",
-    "OutputError", "Pipeline", "TrainConfig", "TrainingError", "WeightedLora", "WeightsError",
-    "__version__", "capturable", "check", "check_features", "convert_lora", "diff_loras",
-    "evaluate", "extract_lora", "fuse_loras", "load_pipeline", "lora_info", "merge_loras",
-    "resize_lora", "sweep", "train", "train_features",
+    "Callback", "ConfigError", "DataError", "InjectedLora", "LorasmithError", "LorasmithWarning",
+    "LossContext", "OutputError", "Pipeline", "TrainConfig", "TrainingError", "WeightedLora",
+    "WeightsError", "__version__", "capturable", "check", "check_features", "convert_lora",
+    "diff_loras", "evaluate", "extract_lora", "fuse_loras", "inject", "load_pipeline", "lora_info",
+    "merge_loras", "resize_lora", "save_lora", "sweep", "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.tools.operations"
 _ERRORS = "lorasmith.core.errors"
 _HOMES = {
+    "InjectedLora": "lorasmith.adapters.api",
+    "inject": "lorasmith.adapters.api",
+    "save_lora": "lorasmith.adapters.api",
     "ConfigError": _ERRORS,
     "DataError": _ERRORS,
     "LorasmithError": _ERRORS,

@@ -69,7 +69,18 @@ LOSS_WEIGHTINGS: Registry[Any] = Registry(
 )
 """What ``train.loss.weighting`` names: functions of the noise schedule, timesteps int64 ``[B]`` and
 the loss settings to a weight for each image, float32 ``[B]``; no value may be read on the host."""
-ADAPTER_INITS: Registry[Any] = Registry("adapter initialisation", "adapter_inits")
+ADAPTER_INITS: Registry[Any] = Registry(
+    "adapter initialisation",
+    "adapter_inits",
+    {
+        "gaussian": "lorasmith.adapters.nn.init:GAUSSIAN",
+        "kaiming": "lorasmith.adapters.nn.init:KAIMING",
+        "compensated": "lorasmith.adapters.nn.init:COMPENSATED",
+        "pissa": "lorasmith.adapters.nn.init:PISSA",
+    },
+)
+"""``lorasmith.adapters.nn.init.AdapterInit``: a function that draws an adapter's factors, and
+whether their product is subtracted."""
 ADAPTER_KINDS: Registry[Any] = Registry(
     "adapter kind",
     "adapter_kinds",

@@ -44,7 +44,10 @@ def test_old_run_goes_on_to_the_result_of_the_straight_one(
     stopped = old.STOPPED[name]
     assert run([stopped.command, f"{old.OUT}/run.toml", "--resume"]) == 0, capsys.readouterr().err
     assert "other settings" not in capsys.readouterr().err
-    golden.assert_same(golden.result(stopped.name)[0], golden.stored(stopped.name)[0])
+    # Earlier versions stored a LoRA in float32 if one of its tensors lost much in float16; the run
+    # keeps such files, and goes on with what is in them.
+    result, expected = golden.result(stopped.name)[0], golden.stored(stopped.name)[0]
+    golden.assert_same(result, expected, may_differ_in_dtype=True)
 
 
 @pytest.mark.parametrize("name", old.STOPPED)

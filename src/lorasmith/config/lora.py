@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import BaseConfig
+from lorasmith.config.base import BaseConfig, RegisteredName
+from lorasmith.registries import ADAPTER_INITS
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Targets = str | tuple[str, ...]
 
-Init = Literal["gaussian", "kaiming", "compensated", "pissa"]
 GateKind = Literal["prompt", "token", "token+end", "none"]
 
 
@@ -40,19 +40,21 @@ class LoraConfig(BaseConfig):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the adapters' inputs set to zero while they are trained."""
     targets: Targets = "all-linear"
-    """Layers that get an adapter, one target or a list. A target is `LAYER_TYPES`, `BLOCKS` or
-    `KINDS@BLOCKS`, several joined by `+`. Kinds: `cross-attention`, `self-attention`, `attention`,
+    """Layers that get an adapter, one target or a list. A target is `TYPES`, `BLOCKS` or
+    `TYPES@BLOCKS`, several joined by `+`. Types: `cross-attention`, `self-attention`, `attention`,
     `ff`, `all-linear` (all layers of the transformers), `conv` (resnets and samplers),
     `text-encoder`; blocks: `down`, `mid`, `up`, `down.1`, `up.0`, `IN04`, `OUT05`, and in SDXL
-    `b-lora`, `b-lora-content`, `b-lora-style`. Blocks alone mean `all-linear` there. Or a pattern
-    over module paths (`up_blocks.1.*.attn2.*`; text encoders' begin with `text_encoder`).
-    `lorasmith model info --targets` shows what they take."""
+    `b-lora`, `b-lora-content`, `b-lora-style`. Blocks alone mean `all-linear` there. Module names
+    as in PEFT's `target_modules` work too: `to_k`, `to_out.0`, `ff.net.0.proj`, `attn2`, and of the
+    text encoders `q_proj`, `fc1`. Or a pattern over module paths (`up_blocks.1.*.attn2.*`; those of
+    text encoders begin with `text_encoder`). `lorasmith model info --targets` shows what a target
+    selects."""
     overrides: tuple[LoraOverride, ...] = ()
     """Layers with another rank, alpha or learning rate."""
-    init: Init = "gaussian"
-    """How the factors start. `gaussian` and `kaiming`: a random down-matrix, a zero up-matrix.
-    `compensated`: both random, their product subtracted. `pissa`: the strongest directions of the
-    frozen weight, likewise subtracted. All start as the base model."""
+    init: Annotated[str, RegisteredName(ADAPTER_INITS)] = "gaussian"
+    """Initialisation of the factors. `gaussian` and `kaiming`: a random down matrix, a zero up
+    matrix. `compensated`: both random, their product subtracted. `pissa`: the strongest directions
+    of the frozen weight, also subtracted. With each, the model starts as the base model."""
     gate: GateKind = "prompt"
     """What switches the LoRA on in lorasmith's own pictures; the file carries it. `prompt`: its
     tag in the prompt. `token`: likewise, and cross-attention keys and values change at the tag's

@@ -127,9 +127,9 @@ def test_patterns_reach_the_text_encoders_only_by_name() -> None:
         ("IN03", r"such layers are in down\.0"),
         ("b-lora", "it is about SDXL"),
         ("up@down", "names blocks on both sides"),
-        ("attention@", "is not KINDS"),
-        ("+", "is not KINDS"),
-        ("attention++ff", "is not KINDS"),
+        ("attention@", "is not TYPES"),
+        ("+", "is not TYPES"),
+        ("attention++ff", "is not TYPES"),
         ("text-encoder@up", "fits no layer"),
     ],
 )
@@ -198,3 +198,53 @@ def test_a_model_gets_its_own_layers(model: Model) -> None:
     for target in targets:
         assert roots[id(target.ref.network)] == target.ref.part
         assert target.ref.network.get_submodule(target.ref.path) is target.ref.layer
+
+
+# --- PEFT's target lists ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
+     "conv1", "time_emb_proj", "q_proj", "k_proj", "v_proj", "out_proj"],
+)  # fmt: skip
+def test_peft_module_name_selects_the_layers_that_peft_selects(name: str) -> None:
+    """PEFT compares the path with the name, and its end with a dot and the name."""
+    expected = {
+        f"{ref.part}.{ref.path}"
+        for ref in find_layer_refs(networks("sdxl")).values()
+        if ref.path == name or ref.path.endswith(f".{name}")
+    }
+    assert paths("sdxl", name) == expected != set()
+
+
+@pytest.mark.parametrize("name", ["attn1", "attn2"])
+def test_bare_attention_selects_all_layers_inside(name: str) -> None:
+    inside = paths("sd15", name)
+    assert inside == {path for path in paths("sd15", "all-linear") if f".{name}." in path}
+    assert {path.rpartition(f".{name}.")[2] for path in inside} == {
+        "to_q", "to_k", "to_v", "to_out.0",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["fc1", "fc2", "mlp"])
+def test_text_encoder_module_names(name: str) -> None:
+    assert paths("sd15", name)
+    assert all(
+        path.startswith("text_encoder.") and f".{name}" in path for path in paths("sd15", name)
+    )
+
+
+def test_peft_list_is_the_union_of_its_names() -> None:
+    refs = list(find_layer_refs(networks("sd15")).values())
+    names = ("to_k", "to_q", "to_v", "to_out.0")
+    selected = select_layers(names, refs, "lora.targets")
+    assert selected == select_layers("attention", refs, "lora.targets")
+    assert paths("sd15", "to_k@up") == paths("sd15", "to_k") & paths("sd15", "up")
+
+
+@pytest.mark.parametrize("name", ["add_k_proj", "add_v_proj", "add_q_proj", "to_add_out"])
+def test_layers_of_later_models_are_explained(name: str) -> None:
+    refs = list(find_layer_refs(networks("sd15")).values())
+    with pytest.raises(ConfigError, match=f"only SD 3 and Flux have {name}: leave it out"):
+        select_layers(("to_k", name), refs, "lora.targets")

@@ -1,7 +1,7 @@
 """Putting adapters into a network and taking them out again, which restores it exactly."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,67 +19,72 @@ from lorasmith.core.errors import ConfigError
 if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
+_TEXT_READING_LAYERS = (".attn2.to_k", ".attn2.to_v")
+
 
 @dataclass(frozen=True)
 class _Slot:
-    """An adapter and the child of a parent module that it belongs to."""
+    """An adapter, and the child of a parent module that it belongs to."""
 
     parent: nn.Module
     child: str
     adapter: Adapter
-    place: LayerRef
+    ref: LayerRef
 
 
 class AttachedLora:
-    """Adapters that sit in a network, until ``detach`` is called."""
+    """The adapters of one LoRA in a network, until ``detach`` is called.
 
-    def __init__(self, slots: Mapping[str, _Slot], gate: Gate, facts: GateMetadata) -> None:
+    Attributes:
+        gate: the gate that all of the adapters share; fully open until it is set.
+        gate_metadata: what activates the LoRA. Nothing here acts on it.
+    """
+
+    def __init__(self, slots: Mapping[str, _Slot], gate: Gate, gate_metadata: GateMetadata) -> None:
         self._slots = dict(slots)
         self.gate = gate
-        """The one gate of all of them; open until it is told otherwise."""
-        self.gate_metadata = facts
-        """What is to open it; nobody obeys that here."""
+        self.gate_metadata = gate_metadata
 
     def __len__(self) -> int:
         return len(self._slots)
 
     @property
     def adapters(self) -> dict[str, Adapter]:
-        """The adapters by the names of their layers in files."""
-        return {path: slot.adapter for path, slot in self._slots.items()}
+        """The adapters by the kohya names of their layers."""
+        return {name: slot.adapter for name, slot in self._slots.items()}
 
     @property
     def affects_text_encoder(self) -> bool:
-        """Whether any of them is in a text encoder, with a weight other than 0."""
+        """Whether an adapter of a text encoder has a strength other than 0."""
         return any(
-            slot.place.part != UNET and slot.adapter.strength != 0 for slot in self._slots.values()
+            slot.ref.part != UNET and slot.adapter.strength != 0 for slot in self._slots.values()
         )
 
-    def set_strength(self, weight: float) -> None:
+    def set_strength(self, strength: float) -> None:
         """Set the multiplier of all adapters; at 0 they are not computed at all.
 
         Raises:
-            ConfigError: the weight is not a finite number.
+            ConfigError: the strength is not a finite number.
         """
-        self.set_strengths(lambda _: weight)
+        self.set_strengths(lambda _: strength)
 
-    def set_strengths(self, weight_at: Callable[[LayerRef], float]) -> None:
-        """Set the multiplier of each adapter by the place where it is.
+    def set_strengths(self, strength_of: Callable[[LayerRef], float]) -> None:
+        """Set the multiplier of each adapter by its layer.
 
         Raises:
-            ConfigError: a weight is not a finite number.
+            ConfigError: a strength is not a finite number.
         """
-        weights = {name: float(weight_at(slot.place)) for name, slot in self._slots.items()}
-        for weight in weights.values():
-            if not math.isfinite(weight):
-                raise ConfigError(f"LoRA weight {weight} is not a finite number")
+        strengths = {name: float(strength_of(slot.ref)) for name, slot in self._slots.items()}
+        for strength in strengths.values():
+            if not math.isfinite(strength):
+                raise ConfigError(f"LoRA weight {strength} is not a finite number")
         for name, slot in self._slots.items():
-            slot.adapter.strength = weights[name]
+            slot.adapter.strength = strengths[name]
 
     def detach(self) -> None:
-        """Take the adapters out. A layer without any left is the original module again.
+        """Take the adapters out. A layer without adapters is the original module object again.
 
-        Adapters may be detached in any order, and twice.
+        LoRAs may be detached in any order, and twice.
         """
         for slot in self._slots.values():
             _take_out(slot)
@@ -91,24 +96,21 @@ def attach_lora(
 ) -> AttachedLora:
     """Attach every layer of a LoRA file to a model's U-Net and text encoders.
 
-    The factors are held in each layer's dtype and are not trainable. Nothing is changed unless
-    all of the file fits. Whatever the file says about its gate, it is open; whoever knows the
-    prompts sets ``gate``.
+    The factors have each layer's dtype and are frozen. Nothing is changed unless the file fits. The
+    gate is open, whatever the file's metadata say; a caller that knows the prompts sets it.
 
     Args:
         model: the model.
         file: the file.
-        weight: the multiplier of all adapters.
-        strict: see `lorasmith.adapters.injection.compatibility.fit`.
+        strength: the multiplier of all adapters.
+        strict: see `lorasmith.adapters.injection.compatibility.fit_to_model`.
 
     Raises:
-        WeightsError: none or not all of the file's layers belong to the model, with both numbers,
-            a layer has another shape, or the file says that it was made for another kind of model,
-            or something impossible about its gate.
-        ConfigError: the weight is not a finite number.
+        WeightsError: the file does not fit the model, or its metadata describe an impossible gate.
+        ConfigError: the strength is not a finite number.
     """
-    facts, found = read_gate(file), fit_to_model(model, file, strict)
-    attached = inject_adapters(found.refs, found.adapters, facts)
+    gate_metadata, fitted = read_gate(file), fit_to_model(model, file, strict)
+    attached = inject_adapters(fitted.refs, fitted.adapters, gate_metadata)
     try:
         attached.set_strength(strength)
     except ConfigError:
@@ -120,48 +122,44 @@ def attach_lora(
 def inject_adapters(
     refs: LayerRefs, adapters: Mapping[str, Adapter], gate_metadata: GateMetadata | None = None
 ) -> AttachedLora:
-    """Put adapters into their places; both go by the names in files.
+    """Put the adapters of one LoRA on layers; both are looked up by kohya name.
 
-    Each layer is replaced by a ``LoraWrapper`` around it. One that has adapters already
-    gets one more; their contributions add up. From now on the adapters share one gate.
+    Each layer is replaced by a `LoraWrapper` around it. A layer that has adapters already gets one
+    more, and their outputs add up. The adapters share one gate from now on.
 
     Args:
-        places: where they go.
-        adapters: the adapters of one LoRA.
-        facts: what is to open its gate; None is one that is always open.
+        refs: the layers.
+        adapters: the adapters.
+        gate_metadata: what activates the LoRA; None is a LoRA that is always active.
     """
     gate = Gate()
-    for name, one in adapters.items():
-        one.gate, one.reads_text = gate, _reads_text(refs[name])
-    slots = {name: _put_in(refs[name], one) for name, one in adapters.items()}
+    for name, adapter in adapters.items():
+        adapter.gate, adapter.reads_text = gate, _reads_text(refs[name])
+    slots = {name: _put_in(refs[name], adapter) for name, adapter in adapters.items()}
     return AttachedLora(slots, gate, gate_metadata or GateMetadata())
 
 
-def _reads_text(place: LayerRef) -> bool:
-    """Tell whether a layer's input is the text, token by token."""
-    return place.part == UNET and place.path.endswith((".attn2.to_k", ".attn2.to_v"))
+def _reads_text(ref: LayerRef) -> bool:
+    return ref.part == UNET and ref.path.endswith(_TEXT_READING_LAYERS)
 
 
-def _put_in(place: LayerRef, adapter: Adapter) -> _Slot:
-    root, path = place.location
-    above, _, child = path.rpartition(".")
-    parent = root.get_submodule(above)
+def _put_in(ref: LayerRef, adapter: Adapter) -> _Slot:
+    parent_path, _, child = ref.path.rpartition(".")
+    parent = ref.network.get_submodule(parent_path)
     layer = parent.get_submodule(child)
     if not isinstance(layer, LoraWrapper):
         layer = LoraWrapper(layer)
         setattr(parent, child, layer)
     layer.adapters.append(adapter)
-    return _Slot(parent, child, adapter, place)
+    return _Slot(parent, child, adapter, ref)
 
 
 def _take_out(slot: _Slot) -> None:
     layer = slot.parent.get_submodule(slot.child)
     if not isinstance(layer, LoraWrapper):
         return
-    layer.adapters = nn.ModuleList(_others(layer, slot.adapter))
+    layer.adapters = nn.ModuleList(
+        adapter for adapter in layer.adapters if adapter is not slot.adapter
+    )
     if not layer.adapters:
         setattr(slot.parent, slot.child, layer.base)
-
-
-def _others(layer: LoraWrapper, adapter: Adapter) -> Iterator[nn.Module]:
-    return (one for one in layer.adapters if one is not adapter)

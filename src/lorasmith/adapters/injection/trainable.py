@@ -1,10 +1,8 @@
-"""Adapters to be trained: into the model, to the optimizer in groups, and out as a LoRA file's
-layers.
-"""
+"""Adapters for training: putting them into a model, grouping their parameters, exporting them."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,18 +21,18 @@ from lorasmith.core.device import make_generator
 
 FactorName = Literal["down", "up"]
 
-_START = 0
-"""Position of the adapters' start in a run's stream of random numbers."""
+_INIT_STREAM = 0
+"""Index of the initialisation in a run's stream of random numbers."""
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are trained alike."""
+    """Parameters that are trained with the same settings."""
 
     part: str
-    """See `Target.part`."""
+    """See `LayerTarget.part`."""
     factor: FactorName
-    """Which of the two factors they are; LoRA+ gives them rates of their own."""
+    """Which factors they are; LoRA+ trains down and up at different rates."""
     learning_rate: float
     """Their peak learning rate, without a LoRA+ ratio."""
     parameters: list[nn.Parameter]
@@ -42,7 +40,12 @@ class ParameterGroup:
 
 
 class TrainableLora:
-    """Untrained adapters in a model, and what they were made from."""
+    """Trainable adapters in a model.
+
+    Attributes:
+        targets: the layers that they are on.
+        attached: the adapters in the network.
+    """
 
     def __init__(self, targets: Sequence[LayerTarget], attached: AttachedLora) -> None:
         self.targets = tuple(targets)
@@ -50,46 +53,46 @@ class TrainableLora:
 
     @property
     def adapters(self) -> dict[str, LoraAdapter]:
-        """The adapters by the names of their layers in files."""
-        found = self.attached.adapters
-        return {name: one for name, one in found.items() if isinstance(one, LoraAdapter)}
+        """The adapters by the kohya names of their layers."""
+        adapters = self.attached.adapters
+        return {name: a for name, a in adapters.items() if isinstance(a, LoraAdapter)}
 
     @property
     def trains_text_encoder(self) -> bool:
-        """Whether any of them is in a text encoder."""
+        """Whether an adapter is in a text encoder."""
         return any(target.ref.part != UNET for target in self.targets)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all factors, down before up, in the order of the networks."""
-        return [factor for one in self.adapters.values() for factor in (one.down, one.up)]
+        return [factor for a in self.adapters.values() for factor in (a.down, a.up)]
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the factors by part, learning rate and kind; each is in one group."""
-        found: dict[tuple[str, float, FactorName], ParameterGroup] = {}
+        """Return the factors by part, learning rate and factor; each is in one group."""
+        groups: dict[tuple[str, float, FactorName], ParameterGroup] = {}
         adapters = self.adapters
         for target in self.targets:
-            one = adapters[target.ref.name]
+            adapter = adapters[target.ref.name]
             factors: tuple[tuple[FactorName, nn.Parameter], ...] = (
-                ("down", one.down),
-                ("up", one.up),
+                ("down", adapter.down),
+                ("up", adapter.up),
             )
-            for kind, factor in factors:
-                key = target.part, target.learning_rate, kind
-                group = ParameterGroup(target.part, kind, target.learning_rate, [])
-                found.setdefault(key, group).parameters.append(factor)
-        return list(found.values())
+            for name, factor in factors:
+                key = target.part, target.learning_rate, name
+                group = ParameterGroup(target.part, name, target.learning_rate, [])
+                groups.setdefault(key, group).parameters.append(factor)
+        return list(groups.values())
 
     def train(self, mode: bool = True) -> None:
-        """Turn dropout on, or off for looking at the result."""
+        """Turn dropout on, or off for validation."""
         for adapter in self.adapters.values():
             adapter.train(mode)
 
-    def set_strength(self, weight: float) -> None:
-        """Set the multiplier of all adapters; at 0 the model is the base model, bit for bit."""
-        self.attached.set_strength(weight)
+    def set_strength(self, strength: float) -> None:
+        """Set the multiplier of all adapters; at 0 the model equals the base model bit for bit."""
+        self.attached.set_strength(strength)
 
     def detach(self) -> None:
-        """Take the adapters out; the model has its original modules again, the same objects."""
+        """Take the adapters out; the model has its original module objects again."""
         self.attached.detach()
 
 
@@ -101,80 +104,77 @@ def inject_trainable(
 ) -> TrainableLora:
     """Put untrained adapters on layers, on their device, in float32, in training mode.
 
-    The model's output stays what it is. The same seed and weights make the same adapters.
+    The model's output does not change. The same seed and weights give the same adapters.
 
     Args:
-        targets: layers of one model, from `lorasmith.adapters.targeting.targets.resolve`.
-        lora: how they start, their dropout, and whether alpha is that of rsLoRA.
+        targets: layers of one model (`lorasmith.adapters.targeting.targets.resolve_targets`).
+        lora: initialisation, dropout and rsLoRA.
         seed: of the random numbers.
-        facts: what is to open their gate; None is one that is always open.
+        gate_metadata: what activates the LoRA; None is a LoRA that is always active.
 
     Raises:
         WeightsError: adapters of this kind of layer are not supported.
     """
-    draws = make_generator(seed, _START, 0)
+    generator = make_generator(seed, _INIT_STREAM, 0)
     adapters = {
         target.ref.name: init_adapter(
             target.ref.layer,
             target.rank,
             effective_alpha(target, lora.rslora),
             lora.init,
-            draws,
+            generator,
             lora.dropout,
         )
         for target in targets
     }
-    places = {target.ref.name: target.ref for target in targets}
-    return TrainableLora(targets, inject_adapters(places, adapters, gate_metadata))
+    refs = {target.ref.name: target.ref for target in targets}
+    return TrainableLora(targets, inject_adapters(refs, adapters, gate_metadata))
 
 
 def effective_alpha(target: LayerTarget, rslora: bool) -> float:
-    """Return the alpha whose alpha / rank is the adapter's true scale.
+    """Return the alpha whose alpha / rank is the scale.
 
-    rsLoRA scales by alpha / sqrt(rank) (arXiv:2312.03732), which files cannot say.
+    rsLoRA scales by alpha / sqrt(rank) (arXiv:2312.03732), which LoRA files cannot express.
     """
     return target.alpha * float(target.rank**0.5) if rslora else target.alpha
 
 
-def export_layers(trained: TrainableLora) -> dict[str, LoraLayer]:
-    """Return the adapters as an ordinary LoRA file for the unmodified base holds them.
+def export_layers(trainable: TrainableLora) -> dict[str, LoraLayer]:
+    """Return the layers of an ordinary LoRA file for the unmodified base model.
 
-    One with a start of its own (`compensated`, `pissa`) has twice the rank there. All layers have
-    the alpha of the largest part, and the up-matrices of others make up for it: diffusers reads
-    differing ranks, but looks for differing alphas of attention layers under the wrong names.
+    Adapters that subtract their start (`compensated`, `pissa`) have twice the rank there. All
+    layers get the alpha of the largest part, and their up matrices make up for it: diffusers reads
+    differing ranks, but looks for differing alphas of attention layers under wrong names.
     """
-    layers = {name: export_layer(adapter) for name, adapter in trained.adapters.items()}
-    alpha = next(iter(summarize_parts(trained).values())).alpha
+    layers = {name: export_layer(adapter) for name, adapter in trainable.adapters.items()}
+    alpha = next(iter(summarize_parts(trainable).values())).alpha
     return {name: change_alpha(layer, alpha) for name, layer in layers.items()}
 
 
 def change_alpha(layer: LoraLayer, alpha: float) -> LoraLayer:
-    """Return a layer that has another alpha and does the same."""
+    """Return a layer with another alpha and the same effect."""
     if layer.alpha == alpha:
         return layer
-    return LoraLayer(layer.down, layer.up * (layer.alpha / alpha), alpha)
+    return replace(layer, up=layer.up * (layer.alpha / alpha), alpha=alpha)
 
 
-def summarize_parts(trained: TrainableLora) -> dict[str, PartSummary]:
-    """Return what is to be said about each part of trained adapters, the largest first.
-
-    A part whose layers differ in rank is divided by rank.
-    """
-    counted: Counter[tuple[str, int, float]] = Counter()
-    adapters = trained.adapters
-    for target in trained.targets:
+def summarize_parts(trainable: TrainableLora) -> dict[str, PartSummary]:
+    """Return a summary of each part, the largest first; a part with several ranks is split."""
+    counts: Counter[tuple[str, int, float]] = Counter()
+    adapters = trainable.adapters
+    for target in trainable.targets:
         layer = export_layer(adapters[target.ref.name])
-        counted[target.part, len(layer.down), layer.alpha] += 1
-    several = Counter(part for part, _, _ in counted)
+        counts[target.part, layer.rank, layer.alpha] += 1
+    ranks_per_part = Counter(part for part, _, _ in counts)
     return {
-        f"{part} rank {rank}" if several[part] > 1 else part: PartSummary(rank, alpha, count)
-        for (part, rank, alpha), count in counted.most_common()
+        f"{part} rank {rank}" if ranks_per_part[part] > 1 else part: PartSummary(rank, alpha, count)
+        for (part, rank, alpha), count in counts.most_common()
     }
 
 
 @torch.no_grad()
 def export_layer(adapter: LoraAdapter) -> LoraLayer:
-    """Return one adapter as a file holds it: factors, and alpha so that the scale stays."""
+    """Return one adapter as a file stores it, with the same scale."""
     factors = Factors(*(factor.detach() for factor in adapter.factors()))
     if adapter.down0 is not None:
         factors = balance_factors(factors)
@@ -182,14 +182,14 @@ def export_layer(adapter: LoraAdapter) -> LoraLayer:
 
 
 def balance_factors(factors: Factors) -> Factors:
-    """Give each row of down and its column of up the same length; the product stays.
+    """Give each row of down and its column of up the same norm; the product does not change.
 
-    What was learned on top of a large start is small, and would drown in float16 beside it.
+    What was learned on top of a large start is small, and float16 would round it away next to it.
     """
     down, up = factors
     rows = down.flatten(1).norm(dim=1)
     columns = up.flatten(1).norm(dim=0)
-    useful = (rows > 0) & (columns > 0)
-    ratio = torch.where(useful, columns / rows, 1.0).sqrt()
+    is_nonzero = (rows > 0) & (columns > 0)
+    ratio = torch.where(is_nonzero, columns / rows, 1.0).sqrt()
     shape = [1] * (down.ndim - 1)
     return Factors(down * ratio.view(-1, *shape), up / ratio.view(1, -1, *[1] * (up.ndim - 2)))

@@ -4,6 +4,7 @@ The sd-scripts ("kohya") convention writes a module path with underscores for do
 contain underscores themselves, so the way back is a table of the layers that a model has.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,108 +18,116 @@ UNET_PREFIX = "lora_unet_"
 UNET = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
-_TEXT_LEVEL = "text_model."
-"""A level of CLIPTextModel that files have in their names and transformers 5 no longer has."""
+_TEXT_MODEL = "text_model."
+"""A level of CLIPTextModel that LoRA files have in their names and transformers 5 does not."""
 
 
 @dataclass(frozen=True)
 class LayerRef:
-    """Where an adapter can go."""
+    """A layer that can have adapters."""
 
     name: str
-    """What LoRA files call it."""
+    """Its kohya name, which LoRA files use."""
     part: str
     """The part of the model: ``unet``, ``text_encoder`` or ``text_encoder_2``."""
     network: nn.Module
-    """The network."""
+    """The network that it is in."""
     path: str
-    """The layer's module path below it."""
+    """Its module path in the network."""
     layer: nn.Module
     """The layer itself, without adapters."""
     block: str
-    """Its name in block weight vectors (BASE, IN04, MID, OUT05), or nothing."""
-
-    @property
-    def location(self) -> tuple[nn.Module, str]:
-        """Network and path."""
-        return self.network, self.path
+    """Its block in block weights (BASE, IN04, MID, OUT05); empty outside of all blocks."""
 
 
 LayerRefs = dict[str, LayerRef]
-"""Places by the names that files use."""
+"""Layers by kohya name."""
 
 
-def find_adaptable_layers(root: nn.Module) -> dict[str, nn.Module]:
+def find_adaptable_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the linear and convolution layers of a network by module path, in its order.
 
-    Layers that carry adapters appear under their own path, as what they are without them.
+    Layers that have adapters appear under their own path, without the adapters.
     """
-    found: dict[str, nn.Module] = {}
-    for path, module in root.named_modules():
+    layers: dict[str, nn.Module] = {}
+    for path, module in network.named_modules():
         if isinstance(module, LoraWrapper):
-            found[path] = module.base
-        elif isinstance(module, nn.Linear | nn.Conv2d) and path.rpartition(".")[0] not in found:
-            found[path] = module
-    return found
+            layers[path] = module.base
+        elif isinstance(module, nn.Linear | nn.Conv2d) and path.rpartition(".")[0] not in layers:
+            layers[path] = module
+    return layers
 
 
 def kohya_unet_name(path: str) -> str:
-    """Return the file name of a U-Net layer: ``lora_unet_down_blocks_0_..._to_q``."""
+    """Return the kohya name of a U-Net layer: ``lora_unet_down_blocks_0_..._to_q``."""
     return UNET_PREFIX + path.replace(".", "_")
 
 
 def kohya_text_name(path: str, prefix: str = "lora_te_") -> str:
-    """Return the file name of a text encoder layer: ``lora_te_text_model_encoder_layers_0_...``."""
-    inner = "" if path.startswith("text_projection") else _TEXT_LEVEL
-    return prefix + (inner + path.removeprefix(_TEXT_LEVEL)).replace(".", "_")
+    """Return the kohya name of a text encoder layer: ``lora_te_text_model_encoder_...``."""
+    level = "" if path.startswith("text_projection") else _TEXT_MODEL
+    return prefix + (level + path.removeprefix(_TEXT_MODEL)).replace(".", "_")
 
 
 def find_layer_refs(model: Networks) -> LayerRefs:
-    """Return every layer of the U-Net and the text encoders under its file name.
+    """Return every layer of the U-Net and the text encoders by kohya name.
 
-    SDXL's U-Net layers have sgm's names (``lora_unet_input_blocks_4_1_...``), its text encoders
-    ``lora_te1_`` and ``lora_te2_``.
+    SDXL's U-Net layers have sgm's names (``lora_unet_input_blocks_4_1_...``), and its text encoders
+    the prefixes ``lora_te1_`` and ``lora_te2_``.
 
     Raises:
-        WeightsError: two layers share a name, so that a file would be ambiguous; or the model's
-            family is unknown.
+        WeightsError: two layers have the same name, so that a file would be ambiguous; or the
+            model's family is unknown.
     """
-    facts = detect_family(model)
-    places: LayerRefs = {}
-    for place in [*_unet_places(model.unet, facts.uses_sgm_names), *_text_places(model)]:
-        if place.name in places:
+    unet_refs = _unet_refs(model.unet, detect_family(model).uses_sgm_names)
+    return _by_name([*unet_refs, *_text_refs(model)])
+
+
+def find_unet_layer_refs(unet: nn.Module, uses_sgm_names: bool) -> LayerRefs:
+    """Return every layer of a diffusers U-Net by kohya name; see `find_layer_refs`.
+
+    Args:
+        unet: a ``UNet2DConditionModel``.
+        uses_sgm_names: whether its layers are named as in SDXL's LoRA files.
+    """
+    return _by_name(_unet_refs(unet, uses_sgm_names))
+
+
+def _by_name(refs: Sequence[LayerRef]) -> LayerRefs:
+    by_name: LayerRefs = {}
+    for ref in refs:
+        if ref.name in by_name:
             raise WeightsError(
-                f"{place.path} and {places[place.name].path} are both called {place.name} in files"
+                f"{ref.path} and {by_name[ref.name].path} are both called {ref.name} in files"
             )
-        places[place.name] = place
-    return places
+        by_name[ref.name] = ref
+    return by_name
 
 
 def find_name_aliases(model: Networks) -> dict[str, str]:
-    """Return further names that files may use, each with the one in `places_of`.
+    """Return other names that files may use, each with the name in `find_layer_refs`.
 
-    Some programs write diffusers' names for SDXL, and diffusers itself numbers the text encoder of
-    SD 1.x. A file in diffusers' naming does not tell how many text encoders there are.
+    Some programs write diffusers' names for SDXL, and diffusers numbers the text encoder of SD 1.x.
+    A file in diffusers' key format does not show how many text encoders there are.
     """
-    facts = detect_family(model)
-    other = {}
-    if facts.uses_sgm_names:
-        other = {
-            kohya_unet_name(place.path): place.name for place in _unet_places(model.unet, sgm=True)
-        }
-    first = facts.lora_text_prefixes[0]
-    for place in _text_places(model):
-        if place.part == TEXT_ENCODERS[0]:
+    family = detect_family(model)
+    aliases = {}
+    if family.uses_sgm_names:
+        refs = _unet_refs(model.unet, uses_sgm_names=True)
+        aliases = {kohya_unet_name(ref.path): ref.name for ref in refs}
+    first = family.lora_text_prefixes[0]
+    for ref in _text_refs(model):
+        if ref.part == TEXT_ENCODERS[0]:
             prefix = "lora_te1_" if first == "lora_te_" else "lora_te_"
-            other[prefix + place.name.removeprefix(first)] = place.name
-    return other
+            aliases[prefix + ref.name.removeprefix(first)] = ref.name
+    return aliases
 
 
-def _unet_places(unet: nn.Module, sgm: bool) -> list[LayerRef]:
+def _unet_refs(unet: nn.Module, uses_sgm_names: bool) -> list[LayerRef]:
     blocks = BlockMap.from_unet(unet)
     return [
         LayerRef(
-            UNET_PREFIX + blocks.sgm_name(path) if sgm else kohya_unet_name(path),
+            UNET_PREFIX + blocks.sgm_name(path) if uses_sgm_names else kohya_unet_name(path),
             UNET,
             unet,
             path,
@@ -129,7 +138,7 @@ def _unet_places(unet: nn.Module, sgm: bool) -> list[LayerRef]:
     ]
 
 
-def _text_places(model: Networks) -> list[LayerRef]:
+def _text_refs(model: Networks) -> list[LayerRef]:
     encoders = [model.text_encoder, model.text_encoder_2]
     prefixes = detect_family(model).lora_text_prefixes
     return [

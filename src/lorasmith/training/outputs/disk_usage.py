@@ -4,7 +4,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_config import TrainConfig, ValidationConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.inference.options import parse_size
-from lorasmith.registries import OPTIMIZERS
+from lorasmith.registries import ADAPTER_INITS, OPTIMIZERS
 
 _SLACK = 16 * 2**20
 """For the log, event files and the report."""
@@ -31,7 +31,7 @@ def bytes_needed(
 
 def _has_frozen_start(lora: LoraConfig) -> bool:
     """Whether adapters keep a copy of their initial factors, which files hold as well."""
-    return lora.init in ("compensated", "pissa")
+    return bool(ADAPTER_INITS.get(lora.init).subtracts_start)
 
 
 def _checkpoint_bytes(
