@@ -39,7 +39,7 @@ def find_rows_in_manifest(
     manifest = folder / MANIFEST
     listing = DatasetListing()
     siblings: dict[Path, SiblingFiles] = {}
-    for number, line in enumerate(_read_lines(manifest), start=1):
+    for line_number, line in enumerate(_read_lines(manifest), start=1):
         if not line.strip():
             continue
         listing.image_count += 1
@@ -53,9 +53,9 @@ def find_rows_in_manifest(
             row = Row(image.key, captions, columns, path, mask_path=find_mask(path))
             listing.rows.append(row)
         except FileNotFoundError as error:
-            listing.add_problem(f"{MANIFEST}:{number}", "missing-file", str(error))
+            listing.add_problem(f"{MANIFEST}:{line_number}", "missing-file", str(error))
         except LineError as error:
-            listing.add_problem(f"{MANIFEST}:{number}", "bad-line", str(error))
+            listing.add_problem(f"{MANIFEST}:{line_number}", "bad-line", str(error))
     if not listing.image_count:
         raise DataError(f"{manifest}: lists no images")
     _report_unlisted(folder, listing)

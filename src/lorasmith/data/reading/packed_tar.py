@@ -35,14 +35,14 @@ def find_rows_in_packed_tar(
             f"{path}: not a packed dataset (meta.jsonl.zlib + images.bin): {error}"
         ) from error
     listing = DatasetListing()
-    for number, line in enumerate(metadata.split("\n"), start=1):
+    for row_number, line in enumerate(metadata.split("\n"), start=1):
         if line:
             listing.image_count += 1
             try:
                 row = _parse_row(path, images, line, caption_source, default_caption, listing)
                 listing.rows.append(row)
             except LineError as error:
-                listing.add_problem(f"row {number}", "bad-line", str(error))
+                listing.add_problem(f"row {row_number}", "bad-line", str(error))
     return listing
 
 

@@ -80,19 +80,11 @@ def build_dataset(
     """
     buckets = buckets_for_model(model, data)
     split = split or split_dataset(data)
-    if data.inpaint_masks == "random" and not model.is_inpainting:
-        warnings.warn(
-            "data.inpaint_masks has no effect: the model does not inpaint",
-            LorasmithWarning,
-            stacklevel=2,
-        )
+    _warn_about_unused_masks(data, model)
     cache_root = _cache_root(data)
     num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
     dtype = compute_dtype(train.mixed_precision)
-    with suppress_logs():
-        model.vae.to(device)
-        for text_encoder in model.text_encoders:
-            text_encoder.to(device)
+    _move_encoders(model, vae_device=device, text_device=device)
     builder = _Builder(
         model=model,
         data=data,
@@ -125,10 +117,24 @@ def offload_unused_encoders(
     needs_text = encodes_text_in_step or any(
         isinstance(dataset.captions, OnlineCaptions) for dataset in datasets
     )
+    cpu = torch.device("cpu")
+    _move_encoders(model, device if needs_vae else cpu, device if needs_text else cpu)
+
+
+def _move_encoders(model: "Model", vae_device: torch.device, text_device: torch.device) -> None:
     with suppress_logs():
-        model.vae.to(device if needs_vae else "cpu")
+        model.vae.to(vae_device)
         for encoder in model.text_encoders:
-            encoder.to(device if needs_text else "cpu")
+            encoder.to(text_device)
+
+
+def _warn_about_unused_masks(data: DataConfig, model: "Model") -> None:
+    if data.inpaint_masks == "random" and not model.is_inpainting:
+        warnings.warn(
+            "data.inpaint_masks has no effect: the model does not inpaint",
+            LorasmithWarning,
+            stacklevel=3,
+        )
 
 
 def _cache_root(data: DataConfig) -> Path | None:
@@ -265,7 +271,9 @@ class _Builder:
             captions,
             torch.tensor(weights, device=self.device),
             has_own_tag=None if has_own_tag is None else [has_own_tag(r.caption) for r in rows],
-            has_other_tags=[[has_tag(r.caption) for r in rows] for has_tag in self.gating.has_other_tags],
+            has_other_tags=[
+                [has_tag(r.caption) for r in rows] for has_tag in self.gating.has_other_tags
+            ],
         )
 
 
