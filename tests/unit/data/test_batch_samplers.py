@@ -10,8 +10,8 @@ from lorasmith.data.batch_sampler import BucketBatchSampler, WeightedBatchSample
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 9))
 def test_every_row_comes_once_per_epoch(rows: int, batch: int, seed: int) -> None:
-    order = WeightedBatchSampler([1.0] * rows, batch, seed)
-    drawn = torch.cat([order.get_batch(step) for step in range(-(-3 * rows // batch))])
+    sampler = WeightedBatchSampler([1.0] * rows, batch, seed)
+    drawn = torch.cat([sampler.get_batch(step) for step in range(-(-3 * rows // batch))])
     assert drawn.dtype == torch.int64
     for epoch in range(3):
         once = drawn[epoch * rows : (epoch + 1) * rows]
@@ -36,33 +36,33 @@ def test_a_batch_is_a_function_of_its_number(
 
 
 def test_epochs_and_seeds_differ() -> None:
-    order = WeightedBatchSampler([1.0] * 50, 50, seed=0)
-    assert not torch.equal(order.get_batch(0), order.get_batch(1))
+    sampler = WeightedBatchSampler([1.0] * 50, 50, seed=0)
+    assert not torch.equal(sampler.get_batch(0), sampler.get_batch(1))
     assert not torch.equal(
-        order.get_batch(0), WeightedBatchSampler([1.0] * 50, 50, seed=1).get_batch(0)
+        sampler.get_batch(0), WeightedBatchSampler([1.0] * 50, 50, seed=1).get_batch(0)
     )
 
 
 @settings(max_examples=30, deadline=None)
 @given(weights=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=40), seed=st.integers(0, 5))
 def test_no_row_comes_twice_in_a_weighted_epoch(weights: list[float], seed: int) -> None:
-    order = WeightedBatchSampler(weights, 1, seed)
-    epoch = torch.cat([order.get_batch(step) for step in range(order.epoch_size)])
-    assert order.epoch_size == max(1, int(sum(weights) + 1e-6))
+    sampler = WeightedBatchSampler(weights, 1, seed)
+    epoch = torch.cat([sampler.get_batch(step) for step in range(sampler.epoch_size)])
+    assert sampler.epoch_size == max(1, int(sum(weights) + 1e-6))
     assert len(set(epoch.tolist())) == len(epoch)
 
 
 def test_rows_come_as_often_as_their_weights_say() -> None:
     weights = [1.0] * 20 + [0.5] * 10 + [0.1] * 10
-    order = WeightedBatchSampler(weights, 26, seed=0)
-    assert order.epoch_size == 26
+    sampler = WeightedBatchSampler(weights, 26, seed=0)
+    assert sampler.epoch_size == 26
     epochs = 2000
-    drawn = torch.cat([order.get_batch(step) for step in range(epochs)])
+    drawn = torch.cat([sampler.get_batch(step) for step in range(epochs)])
     share = torch.bincount(drawn, minlength=40) / epochs
     assert (share[:20] == 1.0).all()
     torch.testing.assert_close(share[20:30], torch.full((10,), 0.5), atol=0.05, rtol=0.0)
     torch.testing.assert_close(share[30:], torch.full((10,), 0.1), atol=0.03, rtol=0.0)
-    firsts = torch.stack([order.get_batch(step)[0] for step in range(epochs)])
+    firsts = torch.stack([sampler.get_batch(step)[0] for step in range(epochs)])
     assert len(firsts.unique()) == 40  # any row may come first
 
 
@@ -71,9 +71,9 @@ def test_rows_come_as_often_as_their_weights_say() -> None:
 ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4)), min_size=1, max_size=40)
 
 
-def epoch_of_batches(order: BucketBatchSampler, epoch: int) -> list[list[int]]:
-    start = epoch * order.steps_per_epoch
-    return [order.get_batch(start + k).tolist() for k in range(order.steps_per_epoch)]
+def epoch_batches(sampler: BucketBatchSampler, epoch: int) -> list[list[int]]:
+    start = epoch * sampler.steps_per_epoch
+    return [sampler.get_batch(start + k).tolist() for k in range(sampler.steps_per_epoch)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +82,7 @@ def test_every_entry_comes_as_often_as_it_is_repeated(
     entries: list[tuple[int, int]], batch: int, seed: int, epoch: int
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
-    batches = epoch_of_batches(BucketBatchSampler(buckets, repeats, batch, seed), epoch)
+    batches = epoch_batches(BucketBatchSampler(buckets, repeats, batch, seed), epoch)
     assert Counter(n for one in batches for n in one) == dict(enumerate(repeats))
 
 
@@ -93,9 +93,9 @@ def test_batches_are_of_one_bucket_and_nearly_equal(
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
     sizes: dict[int, list[int]] = {}
-    for one in epoch_of_batches(BucketBatchSampler(buckets, repeats, batch, 0), 1):
-        (bucket,) = {buckets[n] for n in one}
-        sizes.setdefault(bucket, []).append(len(one))
+    for entries_of_batch in epoch_batches(BucketBatchSampler(buckets, repeats, batch, 0), 1):
+        (bucket,) = {buckets[n] for n in entries_of_batch}
+        sizes.setdefault(bucket, []).append(len(entries_of_batch))
     for bucket, result in sizes.items():
         total = sum(r for b, r in entries if b == bucket)
         assert sum(result) == total
@@ -120,27 +120,30 @@ def test_a_bucket_batch_is_a_function_of_its_number(
     for step in steps:
         again = BucketBatchSampler(buckets, repeats, batch, 3, is_class)
         assert torch.equal(one.get_batch(step), again.get_batch(step))
+        assert one.epoch_of(step) == again.epoch_of(step)
 
 
 def test_bucket_sizes_of_the_example() -> None:
-    order = BucketBatchSampler([0] * 25, [1] * 25, 8, seed=0)
-    assert order.steps_per_epoch == 4
-    assert sorted(len(one) for one in epoch_of_batches(order, 0)) == [6, 6, 6, 7]
+    sampler = BucketBatchSampler([0] * 25, [1] * 25, 8, seed=0)
+    assert sampler.steps_per_epoch == 4
+    assert sorted(len(batch) for batch in epoch_batches(sampler, 0)) == [6, 6, 6, 7]
 
 
 def test_bucket_epochs_and_seeds_differ() -> None:
-    order = BucketBatchSampler([0, 1] * 20, [1] * 40, 5, seed=0)
-    first, second = epoch_of_batches(order, 0), epoch_of_batches(order, 1)
+    sampler = BucketBatchSampler([0, 1] * 20, [1] * 40, 5, seed=0)
+    first, second = epoch_batches(sampler, 0), epoch_batches(sampler, 1)
     assert first != second
-    assert first != epoch_of_batches(BucketBatchSampler([0, 1] * 20, [1] * 40, 5, seed=1), 0)
+    assert first != epoch_batches(BucketBatchSampler([0, 1] * 20, [1] * 40, 5, seed=1), 0)
     # Buckets come mixed, not one after the other.
-    kinds = [one[0] % 2 for one in first]
-    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))
+    buckets = [batch[0] % 2 for batch in first]
+    assert buckets not in (sorted(buckets), sorted(buckets, reverse=True))
+    assert sampler.epoch_of(sampler.steps_per_epoch - 1) == 0
+    assert sampler.epoch_of(sampler.steps_per_epoch) == 1
 
 
 def test_repeats_are_spread_over_the_epoch() -> None:
-    order = BucketBatchSampler([0] * 8, [4] * 8, 8, seed=0)
-    assert all(len(set(one)) == 8 for one in epoch_of_batches(order, 0))
+    sampler = BucketBatchSampler([0] * 8, [4] * 8, 8, seed=0)
+    assert all(len(set(batch)) == 8 for batch in epoch_batches(sampler, 0))
 
 
 @settings(max_examples=40, deadline=None)
@@ -155,12 +158,12 @@ def test_class_entries_go_round_beside_the_tagged(
     buckets = [bucket for bucket, _ in tagged] + classes
     repeats = [counts for _, counts in tagged] + [1] * len(classes)
     is_class = [False] * len(tagged) + [True] * len(classes)
-    order = BucketBatchSampler(buckets, repeats, batch, 0, is_class)
+    sampler = BucketBatchSampler(buckets, repeats, batch, 0, is_class)
     draws = sum(counts for _, counts in tagged)
     epochs: dict[int, Counter[int]] = {}
     step = 0
-    while (epoch := order.epoch_of(step)) < 4:
-        indices = order.get_batch(step).tolist()
+    while (epoch := sampler.epoch_of(step)) < 4:
+        indices = sampler.get_batch(step).tolist()
         assert 1 <= len(indices) <= batch
         assert len({buckets[n] for n in indices}) == 1
         epochs.setdefault(epoch, Counter()).update(indices)
@@ -177,5 +180,5 @@ def test_class_entries_go_round_beside_the_tagged(
 
 
 def test_batches_mix_classes_with_the_tagged() -> None:
-    order = BucketBatchSampler([0] * 24, [1] * 24, 8, 0, [False] * 8 + [True] * 16)
-    assert [sum(n >= 8 for n in one) for one in epoch_of_batches(order, 0)] == [4, 4]
+    sampler = BucketBatchSampler([0] * 24, [1] * 24, 8, 0, [False] * 8 + [True] * 16)
+    assert [sum(n >= 8 for n in batch) for batch in epoch_batches(sampler, 0)] == [4, 4]
