@@ -94,5 +94,5 @@ def test_damaged_checkpoints_are_told(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("warning: checkpoint ")
-    assert lines[0].endswith("; going on from step 2")
+    assert lines[0].endswith("; continuing from step 2")
     assert_same(final_state(tmp_path / "out"), final_state(place.clip))

@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     assert go_on(out) == 0
     error = capsys.readouterr().err
     assert reason in error
-    assert "going on from step 2" in error
+    assert "continuing from step 2" in error
     assert_same_runs(unbroken, out)
 
 

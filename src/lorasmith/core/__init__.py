@@ -1,1 +1,1 @@
-"""Errors, devices, files and weights: what every other room stands on."""
+"""Errors, devices, files, registries: what every other package builds on."""

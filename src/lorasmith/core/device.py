@@ -1,4 +1,4 @@
-"""Which device, which number format, and random numbers that do not depend on either."""
+"""Devices, dtypes and seeds."""
 
 from typing import Literal
 
@@ -30,27 +30,27 @@ def pick_device(name: str = "auto") -> torch.device:
             f"device: {name!r} is not a device; use auto, cpu, cuda or mps"
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: {name!r} was asked for but this machine has no usable CUDA GPU")
+        raise ConfigError(f"device: {name!r} is not possible: this machine has no usable CUDA GPU")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"device: there is no {name}; this machine has {count} CUDA GPU(s)")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"device: {name!r} was asked for but this machine has no MPS device")
+        raise ConfigError(f"device: {name!r} is not possible: this machine has no MPS device")
     return device
 
 
 def gather_to_device(
     table: torch.Tensor, indices: torch.Tensor, device: torch.device
 ) -> torch.Tensor:
-    """Return rows of a table on a device, wherever the table is, without waiting for the device.
+    """Return rows of a table on a device without waiting for the device.
 
-    Rows of a table on the CPU go through page-locked memory on their way to a CUDA device: only
-    from there is a copy made while the host and the device go on.
+    Rows of a table on the CPU are copied to a CUDA device through pinned memory: only such copies
+    run asynchronously.
 
     Args:
         table: ``[N, ...]``.
-        which: numbers of rows, int64 ``[B]`` on the table's device.
-        device: where the rows are wanted.
+        indices: of the rows, int64 ``[B]`` on the table's device.
+        device: of the result.
     """
     if table.device.type != "cpu" or device.type != "cuda":
         return to_device_async(table[indices], device)
@@ -60,24 +60,22 @@ def gather_to_device(
 
 
 def compute_dtype(precision: Precision) -> torch.dtype:
-    """Return the torch dtype that a mixed-precision setting computes in."""
+    """Return the torch dtype of a mixed-precision setting."""
     return _DTYPES[precision]
 
 
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a small tensor from the CPU to a device without waiting for what the device is doing.
+    """Copy a small tensor from the CPU to a device without waiting for the device.
 
-    CUDA has taken its copy of ordinary memory when the call returns, so that the tensor may be
-    changed or dropped at once.
+    CUDA has read pageable memory when the call returns, so the tensor may be changed at once.
     """
     return tensor.to(device, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")
 
 
 def derive_seed(seed: int, *stream: int) -> int:
-    """Mix a seed with a position in a stream of draws (a step, a rank) into a new seed.
+    """Mix a seed with a position in a stream of samples (a step, a rank) into a new seed.
 
-    Draw number k can then be repeated without making the k-1 draws before it: that is what
-    makes a resume exact.
+    Sample k can then be repeated without the k-1 samples before it, which makes resuming exact.
     """
     state = seed & 0xFFFFFFFFFFFFFFFF
     for position in stream:
@@ -88,13 +86,13 @@ def derive_seed(seed: int, *stream: int) -> int:
 def make_generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator seeded with ``derive_seed(seed, *stream)``.
 
-    Draws on the CPU are the same everywhere; draws on a GPU are faster there but its own.
+    Samples on the CPU are the same everywhere; those on a GPU are faster but differ by model.
     """
     return torch.Generator(device).manual_seed(derive_seed(seed, *stream))
 
 
 def _splitmix64(value: int) -> int:
-    """One step of SplitMix64 (Steele, Lea, Flood 2014): spreads nearby integers far apart."""
+    """One step of SplitMix64 (Steele, Lea, Flood 2014), which scatters nearby integers."""
     value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

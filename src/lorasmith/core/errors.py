@@ -1,4 +1,4 @@
-"""One family of errors. The command line prints each as a single line; libraries may catch them.
+"""The package's errors. The command line prints each as a single line.
 
 A message says what is wrong, where, and what to do about it.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class LorasmithError(Exception):
-    """Base of every error that lorasmith raises on purpose."""
+    """Base class of the errors that lorasmith raises."""
 
 
 class ConfigError(LorasmithError):
@@ -16,11 +16,11 @@ class ConfigError(LorasmithError):
 
 
 class DataError(LorasmithError):
-    """A picture, caption or dataset cannot be used. The message names the file."""
+    """An image, caption or dataset cannot be used. The message names the file."""
 
 
 class WeightsError(LorasmithError):
-    """A model or adapter file is missing, damaged or does not fit. Names keys and counts."""
+    """A model or LoRA file is missing, damaged or does not fit. Names keys and counts."""
 
 
 class OutputError(LorasmithError):
@@ -28,11 +28,11 @@ class OutputError(LorasmithError):
 
 
 class TrainingError(LorasmithError):
-    """A run cannot go on (a loss that is not finite, a collapsed model)."""
+    """A run cannot continue (a loss that is not finite, a collapsed model)."""
 
 
 class LorasmithWarning(UserWarning):
-    """Something the user should know that does not stop the run."""
+    """Something the user should know that does not stop a run."""
 
 
 class InactiveLoraWarning(LorasmithWarning):

@@ -16,10 +16,10 @@ TEMPORARY_PREFIX = ".lorasmith-tmp-"
 
 
 def ensure_writable_folder(path: Path) -> Path:
-    """Create ``path`` if needed and prove that a file can be written in it.
+    """Create ``path`` if needed and check that files can be written in it.
 
     Raises:
-        OutputError: it is a file, or cannot be created or written.
+        OutputError: it is a file, or cannot be created or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -35,14 +35,14 @@ def ensure_writable_folder(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``.
+    """Yield a temporary path that replaces ``path`` if the block succeeds, synced to the disk.
 
-    On any failure the temporary file is removed and ``path`` is left as it was.
+    On failure the temporary file is removed and ``path`` is left unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     temporary.touch()
-    mode = temporary.stat().st_mode  # what the user's umask gives; safetensors makes files 0600
+    mode = temporary.stat().st_mode  # by the user's umask; safetensors creates files with 0600
     try:
         yield temporary
         temporary.chmod(mode)
@@ -84,13 +84,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text with `atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def fsync_file(path: Path) -> None:
-    """Flush a file's bytes to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,18 +98,18 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can (Windows cannot)."""
+    """Sync a folder's entries, where the system can (Windows cannot)."""
     if os.name == "nt":
         return
     fsync_file(path)
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Return the hex SHA-256 of a file, reading it in pieces of 1 MiB."""
+    """Return a file's SHA-256 in hex; ``progress`` receives the bytes of each chunk."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
             if progress is not None:
-                progress(len(piece))
+                progress(len(chunk))
     return digest.hexdigest()

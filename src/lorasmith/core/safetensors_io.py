@@ -16,10 +16,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 class SafetensorsFile:
-    """An open safetensors file whose tensors are read when they are asked for.
+    """An open safetensors file that reads tensors on demand.
 
-    The file is memory-mapped: a tensor on the CPU takes no memory of its own until it is written
-    to or cast.
+    The file is memory-mapped: a tensor on the CPU takes no memory until it is changed or cast.
 
     Raises:
         WeightsError: the file is missing, is a pickle, or is damaged.
@@ -31,7 +30,7 @@ class SafetensorsFile:
         self._open: safe_open | None = None
 
     def read_tensor(self, key: str) -> torch.Tensor:
-        """Return one tensor, on the CPU, in the file's number format."""
+        """Return a tensor on the CPU in the file's dtype."""
         if self._open is None:
             self._open = _safe_open(self.path, "cpu")
         tensor: torch.Tensor = self._open.get_tensor(key)  # type: ignore[no-untyped-call]
@@ -44,20 +43,20 @@ def load_tensors(path: Path, device: str = "cpu") -> Tensors:
     Raises:
         WeightsError: the file is missing, is a pickle, or is damaged.
     """
-    with _opened(path, device) as file:
+    with _open_checked(path, device) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def load_metadata(path: Path) -> dict[str, str]:
     """Read the metadata block of a safetensors file; empty when it has none."""
-    with _opened(path, "cpu") as file:
+    with _open_checked(path, "cpu") as file:
         return dict(file.metadata() or {})
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors atomically, refusing values that are not finite.
+    """Write tensors atomically. Values that are not finite are refused.
 
     Raises:
         WeightsError: a tensor holds NaN or infinity.
@@ -78,12 +77,12 @@ def save_tensors(
 
 def _is_finite(value: torch.Tensor) -> bool:
     if value.is_floating_point() and value.element_size() == 1:
-        value = value.float()  # torch tells nothing of numbers of eight bits
+        value = value.float()  # torch.isfinite does not support float8
     return bool(torch.isfinite(value).all())
 
 
-def _opened(path: Path, device: str) -> safe_open:
-    read_header(path)  # safetensors would take a name that is there twice, and read any length
+def _open_checked(path: Path, device: str) -> safe_open:
+    read_header(path)  # safetensors accepts duplicate names and headers of any length
     return _safe_open(path, device)
 
 

@@ -1,1 +1,1 @@
-"""What every training loop shares: schedules, EMA, checkpoints, progress, tracking."""
+"""What training loops share: optimizers, schedules, EMA, checkpoints, progress, tracking."""

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a crash at any moment, and never pickle anything.
+"""Checkpoints that survive a crash at any moment and contain no pickles.
 
 A checkpoint is a folder ``step-00000100`` with ``tensors.safetensors``, ``state.json`` and,
 written last, ``manifest.json`` with the SHA-256 of both. It is built in a temporary folder and
-renamed, so that a folder with a manifest that matches is whole, and anything else is ignored.
+renamed, so a folder with a matching manifest is complete; anything else is ignored.
 """
 
 import json
@@ -23,13 +23,13 @@ from lorasmith.core.safetensors_io import Tensors, load_tensors, save_tensors
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoints"
-"""The folder of a run that holds them."""
+"""The folder of a run's checkpoints."""
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved at one step."""
+    """The state of a run after a step."""
 
     step: int
     tensors: Tensors
@@ -45,22 +45,21 @@ def save_checkpoint(
 ) -> Path:
     """Save a checkpoint, verify it, then prune all but the newest ``keep``.
 
-    Checkpoints of later steps are removed as well: the run was resumed before them, because they
-    are damaged or because somebody asked for it, and does not go on from them.
+    Checkpoints of later steps are removed as well: the run was resumed from an earlier one.
 
     Args:
-        folder: where the checkpoints of a run are.
+        folder: of the run's checkpoints.
         step: steps done.
-        tensors: what was learned, all finite.
+        tensors: all finite.
         state: further values, as JSON.
-        keep: how many checkpoints stay, at least 1.
+        keep: how many checkpoints to keep, at least 1.
 
     Raises:
         OutputError: the disk refused; earlier checkpoints are untouched.
         WeightsError: a tensor is not finite, or the written files do not verify.
     """
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}"
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,32 +73,32 @@ def save_checkpoint(
         }
         _write_synced(temporary / MANIFEST, json.dumps(manifest))
         fsync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
         fsync_folder(folder)
     except OSError as error:
-        raise OutputError(f"cannot write checkpoint {final}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write checkpoint {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    verify_checkpoint(final)
-    there = list_checkpoints(folder)
-    place = there.index(final)
-    for old in [*there[place + 1 :], *there[: max(0, place + 1 - keep)]]:
-        _remove(old)
-    return final
+    verify_checkpoint(target)
+    saved = list_checkpoints(folder)
+    position = saved.index(target)
+    for outdated in [*saved[position + 1 :], *saved[: max(0, position + 1 - keep)]]:
+        _remove(outdated)
+    return target
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, its manifest first: one half removed does not count as one."""
+    """Remove a checkpoint, its manifest first, so that half of one does not count."""
     with suppress(OSError):
         (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half written in a folder and its checkpoints."""
-    for place in (folder, folder / CHECKPOINTS):
-        for path in place.glob(f"{TEMPORARY_PREFIX}*"):
+    """Remove unfinished files of a killed process from a folder and its checkpoints."""
+    for parent in (folder, folder / CHECKPOINTS):
+        for path in parent.glob(f"{TEMPORARY_PREFIX}*"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -112,9 +111,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Load the newest checkpoint that verifies, with a warning for newer ones that do not.
-
-    None means that there is no checkpoint.
+    """Load the newest intact checkpoint and warn about newer ones; None if there is none at all.
 
     Raises:
         WeightsError: there are checkpoints but none of them can be read.
@@ -122,30 +119,33 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
     failures: list[WeightsError] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            found = load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
         except WeightsError as error:
             failures.append(error)
             continue
         for failure in failures:
-            message = f"{failure}; going on from step {found.step}"
+            message = f"{failure}; continuing from step {checkpoint.step}"
             warnings.warn(message, LorasmithWarning, stacklevel=2)
-        return found
+        return checkpoint
     if failures:
         raise failures[0]
     return None
 
 
 def load_checkpoint_at(folder: Path, step: int) -> Checkpoint:
-    """Load the checkpoint of one step, and no other.
+    """Load the checkpoint of one step.
 
     Raises:
-        WeightsError: there is none of that step (those that exist are named), or it is damaged.
+        WeightsError: there is no such checkpoint (the existing steps are named), or it is damaged.
     """
     path = folder / f"step-{step:08d}"
     if not path.is_dir():
-        known = [str(int(one.name.removeprefix("step-"))) for one in list_checkpoints(folder)]
-        there = f"there are steps {', '.join(known)}" if known else "there are none"
-        raise WeightsError(f"{folder}: no checkpoint of step {step}; {there}")
+        steps = [
+            str(int(checkpoint.name.removeprefix("step-")))
+            for checkpoint in list_checkpoints(folder)
+        ]
+        hint = f"there are steps {', '.join(steps)}" if steps else "there are none"
+        raise WeightsError(f"{folder}: no checkpoint of step {step}; {hint}")
     return load_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""The devices and processes that a run is spread over, as accelerate sees them."""
+"""Devices and processes, through accelerate."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,37 +11,37 @@ from accelerate.utils import InitProcessGroupKwargs
 from lorasmith.core.device import Precision
 from lorasmith.core.errors import ConfigError
 
-_PATIENCE = timedelta(hours=6)
-"""How long processes wait for each other: one alone encodes pictures and draws previews."""
+_TIMEOUT = timedelta(hours=6)
+"""How long processes wait for each other while the main one encodes images or previews."""
 
 
 def create_accelerator(
     precision: Precision, device: str, section: str, cuda_graph: bool = False
 ) -> Accelerator:
-    """Return accelerate's view of this process for a run's device and precision.
+    """Create the accelerator of this process for a run's device and precision.
 
     Args:
-        precision: what the networks compute in.
-        device: ``cpu``, or anything else for what accelerate finds.
-        section: name of the settings' section, for messages.
+        precision: of the networks.
+        device: ``cpu``, or anything else for the device that accelerate selects.
+        section: the settings' section, for messages.
         graph: whether steps shall be recorded as CUDA graphs.
 
     Raises:
-        ConfigError: the device cannot do what the settings ask for.
+        ConfigError: the device does not support the settings.
     """
-    # accelerate keeps the first precision and device that a process asked for and refuses others;
-    # two runs in one process (a notebook, the tests) may well differ.
+    # accelerate keeps the first precision and device of a process and refuses others, but two runs
+    # in one process (a notebook, the tests) may differ.
     AcceleratorState._reset_state(reset_partial_state=True)
-    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
+    timeout = InitProcessGroupKwargs(timeout=_TIMEOUT)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device == "cpu",
-        kwargs_handlers=[patience],
+        kwargs_handlers=[timeout],
     )
-    kind = accelerator.device.type
-    if precision == "fp16" and kind == "cpu":
+    device_type = accelerator.device.type
+    if precision == "fp16" and device_type == "cpu":
         raise ConfigError(f"{section}.mixed_precision: fp16 needs a GPU; use bf16 or fp32")
-    if cuda_graph and (kind != "cuda" or accelerator.num_processes > 1):
+    if cuda_graph and (device_type != "cuda" or accelerator.num_processes > 1):
         raise ConfigError(
             f"{section}.cuda_graph: a CUDA graph needs exactly one CUDA GPU; set it to false"
         )
@@ -53,18 +53,18 @@ def create_accelerator(
 
 
 def all_reduce_sum(accelerator: Accelerator, tensors: Sequence[torch.Tensor]) -> None:
-    """Replace tensors of one dtype by their sums over all processes, in one exchange."""
+    """Replace tensors of one dtype by their sums over all processes, in one all-reduce."""
     if accelerator.num_processes == 1:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     summed = accelerator.reduce(flat, reduction="sum")
-    for tensor, part in zip(tensors, summed.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    for tensor, piece in zip(tensors, summed.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(piece.view_as(tensor))
 
 
-def any_process(accelerator: Accelerator, wish: bool) -> bool:
-    """Tell whether any process wishes it; all get the same answer. Waits for the device."""
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Return on all processes whether the flag is set on any. Waits for the device."""
     if accelerator.num_processes == 1:
-        return wish
-    count = torch.tensor([int(wish)], device=accelerator.device)
+        return flag
+    count = torch.tensor([int(flag)], device=accelerator.device)
     return bool(accelerator.reduce(count, reduction="sum").item() > 0)

@@ -1,4 +1,4 @@
-"""Ctrl-C that finishes the step: the first asks, the second insists."""
+"""Ctrl-C: the first lets the step finish, the second interrupts it."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the loop to stop."""
+    """Whether the loop should stop after the current step."""
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -16,22 +16,22 @@ class StopRequest:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopRequest]:
-    """While the block runs, the first SIGINT sets ``asked``; a second one raises KeyboardInterrupt.
+    """Let the first SIGINT set ``is_requested``, and a second one raise KeyboardInterrupt.
 
-    Outside the main thread signals cannot be caught, and the request simply never comes.
+    Outside the main thread signals cannot be caught, so nothing is ever requested.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(signal_number: int, frame: FrameType | None) -> None:
         if request.is_requested:
             raise KeyboardInterrupt
         request.is_requested = True
 
-    before = signal.signal(signal.SIGINT, handle)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield request
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

@@ -1,4 +1,4 @@
-"""A network in training: its weights, its optimizer and its average move and are saved as one."""
+"""A network in training together with its optimizer and its average."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,23 +15,22 @@ from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimiz
 
 @dataclass
 class OptimizedModule:
-    """A network, its optimizer and its average."""
+    """A network with its optimizer and its average, which are stepped and saved together."""
 
     module: nn.Module
-    """The network as it was added."""
+    """The network itself."""
     prepared: nn.Module
-    """The network as it is called: under autocast, and over several processes."""
+    """The network as accelerate prepared it: with autocast, and over several processes."""
     optimizer: torch.optim.Optimizer
-    """What moves its weights."""
     learning_rate: float
-    """Its peak learning rate."""
+    """The peak learning rate."""
     ema: Ema | None
-    """Its averaged weights, if any."""
+    """The averaged weights, if any."""
 
     def clip_and_step(self, max_norm: float, scaler: torch.amp.GradScaler | None) -> torch.Tensor:
-        """Clip the gradients, move the weights and the average; return the gradients' norm.
+        """Clip the gradients, take a step, update the average; return the gradients' norm.
 
-        With a scaler the caller updates it, once after all networks have moved.
+        The caller updates the scaler, once after the steps of all networks.
         """
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -46,7 +45,7 @@ class OptimizedModule:
         return norm
 
     def pack_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return everything that a checkpoint needs, as tensors and JSON."""
+        """Return the state for a checkpoint, as tensors and JSON."""
         packed, plain = pack_optimizer_state(self.optimizer)
         packed |= {f"module/{k}": v for k, v in self.module.state_dict().items()}
         if self.ema is not None:
@@ -54,10 +53,10 @@ class OptimizedModule:
         return packed, plain
 
     def unpack_state(self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]) -> None:
-        """Put back what ``pack`` returned.
+        """Restore the result of `pack_state`.
 
         Raises:
-            WeightsError: it came from another network or other settings.
+            WeightsError: it is of another network or other settings.
         """
         try:
             self.module.load_state_dict(select_prefix("module/", tensors))

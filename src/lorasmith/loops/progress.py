@@ -1,4 +1,4 @@
-"""Progress bars: shown on a terminal, silent elsewhere."""
+"""Progress bars, shown on terminals only."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +21,9 @@ Advance = Callable[..., None]
 def progress_bar(
     title: str, total: int, done: int = 0, enabled: bool = True, console: Console | None = None
 ) -> Iterator[Advance]:
-    """Show a bar on standard error while the block runs, where that is a terminal.
+    """Show a bar on standard error while the block runs, if that is a terminal.
 
-    Yields a function that advances the bar by a count and optionally replaces its note.
+    Yields a function that advances the bar by a count and may replace the text behind it.
     """
     console = console or Console(stderr=True)
     with Progress(

@@ -1,4 +1,4 @@
-"""Writing a run's figures: JSON lines always, TensorBoard and Weights & Biases when wanted."""
+"""Metrics of a run: JSON lines always, TensorBoard and Weights & Biases if enabled."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from lorasmith.core.files import write_text
 
 
 class MetricsLogger(Protocol):
-    """Something that figures are mirrored to."""
+    """Receives the metrics of each step."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the figures of one step."""
+        """Log the metrics of one step."""
 
     def close(self) -> None:
         """Finish."""
@@ -27,18 +27,15 @@ class MetricsLogger(Protocol):
 
 @dataclass(frozen=True)
 class WandbRun:
-    """What Weights & Biases is told about a run."""
+    """A run as Weights & Biases shows it."""
 
     project: str
-    """The project there."""
     name: str
-    """The run's name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The run's settings."""
 
 
 class Tracker:
-    """Appends one JSON object per call to ``log.jsonl`` and mirrors numbers to boards."""
+    """Appends one JSON object per step to ``log.jsonl`` and mirrors metrics to other loggers."""
 
     def __init__(
         self,
@@ -51,33 +48,36 @@ class Tracker:
         """Open the log.
 
         Args:
-            folder: where ``log.jsonl``, ``tensorboard/`` and ``wandb/`` are.
+            folder: of ``log.jsonl``, ``tensorboard/`` and ``wandb/``.
             tensorboard: also write event files.
             enabled: False writes nothing.
-            first: steps already done; lines of a crashed run beyond them are dropped.
-            wandb: also send the figures to Weights & Biases, or show them on a board that is
-                there already.
+            steps_done: later lines, of a crashed run, are dropped.
+            wandb: also send the metrics to Weights & Biases, or to a logger that is open already.
 
         Raises:
-            ConfigError: wandb is wanted and not installed.
+            ConfigError: wandb is not installed.
         """
-        self._boards: list[MetricsLogger] = []
+        self._loggers: list[MetricsLogger] = []
         self._stream: TextIOWrapper | None = None
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if wandb is not None:  # before anything is opened: it may not be installed
-            board = _Wandb(folder, wandb) if isinstance(wandb, WandbRun) else wandb
-            self._boards.append(board)
+        if wandb is not None:  # first, because it may not be installed
+            logger = _WandbLogger(folder, wandb) if isinstance(wandb, WandbRun) else wandb
+            self._loggers.append(logger)
         log = folder / "log.jsonl"
-        kept = [r for r in read_log(log) if r["step"] <= steps_done] if log.is_file() else []
-        write_text(log, "".join(json.dumps(record) + "\n" for record in kept))
+        records = (
+            [record for record in read_log(log) if record["step"] <= steps_done]
+            if log.is_file()
+            else []
+        )
+        write_text(log, "".join(json.dumps(record) + "\n" for record in records))
         self._stream = log.open("a", encoding="utf-8")
         if tensorboard:
-            self._boards.append(_TensorBoard(folder / "tensorboard", steps_done))
+            self._loggers.append(_TensorBoardLogger(folder / "tensorboard", steps_done))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the figures of one step, with the time of day in seconds.
+        """Write the metrics of one step, with the Unix time in seconds.
 
         Raises:
             OutputError: the disk refused.
@@ -92,8 +92,8 @@ class Tracker:
             raise OutputError(
                 f"cannot write {self._stream.name}: {error.strerror or error}"
             ) from error
-        for board in self._boards:
-            board.log(step, metrics)
+        for logger in self._loggers:
+            logger.log(step, metrics)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -106,27 +106,27 @@ class Tracker:
     ) -> None:
         if self._stream is not None:
             self._stream.close()
-        for board in self._boards:
-            board.close()
+        for logger in self._loggers:
+            logger.close()
 
 
-class _TensorBoard:
-    def __init__(self, folder: Path, first: int) -> None:
+class _TensorBoardLogger:
+    def __init__(self, folder: Path, steps_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Events of steps beyond the first are those of a crashed run: hide them.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first + 1)
+        # Hide the later events of a crashed run.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=steps_done + 1)
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._writer.close()
 
 
-class _Wandb:
-    """Weights & Biases: without a network or an account its own offline mode keeps the figures."""
+class _WandbLogger:
+    """Weights & Biases; without an account its offline mode stores the metrics."""
 
     def __init__(self, folder: Path, run: WandbRun) -> None:
         wandb = _import_wandb()
@@ -136,8 +136,8 @@ class _Wandb:
             mode=mode, resume="allow", id=_wandb_id(folder),
         )  # fmt: skip
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -145,43 +145,43 @@ class _Wandb:
 
 @contextmanager
 def open_wandb(folder: Path, run: WandbRun) -> Iterator[MetricsLogger]:
-    """Open a run at Weights & Biases that several logs share.
+    """Open a run at Weights & Biases that several trackers share.
 
     Args:
-        folder: where ``wandb/`` is.
-        run: what is told about it.
+        folder: of ``wandb/``.
+        run: its name and settings.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: wandb is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    board = _Wandb(folder, run)
+    logger = _WandbLogger(folder, run)
     try:
-        yield board
+        yield logger
     finally:
-        board.close()
+        logger.close()
 
 
 class ScopedLogger:
-    """One log's share of a board: its figures have names of their own."""
+    """A logger that prefixes the names of its metrics."""
 
-    def __init__(self, board: MetricsLogger, name: str) -> None:
-        self._board = board
+    def __init__(self, logger: MetricsLogger, name: str) -> None:
+        self._logger = logger
         self._name = name
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Show the figures of one step, ``NAME/loss`` and so on."""
-        self._board.log(step, {f"{self._name}/{key}": value for key, value in figures.items()})
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of one step as ``NAME/loss`` and so on."""
+        self._logger.log(step, {f"{self._name}/{key}": value for key, value in metrics.items()})
 
     def close(self) -> None:
-        """Leave the board to the others."""
+        """Leave the shared logger open."""
 
 
 def check_wandb() -> None:
-    """Make sure that Weights & Biases can be used.
+    """Check that Weights & Biases is installed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not.
     """
     _import_wandb()
 
@@ -198,7 +198,7 @@ def _import_wandb() -> Any:
 
 
 def _has_account() -> bool:
-    """Tell whether wandb could log in without asking: it must never wait for an answer."""
+    """Tell whether wandb can log in without asking; it must never wait for an answer."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     with suppress(OSError):
@@ -207,13 +207,13 @@ def _has_account() -> bool:
 
 
 def _wandb_id(folder: Path) -> str:
-    """Return the run's identity there, the same when it is resumed."""
+    """Return the run's id at Weights & Biases, the same after a resume."""
     file = folder / "wandb-id"
     with suppress(OSError):
         return file.read_text(encoding="utf-8").strip()
-    identity = f"{folder.name[:40]}-{os.urandom(4).hex()}"
-    write_text(file, identity + "\n")
-    return identity
+    run_id = f"{folder.name[:40]}-{os.urandom(4).hex()}"
+    write_text(file, run_id + "\n")
+    return run_id
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

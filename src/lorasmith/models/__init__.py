@@ -1,1 +1,1 @@
-"""The parts of Stable Diffusion: loading them, their text side, their noise, their anatomy."""
+"""Stable Diffusion models: families, loading and converting, text encoding, noise schedules."""

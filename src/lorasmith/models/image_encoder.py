@@ -1,7 +1,7 @@
-"""The image tower: a small residual convolution net that meets the text tower in one space.
+"""The image encoder: a small residual CNN that shares an embedding space with the text encoder.
 
 It is the image half of CLIP pretraining, the backbone of the VAE's perceptual loss, and the
-judge of similarity in evaluation.
+similarity metric of evaluation.
 """
 
 import json
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Pictures to embeddings; stage k works at 1 / 2^(k+1) of the picture's side."""
+    """Maps images to embeddings; stage k works at 1 / 2^(k+1) of the image's side."""
 
     def __init__(self, channels: Sequence[int], blocks: Sequence[int], embedding: int) -> None:
         super().__init__()
@@ -57,22 +57,22 @@ class ImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(before)
         self.projection = nn.Linear(before, embedding, bias=False)
 
-    def feature_maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """Return each stage's output for pictures ``[B, 3, H, W]`` in -1..1."""
-        maps, x = [], pictures
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return each stage's output for images ``[B, 3, H, W]`` in -1..1."""
+        maps, x = [], images
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         return maps
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return unit-length embeddings, float32 ``[B, embedding]``."""
-        pooled = self.feature_maps(pictures)[-1].mean(dim=(2, 3))
+        pooled = self.feature_maps(images)[-1].mean(dim=(2, 3))
         return F.normalize(self.projection(self.norm(pooled)).float(), dim=-1)
 
 
 class ClipModel(nn.Module):
-    """Both towers and the learned temperature of Radford et al. 2021 (arXiv:2103.00020)."""
+    """Both encoders and the learned temperature of CLIP (arXiv:2103.00020)."""
 
     def __init__(self, text_encoder: "CLIPTextModel", image: ImageEncoder) -> None:
         super().__init__()
@@ -87,10 +87,10 @@ class ClipModel(nn.Module):
         pooled = self.text_encoder(ids).pooler_output
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
-    def forward(self, pictures: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, images: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return image embeddings, text embeddings (both ``[B, embedding]``) and the scale."""
         scale = self.log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
-        return self.image(pictures), self.embed_text(ids), scale
+        return self.image(images), self.embed_text(ids), scale
 
 
 def save_clip(pair: ClipModel, tokenizer: "CLIPTokenizer", folder: Path) -> None:
@@ -98,52 +98,52 @@ def save_clip(pair: ClipModel, tokenizer: "CLIPTokenizer", folder: Path) -> None
     with suppress_logs():
         pair.text_encoder.save_pretrained(folder / "text_encoder")
         tokenizer.save_pretrained(folder / "tokenizer")
-    own = {k: v for k, v in pair.state_dict().items() if not k.startswith("text_encoder.")}
-    save_tensors(folder / FOLDER / "model.safetensors", own, {"format": "pt"})
+    tensors = {k: v for k, v in pair.state_dict().items() if not k.startswith("text_encoder.")}
+    save_tensors(folder / FOLDER / "model.safetensors", tensors, {"format": "pt"})
     write_text(folder / FOLDER / "config.json", json.dumps(pair.image.config, indent=2) + "\n")
 
 
 def load_clip(folder: Path | None = None) -> ClipModel:
-    """Load both towers in float32, frozen; the embedded ones by default.
+    """Load both encoders in float32, frozen; the embedded ones by default.
 
     Raises:
-        WeightsError: the image tower is missing or does not fit its config.
+        WeightsError: the image encoder is missing or does not fit its config.
     """
     folder = folder or EMBEDDED
-    image, tensors = _load_own(folder)
+    image, tensors = _load_folder(folder)
     pair = ClipModel(load_text_encoder(folder), image)
     try:
         missing, unexpected = pair.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{folder / FOLDER}: weights do not fit config.json") from error
-    lost = [name for name in missing if not name.startswith("text_encoder.")]
-    if lost or unexpected:
+    missing_here = [name for name in missing if not name.startswith("text_encoder.")]
+    if missing_here or unexpected:
         raise WeightsError(
-            f"{folder / FOLDER}: {len(lost)} tensors missing, {len(unexpected)} unexpected"
+            f"{folder / FOLDER}: {len(missing_here)} tensors missing, {len(unexpected)} unexpected"
         )
     return pair.requires_grad_(False).eval()
 
 
 def load_image_encoder(folder: Path | None = None) -> ImageEncoder:
-    """Load the image tower alone, in float32, frozen; the embedded one by default."""
+    """Load the image encoder in float32, frozen; the embedded one by default."""
     folder = folder or EMBEDDED
-    image, tensors = _load_own(folder)
-    own = {k.removeprefix("image."): v for k, v in tensors.items() if k.startswith("image.")}
+    image, tensors = _load_folder(folder)
+    weights = {k.removeprefix("image."): v for k, v in tensors.items() if k.startswith("image.")}
     try:
-        image.load_state_dict(own)
+        image.load_state_dict(weights)
     except RuntimeError as error:
         raise WeightsError(f"{folder / FOLDER}: weights do not fit config.json") from error
     return image.requires_grad_(False).eval()
 
 
-def _load_own(folder: Path) -> tuple[ImageEncoder, dict[str, torch.Tensor]]:
+def _load_folder(folder: Path) -> tuple[ImageEncoder, dict[str, torch.Tensor]]:
     config_file = folder / FOLDER / "config.json"
     if not config_file.is_file():
         raise WeightsError(f"{folder}: has no {FOLDER}; `lorasmith pretrain clip` makes one")
     try:
         image = ImageEncoder(**json.loads(config_file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{config_file}: not an image tower's config ({error})") from error
+        raise WeightsError(f"{config_file}: not an image encoder's config ({error})") from error
     tensors = load_tensors(folder / FOLDER / "model.safetensors")
     return image, {k: v.float() for k, v in tensors.items()}
 
@@ -162,11 +162,11 @@ def embed_texts(
 
 @torch.no_grad()
 def embed_images(
-    tower: ImageEncoder, pictures: torch.Tensor, batch_size: int = 256
+    encoder: ImageEncoder, images: torch.Tensor, batch_size: int = 256
 ) -> torch.Tensor:
-    """Return unit-length embeddings of pictures ``[N, 3, H, W]`` in -1..1, on the CPU."""
-    device = tower.projection.weight.device
-    return torch.cat([tower(part.to(device)).cpu() for part in torch.split(pictures, batch_size)])
+    """Return unit-length embeddings of images ``[N, 3, H, W]`` in -1..1, on the CPU."""
+    device = encoder.projection.weight.device
+    return torch.cat([encoder(part.to(device)).cpu() for part in torch.split(images, batch_size)])
 
 
 __all__ = [

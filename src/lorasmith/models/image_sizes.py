@@ -1,4 +1,4 @@
-"""What picture sizes a model takes, read from its configs alone."""
+"""The image sizes of a model, from its configs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,20 @@ from lorasmith.models.load import Model, downscale_factor, open_source
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """The sizes of a model's pictures, in pixels."""
+    """The sizes of a model's images, in pixels."""
 
     default: int
-    """Side of the squares that it was trained at."""
+    """Side of the square images that it was trained with."""
     multiple: int
-    """Sides of training pictures are multiples of this: they are halved once for each level of
-    the VAE and of the U-Net but the last."""
+    """Sides of training images are multiples of this: each level of the VAE and the U-Net but the
+    last halves them."""
 
     @classmethod
     def read(cls, folder: Path | None = None) -> Self:
         """Read a model's configs; the embedded model by default.
 
         Raises:
-            WeightsError: no such model, or its configs do not say.
+            WeightsError: there is no such model, or its configs lack the sizes.
         """
         source = open_source(folder)
         folder = source.path
@@ -36,7 +36,7 @@ class ImageSizes:
 
     @classmethod
     def from_model(cls, model: Model) -> Self:
-        """Return the sizes of a model that is loaded."""
+        """Return the sizes of a loaded model."""
         levels = len(model.unet.config.block_out_channels)
         return cls(model.default_size, model.vae_scale_factor * downscale_factor(levels))
 

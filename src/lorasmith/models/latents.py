@@ -1,4 +1,4 @@
-"""Pictures to latents, and back."""
+"""Encoding images to latents and decoding them."""
 
 from typing import TYPE_CHECKING
 
@@ -9,22 +9,20 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def encode_images(
-    vae: "AutoencoderKL", pictures: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation of the pictures' latents, scaled for the U-Net, float32.
+def encode_images(vae: "AutoencoderKL", images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of images' latents, scaled for the U-Net, float32.
 
     Args:
-        vae: on the device where it shall run.
-        pictures: float32 ``[B, 3, H, W]`` in -1..1.
+        vae: on the device to use.
+        images: float32 ``[B, 3, H, W]`` in -1..1.
     """
-    posterior = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist
+    posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
     scale = float(vae.config.scaling_factor)
     return posterior.mean.float() * scale, posterior.std.float() * scale
 
 
 def decode_latents(vae: "AutoencoderKL", latents: torch.Tensor) -> torch.Tensor:
-    """Return pictures, float32 ``[B, 3, H, W]`` in 0..1.
+    """Return images, float32 ``[B, 3, H, W]`` in 0..1.
 
     Args:
         vae: on the latents' device.
@@ -33,5 +31,5 @@ def decode_latents(vae: "AutoencoderKL", latents: torch.Tensor) -> torch.Tensor:
     # Some later models also shift their latents; Stable Diffusion's have no shift.
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     unscaled = latents / vae.config.scaling_factor + shift
-    pictures: torch.Tensor = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
-    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+    images: torch.Tensor = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
+    return (images.float() / 2 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Opening a Stable Diffusion model: a diffusers folder, a single file, or an id in the cache."""
+"""Loading Stable Diffusion models from diffusers folders, single files and the local cache."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
-"""The miniature base model that ships with the package."""
+"""The small base model that ships with the package."""
 
 __all__ = [
     "EMBEDDED",
@@ -47,10 +47,10 @@ __all__ = [
 
 @dataclass
 class Model:
-    """The parts of one Stable Diffusion model."""
+    """The components of a Stable Diffusion model."""
 
     folder: Path
-    """Where it was read: a folder, or a single file."""
+    """The folder or the single file that it was read from."""
     unet: "UNet2DConditionModel"
     vae: "AutoencoderKL"
     text_encoder: "CLIPTextModel | None"
@@ -66,57 +66,58 @@ class Model:
     @property
     def text_encoders(self) -> "list[CLIPTextModel | CLIPTextModelWithProjection]":
         """The text encoder, or both."""
-        return [one for one in (self.text_encoder, self.text_encoder_2) if one is not None]
+        return [
+            encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None
+        ]
 
     @property
     def main_tokenizer(self) -> "CLIPTokenizer":
-        """The tokenizer of the first text encoder that there is. Two differ in padding only."""
-        found = self.tokenizer or self.tokenizer_2
-        if found is None:
+        """The tokenizer of the first text encoder. Two tokenizers differ in padding only."""
+        tokenizer = self.tokenizer or self.tokenizer_2
+        if tokenizer is None:
             raise WeightsError(f"model {self.folder}: has no tokenizer")
-        return found
+        return tokenizer
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the U-Net also reads a mask and the latents of the picture around it."""
+        """Whether the U-Net also reads a mask and the latents of the masked image."""
         return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels per latent along one side (8 for Stable Diffusion 1.x)."""
+        """Pixels per latent along one side; 8 for published models."""
         return downscale_factor(len(self.vae.config.block_out_channels))
 
     @property
     def default_size(self) -> int:
-        """The picture size that the U-Net was trained at, in pixels."""
+        """The image size that the U-Net was trained at, in pixels."""
         return int(self.unet.config.sample_size) * self.vae_scale_factor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
         """Move the networks, frozen and in evaluation mode."""
-        with (
-            suppress_logs()
-        ):  # diffusers warns about parts to be kept in float32 even where there are none
+        # diffusers warns about parts to be kept in float32 even where there are none.
+        with suppress_logs():
             for part in (self.unet, *self.text_encoders):
                 part.to(device=device, dtype=dtype).requires_grad_(False).eval()
-            own = _vae_dtype(self.vae, self.text_encoder_2 is not None, dtype)
-            self.vae.to(device=device, dtype=own).requires_grad_(False).eval()
+            vae_dtype = _vae_dtype(self.vae, self.text_encoder_2 is not None, dtype)
+            self.vae.to(device=device, dtype=vae_dtype).requires_grad_(False).eval()
         return self
 
 
 def downscale_factor(levels: int) -> int:
-    """Return how much smaller a network's last level is: each but the last halves the sides."""
+    """Return the downscaling of a network: each level but the last halves the sides."""
     return int(2 ** (levels - 1))
 
 
 def resolve_model_path(name: str | Path | None) -> Path:
-    """Return a model's folder or single file; None is the embedded model.
+    """Return a model's folder or single file; None means the embedded model.
 
     Args:
-        name: a diffusers folder, a ``.safetensors`` file with a whole model, or a Hugging Face id
+        name: a diffusers folder, a ``.safetensors`` file with a full model, or a Hugging Face id
             whose files are in the local cache.
 
     Raises:
-        WeightsError: nothing is there, or it is no model.
+        WeightsError: nothing is there, or it is not a model.
     """
     path = EMBEDDED if name is None else Path(name).expanduser()
     if path.is_file():
@@ -128,21 +129,24 @@ def resolve_model_path(name: str | Path | None) -> Path:
         return path
     if path.is_dir():
         return FolderSource(path).path
-    text = "" if name is None else Path(name).as_posix()
-    if is_model_id(text):
-        cached = find_cached_model(text)
+    model_id = "" if name is None else Path(name).as_posix()
+    if is_model_id(model_id):
+        cached = find_cached_model(model_id)
         if cached is not None:
-            return _complete(text, cached)
-    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, near)
-    if not hint and is_model_id(text):
-        hint = f", and no such id in the cache; `lorasmith model info {text} --download` fetches it"
-    kind = "file" if path.suffix in (".safetensors", *PICKLE_SUFFIXES) else "folder"
-    raise WeightsError(f"model {path}: no such {kind}{hint}")
+            return _check_complete(model_id, cached)
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, siblings)
+    if not hint and is_model_id(model_id):
+        hint = (
+            f", and no such id in the cache; `lorasmith model info {model_id} --download` "
+            "fetches it"
+        )
+    noun = "file" if path.suffix in (".safetensors", *PICKLE_SUFFIXES) else "folder"
+    raise WeightsError(f"model {path}: no such {noun}{hint}")
 
 
-def _complete(name: str, cached: Path) -> Path:
-    """Return a model's folder in the cache, if all of its parts are there."""
+def _check_complete(name: str, cached: Path) -> Path:
+    """Return a model's folder in the cache if it is complete."""
     try:
         return FolderSource(cached).path
     except WeightsError as error:
@@ -156,17 +160,17 @@ def open_source(name: str | Path | None = None) -> ModelSource:
     """Open a stored model without reading its weights; for names see `resolve_model_path`.
 
     Raises:
-        WeightsError: nothing is there, or it is no whole model.
+        WeightsError: nothing is there, or it is not a complete model.
     """
     path = resolve_model_path(name)
     return SingleFileSource(path) if path.is_file() else FolderSource(path)
 
 
 def load_model(name: str | Path | None = None, dtype: torch.dtype = torch.float32) -> Model:
-    """Load a model's parts on the CPU; for names see `resolve_model_path`.
+    """Load a model on the CPU; for names see `resolve_model_path`.
 
-    Weights are memory-mapped and cast one by one: those that are stored in ``dtype`` take no
-    memory of their own.
+    Weights are memory-mapped and cast one by one; those that are stored in ``dtype`` take no
+    memory.
 
     Args:
         name: None is the embedded model.
@@ -176,40 +180,40 @@ def load_model(name: str | Path | None = None, dtype: torch.dtype = torch.float3
         WeightsError: a part is missing or its weights are damaged; the part is named.
     """
     source = open_source(name)
-    parts: dict[str, Any] = {part: _empty(source, part) for part in source.networks}
+    parts: dict[str, Any] = {part: _build_empty(source, part) for part in source.networks}
     names = {part: list(canonical_state_dict(network)) for part, network in parts.items()}
     source.check(names)
-    two = "text_encoder_2" in parts
+    has_two_encoders = "text_encoder_2" in parts
     for part, network in parts.items():
         with naming_part(source.path, part):
-            kind = _vae_dtype(network, two, dtype) if part == "vae" else dtype
-            load_weights(network, source.tensors(part, names[part]), kind)
-    has = "text_encoder" in parts
+            part_dtype = _vae_dtype(network, has_two_encoders, dtype) if part == "vae" else dtype
+            load_weights(network, source.tensors(part, names[part]), part_dtype)
+    has_first_encoder = "text_encoder" in parts
     return Model(
         source.path,
         parts["unet"],
         parts["vae"],
         parts.get("text_encoder"),
-        source.tokenizer("tokenizer") if has else None,
-        _scheduler(source, parts["unet"]),
+        source.tokenizer("tokenizer") if has_first_encoder else None,
+        _load_scheduler_config(source, parts["unet"]),
         parts.get("text_encoder_2"),
-        source.tokenizer("tokenizer_2") if two else None,
+        source.tokenizer("tokenizer_2") if has_two_encoders else None,
     )
 
 
-def _empty(source: ModelSource, part: str) -> Any:
+def _build_empty(source: ModelSource, part: str) -> Any:
     with naming_part(source.path, part):
         return build_empty_part(source, part)
 
 
 def _vae_dtype(vae: Any, two_encoders: bool, dtype: torch.dtype) -> torch.dtype:
-    """Return float32 for an SDXL autoencoder that was not trained again for float16."""
+    """Return float32 for an SDXL autoencoder that was not fine-tuned for float16."""
     overflows = two_encoders and vae.config.force_upcast and dtype == torch.float16
     return torch.float32 if overflows else dtype
 
 
-def _scheduler(source: ModelSource, unet: Any) -> dict[str, Any]:
-    """Return the scheduler's config, the prediction measured where nothing says it."""
+def _load_scheduler_config(source: ModelSource, unet: Any) -> dict[str, Any]:
+    """Return the scheduler's config, with the prediction type measured where it is unknown."""
     with naming_part(source.path, "scheduler"):
         config = source.config("scheduler")
     if source.variant.prediction_type is None:

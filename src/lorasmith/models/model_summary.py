@@ -1,7 +1,7 @@
-"""What a model is made of: parameters by kind of layer, what a LoRA on each would cost.
+"""What a model consists of: parameters by layer type, and what a LoRA on each would cost.
 
-Everything is computed from the parts' configs on torch's meta device: no weight is read, and a
-model of any size takes no memory.
+Everything is computed from the configs on torch's meta device: no weights are read, and models of
+any size take no memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ LAYER_TYPES: Mapping[str, str] = {
     "time_embedding": "time embedding",
     "in_out": "first and last convolution",
 }
-"""Kinds of layers in a U-Net, by short name."""
+"""Types of layers in a U-Net, by short name."""
 
 LORA_SETS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attn1", "attn2"),
@@ -41,45 +41,45 @@ LORA_SETS: Mapping[str, tuple[str, ...]] = {
         *("resnet", "time_emb_proj", "sampler"),
     ),
 }
-"""Sets of kinds that LoRAs are usually put on; the last two are those of sd-scripts."""
+"""Layer types that LoRAs are usually put on; the last two sets are those of sd-scripts."""
 
 
 @dataclass(frozen=True)
 class LayerTypeCount:
-    """How much of the U-Net is of one kind."""
+    """How much of the U-Net is of one layer type."""
 
     kind: str
     """A key of `LAYER_TYPES`."""
     layers: int
-    """Linear layers and convolutions of this kind."""
+    """Linear layers and convolutions of this type."""
     parameters: int
-    """All their parameters, norms of this kind included."""
+    """Their parameters, norms included."""
     share: float
-    """Part of the U-Net's parameters, 0 to 1."""
+    """Share of the U-Net's parameters, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class LoraCost:
-    """What low-rank matrices on a set of layers cost."""
+    """The size of a LoRA on a set of layers."""
 
     name: str
     """A key of `LAYER_TYPES` or `LORA_SETS`, or ``text``."""
     layers: int
     """Adapted linear layers and convolutions."""
     weights: int
-    """Parameters in their weight matrices."""
+    """Parameters of the layers' weights."""
     lora: int
-    """Parameters in the low-rank matrices."""
+    """Parameters of the LoRA."""
 
     @property
     def reduction(self) -> float:
-        """How many times fewer parameters are trained than in the layers themselves."""
+        """The layers' parameters over the LoRA's."""
         return self.weights / self.lora if self.lora else 0.0
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The parts of a model and their sizes."""
+    """The components of a model and their sizes."""
 
     folder: Path
     """The model's folder or file."""
@@ -88,7 +88,7 @@ class ModelSummary:
     unet: UnetNode
     """The U-Net's tree; its parameters are the total."""
     shares: tuple[LayerTypeCount, ...]
-    """The U-Net by kind of layer, in the order of `LAYER_TYPES`."""
+    """The U-Net by layer type, in the order of `LAYER_TYPES`."""
     vae: Mapping[str, Any]
     """The VAE in brief."""
     text: tuple[Mapping[str, Any], ...]
@@ -96,7 +96,7 @@ class ModelSummary:
     scheduler: Mapping[str, Any]
     """Noise schedule and prediction type."""
     lora: tuple[LoraCost, ...] = ()
-    """Costs of a LoRA by kind, then by set; empty unless a rank was asked for."""
+    """Costs of a LoRA by layer type, then by set; empty without a rank."""
 
     @property
     def parameters(self) -> int:
@@ -106,11 +106,11 @@ class ModelSummary:
 
 
 def summarize_model(name: str | Path | None = None, rank: int | None = None) -> ModelSummary:
-    """Take a model apart.
+    """Summarize a model from its configs.
 
     Args:
         name: see `lorasmith.models.load.resolve_model_path`; None is the embedded model.
-        rank: also work out what a LoRA of this rank costs.
+        rank: also compute the costs of a LoRA of this rank.
 
     Raises:
         WeightsError: no such model, or a part's config is missing or damaged.
@@ -126,9 +126,9 @@ def summarize_model(name: str | Path | None = None, rank: int | None = None) -> 
         source.variant,
         build_unet_tree(unet),
         count_by_layer_type(unet),
-        _vae_facts(vae),
-        tuple(_text_facts(part, encoder) for part, encoder in parts.items()),
-        _scheduler_facts(source),
+        _describe_vae(vae),
+        tuple(_describe_text_encoder(part, encoder) for part, encoder in parts.items()),
+        _describe_scheduler(source),
         estimate_lora_costs(unet, list(parts.values()), rank) if rank else (),
     )
 
@@ -160,7 +160,7 @@ def build_meta_networks(name: str | Path | None = None) -> MetaNetworks:
 
 
 def layer_type(name: str) -> str:
-    """Return the kind (a key of `LAYER_TYPES`) of a U-Net module or parameter by its dotted name."""
+    """Return the type (a key of `LAYER_TYPES`) of a U-Net module or parameter by its path."""
     parts = name.split(".")
     for kind in ("attn1", "attn2", "ff", "time_emb_proj"):
         if kind in parts:
@@ -175,22 +175,22 @@ def layer_type(name: str) -> str:
 
 
 def count_by_layer_type(unet: "UNet2DConditionModel") -> tuple[LayerTypeCount, ...]:
-    """Return each kind's share of the U-Net; the parameters add up to all of it."""
+    """Return the U-Net's layers and parameters by layer type; they add up to all of it."""
     parameters = dict.fromkeys(LAYER_TYPES, 0)
     for name, tensor in unet.named_parameters():
         parameters[layer_type(name)] += tensor.numel()
     layers = dict.fromkeys(LAYER_TYPES, 0)
     for name, _ in iter_adaptable_layers(unet):
         layers[layer_type(name)] += 1
-    total = sum(parameters.values())
+    num_total = sum(parameters.values())
     return tuple(
-        LayerTypeCount(kind, layers[kind], parameters[kind], parameters[kind] / total)
+        LayerTypeCount(kind, layers[kind], parameters[kind], parameters[kind] / num_total)
         for kind in LAYER_TYPES
     )
 
 
 def iter_adaptable_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Yield the dotted names and layers that a LoRA can be put on."""
+    """Yield the paths and layers that a LoRA can be put on."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             yield name, layer
@@ -211,31 +211,31 @@ def count_lora_parameters(layer: nn.Linear | nn.Conv2d, rank: int) -> int:
 def estimate_lora_costs(
     unet: "UNet2DConditionModel", text_encoders: Sequence[nn.Module], rank: int
 ) -> tuple[LoraCost, ...]:
-    """Return the cost of a LoRA of one rank: each kind, the usual sets, the text encoders."""
+    """Return the costs of a LoRA on each layer type, the usual sets, and the text encoders."""
     by_kind: dict[str, list[nn.Linear | nn.Conv2d]] = {kind: [] for kind in LAYER_TYPES}
     for name, layer in iter_adaptable_layers(unet):
         by_kind[layer_type(name)].append(layer)
     costs = [_cost(kind, layers, rank) for kind, layers in by_kind.items()]
     for name, kinds in LORA_SETS.items():
         costs.append(_cost(name, [layer for kind in kinds for layer in by_kind[kind]], rank))
-    # As everywhere, the projection behind SDXL's second encoder is left alone.
-    inner = [
+    # The projection behind SDXL's second encoder never gets an adapter.
+    text_layers = [
         layer
         for encoder in text_encoders
         for name, layer in iter_adaptable_layers(encoder)
         if "encoder.layers" in name and isinstance(layer, nn.Linear)
     ]
-    return (*costs, _cost("text", inner, rank))
+    return (*costs, _cost("text", text_layers, rank))
 
 
 def _cost(name: str, layers: Sequence[nn.Linear | nn.Conv2d], rank: int) -> LoraCost:
     weights = sum(layer.weight.numel() for layer in layers)
     return LoraCost(
-        name, len(layers), weights, sum(count_lora_parameters(one, rank) for one in layers)
+        name, len(layers), weights, sum(count_lora_parameters(layer, rank) for layer in layers)
     )
 
 
-def _vae_facts(vae: Any) -> dict[str, Any]:
+def _describe_vae(vae: Any) -> dict[str, Any]:
     channels = list(vae.config.block_out_channels)
     return {
         "class": type(vae).__name__,
@@ -249,7 +249,7 @@ def _vae_facts(vae: Any) -> dict[str, Any]:
     }
 
 
-def _text_facts(part: str, encoder: Any) -> dict[str, Any]:
+def _describe_text_encoder(part: str, encoder: Any) -> dict[str, Any]:
     config = encoder.config
     return {
         "part": part,
@@ -263,11 +263,11 @@ def _text_facts(part: str, encoder: Any) -> dict[str, Any]:
     }
 
 
-def _scheduler_facts(source: ModelSource) -> dict[str, Any]:
+def _describe_scheduler(source: ModelSource) -> dict[str, Any]:
     config = source.config("scheduler")
     return {
         "class": config.get("_class_name", "unknown"),
-        "prediction_type": source.variant.prediction_type,  # None where a single file does not tell
+        "prediction_type": source.variant.prediction_type,  # None where a single file does not say
         "timesteps": config.get("num_train_timesteps", 1000),
         "beta_schedule": config.get("beta_schedule", "linear"),
         "beta_start": config.get("beta_start", 0.0001),

@@ -1,8 +1,8 @@
 """The noise process of Stable Diffusion: schedule, noising, prediction targets, loss weights.
 
 Symbols as in Ho et al. 2020 (arXiv:2006.11239): ``a`` is the cumulative product of 1 - beta,
-``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps``. Everything is gathered from tensors on the device,
-without reading a value back to the host, so that a step can be captured as a CUDA graph.
+``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps``. Everything is gathered from tensors on the device
+without synchronising with it, so that a step can be captured as a CUDA graph.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def compute_alphas_cumprod(
 
 
 def rescale_zero_terminal_snr(alphas: torch.Tensor) -> torch.Tensor:
-    """Rescale a schedule so that its last level holds no signal (arXiv:2305.08891, algorithm 1).
+    """Rescale a schedule to zero signal at its last level (arXiv:2305.08891, algorithm 1).
 
     The square roots are shifted so that the last is zero, and scaled so that the first stays.
 
@@ -50,26 +50,25 @@ def rescale_zero_terminal_snr(alphas: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How a model was taught to see noise."""
+    """The noise schedule and prediction type that a model was trained with."""
 
     alphas_cumprod: torch.Tensor
     """Cumulative signal power a_t, float32 ``[T]``."""
     prediction_type: PredictionType
-    """What the network predicts."""
+    """What the U-Net predicts."""
     max_timesteps: int | None = None
-    """How many of the levels, from the lowest, the network is for; None for all."""
+    """How many of the levels, from the lowest, the U-Net is for; None for all."""
 
     @classmethod
     def from_scheduler(
         cls, scheduler_config: dict[str, object], device: torch.device
     ) -> "NoiseSchedule":
-        """Read the process from a diffusers scheduler's config.
+        """Read the schedule from a diffusers scheduler's config.
 
-        Models taught without any signal at the last level (``rescale_betas_zero_snr``) are
-        trained so as well, as samplers draw them so.
+        ``rescale_betas_zero_snr`` holds for training as it does for sampling.
 
         Raises:
-            ConfigError: a kind of noise or prediction that Stable Diffusion models do not have.
+            ConfigError: a beta schedule or prediction type that is not Stable Diffusion's.
         """
         prediction = str(scheduler_config.get("prediction_type", "epsilon"))
         if prediction not in ("epsilon", "v_prediction"):
@@ -93,30 +92,30 @@ class NoiseSchedule:
 
     @property
     def num_timesteps(self) -> int:
-        """Number of timesteps T that the network is for, from 0."""
+        """Number of timesteps that the U-Net is for, from 0."""
         return (
             len(self.alphas_cumprod)
             if self.max_timesteps is None
             else min(self.max_timesteps, len(self.alphas_cumprod))
         )
 
-    def _a(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def _alpha_at(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return self.alphas_cumprod[timesteps].view(-1, *[1] * (like.ndim - 1))
 
     def add_noise(
         self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """Return x_t. ``clean`` and ``noise`` are ``[B, ...]``, ``timesteps`` int64 ``[B]``."""
-        a = self._a(timesteps, clean)
+        a = self._alpha_at(timesteps, clean)
         return a.sqrt() * clean + (1.0 - a).sqrt() * noise
 
     def training_target(
         self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
-        """Return what the network should output: the noise, or v of arXiv:2202.00512 (eq. D.1)."""
+        """Return the target of the prediction: the noise, or v of arXiv:2202.00512 (eq. D.1)."""
         if self.prediction_type == "epsilon":
             return noise
-        a = self._a(timesteps, clean)
+        a = self._alpha_at(timesteps, clean)
         return a.sqrt() * noise - (1.0 - a).sqrt() * clean
 
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:

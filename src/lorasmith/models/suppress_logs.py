@@ -1,4 +1,4 @@
-"""Keeping the libraries' own progress bars and warnings out of ours."""
+"""Suppressing the log messages and progress bars of diffusers and transformers."""
 
 import logging
 import os
@@ -11,10 +11,10 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Keep the libraries' own progress bars and warnings out of ours while a model loads."""
+    """Suppress progress bars and warnings of the libraries while the block runs."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
@@ -28,7 +28,7 @@ def suppress_logs() -> Iterator[None]:
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         for library in libraries:
             library.enable_progress_bar()

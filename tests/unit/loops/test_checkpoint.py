@@ -83,7 +83,7 @@ def test_one_flipped_bit_falls_back_to_the_one_before(tmp_path: Path, name: str)
     file.write_bytes(data)
     with pytest.raises(WeightsError, match=f"{name} is damaged"):
         load_checkpoint(file.parent)
-    with pytest.warns(LorasmithWarning, match="is damaged.*going on from step 1"):
+    with pytest.warns(LorasmithWarning, match="is damaged.*continuing from step 1"):
         found = load_latest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 1

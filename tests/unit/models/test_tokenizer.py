@@ -51,7 +51,7 @@ def test_a_saved_tokenizer_reads_alike(merges: Path, tmp_path: Path) -> None:
 def test_the_list_may_be_cut(merges: Path) -> None:
     assert read_merges(merges, 2) == [("c", "a"), ("ca", "t</w>")]
     assert len(read_merges(merges)) == 4
-    with pytest.raises(DataError, match=r"merges\.txt: has 4 merges, fewer than the 9 asked for"):
+    with pytest.raises(DataError, match=r"merges\.txt: has 4 merges, fewer than the required 9"):
         read_merges(merges, 9)
 
 

@@ -1,4 +1,4 @@
-"""Building a model's networks from their configs, and filling them tensor by tensor."""
+"""Building networks from their configs and loading their weights tensor by tensor."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.models.files.stored_tensors import TEXT_LEVEL, StoredTensors
 from lorasmith.models.suppress_logs import suppress_logs
 
-_SHOWN = 3
+_MAX_NAMES = 3
 
 
 def build_empty_network(kind: Any, config: Mapping[str, Any], part: str | None = None) -> Any:
-    """Build a network without memory for its weights, in evaluation mode.
+    """Build a network without allocating its weights, in evaluation mode.
 
     Args:
         kind: a model class of diffusers or transformers.
@@ -26,20 +26,20 @@ def build_empty_network(kind: Any, config: Mapping[str, Any], part: str | None =
     """
     from accelerate import init_empty_weights
 
-    found = config.get("_class_name", kind.__name__)
-    if found != kind.__name__:
-        raise WeightsError(f"{part or 'it'} is a {found}, not a {kind.__name__}")
+    class_name = config.get("_class_name", kind.__name__)
+    if class_name != kind.__name__:
+        raise WeightsError(f"{part or 'it'} is a {class_name}, not a {kind.__name__}")
     try:
         # Buffers are not in files; they are computed, so only parameters are left empty.
         with suppress_logs(), init_empty_weights(include_buffers=False):
-            return _built(kind, config).eval()
+            return _instantiate(kind, config).eval()
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         file = f"{part}/config.json" if part else "config.json"
         raise WeightsError(f"{file} does not fit: {reason}") from error
 
 
-def _built(kind: Any, config: Mapping[str, Any]) -> Any:
+def _instantiate(kind: Any, config: Mapping[str, Any]) -> Any:
     if kind.__module__.startswith("transformers"):
         return kind(kind.config_class(**config))
     return kind.from_config(dict(config))
@@ -51,68 +51,68 @@ def canonical_state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_weights(network: nn.Module, tensors: StoredTensors, dtype: torch.dtype | None) -> None:
-    """Give a network its weights, one tensor after the other.
+    """Load a network's weights, one tensor after the other.
 
-    A tensor that is stored in ``dtype`` stays mapped to its file; another one is cast, and its
-    file's bytes are let go of. All is checked before anything is read.
+    A tensor that is stored in ``dtype`` stays mapped to its file; others are cast. All are checked
+    before any is read.
 
     Args:
-        network: of `build_empty_network`.
-        tensors: its weights by plain names.
+        network: from `build_empty_network`.
+        tensors: its weights by canonical names.
         dtype: of all its weights; None leaves each as it is stored.
 
     Raises:
         WeightsError: see `check_tensors`.
     """
     check_tensors(network, tensors)
-    for own in network.state_dict():
-        name = own.removeprefix(TEXT_LEVEL)
+    for key in network.state_dict():
+        name = key.removeprefix(TEXT_LEVEL)
         value = tensors[name].read()
         if dtype is not None and value.is_floating_point():
             value = value.to(dtype)
-        _put(network, own, value)
+        _set_tensor(network, key, value)
 
 
 def check_tensors(network: nn.Module, tensors: StoredTensors) -> None:
-    """Compare a network's tensors with those that there are, without reading any.
+    """Check that the stored tensors fit a network, without reading them.
 
     Raises:
-        WeightsError: they are missing, unknown, of another shape or quantised; says how many and
-            which.
+        WeightsError: tensors are missing, unknown, of another shape or quantised.
     """
     state = canonical_state_dict(network)
     check_tensor_names(state, tensors)
-    shapes = [name for name, own in state.items() if tensors[name].shape != own.shape]
-    if shapes:
-        found, expected = tensors[shapes[0]].shape, state[shapes[0]].shape
+    misfits = [name for name, tensor in state.items() if tensors[name].shape != tensor.shape]
+    if misfits:
+        stored, expected = tensors[misfits[0]].shape, state[misfits[0]].shape
         raise WeightsError(
-            f"{len(shapes)} of {len(state)} tensors do not fit, first {shapes[0]}: {list(found)} "
-            f"where its config says {list(expected)}"
+            f"{len(misfits)} of {len(state)} tensors do not fit, first {misfits[0]}: "
+            f"{list(stored)} where its config says {list(expected)}"
         )
-    whole = [name for name, own in state.items() if _is_whole(own, tensors[name].dtype)]
-    if whole:
+    integers = [name for name, tensor in state.items() if _is_integer(tensor, tensors[name].dtype)]
+    if integers:
         raise WeightsError(
-            f"{len(whole)} of {len(state)} tensors are whole numbers ({tensors[whole[0]].dtype}), "
-            f"first {whole[0]}; quantised weights are not supported, use those in fp16 or bf16"
+            f"{len(integers)} of {len(state)} tensors are whole numbers "
+            f"({tensors[integers[0]].dtype}), first {integers[0]}; quantised "
+            "weights are not supported, use those in fp16 or bf16"
         )
 
 
-def _is_whole(own: torch.Tensor, stored: str) -> bool:
-    """Tell whole numbers where a network has fractions; formats are in safetensors' words."""
-    return own.is_floating_point() and stored.startswith(("I", "U", "BOOL"))
+def _is_integer(tensor: torch.Tensor, stored: str) -> bool:
+    """Tell integers in a file where the network has floats (quantised weights)."""
+    return tensor.is_floating_point() and stored.startswith(("I", "U", "BOOL"))
 
 
-def check_tensor_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Compare the names of a network's tensors with those that there are.
+def check_tensor_names(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    """Check that the names of the stored tensors are those of a network.
 
     Raises:
         WeightsError: they are not the same.
     """
-    missing = [name for name in wanted if name not in given]
-    unknown = [name for name in given if name not in wanted]
+    missing = [name for name in expected if name not in actual]
+    unknown = [name for name in actual if name not in expected]
     if missing:
         raise WeightsError(
-            f"{len(missing)} of {len(wanted)} tensors are missing{abbreviate_names(missing)}"
+            f"{len(missing)} of {len(expected)} tensors are missing{abbreviate_names(missing)}"
             + (f", {len(unknown)} are unknown{abbreviate_names(unknown)}" if unknown else "")
         )
     if unknown:
@@ -121,11 +121,11 @@ def check_tensor_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> N
 
 def abbreviate_names(names: list[str]) -> str:
     """Return `` (a, b, c, ...)`` of a list of names."""
-    more = ", ..." if len(names) > _SHOWN else ""
-    return f" ({', '.join(names[:_SHOWN])}{more})"
+    more = ", ..." if len(names) > _MAX_NAMES else ""
+    return f" ({', '.join(names[:_MAX_NAMES])}{more})"
 
 
-def _put(network: nn.Module, name: str, value: torch.Tensor) -> None:
+def _set_tensor(network: nn.Module, name: str, value: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = network.get_submodule(path)
     if leaf in module._parameters:

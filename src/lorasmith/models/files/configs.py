@@ -1,6 +1,6 @@
-"""The configs of each family's parts in diffusers' words, made from the family's facts.
+"""diffusers configs of each family's components, made from the family.
 
-They are what the published folders contain, so that a single file is enough to open a model.
+They equal those of the published folders, so that a single file is enough to open a model.
 """
 
 from typing import Any
@@ -46,49 +46,53 @@ def component_config(variant: ModelVariant, part: str) -> dict[str, Any]:
 
 def unet_config(variant: ModelVariant) -> dict[str, Any]:
     """Return the U-Net's config."""
-    facts = variant.family.unet
-    attended = [depth > 0 for depth in facts.transformer_layers]
+    layout = variant.family.unet
+    attention_levels = [depth > 0 for depth in layout.transformer_layers]
     config: dict[str, Any] = {
         "_class_name": CLASSES["unet"],
         "sample_size": variant.native_size // DOWNSCALE,
         "in_channels": INPAINTING_CHANNELS if variant.is_inpainting else LATENT_CHANNELS,
         "out_channels": LATENT_CHANNELS,
-        "block_out_channels": list(facts.channels),
-        "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attended],
+        "block_out_channels": list(layout.channels),
+        "down_block_types": [
+            "CrossAttnDownBlock2D" if has_attention else "DownBlock2D"
+            for has_attention in attention_levels
+        ],
         "up_block_types": [
-            "CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attended)
+            "CrossAttnUpBlock2D" if has_attention else "UpBlock2D"
+            for has_attention in reversed(attention_levels)
         ],
         "layers_per_block": 2,
-        "cross_attention_dim": facts.cross_attention_dim,
-        "attention_head_dim": _heads(facts),
-        "transformer_layers_per_block": _depths(facts),
-        "use_linear_projection": facts.use_linear_projection,
+        "cross_attention_dim": layout.cross_attention_dim,
+        "attention_head_dim": _attention_head_dim(layout),
+        "transformer_layers_per_block": _transformer_layers(layout),
+        "use_linear_projection": layout.use_linear_projection,
         "upcast_attention": variant.family.upcasts_attention_for_v
         and variant.prediction_type != "epsilon",
     }
-    if facts.num_time_ids:
+    if layout.num_time_ids:
         pooled = next(
             t.projection_dim for t in variant.family.text_encoders.values() if t.feeds_unet
         )
         config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": TIME_ID_WIDTH,
-            "projection_class_embeddings_input_dim": pooled + facts.num_time_ids * TIME_ID_WIDTH,
+            "projection_class_embeddings_input_dim": pooled + layout.num_time_ids * TIME_ID_WIDTH,
         }
     return config
 
 
-def _heads(facts: UnetLayout) -> int | list[int]:
-    """Return what diffusers calls attention_head_dim, which is the number of heads."""
-    return facts.num_heads or [width // HEAD_WIDTH for width in facts.channels]
+def _attention_head_dim(layout: UnetLayout) -> int | list[int]:
+    """Return diffusers' ``attention_head_dim``, which is the number of heads."""
+    return layout.num_heads or [width // HEAD_WIDTH for width in layout.channels]
 
 
-def _depths(facts: UnetLayout) -> int | list[int]:
-    """Return the transformer layers; the middle block has as many as the last entry says."""
-    used = {depth for depth in facts.transformer_layers if depth}
-    if len(used) == 1:
-        return used.pop()
-    return [max(depth, 1) for depth in facts.transformer_layers]
+def _transformer_layers(layout: UnetLayout) -> int | list[int]:
+    """Return the transformer layers; the middle block has the last entry's number."""
+    depths = {depth for depth in layout.transformer_layers if depth}
+    if len(depths) == 1:
+        return depths.pop()
+    return [max(depth, 1) for depth in layout.transformer_layers]
 
 
 def vae_config(variant: ModelVariant) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Writing a model anew: a folder as a single file, a single file as a folder.
+"""Converting models between folders and single files.
 
-Tensors are taken from where they are stored to where they go without building the networks' own
-copies of them; what is not cast is the same to the last bit.
+Tensors go from file to file without building the networks; what is not cast stays bit for bit the
+same.
 """
 
 import json
@@ -40,26 +40,25 @@ _HIDDEN = ("_name_or_path", "_diffusers_version", "transformers_version")
 
 @dataclass(frozen=True)
 class ModelContents:
-    """All that is written of a model."""
+    """A model as it is written."""
 
     variant: ModelVariant
-    """What it is; its prediction is known."""
+    """What it is; its prediction type is known."""
     tensors: Mapping[str, StoredTensors]
-    """Where each network's tensors are, by their plain names."""
+    """Each network's stored tensors by canonical names."""
     configs: Mapping[str, Mapping[str, Any]]
     """The configs of its networks and of its scheduler."""
     tokenizers: "Mapping[str, CLIPTokenizer]"
-    """Its tokenizers."""
     flat_text: tuple[str, ...]
-    """Text encoders whose tensors have no ``text_model.`` in their names in a folder."""
+    """Text encoders whose tensors have no ``text_model.`` in their names in folders."""
 
 
 def read_contents(source: ModelSource, prediction: PredictionType | None = None) -> ModelContents:
-    """Check a stored model and return what is to be written.
+    """Check a stored model and return its contents.
 
     Args:
         source: the model.
-        prediction: what it predicts; None is what the source says, or else is measured.
+        prediction: what it predicts; None takes it from the source, or measures it.
 
     Raises:
         WeightsError: a part is missing or damaged, or something belongs to no part.
@@ -101,11 +100,11 @@ def _configs(source: ModelSource, known: PredictionType) -> dict[str, dict[str, 
 
 
 def save_single_file(model: ModelContents, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model as one file in the original naming.
+    """Write a model as a single file with the original (LDM) names.
 
     Args:
         model: see `read_contents`.
-        path: the file; nothing may be there.
+        path: must not exist.
         dtype: of all weights; None leaves each as it is.
 
     Raises:
@@ -113,27 +112,34 @@ def save_single_file(model: ModelContents, path: Path, dtype: torch.dtype | None
             weight is not finite.
         OutputError: it cannot be written.
     """
-    for part, encoder in ((TOKENIZERS[one], one) for one in model.tensors if one in TOKENIZERS):
-        _check_tokenizer(model, part, encoder)
-    names = {part: list(tensors) for part, tensors in model.tensors.items()}
+    for tokenizer_part, encoder in (
+        (TOKENIZERS[name], name) for name in model.tensors if name in TOKENIZERS
+    ):
+        _check_tokenizer(model, tokenizer_part, encoder)
+    names = {tokenizer_part: list(tensors) for tokenizer_part, tensors in model.tensors.items()}
     entries = model.variant.family.single_file.entries(names, model.configs)
-    joined = {entry.key: _cast(_joined(entry, model), dtype) for entry in entries}
-    save_tensors(path, joined, _metadata(model, path.stem))
+    tensors = {entry.key: _cast(_to_single_file_form(entry, model), dtype) for entry in entries}
+    save_tensors(path, tensors, _metadata(model, path.stem))
 
 
-def _check_tokenizer(model: ModelContents, part: str, encoder: str) -> None:
-    own = model.tokenizers[part]
-    clip = create_clip_tokenizer(int(model.configs[encoder]["vocab_size"]), str(own.pad_token))
-    same = own.get_vocab() == clip.get_vocab() and own.model_max_length == clip.model_max_length
-    if not same:
+def _check_tokenizer(model: ModelContents, tokenizer_part: str, encoder: str) -> None:
+    tokenizer = model.tokenizers[tokenizer_part]
+    clip = create_clip_tokenizer(
+        int(model.configs[encoder]["vocab_size"]), str(tokenizer.pad_token)
+    )
+    is_clip = (
+        tokenizer.get_vocab() == clip.get_vocab()
+        and tokenizer.model_max_length == clip.model_max_length
+    )
+    if not is_clip:
         raise WeightsError(
-            f"its {part} is not CLIP's, and single files hold no tokenizers: it would be read with "
-            "another one; keep it as a folder"
+            f"its {tokenizer_part} is not CLIP's, and single files hold no tokenizers: it would be "
+            "read with another one; keep it as a folder"
         )
 
 
-def _joined(entry: TensorEntry, model: ModelContents) -> torch.Tensor:
-    """Return a tensor as single files have it."""
+def _to_single_file_form(entry: TensorEntry, model: ModelContents) -> torch.Tensor:
+    """Return a tensor in the form that single files use."""
     values = [model.tensors[entry.part][name].read() for name in entry.names]
     if entry.form is TensorForm.STACKED:
         return torch.cat(values)
@@ -147,9 +153,9 @@ def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def _metadata(model: ModelContents, title: str) -> dict[str, str]:
-    """Return what the file says about itself, for other programs and for reading it again."""
+    """Return the metadata of a single file."""
     pads = {part: str(tokenizer.pad_token) for part, tokenizer in model.tokenizers.items()}
-    told = {"configs": model.configs, "pad_tokens": pads, "flat_text": list(model.flat_text)}
+    saved = {"configs": model.configs, "pad_tokens": pads, "flat_text": list(model.flat_text)}
     variant = model.variant
     return {
         "format": "pt",
@@ -162,16 +168,16 @@ def _metadata(model: ModelContents, title: str) -> dict[str, str]:
         if variant.prediction_type == "v_prediction"
         else "epsilon",
         "lorasmith.version": VERSION,
-        CONFIGS: json.dumps(told, sort_keys=True),
+        CONFIGS: json.dumps(saved, sort_keys=True),
     }
 
 
 def save_folder(model: ModelContents, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model in diffusers' folder layout; the folder appears when all of it is written.
+    """Write a model in diffusers' folder layout, atomically.
 
     Args:
         model: see `read_contents`.
-        folder: where to; nothing may be there.
+        folder: must not exist.
         dtype: of all weights; None leaves each as it is.
 
     Raises:
@@ -180,39 +186,39 @@ def save_folder(model: ModelContents, folder: Path, dtype: torch.dtype | None = 
     """
     from diffusers import __version__ as diffusers_version
 
-    with atomic_folder(folder) as building:
+    with atomic_folder(folder) as temporary:
         for part, tensors in model.tensors.items():
             stem = STEMS[0] if part in DIFFUSERS_PARTS else STEMS[1]
-            named_so = {
-                _folder_name(model, part, name): _cast(stored.read(), dtype)
+            weights = {
+                _name_in_folder(model, part, name): _cast(stored.read(), dtype)
                 for name, stored in tensors.items()
             }
-            (building / part).mkdir()
-            save_tensors(building / part / f"{stem}.safetensors", named_so, {"format": "pt"})
-            _write_json(building / part / "config.json", model.configs[part])
+            (temporary / part).mkdir()
+            save_tensors(temporary / part / f"{stem}.safetensors", weights, {"format": "pt"})
+            _write_json(temporary / part / "config.json", model.configs[part])
         for part, tokenizer in model.tokenizers.items():
-            _write_tokenizer(tokenizer, building / part)
-        (building / "scheduler").mkdir()
+            _write_tokenizer(tokenizer, temporary / part)
+        (temporary / "scheduler").mkdir()
         scheduler = model.configs["scheduler"]
-        _write_json(building / "scheduler" / "scheduler_config.json", scheduler)
+        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
         index = model_index(model.variant) | {"_diffusers_version": diffusers_version}
         index["scheduler"] = ["diffusers", scheduler.get("_class_name", index["scheduler"][1])]
-        _write_json(building / INDEX, index)
+        _write_json(temporary / INDEX, index)
 
 
-def _folder_name(model: ModelContents, part: str, name: str) -> str:
-    """Return a tensor's name in a folder, where text encoders have a level more."""
-    inside = part in TOKENIZERS and not name.startswith("text_projection")
-    return TEXT_LEVEL + name if inside and part not in model.flat_text else name
+def _name_in_folder(model: ModelContents, part: str, name: str) -> str:
+    """Return a tensor's name in a folder, where text encoders have one more level."""
+    has_level = part in TOKENIZERS and not name.startswith("text_projection")
+    return TEXT_LEVEL + name if has_level and part not in model.flat_text else name
 
 
 def _write_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
     """Write a tokenizer as transformers does, and as older programs read it."""
     with suppress_logs():
         tokenizer.save_pretrained(folder)
-    told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    write_text(folder / "vocab.json", json.dumps(told["vocab"], ensure_ascii=False))
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in told["merges"]]
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
 
 

@@ -1,4 +1,4 @@
-"""Models by their Hugging Face id: from the local cache, downloaded only when that is asked for."""
+"""Models by their Hugging Face id: in the local cache, or downloaded on request."""
 
 import re
 from collections.abc import Iterable
@@ -23,10 +23,7 @@ def is_model_id(name: str) -> bool:
 
 
 def find_cached_model(name: str) -> Path | None:
-    """Return the folder of a model in the local cache, or None if it is not there.
-
-    Nothing is asked of the network.
-    """
+    """Return a model's folder in the local cache, or None. The network is not used."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -37,7 +34,7 @@ def find_cached_model(name: str) -> Path | None:
 
 
 def download_model(name: str) -> Path:
-    """Download a model's parts into the local cache, what is there already excepted.
+    """Download a model's missing files into the local cache.
 
     Raises:
         WeightsError: not the form of an id, no such model, it is not in diffusers' layout, or there
@@ -66,9 +63,9 @@ def download_model(name: str) -> Path:
 
 
 def select_files(files: Iterable[str]) -> list[str]:
-    """Choose what to download: configs, tokenizers, and one variant of each network's weights.
+    """Select the files to download: configs, tokenizers, and one variant of each network's weights.
 
-    The variant without a name is taken, or else fp16; pickles and weights in other formats never.
+    The variant without a name comes first, then fp16. Pickles and other formats are left out.
     """
     chosen: list[str] = []
     weights: dict[str, dict[str, list[str]]] = {}
@@ -83,6 +80,9 @@ def select_files(files: Iterable[str]) -> list[str]:
         elif folder in (*CLASSES, *TOKENIZERS.values(), "scheduler") and path.suffix in _TEXTS:
             chosen.append(str(path))
     for variants in weights.values():
-        best = min(variants, key=lambda one: (one != "", one != "fp16", one == "non_ema", one))
-        chosen += variants[best]
+        preferred = min(
+            variants,
+            key=lambda variant: (variant != "", variant != "fp16", variant == "non_ema", variant),
+        )
+        chosen += variants[preferred]
     return sorted(chosen)

@@ -1,4 +1,4 @@
-"""Saying what a weights file is that is not a whole model, by the names of its tensors."""
+"""Describing weights files that are not models, by the names of their tensors."""
 
 import re
 from collections.abc import Iterable
@@ -28,11 +28,11 @@ KINDS: tuple[tuple[str, str], ...] = (
     (r"(text_model\.)?(encoder\.layers|embeddings)\.|transformer\.resblocks\.",
      "a text encoder alone"),
 )  # fmt: skip
-"""How names begin, and what the file is; the first that fits counts."""
+"""Patterns of tensor names and what the file is; the first match counts."""
 
 
 def describe_file(names: Iterable[str]) -> str:
-    """Return what a file with these tensors is, or that it is of no known kind."""
+    """Return what a file with these tensors is."""
     known = list(names)
     for pattern, kind in KINDS:
         if any(re.match(pattern, name) for name in known):

@@ -1,9 +1,9 @@
-"""Where each tensor of a model is in a single file: the naming of the original code (LDM, sgm).
+"""Key tables of single files: diffusers' names and those of the original code (LDM, sgm).
 
-The tables are pairs of name beginnings, diffusers' on the left. A name is translated by the
-longest beginning that fits; as each table is one to one, it works in both directions. The U-Net's
-and the autoencoder's blocks are counted through in the original code and grouped by resolution in
-diffusers, so their pairs are made from the number of levels and of layers in each.
+The tables are pairs of prefixes, diffusers' on the left. The longest matching prefix translates a
+name; each table is one to one, so it works in both directions. The original code numbers blocks
+consecutively and diffusers groups them by resolution, so their pairs follow from the number of
+levels and of layers in each.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -72,34 +72,33 @@ OPEN_CLIP_LAYER: Pairs = (
     ("self_attn.out_proj", "attn.out_proj"),
 )
 STACKED = ("q_proj", "k_proj", "v_proj")
-"""OpenCLIP has these in one tensor, ``attn.in_proj_weight`` and ``_bias``, in this order."""
+"""OpenCLIP stacks these in one tensor, ``attn.in_proj_weight`` and ``_bias``, in this order."""
 
 
 class TensorForm(Enum):
-    """How a tensor is kept in a single file, compared with diffusers."""
+    """How a tensor is stored in a single file, compared with diffusers."""
 
     SAME = "as it is"
     CONVOLUTION = "with two more dimensions of size 1"
     TRANSPOSED = "transposed"
-    STACKED = "several one above the other"
+    STACKED = "several, concatenated"
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor of a single file, and what it is in a folder."""
+    """A tensor of a single file, and its counterpart in a folder."""
 
     key: str
     """Its name in the file."""
     part: str
     """The network that it belongs to: ``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``."""
     names: tuple[str, ...]
-    """Its names there; several where the file has them stacked."""
+    """Its names in diffusers; several where the file stacks them."""
     form: TensorForm = TensorForm.SAME
-    """How it is kept."""
 
 
 class KeyTable:
-    """A one-to-one translation of name beginnings, in both directions."""
+    """A one-to-one translation of prefixes, in both directions."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._there = dict(pairs)
@@ -107,14 +106,14 @@ class KeyTable:
 
     def to_ldm(self, name: str) -> str | None:
         """Return diffusers' name in the original naming, or None if it has none."""
-        return _translated(self._there, name)
+        return _translate_prefix(self._there, name)
 
     def to_diffusers(self, key: str) -> str | None:
         """Return an original name in diffusers' naming, or None if it has none."""
-        return _translated(self._back, key)
+        return _translate_prefix(self._back, key)
 
 
-def _translated(pairs: Mapping[str, str], name: str) -> str | None:
+def _translate_prefix(pairs: Mapping[str, str], name: str) -> str | None:
     cut = len(name)
     while cut > 0:
         other = pairs.get(name[:cut])
@@ -128,38 +127,38 @@ def unet_table(config: Mapping[str, Any]) -> KeyTable:
     """Return the table of a U-Net with this diffusers config."""
     levels, layers = len(config["block_out_channels"]), int(config.get("layers_per_block", 2))
     attended = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
-    return KeyTable((*UNET_OUTSIDE, *_unet_blocks(levels, layers, attended)))
+    return KeyTable((*UNET_OUTSIDE, *_unet_block_pairs(levels, layers, attended)))
 
 
-def _unet_blocks(levels: int, layers: int, attended: list[bool]) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of the blocks; ``attended`` says which levels on the way up have attention.
+def _unet_block_pairs(levels: int, layers: int, attended: list[bool]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of the blocks; ``attended`` says which up levels have attention.
 
-    On the way down each level has ``layers`` resnets and a downsampler, on the way up one resnet
-    more, and its upsampler is in the last piece, behind the attention if there is any.
+    A down level has ``layers`` resnets and a downsampler. An up level has one more resnet, and its
+    upsampler is in the last block, behind the attention if there is any.
     """
     per_level = layers + 1
     for level in range(levels):
-        ours = f"down_blocks.{level}"
+        block = f"down_blocks.{level}"
         for layer in range(layers):
-            piece = f"input_blocks.{level * per_level + layer + 1}"
-            yield from _resnet(f"{ours}.resnets.{layer}", f"{piece}.0", UNET_RESNET)
-            yield f"{ours}.attentions.{layer}", f"{piece}.1"
+            ldm_block = f"input_blocks.{level * per_level + layer + 1}"
+            yield from _nested_pairs(f"{block}.resnets.{layer}", f"{ldm_block}.0", UNET_RESNET)
+            yield f"{block}.attentions.{layer}", f"{ldm_block}.1"
         sampler = f"input_blocks.{(level + 1) * per_level}.0.op"
-        yield f"{ours}.downsamplers.0.conv", sampler
-    for place, ours in enumerate(("resnets.0", "attentions.0", "resnets.1")):
-        pairs = UNET_RESNET if ours.startswith("resnets") else (("", ""),)
-        yield from _resnet(f"mid_block.{ours}", f"middle_block.{place}", pairs)
+        yield f"{block}.downsamplers.0.conv", sampler
+    for i, block in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+        pairs = UNET_RESNET if block.startswith("resnets") else (("", ""),)
+        yield from _nested_pairs(f"mid_block.{block}", f"middle_block.{i}", pairs)
     for level in range(levels):
-        ours = f"up_blocks.{level}"
+        block = f"up_blocks.{level}"
         for layer in range(per_level):
-            piece = f"output_blocks.{level * per_level + layer}"
-            yield from _resnet(f"{ours}.resnets.{layer}", f"{piece}.0", UNET_RESNET)
-            yield f"{ours}.attentions.{layer}", f"{piece}.1"
+            ldm_block = f"output_blocks.{level * per_level + layer}"
+            yield from _nested_pairs(f"{block}.resnets.{layer}", f"{ldm_block}.0", UNET_RESNET)
+            yield f"{block}.attentions.{layer}", f"{ldm_block}.1"
         last = f"output_blocks.{level * per_level + layers}"
-        yield f"{ours}.upsamplers.0.conv", f"{last}.{2 if attended[level] else 1}.conv"
+        yield f"{block}.upsamplers.0.conv", f"{last}.{2 if attended[level] else 1}.conv"
 
 
-def _resnet(ours: str, theirs: str, pairs: Pairs) -> Iterator[tuple[str, str]]:
+def _nested_pairs(ours: str, theirs: str, pairs: Pairs) -> Iterator[tuple[str, str]]:
     for inner, outer in pairs:
         yield f"{ours}.{inner}".rstrip("."), f"{theirs}.{outer}".rstrip(".")
 
@@ -167,29 +166,32 @@ def _resnet(ours: str, theirs: str, pairs: Pairs) -> Iterator[tuple[str, str]]:
 def vae_table(config: Mapping[str, Any]) -> KeyTable:
     """Return the table of an autoencoder with this diffusers config."""
     levels, layers = len(config["block_out_channels"]), int(config.get("layers_per_block", 1))
-    return KeyTable((*VAE_OUTSIDE, *_vae_blocks(levels, layers)))
+    return KeyTable((*VAE_OUTSIDE, *_vae_block_pairs(levels, layers)))
 
 
-def _vae_blocks(levels: int, layers: int) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of the blocks. The decoder's are counted from the last in the original."""
+def _vae_block_pairs(levels: int, layers: int) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of the blocks. The original code numbers the decoder's levels backwards."""
     for level in range(levels):
         for layer in range(layers):
-            ours, theirs = f"down_blocks.{level}.resnets.{layer}", f"down.{level}.block.{layer}"
-            yield from _resnet(f"encoder.{ours}", f"encoder.{theirs}", VAE_RESNET)
-        ours, theirs = f"down_blocks.{level}.downsamplers.0.conv", f"down.{level}.downsample.conv"
-        yield f"encoder.{ours}", f"encoder.{theirs}"
-        back = levels - 1 - level
+            block, ldm_block = f"down_blocks.{level}.resnets.{layer}", f"down.{level}.block.{layer}"
+            yield from _nested_pairs(f"encoder.{block}", f"encoder.{ldm_block}", VAE_RESNET)
+        block, ldm_block = (
+            f"down_blocks.{level}.downsamplers.0.conv",
+            f"down.{level}.downsample.conv",
+        )
+        yield f"encoder.{block}", f"encoder.{ldm_block}"
+        ldm_level = levels - 1 - level
         for layer in range(layers + 1):
-            ours, theirs = f"up_blocks.{level}.resnets.{layer}", f"up.{back}.block.{layer}"
-            yield from _resnet(f"decoder.{ours}", f"decoder.{theirs}", VAE_RESNET)
-        ours, theirs = f"up_blocks.{level}.upsamplers.0.conv", f"up.{back}.upsample.conv"
-        yield f"decoder.{ours}", f"decoder.{theirs}"
+            block, ldm_block = f"up_blocks.{level}.resnets.{layer}", f"up.{ldm_level}.block.{layer}"
+            yield from _nested_pairs(f"decoder.{block}", f"decoder.{ldm_block}", VAE_RESNET)
+        block, ldm_block = f"up_blocks.{level}.upsamplers.0.conv", f"up.{ldm_level}.upsample.conv"
+        yield f"decoder.{block}", f"decoder.{ldm_block}"
     for side in ("encoder", "decoder"):
-        for number in (0, 1):
-            ours, theirs = f"mid_block.resnets.{number}", f"mid.block_{number + 1}"
-            yield from _resnet(f"{side}.{ours}", f"{side}.{theirs}", VAE_RESNET)
-        ours, theirs = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
-        yield from _resnet(ours, theirs, VAE_ATTENTION)
+        for i in (0, 1):
+            block, ldm_block = f"mid_block.resnets.{i}", f"mid.block_{i + 1}"
+            yield from _nested_pairs(f"{side}.{block}", f"{side}.{ldm_block}", VAE_RESNET)
+        block, ldm_block = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
+        yield from _nested_pairs(block, ldm_block, VAE_ATTENTION)
 
 
 def open_clip_table(layers: int) -> KeyTable:
@@ -227,19 +229,25 @@ class SingleFileKeys:
             configs: the configs of U-Net and autoencoder.
 
         Raises:
-            KeyError: a tensor has no place in single files of this family; it is named.
+            KeyError: a tensor does not exist in single files of this family; it is named.
         """
-        found: list[TensorEntry] = []
-        for part, inside in names.items():
+        entries_found: list[TensorEntry] = []
+        for part, part_names in names.items():
             if part == "unet":
-                found += _plain(part, inside, self.unet, unet_table(configs[part]))
+                entries_found += _diffusers_entries(
+                    part, part_names, self.unet, unet_table(configs[part])
+                )
             elif part == "vae":
-                found += _plain(part, inside, self.vae, vae_table(configs[part]))
+                entries_found += _diffusers_entries(
+                    part, part_names, self.vae, vae_table(configs[part])
+                )
             elif part in self.clip:
-                found += [TensorEntry(self.clip[part] + name, part, (name,)) for name in inside]
+                entries_found += [
+                    TensorEntry(self.clip[part] + name, part, (name,)) for name in part_names
+                ]
             else:
-                found += _open_clip(part, list(inside), self.open_clip[part])
-        return found
+                entries_found += _open_clip_entries(part, list(part_names), self.open_clip[part])
+        return entries_found
 
     @property
     def prefixes(self) -> dict[str, str]:
@@ -247,39 +255,41 @@ class SingleFileKeys:
         return {"unet": self.unet, "vae": self.vae, **self.clip, **self.open_clip}
 
 
-def _plain(part: str, names: Iterable[str], prefix: str, table: KeyTable) -> Iterator[TensorEntry]:
+def _diffusers_entries(
+    part: str, names: Iterable[str], prefix: str, table: KeyTable
+) -> Iterator[TensorEntry]:
     for name in names:
         key = table.to_ldm(name)
         if key is None:
             raise KeyError(name)
-        yield TensorEntry(prefix + key, part, (name,), _form(part, name))
+        yield TensorEntry(prefix + key, part, (name,), _tensor_form(part, name))
 
 
-def _form(part: str, name: str) -> TensorForm:
-    """Tell the autoencoder's attention apart, whose projections became linear layers."""
+def _tensor_form(part: str, name: str) -> TensorForm:
+    """Return the form of a tensor: the VAE's attention projections became linear layers."""
     projection = part == "vae" and ".attentions." in name and ".group_norm." not in name
     return TensorForm.CONVOLUTION if projection and name.endswith(".weight") else TensorForm.SAME
 
 
-def _open_clip(part: str, names: list[str], prefix: str) -> Iterator[TensorEntry]:
+def _open_clip_entries(part: str, names: list[str], prefix: str) -> Iterator[TensorEntry]:
     layers = 1 + max((int(n.split(".")[2]) for n in names if ".layers." in n), default=-1)
     table = open_clip_table(layers)
     for name in names:
-        if any(f".{one}." in name for one in STACKED):
+        if any(f".{projection}." in name for projection in STACKED):
             continue
         key = table.to_ldm(name)
         if key is None:
             raise KeyError(name)
-        turned = name.startswith("text_projection")
+        is_transposed = name.startswith("text_projection")
         yield TensorEntry(
-            prefix + key, part, (name,), TensorForm.TRANSPOSED if turned else TensorForm.SAME
+            prefix + key, part, (name,), TensorForm.TRANSPOSED if is_transposed else TensorForm.SAME
         )
     for layer in range(layers):
         attention = f"encoder.layers.{layer}.self_attn"
-        for kind in ("weight", "bias"):
-            key = f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{kind}"
-            inside = tuple(f"{attention}.{one}.{kind}" for one in STACKED)
-            yield TensorEntry(key, part, inside, TensorForm.STACKED)
+        for suffix in ("weight", "bias"):
+            key = f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{suffix}"
+            stacked = tuple(f"{attention}.{projection}.{suffix}" for projection in STACKED)
+            yield TensorEntry(key, part, stacked, TensorForm.STACKED)
 
 
 IGNORED = (
@@ -287,10 +297,10 @@ IGNORED = (
     *("betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_"),
     *("model.diffusion_model.betas", "global_step", "epoch", "num_timesteps"),
 )
-"""Beginnings of tensors in files of any family that no picture depends on: averages of the
-weights beside the weights, the noise schedule, what training left."""
+"""Prefixes of tensors in files of any family that inference does not use: EMA weights, the noise
+schedule, training state."""
 V_MARKS = ("v_pred", "edm_vpred.sigma_max")
-"""Empty tensors by which files say that the model predicts v."""
+"""Empty tensors that mark models that predict v."""
 ZERO_SNR_MARK = "ztsnr"
-"""And that its last noise level holds no signal."""
+"""An empty tensor that marks models with zero terminal SNR."""
 MARKS = (*V_MARKS, "edm_vpred.sigma_min", ZERO_SNR_MARK)

@@ -1,4 +1,4 @@
-"""Writing a changed model as a new diffusers folder, whole or not at all."""
+"""Saving a modified model as a new diffusers folder."""
 
 import json
 import shutil
@@ -23,33 +23,31 @@ if TYPE_CHECKING:
 def save_modified_model(
     model: "Model", parts: Iterable[str], folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a model to a new folder: some parts anew, the others copied from where it was read.
-
-    The folder appears when all of it is written.
+    """Write a model to a new folder, atomically; unchanged parts are copied.
 
     Args:
         model: the model.
-        parts: which of ``unet``, ``text_encoder``, ``text_encoder_2`` have changed.
-        folder: where to; nothing may be there.
-        dtype: number format of the changed parts.
+        parts: the modified ones of ``unet``, ``text_encoder``, ``text_encoder_2``.
+        folder: must not exist.
+        dtype: of the modified parts.
 
     Raises:
-        OutputError: something is there, or it cannot be written.
+        OutputError: the folder exists, or cannot be written.
     """
     check_not_existing(folder)
     changed = set(parts)
     if model.folder.is_file():
         _save_changed_file(model, changed, folder, dtype)
         return
-    with atomic_folder(folder) as building:
-        shutil.copy(model.folder / INDEX, building)
-        for part in _listed(model.folder):
+    with atomic_folder(folder) as temporary:
+        shutil.copy(model.folder / INDEX, temporary)
+        for part in _list_parts(model.folder):
             if part in changed:
                 with suppress_logs():
                     network = getattr(model, part).to(dtype)
-                    network.save_pretrained(building / part)
+                    network.save_pretrained(temporary / part)
             elif (model.folder / part).is_dir():
-                shutil.copytree(model.folder / part, building / part)
+                shutil.copytree(model.folder / part, temporary / part)
 
 
 def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: torch.dtype) -> None:
@@ -63,7 +61,7 @@ def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: t
     save_folder(replace(contents, tensors=tensors), folder)
 
 
-def _listed(folder: Path) -> list[str]:
+def _list_parts(folder: Path) -> list[str]:
     """Return the parts that the model's index names; other folders there are not its own."""
     index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     named = [name for name, value in index.items() if isinstance(value, list)]

@@ -1,8 +1,7 @@
-"""A whole model in one ``.safetensors`` file with the names of the original code (LDM, sgm).
+"""Models in a single ``.safetensors`` file with the names of the original code (LDM, sgm).
 
-The family follows from the names and shapes of its tensors, the configs from the family. Files
-that lorasmith writes hold the model's configs in their metadata as well, for models whose widths
-are their own.
+The family follows from the names and shapes of the tensors, and the configs from the family. Files
+that lorasmith writes also hold the configs in their metadata, for models of other widths.
 """
 
 import json
@@ -45,7 +44,7 @@ CONFIGS = "lorasmith.model"
 """The metadata entry with a model's configs."""
 
 _UNET, _VAE = UNET_PREFIX, VAE_PREFIX
-_TEXT = ("cond_stage_model.", "conditioner.embedders.")
+_TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.")
 _OLD_CLIP = re.compile(
     r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer)\W?.*)"
 )
@@ -53,16 +52,16 @@ _OLD_CLIP = re.compile(
 
 
 class SingleFileSource:
-    """A model in one file.
+    """A model in a single file.
 
     Raises:
-        WeightsError: the file is damaged, or not a whole model; says what it is.
+        WeightsError: the file is damaged, or not a full model; says what it is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = SafetensorsFile(path)
-        self._keys = {_renamed(key): key for key in self._file.header.tensors}
+        self._keys = {_normalize_key(key): key for key in self._file.header.tensors}
         self._saved = self._read_saved()
         self.variant = self._variant()
         self.networks = ("unet", "vae", *self.variant.family.text_encoders)
@@ -73,14 +72,14 @@ class SingleFileSource:
         return self._file.header.metadata
 
     def _read_saved(self) -> dict[str, Any]:
-        """Return what a file of lorasmith says about its model, or nothing."""
+        """Return what a file of lorasmith says about its model, or an empty dictionary."""
         text = self.metadata.get(CONFIGS)
         if text is None:
             return {}
         try:
-            told = json.loads(text)
-            if {"unet", "vae", "scheduler"} <= set(told["configs"]):
-                return cast(dict[str, Any], told)
+            saved = json.loads(text)
+            if {"unet", "vae", "scheduler"} <= set(saved["configs"]):
+                return cast(dict[str, Any], saved)
         except (ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"model {self.path}: its {CONFIGS} is damaged: {error}") from error
         raise WeightsError(f"model {self.path}: its {CONFIGS} is incomplete")
@@ -97,28 +96,30 @@ class SingleFileSource:
         return ModelVariant(family.name, channels == 9, self._prediction(family, channels == 9))
 
     def _unet_channels(self) -> int:
-        """Return the U-Net's input channels, having made sure that there is one and a VAE."""
-        there = [one for one in (_UNET, _VAE) if any(key.startswith(one) for key in self._keys)]
-        known = "edm_mean" not in self._keys
-        first = self._keys.get(f"{_UNET}input_blocks.0.0.weight")
-        if there == [_UNET, _VAE] and known and first:
-            return self._file.header.tensors[first].shape[1]
-        if there == [_UNET] and known and first:
-            kind = "a U-Net alone"
+        """Return the U-Net's input channels; refuse files without a U-Net or a VAE."""
+        prefixes = [
+            prefix for prefix in (_UNET, _VAE) if any(key.startswith(prefix) for key in self._keys)
+        ]
+        is_supported = "edm_mean" not in self._keys
+        conv_in = self._keys.get(f"{_UNET}input_blocks.0.0.weight")
+        if prefixes == [_UNET, _VAE] and is_supported and conv_in:
+            return self._file.header.tensors[conv_in].shape[1]
+        if prefixes == [_UNET] and is_supported and conv_in:
+            description = "a U-Net alone"
             if self._has_text():
-                kind = "a U-Net with its text encoder, without an autoencoder (VAE)"
-        elif there == [_VAE]:
-            kind = "an autoencoder (VAE) alone"
+                description = "a U-Net with its text encoder, without an autoencoder (VAE)"
+        elif prefixes == [_VAE]:
+            description = "an autoencoder (VAE) alone"
             if self._has_text():
-                kind = "an autoencoder (VAE) and a text encoder, without a U-Net"
-        elif not there and self._has_text():
-            kind = "a text encoder alone"
+                description = "an autoencoder (VAE) and a text encoder, without a U-Net"
+        elif not prefixes and self._has_text():
+            description = "a text encoder alone"
         else:
-            kind = describe_file(self._keys)
-        raise WeightsError(f"model {self.path}: this is {kind}; {EXPECTED}")
+            description = describe_file(self._keys)
+        raise WeightsError(f"model {self.path}: this is {description}; {EXPECTED}")
 
     def _has_text(self) -> bool:
-        return any(key.startswith(_TEXT) for key in self._keys)
+        return any(key.startswith(_TEXT_PREFIXES) for key in self._keys)
 
     def _candidates(self) -> list[ModelFamily]:
         """Return the families that the names of the text encoders fit, added ones first."""
@@ -139,13 +140,15 @@ class SingleFileSource:
         by_width = {f.unet.cross_attention_dim: f for f in MODEL_FAMILIES.load_all().values()}
         guess = by_width.get(width)
         if not candidates:
-            prefixes = guess.single_file.prefixes if guess else {"text_encoder": _TEXT[0]}
+            prefixes = guess.single_file.prefixes if guess else {"text_encoder": _TEXT_PREFIXES[0]}
             expected = [p for part, p in prefixes.items() if part.startswith("text")]
             missing = [p for p in expected if not any(key.startswith(p) for key in self._keys)]
-            one = "a text encoder" if missing == expected else "one of its two text encoders"
+            description = (
+                "a text encoder" if missing == expected else "one of its two text encoders"
+            )
             raise WeightsError(
                 f"model {self.path}: this is a U-Net{_of_family(guess)} with its autoencoder, "
-                f"without {one}; expected {' and '.join(f'{p}*' for p in missing)} as well"
+                f"without {description}; expected {' and '.join(f'{p}*' for p in missing)} as well"
             )
         raise WeightsError(
             f"model {self.path}: its text encoder is that of {candidates[0].title}, and its "
@@ -155,35 +158,35 @@ class SingleFileSource:
 
     def _cross_attention_dim(self) -> int:
         """Return the width of the text that the U-Net reads."""
-        ends = ".attn2.to_k.weight"
-        for key, own in self._keys.items():
-            if key.startswith(_UNET) and key.endswith(ends):
-                return self._file.header.tensors[own].shape[-1]
+        suffix = ".attn2.to_k.weight"
+        for key, stored_key in self._keys.items():
+            if key.startswith(_UNET) and key.endswith(suffix):
+                return self._file.header.tensors[stored_key].shape[-1]
         raise WeightsError(f"model {self.path}: its U-Net reads no text; {EXPECTED}")
 
     def _prediction(self, family: ModelFamily, is_inpainting: bool) -> PredictionType | None:
-        """Return what the file, or the file of settings beside it, says that it predicts.
+        """Return what the model predicts, by its file or the YAML file beside it; None if unknown.
 
-        Files say so by empty tensors, by Stability AI's metadata, or by the original code's
-        ``NAME.yaml``. Where a family's models are of one kind, they are of it. None is unsaid.
+        Files say it by marker tensors, by Stability AI's metadata, or by the original code's
+        ``NAME.yaml``. Some families have only one prediction type.
         """
         if any(mark in self._keys for mark in V_MARKS):
             return "v_prediction"
-        told = self.metadata.get("modelspec.prediction_type", "").lower()
+        declared = self.metadata.get("modelspec.prediction_type", "").lower()
         architecture = self.metadata.get("modelspec.architecture", "")
-        if told.startswith("v") or architecture.endswith("768-v"):
+        if declared.startswith("v") or architecture.endswith("768-v"):
             return "v_prediction"
         yaml = self.path.with_suffix(".yaml")
         if yaml.is_file():
-            found = re.search(r"parameterization\W+(\w+)", yaml.read_text("utf-8", "replace"))
-            return "v_prediction" if found and found[1] == "v" else "epsilon"
+            match = re.search(r"parameterization\W+(\w+)", yaml.read_text("utf-8", "replace"))
+            return "v_prediction" if match and match[1] == "v" else "epsilon"
         predictions = family.prediction_types
-        unsaid = len(predictions) > 1 and not is_inpainting and not told
+        unsaid = len(predictions) > 1 and not is_inpainting and not declared
         return None if unsaid else "epsilon"
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Tensors that no picture depends on."""
+        """Tensors that inference does not use."""
         ignored = (*IGNORED, *self._family_keys.ignored)
         return tuple(key for key in self._keys if key.startswith(ignored) or key in MARKS)
 
@@ -192,7 +195,7 @@ class SingleFileSource:
         return self.variant.family.single_file
 
     def config(self, part: str) -> dict[str, Any]:
-        """Return a config: the file's own, or its family's."""
+        """Return a part's config: from the metadata, or the family's."""
         if self._saved:
             return dict(self._saved["configs"][part])
         config = component_config(self.variant, part)
@@ -203,34 +206,34 @@ class SingleFileSource:
         return config
 
     def _vocabulary(self, part: str) -> dict[str, int]:
-        """Return the number of tokens as the embeddings have it, where they are there."""
+        """Return the vocabulary size by the embeddings' shape, if they are there."""
         prefix = self._family_keys.prefixes[part]
         inner = "" if part in self._family_keys.open_clip else "embeddings."
         key = self._keys.get(f"{prefix}{inner}token_embedding.weight")
         return {"vocab_size": self._file.header.tensors[key].shape[0]} if key else {}
 
     def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
-        """Return where a network's tensors are in the file."""
-        found: dict[str, StoredTensor] = {}
+        """Return a network's tensors in the file."""
+        tensors_found: dict[str, StoredTensor] = {}
         for entry in self._entries({part: names}):
             key = self._keys.get(entry.key)
             if key is not None:
-                found |= _stored(entry, self._file, key)
-        return found
+                tensors_found |= _split_entry(entry, self._file, key)
+        return tensors_found
 
     def check(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Refuse missing and unknown tensors, by their names in the file.
+        """Refuse missing and unknown tensors by their names in the file.
 
         Raises:
             WeightsError: says how many of which part.
         """
-        wanted = {entry.key: entry.part for entry in self._entries(names)}
-        left = set(self.unused)
-        unknown = [key for key in self._keys if key not in wanted and key not in left]
+        expected = {entry.key: entry.part for entry in self._entries(names)}
+        unused = set(self.unused)
+        unknown = [key for key in self._keys if key not in expected and key not in unused]
         for part in names:
-            own = {key: None for key, owner in wanted.items() if owner == part}
+            part_keys = {key: None for key, owner in expected.items() if owner == part}
             with naming_part(self.path, part):
-                check_tensor_names(own, {key: None for key in own if key in self._keys})
+                check_tensor_names(part_keys, {key: None for key in part_keys if key in self._keys})
         if unknown:
             raise WeightsError(
                 f"model {self.path}: {len(unknown)} tensors belong to no part of "
@@ -257,11 +260,11 @@ class SingleFileSource:
             return create_clip_tokenizer(int(self.config(encoder)["vocab_size"]), pad)
 
     def has_text_level(self, part: str) -> bool:
-        """Name tensors as published folders do, unless the file came from another one."""
+        """Use ``text_model.`` as published folders do, unless the file came from another one."""
         return part not in self._saved.get("flat_text", ())
 
 
-def _renamed(key: str) -> str:
+def _normalize_key(key: str) -> str:
     old = _OLD_CLIP.fullmatch(key)
     return f"{old[1]}text_model.{old[2]}" if old else key
 
@@ -270,34 +273,34 @@ def _of_family(family: ModelFamily | None) -> str:
     return f" of {family.title}" if family else ""
 
 
-def _stored(entry: TensorEntry, file: SafetensorsFile, key: str) -> dict[str, StoredTensor]:
-    """Return what a tensor of the file is in a folder."""
-    facts = file.header.tensors[key]
-    shape = facts.shape
+def _split_entry(entry: TensorEntry, file: SafetensorsFile, key: str) -> dict[str, StoredTensor]:
+    """Return the diffusers tensors of an entry."""
+    info = file.header.tensors[key]
+    shape = info.shape
     if entry.form is TensorForm.STACKED:
         width = shape[0] // len(STACKED)
         return {
             name: StoredTensor(
-                (width, *shape[1:]), facts.dtype, partial(_slice, file, key, place, width)
+                (width, *shape[1:]), info.dtype, partial(_read_slice, file, key, i, width)
             )
-            for place, name in enumerate(entry.names)
+            for i, name in enumerate(entry.names)
         }
     read: Callable[[], torch.Tensor] = partial(file.read_tensor, key)
     if entry.form is TensorForm.TRANSPOSED:
-        shape, read = shape[::-1], partial(_turned, file, key)
+        shape, read = shape[::-1], partial(_read_transposed, file, key)
     elif entry.form is TensorForm.CONVOLUTION and prod(shape[2:]) == 1:
         shape = shape[:2]  # some programs leave the last two dimensions out
-        read = partial(_viewed, file, key, shape)
-    return {entry.names[0]: StoredTensor(shape, facts.dtype, read)}
+        read = partial(_read_reshaped, file, key, shape)
+    return {entry.names[0]: StoredTensor(shape, info.dtype, read)}
 
 
-def _slice(file: SafetensorsFile, key: str, place: int, width: int) -> torch.Tensor:
-    return file.read_tensor(key)[place * width : (place + 1) * width]
+def _read_slice(file: SafetensorsFile, key: str, i: int, width: int) -> torch.Tensor:
+    return file.read_tensor(key)[i * width : (i + 1) * width]
 
 
-def _turned(file: SafetensorsFile, key: str) -> torch.Tensor:
+def _read_transposed(file: SafetensorsFile, key: str) -> torch.Tensor:
     return file.read_tensor(key).t().contiguous()
 
 
-def _viewed(file: SafetensorsFile, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _read_reshaped(file: SafetensorsFile, key: str, shape: tuple[int, ...]) -> torch.Tensor:
     return file.read_tensor(key).reshape(shape)

@@ -1,4 +1,4 @@
-"""What a model is read from: a diffusers folder here, a single file in `single_file`."""
+"""Where models are read from: diffusers folders; for single files see `single_file`."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ _UNET_DEFAULTS = {"addition_embed_type": None, "use_linear_projection": False, "
 
 
 class ModelSource(Protocol):
-    """A stored model. Opening one reads configs and headers, no weights."""
+    """A stored model. Opening it reads configs and headers, but no weights."""
 
     @property
     def path(self) -> Path:
@@ -31,7 +31,7 @@ class ModelSource(Protocol):
 
     @property
     def variant(self) -> ModelVariant:
-        """What the model is. Its prediction is None where a file does not tell."""
+        """What the model is. Its prediction type is None where a file does not say it."""
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -39,22 +39,22 @@ class ModelSource(Protocol):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """What is there that lorasmith has no use for: names of parts, or of tensors."""
+        """Names of parts or tensors that lorasmith does not use."""
 
     def config(self, part: str) -> dict[str, Any]:
         """Return the config of a network or of the ``scheduler``."""
 
     def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
-        """Return where a network's tensors are; ``names`` are those that it should have."""
+        """Return a network's tensors; ``names`` are those that it should have."""
 
     def check(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Refuse what belongs to no network; ``names`` are those of each network's tensors."""
+        """Refuse tensors of no network; ``names`` are those of each network's tensors."""
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Return the tokenizer ``tokenizer`` or ``tokenizer_2``."""
 
     def has_text_level(self, part: str) -> bool:
-        """Tell whether a text encoder's tensors shall have ``text_model.`` in a folder."""
+        """Tell whether a text encoder's tensors have ``text_model.`` in folders."""
 
 
 def detect_variant(
@@ -63,7 +63,7 @@ def detect_variant(
     """Return what a model with these configs is.
 
     Raises:
-        WeightsError: it wants inputs that no supported family has.
+        WeightsError: it needs inputs that no supported family has.
     """
     config = SimpleNamespace(**(_UNET_DEFAULTS | dict(unet)))
     channels = config.in_channels
@@ -82,7 +82,7 @@ _ODD_CHANNELS = {
 
 
 def describe_channels(channels: object) -> str:
-    """Say what a U-Net with that number of input channels is, which is not 4 or 9."""
+    """Return what a U-Net is whose number of input channels is not 4 or 9."""
     known = _ODD_CHANNELS.get(channels, "is of no known kind") if isinstance(channels, int) else ""
     return (
         f"{known} ({channels} input channels); expected 4, or 9 as inpainting models have"
@@ -114,19 +114,19 @@ class FolderSource:
             )
 
     def _what_to_do(self) -> str:
-        """Return what a user can do about a part that is missing."""
+        """Return what the user can do about a missing part."""
         kind = str(self._index.get("_class_name", "model of no name"))
         if kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3"):
             return "copy or download the whole folder again"
         return f"by its {INDEX} it is a {kind}, which is none of SD 1.x, SD 2.x and SDXL"
 
     def _networks(self) -> tuple[str, ...]:
-        """Return the networks that the model needs: text encoders as the index or folders say."""
-        second = any((self.path / part).is_dir() for part in ("text_encoder_2", "tokenizer_2"))
-        told = self._index.get("text_encoder") in (None, [None, None])
-        none = told and not (self.path / "text_encoder").is_dir()
-        first = () if second and none else ("text_encoder",)
-        return ("unet", "vae", *first, *(("text_encoder_2",) if second else ()))
+        """Return the model's networks; the index and the folders tell its text encoders."""
+        has_second = any((self.path / part).is_dir() for part in ("text_encoder_2", "tokenizer_2"))
+        first_is_missing = self._index.get("text_encoder") in (None, [None, None])
+        none = first_is_missing and not (self.path / "text_encoder").is_dir()
+        first_encoder = () if has_second and none else ("text_encoder",)
+        return ("unet", "vae", *first_encoder, *(("text_encoder_2",) if has_second else ()))
 
     @property
     def _tokenizers(self) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class FolderSource:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Parts that the index names besides, such as a safety checker."""
+        """Further parts in the index, such as a safety checker."""
         used = {*self.networks, *self._tokenizers, "scheduler"}
         named = [k for k, v in self._index.items() if isinstance(v, list) and any(v)]
         return tuple(part for part in named if part not in used)
@@ -151,19 +151,19 @@ class FolderSource:
         return read_json(self.path, f"{part}/{file}")
 
     def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
-        """Find a network's tensors in its folder."""
+        """Return a network's tensors in its folder."""
         del names  # a part's folder holds nothing else
         return find_part_tensors(self.path / part, part)
 
     def check(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Do nothing: each part's folder is checked when it is filled."""
+        """Do nothing: parts are checked when their weights are loaded."""
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Load a tokenizer part."""
         return load_folder_tokenizer(self.path, part)
 
     def has_text_level(self, part: str) -> bool:
-        """Tell how the text encoder's weights are named here."""
+        """Tell how the text encoder's weights are named."""
         return uses_text_level(self.path / part)
 
 
@@ -198,7 +198,7 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
 
 @contextmanager
 def naming_part(where: Path, part: str) -> Iterator[None]:
-    """Turn whatever a library raises on damaged files into one error that names the part."""
+    """Turn the errors of libraries on damaged files into one that names the part."""
     from safetensors import SafetensorError
 
     known = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)

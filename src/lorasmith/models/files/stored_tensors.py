@@ -1,4 +1,4 @@
-"""Tensors where they are stored: found and checked by their headers, read when asked for."""
+"""Stored tensors: found through file headers and read on demand."""
 
 import json
 import re
@@ -14,44 +14,44 @@ from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
 from lorasmith.core.safetensors_io import SafetensorsFile
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""What weights are called in the folders of diffusers and of transformers."""
-_FAVOURITES = ("", "fp32", "bf16", "fp16")
-"""Variants in the order in which they are taken; the first is the one without a name."""
-_LAST = "non_ema"
+"""Stems of weight files in the folders of diffusers and of transformers."""
+_PREFERRED_VARIANTS = ("", "fp32", "bf16", "fp16")
+"""Variants in order of preference; the first is the one without a name."""
+_LEAST_PREFERRED = "non_ema"
 
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""What diffusers called the projections of an autoencoder's attention before version 0.15."""
+"""Names of the projections of an autoencoder's attention before diffusers 0.15."""
 _OLD_VAE_NAME = re.compile(rf"(.*\.attentions\.0)\.({'|'.join(OLD_VAE_ATTENTION)})\.(\w+)")
 TEXT_LEVEL = "text_model."
-"""A level of text encoders that files have in their names and CLIPTextModel has no longer."""
+"""A level in the names of files that transformers 5's CLIPTextModel does not have."""
 _UNUSED_TEXT = re.compile(r"embeddings\.position_ids|logit_scale|vision_model\..*|visual_proj.*")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a network."""
+    """One tensor of a network in a file."""
 
     shape: tuple[int, ...]
-    """Its shape as the network has it."""
+    """Its shape in the network."""
     dtype: str
-    """Its number format in the file, in safetensors' words."""
+    """Its dtype in the file, in safetensors' words."""
     read: Callable[[], torch.Tensor]
-    """Returns it, memory-mapped where it is kept as the network has it."""
+    """Reads it, memory-mapped where the file's form is the network's."""
 
 
 StoredTensors = Mapping[str, StoredTensor]
-"""A network's tensors by their names."""
+"""A network's tensors by canonical names."""
 
 
 def wrap_tensor(tensor: torch.Tensor) -> StoredTensor:
-    """Return a tensor that is in memory as if it were stored."""
+    """Wrap a tensor in memory as a stored one."""
     return StoredTensor(tuple(tensor.shape), str(tensor.dtype), lambda: tensor)
 
 
 def canonical_name(part: str, name: str) -> str | None:
-    """Return what today's diffusers and transformers call a tensor of a folder's weights.
+    """Return the current diffusers or transformers name of a tensor in a folder.
 
-    Names of text encoders are without ``text_model.``. None is a tensor that nothing depends on.
+    Names of text encoders have no ``text_model.``. None means that the tensor is unused.
     """
     if part.startswith("text_encoder"):
         name = name.removeprefix(TEXT_LEVEL)
@@ -65,82 +65,84 @@ def canonical_name(part: str, name: str) -> str | None:
 _FIRST_PROJECTION = ("text_projection.weight", "text_encoder")
 
 
-def find_part_tensors(place: Path, part: str) -> dict[str, StoredTensor]:
-    """Return the tensors of a part's folder by their plain names.
+def find_part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
+    """Return the tensors of a part's folder by canonical names.
 
     Raises:
-        WeightsError: there are no weights, a file of them is missing, damaged or a pickle.
+        WeightsError: weights are missing, damaged or pickled.
     """
-    found: dict[str, StoredTensor] = {}
-    for name, file in _named_tensors(place).items():
-        plain = canonical_name(part, name)
-        if plain is not None:
-            facts = file.header.tensors[name]
-            found[plain] = StoredTensor(facts.shape, facts.dtype, partial(file.read_tensor, name))
-    return found
+    tensors: dict[str, StoredTensor] = {}
+    for name, file in _open_files(folder).items():
+        canonical = canonical_name(part, name)
+        if canonical is not None:
+            info = file.header.tensors[name]
+            tensors[canonical] = StoredTensor(
+                info.shape, info.dtype, partial(file.read_tensor, name)
+            )
+    return tensors
 
 
-def uses_text_level(place: Path) -> bool:
+def uses_text_level(folder: Path) -> bool:
     """Tell whether a text encoder's weights have ``text_model.`` in their names."""
-    return any(name.startswith(TEXT_LEVEL) for name in _named_tensors(place))
+    return any(name.startswith(TEXT_LEVEL) for name in _open_files(folder))
 
 
-def _named_tensors(place: Path) -> dict[str, SafetensorsFile]:
-    chosen = choose_weights_file(place)
-    if chosen.suffix != ".json":
-        file = SafetensorsFile(chosen)
+def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
+    weights_file = choose_weights_file(folder)
+    if weights_file.suffix != ".json":
+        file = SafetensorsFile(weights_file)
         return dict.fromkeys(file.header.tensors, file)
-    names = _weight_map(chosen)
-    files = {name: SafetensorsFile(place / name) for name in sorted(set(names.values()))}
-    lost = [name for name, file in names.items() if name not in files[file].header.tensors]
-    if lost:
-        raise WeightsError(f"{chosen}: {len(lost)} tensors are not where it says, first {lost[0]}")
-    return {name: files[file] for name, file in names.items()}
+    weight_map = _read_weight_map(weights_file)
+    files = {name: SafetensorsFile(folder / name) for name in sorted(set(weight_map.values()))}
+    missing = [name for name, file in weight_map.items() if name not in files[file].header.tensors]
+    if missing:
+        raise WeightsError(
+            f"{weights_file}: {len(missing)} tensors are not where it says, first {missing[0]}"
+        )
+    return {name: files[file] for name, file in weight_map.items()}
 
 
-def choose_weights_file(place: Path) -> Path:
-    """Return the weights file of a part's folder, or the index of its shards.
-
-    Without a variant's name before one with; ``non_ema`` last.
+def choose_weights_file(folder: Path) -> Path:
+    """Return the weights file of a part's folder, or the index of its shards, by variant.
 
     Raises:
         WeightsError: there is none.
     """
-    found: dict[str, Path] = {}
+    by_variant: dict[str, Path] = {}
     for stem in STEMS:
-        for path in sorted(place.glob(f"{stem}.*")):
+        for path in sorted(folder.glob(f"{stem}.*")):
             pattern = (
                 rf"{stem}(?:\.(\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(\w+))?\.json"
             )
             match = re.fullmatch(pattern, path.name)
             if match:
-                found.setdefault(match[1] or match[2] or "", path)
-    if not found:
-        raise _without_weights(place)
-    return found[min(found, key=_rank)]
+                by_variant.setdefault(match[1] or match[2] or "", path)
+    if not by_variant:
+        raise _no_weights_error(folder)
+    return by_variant[min(by_variant, key=_variant_rank)]
 
 
-def _rank(variant: str) -> tuple[int, str]:
-    if variant in _FAVOURITES:
-        return _FAVOURITES.index(variant), variant
-    return len(_FAVOURITES) + (variant == _LAST), variant
+def _variant_rank(variant: str) -> tuple[int, str]:
+    if variant in _PREFERRED_VARIANTS:
+        return _PREFERRED_VARIANTS.index(variant), variant
+    return len(_PREFERRED_VARIANTS) + (variant == _LEAST_PREFERRED), variant
 
 
-def _without_weights(place: Path) -> WeightsError:
-    pickles = sorted(path.name for path in place.glob("*") if path.suffix in PICKLE_SUFFIXES)
+def _no_weights_error(folder: Path) -> WeightsError:
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         return WeightsError(
-            f"{place} has only pickled weights ({pickles[0]}), which can run code when opened; "
+            f"{folder} has only pickled weights ({pickles[0]}), which can run code when opened; "
             "convert them to safetensors on a machine that you can throw away (docs/models.md "
             "says how)"
         )
     return WeightsError(
-        f"{place} has no weights ({STEMS[0]}.safetensors or {STEMS[1]}.safetensors)"
+        f"{folder} has no weights ({STEMS[0]}.safetensors or {STEMS[1]}.safetensors)"
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Return which file of the same folder each tensor is in."""
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """Return each tensor's file in the folder of the index."""
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(name): str(file) for name, file in names.items()}

@@ -1,4 +1,4 @@
-"""What a stored model is, in brief: family, parts and number formats, without reading weights."""
+"""Family, networks and dtypes of a stored model, from its headers."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class NetworkInfo:
     name: str
     """``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``."""
     tensors: int
-    """Its tensors."""
+    """How many tensors it has."""
     formats: tuple[str, ...]
-    """Number formats of its weights, the most frequent first; several where they are mixed."""
+    """Dtypes of its weights, the most frequent first."""
 
 
 @dataclass(frozen=True)
@@ -28,36 +28,35 @@ class ModelInfo:
     """A stored model."""
 
     path: Path
-    """Its folder or file."""
     title: str
     """What it is, for people."""
     variant: ModelVariant
     """What it is."""
     single_file: bool
-    """Whether it is one file."""
     parts: tuple[NetworkInfo, ...]
-    """Its networks."""
     unused: tuple[str, ...]
-    """What is there that lorasmith has no use for."""
+    """Parts or tensors that lorasmith does not use."""
 
 
 def read_model_info(name: str | Path | None = None) -> ModelInfo:
-    """Look at a stored model; all its headers are read and checked.
+    """Read and check all headers of a stored model.
 
     Raises:
-        WeightsError: no such model, or a part is missing or damaged.
+        WeightsError: there is no such model, or a part is missing or damaged.
     """
     source = open_source(name)
     networks = {part: build_empty_part(source, part) for part in source.networks}
     names = {part: list(canonical_state_dict(network)) for part, network in networks.items()}
     source.check(names)
     parts = []
-    for part, inside in names.items():
+    for part, part_names in names.items():
         with naming_part(source.path, part):
-            tensors = source.tensors(part, inside)
+            tensors = source.tensors(part, part_names)
             check_tensors(networks[part], tensors)
-        formats = Counter(tensors[one].dtype for one in inside)
-        parts.append(NetworkInfo(part, len(inside), tuple(f for f, _ in formats.most_common())))
+        formats = Counter(tensors[name].dtype for name in part_names)
+        parts.append(NetworkInfo(part, len(part_names), tuple(f for f, _ in formats.most_common())))
     title = MINIATURE.title if source.path == EMBEDDED else source.variant.title
-    single = source.path.is_file()
-    return ModelInfo(source.path, title, source.variant, single, tuple(parts), source.unused)
+    is_single_file = source.path.is_file()
+    return ModelInfo(
+        source.path, title, source.variant, is_single_file, tuple(parts), source.unused
+    )

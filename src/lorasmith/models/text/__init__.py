@@ -1,1 +1,1 @@
-"""Text: tokenizers, prompts of any length, text encoders."""
+"""Tokenizers, prompts of any length, text encoding."""

@@ -13,27 +13,25 @@ if TYPE_CHECKING:
 
     from lorasmith.models.load import Model
 
-_TEXTS_AT_ONCE = 32
+_BATCH_SIZE = 32
 
 
 class TokenIds(NamedTuple):
-    """Texts as each text encoder reads them."""
+    """Token ids for each text encoder."""
 
     ids: torch.Tensor
-    """int64 ``[B, 77]``, for the first text encoder that there is; ``[B, 77 * chunks]`` of texts in
-    chunks."""
+    """For the first text encoder, int64 ``[B, 77 * chunks]``."""
     ids_2: torch.Tensor | None = None
-    """For SDXL's second encoder, whose tokenizer pads otherwise; None where there is one."""
+    """For SDXL's second encoder, whose tokenizer pads differently; None for one encoder."""
 
 
 class Conditioning(NamedTuple):
-    """Texts as the U-Net reads them, with or without a batch dimension."""
+    """Text embeddings for the U-Net, with or without a batch dimension."""
 
     context: torch.Tensor
-    """``[B, 77, width]``, in the text encoders' dtype; ``[B, 77 * chunks, width]`` of texts in
-    chunks."""
+    """For cross-attention, ``[B, 77 * chunks, width]`` in the text encoders' dtype."""
     pooled: torch.Tensor | None = None
-    """SDXL's summary of each text, ``[B, P]``; None for other models."""
+    """SDXL's pooled embedding, ``[B, P]``; None for other models."""
 
 
 def tokenize_texts(model: "Model", texts: Sequence[str], warn: bool = True) -> TokenIds:
@@ -45,29 +43,29 @@ def tokenize_texts(model: "Model", texts: Sequence[str], warn: bool = True) -> T
 
 
 def encode_tokens(model: "Model", tokens: TokenIds, clip_skip: int = 1) -> Conditioning:
-    """Return what the U-Net is told about texts. Gradients flow to the text encoders.
+    """Encode tokens for the U-Net. Gradients flow to the text encoders.
 
-    SD 1.x and 2.x: the last hidden states, normed. SDXL: the last but one hidden states of both
-    encoders side by side, as they are, and the second encoder's projected summary. The SDXL
-    refiner has the second encoder alone, and reads likewise. Each chunk of a text is encoded as a
-    text of its own; the summary is the first one's.
+    SD 1.x and 2.x: the last hidden states after the final norm. SDXL: the penultimate hidden states
+    of both encoders, concatenated, and the second encoder's projected pooled embedding; its refiner
+    has the second encoder only. Chunks are encoded separately; the pooled embedding is the first
+    chunk's.
 
     Args:
-        model: its text encoders are used where they are.
-        tokens: on the encoders' device.
-        clip_skip: 1 as the model was trained, 2 one layer earlier, and so on.
+        model: its text encoders are used on their device.
+        tokens: on the same device.
+        clip_skip: 1 for the layer that the model was trained with, 2 for the one before, and so on.
 
     Raises:
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
-    parts = [_window(model, one, clip_skip) for one in _windows(model, tokens)]
-    if len(parts) == 1:
-        return parts[0]
-    return Conditioning(torch.cat([one.context for one in parts], dim=1), parts[0].pooled)
+    windows = [_encode_window(model, window, clip_skip) for window in _split_windows(model, tokens)]
+    if len(windows) == 1:
+        return windows[0]
+    return Conditioning(torch.cat([window.context for window in windows], dim=1), windows[0].pooled)
 
 
-def _windows(model: "Model", tokens: TokenIds) -> list[TokenIds]:
-    """Cut texts into chunks. The rows of each are those of the texts, as gates know them."""
+def _split_windows(model: "Model", tokens: TokenIds) -> list[TokenIds]:
+    """Split token ids into windows of 77; their rows stay in the order of the texts."""
     length = int(model.main_tokenizer.model_max_length)
     first = torch.split(tokens.ids, length, dim=1)
     if tokens.ids_2 is None:
@@ -76,13 +74,13 @@ def _windows(model: "Model", tokens: TokenIds) -> list[TokenIds]:
     return [TokenIds(*pair) for pair in zip(first, second, strict=True)]
 
 
-def _window(model: "Model", tokens: TokenIds, clip_skip: int) -> Conditioning:
+def _encode_window(model: "Model", tokens: TokenIds, clip_skip: int) -> Conditioning:
     if model.text_encoder is None:
-        return Conditioning(*_early(model.text_encoders[0], tokens.ids, clip_skip))
+        return Conditioning(*_encode_penultimate(model.text_encoders[0], tokens.ids, clip_skip))
     if model.text_encoder_2 is None or tokens.ids_2 is None:
         return Conditioning(encode_hidden_states(model.text_encoder, tokens.ids, clip_skip))
-    first, _ = _early(model.text_encoder, tokens.ids, clip_skip)
-    second, output = _early(model.text_encoder_2, tokens.ids_2, clip_skip)
+    first, _ = _encode_penultimate(model.text_encoder, tokens.ids, clip_skip)
+    second, output = _encode_penultimate(model.text_encoder_2, tokens.ids_2, clip_skip)
     return Conditioning(torch.cat([first, second], dim=-1), output)
 
 
@@ -92,35 +90,34 @@ def encode_captions(
 ) -> list[Conditioning]:
     """Return each text's conditioning, context ``[77, width]`` and pooled ``[P]`` or None.
 
-    Everything is on the text encoders' device, in their dtype. Text that is cut off is warned
-    about unless ``warn`` is false.
+    All tensors are on the text encoders' device, in their dtype. ``warn`` warns about truncation.
 
     Raises:
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
-    found: list[Conditioning] = []
+    results: list[Conditioning] = []
     device = model.text_encoders[0].device
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        tokens = tokenize_texts(model, texts[start : start + _TEXTS_AT_ONCE], warn)
-        second = None if tokens.ids_2 is None else tokens.ids_2.to(device)
-        context, pooled = encode_tokens(model, TokenIds(tokens.ids.to(device), second), clip_skip)
-        summaries = [None] * len(context) if pooled is None else list(pooled)
-        found += [Conditioning(*pair) for pair in zip(context, summaries, strict=True)]
-    return found
+    for start in range(0, len(texts), _BATCH_SIZE):
+        tokens = tokenize_texts(model, texts[start : start + _BATCH_SIZE], warn)
+        ids_2 = None if tokens.ids_2 is None else tokens.ids_2.to(device)
+        context, pooled = encode_tokens(model, TokenIds(tokens.ids.to(device), ids_2), clip_skip)
+        pooled_rows = [None] * len(context) if pooled is None else list(pooled)
+        results += [Conditioning(*pair) for pair in zip(context, pooled_rows, strict=True)]
+    return results
 
 
 def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], warn: bool = True) -> torch.Tensor:
     """Return padded token ids, int64 ``[len(texts), model_max_length]`` (77 for Stable Diffusion).
 
-    Text beyond the limit is cut; with ``warn`` a warning shows what was.
+    Longer texts are truncated; with ``warn`` a warning shows what is lost.
     """
     limit = int(tokenizer.model_max_length)
     if warn:
         for text in texts:
-            lost = truncated_text(tokenizer, text)
-            if lost:
+            truncated = truncated_text(tokenizer, text)
+            if truncated:
                 warnings.warn(
-                    f"the prompt is longer than {limit} tokens; this was cut: {lost!r}",
+                    f"the prompt is longer than {limit} tokens; this was cut: {truncated!r}",
                     LorasmithWarning,
                     stacklevel=2,
                 )
@@ -132,10 +129,10 @@ def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], warn: bool = True
 
 
 def truncated_text(tokenizer: "CLIPTokenizer", text: str) -> str:
-    """Return the end of ``text`` that does not fit into the model's tokens, or ``""``."""
+    """Return the end of ``text`` that does not fit into the tokenizer's length, or ``""``."""
     ids = tokenizer(text, truncation=False, add_special_tokens=False)["input_ids"]
-    room = int(tokenizer.model_max_length) - 2  # the start and the end token
-    return str(tokenizer.decode(ids[room:])).strip() if len(ids) > room else ""
+    capacity = int(tokenizer.model_max_length) - 2  # the start and the end token
+    return str(tokenizer.decode(ids[capacity:])).strip() if len(ids) > capacity else ""
 
 
 def encode_hidden_states(
@@ -144,7 +141,7 @@ def encode_hidden_states(
     """Return the last hidden states, ``[B, 77, width]``, in the encoder's dtype.
 
     Args:
-        text_encoder: the text tower.
+        text_encoder: a CLIP text encoder.
         ids: int64 ``[B, 77]`` on its device.
         clip_skip: 1 uses the last layer, 2 the one before it, and so on (A1111's counting);
             the final layer norm is applied to each.
@@ -164,10 +161,10 @@ def encode_hidden_states(
     return normed
 
 
-def _early(
+def _encode_penultimate(
     encoder: "CLIPTextModel | CLIPTextModelWithProjection", ids: torch.Tensor, clip_skip: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return hidden states ``[B, 77, width]`` before the last layer, and the projected summary."""
+    """Return hidden states ``[B, 77, width]`` before the last layer, and the pooled embedding."""
     layers = int(encoder.config.num_hidden_layers)
     if not 1 <= clip_skip < layers:
         raise ConfigError(f"clip skip must be 1 to {layers - 1} for this model, not {clip_skip}")

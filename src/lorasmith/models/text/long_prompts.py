@@ -1,8 +1,8 @@
-"""Texts of any length, with emphasis: cut into chunks, each encoded as a text of its own.
+"""Prompts of any length, with emphasis, encoded in chunks.
 
-A CLIP tower reads 77 tokens: a start, 75 of text, an end. A longer text becomes several chunks of
-that shape, which cross-attention reads one after the other. A chunk ends behind a comma where one
-is near, and never within a word that fits into a chunk.
+A CLIP text encoder reads 77 tokens: a start, 75 of text, an end. A longer text becomes several
+chunks of that shape, which are encoded separately and concatenated for cross-attention. A chunk
+ends after a comma if one is near, and never within a word that fits into a chunk.
 """
 
 import warnings
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     from lorasmith.models.load import Model
 
 _ROWS_AT_ONCE = 32
-_LOOK_BACK = 20
-"""Tokens of a chunk that are given up at most to let it end behind a comma."""
-_SHOWN = 6
-"""Tokens of the second chunk that a warning shows."""
+_MAX_COMMA_DISTANCE = 20
+"""Tokens that a chunk may give up to end after a comma."""
+_WARNING_TOKENS = 6
+"""How many tokens of the second chunk a warning shows."""
 _COMMA, _END_OF_WORD = ",</w>", "</w>"
 
 
-class _Token(NamedTuple):
-    number: int
+class _WeightedToken(NamedTuple):
+    token_id: int
     weight: float
 
 
-_Chunk = list[_Token]
+_Chunk = list[_WeightedToken]
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Chunks as one text encoder reads them."""
+class _ChunkBatch:
+    """Chunks for one text encoder."""
 
     ids: torch.Tensor
     """int64 ``[R, 77]``."""
@@ -60,20 +60,20 @@ class _Rows:
     """float32 ``[R, 77]``."""
 
 
-def count_chunks(tokenizer: "CLIPTokenizer", passage: WeightedPrompt) -> int:
-    """Return how many chunks a text has; the empty one has one."""
-    return len(_chunks(tokenizer, passage))
+def count_chunks(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt) -> int:
+    """Return how many chunks a prompt has, at least 1."""
+    return len(_split_prompt(tokenizer, prompt))
 
 
 def tokenize_in_chunks(model: "Model", texts: Sequence[str], chunks: int) -> TokenIds:
-    """Return texts without emphasis as tokens on the CPU, each in exactly so many chunks.
+    """Return the tokens of texts without emphasis on the CPU, each in exactly ``chunks`` chunks.
 
-    What does not fit is left out; behind shorter texts there are empty chunks, as when drawing. In
-    one chunk they are what `token_ids` gives.
+    Longer texts are truncated, shorter ones padded with empty chunks as in inference. One chunk
+    gives the result of `tokenize_texts`.
 
     Args:
         model: its tokenizers are used.
-        texts: as they stand.
+        texts: without prompt syntax.
         chunks: at least 1.
 
     Returns:
@@ -83,60 +83,64 @@ def tokenize_in_chunks(model: "Model", texts: Sequence[str], chunks: int) -> Tok
         return tokenize_texts(model, texts, warn=False)
 
     def rows(tokenizer: "CLIPTokenizer") -> torch.Tensor:
-        cut = [_to_length(_chunks(tokenizer, unweighted_prompt(text)), chunks) for text in texts]
-        return _rows(tokenizer, [one for text in cut for one in text]).ids.view(len(texts), -1)
+        chunked = [
+            _pad_or_cut(_split_prompt(tokenizer, unweighted_prompt(text)), chunks) for text in texts
+        ]
+        batch = _pack_chunks(tokenizer, [chunk for text in chunked for chunk in text])
+        return batch.ids.view(len(texts), -1)
 
-    first = rows(model.main_tokenizer)
+    ids = rows(model.main_tokenizer)
     if model.tokenizer is None or model.tokenizer_2 is None:
-        return TokenIds(first)
-    return TokenIds(first, rows(model.tokenizer_2))
+        return TokenIds(ids)
+    return TokenIds(ids, rows(model.tokenizer_2))
 
 
 def max_chunks_when_shuffled(tokenizer: "CLIPTokenizer", text: str) -> int:
-    """Return how many chunks a text has at most when its parts between commas change places.
+    """Return the most chunks that a text can have when its comma-separated parts are shuffled.
 
-    A chunk other than the last gives up some tokens at most, to end behind a comma. (Words of more
-    than that many tokens may need one chunk more.)
+    Each chunk but the last may give up tokens to end after a comma. (Words of more tokens than that
+    may need one more chunk.)
     """
-    chunks = _chunks(tokenizer, unweighted_prompt(text))
-    room, count = _room(tokenizer), sum(map(len, chunks))
-    if count <= room:
+    chunks = _split_prompt(tokenizer, unweighted_prompt(text))
+    capacity, count = _chunk_capacity(tokenizer), sum(map(len, chunks))
+    if count <= capacity:
         return 1
-    return max(len(chunks), -(-(count - room) // (room - _LOOK_BACK + 1)) + 1)
+    return max(len(chunks), -(-(count - capacity) // (capacity - _MAX_COMMA_DISTANCE + 1)) + 1)
 
 
 def text_beyond_chunks(tokenizer: "CLIPTokenizer", text: str, chunks: int) -> str:
-    """Return the end of a text that so many chunks have no room for, or ``""``."""
+    """Return the end of a text that does not fit into ``chunks`` chunks, or ``""``."""
     if chunks == 1:
         return truncated_text(tokenizer, text)
-    lost = _chunks(tokenizer, unweighted_prompt(text))[chunks:]
-    return str(tokenizer.decode([token.number for chunk in lost for token in chunk])).strip()
+    remaining = _split_prompt(tokenizer, unweighted_prompt(text))[chunks:]
+    return str(tokenizer.decode([token.token_id for chunk in remaining for token in chunk])).strip()
 
 
-def prompt_token_ids(tokenizer: "CLIPTokenizer", passage: WeightedPrompt) -> torch.Tensor:
-    """Return a text's tokens, start, end and padding of each chunk too, int64 ``[77 * chunks]``."""
-    return _rows(tokenizer, _chunks(tokenizer, passage)).ids.flatten()
+def prompt_token_ids(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt) -> torch.Tensor:
+    """Return a prompt's tokens with the special ones of each chunk, int64 ``[77 * chunks]``."""
+    return _pack_chunks(tokenizer, _split_prompt(tokenizer, prompt)).ids.flatten()
 
 
-def warn_if_too_long(tokenizer: "CLIPTokenizer", passage: WeightedPrompt, name: str) -> None:
-    """Warn where a text is longer than what the model was taught to read at once.
+def warn_if_too_long(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt, name: str) -> None:
+    """Warn if a section of a prompt is longer than what the model reads at once.
 
-    Chunks that the user began with BREAK are no reason.
+    Chunks that the user began with BREAK do not count.
 
     Args:
         tokenizer: of the model.
-        passage: the text.
-        name: what it is called: ``prompt`` or ``negative prompt``.
+        prompt: the prompt.
+        name: ``prompt`` or ``negative prompt``.
     """
-    for section in passage:
-        chunks = _section_chunks(tokenizer, section)
+    for section in prompt:
+        chunks = _split_section(tokenizer, section)
         if len(chunks) > 1:
             count = sum(map(len, chunks))
-            second = [token.number for token in chunks[1][:_SHOWN]]
-            rest = str(tokenizer.decode(second)).strip()
+            second_ids = [token.token_id for token in chunks[1][:_WARNING_TOKENS]]
+            second_text = str(tokenizer.decode(second_ids)).strip()
             warnings.warn(
-                f"the {name} has {count} tokens, more than the {_room(tokenizer)} that the model "
-                f"reads at once; it is read in {len(chunks)} chunks, the second from {rest!r} on",
+                f"the {name} has {count} tokens, more than the {_chunk_capacity(tokenizer)} that "
+                f"the model reads at once; it is read in {len(chunks)} chunks, the second from "
+                f"{second_text!r} on",
                 LorasmithWarning,
                 stacklevel=2,
             )
@@ -144,163 +148,169 @@ def warn_if_too_long(tokenizer: "CLIPTokenizer", passage: WeightedPrompt, name: 
 
 @torch.no_grad()
 def encode_prompts(
-    model: "Model", passages: Sequence[WeightedPrompt], clip_skip: int = 1
+    model: "Model", prompts: Sequence[WeightedPrompt], clip_skip: int = 1
 ) -> list[Conditioning]:
-    """Return each text's conditioning: context ``[77 * chunks, width]``, pooled ``[P]`` or None.
+    """Return each prompt's conditioning: context ``[77 * chunks, width]``, pooled ``[P]`` or None.
 
-    The pooled summary is the first chunk's, without emphasis. Everything is on the text encoders'
-    device, in their dtype. A text of one chunk without emphasis has what `encode_captions` gives.
+    The pooled embedding is the first chunk's, without emphasis. All tensors are on the text
+    encoders' device, in their dtype. One chunk without emphasis gives the result of
+    `encode_captions`.
 
     Raises:
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
     tokenizer = model.main_tokenizer
-    first = [_chunks(tokenizer, one) for one in passages]
-    counts = [len(chunks) for chunks in first]
-    rows = _rows(tokenizer, [chunk for chunks in first for chunk in chunks])
-    other = None
+    chunks_by_prompt = [_split_prompt(tokenizer, prompt) for prompt in prompts]
+    counts = [len(chunks) for chunks in chunks_by_prompt]
+    rows = _pack_chunks(tokenizer, [chunk for chunks in chunks_by_prompt for chunk in chunks])
+    rows_2 = None
     if model.tokenizer_2 is not None and model.tokenizer is not None:
-        # Both have one vocabulary. Should they cut a text otherwise, the first one's count holds.
-        second = [_chunks(model.tokenizer_2, one) for one in passages]
-        fitted = [_to_length(some, count) for some, count in zip(second, counts, strict=True)]
-        other = _rows(model.tokenizer_2, [chunk for chunks in fitted for chunk in chunks])
-    parts = list(_encoded(model, rows, other, clip_skip))
-    context = torch.cat([part.context for part in parts])
-    summaries = [part.pooled for part in parts if part.pooled is not None]
+        # Both have the same vocabulary; should their chunks differ, the first one's count holds.
+        chunks_2 = [_split_prompt(model.tokenizer_2, prompt) for prompt in prompts]
+        padded = [
+            _pad_or_cut(prompt_chunks, count)
+            for prompt_chunks, count in zip(chunks_2, counts, strict=True)
+        ]
+        rows_2 = _pack_chunks(model.tokenizer_2, [chunk for chunks in padded for chunk in chunks])
+    batches = list(_encode_batches(model, rows, rows_2, clip_skip))
+    context = torch.cat([batch.context for batch in batches])
+    summaries = [batch.pooled for batch in batches if batch.pooled is not None]
     pooled = torch.cat(summaries) if summaries else None
-    found, start = [], 0
+    results, start = [], 0
     for count in counts:
-        own = context[start : start + count].flatten(0, 1)
-        found.append(Conditioning(own, None if pooled is None else pooled[start]))
+        prompt_context = context[start : start + count].flatten(0, 1)
+        results.append(Conditioning(prompt_context, None if pooled is None else pooled[start]))
         start += count
-    return found
+    return results
 
 
 def encode_to_equal_length(model: "Model", texts: Sequence[str]) -> list[Conditioning]:
-    """Return what texts without emphasis say, all in as many chunks as the longest one needs.
+    """Encode texts without emphasis, all in as many chunks as the longest one needs.
 
     Context ``[77 * chunks, width]``, pooled ``[P]`` or None; see `encode_prompts`.
     """
-    found = encode_prompts(model, [unweighted_prompt(text) for text in texts])
-    longest = max((len(one.context) for one in found), default=0)
-    if all(len(one.context) == longest for one in found):
-        return found
+    results = encode_prompts(model, [unweighted_prompt(text) for text in texts])
+    longest = max((len(result.context) for result in results), default=0)
+    if all(len(result.context) == longest for result in results):
+        return results
     (empty,) = encode_prompts(model, [EMPTY_PROMPT])
-    return [pad_conditioning(one, empty, longest) for one in found]
+    return [pad_conditioning(result, empty, longest) for result in results]
 
 
 def zeroes_empty_prompt(model: "Model") -> bool:
-    """Tell whether an empty negative prompt stands for zeros, as SDXL's base model was taught.
+    """Tell whether an empty negative prompt means zeros, as for SDXL's base model.
 
-    Its refiner was not. A folder may say otherwise in its ``model_index.json``
-    (``force_zeros_for_empty_prompt``).
+    A folder may override its family in ``model_index.json`` (``force_zeros_for_empty_prompt``).
     """
     family = detect_family(model)
     if not family.uses_size_conditioning:
         return False
-    index, usual = model.folder / "model_index.json", family.zeroes_empty_prompt
+    index, default = model.folder / "model_index.json", family.zeroes_empty_prompt
     if not index.is_file():
-        return usual
-    return bool(read_json(model.folder, index.name).get("force_zeros_for_empty_prompt", usual))
+        return default
+    return bool(read_json(model.folder, index.name).get("force_zeros_for_empty_prompt", default))
 
 
 def pad_conditioning(text: Conditioning, empty: Conditioning, tokens: int) -> Conditioning:
-    """Return a text's conditioning with empty chunks behind it.
+    """Pad a text's conditioning with empty chunks.
 
     Args:
         text: context ``[77 * chunks, width]``.
         empty: of the empty text, ``[77, width]``.
-        tokens: length that is wanted, a multiple of 77 and not less than there is.
+        tokens: the new length, a multiple of 77 and not less than the current one.
     """
     missing = (tokens - len(text.context)) // len(empty.context)
     return Conditioning(torch.cat([text.context, *[empty.context] * missing]), text.pooled)
 
 
 def apply_emphasis(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Multiply the embeddings of tokens, and bring each chunk back to its strength.
+    """Multiply the embeddings of tokens and restore each chunk's norm.
 
-    y_i = c w_i x_i with c = sqrt(sum |x_i|^2 / sum |w_i x_i|^2) over the chunk's tokens: the
-    emphasis is between the chunk's words and does not make all of it stronger. A1111 keeps the mean
-    instead, which for CLIP ViT-L differs little; other towers have a mean near 0, where that
-    factor has no bounds.
+    y_i = c w_i x_i with c = sqrt(sum |x_i|^2 / sum |w_i x_i|^2) over the chunk's tokens: emphasis
+    is relative to the chunk's other words. A1111 restores the mean instead, which differs little
+    for CLIP ViT-L; other encoders have a mean near 0, where that factor is unbounded.
 
     Args:
-        states: hidden states of one tower, ``[R, 77, width]``.
-        weights: float32 ``[R, 77]``. Rows whose weights are all 1 stay as they are, bit for bit.
+        states: hidden states of one text encoder, ``[R, 77, width]``.
+        weights: float32 ``[R, 77]``. Rows whose weights are all 1 stay the same, bit for bit.
     """
     rows = (weights != 1.0).any(dim=1)
     if not rows.any():
         return states
-    before = states[rows].float()
-    after = before * weights[rows].unsqueeze(-1)
-    strength = after.square().sum(dim=(1, 2), keepdim=True).sqrt()
-    factor = before.square().sum(dim=(1, 2), keepdim=True).sqrt() / strength.clamp(min=1e-12)
-    changed = states.clone()
-    changed[rows] = (after * factor).to(states.dtype)
-    return changed
+    original = states[rows].float()
+    weighted = original * weights[rows].unsqueeze(-1)
+    norm = weighted.square().sum(dim=(1, 2), keepdim=True).sqrt()
+    factor = original.square().sum(dim=(1, 2), keepdim=True).sqrt() / norm.clamp(min=1e-12)
+    result = states.clone()
+    result[rows] = (weighted * factor).to(states.dtype)
+    return result
 
 
-def _encoded(
-    model: "Model", rows: _Rows, other: _Rows | None, clip_skip: int
+def _encode_batches(
+    model: "Model", rows: _ChunkBatch, rows_2: _ChunkBatch | None, clip_skip: int
 ) -> Iterator[Conditioning]:
-    """Yield the conditioning of rows, some at a time: context ``[R, 77, width]``."""
+    """Yield the conditioning of rows in batches: context ``[R, 77, width]``."""
     encoders = model.text_encoders
     device = encoders[0].device
     widths = [int(encoder.config.hidden_size) for encoder in encoders]
     for start in range(0, len(rows.ids), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
-        second = None if other is None else other.ids[part].to(device)
-        found = encode_tokens(model, TokenIds(rows.ids[part].to(device), second), clip_skip)
-        weights = [one.weights[part].to(device) for one in (rows, other) if one is not None]
-        states = torch.split(found.context, widths, dim=-1)
-        towers = [apply_emphasis(*pair) for pair in zip(states, weights, strict=True)]
-        yield Conditioning(torch.cat(towers, dim=-1), found.pooled)
+        ids_2 = None if rows_2 is None else rows_2.ids[part].to(device)
+        encoded = encode_tokens(model, TokenIds(rows.ids[part].to(device), ids_2), clip_skip)
+        weights = [
+            encoder_rows.weights[part].to(device)
+            for encoder_rows in (rows, rows_2)
+            if encoder_rows is not None
+        ]
+        states = torch.split(encoded.context, widths, dim=-1)
+        weighted = [apply_emphasis(*pair) for pair in zip(states, weights, strict=True)]
+        yield Conditioning(torch.cat(weighted, dim=-1), encoded.pooled)
 
 
-def _room(tokenizer: "CLIPTokenizer") -> int:
+def _chunk_capacity(tokenizer: "CLIPTokenizer") -> int:
     """Return how many tokens of text a chunk holds."""
     return int(tokenizer.model_max_length) - 2  # the start and the end token
 
 
-def _rows(tokenizer: "CLIPTokenizer", chunks: Sequence[_Chunk]) -> _Rows:
-    start, end = _special(tokenizer.bos_token_id), _special(tokenizer.eos_token_id)
-    pad, length = _special(tokenizer.pad_token_id), int(tokenizer.model_max_length)
+def _pack_chunks(tokenizer: "CLIPTokenizer", chunks: Sequence[_Chunk]) -> _ChunkBatch:
+    start, end = _special_token(tokenizer.bos_token_id), _special_token(tokenizer.eos_token_id)
+    pad, length = _special_token(tokenizer.pad_token_id), int(tokenizer.model_max_length)
     full = [[start, *chunk, end, *[pad] * (length - 2 - len(chunk))] for chunk in chunks]
-    ids = torch.tensor([[token.number for token in row] for row in full])
-    return _Rows(ids, torch.tensor([[token.weight for token in row] for row in full]))
+    ids = torch.tensor([[token.token_id for token in row] for row in full])
+    return _ChunkBatch(ids, torch.tensor([[token.weight for token in row] for row in full]))
 
 
-def _special(number: Any) -> _Token:
-    return _Token(int(number), 1.0)
+def _special_token(token_id: Any) -> _WeightedToken:
+    return _WeightedToken(int(token_id), 1.0)
 
 
-def _chunks(tokenizer: "CLIPTokenizer", passage: WeightedPrompt) -> list[_Chunk]:
-    return [chunk for section in passage for chunk in _section_chunks(tokenizer, section)]
+def _split_prompt(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt) -> list[_Chunk]:
+    return [chunk for section in prompt for chunk in _split_section(tokenizer, section)]
 
 
-def _section_chunks(tokenizer: "CLIPTokenizer", section: PromptSection) -> list[_Chunk]:
+def _split_section(tokenizer: "CLIPTokenizer", section: PromptSection) -> list[_Chunk]:
     tokens: _Chunk = []
-    for words in section:
-        encoded = tokenizer(words.text, add_special_tokens=False, truncation=False, verbose=False)
-        tokens += [_Token(int(number), words.weight) for number in encoded["input_ids"]]
-    chunks, room = [], _room(tokenizer)
-    while len(tokens) > room:
-        names = tokenizer.convert_ids_to_tokens([token.number for token in tokens[:room]])
-        end = _end_of_chunk(names)
+    for span in section:
+        encoded = tokenizer(span.text, add_special_tokens=False, truncation=False, verbose=False)
+        tokens += [_WeightedToken(int(token_id), span.weight) for token_id in encoded["input_ids"]]
+    chunks, capacity = [], _chunk_capacity(tokenizer)
+    while len(tokens) > capacity:
+        names = tokenizer.convert_ids_to_tokens([token.token_id for token in tokens[:capacity]])
+        end = _find_chunk_end(names)
         chunks.append(tokens[:end])
         tokens = tokens[end:]
     return [*chunks, tokens]
 
 
-def _end_of_chunk(names: Sequence[str]) -> int:
-    """Return how many of a full chunk's tokens stay in it, at least one."""
-    room = len(names)
-    for place in range(room, room - _LOOK_BACK, -1):
-        if names[place - 1] == _COMMA:
-            return place
-    ends = [place for place in range(1, room + 1) if names[place - 1].endswith(_END_OF_WORD)]
-    return ends[-1] if ends else room
+def _find_chunk_end(names: Sequence[str]) -> int:
+    """Return where a full chunk ends, at least after one token."""
+    capacity = len(names)
+    for end in range(capacity, capacity - _MAX_COMMA_DISTANCE, -1):
+        if names[end - 1] == _COMMA:
+            return end
+    ends = [end for end in range(1, capacity + 1) if names[end - 1].endswith(_END_OF_WORD)]
+    return ends[-1] if ends else capacity
 
 
-def _to_length(chunks: list[_Chunk], count: int) -> list[_Chunk]:
+def _pad_or_cut(chunks: list[_Chunk], count: int) -> list[_Chunk]:
     return [*chunks[:count], *([[]] * (count - len(chunks)))]

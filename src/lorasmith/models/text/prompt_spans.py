@@ -1,27 +1,26 @@
-"""Texts as pieces with weights: what emphasis in a prompt comes to."""
+"""Prompts as spans of text with weights."""
 
 from typing import NamedTuple
 
 
 class PromptSpan(NamedTuple):
-    """A piece of a text."""
+    """A span of a prompt."""
 
     text: str
-    """What is read."""
     weight: float = 1.0
-    """What its tokens' embeddings are multiplied by."""
+    """Factor on the embeddings of its tokens."""
 
 
 PromptSection = tuple[PromptSpan, ...]
-"""What a chunk begins with; pieces follow each other as separate words."""
+"""Spans that begin a chunk; they follow each other as separate words."""
 WeightedPrompt = tuple[PromptSection, ...]
-"""A text: sections, each of which begins a chunk."""
+"""A prompt: sections, each of which begins a chunk (BREAK)."""
 
 
 def unweighted_prompt(text: str) -> WeightedPrompt:
-    """Return a text without any emphasis, as it stands."""
+    """Return a text as a prompt without emphasis."""
     return ((PromptSpan(text),),)
 
 
 EMPTY_PROMPT = unweighted_prompt("")
-"""The text without words."""
+"""The empty prompt."""

@@ -1,4 +1,4 @@
-"""Building a CLIP byte-pair tokenizer from a merge list, whole or truncated.
+"""CLIP byte-pair tokenizers from a full or truncated merge list.
 
 The vocabulary is laid out as CLIP's (Radford et al. 2021): 256 byte symbols, the same with the
 end-of-word mark, one entry per merge, and the two special tokens.
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
 SHIPPED = Path(__file__).parent / "clip" / "merges.txt.xz"
-"""CLIP's whole merge list, which every Stable Diffusion model's tokenizer is made from."""
+"""CLIP's full merge list, which all Stable Diffusion models use."""
 _FIXED = 512 + 2
-"""Tokens that are no merge: the byte symbols, twice, and the two special ones."""
+"""Tokens that are not merges: the byte symbols, twice, and two special tokens."""
 
 
 def read_merges(path: Path, count: int | None = None) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ def read_merges(path: Path, count: int | None = None) -> list[tuple[str, str]]:
     if malformed:
         raise DataError(f"{path}: {' '.join(malformed[0])!r} is not a merge (two symbols a line)")
     if count is not None and len(merges) < count:
-        raise DataError(f"{path}: has {len(merges)} merges, fewer than the {count} asked for")
+        raise DataError(f"{path}: has {len(merges)} merges, fewer than the required {count}")
     return [(pair[0], pair[1]) for pair in merges]
 
 
@@ -52,9 +52,9 @@ def _shipped_merges() -> tuple[tuple[str, str], ...]:
 
 
 def create_clip_tokenizer(vocabulary: int, pad_token: str = END) -> "CLIPTokenizer":
-    """Return CLIP's tokenizer with a vocabulary of that size: 49,408 for published models.
+    """Return CLIP's tokenizer with a vocabulary of a size: 49,408 for published models.
 
-    A smaller vocabulary has the first merges only, as models with a narrow text tower use.
+    A smaller vocabulary has only the first merges, as the embedded model's.
 
     Raises:
         DataError: CLIP has no vocabulary of that size.
@@ -78,7 +78,7 @@ def create_bpe_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
     # The constructor ignores vocab_file and merges_file in transformers 5; it wants the objects.
     return CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(tokens)},
+        vocab={token: i for i, token in enumerate(tokens)},
         merges=merges,
         unk_token=END,
         bos_token=START,
@@ -91,5 +91,5 @@ def create_bpe_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":
 def _byte_symbols() -> list[str]:
     """Return the 256 printable stand-ins for bytes, in the order of CLIP's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(rest))]
+    other_bytes = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(other_bytes))]
