@@ -1,8 +1,8 @@
-"""Finding a tag among the tokens of a text.
+"""Finding a trigger word (tag) among the tokens of a text.
 
-A tag occurs where its token sequence stands in the text's, beginning at the start of a word. What
-counts as equal is therefore what the tokenizer makes equal: CLIP's reads lower case and any white
-space as one space. CLIP reads digits one by one, each as a word: ``ink1`` occurs in ``ink12``.
+A tag occurs where its token sequence is part of the text's, starting at the start of a word. Two
+texts are therefore equal if the tokenizer makes them equal: CLIP's reads lower case, and any white
+space as one space. CLIP reads digits one at a time, each as a word: ``ink1`` occurs in ``ink12``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 _END_OF_WORD = "</w>"
-"""What CLIP's vocabulary marks the last token of a word with."""
+"""The mark of a word's last token in CLIP's vocabulary."""
 
 
 def tokenize_tag(tokenizer: "CLIPTokenizer", tag: str) -> list[int]:
     """Return the tokens of a tag, at least one.
 
     Raises:
-        ConfigError: the tag is nothing to the tokenizer, such as white space.
+        ConfigError: the tag has no tokens, such as white space.
     """
-    ids = _plain_ids(tokenizer, tag)
+    ids = _tokenize(tokenizer, tag)
     if not ids:
         raise ConfigError(f"tag {tag!r}: the tokenizer reads nothing there; use a word")
     return ids
 
 
 def find_tag_spans(tokenizer: "CLIPTokenizer", tag: str, text: str) -> list[range]:
-    """Return where a tag occurs in a text, as ranges of positions among all of its tokens.
+    """Return where a tag occurs in a text, as ranges of positions among its tokens.
 
-    The whole text counts, however long; special tokens do not.
+    All of the text is searched, however long it is; special tokens do not count.
 
     Raises:
         ConfigError: the tag has no tokens.
     """
-    sought = tokenize_tag(tokenizer, tag)
-    starts = _starts(tokenizer, sought, _plain_ids(tokenizer, text))
-    return [range(start, start + len(sought)) for start in starts]
+    tag_ids = tokenize_tag(tokenizer, tag)
+    starts = _find_starts(tokenizer, tag_ids, _tokenize(tokenizer, text))
+    return [range(start, start + len(tag_ids)) for start in starts]
 
 
 def has_tag(tokenizer: "CLIPTokenizer", tag: str, text: str) -> bool:
-    """Tell whether a tag occurs anywhere in a text, also in what is cut off for the model.
+    """Return whether a tag occurs in a text, even in what is cut off for the model.
 
     Raises:
         ConfigError: the tag has no tokens.
@@ -54,14 +54,14 @@ def has_tag(tokenizer: "CLIPTokenizer", tag: str, text: str) -> bool:
 
 
 def mark_tag_tokens(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch.Tensor:
-    """Mark the tokens of every occurrence of a tag.
+    """Return a mask of the tokens of every occurrence of a tag.
 
-    One that begins in one of the model's windows of 77 tokens and ends in the next is marked too.
+    An occurrence that starts in one window of 77 tokens and ends in the next is marked too.
 
     Args:
-        tokenizer: the one that made the tokens.
-        tag: one word or several.
-        ids: int64 ``[B, L]``, special tokens included.
+        tokenizer: the tokenizer that made ``ids``.
+        tag: one or more words.
+        ids: int64 ``[B, L]``, with special tokens.
 
     Returns:
         bool ``[B, L]`` on the device of ``ids``.
@@ -69,26 +69,29 @@ def mark_tag_tokens(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> 
     Raises:
         ConfigError: the tag has no tokens.
     """
-    sought = tokenize_tag(tokenizer, tag)
-    found = torch.zeros(ids.shape, dtype=torch.bool)
+    tag_ids = tokenize_tag(tokenizer, tag)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     is_end = mark_end_tokens(tokenizer, ids).tolist()
-    for row, tokens, ends in zip(found, ids.tolist(), is_end, strict=True):
-        text = [
-            place for place, token in enumerate(tokens) if token not in special and not ends[place]
+    for row_mask, row, row_ends in zip(mask, ids.tolist(), is_end, strict=True):
+        positions = [
+            position
+            for position, token in enumerate(row)
+            if token not in special and not row_ends[position]
         ]
-        for start in _starts(tokenizer, sought, [tokens[place] for place in text]):
-            row[text[start : start + len(sought)]] = True
-    return found.to(ids.device)
+        text_ids = [row[position] for position in positions]
+        for start in _find_starts(tokenizer, tag_ids, text_ids):
+            row_mask[positions[start : start + len(tag_ids)]] = True
+    return mask.to(ids.device)
 
 
 def mark_end_tokens(tokenizer: "CLIPTokenizer", ids: torch.Tensor) -> torch.Tensor:
-    """Mark the end token and the padding behind it, in each of the model's windows of 77 tokens.
+    """Return a mask of the end token and the padding after it, in each window of 77 tokens.
 
-    CLIP is causal: only these positions, and those behind a tag, know of the whole text.
+    CLIP is causal: only these positions, and those after a tag, depend on the full text.
 
     Args:
-        tokenizer: the one that made the tokens.
+        tokenizer: the tokenizer that made ``ids``.
         ids: int64 ``[B, L]``; an L that is no multiple of the window counts as one window.
 
     Returns:
@@ -101,23 +104,24 @@ def mark_end_tokens(tokenizer: "CLIPTokenizer", ids: torch.Tensor) -> torch.Tens
     return (is_end.cumsum(dim=-1) > 0).view(rows, length)
 
 
-def _plain_ids(tokenizer: "CLIPTokenizer", text: str) -> list[int]:
+def _tokenize(tokenizer: "CLIPTokenizer", text: str) -> list[int]:
+    """Return the tokens of a text without special tokens."""
     encoded = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
-    return [int(one) for one in encoded["input_ids"]]
+    return [int(token) for token in encoded["input_ids"]]
 
 
-def _starts(
-    tokenizer: "CLIPTokenizer", sought: Sequence[int], tokens: Sequence[int]
+def _find_starts(
+    tokenizer: "CLIPTokenizer", tag_ids: Sequence[int], text_ids: Sequence[int]
 ) -> Iterator[int]:
-    """Yield where a token sequence stands in another, and not in the middle of a word.
+    """Yield where a token sequence occurs in another one and does not start inside of a word.
 
-    A sequence that ends a word is also the end of longer ones: ``cat`` of ``wildcat``.
+    A sequence that ends a word is also the end of longer words: ``cat`` of ``wildcat``.
     """
-    size, wanted = len(sought), list(sought)
-    for start in range(len(tokens) - size + 1):
-        if list(tokens[start : start + size]) != wanted:
+    length = len(tag_ids)
+    for start in range(len(text_ids) - length + 1):
+        if list(text_ids[start : start + length]) != list(tag_ids):
             continue
-        if start == 0 or _ends_word(tokenizer, tokens[start - 1]):
+        if start == 0 or _ends_word(tokenizer, text_ids[start - 1]):
             yield start
 
 

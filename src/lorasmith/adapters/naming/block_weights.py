@@ -1,8 +1,8 @@
-"""Weights by block (LBW): a vector of numbers, or a preset's name, for the blocks of a U-Net.
+"""LoRA block weights (LBW): a vector of numbers, or a preset's name, for the blocks of a U-Net.
 
-Blocks go by the numbers of the original model: IN00-11, MID, OUT00-11, and BASE for the text
-encoders. A vector's length tells which blocks it is about; the blocks that it leaves out count as
-0. Layers outside of all blocks (time embedding, last convolution) keep the LoRA's plain weight.
+Blocks are numbered as in the original model: IN00-11, MID, OUT00-11, and BASE for the text
+encoders. A vector's length determines its blocks; all other blocks get 0. Layers outside of all
+blocks (time embedding, last convolution) keep the LoRA's plain weight.
 """
 
 import math
@@ -15,12 +15,12 @@ TEXT_ENCODER_BLOCK, MID_BLOCK = "BASE", "MID"
 _LARGEST = 10.0
 
 
-def _inner(*numbers: int) -> tuple[str, ...]:
-    return tuple(f"IN{number:02d}" for number in numbers)
+def _inner(*indices: int) -> tuple[str, ...]:
+    return tuple(f"IN{index:02d}" for index in indices)
 
 
-def _outer(*numbers: int) -> tuple[str, ...]:
-    return tuple(f"OUT{number:02d}" for number in numbers)
+def _outer(*indices: int) -> tuple[str, ...]:
+    return tuple(f"OUT{index:02d}" for index in indices)
 
 
 LBW_BLOCKS: dict[int, tuple[str, ...]] = {
@@ -54,7 +54,7 @@ _PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (TEXT_ENCODER_BLOCK, *_outer(*range(6))),
     ),
 }
-"""The blocks that each preset leaves on, of SD and of SDXL; ALL0.5 halves all of them."""
+"""The blocks that each preset keeps, of SD and of SDXL; ALL0.5 halves all of them."""
 
 PRESETS = (*_PRESETS, "ALL0.5")
 """Names of the presets."""
@@ -67,9 +67,9 @@ class BlockWeights:
     text: str
     """As the user wrote them."""
     sd: Mapping[str, float] | None
-    """Multipliers for SD 1.x and 2.x by block; None where they are for SDXL only."""
+    """Multipliers for SD 1.x and 2.x by block; None if they are for SDXL only."""
     sdxl: Mapping[str, float] | None
-    """For SDXL, likewise."""
+    """Multipliers for SDXL by block; None if they are for SD 1.x and 2.x only."""
 
     def for_family(self, is_sdxl: bool) -> "FamilyBlockWeights":
         """Return the multipliers for a family.
@@ -77,14 +77,14 @@ class BlockWeights:
         Raises:
             ConfigError: the vector has the length of the other family's.
         """
-        chosen = self.sdxl if is_sdxl else self.sd
-        if chosen is None:
+        weights = self.sdxl if is_sdxl else self.sd
+        if weights is None:
             lengths = ("12 or 20", "SDXL") if is_sdxl else ("17 or 26", "SD 1.x and 2.x")
             raise ConfigError(
                 f"block weights {self.text!r} have a length for the other family; {lengths[1]} "
                 f"takes {lengths[0]} numbers or a preset"
             )
-        return FamilyBlockWeights(chosen)
+        return FamilyBlockWeights(weights)
 
 
 @dataclass(frozen=True)
@@ -92,31 +92,31 @@ class FamilyBlockWeights:
     """Multipliers by block for one family."""
 
     weights: Mapping[str, float]
-    """By block; a block that is not there counts as 0."""
+    """By block; a missing block has 0."""
 
     def weight_of(self, block: str) -> float:
-        """Return the multiplier of a block (`Place.block`); 1 for layers outside of all blocks."""
+        """Return the multiplier of a block (`LayerRef.block`); 1 outside of all blocks."""
         return self.weights.get(block, 0.0) if block else 1.0
 
 
 def parse_block_weights(text: str) -> BlockWeights:
-    """Read a preset's name or 12, 17, 20 or 26 numbers with commas between them.
+    """Parse a preset's name or 12, 17, 20 or 26 numbers separated by commas.
 
     Raises:
-        ConfigError: no such preset (close matches are named), a wrong count, or something that is
-            no number from -10 to 10.
+        ConfigError: there is no such preset (the message suggests close names), the count is wrong,
+            or an entry is no number from -10 to 10.
     """
     name = text.strip()
     if name == "ALL0.5":
-        halves = _on(_PRESETS["ALL"][0], 0.5), _on(_PRESETS["ALL"][1], 0.5)
+        halves = _weight_all(_PRESETS["ALL"][0], 0.5), _weight_all(_PRESETS["ALL"][1], 0.5)
         return BlockWeights(name, *halves)
     if name in _PRESETS:
         sd, sdxl = _PRESETS[name]
-        return BlockWeights(name, _on(sd, 1.0), _on(sdxl, 1.0))
+        return BlockWeights(name, _weight_all(sd, 1.0), _weight_all(sdxl, 1.0))
     if "," not in name:
         hint = did_you_mean(name.upper(), PRESETS) or f"; presets are {', '.join(PRESETS)}"
         raise ConfigError(f"block weights: there is no preset {name!r}{hint}")
-    numbers = [_number(name, one) for one in name.split(",")]
+    numbers = [_parse_number(name, entry) for entry in name.split(",")]
     if len(numbers) not in LBW_BLOCKS:
         raise ConfigError(
             f"block weights {name!r}: {len(numbers)} numbers; SD takes 17 or 26, SDXL 12 or 20"
@@ -125,17 +125,17 @@ def parse_block_weights(text: str) -> BlockWeights:
     return BlockWeights(name, *((weights, None) if len(numbers) in (17, 26) else (None, weights)))
 
 
-def _on(blocks: tuple[str, ...], weight: float) -> dict[str, float]:
+def _weight_all(blocks: tuple[str, ...], weight: float) -> dict[str, float]:
     return dict.fromkeys(blocks, weight)
 
 
-def _number(text: str, one: str) -> float:
+def _parse_number(text: str, entry: str) -> float:
     try:
-        number = float(one)
+        number = float(entry)
     except ValueError as error:
-        raise ConfigError(f"block weights {text!r}: {one.strip()!r} is not a number") from error
+        raise ConfigError(f"block weights {text!r}: {entry.strip()!r} is not a number") from error
     if not math.isfinite(number) or abs(number) > _LARGEST:
         raise ConfigError(
-            f"block weights {text!r}: {one.strip()} is not between -{_LARGEST:g} and {_LARGEST:g}"
+            f"block weights {text!r}: {entry.strip()} is not between -{_LARGEST:g} and {_LARGEST:g}"
         )
     return number

@@ -1,24 +1,24 @@
-"""Where a U-Net layer stands: its block's name in block vectors, and its name in sgm's numbering.
+"""Names of U-Net layers: their block in block weights (LBW), and their name in sgm.
 
-Stability AI's own code (sgm) counts the U-Net's pieces from the first convolution on:
+Stability AI's own code (sgm) counts the U-Net's modules from the first convolution on:
 ``input_blocks_0`` to ``_11``, ``middle_block`` and ``output_blocks_0`` to ``_11`` in SD 1.x, to 8
-in SDXL. Block weight vectors (LBW) use the same numbers as IN00-11, MID, OUT00-11, and LoRA files
-for SDXL name their layers that way. diffusers groups the pieces by resolution instead.
+in SDXL. Block weights (LBW) use the same numbers as IN00-11, MID, OUT00-11, and LoRA files
+for SDXL name their layers that way. diffusers groups the modules by resolution instead.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any, Self
 
-_INNER = {
+_RESNET_LAYERS = {
     "conv1": "in_layers_2",
     "conv2": "out_layers_3",
     "time_emb_proj": "emb_layers_1",
     "conv_shortcut": "skip_connection",
 }
-"""Layers of a resnet, diffusers' name to sgm's."""
+"""sgm's names of the layers of a resnet, by diffusers' names."""
 
-_OUTER = {
+_OTHER_LAYERS = {
     "conv_in": "input_blocks_0_0",
     "time_embedding.linear_1": "time_embed_0",
     "time_embedding.linear_2": "time_embed_2",
@@ -26,38 +26,40 @@ _OUTER = {
     "add_embedding.linear_2": "label_emb_0_2",
     "conv_out": "out_2",
 }
-"""Layers outside of the blocks."""
+"""sgm's names of the layers outside of all blocks, by diffusers' paths."""
 
 
 _PUBLISHED_RESNETS = 2
-"""Resnets of each level on the way down in every published model; one more on the way up."""
+"""Resnets of each level of the encoder in every published model; the decoder has one more."""
 
-_NUMBERED = re.compile(r"(?P<side>input|output)_blocks_(?P<number>\d+)_(?P<inner>\d)_(?P<rest>\w+)")
-_MIDDLE = re.compile(r"middle_block_(?P<inner>\d)_(?P<rest>\w+)")
+_NUMBERED = re.compile(
+    r"(?P<side>input|output)_blocks_(?P<index>\d+)_(?P<module>\d)_(?P<layer>\w+)"
+)
+_MIDDLE = re.compile(r"middle_block_(?P<module>\d)_(?P<layer>\w+)")
 
 
 class BlockMap:
-    """Translates diffusers' module paths of one U-Net."""
+    """Translates diffusers' module paths of one U-Net to other names."""
 
     def __init__(
         self, resnets_down: Sequence[int], resnets_up: Sequence[int], attended_up: Sequence[bool]
     ) -> None:
-        """Count the pieces of each block.
+        """Count the modules of each block.
 
         Args:
-            resnets_down: resnets of each level on the way down.
-            resnets_up: on the way up, the deepest level first.
-            attended_up: whether there is attention too, likewise.
+            resnets_down: number of resnets of each level of the encoder.
+            resnets_up: number of resnets of each level of the decoder, the deepest first.
+            attended_up: whether each level of the decoder has attention, the deepest first.
         """
         self._down, self._up = [], []
-        place = 1  # 0 is the first convolution
+        index = 1  # 0 is the first convolution
         for count in resnets_down:
-            self._down.append(place)
-            place += count + 1
-        place = 0
+            self._down.append(index)
+            index += count + 1
+        index = 0
         for count in resnets_up:
-            self._up.append(place)
-            place += count
+            self._up.append(index)
+            index += count
         self._resnets_down, self._resnets_up = list(resnets_down), list(resnets_up)
         self._attended_up = list(attended_up)
 
@@ -81,78 +83,77 @@ class BlockMap:
         )
 
     def lbw_name(self, path: str) -> str:
-        """Return IN00 to IN11, MID or OUT00 to OUT11 for a module path, or nothing outside."""
-        side, number, _ = self._position(path)
+        """Return IN00 to IN11, MID or OUT00 to OUT11 for a module path; empty outside of blocks."""
+        side, index, _ = self._position(path)
         if side == "middle":
             return "MID"
         if path.startswith("conv_in"):
             return "IN00"
-        return f"{'IN' if side == 'input' else 'OUT'}{number:02d}" if side else ""
+        return f"{'IN' if side == 'input' else 'OUT'}{index:02d}" if side else ""
 
     def sgm_name(self, path: str) -> str:
-        """Return the name that sgm has for a layer, with underscores for dots."""
-        side, number, inner = self._position(path)
+        """Return sgm's name of a layer, with underscores for dots."""
+        side, index, layer = self._position(path)
         if not side:
-            return _OUTER.get(path, path.replace(".", "_"))
-        block = "middle_block" if side == "middle" else f"{side}_blocks_{number}"
-        return f"{block}_{inner}"
+            return _OTHER_LAYERS.get(path, path.replace(".", "_"))
+        block = "middle_block" if side == "middle" else f"{side}_blocks_{index}"
+        return f"{block}_{layer}"
 
     def _position(self, path: str) -> tuple[str, int, str]:
-        """Return a path's side (input, middle, output or nothing), piece and name inside it."""
-        parts = path.split(".")
-        if parts[0] == "mid_block" and len(parts) > 2:
-            step = 2 * int(parts[2]) + (parts[1] == "attentions")
-            return "middle", 0, f"{step}_{_inside(parts[1], parts[3:])}"
-        if parts[0] not in ("down_blocks", "up_blocks") or len(parts) < 4:
+        """Return a path's side (input, middle, output or empty), index and name inside of it."""
+        names = path.split(".")
+        if names[0] == "mid_block" and len(names) > 2:
+            module = 2 * int(names[2]) + (names[1] == "attentions")
+            return "middle", 0, f"{module}_{_to_sgm(names[1], names[3:])}"
+        if names[0] not in ("down_blocks", "up_blocks") or len(names) < 4:
             return "", 0, ""
-        level, kind, number, rest = int(parts[1]), parts[2], int(parts[3]), parts[4:]
-        if parts[0] == "down_blocks":
-            first = self._down[level]
+        level, kind, index, layer = int(names[1]), names[2], int(names[3]), names[4:]
+        sgm_layer = f"{int(kind == 'attentions')}_{_to_sgm(kind, layer)}"
+        if names[0] == "down_blocks":
             if kind == "downsamplers":
-                return "input", first + self._resnets_down[level], "0_op"
-            return "input", first + number, f"{int(kind == 'attentions')}_{_inside(kind, rest)}"
-        first = self._up[level]
+                return "input", self._down[level] + self._resnets_down[level], "0_op"
+            return "input", self._down[level] + index, sgm_layer
         if kind == "upsamplers":
-            last = first + self._resnets_up[level] - 1
+            last = self._up[level] + self._resnets_up[level] - 1
             return "output", last, f"{2 if self._attended_up[level] else 1}_conv"
-        return "output", first + number, f"{int(kind == 'attentions')}_{_inside(kind, rest)}"
+        return "output", self._up[level] + index, sgm_layer
 
 
 def diffusers_path(name: str) -> str:
-    """Return diffusers' name, still with underscores, for a layer of a published U-Net in sgm's.
+    """Return diffusers' name of a layer of a published U-Net for sgm's; both with underscores.
 
-    A name that is not sgm's comes back as it is.
+    A name that is not sgm's is returned unchanged.
     """
-    outer = {sgm: path.replace(".", "_") for path, sgm in _OUTER.items()}
-    if name in outer:
-        return outer[name]
+    other = {sgm: path.replace(".", "_") for path, sgm in _OTHER_LAYERS.items()}
+    if name in other:
+        return other[name]
     if middle := _MIDDLE.fullmatch(name):
-        inner = int(middle["inner"])
-        kind = "attentions" if inner == 1 else "resnets"
-        return f"mid_block_{kind}_{inner // 2}_{_outside(kind, middle['rest'])}"
-    numbered = _NUMBERED.fullmatch(name)
-    if numbered is None:
+        module = int(middle["module"])
+        kind = "attentions" if module == 1 else "resnets"
+        return f"mid_block_{kind}_{module // 2}_{_to_diffusers(kind, middle['layer'])}"
+    match = _NUMBERED.fullmatch(name)
+    if match is None:
         return name
-    down = numbered["side"] == "input"
-    # On the way down, piece 0 is the first convolution and each level ends with a downsampler.
-    level, number = divmod(int(numbered["number"]) - down, _PUBLISHED_RESNETS + 1)
-    side, rest = "down" if down else "up", numbered["rest"]
-    if rest == ("op" if down else "conv"):
+    is_input = match["side"] == "input"
+    # In the encoder, index 0 is the first convolution and each level ends with a downsampler.
+    level, index = divmod(int(match["index"]) - is_input, _PUBLISHED_RESNETS + 1)
+    side, layer = "down" if is_input else "up", match["layer"]
+    if layer == ("op" if is_input else "conv"):
         return f"{side}_blocks_{level}_{side}samplers_0_conv"
-    kind = "attentions" if numbered["inner"] == "1" else "resnets"
-    return f"{side}_blocks_{level}_{kind}_{number}_{_outside(kind, rest)}"
+    kind = "attentions" if match["module"] == "1" else "resnets"
+    return f"{side}_blocks_{level}_{kind}_{index}_{_to_diffusers(kind, layer)}"
 
 
-def _outside(kind: str, rest: str) -> str:
-    """Return diffusers' name for what `_inside` named."""
-    names = {sgm: path for path, sgm in _INNER.items()}
-    return names.get(rest, rest) if kind == "resnets" else rest
+def _to_diffusers(kind: str, layer: str) -> str:
+    """Return diffusers' name of a layer in a resnet or a transformer; the inverse of `_to_sgm`."""
+    names = {sgm: path for path, sgm in _RESNET_LAYERS.items()}
+    return names.get(layer, layer) if kind == "resnets" else layer
 
 
-def _inside(kind: str, rest: list[str]) -> str:
-    if kind == "resnets" and rest:
-        return "_".join([_INNER.get(rest[0], rest[0]), *rest[1:]])
-    return "_".join(rest)
+def _to_sgm(kind: str, layer: list[str]) -> str:
+    if kind == "resnets" and layer:
+        return "_".join([_RESNET_LAYERS.get(layer[0], layer[0]), *layer[1:]])
+    return "_".join(layer)
 
 
 def block_sort_key(block: str) -> tuple[int, str]:

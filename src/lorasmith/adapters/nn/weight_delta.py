@@ -1,4 +1,4 @@
-"""Adapters that are a whole change of a layer's weight: what DoRA, LoHa and LoKr come down to."""
+"""Adapters that hold the full change of a layer's weight, such as that of DoRA, LoHa and LoKr."""
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,11 @@ class DeltaLinear(Adapter):
         self.register_buffer("delta", delta)
 
     def delta_weight(self) -> torch.Tensor:
-        """Return the change; ``weight`` is left out."""
+        """Return the change at strength 1."""
         return self.delta
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the output, ``[..., out]``, for an input ``[..., in]``."""
+        """Return the change of the output, ``[..., out]``, for an input ``[..., in]``."""
         return F.linear(x, self.delta.to(x.dtype)) * self.strength
 
 
@@ -29,12 +29,12 @@ class DeltaConv2d(DeltaLinear):
     """A change of a convolution's weight, ``[out, in, k, k]``."""
 
     def __init__(self, base: nn.Conv2d, delta: torch.Tensor) -> None:
-        """Make an adapter that strides and pads as ``base`` does."""
+        """Create an adapter with the stride and padding of ``base``."""
         super().__init__(delta)
         self.stride, self.padding, self.dilation = base.stride, base.padding, base.dilation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the output, ``[B, out, h, w]``, for a ``[B, in, H, W]`` input."""
+        """Return the change of the output, ``[B, out, h, w]``, for an input ``[B, in, H, W]``."""
         delta = self.delta.to(x.dtype)
         return F.conv2d(x, delta, None, self.stride, self.padding, self.dilation) * self.strength
 

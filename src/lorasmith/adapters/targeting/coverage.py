@@ -1,4 +1,4 @@
-"""What targets take of a model: layers, parameters, share; no weight is read."""
+"""Which layers of a model targets select: parameters and share; no weight is read."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,49 +22,49 @@ class CoveredLayer:
     path: str
     """Its module path in that part."""
     name: str
-    """What LoRA files call it."""
+    """Its kohya name."""
     block: str
-    """The block it is in (``down.1``), or the part for what is in none."""
+    """Its block (``down.1``), or the part if it is in none."""
     kind: str
     """What it belongs to: attn1, attn2, ff, proj, resnet, ..."""
     shape: tuple[int, ...]
     """Shape of its weight."""
     parameters: int
-    """Parameters of its weight."""
+    """Number of elements of its weight."""
     lora_parameters: int
-    """Parameters of its adapter."""
+    """Number of parameters of its adapter."""
 
 
 @dataclass(frozen=True)
 class TargetCoverage:
-    """The layers that targets take of a model."""
+    """The layers that targets select."""
 
     layers: tuple[CoveredLayer, ...]
-    """In the order of the networks."""
+    """The layers, in the order of the networks."""
     parts: dict[str, int]
-    """All parameters of each part that adapters can go into."""
+    """Number of parameters of each part of the model that can have adapters."""
 
     @property
     def lora_parameters(self) -> int:
-        """Parameters of all adapters."""
+        """Number of parameters of all adapters."""
         return sum(layer.lora_parameters for layer in self.layers)
 
     def parameter_share(self, layers: Iterable[CoveredLayer]) -> float:
-        """Return what part of their networks' parameters is in some layers, 0 to 1."""
-        some = list(layers)
-        whole = sum(self.parts[part] for part in {layer.part for layer in some})
-        return sum(layer.parameters for layer in some) / whole if whole else 0.0
+        """Return the share, 0 to 1, of their networks' parameters that given layers have."""
+        selected = list(layers)
+        total = sum(self.parts[part] for part in {layer.part for layer in selected})
+        return sum(layer.parameters for layer in selected) / total if total else 0.0
 
     def group_by_block(self) -> dict[str, list[CoveredLayer]]:
-        """Return the layers of each block, in the order of the data."""
-        found: dict[str, list[CoveredLayer]] = {}
-        for layer in sorted(self.layers, key=_order):
-            found.setdefault(layer.block, []).append(layer)
-        return found
+        """Return the layers of each block, from the input to the output."""
+        groups: dict[str, list[CoveredLayer]] = {}
+        for layer in sorted(self.layers, key=_sort_key):
+            groups.setdefault(layer.block, []).append(layer)
+        return groups
 
 
 def compute_coverage(model: Networks, targets: Targets, rank: int) -> TargetCoverage:
-    """Return what targets take.
+    """Return the layers that targets select.
 
     Args:
         model: the networks; on the meta device is enough.
@@ -72,12 +72,12 @@ def compute_coverage(model: Networks, targets: Targets, rank: int) -> TargetCove
         rank: of the adapters.
 
     Raises:
-        ConfigError: a target fits no layer, or the rank is not 1 or more.
+        ConfigError: a target selects no layer, or the rank is not 1 or more.
         WeightsError: the model's family is unknown.
     """
     if rank < 1:
         raise ConfigError(f"lora: rank {rank} is not possible; use a whole number, 1 or more")
-    places = select_layers(targets, list(find_layer_refs(model).values()), "--targets")
+    refs = select_layers(targets, list(find_layer_refs(model).values()), "--targets")
     networks = {
         UNET: model.unet,
         "text_encoder": model.text_encoder,
@@ -88,26 +88,26 @@ def compute_coverage(model: Networks, targets: Targets, rank: int) -> TargetCove
         for part, network in networks.items()
         if network is not None
     }
-    return TargetCoverage(tuple(_covered(place, rank) for place in places), sizes)
+    return TargetCoverage(tuple(_cover(ref, rank) for ref in refs), sizes)
 
 
-def _covered(place: LayerRef, rank: int) -> CoveredLayer:
-    weight = layer_weight(place.layer)
-    of_unet = place.part == UNET
+def _cover(ref: LayerRef, rank: int) -> CoveredLayer:
+    weight = layer_weight(ref.layer)
+    is_in_unet = ref.part == UNET
     return CoveredLayer(
-        place.part,
-        place.path,
-        place.name,
-        block_label(place) or place.part,
-        layer_type(place.path) if of_unet else place.path.split(".")[-2],
+        ref.part,
+        ref.path,
+        ref.name,
+        block_label(ref) or ref.part,
+        layer_type(ref.path) if is_in_unet else ref.path.split(".")[-2],
         tuple(weight.shape),
         weight.numel(),
-        count_lora_parameters(place.layer, rank),  # type: ignore[arg-type]
+        count_lora_parameters(ref.layer, rank),  # type: ignore[arg-type]
     )
 
 
-def _order(layer: CoveredLayer) -> tuple[int, str]:
-    """Sort by the order of the data: down, middle, up, the rest, the text encoders."""
+def _sort_key(layer: CoveredLayer) -> tuple[int, str]:
+    """Return a sort key: down, middle, up, the rest of the U-Net, the text encoders."""
     side = layer.block.partition(".")[0]
     sides = ("down", "mid", "up", UNET)
     return sides.index(side) if side in sides else len(sides), layer.block

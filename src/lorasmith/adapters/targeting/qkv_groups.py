@@ -9,8 +9,8 @@ _NAMES = ("to_q", "to_k", "to_v")
 
 
 def iter_qkv_groups(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """Yield the layers of each attention that do: q, k and v, or k and v of a text."""
-    for one in network.modules():
-        found: list[Any] = [getattr(one, name, None) for name in _NAMES]
-        if all(isinstance(layer, nn.Module) for layer in found):
-            yield found[1:] if getattr(one, "is_cross_attention", False) else found
+    """Yield the layers of each attention with a common input: q, k and v, or k and v of a text."""
+    for module in network.modules():
+        layers: list[Any] = [getattr(module, name, None) for name in _NAMES]
+        if all(isinstance(layer, nn.Module) for layer in layers):
+            yield layers[1:] if getattr(module, "is_cross_attention", False) else layers

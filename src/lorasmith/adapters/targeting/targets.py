@@ -24,82 +24,80 @@ class LayerTarget:
     learning_rate: float
     """Its peak learning rate."""
     part: str
-    """What it belongs to, for logs: ``unet``, ``text``, or the targets of its `lora.overrides`."""
+    """What it belongs to in logs: ``unet``, ``text``, or the targets of its `lora.overrides`."""
 
 
 def resolve_targets(model: Networks, lora: LoraConfig, train: TrainerConfig) -> list[LayerTarget]:
     """Return the layers that get an adapter, the U-Net's first, in the order of the networks.
 
-    Where two settings name a layer, the later of `lora.targets` and the `lora.overrides` counts.
+    If several settings select a layer, the last one of `lora.targets` and `lora.overrides` counts.
 
     Args:
         model: the model; on the meta device is enough.
-        lora: the adapter's settings.
-        train: the training's, with its learning rates filled in.
+        lora: settings of the adapters.
+        train: settings of the training, with complete learning rates.
 
     Raises:
-        ConfigError: a target is misspelt or fits no layer; close matches are named.
+        ConfigError: a target is misspelt or selects no layer; the message suggests close names.
         WeightsError: the model's family is unknown.
     """
-    places = list(find_layer_refs(model).values())
-    found: dict[str, LayerTarget] = {}
-    for place in select_layers(lora.targets, places, "lora.targets"):
-        found[place.name] = _main_target(place, lora, train)
+    refs = list(find_layer_refs(model).values())
+    targets: dict[str, LayerTarget] = {}
+    for ref in select_layers(lora.targets, refs, "lora.targets"):
+        targets[ref.name] = _main_target(ref, lora, train)
     labels = _labels(lora.overrides)
-    for number, (part, label) in enumerate(zip(lora.overrides, labels, strict=True)):
-        for place in select_layers(part.targets, places, f"lora.overrides.{number}.targets"):
-            found[place.name] = _part_target(place, lora, train, part, label)
-    return [found[place.name] for place in places if place.name in found]
+    for index, (override, label) in enumerate(zip(lora.overrides, labels, strict=True)):
+        for ref in select_layers(override.targets, refs, f"lora.overrides.{index}.targets"):
+            targets[ref.name] = _override_target(ref, lora, train, override, label)
+    return [targets[ref.name] for ref in refs if ref.name in targets]
 
 
 def select_layers(targets: Targets, refs: Sequence[LayerRef], field: str) -> list[LayerRef]:
-    """Return the layers that one or several targets name, each once, in the order of ``places``.
+    """Return the layers that targets select, each once, in the order of ``refs``.
 
     Raises:
-        ConfigError: one of them fits no layer.
+        ConfigError: a target selects no layer.
     """
-    taken = {
-        place.name for one in split_targets(targets) for place in match_target(one, refs, field)
+    names = {
+        ref.name for target in split_targets(targets) for ref in match_target(target, refs, field)
     }
-    return [place for place in refs if place.name in taken]
+    return [ref for ref in refs if ref.name in names]
 
 
 def split_targets(targets: Targets) -> list[str]:
-    """Return single targets; a string may hold several, divided by commas."""
-    whole = [targets] if isinstance(targets, str) else targets
-    return [one.strip() for text in whole for one in text.split(",") if one.strip()]
+    """Return single targets; a string may hold several, separated by commas."""
+    texts = [targets] if isinstance(targets, str) else targets
+    return [target.strip() for text in texts for target in text.split(",") if target.strip()]
 
 
-def _main_target(place: LayerRef, lora: LoraConfig, train: TrainerConfig) -> LayerTarget:
-    part = "unet" if place.part == UNET else "text"
-    return LayerTarget(place, lora.rank, lora.effective_alpha, _rate(place, train), part)
+def _main_target(ref: LayerRef, lora: LoraConfig, train: TrainerConfig) -> LayerTarget:
+    part = "unet" if ref.part == UNET else "text"
+    return LayerTarget(ref, lora.rank, lora.effective_alpha, _learning_rate(ref, train), part)
 
 
-def _part_target(
-    place: LayerRef, lora: LoraConfig, train: TrainerConfig, part: LoraOverride, label: str
+def _override_target(
+    ref: LayerRef, lora: LoraConfig, train: TrainerConfig, override: LoraOverride, label: str
 ) -> LayerTarget:
-    rank = part.rank or lora.rank
-    inherited = lora.effective_alpha if part.rank is None else float(rank)
-    alpha = part.alpha or inherited
-    rate = part.learning_rate or _rate(place, train)
-    return LayerTarget(place, rank, alpha, rate, label)
+    rank = override.rank or lora.rank
+    inherited_alpha = lora.effective_alpha if override.rank is None else float(rank)
+    alpha = override.alpha or inherited_alpha
+    learning_rate = override.learning_rate or _learning_rate(ref, train)
+    return LayerTarget(ref, rank, alpha, learning_rate, label)
 
 
-def _rate(place: LayerRef, train: TrainerConfig) -> float:
-    of_unet = place.part == UNET
-    rate = train.learning_rate if of_unet else train.text_encoder_lr
+def _learning_rate(ref: LayerRef, train: TrainerConfig) -> float:
+    name = "learning_rate" if ref.part == UNET else "text_encoder_lr"
+    rate: float | None = getattr(train, name)
     if rate is None:
-        raise ConfigError(
-            f"train.{'learning_rate' if of_unet else 'text_learning_rate'}: it is not filled in yet"
-        )
+        raise ConfigError(f"train.{name}: it is not filled in yet")
     return rate
 
 
-def _labels(parts: Sequence[LoraOverride]) -> list[str]:
-    """Return a name for each part that is its own."""
+def _labels(overrides: Sequence[LoraOverride]) -> list[str]:
+    """Return a unique label for each override: its targets."""
     labels: list[str] = []
-    for part in parts:
-        label = ",".join(split_targets(part.targets))
-        repeated = sum(one == label or one.startswith(f"{label}#") for one in labels)
-        labels.append(f"{label}#{repeated + 1}" if repeated else label)
+    for override in overrides:
+        label = ",".join(split_targets(override.targets))
+        count = sum(other == label or other.startswith(f"{label}#") for other in labels)
+        labels.append(f"{label}#{count + 1}" if count else label)
     return labels

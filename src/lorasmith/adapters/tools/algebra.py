@@ -1,7 +1,7 @@
 """Algebra of LoRA layers, all of it about the dense change of the weight that they mean.
 
 A LoRA layer is the matrix D = (alpha / r) B A; a convolution's kernel counts as ``[out, in k k]``.
-Sums are exact: the factors stand one behind the other. Fewer rows come from the singular value
+Sums are exact: they concatenate the factors. Lower ranks come from the singular value
 decomposition, whose first k directions are the best approximation of rank k (Eckart, Young 1936);
 its energy is the sum of the squared singular values, which is the squared norm of D. Everything is
 computed in float64.
@@ -50,11 +50,11 @@ class Spectrum:
 
     def truncate(self, rank: int) -> LoraLayer:
         """Return the best approximation of at most a rank as a layer of float32, alpha = rank."""
-        kept = min(rank, len(self.values))
-        roots = self.values[:kept].sqrt()
-        down = (roots[:, None] * self.right[:kept]).reshape(kept, *self.row_shape)
-        up = (self.left[:, :kept] * roots).reshape(-1, kept, *[1] * (len(self.row_shape) - 1))
-        return LoraLayer(down.float(), up.float(), float(kept))
+        count = min(rank, len(self.values))
+        roots = self.values[:count].sqrt()
+        down = (roots[:, None] * self.right[:count]).reshape(count, *self.row_shape)
+        up = (self.left[:, :count] * roots).reshape(-1, count, *[1] * (len(self.row_shape) - 1))
+        return LoraLayer(down.float(), up.float(), float(count))
 
 
 def spectrum_of_matrix(delta: torch.Tensor) -> Spectrum:
@@ -78,28 +78,28 @@ def spectrum_of_layer(layer: LoraLayer) -> Spectrum:
 
 
 def weighted_sum(terms: Sequence[tuple[LoraLayer, float]]) -> LoraLayer:
-    """Return the layer whose dense change is the weighted sum of others', exactly.
+    """Return the layer whose dense change is exactly the weighted sum of other layers' changes.
 
-    The factors stand one behind the other, each B times its weight and scale; alpha is the rank.
+    The factors are concatenated, each B times its weight and scale; alpha is the rank.
 
     Raises:
-        ValueError: the layers have other shapes; both are named.
+        ValueError: the shapes differ; the message names both.
     """
     first = terms[0][0]
     downs, ups = [], []
     for layer, weight in terms:
-        down, up = _like(layer, first)
+        down, up = _match_ndim(layer, first)
         downs.append(down.double())
         ups.append(up.double() * (weight * layer.alpha / layer.rank))
     down, up = torch.cat(downs), torch.cat(ups, dim=1)
     return LoraLayer(down.float(), up.float(), float(len(down)))
 
 
-def _like(layer: LoraLayer, other: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the factors with as many dimensions as another layer's, where they are 1x1."""
+def _match_ndim(layer: LoraLayer, other: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors with as many dimensions as another layer's; only 1x1 kernels differ."""
     down, up = layer.down, layer.up
     if down.ndim != other.down.ndim and all(
-        s == 1 for s in (*down.shape[2:], *other.down.shape[2:])
+        side == 1 for side in (*down.shape[2:], *other.down.shape[2:])
     ):
         extra = [1] * (other.down.ndim - 2)
         down, up = (factor.reshape(*factor.shape[:2], *extra) for factor in (down, up))
@@ -113,53 +113,54 @@ def _like(layer: LoraLayer, other: LoraLayer) -> tuple[torch.Tensor, torch.Tenso
 
 @dataclass(frozen=True)
 class RetainedEnergy:
-    """What is left of the energy when ranks are cut."""
+    """How much of the energy remains when ranks are truncated."""
 
     total: float
-    """Of all layers before."""
+    """Energy of all layers before."""
     retained: float
-    """Of all layers after."""
+    """Energy of all layers after."""
 
     @property
     def share(self) -> float:
-        """The part that is left, 0 to 1."""
+        """The remaining share, 0 to 1."""
         return self.retained / self.total if self.total else 1.0
 
 
 RankLimit = tuple[Literal["rank"], int] | tuple[Literal["energy"], float]
-"""``("rank", 8)`` at most, or the smallest ranks that keep ``("energy", 0.95)`` of each layer."""
+"""``("rank", 8)``: at most this rank. ``("energy", 0.95)``: the smallest rank of each layer that
+retains this share of its energy."""
 
 
 def truncate_rank(
     spectra: Mapping[str, Spectrum], limit: RankLimit
 ) -> tuple[dict[str, LoraLayer], RetainedEnergy]:
-    """Return layers of lower rank, and what energy they keep."""
-    layers, energy, kept = {}, 0.0, 0.0
+    """Return layers of lower rank, and the energy that they retain."""
+    layers, total, retained = {}, 0.0, 0.0
     for name, spectrum in spectra.items():
-        wanted = limit[1] if limit[0] == "rank" else spectrum.rank_for(limit[1])
-        rank = min(int(wanted), spectrum.rank)
+        limit_rank = limit[1] if limit[0] == "rank" else spectrum.rank_for(limit[1])
+        rank = min(int(limit_rank), spectrum.rank)
         layers[name] = spectrum.truncate(rank)
-        energy += spectrum.energy
-        kept += float(spectrum.values[:rank].square().sum())
-    return layers, RetainedEnergy(energy, kept)
+        total += spectrum.energy
+        retained += float(spectrum.values[:rank].square().sum())
+    return layers, RetainedEnergy(total, retained)
 
 
-def inner_product(one: LoraLayer, two: LoraLayer) -> float:
-    """Return the sum of the products of all entries of two changes, without making them.
+def inner_product(first: LoraLayer, second: LoraLayer) -> float:
+    """Return the sum of the elementwise product of two changes, without making the matrices.
 
     Raises:
-        ValueError: the layers have other shapes.
+        ValueError: the shapes differ.
     """
-    down, up = (factor.double().flatten(1) for factor in _like(one, two))
-    other_down, other_up = two.down.double().flatten(1), two.up.double().flatten(1)
-    scale = one.alpha / one.rank * two.alpha / two.rank
-    return scale * float(((up.T @ other_up) * (down @ other_down.T)).sum())
+    down, up = (factor.double().flatten(1) for factor in _match_ndim(first, second))
+    second_down, second_up = second.down.double().flatten(1), second.up.double().flatten(1)
+    scale = first.alpha / first.rank * second.alpha / second.rank
+    return scale * float(((up.T @ second_up) * (down @ second_down.T)).sum())
 
 
 def unify_alpha(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
     """Return the same changes with one alpha, the largest rank, in all layers.
 
-    diffusers looks for differing alphas of attention layers under the wrong names.
+    diffusers looks for differing alphas of attention layers under wrong names.
     """
     alpha = float(max(layer.rank for layer in layers.values()))
     return {

@@ -1,6 +1,6 @@
-"""What can be done with LoRA files, from path to path; the commands of ``lorasmith lora``.
+"""Operations on LoRA files, from path to path: the commands of ``lorasmith lora``.
 
-Everything is checked and computed before the first byte is written, and nothing is overwritten.
+Everything is checked and computed before the first byte is written. No file is overwritten.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,46 +50,46 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class WeightedLora:
-    """A LoRA file, how strong it is, and how strong in which block."""
+    """A LoRA file with its weight and its block weights."""
 
     path: str | Path
     """The file."""
     weight: float = 1.0
     """Its multiplier."""
     blocks: str = ""
-    """Weights by block: a preset or numbers (see `lorasmith.adapters.naming.block_weights`)."""
+    """Block weights: a preset or numbers (see `lorasmith.adapters.naming.block_weights`)."""
 
     def load(self) -> MergeInput:
-        """Return it, read."""
+        """Read the file."""
         blocks = parse_block_weights(self.blocks) if self.blocks else None
         return MergeInput(load_lora_file(Path(self.path).expanduser()), self.weight, blocks)
 
 
 @dataclass(frozen=True)
 class WriteResult:
-    """A LoRA file that was written."""
+    """The result of writing a LoRA file."""
 
     path: Path
-    """Where."""
+    """The file."""
     layers: int
-    """Its layers."""
+    """Number of its layers."""
     ranks: tuple[int, ...]
-    """Their ranks, each once, rising."""
+    """The ranks that occur, rising."""
     energy: RetainedEnergy
-    """What is left of the energy where ranks were cut."""
+    """How much of the energy remains if ranks were truncated."""
 
 
 def lora_info(path: str | Path) -> LoraInfo:
-    """Return what a LoRA file holds, in brief.
+    """Return a summary of a LoRA file.
 
     Raises:
-        WeightsError: missing, damaged, or no LoRA.
+        WeightsError: the file is missing, damaged, or no LoRA.
     """
     return summarize_lora(load_lora_file(Path(path).expanduser()))
 
 
 def diff_loras(first: str | Path, second: str | Path) -> LoraDiff:
-    """Compare two LoRA files, whatever their spelling, rank and kind.
+    """Compare two LoRA files, whatever their key format, rank and kind.
 
     Raises:
         WeightsError: a file is damaged, or they are for different families.
@@ -104,36 +104,36 @@ def convert_lora(
     family: str | None = None,
     fold_alpha: bool = False,
 ) -> WriteResult:
-    """Write a LoRA file in another naming; its numbers stay as they are.
+    """Write a LoRA file in another key format; its values do not change.
 
     Args:
-        source: the file, in any spelling.
-        out: the new file; nothing may be there.
-        to: ``kohya`` or ``diffusers``.
-        family: the family that it is for, where nothing in the file tells.
-        fold_alpha: of ``diffusers``, multiply alpha / rank into the factors, for programs that do
-            not read alphas from metadata.
+        source: the file, in any key format.
+        out: the new file, which must not exist.
+        key_format: ``kohya`` or ``diffusers``.
+        family: the family that it is for, if the file does not show it.
+        fold_alpha: for ``diffusers``, multiply the factors by alpha / rank, for programs that do
+            not read alphas from the metadata.
 
     Raises:
         WeightsError: the file is damaged, for another family than ``family``, or of a kind that
-            the naming has no keys for.
-        OutputError: something is there, or it cannot be written.
+            the key format has no keys for.
+        OutputError: the file exists, or it cannot be written.
     """
-    file, target = load_lora_file(Path(source).expanduser()), _free(out)
-    known = _family(file, family)
+    file, target = load_lora_file(Path(source).expanduser()), _new_path(out)
+    family = _resolve_family(file, family)
     if key_format == "kohya":
         try:
-            layers = {rename_layer(name, known): layer for name, layer in file.layers.items()}
+            layers = {rename_layer(name, family): layer for name, layer in file.layers.items()}
         except WeightsError as error:
             raise WeightsError(f"{file.path}: {error}") from error
         save_lora_file(
-            target, layers, update_metadata(file, layers, known, target.stem), dtype=None
+            target, layers, update_metadata(file, layers, family, target.stem), dtype=None
         )
-        return _written(target, layers)
+        return _write_result(target, layers)
     layers = dict(file.layers)
-    told = update_metadata(file, layers, known, target.stem)
-    save_diffusers_file(target, layers, told, fold_alpha=fold_alpha)
-    return _written(target, layers)
+    metadata = update_metadata(file, layers, family, target.stem)
+    save_diffusers_file(target, layers, metadata, fold_alpha=fold_alpha)
+    return _write_result(target, layers)
 
 
 def merge_loras(
@@ -143,37 +143,37 @@ def merge_loras(
     base: "Model | None" = None,
     precision: Precision = "fp16",
 ) -> WriteResult:
-    """Write the weighted sum of LoRA files: exact, with ranks added up, or cut to a rank.
+    """Write the weighted sum of LoRA files: exact, with ranks added up, or truncated to a rank.
 
     Args:
-        files: the files, their weights and weights by block.
-        out: the new file; nothing may be there.
-        rank: at most; None keeps the sum exact.
+        files: the files, their weights and block weights.
+        out: the new file, which must not exist.
+        rank: the largest rank of a layer; None keeps the sum exact.
         base: the base model, which DoRA needs.
-        precision: what numbers are stored in.
+        precision: the dtype of the file.
 
     Raises:
-        WeightsError: a file is damaged, they are for different families or predictions, or all
-            that is left is zero.
-        ConfigError: the rank is not possible, or weights by block are for another family.
-        OutputError: something is there, or it cannot be written.
+        WeightsError: a file is damaged, they are for different families or predictions, or the
+            sum is zero.
+        ConfigError: the rank is impossible, or block weights are for another family.
+        OutputError: the file exists, or it cannot be written.
     """
-    limit = _limit(rank, None) if rank is not None else None
-    target, terms = _free(out), [one.load() for one in files]
-    loaded = [term.file for term in terms]
+    limit = _rank_limit(rank, None) if rank is not None else None
+    target, inputs = _new_path(out), [lora.load() for lora in files]
+    loaded = [lora.file for lora in inputs]
     family = common_family(loaded)
     common_prediction_type(loaded)
-    layers = add_loras(terms, family, _weights(base))
+    layers = add_loras(inputs, family, _base_lookup(base))
     if not layers:
         raise WeightsError(f"{target.name}: every layer has weight 0; not saved")
     if all(is_cancelled(layer) for layer in layers.values()):
         raise WeightsError(f"{target.name}: the LoRAs cancel each other out; not saved")
-    kept = RetainedEnergy(0.0, 0.0)
+    energy = RetainedEnergy(0.0, 0.0)
     if limit is not None:
-        layers, kept = truncate_layers(layers, limit)
-    told = merge_metadata(loaded, layers, family, target.stem)
-    save_lora_file(target, layers, told, compute_dtype(precision))
-    return _written(target, layers, kept)
+        layers, energy = truncate_layers(layers, limit)
+    metadata = merge_metadata(loaded, layers, family, target.stem)
+    save_lora_file(target, layers, metadata, compute_dtype(precision))
+    return _write_result(target, layers, energy)
 
 
 def resize_lora(
@@ -188,25 +188,25 @@ def resize_lora(
 
     Args:
         source: the file.
-        out: the new file; nothing may be there.
-        rank: at most so much in every layer; or
-        energy: the smallest rank of each layer that keeps this share, above 0 to 1.
+        out: the new file, which must not exist.
+        rank: the largest rank of a layer; or
+        energy: use the smallest rank of each layer that retains this share, above 0 to 1.
         base: the base model, which DoRA needs.
-        precision: what numbers are stored in.
+        precision: the dtype of the file.
 
     Raises:
         WeightsError: the file is damaged, or is DoRA without a base.
-        ConfigError: none or both of rank and energy are given, or they are not possible.
-        OutputError: something is there, or it cannot be written.
+        ConfigError: neither or both of rank and energy are given, or they are impossible.
+        OutputError: the file exists, or it cannot be written.
     """
-    limit = _limit(rank, energy)
-    file, target = load_lora_file(Path(source).expanduser()), _free(out)
+    limit = _rank_limit(rank, energy)
+    file, target = load_lora_file(Path(source).expanduser()), _new_path(out)
     family = common_family([file])
-    layers, kept = resize_layers(file, limit, _weights(base))
+    layers, retained = resize_layers(file, limit, _base_lookup(base))
     layers = {rename_layer(name, family): layer for name, layer in layers.items()}
-    told = update_metadata(file, layers, family, target.stem)
-    save_lora_file(target, layers, told, compute_dtype(precision))
-    return _written(target, layers, kept)
+    metadata = update_metadata(file, layers, family, target.stem)
+    save_lora_file(target, layers, metadata, compute_dtype(precision))
+    return _write_result(target, layers, retained)
 
 
 def extract_lora(
@@ -222,31 +222,31 @@ def extract_lora(
     Args:
         tuned: the model that was tuned.
         base: the model that it was tuned from.
-        out: the new file; nothing may be there.
-        rank: at most so much in every layer; or
-        energy: the smallest rank of each layer that keeps this share, above 0 to 1.
-        precision: what numbers are stored in.
+        out: the new file, which must not exist.
+        rank: the largest rank of a layer; or
+        energy: use the smallest rank of each layer that retains this share, above 0 to 1.
+        precision: the dtype of the file.
 
     Raises:
         WeightsError: the models are of different kinds, or do not differ.
-        ConfigError: none or both of rank and energy are given, or they are not possible.
-        OutputError: something is there, or it cannot be written.
+        ConfigError: neither or both of rank and energy are given, or they are impossible.
+        OutputError: the file exists, or it cannot be written.
     """
-    limit, target = _limit(rank, energy), _free(out)
-    found = extract_difference(tuned, base, limit)
-    facts = LoraMetadata(
+    limit, target = _rank_limit(rank, energy), _new_path(out)
+    extracted = extract_difference(tuned, base, limit)
+    metadata = LoraMetadata(
         name=target.stem,
         tag="",
         family=detect_family(base).name,
         prediction_type=tuned.scheduler_config.get("prediction_type", "epsilon"),
-        parts={"all": PartSummary(*_main(found.layers), len(found.layers))},
+        parts={"all": PartSummary(*_rank_and_alpha(extracted.layers), len(extracted.layers))},
         resolution=tuned.default_size,
         tag_frequency={},
         dataset=target.stem,
         gate="none",
     )
-    save_lora_file(target, found.layers, build_metadata(facts), compute_dtype(precision))
-    return _written(target, found.layers, found.energy), found
+    save_lora_file(target, extracted.layers, build_metadata(metadata), compute_dtype(precision))
+    return _write_result(target, extracted.layers, extracted.energy), extracted
 
 
 def fuse_loras(
@@ -256,28 +256,28 @@ def fuse_loras(
 
     Args:
         model: its weights are changed in place.
-        files: the files, their weights and weights by block.
-        precision: what it will be saved in; it must be able to hold the sums.
+        files: the files, their weights and block weights.
+        precision: the dtype it will be saved in, which must be able to hold the sums.
 
     Raises:
         WeightsError: a file does not fit the model, or a sum is not finite.
-        ConfigError: weights by block are for another family.
+        ConfigError: block weights are for another family.
     """
-    return fuse_into_model(model, [one.load() for one in files], compute_dtype(precision))
+    return fuse_into_model(model, [lora.load() for lora in files], compute_dtype(precision))
 
 
-def _family(file: LoraFile, said: str | None) -> str | None:
-    """Return the family that a file is for, which a user says where the file does not tell."""
-    family, known_by = detect_lora_family(file)
-    if said and family and known_by != "names" and said != family:
+def _resolve_family(file: LoraFile, stated: str | None) -> str | None:
+    """Return the family that a file is for: the one that a user states, or that the file shows."""
+    family, source = detect_lora_family(file)
+    if stated and family and source != "names" and stated != family:
         raise WeightsError(
-            f"{file.path}: by its {known_by} it is for {MODEL_FAMILIES.get(family).title}, not for "
-            f"{MODEL_FAMILIES.get(said).title}; leave --family out"
+            f"{file.path}: by its {source} it is for {MODEL_FAMILIES.get(family).title}, not for "
+            f"{MODEL_FAMILIES.get(stated).title}; leave --family out"
         )
-    return said or family
+    return stated or family
 
 
-def _free(out: str | Path) -> Path:
+def _new_path(out: str | Path) -> Path:
     from lorasmith.core.files import check_not_existing
 
     target = Path(out).expanduser()
@@ -287,7 +287,7 @@ def _free(out: str | Path) -> Path:
     return target
 
 
-def _limit(rank: int | None, energy: float | None) -> RankLimit:
+def _rank_limit(rank: int | None, energy: float | None) -> RankLimit:
     if (rank is None) == (energy is None):
         raise ConfigError("give either a rank (--rank 8) or an energy to keep (--energy 0.95)")
     if rank is not None:
@@ -299,17 +299,17 @@ def _limit(rank: int | None, energy: float | None) -> RankLimit:
     return "energy", energy
 
 
-def _weights(base: "Model | None") -> WeightLookup | None:
+def _base_lookup(base: "Model | None") -> WeightLookup | None:
     return None if base is None else weight_lookup(base)
 
 
-def _main(layers: Mapping[str, LoraLayer]) -> tuple[int, float]:
-    """Return the largest rank and the alpha, which all layers share."""
+def _rank_and_alpha(layers: Mapping[str, LoraLayer]) -> tuple[int, float]:
+    """Return the largest rank, and the alpha of all layers."""
     return max(layer.rank for layer in layers.values()), next(iter(layers.values())).alpha
 
 
-def _written(
-    path: Path, layers: Mapping[str, AdapterLayer], kept: RetainedEnergy | None = None
+def _write_result(
+    path: Path, layers: Mapping[str, AdapterLayer], energy: RetainedEnergy | None = None
 ) -> WriteResult:
     ranks = tuple(sorted({layer.rank for layer in layers.values()}))
-    return WriteResult(path, len(layers), ranks, kept or RetainedEnergy(0.0, 0.0))
+    return WriteResult(path, len(layers), ranks, energy or RetainedEnergy(0.0, 0.0))
