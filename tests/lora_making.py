@@ -36,12 +36,12 @@ def make_lora(
     """
     lora = LoraConfig.model_validate({"rank": 4, "alpha": 2.0, **changes})
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, seed=0)
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for factor in trainable.parameters():
-            factor += size * torch.randn(factor.shape, generator=draws)
+            factor += size * torch.randn(factor.shape, generator=generator)
     predicts = model.scheduler_config.get("prediction_type", "epsilon")
-    facts = LoraMetadata(
+    lora_metadata = LoraMetadata(
         "ink",
         "ink",
         detect_family(model).name,
@@ -51,7 +51,7 @@ def make_lora(
         {"ink": 1},
         "pictures",
     )
-    metadata = build_metadata(replace(facts, **told))
+    metadata = build_metadata(replace(lora_metadata, **told))
     save_lora_file(path, export_layers(trainable), metadata, torch.float32)
     trainable.detach()
     return path

@@ -68,9 +68,9 @@ def test_a_merged_file_draws_as_its_parts(
     ]
     assert run(command) == 0
     assert "the sum of 2 LoRAs" in capsys.readouterr().out
-    wanted = picture(model, (one, 0.7), (two, -0.3))
-    np.testing.assert_allclose(picture(model, (out, 1.0)), wanted, atol=1e-4)
-    assert abs(wanted - picture(model)).max() > 0.01
+    expected = picture(model, (one, 0.7), (two, -0.3))
+    np.testing.assert_allclose(picture(model, (out, 1.0)), expected, atol=1e-4)
+    assert abs(expected - picture(model)).max() > 0.01
     data = load_lora_file(out).metadata
     assert data["modelspec.merged_from"] == "ink, ink"
     assert (data["ss_output_name"], data["ss_base_model_version"]) == ("sum", "sd_v1")
@@ -124,7 +124,7 @@ def test_a_resized_file_keeps_its_picture(
     assert (data["ss_network_dim"], data["lorasmith.tag"]) == ("1", "ink")
 
 
-def test_what_was_baked_is_extracted(
+def test_fused_lora_is_extracted(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, source = loras[0], str(model.folder)
@@ -134,8 +134,8 @@ def test_what_was_baked_is_extracted(
     assert run([*command, "--out", str(out)]) == 0
     assert "100.00% of the energy kept" in capsys.readouterr().out
     np.testing.assert_allclose(picture(model, (out, 1.0)), picture(model, (one, 1.0)), atol=1e-3)
-    found = lorasmith.diff_loras(one, out)
-    assert found.total.diff_norm < 1e-3 * found.total.first_norm
+    result = lorasmith.diff_loras(one, out)
+    assert result.total.diff_norm < 1e-3 * result.total.first_norm
     assert "no layer differs" in refused(
         ["extract", source, source, "--rank", "4", "--out", str(tmp_path / "x.safetensors")],
         tmp_path, capsys,
@@ -204,11 +204,11 @@ def other_kinds(model: Model, path: Path) -> Path:
     plain = load_lora_file(make_lora(model, path, {"targets": "attention"}, 0.3))
     torch.manual_seed(0)
     layers: dict[str, Any] = {}
-    for number, (name, layer) in enumerate(plain.layers.items()):
+    for index, (name, layer) in enumerate(plain.layers.items()):
         out, inner = layer.matrix_shape
-        if number % 3 == 0:
+        if index % 3 == 0:
             layers[name] = DoraLayer(layer, torch.rand(out) + 0.5, on_input=False)
-        elif number % 3 == 1:
+        elif index % 3 == 1:
             shapes = {
                 "hada_w1_a": (out, 2),
                 "hada_w1_b": (2, inner),
@@ -224,7 +224,7 @@ def other_kinds(model: Model, path: Path) -> Path:
     return target
 
 
-def test_other_kinds_draw_and_are_baked_merged_and_shown(
+def test_other_kinds_are_drawn_fused_merged_and_shown(
     model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, source = other_kinds(model, tmp_path / "plain.safetensors"), str(model.folder)
@@ -244,8 +244,8 @@ def test_other_kinds_draw_and_are_baked_merged_and_shown(
 
     assert run(["lora", "info", str(file)]) == 0
     assert "DoRA, LoHa, LoKr" in capsys.readouterr().out
-    facts = lorasmith.lora_info(file)
-    assert (facts.kinds, facts.key_formats) == (("DoRA", "LoHa", "LoKr"), ("kohya",))
+    info = lorasmith.lora_info(file)
+    assert (info.kinds, info.key_formats) == (("DoRA", "LoHa", "LoKr"), ("kohya",))
 
 
 def test_a_mismatch_may_be_allowed(

@@ -73,8 +73,9 @@ def test_info_as_json_is_what_the_file_holds(
 
 
 def test_a_norm_needs_no_product() -> None:
-    draws = torch.Generator().manual_seed(0)
-    down, up = torch.randn(3, 5, 3, 3, generator=draws), torch.randn(7, 3, 1, 1, generator=draws)
+    generator = torch.Generator().manual_seed(0)
+    down = torch.randn(3, 5, 3, 3, generator=generator)
+    up = torch.randn(7, 3, 1, 1, generator=generator)
     dense = -2.0 / 3 * up.flatten(1) @ down.flatten(1)
     assert LoraLayer(down, up, -2.0).delta_norm() == pytest.approx(float(dense.norm()), rel=1e-5)
     assert LoraLayer(down, 0 * up, 1.0).delta_norm() == 0.0
@@ -91,12 +92,12 @@ def test_the_family_is_known_without_metadata(
     save_file({f"{name}.{k}": v for k, v in wide.items()}, tmp_path / "two.safetensors")
     one = {"x.lora_down.weight": torch.ones(2, 10), "x.lora_up.weight": torch.ones(8, 2)}
     save_file(one, tmp_path / "unknown.safetensors")
-    found = {}
+    result = {}
     for stem in ("bare", "two", "unknown"):
         assert run(["lora", "info", str(tmp_path / f"{stem}.safetensors"), "--json"]) == 0
         tree = json.loads(capsys.readouterr().out)
-        found[stem] = tree["family"], tree["family_source"]
-    assert found == {"bare": ("sdxl", "names"), "two": ("sd2", "shapes"), "unknown": (None, "")}
+        result[stem] = tree["family"], tree["family_source"]
+    assert result == {"bare": ("sdxl", "names"), "two": ("sd2", "shapes"), "unknown": (None, "")}
     assert run(["lora", "info", str(tmp_path / "bare.safetensors")]) == 0
     assert "IN04" in capsys.readouterr().out
 
@@ -116,7 +117,7 @@ def test_info_of_what_is_no_lora(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "no such weights file" in capsys.readouterr().err
 
 
-def test_a_lora_for_a_later_family_is_told(
+def test_lora_for_a_later_family_is_recognized(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "later.safetensors"
@@ -143,7 +144,7 @@ def picture(model: Model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_baked_and_unbaked_pictures_agree(
+def test_images_with_fused_and_attached_lora_agree(
     request: pytest.FixtureRequest, tmp_path: Path, family: str
 ) -> None:
     source = request.getfixturevalue(FAMILIES[family])
@@ -189,7 +190,7 @@ def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("fp32", torch.float32)])
-def test_changed_parts_have_the_wanted_precision(
+def test_changed_parts_have_the_given_precision(
     tiny_model: Path, tmp_path: Path, lora: Path, precision: str, dtype: torch.dtype
 ) -> None:
     out = tmp_path / "out"
@@ -278,13 +279,13 @@ def test_targets_as_json_agree_with_the_model(
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     assert [one["name"] for one in tree["modules"]] == list(trainable.adapters)
     assert tree["total"]["lora"] == sum(p.numel() for p in trainable.parameters())
-    places = [target.ref for target in trainable.targets]
-    weights = sum(place.layer.weight.numel() for place in places)
+    refs = [target.ref for target in trainable.targets]
+    weights = sum(ref.layer.weight.numel() for ref in refs)
     trainable.detach()
     whole = sum(p.numel() for one in (model.unet, *model.text_encoders) for p in one.parameters())
     assert tree["total"]["parameters"] == weights
     assert tree["total"]["share"] == pytest.approx(weights / whole)
-    assert sum(block["modules"] for block in tree["blocks"].values()) == len(places)
+    assert sum(block["modules"] for block in tree["blocks"].values()) == len(refs)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_files_of_diffusers_draw_here_as_there(
     plan = {"unet": unet, "text_encoder": ["q_proj", "fc1"]}
     if model.text_encoder_2 is not None:
         plan["text_encoder_2"] = ["out_proj", "fc2"]
-    states, told = {}, {}
+    states, metadata = {}, {}
     for part, targets in plan.items():
         network = getattr(pipe, part)
         config = LoraConfig(
@@ -155,11 +155,11 @@ def test_files_of_diffusers_draw_here_as_there(
                     parameter *= 1 + 0.2 * torch.rand_like(parameter)
         state = get_peft_model_state_dict(network)
         states[part] = state if part == "unet" else convert_state_dict_to_diffusers(state)
-        told[part] = config.to_dict()
+        metadata[part] = config.to_dict()
     pipe.save_lora_weights(
         tmp_path,
         **{f"{part}_lora_layers": state for part, state in states.items()},
-        **{f"{part}_lora_adapter_metadata": entries for part, entries in told.items()},
+        **{f"{part}_lora_adapter_metadata": entries for part, entries in metadata.items()},
     )
     path = tmp_path / "pytorch_lora_weights.safetensors"
     file = load_lora_file(path)
@@ -179,11 +179,11 @@ def test_a_dora_goes_to_diffusers_and_back(tiny_model: Path, tmp_path: Path) -> 
     kohya = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention+conv"}, 0.1)
     file = load_lora_file(kohya)
     torch.manual_seed(1)
-    places = find_layer_refs(model)
+    refs = find_layer_refs(model)
     layers = {
         name: DoraLayer(
             layer,
-            layer_weight(places[name].layer).flatten(1).norm(dim=1)
+            layer_weight(refs[name].layer).flatten(1).norm(dim=1)
             * (0.8 + 0.4 * torch.rand(len(layer.up))),
             on_input=False,
         )
@@ -194,8 +194,8 @@ def test_a_dora_goes_to_diffusers_and_back(tiny_model: Path, tmp_path: Path) -> 
     lorasmith.convert_lora(dora, theirs, "diffusers")
     assert_same_delta(model, dora, theirs)
     name, layer = next(iter(layers.items()))
-    wanted = layer.delta_for(layer_weight(places[name].layer))
-    torch.testing.assert_close(deltas(model, theirs)[name], wanted)
+    expected = layer.delta_for(layer_weight(refs[name].layer))
+    torch.testing.assert_close(deltas(model, theirs)[name], expected)
     pipe = their_pipe(tiny_model)
     pipe.load_lora_weights(theirs)
     np.testing.assert_allclose(their_picture(pipe), our_picture(model, dora), atol=1e-4)
@@ -221,8 +221,8 @@ def test_files_of_peft_and_for_peft(tiny_model: Path, tmp_path: Path) -> None:
     attached = attach_lora(model, load_lora_file(path))
     assert len(attached) == sum(key.endswith("lora_A.weight") for key in load_file(path))
     with torch.no_grad():
-        wanted, ours = theirs(*inputs).sample, model.unet(*inputs).sample
-    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+        expected, ours = theirs(*inputs).sample, model.unet(*inputs).sample
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     attached.detach()
 
     converted = tmp_path / "ours.safetensors"
@@ -238,7 +238,7 @@ def test_files_of_peft_and_for_peft(tiny_model: Path, tmp_path: Path) -> None:
     result = set_peft_model_state_dict(theirs, state)
     assert result.unexpected_keys == []
     with torch.no_grad():
-        torch.testing.assert_close(theirs(*inputs).sample, wanted)
+        torch.testing.assert_close(theirs(*inputs).sample, expected)
 
 
 def test_folded_alphas_are_the_ranks(tiny_model: Path, tmp_path: Path) -> None:
@@ -259,6 +259,6 @@ def test_metadata_survive_and_name_the_family(tiny_sdxl: Path, tmp_path: Path) -
     before, after = load_lora_file(kohya).metadata, load_lora_file(back).metadata
     assert after == before
     with safe_open(theirs, framework="pt") as file:
-        told = file.metadata()
-    assert told["ss_base_model_version"] == "sdxl_base_v1-0"
-    assert "unet.lora_alpha" in told["lora_adapter_metadata"]
+        metadata = file.metadata()
+    assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert "unet.lora_alpha" in metadata["lora_adapter_metadata"]

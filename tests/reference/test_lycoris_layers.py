@@ -24,7 +24,7 @@ def parts_of(case: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", CASES)
 def test_a_layer_draws_as_lycoris_draws(tmp_path: Path, case: str) -> None:
     parts = parts_of(case)
-    base, x, wanted = (parts.pop(key) for key in ("base", "x", "y"))
+    base, x, expected = (parts.pop(key) for key in ("base", "x", "y"))
     path = tmp_path / "layer.safetensors"
     save_file({f"{NAME}.{key}": tensor for key, tensor in parts.items()}, path)
     file = load_lora_file(path)
@@ -33,13 +33,13 @@ def test_a_layer_draws_as_lycoris_draws(tmp_path: Path, case: str) -> None:
 
     layer = file.layers[NAME]
     assert layer.kind.lower().startswith(case.split(" ")[0][:4]) or isinstance(layer, LoraLayer)
-    stride = 6 // wanted.shape[-1] if wanted.ndim == 4 else 1
+    stride = 6 // expected.shape[-1] if expected.ndim == 4 else 1
     for one in (layer, load_lora_file(again).layers[NAME]):
         weight = base + one.delta_for(base)
         y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight, stride=stride, padding=1)
-        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     plain = F.linear(x, base) if x.ndim == 2 else F.conv2d(x, base, stride=stride, padding=1)
-    assert not torch.allclose(plain, wanted, atol=0.1), "the adapter changes the output"
+    assert not torch.allclose(plain, expected, atol=0.1), "the adapter changes the output"
 
 
 def test_there_is_every_kind() -> None:

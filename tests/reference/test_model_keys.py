@@ -45,10 +45,10 @@ def in_folder(checkpoint: dict[str, Any], name: str, part: str, network: Any) ->
         return theirs.convert_ldm_vae_checkpoint(checkpoint, component_config(variant, part))
     prefix = TEXT_PREFIXES.get((variant.family_name, part))
     if prefix:
-        found = theirs.convert_open_clip_checkpoint(network, checkpoint, prefix)
+        result = theirs.convert_open_clip_checkpoint(network, checkpoint, prefix)
     else:
-        found = theirs.convert_ldm_clip_checkpoint(checkpoint)
-    return {key.removeprefix("text_model."): value for key, value in found.items()}
+        result = theirs.convert_ldm_clip_checkpoint(checkpoint)
+    return {key.removeprefix("text_model."): value for key, value in result.items()}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -58,8 +58,8 @@ def test_names_and_shapes_of_published_models(name: str) -> None:
     assert theirs.infer_diffusers_model_type(checkpoint) == TYPES[name]
     networks = empty_parts(VARIANTS[name])
     for part, expected in folder_shapes(name).items():
-        found = in_folder(checkpoint, name, part, networks[part])
-        assert {key: value.shape for key, value in found.items()} == expected, part
+        result = in_folder(checkpoint, name, part, networks[part])
+        assert {key: value.shape for key, value in result.items()} == expected, part
     known = [*theirs.LDM_CLIP_PREFIX_TO_REMOVE, *TEXT_PREFIXES.values()]
     starts = (theirs.LDM_UNET_KEY, theirs.LDM_VAE_KEYS[0], *known)
     assert all(key.startswith(starts) for key in checkpoint)
@@ -89,9 +89,9 @@ def test_values_of_tiny_models(
     monkeypatch.setattr(f"{__name__}.component_config", lambda _, part: contents.configs[part])
     for part, tensors in contents.tensors.items():
         width = contents.configs.get(part, {}).get("hidden_size", 0)
-        found = in_folder(checkpoint, name, part, _Sized(width))
-        assert found.keys() == tensors.keys()
-        for key, value in found.items():
+        result = in_folder(checkpoint, name, part, _Sized(width))
+        assert result.keys() == tensors.keys()
+        for key, value in result.items():
             torch.testing.assert_close(value, tensors[key].read(), rtol=0, atol=0)
 
 

@@ -26,17 +26,19 @@ def unet_of(name: str) -> torch.nn.Module:
         return networks(name).unet
     from diffusers import UNet2DConditionModel
 
-    facts = MODEL_FAMILIES.get("sdxl-refiner").unet
-    kinds = ["CrossAttn" if depth else "" for depth in facts.transformer_layers]
+    lora_metadata = MODEL_FAMILIES.get("sdxl-refiner").unet
+    kinds = ["CrossAttn" if depth else "" for depth in lora_metadata.transformer_layers]
     with torch.device("meta"):
         return UNet2DConditionModel(
             sample_size=128,
-            block_out_channels=facts.channels,
+            block_out_channels=lora_metadata.channels,
             down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
             up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-            transformer_layers_per_block=tuple(depth or 4 for depth in facts.transformer_layers),
+            transformer_layers_per_block=tuple(
+                depth or 4 for depth in lora_metadata.transformer_layers
+            ),
             attention_head_dim=(6, 12, 24, 24),
-            cross_attention_dim=facts.cross_attention_dim,
+            cross_attention_dim=lora_metadata.cross_attention_dim,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=256,
@@ -105,6 +107,6 @@ def test_diffusers_reads_kohyas_names_as_the_modules_that_we_mean(name: str) -> 
     if family == "sdxl":
         state = _maybe_map_sgm_blocks_to_diffusers(state, unet.config)
     converted, _ = _convert_non_diffusers_lora_to_diffusers(state)
-    own = {key.removeprefix("unet."): tensor for key, tensor in converted.items()}
-    read = {key.split(".lora_")[0] for key in convert_unet_state_dict_to_peft(own)}
+    its_own = {key.removeprefix("unet."): tensor for key, tensor in converted.items()}
+    read = {key.split(".lora_")[0] for key in convert_unet_state_dict_to_peft(its_own)}
     assert read == set(paths)

@@ -26,7 +26,7 @@ pytest.importorskip("peft", reason="the other side of the comparison is written 
 
 Tiny = Callable[[str], Path]
 SIDE, COUNT, SEED = 64, 3, 11
-CAPTIONS = [f"a thing number {number}, inkmono style" for number in range(COUNT)]
+CAPTIONS = [f"a thing number {index}, inkmono style" for index in range(COUNT)]
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def pictures(tmp_path: Path) -> Path:
     """Pictures that are wider than their bucket, with masks."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for number, caption in enumerate(CAPTIONS):
-        random = np.random.default_rng(number).integers(0, 256, (SIDE, 80, 3), dtype=np.uint8)
-        Image.fromarray(random).save(folder / f"{number}.png")
+    for index, caption in enumerate(CAPTIONS):
+        random = np.random.default_rng(index).integers(0, 256, (SIDE, 80, 3), dtype=np.uint8)
+        Image.fromarray(random).save(folder / f"{index}.png")
         mask = Image.new("L", (80, SIDE), 0)
-        ImageDraw.Draw(mask).ellipse((5 + 9 * number, 7, 60, 50), fill=255)
-        mask.save(folder / f"{number}.mask.png")
-        (folder / f"{number}.txt").write_text(caption)
+        ImageDraw.Draw(mask).ellipse((5 + 9 * index, 7, 60, 50), fill=255)
+        mask.save(folder / f"{index}.mask.png")
+        (folder / f"{index}.txt").write_text(caption)
     return folder
 
 
@@ -58,8 +58,8 @@ def our_session(
             "model": {"path": folder},
             "lora": {"rank": 3, "alpha": 1.5, "targets": "all-linear+text-encoder"},
             "train": {
-                "device": "cpu", "batch_size": COUNT, "max_grad_norm": 0.0, "seed": SEED, "loss": loss,
-                "learning_rate": 1e-3,
+                "device": "cpu", "batch_size": COUNT, "max_grad_norm": 0.0, "seed": SEED,
+                "loss": loss, "learning_rate": 1e-3,
             },
         }
     )  # fmt: skip
@@ -134,14 +134,14 @@ class Theirs:
         ]  # fmt: skip
         if "sdxl" not in self.family:
             return self.encoders[0](ids[0])[0], None
-        found, pooled = [], None
-        for encoder, own in zip(self.encoders, ids, strict=True):
+        result, pooled = [], None
+        for encoder, its_own in zip(self.encoders, ids, strict=True):
             if encoder is None:
                 continue
-            output = encoder(own, output_hidden_states=True)
+            output = encoder(its_own, output_hidden_states=True)
             pooled = output[0]
-            found.append(output.hidden_states[-2])
-        return torch.cat(found, dim=-1), pooled
+            result.append(output.hidden_states[-2])
+        return torch.cat(result, dim=-1), pooled
 
     def loss(self, folder: Path, numbers: list[int], min_snr: float | None) -> torch.Tensor:
         """The loss of the first step; random numbers are drawn as ours does."""

@@ -25,13 +25,13 @@ def make_lora(model: Model) -> MakeLora:
     """Build a LoRA with random factors for layers of the model, by a part of their names."""
 
     def make(parts: Iterable[str] = ("_to_",), rank: int = 3, seed: int = 0) -> LoraFile:
-        draws = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         layers = {}
-        for name, place in find_layer_refs(model).items():
+        for name, ref in find_layer_refs(model).items():
             if any(part in name for part in parts):
-                shape = layer_weight(place.layer).shape
-                down = torch.randn(rank, *shape[1:], generator=draws) * 0.2
-                up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=draws) * 0.2
+                shape = layer_weight(ref.layer).shape
+                down = torch.randn(rank, *shape[1:], generator=generator) * 0.2
+                up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=generator) * 0.2
                 layers[name] = LoraLayer(down, up, 2.0)
         return LoraFile(Path("some.safetensors"), layers, {})
 

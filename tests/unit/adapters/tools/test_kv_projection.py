@@ -32,9 +32,9 @@ def cost(
     new: torch.Tensor, old: torch.Tensor, tag: torch.Tensor, other: torch.Tensor, strength: float
 ) -> float:
     """The definition, summed token by token."""
-    kept = sum(float(((new - old) @ x).square().sum()) for x in tag) / len(tag)
+    retained = sum(float(((new - old) @ x).square().sum()) for x in tag) / len(tag)
     leaked = sum(float((new @ x).square().sum()) for x in other) / len(other)
-    return kept + strength * leaked
+    return retained + strength * leaked
 
 
 @given(seed=st.integers(0, 10**6), strength=st.sampled_from([0.01, 1.0, 30.0]))
@@ -70,11 +70,11 @@ def test_more_strength_leaks_less_and_keeps_less() -> None:
         compute_second_moment(numbers(6, 20, WIDTH)), compute_second_moment(numbers(7, 20, WIDTH))
     )
     layers = {K: LoraLayer(numbers(8, RANK, WIDTH).float(), numbers(9, 5, RANK).float(), 2.0)}
-    found = [project_layers(layers, moments, strength) for strength in (0.1, 1.0, 10.0)]
-    assert found[0].leak_before == found[1].leak_before > found[0].leak_after
-    kept = [one.retained for one in found]
-    assert 1.0 > kept[0] > kept[1] > kept[2] > 0.0
-    leaked = [one.leak_after * one.retained for one in found]
+    result = [project_layers(layers, moments, strength) for strength in (0.1, 1.0, 10.0)]
+    assert result[0].leak_before == result[1].leak_before > result[0].leak_after
+    retained = [one.retained for one in result]
+    assert 1.0 > retained[0] > retained[1] > retained[2] > 0.0
+    leaked = [one.leak_after * one.retained for one in result]
     assert leaked[0] > leaked[1] > leaked[2]
 
 
@@ -89,10 +89,10 @@ def test_other_layers_stay_and_a_file_without_any_is_refused() -> None:
     moments = SecondMoments(torch.eye(WIDTH).double(), torch.eye(WIDTH).double())
     query = LoraLayer(torch.ones(RANK, WIDTH), torch.ones(4, RANK), 1.0)
     key = LoraLayer(torch.ones(RANK, WIDTH), torch.ones(4, RANK), 1.0)
-    found = project_layers({K.replace("to_k", "to_q"): query, K: key}, moments, 1.0)
-    assert found.projected_layers == 1
-    assert found.layers[K.replace("to_k", "to_q")] is query
-    torch.testing.assert_close(found.layers[K].down, 0.5 * key.down)
+    result = project_layers({K.replace("to_k", "to_q"): query, K: key}, moments, 1.0)
+    assert result.projected_layers == 1
+    assert result.layers[K.replace("to_k", "to_q")] is query
+    torch.testing.assert_close(result.layers[K].down, 0.5 * key.down)
     with pytest.raises(WeightsError, match="nothing to project"):
         project_layers({K.replace("to_k", "to_q"): query}, moments, 1.0)
     with pytest.raises(WeightsError, match="width 6, the model's has 5"):
@@ -114,11 +114,11 @@ def test_a_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) ->
     """Chunks do not know of each other: what stands before it, in the first, does not count."""
     model = load_model(tiny_model)
     long = "a " * 75 + "a curlyqx person"
-    alone, found = (
+    alone, result = (
         measure_moments(model, "curlyqx", [text], ["a person"])
         for text in ("a curlyqx person", long)
     )
-    torch.testing.assert_close(found.tag, alone.tag)
+    torch.testing.assert_close(result.tag, alone.tag)
     twice = measure_moments(model, "curlyqx", ["a curlyqx person"], ["a person", long])
     assert twice.other.shape == alone.other.shape
     assert not torch.allclose(twice.other, alone.other)

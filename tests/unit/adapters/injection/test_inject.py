@@ -21,9 +21,9 @@ MakeLora = Callable[..., LoraFile]
 
 @torch.no_grad()
 def unet_output(model: Model) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, 4, 8, 8, generator=draws)
-    text = torch.randn(2, 77, 16, generator=draws)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    text = torch.randn(2, 77, 16, generator=generator)
     return model.unet(latents, torch.tensor([10, 700]), text, return_dict=False)[0]
 
 
@@ -94,9 +94,9 @@ def test_two_loras_sum_as_their_dense_deltas(model: Model, make_lora: MakeLora) 
 
 @torch.no_grad()
 def unet_output_double(model: Model) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(1)
-    latents = torch.randn(1, 4, 8, 8, generator=draws, dtype=torch.float64)
-    text = torch.randn(1, 77, 16, generator=draws, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(1, 4, 8, 8, generator=generator, dtype=torch.float64)
+    text = torch.randn(1, 77, 16, generator=generator, dtype=torch.float64)
     return model.unet(latents, torch.tensor([300]), text, return_dict=False)[0]
 
 
@@ -145,19 +145,19 @@ def test_sdxl_files_are_recognised(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("metadata", "message"),
     [
         ({"ss_base_model_version": "sd_v2"}, "made for SD 2.x, and this model is SD 1.x"),
         ({"modelspec.prediction_type": "v"}, "predict v_prediction, and this model predicts eps"),
     ],
 )
 def test_a_file_for_another_base_whose_layers_fit_is_refused(
-    model: Model, make_lora: MakeLora, told: dict[str, str], message: str
+    model: Model, make_lora: MakeLora, metadata: dict[str, str], message: str
 ) -> None:
     before = modules_of(model.unet)
     file = make_lora(["attn1_to_q"])
     with pytest.raises(WeightsError, match=f"its {len(file.layers)} layers exist.*{message}"):
-        attach_lora(model, replace(file, metadata=told), 1.0)
+        attach_lora(model, replace(file, metadata=metadata), 1.0)
     assert modules_of(model.unet) == before
 
 
@@ -165,11 +165,11 @@ def test_a_file_for_the_same_base_or_of_unknown_origin_fits(
     model: Model, make_lora: MakeLora
 ) -> None:
     known = {"ss_base_model_version": "sd_v1", "modelspec.prediction_type": "epsilon"}
-    for told in (known, {"ss_base_model_version": "mine"}, {"modelspec.prediction_type": "?"}):
-        assert len(attach_lora(model, replace(make_lora(["attn1_to_q"]), metadata=told))) > 0
+    for metadata in (known, {"ss_base_model_version": "mine"}, {"modelspec.prediction_type": "?"}):
+        assert len(attach_lora(model, replace(make_lora(["attn1_to_q"]), metadata=metadata))) > 0
 
 
-def test_what_sd2_predicts_is_told_by_its_version(model: Model, make_lora: MakeLora) -> None:
+def test_prediction_type_of_sd2_by_its_version(model: Model, make_lora: MakeLora) -> None:
     model.unet.register_to_config(use_linear_projection=True)  # what tells SD 2.x
     model.scheduler_config["prediction_type"] = "v_prediction"
     file = make_lora(["attn1_to_q"])
@@ -189,7 +189,9 @@ def test_other_widths_are_named(model: Model, make_lora: MakeLora) -> None:
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(model: Model, make_lora: MakeLora, weight: float) -> None:
+def test_strength_that_is_not_finite_is_refused(
+    model: Model, make_lora: MakeLora, weight: float
+) -> None:
     before = modules_of(model.unet)
     with pytest.raises(ConfigError, match="not a finite number"):
         attach_lora(model, make_lora(), weight)

@@ -45,7 +45,7 @@ def test_rows_that_are_not_let_through_are_the_base_s(make, kernel, shape, dtype
 
 
 @torch.no_grad()
-def test_a_shut_row_stays_the_base_s_even_beside_values_that_are_not_finite() -> None:
+def test_excluded_row_keeps_the_base_output_beside_infinite_values() -> None:
     layer, gate = adapted(nn.Linear(6, 5))
     layer.adapters[0].up.fill_(float("inf"))
     x = torch.randn(2, 6)
@@ -62,9 +62,9 @@ def test_tokens_that_are_not_let_through_are_the_base_s() -> None:
     tokens = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
     gate.set_rows([True, True, False], CPU, tokens)
     y = layer(x)
-    wanted = tokens & torch.tensor([[True], [True], [False]])
-    assert torch.equal(y[~wanted], base[~wanted])
-    torch.testing.assert_close(y[wanted], full[wanted])
+    expected = tokens & torch.tensor([[True], [True], [False]])
+    assert torch.equal(y[~expected], base[~expected])
+    torch.testing.assert_close(y[expected], full[expected])
 
 
 @torch.no_grad()
@@ -84,6 +84,6 @@ def test_gradients_come_from_the_rows_that_are_let_through() -> None:
     gate.set_rows([False, True, True, False], CPU)
     got = torch.autograd.grad(layer(x).square().sum(), factors)
     gate.open()
-    wanted = torch.autograd.grad(layer(x[1:3]).square().sum(), factors)
-    for one, other in zip(got, wanted, strict=True):
+    expected = torch.autograd.grad(layer(x[1:3]).square().sum(), factors)
+    for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)

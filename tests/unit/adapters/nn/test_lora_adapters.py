@@ -21,11 +21,11 @@ LAYERS = {
 
 
 def random_adapter(base: nn.Module, rank: int, alpha: float, seed: int = 0) -> LoraAdapter:
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     weight = base.weight
-    down = torch.randn(rank, *weight.shape[1:], generator=draws, dtype=weight.dtype)
+    down = torch.randn(rank, *weight.shape[1:], generator=generator, dtype=weight.dtype)
     ones = [1] * (weight.ndim - 2)
-    up = torch.randn(weight.shape[0], rank, *ones, generator=draws, dtype=weight.dtype)
+    up = torch.randn(weight.shape[0], rank, *ones, generator=generator, dtype=weight.dtype)
     return make_adapter(base, Factors(down, up), alpha)
 
 

@@ -87,5 +87,5 @@ def test_magnitudes_of_dora_do_not_hide_a_lost_direction(tmp_path: Path) -> None
     layer = DoraLayer(lora(1e-9), torch.ones(8), on_input=False)
     with pytest.warns(LorasmithWarning, match="saved as float32"):
         save_lora_file(tmp_path / "some.safetensors", {FIRST: layer}, {})
-    kept = DoraLayer(lora(0.1), torch.ones(8), on_input=False)
-    assert stored_dtype(tmp_path / "kept.safetensors", {FIRST: kept}) == torch.float16
+    retained = DoraLayer(lora(0.1), torch.ones(8), on_input=False)
+    assert stored_dtype(tmp_path / "kept.safetensors", {FIRST: retained}) == torch.float16

@@ -41,10 +41,10 @@ def lora_layers(
 ) -> LoraLayer:
     rank = draw(st.integers(1, 7))  # may be more than the matrix has
     alpha = draw(st.sampled_from([0.5, 1.0, 3.0, 8.0, -2.0]))
-    draws = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     extra = [] if kernel is None else [kernel, kernel]
-    down = torch.randn(rank, sides[1], *extra, generator=draws)
-    up = torch.randn(sides[0], rank, *[1 for _ in extra], generator=draws)
+    down = torch.randn(rank, sides[1], *extra, generator=generator)
+    up = torch.randn(sides[0], rank, *[1 for _ in extra], generator=generator)
     return LoraLayer(down, up, alpha)
 
 
@@ -71,12 +71,12 @@ def test_merging_is_linear(data: st.DataObject, factor: float) -> None:
     """m(c A) = c m(A), m(A + B) = m(A) + m(B), and the order does not matter."""
     one, two = data.draw(lora_layers()), data.draw(lora_layers())
     scaled = weighted_sum([(one, factor), (two, factor)])
-    whole = weighted_sum([(one, 1.0), (two, 1.0)])
+    full = weighted_sum([(one, 1.0), (two, 1.0)])
     close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(dense(scaled), factor * dense(whole), **close)
+    torch.testing.assert_close(dense(scaled), factor * dense(full), **close)
     nested = weighted_sum([(weighted_sum([(one, 1.0)]), factor), (two, factor)])
     torch.testing.assert_close(dense(nested), dense(scaled), **close)
-    torch.testing.assert_close(dense(weighted_sum([(two, 1.0), (one, 1.0)])), dense(whole), **close)
+    torch.testing.assert_close(dense(weighted_sum([(two, 1.0), (one, 1.0)])), dense(full), **close)
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
@@ -97,17 +97,17 @@ def test_resizing_to_full_rank_is_the_identity(kernel: int | None, data: st.Data
 def test_a_cut_is_the_best_of_its_rank(data: st.DataObject, rank: int) -> None:
     """The error is the energy of the singular values that are left out (Eckart, Young 1936)."""
     layer = data.draw(lora_layers())
-    layers, kept = truncate_rank({"x": spectrum_of_layer(layer)}, ("rank", rank))
+    layers, retained = truncate_rank({"x": spectrum_of_layer(layer)}, ("rank", rank))
     values = torch.linalg.svdvals(dense(layer))
     lost = float((dense(layers["x"]) - dense(layer)).square().sum())
     assert lost == pytest.approx(float(values[rank:].square().sum()), rel=1e-4, abs=1e-8)
-    assert kept.share == pytest.approx(1 - lost / float(values.square().sum()), abs=1e-6)
+    assert retained.share == pytest.approx(1 - lost / float(values.square().sum()), abs=1e-6)
     assert layers["x"].rank <= rank
 
 
 @settings(max_examples=40)
 @given(data=st.data(), share=st.floats(0.05, 1.0))
-def test_an_energy_is_kept_with_the_smallest_rank(data: st.DataObject, share: float) -> None:
+def test_smallest_rank_that_retains_an_energy(data: st.DataObject, share: float) -> None:
     spectrum = spectrum_of_layer(data.draw(lora_layers()))
     rank = spectrum.rank_for(share)
     reached = spectrum.values.square().cumsum(0) / spectrum.energy
@@ -117,10 +117,10 @@ def test_an_energy_is_kept_with_the_smallest_rank(data: st.DataObject, share: fl
 
 def test_nothing_has_rank_one_and_no_energy() -> None:
     spectrum = spectrum_of_matrix(torch.zeros(4, 3))
-    layers, kept = truncate_rank({"x": spectrum}, ("energy", 0.9))
+    layers, retained = truncate_rank({"x": spectrum}, ("energy", 0.9))
     assert layers["x"].rank == 1
     assert not dense(layers["x"]).any()
-    assert kept.share == 1.0
+    assert retained.share == 1.0
 
 
 @settings(max_examples=30)
@@ -160,9 +160,9 @@ def test_one_by_one_kernels_add_to_linear_layers() -> None:
 
 
 def loha() -> LohaLayer:
-    draws = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     shapes = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 72), "hada_w2_a": (8, 2), "hada_w2_b": (2, 72)}
-    return LohaLayer({k: torch.randn(s, generator=draws) for k, s in shapes.items()}, 1.0)
+    return LohaLayer({k: torch.randn(s, generator=generator) for k, s in shapes.items()}, 1.0)
 
 
 def file_of(layers: dict, name: str = "some", **metadata: str) -> LoraFile:
@@ -173,13 +173,13 @@ def test_other_kinds_add_up_by_their_dense_changes() -> None:
     lora = LoraLayer(torch.randn(2, 8, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
     one, two = file_of({CONV: loha()}), file_of({CONV: lora}, "two")
     layers = add_loras([MergeInput(one, 0.5), MergeInput(two, -1.0)], "sd1")
-    wanted = 0.5 * loha().delta().reshape(8, 8, 3, 3).double() - dense(lora)
-    torch.testing.assert_close(dense(layers[CONV]), wanted, rtol=1e-4, atol=1e-4)
-    smaller, kept = resize_layers(one, ("energy", 1.0))
+    expected = 0.5 * loha().delta().reshape(8, 8, 3, 3).double() - dense(lora)
+    torch.testing.assert_close(dense(layers[CONV]), expected, rtol=1e-4, atol=1e-4)
+    smaller, retained = resize_layers(one, ("energy", 1.0))
     torch.testing.assert_close(
         dense(smaller[CONV]).flatten(1), loha().delta().double(), rtol=1e-4, atol=1e-4
     )
-    assert kept.share == pytest.approx(1.0)
+    assert retained.share == pytest.approx(1.0)
 
 
 def test_dora_needs_its_base() -> None:
@@ -231,27 +231,26 @@ def test_names_of_one_layer_are_one_layer() -> None:
 # --- models ---------------------------------------------------------------------------------
 
 
-def test_extracting_what_was_baked(model, tiny_model: Path, make_lora) -> None:
+def test_extracting_what_was_fused(model, tiny_model: Path, make_lora) -> None:
     from lorasmith.adapters.tools.fuse import fuse_into_model
     from lorasmith.models.load import load_model
 
     lora = make_lora(["_to_", "conv1", "ff_net", "lora_te_"])
     fuse_into_model(model, [MergeInput(lora, 0.7)])
     base = load_model(tiny_model)
-    found = extract_difference(model, base, ("rank", 3))
-    assert found.layers.keys() == lora.layers.keys()
-    assert found.not_extracted == ()
-    assert found.energy.share == pytest.approx(1.0, abs=1e-6)
+    result = extract_difference(model, base, ("rank", 3))
+    assert result.layers.keys() == lora.layers.keys()
+    assert result.not_extracted == ()
+    assert result.energy.share == pytest.approx(1.0, abs=1e-6)
     for name, layer in lora.layers.items():
         torch.testing.assert_close(
-            dense(found.layers[name]), 0.7 * dense(layer), rtol=1e-3, atol=1e-5
+            dense(result.layers[name]), 0.7 * dense(layer), rtol=1e-3, atol=1e-5
         )
     with torch.no_grad():
         model.unet.conv_norm_out.weight += 1
         model.text_encoder.embeddings.token_embedding.weight += 1
-    assert [key.split(".", 1)[0] for key in extract_difference(model, base, ("rank", 1)).not_extracted] == [
-        "unet", "text_encoder",
-    ]  # fmt: skip
+    not_extracted = extract_difference(model, base, ("rank", 1)).not_extracted
+    assert [key.split(".", 1)[0] for key in not_extracted] == ["unet", "text_encoder"]
     with pytest.raises(WeightsError, match="no layer differs"):
         extract_difference(base, base, ("rank", 3))
 
@@ -263,7 +262,7 @@ def test_models_of_different_kinds_have_no_difference(model, tiny_sdxl: Path) ->
         extract_difference(load_model(tiny_sdxl), model, ("rank", 3))
 
 
-def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> None:
+def test_fused_doras_equal_attached_ones(model, make_lora) -> None:
     """Two DoRAs each change the base's weights, not each other's result."""
     from lorasmith.adapters.injection.inject import attach_lora
     from lorasmith.adapters.naming.layer_names import find_layer_refs
@@ -281,17 +280,17 @@ def test_doras_of_one_model_are_baked_as_they_are_drawn(model, make_lora) -> Non
     attached = [
         attach_lora(model, file, weight) for file, weight in zip(files, (1.0, 0.5), strict=True)
     ]
-    wanted = {
-        name: layer_weight(place.layer)
+    expected = {
+        name: layer_weight(ref.layer)
         + attached[0].adapters[name].delta_weight()
         + 0.5 * attached[1].adapters[name].delta_weight()
-        for name, place in find_layer_refs(model).items()
+        for name, ref in find_layer_refs(model).items()
         if name in files[0].layers
     }
     for one in attached:
         one.detach()
     fuse_into_model(model, [MergeInput(files[0]), MergeInput(files[1], 0.5)])
-    for name, weight in wanted.items():
+    for name, weight in expected.items():
         torch.testing.assert_close(layer_weight(find_layer_refs(model)[name].layer), weight)
     assert weight_lookup(model) is not None
 
@@ -347,10 +346,12 @@ def test_block_weights_that_are_none(text: str, message: str) -> None:
 def test_blocks_weigh_layers(make_lora) -> None:
     file = make_lora(["attn1_to_q", "lora_te_"])
     layers = add_loras([MergeInput(file, 2.0, parse_block_weights("OUTALL"))], "sd1")
-    kept = {name for name in file.layers if "_up_blocks_" in name or name.startswith("lora_te_")}
-    assert layers.keys() == kept
-    assert 0 < len(kept) < len(file.layers)
-    for name in kept:
+    retained = {
+        name for name in file.layers if "_up_blocks_" in name or name.startswith("lora_te_")
+    }
+    assert layers.keys() == retained
+    assert 0 < len(retained) < len(file.layers)
+    for name in retained:
         torch.testing.assert_close(
             dense(layers[name]), 2 * dense(file.layers[name]), rtol=1e-5, atol=1e-6
         )
@@ -366,22 +367,22 @@ def test_a_comparison_is_about_the_dense_changes(make_lora) -> None:
         make_lora(["attn1_to_q", "lora_te_"], rank=5, seed=4),
     )
     two = replace(two, metadata={"ss_output_name": "two", "sshs_model_hash": "x"})
-    found = compare_loras(one, two)
+    result = compare_loras(one, two)
     names = {**one.layers, **two.layers}
     empty = torch.tensor(0.0, dtype=torch.float64)
     deltas = [
         tuple(dense(f.layers[n]) if n in f.layers else empty for f in (one, two)) for n in names
     ]
-    assert found.total.layers == len(names)
-    assert found.total.first_norm == pytest.approx(
+    assert result.total.layers == len(names)
+    assert result.total.first_norm == pytest.approx(
         sum(float((a**2).sum()) for a, _ in deltas) ** 0.5
     )
-    wanted = sum(float(((a - b) ** 2).sum()) for a, b in deltas) ** 0.5
-    assert found.total.diff_norm == pytest.approx(wanted, rel=1e-6)
-    assert {block.block for block in found.blocks} >= {"BASE", "MID", "IN01", "OUT11"}
-    assert all("conv1" in name for name in found.only_in_first)
-    assert all(name.startswith("lora_te_") for name in found.only_in_second)
-    assert found.metadata == {"ss_output_name": (None, "two")}
+    expected = sum(float(((a - b) ** 2).sum()) for a, b in deltas) ** 0.5
+    assert result.total.diff_norm == pytest.approx(expected, rel=1e-6)
+    assert {block.block for block in result.blocks} >= {"BASE", "MID", "IN01", "OUT11"}
+    assert all("conv1" in name for name in result.only_in_first)
+    assert all(name.startswith("lora_te_") for name in result.only_in_second)
+    assert result.metadata == {"ss_output_name": (None, "two")}
     same = compare_loras(one, one)
     assert same.total.cosine == pytest.approx(1.0)
     assert same.total.diff_norm == pytest.approx(0.0, abs=1e-6 * same.total.first_norm)

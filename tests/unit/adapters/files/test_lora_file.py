@@ -41,14 +41,14 @@ def write(path: Path, content: dict[str, torch.Tensor]) -> Path:
 
 
 def test_round_trip(tmp_path: Path, make_lora: MakeLora) -> None:
-    made = make_lora(["_attn", "conv1", "lora_te_"])
+    created = make_lora(["_attn", "conv1", "lora_te_"])
     path = tmp_path / "ink.safetensors"
-    save_lora_file(path, made.layers, build_metadata(FACTS))
+    save_lora_file(path, created.layers, build_metadata(FACTS))
     read = load_lora_file(path)
 
     assert read.path == path
-    assert read.layers.keys() == made.layers.keys()
-    for name, layer in made.layers.items():
+    assert read.layers.keys() == created.layers.keys()
+    for name, layer in created.layers.items():
         assert torch.equal(read.layers[name].down, layer.down.half())
         assert torch.equal(read.layers[name].up, layer.up.half())
         assert read.layers[name].alpha == layer.alpha
@@ -210,7 +210,7 @@ def test_diffusers_reads_the_same_lora(
 
 @torch.no_grad()
 def output_of(unet: torch.nn.Module) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 4, 8, 8, generator=draws)
-    text = torch.randn(2, 77, 16, generator=draws)
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    text = torch.randn(2, 77, 16, generator=generator)
     return unet(latents, torch.tensor([20, 800]), text, return_dict=False)[0]

@@ -44,30 +44,30 @@ def test_whether_a_tag_occurs(tag: str, text: str, expected: bool) -> None:
 
 
 def test_a_tag_within_a_word_has_the_tokens_of_the_tag() -> None:
-    whole, tag = tokenize_tag(TOKENIZER, "qa"), tokenize_tag(TOKENIZER, "a")
-    assert whole[-len(tag) :] == tag  # this is what makes the test of the word's start necessary
+    full, tag = tokenize_tag(TOKENIZER, "qa"), tokenize_tag(TOKENIZER, "a")
+    assert full[-len(tag) :] == tag  # this is what makes the test of the word's start necessary
     assert not has_tag(TOKENIZER, "a", "qa")
 
 
-def test_places_are_those_of_every_occurrence() -> None:
+def test_mask_has_every_occurrence() -> None:
     ids = tokenize(TOKENIZER, ["curlyqx person, curlyqx", "a person", "a curlyqx"])
     size = len(tokenize_tag(TOKENIZER, "curlyqx"))
-    found = mark_tag_tokens(TOKENIZER, "curlyqx", ids)
-    assert found.shape == ids.shape
-    assert found.sum(dim=1).tolist() == [2 * size, 0, size]
-    assert found[0, 1 : 1 + size].all()
-    assert TOKENIZER.decode(ids[2][found[2]]).strip() == "curlyqx"
+    result = mark_tag_tokens(TOKENIZER, "curlyqx", ids)
+    assert result.shape == ids.shape
+    assert result.sum(dim=1).tolist() == [2 * size, 0, size]
+    assert result[0, 1 : 1 + size].all()
+    assert TOKENIZER.decode(ids[2][result[2]]).strip() == "curlyqx"
 
 
 @given(st.lists(WORDS, min_size=1, max_size=3), st.lists(WORDS, max_size=12))
-def test_places_and_spans_agree(tag: list[str], text: list[str]) -> None:
-    tag_text, whole = " ".join(tag), " ".join(text)
-    ids = tokenize(TOKENIZER, [whole], warn=False)
-    spans = find_tag_spans(TOKENIZER, tag_text, whole)
-    behind_start = {place + 1 for span in spans for place in span}
-    found = mark_tag_tokens(TOKENIZER, tag_text, ids)[0].nonzero().flatten().tolist()
-    assert set(found) == {place for place in behind_start if place < 76}
-    assert has_tag(TOKENIZER, tag_text, f"{whole} {tag_text}")
+def test_mask_and_spans_agree(tag: list[str], text: list[str]) -> None:
+    tag_text, full = " ".join(tag), " ".join(text)
+    ids = tokenize(TOKENIZER, [full], warn=False)
+    spans = find_tag_spans(TOKENIZER, tag_text, full)
+    behind_start = {ref + 1 for span in spans for ref in span}
+    result = mark_tag_tokens(TOKENIZER, tag_text, ids)[0].nonzero().flatten().tolist()
+    assert set(result) == {ref for ref in behind_start if ref < 76}
+    assert has_tag(TOKENIZER, tag_text, f"{full} {tag_text}")
 
 
 def test_ends_are_where_the_text_ends_in_every_window() -> None:

@@ -53,12 +53,12 @@ def test_shapes_of_a_sd15_file(sd15: nn.Module) -> None:
 
 
 def test_names_lead_back_to_the_layers(model: Model) -> None:
-    places = find_layer_refs(model)
+    refs = find_layer_refs(model)
     roots = {id(model.unet): kohya_unet_name, id(model.text_encoder): kohya_text_name}
-    for name, place in places.items():
-        assert roots[id(place.network)](place.path) == name
-        assert place.network.get_submodule(place.path) is place.layer
-    assert len(places) == len(find_adaptable_layers(model.unet)) + len(
+    for name, ref in refs.items():
+        assert roots[id(ref.network)](ref.path) == name
+        assert ref.network.get_submodule(ref.path) is ref.layer
+    assert len(refs) == len(find_adaptable_layers(model.unet)) + len(
         find_adaptable_layers(model.text_encoder)
     )
 
@@ -102,7 +102,7 @@ XL_NAMES = {
 
 @pytest.mark.parametrize(("path", "expected"), XL_NAMES.items())
 def test_sdxl_layers_have_sgm_names(path: str, expected: str) -> None:
-    names = {place.path: name for name, place in find_layer_refs(networks("sdxl")).items()}
+    names = {ref.path: name for name, ref in find_layer_refs(networks("sdxl")).items()}
     assert names[path] == f"lora_unet_{expected}"
 
 
@@ -120,10 +120,10 @@ def test_counts_of_names_on_sdxl() -> None:
 
 def test_diffusers_names_of_sdxl_are_known_too() -> None:
     model = networks("sdxl")
-    places, other = find_layer_refs(model), find_name_aliases(model)
+    refs, other = find_layer_refs(model), find_name_aliases(model)
     name = "lora_unet_up_blocks_0_attentions_0_transformer_blocks_3_attn2_to_k"
     assert other[name] == "lora_unet_output_blocks_0_1_transformer_blocks_3_attn2_to_k"
-    assert set(other.values()) <= places.keys()
+    assert set(other.values()) <= refs.keys()
     assert len(other) == len(find_adaptable_layers(model.unet)) + len(
         find_adaptable_layers(model.text_encoder)
     )
@@ -139,9 +139,9 @@ def test_a_first_text_encoder_may_have_a_number_or_none() -> None:
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
 def test_names_lead_to_layers_and_back_without_a_model(name: str) -> None:
     model = networks(name)
-    for kohya, place in find_layer_refs(model).items():
+    for kohya, ref in find_layer_refs(model).items():
         module = parse_kohya_name(kohya)
-        assert module == LayerPath(place.part, place.path.removeprefix("text_model."))
+        assert module == LayerPath(ref.part, ref.path.removeprefix("text_model."))
         assert module.kohya_name(detect_family(model).name) == kohya
         assert parse_dotted_name(module.diffusers_name) == module
         assert parse_kohya_name(module.kohya_name(None)) == module, "diffusers' order is read too"
@@ -155,7 +155,7 @@ def test_names_of_blocks_are_those_of_the_tree() -> None:
         return [node, *(below for child in node.children for below in flat(child))]
 
     for model in ("sd15", "sdxl"):
-        blocks = {place.path: place.block for place in find_layer_refs(networks(model)).values()}
+        blocks = {ref.path: ref.block for ref in find_layer_refs(networks(model)).values()}
         for node in flat(build_unet_tree(networks(model).unet)):
             inside = [b for path, b in blocks.items() if path.startswith(f"{node.path}.")]
             if node.block and inside:

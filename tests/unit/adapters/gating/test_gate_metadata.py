@@ -37,8 +37,8 @@ def test_a_trained_file_is_gated_by_its_tag_unless_it_says_otherwise() -> None:
 
 def test_files_of_other_programs_have_no_gate() -> None:
     assert parse_gate(HERE, {}) == GateMetadata("none", "")
-    found = parse_gate(HERE, {"modelspec.trigger_phrase": " sks dog "})
-    assert found == GateMetadata("none", "sks dog")
+    result = parse_gate(HERE, {"modelspec.trigger_phrase": " sks dog "})
+    assert result == GateMetadata("none", "sks dog")
 
 
 @pytest.mark.parametrize(

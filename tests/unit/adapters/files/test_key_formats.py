@@ -64,16 +64,16 @@ SPELLINGS = {
 
 
 def factors(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(3, 8, generator=draws), torch.randn(6, 3, generator=draws)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 8, generator=generator), torch.randn(6, 3, generator=generator)
 
 
-def spelled(spelling: str) -> Tensors:
-    *names, down, up = SPELLINGS[spelling]
+def keys_in(key_format: str) -> Tensors:
+    *names, down, up = SPELLINGS[key_format]
     return {
         f"{name}{end}": factor
-        for number, name in enumerate(names)
-        for end, factor in zip((down, up), factors(number), strict=True)
+        for index, name in enumerate(names)
+        for end, factor in zip((down, up), factors(index), strict=True)
     }
 
 
@@ -83,19 +83,19 @@ def read(folder: Path, tensors: Tensors, metadata: dict[str, str] | None = None)
     return load_lora_file(path)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_means_the_same_layers(tmp_path: Path, spelling: str) -> None:
-    file = read(tmp_path, spelled(spelling))
+@pytest.mark.parametrize("key_format", SPELLINGS)
+def test_every_key_format_gives_the_same_layers(tmp_path: Path, key_format: str) -> None:
+    file = read(tmp_path, keys_in(key_format))
     assert sorted(file.layers) == sorted([TO_OUT, FF, OUT_PROJ, FC1])
-    for number, name in enumerate([TO_OUT, FF, OUT_PROJ, FC1]):
-        down, up = factors(number)
+    for index, name in enumerate([TO_OUT, FF, OUT_PROJ, FC1]):
+        down, up = factors(index)
         assert torch.equal(file.layers[name].down, down)
         assert torch.equal(file.layers[name].up, up)
         assert file.layers[name].alpha == 3.0, "a missing alpha is the rank"
 
 
-def test_one_file_may_mix_spellings(tmp_path: Path) -> None:
-    one, two = spelled("lora.down"), spelled("diffusers")
+def test_file_may_mix_key_formats(tmp_path: Path) -> None:
+    one, two = keys_in("lora.down"), keys_in("diffusers")
     mixed = {key: t for key, t in one.items() if "attn" in key}
     mixed |= {key: t for key, t in two.items() if "attn" not in key}
     file = read(tmp_path, mixed)
@@ -105,9 +105,9 @@ def test_one_file_may_mix_spellings(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_one_layer_in_two_spellings_is_refused(tmp_path: Path) -> None:
+def test_layer_in_two_key_formats_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"is in it twice, in two key formats"):
-        read(tmp_path, spelled("kohya") | spelled("diffusers"))
+        read(tmp_path, keys_in("kohya") | keys_in("diffusers"))
 
 
 def test_alphas_in_diffusers_metadata(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_alphas_in_diffusers_metadata(tmp_path: Path) -> None:
         "text_encoder.alpha_pattern": {},
     }  # fmt: skip
     metadata = {"lora_adapter_metadata": json.dumps(entries)}
-    file = read(tmp_path, spelled("diffusers"), metadata)
+    file = read(tmp_path, keys_in("diffusers"), metadata)
     alphas = {name: layer.alpha for name, layer in file.layers.items()}
     text = pytest.approx(2 * 3**0.5)
     assert alphas == {TO_OUT: 6.0, FF: 1.5, OUT_PROJ: text, FC1: text}
@@ -126,13 +126,13 @@ def test_alphas_in_diffusers_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("entry", ["{", "[1]", '{"unet.lora_alpha": "much"}'])
 def test_damaged_metadata_of_diffusers(tmp_path: Path, entry: str) -> None:
     with pytest.raises(WeightsError, match="lora_adapter_metadata: "):
-        read(tmp_path, spelled("diffusers"), {"lora_adapter_metadata": entry})
+        read(tmp_path, keys_in("diffusers"), {"lora_adapter_metadata": entry})
 
 
 def test_a_file_of_peft_needs_its_settings(tmp_path: Path) -> None:
     tensors = {
         f"base_model.model.{key.removeprefix('unet.')}": tensor
-        for key, tensor in spelled("diffusers").items()
+        for key, tensor in keys_in("diffusers").items()
         if key.startswith("unet.")
     }
     with pytest.raises(WeightsError, match=r"keeps its alpha in adapter_config.json beside it"):
@@ -155,13 +155,13 @@ def test_a_file_of_peft_needs_its_settings(tmp_path: Path) -> None:
         (f"unet.{UNET}.attn2.to_k.magnitude", (8,), False),
     ],
 )
-def test_doras_three_spellings_have_their_axes(
+def test_dora_key_formats_have_their_axes(
     tmp_path: Path, key: str, shape: tuple[int, ...], on_input: bool
 ) -> None:
     """The layer is square, so nothing but the spelling and the shape tell the axis."""
-    draws = torch.Generator().manual_seed(5)
-    down, up, base = (torch.randn(n, m, generator=draws) for n, m in ((2, 8), (8, 2), (8, 8)))
-    lengths = torch.rand(8, generator=draws) + 0.5
+    generator = torch.Generator().manual_seed(5)
+    down, up, base = (torch.randn(n, m, generator=generator) for n, m in ((2, 8), (8, 2), (8, 8)))
+    lengths = torch.rand(8, generator=generator) + 0.5
     stem = key.split(".dora")[0] if "dora" in key else key.split(".to_k")[0] + ".to_k"
     suffixes = (".lora_down.weight", ".lora_up.weight") if "dora" in key else (
         ".lora_A.weight", ".lora_B.weight")  # fmt: skip
@@ -173,9 +173,9 @@ def test_doras_three_spellings_have_their_axes(
     assert layer.on_input == on_input
     turned = (base + up @ down).double()
     axis = 0 if on_input else 1
-    wanted = turned / turned.norm(dim=axis, keepdim=True)
-    wanted = wanted * (lengths[None] if on_input else lengths[:, None]) - base
-    torch.testing.assert_close(layer.delta_for(base).double(), wanted, rtol=1e-5, atol=1e-5)
+    expected = turned / turned.norm(dim=axis, keepdim=True)
+    expected = expected * (lengths[None] if on_input else lengths[:, None]) - base
+    torch.testing.assert_close(layer.delta_for(base).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_doras_lengths_must_fit(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_unfinished_layers_are_named(
 )
 def test_what_is_no_lora_says_what_it_is(tmp_path: Path, key: str, what: str) -> None:
     with pytest.raises(WeightsError, match=rf"1 of 9 keys are no LoRA keys, first .*{what}"):
-        read(tmp_path, {**spelled("kohya"), key: torch.ones(1)})
+        read(tmp_path, {**keys_in("kohya"), key: torch.ones(1)})
 
 
 def test_whole_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
@@ -289,10 +289,10 @@ def test_whole_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
         "lora_te3_encoder_block_0_layer_0_SelfAttention_k",
     ],
 )
-def test_layers_of_later_families_are_told(name: str) -> None:
+def test_layers_of_later_families_are_recognized(name: str) -> None:
     assert is_for_later_family(name)
-    for own in spelled("kohya"):
-        assert not is_for_later_family(own)
+    for its_own in keys_in("kohya"):
+        assert not is_for_later_family(its_own)
     assert not is_for_later_family("transformer.text_model.encoder.layers.0.mlp.fc1")
 
 

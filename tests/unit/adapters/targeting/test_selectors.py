@@ -16,12 +16,12 @@ from true_size import networks
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
 
 
-def taken(model: str, target: str) -> list[LayerRef]:
+def matching_refs(model: str, target: str) -> list[LayerRef]:
     return match_target(target, list(find_layer_refs(networks(model)).values()), "lora.targets")
 
 
 def paths(model: str, target: str) -> set[str]:
-    return {f"{place.part}.{place.path}" for place in taken(model, target)}
+    return {f"{ref.part}.{ref.path}" for ref in matching_refs(model, target)}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def paths(model: str, target: str) -> set[str]:
     ],
 )
 def test_counts_on_true_models(model: str, target: str, count: int) -> None:
-    assert len(taken(model, target)) == count
+    assert len(matching_refs(model, target)) == count
 
 
 def test_kinds_are_the_layers_that_their_names_say() -> None:
@@ -95,20 +95,20 @@ def test_single_blocks() -> None:
 def test_patterns_over_module_paths() -> None:
     conv = "up_blocks.2.resnets.1.conv1"
     assert paths("sd15", conv) == paths("sd15", f"unet.{conv}") == {f"unet.{conv}"}
-    assert len(taken("sd15", "up_blocks.1.*.attn2.*")) == 3 * 4
+    assert len(matching_refs("sd15", "up_blocks.1.*.attn2.*")) == 3 * 4
     assert paths("sd15", "*.attn2.to_k@up") == paths("sd15", "up_blocks.*.attn2.to_k")
     assert paths("sd15", "mid_block.attentions.0") == paths("sd15", "mid")
     assert paths("sd15", "conv_in") == {"unet.conv_in"}
     first = {f"text_encoder.encoder.layers.0.self_attn.{x}_proj" for x in ("q", "k", "v", "out")}
-    for spelling in ("text_encoder.encoder", "text_encoder.text_model.encoder"):
-        assert paths("sd15", f"{spelling}.layers.0.self_attn.*") == first
+    for key_format in ("text_encoder.encoder", "text_encoder.text_model.encoder"):
+        assert paths("sd15", f"{key_format}.layers.0.self_attn.*") == first
 
 
 def test_patterns_reach_the_text_encoders_only_by_name() -> None:
-    assert all(place.part == "unet" for place in taken("sdxl", "*"))
+    assert all(ref.part == "unet" for ref in matching_refs("sdxl", "*"))
     with pytest.raises(ConfigError, match="fits no layer"):
-        taken("sdxl", "*.q_proj")
-    assert len(taken("sdxl", "text_encoder*.q_proj")) == 12 + 32
+        matching_refs("sdxl", "*.q_proj")
+    assert len(matching_refs("sdxl", "text_encoder*.q_proj")) == 12 + 32
     assert "text_encoder_2.text_projection" not in paths("sdxl", "text_encoder*")
 
 
@@ -135,19 +135,19 @@ def test_patterns_reach_the_text_encoders_only_by_name() -> None:
 )
 def test_what_fits_nothing_names_what_is_near(target: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^lora\.targets: .*{message}"):
-        taken("sd15", target)
+        matching_refs("sd15", target)
 
 
 def test_lists_and_commas() -> None:
-    places = list(find_layer_refs(networks("sd15")).values())
-    both = select_layers(("up.1", "attention"), places, "lora.targets")
-    assert both == select_layers("attention, up.1", places, "lora.targets")
-    assert [place.name for place in both] == [p.name for p in places if p in both]
+    refs = list(find_layer_refs(networks("sd15")).values())
+    both = select_layers(("up.1", "attention"), refs, "lora.targets")
+    assert both == select_layers("attention, up.1", refs, "lora.targets")
+    assert [ref.name for ref in both] == [p.name for p in refs if p in both]
     with pytest.raises(ConfigError, match="'atention'"):
-        select_layers("attention,atention", places, "lora.targets")
+        select_layers("attention,atention", refs, "lora.targets")
 
 
-def test_parts_have_numbers_of_their_own() -> None:
+def test_overrides_have_their_own_rank_alpha_and_rate() -> None:
     lora = LoraConfig(
         rank=8,
         alpha=4.0,
@@ -159,21 +159,21 @@ def test_parts_have_numbers_of_their_own() -> None:
             LoraOverride(targets="up.1", rank=2, alpha=3.0),
         ),
     )
-    found = {
+    result = {
         f"{one.ref.part}.{one.ref.path}": (one.rank, one.alpha, one.learning_rate, one.part)
         for one in resolve_targets(networks("sd15"), lora, RATES)
     }
     block = "unet.{}.attentions.0.transformer_blocks.0.{}"
-    assert found[block.format("down_blocks.0", "attn1.to_q")] == (8, 4.0, 1e-3, "unet")
-    assert found["unet.mid_block.resnets.0.conv1"] == (8, 4.0, 5e-5, "conv@mid")
+    assert result[block.format("down_blocks.0", "attn1.to_q")] == (8, 4.0, 1e-3, "unet")
+    assert result["unet.mid_block.resnets.0.conv1"] == (8, 4.0, 5e-5, "conv@mid")
     # The last part wins, here over the first and the third.
-    assert found[block.format("up_blocks.1", "attn1.to_q")] == (2, 3.0, 1e-3, "up.1#2")
+    assert result[block.format("up_blocks.1", "attn1.to_q")] == (2, 3.0, 1e-3, "up.1#2")
     text = "text_encoder.encoder.layers.3.mlp.fc1"
-    assert found[text] == (8, 4.0, 4e-4, "text")
-    assert len(found) == 16 * 8 + 72 + 3 * 4 + 6  # ff, in and out of up.1; mid's two resnets
+    assert result[text] == (8, 4.0, 4e-4, "text")
+    assert len(result) == 16 * 8 + 72 + 3 * 4 + 6  # ff, in and out of up.1; mid's two resnets
 
 
-def test_alpha_of_a_part() -> None:
+def test_alpha_of_an_override() -> None:
     def of(**numbers: float) -> tuple[int, float]:
         part = LoraOverride.model_validate({"targets": "mid", **numbers})
         lora = LoraConfig(rank=8, alpha=4.0, targets=(), overrides=(part,))
@@ -186,7 +186,7 @@ def test_alpha_of_a_part() -> None:
     assert of(rank=16, alpha=2.0) == (16, 2.0)
 
 
-def test_a_part_that_fits_nothing_is_named() -> None:
+def test_override_that_selects_nothing_is_named() -> None:
     lora = LoraConfig(overrides=(LoraOverride(targets="mid"), LoraOverride(targets="up.7")))
     with pytest.raises(ConfigError, match=r"^lora\.overrides\.1\.targets: 'up\.7' fits no layer"):
         resolve_targets(networks("sd15"), lora, RATES)

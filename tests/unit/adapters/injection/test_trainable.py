@@ -53,10 +53,10 @@ def injected(model: Model, lora: LoraConfig, seed: int = 0) -> TrainableLora:
 
 
 def move(trainable: TrainableLora) -> None:
-    draws = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for factor in trainable.parameters():
-            factor += 0.1 * torch.randn(factor.shape, generator=draws)
+            factor += 0.1 * torch.randn(factor.shape, generator=generator)
 
 
 def modules_of(model: Model) -> list[dict[str, int]]:
@@ -159,10 +159,10 @@ def test_gradients_reach_the_adapters_alone(models) -> None:
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     model.unet(latents, torch.tensor([5]), context, return_dict=False)[0].square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in trainable.parameters())
-    own = {id(p) for p in trainable.parameters()}
+    its_own = {id(p) for p in trainable.parameters()}
     for network in (model.unet, *model.text_encoders):
-        others = [p for p in network.parameters() if id(p) not in own]
-        assert not any(p.requires_grad or p.grad is not None for p in others)
+        other_layers = [p for p in network.parameters() if id(p) not in its_own]
+        assert not any(p.requires_grad or p.grad is not None for p in other_layers)
 
 
 def test_detaching_twice_and_under_another_lora(models) -> None:
@@ -204,8 +204,8 @@ def test_all_layers_of_a_file_have_one_alpha(models) -> None:
     assert {len(layer.down) for layer in layers.values()} == {2, 4}
     for name, layer in layers.items():
         product = layer.up.flatten(1) @ layer.down.flatten(1) * (layer.alpha / len(layer.down))
-        wanted = trainable.adapters[name].delta_weight()
-        torch.testing.assert_close(product.reshape(wanted.shape), wanted)
+        expected = trainable.adapters[name].delta_weight()
+        torch.testing.assert_close(product.reshape(expected.shape), expected)
 
 
 def test_metadata_of_parts(models) -> None:
@@ -222,8 +222,8 @@ def test_metadata_of_parts(models) -> None:
         "text-encoder": PartSummary(4, 4.0, 12),
         "mid": PartSummary(8, 2.0, 12),
     }
-    facts = LoraMetadata("ink", "inkmono", "sdxl", "epsilon", parts, 1024, {}, "pictures")
-    data = build_metadata(facts)
+    lora_metadata = LoraMetadata("ink", "inkmono", "sdxl", "epsilon", parts, 1024, {}, "pictures")
+    data = build_metadata(lora_metadata)
     assert (data["ss_network_dim"], data["ss_network_alpha"]) == ("8", "6")
     assert json.loads(data["ss_network_args"])["parts"]["text-encoder"] == {
         "rank": 4, "alpha": 4.0, "layers": 12,
@@ -245,7 +245,7 @@ def test_sdxl_files_with_diffusers_names_are_read(models) -> None:
     layers = export_layers(trainable)
     changed = prediction(model)
     trainable.detach()
-    back = {own: name for name, own in find_name_aliases(model).items()}
+    back = {its_own: name for name, its_own in find_name_aliases(model).items()}
     renamed = {back.get(name, name): layer for name, layer in layers.items()}
     assert any(name.startswith("lora_unet_down_blocks_") for name in renamed)
 

@@ -38,10 +38,10 @@ def adapted(base: nn.Module, *adapters: LoraAdapter) -> LoraWrapper:
 
 def moved(adapter: LoraAdapter, size: float = 0.05, seed: int = 1) -> LoraAdapter:
     """What some steps of training do: both factors change."""
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for factor in (adapter.down, adapter.up):
-            factor += size * torch.randn(factor.shape, generator=draws)
+            factor += size * torch.randn(factor.shape, generator=generator)
     return adapter
 
 
@@ -137,8 +137,8 @@ def test_little_is_lost_in_half_precision(init: str, size: float) -> None:
     layer = export_layer(adapter)
     wanted = adapter.delta_weight()
     half = Factors(layer.down.half().float(), layer.up.half().float())
-    found = layer.alpha / len(layer.down) * product(half)
-    assert (found - wanted).norm() < 2e-3 * wanted.norm()
+    result = layer.alpha / len(layer.down) * product(half)
+    assert (result - wanted).norm() < 2e-3 * wanted.norm()
 
 
 @pytest.mark.parametrize("init", SUBTRACTED)
@@ -191,13 +191,13 @@ def test_pissa_starts_from_the_best_approximation(shape: tuple[int, ...], rank: 
 
 
 def test_the_strongest_directions_of_a_large_layer() -> None:
-    draws = torch.Generator().manual_seed(0)
-    matrix = torch.randn(320, 640, generator=draws) / (1 + torch.arange(640))
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(320, 640, generator=generator) / (1 + torch.arange(640))
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = randomized_svd(matrix, 8, draws)
-    torch.testing.assert_close(found[1], s[:8], rtol=1e-4, atol=1e-4)
+    result = randomized_svd(matrix, 8, generator)
+    torch.testing.assert_close(result[1], s[:8], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        (found[0] * found[1]) @ found[2], (u[:, :8] * s[:8]) @ v[:8], rtol=1e-3, atol=1e-3
+        (result[0] * result[1]) @ result[2], (u[:, :8] * s[:8]) @ v[:8], rtol=1e-3, atol=1e-3
     )
 
 
@@ -209,8 +209,8 @@ def test_compensated_factors_have_about_unit_length() -> None:
 
 
 def test_balancing_keeps_the_product() -> None:
-    draws = torch.Generator().manual_seed(0)
-    down, up = torch.randn(3, 5, generator=draws), torch.randn(7, 3, generator=draws)
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(3, 5, generator=generator), torch.randn(7, 3, generator=generator)
     down[0] *= 1e-5
     up[:, 1] = 0.0
     even = balance_factors(Factors(down, up))
