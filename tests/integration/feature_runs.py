@@ -9,9 +9,14 @@ from PIL import Image
 from lorasmith.core.device import make_generator
 
 QUICK = {
-    "steps": 4, "batch_size": 2, "device": '"cpu"', "log_every_n_steps": 1, "checkpoint_every_n_steps": 2,
-    "learning_rate": 0.01, "lr_warmup_steps": 0,
-}  # fmt: skip
+    "steps": 4,
+    "batch_size": 2,
+    "device": '"cpu"',
+    "log_every_n_steps": 1,
+    "checkpoint_every_n_steps": 2,
+    "learning_rate": 0.01,
+    "lr_warmup_steps": 0,
+}
 PLACES = ("park", "sea", "sofa", "car", "hut")
 
 
@@ -27,9 +32,14 @@ def write_pictures(folder: Path, tag: str, seed: int, count: int = 5) -> Path:
 
 
 def two_features(
-    root: Path, model: Path, mode: str = "staged", tags: tuple[str, str] = ("curlyqx", "cookqz"),
-    name: str = "both", more: str = "", **train: Any,
-) -> Path:  # fmt: skip
+    root: Path,
+    model: Path,
+    mode: str = "staged",
+    tags: tuple[str, str] = ("curlyqx", "cookqz"),
+    name: str = "both",
+    more: str = "",
+    **train: Any,
+) -> Path:
     """Write the settings of two features, and their pictures where there are none yet."""
     for number, folder in enumerate(("curly", "cook")):
         if not (root / folder).is_dir():

@@ -157,7 +157,7 @@ def several_runs(place: Place, out: Path, sets: Mapping[str, tuple[str, ...]], *
     return max(place.pretrain(kind, out / kind, *given, *more) for kind, given in sets.items())
 
 
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+def last_error(capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a failed command printed."""
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_commands import error_of, train
+from train_commands import last_error, train
 
 from lorasmith.cli import run
 
@@ -43,9 +43,9 @@ def test_a_training_leaves_entries_that_can_be_removed(
 @pytest.mark.parametrize("age", ["30", "0d", "-3d", "1y", "d"])
 def test_an_age_has_a_unit(age: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache", f"--prune={age}"]) == 1
-    assert f"--prune {age}: write an age in hours, days or weeks" in error_of(capsys)
+    assert f"--prune {age}: write an age in hours, days or weeks" in last_error(capsys)
 
 
 def test_one_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache", "--prune", "3d", "--clear"]) == 1
-    assert "drop one of them" in error_of(capsys)
+    assert "drop one of them" in last_error(capsys)

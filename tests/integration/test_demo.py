@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from train_commands import files_under
+from train_commands import list_files
 
 from lorasmith.cli import run
 
@@ -28,7 +28,7 @@ def test_the_demo_runs_and_runs_again(
     assert [line[:3] for line in printed if not line.startswith(" ")] == [
         "1/5", "2/5", "3/5", "4/5", "5/5", "try",
     ] * 2  # fmt: skip
-    files = files_under(out)
+    files = list_files(out)
     assert [name for name in files if "/" not in name] == [
         "base.png", "cookqz.safetensors", "inkmono.png", "inkmono.safetensors", "metrics.json",
         "report.html", "tags.png", "taught.png",

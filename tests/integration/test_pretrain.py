@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, VQModel
-from pretraining import KINDS, UNET_FILE, VAE_FILE, Place, assert_same, error_of, final_state, moved
+from pretraining import (
+    KINDS,
+    UNET_FILE,
+    VAE_FILE,
+    Place,
+    assert_same,
+    final_state,
+    last_error,
+    moved,
+)
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
@@ -120,9 +129,9 @@ def test_vq_is_an_alternative_to_kl(
     assert not any(name.startswith("discriminator") for name in state)
     capsys.readouterr()
     assert place.pretrain("unet", tmp_path / "unet", f"vae={tmp_path / 'vq'}") == 1
-    assert "VQModel" in error_of(capsys)
+    assert "VQModel" in last_error(capsys)
     assert place.pretrain("vae", tmp_path / "x", *sets, "loss.trainable_part=decoder") == 1
-    assert "decoder works with regularizer kl only" in error_of(capsys)
+    assert "decoder works with regularizer kl only" in last_error(capsys)
 
 
 def test_decoder_only_keeps_the_encoder(
@@ -141,7 +150,7 @@ def test_decoder_only_keeps_the_encoder(
     assert configs[0]["scaling_factor"] == configs[1]["scaling_factor"]
     capsys.readouterr()
     assert place.pretrain("vae", tmp_path / "new", *sets) == 1
-    assert "name them with train.start_from or --from" in error_of(capsys)
+    assert "name them with train.start_from or --from" in last_error(capsys)
 
 
 def test_the_text_encoder_may_learn_too_and_v_be_predicted(

@@ -10,8 +10,8 @@ from pretraining import (
     VAE_FILE,
     Place,
     assert_same,
-    error_of,
     final_state,
+    last_error,
     several_runs,
 )
 from safetensors.torch import load_file
@@ -70,7 +70,7 @@ def test_a_clip_run_that_starts_from_weights_keeps_their_tokenizer(
 def test_a_run_is_not_trained_over(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     before = (place.clip / "run.toml").read_bytes()
     assert place.pretrain("clip", place.clip, "train.steps=9") == 1
-    assert "already holds a run; continue it with --resume" in error_of(capsys)
+    assert "already holds a run; continue it with --resume" in last_error(capsys)
     assert (place.clip / "run.toml").read_bytes() == before
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pretraining import Place, assert_same, error_of, final_state
+from pretraining import Place, assert_same, final_state, last_error
 
 from lorasmith.pretraining import clip as clip_module
 
@@ -49,7 +49,7 @@ def test_a_mistake_is_one_line(
     kind: str, sets: tuple[str, ...], message: str,
 ) -> None:  # fmt: skip
     assert place.pretrain(kind, tmp_path / "out", *sets) == 1
-    assert message in error_of(capsys)
+    assert message in last_error(capsys)
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
@@ -65,7 +65,7 @@ def test_a_stage_with_an_odd_size_is_named(
     ):
         sets = (f"stages=[{{{stage}}}]", "train.gradient_accumulation_steps=2")
         assert place.pretrain("unet", tmp_path / "out", *sets) == 1
-        assert message in error_of(capsys)
+        assert message in last_error(capsys)
 
 
 def test_a_collapse_is_told(
@@ -79,7 +79,7 @@ def test_a_collapse_is_told(
         (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")
     data = f"data={{path='{tmp_path}', validation_split=0, filters=[], flip_aug=false}}"
     assert place.pretrain("clip", tmp_path / "out", data, "random_shift=0") == 1
-    assert "the encoders collapsed: after 3 steps the loss is 2.079" in error_of(capsys)
+    assert "the encoders collapsed: after 3 steps the loss is 2.079" in last_error(capsys)
 
 
 def test_damaged_checkpoints_are_told(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_commands import error_of, sets, train
+from train_commands import last_error, sets, train
 
 from lorasmith.loops.optimizers import OptimizerSpec
 from lorasmith.registries import LR_SCHEDULERS, OPTIMIZERS
@@ -64,6 +64,6 @@ def test_unknown_optimizer_and_schedule_are_refused(
 ) -> None:
     out = str(tmp_path / "out.safetensors")
     assert train(tiny_model, pictures, out, *sets("train.optimizer=toy_sgd")) == 1
-    assert "train.optimizer: there is no optimizer 'toy_sgd'" in error_of(capsys)
+    assert "train.optimizer: there is no optimizer 'toy_sgd'" in last_error(capsys)
     assert train(tiny_model, pictures, out, *sets("train.lr_scheduler=toy_steps")) == 1
-    assert "there is no learning rate schedule 'toy_steps'" in error_of(capsys)
+    assert "there is no learning rate schedule 'toy_steps'" in last_error(capsys)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from feature_runs import write_pictures
 from safetensors.torch import load_file
-from train_commands import assert_same, ctrl_c_at, error_of, figures_of, sets
+from train_commands import assert_same, ctrl_c_at, last_error, log_lines, sets
 
 import lorasmith
 from lorasmith.cli import run
@@ -18,11 +18,21 @@ from lorasmith.loops.checkpoint import load_checkpoint
 VARY = ["--vary", "lora.rank=2,4", "--vary", "train.seed=0,1", "--max-parallel", "2"]
 NAMES = ["rank2-seed0", "rank2-seed1", "rank4-seed0", "rank4-seed1"]
 COMMON = (
-    "train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01", "train.lr_warmup_steps=0",
-    "train.log_every_n_steps=1", "train.checkpoint_every_n_steps=2", "train.steps=4", "validation.every_n_steps=2",
-    "validation.num_inference_steps=1", "validation.num_images=1", "validation.loss_timesteps=2", "data.validation_split=0.2",
-    "track.tensorboard=false", "lora.targets=attention",
-)  # fmt: skip
+    "train.batch_size=2",
+    "train.device=cpu",
+    "train.learning_rate=0.01",
+    "train.lr_warmup_steps=0",
+    "train.log_every_n_steps=1",
+    "train.checkpoint_every_n_steps=2",
+    "train.steps=4",
+    "validation.every_n_steps=2",
+    "validation.num_inference_steps=1",
+    "validation.num_images=1",
+    "validation.loss_timesteps=2",
+    "data.validation_split=0.2",
+    "track.tensorboard=false",
+    "lora.targets=attention",
+)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +67,7 @@ def test_every_variant_leaves_what_a_run_leaves(swept: Path) -> None:
         steps = sorted(p.name for p in (swept / name / "previews").glob("step-*"))
         assert steps == ["step-000000", "step-000002", "step-000004"]
         assert (swept / name / f"{name}-best.safetensors").is_file()
-        assert all("held_out" in line for line in figures_of(swept / name)[::2])
+        assert all("held_out" in line for line in log_lines(swept / name)[::2])
     base = [(swept / name / "previews/step-000000/0000.png").read_bytes() for name in NAMES]
     last = [(swept / name / "previews/step-000004/0000.png").read_bytes() for name in NAMES]
     assert len(set(base)) == 1
@@ -73,14 +83,14 @@ def test_the_results_are_side_by_side(swept: Path) -> None:
         name: {"lora.rank": int(name[4]), "train.seed": int(name[-1])} for name in NAMES
     }
     for one in found["variants"]:
-        log = [line for line in figures_of(swept / one["name"]) if "held_out" in line]
+        log = [line for line in log_lines(swept / one["name"]) if "held_out" in line]
         assert one["gain"] == pytest.approx(
             max(1 - line["held_out"] / line["held_out_base"] for line in log)
         )
         assert one["file"] == f"{one['name']}.safetensors"
         assert (one["steps"], one["state"]) == (4, "all steps done")
     # Under whichever seed they were trained, they are measured alike.
-    assert len({figures_of(swept / name)[0]["held_out_base"] for name in NAMES}) == 1
+    assert len({log_lines(swept / name)[0]["held_out_base"] for name in NAMES}) == 1
     page = (swept / "sweep.html").read_text()
     assert all(f'href="{name}/report.html"' in page for name in NAMES)
     assert page.count("<polyline") == 8
@@ -94,8 +104,14 @@ def test_each_is_as_in_a_run_of_its_own(
 ) -> None:
     """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
     out = tmp_path / "alone"
-    own = sets(f"lora.rank={name[4]}", f"train.seed={name[-1]}", "validation.loss_seed=0",
-               "validation.num_images=1", f"output.name={out}", "validation.prompts=[]")  # fmt: skip
+    own = sets(
+        f"lora.rank={name[4]}",
+        f"train.seed={name[-1]}",
+        "validation.loss_seed=0",
+        "validation.num_images=1",
+        f"output.name={out}",
+        "validation.prompts=[]",
+    )
     assert run(["train", *command(scene, tiny_model, "unused"), *own]) == 0
     alone = load_file(f"{out}.safetensors")
     together = load_file(swept / f"{name}.safetensors")
@@ -103,7 +119,7 @@ def test_each_is_as_in_a_run_of_its_own(
     far = torch.cat([((together[k] - v).abs().float() > 5e-4).flatten() for k, v in alone.items()])
     assert float(far.float().mean()) < 0.02
     assert max(float(v.abs().max()) for k, v in together.items() if "lora_up" in k) > 5e-3
-    for a, b in zip(figures_of(swept / name), figures_of(out), strict=True):
+    for a, b in zip(log_lines(swept / name), log_lines(out), strict=True):
         assert a == pytest.approx(b, rel=5e-3, abs=1e-6)
 
 
@@ -118,16 +134,18 @@ def test_a_sweep_goes_on_exactly(
     assert sorted(p.stem for p in halted.glob("*.safetensors")) == NAMES[:2]
     first = (halted / f"{NAMES[0]}.safetensors").stat()
     assert run([*wanted, "--max-parallel", "4", "--resume"]) == 1
-    assert "vary: the sweep was started with other values" in error_of(capsys)
+    assert "vary: the sweep was started with other values" in last_error(capsys)
     assert run(["sweep", str(halted / "run.toml"), "--resume"]) == 0
     assert (halted / f"{NAMES[0]}.safetensors").stat().st_mtime_ns == first.st_mtime_ns
     for name in NAMES:
         files = (place / f"{name}.safetensors" for place in (swept, halted))
         assert_same(*(load_file(file) for file in files))
-        assert figures_of(swept / name) == figures_of(halted / name)
+        assert log_lines(swept / name) == log_lines(halted / name)
     for group in ("group1", "group2"):
-        states = [load_checkpoint(place / group / "checkpoints" / "step-00000004").tensors
-                  for place in (swept, halted)]  # fmt: skip
+        states = [
+            load_checkpoint(place / group / "checkpoints" / "step-00000004").tensors
+            for place in (swept, halted)
+        ]
         assert_same(*states)
     assert [one["name"] for one in told(halted)["variants"]] == [
         one["name"] for one in told(swept)["variants"]
@@ -140,7 +158,8 @@ def test_ctrl_c_in_the_last_step_of_a_group_stops_before_the_next(
     out = scene / "between"
     with ctrl_c_at(8):  # each of four steps moves two optimizers
         assert run(["sweep", *command(scene, tiny_model, "between", *VARY)]) == 130
-    message = f"stopped after group 1 of 2, all saved; go on with: lorasmith sweep {out}/run.toml --resume"
+    resume = f"lorasmith sweep {out}/run.toml --resume"
+    message = f"stopped after group 1 of 2, all saved; go on with: {resume}"
     assert message in capsys.readouterr().err
     assert sorted(p.stem for p in out.glob("*.safetensors")) == NAMES[:2]
     assert run(["sweep", str(out / "run.toml"), "--resume"]) == 0
@@ -184,11 +203,14 @@ def test_one_that_fails_does_not_stop_the_others(
 def test_from_python_and_without_held_out_pictures(scene: Path, tiny_model: Path) -> None:
     """Text encoders in one variant only, dropout in both, and nothing to rank by."""
     settings = {
-        "data": {"path": scene / "pictures", "tag": "curlyqx"}, "model": {"path": tiny_model},
-        "output": {"name": str(scene / "python")}, "lora": {"dropout": 0.1, "rank": 2},
-        "validation": {"every_n_steps": 0}, "track": {"tensorboard": False},
+        "data": {"path": scene / "pictures", "tag": "curlyqx"},
+        "model": {"path": tiny_model},
+        "output": {"name": str(scene / "python")},
+        "lora": {"dropout": 0.1, "rank": 2},
+        "validation": {"every_n_steps": 0},
+        "track": {"tensorboard": False},
         "train": {"steps": 1, "batch_size": 2, "device": "cpu"},
-    }  # fmt: skip
+    }
     vary = {"lora.targets": ["attention", ("cross-attention", "text-encoder")]}
     results = lorasmith.sweep(settings, vary)
     assert [one.name for one in results] == ["attention", "cross-attention+text-enc"]
@@ -221,12 +243,16 @@ def test_from_python_and_without_held_out_pictures(scene: Path, tiny_model: Path
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
-    scene: Path, tiny_model: Path, more: list[str], message: str, tmp_path: Path,
+    scene: Path,
+    tiny_model: Path,
+    more: list[str],
+    message: str,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     out = tmp_path / "wrong"
     assert run(["sweep", *command(scene, tiny_model, "wrong", *more), "--out", str(out)]) == 1
-    assert message in error_of(capsys)
+    assert message in last_error(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,16 +261,16 @@ def test_names_that_are_taken_are_refused(
 ) -> None:
     files = {p: p.stat().st_mtime_ns for p in swept.rglob("*")}
     assert run(["sweep", *command(scene, tiny_model, "swept", *VARY)]) == 1
-    assert "already holds a run; go on with lorasmith sweep" in error_of(capsys)
+    assert "already holds a run; go on with lorasmith sweep" in last_error(capsys)
     among = ["--vary", "lora.rank=2,4", "--out", str(scene / "pictures" / "x")]
     assert run(["sweep", *command(scene, tiny_model, "swept", *among)]) == 1
-    assert "among the pictures" in error_of(capsys)
+    assert "among the pictures" in last_error(capsys)
     single = scene / "plain"
     single.mkdir()
     (single / "run.toml").write_text("")
     assert run(["sweep", *command(scene, tiny_model, "plain", *VARY), "--resume"]) == 1
-    assert "holds no sweep to go on with" in error_of(capsys)
+    assert "holds no sweep to go on with" in last_error(capsys)
     (scene / "features.toml").write_text('[[feature]]\ntag = "a"\ndata = "b"\n')
     assert run(["sweep", str(scene / "features.toml"), *VARY]) == 1
-    assert "[[feature]] tables, which cannot be swept" in error_of(capsys)
+    assert "[[feature]] tables, which cannot be swept" in last_error(capsys)
     assert files == {p: p.stat().st_mtime_ns for p in swept.rglob("*")}

@@ -18,9 +18,12 @@ from lorasmith.cli import run
 
 
 def test_a_bare_name_goes_to_loras(
-    tiny_model: Path, pictures: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tiny_model: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert train(tiny_model, pictures, "ink", "--rank", "3") == 0
     captured = capsys.readouterr()
@@ -29,8 +32,13 @@ def test_a_bare_name_goes_to_loras(
 
     assert sorted(p.name for p in (tmp_path / "loras").iterdir()) == ["ink", "ink.safetensors"]
     assert sorted(p.name for p in (tmp_path / "loras/ink").iterdir()) == [
-        "checkpoints", "log.jsonl", "pictures.json", "report.html", "run.toml", "summary.json",
-    ]  # fmt: skip
+        "checkpoints",
+        "log.jsonl",
+        "pictures.json",
+        "report.html",
+        "run.toml",
+        "summary.json",
+    ]
     tensors = load_file("loras/ink.safetensors")
     assert len(tensors) == 3 * 192  # every linear layer of the transformers of SD 1.x
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"

@@ -1,4 +1,4 @@
-"""What a run can be asked for: divided batches, averages, looks, other models and optimizers."""
+"""Options of a run: accumulation, EMA, validation, other models and optimizers."""
 
 import json
 import tomllib
@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train_commands import (
-    LOOKS,
+    VALIDATION,
     assert_same,
-    at_step,
-    figures_of,
-    files_under,
+    checkpoint_steps,
+    checkpoint_tensors,
+    during_step,
+    list_files,
+    log_lines,
     press_ctrl_c,
     sets,
-    state_at,
-    steps_there,
     train,
 )
 from two_processes import in_two_processes
@@ -36,16 +36,20 @@ def assert_close(one: Path, two: Path, step: int = 6) -> None:
     A few weights may not: Adam makes a whole step of the rounding error of a gradient that is zero
     in truth.
     """
-    states = [{k: v for k, v in state_at(out, step).items() if k.startswith("module/")}
-              for out in (one, two)]  # fmt: skip
+    states = [
+        {k: v for k, v in checkpoint_tensors(out, step).items() if k.startswith("module/")}
+        for out in (one, two)
+    ]
     assert states[0].keys() == states[1].keys()
     far = [(states[0][k] - states[1][k]).abs().flatten() > 5e-4 for k in states[0]]
     assert float(torch.cat(far).float().mean()) < 0.02
-    for a, b in zip(figures_of(one), figures_of(two), strict=True):
+    for a, b in zip(log_lines(one), log_lines(two), strict=True):
         assert a == pytest.approx(b, rel=5e-3, abs=1e-4)  # gains are small differences
 
 
-def test_accumulated_parts_are_one_batch(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_equals_one_batch(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
     """Six pictures do not divide into four parts evenly, which changes nothing."""
     whole = sets(*EVERY_LINE, "train.batch_size=8")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *whole) == 0
@@ -54,7 +58,7 @@ def test_accumulated_parts_are_one_batch(tiny_model: Path, pictures: Path, tmp_p
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
-def test_checkpointed_gradients_are_the_same(
+def test_gradient_checkpointing_gives_the_same_weights(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     both = sets(*EVERY_LINE, "lora.targets=attention,text-encoder")
@@ -64,29 +68,40 @@ def test_checkpointed_gradients_are_the_same(
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
-def test_two_processes_are_one(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     """A batch of five is shared three to two; one process writes, and both end well."""
     (pictures / "ball5.png").unlink()
     more = sets(
-        *EVERY_LINE, *LOOKS, "train.batch_size=6", "data.validation_split=0", "train.ema_decay=0.9"
+        *EVERY_LINE,
+        *VALIDATION,
+        "train.batch_size=6",
+        "data.validation_split=0",
+        "train.ema_decay=0.9",
     )
     assert train(tiny_model, pictures, f"{tmp_path}/one", *more) == 0
     given = ["train", str(tmp_path / "one" / "run.toml"), "--out", f"{tmp_path}/two"]
     given += sets("train.batch_size=3")
     assert in_two_processes(run, given) == [0, 0]
     assert_close(tmp_path / "one", tmp_path / "two")
-    assert files_under(tmp_path / "one") == files_under(tmp_path / "two")
+    assert list_files(tmp_path / "one") == list_files(tmp_path / "two")
 
 
-# --- looks, averages, files on the way ------------------------------------------------------
+# --- validation, EMA, files on the way ------------------------------------------------------
 
 
-def test_looks_are_written_down(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
-    more = sets(*LOOKS, "data.validation_split=0.2", "train.save_every_n_steps=3", "train.learning_rate=0.03",
-                "track.tensorboard=true")  # fmt: skip
+def test_validation_is_logged_and_keeps_the_best_lora(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    more = sets(
+        *VALIDATION,
+        "data.validation_split=0.2",
+        "train.save_every_n_steps=3",
+        "train.learning_rate=0.03",
+        "track.tensorboard=true",
+    )
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 0
     out = tmp_path / "ink"
-    lines = figures_of(out)
+    lines = log_lines(out)
     assert [line["step"] for line in lines] == [0, 2, 4, 6]
     assert lines[0].keys() == {"step", "held_out", "held_out_base", "held_out_gain"}
     assert lines[0]["held_out_gain"] == 0.0
@@ -109,11 +124,11 @@ def test_looks_are_written_down(tiny_model: Path, pictures: Path, tmp_path: Path
     assert "<html" in (out / "report.html").read_text()
 
 
-def test_without_held_out_pictures_nothing_is_called_so(
+def test_validation_without_held_out_images_has_another_name(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*LOOKS)) == 0
-    names = {name for line in figures_of(tmp_path / "ink") for name in line}
+    assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*VALIDATION)) == 0
+    names = {name for line in log_lines(tmp_path / "ink") for name in line}
     assert {"fixed_loss", "fixed_loss_base", "fixed_loss_gain"} <= names
     assert not any("held_out" in name for name in names)
     assert not (tmp_path / "ink" / "ink-best.safetensors").exists()
@@ -126,23 +141,23 @@ def test_early_stopping_ends_a_run_whose_validation_loss_does_not_improve(
     losses = iter([1.0, 1.0, 1.0, 0.5, 0.5, 0.6])
 
     monkeypatch.setattr(ValidationLoss, "mean", lambda self: next(losses))
-    more = sets(*LOOKS, "data.validation_split=0.3", "train.early_stopping_patience=2")
+    more = sets(*VALIDATION, "data.validation_split=0.3", "train.early_stopping_patience=2")
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *more, "--steps", "40") == 0
     summary = json.loads((tmp_path / "ink" / "summary.json").read_text())
     assert summary["stopped"] == "the held-out loss did not improve for 2 validations"
     assert (summary["best_step"], summary["steps"]) == (4, 8)
-    assert steps_there(tmp_path / "ink") == [8]
+    assert checkpoint_steps(tmp_path / "ink") == [8]
     monkeypatch.undo()
     out = ["train", "--out", f"{tmp_path}/ink", "--resume"]
     assert run(out) == 0  # nothing left to do
-    assert steps_there(tmp_path / "ink") == [8]
+    assert checkpoint_steps(tmp_path / "ink") == [8]
 
 
-def test_an_average_is_what_is_saved(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_ema_weights_are_saved(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     more = sets(*EVERY_LINE, "train.ema_decay=0.9")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *sets(*EVERY_LINE)) == 0
     assert train(tiny_model, pictures, f"{tmp_path}/two", *more) == 0
-    assert figures_of(tmp_path / "one") == figures_of(tmp_path / "two")
+    assert log_lines(tmp_path / "one") == log_lines(tmp_path / "two")
     plain, averaged = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     saved = load_checkpoint(tmp_path / "two" / "checkpoints" / "step-00000006")
     for number, name in enumerate(saved.state["layers"]):
@@ -160,12 +175,19 @@ def test_every_family_trains_with_its_text_encoders(
     family: str, init: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     model = request.getfixturevalue(family)
-    more = sets(*LOOKS, *EVERY_LINE, "lora.targets=attention+ff,text-encoder", f"lora.init={init}",
-                "lora.rank=2", "train.loss.min_snr_gamma=5", "data.validation_split=0.2")  # fmt: skip
-    with at_step(4, press_ctrl_c):
+    more = sets(
+        *VALIDATION,
+        *EVERY_LINE,
+        "lora.targets=attention+ff,text-encoder",
+        f"lora.init={init}",
+        "lora.rank=2",
+        "train.loss.min_snr_gamma=5",
+        "data.validation_split=0.2",
+    )
+    with during_step(4, press_ctrl_c):
         assert train(model, pictures, f"{tmp_path}/ink", *more) == 130
     assert run(["train", "--out", f"{tmp_path}/ink", "--resume"]) == 0
-    lines = [line for line in figures_of(tmp_path / "ink") if "loss" in line]
+    lines = [line for line in log_lines(tmp_path / "ink") if "loss" in line]
     assert lines[0]["lr/text"] == pytest.approx(0.5 * lines[0]["lr/unet"])
     file = load_file(tmp_path / "ink.safetensors")
     prefixes = {"tiny_sdxl": ("lora_unet_", "lora_te1_", "lora_te2_")}
@@ -174,16 +196,22 @@ def test_every_family_trains_with_its_text_encoders(
         assert any(bool(one.any()) for one in ups), prefix
 
 
-def test_rates_of_parts_and_lora_plus(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
-    more = sets(*EVERY_LINE, "train.loraplus_lr_ratio=4", "train.lr_warmup_steps=0.5",
-                "lora.overrides=[{targets='mid', learning_rate=0.002, rank=2}]")  # fmt: skip
+def test_learning_rates_of_parts_and_lora_plus_are_logged(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    more = sets(
+        *EVERY_LINE,
+        "train.loraplus_lr_ratio=4",
+        "train.lr_warmup_steps=0.5",
+        "lora.overrides=[{targets='mid', learning_rate=0.002, rank=2}]",
+    )
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 0
-    line = figures_of(tmp_path / "ink")[3]
+    line = log_lines(tmp_path / "ink")[3]
     rates = {name: rate / line["lr"] for name, rate in line.items() if name.startswith("lr/")}
     assert rates == pytest.approx(
         {"lr/unet down": 1.0, "lr/unet up": 4.0, "lr/mid down": 0.2, "lr/mid up": 0.8}
     )
-    rises = [line["lr"] for line in figures_of(tmp_path / "ink")]
+    rises = [line["lr"] for line in log_lines(tmp_path / "ink")]
     assert rises[:3] == pytest.approx([0.0025, 0.005, 0.0075])  # half of the six steps
     assert rises[3] == pytest.approx(0.01)
 
@@ -210,7 +238,7 @@ def test_the_subject_preset_speaks_of_class_pictures(
     assert "note: without images of its class (data.reg_data_dir)" in capsys.readouterr().err
 
 
-def test_class_pictures_pull_by_their_weight(
+def test_regularisation_images_count_by_their_weight(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     from PIL import Image
@@ -218,13 +246,17 @@ def test_class_pictures_pull_by_their_weight(
     (tmp_path / "class").mkdir()
     for number in range(3):
         Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"class/{number}.png")
-    both = sets(*EVERY_LINE, f"data.reg_data_dir={tmp_path}/class", "data.reg_caption=a ball",
-                "train.batch_size=12")  # fmt: skip
+    both = sets(
+        *EVERY_LINE,
+        f"data.reg_data_dir={tmp_path}/class",
+        "data.reg_caption=a ball",
+        "train.batch_size=12",
+    )
     for weight in ("0", "0.5", "1"):
         more = sets(f"data.prior_loss_weight={weight}")
         assert train(tiny_model, pictures, f"{tmp_path}/w{weight}", *both, *more) == 0
     none, half, full = (
-        figures_of(tmp_path / f"w{weight}")[0]["loss"] for weight in ("0", "0.5", "1")
+        log_lines(tmp_path / f"w{weight}")[0]["loss"] for weight in ("0", "0.5", "1")
     )
     assert half == pytest.approx((none + full) / 2, rel=1e-5)
     assert none < half < full

@@ -8,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from train_commands import LOOKS, assert_same, at_step, press_ctrl_c, sets, state_at, train
+from train_commands import (
+    VALIDATION,
+    assert_same,
+    checkpoint_tensors,
+    during_step,
+    press_ctrl_c,
+    sets,
+    train,
+)
 
 import lorasmith
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
@@ -144,7 +152,7 @@ def test_custom_loss_equal_to_the_built_in_one_trains_the_same(
     lorasmith.train(settings_of(tiny_model, pictures, out["builtin"], **constant))
     lorasmith.train(settings_of(tiny_model, pictures, out["mse"], **constant), loss_fn=mse_loss)
     lorasmith.train(settings_of(tiny_model, pictures, out["huber"], **constant), loss_fn=huber_loss)
-    states = {name: state_at(folder, 4) for name, folder in out.items()}
+    states = {name: checkpoint_tensors(folder, 4) for name, folder in out.items()}
     assert_same(states["builtin"], states["mse"])
     different = [k for k, v in states["huber"].items() if not torch.equal(v, states["mse"][k])]
     assert different
@@ -236,7 +244,7 @@ def scales_method() -> Iterator[None]:
 def test_registered_training_method_trains_through_the_command_line(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    more = sets(*LOOKS, "train.method=scales", "train.learning_rate=0.02")
+    more = sets(*VALIDATION, "train.method=scales", "train.learning_rate=0.02")
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 0
     scales = load_file(tmp_path / "ink.safetensors")
     assert scales
@@ -252,10 +260,10 @@ def test_registered_training_method_resumes_exactly(
 ) -> None:
     more = sets("train.method=scales", "train.learning_rate=0.02")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *more) == 0
-    with at_step(3, press_ctrl_c):
+    with during_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, f"{tmp_path}/two", *more) == 130
     assert run(["train", "--out", f"{tmp_path}/two", "--resume"]) == 0
-    assert_same(state_at(tmp_path / "one", 6), state_at(tmp_path / "two", 6))
+    assert_same(checkpoint_tensors(tmp_path / "one", 6), checkpoint_tensors(tmp_path / "two", 6))
     assert_same(*(load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")))
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file
-from train_commands import error_of, sets, train
+from train_commands import last_error, sets, train
 
 from lora_making import Listening
 from lorasmith.cli import run
@@ -21,10 +21,20 @@ pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 
 Tiny = Callable[[str], Path]
 STEPS = 4
-LOOKS = ("validation.every_n_steps=2", f"validation.num_inference_steps={STEPS}", "validation.num_images=1", "validation.guidance_scale=1",
-         "validation.loss_timesteps=1")  # fmt: skip
-QUICK = ("train.learning_rate=0.1", "train.lr_warmup_steps=0", "train.batch_size=2", "lora.rank=2",
-         "lora.targets=attention+text-encoder")  # fmt: skip
+VALIDATION = (
+    "validation.every_n_steps=2",
+    f"validation.num_inference_steps={STEPS}",
+    "validation.num_images=1",
+    "validation.guidance_scale=1",
+    "validation.loss_timesteps=1",
+)
+QUICK = (
+    "train.learning_rate=0.1",
+    "train.lr_warmup_steps=0",
+    "train.batch_size=2",
+    "lora.rank=2",
+    "lora.targets=attention+text-encoder",
+)
 PIPELINES = {
     "sd1": "StableDiffusionPipeline",
     "sd2": "StableDiffusionPipeline",
@@ -35,10 +45,14 @@ PIPELINES = {
     "sdxl-inpainting": "StableDiffusionXLInpaintPipeline",
 }
 VERSIONS = {
-    "sd1": "sd_v1", "sd2": "sd_v2_v", "sdxl": "sdxl_base_v1-0",
-    "sdxl-refiner": "sdxl_refiner_v1-0", "sd1-inpainting": "sd_v1", "sd2-inpainting": "sd_v2",
+    "sd1": "sd_v1",
+    "sd2": "sd_v2_v",
+    "sdxl": "sdxl_base_v1-0",
+    "sdxl-refiner": "sdxl_refiner_v1-0",
+    "sd1-inpainting": "sd_v1",
+    "sd2-inpainting": "sd_v2",
     "sdxl-inpainting": "sdxl_base_v1-0",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -70,9 +84,14 @@ def our_pictures(folder: Path, lora: Path, files: dict[str, Path]) -> list[np.nd
         for one in loras:
             pipe.load_lora(one)
         pipe(
-            "ball, inkmono style", seed=3, negative_prompt="blurry", num_inference_steps=STEPS,
-            guidance_scale=4.0, strength=strength, **files,
-        )  # fmt: skip
+            "ball, inkmono style",
+            seed=3,
+            negative_prompt="blurry",
+            num_inference_steps=STEPS,
+            guidance_scale=4.0,
+            strength=strength,
+            **files,
+        )
         drawn.append(pipe.decoded[0].permute(1, 2, 0).numpy())
     return drawn
 
@@ -89,9 +108,14 @@ def their_picture(family: str, folder: Path, lora: Path, files: dict[str, Path])
     if "mask_image" in files:
         more |= {"mask_image": Image.open(files["mask_image"]), "width": 64, "height": 64}
     images = pipe(
-        "ball, inkmono style", negative_prompt="blurry", num_inference_steps=STEPS,
-        guidance_scale=4.0, generator=torch.Generator().manual_seed(3), output_type="np", **more,
-    ).images  # fmt: skip
+        "ball, inkmono style",
+        negative_prompt="blurry",
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+        **more,
+    ).images
     return np.asarray(images[0])
 
 
@@ -101,7 +125,7 @@ def test_a_family_is_trained_and_used_elsewhere(
 ) -> None:
     folder, out = tiny_of(family), tmp_path / "ink"
     looks = family in ("sdxl-refiner", "sd1-inpainting")  # others draw as the ordinary ones do
-    more = sets(*QUICK, *(LOOKS if looks else ()))
+    more = sets(*QUICK, *(VALIDATION if looks else ()))
     assert train(folder, masked, str(out), *more, "--steps", "2") == 0, capsys.readouterr().err
     lora = out.with_suffix(".safetensors")
     with safe_open(lora, "pt") as file:
@@ -159,9 +183,9 @@ def test_drawing_on_pictures(
         ("sd1-inpainting", ["--image", image, "--mask", "no.png"], "no.png: cannot"),
         ("sd1", ["--image", image, "--strength", "2"], "strength: 2.0 is not possible"),
         ("sdxl-refiner", [], "this is an SDXL refiner"),
-    ):  # fmt: skip
+    ):
         assert generate(family, *more) != 0
-        assert message in error_of(capsys)
+        assert message in last_error(capsys)
 
 
 def test_previews_of_a_refiner_need_a_few_steps(
@@ -169,6 +193,7 @@ def test_previews_of_a_refiner_need_a_few_steps(
 ) -> None:
     more = sets("validation.every_n_steps=1", "validation.num_inference_steps=2")
     assert train(tiny_of("sdxl-refiner"), masked, str(tmp_path / "ink"), *more) != 0
-    assert "validation.num_inference_steps: 2 times the strength 0.3 is less than one" in error_of(
-        capsys
+    assert (
+        "validation.num_inference_steps: 2 times the strength 0.3 is less than one"
+        in last_error(capsys)
     )

@@ -10,7 +10,7 @@ import torch
 from feature_runs import two_features, write_pictures
 from safetensors import safe_open
 from safetensors.torch import load_file
-from train_commands import assert_same, ctrl_c_at, error_of, figures_of, sets, state_at
+from train_commands import assert_same, checkpoint_tensors, ctrl_c_at, last_error, log_lines, sets
 from two_processes import in_two_processes
 
 from fake_wandb import FakeWandb
@@ -91,13 +91,27 @@ def test_the_first_stage_is_the_run_that_it_would_be_alone(
 ) -> None:
     """A later stage on top of it is another one: its cross term sees the first feature."""
     base = ["--tag", TAGS[0], "--out", f"{tmp_path}/one", "-m", str(tiny_model)]
-    same = sets("train.steps=4", "train.batch_size=2", "train.device=cpu", "train.log_every_n_steps=1",
-                "train.learning_rate=0.01", "train.lr_warmup_steps=0", "train.ema_decay=0.9", "lora.rank=4",
-                "track.tensorboard=false", "validation.every_n_steps=0", "data.class_word=person",
-                "preserve.strength=0.5", "preserve.every_n_steps=2", "preserve.earlier_features_strength=0.5")  # fmt: skip
+    same = sets(
+        "train.steps=4",
+        "train.batch_size=2",
+        "train.device=cpu",
+        "train.log_every_n_steps=1",
+        "train.learning_rate=0.01",
+        "train.lr_warmup_steps=0",
+        "train.ema_decay=0.9",
+        "lora.rank=4",
+        "track.tensorboard=false",
+        "validation.every_n_steps=0",
+        "data.class_word=person",
+        "preserve.strength=0.5",
+        "preserve.every_n_steps=2",
+        "preserve.earlier_features_strength=0.5",
+    )
     assert run(["train", "--data", str(scene / "curly"), *base, *same]) == 0
-    assert_same(state_at(tmp_path / "one", 4), state_at(staged / "staged" / TAGS[0], 4))
-    first, second = (figures_of(staged / "staged" / tag) for tag in TAGS)
+    assert_same(
+        checkpoint_tensors(tmp_path / "one", 4), checkpoint_tensors(staged / "staged" / TAGS[0], 4)
+    )
+    first, second = (log_lines(staged / "staged" / tag) for tag in TAGS)
     assert ["preserve" in line for line in first] == [True, False, True, False]
     assert ["preserve" in line for line in second] == [True, False, True, False]
 
@@ -117,14 +131,17 @@ def test_a_staged_run_goes_on_exactly(
         own = first.read_bytes()
         shutil.copy(staged / f"staged-{TAGS[1]}.safetensors", first)
         assert run(["train", "--out", str(staged / name), "--resume"]) == 1
-        assert "trained on top of other files" in error_of(capsys)
+        assert "trained on top of other files" in last_error(capsys)
         first.write_bytes(own)
     assert run(["train", "--out", str(staged / name), "--resume"]) == 0
     for one, two in zip(files(staged, "staged"), files(staged, name), strict=True):
         assert_same(load_file(one), load_file(two))
     for tag in TAGS:
-        assert_same(state_at(staged / "staged" / tag, 4), state_at(staged / name / tag, 4))
-        assert figures_of(staged / "staged" / tag) == figures_of(staged / name / tag)
+        assert_same(
+            checkpoint_tensors(staged / "staged" / tag, 4),
+            checkpoint_tensors(staged / name / tag, 4),
+        )
+        assert log_lines(staged / "staged" / tag) == log_lines(staged / name / tag)
     told = [metadata(file)["lorasmith.run"] for file in files(staged, name)]
     assert told[0] == told[1]
 
@@ -136,7 +153,8 @@ def test_ctrl_c_in_the_last_step_of_a_stage_stops_before_the_next(
     with ctrl_c_at(4):
         assert run(["train", str(file)]) == 130
     settings = staged / "between" / "run.toml"
-    message = f"stopped after feature 'curlyqx', 1 of 2, all saved; go on with: lorasmith train {settings} --resume"
+    resume = f"lorasmith train {settings} --resume"
+    message = f"stopped after feature 'curlyqx', 1 of 2, all saved; go on with: {resume}"
     assert message in capsys.readouterr().err
     assert [path.is_file() for path in files(staged, "between")] == [True, False]
     assert run(["train", str(settings), "--resume"]) == 0
@@ -154,17 +172,41 @@ def test_each_feature_of_a_joint_run_is_as_in_a_run_of_its_own(
     packed = load_checkpoint(joint / "joint" / "checkpoints" / "step-00000004").tensors
     for tag, folder, rank in zip(TAGS, ("curly", "cook"), (4, 2), strict=True):
         out = tmp_path / tag
-        settings = sets("train.batch_size=2", "train.device=cpu", "train.learning_rate=0.01",
-                        "train.lr_warmup_steps=0", "train.log_every_n_steps=1", "validation.every_n_steps=0",
-                        "track.tensorboard=false", f"lora.rank={rank}")  # fmt: skip
-        assert run(["train", "--data", str(scene / folder), "--tag", tag, "--out", str(out),
-                    "-m", str(tiny_model), "--steps", "4", *settings]) == 0  # fmt: skip
-        alone = {k: v for k, v in state_at(out, 4).items() if k.startswith("module/")}
+        settings = sets(
+            "train.batch_size=2",
+            "train.device=cpu",
+            "train.learning_rate=0.01",
+            "train.lr_warmup_steps=0",
+            "train.log_every_n_steps=1",
+            "validation.every_n_steps=0",
+            "track.tensorboard=false",
+            f"lora.rank={rank}",
+        )
+        assert (
+            run(
+                [
+                    "train",
+                    "--data",
+                    str(scene / folder),
+                    "--tag",
+                    tag,
+                    "--out",
+                    str(out),
+                    "-m",
+                    str(tiny_model),
+                    "--steps",
+                    "4",
+                    *settings,
+                ]
+            )
+            == 0
+        )
+        alone = {k: v for k, v in checkpoint_tensors(out, 4).items() if k.startswith("module/")}
         own = {k: packed[f"joint-{tag}/{k}"] for k in alone}
         far = torch.cat([((own[k] - alone[k]).abs() > 5e-4).flatten() for k in alone])
         assert float(far.float().mean()) < 0.02
         assert max(float(value.abs().max()) for k, value in own.items() if "up" in k) > 5e-3
-        for a, b in zip(figures_of(joint / "joint" / tag), figures_of(out), strict=True):
+        for a, b in zip(log_lines(joint / "joint" / tag), log_lines(out), strict=True):
             assert a == pytest.approx(b, rel=5e-3)
 
 
@@ -176,16 +218,18 @@ def test_a_joint_run_goes_on_exactly(
         with ctrl_c_at(number):
             assert run(["train", str(file), *(["--resume"] if number == 3 else [])]) == 130
     assert run(["train", str(joint / "halted" / "run.toml"), "--resume"]) == 0
-    states = [load_checkpoint(joint / name / "checkpoints" / "step-00000004").tensors
-              for name in ("joint", "halted")]  # fmt: skip
+    states = [
+        load_checkpoint(joint / name / "checkpoints" / "step-00000004").tensors
+        for name in ("joint", "halted")
+    ]
     assert run(["train", str(file), "--resume", "--set", "train.mode=staged"]) == 1
-    assert "started with 'joint' and cannot go on with 'staged'" in error_of(capsys)
+    assert "started with 'joint' and cannot go on with 'staged'" in last_error(capsys)
     renamed = {key.replace("halted", "joint"): value for key, value in states[1].items()}
     assert_same(states[0], renamed)
     for one, two in zip(files(joint, "joint"), files(joint, "halted"), strict=True):
         assert_same(load_file(one), load_file(two))
     for tag in TAGS:
-        assert figures_of(joint / "joint" / tag) == figures_of(joint / "halted" / tag)
+        assert log_lines(joint / "joint" / tag) == log_lines(joint / "halted" / tag)
 
 
 def halted(file: str, out: str) -> int:
@@ -202,8 +246,10 @@ def test_a_joint_run_in_two_processes_is_as_in_one(
     """A picture for each of them, or one and none; stopped, and gone on with in both."""
     file = two_features(scene, tiny_model, mode="joint", name="joint")
     assert in_two_processes(halted, str(file), str(joint / "shared")) == [0, 0]
-    one, two = (load_checkpoint(joint / name / "checkpoints" / "step-00000004")
-                for name in ("joint", "shared"))  # fmt: skip
+    one, two = (
+        load_checkpoint(joint / name / "checkpoints" / "step-00000004")
+        for name in ("joint", "shared")
+    )
     apart = {k.replace("shared", "joint"): v for k, v in two.tensors.items()}
     assert apart.keys() == one.tensors.keys()
     weights = [key for key in apart if "/module/" in key]
@@ -211,7 +257,7 @@ def test_a_joint_run_in_two_processes_is_as_in_one(
     assert float(far.float().mean()) < 0.02
     for tag in TAGS:
         assert f"joint-{tag}" in {key.split("/")[0] for key in weights}
-        lines = [figures_of(joint / name / tag) for name in ("joint", "shared")]
+        lines = [log_lines(joint / name / tag) for name in ("joint", "shared")]
         for a, b in zip(*lines, strict=True):
             assert a == pytest.approx(b, rel=5e-3)
     assert all(file.is_file() for file in files(joint, "shared"))
@@ -238,7 +284,7 @@ def test_features_of_a_joint_run_share_one_run_of_wandb(
     logged = [call[1:] for call in fake.calls if call[0] == "log"]
     assert [step for _, step in logged] == [1, 1, 2, 2, 3, 3]
     for (figures, step), tag in zip(logged, TAGS * 3, strict=True):
-        own = figures_of(scene / "loras" / "told" / tag)[step - 1]
+        own = log_lines(scene / "loras" / "told" / tag)[step - 1]
         assert figures[f"{tag}/loss"] == own["loss"]
         assert all(name.startswith(f"{tag}/") for name in figures)
 
@@ -247,9 +293,15 @@ def test_features_of_a_joint_run_share_one_run_of_wandb(
 def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -> None:
     """Looks, a text encoder, a token gate and a long caption in one feature only, uneven parts."""
     file = two_features(
-        tmp_path, tiny_model, mode=mode, name=f"all-{mode}", steps=2, batch_size=1,
-        gradient_accumulation_steps=3, gradient_checkpointing="true",
-    )  # fmt: skip
+        tmp_path,
+        tiny_model,
+        mode=mode,
+        name=f"all-{mode}",
+        steps=2,
+        batch_size=1,
+        gradient_accumulation_steps=3,
+        gradient_checkpointing="true",
+    )
     caption = tmp_path / "curly" / "1.txt"
     caption.write_text(f"{caption.read_text()}, {'a ' * 90}, curlyqx")
     extra = 'rank = 2\ntargets = "cross-attention+text-encoder"\ngate = "token+end"'
@@ -265,7 +317,7 @@ def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -
     assert run(["train", str(file), *looks]) == 0
     for tag in TAGS:
         folder = tmp_path / "loras" / f"all-{mode}" / tag
-        assert any("held_out" in line for line in figures_of(folder))
+        assert any("held_out" in line for line in log_lines(folder))
         assert (folder / "previews" / "step-000002" / "0000.png").is_file()
     written = files(tmp_path / "loras", f"all-{mode}")
     told = [metadata(one)["lorasmith.gate"] for one in written]
@@ -284,7 +336,7 @@ def refused(
         file.write_text(file.read_text().replace(*edit))
     capsys.readouterr()
     assert run(["train", str(file), *more]) == 1
-    return error_of(capsys)
+    return last_error(capsys)
 
 
 def test_a_name_that_is_taken_is_refused(
@@ -296,10 +348,19 @@ def test_a_name_that_is_taken_is_refused(
     assert "holds no run to resume" in refused(
         capsys, file, "--resume", "--set", f"output.name={scene}/loras/none"
     )
-    single = ["train", "--data", str(scene / "curly"), "--tag", TAGS[0], "--out",
-              str(joint / "joint"), "-m", str(tiny_model)]  # fmt: skip
+    single = [
+        "train",
+        "--data",
+        str(scene / "curly"),
+        "--tag",
+        TAGS[0],
+        "--out",
+        str(joint / "joint"),
+        "-m",
+        str(tiny_model),
+    ]
     assert run(single) == 1
-    assert "choose another --out" in error_of(capsys)
+    assert "choose another --out" in last_error(capsys)
     assert before == {p: p.read_bytes() for p in before}
 
 

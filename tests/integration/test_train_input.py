@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from train_commands import error_of, sets, train
+from train_commands import last_error, sets, train
 
 from lora_making import make_lora
 from lorasmith.cli import run
@@ -44,7 +44,7 @@ def test_unknown_keys_are_named_with_section_and_close_matches(
     file = tmp_path / "run.toml"
     file.write_text('[data]\npath="p"\ntag="ink"\n[output]\nname="n"\n[train]\nlearning_rat=1.0\n')
     assert run(["train", str(file)]) == 1
-    error = error_of(capsys)
+    error = last_error(capsys)
     assert "unknown key 'learning_rat' in section [train]; did you mean learning_rate" in error
     assert str(file) in error
 
@@ -65,12 +65,15 @@ def test_unknown_keys_are_named_with_section_and_close_matches(
     ],
 )
 def test_wrong_commands_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: list[str], message: str,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["train", *arguments]) == 1
-    assert message in error_of(capsys)
+    assert message in last_error(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,7 +86,7 @@ def test_no_captions_is_an_error_with_counts(
     for text in pictures.glob("*.txt"):
         text.unlink()
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 1
-    assert "6 of 6 images have no caption, first ball0.png" in error_of(capsys)
+    assert "6 of 6 images have no caption, first ball0.png" in last_error(capsys)
     assert not (tmp_path / "ink").exists()
 
 
@@ -91,7 +94,7 @@ def test_a_tag_that_no_caption_has_is_an_error(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--tag", "inkmonos") == 1
-    assert "none of its 6 captions contains the tag 'inkmonos'" in error_of(capsys)
+    assert "none of its 6 captions contains the tag 'inkmonos'" in last_error(capsys)
     assert not (tmp_path / "ink").exists()
 
 
@@ -111,20 +114,22 @@ def test_a_damaged_picture_is_named(
     picture = pictures / "ball2.png"
     picture.write_bytes(picture.read_bytes()[:60])
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 1
-    assert "ball2.png: cannot be decoded" in error_of(capsys)
+    assert "ball2.png: cannot be decoded" in last_error(capsys)
 
 
 def test_nothing_is_written_among_the_pictures(
-    tiny_model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     before = sorted(pictures.rglob("*"))
     assert train(tiny_model, pictures, f"{pictures}/runs/ink") == 1
-    assert "output.name (--out): " in (error := error_of(capsys))
+    assert "output.name (--out): " in (error := last_error(capsys))
     assert f"lies among the pictures in {pictures}" in error
     monkeypatch.chdir(pictures)
     assert train(tiny_model, Path(), "ink") == 1
-    assert "loras/ink lies among the pictures in ." in error_of(capsys)
+    assert "loras/ink lies among the pictures in ." in last_error(capsys)
     assert sorted(pictures.rglob("*")) == before
 
 
@@ -135,7 +140,7 @@ def test_nothing_is_written_among_the_class_pictures(
     others.mkdir()
     more = sets(f"data.reg_data_dir={others}")
     assert train(tiny_model, pictures, f"{others}/ink", *more) == 1
-    assert f"lies among the pictures in {others}" in error_of(capsys)
+    assert f"lies among the pictures in {others}" in last_error(capsys)
     assert list(others.iterdir()) == []
 
 
@@ -143,9 +148,13 @@ def test_nothing_is_written_among_the_class_pictures(
 
 
 def test_loras_of_previews_are_looked_for_before_training(
-    tiny_model: Path, tiny_sd2: Path, pictures: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tiny_model: Path,
+    tiny_sd2: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """And tried on: it has to be there, sound, and of the model's family."""
     monkeypatch.chdir(tmp_path)
 
@@ -157,7 +166,7 @@ def test_loras_of_previews_are_looked_for_before_training(
         )
         assert train(tiny_model, pictures, "made/ink", *more) == 1
         assert not Path("made/ink").exists()
-        return error_of(capsys)
+        return last_error(capsys)
 
     assert "validation.prompts: LoRA 'glow': there is no folder loras" in told("a <lora:glow:1>")
     Path("loras").mkdir()

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train_commands import (
-    LOOKS,
+    VALIDATION,
     assert_same,
-    at_step,
-    error_of,
-    figures_of,
+    checkpoint_steps,
+    checkpoint_tensors,
+    during_step,
+    last_error,
+    log_lines,
     press_ctrl_c,
     sets,
-    state_at,
-    steps_there,
     train,
 )
 
@@ -30,10 +30,17 @@ from lorasmith.core import safetensors_io
 from lorasmith.loops.checkpoint import load_latest_checkpoint
 
 MOVING = (
-    "train.ema_decay=0.9", "train.batch_size=4", "train.log_every_n_steps=1", "lora.dropout=0.2",
-    "data.flip_aug=true", "data.caption_dropout_rate=0.2", "train.loss.noise_offset=0.1",
-    "train.learning_rate=0.01", "data.validation_split=0.2", *LOOKS,
-)  # fmt: skip
+    "train.ema_decay=0.9",
+    "train.batch_size=4",
+    "train.log_every_n_steps=1",
+    "lora.dropout=0.2",
+    "data.flip_aug=true",
+    "data.caption_dropout_rate=0.2",
+    "train.loss.noise_offset=0.1",
+    "train.learning_rate=0.01",
+    "data.validation_split=0.2",
+    *VALIDATION,
+)
 """Everything on that could differ after a resume."""
 
 
@@ -43,8 +50,8 @@ def go_on(out: Path, *more: str) -> int:
 
 def assert_same_runs(one: Path, two: Path, step: int = 6) -> None:
     """Weights, averages, optimizer, figures and file are the same, bit for bit."""
-    assert_same(state_at(one, step), state_at(two, step))
-    assert figures_of(one) == figures_of(two)
+    assert_same(checkpoint_tensors(one, step), checkpoint_tensors(two, step))
+    assert log_lines(one) == log_lines(two)
     files = [folder.with_name(f"{folder.name}.safetensors") for folder in (one, two)]
     assert_same(*(load_file(file) for file in files))
     best = [folder / f"{folder.name}-best.safetensors" for folder in (one, two)]
@@ -65,7 +72,7 @@ def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
             pictures / f"ball{number}.png"
         )
         (pictures / f"ball{number}.txt").write_text(f"ball number {number}, inkmono style\n")
-    with at_step(0, press_ctrl_c) as seen:
+    with during_step(0, press_ctrl_c) as seen:
         assert train(tiny_model, pictures, f"{root}/ink", *sets(*MOVING)) == 0
     return pictures, root / "ink", seen
 
@@ -75,14 +82,14 @@ def test_three_stops_in_a_row_change_nothing(
 ) -> None:
     pictures, unbroken, seen = straight
     out, taken = tmp_path / "ink", []
-    with at_step(1, press_ctrl_c) as steps:
+    with during_step(1, press_ctrl_c) as steps:
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
     taken += steps
     for more in (2, 1):
-        with at_step(more, press_ctrl_c) as steps:
+        with during_step(more, press_ctrl_c) as steps:
             assert go_on(out) == 130
         taken += steps
-    with at_step(0, press_ctrl_c) as steps:
+    with during_step(0, press_ctrl_c) as steps:
         assert go_on(out) == 0
     taken += steps
     assert taken == seen
@@ -94,7 +101,7 @@ def test_a_stop_after_any_step_changes_nothing(
     straight: tuple, tiny_model: Path, tmp_path: Path, step: int
 ) -> None:
     pictures, unbroken, _ = straight
-    with at_step(step, press_ctrl_c):
+    with during_step(step, press_ctrl_c):
         assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*MOVING)) == 130
     assert go_on(tmp_path / "ink") == 0
     assert_same_runs(unbroken, tmp_path / "ink")
@@ -105,10 +112,10 @@ def test_another_grid_of_losses_has_another_base(
 ) -> None:
     """Losses before and after could not be compared otherwise, nor with the base model's."""
     pictures, out = straight[0], tmp_path / "ink"
-    with at_step(3, press_ctrl_c):
+    with during_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
     assert go_on(out, "--set", "validation.loss_seed=5") == 0
-    told = [one for one in figures_of(out) if "held_out_base" in one]
+    told = [one for one in log_lines(out) if "held_out_base" in one]
     bases = [one["held_out_base"] for one in told if one["step"] <= 3]
     others = [one["held_out_base"] for one in told if one["step"] > 3]
     assert bases
@@ -126,7 +133,7 @@ def test_every_optimizer_goes_on_exactly(
     pictures = straight[0]
     sort = sets(f"train.optimizer={optimizer}", "train.log_every_n_steps=1", "train.batch_size=3")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *sort) == 0
-    with at_step(3, press_ctrl_c):
+    with during_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, f"{tmp_path}/two", *sort) == 130
     assert go_on(tmp_path / "two") == 0
     assert_same_runs(tmp_path / "one", tmp_path / "two")
@@ -139,15 +146,15 @@ def test_an_explicit_step_is_gone_on_from_and_later_ones_are_left(
     out = tmp_path / "ink"
     every = sets(*MOVING, "train.checkpoint_every_n_steps=2", "train.keep_checkpoints=9")
     assert train(tiny_model, pictures, str(out), *every) == 0
-    assert steps_there(out) == [2, 4, 6]
+    assert checkpoint_steps(out) == [2, 4, 6]
     (out / "checkpoints/step-00000004/state.json").unlink()
     assert run(["train", "--out", str(out), "--resume", "step-4"]) == 1
-    assert "step-00000004: incomplete" in error_of(capsys)
+    assert "step-00000004: incomplete" in last_error(capsys)
     assert run(["train", "--out", str(out), "--resume", "step-5"]) == 1
-    assert "no checkpoint of step 5; there are steps 2, 4, 6" in error_of(capsys)
-    with at_step(1, press_ctrl_c):
+    assert "no checkpoint of step 5; there are steps 2, 4, 6" in last_error(capsys)
+    with during_step(1, press_ctrl_c):
         assert run(["train", "--out", str(out), "--resume", "step-2"]) == 130
-    assert steps_there(out) == [2, 3]
+    assert checkpoint_steps(out) == [2, 3]
     assert go_on(out) == 0
     assert_same_runs(unbroken, out)
 
@@ -173,12 +180,16 @@ def make_newer(folder: Path) -> None:
     [(flip_a_bit, "is damaged"), (lose_a_file, "incomplete"), (make_newer, "a newer lorasmith")],
 )
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
-    straight: tuple, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    spoil: Callable[[Path], None], reason: str,
-) -> None:  # fmt: skip
+    straight: tuple,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    reason: str,
+) -> None:
     pictures, unbroken, _ = straight
     out = tmp_path / "ink"
-    with at_step(4, press_ctrl_c):
+    with during_step(4, press_ctrl_c):
         every = sets(*MOVING, "train.checkpoint_every_n_steps=2")
         assert train(tiny_model, pictures, str(out), *every) == 130
     spoil(out / "checkpoints" / "step-00000004")
@@ -205,7 +216,7 @@ def test_runs_that_are_killed_again_and_again_end_as_if_they_were_not(
         every = sets(*MOVING, "train.checkpoint_every_n_steps=1")
         assert train(tiny_model, pictures, f"{tmp_path}/alone", *every) == 0
         for _ in range(8):
-            there = steps_there(out) if (out / "checkpoints").is_dir() else []
+            there = checkpoint_steps(out) if (out / "checkpoints").is_dir() else []
             if (tmp_path / "ink.safetensors").exists():
                 break
             resume = ["--resume"] if there else []
@@ -213,8 +224,9 @@ def test_runs_that_are_killed_again_and_again_end_as_if_they_were_not(
                 shutil.rmtree(out, ignore_errors=True)
             kill_after_a_save(
                 ["train", *arguments(tiny_model, pictures, out, every), *resume],
-                out / "checkpoints", chance.uniform(0.0, 0.2),
-            )  # fmt: skip
+                out / "checkpoints",
+                chance.uniform(0.0, 0.2),
+            )
             assert load_latest_checkpoint(out / "checkpoints") is not None
         if not (tmp_path / "ink.safetensors").exists():
             assert go_on(out) == 0
@@ -258,7 +270,7 @@ def test_a_disk_that_fails_at_any_write_of_a_run_leaves_a_checkpoint(
     """The Nth write, sync or rename of a whole run fails, and then it goes on."""
     pictures, unbroken, _ = straight
     out = tmp_path / "ink"
-    with at_step(2, press_ctrl_c):
+    with during_step(2, press_ctrl_c):
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
     safe = tmp_path / "safe"
     shutil.copytree(out, safe)
@@ -296,6 +308,10 @@ def failing(patch: pytest.MonkeyPatch, allowed: int) -> None:
 
         return call
 
-    for owner, name in ((os, "fsync"), (Path, "replace"), (safetensors_io, "save_file"),
-                        (Path, "write_text")):  # fmt: skip
+    for owner, name in (
+        (os, "fsync"),
+        (Path, "replace"),
+        (safetensors_io, "save_file"),
+        (Path, "write_text"),
+    ):
         patch.setattr(owner, name, counted(getattr(owner, name)))

@@ -15,27 +15,27 @@ from lorasmith.loops.checkpoint import load_checkpoint
 from lorasmith.training.joint_step import JointTrainStep, Microbatch
 from lorasmith.training.train_step import TrainStep
 
-LOOKS = (
+VALIDATION = (
     "validation.every_n_steps=2",
     "validation.num_inference_steps=1",
     "validation.num_images=1",
     "validation.loss_timesteps=2",
 )
-"""Settings of runs that look at themselves, quickly."""
+"""Settings of runs with quick validations."""
 
 
 def sets(*settings: str) -> list[str]:
-    return [part for one in settings for part in ("--set", one)]
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def train(tiny_model: Path, pictures: Path, out: str, *more: str) -> int:
-    """Six steps without looks, unless the further arguments say otherwise."""
-    needed = ["--data", str(pictures), "--tag", "inkmono", "--out", out, "-m", str(tiny_model)]
+    """Train six steps without validation, unless the further arguments say otherwise."""
+    required = ["--data", str(pictures), "--tag", "inkmono", "--out", out, "-m", str(tiny_model)]
     quick = sets("train.device=cpu", "validation.every_n_steps=0", "track.tensorboard=false")
-    return run(["train", *needed, *quick, "--steps", "6", *more])
+    return run(["train", *required, *quick, "--steps", "6", *more])
 
 
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+def last_error(capsys: pytest.CaptureFixture[str]) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines
     assert lines[-1].startswith("error: ")
@@ -43,18 +43,18 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[-1]
 
 
-def files_under(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def steps_there(folder: Path) -> list[int]:
-    """The steps of a run's checkpoints."""
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of a run's checkpoints."""
     return sorted(
         int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").glob("step-*")
     )
 
 
-def state_at(folder: Path, step: int) -> dict[str, torch.Tensor]:
+def checkpoint_tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """Everything in a checkpoint: weights, averages and the optimizer."""
     return load_checkpoint(folder / "checkpoints" / f"step-{step:08}").tensors
 
@@ -65,25 +65,25 @@ def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> N
     assert different == []
 
 
-def figures_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log, without what depends on the clock."""
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the log, without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in one.items() if k not in ("time", "images_per_s")} for one in lines]
+    return [{k: v for k, v in line.items() if k not in ("time", "images_per_s")} for line in lines]
 
 
 @contextmanager
-def at_step(number: int, do: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
-    """Do something in the middle of a step (from 1); yields the pictures of every step taken."""
-    plain, seen = JointTrainStep._compute_gradients, []
+def during_step(step: int, action: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
+    """Do something in the middle of a step (from 1); yields the images of every step taken."""
+    compute_gradients, seen = JointTrainStep._compute_gradients, []
 
-    def stepping(self: JointTrainStep, parts: Sequence[Microbatch]) -> None:
-        seen.append([number for one in parts for number in one.batch.indices.tolist()])
-        if len(seen) == number:
-            do(self._steps[0])
-        plain(self, parts)
+    def compute_with_action(self: JointTrainStep, microbatches: Sequence[Microbatch]) -> None:
+        seen.append([i for item in microbatches for i in item.batch.indices.tolist()])
+        if len(seen) == step:
+            action(self._steps[0])
+        compute_gradients(self, microbatches)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JointTrainStep, "_compute_gradients", stepping)
+        patch.setattr(JointTrainStep, "_compute_gradients", compute_with_action)
         yield seen
 
 

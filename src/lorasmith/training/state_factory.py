@@ -13,7 +13,7 @@ from lorasmith.loops.distributed import all_reduce_sum
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps
 from lorasmith.loops.optimized_module import OptimizedModule
-from lorasmith.loops.optimizers import create_optimizer
+from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.models.family import detect_family
 from lorasmith.models.load import Model
 from lorasmith.registries import TRAINING_METHODS
@@ -40,7 +40,7 @@ def build_state(
     preservation_sets: tuple[TrainDataset, ...],
     frozen: Sequence[FrozenFeature],
 ) -> TrainerState:
-    """Put a LoRA's state together.
+    """Return a LoRA's state.
 
     Args:
         plan: the LoRA.
@@ -56,15 +56,10 @@ def build_state(
     method: TrainingMethod = TRAINING_METHODS.get(train.method)
     loss = _build_loss(model, train, routing, plan.loss_fn)
     groups = method.parameter_groups(trainable, train)
-    optimizer, base_lrs = create_optimizer(
-        train.optimizer, groups, train.weight_decay, train.optimizer_args
-    )
-    modules = nn.ModuleList(trainable.adapters.values())
-    ema = Ema(modules, train.ema_decay) if train.ema_decay > 0 else None
+    optimized, base_lrs = _build_optimizer(trainable, groups, train)
     # A scaler's state is that of one optimizer's gradients: LoRAs do not share it.
     scaler = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler)
-    is_alone = accelerator.num_processes == 1
-    all_reduce = None if is_alone else partial(all_reduce_sum, accelerator)
+    all_reduce = partial(all_reduce_sum, accelerator) if accelerator.num_processes > 1 else None
     return TrainerState(
         paths=plan.paths,
         train=train,
@@ -75,24 +70,43 @@ def build_state(
         model=model,
         method=method,
         trainable=trainable,
-        optimized=OptimizedModule(modules, modules, optimizer, base_lrs[0], ema),
+        optimized=optimized,
         loss=loss,
         step_data=_build_step_data(plan, context, loss, dataset, preservation_sets),
         train_step=TrainStep(
-            loss, trainable.parameters(), optimizer, train.max_grad_norm, all_reduce, scaler
+            loss,
+            trainable.parameters(),
+            optimized.optimizer,
+            train.max_grad_norm,
+            all_reduce,
+            scaler,
         ),
         lr_factor=_build_lr_factor(train),
         base_lrs=base_lrs,
         param_group_names=[group.name for group in groups],
-        export_info=ExportInfo(
-            gate=plan.gate,
-            resolution=resolve_resolution(model, config.data.resolution),
-            dataset_name=config.data.path.resolve().name,
-        ),
+        export_info=_build_export_info(plan, model),
         dropout=config.lora.dropout,
         scaler=scaler,
         frozen_hashes={feature.file.path.name: feature.weights_hash for feature in frozen},
     )
+
+
+def _build_optimizer(
+    trainable: TrainableModules, groups: Sequence[ParamGroup], train: TrainerConfig
+) -> tuple[OptimizedModule, list[float]]:
+    """Return the trainable modules with their optimizer, and its peak learning rates."""
+    optimizer, base_lrs = create_optimizer(
+        train.optimizer, groups, train.weight_decay, train.optimizer_args
+    )
+    modules = nn.ModuleList(trainable.adapters.values())
+    ema = Ema(modules, train.ema_decay) if train.ema_decay > 0 else None
+    return OptimizedModule(modules, modules, optimizer, base_lrs[0], ema), base_lrs
+
+
+def _build_export_info(plan: RunPlan, model: Model) -> ExportInfo:
+    data = plan.config.data
+    resolution = resolve_resolution(model, data.resolution)
+    return ExportInfo(plan.gate, resolution, data.path.resolve().name)
 
 
 def _build_loss(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def make_state(folder: Path, name: str = "ink", callbacks: Sequence[Callback] = 
 class FakeJointStep:
     """Counts steps."""
 
-    groups: list[list[str]] = []
+    groups: ClassVar[list[list[str]]] = []
 
     def __init__(self, states: Sequence[Any]) -> None:
         self._states = states
@@ -68,7 +68,7 @@ class FakeJointStep:
 @pytest.fixture(autouse=True)
 def joint_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The names of the LoRAs for each `JointTrainStep` that was made."""
-    groups: list[list[str]] = []
+    groups: ClassVar[list[list[str]]] = []
     monkeypatch.setattr(FakeJointStep, "groups", groups)
     monkeypatch.setattr(trainer, "JointTrainStep", FakeJointStep)
     return groups

@@ -387,7 +387,9 @@ def test_features_in_one_pass(joint_loras: JointLoras, sizes: tuple[int, int], t
 
 def test_earlier_features_and_those_that_choose_tokens(joint_loras: JointLoras) -> None:
     first = joint_loras.loras[0].attached.gate
-    routing = replace(joint_loras.routings[1], frozen=[(first, False)], joint=(), selects_tokens=True)
+    routing = replace(
+        joint_loras.routings[1], frozen=[(first, False)], joint=(), selects_tokens=True
+    )
     item = joint_loras.loss_input(1, 3, routing=routing)
     places = torch.zeros(3, 1, item.batch.input_ids.shape[1], dtype=torch.bool)
     places[:2, 0, 1:3] = True
