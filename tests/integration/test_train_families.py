@@ -177,7 +177,7 @@ def test_drawing_on_pictures(
     assert "Denoising strength: 0.75" in told
     capsys.readouterr()
     for family, more, message in (
-        ("sd1", ["--mask", mask], "--mask goes with --image PICTURE"),
+        ("sd1", ["--mask", mask], "--mask goes with --image FILE"),
         ("sd1", ["--strength", "0.5"], "--strength goes with --image PICTURE"),
         ("sd1", ["--image", image, "--mask", mask], "is not for inpainting"),
         ("sd1-inpainting", ["--image", image, "--mask", "no.png"], "no.png: cannot"),
