@@ -37,7 +37,7 @@ TEXT_PREFIXES = {
 
 
 def in_folder(checkpoint: dict[str, Any], name: str, part: str, network: Any) -> dict[str, Any]:
-    """Convert one part with diffusers' code; text towers' names without ``text_model.``."""
+    """Convert one part with diffusers' code; text encoders' names without ``text_model.``."""
     variant = VARIANTS[name]
     if part == "unet":
         return theirs.convert_ldm_unet_checkpoint(checkpoint, component_config(variant, part))
@@ -45,10 +45,10 @@ def in_folder(checkpoint: dict[str, Any], name: str, part: str, network: Any) ->
         return theirs.convert_ldm_vae_checkpoint(checkpoint, component_config(variant, part))
     prefix = TEXT_PREFIXES.get((variant.family_name, part))
     if prefix:
-        result = theirs.convert_open_clip_checkpoint(network, checkpoint, prefix)
+        converted = theirs.convert_open_clip_checkpoint(network, checkpoint, prefix)
     else:
-        result = theirs.convert_ldm_clip_checkpoint(checkpoint)
-    return {key.removeprefix("text_model."): value for key, value in result.items()}
+        converted = theirs.convert_ldm_clip_checkpoint(checkpoint)
+    return {key.removeprefix("text_model."): value for key, value in converted.items()}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -58,8 +58,8 @@ def test_names_and_shapes_of_published_models(name: str) -> None:
     assert theirs.infer_diffusers_model_type(checkpoint) == TYPES[name]
     networks = empty_parts(VARIANTS[name])
     for part, expected in folder_shapes(name).items():
-        result = in_folder(checkpoint, name, part, networks[part])
-        assert {key: value.shape for key, value in result.items()} == expected, part
+        converted = in_folder(checkpoint, name, part, networks[part])
+        assert {key: value.shape for key, value in converted.items()} == expected, part
     known = [*theirs.LDM_CLIP_PREFIX_TO_REMOVE, *TEXT_PREFIXES.values()]
     starts = (theirs.LDM_UNET_KEY, theirs.LDM_VAE_KEYS[0], *known)
     assert all(key.startswith(starts) for key in checkpoint)
@@ -78,7 +78,7 @@ FAMILIES = {"sd1": "tiny_model", "sd2-v": "tiny_sd2", "sdxl": "tiny_sdxl"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_values_of_tiny_models(
+def test_values_of_tiny_models_equal_diffusers(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder: Path = request.getfixturevalue(FAMILIES[name])
@@ -89,14 +89,14 @@ def test_values_of_tiny_models(
     monkeypatch.setattr(f"{__name__}.component_config", lambda _, part: contents.configs[part])
     for part, tensors in contents.tensors.items():
         width = contents.configs.get(part, {}).get("hidden_size", 0)
-        result = in_folder(checkpoint, name, part, _Sized(width))
-        assert result.keys() == tensors.keys()
-        for key, value in result.items():
+        converted = in_folder(checkpoint, name, part, _Sized(width))
+        assert converted.keys() == tensors.keys()
+        for key, value in converted.items():
             torch.testing.assert_close(value, tensors[key].read(), rtol=0, atol=0)
 
 
 class _Sized:
-    """What diffusers' code asks a text tower for: the width by which it cuts stacked tensors."""
+    """What diffusers' code reads of a text encoder: the width by which it cuts stacked tensors."""
 
     def __init__(self, width: int) -> None:
         self.config = type("Config", (), {"hidden_size": width})

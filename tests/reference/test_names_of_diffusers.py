@@ -47,7 +47,7 @@ def unet_of(name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_every_module_maps_and_maps_back(name: str) -> None:
+def test_every_unet_module_maps_and_maps_back(name: str) -> None:
     family, attention, everything = COUNTS[name]
     paths = [path for path in find_adaptable_layers(unet_of(name)) if not path.startswith(OUTSIDE)]
     assert sum(".attentions." in f".{path}" for path in paths) == attention
@@ -64,24 +64,24 @@ def test_every_module_maps_and_maps_back(name: str) -> None:
     assert len(names) == everything
     sgm = family != "sd1"
     started = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
-    assert all(one.startswith(started) for one in names) == sgm
+    assert all(name.startswith(started) for name in names) == sgm
 
 
-@pytest.mark.parametrize(("tower", "count"), [("text_encoder", 72), ("text_encoder_2", 192)])
+@pytest.mark.parametrize(("part", "count"), [("text_encoder", 72), ("text_encoder_2", 192)])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_module_of_the_text_encoders(tower: str, count: int, family: str) -> None:
-    if family == "sd1" and tower == "text_encoder_2":
+def test_every_module_of_the_text_encoders(part: str, count: int, family: str) -> None:
+    if family == "sd1" and part == "text_encoder_2":
         return
-    encoder = getattr(networks("sdxl"), tower)
+    encoder = getattr(networks("sdxl"), part)
     paths = [path for path in find_adaptable_layers(encoder) if "encoder.layers." in path]
     assert len(paths) == count
-    prefix = {"sd1": "lora_te_", "sdxl": "lora_te1_" if tower == "text_encoder" else "lora_te2_"}
+    prefix = {"sd1": "lora_te_", "sdxl": "lora_te1_" if part == "text_encoder" else "lora_te2_"}
     for path in paths:
-        module = LayerPath(tower, path.removeprefix("text_model."))
+        module = LayerPath(part, path.removeprefix("text_model."))
         kohya = module.kohya_name(family)
         assert kohya.startswith(f"{prefix[family]}text_model_encoder_layers_")
         assert parse_kohya_name(kohya) == module
-        assert module.diffusers_name.startswith(f"{tower}.text_model.encoder.layers.")
+        assert module.diffusers_name.startswith(f"{part}.text_model.encoder.layers.")
         assert parse_dotted_name(module.diffusers_name) == module
 
 
@@ -107,6 +107,6 @@ def test_diffusers_reads_kohyas_names_as_the_modules_that_we_mean(name: str) -> 
     if family == "sdxl":
         state = _maybe_map_sgm_blocks_to_diffusers(state, unet.config)
     converted, _ = _convert_non_diffusers_lora_to_diffusers(state)
-    its_own = {key.removeprefix("unet."): tensor for key, tensor in converted.items()}
-    read = {key.split(".lora_")[0] for key in convert_unet_state_dict_to_peft(its_own)}
+    weights = {key.removeprefix("unet."): tensor for key, tensor in converted.items()}
+    read = {key.split(".lora_")[0] for key in convert_unet_state_dict_to_peft(weights)}
     assert read == set(paths)

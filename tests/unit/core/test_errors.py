@@ -7,7 +7,7 @@ def test_close_names_are_suggested() -> None:
     assert errors.did_you_mean("steps", []) == ""
 
 
-def test_every_error_is_of_one_family() -> None:
+def test_every_error_is_a_lorasmith_error() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     raised = [
         kind for kind in kinds if issubclass(kind, Exception) and not issubclass(kind, Warning)

@@ -7,7 +7,7 @@ from lorasmith.core.errors import OutputError
 from lorasmith.core.files import atomic_write, ensure_writable_folder, sha256_file, write_text
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_atomic_write_replaces_a_file_or_leaves_it(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     write_text(path, "first")
 
@@ -24,23 +24,23 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [child.name for child in path.parent.iterdir()] == ["a.txt"]
 
 
-def test_a_temporary_file_keeps_its_suffix(tmp_path: Path) -> None:
+def test_temporary_file_keeps_its_suffix(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.png") as temporary:
         assert temporary.suffix == ".png"
         assert temporary.parent == tmp_path
         temporary.touch()
 
 
-def test_writable_folder(tmp_path: Path) -> None:
+def test_ensure_writable_folder_creates_or_refuses(tmp_path: Path) -> None:
     assert ensure_writable_folder(tmp_path / "a" / "b").is_dir()
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match=r"cannot write to folder .*choose another --out"):
-            ensure_writable_folder(place)
+            ensure_writable_folder(path)
 
 
-def test_hashes_are_of_the_whole_file(tmp_path: Path) -> None:
+def test_hash_covers_the_full_file(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000  # more than two pieces
     (tmp_path / "f").write_bytes(data)
     seen: list[int] = []
@@ -49,7 +49,7 @@ def test_hashes_are_of_the_whole_file(tmp_path: Path) -> None:
     assert len(seen) > 2
 
 
-def test_a_replaced_file_has_the_users_permissions(tmp_path: Path) -> None:
+def test_replaced_file_has_the_users_permissions(tmp_path: Path) -> None:
     """Whatever wrote the temporary file (safetensors writes with mode 0600)."""
     plain = tmp_path / "plain"
     plain.touch()

@@ -31,18 +31,18 @@ def save(folder: Path, step: int, keep: int = 9) -> Path:
     return save_checkpoint(folder, step, tensors, {"note": {"x": [step]}}, keep)
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+def test_saved_checkpoint_loads_again(tmp_path: Path) -> None:
     path = save(tmp_path / "new", 7)
-    found = load_latest_checkpoint(tmp_path / "new")
-    assert found is not None
+    loaded = load_latest_checkpoint(tmp_path / "new")
+    assert loaded is not None
     assert path.name == "step-00000007"
-    assert (found.step, found.state["note"]) == (7, {"x": [7]})
-    assert torch.equal(found.tensors["a"], torch.full((4,), 7.0))
-    assert torch.equal(found.tensors["b"], torch.arange(3))
+    assert (loaded.step, loaded.state["note"]) == (7, {"x": [7]})
+    assert torch.equal(loaded.tensors["a"], torch.full((4,), 7.0))
+    assert torch.equal(loaded.tensors["b"], torch.arange(3))
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["step-00000007"]
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_folder_without_checkpoints_has_no_latest_one(tmp_path: Path) -> None:
     assert load_latest_checkpoint(tmp_path / "absent") is None
 
 
@@ -52,7 +52,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010", "step-00000200"]
 
 
-def test_old_ones_go_only_once_the_new_one_verifies(
+def test_old_checkpoints_are_removed_only_after_the_new_one_verifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
@@ -75,7 +75,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-def test_one_flipped_bit_falls_back_to_the_one_before(tmp_path: Path, name: str) -> None:
+def test_flipped_bit_falls_back_to_the_previous_checkpoint(tmp_path: Path, name: str) -> None:
     save(tmp_path, 1)
     file = save(tmp_path, 2) / name
     data = bytearray(file.read_bytes())
@@ -84,9 +84,9 @@ def test_one_flipped_bit_falls_back_to_the_one_before(tmp_path: Path, name: str)
     with pytest.raises(WeightsError, match=f"{name} is damaged"):
         load_checkpoint(file.parent)
     with pytest.warns(LorasmithWarning, match="is damaged.*continuing from step 1"):
-        found = load_latest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 1
+        loaded = load_latest_checkpoint(tmp_path)
+    assert loaded is not None
+    assert loaded.step == 1
 
 
 def spoil_manifest(path: Path) -> None:
@@ -108,7 +108,7 @@ def spoil_schema(path: Path) -> None:
         (spoil_schema, "written by a newer lorasmith; update"),
     ],
 )
-def test_when_none_can_be_read_it_says_why(
+def test_no_readable_checkpoint_is_an_error_with_the_reason(
     tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(save(tmp_path, 1))
@@ -116,36 +116,36 @@ def test_when_none_can_be_read_it_says_why(
         load_latest_checkpoint(tmp_path)
 
 
-def test_half_written_folders_are_no_checkpoints(tmp_path: Path) -> None:
+def test_unfinished_folders_are_not_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 1)
     shutil.copytree(tmp_path / "step-00000001", tmp_path / ".lorasmith-tmp-1-step-00000009")
     shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000008")
     (tmp_path / "step-00000008" / "manifest.json").unlink()
-    found = load_latest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 1
+    loaded = load_latest_checkpoint(tmp_path)
+    assert loaded is not None
+    assert loaded.step == 1
 
 
 def test_any_flipped_bit_of_the_manifest_is_noticed_or_harmless(tmp_path: Path) -> None:
     """What is loaded is what was saved, or there is an error; never something else."""
     file = save(tmp_path, 1) / "manifest.json"
-    whole = file.read_bytes()
+    content = file.read_bytes()
     noticed = 0
-    for place in range(len(whole)):
+    for offset in range(len(content)):
         for bit in range(8):
-            data = bytearray(whole)
-            data[place] ^= 1 << bit
+            data = bytearray(content)
+            data[offset] ^= 1 << bit
             file.write_bytes(data)
             try:
-                found = load_checkpoint(file.parent)
+                loaded = load_checkpoint(file.parent)
             except WeightsError:
                 noticed += 1
             else:
-                assert torch.equal(found.tensors["a"], torch.ones(4))
-    assert noticed > 0.9 * 8 * len(whole)
+                assert torch.equal(loaded.tensors["a"], torch.ones(4))
+    assert noticed > 0.9 * 8 * len(content)
 
 
-def test_a_step_that_was_asked_for_is_that_step_or_an_error(tmp_path: Path) -> None:
+def test_checkpoint_of_a_step_is_that_step_or_an_error(tmp_path: Path) -> None:
     save(tmp_path, 1)
     file = save(tmp_path, 2) / "tensors.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -159,16 +159,16 @@ def test_a_step_that_was_asked_for_is_that_step_or_an_error(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_run_resumed_before_a_checkpoint_leaves_that_behind(tmp_path: Path, keep: int) -> None:
+def test_resuming_earlier_removes_later_checkpoints(tmp_path: Path, keep: int) -> None:
     for step in (1, 2, 9):
         save(tmp_path, step)
     (tmp_path / "step-00000009" / "state.json").write_text("{", encoding="utf-8")
     save(tmp_path, 3, keep)
-    kept = [path.name for path in list_checkpoints(tmp_path)]
-    assert kept == ["step-00000002", "step-00000003"][-keep:]
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["step-00000002", "step-00000003"][-keep:]
 
 
-def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     path = save(tmp_path / "checkpoints", 1)
     shutil.copytree(path, path.with_name(".lorasmith-tmp-1-step-00000002"))
     (tmp_path / ".lorasmith-tmp-1-run.toml").write_text("half", encoding="utf-8")
@@ -183,7 +183,7 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_kills_at_fifty_moments_leave_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+def test_process_killed_at_any_moment_leaves_a_checkpoint(tmp_path: Path) -> None:
     """A process that only saves is killed at random; the next one goes on after its last."""
     chance = random.Random(0)
     folder = tmp_path / "checkpoints"
@@ -196,11 +196,11 @@ def test_kills_at_fifty_moments_leave_a_checkpoint_to_go_on_from(tmp_path: Path)
         remove_leftovers(tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # not even the newest one may be damaged
-            found = load_latest_checkpoint(folder)
-        assert found is not None
-        assert found.step > reached
-        assert torch.equal(found.tensors["a"], torch.full((4,), float(found.step)))
-        reached = found.step
+            loaded = load_latest_checkpoint(folder)
+        assert loaded is not None
+        assert loaded.step > reached
+        assert torch.equal(loaded.tensors["a"], torch.full((4,), float(loaded.step)))
+        reached = loaded.step
         assert all(path.name.startswith("step-") for path in folder.iterdir())
 
 
@@ -244,7 +244,7 @@ class FailingDisk:
         return call
 
 
-def test_a_disk_that_fills_up_at_any_write_leaves_the_one_before(tmp_path: Path) -> None:
+def test_full_disk_at_any_write_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     outcomes = []
     for allowed in range(60):
         folder = tmp_path / str(allowed)
@@ -256,9 +256,9 @@ def test_a_disk_that_fills_up_at_any_write_leaves_the_one_before(tmp_path: Path)
                 outcomes.append("saved")
             except OutputError:
                 outcomes.append("refused")
-        found = load_latest_checkpoint(folder)
-        assert found is not None
-        assert found.step == 2 or outcomes[-1] == "refused"
+        loaded = load_latest_checkpoint(folder)
+        assert loaded is not None
+        assert loaded.step == 2 or outcomes[-1] == "refused"
         leftovers = [p.name for p in folder.iterdir() if not p.name.startswith("step-")]
         assert leftovers == []
         if outcomes[-1] == "saved":

@@ -25,7 +25,7 @@ def updated(decay: float, updates: int) -> tuple[nn.Module, Ema, dict[str, torch
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.2, 0.999])  # 0.2 is reached after two updates
-def test_the_average_is_that_of_a_plain_reference(decay: float) -> None:
+def test_average_equals_a_plain_reference(decay: float) -> None:
     _, ema, expected = updated(decay, 12)
     state = ema.state_dict()
     assert state.pop("__updates__") == 12
@@ -34,7 +34,7 @@ def test_the_average_is_that_of_a_plain_reference(decay: float) -> None:
         torch.testing.assert_close(state[name].double(), average, atol=1e-5, rtol=1e-5)
 
 
-def test_applied_weights_are_taken_back_exactly() -> None:
+def test_average_parameters_restores_the_weights_exactly() -> None:
     module, ema, expected = updated(0.9, 5)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with ema.average_parameters():
@@ -47,20 +47,20 @@ def test_applied_weights_are_taken_back_exactly() -> None:
         assert not torch.equal(inside[name], before[name])
 
 
-def test_a_restored_average_goes_on_alike() -> None:
+def test_restored_average_continues_identically() -> None:
     module, ema, _ = updated(0.9, 4)
     saved = {name: value.clone() for name, value in ema.state_dict().items()}
     ema.update()
     other = Ema(module, 0.9)
     other.load_state_dict(saved)
     other.update()
-    for one, two in zip(ema.shadow_params, other.shadow_params, strict=True):
-        assert torch.equal(one, two)
+    for expected_param, param in zip(ema.shadow_params, other.shadow_params, strict=True):
+        assert torch.equal(expected_param, param)
     with pytest.raises(KeyError):
         other.load_state_dict({"__updates__": torch.tensor(0.0)})
 
 
-def test_weights_are_taken_back_after_an_error() -> None:
+def test_weights_are_restored_after_an_error() -> None:
     module, ema, _ = updated(0.9, 5)
     before = module[0].weight.detach().clone()
 

@@ -6,7 +6,7 @@ import pytest
 from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
 
 
-def test_the_first_interrupt_asks_and_the_second_insists() -> None:
+def test_first_interrupt_requests_a_stop_and_second_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_on_interrupt() as request:
         assert not request.is_requested
@@ -17,7 +17,7 @@ def test_the_first_interrupt_asks_and_the_second_insists() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_handler_goes_when_the_block_fails() -> None:
+def test_handler_is_removed_when_the_block_fails() -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def fail() -> None:
@@ -30,7 +30,7 @@ def test_the_handler_goes_when_the_block_fails() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_other_threads_leave_signals_alone() -> None:
+def test_other_threads_do_not_handle_signals() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen: list[tuple[StopRequest, object]] = []
 

@@ -14,13 +14,13 @@ def shown(terminal: bool, enabled: bool = True) -> str:
     return stream.getvalue()
 
 
-def test_a_terminal_sees_title_count_and_note() -> None:
+def test_terminal_shows_title_count_and_note() -> None:
     text = shown(terminal=True)
     assert "learning" in text
     assert "4/4" in text
     assert "loss 0.25" in text
 
 
-def test_silence_elsewhere_and_when_not_enabled() -> None:
+def test_bar_is_hidden_elsewhere_and_when_disabled() -> None:
     assert shown(terminal=False).strip() == ""
     assert shown(terminal=True, enabled=False).strip() == ""

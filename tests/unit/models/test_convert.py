@@ -27,12 +27,12 @@ def single(folder: Path | None, path: Path, dtype: torch.dtype | None = None) ->
     return path
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
-    assert files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
+def assert_same_weights(first: Path, second: Path) -> None:
+    files = sorted(path.relative_to(first) for path in first.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(second) for path in second.rglob("*.safetensors"))
     assert len(files) >= 3
     for file in files:
-        mine, yours = load_tensors(one / file), load_tensors(other / file)
+        mine, yours = load_tensors(first / file), load_tensors(second / file)
         assert mine.keys() == yours.keys(), file
         for key, value in mine.items():
             assert value.dtype == yours[key].dtype
@@ -60,16 +60,16 @@ def test_diffusers_opens_the_folder(tiny: Path, tmp_path: Path) -> None:
     ours = DiffusionPipeline.from_pretrained(tmp_path / "b", local_files_only=True)
     theirs = DiffusionPipeline.from_pretrained(tiny, local_files_only=True)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        one, other = getattr(ours, name, None), getattr(theirs, name, None)
-        assert (one is None) == (other is None)
-        if one is not None:
-            state = other.state_dict()
-            assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+        first, second = getattr(ours, name, None), getattr(theirs, name, None)
+        assert (first is None) == (second is None)
+        if first is not None:
+            state = second.state_dict()
+            assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
     assert ours.unet.config.attention_head_dim == theirs.unet.config.attention_head_dim
     assert ours.scheduler.config.prediction_type == theirs.scheduler.config.prediction_type
 
 
-def test_formats_are_kept_and_may_be_changed(tiny_model: Path, tmp_path: Path) -> None:
+def test_dtypes_are_kept_unless_one_is_given(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half"
     save_folder(read_contents(open_source(tiny_model)), folder, torch.float16)
     path = single(folder, tmp_path / "a.safetensors")
@@ -78,39 +78,39 @@ def test_formats_are_kept_and_may_be_changed(tiny_model: Path, tmp_path: Path) -
     assert {value.dtype for value in load_tensors(wide).values()} == {torch.float32}
 
 
-def test_the_embedded_model_as_a_single_file(tmp_path: Path) -> None:
+def test_embedded_model_is_saved_as_a_single_file(tmp_path: Path) -> None:
     path = single(None, tmp_path / "mini.safetensors")
-    model, own = load_model(path), load_model()
-    state = own.unet.state_dict()
+    model, embedded = load_model(path), load_model()
+    state = embedded.unet.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.unet.state_dict().items())
     text = "a red apple, noto style"
-    assert model.tokenizer(text)["input_ids"] == own.tokenizer(text)["input_ids"]
+    assert model.tokenizer(text)["input_ids"] == embedded.tokenizer(text)["input_ids"]
     assert load_metadata(path)["modelspec.architecture"] == "stable-diffusion-v1"
 
 
-def test_a_tokenizer_of_its_own_is_not_lost(tiny_model: Path, tmp_path: Path) -> None:
+def test_other_tokenizer_is_refused_in_a_single_file(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     path = folder / "tokenizer" / "tokenizer.json"
-    told = json.loads(path.read_text(encoding="utf-8"))
-    vocabulary = told["model"]["vocab"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
     vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
-    path.write_text(json.dumps(told), encoding="utf-8")
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(WeightsError, match=r"its tokenizer is not CLIP's.*keep it as a folder"):
         single(folder, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
 
 
-def test_a_tokenizer_for_older_programs(tiny_model: Path, tmp_path: Path) -> None:
+def test_folder_has_a_tokenizer_for_older_programs(tiny_model: Path, tmp_path: Path) -> None:
     save_folder(read_contents(open_source(tiny_model)), tmp_path / "b")
-    place = tmp_path / "b" / "tokenizer"
-    vocabulary = json.loads((place / "vocab.json").read_text(encoding="utf-8"))
-    lines = (place / "merges.txt").read_text(encoding="utf-8").splitlines()
+    folder = tmp_path / "b" / "tokenizer"
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert len(vocabulary) == 1014
     assert lines[:2] == ["#version: 0.2", "i n"]
     assert len(lines) == 1 + 500
 
 
-def test_what_is_not_finite_is_not_written(tiny_model: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     broken = load_tensors(path)
@@ -124,7 +124,7 @@ def test_what_is_not_finite_is_not_written(tiny_model: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_over(tiny_model: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
     with pytest.raises(OutputError, match="cannot write"):
@@ -132,7 +132,7 @@ def test_nothing_is_written_over(tiny_model: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_changed_single_file_is_saved_as_a_folder(tiny_model: Path, tmp_path: Path) -> None:
+def test_modified_single_file_is_saved_as_a_folder(tiny_model: Path, tmp_path: Path) -> None:
     path = single(tiny_model, tmp_path / "a.safetensors")
     model = load_model(path)
     with torch.no_grad():

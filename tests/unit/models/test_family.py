@@ -61,36 +61,36 @@ def test_published_models(name: str) -> None:
 def test_configs_are_those_that_other_tests_state(name: str, other: str) -> None:
     config = component_config(VARIANTS[name], "unet")
     for key, value in UNETS[other].items():
-        found = config[key]
-        assert found == (list(value) if isinstance(value, tuple) else value), key
+        actual = config[key]
+        assert actual == (list(value) if isinstance(value, tuple) else value), key
 
 
-def test_text_towers() -> None:
+def test_text_encoders_equal_the_published_configs() -> None:
     facts = {name: MODEL_FAMILIES.get(name).text_encoders for name in ("sd1", "sd2", "sdxl")}
-    for tower, known in (
+    for encoder, config in (
         (facts["sd1"]["text_encoder"], CLIP_L),
         (facts["sd2"]["text_encoder"], CLIP_H),
         (facts["sdxl"]["text_encoder"], CLIP_L),
         (facts["sdxl"]["text_encoder_2"], CLIP_G),
     ):
-        assert tower.width == known["hidden_size"]
-        assert 4 * tower.width == known["intermediate_size"]
-        assert tower.num_layers == known["num_hidden_layers"]
-        assert tower.num_heads == known["num_attention_heads"]
-        assert tower.projection_dim == known["projection_dim"]
+        assert encoder.width == config["hidden_size"]
+        assert 4 * encoder.width == config["intermediate_size"]
+        assert encoder.num_layers == config["num_hidden_layers"]
+        assert encoder.num_heads == config["num_attention_heads"]
+        assert encoder.projection_dim == config["projection_dim"]
 
 
-def test_what_conditions_each_family() -> None:
+def test_size_conditioning_of_each_family() -> None:
     for family, facts in MODEL_FAMILIES.load_all().items():
         pooled = sum(t.projection_dim for t in facts.text_encoders.values() if t.feeds_unet)
         config = component_config(ModelVariant(family), "unet")
-        told = config.get("projection_class_embeddings_input_dim", 0)
-        assert told == {"sdxl": 2816, "sdxl-refiner": 2560}.get(family, 0)
-        assert told == pooled + 256 * facts.unet.num_time_ids
+        added_dim = config.get("projection_class_embeddings_input_dim", 0)
+        assert added_dim == {"sdxl": 2816, "sdxl-refiner": 2560}.get(family, 0)
+        assert added_dim == pooled + 256 * facts.unet.num_time_ids
         assert facts.unet.cross_attention_dim == sum(t.width for t in facts.text_encoders.values())
 
 
-def test_the_miniature_is_what_ships() -> None:
+def test_miniature_equals_the_embedded_model() -> None:
     """Its facts against the configs beside its weights, and what they say of the whole family."""
     source = open_source()
     unet, vae, text = (source.config(part) for part in ("unet", "vae", "text_encoder"))
@@ -103,8 +103,8 @@ def test_the_miniature_is_what_ships() -> None:
     assert unet["cross_attention_dim"] == MINIATURE.unet.cross_attention_dim == text["hidden_size"]
     assert (unet["attention_head_dim"], unet["use_linear_projection"]) == (8, False)
     assert (MINIATURE.unet.num_heads, MINIATURE.unet.use_linear_projection) == (8, False)
-    (tower,) = MINIATURE.text_encoders.values()
-    assert (tower.width, tower.num_layers, tower.num_heads, tower.projection_dim) == tuple(
+    (encoder,) = MINIATURE.text_encoders.values()
+    assert (encoder.width, encoder.num_layers, encoder.num_heads, encoder.projection_dim) == tuple(
         text[key] for key in
         ("hidden_size", "num_hidden_layers", "num_attention_heads", "projection_dim")
     )  # fmt: skip
@@ -113,14 +113,14 @@ def test_the_miniature_is_what_ships() -> None:
     assert source.variant == ModelVariant("sd1", prediction_type=MINIATURE.prediction_types[0])
 
 
-def test_the_refiner_has_one_text_side() -> None:
+def test_refiner_has_one_text_encoder() -> None:
     index = model_index(VARIANTS["sdxl-refiner"])
     assert index["text_encoder"] == index["tokenizer"] == [None, None]
     assert index["text_encoder_2"] == ["transformers", "CLIPTextModelWithProjection"]
     assert index["requires_aesthetics_score"] is True
 
 
-def test_other_models_are_refused() -> None:
+def test_unet_of_no_family_is_refused() -> None:
     image = SimpleNamespace(addition_embed_type="image")
     with pytest.raises(WeightsError, match="m: its U-Net needs image inputs"):
         detect_unet_family(image, "m")

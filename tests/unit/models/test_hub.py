@@ -35,20 +35,20 @@ def put_in_cache(cache: Path, model: Path) -> Path:
     return shutil.copytree(model, home / "snapshots" / COMMIT)
 
 
-def test_what_looks_like_an_id() -> None:
+def test_model_ids_are_recognised() -> None:
     assert is_model_id("stabilityai/stable-diffusion-xl-base-1.0")
     assert is_model_id("a/b")
     for name in ("", "model", "a/b/c", "../model", "./model", "/model", "a/", "~/x/y", "a b/c"):
         assert not is_model_id(name)
 
 
-def test_a_model_in_the_cache_is_opened(cache: Path, tiny_model: Path) -> None:
+def test_cached_model_is_opened(cache: Path, tiny_model: Path) -> None:
     snapshot = put_in_cache(cache, tiny_model)
     assert resolve_model_path("some/model") == resolve_model_path(Path("some/model")) == snapshot
     assert load_model("some/model").default_size == 64
 
 
-def test_a_folder_of_that_name_comes_first(
+def test_folder_comes_before_a_model_id(
     cache: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_in_cache(cache, tiny_model)
@@ -57,13 +57,13 @@ def test_a_folder_of_that_name_comes_first(
     assert resolve_model_path("some/model") == Path("some/model")
 
 
-def test_one_that_is_not_there_says_how_to_fetch_it(cache: Path) -> None:
+def test_uncached_model_is_named_with_its_download_command(cache: Path) -> None:
     assert find_cached_model("some/model") is None
     with pytest.raises(WeightsError, match=r"no such id in the cache; .* some/model --download"):
         resolve_model_path("some/model")
 
 
-def test_half_a_download_names_what_is_missing(cache: Path, tiny_model: Path) -> None:
+def test_incomplete_download_names_the_missing_part(cache: Path, tiny_model: Path) -> None:
     shutil.rmtree(put_in_cache(cache, tiny_model) / "vae")
     with pytest.raises(WeightsError, match=r"missing part vae; copy or download") as caught:
         resolve_model_path("some/model")
@@ -85,7 +85,7 @@ FILES = [
 ]  # fmt: skip
 
 
-def test_what_is_downloaded() -> None:
+def test_selected_files() -> None:
     left = {
         "README.md", "v1-5.safetensors", "v1-5.ckpt", "safety_checker/config.json",
         "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -96,30 +96,30 @@ def test_what_is_downloaded() -> None:
     assert select_files(FILES) == sorted(set(FILES) - left)
 
 
-def test_a_download_asks_for_one_variant_of_one_revision(
+def test_download_requests_one_variant_of_one_revision(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
 
-    asked: dict[str, Any] = {}
+    request: dict[str, Any] = {}
 
     def info(_: object, name: str) -> SimpleNamespace:
         siblings = [SimpleNamespace(rfilename=file) for file in FILES]
         return SimpleNamespace(siblings=siblings, sha=COMMIT)
 
     def snapshot(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
+        request.update(options, name=name)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert download_model("some/model") == tmp_path
-    assert asked == {
+    assert request == {
         "name": "some/model", "revision": COMMIT, "allow_patterns": select_files(FILES),
     }  # fmt: skip
 
 
-def test_downloads_that_cannot_be(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_download_is_explained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import huggingface_hub
 

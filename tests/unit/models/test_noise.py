@@ -32,14 +32,14 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("schedule", ["scaled_linear", "linear"])
-def test_signal_power_is_that_of_diffusers(schedule: str) -> None:
+def test_alphas_cumprod_equal_diffusers(schedule: str) -> None:
     reference = DDPMScheduler(**{**CONFIG, "beta_schedule": schedule}).alphas_cumprod
     alphas = process(beta_schedule=schedule).alphas_cumprod
     assert alphas.dtype == torch.float32
     torch.testing.assert_close(alphas, reference, rtol=2e-5, atol=1e-7)
 
 
-def test_other_lengths_and_defaults() -> None:
+def test_schedules_of_other_lengths_and_defaults() -> None:
     torch.testing.assert_close(
         NoiseSchedule.from_scheduler({}, torch.device("cpu")).alphas_cumprod,
         DDPMScheduler().alphas_cumprod, rtol=2e-5, atol=1e-7,
@@ -47,53 +47,53 @@ def test_other_lengths_and_defaults() -> None:
     assert process(num_train_timesteps=10).num_timesteps == 10
 
 
-def test_a_model_without_terminal_signal_is_trained_so() -> None:
-    own = process(rescale_betas_zero_snr=True)
+def test_zero_terminal_snr_is_read_from_the_scheduler() -> None:
+    schedule = process(rescale_betas_zero_snr=True)
     reference = DDIMScheduler(**CONFIG, rescale_betas_zero_snr=True).alphas_cumprod
-    assert own.alphas_cumprod[-1] == 0.0
-    torch.testing.assert_close(own.alphas_cumprod, reference, rtol=1e-3, atol=1e-6)
+    assert schedule.alphas_cumprod[-1] == 0.0
+    torch.testing.assert_close(schedule.alphas_cumprod, reference, rtol=1e-3, atol=1e-6)
 
 
-def test_noise_levels_listed_one_by_one_are_refused() -> None:
+def test_trained_betas_are_refused() -> None:
     assert process(trained_betas=None).num_timesteps == 1000
     with pytest.raises(ConfigError, match="trained_betas"):
         process(trained_betas=[0.1, 0.2])
 
 
-def test_noising_and_targets_are_those_of_diffusers(
+def test_noisy_latents_and_targets_equal_diffusers(
     batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     clean, noise, timesteps = batch
     reference = DDPMScheduler(**CONFIG)
     for prediction in ("epsilon", "v_prediction"):
-        own = process(prediction_type=prediction)
+        schedule = process(prediction_type=prediction)
         torch.testing.assert_close(
-            own.add_noise(clean, noise, timesteps),
+            schedule.add_noise(clean, noise, timesteps),
             reference.add_noise(clean, noise, timesteps), rtol=1e-4, atol=1e-5,
         )  # fmt: skip
         expected = (
             noise if prediction == "epsilon" else reference.get_velocity(clean, noise, timesteps)
         )
-        target = own.training_target(clean, noise, timesteps)
+        target = schedule.training_target(clean, noise, timesteps)
         torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_signal_to_noise_ratio_is_that_of_diffusers() -> None:
+def test_snr_equals_diffusers() -> None:
     expected = compute_snr(DDPMScheduler(**CONFIG), ALL)
     torch.testing.assert_close(process().snr(ALL), expected, rtol=1e-3, atol=1e-7)
 
 
 @given(gamma=st.floats(0.1, 20.0))
 def test_min_snr_weights(gamma: float) -> None:
-    own = process()
-    snr = own.alphas_cumprod.double() / (1 - own.alphas_cumprod.double())
+    schedule = process()
+    snr = schedule.alphas_cumprod.double() / (1 - schedule.alphas_cumprod.double())
     capped = torch.where(snr < gamma, snr, gamma)
     for prediction, expected in (("epsilon", capped / snr), ("v_prediction", capped / (snr + 1))):
         weight = process(prediction_type=prediction).min_snr_weight(ALL, gamma)
         torch.testing.assert_close(weight.double(), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_what_is_not_supported_is_named() -> None:
+def test_unsupported_schedule_is_named() -> None:
     with pytest.raises(
         ConfigError, match="beta_schedule 'squaredcos' is not supported; use scaled"
     ):

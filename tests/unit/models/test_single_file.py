@@ -1,4 +1,4 @@
-"""Single files: what they are is told from names and shapes; what they are not, in words."""
+"""Single files are identified by names and shapes; other files are described."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def tiny_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_family_is_told_from_names_and_shapes(name: str, path: Path) -> None:
+def test_family_follows_from_names_and_shapes(name: str, path: Path) -> None:
     variant = VARIANTS[name]
     extras = EXTRAS[variant.family_name]
     summary = read_model_info(write_sparse(path, file_shapes(name) | extras))
@@ -66,27 +66,27 @@ SAID = {
 
 
 @pytest.mark.parametrize("how", SAID)
-def test_files_say_what_they_predict(how: str, path: Path) -> None:
+def test_prediction_type_is_read_from_the_file(how: str, path: Path) -> None:
     more, metadata, expected = SAID[how]
     write_sparse(path, file_shapes("sd2-v") | more, metadata=metadata)
     assert open_source(path).variant.prediction_type == expected
 
 
 @pytest.mark.parametrize(("word", "expected"), [('"v"', "v_prediction"), ("eps", "epsilon")])
-def test_settings_beside_the_file_say_it(path: Path, word: str, expected: str) -> None:
+def test_prediction_type_is_read_from_the_yaml_file(path: Path, word: str, expected: str) -> None:
     write_sparse(path, file_shapes("sd2-v"))
     path.with_suffix(".yaml").write_text(f"model:\n  params:\n    parameterization: {word}\n")
     assert open_source(path).variant.prediction_type == expected
 
 
-def test_an_sdxl_that_predicts_v_without_terminal_signal(path: Path) -> None:
+def test_sdxl_with_v_prediction_and_zero_terminal_snr(path: Path) -> None:
     write_sparse(path, file_shapes("sdxl") | {"v_pred": (0,), "ztsnr": (0,)})
     scheduler = open_source(path).config("scheduler")
     assert scheduler["prediction_type"] == "v_prediction"
     assert scheduler["rescale_betas_zero_snr"] is True
 
 
-def test_older_names_of_the_text_encoder(path: Path) -> None:
+def test_older_names_of_the_text_encoder_are_read(path: Path) -> None:
     old = {key.replace(CLIP, CLIP.removesuffix("text_model.")): shape
            for key, shape in file_shapes("sd1").items()}  # fmt: skip
     assert read_model_info(write_sparse(path, old)).variant == VARIANTS["sd1"]
@@ -98,23 +98,23 @@ def test_the_refiner_has_no_first_text_encoder(path: Path) -> None:
     assert networks.text_encoder_2.config.hidden_size == 1280
 
 
-def some(name: str, *starts: str) -> dict[str, tuple[int, ...]]:
+def shapes_of(name: str, *starts: str) -> dict[str, tuple[int, ...]]:
     return {key: shape for key, shape in file_shapes(name).items() if key.startswith(starts)}
 
 
 WRONG = {
-    "this is a U-Net alone; expected a whole": some("sd1", UNET),
-    "this is a U-Net with its text encoder, without an auto": some("sd1", UNET, CLIP),
-    "this is an autoencoder (VAE) alone; expected": some("sd1", VAE),
-    "this is an autoencoder (VAE) and a text encoder, without a U-Net; exp": some("sd1", VAE, CLIP),
-    "this is a text encoder alone; expected a whole": some("sd1", CLIP),
+    "this is a U-Net alone; expected a whole": shapes_of("sd1", UNET),
+    "this is a U-Net with its text encoder, without an auto": shapes_of("sd1", UNET, CLIP),
+    "this is an autoencoder (VAE) alone; expected": shapes_of("sd1", VAE),
+    "this is an autoencoder (VAE) and a text encoder, without a U-Net": shapes_of("sd1", VAE, CLIP),
+    "this is a text encoder alone; expected a whole": shapes_of("sd1", CLIP),
     "this is a U-Net of SDXL with its autoencoder, without one of its two text encoders; expected "
     "conditioner.embedders.1.model.* as well":
-        some("sdxl", UNET, VAE, "conditioner.embedders.0."),
+        shapes_of("sdxl", UNET, VAE, "conditioner.embedders.0."),
     "this is a U-Net of SD 1.x with its autoencoder, without a text encoder; expected "
-    "cond_stage_model.transformer.text_model.* as well": some("sd1", UNET, VAE),
+    "cond_stage_model.transformer.text_model.* as well": shapes_of("sd1", UNET, VAE),
     "this is a U-Net of SDXL with its autoencoder, without a text encoder; expected conditioner."
-    "embedders.0": some("sdxl", UNET, VAE),
+    "embedders.0": shapes_of("sdxl", UNET, VAE),
     "this is a text encoder alone": {"text_model.embeddings.token_embedding.weight": (2, 2)},
     "this is a U-Net alone, in diffusers' naming": {"down_blocks.0.resnets.0.conv1.weight": (1,)},
     "this is an autoencoder (VAE) alone, in diff": {"encoder.down_blocks.0.resnets.0.conv1": (1,)},
@@ -128,7 +128,7 @@ WRONG = {
     "its U-Net is that of an InstructPix2Pix model (8 input channels); expected 4, or 9":
         file_shapes("sd1") | {f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)},
     "its text encoder is that of SD 1.x, and its U-Net reads text of width 2048 of SDXL; expected "
-    "768": some("sdxl", UNET, VAE) | some("sd1", CLIP),
+    "768": shapes_of("sdxl", UNET, VAE) | shapes_of("sd1", CLIP),
     "2 tensors belong to no part of SD 1.x (what, model.diffusion_model.adapter.weight); the file "
     "is of another kind, or something was merged into it":
         file_shapes("sd1") | {"what": (1,), f"{UNET}adapter.weight": (1,)},
@@ -141,14 +141,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_is_no_whole_model_is_said(message: str, path: Path) -> None:
+def test_file_that_is_not_a_full_model_is_described(message: str, path: Path) -> None:
     write_sparse(path, WRONG[message])
     with pytest.raises(WeightsError) as caught:
         read_model_info(path)
     assert str(caught.value).startswith(f"model {path}: {message}")
 
 
-def test_shapes_that_are_not_the_family_s(path: Path) -> None:
+def test_shapes_of_another_family_are_refused(path: Path) -> None:
     shapes = file_shapes("sd1") | {f"{UNET}out.2.bias": (5,)}
     with pytest.raises(
         WeightsError, match=r"unet cannot .* 1 of 686 .* conv_out.bias: \[5\] where"
@@ -166,13 +166,13 @@ def test_quantised_weights_are_refused(path: Path) -> None:
             look(path)
 
 
-def test_a_cut_file_is_named(tiny_file: Path, path: Path) -> None:
+def test_truncated_file_is_named(tiny_file: Path, path: Path) -> None:
     path.write_bytes(tiny_file.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match=r"model\.safetensors: .*it is cut off"):
         load_model(path)
 
 
-def test_mixed_formats_become_one(tiny_file: Path, path: Path) -> None:
+def test_mixed_dtypes_become_one(tiny_file: Path, path: Path) -> None:
     tensors = load_tensors(tiny_file)
     mixed = {k: v.half() if n % 2 else v.bfloat16() for n, (k, v) in enumerate(tensors.items())}
     save_tensors(path, mixed, open_source(tiny_file).metadata)
@@ -185,21 +185,23 @@ def test_mixed_formats_become_one(tiny_file: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"configs": {"unet": {}}}'])
-def test_damaged_configs_in_the_file(tiny_file: Path, path: Path, text: str) -> None:
+def test_damaged_configs_in_the_metadata_are_refused(
+    tiny_file: Path, path: Path, text: str
+) -> None:
     save_tensors(path, load_tensors(tiny_file), {"lorasmith.model": text})
     with pytest.raises(WeightsError, match=r"its lorasmith.model is (damaged|incomplete)"):
         open_source(path)
 
 
-def test_a_single_file_is_the_folder(tiny_file: Path, tiny_model: Path) -> None:
-    one, other = load_model(tiny_file), load_model(tiny_model)
+def test_single_file_loads_like_the_folder(tiny_file: Path, tiny_model: Path) -> None:
+    first, second = load_model(tiny_file), load_model(tiny_model)
     for part in ("unet", "vae", "text_encoder"):
-        mine, yours = getattr(one, part).state_dict(), getattr(other, part).state_dict()
+        mine, yours = getattr(first, part).state_dict(), getattr(second, part).state_dict()
         assert mine.keys() == yours.keys()
         assert all(torch.equal(mine[key], yours[key]) for key in mine)
-    assert one.scheduler_config["prediction_type"] == other.scheduler_config["prediction_type"]
-    assert one.tokenizer("a cat")["input_ids"] == other.tokenizer("a cat")["input_ids"]
-    assert one.default_size == other.default_size == ImageSizes.read(tiny_file).default
+    assert first.scheduler_config["prediction_type"] == second.scheduler_config["prediction_type"]
+    assert first.tokenizer("a cat")["input_ids"] == second.tokenizer("a cat")["input_ids"]
+    assert first.default_size == second.default_size == ImageSizes.read(tiny_file).default
 
 
 class Denoiser(torch.nn.Module):
@@ -215,11 +217,11 @@ class Denoiser(torch.nn.Module):
     def forward(self, noise: torch.Tensor, step: torch.Tensor, context: torch.Tensor) -> object:
         assert context.shape == (1, 77, 8)
         assert step.tolist() == [999]
-        other = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1))
-        output = noise + 0.3 * other if self.copies else 0.07 * noise + other
+        second = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1))
+        output = noise + 0.3 * second if self.copies else 0.07 * noise + second
         return type("Output", (), {"sample": output})
 
 
-def test_what_a_network_predicts_is_measured() -> None:
+def test_prediction_type_is_measured() -> None:
     assert measure_prediction_type(Denoiser(copies=True)) == "epsilon"
     assert measure_prediction_type(Denoiser(copies=False)) == "v_prediction"

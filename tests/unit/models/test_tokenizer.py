@@ -20,7 +20,7 @@ def ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
     return tokenizer(text)["input_ids"]
 
 
-def test_ids_are_those_worked_out_by_hand(merges: Path) -> None:
+def test_ids_equal_hand_computed_ones(merges: Path) -> None:
     tokenizer = create_bpe_tokenizer(read_merges(merges))
     start, end = 512 + 4, 512 + 5
     # Printable ASCII from "!" comes first, so "a" is 97 - 33; the end-of-word forms follow at 256.
@@ -38,7 +38,7 @@ def test_ids_are_those_worked_out_by_hand(merges: Path) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == end
 
 
-def test_a_saved_tokenizer_reads_alike(merges: Path, tmp_path: Path) -> None:
+def test_saved_tokenizer_reads_the_same(merges: Path, tmp_path: Path) -> None:
     tokenizer = create_bpe_tokenizer(read_merges(merges))
     tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
     again = load_tokenizer(tmp_path / "model")
@@ -48,14 +48,14 @@ def test_a_saved_tokenizer_reads_alike(merges: Path, tmp_path: Path) -> None:
         assert again.decode(ids(again, text)) == tokenizer.decode(ids(tokenizer, text))
 
 
-def test_the_list_may_be_cut(merges: Path) -> None:
+def test_merge_list_may_be_truncated(merges: Path) -> None:
     assert read_merges(merges, 2) == [("c", "a"), ("ca", "t</w>")]
     assert len(read_merges(merges)) == 4
     with pytest.raises(DataError, match=r"merges\.txt: has 4 merges, fewer than the required 9"):
         read_merges(merges, 9)
 
 
-def test_a_bad_list_is_named(tmp_path: Path) -> None:
+def test_malformed_merge_list_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.txt"
     for content, message in (
         (b"c a\nbroken\n", r"m\.txt: 'broken' is not a merge \(two symbols a line\)"),
@@ -69,7 +69,7 @@ def test_a_bad_list_is_named(tmp_path: Path) -> None:
         read_merges(tmp_path / "absent.txt")
 
 
-def test_the_shipped_list_makes_the_tokenizer_of_clip() -> None:
+def test_shipped_merges_make_the_tokenizer_of_clip() -> None:
     tokenizer = create_clip_tokenizer(49408)
     assert len(tokenizer) == 49408
     # Published ids: "a photo of a cat" is a common example of CLIP's.
@@ -78,14 +78,14 @@ def test_the_shipped_list_makes_the_tokenizer_of_clip() -> None:
     assert create_clip_tokenizer(49408, "!").pad_token_id == 0
 
 
-def test_a_narrow_model_s_tokenizer_has_the_first_merges() -> None:
-    own, embedded = create_clip_tokenizer(8192), load_tokenizer(EMBEDDED)
-    assert own.get_vocab() == embedded.get_vocab()
+def test_small_vocabulary_has_the_first_merges() -> None:
+    tokenizer, embedded = create_clip_tokenizer(8192), load_tokenizer(EMBEDDED)
+    assert tokenizer.get_vocab() == embedded.get_vocab()
     text = "A lighthouse at dusk, 3 sheep & a café; noto style"
-    assert ids(own, text) == ids(embedded, text)
+    assert ids(tokenizer, text) == ids(embedded, text)
 
 
 @pytest.mark.parametrize("vocabulary", [513, 49409])
-def test_a_vocabulary_that_is_not_clip_s_is_refused(vocabulary: int) -> None:
+def test_vocabulary_that_is_not_of_clip_is_refused(vocabulary: int) -> None:
     with pytest.raises(DataError, match=r"is not CLIP's, which has 49,408 tokens"):
         create_clip_tokenizer(vocabulary)

@@ -30,35 +30,35 @@ def saved(pair: ClipModel, tiny_model: Path, tmp_path: Path) -> Path:
     return tmp_path / "clip"
 
 
-def test_shapes(pair: ClipModel) -> None:
-    pictures = torch.randn(3, 3, 32, 24)
-    maps = pair.image.feature_maps(pictures)
+def test_outputs_have_their_shapes(pair: ClipModel) -> None:
+    images = torch.randn(3, 3, 32, 24)
+    maps = pair.image.feature_maps(images)
     assert [tuple(m.shape) for m in maps] == [(3, 8, 16, 12), (3, 16, 8, 6)]
-    image, text, scale = pair(pictures, torch.zeros(3, 77, dtype=torch.int64))
+    image, text, scale = pair(images, torch.zeros(3, 77, dtype=torch.int64))
     assert image.shape == text.shape == (3, 12)
     for embedding in (image, text):
         torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
     assert float(scale.detach()) == pytest.approx(1 / 0.07, rel=1e-5)
 
 
-def test_the_temperature_is_bounded(pair: ClipModel) -> None:
+def test_temperature_is_bounded(pair: ClipModel) -> None:
     with torch.no_grad():
         pair.log_scale.fill_(9.0)
     scale = pair(torch.randn(1, 3, 8, 8), torch.zeros(1, 77, dtype=torch.int64))[2]
     assert float(scale.detach()) == pytest.approx(100.0, rel=1e-4)
 
 
-def test_a_saved_pair_comes_back(pair: ClipModel, saved: Path) -> None:
+def test_saved_clip_loads_again(pair: ClipModel, saved: Path) -> None:
     again = load_clip(saved)
     assert again.state_dict().keys() == pair.state_dict().keys()
     for name, value in pair.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     assert not any(p.requires_grad for p in again.parameters())
-    tower = load_image_encoder(saved)
-    pictures = torch.randn(5, 3, 16, 16)
-    assert torch.equal(embed_images(tower, pictures), embed_images(again.image, pictures))
+    encoder = load_image_encoder(saved)
+    images = torch.randn(5, 3, 16, 16)
+    assert torch.equal(embed_images(encoder, images), embed_images(again.image, images))
     torch.testing.assert_close(
-        embed_images(tower, pictures, batch_size=2), embed_images(tower, pictures)
+        embed_images(encoder, images, batch_size=2), embed_images(encoder, images)
     )
     tokenizer = load_tokenizer(saved)
     texts = ["a red apple", "", "a pear"]
@@ -67,14 +67,14 @@ def test_a_saved_pair_comes_back(pair: ClipModel, saved: Path) -> None:
     assert embedded.shape == (3, 12)
 
 
-def test_a_missing_tower_is_named(tmp_path: Path) -> None:
+def test_missing_image_encoder_is_named(tmp_path: Path) -> None:
     for load in (load_clip, load_image_encoder):
         with pytest.raises(WeightsError, match="has no image_tower; `lorasmith pretrain clip`"):
             load(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"channels": [8]}', '{"width": 8}'])
-def test_a_damaged_config_is_named(saved: Path, content: str) -> None:
+def test_damaged_config_is_named(saved: Path, content: str) -> None:
     (saved / "image_tower" / "config.json").write_text(content, encoding="utf-8")
     for load in (load_clip, load_image_encoder):
         with pytest.raises(WeightsError, match=r"config\.json: not an image encoder's config"):

@@ -9,7 +9,7 @@ from lorasmith.models.load import load_text_encoder, load_tokenizer
 from lorasmith.models.text.encode import encode_hidden_states, tokenize, truncated_text
 
 
-def test_short_text_is_not_cut(tiny_model: Path) -> None:
+def test_short_text_is_not_truncated(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     assert truncated_text(tokenizer, "a red apple") == ""
     assert truncated_text(tokenizer, "") == ""
@@ -22,10 +22,10 @@ def test_short_text_is_not_cut(tiny_model: Path) -> None:
     assert (ids[1, 1:] == tokenizer.eos_token_id).all()
 
 
-def test_the_cut_starts_where_the_tokens_end(tiny_model: Path) -> None:
+def test_truncated_text_starts_after_the_last_token(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    one = len(tokenizer("a", add_special_tokens=False)["input_ids"])
-    assert one == 1
+    num_tokens = len(tokenizer("a", add_special_tokens=False)["input_ids"])
+    assert num_tokens == 1
     assert truncated_text(tokenizer, "a " * 75) == ""
     assert truncated_text(tokenizer, "a " * 75 + "b c") == "b c"
     with pytest.warns(LorasmithWarning, match=r"longer than 77 tokens; this was cut: 'b c'"):
@@ -54,7 +54,7 @@ def test_clip_skip_is_the_normed_hidden_state_of_an_earlier_layer(tiny_model: Pa
 
 
 @pytest.mark.parametrize("skip", [0, -1, 3])
-def test_a_layer_that_does_not_exist_is_refused(tiny_model: Path, skip: int) -> None:
+def test_clip_skip_beyond_the_layers_is_refused(tiny_model: Path, skip: int) -> None:
     encoder = load_text_encoder(tiny_model)
     with pytest.raises(ConfigError, match="clip skip must be 1 to 2"):
         encode_hidden_states(encoder, torch.zeros(1, 77, dtype=torch.int64), skip)

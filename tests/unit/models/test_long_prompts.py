@@ -1,4 +1,4 @@
-"""Long texts in chunks, and emphasis, against what the text towers say to each chunk alone."""
+"""Long texts in chunks, and emphasis, against what the text encoders give for each chunk alone."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def contents(passage: WeightedPrompt) -> list[str]:
     return [TOKENIZER.decode(row[1 : row.index(END)]).strip() for row in rows]
 
 
-def test_a_short_text_has_the_tokens_that_the_tokenizer_gives() -> None:
+def test_short_text_has_the_tokenizers_tokens() -> None:
     for text in ("", "a red apple", "a " * 75):
         (ids,) = tokenize(TOKENIZER, [text])
         assert torch.equal(prompt_token_ids(TOKENIZER, unweighted_prompt(text)), ids)
@@ -65,12 +65,12 @@ def test_a_short_text_has_the_tokens_that_the_tokenizer_gives() -> None:
         ("a " * 151, ["a " * 75, "a " * 75, "a"]),
     ],
 )
-def test_where_a_chunk_ends(text: str, chunks: list[str]) -> None:
-    found = contents(unweighted_prompt(text))
-    assert [one.split() for one in found] == [one.split() for one in chunks]
+def test_chunk_ends_after_a_near_comma_or_a_word(text: str, chunks: list[str]) -> None:
+    result = contents(unweighted_prompt(text))
+    assert [chunk.split() for chunk in result] == [chunk.split() for chunk in chunks]
 
 
-def test_a_section_begins_a_chunk() -> None:
+def test_section_begins_a_chunk() -> None:
     passage = ((PromptSpan("a red"), PromptSpan("apple", 1.5)), (PromptSpan("b"),))
     assert contents(passage) == ["a red apple", "b"]
 
@@ -80,17 +80,17 @@ def test_no_token_is_lost(words: list[str]) -> None:
     text = " ".join(words)
     ids = prompt_token_ids(TOKENIZER, unweighted_prompt(text))
     assert len(ids) % 77 == 0
-    kept = [number for number in ids.tolist() if number not in (START, END)]
-    assert kept == TOKENIZER(text, add_special_tokens=False, verbose=False)["input_ids"]
+    text_ids = [token_id for token_id in ids.tolist() if token_id not in (START, END)]
+    assert text_ids == TOKENIZER(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def test_a_long_word_is_cut_where_it_must_be() -> None:
-    found = contents(unweighted_prompt("qx" * 100))
-    assert len(found) > 1
-    assert "".join(found).replace(" ", "") == "qx" * 100
+def test_word_longer_than_a_chunk_is_split() -> None:
+    result = contents(unweighted_prompt("qx" * 100))
+    assert len(result) > 1
+    assert "".join(result).replace(" ", "") == "qx" * 100
 
 
-def test_only_chunks_that_nobody_asked_for_are_warned_about() -> None:
+def test_only_implicit_chunks_are_warned_about() -> None:
     sections = ((PromptSpan("a " * 75),), (PromptSpan("b"),))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -107,7 +107,7 @@ def model(request: pytest.FixtureRequest) -> Model:
     return load_model(folder).to(torch.device("cpu"), torch.float32)
 
 
-def test_each_chunk_is_encoded_as_a_text_of_its_own(model: Model) -> None:
+def test_chunks_are_encoded_separately(model: Model) -> None:
     texts = ["a " * 75, "red apple", "", "a pear"]
     alone = encode_captions(model, texts)
     passages = [
@@ -127,7 +127,7 @@ def test_each_chunk_is_encoded_as_a_text_of_its_own(model: Model) -> None:
         assert filled.pooled is short.pooled
 
 
-def test_emphasis_is_on_its_own_words_in_each_tower(model: Model) -> None:
+def test_emphasis_changes_its_own_words_in_each_encoder(model: Model) -> None:
     plain = (PromptSpan("a"), PromptSpan("red"), PromptSpan("apple"))
     strong = (PromptSpan("a"), PromptSpan("red", 1.5), PromptSpan("apple"))
     before, after = encode_prompts(model, [(plain,), (strong,)])
@@ -145,19 +145,19 @@ def test_emphasis_is_on_its_own_words_in_each_tower(model: Model) -> None:
         torch.testing.assert_close(before.pooled, after.pooled)
 
 
-def test_rows_without_emphasis_keep_their_bits() -> None:
+def test_rows_without_emphasis_stay_bitwise_equal() -> None:
     states = torch.randn(3, 77, 8)
     weights = torch.ones(3, 77)
     assert apply_emphasis(states, weights) is states
     weights[1, 4] = 1.2
-    found = apply_emphasis(states, weights)
-    assert torch.equal(found[[0, 2]], states[[0, 2]])
-    assert not torch.equal(found[1], states[1])
+    result = apply_emphasis(states, weights)
+    assert torch.equal(result[[0, 2]], states[[0, 2]])
+    assert not torch.equal(result[1], states[1])
     weights[2] = 0.0  # nothing is left to be brought back
     assert not apply_emphasis(states, weights)[2].any()
 
 
-def test_what_an_empty_negative_prompt_stands_for(
+def test_empty_negative_prompt_means_zeros_for_sdxl_only(
     tiny_sdxl: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     assert not zeroes_empty_prompt(load_model(tiny_model))
@@ -165,6 +165,6 @@ def test_what_an_empty_negative_prompt_stands_for(
     folder = tmp_path / "model"
     shutil.copytree(tiny_sdxl, folder)
     index = folder / "model_index.json"
-    told = json.loads(index.read_text(encoding="utf-8")) | {"force_zeros_for_empty_prompt": False}
-    index.write_text(json.dumps(told), encoding="utf-8")
+    config = json.loads(index.read_text(encoding="utf-8")) | {"force_zeros_for_empty_prompt": False}
+    index.write_text(json.dumps(config), encoding="utf-8")
     assert not zeroes_empty_prompt(load_model(folder))

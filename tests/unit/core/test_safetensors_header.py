@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "x.safetensors"
 
 
-def test_what_is_in_a_file(path: Path) -> None:
+def test_header_lists_tensors_and_metadata(path: Path) -> None:
     save_tensors(path, {"a": torch.ones(2, 3), "b": torch.ones(0).half()}, {"title": "ü"})
     header = read_header(path)
     assert header.tensors == {"a": TensorInfo("F32", (2, 3)), "b": TensorInfo("F16", (0,))}
@@ -61,14 +61,14 @@ INSTEAD = {
 
 
 @pytest.mark.parametrize("what", INSTEAD)
-def test_what_was_saved_instead_of_a_file_is_said(path: Path, what: str) -> None:
+def test_other_content_is_described(path: Path, what: str) -> None:
     path.write_bytes(INSTEAD[what])
     with pytest.raises(WeightsError, match=f"x.safetensors: not a readable.*{what}"):
         read_header(path)
 
 
 @pytest.mark.parametrize("reason", BAD)
-def test_bad_headers_are_refused_with_the_reason(path: Path, reason: str) -> None:
+def test_bad_header_is_refused_with_the_reason(path: Path, reason: str) -> None:
     write(path, BAD[reason], b"\0")
     with pytest.raises(WeightsError, match=f"x.safetensors: not a readable.*{reason}"):
         read_header(path)
@@ -78,19 +78,19 @@ def test_bad_headers_are_refused_with_the_reason(path: Path, reason: str) -> Non
 
 @pytest.mark.parametrize("count", [300_000, 60_000])
 def test_too_many_tensors_are_refused_within_a_second(path: Path, count: int) -> None:
-    one = '"{0}":{{"dtype":"U8","shape":[1],"data_offsets":[{0},{1}]}}'
-    header = ",".join(one.format(n, n + 1) for n in range(count))
+    template = '"{0}":{{"dtype":"U8","shape":[1],"data_offsets":[{0},{1}]}}'
+    header = ",".join(template.format(n, n + 1) for n in range(count))
     write(path, f"{{{header}}}".encode(), bytes(count))
-    taken = []
+    seconds = []
     for _ in range(3):  # a busy machine slows one or the other
         start = time.process_time()  # other programs do not count
         with pytest.raises(WeightsError, match="at most"):
             load_tensors(path)
-        taken.append(time.process_time() - start)
-    assert min(taken) < 1.0
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 1.0
 
 
-def test_a_long_header_is_not_read(path: Path) -> None:
+def test_too_long_header_is_not_read(path: Path) -> None:
     with path.open("wb") as stream:
         stream.write((2**33).to_bytes(8, "little"))
         stream.truncate(2**33 + 8)
@@ -99,7 +99,7 @@ def test_a_long_header_is_not_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".PTH", ".bin"])
-def test_pickles_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
+def test_pickle_is_refused_by_suffix(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"whatever")
     with pytest.raises(WeightsError, match=r"pickled file.*convert it to safetensors"):
@@ -107,14 +107,14 @@ def test_pickles_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
 
 
 @given(data=st.data())
-def test_a_damaged_byte_is_refused_or_changes_nothing_but_text(
+def test_damaged_byte_is_refused_or_changes_only_text(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     good = write(tmp_path_factory.mktemp("fuzz") / "x.safetensors", {"a": entry(0, 3)}, b"abc")
-    whole = good.read_bytes()
-    place = data.draw(st.integers(0, len(whole) - 4))
+    content = good.read_bytes()
+    offset = data.draw(st.integers(0, len(content) - 4))
     changed = data.draw(st.binary(min_size=1, max_size=4))
-    good.write_bytes(whole[:place] + changed + whole[place + len(changed) :])
+    good.write_bytes(content[:offset] + changed + content[offset + len(changed) :])
     try:
         header = read_header(good)
     except WeightsError:

@@ -1,4 +1,4 @@
-"""The picture sizes of a model, from its configs alone."""
+"""The image sizes of a model, from its configs alone."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from lorasmith.models.image_sizes import ImageSizes
 from lorasmith.models.load import load_model
 
 
-def test_sizes_are_those_of_the_opened_model(tiny_model: Path) -> None:
+def test_sizes_equal_those_of_the_loaded_model(tiny_model: Path) -> None:
     model = load_model(tiny_model)
     sizes = ImageSizes.read(tiny_model)
     assert sizes.default == model.default_size == 64
@@ -28,7 +28,7 @@ def test_sizes_are_those_of_the_opened_model(tiny_model: Path) -> None:
         ("vae", {}, "vae/config.json has no block_out_channels"),
     ],
 )
-def test_a_config_that_does_not_say_is_named(
+def test_config_without_sizes_is_named(
     tiny_model: Path, tmp_path: Path, part: str, config: dict[str, object], message: str
 ) -> None:
     folder = tmp_path / "model"
@@ -38,6 +38,6 @@ def test_a_config_that_does_not_say_is_named(
         ImageSizes.read(folder)
 
 
-def test_no_model(tmp_path: Path) -> None:
+def test_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a diffusers model folder"):
         ImageSizes.read(tmp_path)

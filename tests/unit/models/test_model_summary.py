@@ -47,7 +47,7 @@ def test_published_models(config: dict, parameters: int, linear: int, with_conv:
 
 
 @pytest.mark.parametrize("config", [SD15, SDXL], ids=["SD1.5", "SDXL"])
-def test_the_children_of_every_node_add_up(config: dict) -> None:
+def test_children_of_every_node_add_up(config: dict) -> None:
     for node in flat(build_unet_tree(unet_of(config))):
         if node.children:
             assert sum(child.parameters for child in node.children) == node.parameters, node.path
@@ -68,7 +68,7 @@ def test_blocks_have_the_names_of_block_vectors() -> None:
     assert attention == [*inward, "MID", *(f"OUT{n:02d}" for n in range(3, 12))]
 
 
-def test_where_text_and_time_enter() -> None:
+def test_nodes_note_where_text_and_time_enter() -> None:
     nodes = flat(build_unet_tree(unet_of(SDXL)))
     assert all(node.note == "time 1280 after conv1" for node in nodes if node.kind == "resnet")
     cross = [node for node in nodes if node.kind == "cross-attention"]
@@ -78,7 +78,7 @@ def test_where_text_and_time_enter() -> None:
     assert any(node.path.endswith("attentions.0.transformer_blocks.0-9.attn2") for node in cross)
 
 
-def test_the_cost_of_a_lora_is_that_of_its_matrices() -> None:
+def test_lora_cost_counts_its_factors() -> None:
     linear, conv = torch.nn.Linear(10, 30), torch.nn.Conv2d(4, 6, 3)
     assert count_lora_parameters(linear, 2) == 2 * 10 + 30 * 2
     assert count_lora_parameters(conv, 2) == 2 * 4 * 9 + 6 * 2
@@ -87,7 +87,7 @@ def test_the_cost_of_a_lora_is_that_of_its_matrices() -> None:
     assert cost.reduction == pytest.approx(cost.weights / cost.lora)
 
 
-def test_a_folder_is_read_without_its_weights(tiny_model: Path, tmp_path: Path) -> None:
+def test_folder_is_summarized_without_its_weights(tiny_model: Path, tmp_path: Path) -> None:
     for part in tiny_model.iterdir():
         if part.is_dir():
             shutil.copytree(
@@ -107,7 +107,7 @@ def test_a_folder_is_read_without_its_weights(tiny_model: Path, tmp_path: Path) 
     assert parts.lora[-1].layers == 2 * 6  # two text layers: q, k, v, out, fc1, fc2
 
 
-def test_a_second_text_encoder_is_counted(tiny_model: Path, tmp_path: Path) -> None:
+def test_second_text_encoder_is_counted(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     shutil.copytree(folder / "text_encoder", folder / "text_encoder_2")

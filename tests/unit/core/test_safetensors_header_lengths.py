@@ -11,7 +11,7 @@ from lorasmith.core.safetensors_header import read_header, reject_pickle
 
 
 @pytest.mark.parametrize("length", [640, 896, 1152, 1408])
-def test_headers_that_begin_like_a_pickle(tmp_path: Path, length: int) -> None:
+def test_header_that_begins_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
     path = tmp_path / "some.safetensors"
     for padding in range(length):
         save_file({"x": torch.ones(2)}, path, {"note": "n" * padding})
@@ -21,7 +21,7 @@ def test_headers_that_begin_like_a_pickle(tmp_path: Path, length: int) -> None:
     assert list(read_header(path).tensors) == ["x"]
 
 
-def test_pickles_are_still_known(tmp_path: Path) -> None:
+def test_pickle_is_still_recognised(tmp_path: Path) -> None:
     path = tmp_path / "some.safetensors"
     for protocol in (2, 3, 4, 5):
         torch.save({"x": torch.ones(2)}, path, pickle_protocol=protocol)

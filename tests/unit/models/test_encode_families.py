@@ -1,4 +1,4 @@
-"""What the U-Net is told about a text, in each family: the same as diffusers' pipelines tell it."""
+"""Text conditioning of each family equals that of diffusers' pipelines."""
 
 import shutil
 from pathlib import Path
@@ -18,8 +18,8 @@ FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 
 @pytest.fixture(params=FAMILIES)
 def folder(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(FAMILIES[request.param])
-    return found
+    results: Path = request.getfixturevalue(FAMILIES[request.param])
+    return results
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def compare_with_diffusers(folder: Path, model: Model, ours: int, theirs: int | 
         clip_skip=theirs,
     )  # fmt: skip
 
-    found = encode_captions(model, TEXTS, ours, warn=False)
+    results = encode_captions(model, TEXTS, ours, warn=False)
 
-    context = torch.stack([one.context for one in found])
+    context = torch.stack([result.context for result in results])
     torch.testing.assert_close(context, expected[0], rtol=1e-5, atol=1e-5)
     assert context.shape == (3, 77, model.unet.config.cross_attention_dim)
-    summaries = [one.pooled for one in found]
+    summaries = [result.pooled for result in results]
     if model.text_encoder_2 is None:
         assert summaries == [None] * 3
     else:
@@ -50,25 +50,25 @@ def compare_with_diffusers(folder: Path, model: Model, ours: int, theirs: int | 
         assert not torch.allclose(summaries[0], summaries[1], atol=1e-3)
 
 
-def test_it_is_what_diffusers_encodes(folder: Path, model: Model) -> None:
+def test_conditioning_equals_diffusers(folder: Path, model: Model) -> None:
     compare_with_diffusers(folder, model, ours=1, theirs=None)
 
 
-def test_clip_skip_of_sdxl_is_that_of_diffusers(tiny_sdxl: Path) -> None:
+def test_sdxl_clip_skip_equals_diffusers(tiny_sdxl: Path) -> None:
     # diffusers counts the layers that are left out. Its SD 1.x and 2.x pipelines look for a level
     # that the text encoders of transformers 5 no longer have; those are compared in test_text.py.
     compare_with_diffusers(tiny_sdxl, load_model(tiny_sdxl), ours=2, theirs=1)
 
 
-def test_many_texts_come_in_their_order(model: Model) -> None:
-    texts = [f"picture {number}" for number in range(40)]
+def test_texts_stay_in_their_order(model: Model) -> None:
+    texts = [f"picture {i}" for i in range(40)]
     together = encode_captions(model, texts)
-    for number in (0, 31, 32, 39):
-        (alone,) = encode_captions(model, [texts[number]])
-        torch.testing.assert_close(together[number].context, alone.context)
+    for i in (0, 31, 32, 39):
+        (alone,) = encode_captions(model, [texts[i]])
+        torch.testing.assert_close(together[i].context, alone.context)
 
 
-def test_the_second_tokenizer_pads_otherwise(tiny_sdxl: Path) -> None:
+def test_second_tokenizer_pads_differently(tiny_sdxl: Path) -> None:
     model = load_model(tiny_sdxl)
     first, second = tokenize_texts(model, ["apple"])
     assert second is not None
@@ -78,15 +78,15 @@ def test_the_second_tokenizer_pads_otherwise(tiny_sdxl: Path) -> None:
 
 def test_gradients_reach_both_text_encoders(tiny_sdxl: Path) -> None:
     model = load_model(tiny_sdxl)
-    found = encode_tokens(model, tokenize_texts(model, ["a red apple"]))
-    (found.context.sum() + found.pooled.sum()).backward()
+    results = encode_tokens(model, tokenize_texts(model, ["a red apple"]))
+    (results.context.sum() + results.pooled.sum()).backward()
     for encoder in model.text_encoders:
         weight = next(p for n, p in encoder.named_parameters() if n.endswith("0.mlp.fc1.weight"))
         assert weight.grad is not None
         assert weight.grad.any()
 
 
-def test_layers_that_do_not_exist_are_refused(tiny_sdxl: Path) -> None:
+def test_sdxl_clip_skip_beyond_the_layers_is_refused(tiny_sdxl: Path) -> None:
     model = load_model(tiny_sdxl)
     ids = torch.zeros(1, 77, dtype=torch.int64)
     for skip in (0, 3):
@@ -94,7 +94,7 @@ def test_layers_that_do_not_exist_are_refused(tiny_sdxl: Path) -> None:
             encode_tokens(model, TokenIds(ids, ids), skip)
 
 
-def test_families(tiny_model: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
+def test_families_are_detected(tiny_model: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
     for folder, family in ((tiny_model, "sd1"), (tiny_sd2, "sd2"), (tiny_sdxl, "sdxl")):
         assert detect_family(load_model(folder)).name == family
     config = SimpleNamespace(use_linear_projection=False, addition_embed_type="image")
@@ -103,7 +103,7 @@ def test_families(tiny_model: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
         detect_family(other)
 
 
-def test_half_an_sdxl_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_incomplete_sdxl_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_sdxl, folder)
     shutil.rmtree(folder / "tokenizer_2")
@@ -114,4 +114,4 @@ def test_half_an_sdxl_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
 def test_both_text_encoders_move(tiny_sdxl: Path) -> None:
     model = load_model(tiny_sdxl).to(torch.device("cpu"), torch.bfloat16)
     assert [encoder.dtype for encoder in model.text_encoders] == [torch.bfloat16] * 2
-    assert not any(p.requires_grad for one in model.text_encoders for p in one.parameters())
+    assert not any(p.requires_grad for result in model.text_encoders for p in result.parameters())

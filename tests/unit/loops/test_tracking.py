@@ -23,7 +23,7 @@ def write(folder: Path, steps: range, first: int = 0, tensorboard: bool = False)
             tracker.log(step, {"loss": 1.0 / step})
 
 
-def test_figures_come_back(tmp_path: Path) -> None:
+def test_logged_metrics_are_read_back(tmp_path: Path) -> None:
     write(tmp_path / "run", range(1, 4))
     records = read_log(tmp_path / "run" / "log.jsonl")
     assert [(record["step"], record["loss"]) for record in records] == [
@@ -35,14 +35,14 @@ def test_figures_come_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
 
 
-def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
+def test_truncated_last_line_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4))
     log = tmp_path / "log.jsonl"
     log.write_text(log.read_text(encoding="utf-8")[:-9], encoding="utf-8")
     assert [record["step"] for record in read_log(log)] == [1, 2]
 
 
-def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
+def test_resumed_log_drops_lines_after_the_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, range(1, 6))
     log = tmp_path / "log.jsonl"
     log.write_text(log.read_text(encoding="utf-8")[:-9], encoding="utf-8")
@@ -52,13 +52,13 @@ def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_new_run_starts_a_new_log(tmp_path: Path) -> None:
+def test_new_run_starts_a_new_log(tmp_path: Path) -> None:
     write(tmp_path, range(1, 6))
     write(tmp_path, range(1, 3))
     assert [record["step"] for record in read_log(tmp_path / "log.jsonl")] == [1, 2]
 
 
-def test_tensorboard_shows_the_same_figures(tmp_path: Path) -> None:
+def test_tensorboard_receives_the_same_metrics(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4), tensorboard=True)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -79,7 +79,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_account")
-def test_wandb_is_told_the_same_and_never_asks(
+def test_wandb_receives_the_same_metrics_and_never_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeWandb()
@@ -101,7 +101,7 @@ def test_wandb_is_told_the_same_and_never_asks(
 
 
 @pytest.mark.usefixtures("no_account")
-def test_logs_may_share_one_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_share_a_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with open_wandb(tmp_path / "both", WandbRun("project", "both")) as board:
@@ -115,7 +115,7 @@ def test_logs_may_share_one_run_of_wandb(tmp_path: Path, monkeypatch: pytest.Mon
     assert fake.calls[0][1]["dir"] == str(tmp_path / "both")
 
 
-def test_missing_wandb_is_told_with_its_command(
+def test_missing_wandb_is_named_with_its_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)

@@ -8,7 +8,7 @@ from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimiz
 from lorasmith.pretraining.optimizer import adamw
 
 
-def taught(device: str) -> tuple[nn.Conv2d, torch.optim.AdamW]:
+def take_steps(device: str) -> tuple[nn.Conv2d, torch.optim.AdamW]:
     conv = nn.Conv2d(4, 8, 3).to(device, memory_format=torch.channels_last)
     optimizer = adamw([conv], 0.1, 0.0)
     step(conv, optimizer)
@@ -22,14 +22,14 @@ def step(conv: nn.Conv2d, optimizer: torch.optim.AdamW) -> None:
 
 
 def restored(device: str) -> tuple[nn.Conv2d, torch.optim.AdamW]:
-    conv, optimizer = taught(device)
+    conv, optimizer = take_steps(device)
     tensors, plain = pack_optimizer_state(optimizer)
     rows = {name: value.cpu().contiguous() for name, value in tensors.items()}  # as files do
     unpack_optimizer_state(optimizer, rows, plain)
     return conv, optimizer
 
 
-def test_moments_have_the_parameters_strides() -> None:
+def test_restored_moments_have_the_parameters_strides() -> None:
     conv, optimizer = restored("cpu")
     for name in ("exp_avg", "exp_avg_sq"):
         moment = optimizer.state[conv.weight][name]
@@ -39,5 +39,5 @@ def test_moments_have_the_parameters_strides() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_fused_optimizer_goes_on_after_a_resume() -> None:
+def test_fused_optimizer_continues_after_a_resume() -> None:
     step(*restored("cuda"))

@@ -21,69 +21,69 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def same(one: Model, other: Model, rtol: float = 0.0) -> None:
+def same(first: Model, second: Model, rtol: float = 0.0) -> None:
     for part in ("unet", "vae", "text_encoder"):
-        mine, yours = getattr(one, part).state_dict(), getattr(other, part).state_dict()
+        mine, yours = getattr(first, part).state_dict(), getattr(second, part).state_dict()
         assert mine.keys() == yours.keys()
         for key, value in mine.items():
             torch.testing.assert_close(value, yours[key], rtol=rtol, atol=rtol)
 
 
-def shard(place: Path, variant: str = "") -> None:
+def shard(folder: Path, variant: str = "") -> None:
     """Divide a part's weights over two files with an index, as diffusers does."""
-    whole = place / f"{WEIGHTS}.safetensors"
-    tensors = load_tensors(whole)
-    whole.unlink()
+    weights = folder / f"{WEIGHTS}.safetensors"
+    tensors = load_tensors(weights)
+    weights.unlink()
     infix = f".{variant}" if variant else ""
     names = [f"{WEIGHTS}{infix}-0000{n}-of-00002.safetensors" for n in (1, 2)]
     keys = sorted(tensors)
     halves = keys[: len(keys) // 2], keys[len(keys) // 2 :]
     for name, half in zip(names, halves, strict=True):
-        save_tensors(place / name, {key: tensors[key] for key in half}, {})
+        save_tensors(folder / name, {key: tensors[key] for key in half}, {})
     weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
-    index = place / f"{WEIGHTS}.safetensors.index{infix}.json"
+    index = folder / f"{WEIGHTS}.safetensors.index{infix}.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def in_half(place: Path, name: str) -> None:
+def in_half(folder: Path, name: str) -> None:
     """Replace the weights by a variant in float16."""
-    whole = place / f"{name}.safetensors"
-    halves = {key: value.half() for key, value in load_tensors(whole).items()}
-    save_tensors(place / f"{name}.fp16.safetensors", halves, {})
-    whole.unlink()
+    weights = folder / f"{name}.safetensors"
+    halves = {key: value.half() for key, value in load_tensors(weights).items()}
+    save_tensors(folder / f"{name}.fp16.safetensors", halves, {})
+    weights.unlink()
 
 
 @pytest.mark.parametrize("variant", ["", "fp16"])
-def test_shards(folder: Path, tiny_model: Path, variant: str) -> None:
+def test_shards_are_read(folder: Path, tiny_model: Path, variant: str) -> None:
     shard(folder / "unet", variant)
     same(load_model(folder), load_model(tiny_model))
 
 
-def test_a_variant_is_read_where_there_is_nothing_else(folder: Path, tiny_model: Path) -> None:
+def test_only_variant_is_read(folder: Path, tiny_model: Path) -> None:
     in_half(folder / "unet", WEIGHTS)
     in_half(folder / "text_encoder", "model")
     same(load_model(folder), load_model(tiny_model), rtol=1e-3)
 
 
-def test_the_plain_weights_come_first(folder: Path, tiny_model: Path) -> None:
-    place = folder / "unet"
-    plain = place / f"{WEIGHTS}.safetensors"
+def test_weights_without_a_variant_come_first(folder: Path, tiny_model: Path) -> None:
+    unet_folder = folder / "unet"
+    plain = unet_folder / f"{WEIGHTS}.safetensors"
     for variant in ("fp16", "non_ema", "bf16"):
-        (place / f"{WEIGHTS}.{variant}.safetensors").write_bytes(b"not looked at")
-    assert choose_weights_file(place) == plain
+        (unet_folder / f"{WEIGHTS}.{variant}.safetensors").write_bytes(b"not read")
+    assert choose_weights_file(unet_folder) == plain
     same(load_model(folder), load_model(tiny_model))
     plain.unlink()
-    assert choose_weights_file(place).name == f"{WEIGHTS}.bf16.safetensors"
+    assert choose_weights_file(unet_folder).name == f"{WEIGHTS}.bf16.safetensors"
 
 
-def test_an_autoencoder_with_older_names(folder: Path, tiny_model: Path) -> None:
+def test_vae_with_older_names_is_read(folder: Path, tiny_model: Path) -> None:
     path = folder / "vae" / f"{WEIGHTS}.safetensors"
     new = ("to_q", "to_k", "to_v", "to_out.0")
     old = dict(zip(new, ("query", "key", "value", "proj_attn"), strict=True))
 
     def older(key: str) -> str:
-        found = next((name for name in new if f".attentions.0.{name}." in key), None)
-        return key.replace(found, old[found]) if found else key
+        current = next((name for name in new if f".attentions.0.{name}." in key), None)
+        return key.replace(current, old[current]) if current else key
 
     tensors = {older(key): value for key, value in load_tensors(path).items()}
     assert sum(".query." in key for key in tensors) == 4
@@ -91,7 +91,7 @@ def test_an_autoencoder_with_older_names(folder: Path, tiny_model: Path) -> None
     same(load_model(folder), load_model(tiny_model))
 
 
-def test_text_encoders_with_and_without_the_level(folder: Path, tiny_model: Path) -> None:
+def test_text_encoder_names_may_have_text_model(folder: Path, tiny_model: Path) -> None:
     path = folder / "text_encoder" / "model.safetensors"
     tensors = {f"text_model.{key}": value for key, value in load_tensors(path).items()}
     more = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
@@ -100,50 +100,50 @@ def test_text_encoders_with_and_without_the_level(folder: Path, tiny_model: Path
     assert canonical_name("text_encoder_2", "text_projection.weight") == "text_projection.weight"
 
 
-def only_pickles(place: Path) -> None:
-    (place / f"{WEIGHTS}.safetensors").rename(place / f"{WEIGHTS}.bin")
+def only_pickles(folder: Path) -> None:
+    (folder / f"{WEIGHTS}.safetensors").rename(folder / f"{WEIGHTS}.bin")
 
 
-def nothing(place: Path) -> None:
-    (place / f"{WEIGHTS}.safetensors").unlink()
+def nothing(folder: Path) -> None:
+    (folder / f"{WEIGHTS}.safetensors").unlink()
 
 
-def lost_shard(place: Path) -> None:
-    shard(place)
-    (place / f"{WEIGHTS}-00002-of-00002.safetensors").unlink()
+def lost_shard(folder: Path) -> None:
+    shard(folder)
+    (folder / f"{WEIGHTS}-00002-of-00002.safetensors").unlink()
 
 
-def shard_elsewhere(place: Path) -> None:
-    shard(place)
-    index = place / f"{WEIGHTS}.safetensors.index.json"
+def shard_elsewhere(folder: Path) -> None:
+    shard(folder)
+    index = folder / f"{WEIGHTS}.safetensors.index.json"
     index.write_text(index.read_text().replace(f"{WEIGHTS}-00002", f"../vae/{WEIGHTS}-00002"))
 
 
-def wrong_index(place: Path) -> None:
-    shard(place)
-    index = place / f"{WEIGHTS}.safetensors.index.json"
+def wrong_index(folder: Path) -> None:
+    shard(folder)
+    index = folder / f"{WEIGHTS}.safetensors.index.json"
     index.write_text(index.read_text().replace('"conv_in.bias"', '"conv_in.other"'))
 
 
-def no_index(place: Path) -> None:
-    shard(place)
-    (place / f"{WEIGHTS}.safetensors.index.json").write_text("[]")
+def no_index(folder: Path) -> None:
+    shard(folder)
+    (folder / f"{WEIGHTS}.safetensors.index.json").write_text("[]")
 
 
-def one_less(place: Path) -> None:
-    path = place / f"{WEIGHTS}.safetensors"
+def one_less(folder: Path) -> None:
+    path = folder / f"{WEIGHTS}.safetensors"
     tensors = load_tensors(path)
     del tensors["conv_in.bias"]
     save_tensors(path, tensors, {})
 
 
-def one_more(place: Path) -> None:
-    path = place / f"{WEIGHTS}.safetensors"
+def one_more(folder: Path) -> None:
+    path = folder / f"{WEIGHTS}.safetensors"
     save_tensors(path, load_tensors(path) | {"what": torch.ones(1)}, {})
 
 
-def other_shape(place: Path) -> None:
-    path = place / f"{WEIGHTS}.safetensors"
+def other_shape(folder: Path) -> None:
+    path = folder / f"{WEIGHTS}.safetensors"
     save_tensors(path, load_tensors(path) | {"conv_in.bias": torch.ones(3)}, {})
 
 
@@ -171,7 +171,7 @@ def test_faults_are_named(folder: Path, message: str) -> None:
     assert "\n" not in text
 
 
-def test_loading_is_what_diffusers_and_transformers_load(tiny_sdxl: Path) -> None:
+def test_loaded_weights_equal_those_of_diffusers_and_transformers(tiny_sdxl: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -183,11 +183,11 @@ def test_loading_is_what_diffusers_and_transformers_load(tiny_sdxl: Path) -> Non
         theirs = kind.from_pretrained(tiny_sdxl / part)
         ours = getattr(model, part)
         expected = dict([*theirs.named_parameters(), *theirs.named_buffers()])
-        found = dict([*ours.named_parameters(), *ours.named_buffers()])
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        current = dict([*ours.named_parameters(), *ours.named_buffers()])
+        assert current.keys() == expected.keys()
+        assert all(torch.equal(current[key], value) for key, value in expected.items())
         assert ours.training is theirs.training is False
-        assert not any(tensor.is_meta for tensor in found.values())
+        assert not any(tensor.is_meta for tensor in current.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -198,7 +198,7 @@ def test_weights_are_cast_as_they_are_read(tiny_sdxl: Path, dtype: torch.dtype) 
         mine, yours = getattr(early, part), getattr(late, part)
         assert mine.dtype == yours.dtype
         pairs = zip(mine.parameters(), yours.parameters(), strict=True)
-        assert all(torch.equal(one, other) for one, other in pairs)
+        assert all(torch.equal(first, second) for first, second in pairs)
     # SDXL's autoencoder overflows in float16.
     assert early.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)
 
@@ -218,7 +218,7 @@ def test_pickles_are_refused(tmp_path: Path, name: str) -> None:
         resolve_model_path(tmp_path / name)
 
 
-def test_what_is_no_model_folder_is_said(folder: Path) -> None:
+def test_folder_that_is_not_a_model_is_described(folder: Path) -> None:
     with pytest.raises(WeightsError, match="one part of it, give the folder around it"):
         resolve_model_path(folder / "unet")
     shutil.rmtree(folder / "unet")
@@ -229,7 +229,7 @@ def test_what_is_no_model_folder_is_said(folder: Path) -> None:
         resolve_model_path(folder)
 
 
-def test_other_files_are_no_models(tmp_path: Path) -> None:
+def test_other_files_are_not_models(tmp_path: Path) -> None:
     (tmp_path / "model.png").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"not a model; give a diffusers folder or a \.safe"):
         resolve_model_path(tmp_path / "model.png")

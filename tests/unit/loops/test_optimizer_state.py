@@ -21,7 +21,7 @@ def move(module: nn.Module, optimizer: torch.optim.Optimizer, step: int, rate: f
     optimizer.zero_grad()
 
 
-def test_matrices_decay_and_the_rest_does_not() -> None:
+def test_only_matrices_decay() -> None:
     module = network()
     module[0].weight.requires_grad_(False)
     groups = adamw([module], 0.5, 0.1).param_groups
@@ -31,7 +31,7 @@ def test_matrices_decay_and_the_rest_does_not() -> None:
 
 
 @pytest.mark.parametrize("plain_rate", [False, True])
-def test_a_restored_optimizer_takes_the_very_same_steps(plain_rate: bool) -> None:
+def test_restored_optimizer_takes_identical_steps(plain_rate: bool) -> None:
     def make(module: nn.Module) -> torch.optim.Optimizer:
         if plain_rate:
             return torch.optim.AdamW(module.parameters(), lr=0.1)
@@ -59,7 +59,7 @@ def test_a_restored_optimizer_takes_the_very_same_steps(plain_rate: bool) -> Non
         assert torch.equal(value, resumed.state_dict()[name])
 
 
-def test_another_networks_state_does_not_fit() -> None:
+def test_state_of_another_network_is_refused() -> None:
     tensors, plain = pack_optimizer_state(adamw([network()], 0.1, 0.01))
     with pytest.raises(ValueError, match=r"shorter|longer"):
         unpack_optimizer_state(adamw([nn.Linear(2, 2, bias=False)], 0.1, 0.0), tensors, plain)
