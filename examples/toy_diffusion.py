@@ -98,7 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     tiles = [Image.fromarray(tile).resize((64, 64), Image.Resampling.NEAREST) for tile in pixels]
     rows = [tiles[i : i + 6] for i in range(0, len(tiles), 6)]
     make_labelled_grid(rows, row_labels=CLASSES).save(options.out)
-    print(f"{options.out}: loss {losses[0]:.3f} at first, {sum(losses[-50:]) / 50:.3f} at last")
+    last = losses[-50:]
+    print(f"{options.out}: loss {losses[0]:.3f} at first, {sum(last) / len(last):.3f} at last")
 
 
 if __name__ == "__main__":

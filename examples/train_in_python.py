@@ -14,7 +14,7 @@ PICTURES = Path(lorasmith.__file__).parent / "demo_data"
 class PrintLoss(lorasmith.Callback):
     """Prints the loss every few steps, and stops when it is low enough."""
 
-    def __init__(self, every: int = 10, target: float = 0.0) -> None:
+    def __init__(self, every: int = 5, target: float = 0.0) -> None:
         self.every, self.target = every, target
 
     def on_step_end(self, state, metrics) -> None:
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a LoRA from Python.")
     parser.add_argument("--out", type=Path, default=Path("trained"), help="Folder for the results.")
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--image-steps", type=int, default=20, help="Sampling steps of an image.")
     options = parser.parse_args(arguments)
 
     lora = lorasmith.train(
@@ -46,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     pipe = lorasmith.load_pipeline()
     pipe.load_lora(lora, weight=0.8)
-    images = pipe(["a dog face, inkmono style", "a dog face"], seed=7, guidance_scale=3.0)
+    sampling = {"num_inference_steps": options.image_steps, "guidance_scale": 3.0}
+    images = pipe(["a dog face, inkmono style", "a dog face"], seed=7, **sampling)
     for image, name in zip(images, ("with_tag", "without_tag"), strict=True):
         image.save(options.out / f"{name}.png")
 

@@ -10,6 +10,7 @@ from train_commands import list_files
 from lorasmith.cli import run
 
 
+@pytest.mark.slow
 def test_the_demo_runs_and_runs_again(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

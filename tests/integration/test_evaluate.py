@@ -113,6 +113,7 @@ def test_two_tags_are_evaluated_together(
     assert "curlyqx + cookqz" in page
 
 
+@pytest.mark.slow
 def test_evaluate_in_python_takes_names_and_writes_on_request(
     scene: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

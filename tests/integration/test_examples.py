@@ -35,8 +35,8 @@ def test_every_example_is_tested() -> None:
 def test_training_from_python_prints_the_loss_and_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_example("train_in_python", "--out", tmp_path, "--steps", 10)
-    assert "step 10: loss 0." in capsys.readouterr().out
+    run_example("train_in_python", "--out", tmp_path, "--steps", 5, "--image-steps", 2)
+    assert "step 5: loss 0." in capsys.readouterr().out
     with_tag, without = (Image.open(tmp_path / f"{n}.png") for n in ("with_tag", "without_tag"))
     assert with_tag.size == without.size == (128, 128)
     assert with_tag.tobytes() != without.tobytes()
@@ -93,7 +93,7 @@ def test_toy_diffusion_learns_to_predict_noise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    run_example("toy_diffusion", tmp_path / "shapes.png", "--steps", 25)
+    run_example("toy_diffusion", tmp_path / "shapes.png", "--steps", 20)
     words = capsys.readouterr().out.split()
     first, last = float(words[2]), float(words[5])
     assert last < 0.7 * first

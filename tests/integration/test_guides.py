@@ -16,9 +16,10 @@ GUIDES = (
 PAGES = {page: REPOSITORY / "docs" / page for page in GUIDES}
 QUICK = {
     "train": [
-        "--set", "train.steps=4", "--set", "train.device=cpu", "--set", "train.checkpoint_every_n_steps=2",
-        "--set", "validation.num_inference_steps=1", "--set", "validation.num_images=1", "--set", "validation.every_n_steps=2",
-        "--set", "validation.guidance_scale=1",
+        "--set", "train.steps=4", "--set", "train.device=cpu",
+        "--set", "train.checkpoint_every_n_steps=2",
+        "--set", "validation.num_inference_steps=1", "--set", "validation.num_images=1",
+        "--set", "validation.every_n_steps=2", "--set", "validation.guidance_scale=1",
     ],
     "sweep": [
         "--set", "train.steps=1", "--set", "train.device=cpu", "--set", "train.batch_size=2",
@@ -43,6 +44,7 @@ GIVEN = {
 OTHER_MODELS = {"inpainting": "sd1-inpainting", "refiner": "sdxl-refiner"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_run(
     page: str, tiny_model: Path, tiny_of: Callable[[str], Path], tmp_path: Path,

@@ -1,5 +1,6 @@
 """Our LoRA files in diffusers: `load_lora_weights` draws the pictures that we draw."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,19 @@ def compare(folder: Path, path: Path, changes: dict[str, Any], size: float) -> N
     "changes",
     [
         {"targets": "attention"},
-        {"targets": "attention+ff", "rslora": True},
-        {"targets": "all-linear+conv"},
-        {"targets": "attention+text-encoder", "init": "compensated"},
-        {"targets": "all-linear+conv+text-encoder", "init": "pissa"},
-        {"targets": "attention", "overrides": ({"targets": "up.1", "rank": 8, "alpha": 1.0},)},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {"targets": "attention+ff", "rslora": True},
+                {"targets": "all-linear+conv"},
+                {"targets": "attention+text-encoder", "init": "compensated"},
+                {"targets": "all-linear+conv+text-encoder", "init": "pissa"},
+                {
+                    "targets": "attention",
+                    "overrides": ({"targets": "up.1", "rank": 8, "alpha": 1.0},),
+                },
+            )
+        ),
     ],
     ids=str,
 )
@@ -78,9 +87,24 @@ def test_embedded_model_matches_diffusers_with_a_lora(
     compare(EMBEDDED, tmp_path / "ink.safetensors", changes, size=0.03)
 
 
-@pytest.mark.parametrize("family", ["tiny_model", "tiny_sd2", "tiny_sdxl"])
-@pytest.mark.parametrize("init", ["gaussian", "compensated", "pissa"])
-@pytest.mark.parametrize("targets", ["attention", "all-linear+conv+text-encoder"])
+FAMILIES = ("tiny_model", "tiny_sd2", "tiny_sdxl")
+INITS = ("gaussian", "compensated", "pissa")
+TARGETS = ("attention", "all-linear+conv+text-encoder")
+QUICK = {
+    ("tiny_model", "compensated", TARGETS[1]),
+    ("tiny_sd2", "pissa", TARGETS[0]),
+    ("tiny_sdxl", "gaussian", TARGETS[1]),
+}
+"""One of each; all other combinations are slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("family", "init", "targets"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(FAMILIES, INITS, TARGETS)
+    ],
+)
 def test_every_family_matches_diffusers_with_a_lora(
     request: pytest.FixtureRequest, tmp_path: Path, family: str, init: str, targets: str
 ) -> None:

@@ -108,6 +108,7 @@ DIVISIBLE = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(place: Place, tmp_path: Path) -> None:
     codes = in_two_processes(several_runs, place, tmp_path / "two", DIVISIBLE, "train.batch_size=4")
     assert codes == [0, 0]

@@ -68,6 +68,7 @@ def test_gradient_checkpointing_gives_the_same_weights(
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     """A batch of five is shared three to two; one process writes, and both end well."""
     (pictures / "ball5.png").unlink()
@@ -169,8 +170,17 @@ def test_ema_weights_are_saved(tiny_model: Path, pictures: Path, tmp_path: Path)
 # --- other models, layers and optimizers ----------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["tiny_model", "tiny_sd2", "tiny_sdxl"])
-@pytest.mark.parametrize("init", ["gaussian", "compensated"])
+@pytest.mark.parametrize(
+    ("family", "init"),
+    [
+        ("tiny_model", "compensated"),
+        ("tiny_sdxl", "gaussian"),
+        pytest.param("tiny_model", "gaussian", marks=pytest.mark.slow),
+        pytest.param("tiny_sd2", "gaussian", marks=pytest.mark.slow),
+        pytest.param("tiny_sd2", "compensated", marks=pytest.mark.slow),
+        pytest.param("tiny_sdxl", "compensated", marks=pytest.mark.slow),
+    ],
+)
 def test_every_family_trains_with_its_text_encoders(
     family: str, init: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

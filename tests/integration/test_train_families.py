@@ -53,6 +53,8 @@ VERSIONS = {
     "sd2-inpainting": "sd_v2",
     "sdxl-inpainting": "sdxl_base_v1-0",
 }
+QUICK_FAMILIES = ("sd2", "sdxl", "sd1-inpainting")
+"""Tested by `make test`; the others are slow tests."""
 
 
 @pytest.fixture
@@ -119,7 +121,13 @@ def their_picture(family: str, folder: Path, lora: Path, files: dict[str, Path])
     return np.asarray(images[0])
 
 
-@pytest.mark.parametrize("family", PIPELINES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in QUICK_FAMILIES else pytest.mark.slow)
+        for name in PIPELINES
+    ],
+)
 def test_a_family_is_trained_and_used_elsewhere(
     tiny_of: Tiny, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
 ) -> None:

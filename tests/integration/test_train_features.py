@@ -116,7 +116,7 @@ def test_the_first_stage_is_the_run_that_it_would_be_alone(
     assert ["preserve" in line for line in second] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("moment", [3, 6])
+@pytest.mark.parametrize("moment", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_staged_run_goes_on_exactly(
     scene: Path, staged: Path, tiny_model: Path, moment: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +240,7 @@ def halted(file: str, out: str) -> int:
     return run(["train", "--out", out, "--resume"])
 
 
+@pytest.mark.slow
 def test_a_joint_run_in_two_processes_is_as_in_one(
     scene: Path, joint: Path, tiny_model: Path
 ) -> None:

@@ -77,6 +77,7 @@ def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return pictures, root / "ink", seen
 
 
+@pytest.mark.slow
 def test_three_stops_in_a_row_change_nothing(
     straight: tuple, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -96,7 +97,10 @@ def test_three_stops_in_a_row_change_nothing(
     assert_same_runs(unbroken, out)
 
 
-@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)],
+)
 def test_a_stop_after_any_step_changes_nothing(
     straight: tuple, tiny_model: Path, tmp_path: Path, step: int
 ) -> None:
@@ -126,7 +130,13 @@ def test_another_grid_of_losses_has_another_base(
     assert best.state["progress"]["best_step"] > 3
 
 
-@pytest.mark.parametrize("optimizer", ["adamw8bit", "prodigy", "lion", "adafactor"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "adafactor",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("adamw8bit", "prodigy", "lion")),
+    ],
+)
 def test_every_optimizer_goes_on_exactly(
     straight: tuple, tiny_model: Path, tmp_path: Path, optimizer: str
 ) -> None:
@@ -139,6 +149,7 @@ def test_every_optimizer_goes_on_exactly(
     assert_same_runs(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_an_explicit_step_is_gone_on_from_and_later_ones_are_left(
     straight: tuple, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +188,11 @@ def make_newer(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(flip_a_bit, "is damaged"), (lose_a_file, "incomplete"), (make_newer, "a newer lorasmith")],
+    [
+        (flip_a_bit, "is damaged"),
+        pytest.param(lose_a_file, "incomplete", marks=pytest.mark.slow),
+        pytest.param(make_newer, "a newer lorasmith", marks=pytest.mark.slow),
+    ],
 )
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     straight: tuple,
@@ -204,6 +219,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
 # --- kills and full disks -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_runs_that_are_killed_again_and_again_end_as_if_they_were_not(
     straight: tuple, tiny_model: Path, tmp_path: Path
@@ -264,6 +280,7 @@ def kill_after_a_save(command: list[str], folder: Path, seconds: float) -> None:
     os.waitpid(child, 0)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_at_any_write_of_a_run_leaves_a_checkpoint(
     straight: tuple, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,10 +14,13 @@ REPOSITORY = Path(__file__).parents[2]
 LARGEST = 60 * 2**20
 """The model may have 48 MiB."""
 
-pytestmark = pytest.mark.skipif(
-    find_spec("build") is None or find_spec("hatchling") is None,
-    reason="building a wheel needs build and hatchling (the dev extra)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("build") is None or find_spec("hatchling") is None,
+        reason="building a wheel needs build and hatchling (the dev extra)",
+    ),
+]
 
 
 def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -183,7 +183,8 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_process_killed_at_any_moment_leaves_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_process_killed_at_any_moment_leaves_a_checkpoint(tmp_path: Path, kills: int) -> None:
     """A process that only saves is killed at random; the next one goes on after its last."""
     chance = random.Random(0)
     folder = tmp_path / "checkpoints"
@@ -191,7 +192,7 @@ def test_process_killed_at_any_moment_leaves_a_checkpoint(tmp_path: Path) -> Non
     save(folder, 1, keep=2)
     a_while = time.perf_counter() - started
     reached = 1
-    for _ in range(50):
+    for _ in range(kills):
         kill_while_saving(folder, reached, chance.uniform(0.0, 3.0 * a_while))
         remove_leftovers(tmp_path)
         with warnings.catch_warnings():
