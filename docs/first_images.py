@@ -1,12 +1,12 @@
-"""Draw docs/images/first_pictures.png with the embedded model.
+"""Generate docs/images/first_images.png with the embedded model.
 
-python docs/first_pictures.py
+python docs/first_images.py
 """
 
 from pathlib import Path
 
 import lorasmith
-from lorasmith.inference.outputs.save import make_labelled_grid
+from lorasmith.inference.outputs.grid import make_labelled_grid
 
 PROMPTS = (
     "a red apple, noto style",
@@ -16,17 +16,19 @@ PROMPTS = (
     "a rocket, fluent 3d style",
     "a frog, blob style",
 )
-PICTURES = 2
+IMAGES_PER_PROMPT = 2
 SEED = 0
 
 
 def main() -> None:
-    """Draw two pictures of each prompt, seeds in order, into a captioned grid."""
+    """Write a labelled grid with the images of each prompt, seeds in order."""
     pipe = lorasmith.load_pipeline()
-    drawn = [pipe(prompt, seed=SEED, num_images_per_prompt=PICTURES) for prompt in PROMPTS]
-    rows = [list(row) for row in zip(*drawn, strict=True)]
+    columns = [
+        pipe(prompt, seed=SEED, num_images_per_prompt=IMAGES_PER_PROMPT) for prompt in PROMPTS
+    ]
+    rows = [list(row) for row in zip(*columns, strict=True)]
     grid = make_labelled_grid(rows, column_labels=PROMPTS)
-    path = Path(__file__).parent / "images" / "first_pictures.png"
+    path = Path(__file__).parent / "images" / "first_images.png"
     path.parent.mkdir(exist_ok=True)
     grid.quantize(256).save(path, optimize=True)
 
