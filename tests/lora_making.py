@@ -14,7 +14,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.family import detect_family
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)
 

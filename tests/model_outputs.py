@@ -2,7 +2,7 @@
 
 import torch
 
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_tokens, tokenize_texts
 
 TEXTS = ["a red apple", "inkmono style, a cat"]

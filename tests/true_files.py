@@ -11,7 +11,7 @@ import torch
 from lorasmith.models.family import ModelVariant
 from lorasmith.models.files.build import build_empty_network, canonical_state_dict
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, component_config
-from lorasmith.models.files.ldm_keys import TensorForm
+from lorasmith.models.ldm_keys import TensorForm
 
 VARIANTS = {
     "sd1": ModelVariant("sd1", prediction_type="epsilon"),

@@ -26,8 +26,8 @@ from lorasmith.evaluation.metrics.diversity import (
     MIN_IMAGES,
     mean_cosine_distance,
 )
+from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.image_encoder import FOLDER, embed_images, load_image_encoder
-from lorasmith.models.load import EMBEDDED
 
 PER_STYLE = 400
 SETS = 4000

@@ -1,18 +1,14 @@
 """What can be added to lorasmith, one registry for each kind of thing.
 
 Built-in items are named here and implemented in the module behind the name. ``CONTRIBUTING.md``
-says what an item of each kind looks like.
+says what an item of each kind looks like. The types of items live in the rooms that use them, which
+import this module, so items are ``Any`` here.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorasmith.core.registry import Registry
-
-if TYPE_CHECKING:
-    from lorasmith.loops.lr_schedule import LrSchedule
-    from lorasmith.loops.optimizers import OptimizerSpec
-    from lorasmith.models.family import ModelFamily
 
 TRAINING_METHODS: Registry[Any] = Registry(
     "training method", "training_methods", {"lora": "lorasmith.training.methods:LORA"}
@@ -37,7 +33,7 @@ SAMPLERS: Registry[Any] = Registry(
 )
 """`lorasmith.inference.samplers.Sampler`: a function from a model's scheduler config to a diffusers
 scheduler."""
-OPTIMIZERS: Registry["OptimizerSpec"] = Registry(
+OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",
     "optimizers",
     {
@@ -49,7 +45,7 @@ OPTIMIZERS: Registry["OptimizerSpec"] = Registry(
     },
 )
 """A `lorasmith.loops.optimizers.OptimizerSpec`: ``OptimizerSpec(torch.optim.SGD)``."""
-LR_SCHEDULERS: Registry["LrSchedule"] = Registry(
+LR_SCHEDULERS: Registry[Callable[[float], float]] = Registry(
     "learning rate schedule",
     "lr_schedulers",
     {
@@ -95,7 +91,7 @@ ADAPTER_KINDS: Registry[Any] = Registry(
 )
 """Subclasses of ``lorasmith.adapters.kinds.base.AdapterLayer``: what the adapter of a layer can be
 in a LoRA file. The first kind whose key suffixes match reads a layer."""
-MODEL_FAMILIES: Registry["ModelFamily"] = Registry(
+MODEL_FAMILIES: Registry[Any] = Registry(
     "model family",
     "model_families",
     {

@@ -11,8 +11,8 @@ import lorasmith
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import hash_row
 from lorasmith.inference.pipeline import Pipeline
+from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.image_encoder import embed_images, embed_texts, load_clip, load_tokenizer
-from lorasmith.models.load import EMBEDDED
 from lorasmith.pretraining.dataset import read_manifest
 
 ROOT = Path(__file__).parents[2]

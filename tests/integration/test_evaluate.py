@@ -170,10 +170,10 @@ def test_mistakes_are_errors_of_one_line(
     arguments: list[str], message: str, scene: Path, tmp_path: Path, tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from lorasmith.models import load
+    from lorasmith.models.files import open as model_opening
 
     monkeypatch.chdir(scene)
-    monkeypatch.setattr(load, "EMBEDDED", tiny_model)
+    monkeypatch.setattr(model_opening, "EMBEDDED", tiny_model)
     tagless = load_lora_file(scene / "loras" / "curlyqx.safetensors")
     save_lora_file(tmp_path / "tagless.safetensors", tagless.layers, {})
     fixed = [str(tmp_path / "tagless.safetensors") if word == "tagless.safetensors" else word

@@ -18,7 +18,8 @@ from lorasmith.adapters.kinds.loha import LohaLayer
 from lorasmith.adapters.kinds.lokr import LokrLayer
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.cli import run
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 

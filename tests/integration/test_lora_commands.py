@@ -15,7 +15,8 @@ from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.cli import run
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 EVERYTHING = {"targets": "all-linear+conv+text-encoder"}
 MIXED = {
@@ -175,7 +176,7 @@ def test_images_with_fused_and_attached_lora_agree(
 
 
 def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from lorasmith.models.load import EMBEDDED
+    from lorasmith.models.files.open import EMBEDDED
 
     model = opened(EMBEDDED)
     file = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention"}, 0.03)

@@ -11,7 +11,9 @@ import torch
 from lora_making import Listening, make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
-from lorasmith.models.load import EMBEDDED, Model, load_model
+from lorasmith.models.files.open import EMBEDDED
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 

@@ -27,7 +27,7 @@ from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import hash_row
 from lorasmith.loops.tracking import read_log
 from lorasmith.models.image_encoder import load_clip
-from lorasmith.models.load import suppress_logs
+from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.pretraining.dataset import read_manifest
 
 # --- what is written ------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from lorasmith.cli import run
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.loops.optimizers import ParamGroup
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.training.methods import ExportMetadata, MethodPlan
 from lorasmith.training.state import TrainerState

@@ -17,7 +17,8 @@ from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.kinds.dora import DoraLayer
 from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lorasmith.models.files.configs import component_config
 from lorasmith.models.files.convert import read_contents, save_single_file
-from lorasmith.models.load import open_source
+from lorasmith.models.files.open import open_source
 from true_files import VARIANTS, empty_parts, file_shapes, folder_shapes
 
 TYPES = {

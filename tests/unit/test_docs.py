@@ -190,16 +190,17 @@ def test_python_in_the_pages_runs(
     page: str, text: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run the examples as they stand, on a tiny model instead of the embedded one."""
-    from lorasmith.models import image_encoder, load
+    from lorasmith.models import image_encoder
+    from lorasmith.models.files import open as model_opening
 
     assert (
-        image_encoder.EMBEDDED == load.EMBEDDED
+        image_encoder.EMBEDDED == model_opening.EMBEDDED
     )  # imported by now: its image tower stays the real one
     set_up(tmp_path, tiny_model, REPOSITORY / page)
     if page != "docs/training.md":  # there they are made
         add_loras(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(load, "EMBEDDED", tiny_model)
+    monkeypatch.setattr(model_opening, "EMBEDDED", tiny_model)
     before = set(tmp_path.rglob("*"))
     exec(compile(text, page, "exec"), {})
     made = {path.suffix for path in set(tmp_path.rglob("*")) - before}

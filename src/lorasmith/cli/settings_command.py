@@ -79,7 +79,7 @@ def _is_known(name: str) -> bool:
 def _take_value(argument: str, args: list[str]) -> tuple[str, Any, list[str]]:
     """Return an option's name, its value, and the arguments after it."""
     from lorasmith.config.foreign_names import is_switch, normalize
-    from lorasmith.config.load import parse_value
+    from lorasmith.config.read_toml import parse_value
 
     name, equals, text = argument.partition("=")
     name = f"--{normalize(name)}"

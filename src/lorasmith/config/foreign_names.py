@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorasmith.config.read_toml import parse_value
 from lorasmith.core.errors import ConfigError, did_you_mean
 from lorasmith.registries import OPTIMIZERS
 
@@ -473,8 +474,6 @@ def optimizer_args(value: Any) -> Any:
     """Take kohya's list ``["betas=0.9,0.99", "eps=1e-8"]`` for a table."""
     if not isinstance(value, list | tuple):
         return value
-    from lorasmith.config.load import parse_value
-
     table = {}
     for item in value:
         name, _, text = str(item).partition("=")

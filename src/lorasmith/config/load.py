@@ -1,6 +1,5 @@
 """From a TOML file and ``--set section.key=value`` overrides to a checked settings tree."""
 
-import tomllib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from lorasmith.config import foreign_names, old_keys
 from lorasmith.config.base import BaseConfig, list_fields
+from lorasmith.config.read_toml import parse_value, read_toml
 from lorasmith.core.errors import ConfigError, LorasmithWarning, did_you_mean
 
 S = TypeVar("S", bound=BaseConfig)
@@ -115,22 +115,6 @@ def validate_config(kind: type[S], tree: Mapping[str, Any], where: str = "settin
         raise ConfigError(_explain(kind, error, where)) from error
 
 
-def read_toml(path: Path) -> Tree:
-    """Parse a TOML file.
-
-    Raises:
-        ConfigError: missing, not UTF-8 or not TOML; the message has the line.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such settings file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-
-
 def parse_override(text: str) -> Tree:
     """Turn ``a.b=value`` into ``{"a": {"b": value}}``."""
     name, equals, value = text.partition("=")
@@ -147,14 +131,6 @@ def dump_toml(settings: BaseConfig) -> str:
     """Return the resolved settings as TOML. Fields that are None are left out: TOML has no null."""
     tree = _without_none(settings.model_dump(mode="json", by_alias=True))
     return tomli_w.dumps({old_keys.VERSION_KEY: old_keys.CONFIG_VERSION, **tree})
-
-
-def parse_value(text: str) -> Any:
-    """Read a value as TOML, or as plain text where that does not parse."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _merge(under: Tree, over: Mapping[str, Any]) -> None:

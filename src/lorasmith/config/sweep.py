@@ -12,7 +12,8 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from lorasmith.config.base import list_fields
-from lorasmith.config.load import parse_value, read_tree, validate_config
+from lorasmith.config.load import read_tree, validate_config
+from lorasmith.config.read_toml import parse_value
 from lorasmith.config.train_config import OutputConfig, TrainConfig
 from lorasmith.core.errors import ConfigError, did_you_mean
 

@@ -28,7 +28,7 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.evaluation.fixed_noise import FixedNoisePredictor
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 BlockGrouping = Literal["block", "piece", "kind"]
 """``block``: down.1, mid, up.0. ``piece``: IN04, MID, OUT05. ``kind``: cross-attention, ff, ..."""

@@ -17,7 +17,7 @@ from lorasmith.evaluation.metrics import triggers
 from lorasmith.evaluation.results import PairedLoss, SpaceLeak
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _MAX_IMAGES = 16
 """Real images that predictions are compared on; of more, evenly spaced ones."""

@@ -17,7 +17,8 @@ from lorasmith.evaluation.base_model import pil_to_tensor
 from lorasmith.evaluation.metrics.inception import SIDE as INCEPTION_SIDE
 from lorasmith.evaluation.metrics.inception import InceptionV3
 from lorasmith.models.image_encoder import FOLDER, ClipModel, embed_images, embed_texts, load_clip
-from lorasmith.models.load import load_tokenizer, suppress_logs
+from lorasmith.models.load import load_tokenizer
+from lorasmith.models.suppress_logs import suppress_logs
 
 IMAGE_ENCODER_SIDE = 128
 """Side in pixels of the images that a model folder's image encoder takes."""
@@ -171,7 +172,7 @@ def load_feature_extractor(folder: Path | None = None) -> FeatureExtractor:
 @lru_cache(maxsize=1)
 def embedded_extractor() -> ModelFolderExtractor:
     """Return the image and text encoder that ship with lorasmith."""
-    from lorasmith.models.load import EMBEDDED
+    from lorasmith.models.files.open import EMBEDDED
 
     return ModelFolderExtractor("embedded image encoder", load_clip(), load_tokenizer(EMBEDDED))
 

@@ -11,7 +11,8 @@ from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.feature_overlap import FeatureCaptions, check_features_overlap
 from lorasmith.data.scan.scan import ProgressBarFactory
 from lorasmith.evaluation.dataset_check import DatasetReport, check_dataset
-from lorasmith.models.load import load_tokenizer, resolve_model_path
+from lorasmith.models.files.open import resolve_model_path
+from lorasmith.models.load import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -21,7 +21,7 @@ from lorasmith.models.text.encode import Conditioning
 from lorasmith.models.text.long_prompts import encode_to_equal_length
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 NOISE_LEVELS = 4
 """Number of noise levels, evenly spaced."""

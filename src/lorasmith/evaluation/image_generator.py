@@ -16,7 +16,7 @@ from lorasmith.inference.pipeline import Pipeline, Progress
 from lorasmith.inference.prompts.parser import make_plain_prompt
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.prompts.parser import Prompt
 from lorasmith.inference.samplers import make_scheduler
 from lorasmith.inference.unet_inputs import make_added_conditioning
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 Progress = Callable[[int], Any]
 """Called with the number of image-steps just done; a call makes images x steps of them."""

@@ -21,7 +21,7 @@ from lorasmith.inference.init_image import InitImage, full_mask
 from lorasmith.inference.options import SamplingOptions, Size
 from lorasmith.models.family import detect_family
 from lorasmith.models.latents import encode_images
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 REFINER_STRENGTH, _IMAGE_STRENGTH, _INPAINT_STRENGTH = 0.3, 0.75, 1.0
 """Strengths where none is given: of the SDXL refiner, of other models, and under a mask."""

@@ -25,7 +25,8 @@ from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.inference.prompts.parser import parse_negative_prompt
 from lorasmith.inference.unet_inputs import check_components
 from lorasmith.models.latents import decode_latents
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 if TYPE_CHECKING:
     from lorasmith.adapters.injection.inject import AttachedLora

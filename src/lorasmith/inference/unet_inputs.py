@@ -8,7 +8,7 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.inference.denoise import AddedConditioning
 from lorasmith.inference.options import Size
 from lorasmith.models.family import detect_family
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import Conditioning
 
 _AESTHETIC_SCORE, _NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.files.ldm_keys import SingleFileKeys
+from lorasmith.models.ldm_keys import SingleFileKeys
 from lorasmith.registries import MODEL_FAMILIES
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -155,6 +155,21 @@ class ModelFamily:
         )
 
 
+def get_family(name: str) -> ModelFamily:
+    """Return a family by its name in `MODEL_FAMILIES`.
+
+    Raises:
+        ConfigError: there is none of this name; close names are suggested.
+    """
+    family: ModelFamily = MODEL_FAMILIES.get(name)
+    return family
+
+
+def load_families() -> dict[str, ModelFamily]:
+    """Return all families by name: the built-in ones first, then what was added."""
+    return MODEL_FAMILIES.load_all()
+
+
 @dataclass(frozen=True)
 class ModelVariant:
     """What a model is: its family, and what it is for."""
@@ -169,7 +184,7 @@ class ModelVariant:
     @property
     def family(self) -> ModelFamily:
         """Its family, which says what LoRAs fit."""
-        return MODEL_FAMILIES.get(self.family_name)
+        return get_family(self.family_name)
 
     @property
     def title(self) -> str:
@@ -209,7 +224,7 @@ def detect_unet_family(unet_config: Any, where: str) -> ModelFamily:
     Raises:
         WeightsError: no family matches.
     """
-    for family in reversed(MODEL_FAMILIES.load_all().values()):
+    for family in reversed(load_families().values()):
         if family.matches(unet_config):
             return family
     added = unet_config.addition_embed_type

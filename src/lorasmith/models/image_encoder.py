@@ -17,7 +17,9 @@ from lorasmith.config.pretrain import IMAGE_ENCODER_NORM_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
-from lorasmith.models.load import EMBEDDED, load_text_encoder, load_tokenizer, suppress_logs
+from lorasmith.models.files.open import EMBEDDED
+from lorasmith.models.load import load_text_encoder, load_tokenizer
+from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.models.text.encode import tokenize
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.load import Model, downscale_factor, open_source
+from lorasmith.models.files.open import open_source
+from lorasmith.models.model import Model, downscale_factor
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import nn
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.family import ModelVariant
+from lorasmith.models.files.open import open_source
 from lorasmith.models.files.source import ModelSource, build_empty_part
-from lorasmith.models.load import open_source
 from lorasmith.models.unet_tree import UnetNode, build_unet_tree, count_parameters
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def summarize_model(name: str | Path | None = None, rank: int | None = None) -> 
     """Summarize a model from its configs.
 
     Args:
-        name: see `lorasmith.models.load.resolve_model_path`; None is the embedded model.
+        name: see `lorasmith.models.files.open.resolve_model_path`; None is the embedded model.
         rank: also compute the costs of a LoRA of this rank.
 
     Raises:

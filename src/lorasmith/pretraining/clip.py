@@ -12,6 +12,7 @@ from lorasmith.core.errors import TrainingError
 from lorasmith.data.batch_sampler import WeightedBatchSampler
 from lorasmith.data.images.square_images import random_flip
 from lorasmith.data.reading.filters import compute_row_weights
+from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.image_encoder import (
     ClipModel,
     ImageEncoder,
@@ -19,7 +20,6 @@ from lorasmith.models.image_encoder import (
     load_tokenizer,
     save_clip,
 )
-from lorasmith.models.load import EMBEDDED
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
 from lorasmith.pretraining.augment import color_jitter, random_shift_and_zoom
 from lorasmith.pretraining.captions import CaptionTable

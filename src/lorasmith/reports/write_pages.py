@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lorasmith.config.features import FeaturesConfig
-from lorasmith.config.load import load_saved_config, read_toml
+from lorasmith.config.load import load_saved_config
+from lorasmith.config.read_toml import read_toml
 from lorasmith.config.sweep import SweepConfig
 from lorasmith.reports.features_page import write_features_page
 from lorasmith.reports.run_page import write_run_page

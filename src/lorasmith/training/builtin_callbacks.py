@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from lorasmith.loops.interrupt import StopRequest
 from lorasmith.loops.tracking import MetricsLogger, ScopedLogger, WandbRun, open_wandb
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.callbacks import Callback, CallbackList
+from lorasmith.training.callbacks import Callback
+from lorasmith.training.events import CallbackList
 from lorasmith.training.outputs.export import export_lora, finish_run
 from lorasmith.training.outputs.logger import open_logger, public_config
 from lorasmith.training.resume import save_checkpoints

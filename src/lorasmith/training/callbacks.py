@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lorasmith.training.state import TrainerState
-    from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.state import TrainerState
+from lorasmith.training.train_step import StepMetrics
 
 
 class Callback:
@@ -24,14 +22,14 @@ class Callback:
                 print(state.step, float(metrics.loss))
     """
 
-    def on_train_begin(self, state: "TrainerState") -> None:
+    def on_train_begin(self, state: TrainerState) -> None:
         """Called before the first step, of resumed runs too.
 
         Args:
             state: model, trainable modules, optimizer and progress of a LoRA.
         """
 
-    def on_step_end(self, state: "TrainerState", metrics: "StepMetrics") -> None:
+    def on_step_end(self, state: TrainerState, metrics: StepMetrics) -> None:
         """Called after every optimizer step. ``state.stop(reason)`` makes it the last one.
 
         Args:
@@ -40,7 +38,7 @@ class Callback:
                 waits for the GPU; do that rarely.
         """
 
-    def on_validation_end(self, state: "TrainerState", metrics: Mapping[str, float]) -> None:
+    def on_validation_end(self, state: TrainerState, metrics: Mapping[str, float]) -> None:
         """Called after a validation, before the log is written; at step 0 for the base model.
 
         Args:
@@ -49,7 +47,7 @@ class Callback:
                 and ``held_out_gain``, or ``fixed_loss`` and so on where no images are held out.
         """
 
-    def on_checkpoint(self, state: "TrainerState", path: Path) -> None:
+    def on_checkpoint(self, state: TrainerState, path: Path) -> None:
         """Called after a checkpoint was saved.
 
         Args:
@@ -57,7 +55,7 @@ class Callback:
             path: the checkpoint's folder.
         """
 
-    def on_save(self, state: "TrainerState", path: Path) -> None:
+    def on_save(self, state: TrainerState, path: Path) -> None:
         """Called after a LoRA file was written: at a step, the best one, or the last one.
 
         Args:
@@ -65,7 +63,7 @@ class Callback:
             path: the file.
         """
 
-    def on_train_end(self, state: "TrainerState", stop_reason: str) -> None:
+    def on_train_end(self, state: TrainerState, stop_reason: str) -> None:
         """Called after the last step; not after an error or Ctrl-C.
 
         Args:
@@ -75,38 +73,7 @@ class Callback:
         """
 
 
-class CallbackList(Callback):
-    """Calls several callbacks as one, in their order."""
-
-    def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
-        self.callbacks = list(callbacks)
-
-    def on_train_begin(self, state: "TrainerState") -> None:
-        for callback in self.callbacks:
-            callback.on_train_begin(state)
-
-    def on_step_end(self, state: "TrainerState", metrics: "StepMetrics") -> None:
-        for callback in self.callbacks:
-            callback.on_step_end(state, metrics)
-
-    def on_validation_end(self, state: "TrainerState", metrics: Mapping[str, float]) -> None:
-        for callback in self.callbacks:
-            callback.on_validation_end(state, metrics)
-
-    def on_checkpoint(self, state: "TrainerState", path: Path) -> None:
-        for callback in self.callbacks:
-            callback.on_checkpoint(state, path)
-
-    def on_save(self, state: "TrainerState", path: Path) -> None:
-        for callback in self.callbacks:
-            callback.on_save(state, path)
-
-    def on_train_end(self, state: "TrainerState", stop_reason: str) -> None:
-        for callback in self.callbacks:
-            callback.on_train_end(state, stop_reason)
-
-
-def notify_step_end(steps: "Sequence[tuple[TrainerState, StepMetrics]]") -> None:
+def notify_step_end(steps: Sequence[tuple[TrainerState, StepMetrics]]) -> None:
     """Call ``on_step_end`` of each callback for every LoRA before that of the next callback."""
     count = max((len(state.callbacks.callbacks) for state, _ in steps), default=0)
     for position in range(count):

@@ -8,7 +8,7 @@ from lorasmith.models.text.encode import TokenIds, encode_tokens
 from lorasmith.training.data.batch import Batch
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 class Denoiser:

@@ -21,7 +21,7 @@ from lorasmith.reports.evaluation_page import write_evaluation
 from lorasmith.training.eval_targets import EvalTarget, find_targets, resolve_target
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 def evaluate(

@@ -1,68 +1,10 @@
 """Which adapters are active for which images of a step, and at which of their tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
 
 from lorasmith.adapters.gating.gate import Gate
-from lorasmith.adapters.gating.gate_metadata import GateMetadata
-from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
-from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.data.captions import TokenMaskFn
-
-if TYPE_CHECKING:
-    from lorasmith.models.load import Model
-
-
-@dataclass(frozen=True)
-class CaptionGating:
-    """What gates and preservation need to know about a dataset's captions."""
-
-    token_mask_fn: TokenMaskFn | None = None
-    """Masks the tokens of each LoRA with a token gate; None if none has one."""
-    has_own_tag: Callable[[str], bool] | None = None
-    """Whether a caption activates the LoRA; None if every caption does."""
-    has_other_tags: Sequence[Callable[[str], bool]] = ()
-    """For each earlier feature, whether a caption activates it."""
-    needs_plain_captions: bool = False
-    """Whether captions without the trigger word are needed."""
-
-
-NO_GATING = CaptionGating()
-"""For a dataset whose captions always activate the one LoRA that there is."""
-
-
-def caption_gating(
-    model: "Model",
-    own: GateMetadata,
-    earlier: Sequence[GateMetadata],
-    needs_plain_captions: bool = False,
-) -> CaptionGating:
-    """Return what the gates of a LoRA and of earlier features need to know about captions.
-
-    Args:
-        model: its tokenizer finds trigger words.
-        own: the LoRA's gate.
-        earlier: the gates of earlier features in the model.
-        needs_plain_captions: whether captions without the trigger word are needed.
-    """
-    tokenizer, gates = model.main_tokenizer, [own, *earlier]
-
-    def mask_tokens(ids: torch.Tensor) -> torch.Tensor:
-        return torch.stack([token_mask(tokenizer, gate, ids) for gate in gates], dim=1)
-
-    def activates(gate: GateMetadata) -> Callable[[str], bool]:
-        return lambda caption: gate.kind == "none" or has_tag(tokenizer, gate.tag, caption)
-
-    return CaptionGating(
-        mask_tokens if any(selects_tokens(gate) for gate in gates) else None,
-        activates(own) if selects_tokens(own) else None,
-        [activates(gate) for gate in earlier],
-        needs_plain_captions,
-    )
 
 
 @dataclass(frozen=True)

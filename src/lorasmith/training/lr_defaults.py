@@ -1,6 +1,7 @@
 """Which learning rate a run has where its settings leave it open."""
 
 from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.loops.optimizers import OptimizerSpec
 from lorasmith.registries import OPTIMIZERS
 
 MINIATURE_PARAMETERS = 100_000_000
@@ -16,7 +17,7 @@ def fill_learning_rates(settings: TrainerConfig, unet_parameters: int) -> Traine
     Optimizers say what they expect relative to AdamW. Text encoders learn at half the rate of the
     U-Net, unless the optimizer has one rate for all.
     """
-    spec = OPTIMIZERS.get(settings.optimizer)
+    spec: OptimizerSpec = OPTIMIZERS.get(settings.optimizer)
     adamw_lr = _ADAMW[unet_parameters < MINIATURE_PARAMETERS]
     default_lr = spec.default_lr or adamw_lr * spec.lr_multiplier
     lr = settings.learning_rate or default_lr

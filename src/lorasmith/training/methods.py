@@ -27,7 +27,7 @@ from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.loops.optimizers import ParamGroup
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,22 @@ from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_gpu_memory, require_disk_space
 from lorasmith.loops.tracking import check_wandb
-from lorasmith.models.load import Model, load_model, suppress_logs
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
+from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
+from lorasmith.training.data.caption_gating import caption_gating
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset, offload_unused_encoders
 from lorasmith.training.data.resolution import buckets_for_model
 from lorasmith.training.data.shared_datasets import build_shared_datasets
 from lorasmith.training.data.split import split_dataset
-from lorasmith.training.gating import GateRouting, caption_gating
+from lorasmith.training.frozen_feature import FrozenFeature
+from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import LossFn, diffusion_loss
 from lorasmith.training.lr_defaults import fill_learning_rates
 from lorasmith.training.methods import MethodPlan, TrainableModules, TrainingMethod
-from lorasmith.training.multi.frozen import FrozenFeature
 from lorasmith.training.outputs.disk_usage import bytes_needed
 from lorasmith.training.resume import check_settings
 from lorasmith.training.run_plan import DeviceContext, RunPlan, reserve_output

@@ -22,11 +22,11 @@ from lorasmith.inference.outputs.png_metadata import compute_model_hash
 from lorasmith.loops.checkpoint import Checkpoint
 from lorasmith.loops.gpu_timer import GpuTimer
 from lorasmith.loops.optimized_module import OptimizedModule
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from lorasmith.runs.paths import RunPaths
-from lorasmith.training.callbacks import CallbackList
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainDataset
+from lorasmith.training.events import CallbackList
 from lorasmith.training.losses import Noise
 from lorasmith.training.methods import TrainableModules, TrainingMethod
 from lorasmith.training.progress import Progress
@@ -136,7 +136,7 @@ class TrainerState:
     """Hashes of the frozen LoRAs of earlier features in the model, by their files' names."""
     progress: Progress = field(default_factory=Progress)
     """How far the run is."""
-    callbacks: CallbackList = field(default_factory=CallbackList)
+    callbacks: "CallbackList[TrainerState]" = field(default_factory=CallbackList)
     """What is called on events."""
     stop_reason: str | None = None
     """Why a callback stopped the run before its last step."""

@@ -15,15 +15,15 @@ from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps
 from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.models.family import detect_family
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.resolution import resolve_resolution
 from lorasmith.training.denoiser import Denoiser
+from lorasmith.training.frozen_feature import FrozenFeature
 from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import LossFn, build_noise_process
 from lorasmith.training.methods import TrainableModules, TrainingMethod
-from lorasmith.training.multi.frozen import FrozenFeature
 from lorasmith.training.run_plan import DeviceContext, RunPlan
 from lorasmith.training.state import ExportInfo, TrainerState
 from lorasmith.training.step_data import StepData

@@ -10,7 +10,8 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 MakeLora = Callable[..., LoraFile]
 

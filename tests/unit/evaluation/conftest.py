@@ -7,7 +7,8 @@ import torch
 
 from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from lorasmith.evaluation.metrics.diversity import (
     mean_cosine_distance,
     measure_diversity,
 )
+from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.image_encoder import FOLDER
-from lorasmith.models.load import EMBEDDED
 
 DEMO = EMBEDDED.parent / "demo_data"
 WHITE = (255, 255, 255)

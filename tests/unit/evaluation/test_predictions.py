@@ -19,7 +19,8 @@ from lorasmith.evaluation.fixed_noise import FixedNoisePredictor, encode_images
 from lorasmith.evaluation.image_generator import ImageGenerator
 from lorasmith.evaluation.results import Candidate, PairedLoss
 from lorasmith.inference.options import SamplingOptions
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import encode_captions
 

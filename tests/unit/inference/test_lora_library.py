@@ -14,7 +14,8 @@ from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 SMALL = {"targets": "*.attn2.to_v@mid"}
 

@@ -10,8 +10,9 @@ import torch
 from lorasmith.core.errors import OutputError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata, load_tensors, save_tensors
 from lorasmith.models.files.convert import read_contents, save_folder, save_single_file
+from lorasmith.models.files.open import EMBEDDED, open_source
 from lorasmith.models.files.save import save_modified_model
-from lorasmith.models.load import EMBEDDED, load_model, open_source
+from lorasmith.models.load import load_model
 from tiny_models import make_tiny
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd1-inpainting", "sdxl-inpainting")

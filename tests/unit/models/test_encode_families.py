@@ -9,7 +9,9 @@ import torch
 
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.family import detect_family
-from lorasmith.models.load import Model, load_model, resolve_model_path
+from lorasmith.models.files.open import resolve_model_path
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import TokenIds, encode_captions, encode_tokens, tokenize_texts
 
 TEXTS = ["a red apple on a table, noto style", "", "x " * 90]

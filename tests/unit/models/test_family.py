@@ -8,9 +8,9 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.models.builtin_families import MINIATURE
 from lorasmith.models.family import ModelVariant, detect_unet_family
 from lorasmith.models.files.configs import CLASSES, component_config, model_index
+from lorasmith.models.files.open import open_source
 from lorasmith.models.files.source import detect_variant
 from lorasmith.models.image_sizes import ImageSizes
-from lorasmith.models.load import open_source
 from lorasmith.models.unet_tree import count_parameters
 from lorasmith.registries import MODEL_FAMILIES
 from true_files import VARIANTS, empty_parts

@@ -9,7 +9,8 @@ import pytest
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.files.hub import download_model, find_cached_model, is_model_id, select_files
-from lorasmith.models.load import load_model, resolve_model_path
+from lorasmith.models.files.open import resolve_model_path
+from lorasmith.models.load import load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

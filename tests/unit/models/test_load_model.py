@@ -10,8 +10,10 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
+from lorasmith.models.files.open import resolve_model_path
 from lorasmith.models.files.stored_tensors import canonical_name, choose_weights_file
-from lorasmith.models.load import Model, load_model, resolve_model_path
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 
 WEIGHTS = "diffusion_pytorch_model"
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_captions, tokenize
 from lorasmith.models.text.long_prompts import (
     apply_emphasis,

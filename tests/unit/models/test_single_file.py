@@ -9,9 +9,10 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.family import ModelVariant
 from lorasmith.models.files.convert import read_contents, save_single_file
+from lorasmith.models.files.open import open_source
 from lorasmith.models.files.summary import read_model_info
 from lorasmith.models.image_sizes import ImageSizes
-from lorasmith.models.load import load_model, open_source
+from lorasmith.models.load import load_model
 from lorasmith.models.model_summary import build_meta_networks
 from lorasmith.models.prediction_type import measure_prediction_type
 from true_files import VARIANTS, file_shapes, write_sparse

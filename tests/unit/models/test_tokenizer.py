@@ -4,7 +4,8 @@ import pytest
 from transformers import CLIPTokenizer
 
 from lorasmith.core.errors import DataError
-from lorasmith.models.load import EMBEDDED, load_tokenizer
+from lorasmith.models.files.open import EMBEDDED
+from lorasmith.models.load import load_tokenizer
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, create_clip_tokenizer, read_merges
 
 MERGES = "#version: 0.2\nc a\nca t</w>\nt h\nth e</w>\n"

@@ -14,7 +14,8 @@ from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.losses import Noise, build_noise_process, sample_noise

@@ -6,7 +6,7 @@ from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainab
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
 from lorasmith.core.device import make_generator
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import tokenize_texts
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.denoiser import Denoiser

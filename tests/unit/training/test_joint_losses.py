@@ -11,7 +11,8 @@ from training_steps import take_step
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.core.device import make_generator
 from lorasmith.models.text.encode import tokenize_texts
-from lorasmith.training.gating import GateRouting, caption_gating, set_gates
+from lorasmith.training.data.caption_gating import caption_gating
+from lorasmith.training.gating import GateRouting, set_gates
 from lorasmith.training.train_step import TrainStep, compute_losses
 
 

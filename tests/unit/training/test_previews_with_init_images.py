@@ -15,7 +15,8 @@ from lorasmith.config.train_config import LoraConfig, TrainerConfig, ValidationC
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.training.validation.previews import Previews, check_previews
 
 Tiny = Callable[[str], Path]

@@ -14,7 +14,8 @@ from lorasmith.loops.interrupt import StopRequest
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training import builtin_callbacks, trainer
 from lorasmith.training.builtin_callbacks import CheckpointSaver, EarlyStopping, LoopOptions
-from lorasmith.training.callbacks import Callback, CallbackList
+from lorasmith.training.callbacks import Callback
+from lorasmith.training.events import CallbackList
 from lorasmith.training.interruption import Interrupted
 from lorasmith.training.progress import Progress
 from lorasmith.training.state import ScheduledActions, TrainerState

@@ -8,7 +8,7 @@ from PIL import Image
 from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset

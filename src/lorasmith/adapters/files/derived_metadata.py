@@ -10,8 +10,9 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.peft_config import METADATA_KEY
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata, read_gate
 from lorasmith.adapters.kinds.base import AdapterLayer
+from lorasmith.adapters.kinds.lora import as_lora
 from lorasmith.core.errors import WeightsError
-from lorasmith.registries import MODEL_FAMILIES
+from lorasmith.models.family import get_family
 
 _FORMAT_KEYS = (METADATA_KEY, "format")
 """Entries about a file's key format, which are wrong in another one."""
@@ -104,7 +105,7 @@ def _base_metadata(file: LoraFile, family: str | None, name: str) -> dict[str, s
     }
     if family is None:
         return entries
-    facts, prediction_type = MODEL_FAMILIES.get(family), detect_prediction_type(file)
+    facts, prediction_type = get_family(family), detect_prediction_type(file)
     entries["ss_v2"] = str(facts.is_kohya_v2)
     if prediction_type is None and len(facts.prediction_types) > 1:
         return entries  # SD 2.x of either kind
@@ -121,7 +122,7 @@ def _rank_metadata(layers: Mapping[str, AdapterLayer]) -> dict[str, str]:
     ((rank, alpha), _), *others = Counter(
         (layer.rank, layer.alpha) for layer in layers.values()
     ).most_common()
-    is_plain_lora = all(layer.direction.as_lora() is not None for layer in layers.values())
+    is_plain_lora = all(as_lora(layer.direction) is not None for layer in layers.values())
     args = {"ss_network_args": json.dumps({"other_ranks": len(others)})} if others else {}
     return {
         "ss_network_module": "networks.lora" if is_plain_lora else "lycoris.kohya",

@@ -14,7 +14,7 @@ import torch
 from lorasmith.adapters.files.lora_file import write_tensors
 from lorasmith.adapters.files.peft_config import METADATA_KEY, build_peft_metadata
 from lorasmith.adapters.kinds.base import AdapterLayer
-from lorasmith.adapters.kinds.lora import LoraLayer
+from lorasmith.adapters.kinds.lora import LoraLayer, as_peft
 from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
@@ -72,7 +72,7 @@ def _peft_layers(
     path: Path, layers: Mapping[str, AdapterLayer]
 ) -> dict[str, tuple[LoraLayer, torch.Tensor | None]]:
     """Return each layer's factors, and DoRA's magnitude or None."""
-    entries = {name: layer.as_peft() for name, layer in layers.items()}
+    entries = {name: as_peft(layer) for name, layer in layers.items()}
     unsupported = Counter(layers[name].kind for name, entry in entries.items() if entry is None)
     if unsupported:
         kinds = ", ".join(f"{count} {kind}" for kind, count in unsupported.items())

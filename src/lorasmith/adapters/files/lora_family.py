@@ -3,7 +3,7 @@
 import re
 
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.registries import MODEL_FAMILIES
+from lorasmith.models.family import load_families
 
 
 def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
@@ -11,7 +11,7 @@ def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
 
     The second value is ``metadata``, ``shapes`` or ``names``; without a family it is empty.
     """
-    families = MODEL_FAMILIES.load_all()
+    families = load_families()
     version = file.metadata.get("ss_base_model_version", "")
     for name, family in families.items():
         if version in family.kohya_versions:
@@ -41,7 +41,7 @@ def detect_prediction_type(file: LoraFile) -> str | None:
     if prediction_type in ("epsilon", "v"):
         return "v_prediction" if prediction_type == "v" else "epsilon"
     version = file.metadata.get("ss_base_model_version")
-    for family in MODEL_FAMILIES.load_all().values():
+    for family in load_families().values():
         epsilon, v_prediction = family.kohya_versions
         if version and epsilon != v_prediction and version in family.kohya_versions:
             return "epsilon" if version == epsilon else "v_prediction"

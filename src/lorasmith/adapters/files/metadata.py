@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
 from lorasmith.config.lora import GateKind
-from lorasmith.registries import MODEL_FAMILIES
+from lorasmith.models.family import get_family
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def build_metadata(facts: LoraMetadata, date: datetime | None = None) -> dict[st
     ``ss_network_args`` has those of every part.
     """
     date = date or datetime.now(UTC)
-    family, is_v = MODEL_FAMILIES.get(facts.family), facts.prediction_type == "v_prediction"
+    family, is_v = get_family(facts.family), facts.prediction_type == "v_prediction"
     frequency = {facts.dataset: dict(facts.tag_frequency)}
     main = next(iter(facts.parts.values()))
     is_uniform = len({(part.rank, part.alpha) for part in facts.parts.values()}) == 1

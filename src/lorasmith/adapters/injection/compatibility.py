@@ -13,11 +13,10 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.layer_names import LayerRefs, find_layer_refs, find_name_aliases
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.models.family import Networks, detect_family
-from lorasmith.registries import MODEL_FAMILIES
+from lorasmith.models.family import Networks, detect_family, get_family
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _EXAMPLES = 3
 
@@ -100,7 +99,7 @@ def _explain_mismatch(model: Networks, file: LoraFile) -> str:
             "by its names it is for a later family (Flux, SD 3), which lorasmith does not support"
         )
     if family is not None and family != model_family.name:
-        title = MODEL_FAMILIES.get(family).title
+        title = get_family(family).title
         return f"by its {source} it was made for {title}: open it with an {title} model"
     base = file.metadata.get("ss_base_model_version", "")
     if base and base not in model_family.kohya_versions:
@@ -118,7 +117,7 @@ def _check_base_model(model: "Model", file: LoraFile, strict: bool) -> None:
     predicts = model.scheduler_config.get("prediction_type", "epsilon")
     expects = detect_prediction_type(file) or predicts
     if source == "metadata" and family is not None and family != model_family.name:
-        made_for, found = MODEL_FAMILIES.get(family).title, f"is {model_family.title}"
+        made_for, found = get_family(family).title, f"is {model_family.title}"
     elif expects != predicts:
         made_for, found = f"models that predict {expects}", f"predicts {predicts}"
     else:

@@ -17,7 +17,7 @@ from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _TEXT_READING_LAYERS = (".attn2.to_k", ".attn2.to_v")
 

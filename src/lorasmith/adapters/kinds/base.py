@@ -10,16 +10,13 @@ image generation follow from these.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
-from lorasmith.adapters.nn.lora import Adapter, layer_weight
+from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight
 from lorasmith.adapters.nn.weight_delta import make_delta_adapter
-
-if TYPE_CHECKING:
-    from lorasmith.adapters.kinds.lora import LoraLayer
 
 Tensors = Mapping[str, torch.Tensor]
 """Tensors of one layer by the end of their key in kohya's format, such as ``lora_up.weight``."""
@@ -151,16 +148,20 @@ class AdapterLayer(ABC):
         """The adapter without its modifier: of DoRA, what changes the weight's direction."""
         return self
 
-    def as_lora(self) -> "LoraLayer | None":
-        """Return the two factors if the change is their product, so that no matrix is needed."""
+    def lora_factors(self) -> Factors | None:
+        """Return the two factors if the change is alpha / rank times their product.
+
+        No matrix is needed then; `lorasmith.adapters.kinds.lora.as_lora` makes a layer of them.
+        """
         return None
 
-    def as_peft(self) -> "tuple[LoraLayer, torch.Tensor | None] | None":
+    def peft_factors(self) -> tuple[Factors, torch.Tensor | None] | None:
         """Return factors and DoRA's magnitude as PEFT stores them; None if PEFT has no such kind.
 
         The magnitude is ``[out]``, of convolutions ``[1, out, 1, 1]``.
         """
-        return None
+        factors = self.lora_factors()
+        return None if factors is None else (factors, None)
 
     def delta_norm(self) -> float:
         """Return the Frobenius norm of the change; of DoRA, of the change of the direction."""

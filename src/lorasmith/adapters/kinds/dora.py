@@ -10,7 +10,7 @@ from typing import Self
 import torch
 
 from lorasmith.adapters.kinds.base import AdapterLayer, Tensors
-from lorasmith.adapters.kinds.lora import LoraLayer
+from lorasmith.adapters.nn.lora import Factors
 
 DORA_SCALE = "dora_scale"
 """Magnitudes along the axis that their shape tells: ``[out, 1]``, or ``[1, in]`` in files of early
@@ -54,7 +54,7 @@ class DoraLayer(AdapterLayer):
 
     @property
     def kind(self) -> str:
-        return "DoRA" if self.inner.as_lora() is not None else f"DoRA of {self.inner.kind}"
+        return "DoRA" if self.inner.lora_factors() is not None else f"DoRA of {self.inner.kind}"
 
     @property
     def rank(self) -> int:
@@ -104,13 +104,13 @@ class DoraLayer(AdapterLayer):
     def direction(self) -> AdapterLayer:
         return self.inner
 
-    def as_peft(self) -> tuple[LoraLayer, torch.Tensor | None] | None:
-        lora = self.inner.as_lora()
-        if lora is None or self.on_input:
+    def peft_factors(self) -> tuple[Factors, torch.Tensor | None] | None:
+        factors = self.inner.lora_factors()
+        if factors is None or self.on_input:
             return None
-        extra = lora.down.ndim - 2
+        extra = factors.down.ndim - 2
         shape = (1, -1, *[1] * extra) if extra else (-1,)
-        return lora, self.magnitude.reshape(shape)
+        return factors, self.magnitude.reshape(shape)
 
     def delta_norm(self) -> float:
         return self.inner.delta_norm()

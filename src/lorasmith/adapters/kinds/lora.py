@@ -58,11 +58,8 @@ class LoraLayer(AdapterLayer):
         down, up = (factor.to(weight.device, weight.dtype) for factor in (self.down, self.up))
         return make_adapter(base, Factors(down, up), self.alpha)
 
-    def as_lora(self) -> "LoraLayer":
-        return self
-
-    def as_peft(self) -> tuple["LoraLayer", torch.Tensor | None]:
-        return self, None
+    def lora_factors(self) -> Factors:
+        return Factors(self.down, self.up)
 
     def delta_norm(self) -> float:
         """Return the Frobenius norm of (alpha / r) B A, without making the product."""
@@ -82,6 +79,21 @@ class LoraLayer(AdapterLayer):
             2 * self.alpha,
         )
         return [(float(_squared_norm(error)), float(_squared_norm(self)))]
+
+
+def as_lora(layer: AdapterLayer) -> LoraLayer | None:
+    """Return a layer of any kind as LoRA if its change is the product of two factors."""
+    factors = layer.lora_factors()
+    return None if factors is None else LoraLayer(factors.down, factors.up, layer.alpha)
+
+
+def as_peft(layer: AdapterLayer) -> tuple[LoraLayer, torch.Tensor | None] | None:
+    """Return a layer as PEFT stores it: LoRA, and DoRA's magnitude; None if PEFT cannot hold it."""
+    parts = layer.peft_factors()
+    if parts is None:
+        return None
+    factors, magnitude = parts
+    return LoraLayer(factors.down, factors.up, layer.alpha), magnitude
 
 
 def _squared_norm(layer: LoraLayer) -> torch.Tensor:

@@ -21,8 +21,7 @@ from lorasmith.adapters.naming.layer_names import (
     kohya_unet_name,
 )
 from lorasmith.adapters.naming.unet_blocks import BlockMap, diffusers_path
-from lorasmith.models.family import DEFAULT_FAMILY
-from lorasmith.registries import MODEL_FAMILIES
+from lorasmith.models.family import DEFAULT_FAMILY, get_family
 
 _WORDS = (
     "down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "downsamplers", "upsamplers",
@@ -71,7 +70,7 @@ class LayerPath(NamedTuple):
         Raises:
             IndexError: the family has no such text encoder.
         """
-        facts = MODEL_FAMILIES.get(family or DEFAULT_FAMILY)
+        facts = get_family(family or DEFAULT_FAMILY)
         if self.part == UNET:
             if not facts.uses_sgm_names:
                 return kohya_unet_name(self.path)

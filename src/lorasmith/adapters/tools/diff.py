@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.kinds.base import AdapterLayer
+from lorasmith.adapters.kinds.lora import as_lora
 from lorasmith.adapters.tools.algebra import inner_product
 from lorasmith.adapters.tools.merge import (
     common_family,
@@ -85,7 +86,7 @@ def _products(
         first_norm = first.delta_norm() if first else 0.0
         second_norm = second.delta_norm() if second else 0.0
         return first_norm**2, second_norm**2, 0.0
-    first_lora, second_lora = first.direction.as_lora(), second.direction.as_lora()
+    first_lora, second_lora = as_lora(first.direction), as_lora(second.direction)
     try:
         if first_lora is not None and second_lora is not None:
             product = inner_product(first_lora, second_lora)

@@ -12,7 +12,7 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.models.family import detect_family
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 @torch.no_grad()

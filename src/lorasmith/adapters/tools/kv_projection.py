@@ -18,13 +18,13 @@ import torch
 
 from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
 from lorasmith.adapters.kinds.base import AdapterLayer
-from lorasmith.adapters.kinds.lora import LoraLayer
+from lorasmith.adapters.kinds.lora import LoraLayer, as_lora
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.models.text.long_prompts import encode_prompts, prompt_token_ids
 from lorasmith.models.text.prompt_spans import unweighted_prompt
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _MIN_ENERGY_SHARE = 1e-10
 """Directions with less than this share of the strongest direction's energy count as unseen."""
@@ -98,7 +98,7 @@ def project_layers(
             "project"
         )
     for name in names:
-        before = layers[name].as_lora()
+        before = as_lora(layers[name])
         if before is None or before.down.ndim != 2:
             raise WeightsError(f"{name}: only plain LoRA layers can be projected")
         if before.down.shape[1] != len(moments.tag):

@@ -9,7 +9,7 @@ import torch
 from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.kinds.base import AdapterLayer
-from lorasmith.adapters.kinds.lora import LoraLayer
+from lorasmith.adapters.kinds.lora import LoraLayer, as_lora
 from lorasmith.adapters.naming.block_weights import BlockWeights
 from lorasmith.adapters.naming.layer_names import UNET, find_layer_refs
 from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
@@ -26,11 +26,10 @@ from lorasmith.adapters.tools.algebra import (
     weighted_sum,
 )
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import DEFAULT_FAMILY
-from lorasmith.registries import MODEL_FAMILIES
+from lorasmith.models.family import DEFAULT_FAMILY, get_family
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 WeightLookup = Callable[[LayerPath], torch.Tensor | None]
 """Returns the weight of a layer of the base model; None if the model has no such layer."""
@@ -61,7 +60,7 @@ class MergeInput:
         """
         if self.blocks is None:
             return lambda name: self.weight
-        facts = MODEL_FAMILIES.get(family or DEFAULT_FAMILY)
+        facts = get_family(family or DEFAULT_FAMILY)
         block_weights = self.blocks.for_family(facts.uses_sgm_names)
         return lambda name: self.weight * block_weights.weight_of(lbw_block(name, family))
 
@@ -82,7 +81,7 @@ def lbw_block(name: str, family: str | None) -> str:
         return ""
     if layer_path.part != UNET:
         return "BASE"
-    facts = MODEL_FAMILIES.get(family or DEFAULT_FAMILY)
+    facts = get_family(family or DEFAULT_FAMILY)
     return BlockMap.from_depths(facts.unet.transformer_layers).lbw_name(layer_path.path)
 
 
@@ -156,7 +155,7 @@ def rename_layer(name: str, family: str | None) -> str:
     try:
         return layer_path.kohya_name(family)
     except (IndexError, KeyError) as error:
-        title = MODEL_FAMILIES.get(family).title
+        title = get_family(family).title
         raise WeightsError(f"{name} has no place in {title}; it is for another family") from error
 
 
@@ -170,8 +169,8 @@ def common_family(files: Sequence[LoraFile]) -> str | None:
     for file, family in known[1:]:
         if family != known[0][1]:
             raise WeightsError(
-                f"{file.path} is for {MODEL_FAMILIES.get(family).title} and {known[0][0].path} for "
-                f"{MODEL_FAMILIES.get(known[0][1]).title}; LoRAs of different families cannot be "
+                f"{file.path} is for {get_family(family).title} and {known[0][0].path} for "
+                f"{get_family(known[0][1]).title}; LoRAs of different families cannot be "
                 "combined or compared"
             )
     return known[0][1] if known else None
@@ -189,7 +188,7 @@ def resize_layers(
     """
     spectra = {}
     for name, layer in file.layers.items():
-        lora = layer.as_lora()
+        lora = as_lora(layer)
         if lora is None:
             spectra[name] = spectrum_of_matrix(compute_delta(file, name, layer, base))
         else:
@@ -212,7 +211,7 @@ def _truncate(
 
 
 def _sum_terms(terms: Sequence[_SumTerm], base: WeightLookup | None) -> LoraLayer:
-    loras = [(lora, term.weight) for term in terms if (lora := term.layer.as_lora()) is not None]
+    loras = [(lora, term.weight) for term in terms if (lora := as_lora(term.layer)) is not None]
     if len(loras) == len(terms):
         return weighted_sum(loras)
     deltas = [

@@ -38,11 +38,10 @@ from lorasmith.adapters.tools.merge import (
 )
 from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import detect_family
-from lorasmith.registries import MODEL_FAMILIES
+from lorasmith.models.family import detect_family, get_family
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 KeyFormat = Literal["kohya", "diffusers"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -271,8 +270,8 @@ def _resolve_family(file: LoraFile, stated: str | None) -> str | None:
     family, source = detect_lora_family(file)
     if stated and family and source != "names" and stated != family:
         raise WeightsError(
-            f"{file.path}: by its {source} it is for {MODEL_FAMILIES.get(family).title}, not for "
-            f"{MODEL_FAMILIES.get(stated).title}; leave --family out"
+            f"{file.path}: by its {source} it is for {get_family(family).title}, not for "
+            f"{get_family(stated).title}; leave --family out"
         )
     return stated or family
 

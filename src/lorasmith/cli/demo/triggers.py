@@ -11,7 +11,7 @@ from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
     from lorasmith.evaluation.image_generator import GeneratedImages, ImageGenerator
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 COOK_DATA = Path(__file__).resolve().parents[2] / "demo_cook"
 """12 captioned images of cooks, whose clothes the embedded model has never seen."""

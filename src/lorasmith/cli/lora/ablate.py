@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lorasmith.adapters.files.lora_file import LoraFile
     from lorasmith.evaluation.block_ablation import AblationResult
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _FILE_WIDTH = 120
 _BAR = 24

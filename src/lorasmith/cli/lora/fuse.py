@@ -48,8 +48,9 @@ def fuse(
         from lorasmith.core.device import compute_dtype
         from lorasmith.core.files import check_not_existing
         from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
+        from lorasmith.models.files.open import resolve_model_path
         from lorasmith.models.files.save import save_modified_model
-        from lorasmith.models.load import load_model, resolve_model_path
+        from lorasmith.models.load import load_model
 
         folder = resolve_model_path(None if model == EMBEDDED else model)
         target = out.expanduser()

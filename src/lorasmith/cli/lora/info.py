@@ -57,12 +57,12 @@ def info(
 
 def _summary(lora: "LoraFile", facts: "LoraInfo") -> Text:
     from lorasmith.adapters.files.key_formats import is_for_later_family
-    from lorasmith.registries import MODEL_FAMILIES
+    from lorasmith.models.family import get_family
 
     data, total = lora.metadata, facts.total
     foreign = any(is_for_later_family(name) for name in lora.layers)
     other = "a later one (Flux, SD 3), which lorasmith cannot use" if foreign else "unknown"
-    family = MODEL_FAMILIES.get(facts.family).title if facts.family else other
+    family = get_family(facts.family).title if facts.family else other
     lines = {
         "File": f"{lora.path} ({lora.path.stat().st_size / 2**20:.1f} MiB, "
         f"{', '.join(facts.dtypes)})",

@@ -9,7 +9,7 @@ from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasmith.adapters.tools.operations import WeightedLora
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 EMBEDDED = "embedded"
 """The word for the model that ships with the package."""

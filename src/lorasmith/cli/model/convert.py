@@ -63,7 +63,7 @@ def convert(
         from lorasmith.core.device import compute_dtype
         from lorasmith.models.files.convert import read_contents, save_folder, save_single_file
         from lorasmith.models.files.hub import download_model
-        from lorasmith.models.load import open_source
+        from lorasmith.models.files.open import open_source
 
         if download:
             download_model(model)

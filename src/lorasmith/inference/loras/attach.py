@@ -13,7 +13,7 @@ from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.models.family import detect_family
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 def attach_requested_lora(

@@ -16,7 +16,7 @@ from lorasmith.inference.loras.active_lora import ActiveLora
 from lorasmith.inference.loras.find import list_lora_files
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.models.family import detect_family
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 _TagIds = tuple[int, ...]
 """A tag as token ids: tags with the same ids are the same tag."""

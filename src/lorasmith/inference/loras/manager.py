@@ -13,7 +13,7 @@ from lorasmith.inference.loras.library import FolderLoraLibrary
 from lorasmith.inference.loras.router import LoraRouter
 from lorasmith.inference.prompts.lora_syntax import LoraRequest, check_request
 from lorasmith.inference.prompts.parser import Prompt
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 if TYPE_CHECKING:
     from lorasmith.adapters.injection.inject import AttachedLora

@@ -18,7 +18,7 @@ from lorasmith.core.errors import InactiveLoraWarning, LorasmithWarning
 from lorasmith.inference.loras.active_lora import ActiveLora, LoraLibrary
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.inference.prompts.parser import Prompt
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 
 class LoraRouter:

@@ -24,10 +24,10 @@ from lorasmith.models.files.configs import (
     component_config,
     model_index,
 )
-from lorasmith.models.files.ldm_keys import TensorEntry, TensorForm
 from lorasmith.models.files.single_file import CONFIGS
 from lorasmith.models.files.source import INDEX, ModelSource, build_empty_part, naming_part
 from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, StoredTensors
+from lorasmith.models.ldm_keys import TensorEntry, TensorForm
 from lorasmith.models.prediction_type import measure_prediction_type
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.models.text.tokenizer import create_clip_tokenizer

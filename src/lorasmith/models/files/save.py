@@ -12,12 +12,13 @@ import torch
 from lorasmith.core.files import atomic_folder, check_not_existing
 from lorasmith.models.files.build import canonical_state_dict
 from lorasmith.models.files.convert import read_contents, save_folder
+from lorasmith.models.files.open import open_source
 from lorasmith.models.files.source import INDEX
 from lorasmith.models.files.stored_tensors import wrap_tensor
-from lorasmith.models.load import open_source, suppress_logs
+from lorasmith.models.suppress_logs import suppress_logs
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 def save_modified_model(

@@ -16,11 +16,13 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import SafetensorsFile
-from lorasmith.models.family import ModelFamily, ModelVariant, PredictionType
+from lorasmith.models.family import ModelFamily, ModelVariant, PredictionType, load_families
 from lorasmith.models.files.build import abbreviate_names, check_tensor_names
 from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
 from lorasmith.models.files.identify import EXPECTED, describe_file
-from lorasmith.models.files.ldm_keys import (
+from lorasmith.models.files.source import describe_channels, detect_variant, naming_part
+from lorasmith.models.files.stored_tensors import StoredTensor, StoredTensors
+from lorasmith.models.ldm_keys import (
     IGNORED,
     MARKS,
     STACKED,
@@ -32,10 +34,7 @@ from lorasmith.models.files.ldm_keys import (
     TensorEntry,
     TensorForm,
 )
-from lorasmith.models.files.source import describe_channels, detect_variant, naming_part
-from lorasmith.models.files.stored_tensors import StoredTensor, StoredTensors
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
-from lorasmith.registries import MODEL_FAMILIES
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -123,7 +122,7 @@ class SingleFileSource:
 
     def _candidates(self) -> list[ModelFamily]:
         """Return the families that the names of the text encoders fit, added ones first."""
-        families = reversed(MODEL_FAMILIES.load_all().values())
+        families = reversed(load_families().values())
         return [
             family
             for family in families
@@ -137,7 +136,7 @@ class SingleFileSource:
         for family in candidates:
             if self._saved or family.unet.cross_attention_dim == width:
                 return family
-        by_width = {f.unet.cross_attention_dim: f for f in MODEL_FAMILIES.load_all().values()}
+        by_width = {f.unet.cross_attention_dim: f for f in load_families().values()}
         guess = by_width.get(width)
         if not candidates:
             prefixes = guess.single_file.prefixes if guess else {"text_encoder": _TEXT_PREFIXES[0]}

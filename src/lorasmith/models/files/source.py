@@ -1,6 +1,5 @@
 """Where models are read from: diffusers folders; for single files see `single_file`."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,6 +12,7 @@ from lorasmith.models.family import ModelVariant, PredictionType, detect_unet_fa
 from lorasmith.models.files.build import build_empty_network
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, TOKENIZERS
 from lorasmith.models.files.stored_tensors import StoredTensors, find_part_tensors, uses_text_level
+from lorasmith.models.read_json import read_json
 from lorasmith.models.suppress_logs import suppress_logs
 
 if TYPE_CHECKING:
@@ -177,23 +177,6 @@ def load_folder_tokenizer(folder: Path, part: str) -> "CLIPTokenizer":
 
     with suppress_logs(), naming_part(folder, part):
         return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
-
-
-def read_json(folder: Path, file: str) -> dict[str, Any]:
-    """Read a JSON object below a model's folder.
-
-    Raises:
-        WeightsError: missing, not JSON, or not an object.
-    """
-    try:
-        config = json.loads((folder / file).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"model {folder}: {file} is missing") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"model {folder}: {file} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"model {folder}: {file} is not a JSON object")
-    return config
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from pathlib import Path
 from lorasmith.models.builtin_families import MINIATURE
 from lorasmith.models.family import ModelVariant
 from lorasmith.models.files.build import canonical_state_dict, check_tensors
+from lorasmith.models.files.open import EMBEDDED, open_source
 from lorasmith.models.files.source import build_empty_part, naming_part
-from lorasmith.models.load import EMBEDDED, open_source
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lorasmith.core.errors import ConfigError, LorasmithWarning
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _BATCH_SIZE = 32
 

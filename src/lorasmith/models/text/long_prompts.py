@@ -14,7 +14,7 @@ import torch
 
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.family import detect_family
-from lorasmith.models.files.source import read_json
+from lorasmith.models.read_json import read_json
 from lorasmith.models.text.encode import (
     Conditioning,
     TokenIds,
@@ -32,7 +32,7 @@ from lorasmith.models.text.prompt_spans import (
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _ROWS_AT_ONCE = 32
 _MAX_COMMA_DISTANCE = 20

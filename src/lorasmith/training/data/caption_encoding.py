@@ -18,7 +18,7 @@ from lorasmith.training.data.captions import (
 )
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _TEXTS_PER_BATCH = 32
 

@@ -18,7 +18,7 @@ from lorasmith.training.data.split import DatasetSplit
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _MAX_LISTED_CAPTIONS = 3
 """Captions that a warning names at most."""

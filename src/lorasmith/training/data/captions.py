@@ -13,7 +13,7 @@ from lorasmith.models.text.encode import Conditioning, TokenIds, encode_tokens
 from lorasmith.models.text.long_prompts import tokenize_in_chunks
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 _MAX_RESIDENT_BYTES = 2 * 2**30
 """Embeddings up to this size stay on the training device."""

@@ -21,12 +21,13 @@ from lorasmith.data.images.buckets import Bucket, Size, assign_bucket
 from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import remove_tag
 from lorasmith.models.family import detect_family
-from lorasmith.models.load import suppress_logs
+from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.runs.paths import check_outside_dataset
 from lorasmith.training.data.caption_encoding import (
     encode_captions,
     tokenize_captions,
 )
+from lorasmith.training.data.caption_gating import NO_GATING, CaptionGating
 from lorasmith.training.data.caption_lengths import count_caption_chunks
 from lorasmith.training.data.captions import CaptionEncoder, OnlineCaptions, TextSource
 from lorasmith.training.data.dataset import TrainDataset
@@ -42,10 +43,9 @@ from lorasmith.training.data.vae_encoding import (
     hash_content,
     open_encoder_cache,
 )
-from lorasmith.training.gating import NO_GATING, CaptionGating
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 def build_dataset(

@@ -8,7 +8,7 @@ from lorasmith.data.images.buckets import Bucket, choose_bucket_step, make_bucke
 from lorasmith.models.image_sizes import ImageSizes
 
 if TYPE_CHECKING:
-    from lorasmith.models.load import Model
+    from lorasmith.models.model import Model
 
 
 def resolve_resolution(model: "Model", resolution: int | None) -> int:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorasmith.config.load import dump_toml, load_saved_config, read_toml
+from lorasmith.config.load import dump_toml, load_saved_config
+from lorasmith.config.read_toml import read_toml
 from lorasmith.config.sweep import SweepConfig, Variant
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, OutputError

@@ -4,6 +4,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_config import TrainConfig, ValidationConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.inference.options import parse_size
+from lorasmith.loops.optimizers import OptimizerSpec
 from lorasmith.registries import ADAPTER_INITS, OPTIMIZERS
 
 _SLACK = 16 * 2**20
@@ -37,8 +38,8 @@ def _has_frozen_start(lora: LoraConfig) -> bool:
 def _checkpoint_bytes(
     train: TrainerConfig, lora: LoraConfig, num_parameters: int, is_new: bool
 ) -> int:
-    moments = OPTIMIZERS.get(train.optimizer).moments
-    copies = 1 + _has_frozen_start(lora) + (train.ema_decay > 0) + moments
+    spec: OptimizerSpec = OPTIMIZERS.get(train.optimizer)
+    copies = 1 + _has_frozen_start(lora) + (train.ema_decay > 0) + spec.moments
     # One more than is kept: the oldest is removed when the newest has been verified.
     count = (train.keep_checkpoints if is_new else 0) + 1
     return count * copies * 4 * num_parameters

@@ -29,7 +29,8 @@ from lorasmith.inference.prompts.parser import (
     parse_prompt,
 )
 from lorasmith.models.family import detect_family
-from lorasmith.models.load import Model, suppress_logs
+from lorasmith.models.model import Model
+from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.runs.paths import LORA_FOLDER
 from lorasmith.training.methods import TrainableModules
 

@@ -14,7 +14,7 @@ from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_m
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 MakeLora = Callable[..., LoraFile]
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -11,7 +11,7 @@ from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_m
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate, read_gate
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 HERE = Path("some.safetensors")
 FACTS = LoraMetadata(

@@ -14,7 +14,7 @@ from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 
 MakeLora = Callable[..., LoraFile]
 

@@ -21,7 +21,8 @@ from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_tokens, tokenize_texts
 from model_outputs import prediction
 

@@ -10,7 +10,7 @@ from lorasmith.adapters.targeting.targets import resolve_targets, select_layers
 from lorasmith.config.lora import LoraConfig, LoraOverride
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.load import Model
+from lorasmith.models.model import Model
 from true_size import networks
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)

@@ -22,7 +22,8 @@ from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, TrainConfig
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.ops import fp8, geglu, group_norm
 from lorasmith.training import joint_step
 from lorasmith.training.acceleration import factor_cache, module_patch, patcher

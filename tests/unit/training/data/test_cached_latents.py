@@ -10,7 +10,8 @@ from PIL import Image
 from training_sets import CPU, built, data_of, take, write
 
 from lorasmith.config.train_config import DataConfig
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import TokenIds
 from lorasmith.training.data.captions import CaptionEncoder
 from lorasmith.training.data.dataset import TrainDataset

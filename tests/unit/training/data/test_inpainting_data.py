@@ -14,7 +14,8 @@ from training_sets import CPU, data_of, pixels_of, write
 from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.training.data.batch import Batch, concat_batches
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset

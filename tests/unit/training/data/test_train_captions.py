@@ -12,7 +12,8 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.reading.row import Row
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import (
     Conditioning,
     TokenIds,
@@ -23,9 +24,9 @@ from lorasmith.models.text.encode import (
 from lorasmith.models.text.long_prompts import encode_prompts, pad_conditioning
 from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data import captions
+from lorasmith.training.data.caption_gating import caption_gating
 from lorasmith.training.data.captions import CaptionEncoder
 from lorasmith.training.data.split import split_dataset, split_validation
-from lorasmith.training.gating import caption_gating
 
 
 @pytest.fixture

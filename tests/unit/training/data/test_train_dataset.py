@@ -13,7 +13,8 @@ from training_sets import CPU, built, data_of, moments, pixels_of, take, write
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
-from lorasmith.models.load import Model, load_model
+from lorasmith.models.load import load_model
+from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_hidden_states, tokenize
 from lorasmith.training.data.resolution import buckets_for_model
 
