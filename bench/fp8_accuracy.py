@@ -65,7 +65,10 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
                 "steps": options.steps, "log_every_n_steps": 1, "seed": seed, "batch_size": 8,
                 "learning_rate": options.learning_rate, "device": options.device, **KINDS[kind],
             },
-            "validation": {"every_n_steps": options.steps, "num_images": 1, "num_inference_steps": 1, "loss_timesteps": 16},
+            "validation": {
+                "every_n_steps": options.steps, "num_images": 1, "num_inference_steps": 1,
+                "loss_timesteps": 16,
+            },
             "track": {"tensorboard": False},
         }
     )  # fmt: skip

@@ -79,7 +79,8 @@ def lorasmith_steps(options: argparse.Namespace) -> Iterator[Step]:
             "lora": {"rank": RANK, "targets": "attention"},
             "train": {
                 "batch_size": options.batch_size, "learning_rate": RATE, "max_grad_norm": CLIP,
-                "weight_decay": DECAY, "mixed_precision": options.precision, "device": options.device,
+                "weight_decay": DECAY, "mixed_precision": options.precision,
+                "device": options.device,
                 "lr_scheduler": "constant", "lr_warmup_steps": 0,
             },
         }  # fmt: skip

@@ -125,17 +125,17 @@ def _within(name: str, batch: int, options: argparse.Namespace, device: torch.de
 def _four(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
     """Measure several LoRAs that share each pass."""
     unet = make_unet(name, device, torch.bfloat16, options.tiny)
-    several = [adapters(name, unet, RANK, seed) for seed in range(4)]
-    gates = [one.attached.gate for one in several]
+    loras = [adapters(name, unet, RANK, seed) for seed in range(4)]
+    gates = [lora.attached.gate for lora in loras]
     runs = []
-    for number, one in enumerate(several):
-        lane = GateRouting(gates[number], others=[gate for gate in gates if gate is not gates[number]])
-        inputs = Inputs(name, unet, batch, seed=number, side=options.side)
-        runs.append(MadeUp(name, unet, one, inputs, lane))
+    for index, (lora, gate) in enumerate(zip(loras, gates, strict=True)):
+        routing = GateRouting(gate, joint=[other for other in gates if other is not gate])
+        inputs = Inputs(name, unet, batch, seed=index, side=options.side)
+        runs.append(MadeUp(name, unet, lora, inputs, routing))
     steps = JointTrainStep(runs, ExecutionPlan(device.type == "cuda"))  # type: ignore[arg-type]
     found = _measured(steps.step, 4 * batch, options, device)
-    for one in several:
-        one.detach()
+    for lora in loras:
+        lora.detach()
     return found
 
 

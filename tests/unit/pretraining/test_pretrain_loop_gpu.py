@@ -1,5 +1,6 @@
 """On a GPU, captured pretraining steps train the same weights as eager ones."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def restored_matmul_precision() -> Iterator[None]:
+    """The loop allows TensorFloat-32 for the process; other tests compute in float32."""
+    previous = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(previous)
 
 
 def train(output_dir: Path, cuda_graph: bool) -> tuple[torch.Tensor, list[float]]:
