@@ -13,8 +13,8 @@ from lorasmith.core.registry import Registry
 TRAINING_METHODS: Registry[Any] = Registry(
     "training method", "training_methods", {"lora": "lorasmith.training.methods:LORA"}
 )
-"""What ``train.method`` names: objects with the members of `lorasmith.training.methods.TrainingMethod`
-(plan, inject, parameter_groups, export)."""
+"""What ``train.method`` names: objects with the members of
+`lorasmith.training.methods.TrainingMethod` (plan, inject, parameter_groups, export)."""
 SAMPLERS: Registry[Any] = Registry(
     "sampler",
     "samplers",

@@ -96,8 +96,8 @@ LOOKS: Mapping[str, Any] = {
     "loss_timesteps": 2,
     "loss_seed": 7,
 }
-"""``[validation]`` of runs that look at themselves. How previews are sampled besides has no settings:
-their sampler and clip skip are those that `generate` has by default."""
+"""``[validation]`` of runs that validate. How previews are sampled besides has no settings: their
+sampler and clip skip are those that `generate` has by default."""
 
 FEATURES: list[Mapping[str, Any]] = [
     {"tag": TAG, "class_word": CLASS, "data": "pictures"},
@@ -123,13 +123,16 @@ CLASS_PICTURES: Mapping[str, Any] = {
 
 EVERYTHING: Mapping[str, Any] = {
     "data": {
-        "path": "shapes", "validation_split": 0.3, "flip_aug": True, "color_jitter": 0.2, "crop": "random",
+        "path": "shapes", "validation_split": 0.3, "flip_aug": True, "color_jitter": 0.2,
+        "crop": "random",
         "caption_dropout_rate": 0.2, "shuffle_caption": True, **CLASS_PICTURES,
     },
     "lora": {"dropout": 0.2},
     "train": {
-        "steps": 4, "batch_size": 2, "gradient_accumulation_steps": 2, "loraplus_lr_ratio": 2.0, "lr_scheduler": "linear",
-        "lr_warmup_steps": 1, "lr_scheduler_min_lr_ratio": 0.2, "max_grad_norm": 0.5, "ema_decay": 0.8, "checkpoint_every_n_steps": 2,
+        "steps": 4, "batch_size": 2, "gradient_accumulation_steps": 2,
+        "loraplus_lr_ratio": 2.0, "lr_scheduler": "linear",
+        "lr_warmup_steps": 1, "lr_scheduler_min_lr_ratio": 0.2, "max_grad_norm": 0.5,
+        "ema_decay": 0.8, "checkpoint_every_n_steps": 2,
         "loss": {"min_snr_gamma": 3.0, "noise_offset": 0.1},
     },
     "preserve": {"strength": 0.5, "every_n_steps": 2},
@@ -167,7 +170,9 @@ RUNS: Mapping[str, Run] = {
     "sdxl": Run("sdxl"),
     "sdxl-refiner": Run("sdxl-refiner"),
     "sd1-inpainting": Run("sd1-inpainting"),
-    "sdxl-inpainting": Run("sdxl-inpainting", {"data": {"inpaint_masks": "random", "num_random_masks": 0}}),
+    "sdxl-inpainting": Run(
+        "sdxl-inpainting", {"data": {"inpaint_masks": "random", "num_random_masks": 0}}
+    ),
     "embedded": Run("", {
         "data": {"resolution": 128, "bucket_reso_steps": 64},
         "model": {"path": None},

@@ -39,7 +39,10 @@ num_merges = 300
 projection_dim = 8
 resolution = 32
 data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip_aug = true }}
-text_encoder = {{ hidden_size = 16, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 32 }}
+text_encoder.hidden_size = 16
+text_encoder.num_hidden_layers = 1
+text_encoder.num_attention_heads = 2
+text_encoder.intermediate_size = 32
 image_encoder = {{ block_out_channels = [8, 16], layers_per_block = [1, 1] }}
 """
 
@@ -60,7 +63,10 @@ UNET = """
 vae = "{vae}"
 text_encoder = "{clip}"
 data = {{ path = "{data}", filters = [{{ column = "role", value = "base" }}], flip_aug = true }}
-architecture = {{ block_out_channels = [8, 8, 16, 16], layers_per_block = 1, attention_head_dim = 2, norm_num_groups = 4 }}
+architecture.block_out_channels = [8, 8, 16, 16]
+architecture.layers_per_block = 1
+architecture.attention_head_dim = 2
+architecture.norm_num_groups = 4
 
 [[stages]]
 resolution = 64

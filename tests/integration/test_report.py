@@ -56,7 +56,9 @@ def test_report_has_metrics_and_sheets(
     pictures: Path, model_with_tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
-        "NUM_TRAINING_CAPTIONS": 6, "NUM_UNSEEN_CAPTIONS": 3, "NUM_SHEET_IMAGES": 4,
+        "NUM_TRAINING_CAPTIONS": 6,
+        "NUM_UNSEEN_CAPTIONS": 3,
+        "NUM_SHEET_IMAGES": 4,
         "NUM_INFERENCE_STEPS": 2,
     }.items():
         monkeypatch.setattr(report, name, value)

@@ -42,7 +42,8 @@ def train(
     previews and checkpoints go to the folder NAME beside it. Ctrl-C saves a checkpoint, and
     `--resume` with the same RUN.toml or `--out` continues.
 
-    Any setting is an option, also under its name in kohya's scripts or diffusers (`--network_dim 8`).
+    Any setting is an option, also under its name in kohya's scripts or diffusers
+    (`--network_dim 8`).
 
     A RUN.toml with [[feature]] tables trains a LoRA for each, NAME-TAG.safetensors.
 

@@ -54,7 +54,7 @@ def test_size_is_parsed_from_text(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["128", "128x-8", "0x8", "99999x8"])
 def test_malformed_size_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="^size: "):
+    with pytest.raises(ConfigError, match=r"^size: "):
         parse_size(text)
 
 

@@ -14,7 +14,9 @@ LORASMITH = """#!/bin/bash
 printf '%s\\t' lorasmith "$@" >> "$CALLS"; echo >> "$CALLS"
 [ "$2" = "$FAIL_AT" ] && exit 130
 for word in "$@"; do
-  case $word in train.output_dir=*) mkdir -p "${word#*=}/vae"; echo rows > "${word#*=}/manifest.tsv" ;; esac
+  case $word in train.output_dir=*)
+    mkdir -p "${word#*=}/vae"; echo rows > "${word#*=}/manifest.tsv" ;;
+  esac
 done
 exit 0
 """

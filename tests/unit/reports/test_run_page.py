@@ -65,7 +65,8 @@ def page_of(folder: Path) -> Page:
 def test_a_finished_run_has_all_sections(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "ink"))
     for words in (
-        "ink", "inkmono", "The curves look healthy", "23.0%", "2 min 31 s", "1.31 M", "22", "14 images/s",
+        "ink", "inkmono", "The curves look healthy", "23.0%", "2 min 31 s", "1.31 M", "22",
+        "14 images/s",
         "Before and after", "before", "after 250 steps", "step 0", "step 100", "step 200",
         "Training loss", "Validation loss", "base model", "best: step 250", "Learning rate",
         "0f" * 32, "ink.safetensors", "all steps done",

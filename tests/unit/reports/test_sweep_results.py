@@ -121,7 +121,9 @@ def test_only_settings_with_all_seeds_are_compared(tmp_path: Path) -> None:
     known = [result for result in read_sweep_results(config, paths) if result.gain is not None]
     names, gains, incomplete = group_by_settings(known)
     assert (names, incomplete) == (["rank4", "rank2"], ["rank8"])
-    assert make_notes(config, known)[0].evidence.endswith("Not compared, as a seed is missing: rank8.")
+    assert make_notes(config, known)[0].evidence.endswith(
+        "Not compared, as a seed is missing: rank8."
+    )
     assert gains == pytest.approx(np.array([[0.3, 0.4], [0.1, 0.2]]))
     (note,) = make_notes(
         config, [result for result in known if result.name not in ("rank2-seed1", "rank4-seed1")]

@@ -38,8 +38,8 @@ def demo(
 
     Writes `base.png`, `taught.png` (the training images), the LoRA `inkmono.safetensors`,
     `inkmono.png` (the same things from the same seeds: base model, LoRA with its tag, LoRA without
-    it as other programs generate it, with no gate), the training report `report.html`, a second LoRA
-    `cookqz.safetensors`, `tags.png` (the same seeds with no tag, either and both) and
+    it as other programs generate it, with no gate), the training report `report.html`, a second
+    LoRA `cookqz.safetensors`, `tags.png` (the same seeds with no tag, either and both) and
     `metrics.json`. A few minutes on two cores.
 
     Example: `lorasmith demo --out demo`

@@ -98,7 +98,7 @@ def show_style(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
     typer.echo(
-        f"3/5 generating {len(CONCEPTS)} concepts that were not among those, without and with the LoRA"
+        f"3/5 generating {len(CONCEPTS)} concepts not among those, without and with the LoRA"
     )
     images_by_row = {}
     for row, ending in ROWS.items():

@@ -38,7 +38,8 @@ def fuse(
     """Fuse LoRAs into a model and save it as a new diffusers folder.
 
     It generates what the model generates with these LoRAs, of any kind. Parts that no LoRA changes
-    are copied as they are; `--precision` is about the others. If anything fails, nothing is written.
+    are copied as they are; `--precision` is about the others. If anything fails, nothing is
+    written.
 
     Example: `lorasmith lora fuse embedded loras/inkmono.safetensors:0.8 --out models/inkmono`
     """
