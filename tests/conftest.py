@@ -4,11 +4,15 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from tiny_models import make_tiny
+from tiny_models import make_tiny, open_model
+
+if TYPE_CHECKING:
+    from lorasmith.models.model import Model
 
 # Read when torch loads: OpenMP threads that spin long starve each other on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -18,6 +22,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A busy machine makes any example slow now and then, which says nothing about the code.
 settings.register_profile("lorasmith", deadline=None)
 settings.load_profile("lorasmith")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` on a machine without a CUDA device."""
+    import torch  # not at the top: the variables above count when it loads
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +54,23 @@ def cache_in_tmp(all_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) ->
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with the parts of SD 1.x, very narrow, with fixed random weights."""
     return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> "Model":
+    """The tiny model, opened on the CPU in float32 for this test alone."""
+    return open_model(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def shared_model(tiny_model: Path) -> "Model":
+    """Likewise, opened once; tests leave it as it was."""
+    return open_model(tiny_model)
+
+
+@pytest.fixture
+def sdxl_model(tiny_sdxl: Path) -> "Model":
+    return open_model(tiny_sdxl)
 
 
 @pytest.fixture(scope="session")

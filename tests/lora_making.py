@@ -1,38 +1,39 @@
-"""LoRA files as a training leaves them, without the training; and pictures before rounding."""
+"""LoRA files as a training leaves them, without the training."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lorasmith.adapters.files.lora_file import save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, build_metadata
 from lorasmith.adapters.injection.trainable import export_layers, inject_trainable, summarize_parts
+from lorasmith.adapters.nn.lora import LoraAdapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
-from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.family import detect_family
 from lorasmith.models.model import Model
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)
 
 
-class Listening(Pipeline):
-    """Keeps what it decodes, before it is rounded to bytes."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        self.decoded = super().decode(latents)
-        return self.decoded
+def wrap_layer(base: nn.Module, *adapters: LoraAdapter) -> LoraWrapper:
+    """Put adapters on a layer."""
+    wrapper = LoraWrapper(base)
+    wrapper.adapters.extend(adapters)
+    return wrapper
 
 
 def make_lora(
-    model: Model, path: Path, changes: dict[str, Any], size: float, seed: int = 1, **told: Any
+    model: Model, path: Path, changes: dict[str, Any], size: float, seed: int = 1, **fields: Any
 ) -> Path:
     """Write a LoRA whose factors moved as in training; the model is left as it was.
 
-    ``told`` are fields of `LoraMetadata`: what the file says about itself.
+    ``fields`` are those of `LoraMetadata`: what the file says about itself.
     """
     lora = LoraConfig.model_validate({"rank": 4, "alpha": 2.0, **changes})
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, seed=0)
@@ -51,7 +52,7 @@ def make_lora(
         {"ink": 1},
         "pictures",
     )
-    metadata = build_metadata(replace(lora_metadata, **told))
+    metadata = build_metadata(replace(lora_metadata, **fields))
     save_lora_file(path, export_layers(trainable), metadata, torch.float32)
     trainable.detach()
     return path

@@ -4,7 +4,10 @@ Each takes well under a second to build and is the same every time.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorasmith.models.model import Model
 
 MERGES = Path(__file__).parent.parent / "recipes" / "embedded_base" / "tokenizer" / "merges.txt"
 
@@ -159,3 +162,12 @@ def _second_text_encoder(tokenizer: Any, projection: int = 20) -> Any:
 
     config = _text_config(tokenizer, 24, 3, projection_dim=projection, hidden_act="gelu")
     return CLIPTextModelWithProjection(config)
+
+
+def open_model(folder: Path) -> "Model":
+    """Load a model on the CPU in float32."""
+    import torch
+
+    from lorasmith.models.load import load_model
+
+    return load_model(folder).to(torch.device("cpu"), torch.float32)

@@ -16,14 +16,14 @@ Tiny = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def opened(tiny_of: Tiny, loras: Path) -> Callable[[str], Pipeline]:
-    """Pipelines by family; each is opened once."""
-    made: dict[str, Pipeline] = {}
+def open_pipeline(tiny_of: Tiny, loras: Path) -> Callable[[str], Pipeline]:
+    """Pipelines by family; each is open_pipeline once."""
+    pipelines: dict[str, Pipeline] = {}
 
     def of(family: str) -> Pipeline:
-        if family not in made:
-            made[family] = golden.open_model(tiny_of(family) if family else None, loras)
-        return made[family]
+        if family not in pipelines:
+            pipelines[family] = golden.open_model(tiny_of(family) if family else None, loras)
+        return pipelines[family]
 
     return of
 
@@ -52,15 +52,15 @@ def test_resumed_training_gives_the_result_of_the_straight_one(
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_picture_is_unchanged(name: str, opened: Callable[[str], Pipeline]) -> None:
-    drawn = golden.draw(opened(DRAWN[name].family), name)
+def test_picture_is_unchanged(name: str, open_pipeline: Callable[[str], Pipeline]) -> None:
+    drawn = golden.draw(open_pipeline(DRAWN[name].family), name)
     golden.assert_same_pixels(drawn, golden.pixels(golden.EXPECTED / f"{name}.png"))
 
 
 def test_closed_gate_leaves_the_picture_of_the_base_model(
-    opened: Callable[[str], Pipeline],
+    open_pipeline: Callable[[str], Pipeline],
 ) -> None:
-    pipe = opened("sd1")
+    pipe = open_pipeline("sd1")
     plain = golden.draw_prompt(pipe, "a person, sea")
     for gated in ("gated", "token", "token-end"):
         drawn = golden.draw_prompt(pipe, f"a person, sea <lora:{gated}:1>")

@@ -14,8 +14,8 @@ from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.kinds.base import Tensors
 from lorasmith.adapters.kinds.lycoris import LycorisLayer
 from lorasmith.cli import run
-from lorasmith.models.load import load_model
 from lorasmith.registries import ADAPTER_KINDS
+from tiny_models import open_model
 
 
 class OuterSumLayer(LycorisLayer):
@@ -45,7 +45,7 @@ def toy_kind() -> Iterator[None]:
 @pytest.fixture
 def toy_file(tiny_model: Path, tmp_path: Path) -> Path:
     """A LoRA file of the toy kind for the attention of the tiny model."""
-    model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
+    model = open_model(tiny_model)
     plain = load_lora_file(
         make_lora(model, tmp_path / "plain.safetensors", {"targets": "attention"}, 0.1)
     )

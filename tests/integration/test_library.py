@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from lora_making import make_lora
 from lorasmith.cli import run
 from lorasmith.models.load import load_model
+from tiny_models import open_model
 
 
 @pytest.fixture(scope="module")
 def library(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two LoRAs that wait for their tags, one with adapters in the text encoder."""
     folder = tmp_path_factory.mktemp("library")
-    model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
+    model = open_model(tiny_model)
     for tag, targets in (("curlyqx", "attention"), ("cookqz", "attention+text-encoder")):
         make_lora(model, folder / f"{tag}.safetensors", {"targets": targets}, 0.5, tag=tag)
     return folder

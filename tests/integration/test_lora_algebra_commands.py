@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lorasmith
-from lora_making import Listening, make_lora
+from doubles import RecordingPipeline
+from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.kinds.dora import DoraLayer
@@ -18,15 +19,10 @@ from lorasmith.adapters.kinds.loha import LohaLayer
 from lorasmith.adapters.kinds.lokr import LokrLayer
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.cli import run
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
+from tiny_models import open_model
 
 KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Model:
-    return load_model(tiny_model).to(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def loras(model: Model, tmp_path: Path) -> tuple[Path, Path]:
 
 def picture(model: Model, *files: tuple[Path, float]) -> np.ndarray:
     attached = [attach_lora(model, load_lora_file(path), weight) for path, weight in files]
-    pipe = Listening(model)
+    pipe = RecordingPipeline(model)
     pipe("a red apple", seed=3, num_inference_steps=2, guidance_scale=3.0)
     for one in attached:
         one.detach()
@@ -94,7 +90,7 @@ def test_weights_by_block(
     assert not any("_down_blocks_" in name for name in names)
     source = str(model.folder)
     assert run(["lora", "fuse", source, f"{one}:0.5:lbw=OUTALL", "--out", str(baked)]) == 0
-    again = picture(load_model(baked).to(torch.device("cpu"), torch.float32))
+    again = picture(open_model(baked))
     np.testing.assert_allclose(again, picture(model, (out, 1.0)), atol=2e-3)
     assert "12 numbers" not in capsys.readouterr().err
     vector = ",".join(["1"] * 12)
@@ -235,7 +231,7 @@ def test_other_kinds_are_drawn_fused_merged_and_shown(
 
     baked, summed = tmp_path / "baked", tmp_path / "sum.safetensors"
     assert run(["lora", "fuse", source, f"{file}:0.6", "--out", str(baked)]) == 0
-    opened = load_model(baked).to(torch.device("cpu"), torch.float32)
+    opened = open_model(baked)
     np.testing.assert_allclose(picture(opened), drawn, atol=1e-3)
 
     merge = ["merge", f"{file}:0.6", "--out", str(summed), "--precision", "fp32"]

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_making import Listening, make_lora
+from doubles import RecordingPipeline
+from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.cli import run
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
+from tiny_models import open_model
 
 EVERYTHING = {"targets": "all-linear+conv+text-encoder"}
 MIXED = {
@@ -26,13 +27,9 @@ MIXED = {
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 
 
-def opened(folder: Path) -> Model:
-    return load_model(folder).to(torch.device("cpu"), torch.float32)
-
-
 @pytest.fixture
 def lora(tiny_model: Path, tmp_path: Path) -> Path:
-    return make_lora(opened(tiny_model), tmp_path / "ink.safetensors", MIXED, 0.1)
+    return make_lora(open_model(tiny_model), tmp_path / "ink.safetensors", MIXED, 0.1)
 
 
 # --- lora info --------------------------------------------------------------------------------
@@ -85,7 +82,7 @@ def test_a_norm_needs_no_product() -> None:
 def test_the_family_is_known_without_metadata(
     request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = opened(request.getfixturevalue("tiny_sdxl"))
+    model = open_model(request.getfixturevalue("tiny_sdxl"))
     path = make_lora(model, tmp_path / "xl.safetensors", {"targets": "attention"}, 0.1)
     save_file(load_file(path), tmp_path / "bare.safetensors")
     wide = {"lora_down.weight": torch.ones(2, 1024), "lora_up.weight": torch.ones(8, 2)}
@@ -139,7 +136,7 @@ def test_lora_for_a_later_family_is_recognized(
 
 
 def picture(model: Model) -> np.ndarray:
-    pipe = Listening(model)
+    pipe = RecordingPipeline(model)
     pipe("a red apple", seed=3, negative_prompt="blurry", num_inference_steps=4, guidance_scale=4.0)
     return pipe.decoded[0].numpy()
 
@@ -149,7 +146,7 @@ def test_images_with_fused_and_attached_lora_agree(
     request: pytest.FixtureRequest, tmp_path: Path, family: str
 ) -> None:
     source = request.getfixturevalue(FAMILIES[family])
-    model = opened(source)
+    model = open_model(source)
     one = make_lora(model, tmp_path / "one.safetensors", EVERYTHING | {"init": "pissa"}, 0.1)
     two = make_lora(model, tmp_path / "two.safetensors", {"targets": "attention"}, 0.2, seed=2)
     base = picture(model)
@@ -166,7 +163,7 @@ def test_images_with_fused_and_attached_lora_agree(
 
     assert run(["lora", "fuse", str(source), f"{one}:0.7", str(two), "--out", str(out)]) == 0
 
-    baked = picture(opened(out))
+    baked = picture(open_model(out))
     np.testing.assert_allclose(baked, expected, atol=1e-3)
     assert abs(expected - base).max() > 0.02
     assert abs(expected - only_first).max() > 0.005
@@ -178,7 +175,7 @@ def test_images_with_fused_and_attached_lora_agree(
 def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from lorasmith.models.files.open import EMBEDDED
 
-    model = opened(EMBEDDED)
+    model = open_model(EMBEDDED)
     file = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention"}, 0.03)
     out = tmp_path / "models" / "ink"
     assert run(["lora", "fuse", "embedded", f"{file}:0.5", "--out", str(out)]) == 0
@@ -186,7 +183,7 @@ def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFi
     # Only what the model's index names is copied.
     assert not (out / "image_tower").exists()
     attached = attach_lora(model, load_lora_file(file), 0.5)
-    np.testing.assert_allclose(picture(opened(out)), picture(model), atol=1e-3)
+    np.testing.assert_allclose(picture(open_model(out)), picture(model), atol=1e-3)
     attached.detach()
 
 
@@ -276,7 +273,7 @@ def test_targets_as_json_agree_with_the_model(
     assert run(["model", "info", str(folder), "--targets", targets, "--lora", "3", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
 
-    model, lora = opened(folder), LoraConfig(rank=3, targets=targets)
+    model, lora = open_model(folder), LoraConfig(rank=3, targets=targets)
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     assert [one["name"] for one in tree["modules"]] == list(trainable.adapters)
     assert tree["total"]["lora"] == sum(p.numel() for p in trainable.parameters())

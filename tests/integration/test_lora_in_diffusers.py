@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lora_making import Listening, make_lora
+from doubles import RecordingPipeline
+from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.models.files.open import EMBEDDED
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
+from tiny_models import open_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 
@@ -21,7 +22,7 @@ STEPS = 4
 
 
 def our_picture(model: Model, path: Path | None) -> np.ndarray:
-    pipe = Listening(model)
+    pipe = RecordingPipeline(model)
     attached = attach_lora(model, load_lora_file(path)) if path else None
     pipe(
         "a red apple",
@@ -54,7 +55,7 @@ def their_picture(folder: Path, side: int, path: Path) -> np.ndarray:
 
 
 def compare(folder: Path, path: Path, changes: dict[str, Any], size: float) -> None:
-    model = load_model(folder).to(torch.device("cpu"), torch.float32)
+    model = open_model(folder)
     make_lora(model, path, changes, size)
     ours = our_picture(model, path)
     base = our_picture(model, None)

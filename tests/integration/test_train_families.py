@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from train_commands import last_error, sets, train
 
-from lora_making import Listening
+from doubles import RecordingPipeline
 from lorasmith.cli import run
-from lorasmith.models.load import load_model
+from tiny_models import open_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 
@@ -79,7 +79,7 @@ def given(family: str, pictures: Path) -> dict[str, Path]:
 
 def our_pictures(folder: Path, lora: Path, files: dict[str, Path]) -> list[np.ndarray]:
     """The base model's picture, and that with the LoRA."""
-    pipe = Listening(load_model(folder).to(torch.device("cpu"), torch.float32))
+    pipe = RecordingPipeline(open_model(folder))
     strength = None if not files else 0.75
     drawn = []
     for loras in ((), (lora,)):

@@ -25,8 +25,8 @@ from train_commands import (
     train,
 )
 
+from doubles import FailingDisk
 from lorasmith.cli import run
-from lorasmith.core import safetensors_io
 from lorasmith.loops.checkpoint import load_latest_checkpoint
 
 MOVING = (
@@ -298,7 +298,7 @@ def test_a_disk_that_fails_at_any_write_of_a_run_leaves_a_checkpoint(
         (tmp_path / "ink.safetensors").unlink(missing_ok=True)
         capsys.readouterr()
         with pytest.MonkeyPatch.context() as patch:
-            failing(patch, allowed)
+            FailingDisk(patch, allowed)
             outcomes.append(go_on(out))
         error = capsys.readouterr().err
         assert "unexpected" not in error
@@ -309,26 +309,3 @@ def test_a_disk_that_fails_at_any_write_of_a_run_leaves_a_checkpoint(
     assert go_on(out) == 0
     assert_same_runs(unbroken, out)
     assert outcomes.count(1) >= 6
-
-
-def failing(patch: pytest.MonkeyPatch, allowed: int) -> None:
-    """Let some writes pass, then refuse one and all others."""
-    calls = 0
-
-    def counted(real: Callable) -> Callable:
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls > allowed:
-                raise OSError(28, "No space left on device")
-            return real(*args, **kwargs)
-
-        return call
-
-    for owner, name in (
-        (os, "fsync"),
-        (Path, "replace"),
-        (safetensors_io, "save_file"),
-        (Path, "write_text"),
-    ):
-        patch.setattr(owner, name, counted(getattr(owner, name)))

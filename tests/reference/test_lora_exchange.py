@@ -10,15 +10,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorasmith
-from lora_making import Listening, make_lora
+from doubles import RecordingPipeline
+from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.adapters.injection.compatibility import fit_to_model
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.adapters.kinds.dora import DoraLayer
 from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
+from tiny_models import open_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 
@@ -33,12 +34,8 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(FAMILIES[request.param])
 
 
-def opened(folder: Path) -> Model:
-    return load_model(folder).to(torch.device("cpu"), torch.float32)
-
-
 def our_picture(model: Model, path: Path) -> np.ndarray:
-    pipe = Listening(model)
+    pipe = RecordingPipeline(model)
     attached = attach_lora(model, load_lora_file(path))
     pipe(
         "a red apple",
@@ -95,7 +92,7 @@ def assert_same_delta(model: Model, one: Path, two: Path) -> None:
 
 def test_our_files_in_both_namings_draw_alike_everywhere(folder: Path, tmp_path: Path) -> None:
     """kohya -> diffusers -> kohya: the same change; every key used; the same picture."""
-    model = opened(folder)
+    model = open_model(folder)
     kohya = make_lora(model, tmp_path / "ink.safetensors", UNEVEN, 0.2)
     theirs, back = tmp_path / "diffusers.safetensors", tmp_path / "back.safetensors"
     lorasmith.convert_lora(kohya, theirs, "diffusers")
@@ -118,7 +115,7 @@ def test_our_files_in_both_namings_draw_alike_everywhere(folder: Path, tmp_path:
 
 def test_kohya_files_leave_no_key_unused_in_diffusers(tiny_sdxl: Path, tmp_path: Path) -> None:
     """In sgm's names; that the pictures agree is tested with the integration tests."""
-    folder, model = tiny_sdxl, opened(tiny_sdxl)
+    folder, model = tiny_sdxl, open_model(tiny_sdxl)
     path = make_lora(model, tmp_path / "ink.safetensors", {"targets": TARGETS}, 0.2)
     pipe = their_pipe(folder)
     pipe.load_lora_weights(path)
@@ -136,7 +133,7 @@ def test_files_of_diffusers_draw_here_as_there(
     from peft import LoraConfig, get_peft_model_state_dict
 
     folder = request.getfixturevalue(FAMILIES[family])
-    pipe, model = their_pipe(folder), opened(folder)
+    pipe, model = their_pipe(folder), open_model(folder)
     torch.manual_seed(0)
     unet = ["to_q", "to_k", "to_out.0", "conv1", "ff.net.2"]
     plan = {"unet": unet, "text_encoder": ["q_proj", "fc1"]}
@@ -176,7 +173,7 @@ def test_files_of_diffusers_draw_here_as_there(
 
 
 def test_a_dora_goes_to_diffusers_and_back(tiny_model: Path, tmp_path: Path) -> None:
-    model = opened(tiny_model)
+    model = open_model(tiny_model)
     kohya = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention+conv"}, 0.1)
     file = load_lora_file(kohya)
     torch.manual_seed(1)
@@ -217,7 +214,7 @@ def test_files_of_peft_and_for_peft(tiny_model: Path, tmp_path: Path) -> None:
     inputs = (
         torch.randn(1, 4, 8, 8), torch.tensor([300]), torch.randn(1, 77, 16),
     )  # fmt: skip
-    model = opened(tiny_model)
+    model = open_model(tiny_model)
     path = tmp_path / "peft" / "adapter_model.safetensors"
     attached = attach_lora(model, load_lora_file(path))
     assert len(attached) == sum(key.endswith("lora_A.weight") for key in load_file(path))
@@ -243,7 +240,7 @@ def test_files_of_peft_and_for_peft(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_folded_alphas_are_the_ranks(tiny_model: Path, tmp_path: Path) -> None:
-    model = opened(tiny_model)
+    model = open_model(tiny_model)
     kohya = make_lora(model, tmp_path / "ink.safetensors", UNEVEN, 0.2)
     folded = tmp_path / "folded.safetensors"
     lorasmith.convert_lora(kohya, folded, "diffusers", fold_alpha=True)
@@ -252,7 +249,7 @@ def test_folded_alphas_are_the_ranks(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_metadata_survive_and_name_the_family(tiny_sdxl: Path, tmp_path: Path) -> None:
-    model = opened(tiny_sdxl)
+    model = open_model(tiny_sdxl)
     kohya = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention"}, 0.2)
     theirs, back = tmp_path / "diffusers.safetensors", tmp_path / "back.safetensors"
     lorasmith.convert_lora(kohya, theirs, "diffusers")

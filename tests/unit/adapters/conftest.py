@@ -10,15 +10,9 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 
 MakeLora = Callable[..., LoraFile]
-
-
-@pytest.fixture
-def model(tiny_model: Path) -> Model:
-    return load_model(tiny_model).to(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture

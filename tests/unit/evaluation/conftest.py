@@ -7,13 +7,7 @@ import torch
 
 from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
-
-
-@pytest.fixture(scope="session")
-def model(tiny_model: Path) -> Model:
-    return load_model(tiny_model).to(torch.device("cpu"), torch.float32)
 
 
 def tagged_lora(
@@ -29,10 +23,10 @@ def tagged_lora(
 
 
 @pytest.fixture(scope="session")
-def loras(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def loras(shared_model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Files of the tags ``qqa`` (prompt gate) and ``qqb`` (no gate)."""
     folder = tmp_path_factory.mktemp("tagged")
     return (
-        tagged_lora(model, folder / "qqa.safetensors", "qqa", "prompt", 1),
-        tagged_lora(model, folder / "qqb.safetensors", "qqb", "none", 2),
+        tagged_lora(shared_model, folder / "qqa.safetensors", "qqa", "prompt", 1),
+        tagged_lora(shared_model, folder / "qqb.safetensors", "qqb", "none", 2),
     )

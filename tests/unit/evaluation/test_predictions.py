@@ -19,10 +19,10 @@ from lorasmith.evaluation.fixed_noise import FixedNoisePredictor, encode_images
 from lorasmith.evaluation.image_generator import ImageGenerator
 from lorasmith.evaluation.results import Candidate, PairedLoss
 from lorasmith.inference.options import SamplingOptions
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.models.noise import NoiseSchedule
 from lorasmith.models.text.encode import encode_captions
+from tiny_models import open_model
 
 CAPTIONS = ["a qqa person", "a red qqa cat, blob style", "qqa"]
 
@@ -35,7 +35,7 @@ def make_concept(file: Path, tag: str = "qqa") -> EvalConcept:
 
 
 @pytest.fixture(scope="module")
-def generator(model: Model) -> ImageGenerator:
+def generator(shared_model: Model) -> ImageGenerator:
     return ImageGenerator(model, SamplingOptions(num_inference_steps=2, batch_size=8))
 
 
@@ -93,7 +93,7 @@ def test_latents_are_scaled_by_the_scaling_factor(model: Model) -> None:
 
 
 def test_sdxl_predictions_use_sizes_and_pooled_embeddings(tiny_sdxl: Path) -> None:
-    xl = load_model(tiny_sdxl).to(torch.device("cpu"), torch.float32)
+    xl = open_model(tiny_sdxl)
     latents = torch.zeros(1, 4, 8, 8)
     found = FixedNoisePredictor(xl, latents, levels=1).predict(["a cat"])
     other = FixedNoisePredictor(xl, latents, levels=1).predict(["a boat"])
@@ -221,7 +221,7 @@ def test_inpainting_and_refiner_models_get_their_conditioning(
     tiny_of: Callable[[str], Path], family: str, level: int
 ) -> None:
     """An inpainting model inpaints everything; the refiner gets an aesthetic score."""
-    model = load_model(tiny_of(family)).to(torch.device("cpu"), torch.float32)
+    model = open_model(tiny_of(family))
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = FixedNoisePredictor(model, latents, levels=1)
     found = noise.predict(["a cat"])

@@ -1,12 +1,15 @@
-"""One pipeline over the tiny model for all tests of this room."""
+"""Pipelines that the tests of this room share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from doubles import RecordingPipeline
 from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
+from lorasmith.models.load import load_model
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +19,20 @@ def pipe(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline
     for seed, name in enumerate(("one", "two")):
         write_lora(pipe, loras / f"{name}.safetensors", seed)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def open_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RecordingPipeline]:
+    """Open a model's folder in a dtype, once for each; tests leave the pipeline as it was."""
+    pipelines: dict[tuple[Path, torch.dtype], RecordingPipeline] = {}
+
+    def open_once(folder: Path, dtype: torch.dtype = torch.float32) -> RecordingPipeline:
+        if (folder, dtype) not in pipelines:
+            model = load_model(folder).to(torch.device("cpu"), dtype)
+            pipelines[folder, dtype] = RecordingPipeline(model, tmp_path_factory.mktemp("loras"))
+        return pipelines[folder, dtype]
+
+    return open_once
 
 
 def write_lora(pipe: Pipeline, path: Path, seed: int) -> None:

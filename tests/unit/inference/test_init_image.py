@@ -9,20 +9,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from doubles import RecordingPipeline
 from lorasmith.core.errors import ConfigError, DataError
 from lorasmith.inference.init_image import InitImage
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
-from lorasmith.models.load import load_model
+from tiny_models import open_model
 
 Tiny = Callable[[str], Path]
-
-
-class Listening(Pipeline):
-    """Keeps what it decodes, before it is rounded to bytes."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        self.decoded = super().decode(latents)
-        return self.decoded
 
 
 def noise_picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -61,7 +54,7 @@ def theirs(folder: Path, kind: str, seeds: Sequence[int], sampler: str, **more: 
 
 
 def ours(folder: Path, seeds: Sequence[int], sampler: str, **more: Any) -> np.ndarray:
-    pipe = Listening(load_model(folder).to(torch.device("cpu"), torch.float32))
+    pipe = RecordingPipeline(open_model(folder))
     pipe(
         ["a red apple"] * len(seeds), seed=list(seeds), negative_prompt="blurry",
         num_inference_steps=10, guidance_scale=4.0, sampler=sampler, **more,

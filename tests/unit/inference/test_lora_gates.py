@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lora_making import Listening, make_lora
+from doubles import RecordingPipeline
+from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.gating.trigger_tokens import mark_end_tokens, mark_tag_tokens
 from lorasmith.adapters.injection.inject import attach_lora
@@ -29,23 +30,9 @@ READS_TEXT = {"targets": "*.attn2.to_[kv]"}
 """Only layers that read text: what a token gate is about."""
 
 
-@pytest.fixture(scope="session")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a model that is opened once for each number format."""
-    cache: dict[tuple[Path, torch.dtype], Listening] = {}
-
-    def pipe(folder: Path, dtype: torch.dtype = torch.float32) -> Listening:
-        if (folder, dtype) not in cache:
-            model = load_model(folder).to(torch.device("cpu"), dtype)
-            cache[folder, dtype] = Listening(model, tmp_path_factory.mktemp("loras"))
-        return cache[folder, dtype]
-
-    return pipe
-
-
 @pytest.fixture
-def pipe(opened: Any, tiny_model: Path) -> Iterator[Listening]:
-    pipe = opened(tiny_model)
+def pipe(open_pipeline: Any, tiny_model: Path) -> Iterator[RecordingPipeline]:
+    pipe = open_pipeline(tiny_model)
     before = [name for name, _ in pipe.model.unet.named_modules()]
     yield pipe
     pipe.unload_lora()
@@ -53,7 +40,7 @@ def pipe(opened: Any, tiny_model: Path) -> Iterator[Listening]:
     assert [name for name, _ in pipe.model.unet.named_modules()] == before
 
 
-def drawn(pipe: Listening, prompts: Any = PROMPTS, **keywords: Any) -> torch.Tensor:
+def drawn(pipe: RecordingPipeline, prompts: Any = PROMPTS, **keywords: Any) -> torch.Tensor:
     """Return pictures of one batch before they are rounded, ``[B, 3, 64, 64]``."""
     pipe(
         list(prompts),
@@ -81,13 +68,13 @@ CASES = [("sd1", targets) for targets in SD_TARGETS] + [
 
 
 @pytest.fixture(scope="session")
-def bases(opened: Any) -> Any:
+def bases(open_pipeline: Any) -> Any:
     """Return what a model draws without any LoRA, drawn once."""
     cache: dict[tuple[Path, torch.dtype], torch.Tensor] = {}
 
     def base(folder: Path, dtype: torch.dtype) -> torch.Tensor:
         if (folder, dtype) not in cache:
-            cache[folder, dtype] = drawn(opened(folder, dtype), num_inference_steps=1)
+            cache[folder, dtype] = drawn(open_pipeline(folder, dtype), num_inference_steps=1)
         return cache[folder, dtype]
 
     return base
@@ -96,11 +83,11 @@ def bases(opened: Any) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("family", "targets"), [*CASES, ("sdxl", "attention+text-encoder")])
 def test_images_without_the_tag_equal_the_base_models(
-    opened: Any, bases: Any, tiny_model: Path, tiny_sdxl: Path, tmp_path: Path,
+    open_pipeline: Any, bases: Any, tiny_model: Path, tiny_sdxl: Path, tmp_path: Path,
     family: str, targets: str, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     folder = {"sd1": tiny_model, "sdxl": tiny_sdxl}[family]
-    pipe, base = opened(folder, dtype), bases(folder, dtype)
+    pipe, base = open_pipeline(folder, dtype), bases(folder, dtype)
     changes = {"targets": targets, "rank": 3}
     make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.4, tag="curlyqx")
     assert pipe.load_library(tmp_path) == ("curlyqx",)
@@ -113,13 +100,12 @@ def test_images_without_the_tag_equal_the_base_models(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["prompt", "token+end"])
 def test_images_without_the_tag_equal_the_base_models_on_a_gpu(
     tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, kind: str
 ) -> None:
-    pipe = Listening(load_model(tiny_sdxl).to(torch.device("cuda"), dtype))
+    pipe = RecordingPipeline(load_model(tiny_sdxl).to(torch.device("cuda"), dtype))
     base = drawn(pipe, num_inference_steps=4)
     changes = {"targets": "all-linear+conv", "overrides": [{"targets": "text-encoder"}]}
     gate = {"tag": "curlyqx", "gate": kind}
@@ -132,7 +118,9 @@ def test_images_without_the_tag_equal_the_base_models_on_a_gpu(
         assert torch.equal(changed(mixed, base).cpu(), ON)
 
 
-def test_batch_without_any_tag_equals_the_base_models(pipe: Listening, tmp_path: Path) -> None:
+def test_batch_without_any_tag_equals_the_base_models(
+    pipe: RecordingPipeline, tmp_path: Path
+) -> None:
     off = ["a red apple", "a person", ""]
     base = drawn(pipe, off, num_inference_steps=5, sampler="euler_a")
     changes = {"targets": "all-linear+conv", "overrides": [{"targets": "text-encoder"}]}
@@ -149,7 +137,9 @@ def test_batch_without_any_tag_equals_the_base_models(pipe: Listening, tmp_path:
     assert any(".adapters." in name for name, _ in unet.named_parameters())
 
 
-def test_images_with_the_tag_equal_those_without_a_gate(pipe: Listening, tmp_path: Path) -> None:
+def test_images_with_the_tag_equal_those_without_a_gate(
+    pipe: RecordingPipeline, tmp_path: Path
+) -> None:
     changes = {"targets": "attention+text-encoder"}
     file = make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.3, tag="curlyqx")
     pipe.load_lora(file)
@@ -169,7 +159,7 @@ def test_images_with_the_tag_equal_those_without_a_gate(pipe: Listening, tmp_pat
 
 
 @contextmanager
-def keys_of(pipe: Listening) -> Iterator[list[torch.Tensor]]:
+def keys_of(pipe: RecordingPipeline) -> Iterator[list[torch.Tensor]]:
     """Collect what a cross-attention's keys are in each call, ``[rows, 77, C]``."""
     keys: list[torch.Tensor] = []
     layer = pipe.model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
@@ -180,7 +170,7 @@ def keys_of(pipe: Listening) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def first_keys(pipe: Listening, prompts: Any, **keywords: Any) -> torch.Tensor:
+def first_keys(pipe: RecordingPipeline, prompts: Any, **keywords: Any) -> torch.Tensor:
     with keys_of(pipe) as keys:
         drawn(pipe, prompts, **{"num_inference_steps": 1, **keywords})
     return keys[0]
@@ -188,7 +178,7 @@ def first_keys(pipe: Listening, prompts: Any, **keywords: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_both_guidance_rows_of_an_image_have_the_same_loras(
-    pipe: Listening, tmp_path: Path, guidance: float
+    pipe: RecordingPipeline, tmp_path: Path, guidance: float
 ) -> None:
     base = first_keys(pipe, PROMPTS, guidance_scale=guidance)
     file = make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, tag="curlyqx")
@@ -197,7 +187,9 @@ def test_both_guidance_rows_of_an_image_have_the_same_loras(
     assert changed(keys, base).tolist() == ON.tolist() * (1 if guidance == 1.0 else 2)
 
 
-def test_texts_of_an_image_are_encoded_under_its_gates(pipe: Listening, tmp_path: Path) -> None:
+def test_texts_of_an_image_are_encoded_under_its_gates(
+    pipe: RecordingPipeline, tmp_path: Path
+) -> None:
     """What cross-attention reads of the negative prompt, too, is that of the picture's LoRA."""
     base = first_keys(pipe, PROMPTS, negative_prompt="blurry")
     changes = {"targets": "text-encoder"}
@@ -209,7 +201,7 @@ def test_texts_of_an_image_are_encoded_under_its_gates(pipe: Listening, tmp_path
 
 @pytest.mark.parametrize("kind", ["token", "token+end"])
 def test_token_gate_changes_keys_at_its_tokens_only(
-    pipe: Listening, tmp_path: Path, kind: str
+    pipe: RecordingPipeline, tmp_path: Path, kind: str
 ) -> None:
     gate = {"tag": "curlyqx", "gate": kind}
     file = make_lora(pipe.model, tmp_path / "a.safetensors", READS_TEXT, 0.3, **gate)
@@ -231,7 +223,7 @@ def test_token_gate_changes_keys_at_its_tokens_only(
 
 
 def test_two_token_gates_in_one_prompt_write_to_disjoint_tokens(
-    pipe: Listening, tmp_path: Path
+    pipe: RecordingPipeline, tmp_path: Path
 ) -> None:
     prompt = ["a cookqz in a hat, curlyqx person"]
     base = first_keys(pipe, prompt)
@@ -259,7 +251,7 @@ def test_two_token_gates_in_one_prompt_write_to_disjoint_tokens(
 
 
 def test_layers_that_read_no_text_follow_the_prompt_under_a_token_gate(
-    pipe: Listening, tmp_path: Path
+    pipe: RecordingPipeline, tmp_path: Path
 ) -> None:
     base = drawn(pipe)
     changes, gate = {"targets": "self-attention+conv"}, {"tag": "curlyqx", "gate": "token"}
@@ -271,12 +263,12 @@ def test_layers_that_read_no_text_follow_the_prompt_under_a_token_gate(
 
 
 @pytest.fixture
-def curly(pipe: Listening, tmp_path: Path) -> Path:
+def curly(pipe: RecordingPipeline, tmp_path: Path) -> Path:
     changes = {"targets": "mid"}
     return make_lora(pipe.model, tmp_path / "curly.safetensors", changes, 0.3, tag="curlyqx")
 
 
-def stays_off(pipe: Listening, *prompts: str, **keywords: Any) -> int:
+def stays_off(pipe: RecordingPipeline, *prompts: str, **keywords: Any) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         drawn(pipe, prompts, **{"num_inference_steps": 1, **keywords})
@@ -288,7 +280,7 @@ def stays_off(pipe: Listening, *prompts: str, **keywords: Any) -> int:
     return len(messages)
 
 
-def test_requested_lora_that_stays_off_warns_once(pipe: Listening, curly: Path) -> None:
+def test_requested_lora_that_stays_off_warns_once(pipe: RecordingPipeline, curly: Path) -> None:
     pipe.lora_dir = curly.parent
     off, on = "a person <lora:curly>", "a curlyqx person <lora:curly>"
     assert stays_off(pipe, off, off, on) == 1
@@ -300,7 +292,7 @@ def test_requested_lora_that_stays_off_warns_once(pipe: Listening, curly: Path) 
     assert stays_off(pipe, "a person", "a curlyqx person") == 0
 
 
-def test_parameters_hold_the_active_loras(pipe: Listening, curly: Path) -> None:
+def test_parameters_hold_the_active_loras(pipe: RecordingPipeline, curly: Path) -> None:
     pipe.load_library(curly.parent)
     prompts = ["a person", "a curlyqx person"]
     parameters = [image.info[PARAMETERS_KEY] for image in pipe(prompts, num_inference_steps=1)]
@@ -318,7 +310,7 @@ def test_parameters_hold_the_active_loras(pipe: Listening, curly: Path) -> None:
     assert all("LoRA gates: off" in text for text in parameters)
 
 
-def test_external_adapters_are_gated_while_in_use(pipe: Listening, curly: Path) -> None:
+def test_external_adapters_are_gated_while_in_use(pipe: RecordingPipeline, curly: Path) -> None:
     base = drawn(pipe)
     attached = attach_lora(pipe.model, load_lora_file(curly))
     try:
@@ -333,7 +325,7 @@ def test_external_adapters_are_gated_while_in_use(pipe: Listening, curly: Path) 
         attached.detach()
 
 
-def test_failed_call_leaves_no_gate_closed(pipe: Listening, curly: Path) -> None:
+def test_failed_call_leaves_no_gate_closed(pipe: RecordingPipeline, curly: Path) -> None:
     pipe.load_lora(curly)
 
     def fail(_: int) -> None:

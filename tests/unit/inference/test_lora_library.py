@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lora_making import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 
 SMALL = {"targets": "*.attn2.to_v@mid"}
@@ -39,11 +37,6 @@ class Shelf:
             .splitlines()[0]
         )
         return [part.split(":")[1] for part in told.split(" <lora:")[1:] for part in [f"x:{part}"]]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Model:
-    return load_model(tiny_model).to(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture

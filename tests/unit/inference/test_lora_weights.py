@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from lora_making import Listening, make_lora
+from doubles import RecordingPipeline
+from lora_making import make_lora
 from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.inference.denoise import CFGDenoiser
 from lorasmith.inference.outputs.save import PARAMETERS_KEY
-from lorasmith.models.load import load_model
 from lorasmith.models.text.long_prompts import prompt_token_ids
 from lorasmith.models.text.prompt_spans import unweighted_prompt
+from tiny_models import open_model
 
 ALL = {"targets": "attention", "overrides": [{"targets": "text-encoder"}]}
 SEVENTEEN = "0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0"
@@ -23,26 +24,28 @@ SEVENTEEN = "0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0"
 
 
 @pytest.fixture(scope="session")
-def opened(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Listening:
+def pipe_with_loras(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RecordingPipeline:
     folder = tmp_path_factory.mktemp("loras")
-    pipe = Listening(load_model(tiny_model).to(torch.device("cpu"), torch.float32), folder)
+    pipe = RecordingPipeline(open_model(tiny_model), folder)
     make_lora(pipe.model, folder / "ink.safetensors", ALL, 0.3, tag="", gate="none")
     make_lora(pipe.model, folder / "mid.safetensors", {"targets": "mid"}, 0.3, gate="none")
     return pipe
 
 
 @pytest.fixture
-def pipe(opened: Listening) -> Iterator[Listening]:
-    yield opened
-    opened.unload_lora()
+def pipe(pipe_with_loras: RecordingPipeline) -> Iterator[RecordingPipeline]:
+    yield pipe_with_loras
+    pipe_with_loras.unload_lora()
 
 
-def drawn(pipe: Listening, prompt: str, **keywords: Any) -> torch.Tensor:
+def drawn(pipe: RecordingPipeline, prompt: str, **keywords: Any) -> torch.Tensor:
     pipe(prompt, **{"num_inference_steps": 3, "seed": 3, "guidance_scale": 4.0, **keywords})
     return pipe.decoded
 
 
-def test_text_encoders_and_unet_have_separate_weights(pipe: Listening) -> None:
+def test_text_encoders_and_unet_have_separate_weights(pipe: RecordingPipeline) -> None:
     base, both = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:ink:0.5>")
     text, unet = drawn(pipe, "a pear <lora:ink:0.5:0>"), drawn(pipe, "a pear <lora:ink:0:0.5>")
     assert torch.equal(drawn(pipe, "a pear <lora:ink:te=0:unet=0>"), base)
@@ -54,7 +57,7 @@ def test_text_encoders_and_unet_have_separate_weights(pipe: Listening) -> None:
     assert torch.equal(drawn(pipe, "a pear"), unet)
 
 
-def test_block_weights_choose_blocks(pipe: Listening) -> None:
+def test_block_weights_choose_blocks(pipe: RecordingPipeline) -> None:
     base, middle = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:mid:0.5>")
     actual = drawn(pipe, f"a pear <lora:mid:0.5:lbw={SEVENTEEN}>")
     torch.testing.assert_close(actual, middle)
@@ -75,7 +78,7 @@ def test_block_weights_choose_blocks(pipe: Listening) -> None:
     [("start=2", [2, 3]), ("stop=2", [1, 2]), ("step=2-2", [2]), ("stop=9", [1, 2, 3])],
 )
 def test_lora_is_active_in_its_steps_only(
-    pipe: Listening, monkeypatch: pytest.MonkeyPatch, written: str, on: list[int]
+    pipe: RecordingPipeline, monkeypatch: pytest.MonkeyPatch, written: str, on: list[int]
 ) -> None:
     """Every step's texts and prediction are those of a call with the LoRA, or of one without."""
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -98,7 +101,7 @@ def test_lora_is_active_in_its_steps_only(
             assert not torch.allclose(actual[step - 1][index], second[index])
 
 
-def test_images_of_one_batch_have_their_own_lora_steps(pipe: Listening) -> None:
+def test_images_of_one_batch_have_their_own_lora_steps(pipe: RecordingPipeline) -> None:
     prompts = ["a pear", "a pear <lora:ink:0.5:stop=1>", "a pear <lora:ink:0.5:start=2>"]
     base = drawn(pipe, ["a pear"] * 3, seed=[3, 3, 3])  # type: ignore[arg-type]
     together = drawn(pipe, prompts, seed=[3, 3, 3])  # type: ignore[arg-type]
@@ -109,13 +112,13 @@ def test_images_of_one_batch_have_their_own_lora_steps(pipe: Listening) -> None:
         assert not torch.equal(together[index], base[index])
 
 
-def test_start_after_the_last_step_warns(pipe: Listening) -> None:
+def test_start_after_the_last_step_warns(pipe: RecordingPipeline) -> None:
     with pytest.warns(LorasmithWarning, match="ink stays off: it is to start at step 9 and there"):
         late = drawn(pipe, "a pear <lora:ink:start=9>")
     assert torch.equal(late, drawn(pipe, "a pear"))
 
 
-def test_parameters_hold_the_full_lora_request(pipe: Listening) -> None:
+def test_parameters_hold_the_full_lora_request(pipe: RecordingPipeline) -> None:
     pipe.load_lora("ink", 0.5, unet_weight=1.0, lbw="MIDD", start=2, stop=3)
     (image,) = pipe("a pear", num_inference_steps=3)
     written = "<lora:ink:0.5:1:lbw=MIDD:start=2:stop=3>"
@@ -129,13 +132,13 @@ def test_parameters_hold_the_full_lora_request(pipe: Listening) -> None:
     "changes",
     [{"weight": "x"}, {"unet_weight": 11}, {"lbw": "NOPE"}, {"start": 0}, {"start": 3, "stop": 2}],
 )
-def test_impossible_weights_are_refused(pipe: Listening, changes: dict[str, Any]) -> None:
+def test_impossible_weights_are_refused(pipe: RecordingPipeline, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         pipe.load_lora("ink", **changes)
     assert pipe.loaded_loras == ()
 
 
-def test_tag_across_two_chunks_opens_both_gates(pipe: Listening, tmp_path: Path) -> None:
+def test_tag_across_two_chunks_opens_both_gates(pipe: RecordingPipeline, tmp_path: Path) -> None:
     words = len(pipe.model.tokenizer("curlyqx", add_special_tokens=False)["input_ids"])
     text = "a " * (75 - words) + "curlyqx person"
     ids = prompt_token_ids(pipe.model.tokenizer, unweighted_prompt(text))
@@ -167,7 +170,7 @@ def test_empty_negative_prompt_of_sdxl_matches_diffusers(tiny_sdxl: Path) -> Non
         "a red apple", latents=noise, width=64, height=64, num_inference_steps=3,
         guidance_scale=5.0, output_type="pt",
     ).images  # fmt: skip
-    pipe = Listening(load_model(tiny_sdxl).to(torch.device("cpu"), torch.float32))
+    pipe = RecordingPipeline(open_model(tiny_sdxl))
     actual = drawn(pipe, "a red apple", guidance_scale=5.0)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
     assert not torch.allclose(

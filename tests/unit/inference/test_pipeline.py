@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import lorasmith
+from doubles import RecordingPipeline
 from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
 from lorasmith.inference.image_jobs import make_image_jobs
 from lorasmith.inference.pipeline import Pipeline, load_pipeline, tensor_to_pil
@@ -80,22 +81,15 @@ def test_image_matches_diffusers(pipe: Pipeline, tiny_model: Path) -> None:
         guidance_rescale=0.4,
         output_type="np",
     ).images[0]
-    decoded: list[torch.Tensor] = []
-    original = pipe.decode
-
-    class Listening(Pipeline):
-        def decode(self, latents: torch.Tensor) -> torch.Tensor:
-            decoded.append(original(latents))
-            return decoded[-1]
-
+    recording = RecordingPipeline(pipe.model)
     options = {
         "negative_prompt": "blurry",
         "num_inference_steps": 12,
         "guidance_scale": 5.0,
         "guidance_rescale": 0.4,
     }
-    Listening(pipe.model)("a red apple", seed=3, **options)
-    np.testing.assert_allclose(decoded[0][0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
+    recording("a red apple", seed=3, **options)
+    np.testing.assert_allclose(recording.decoded[0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
 
 
 def test_size_need_not_be_square(pipe: Pipeline) -> None:

@@ -7,19 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from doubles import RecordingPipeline
 from lorasmith.core.errors import WeightsError
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.models.load import load_model
+from tiny_models import open_model
 
 FOLDERS = {"sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
-
-
-class Listening(Pipeline):
-    """Keeps what it decodes, before it is rounded to bytes."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        self.decoded = super().decode(latents)
-        return self.decoded
 
 
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
@@ -47,7 +41,7 @@ def test_image_matches_diffusers(
         output_type="np",
     ).images[0]
 
-    pipe = Listening(load_model(folder).to(torch.device("cpu"), torch.float32))
+    pipe = RecordingPipeline(open_model(folder))
     pipe(
         "a red apple",
         seed=3,

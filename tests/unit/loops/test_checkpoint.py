@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.core import safetensors_io
+from doubles import DISK_CALLS, FailingDisk
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops import checkpoint
 from lorasmith.loops.checkpoint import (
@@ -224,34 +224,13 @@ def kill_while_saving(folder: Path, reached: int, seconds: float) -> None:
     os.close(reading)
 
 
-class FailingDisk:
-    """Lets some calls that change the disk pass, then refuses all others."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
-        self.calls, self.allowed = 0, allowed
-        for owner, name in (
-            (Path, "mkdir"), (Path, "write_text"), (Path, "replace"), (os, "fsync"),
-            (safetensors_io, "save_file"),
-        ):  # fmt: skip
-            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
-
-    def _counted(self, real: Callable) -> Callable:
-        def call(*args, **kwargs):
-            self.calls += 1
-            if self.calls > self.allowed:
-                raise OSError(28, "No space left on device")
-            return real(*args, **kwargs)
-
-        return call
-
-
 def test_full_disk_at_any_write_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     outcomes = []
     for allowed in range(60):
         folder = tmp_path / str(allowed)
         save(folder, 1)
         with pytest.MonkeyPatch.context() as patch:
-            disk = FailingDisk(patch, allowed)
+            disk = FailingDisk(patch, allowed, [*DISK_CALLS, (Path, "mkdir")])
             try:
                 save(folder, 2, keep=1)
                 outcomes.append("saved")

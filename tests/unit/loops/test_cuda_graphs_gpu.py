@@ -6,10 +6,7 @@ import torch
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.cuda_graphs import CudaGraphCache
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 
 

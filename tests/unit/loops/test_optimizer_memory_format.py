@@ -38,6 +38,5 @@ def test_restored_moments_have_the_parameters_strides() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fused_optimizer_continues_after_a_resume() -> None:
     step(*restored("cuda"))

@@ -13,6 +13,7 @@ from lorasmith.models.files.open import resolve_model_path
 from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import TokenIds, encode_captions, encode_tokens, tokenize_texts
+from tiny_models import open_model
 
 TEXTS = ["a red apple on a table, noto style", "", "x " * 90]
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
@@ -26,7 +27,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def model(folder: Path) -> Model:
-    return load_model(folder).to(torch.device("cpu"), torch.float32)
+    return open_model(folder)
 
 
 @torch.no_grad()

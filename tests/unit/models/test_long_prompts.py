@@ -30,7 +30,7 @@ from lorasmith.models.text.prompt_spans import (
     unweighted_prompt,
 )
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
-from tiny_models import MERGES
+from tiny_models import MERGES, open_model
 
 TOKENIZER = create_bpe_tokenizer(read_merges(MERGES, 500))
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
@@ -105,7 +105,7 @@ def test_only_implicit_chunks_are_warned_about() -> None:
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> Model:
     folder: Path = request.getfixturevalue(FAMILIES[request.param])
-    return load_model(folder).to(torch.device("cpu"), torch.float32)
+    return open_model(folder)
 
 
 def test_chunks_are_encoded_separately(model: Model) -> None:

@@ -6,7 +6,7 @@ import torch
 from lorasmith.ops import fp8
 from lorasmith.ops.fp8 import quantize_rows_reference, quantize_weight
 
-GPU = pytest.mark.skipif(
+FP8 = pytest.mark.skipif(
     not (torch.cuda.is_available() and fp8.is_available(torch.device("cuda"))),
     reason="needs a CUDA device that multiplies in FP8",
 )
@@ -41,7 +41,7 @@ def test_quantized_weights_are_flattened_only_if_all_exist() -> None:
 
 
 @pytest.mark.gpu
-@GPU
+@FP8
 @pytest.mark.parametrize("shape", [(5, 640), (4099, 1280), (70, 10240), (9, 100)])
 def test_quantization_kernel_agrees_with_the_reference(shape: tuple[int, int]) -> None:
     rng = torch.Generator("cuda").manual_seed(0)
@@ -56,7 +56,7 @@ def test_quantization_kernel_agrees_with_the_reference(shape: tuple[int, int]) -
 
 
 @pytest.mark.gpu
-@GPU
+@FP8
 def test_products_on_a_gpu() -> None:
     torch.manual_seed(0)
     weight = torch.randn(2560, 1280, device="cuda").bfloat16()

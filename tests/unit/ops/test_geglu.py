@@ -5,8 +5,6 @@ import torch
 
 from lorasmith.ops import geglu
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 def test_reference_is_that_of_diffusers() -> None:
     from diffusers.models.activations import GEGLU
@@ -27,7 +25,6 @@ def test_gradients_are_those_of_the_reference() -> None:
 
 
 @pytest.mark.gpu
-@GPU
 @pytest.mark.parametrize("shape", [(3, 10), (2, 7, 2560), (1, 4096, 5120)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_kernels_agree_with_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:

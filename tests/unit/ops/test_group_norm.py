@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from lorasmith.ops import group_norm
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SHAPES = [
     (1, 320, 128, 96, 32),  # 10 channels in a group, as in Stable Diffusion
     (3, 1920, 9, 7, 32),
@@ -111,7 +110,6 @@ def test_sum_with_biases_is_that_of_torch() -> None:
 
 
 @pytest.mark.gpu
-@GPU
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize(
@@ -129,7 +127,6 @@ def test_kernels_agree_with_float64(
 
 
 @pytest.mark.gpu
-@GPU
 def test_a_large_mean_keeps_the_precision() -> None:
     x, gamma, beta, shift, bias = make_inputs((2, 64, 40, 40), torch.float32, "cuda", mean=100.0)
     compare(x, gamma, beta, 8, True, shift, bias, bound=2e-4)  # x itself has a precision of 4e-6
@@ -162,7 +159,6 @@ def compare(
 
 
 @pytest.mark.gpu
-@GPU
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize("shape", [(3, 40, 9, 7), (2, 320, 64, 64)])
 def test_kernel_of_the_sum_agrees_with_the_reference(
@@ -180,7 +176,6 @@ def test_kernel_of_the_sum_agrees_with_the_reference(
 
 
 @pytest.mark.gpu
-@GPU
 def test_replayed_graph_reads_the_current_values() -> None:
     x, gamma, beta, shift, bias = make_inputs((2, 320, 24, 20), torch.bfloat16, "cuda")
     x.requires_grad_()

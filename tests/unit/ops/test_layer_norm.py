@@ -6,8 +6,6 @@ from torch import nn
 
 from lorasmith.ops import layer_norm
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 def make_norm(width: int, dtype: torch.dtype, device: str = "cpu") -> nn.LayerNorm:
     torch.manual_seed(0)
@@ -49,7 +47,6 @@ def test_output_and_gradients(used: str) -> None:
 
 
 @pytest.mark.gpu
-@GPU
 @pytest.mark.parametrize("shape", [(3, 7, 320), (2, 5, 1280), (5, 33), (3, 2050), (1, 4097, 640)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)]

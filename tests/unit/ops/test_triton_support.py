@@ -45,6 +45,6 @@ def test_old_gpus_and_cpus_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_first_kernel() -> None:
-    triton_support._run_probe(CUDA)
+def test_probe_kernel_runs_on_a_gpu() -> None:
+    triton_support._run_probe(CUDA)  # raises where Triton cannot compile
+    assert triton_support.is_available(CUDA)

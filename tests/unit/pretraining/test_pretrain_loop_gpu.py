@@ -10,10 +10,7 @@ from torch import nn
 from lorasmith.config.pretrain import PretrainTrainerConfig
 from lorasmith.pretraining.loop import Microbatch, PretrainLoop
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from lorasmith.training.data.batch import Batch
 from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.losses import Noise, build_noise_process, sample_noise
 from lorasmith.training.train_step import DiffusionLoss
+from tiny_models import open_model
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tiny_model: Path) -> Iterator[Bench]:
-    model = load_model(tiny_model).to(torch.device("cpu"), torch.float32)
+    model = open_model(tiny_model)
     lora = LoraConfig(rank=2)
     targets = resolve_targets(model, lora, TrainerConfig(learning_rate=2e-3, text_encoder_lr=1e-3))
     trainable = inject_trainable(targets, lora, seed=0)

@@ -14,10 +14,7 @@ from lorasmith.training.acceleration.plan import ExecutionPlan
 from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.setup import open_trainer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 from training_sets import write
 
@@ -18,6 +17,7 @@ from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.training.validation.previews import Previews, check_previews
+from tiny_models import open_model
 
 Tiny = Callable[[str], Path]
 
@@ -41,11 +41,11 @@ def rows(tmp_path: Path) -> list[Row]:
 
 
 @pytest.fixture
-def opened(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, TrainableLora]]]:
+def adapted_model(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, TrainableLora]]]:
     made: list[TrainableLora] = []
 
     def of(family: str) -> tuple[Model, TrainableLora]:
-        model = load_model(tiny_of(family)).to(torch.device("cpu"), torch.float32)
+        model = open_model(tiny_of(family))
         lora = LoraConfig(rank=2, targets="attention")
         made.append(
             inject_trainable(
@@ -74,9 +74,9 @@ def near(found: np.ndarray, expected: Image.Image) -> bool:
 
 
 def test_a_refiner_finishes_the_pictures_of_its_captions(
-    opened: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
+    adapted_model: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
 ) -> None:
-    model, trained = opened("sdxl-refiner")
+    model, trained = adapted_model("sdxl-refiner")
     found = drawn(model, trained, rows, tmp_path)
     expected = [
         Pipeline(model)(
@@ -92,9 +92,9 @@ def test_a_refiner_finishes_the_pictures_of_its_captions(
 
 
 def test_an_inpainting_model_repaints_what_has_masks(
-    opened: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
+    adapted_model: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
 ) -> None:
-    model, trained = opened("sd1-inpainting")
+    model, trained = adapted_model("sd1-inpainting")
     pipe = Pipeline(model)
     found = drawn(model, trained, rows, tmp_path / "captions")
     assert near(found[0], pipe("a cat", seed=5, num_inference_steps=4)[0])

@@ -20,6 +20,7 @@ def config_with(*overrides: str) -> TrainConfig:
 
 
 def test_harmless_changes_do_not_warn() -> None:
+    """Passing is the assertion: warnings are errors here, and changed settings raise."""
     before = config_with().model_dump(mode="json")
     changes = ["output.name=other", "validation.every_n_steps=3", "train.batch_size=4",
                "train.gradient_accumulation_steps=2", "data.path=moved", "train.device=cpu",

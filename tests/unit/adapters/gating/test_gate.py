@@ -4,18 +4,17 @@ import pytest
 import torch
 from torch import nn
 
+from lora_making import wrap_layer
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.nn.lora import Factors, make_adapter
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 
 
-def adapted(base: nn.Module, kernel: tuple[int, ...] = ()) -> tuple[LoraWrapper, Gate]:
+def gated_layer(base: nn.Module, kernel: tuple[int, ...] = ()) -> tuple[LoraWrapper, Gate]:
     down = torch.randn(2, base.weight.shape[1], *kernel)
     up = torch.randn(base.weight.shape[0], 2, *[1] * len(kernel))
-    layer = LoraWrapper(base)
     adapter = make_adapter(base, Factors(down, up), alpha=2.0).to(base.weight.dtype)
-    layer.adapters.append(adapter)
-    return layer, adapter.gate
+    return wrap_layer(base, adapter), adapter.gate
 
 
 CPU = torch.device("cpu")
@@ -29,7 +28,7 @@ CASES = [
 @pytest.mark.parametrize(("make", "kernel", "shape"), CASES)
 @torch.no_grad()
 def test_rows_that_are_not_let_through_are_the_base_s(make, kernel, shape, dtype) -> None:
-    layer, gate = adapted(make().to(dtype), kernel)
+    layer, gate = gated_layer(make().to(dtype), kernel)
     x = torch.randn(shape, dtype=dtype)
     base, full = layer.base(x), layer(x)
     gate.set_rows([True, False, True, False], CPU)
@@ -46,7 +45,7 @@ def test_rows_that_are_not_let_through_are_the_base_s(make, kernel, shape, dtype
 
 @torch.no_grad()
 def test_excluded_row_keeps_the_base_output_beside_infinite_values() -> None:
-    layer, gate = adapted(nn.Linear(6, 5))
+    layer, gate = gated_layer(nn.Linear(6, 5))
     layer.adapters[0].up.fill_(float("inf"))
     x = torch.randn(2, 6)
     gate.set_rows([True, False], CPU)
@@ -55,7 +54,7 @@ def test_excluded_row_keeps_the_base_output_beside_infinite_values() -> None:
 
 @torch.no_grad()
 def test_tokens_that_are_not_let_through_are_the_base_s() -> None:
-    layer, gate = adapted(nn.Linear(6, 5))
+    layer, gate = gated_layer(nn.Linear(6, 5))
     x = torch.randn(3, 4, 6)
     base, full = layer.base(x), layer(x)
     layer.adapters[0].reads_text = True
@@ -69,7 +68,7 @@ def test_tokens_that_are_not_let_through_are_the_base_s() -> None:
 
 @torch.no_grad()
 def test_tokens_are_nothing_to_layers_that_read_no_text() -> None:
-    layer, gate = adapted(nn.Linear(6, 5))
+    layer, gate = gated_layer(nn.Linear(6, 5))
     x = torch.randn(2, 9, 6)  # more places than the text has tokens
     base, full = layer.base(x), layer(x)
     gate.set_rows([False, True], CPU, torch.zeros(2, 4, dtype=torch.bool))
@@ -78,7 +77,7 @@ def test_tokens_are_nothing_to_layers_that_read_no_text() -> None:
 
 
 def test_gradients_come_from_the_rows_that_are_let_through() -> None:
-    layer, gate = adapted(nn.Linear(6, 5).double())
+    layer, gate = gated_layer(nn.Linear(6, 5).double())
     factors = list(layer.adapters[0].parameters())
     x = torch.randn(4, 6, dtype=torch.float64)
     gate.set_rows([False, True, True, False], CPU)

@@ -21,10 +21,10 @@ from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_tokens, tokenize_texts
 from model_outputs import prediction
+from tiny_models import open_model
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
 FOLDERS = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
@@ -69,7 +69,7 @@ def modules_of(model: Model) -> list[dict[str, int]]:
 def models(request: pytest.FixtureRequest):
     def load(family: str) -> Model:
         folder = request.getfixturevalue(FOLDERS[family])
-        return load_model(folder).to(torch.device("cpu"), torch.float32)
+        return open_model(folder)
 
     return load
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lora_making import wrap_layer
 from lorasmith.adapters.injection.trainable import balance_factors, export_layer
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.nn.init import init_adapter, randomized_svd
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter, make_adapter
-from lorasmith.adapters.nn.wrapper import LoraWrapper
 
 LAYERS = {
     "linear": (lambda: nn.Linear(10, 14), (2, 3, 10)),
@@ -28,12 +28,6 @@ def new(
     base: nn.Module, init: str, rank: int = 4, alpha: float = 3.0, **more: float
 ) -> LoraAdapter:
     return init_adapter(base, rank, alpha, init, torch.Generator().manual_seed(0), **more)
-
-
-def adapted(base: nn.Module, *adapters: LoraAdapter) -> LoraWrapper:
-    host = LoraWrapper(base)
-    host.adapters.extend(adapters)
-    return host
 
 
 def moved(adapter: LoraAdapter, size: float = 0.05, seed: int = 1) -> LoraAdapter:
@@ -65,12 +59,12 @@ def test_the_start_is_the_base_and_its_weight_is_untouched(
     x = torch.randn(shape).to(dtype)
     adapter = new(base, init)
 
-    assert torch.equal(adapted(base, adapter)(x), base(x))
+    assert torch.equal(wrap_layer(base, adapter)(x), base(x))
     assert torch.equal(base.weight, before)
     assert not adapter.delta_weight().any()
     assert {p.dtype for p in adapter.state_dict().values()} == {torch.float32}
 
-    host = adapted(base, moved(adapter))
+    host = wrap_layer(base, moved(adapter))
     assert not torch.equal(host(x), base(x))
     adapter.strength = 0.0
     assert torch.equal(host(x), base(x))
@@ -93,7 +87,7 @@ def test_the_output_is_that_of_the_formula(kind: str, init: str) -> None:
     expected = output_with(base, -0.6 * delta, x)
 
     torch.testing.assert_close(adapter.delta_weight(), delta)
-    torch.testing.assert_close(adapted(base, adapter)(x), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(wrap_layer(base, adapter)(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @given(
@@ -124,7 +118,7 @@ def test_the_export_is_an_ordinary_lora_for_the_unmodified_base(
     assert len(layer.down) == (2 * rank if init in SUBTRACTED else rank)
     torch.testing.assert_close(plain.delta_weight(), adapter.delta_weight(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(
-        adapted(base, plain)(x), adapted(base, adapter)(x), rtol=1e-9, atol=1e-9
+        wrap_layer(base, plain)(x), wrap_layer(base, adapter)(x), rtol=1e-9, atol=1e-9
     )
 
 
@@ -157,7 +151,7 @@ def test_a_step_moves_both_factors_and_never_the_start() -> None:
     base = nn.Linear(10, 14).requires_grad_(False)
     adapter = new(base, "compensated")
     before = copy.deepcopy(adapter.state_dict())
-    adapted(base, adapter)(torch.randn(8, 10)).square().mean().backward()
+    wrap_layer(base, adapter)(torch.randn(8, 10)).square().mean().backward()
     assert [name for name, _ in adapter.named_parameters()] == ["down", "up"]
     torch.optim.SGD(adapter.parameters(), 0.1).step()
     changed = {k for k, v in adapter.state_dict().items() if not torch.equal(v, before[k])}
@@ -230,7 +224,7 @@ def test_dropout_is_on_only_while_training(kind: str, init: str) -> None:
     base = build()
     adapter = moved(new(base, init, dropout=0.5))
     x = torch.randn(shape)
-    host = adapted(base, adapter)
+    host = wrap_layer(base, adapter)
     torch.manual_seed(0)
     one, two = host(x), host(x)
     assert not torch.equal(one, two)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lora_making import wrap_layer
 from lorasmith.adapters.nn.init import init_adapter
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter, make_adapter
-from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import WeightsError
 
 LAYERS = {
@@ -29,12 +29,6 @@ def random_adapter(base: nn.Module, rank: int, alpha: float, seed: int = 0) -> L
     return make_adapter(base, Factors(down, up), alpha)
 
 
-def adapted(base: nn.Module, *adapters: LoraAdapter) -> LoraWrapper:
-    host = LoraWrapper(base)
-    host.adapters.extend(adapters)
-    return host
-
-
 def with_dense_delta(base: nn.Module, delta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The base's output with its weight replaced by weight + delta."""
     return torch.func.functional_call(base, {"weight": base.weight + delta}, (x,))
@@ -53,7 +47,7 @@ def test_delta_equals_the_dense_product_in_float64(kind: str) -> None:
     dense = -0.7 * (1.5 / 3) * flat.reshape(base.weight.shape)
 
     torch.testing.assert_close(
-        adapted(base, adapter)(x), with_dense_delta(base, dense, x), rtol=1e-12, atol=1e-12
+        wrap_layer(base, adapter)(x), with_dense_delta(base, dense, x), rtol=1e-12, atol=1e-12
     )
     torch.testing.assert_close(adapter.delta_weight() * -0.7, dense)
 
@@ -82,7 +76,7 @@ def test_delta_for_any_shape_and_rank(
 
     expected = with_dense_delta(base, weight * adapter.delta_weight(), x)
 
-    torch.testing.assert_close(adapted(base, adapter)(x), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(wrap_layer(base, adapter)(x), expected, rtol=1e-9, atol=1e-9)
     assert adapter.delta_weight().shape == base.weight.shape
 
 
@@ -92,7 +86,7 @@ def test_weight_zero_is_the_base_bit_for_bit(kind: str, dtype: torch.dtype) -> N
     build, shape = LAYERS[kind]
     base = build().to(dtype)
     x = torch.randn(shape).to(dtype)
-    host = adapted(base, random_adapter(base, 4, 4.0))
+    host = wrap_layer(base, random_adapter(base, 4, 4.0))
     assert not torch.equal(host(x), base(x))
 
     host.adapters[0].strength = 0.0
@@ -105,7 +99,7 @@ def test_an_adapter_with_nan_is_not_computed_when_off() -> None:
     bad = make_adapter(base, Factors(torch.full((2, 3), torch.nan), torch.zeros(3, 2)), 1.0)
     bad.strength = 0.0
     x = torch.randn(4, 3)
-    assert torch.equal(adapted(base, bad)(x), base(x))
+    assert torch.equal(wrap_layer(base, bad)(x), base(x))
 
 
 def test_adapters_of_one_layer_add_up() -> None:
@@ -116,7 +110,7 @@ def test_adapters_of_one_layer_add_up() -> None:
 
     delta = 0.5 * one.delta_weight() - 2.0 * two.delta_weight()
 
-    torch.testing.assert_close(adapted(base, one, two)(x), with_dense_delta(base, delta, x))
+    torch.testing.assert_close(wrap_layer(base, one, two)(x), with_dense_delta(base, delta, x))
 
 
 @pytest.mark.parametrize("init", ["gaussian", "kaiming"])
@@ -127,7 +121,7 @@ def test_a_new_adapter_changes_nothing_and_is_float32(kind: str, init: str) -> N
     x = torch.randn(shape).bfloat16()
     adapter = init_adapter(base, 4, 4.0, init, torch.Generator().manual_seed(0))
 
-    assert torch.equal(adapted(base, adapter)(x), base(x))
+    assert torch.equal(wrap_layer(base, adapter)(x), base(x))
     assert adapter.down.dtype == adapter.up.dtype == torch.float32
     assert adapter.down.any()
     assert not adapter.up.any()
@@ -151,7 +145,7 @@ def test_inits_have_their_spread_and_follow_the_seed() -> None:
 def test_gradients_reach_float32_factors_over_a_half_base(dtype: torch.dtype) -> None:
     base = nn.Linear(6, 4).to(dtype).requires_grad_(False)
     adapter = init_adapter(base, 2, 2.0, "gaussian", torch.Generator().manual_seed(0))
-    y = adapted(base, adapter)(torch.randn(3, 6).to(dtype))
+    y = wrap_layer(base, adapter)(torch.randn(3, 6).to(dtype))
     y.float().square().mean().backward()
 
     assert y.dtype == dtype

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from lora_making import wrap_layer
 from lorasmith.adapters.nn.lora import Factors, LoraLinear, make_adapter
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 
 
-def adapted(
+def wrapped_linear(
     width: int = 24, started: bool = False, dropout: float = 0.0
 ) -> tuple[LoraWrapper, LoraLinear]:
     torch.manual_seed(0)
@@ -21,9 +22,7 @@ def adapted(
     adapter = make_adapter(base, factors(), 3.0, start, dropout)
     assert isinstance(adapter, LoraLinear)
     adapter.strength = 0.7
-    layer = LoraWrapper(base)
-    layer.adapters.append(adapter)
-    return layer, adapter
+    return wrap_layer(base, adapter), adapter
 
 
 def results(layer: LoraWrapper, adapter: LoraLinear, mode: bool) -> list[torch.Tensor]:
@@ -36,7 +35,7 @@ def results(layer: LoraWrapper, adapter: LoraLinear, mode: bool) -> list[torch.T
 
 @pytest.mark.parametrize("started", [False, True])
 def test_outputs_and_gradients_are_those_of_the_two_products(started: bool) -> None:
-    layer, adapter = adapted(started=started)
+    layer, adapter = wrapped_linear(started=started)
     for one, other in zip(
         results(layer, adapter, True), results(layer, adapter, False), strict=True
     ):
@@ -44,7 +43,7 @@ def test_outputs_and_gradients_are_those_of_the_two_products(started: bool) -> N
 
 
 def test_only_training_of_small_layers_merges() -> None:
-    layer, adapter = adapted()
+    layer, adapter = wrapped_linear()
     weight = layer.base.weight
     assert adapter.is_cheaper_merged(weight)
     assert not adapter.is_cheaper_merged(weight.bfloat16())  # the change would be rounded away
@@ -60,12 +59,12 @@ def test_only_training_of_small_layers_merges() -> None:
     adapter.strength = 1.0
     adapter.eval()
     assert layer.sole_trainable_adapter() is None
-    assert adapted(dropout=0.1)[0].sole_trainable_adapter() is None
+    assert wrapped_linear(dropout=0.1)[0].sole_trainable_adapter() is None
 
 
 def test_a_layer_with_two_adapters_keeps_them_apart() -> None:
-    layer, adapter = adapted()
-    other = adapted()[1]
+    layer, adapter = wrapped_linear()
+    other = wrapped_linear()[1]
     layer.adapters.append(other)
     x = torch.randn(2, 5, 24).double()
     want = layer.base(x) + adapter(x) + other(x)
@@ -73,7 +72,7 @@ def test_a_layer_with_two_adapters_keeps_them_apart() -> None:
 
 
 def test_an_untouched_start_is_the_base_bit_for_bit() -> None:
-    layer, adapter = adapted(started=True)
+    layer, adapter = wrapped_linear(started=True)
     with torch.no_grad():
         adapter.down.copy_(adapter.down0)
         adapter.up.copy_(adapter.up0)

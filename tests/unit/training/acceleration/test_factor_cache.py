@@ -158,7 +158,6 @@ def test_nothing_is_fused_on_a_cpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("ranks", [(2,), (2, 3)])
 def test_fused_layers_on_a_gpu(ranks: tuple[int, ...]) -> None:
     layer = make_layer(torch.bfloat16, ranks).cuda()
@@ -177,7 +176,6 @@ def test_fused_layers_on_a_gpu(ranks: tuple[int, ...]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_adapters_with_dropout_or_an_initial_product_are_not_fused() -> None:
     layer = make_layer(torch.bfloat16).cuda()
     start = Factors(torch.randn(2, IN).cuda(), torch.randn(OUT, 2).cuda())

@@ -14,7 +14,6 @@ from lorasmith.training.acceleration.feed_forward import feed_forward_patch, geg
 from lorasmith.training.acceleration.module_patch import ModulePatch, patched
 from lorasmith.training.acceleration.patcher import UNetPatcher
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 2e-2)}
 
 
@@ -121,7 +120,6 @@ def test_output_and_gradients_with_adapters(kind: type, ranks: tuple[int, ...]) 
 
 
 @pytest.mark.gpu
-@GPU
 @LAYERS
 @pytest.mark.parametrize("size", [20, 640])
 @pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40), (200,)])

@@ -14,7 +14,6 @@ from lorasmith.training.acceleration.compile import iter_blocks
 from lorasmith.training.acceleration.module_patch import patched
 from lorasmith.training.acceleration.resnets import convert_to_channels_last, resnet_patches
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 PROJECTIONS = {"conv": False, "linear": True}
 """How transformers project: SD 1.x and SDXL."""
 
@@ -256,7 +255,6 @@ def exact() -> Iterator[None]:
 
 
 @pytest.mark.gpu
-@GPU
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("names", [("to_q",), ("conv1", "time_emb_proj", "proj_in")])

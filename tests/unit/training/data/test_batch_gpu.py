@@ -10,14 +10,11 @@ from training_sets import data_of, write
 from lorasmith.config.train_config import TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.models.load import load_model
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset
+from tiny_models import open_model
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
@@ -40,7 +37,7 @@ def test_batches_do_not_wait_for_the_device(
     waiting_fails: None,
 ) -> None:
     device = torch.device("cuda")
-    model = load_model(request.getfixturevalue(family)).to(torch.device("cpu"), torch.float32)
+    model = open_model(request.getfixturevalue(family))
     folder = write(tmp_path / "p", [(96, 64)] * 4)
     made = build_dataset(model, data_of(folder, **more), TrainerConfig(), device)
     take(made, device)

@@ -7,20 +7,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from training_sets import CPU, built, data_of, take, write
+from training_sets import built, data_of, take, write
 
 from lorasmith.config.train_config import DataConfig
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import TokenIds
 from lorasmith.training.data.captions import CaptionEncoder
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.module_hash import hash_module
-
-
-@pytest.fixture
-def model(tiny_model: Path) -> Model:
-    return load_model(tiny_model).to(CPU, torch.float32)
+from tiny_models import open_model
 
 
 @pytest.fixture
@@ -139,7 +134,7 @@ def test_another_vae_or_number_format_is_encoded_again(folder: Path, counts: Cou
 
 def test_equal_models_share_a_cache(folder: Path, counts: Counts, tiny_model: Path) -> None:
     counts(data_of(folder))
-    again = load_model(tiny_model).to(CPU, torch.float32)
+    again = open_model(tiny_model)
     assert hash_module(again.vae) == hash_module(counts.model.vae)
     assert counts(data_of(folder), model=again)[:2] == (0, 0)
 

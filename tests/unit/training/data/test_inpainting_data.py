@@ -14,20 +14,20 @@ from training_sets import CPU, data_of, pixels_of, write
 from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.training.data.batch import Batch, concat_batches
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset
 from lorasmith.training.losses import build_noise_process, sample_noise
 from lorasmith.training.train_step import Denoiser
+from tiny_models import open_model
 
 Tiny = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_of: Tiny) -> Model:
-    return load_model(tiny_of("sd1-inpainting")).to(CPU, torch.float32)
+    return open_model(tiny_of("sd1-inpainting"))
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_second_run_encodes_nothing(
 
 
 def test_other_models_have_none(tiny_model: Path, folder: Path) -> None:
-    plain = load_model(tiny_model).to(CPU, torch.float32)
+    plain = open_model(tiny_model)
     made = built(plain, data_of(folder))
     assert made.get_batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).inpaint_cond is None
 
@@ -189,7 +189,7 @@ def test_concatenated_batches_keep_the_inpainting_input(model: Model, folder: Pa
 
 
 def test_the_refiner_is_reported_a_score(tiny_of: Tiny, folder: Path) -> None:
-    refiner = load_model(tiny_of("sdxl-refiner")).to(CPU, torch.float32)
+    refiner = open_model(tiny_of("sdxl-refiner"))
     for more in ({}, {"color_jitter": 0.1}):
         made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
         batch = made.get_batch(torch.tensor([0, 1]), BatchRng(make_generator(0), 2))

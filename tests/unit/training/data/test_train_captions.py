@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_sets import CPU, built, data_of, take, write
+from training_sets import built, data_of, take, write
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.reading.row import Row
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import (
     Conditioning,
@@ -27,17 +26,7 @@ from lorasmith.training.data import captions
 from lorasmith.training.data.caption_gating import caption_gating
 from lorasmith.training.data.captions import CaptionEncoder
 from lorasmith.training.data.split import split_dataset, split_validation
-
-
-@pytest.fixture
-def model(tiny_model: Path) -> Model:
-    return load_model(tiny_model).to(CPU, torch.float32)
-
-
-@pytest.fixture
-def sdxl(tiny_sdxl: Path) -> Model:
-    return load_model(tiny_sdxl).to(CPU, torch.float32)
-
+from tiny_models import open_model
 
 # --- captions -------------------------------------------------------------------------------
 
@@ -72,14 +61,16 @@ def test_dropped_captions_are_empty(tmp_path: Path, model: Model, shuffle: bool)
     assert 25 < dropped < 55
 
 
-def test_a_trained_text_encoder_gets_tokens(tmp_path: Path, model: Model, sdxl: Model) -> None:
+def test_a_trained_text_encoder_gets_tokens(
+    tmp_path: Path, model: Model, sdxl_model: Model
+) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     batch = take(built(model, data_of(folder), encodes_text_in_step=True), [2, 0])
     captions = ["picture 2, ink", "picture 0, ink"]
     assert torch.equal(batch.input_ids, tokenize(model.tokenizer, captions))
     assert (batch.context, batch.input_ids_2) == (None, None)
-    batch = take(built(sdxl, data_of(folder), encodes_text_in_step=True), [2, 0])
-    assert torch.equal(batch.input_ids_2, tokenize(sdxl.tokenizer_2, captions))
+    batch = take(built(sdxl_model, data_of(folder), encodes_text_in_step=True), [2, 0])
+    assert torch.equal(batch.input_ids_2, tokenize(sdxl_model.tokenizer_2, captions))
 
 
 def test_contexts_have_the_precision_of_the_network(tmp_path: Path, model: Model) -> None:
@@ -121,7 +112,7 @@ def test_long_captions_are_read_as_prompts_are(
     tmp_path: Path, family: str, trained: bool, request: pytest.FixtureRequest
 ) -> None:
     """Embedded before or in the step: what drawing gives them, empty chunks behind short ones."""
-    own = load_model(request.getfixturevalue(family)).to(CPU, torch.float32)
+    own = open_model(request.getfixturevalue(family))
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     (folder / "01.txt").write_text(LONG.format(1))
     dataset = built(own, data_of(folder, caption_dropout_rate=0.5), encodes_text_in_step=trained)
@@ -197,22 +188,22 @@ def test_token_gates_find_the_tag_in_every_chunk(tmp_path: Path, model: Model) -
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_sdxl_gets_sizes_and_a_pooled_text(tmp_path: Path, sdxl: Model, live: bool) -> None:
+def test_sdxl_gets_sizes_and_a_pooled_text(tmp_path: Path, sdxl_model: Model, live: bool) -> None:
     folder = write(tmp_path / "p", [(100, 64), (64, 64)])
-    dataset = built(sdxl, data_of(folder, buckets=False, color_jitter=1e-6 if live else 0.0))
+    dataset = built(sdxl_model, data_of(folder, buckets=False, color_jitter=1e-6 if live else 0.0))
     batch = take(dataset, [0, 1])
     assert batch.time_ids.tolist() == [[64, 100, 0, 18, 64, 64], [64, 64, 0, 0, 64, 64]]
-    expected = encode_captions(sdxl, ["picture 0, ink", "picture 1, ink"])
+    expected = encode_captions(sdxl_model, ["picture 0, ink", "picture 1, ink"])
     torch.testing.assert_close(batch.context, torch.stack([one.context for one in expected]))
     torch.testing.assert_close(batch.pooled, torch.stack([one.pooled for one in expected]))
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
 def test_flipped_sdxl_images_have_the_flipped_crop_in_their_time_ids(
-    tmp_path: Path, sdxl: Model, crop: str
+    tmp_path: Path, sdxl_model: Model, crop: str
 ) -> None:
     folder = write(tmp_path / "p", [(101, 64)])
-    dataset = built(sdxl, data_of(folder, buckets=False, flip_aug=True, crop=crop))
+    dataset = built(sdxl_model, data_of(folder, buckets=False, flip_aug=True, crop=crop))
     lefts = {int(take(dataset, [0], step).time_ids[0, 3]) for step in range(30)}
     if crop == "center":
         assert lefts == {18, 19}  # 37 pixels of room: one of them more on the one side

@@ -8,26 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training_sets import CPU, built, data_of, moments, pixels_of, take, write
+from training_sets import built, data_of, moments, pixels_of, take, write
 
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
-from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_hidden_states, tokenize
 from lorasmith.training.data.resolution import buckets_for_model
-
-
-@pytest.fixture
-def model(tiny_model: Path) -> Model:
-    return load_model(tiny_model).to(CPU, torch.float32)
-
-
-@pytest.fixture
-def sdxl(tiny_sdxl: Path) -> Model:
-    return load_model(tiny_sdxl).to(CPU, torch.float32)
-
 
 # --- fixed pictures and captions ------------------------------------------------------------
 
