@@ -41,7 +41,7 @@ def test_training_result_is_unchanged(name: str, here: Path, tiny_of: Tiny) -> N
 
 
 @pytest.mark.parametrize(("name", "stop"), [("everything", 3), ("staged", 4), ("joint", 3)])
-def test_resumed_training_gives_the_result_of_the_straight_one(
+def test_resumed_training_equals_uninterrupted_training(
     name: str, stop: int, here: Path, tiny_of: Tiny
 ) -> None:
     file = golden.write_settings(name, tiny_of(RUNS[name].family), "loras/golden")
@@ -52,12 +52,12 @@ def test_resumed_training_gives_the_result_of_the_straight_one(
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_picture_is_unchanged(name: str, open_pipeline: Callable[[str], Pipeline]) -> None:
+def test_generated_image_is_unchanged(name: str, open_pipeline: Callable[[str], Pipeline]) -> None:
     drawn = golden.draw(open_pipeline(DRAWN[name].family), name)
     golden.assert_same_pixels(drawn, golden.pixels(golden.EXPECTED / f"{name}.png"))
 
 
-def test_closed_gate_leaves_the_picture_of_the_base_model(
+def test_closed_gate_leaves_the_image_of_the_base_model(
     open_pipeline: Callable[[str], Pipeline],
 ) -> None:
     pipe = open_pipeline("sd1")
@@ -67,7 +67,7 @@ def test_closed_gate_leaves_the_picture_of_the_base_model(
         golden.assert_same_pixels(drawn, plain)
 
 
-def test_recorded_pictures_differ_from_each_other() -> None:
+def test_recorded_images_differ_from_each_other() -> None:
     """What changed nothing in a picture would not be watched by it."""
     pictures = {name: golden.pixels(golden.EXPECTED / f"{name}.png").astype(int) for name in DRAWN}
     alike = [

@@ -36,7 +36,7 @@ def kept(here: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", old.STOPPED)
-def test_old_run_goes_on_to_the_result_of_the_straight_one(
+def test_old_run_resumes_to_the_result_of_an_uninterrupted_run(
     name: str, with_model: Path, capsys: Captured
 ) -> None:
     """Its settings are read as the same ones, and nothing of its checkpoint is missed."""

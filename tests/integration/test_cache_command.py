@@ -46,6 +46,6 @@ def test_an_age_has_a_unit(age: str, capsys: pytest.CaptureFixture[str]) -> None
     assert f"--prune {age}: write an age in hours, days or weeks" in last_error(capsys)
 
 
-def test_one_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_clear_removes_a_single_cache(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache", "--prune", "3d", "--clear"]) == 1
     assert "drop one of them" in last_error(capsys)

@@ -67,7 +67,7 @@ def test_json_reports_what_training_would_use(
     assert tree["variety"]["distance"] > tree["variety"]["threshold"]
 
 
-def test_errors_exit_1_after_the_whole_report(
+def test_errors_exit_1_after_the_full_report(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (dataset / "0.png").write_bytes(b"")
@@ -142,7 +142,7 @@ def test_class_images_need_no_captions(dataset: Path, capsys: pytest.CaptureFixt
         (["."], "no images found"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_are_one_line_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     arguments: list[str], message: str,
 ) -> None:  # fmt: skip

@@ -86,7 +86,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "Traceback" not in captured.err
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"lorasmith {lorasmith.__version__}\n"
 
@@ -95,7 +95,7 @@ def test_success_exits_with_0(broken: pytest.MonkeyPatch) -> None:
     assert run(["pretrain", "vae", "x.toml"]) == 0
 
 
-def test_an_error_exits_with_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_prints_one_line_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pretrain", "vae", "absent.toml"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -128,7 +128,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(
         (KeyboardInterrupt("after step 3"), 130, "interrupted: after step 3"),
     ],
 )
-def test_whatever_happens_is_one_line(
+def test_unexpected_error_is_one_line(
     broken: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     problem: Any, code: int, line: str,
 ) -> None:  # fmt: skip
@@ -138,7 +138,7 @@ def test_whatever_happens_is_one_line(
     assert captured.out == ""
 
 
-def test_warnings_are_one_line_and_stop_nothing(
+def test_warnings_are_one_line_and_the_command_continues(
     broken: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def warn(*_: object) -> None:

@@ -58,14 +58,14 @@ def test_the_demo_runs_and_runs_again(
     assert str(tmp_path) not in (out / "metrics.json").read_text()
 
 
-def test_the_demo_keeps_what_is_not_its_own(tiny_model: Path, tmp_path: Path) -> None:
+def test_demo_keeps_files_of_the_user(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "inkmono").mkdir()
     (tmp_path / "inkmono" / "mine.txt").write_text("mine")
     assert run(["demo", "--out", str(tmp_path), "-m", str(tiny_model), "--steps", "1"]) == 1
     assert (tmp_path / "inkmono" / "mine.txt").read_text() == "mine"
 
 
-def test_the_demo_pictures_are_complete_and_not_what_is_shown() -> None:
+def test_demo_images_are_complete_and_differ_from_the_drawn_concepts() -> None:
     from lorasmith.cli.demo.style import CONCEPTS, DEMO_DATA, TAG
     from lorasmith.data.reading.reader import read_rows
     from lorasmith.data.tags import contains_tag

@@ -27,13 +27,13 @@ def pipe() -> Pipeline:
     return lorasmith.load_pipeline(device="cpu")
 
 
-def test_it_keeps_to_its_size() -> None:
+def test_embedded_model_is_small() -> None:
     sizes = {p: p.stat().st_size for p in EMBEDDED.rglob("*") if p.is_file()}
     assert sum(sizes.values()) <= 48 * 2**20
     assert max(sizes.values()) <= 16 * 2**20
 
 
-def test_it_has_the_shape_of_stable_diffusion_1() -> None:
+def test_embedded_model_has_the_shape_of_stable_diffusion_1() -> None:
     unet = json.loads((EMBEDDED / "unet" / "config.json").read_text())
     vae = json.loads((EMBEDDED / "vae" / "config.json").read_text())
     tokenizer = load_tokenizer(EMBEDDED)
@@ -44,7 +44,7 @@ def test_it_has_the_shape_of_stable_diffusion_1() -> None:
     assert tokenizer.model_max_length == 77
 
 
-def test_plain_diffusers_draws_the_same_picture(pipe: Pipeline) -> None:
+def test_plain_diffusers_generates_the_same_image(pipe: Pipeline) -> None:
     from diffusers import StableDiffusionPipeline
 
     from lorasmith.core.device import make_generator
@@ -61,7 +61,7 @@ def test_plain_diffusers_draws_the_same_picture(pipe: Pipeline) -> None:
     assert difference.max() <= 1
 
 
-def test_pictures_answer_to_their_words(pipe: Pipeline) -> None:
+def test_images_match_their_captions(pipe: Pipeline) -> None:
     """Each drawn picture is nearer to its own caption than to the others', by the image tower."""
     captions = [
         "a red apple, noto style",

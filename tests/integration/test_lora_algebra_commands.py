@@ -102,7 +102,7 @@ def test_weights_by_block(
     )
 
 
-def test_a_resized_file_keeps_its_picture(
+def test_resized_file_keeps_its_image(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = loras[0]

@@ -59,7 +59,7 @@ def test_info_of_a_single_file(
     ]  # fmt: skip
 
 
-def test_info_of_inpainting_and_refiner_files(
+def test_info_names_inpainting_and_refiner_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lorasmith.inference.outputs import png_metadata

@@ -33,7 +33,7 @@ from lorasmith.pretraining.dataset import read_manifest
 # --- what is written ------------------------------------------------------------------------
 
 
-def test_clip_writes_two_towers_and_a_tokenizer(place: Place) -> None:
+def test_clip_writes_two_encoders_and_a_tokenizer(place: Place) -> None:
     names = {path.name for path in place.clip.iterdir()}
     assert names == {
         "text_encoder", "tokenizer", "image_tower", "checkpoints", "log.jsonl", "run.toml",
@@ -57,7 +57,7 @@ def test_vae_writes_an_autoencoder_with_the_scale_of_its_latents(place: Place) -
     assert moved(plain, load_file(place.vae / VAE_FILE))
 
 
-def test_unet_writes_a_whole_model(place: Place) -> None:
+def test_unet_writes_a_full_model(place: Place) -> None:
     averaged = load_file(place.unet / UNET_FILE)
     plain = load_file(place.unet / UNET_FILE.replace("unet/", "unet_without_ema/"))
     assert len(moved(plain, averaged)) > len(plain) / 2

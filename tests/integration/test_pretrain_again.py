@@ -22,7 +22,7 @@ from lorasmith.loops.tracking import read_log
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stopped_run_goes_on_exactly(
+def test_stopped_run_resumes_exactly(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     soon = "train.stop_after_minutes=1e-9"  # stops after one step
@@ -51,7 +51,7 @@ def test_a_run_may_start_from_existing_weights(place: Place, tmp_path: Path, kin
     assert_same(load_file(tmp_path / "out" / file), load_file(place.root / kind / file))
 
 
-def test_weights_to_start_from_bring_their_own_shape(place: Place, tmp_path: Path) -> None:
+def test_initial_weights_set_the_architecture(place: Place, tmp_path: Path) -> None:
     sets = ("architecture.block_out_channels=[4, 8]", "architecture.latent_channels=3")
     start = ("--from", str(place.vae))
     assert place.pretrain("vae", tmp_path / "out", *sets, options=start) == 0
@@ -94,7 +94,7 @@ def assert_close(one: Path, two: Path) -> None:
             assert a[name] == pytest.approx(b[name], rel=2e-3), name
 
 
-def test_accumulated_parts_equal_one_batch(place: Place, tmp_path: Path) -> None:
+def test_gradient_accumulation_equals_a_single_batch(place: Place, tmp_path: Path) -> None:
     sets = ("train.batch_size=4", "train.gradient_accumulation_steps=2")
     assert place.pretrain("unet", tmp_path / "parts", *sets) == 0
     assert_close(place.unet, tmp_path / "parts")
@@ -109,7 +109,7 @@ DIVISIBLE = {
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(place: Place, tmp_path: Path) -> None:
+def test_two_processes_equal_a_single_process(place: Place, tmp_path: Path) -> None:
     codes = in_two_processes(several_runs, place, tmp_path / "two", DIVISIBLE, "train.batch_size=4")
     assert codes == [0, 0]
     for kind in KINDS:

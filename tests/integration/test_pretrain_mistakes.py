@@ -44,7 +44,7 @@ from lorasmith.pretraining import clip as clip_module
         ("clip", ("data.path=/absent",), "/absent: no such data folder or packed file"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_mistake_is_a_one_line_error(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     kind: str, sets: tuple[str, ...], message: str,
 ) -> None:  # fmt: skip
@@ -68,7 +68,7 @@ def test_a_stage_with_an_odd_size_is_named(
         assert message in last_error(capsys)
 
 
-def test_a_collapse_is_told(
+def test_collapse_is_reported(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -82,7 +82,7 @@ def test_a_collapse_is_told(
     assert "the encoders collapsed: after 3 steps the loss is 2.079" in last_error(capsys)
 
 
-def test_damaged_checkpoints_are_told(
+def test_damaged_checkpoints_are_reported(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = ("train.checkpoint_every_n_steps=2",)

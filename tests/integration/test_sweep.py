@@ -99,7 +99,7 @@ def test_the_results_are_side_by_side(swept: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [NAMES[1], NAMES[2]])
-def test_each_is_as_in_a_run_of_its_own(
+def test_each_variant_equals_a_separate_run(
     name: str, scene: Path, swept: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
@@ -123,7 +123,7 @@ def test_each_is_as_in_a_run_of_its_own(
         assert a == pytest.approx(b, rel=5e-3, abs=1e-6)
 
 
-def test_a_sweep_goes_on_exactly(
+def test_sweep_resumes_exactly(
     scene: Path, swept: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = ["sweep", *command(scene, tiny_model, "halted", *VARY)]
@@ -185,7 +185,7 @@ def test_the_report_command_writes_all_pages(swept: Path) -> None:
     assert before == {page: page.read_text() for page in pages}
 
 
-def test_one_that_fails_does_not_stop_the_others(
+def test_failed_variant_does_not_stop_the_others(
     scene: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = command(scene, tiny_model, "wild", "--vary", "train.learning_rate=0.01,1e30")
@@ -200,7 +200,7 @@ def test_one_that_fails_does_not_stop_the_others(
     assert run(["sweep", "--out", str(scene / "wild"), "--resume"]) == 0
 
 
-def test_from_python_and_without_held_out_pictures(scene: Path, tiny_model: Path) -> None:
+def test_sweep_from_python_without_validation_images(scene: Path, tiny_model: Path) -> None:
     """Text encoders in one variant only, dropout in both, and nothing to rank by."""
     settings = {
         "data": {"path": scene / "pictures", "tag": "curlyqx"},
@@ -242,7 +242,7 @@ def test_from_python_and_without_held_out_pictures(scene: Path, tiny_model: Path
         (["--vary", "lora.rank=2,4", "--resume"], "--resume: there is no run"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     scene: Path,
     tiny_model: Path,
     more: list[str],

@@ -17,7 +17,7 @@ from lorasmith.cli import run
 # --- what is written and where --------------------------------------------------------------
 
 
-def test_a_bare_name_goes_to_loras(
+def test_bare_name_is_written_below_loras(
     tiny_model: Path,
     pictures: Path,
     tmp_path: Path,
@@ -105,7 +105,7 @@ def test_bf16_trains(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
 # --- using it -------------------------------------------------------------------------------
 
 
-def test_the_result_changes_pictures_and_unloads_exactly(
+def test_lora_changes_images_and_unloads_exactly(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     from lorasmith import load_pipeline
@@ -128,7 +128,9 @@ def test_the_result_changes_pictures_and_unloads_exactly(
     assert np.array_equal(draw("a ball, inkmono style <lora:ink:0>"), base)
 
 
-def test_diffusers_draws_the_same_picture(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_diffusers_generates_the_same_image(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
     """A trained file in diffusers' own pipeline moves the U-Net's output as it does in ours."""
     pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
     from diffusers import StableDiffusionPipeline

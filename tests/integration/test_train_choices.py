@@ -47,7 +47,7 @@ def assert_close(one: Path, two: Path, step: int = 6) -> None:
         assert a == pytest.approx(b, rel=5e-3, abs=1e-4)  # gains are small differences
 
 
-def test_gradient_accumulation_equals_one_batch(
+def test_gradient_accumulation_equals_a_single_batch(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """Six pictures do not divide into four parts evenly, which changes nothing."""
@@ -69,7 +69,9 @@ def test_gradient_checkpointing_gives_the_same_weights(
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_a_single_process(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
     """A batch of five is shared three to two; one process writes, and both end well."""
     (pictures / "ball5.png").unlink()
     more = sets(
@@ -241,7 +243,7 @@ def test_settings_of_a_preset_lie_under_all_others(
         assert tomllib.loads(capsys.readouterr().out)["lora"]["targets"] == "mid"
 
 
-def test_the_subject_preset_speaks_of_class_pictures(
+def test_subject_preset_recommends_class_images(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--preset", "subject") == 0

@@ -169,7 +169,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_drawing_on_pictures(
+def test_generation_from_images_and_masks(
     tiny_of: Tiny, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image, mask = (str(masked / f"ball0.{end}") for end in ("png", "mask.png"))

@@ -117,7 +117,7 @@ def test_the_first_stage_is_the_run_that_it_would_be_alone(
 
 
 @pytest.mark.parametrize("moment", [pytest.param(3, marks=pytest.mark.slow), 6])
-def test_a_staged_run_goes_on_exactly(
+def test_staged_run_resumes_exactly(
     scene: Path, staged: Path, tiny_model: Path, moment: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped in the first stage, or in the second; not upon another first feature."""
@@ -165,7 +165,7 @@ def test_ctrl_c_in_the_last_step_of_a_stage_stops_before_the_next(
 # --- all at once ------------------------------------------------------------------------------
 
 
-def test_each_feature_of_a_joint_run_is_as_in_a_run_of_its_own(
+def test_each_feature_of_a_joint_run_equals_a_separate_run(
     scene: Path, joint: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
@@ -210,7 +210,7 @@ def test_each_feature_of_a_joint_run_is_as_in_a_run_of_its_own(
             assert a == pytest.approx(b, rel=5e-3)
 
 
-def test_a_joint_run_goes_on_exactly(
+def test_joint_run_resumes_exactly(
     scene: Path, joint: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = two_features(scene, tiny_model, mode="joint", name="halted")
@@ -241,7 +241,7 @@ def halted(file: str, out: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_joint_run_in_two_processes_is_as_in_one(
+def test_joint_run_in_two_processes_equals_a_single_process(
     scene: Path, joint: Path, tiny_model: Path
 ) -> None:
     """A picture for each of them, or one and none; stopped, and gone on with in both."""
@@ -264,7 +264,7 @@ def test_a_joint_run_in_two_processes_is_as_in_one(
     assert all(file.is_file() for file in files(joint, "shared"))
 
 
-def test_features_of_a_joint_run_share_one_run_of_wandb(
+def test_features_of_a_joint_run_share_a_wandb_run(
     scene: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeWandb()
@@ -366,7 +366,7 @@ def test_a_name_that_is_taken_is_refused(
 
 
 @pytest.mark.parametrize("mode", ["staged", "joint"])
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     scene: Path, tiny_model: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def settings(name: str = "wrong") -> Path:

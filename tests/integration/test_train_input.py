@@ -64,7 +64,7 @@ def test_unknown_keys_are_named_with_section_and_close_matches(
         ),
     ],
 )
-def test_wrong_commands_are_one_line(
+def test_wrong_commands_are_one_line_errors(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -108,7 +108,7 @@ def test_a_tag_that_some_captions_miss_is_a_warning(
     assert (tmp_path / "ink.safetensors").is_file()
 
 
-def test_a_damaged_picture_is_named(
+def test_damaged_image_is_named(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = pictures / "ball2.png"
@@ -117,7 +117,7 @@ def test_a_damaged_picture_is_named(
     assert "ball2.png: cannot be decoded" in last_error(capsys)
 
 
-def test_nothing_is_written_among_the_pictures(
+def test_nothing_is_written_into_the_image_folder(
     tiny_model: Path,
     pictures: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,7 +133,7 @@ def test_nothing_is_written_among_the_pictures(
     assert sorted(pictures.rglob("*")) == before
 
 
-def test_nothing_is_written_among_the_class_pictures(
+def test_nothing_is_written_into_the_class_image_folder(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = tmp_path / "others"
@@ -147,7 +147,7 @@ def test_nothing_is_written_among_the_class_pictures(
 # --- previews -------------------------------------------------------------------------------
 
 
-def test_loras_of_previews_are_looked_for_before_training(
+def test_loras_of_previews_are_resolved_before_training(
     tiny_model: Path,
     tiny_sd2: Path,
     pictures: Path,

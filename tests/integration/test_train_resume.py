@@ -137,7 +137,7 @@ def test_another_grid_of_losses_has_another_base(
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("adamw8bit", "prodigy", "lion")),
     ],
 )
-def test_every_optimizer_goes_on_exactly(
+def test_every_optimizer_resumes_exactly(
     straight: tuple, tiny_model: Path, tmp_path: Path, optimizer: str
 ) -> None:
     pictures = straight[0]
@@ -150,7 +150,7 @@ def test_every_optimizer_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_an_explicit_step_is_gone_on_from_and_later_ones_are_left(
+def test_resume_from_an_explicit_step_drops_later_checkpoints(
     straight: tuple, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures, unbroken, _ = straight
@@ -194,7 +194,7 @@ def make_newer(folder: Path) -> None:
         pytest.param(make_newer, "a newer lorasmith", marks=pytest.mark.slow),
     ],
 )
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+def test_damaged_checkpoint_is_reported_and_the_previous_is_used(
     straight: tuple,
     tiny_model: Path,
     tmp_path: Path,
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_runs_that_are_killed_again_and_again_end_as_if_they_were_not(
+def test_repeatedly_killed_run_equals_an_uninterrupted_run(
     straight: tuple, tiny_model: Path, tmp_path: Path
 ) -> None:
     pictures = straight[0]
@@ -281,7 +281,7 @@ def kill_after_a_save(command: list[str], folder: Path, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fails_at_any_write_of_a_run_leaves_a_checkpoint(
+def test_disk_failing_at_any_write_leaves_a_checkpoint(
     straight: tuple, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The Nth write, sync or rename of a whole run fails, and then it goes on."""

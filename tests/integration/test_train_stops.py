@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_saves_nothing_more(
     assert run(["train", "--out", f"{tmp_path}/ink", "--resume"]) == 0
 
 
-def test_a_run_that_failed_before_a_checkpoint_can_be_started_anew(
+def test_run_that_failed_before_a_checkpoint_can_be_restarted(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wild = sets("train.learning_rate=1e30", "train.lr_warmup_steps=0")

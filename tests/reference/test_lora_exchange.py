@@ -172,7 +172,7 @@ def test_files_of_diffusers_draw_here_as_there(
     assert_same_delta(model, path, kohya)
 
 
-def test_a_dora_goes_to_diffusers_and_back(tiny_model: Path, tmp_path: Path) -> None:
+def test_dora_survives_conversion_to_diffusers_and_back(tiny_model: Path, tmp_path: Path) -> None:
     model = open_model(tiny_model)
     kohya = make_lora(model, tmp_path / "ink.safetensors", {"targets": "attention+conv"}, 0.1)
     file = load_lora_file(kohya)

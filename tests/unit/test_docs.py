@@ -98,7 +98,7 @@ def test_every_setting_is_in_the_tables() -> None:
         assert f"### {entry}" in page
 
 
-def test_every_command_is_told_with_an_example() -> None:
+def test_every_command_is_documented_with_an_example() -> None:
     for path, command in generator().leaf_commands():
         assert "Example: `lorasmith " + " ".join(path) in command.help, path
 

@@ -56,7 +56,7 @@ def error(tmp_path: Path, old: str, new: str) -> str:
     return str(caught.value)
 
 
-def test_each_feature_has_its_own_settings_over_the_common_ones(tmp_path: Path) -> None:
+def test_feature_settings_override_the_common_settings(tmp_path: Path) -> None:
     curly, cook = settings(tmp_path).train_configs()
     assert (curly.data.tag, curly.data.class_word) == ("curlyqx", "person")
     assert (curly.data.path, cook.data.path) == (Path("pictures/curly"), Path("pictures/cook"))

@@ -111,7 +111,7 @@ def test_option_with_the_same_meaning_takes_effect(
         assert changed != printed(capsys, *needed)
 
 
-def test_a_whole_command_line_of_kohya_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_kohya_command_line_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
     config = printed(
         capsys,
         "--pretrained_model_name_or_path=models/base.safetensors", "--train_data_dir=images",
@@ -156,7 +156,7 @@ def test_foreign_values_are_accepted(override: str, key: str, expected: object) 
     assert getattr(getattr(config, section), name) == expected
 
 
-def test_seed_of_minus_one_is_a_random_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seed_of_minus_1_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = {load_config(TrainConfig, None, ["train.seed=-1"], NEEDED).train.seed for _ in "abc"}
     assert len(seeds) == 3
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -195,7 +195,7 @@ def test_names_in_sections(overrides: list[str], message: str | None) -> None:
         load_config(TrainConfig, None, overrides, NEEDED)
 
 
-def test_two_names_of_one_setting_must_agree(tmp_path: Path) -> None:
+def test_two_names_of_the_same_setting_must_agree(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("network_dim = 3\n[lora]\nrank = 4\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"network_dim and lora\.rank are the same setting"):

@@ -25,7 +25,7 @@ def test_every_new_key_exists() -> None:
 
 
 @pytest.mark.parametrize("old", VERSION_1_KEYS)
-def test_every_old_key_is_read_as_the_new_one(old: str) -> None:
+def test_every_old_key_is_read_as_the_new_key(old: str) -> None:
     tree: dict[str, Any] = {}
     place, (*sections, key) = tree, old.split(".")
     for section in sections:
@@ -61,7 +61,7 @@ def test_values_are_converted() -> None:
     }
 
 
-def test_batch_size_becomes_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_becomes_that_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     old = {"loop": {"batch_size": 8, "accumulate": 2}, "stages": [{"batch_size": 16}]}
     upgraded, _ = upgrade(old)

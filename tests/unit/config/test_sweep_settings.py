@@ -44,7 +44,7 @@ def test_values_multiply_and_the_last_setting_varies_fastest() -> None:
     assert len(variants) == 8
 
 
-def test_all_measure_held_out_pictures_with_the_same_noise() -> None:
+def test_all_variants_measure_validation_images_with_the_same_noise() -> None:
     runs = [one.config for one in swept("train.seed=3,4", train={"seed": 7}).variants()]
     assert [one.validation.loss_seed for one in runs] == [7, 7]
     runs = [one.config for one in swept("train.seed=3,4", preview={"loss_seed": 5}).variants()]
@@ -110,7 +110,7 @@ def test_values_are_read_as_overrides_are() -> None:
          "vary lora.gate=token, preserve.strength=1.*: preserve.strength has nothing to do"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(vary: tuple[str, ...], message: str) -> None:
+def test_mistakes_are_errors_with_a_reason(vary: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         swept(*vary)
 

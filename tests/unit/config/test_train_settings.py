@@ -12,7 +12,7 @@ from lorasmith.core.errors import ConfigError
 NEEDED = ["data.path=x", "data.tag=ink", "output.name=n"]
 
 
-def test_settings_survive_their_own_toml(tmp_path: Path) -> None:
+def test_settings_survive_a_toml_round_trip(tmp_path: Path) -> None:
     config = load_config(
         TrainConfig, None, [*NEEDED, "lora.alpha=3.5", "train.mixed_precision=bf16"]
     )

@@ -45,7 +45,7 @@ def test_a_taken_name_is_refused() -> None:
         make_registry().register("utf8", 1)
 
 
-def test_an_unknown_name_suggests_a_close_one() -> None:
+def test_unknown_name_suggests_a_close_match() -> None:
     with pytest.raises(ConfigError, match=r"no encoder 'utf9'; did you mean 'utf8'\? .*latin"):
         make_registry().get("utf9")
 

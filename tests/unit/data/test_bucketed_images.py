@@ -168,7 +168,7 @@ def test_transparent_images_lie_on_the_background(tmp_path: Path) -> None:
     assert pictures.load_center_crop(0)[:, 0, 0].tolist() == [1, 20, 255]
 
 
-def test_extremely_long_images_are_never_scaled_as_a_whole(tmp_path: Path) -> None:
+def test_extremely_long_images_are_never_fully_scaled(tmp_path: Path) -> None:
     row = saved(tmp_path / "a.png", ramp(30_000, 2))
     placed = assign_bucket((30_000, 2), SQUARE)
     assert placed.resized_size == (480_000, 32)
@@ -260,7 +260,7 @@ def test_colours_against_pillow() -> None:
             assert float((result - expected).abs().max()) <= 2.0  # Pillow rounds to whole numbers
 
 
-def test_each_image_has_its_own_factors() -> None:
+def test_augmentation_factors_differ_between_images() -> None:
     pictures = torch.full((2, 3, 4, 4), 0.25)
     factors = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]])
     result = apply_color_jitter(pictures, factors)

@@ -95,7 +95,7 @@ def test_a_transparent_colour_stays_hidden() -> None:
         assert pixel(decoded.image, 1) == (other if mode == "RGB" else (8, 8, 8))
 
 
-def test_an_alpha_channel_that_hides_nothing_is_not_told() -> None:
+def test_opaque_alpha_channel_is_not_reported() -> None:
     assert not decode_with_details(encoded(Image.new("RGBA", (2, 2), "red")), "x").has_transparency
     assert decode_with_details(
         encoded(Image.new("RGBA", (2, 2), (1, 1, 1, 254))), "x"

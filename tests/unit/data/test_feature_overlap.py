@@ -24,7 +24,7 @@ def reported(
     return [(f.rule, f.severity, f.files) for f in check_features_overlap(features, joint)]
 
 
-def test_features_with_words_of_their_own_are_kept_apart() -> None:
+def test_features_with_distinct_words_do_not_overlap() -> None:
     """They share class word and places, which is how it should be."""
     assert reported(CURLY, COOK) == []
 

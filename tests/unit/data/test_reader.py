@@ -94,7 +94,7 @@ def test_a_listed_folder(tmp_path: Path) -> None:
     assert two.caption == "two"
 
 
-def test_one_caption_need_not_stand_in_a_list(tmp_path: Path) -> None:
+def test_single_caption_needs_no_list(tmp_path: Path) -> None:
     image(tmp_path / "1.png")
     write_manifest(tmp_path, {"file_name": "1.png", "captions": "a cat"})
     assert read_rows(tmp_path)[0].captions == ("a cat",)

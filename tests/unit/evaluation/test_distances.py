@@ -33,9 +33,7 @@ def by_loops(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 @given(st.integers(3, 6), st.integers(3, 6), st.integers(0, 99))
-def test_kid_and_its_interval_are_what_loops_and_left_out_pictures_say(
-    m: int, n: int, seed: int
-) -> None:
+def test_kid_and_its_interval_equal_a_loop_over_left_out_images(m: int, n: int, seed: int) -> None:
     x, y = normal(m, seed).double(), normal(n, seed + 100, shift=0.3).double()
     found = distances.kid(x, y)
     assert found is not None
@@ -92,6 +90,6 @@ def test_intervals_cover_zero_for_equal_distributions_and_not_for_others() -> No
     assert apart.low > 0.0
 
 
-def test_too_few_pictures_give_nothing() -> None:
+def test_too_few_images_give_no_distance() -> None:
     assert distances.kid(normal(2, 0), normal(9, 1)) is None
     assert distances.cmmd(normal(9, 0), normal(2, 1)) is None

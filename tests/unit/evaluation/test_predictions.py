@@ -36,7 +36,7 @@ def make_concept(file: Path, tag: str = "qqa") -> EvalConcept:
 
 @pytest.fixture(scope="module")
 def generator(shared_model: Model) -> ImageGenerator:
-    return ImageGenerator(model, SamplingOptions(num_inference_steps=2, batch_size=8))
+    return ImageGenerator(shared_model, SamplingOptions(num_inference_steps=2, batch_size=8))
 
 
 def test_predictions_are_the_unet_outputs_of_each_image_level_and_prompt(model: Model) -> None:

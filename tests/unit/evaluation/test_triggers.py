@@ -28,7 +28,7 @@ def test_fidelity_is_the_mean_of_the_nearest(drawn: int, real: int, seed: int) -
 
 
 @given(st.integers(2, 7), st.integers(0, 99))
-def test_the_ceiling_leaves_a_picture_and_itself_out(count: int, seed: int) -> None:
+def test_ceiling_excludes_an_image_compared_with_itself(count: int, seed: int) -> None:
     real = units(count, seed)
     best = [nearest(real[i : i + 1], torch.cat([real[:i], real[i + 1 :]])) for i in range(count)]
     assert triggers.ceiling(real) == pytest.approx(sum(best) / count, abs=1e-9)

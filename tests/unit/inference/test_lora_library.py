@@ -49,7 +49,7 @@ def shelf(model: Model, tmp_path: Path) -> Iterator[Shelf]:
     assert [name for name, _ in model.unet.named_modules()] == before
 
 
-def test_each_lora_is_activated_by_its_own_tag(shelf: Shelf) -> None:
+def test_each_lora_is_activated_by_its_tag(shelf: Shelf) -> None:
     shelf.add("curlyqx")
     shelf.add("cookqz")
     (shelf.folder / "run").mkdir()
@@ -76,7 +76,7 @@ def test_tag_within_a_longer_tag_does_not_count(shelf: Shelf) -> None:
     assert sorted(shelf.awake("ink, ink style")) == ["ink", "style"]
 
 
-def test_requested_lora_replaces_the_one_of_the_library(shelf: Shelf) -> None:
+def test_requested_lora_replaces_the_library_lora(shelf: Shelf) -> None:
     shelf.add("curlyqx")
     shelf.pipe.load_library(shelf.folder)
     parameters = shelf.pipe("a curlyqx <lora:curlyqx:0.5>", num_inference_steps=1)[0].info[

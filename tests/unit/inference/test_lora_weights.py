@@ -101,7 +101,7 @@ def test_lora_is_active_in_its_steps_only(
             assert not torch.allclose(actual[step - 1][index], second[index])
 
 
-def test_images_of_one_batch_have_their_own_lora_steps(pipe: RecordingPipeline) -> None:
+def test_lora_step_ranges_hold_per_image_of_a_batch(pipe: RecordingPipeline) -> None:
     prompts = ["a pear", "a pear <lora:ink:0.5:stop=1>", "a pear <lora:ink:0.5:start=2>"]
     base = drawn(pipe, ["a pear"] * 3, seed=[3, 3, 3])  # type: ignore[arg-type]
     together = drawn(pipe, prompts, seed=[3, 3, 3])  # type: ignore[arg-type]

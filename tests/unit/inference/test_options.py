@@ -65,7 +65,7 @@ def test_missing_sides_are_the_models() -> None:
     assert SamplingOptions(width=128, height=64).resolve_size(default, 8) == (128, 64)
 
 
-def test_size_between_latents_gets_the_nearest_one() -> None:
+def test_size_between_latents_is_rounded_to_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"100x130 is not in steps of 8 pixels; use 104x128"):
         SamplingOptions(width=100, height=130).resolve_size((512, 512), 8)
     with pytest.raises(ConfigError, match="use 8x8"):
@@ -78,7 +78,7 @@ def test_samplers_are_named_as_in_the_registry() -> None:
         SamplingOptions(sampler="eulr")
 
 
-def test_seed_of_minus_one_is_random() -> None:
+def test_seed_of_minus_1_is_random() -> None:
     seeds = {resolve_seed(-1) for _ in range(8)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**32 for seed in seeds)

@@ -179,7 +179,7 @@ def test_lora_changes_the_text_encoder(pipe: Pipeline) -> None:
     assert torch.equal(plain, pipe.model.text_encoder(ids).last_hidden_state)
 
 
-def test_loaded_lora_equals_a_mentioned_one(pipe: Pipeline) -> None:
+def test_loaded_lora_equals_lora_syntax_in_the_prompt(pipe: Pipeline) -> None:
     plain = pixels(pipe("an apple", num_inference_steps=4))
     mentioned = pixels(pipe("an apple <lora:one:0.5>", num_inference_steps=4))
     pipe.load_lora(pipe.lora_dir / "one.safetensors", 0.25)

@@ -42,7 +42,7 @@ def test_saved_checkpoint_loads_again(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["step-00000007"]
 
 
-def test_folder_without_checkpoints_has_no_latest_one(tmp_path: Path) -> None:
+def test_folder_without_checkpoints_has_no_latest_checkpoint(tmp_path: Path) -> None:
     assert load_latest_checkpoint(tmp_path / "absent") is None
 
 
@@ -52,7 +52,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010", "step-00000200"]
 
 
-def test_old_checkpoints_are_removed_only_after_the_new_one_verifies(
+def test_old_checkpoints_are_removed_only_after_the_new_checkpoint_verifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)

@@ -68,5 +68,5 @@ def test_lr_has_one_peak_and_stays_above_the_minimum(
 @pytest.mark.parametrize(
     ("warmup", "steps"), [(20, 20), (0, 0), (0.05, 25), (0.001, 0), (0.999, 500), (1, 1)]
 )
-def test_warmup_below_one_is_a_share_of_all_steps(warmup: float, steps: int) -> None:
+def test_warmup_below_1_is_a_share_of_all_steps(warmup: float, steps: int) -> None:
     assert resolve_warmup_steps(warmup, 500) == steps

@@ -7,7 +7,7 @@ from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.pretraining.optimizer import adamw
 
 
-def test_two_networks_share_one_loss_scaler() -> None:
+def test_two_networks_share_a_loss_scaler() -> None:
     def make(seed: int) -> OptimizedModule:
         torch.manual_seed(seed)
         module = nn.Linear(3, 1)

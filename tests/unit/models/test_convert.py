@@ -70,7 +70,7 @@ def test_diffusers_opens_the_folder(tiny: Path, tmp_path: Path) -> None:
     assert ours.scheduler.config.prediction_type == theirs.scheduler.config.prediction_type
 
 
-def test_dtypes_are_kept_unless_one_is_given(tiny_model: Path, tmp_path: Path) -> None:
+def test_dtypes_are_kept_unless_a_dtype_is_given(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half"
     save_folder(read_contents(open_source(tiny_model)), folder, torch.float16)
     path = single(folder, tmp_path / "a.safetensors")
@@ -146,6 +146,6 @@ def test_modified_single_file_is_saved_as_a_folder(tiny_model: Path, tmp_path: P
     assert all(torch.equal(value, vae[key]) for key, value in changed.vae.state_dict().items())
 
 
-def test_the_embedded_model_is_described_by_its_own_configs() -> None:
+def test_embedded_model_matches_its_config_files() -> None:
     assert open_source().path == EMBEDDED
     assert open_source().variant.title == "SD 1.x"

@@ -128,7 +128,7 @@ def test_chunks_are_encoded_separately(model: Model) -> None:
         assert filled.pooled is short.pooled
 
 
-def test_emphasis_changes_its_own_words_in_each_encoder(model: Model) -> None:
+def test_emphasis_changes_only_emphasised_words_in_each_encoder(model: Model) -> None:
     plain = (PromptSpan("a"), PromptSpan("red"), PromptSpan("apple"))
     strong = (PromptSpan("a"), PromptSpan("red", 1.5), PromptSpan("apple"))
     before, after = encode_prompts(model, [(plain,), (strong,)])

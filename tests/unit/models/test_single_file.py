@@ -173,7 +173,7 @@ def test_truncated_file_is_named(tiny_file: Path, path: Path) -> None:
         load_model(path)
 
 
-def test_mixed_dtypes_become_one(tiny_file: Path, path: Path) -> None:
+def test_mixed_dtypes_become_a_single_dtype(tiny_file: Path, path: Path) -> None:
     tensors = load_tensors(tiny_file)
     mixed = {k: v.half() if n % 2 else v.bfloat16() for n, (k, v) in enumerate(tensors.items())}
     save_tensors(path, mixed, open_source(tiny_file).metadata)

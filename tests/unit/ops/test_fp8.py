@@ -21,7 +21,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error / expected.float().norm())
 
 
-def test_each_row_has_its_own_scale() -> None:
+def test_each_row_has_a_scale() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 64) * torch.tensor([1e-3, 1.0, 1e3, 1e6, 0.0])[:, None]
     rows, scales = quantize_rows_reference(x)

@@ -70,7 +70,7 @@ def test_checkpoints_are_saved_at_their_interval(tmp_path: Path) -> None:
     assert names == ["step-00000004", "step-00000006"]
 
 
-def test_accumulated_microbatches_are_one_batch(tmp_path: Path) -> None:
+def test_accumulated_microbatches_equal_a_single_batch(tmp_path: Path) -> None:
     full, accumulated = (
         Run(output_dir=tmp_path / "1"),
         Run(output_dir=tmp_path / "2", batch_size=2, gradient_accumulation_steps=2),

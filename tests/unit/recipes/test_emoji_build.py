@@ -61,14 +61,14 @@ def test_build_packs_what_the_packages_hold(recipe, sources, work, tmp_path, cap
     assert "3d: 2 pictures; left out 1 empty" in capsys.readouterr().out
 
 
-def test_a_second_run_takes_the_drawn_pictures(recipe, sources, work, tmp_path, monkeypatch):
+def test_second_run_reuses_the_rendered_images(recipe, sources, work, tmp_path, monkeypatch):
     build(recipe, sources, work, tmp_path / "first.tar")
     monkeypatch.setattr(recipe, "draw", None)  # drawing again would fail
     build(recipe, sources, work, tmp_path / "second.tar")
     assert (tmp_path / "first.tar").read_bytes() == (tmp_path / "second.tar").read_bytes()
 
 
-def test_pictures_of_another_package_version_are_drawn_again(
+def test_images_of_another_package_version_are_rendered_again(
     recipe, sources, work, tmp_path, monkeypatch
 ):
     build(recipe, sources, work, tmp_path / "first.tar")

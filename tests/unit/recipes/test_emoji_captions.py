@@ -92,7 +92,7 @@ def test_the_random_choice_depends_on_the_icon_only():
     assert len({caption.phrasings for caption in first}) > 1
 
 
-def test_black_and_white_pictures_are_not_described_by_colours():
+def test_black_and_white_images_are_not_described_by_colours():
     heart = emoji("red heart", keywords=("red", "love"), aliases=("scarlet_heart",))
     caption = write_caption(icon("red-heart", heart, style("mono", monochrome=True)), ["black"])
     assert caption.name == "heart"

@@ -48,7 +48,7 @@ def collect(tmp_path, table, names, characters=(), **changes):
         ("2764-FE0F", "2764"),
     ],
 )
-def test_codepoints_have_one_spelling(text, expected):
+def test_codepoints_have_a_canonical_form(text, expected):
     assert normalise_codepoint(text) == expected
 
 
@@ -85,7 +85,7 @@ def test_numbered_variants_are_all_taken(tmp_path, table):
     assert [icon.emoji.name for icon in icons] == ["dog", "dog"]
 
 
-def test_one_skin_tone_is_kept_and_always_the_same(tmp_path, table):
+def test_a_single_skin_tone_is_kept_and_always_the_same(tmp_path, table):
     names = ["waving-hand", *(f"hand-{tone}" for tone in TONES)]
     characters = {f"1f44b-{code.lower()}": f"hand-{tone}" for tone, code in TONES.items()}
     first = collect(tmp_path, table, names, characters)

@@ -12,7 +12,7 @@ def painted(*bands):
 
 
 @pytest.mark.parametrize("name", [name for name in COLOURS if name != "white"])
-def test_every_colour_is_told_by_its_own_name(name):
+def test_every_colour_is_named_correctly(name):
     assert main_colours(painted(COLOURS[name])) == [name]
 
 
@@ -37,7 +37,7 @@ def test_a_small_patch_is_no_main_colour():
     assert main_colours(picture) == ["blue"]
 
 
-def test_a_nearly_empty_picture_is_white():
+def test_nearly_empty_image_is_white():
     assert main_colours(painted()) == ["white"]
 
 

@@ -23,7 +23,7 @@ def test_a_row_says_what_the_icon_shows():
     assert np.array_equal(described.pictures[0], RED)
 
 
-def test_blank_and_faint_pictures_are_left_out():
+def test_blank_and_faint_images_are_left_out():
     nearly_white = picture((250, 250, 250))
     drawn = [(icon("nothing"), None), (icon("ghost"), nearly_white), (icon("dot"), picture(0, 2))]
     described = describe_style(drawn)
@@ -31,7 +31,7 @@ def test_blank_and_faint_pictures_are_left_out():
     assert described.empty == ["nothing", "ghost", "dot"]
 
 
-def test_the_second_of_two_equal_pictures_is_only_named():
+def test_second_of_two_equal_images_is_only_named():
     drawn = [
         (icon("guard", emoji("guard", "1F482")), RED),
         (icon("man-guard", emoji("man guard", "1F482-200D-2642")), RED.copy()),
@@ -55,7 +55,7 @@ def test_held_out_rows_are_marked():
     ]
 
 
-def test_withheld_pictures_are_in_no_row():
+def test_withheld_images_are_in_no_row():
     drawn = [
         (icon("robot", emoji("robot", "1F916")), BLUE),
         (icon("person", emoji("person", "1F9D1")), RED),

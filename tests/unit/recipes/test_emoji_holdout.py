@@ -44,12 +44,12 @@ def test_subjects_are_held_out_in_every_style(style, codepoint, expected):
         (None, "merge branches"),
     ],
 )
-def test_look_alikes_are_not_held_out(codepoint, name):
+def test_similar_images_are_not_held_out(codepoint, name):
     assert holdout_of("noto", codepoint, name) == ""
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
-def test_whole_styles_are_held_out(style):
+def test_complete_styles_are_held_out(style):
     assert holdout_of(style, "1F436", "dog face") == style
     assert holdout_of(style, None, "paint brush") == style
 
@@ -64,7 +64,7 @@ def test_whole_styles_are_held_out(style):
         ("octopus", "octopus"),
     ],
 )
-def test_icons_without_codepoint_are_told_by_words(name, expected):
+def test_icons_without_codepoint_are_identified_by_words(name, expected):
     assert holdout_of("freehand", None, name) == expected
 
 

@@ -96,5 +96,5 @@ def test_differing_words_are_listed_by_field(tmp_path):
     assert result.differing["holdout"] == [(("noto", "hammer"), "", "cactus")]
 
 
-def test_psnr_of_pictures_of_different_size_is_zero():
+def test_psnr_of_images_of_different_size_is_zero():
     assert psnr(np.zeros((2, 2, 3), np.uint8), np.zeros((3, 3, 3), np.uint8)) == 0.0

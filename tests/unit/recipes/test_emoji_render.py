@@ -57,7 +57,7 @@ def test_content_at_the_edge_keeps_the_margin():
     assert top >= MARGIN
 
 
-def test_content_larger_than_the_picture_is_reduced_to_fit():
+def test_content_larger_than_the_image_is_reduced_to_fit():
     left, top, right, bottom = inked(framed(sheet((0, 60, 299, 239), size=300)))
     assert (left, right) == (MARGIN, SIZE - MARGIN)
     assert (bottom - top) / (right - left) == pytest.approx(180 / 300, abs=0.02)
@@ -85,7 +85,7 @@ def test_bitmaps_are_drawn_like_vectors(tmp_path):
     assert right - left == pytest.approx(60, abs=2)
 
 
-def test_faint_pictures_are_recognised():
+def test_faint_images_are_recognised():
     white = np.full((SIZE, SIZE, 3), 255, np.uint8)
     assert is_faint(white)
     dark = white.copy()

@@ -74,7 +74,7 @@ def test_jitter_ignores_a_line_and_finds_noise() -> None:
     assert estimate_jitter(np.array([1.0, 9.0, 1.0])) == 0.0
 
 
-def test_a_fall_is_measured_and_noise_is_not_one() -> None:
+def test_fall_is_measured_and_noise_is_no_fall() -> None:
     falls = [measure_fall(losses(learning, seed, steps=1000)) for seed in range(20)]
     assert all(trend.is_significant(0.05) for trend in falls)
     assert 0.25 < float(np.median([trend.share for trend in falls])) < 0.45
@@ -88,7 +88,7 @@ def test_a_fall_within_the_first_lines_counts() -> None:
     assert measure_fall(curve(values.tolist())).is_significant(0.05)
 
 
-def test_a_rise_is_measured_and_noise_is_not_one() -> None:
+def test_rise_is_measured_and_noise_is_no_rise() -> None:
     for shape in (oscillating, diverging):
         rises = [measure_rise(losses(shape, seed, steps=1000)) for seed in range(10)]
         assert all(trend.is_significant(0.01) and trend.share > 0.5 for trend in rises)

@@ -62,7 +62,7 @@ def test_failed_runs_come_last_and_are_not_compared(tmp_path: Path) -> None:
     assert note.title == "rank4 is the best"
 
 
-def test_one_seed_leaves_chance_unknown(tmp_path: Path) -> None:
+def test_single_seed_leaves_chance_unknown(tmp_path: Path) -> None:
     (note,) = notes(tmp_path / "tried", {"lora.rank": [2, 4]}, [0.9, 0.7])
     assert note.title == "It is not known how much of the differences is chance"
 

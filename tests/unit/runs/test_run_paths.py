@@ -20,7 +20,7 @@ from lorasmith.runs.paths import RunPaths
         ("/abs/ink", "/abs/ink.safetensors", "/abs/ink"),
     ],
 )
-def test_a_name_without_a_folder_goes_to_loras(name: str, file: str, folder: str) -> None:
+def test_name_without_a_folder_is_placed_below_loras(name: str, file: str, folder: str) -> None:
     paths = RunPaths.from_name(name)
     assert (paths.lora, paths.folder) == (Path(file), Path(folder))
     assert paths.name == name.rpartition("/")[2]
@@ -88,6 +88,6 @@ def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
         RunPaths.from_name(f"{tmp_path}/file/ink").check_can_create()
 
 
-def test_the_resume_command_names_the_settings_of_the_whole_run(tmp_path: Path) -> None:
+def test_resume_command_names_the_settings_of_the_full_run(tmp_path: Path) -> None:
     part = RunPaths(tmp_path / "a.safetensors", tmp_path / "a", tmp_path, command="sweep")
     assert part.resume_command == f"lorasmith sweep {tmp_path}/run.toml --resume"

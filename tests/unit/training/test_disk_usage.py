@@ -37,7 +37,7 @@ def test_parameters_are_counted_from_the_layers(bench) -> None:
     assert count_parameters(bench.trainable.targets) == sum(p.numel() for p in bench.parameters)
 
 
-def test_each_thing_that_is_kept_counts(bench) -> None:
+def test_every_kept_file_counts(bench) -> None:
     numbers = 8 * sum(p.numel() for p in bench.parameters)  # rank 16 instead of 2
     plain = needed(bench)
     assert needed(bench, "train.keep_checkpoints=3") - plain == 3 * 4 * numbers
@@ -51,7 +51,7 @@ def test_each_thing_that_is_kept_counts(bench) -> None:
     assert needed(bench, "train.optimizer=prodigy") > plain > needed(bench, "train.optimizer=lion")
 
 
-def test_a_full_disk_is_told_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     require_disk_space(tmp_path / "not" / "there" / "yet", 2_000_000, "x")
@@ -60,7 +60,7 @@ def test_a_full_disk_is_told_in_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         require_disk_space(tmp_path / "not", 2_000_001, "checkpoints")
 
 
-def test_memory_that_ran_out_is_told_from_other_errors() -> None:
+def test_out_of_memory_is_distinguished_from_other_errors() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(

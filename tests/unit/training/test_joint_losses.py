@@ -27,7 +27,7 @@ def test_gradients_of_one_lora_do_not_depend_on_images_of_another(joint_loras: J
     assert not torch.allclose(first[1], second[1])
 
 
-def test_shared_pass_gives_each_lora_its_own_gradients(joint_loras: JointLoras) -> None:
+def test_shared_pass_equals_separate_gradients_of_each_lora(joint_loras: JointLoras) -> None:
     inputs = joint_loras.loss_input(0, 3), joint_loras.loss_input(1, 2)
     jointly = joint_loras.gradients(*inputs)
     for number, item in enumerate(inputs):
@@ -172,7 +172,9 @@ def test_batch_without_active_adapters_is_a_step_without_gradients(joint_loras: 
     assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
 
 
-def test_token_gates_of_a_shared_pass_change_their_own_rows_only(joint_loras: JointLoras) -> None:
+def test_token_gates_of_a_shared_pass_change_only_rows_of_their_lora(
+    joint_loras: JointLoras,
+) -> None:
     gates = [one.attached.gate for one in joint_loras.loras]
     routings = [
         GateRouting(gates[0], joint=gates[1:]),

@@ -132,7 +132,7 @@ def test_zero_terminal_snr_warns_where_the_model_does_not_fit(
     assert all(re.search(str(message), str(one.message)) for one in told)
 
 
-def test_weights_add_up_to_the_whole_batch() -> None:
+def test_weights_add_up_to_the_full_batch() -> None:
     losses, weight = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 1.0, 0.5, 0.0])
     parts = [weighted_mean(losses[k : k + 2], weight[k : k + 2], 4) for k in (0, 2)]
     assert float(sum(parts)) == pytest.approx((1 + 2 + 1.5) / 4)
@@ -153,7 +153,7 @@ def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
     assert not torch.equal(whole.noise, drawn(step=4).noise)
 
 
-def test_noise_levels_cover_the_whole_range(bench) -> None:
+def test_noise_levels_cover_the_full_range(bench) -> None:
     objective = bench.objective()
     batch = replace(bench.batch(1), latents=torch.zeros(4000, 1, 1, 1))
     draws = BatchRng(make_generator(0), 4000)
@@ -163,7 +163,7 @@ def test_noise_levels_cover_the_whole_range(bench) -> None:
     assert int(counts.min()) > 300
 
 
-def test_offset_noise_moves_whole_channels(bench) -> None:
+def test_offset_noise_moves_complete_channels(bench) -> None:
     batch = replace(bench.batch(1), latents=torch.zeros(500, 4, 8, 8))
 
     def noise(offset: float) -> torch.Tensor:

@@ -73,7 +73,7 @@ def near(found: np.ndarray, expected: Image.Image) -> bool:
     return found.shape == other.shape and int(abs(found - other).max()) <= 1
 
 
-def test_a_refiner_finishes_the_pictures_of_its_captions(
+def test_refiner_finishes_the_images_of_its_captions(
     adapted_model: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
 ) -> None:
     model, trained = adapted_model("sdxl-refiner")

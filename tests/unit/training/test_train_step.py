@@ -45,7 +45,7 @@ def test_gradients_are_clipped_or_left_alone(bench, clip: float, norm: float | N
     assert float(left) == pytest.approx(norm or float(figures.grad_norm), rel=1e-3)
 
 
-def test_training_on_one_batch_lowers_its_loss(bench) -> None:
+def test_training_on_a_single_batch_lowers_its_loss(bench) -> None:
     step, _ = make_step(bench)
     part = bench.part(bench.objective())
     losses = [float(take_step(step, [part], 2).loss) for _ in range(12)]
@@ -53,7 +53,7 @@ def test_training_on_one_batch_lowers_its_loss(bench) -> None:
     assert step.failed_step() is None
 
 
-def test_uneven_parts_are_one_batch(bench) -> None:
+def test_uneven_parts_equal_a_single_batch(bench) -> None:
     """Gradients and figures of a batch do not depend on how it is divided."""
     objective = bench.objective()
     batch, drawn = bench.part(objective, 5)

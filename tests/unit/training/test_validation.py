@@ -34,7 +34,7 @@ def learn_something(bench) -> None:
 # --- the grid -------------------------------------------------------------------------------
 
 
-def test_the_grid_is_the_mean_over_pictures_levels_and_noise(bench, tmp_path: Path) -> None:
+def test_validation_loss_is_the_mean_over_images_levels_and_noise(bench, tmp_path: Path) -> None:
     from lorasmith.core.device import make_generator
     from lorasmith.training.losses import Noise
 
@@ -80,7 +80,7 @@ def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path
     }  # fmt: skip
 
 
-def test_of_many_pictures_evenly_spread_ones_are_measured() -> None:
+def test_validation_measures_evenly_spread_images_of_many() -> None:
     from lorasmith.training.validation.loss import _spread
 
     assert _spread(3, 32) == [0, 1, 2]

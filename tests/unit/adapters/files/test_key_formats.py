@@ -208,7 +208,7 @@ def test_number_formats_may_be_mixed(tmp_path: Path) -> None:
         read(tmp_path, {f"{FF}.lora_down.weight": down.to(torch.int8), f"{FF}.lora_up.weight": up})
 
 
-def test_whole_differences_of_weights(tmp_path: Path) -> None:
+def test_full_weight_differences_are_read(tmp_path: Path) -> None:
     file = read(tmp_path, {f"{FF}.diff": factors(0)[0]})
     layer = file.layers[FF]
     assert isinstance(layer, FullLayer)
@@ -271,7 +271,7 @@ def test_what_is_no_lora_says_what_it_is(tmp_path: Path, key: str, what: str) ->
         read(tmp_path, {**keys_in("kohya"), key: torch.ones(1)})
 
 
-def test_whole_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
+def test_full_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
     starts = "model.diffusion_model.a", "first_stage_model.a", "conditioner.embedders.0.a"
     with pytest.raises(WeightsError, match=r"3 of 3 keys .* a full model; open it with -m"):
         read(tmp_path, {start: torch.ones(1) for start in starts})

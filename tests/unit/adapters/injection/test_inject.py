@@ -100,7 +100,7 @@ def unet_output_double(model: Model) -> torch.Tensor:
     return model.unet(latents, torch.tensor([300]), text, return_dict=False)[0]
 
 
-def test_detaching_one_of_two_leaves_the_other(model: Model, make_lora: MakeLora) -> None:
+def test_detaching_the_first_lora_leaves_the_second(model: Model, make_lora: MakeLora) -> None:
     other = attach_lora(model, make_lora(seed=2), 1.0)
     alone = unet_output(model)
     first = attach_lora(model, make_lora(seed=1), 1.0)
@@ -117,7 +117,7 @@ def test_names_are_found_under_adapters(model: Model, make_lora: MakeLora) -> No
     assert list(find_adaptable_layers(model.unet).items()) == before
 
 
-def test_nothing_matches(model: Model, make_lora: MakeLora) -> None:
+def test_file_that_matches_no_layer_is_refused(model: Model, make_lora: MakeLora) -> None:
     file = make_lora()
     foreign = {f"lora_unet_elsewhere_{n}": layer for n, layer in enumerate(file.layers.values())}
     with pytest.raises(WeightsError, match=f"0 of its {len(foreign)} layers exist in this model"):

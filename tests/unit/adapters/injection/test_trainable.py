@@ -195,7 +195,7 @@ def test_rslora_is_exported_as_ordinary_alpha(models) -> None:
         assert trainable.adapters[name].scale == pytest.approx(4.0 / 16**0.5)
 
 
-def test_all_layers_of_a_file_have_one_alpha(models) -> None:
+def test_all_layers_of_a_file_share_alpha(models) -> None:
     """diffusers would miss others; ranks may differ, and the product is what was trained."""
     parts = ({"targets": "mid", "rank": 2, "alpha": 5.0}, {"targets": "up.1", "alpha": 0.5})
     trainable = injected(models("sd1"), settings_of({"targets": "attention", "overrides": parts}))

@@ -147,7 +147,7 @@ def test_lists_and_commas() -> None:
         select_layers("attention,atention", refs, "lora.targets")
 
 
-def test_overrides_have_their_own_rank_alpha_and_rate() -> None:
+def test_overrides_set_rank_alpha_and_learning_rate() -> None:
     lora = LoraConfig(
         rank=8,
         alpha=4.0,
@@ -192,7 +192,7 @@ def test_override_that_selects_nothing_is_named() -> None:
         resolve_targets(networks("sd15"), lora, RATES)
 
 
-def test_a_model_gets_its_own_layers(model: Model) -> None:
+def test_targets_select_the_layers_of_the_model(model: Model) -> None:
     targets = resolve_targets(model, LoraConfig(targets="attention+text-encoder"), RATES)
     roots = {id(model.unet): "unet", id(model.text_encoder): "text_encoder"}
     for target in targets:

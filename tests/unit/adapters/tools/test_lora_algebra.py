@@ -115,7 +115,7 @@ def test_smallest_rank_that_retains_an_energy(data: st.DataObject, share: float)
     assert rank == 1 or reached[rank - 2] < share
 
 
-def test_nothing_has_rank_one_and_no_energy() -> None:
+def test_zero_matrix_has_rank_one_and_no_energy() -> None:
     spectrum = spectrum_of_matrix(torch.zeros(4, 3))
     layers, retained = truncate_rank({"x": spectrum}, ("energy", 0.9))
     assert layers["x"].rank == 1
@@ -133,7 +133,7 @@ def test_inner_products_need_no_dense_matrices(data: st.DataObject) -> None:
     assert inner_product(one, one) == pytest.approx(one.delta_norm() ** 2, rel=1e-6)
 
 
-def test_one_alpha_for_all_layers() -> None:
+def test_single_alpha_for_all_layers() -> None:
     one, two = (
         LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0),
         LoraLayer(torch.randn(4, 5), torch.randn(6, 4), 9.0),
@@ -144,7 +144,7 @@ def test_one_alpha_for_all_layers() -> None:
     torch.testing.assert_close(dense(level["b"]), dense(two), rtol=1e-6, atol=1e-6)
 
 
-def test_one_by_one_kernels_add_to_linear_layers() -> None:
+def test_1x1_kernels_add_to_linear_layers() -> None:
     """SD 2.x files come with either."""
     one = LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0)
     two = LoraLayer(torch.randn(3, 5, 1, 1), torch.randn(6, 3, 1, 1), 1.0)
@@ -217,7 +217,7 @@ def test_files_of_different_kinds_are_not_added(tmp_path: Path) -> None:
         add_loras([MergeInput(one), MergeInput(wide)], "sd1")
 
 
-def test_names_of_one_layer_are_one_layer() -> None:
+def test_equivalent_names_are_the_same_layer() -> None:
     """SDXL's layers in sgm's names and in diffusers' add up under sgm's."""
     layer = LoraLayer(torch.ones(1, 5), torch.ones(6, 1), 1.0)
     tail = "transformer_blocks_0_attn1_to_q"

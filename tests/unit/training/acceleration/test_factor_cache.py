@@ -221,7 +221,7 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("ranks", [[(2,), (2,), (2,)], [(1, 2), (3, 1), (2, 2)]])
 @pytest.mark.parametrize("used", [(0, 1, 2), (1, 2), (2,)])
-def test_layers_that_read_the_same_input_are_one_operation(
+def test_layers_that_read_the_same_input_are_fused(
     ranks: list[tuple[int, ...]], used: tuple[int, ...]
 ) -> None:
     attention = Attention(ranks)

@@ -376,7 +376,7 @@ def gradients_of_both(
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2), (2, 0)])
 @pytest.mark.parametrize("task", ["train", "preserve"])
-def test_features_in_one_pass(joint_loras: JointLoras, sizes: tuple[int, int], task: str) -> None:
+def test_features_share_a_pass(joint_loras: JointLoras, sizes: tuple[int, int], task: str) -> None:
     """Text encoders are trained here too; the first feature has more layers than the second."""
     inputs = [joint_loras.loss_input(number, size) for number, size in enumerate(sizes) if size]
     inputs = [one._replace(batch=replace(one.batch, task=task)) for one in inputs]

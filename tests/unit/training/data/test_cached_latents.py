@@ -67,7 +67,7 @@ def test_a_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp
     assert torch.equal(take(first, [1]).context, take(second, [1]).context)
 
 
-def test_an_image_edited_in_place_is_the_only_one_encoded(folder: Path, counts: Counts) -> None:
+def test_only_an_image_edited_in_place_is_encoded(folder: Path, counts: Counts) -> None:
     """Same name, same size in bytes, same time of change: the content tells."""
     edited = folder / "02.bmp"
     Image.open(folder / "02.png").save(edited)
@@ -85,7 +85,7 @@ def test_an_image_edited_in_place_is_the_only_one_encoded(folder: Path, counts: 
     assert changed.tolist() == [False, False, True, False]
 
 
-def test_an_edited_caption_is_the_only_one_encoded(folder: Path, counts: Counts) -> None:
+def test_only_an_edited_caption_is_encoded(folder: Path, counts: Counts) -> None:
     counts(data_of(folder))
     (folder / "01.txt").write_text("something else, ink")
     assert counts(data_of(folder))[:2] == (0, 1)

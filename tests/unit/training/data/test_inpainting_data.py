@@ -74,7 +74,7 @@ def by_hand(
 @pytest.mark.parametrize(
     "more", [{}, {"num_random_masks": 0}], ids=["encoded once", "in every step"]
 )
-def test_given_masks(model: Model, folder: Path, more: dict[str, Any]) -> None:
+def test_given_masks_are_used(model: Model, folder: Path, more: dict[str, Any]) -> None:
     made = built(model, data_of(folder, **more))
     mask, mean, deviation = by_hand(model, folder, given_masks(folder, [1, 0]), [1, 0])
     samples = torch.stack([surroundings(made, [1, 0], step) for step in range(60)])
@@ -107,14 +107,14 @@ def test_random_masks_are_a_few_of_each_image_and_the_seeds(model: Model, folder
     assert not any(torch.equal(surroundings(other, [4, 5], k), drawn[k]) for k in range(5))
 
 
-def test_new_masks_every_time(model: Model, folder: Path) -> None:
+def test_random_masks_change_every_time(model: Model, folder: Path) -> None:
     made = built(model, data_of(folder, num_random_masks=0))
     drawn = [surroundings(made, [4], step)[0, 0] for step in range(12)]
     assert len({tuple(one.flatten().tolist()) for one in drawn}) > 6
     assert torch.equal(surroundings(made, [4], 3)[0, 0], drawn[3])
 
 
-def test_masks_for_the_loss_alone(model: Model, folder: Path) -> None:
+def test_masks_can_weigh_the_loss_alone(model: Model, folder: Path) -> None:
     """With random masks for all, the given ones say what is learned and not what is hidden."""
     data = data_of(folder, inpaint_masks="random")
     train = TrainerConfig(batch_size=4, loss=LossConfig(masked=True))
@@ -167,7 +167,7 @@ def test_a_second_run_encodes_nothing(
     assert sum(encoded) == 21
 
 
-def test_other_models_have_none(tiny_model: Path, folder: Path) -> None:
+def test_other_models_have_no_inpainting_input(tiny_model: Path, folder: Path) -> None:
     plain = open_model(tiny_model)
     made = built(plain, data_of(folder))
     assert made.get_batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).inpaint_cond is None
@@ -188,7 +188,7 @@ def test_concatenated_batches_keep_the_inpainting_input(model: Model, folder: Pa
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
-def test_the_refiner_is_reported_a_score(tiny_of: Tiny, folder: Path) -> None:
+def test_refiner_gets_an_aesthetic_score(tiny_of: Tiny, folder: Path) -> None:
     refiner = open_model(tiny_of("sdxl-refiner"))
     for more in ({}, {"color_jitter": 0.1}):
         made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))

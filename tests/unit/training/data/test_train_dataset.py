@@ -20,7 +20,7 @@ from lorasmith.training.data.resolution import buckets_for_model
 # --- fixed pictures and captions ------------------------------------------------------------
 
 
-def test_a_batch_equals_the_parts_used_one_by_one(tmp_path: Path, model: Model) -> None:
+def test_batch_equals_its_images_processed_separately(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 5)
     dataset = built(model, data_of(folder))
     batch = take(dataset, [4, 1, 3])
@@ -43,7 +43,7 @@ def test_a_batch_equals_the_parts_used_one_by_one(tmp_path: Path, model: Model) 
     assert dataset.image_keys(torch.tensor([2, 0, 2])) == ["02.png", "00.png"]
 
 
-def test_parts_of_a_batch_together_are_the_whole(tmp_path: Path, model: Model) -> None:
+def test_parts_of_a_batch_add_up_to_the_batch(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(80, 64)] * 4, "a {}, b, c, ink")
     plain = built(model, data_of(folder, flip_aug=True, caption_dropout_rate=0.4))
     moving = built(
@@ -200,7 +200,7 @@ def test_masks_follow_their_images(tmp_path: Path, model: Model, live: bool) -> 
     assert seen == {False, True}
 
 
-def test_random_masks_want_a_model_that_inpaints(tmp_path: Path, model: Model) -> None:
+def test_random_masks_need_an_inpainting_model(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)])
     with pytest.warns(
         LorasmithWarning, match=r"data\.inpaint_masks has no effect: the model does not"
@@ -219,7 +219,7 @@ def test_masks_can_be_ignored(tmp_path: Path, model: Model) -> None:
     assert take(ignoring, [0]).loss_mask is None
 
 
-def test_class_images_come_as_often_and_weigh_their_own(tmp_path: Path, model: Model) -> None:
+def test_class_images_come_as_often_and_have_their_weight(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 4)
     classes = write(tmp_path / "c", [(64, 64)] * 6, "a thing")
     dataset = built(model, data_of(folder, reg_data_dir=classes, prior_loss_weight=0.25))
