@@ -184,7 +184,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(one) for one in inner if one not in silent)
     if origin is dict:
         return "table"
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
     return names[annotation]
 
 

@@ -1,4 +1,4 @@
-"""lorasmith: teach Stable Diffusion new things with LoRA.
+"""lorasmith: train, evaluate, merge and use LoRAs for Stable Diffusion.
 
 ``import lorasmith`` is cheap: torch and diffusers are imported by the first call that needs them.
 

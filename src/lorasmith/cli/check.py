@@ -153,7 +153,7 @@ def _summary(report: "DatasetReport") -> Table:
     table.add_column(overflow="fold")
     usable = f"{len(result.rows)} of {result.image_count} can be used"
     masks = sum(row.mask_path is not None for row in result.rows)
-    table.add_row("pictures", usable + (f", {masks} have a mask" if masks else ""))
+    table.add_row("images", usable + (f", {masks} have a mask" if masks else ""))
     table.add_row("sizes", _sizes(report))
     captions = len({row.caption for row in result.rows})
     table.add_row("captions", f"{captions} different")
@@ -191,7 +191,7 @@ def _variety(report: "DatasetReport") -> str:
 def _buckets(report: "DatasetReport") -> Table:
     table = Table(title=f"Sizes at resolution {report.resolution}", title_justify="left")
     table.add_column("size")
-    for column in ("pictures", "per epoch", "cropped away", "enlarged"):
+    for column in ("images", "per epoch", "cropped away", "enlarged"):
         table.add_column(column, justify="right")
     for use in report.buckets:
         table.add_row(

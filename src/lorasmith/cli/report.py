@@ -20,8 +20,8 @@ def report(
     """Write a training run's report.html again, from the files in its folder.
 
     One page with curves, preview images, settings and advice that needs no other file and no
-    network. `train` writes it at the end; this command also works while a run goes on, and after
-    one that was stopped.
+    network. `train` writes it at the end; this command also works while a run continues, and
+    after one that was stopped.
 
     Example: `lorasmith report loras/inkmono`
     """

@@ -43,7 +43,7 @@ PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print all settings as TOML and stop.")
 ]
 
-PLACEHOLDERS = {"data": {"path": "path/to/pictures", "tag": "mytag"}, "output": {"name": "mylora"}}
+PLACEHOLDERS = {"data": {"path": "path/to/images", "tag": "mytag"}, "output": {"name": "mylora"}}
 """What stands for options that were not given where settings are only printed."""
 
 
@@ -71,7 +71,7 @@ def require_options(command: str, overrides: Sequence[str]) -> None:
     known = {override.partition("=")[0].strip() for override in overrides}
     missing = [option for key, option in needed.items() if key not in known]
     if missing:
-        raise ConfigError(f"{command} needs {', '.join(missing)}, or a RUN.toml that says so")
+        raise ConfigError(f"{command} needs {', '.join(missing)}, or a RUN.toml with them")
 
 
 def advise(preset: Preset | None, run: "TrainConfig") -> None:

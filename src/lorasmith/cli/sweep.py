@@ -98,7 +98,7 @@ def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
     paths = SweepPaths.from_config(settings)
     table = Table(title=f"LoRAs in {paths.main.folder}", title_justify="left")
     table.add_column("file", overflow="fold")
-    for title in (("held-out gain", "at step") if ranked else ()) + ("training loss", "time"):
+    for title in (("validation gain", "at step") if ranked else ()) + ("training loss", "time"):
         table.add_column(title, justify="right")
     for row in result_rows(results):
         gain = (row.gain, row.step) if ranked else ()

@@ -53,9 +53,9 @@ class FeatureConfig(BaseConfig):
     learning_rate: PositiveFloat | None = None
     """Peak learning rate."""
     overrides: tuple[LoraOverride, ...] | None = None
-    """Layers with rank, alpha or learning rate of their own, as in `lora.overrides`."""
+    """Layers with another rank, alpha or learning rate, as in `lora.overrides`."""
     gate: GateKind | None = None
-    """What switches it on, as in `lora.gate`."""
+    """What activates it, as in `lora.gate`."""
 
     @property
     def name(self) -> str:
@@ -68,16 +68,16 @@ class FeaturesTrainerConfig(TrainerConfig):
     """How the features are trained; steps and batch sizes are those of each feature."""
 
     mode: Literal["staged", "joint"] = "staged"
-    """staged: one feature after another, the earlier ones frozen and at work where captions name
-    them. joint: all at once; a step has a batch of each feature, every picture runs only its own
-    feature's adapters, and one pass of the model serves all."""
+    """staged: one feature after another; earlier ones are frozen, and active where captions have
+    their tags. joint: all at once; a step has a batch of each feature, each image runs only its own
+    feature's adapters, and all share one pass of the frozen model."""
 
 
 class FeaturesConfig(BaseConfig):
     """Everything about one `lorasmith train` run with `[[feature]]` tables: a LoRA for each."""
 
     data: ImageDataConfig = ImageDataConfig()
-    """How the images are used, unless a feature says otherwise."""
+    """How the images are used; a feature can override it."""
     feature: Annotated[tuple[FeatureConfig, ...], Field(min_length=1)]
     """The features, in the order in which `staged` learns them."""
     output: OutputConfig

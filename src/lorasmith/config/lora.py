@@ -56,9 +56,9 @@ class LoraConfig(BaseConfig):
     matrix. `compensated`: both random, their product subtracted. `pissa`: the strongest directions
     of the frozen weight, also subtracted. With each, the model starts as the base model."""
     gate: GateKind = "prompt"
-    """What switches the LoRA on in lorasmith's own pictures; the file carries it. `prompt`: its
-    tag in the prompt. `token`: likewise, and cross-attention keys and values change at the tag's
-    tokens only, in training too; `token+end` also from the end of the text on. `none`: always."""
+    """What activates the LoRA in lorasmith's own images; the file stores it. `prompt`: its tag in
+    the prompt. `token`: the same, but cross-attention keys and values change only at the tag's
+    tokens, in training too; `token+end` also from the end token on. `none`: always active."""
 
     @property
     def effective_alpha(self) -> float:

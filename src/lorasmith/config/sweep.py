@@ -43,7 +43,7 @@ SWEEPABLE: Mapping[str, str] = {
 """Settings that may vary, and what stands before their values in file names."""
 
 DEFAULT_MAX_PARALLEL = 8
-"""LoRAs that are trained at the same time unless somebody says otherwise."""
+"""Default number of LoRAs that are trained at the same time."""
 _LONGEST_VALUE, _LONGEST_NAME = 24, 100
 
 

@@ -108,7 +108,8 @@ class TrainerConfig(BaseConfig):
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     """Largest gradient norm; larger gradients are scaled down to it. 0 leaves them alone."""
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Decay of an average of the adapters' weights, which is then validated and saved."""
+    """Decay of an exponential moving average (EMA) of the adapters' weights, which is then
+    validated and saved; 0 for none."""
 
     loss: LossConfig = LossConfig()
     """What is minimised."""
@@ -118,33 +119,33 @@ class TrainerConfig(BaseConfig):
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, about a third slower."""
     vram_limit: Memory | None = None
-    """What a run may take of a GPU, such as 12GB: as few blocks as possible then compute their
-    activations again. Left out, none does, unless `gradient_checkpointing` says so."""
+    """GPU memory limit of a run, such as 12GB: as few blocks as possible then recompute their
+    activations. Left out, none does, unless `gradient_checkpointing` is set."""
     cuda_graph: bool = True
     """On a CUDA GPU, capture a step as a CUDA graph for each image size and replay it: the same
     results, without the time of launching its kernels one by one."""
     fp8: bool = False
-    """On a GPU that can (RTX 40, H100 and later), multiply with the largest frozen layers in 8 bits
-    where batches are large: faster, slightly inexact. Adapters stay as they are."""
+    """Compute the largest frozen layers in FP8 where batches are large, on RTX 40, H100 and later
+    GPUs: faster, slightly inexact. Adapters are not quantized."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the U-Net's blocks, which takes one to two minutes the first time; auto does it for
     long runs on GPUs that are too old for the package's own, faster kernels (before RTX 30)."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
     seed: Annotated[int, BeforeValidator(foreign_names.seed)] = Field(default=0, ge=0, lt=2**63)
-    """Seed of the adapters' start, the data order and the noise; -1 chooses one."""
+    """Seed of the adapters' initialisation, the data order and the noise; -1 chooses one."""
 
     log_every_n_steps: Positive = 10
     """Steps between two lines of the log."""
     checkpoint_every_n_steps: Positive = 100
-    """Steps between two checkpoints, from which `--resume` goes on."""
+    """Steps between two checkpoints, from which `--resume` continues."""
     keep_checkpoints: Positive = 2
-    """How many of them stay on disk."""
+    """How many checkpoints stay on disk."""
     save_every_n_steps: Positive | None = None
     """Steps between two LoRA files `NAME-000100.safetensors` in the run's folder; left out, none
     but the last and the best."""
     early_stopping_patience: Positive | None = None
-    """Stop when the held-out loss has not improved for so many measurements; left out, never."""
+    """Stop when the validation loss has not improved in this many validations; left out, never."""
 
     def images_per_step(self, num_processes: int = 1) -> int:
         """Return the effective batch size: the images of one optimizer step."""

@@ -1,1 +1,1 @@
-"""Measuring models: reconstruction, retrieval, agreement of pictures with words."""
+"""Evaluation of trigger words, base models and datasets."""

@@ -1,1 +1,1 @@
-"""Validation during a run: losses on held-out images, and preview images."""
+"""Validation during a run: the validation loss and preview images."""

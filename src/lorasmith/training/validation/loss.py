@@ -1,4 +1,4 @@
-"""The validation loss: on fixed images, noise levels and noise, beside the base model's.
+"""The validation loss: on fixed images, timesteps and noise, compared with the base model's.
 
 The loss of a training step says little: it differs tenfold with the noise levels drawn. Measured
 on the same grid again and again, and as a difference from the base model, even a small gain shows.
