@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lorasmith.cli.options import AsJson
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def cache(
             show_default="$LORASMITH_CACHE, else the user's cache folder",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what training keeps for the next run (latents, text embeddings), or remove it.
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorasmith.cli.options import AsJson, ModelPath
 from lorasmith.cli.overrides import as_overrides
 from lorasmith.cli.settings_command import SettingsCommand
 from lorasmith.core.errors import ConfigError, DataError
@@ -25,42 +26,42 @@ _SIZES_SHOWN = 3
 _STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan"}
 
 
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR|RUN.toml",
+        help="A folder of captioned images, a packed tar, or the settings of a run.",
+    ),
+]
+Tag = Annotated[str | None, typer.Option(help="The trigger word (tag); checks the captions.")]
+Resolution = Annotated[
+    int | None,
+    typer.Option(help="Side of square training images.", show_default="the model's"),
+]
+Caption = Annotated[
+    str | None, typer.Option(help="Caption of images that have none, as class images may.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="A setting as `train` takes it: data.max_aspect_ratio=3. Repeatable."
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command("check", cls=SettingsCommand)(check)
 
 
 def check(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR|RUN.toml",
-            help="A folder of captioned images, a packed tar, or the settings of a run.",
-        ),
-    ],
-    tag: Annotated[
-        str | None, typer.Option(help="The trigger word (tag); checks the captions.")
-    ] = None,
-    resolution: Annotated[
-        int | None,
-        typer.Option(help="Side of square training images.", show_default="the model's"),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
-        ),
-    ] = None,
-    caption: Annotated[
-        str | None, typer.Option(help="Caption of images that have none, as class images may.")
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="A setting as `train` takes it: data.max_aspect_ratio=3. Repeatable."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    data: Data,
+    tag: Tag = None,
+    resolution: Resolution = None,
+    model: ModelPath = None,
+    caption: Caption = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a dataset before training on it.
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from lorasmith.cli import evaluate_options as options
+from lorasmith.cli.options import Device, InferenceSteps
 
 if TYPE_CHECKING:
     from lorasmith.evaluation.results import ConceptResult, Evaluation
@@ -21,77 +23,21 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    targets: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN|FILE...",
-            help="Folders of runs, LoRA files, or names in loras/.",
-            show_default=False,
-        ),
-    ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Captioned images to compare with: a folder or a packed tar. Those with a trigger "
-            "word (tag) in their caption belong to it.",
-            show_default="the run's validation images",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the results.", show_default="the run's, or `evaluation`"),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=2, help="Images of each kind of prompt, each from its own seed.")
-    ] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
-    max_leak: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Of several files of one tag, evaluate the one with the lowest validation loss "
-            "among those whose leak ratio in predictions is at most this.",
-            show_default="any",
-        ),
-    ] = None,
-    class_word: Annotated[
-        str | None,
-        typer.Option(
-            "--class", help="What the images show without the tag.", show_default="the file's"
-        ),
-    ] = None,
-    feature_extractor: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the network that compares images: CLIP as transformers saves it, or "
-            "Inception v3.",
-            show_default="the embedded image encoder",
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "-m",
-            "--model",
-            help="Folder, .safetensors file or cached id.",
-            show_default="the run's",
-        ),
-    ] = None,
-    steps: Annotated[
-        int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")
-    ] = 20,
-    guidance: Annotated[
-        float,
-        typer.Option("--guidance", "--guidance-scale", "--cfg-scale", help="CFG scale."),
-    ] = 5.0,
-    size: Annotated[
-        str | None, typer.Option(help="Size, such as 512x512.", show_default="the model's")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images generated at once.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    precision: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option(help="Number format.")
-    ] = "fp32",
+    targets: options.Targets,
+    data: options.Data = None,
+    out: options.OutFolder = None,
+    seeds: options.NumSeeds = 8,
+    seed: options.FirstSeed = 0,
+    max_leak: options.MaxLeak = None,
+    class_word: options.ClassWord = None,
+    feature_extractor: options.FeatureExtractor = None,
+    model: options.ModelOfRun = None,
+    steps: InferenceSteps = 20,
+    guidance: options.GuidanceScale = 5.0,
+    size: options.Size = None,
+    batch_size: options.BatchSize = 8,
+    device: Device = "auto",
+    precision: options.Precision = "fp32",
 ) -> None:
     """Measure LoRAs: fidelity, leak without the trigger word, bleeding between words, forgetting.
 
@@ -106,30 +52,17 @@ def evaluate(
     from lorasmith.training import evaluate as api
 
     width, height = parse_optional_size(size)
-    options = SamplingOptions(
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        width=width,
-        height=height,
-        batch_size=batch_size,
-    )
+    sampling = SamplingOptions(
+        num_inference_steps=steps, guidance_scale=guidance,
+        width=width, height=height, batch_size=batch_size,
+    )  # fmt: skip
     folder = out.expanduser() if out is not None else api.default_output_folder(targets)
     with _show_progress(steps) as advance:
         evaluation = api.evaluate(
-            targets,
-            data=data,
-            out=folder,
-            num_seeds=seeds,
-            first_seed=seed,
-            max_leak=max_leak,
-            class_word=class_word,
-            feature_extractor=feature_extractor,
-            model=model,
-            options=options,
-            device=device,
-            precision=precision,
-            progress=advance,
-        )
+            targets, data=data, out=folder, num_seeds=seeds, first_seed=seed, max_leak=max_leak,
+            class_word=class_word, feature_extractor=feature_extractor, model=model,
+            options=sampling, device=device, precision=precision, progress=advance,
+        )  # fmt: skip
     _print_results(evaluation)
     for file in (JSON, HTML):
         typer.echo(folder / file)

@@ -1,12 +1,14 @@
 """What commands that train have in common: options, and how they become settings."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.config.presets import ADVICE, Preset
+from lorasmith.cli.overrides import as_overrides
+from lorasmith.config.presets import ADVICE, PRESETS, Preset
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,12 +21,6 @@ Data = Annotated[
     Path | None, typer.Option(help="A folder of images, each with its caption in a .txt file.")
 ]
 Tag = Annotated[str | None, typer.Option(help="The trigger word (tag); it is in every caption.")]
-BaseModel = Annotated[
-    Path | None,
-    typer.Option(
-        "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
-    ),
-]
 PresetName = Annotated[Preset | None, typer.Option(help="Settings that suit a style or a subject.")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
 Rank = Annotated[int | None, typer.Option(help="Inner width of the adapters.")]
@@ -45,6 +41,53 @@ PrintConfig = Annotated[
 
 PLACEHOLDERS = {"data": {"path": "path/to/images", "tag": "mytag"}, "output": {"name": "mylora"}}
 """What stands for options that were not given where settings are only printed."""
+
+
+@dataclass(frozen=True)
+class SettingsSources:
+    """Where the settings of a run come from, the later ones over the earlier ones."""
+
+    base: dict[str, Any]
+    """The preset's settings."""
+    file: Path | None
+    """The RUN.toml, or the saved settings of the run to resume."""
+    overrides: list[str]
+    """Options, as ``section.key=value``."""
+
+
+def collect_sources(
+    command: str,
+    file: Path | None,
+    flags: dict[str, Any],
+    sets: Sequence[str] | None,
+    preset: Preset | None,
+    resume: str | None,
+    print_config: bool,
+) -> SettingsSources:
+    """Collect the settings of a command that trains.
+
+    Args:
+        command: its name.
+        file: the RUN.toml.
+        flags: values of options by their settings' keys; None where not given.
+        sets: what ``--set`` gives.
+        preset: settings under all others.
+        resume: whether to go on with a run, whose settings are read where there is no file.
+        print_config: whether settings are only printed, which needs no options.
+
+    Raises:
+        ConfigError: there is no run to resume, or an option is missing.
+    """
+    overrides = [*as_overrides(flags), *(sets or [])]
+    base: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
+    name = flags["output.name"]
+    if file is None and resume is not None and name is not None:
+        file = saved_settings(name)
+    if print_config:
+        base |= PLACEHOLDERS
+    elif file is None:
+        require_options(command, overrides)
+    return SettingsSources(base, file, overrides)
 
 
 def saved_settings(out: str) -> Path:

@@ -1,7 +1,7 @@
 """``lorasmith sweep``: LoRAs that differ in settings, trained in parallel."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,13 +9,30 @@ from rich.table import Table
 
 from lorasmith.cli import run_options as options
 from lorasmith.cli.download import Download, fetch
-from lorasmith.cli.overrides import as_overrides
+from lorasmith.cli.options import ModelPath
 from lorasmith.cli.settings_command import SettingsCommand
-from lorasmith.config.presets import PRESETS
 
 if TYPE_CHECKING:
     from lorasmith.config.sweep import SweepConfig
     from lorasmith.reports.sweep_results import SweepResult
+
+
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        help="Try several values of a setting: section.key=value,value. May be repeated; the "
+        "values multiply.",
+    ),
+]
+MaxParallel = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train at most so many LoRAs at the same time.", show_default="8"),
+]
+OutName = Annotated[
+    str | None,
+    typer.Option(help="NAME writes into loras/NAME/, some/path/NAME into that folder."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,25 +42,12 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     run: options.RunFile = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--vary",
-            help="Try several values of a setting: section.key=value,value. May be repeated; the "
-            "values multiply.",
-        ),
-    ] = None,
-    max_parallel: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train at most so many LoRAs at the same time.", show_default="8"),
-    ] = None,
+    vary: Vary = None,
+    max_parallel: MaxParallel = None,
     data: options.Data = None,
     tag: options.Tag = None,
-    out: Annotated[
-        str | None,
-        typer.Option(help="NAME writes into loras/NAME/, some/path/NAME into that folder."),
-    ] = None,
-    model: options.BaseModel = None,
+    out: OutName = None,
+    model: ModelPath = None,
     preset: options.PresetName = None,
     steps: options.Steps = None,
     rank: options.Rank = None,
@@ -68,15 +72,10 @@ def sweep(
         "data.path": data, "data.tag": tag, "output.name": out, "model.path": model,
         "train.steps": steps, "lora.rank": rank,
     }  # fmt: skip
-    overrides = [*as_overrides(flags), *(sets or [])]
-    base: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
-    if run is None and resume is not None and out is not None:
-        run = options.saved_settings(out)
-    if print_config:
-        base |= options.PLACEHOLDERS
-    elif run is None:
-        options.require_options("sweep", overrides)
-    settings = load_sweep(run, overrides, parse_vary(vary or []), max_parallel, base)
+    sources = options.collect_sources("sweep", run, flags, sets, preset, resume, print_config)
+    settings = load_sweep(
+        sources.file, sources.overrides, parse_vary(vary or []), max_parallel, sources.base
+    )
     if print_config:
         typer.echo(dump_toml(settings), nl=False)
         return

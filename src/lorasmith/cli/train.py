@@ -1,17 +1,22 @@
 """``lorasmith train``: from a folder of captioned images to a LoRA file."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorasmith.cli import run_options as options
 from lorasmith.cli.download import Download, fetch
-from lorasmith.cli.overrides import as_overrides
+from lorasmith.cli.options import ModelPath
 from lorasmith.cli.settings_command import SettingsCommand
-from lorasmith.config.presets import PRESETS
 
 if TYPE_CHECKING:
     from lorasmith.config.features import FeaturesConfig
+
+
+OutName = Annotated[
+    str | None,
+    typer.Option(help="NAME writes loras/NAME.safetensors, some/path/NAME writes it there."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,11 +28,8 @@ def train(
     run: options.RunFile = None,
     data: options.Data = None,
     tag: options.Tag = None,
-    out: Annotated[
-        str | None,
-        typer.Option(help="NAME writes loras/NAME.safetensors, some/path/NAME writes it there."),
-    ] = None,
-    model: options.BaseModel = None,
+    out: OutName = None,
+    model: ModelPath = None,
     preset: options.PresetName = None,
     steps: options.Steps = None,
     rank: options.Rank = None,
@@ -56,15 +58,8 @@ def train(
         "data.path": data, "data.tag": tag, "output.name": out, "model.path": model,
         "train.steps": steps, "lora.rank": rank,
     }  # fmt: skip
-    overrides = [*as_overrides(flags), *(sets or [])]
-    base: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
-    if run is None and resume is not None and out is not None:
-        run = options.saved_settings(out)
-    if print_config:
-        base |= options.PLACEHOLDERS
-    elif run is None:
-        options.require_options("train", overrides)
-    settings = load_train_config(run, overrides, base)
+    sources = options.collect_sources("train", run, flags, sets, preset, resume, print_config)
+    settings = load_train_config(sources.file, sources.overrides, sources.base)
     if print_config:
         typer.echo(dump_toml(settings), nl=False)
         return

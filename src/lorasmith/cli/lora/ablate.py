@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lorasmith.cli.options import AsJson, Device, ModelPath
 from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,44 +29,48 @@ _MAX_IMAGES = 16
 """Real images that are used."""
 
 
+File = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Captioned images, a folder or a packed tar; their captions are the prompts.",
+        show_default="images that the LoRA generates",
+    ),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Generate this. Repeatable.", show_default="the file's tag"),
+]
+By = Annotated[
+    Literal["block", "piece", "kind"],
+    typer.Option(
+        help="block: down.1, mid, up.0; piece: IN04, MID, OUT05; kind: cross-attention, ff."
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", help="Also write a page with the bar chart.", show_default="none"),
+]
+Steps = Annotated[int, typer.Option(help="Denoising steps of generated images.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the images and their noise.")]
+
+
 def register(group: typer.Typer) -> None:
     """Add the command to those about LoRA files."""
     group.command("ablate")(ablate)
 
 
 def ablate(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Captioned images, a folder or a packed tar; their captions are the prompts.",
-            show_default="images that the LoRA generates",
-        ),
-    ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="Generate this. Repeatable.", show_default="the file's tag"),
-    ] = None,
-    by: Annotated[
-        Literal["block", "piece", "kind"],
-        typer.Option(
-            help="block: down.1, mid, up.0; piece: IN04, MID, OUT05; kind: cross-attention, ff."
-        ),
-    ] = "block",
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
-        ),
-    ] = None,
-    page: Annotated[
-        Path | None,
-        typer.Option("--html", help="Also write a page with the bar chart.", show_default="none"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
-    steps: Annotated[int, typer.Option(help="Denoising steps of generated images.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and their noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    file: File,
+    data: Data = None,
+    prompts: Prompts = None,
+    by: By = "block",
+    model: ModelPath = None,
+    page: Page = None,
+    as_json: AsJson = False,
+    steps: Steps = 20,
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Block ablation: disable a LoRA block by block and report how much each contributes.
 
@@ -98,7 +103,11 @@ def ablate(
         write_block_ablation_page(page.expanduser(), lora.path.name, result, by)
     if as_json:
         typer.echo(json.dumps({"file": str(file), "by": by, **asdict(result)}, indent=2))
-        return
+    else:
+        _print_result(lora, result, page)
+
+
+def _print_result(lora: "LoraFile", result: "AblationResult", page: Path | None) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=_FILE_WIDTH)
     console.print(_table(lora, result))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorasmith.cli.options import AsJson
 from lorasmith.core.terminal import escape_control_characters
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def register(group: typer.Typer) -> None:
 def diff(
     first: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two LoRAs: norms by block, distance, and metadata.
 

@@ -9,6 +9,23 @@ from rich.console import Console
 from lorasmith.cli.lora.options import EMBEDDED, Files, Precision, parse_weighted_lora
 from lorasmith.core.errors import ConfigError
 
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="A diffusers folder, a .safetensors file with a full model, a Hugging Face id in "
+        "the local cache, or `embedded` for the model that ships with lorasmith.",
+        show_default=False,
+    ),
+]
+OutFolder = Annotated[Path, typer.Option(help="The new model folder; must not exist.")]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option(
+        help="Fuse LoRAs that fit only in part, or say that they are for another family or "
+        "kind of prediction; what does not fit is listed as a warning."
+    ),
+]
+
 
 def register(group: typer.Typer) -> None:
     """Add the command to ``lorasmith lora``."""
@@ -16,24 +33,11 @@ def register(group: typer.Typer) -> None:
 
 
 def fuse(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A diffusers folder, a .safetensors file with a full model, a Hugging Face id in "
-            "the local cache, or `embedded` for the model that ships with lorasmith.",
-            show_default=False,
-        ),
-    ],
+    model: ModelName,
     files: Files,
-    out: Annotated[Path, typer.Option(help="The new model folder; must not exist.")] = ...,  # type: ignore[assignment]
+    out: OutFolder = ...,  # type: ignore[assignment]
     precision: Precision = "fp32",
-    allow_mismatch: Annotated[
-        bool,
-        typer.Option(
-            help="Fuse LoRAs that fit only in part, or say that they are for another family or "
-            "kind of prediction; what does not fit is listed as a warning."
-        ),
-    ] = False,
+    allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Fuse LoRAs into a model and save it as a new diffusers folder.
 

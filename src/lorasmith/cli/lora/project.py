@@ -1,11 +1,35 @@
 """``lorasmith lora project``: restrict a LoRA to its tag, for programs without gates."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lorasmith.cli.options import ModelPath
 from lorasmith.core.errors import ConfigError, OutputError
+
+File = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="The captioned images that it was trained on; only the captions count.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option(help="The new file; must not exist.", show_default=False)]
+Tag = Annotated[str | None, typer.Option(help="Its trigger word (tag).", show_default="the file's")]
+ClassWord = Annotated[
+    str | None,
+    typer.Option("--class", help="The class word.", show_default="the file's"),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="A text that it must not change. Repeatable."),
+]
+Strength = Annotated[
+    float, typer.Option(min=1e-6, help="Larger leaks less, and keeps less of the feature.")
+]
 
 
 def register(group: typer.Typer) -> None:
@@ -14,35 +38,14 @@ def register(group: typer.Typer) -> None:
 
 
 def project(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="The captioned images that it was trained on; only the captions count.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The new file; must not exist.", show_default=False)],
-    tag: Annotated[
-        str | None, typer.Option(help="Its trigger word (tag).", show_default="the file's")
-    ] = None,
-    class_word: Annotated[
-        str | None,
-        typer.Option("--class", help="The class word.", show_default="the file's"),
-    ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="A text that it must not change. Repeatable."),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "-m", "--model", help="Folder, .safetensors file or cached id.", show_default="embedded"
-        ),
-    ] = None,
-    strength: Annotated[
-        float, typer.Option(min=1e-6, help="Larger leaks less, and keeps less of the feature.")
-    ] = 1.0,
+    file: File,
+    data: Data,
+    out: Out,
+    tag: Tag = None,
+    class_word: ClassWord = None,
+    prompts: Prompts = None,
+    model: ModelPath = None,
+    strength: Strength = 1.0,
 ) -> None:
     """Restrict a LoRA's cross-attention keys and values to its tag.
 
@@ -56,26 +59,20 @@ def project(
     from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
     from lorasmith.adapters.gating.gate_metadata import read_gate
     from lorasmith.adapters.tools.kv_projection import measure_moments, project_layers
-    from lorasmith.data.reading.reader import read_rows
-    from lorasmith.data.tags import contains_tag, remove_tag
     from lorasmith.models.load import load_model
 
     target = out.expanduser()
     if target.exists():
         raise OutputError(f"{target} already exists and is not overwritten; choose another --out")
     lora = load_lora_file(file.expanduser())
-    facts = read_gate(lora)
-    tag, other = tag or facts.tag, facts.class_word if class_word is None else class_word
+    gate = read_gate(lora)
+    tag, other = tag or gate.tag, gate.class_word if class_word is None else class_word
     if not tag:
         raise ConfigError(f"{file}: the file does not say its tag; name it with --tag")
-    captions = list(dict.fromkeys(row.caption for row in read_rows(data.expanduser())))
-    texts = [caption for caption in captions if contains_tag(caption, tag)]
-    if not texts:
-        raise ConfigError(f"{data}: none of the captions has the tag {tag!r}; check --tag")
-    plain = [remove_tag(caption, tag, other) for caption in captions]
-    others = list(dict.fromkeys([*plain, other, "", *(prompts or [])]))
-    moments = measure_moments(load_model(model), tag, texts, others)
-    result = project_layers(lora.layers, moments, strength)
+    tagged, others = _read_texts(data.expanduser(), tag, other, prompts or [])
+    result = project_layers(
+        lora.layers, measure_moments(load_model(model), tag, tagged, others), strength
+    )
     name = target.name.removesuffix(".safetensors")
     metadata = {**lora.metadata, "ss_output_name": name, "modelspec.title": name}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,3 +82,22 @@ def project(
         f"do at other words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what "
         f"they do at the tag's, of which {result.retained:.0%} is kept"
     )
+
+
+def _read_texts(
+    data: Path, tag: str, class_word: str, prompts: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the captions with a tag, and texts that the LoRA must not change.
+
+    Raises:
+        ConfigError: no caption has the tag.
+    """
+    from lorasmith.data.reading.reader import read_rows
+    from lorasmith.data.tags import contains_tag, remove_tag
+
+    captions = list(dict.fromkeys(row.caption for row in read_rows(data)))
+    tagged = [caption for caption in captions if contains_tag(caption, tag)]
+    if not tagged:
+        raise ConfigError(f"{data}: none of the captions has the tag {tag!r}; check --tag")
+    plain = [remove_tag(caption, tag, class_word) for caption in captions]
+    return tagged, list(dict.fromkeys([*plain, class_word, "", *prompts]))

@@ -15,6 +15,7 @@ from rich.tree import Tree
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.model.convert import convert
 from lorasmith.cli.model.targets_table import coverage_json, coverage_table
+from lorasmith.cli.options import AsJson
 from lorasmith.config.lora import LoraConfig
 
 if TYPE_CHECKING:
@@ -27,6 +28,27 @@ _SIZE_OF_HALF = 2
 _FILE_WIDTH = 160
 
 
+ModelName = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A diffusers folder, a .safetensors file with a full model, or a Hugging Face id "
+        "in the local cache.",
+        show_default="the embedded model",
+    ),
+]
+LoraRank = Annotated[
+    int | None, typer.Option(metavar="RANK", help="Also show what a LoRA of this rank costs.")
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TARGET[,TARGET]",
+        help="Only show what a LoRA on these layers takes: presets such as attention, "
+        "all-linear+conv, text-encoder, up.1, or patterns.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the ``model`` commands to the application."""
     room = typer.Typer(help="Look into models, and convert them.", no_args_is_help=True)
@@ -36,27 +58,11 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    model: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A diffusers folder, a .safetensors file with a full model, or a Hugging Face id "
-            "in the local cache.",
-            show_default="the embedded model",
-        ),
-    ] = None,
-    lora: Annotated[
-        int | None, typer.Option(metavar="RANK", help="Also show what a LoRA of this rank costs.")
-    ] = None,
-    targets: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TARGET[,TARGET]",
-            help="Only show what a LoRA on these layers takes: presets such as attention, "
-            "all-linear+conv, text-encoder, up.1, or patterns.",
-        ),
-    ] = None,
+    model: ModelName = None,
+    lora: LoraRank = None,
+    targets: Targets = None,
     download: Download = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a model is and its parts: the U-Net as a tree, its layers by kind, VAE, text side.
 
@@ -87,12 +93,18 @@ def info(
         tree = _summary_json(summary, hashed) | _as_json(parts, lora)
         typer.echo(json.dumps(tree, indent=2))
         return
+    _print_model(console, summary, hashed, parts, lora)
+
+
+def _print_model(
+    console: Console, summary: "ModelInfo", hashed: str, parts: "ModelSummary", rank: int | None
+) -> None:
     console.print(_summary_text(summary, hashed), soft_wrap=True, highlight=False)
     console.print(_tree(parts.unet))
     console.print(_shares(parts))
     console.print(_brief(parts), soft_wrap=True, highlight=False)
-    if lora is not None:
-        console.print(_costs(parts, lora))
+    if rank is not None:
+        console.print(_costs(parts, rank))
 
 
 def _show_targets(

@@ -15,32 +15,36 @@ SINGLE = ".safetensors"
 EMBEDDED_NAME = "embedded"
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN",
+        help="A diffusers folder, a .safetensors file with a full model, a Hugging Face id, "
+        "or `embedded`.",
+    ),
+]
+Target = Annotated[
+    Path,
+    typer.Argument(help="NAME.safetensors writes a single file, anything else a diffusers folder."),
+]
+Precision = Annotated[
+    Literal["keep", "fp32", "fp16", "bf16"],
+    typer.Option(help="Number format of all weights; keep leaves each as it is."),
+]
+Prediction = Annotated[
+    Literal["epsilon", "v_prediction"] | None,
+    typer.Option(
+        help="What the model predicts, where its file does not say or is wrong.",
+        show_default="as the file says, else measured",
+    ),
+]
+
+
 def convert(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="IN",
-            help="A diffusers folder, a .safetensors file with a full model, a Hugging Face id, "
-            "or `embedded`.",
-        ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Argument(
-            help="NAME.safetensors writes a single file, anything else a diffusers folder."
-        ),
-    ],
-    precision: Annotated[
-        Literal["keep", "fp32", "fp16", "bf16"],
-        typer.Option(help="Number format of all weights; keep leaves each as it is."),
-    ] = "keep",
-    prediction: Annotated[
-        Literal["epsilon", "v_prediction"] | None,
-        typer.Option(
-            help="What the model predicts, where its file does not say or is wrong.",
-            show_default="as the file says, else measured",
-        ),
-    ] = None,
+    model: Source,
+    out: Target,
+    precision: Precision = "keep",
+    prediction: Prediction = None,
     download: Download = False,
 ) -> None:
     """Turn a diffusers folder into a single file in the original naming, or the other way round.
@@ -52,13 +56,7 @@ def convert(
 
     Example: `lorasmith model convert models/photo photo-fp16.safetensors --precision fp16`
     """
-    target = out.expanduser()
-    if target.suffix.lower() in PICKLE_SUFFIXES:
-        raise ConfigError(
-            f"{target}: pickled files are not written; end the name in {SINGLE}, or name a folder"
-        )
-    if target.exists() or target.is_symlink():
-        raise OutputError(f"{target}: something is there already; choose another name")
+    target = _check_target(out.expanduser())
     with Console(stderr=True).status("opening the model"):
         from lorasmith.core.device import compute_dtype
         from lorasmith.models.files.convert import read_contents, save_folder, save_single_file
@@ -78,6 +76,17 @@ def convert(
     typer.echo(f"{target}: {contents.variant.title} as a {kind}")
     for line in _left_out(source.unused):
         typer.echo(line)
+
+
+def _check_target(target: Path) -> Path:
+    """Return a target, refusing pickles and what exists."""
+    if target.suffix.lower() in PICKLE_SUFFIXES:
+        raise ConfigError(
+            f"{target}: pickled files are not written; end the name in {SINGLE}, or name a folder"
+        )
+    if target.exists() or target.is_symlink():
+        raise OutputError(f"{target}: something is there already; choose another name")
+    return target
 
 
 def _left_out(names: tuple[str, ...]) -> list[str]:
