@@ -62,17 +62,7 @@ def save_checkpoint(
     temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_tensors(temporary / "tensors.safetensors", tensors, {"schema": str(SCHEMA)})
-        _write_synced(temporary / "state.json", json.dumps({"step": step, **state}))
-        names = ("tensors.safetensors", "state.json")
-        manifest = {
-            "schema": SCHEMA,
-            "sha256": {name: sha256_file(temporary / name) for name in names},
-        }
-        _write_synced(temporary / MANIFEST, json.dumps(manifest))
-        fsync_folder(temporary)
+        _write_contents(temporary, tensors, {"step": step, **state})
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
         fsync_folder(folder)
@@ -81,11 +71,30 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     verify_checkpoint(target)
-    saved = list_checkpoints(folder)
-    position = saved.index(target)
-    for outdated in [*saved[position + 1 :], *saved[: max(0, position + 1 - keep)]]:
-        _remove(outdated)
+    _prune(folder, target, keep)
     return target
+
+
+def _write_contents(
+    folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
+) -> None:
+    """Write the files of a checkpoint, the manifest last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    save_tensors(folder / "tensors.safetensors", tensors, {"schema": str(SCHEMA)})
+    _write_synced(folder / "state.json", json.dumps(state))
+    names = ("tensors.safetensors", "state.json")
+    manifest = {"schema": SCHEMA, "sha256": {name: sha256_file(folder / name) for name in names}}
+    _write_synced(folder / MANIFEST, json.dumps(manifest))
+    fsync_folder(folder)
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove all checkpoints but the last ``keep`` up to ``newest``."""
+    saved = list_checkpoints(folder)
+    index = saved.index(newest)
+    for outdated in [*saved[index + 1 :], *saved[: max(0, index + 1 - keep)]]:
+        _remove(outdated)
 
 
 def _remove(path: Path) -> None:

@@ -75,21 +75,30 @@ def evaluate(
     folder = None if out is None else ensure_writable_folder(Path(out).expanduser())
     concepts = [target.to_concept(_to_path(data), class_word) for target in eval_targets]
     extractor = load_feature_extractor(_to_path(feature_extractor))
-    opened = load_model(_base_model(_to_path(model), eval_targets))
-    opened = opened.to(pick_device(device), compute_dtype(precision))
-    generator = ImageGenerator(opened, options or SamplingOptions(batch_size=8), progress)
+    base_model = _load_base_model(_to_path(model), eval_targets, device, precision)
+    generator = ImageGenerator(base_model, options or SamplingOptions(batch_size=8), progress)
     evaluator = Evaluator(generator, extractor, range(first_seed, first_seed + num_seeds))
-    choices, concepts = _choose_files(evaluator, eval_targets, concepts, max_leak)
+    evaluation = _evaluate(paths, evaluator, eval_targets, concepts, max_leak)
+    if folder is not None:
+        write_evaluation(folder, evaluation)
+    return evaluation
+
+
+def _evaluate(
+    paths: Sequence[Path],
+    evaluator: Evaluator,
+    targets: Sequence[EvalTarget],
+    concepts: Sequence[EvalConcept],
+    max_leak: float | None,
+) -> Evaluation:
+    choices, concepts = _choose_files(evaluator, targets, concepts, max_leak)
     name = ", ".join(path.resolve().stem for path in paths)
-    evaluation = Evaluation(
-        context=_describe(name, evaluator, opened, max_leak),
+    return Evaluation(
+        context=_describe(name, evaluator, evaluator.generator.model, max_leak),
         results=evaluator.measure(concepts),
         choices=choices,
         image_tables=make_image_tables(evaluator, concepts),
     )
-    if folder is not None:
-        write_evaluation(folder, evaluation)
-    return evaluation
 
 
 def default_output_folder(targets: Sequence[str | Path]) -> Path:
@@ -102,7 +111,17 @@ def _to_path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path).expanduser()
 
 
-def _base_model(model: Path | None, targets: Sequence[EvalTarget]) -> Path | None:
+def _load_base_model(
+    model: Path | None,
+    targets: Sequence[EvalTarget],
+    device: str,
+    precision: Literal["fp32", "fp16", "bf16"],
+) -> "Model":
+    opened = load_model(_find_base_model(model, targets))
+    return opened.to(pick_device(device), compute_dtype(precision))
+
+
+def _find_base_model(model: Path | None, targets: Sequence[EvalTarget]) -> Path | None:
     """Return the base model to use, or None for the embedded one.
 
     Raises:

@@ -3,7 +3,9 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from lorasmith.config.old_keys import CONFIG_VERSION, VERSION_KEY
@@ -28,6 +30,9 @@ from lorasmith.training.run_plan import DeviceContext, RunPlan
 from lorasmith.training.state import ExportInfo, TrainerState
 from lorasmith.training.step_data import StepData
 from lorasmith.training.train_step import DiffusionLoss, TrainStep
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def build_state(
@@ -57,9 +62,7 @@ def build_state(
     loss = _build_loss(model, train, routing, plan.loss_fn)
     groups = method.parameter_groups(trainable, train)
     optimized, base_lrs = _build_optimizer(trainable, groups, train)
-    # A scaler's state is that of one optimizer's gradients: LoRAs do not share it.
-    scaler = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler)
-    all_reduce = partial(all_reduce_sum, accelerator) if accelerator.num_processes > 1 else None
+    scaler = _copy_scaler(accelerator)
     return TrainerState(
         paths=plan.paths,
         train=train,
@@ -73,14 +76,7 @@ def build_state(
         optimized=optimized,
         loss=loss,
         step_data=_build_step_data(plan, context, loss, dataset, preservation_sets),
-        train_step=TrainStep(
-            loss,
-            trainable.parameters(),
-            optimized.optimizer,
-            train.max_grad_norm,
-            all_reduce,
-            scaler,
-        ),
+        train_step=_build_train_step(plan, context, loss, trainable, optimized, scaler),
         lr_factor=_build_lr_factor(train),
         base_lrs=base_lrs,
         param_group_names=[group.name for group in groups],
@@ -88,6 +84,31 @@ def build_state(
         dropout=config.lora.dropout,
         scaler=scaler,
         frozen_hashes={feature.file.path.name: feature.weights_hash for feature in frozen},
+    )
+
+
+def _copy_scaler(accelerator: "Accelerator") -> torch.amp.GradScaler | None:
+    # A scaler's state is that of one optimizer's gradients: LoRAs do not share it.
+    return None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler)
+
+
+def _build_train_step(
+    plan: RunPlan,
+    context: DeviceContext,
+    loss: DiffusionLoss,
+    trainable: TrainableModules,
+    optimized: OptimizedModule,
+    scaler: torch.amp.GradScaler | None,
+) -> TrainStep:
+    accelerator = context.accelerator
+    all_reduce = partial(all_reduce_sum, accelerator) if accelerator.num_processes > 1 else None
+    return TrainStep(
+        loss,
+        trainable.parameters(),
+        optimized.optimizer,
+        plan.config.train.max_grad_norm,
+        all_reduce,
+        scaler,
     )
 
 

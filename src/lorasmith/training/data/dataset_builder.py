@@ -82,8 +82,6 @@ def build_dataset(
     split = split or split_dataset(data)
     _warn_about_unused_masks(data, model)
     cache_root = _cache_root(data)
-    num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
-    dtype = compute_dtype(train.mixed_precision)
     _move_encoders(model, vae_device=device, text_device=device)
     builder = _Builder(
         model=model,
@@ -95,14 +93,24 @@ def build_dataset(
         images_per_step=train.images_per_step(num_processes),
         masks_loss=train.loss.masked,
         vae_encoder=VaeEncoder(model.vae, model.vae_scale_factor, cache_root),
-        caption_encoder=CaptionEncoder(model, dtype, device, gating.token_mask_fn, num_chunks),
+        caption_encoder=_create_caption_encoder(model, data, train, split, gating, device),
         cache_root=cache_root,
         encodes_text_in_step=encodes_text_in_step,
     )
-    validation = builder.validation(split.validation_rows) if split.validation_rows else None
-    dataset = replace(builder.train(split), validation=validation)
-    offload_unused_encoders(model, [dataset], encodes_text_in_step)
-    return dataset
+    return builder.build(split)
+
+
+def _create_caption_encoder(
+    model: "Model",
+    data: DataConfig,
+    train: TrainerConfig,
+    split: DatasetSplit,
+    gating: CaptionGating,
+    device: torch.device,
+) -> CaptionEncoder:
+    num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
+    dtype = compute_dtype(train.mixed_precision)
+    return CaptionEncoder(model, dtype, device, gating.token_mask_fn, num_chunks)
 
 
 def offload_unused_encoders(
@@ -169,6 +177,14 @@ class _Builder:
         if not self.cache_root:
             return ["" for _ in self.model.text_encoders]
         return [hash_module(encoder) for encoder in self.model.text_encoders]
+
+    def build(self, split: DatasetSplit) -> TrainDataset:
+        """Return the training images with the validation images; frees encoders afterwards."""
+        rows = split.validation_rows
+        validation = self.validation(rows) if rows else None
+        dataset = replace(self.train(split), validation=validation)
+        offload_unused_encoders(self.model, [dataset], self.encodes_text_in_step)
+        return dataset
 
     def train(self, split: DatasetSplit) -> TrainDataset:
         rows = [*split.train_rows, *split.class_rows]
