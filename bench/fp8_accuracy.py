@@ -1,17 +1,17 @@
-"""Does a LoRA learn the same where the frozen model multiplies in 8 bits?
+"""FP8 accuracy: does a LoRA train as well where the frozen model computes in FP8?
 
     python bench/fp8_accuracy.py --out bench/out/fp8
 
 Trains the demo's style on the embedded model in float32, in bfloat16 and in bfloat16 with
-`train.fp8`, each with several seeds, and compares what is learned. A seed fixes pictures, noise and
-the adapters' start, so that runs of one seed differ by rounding only. Every linear layer of the
-U-Net multiplies in 8 bits here, of any size: in a real run only the largest do.
+`train.fp8`, each with several seeds, and compares the results. A seed fixes images, noise and the
+adapters' initialisation, so runs with the same seed differ only by rounding. Here every linear
+layer of the U-Net computes in FP8, of any size; in a real run only the largest do.
 
-- held out: loss of the held-out pictures on fixed noise after training, as a share of the base's.
-- loss: mean of the last third of the steps, for each seed.
+- validation: validation loss after training, as a share of the base model's.
+- loss: mean over the last third of the steps, for each seed.
 - curve: mean over the steps of |loss - loss of the bfloat16 run of that seed|, as a share of it.
-- apart: distance of the learned changes of the weights from those of the bfloat16 run of that seed,
-  as a share of their length; *other seeds*: the same between bfloat16 runs of different seeds.
+- weights: distance of the learned weight changes from those of the bfloat16 run of that seed, as a
+  share of their norm; *other seeds*: the same between bfloat16 runs with different seeds.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from lorasmith.ops import fp8
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {"mixed_precision": "fp32"},
     "bfloat16": {"mixed_precision": "bf16"},
-    "8 bits": {"mixed_precision": "bf16", "fp8": True},
+    "FP8": {"mixed_precision": "bf16", "fp8": True},
 }
 Found = dict[tuple[str, int], dict[str, Any]]
 
@@ -75,7 +75,7 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     lines = [json.loads(one) for one in (folder / "log.jsonl").read_text().splitlines()]
     held_out = [one["held_out"] for one in lines if "held_out" in one]
     base = [one["held_out_base"] for one in lines if "held_out_base" in one]
-    print(f"{kind}, seed {seed}: held out {held_out[-1]:.4f}", flush=True)
+    print(f"{kind}, seed {seed}: validation loss {held_out[-1]:.4f}", flush=True)
     return {
         "losses": [one["loss"] for one in lines if "loss" in one],
         "held_out": held_out[-1] / (base or held_out)[0],
@@ -84,7 +84,7 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def changes(file: Path) -> torch.Tensor:
-    """Return the changes of all weights that a kohya file makes, one after the other."""
+    """Return the weight changes of a kohya file, flattened and concatenated."""
     found = load_file(file)
     return torch.cat(
         [
@@ -99,7 +99,7 @@ def changes(file: Path) -> torch.Tensor:
 
 
 def compared(found: Found, seeds: int) -> list[dict[str, Any]]:
-    """Return a row for each kind."""
+    """Return a row for each precision."""
     others = [
         _apart(found["bfloat16", a]["change"], found["bfloat16", b]["change"])
         for a, b in itertools.permutations(range(seeds), 2)
@@ -124,7 +124,7 @@ def compared(found: Found, seeds: int) -> list[dict[str, Any]]:
 
 
 def _third(one: dict[str, Any]) -> int:
-    """Return how many steps a third of a run are."""
+    """Return the number of steps in a third of a run."""
     return max(1, len(one["losses"]) // 3)
 
 
@@ -138,8 +138,8 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the figures as Markdown."""
-    lines = ["| | held out | loss | curve | apart | other seeds |", "|---|---|---|---|---|---|"]
+    """Return the results as Markdown."""
+    lines = ["| | validation | loss | curve | weights | other seeds |", "|---|---|---|---|---|---|"]
     for row in rows:
         cells = [row["kind"], _spread(row["held_out"]), _spread(row["loss"]), _mean(row["curve"])]
         lines.append(
@@ -168,7 +168,7 @@ def _options() -> argparse.Namespace:
     if options.device == "cuda" and not (
         torch.cuda.is_available() and fp8.is_available(torch.device("cuda"))
     ):
-        sys.exit("skipped: this needs a GPU that multiplies in 8 bits (--device cpu tries it)")
+        sys.exit("skipped: this needs a GPU with FP8 (--device cpu tries it without one)")
     return options
 
 

@@ -1,4 +1,4 @@
-"""Models of published sizes with random weights: speed does not depend on values."""
+"""Models of published sizes with random weights: speed does not depend on their values."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ _MINIATURE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _NARROW_VAE = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8}
 TFLOP = {"sd15": 0.803, "sdxl": 6.761}
-"""Of one forward pass for one picture of the model's own size, in 10^12 operations."""
+"""Of one forward pass for one image of the model's native size, in 10^12 operations."""
 SIDE = {name: variant.native_size for name, variant in VARIANTS.items()}
 
 
@@ -79,7 +79,7 @@ def make_unet(name: str, device: torch.device, dtype: torch.dtype, tiny: bool = 
 
 
 class Inputs:
-    """One batch of a model's own size, made up, on the device."""
+    """A random batch of the model's native size, on the device."""
 
     def __init__(self, name: str, unet: Any, batch: int, seed: int = 1, side: int = 0) -> None:
         device, dtype = unet.device, unet.dtype
@@ -96,7 +96,7 @@ class Inputs:
 
 
 class MadeUp:
-    """What `lorasmith.training.joint_step.JointTrainStep` needs of a run, on made-up pictures."""
+    """What `lorasmith.training.joint_step.JointTrainStep` needs of a run, on random images."""
 
     is_main = True
 
@@ -142,11 +142,11 @@ class MadeUp:
         )
 
     def begin_step(self) -> torch.Tensor:
-        """Return the numbers of the next step's pictures."""
+        """Return the indices of the next step's images."""
         return torch.arange(len(self._inputs.clean))
 
     def microbatches(self, numbers: torch.Tensor) -> Any:
-        """Yield the step's only part."""
+        """Yield the step's only microbatch."""
         own, count = self._inputs, len(numbers)
         weight = torch.ones(count, device=self.device)
         batch = Batch(own.clean, weight, numbers, own.context, own.pooled, own.time_ids)
@@ -169,14 +169,14 @@ def adapters(name: str, unet: Any, rank: int, seed: int = 0) -> TrainableLora:
 
 
 def _towers(name: str) -> dict[str, Any]:
-    """Return the text encoders' shapes, by which a family is told from another."""
+    """Return the text encoders' shapes, which identify the family."""
     with torch.device("meta"):
         second = _network(name, "text_encoder_2") if name == "sdxl" else None
         return {"text_encoder": _network(name, "text_encoder"), "text_encoder_2": second}
 
 
 def write_model(name: str, folder: Path, device: torch.device, tiny: bool = False) -> Path:
-    """Write a whole model in diffusers' layout, in bfloat16, unless it is there already."""
+    """Write a full model in diffusers' layout, in bfloat16, unless it exists."""
     index = folder / "model_index.json"
     if index.is_file():
         return folder

@@ -1,8 +1,8 @@
-"""How much memory of its own a model takes while it is loaded (RssAnon, Linux only).
+"""How much private memory (RssAnon, Linux only) loading a model takes.
 
-A file with SDXL's true names and shapes is written without its bytes, a hole in the file that reads
-as zeros: what is measured does not depend on values. A fresh process opens it and loads it, while a
-thread reads RssAnon, the memory that is mapped to no file, a thousand times a second.
+Writes a sparse file with SDXL's tensor names and shapes, whose data read as zeros: the result does
+not depend on values. A fresh process loads it, while a thread reads RssAnon, the memory that is not
+mapped to a file, a thousand times a second.
 
     python bench/load_memory.py [sdxl] [BF16]
 """
@@ -22,7 +22,7 @@ _MEBIBYTE = 2**20
 
 
 def own_memory() -> int:
-    """Return the bytes of this process that no file is mapped to."""
+    """Return the process's private memory (RssAnon) in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -30,7 +30,7 @@ def own_memory() -> int:
 
 
 def measure(path: str) -> dict[str, float]:
-    """Load a model in bfloat16; return its size and the memory it took, in MiB, and seconds."""
+    """Load a model in bfloat16; return its size and peak private memory in MiB, and the seconds."""
     import diffusers
     import torch
     import transformers
@@ -67,14 +67,14 @@ def measure(path: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Write the files one after the other and measure each in a process of its own."""
+    """Write the files one after the other and measure each in a separate process."""
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2])))
         return
     from true_files import file_shapes, write_sparse
 
     name = sys.argv[1] if len(sys.argv) > 1 else "sdxl"
-    print(f"{name} loaded in bfloat16; MiB of memory of its own (RssAnon)")
+    print(f"{name} loaded in bfloat16; MiB of private memory (RssAnon)")
     for dtype in sys.argv[2:] or STORED:
         with tempfile.TemporaryDirectory() as folder:
             path = write_sparse(Path(folder) / "model.safetensors", file_shapes(name), dtype)

@@ -1,17 +1,17 @@
-"""Does a LoRA learn a style from 24 pictures? Measured where every thing has a true picture.
+"""Does a LoRA learn a style from 24 images? Compared with the real images of other things.
 
     python bench/lora_quality.py --data emoji128.tar --out bench/out/quality
 
-The demo's 24 pictures (Fluent Emoji High Contrast) are trained on with default settings. 64 other
-things are then drawn with the tag, and compared with the true pictures of these things in that
-style. Prints a table, writes ``lora_quality.json`` and ``sheet.png``.
+Trains with default settings on the demo's 24 images (Fluent Emoji High Contrast), generates 64
+other things with the tag, and compares them with the real images of these things in that style.
+Prints a table, writes ``lora_quality.json`` and ``sheet.png``.
 
-- similarity: cosine of the embedded image tower's embeddings, drawn against true, mean over the 64.
-  *base* is the base model with the same prompts and seeds. The *ceiling* is real to real: for each
-  true picture, the most similar other real picture of the style.
-- verdict: share of the drawn pictures that a classifier takes for the new style. It was trained on
-  real pictures only, none of them of the 24 or the 64; its accuracy is measured on concepts that it
-  was not trained on.
+- similarity: cosine of the embedded image encoder's embeddings, generated against real, mean over
+  the 64. *base* is the base model with the same prompts and seeds. The *ceiling* compares real
+  images: for each real image, the most similar other one of the style.
+- verdict: share of the generated images that a classifier assigns to the new style. It was trained
+  on real images only, none of them of the 24 or the 64; its accuracy is measured on concepts that
+  it was not trained on.
 """
 
 import argparse
@@ -43,20 +43,20 @@ CONCEPTS = 64
 SIDE = 128
 STEPS, GUIDANCE = 20, 3.0
 PER_KNOWN_STYLE, PER_NEW_STYLE = 150, 500
-"""Real pictures of each style that the classifier gets."""
+"""Real images of each style that the classifier gets."""
 AIMS = {"judged_in_style": 0.9, "way_to_ceiling": 0.5, "judge_accuracy": 0.9, "seconds": 400.0}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who sees which real pictures."""
+    """Which real images are for what."""
 
     shown: list[Row]
-    """The 64: things to be drawn, with their true pictures."""
+    """The 64 things to generate, with their real images."""
     style: list[Row]
-    """All other pictures of the style but the 24."""
+    """All other images of the style, without the 24."""
     judge: list[Row]
-    """What the classifier is made from."""
+    """The classifier's training images."""
 
 
 def main() -> None:
@@ -69,9 +69,9 @@ def main() -> None:
     split = split_rows(read_rows(options.data), options.concepts)
     tower = load_image_encoder()
     judge = train_judge(tower, split.judge, SIDE)
-    print(f"judge: {judge.accuracy:.3f} right on {judge.validated_on} pictures of new concepts")
+    print(f"judge: {judge.accuracy:.3f} right on {judge.validated_on} images of new concepts")
     file, seconds = _train(out, options.steps)
-    drawn = _draw(file, split.shown, options.drawing_steps)
+    drawn = _draw(file, split.shown, options.num_inference_steps)
     results = measure(tower, judge, split, drawn) | {
         "training_seconds": round(seconds, 1),
         "judge_accuracy": round(judge.accuracy, 4),
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def split_rows(rows: Sequence[Row], concepts: int) -> Split:
-    """Divide the real pictures by concept, so that nobody is judged on what he was shown."""
+    """Split the real images by concept, so that no concept is both trained on and judged."""
     taught = {" ".join(path.stem.split("-")) for path in DEMO_DATA.glob("*.png")}
     known = {row.columns["name"] for row in rows if row.columns["role"] == "base"}
     style = [row for row in rows if row.columns["style"] == STYLE]
@@ -108,7 +108,7 @@ def split_rows(rows: Sequence[Row], concepts: int) -> Split:
 
 
 def _some(rows: Sequence[Row]) -> list[Row]:
-    """Return so many pictures of each style, chosen by lot."""
+    """Return a random selection of images of each style."""
     styles = sorted({row.columns["style"] for row in rows})
     chosen: list[Row] = []
     for style in styles:
@@ -122,7 +122,7 @@ def _some(rows: Sequence[Row]) -> list[Row]:
 
 
 def _train(out: Path, steps: int | None) -> tuple[Path, float]:
-    """Train with default settings; return the LoRA and the seconds from start to end."""
+    """Train with default settings; return the LoRA and the seconds."""
     for old in (out / f"{TAG}.safetensors", out / TAG):
         if old.is_dir():
             shutil.rmtree(old)
@@ -140,7 +140,7 @@ def _train(out: Path, steps: int | None) -> tuple[Path, float]:
 
 
 def _draw(file: Path, shown: Sequence[Row], steps: int) -> dict[str, list[Image.Image]]:
-    """Draw everything with the base model, with the tag, and without the tag."""
+    """Generate everything with the base model, with the tag, and without the tag."""
     plain = [row.caption.removesuffix(f", {STYLE_WORDS}") for row in shown]
     tagged = [f"{words}, {TAG} style" for words in plain]
     pipe = lorasmith.load_pipeline()
@@ -191,7 +191,7 @@ def _embedded(tower: ImageEncoder, rows: Sequence[Row]) -> torch.Tensor:
 
 
 def _write(results: dict[str, Any], out: Path) -> None:
-    """Print the table and the aims, and write the JSON."""
+    """Print the table and the targets, and write the JSON."""
     print(f"\n{results['concepts']} things that were not among the 24")
     print(f"{'':12}{'similarity':>12}{'in style':>10}")
     for name in ("base", "untagged", "tagged"):
@@ -207,13 +207,13 @@ def _write(results: dict[str, Any], out: Path) -> None:
     for name, aim in AIMS.items():
         met = reached[name] < aim if name == "seconds" else reached[name] >= aim
         sign = "<" if name == "seconds" else ">="
-        print(f"{name}: {reached[name]:.3g} (aim {sign} {aim:g}, {'met' if met else 'NOT met'})")
+        print(f"{name}: {reached[name]:.3g} (target {sign} {aim:g}, {'met' if met else 'NOT met'})")
     (out / "lora_quality.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"{out / 'lora_quality.json'}, {out / 'sheet.png'}")
 
 
 def _sheet(shown: Sequence[Row], drawn: dict[str, list[Image.Image]]) -> Image.Image:
-    """Return base, tagged and true picture of everything, side by side."""
+    """Return a sheet with the base model's, the tagged and the real image of everything."""
     true = tensor_to_pil(uint8_to_signed(load_square_images(shown, SIDE)))
     triples = zip(drawn["base"], drawn["tagged"], true, shown, strict=True)
     cells = [((a, b, c), row.caption.split(",")[0]) for a, b, c, row in triples]
@@ -221,7 +221,7 @@ def _sheet(shown: Sequence[Row], drawn: dict[str, list[Image.Image]]) -> Image.I
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return a description of machine and software."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -237,8 +237,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("emoji128.tar"), help="packed emoji data")
     parser.add_argument("--out", type=Path, default=Path("bench/out/quality"))
     parser.add_argument("--steps", type=int, help="training steps, if not the default")
-    parser.add_argument("--concepts", type=int, default=CONCEPTS, help="things to draw")
-    parser.add_argument("--drawing-steps", type=int, default=STEPS)
+    parser.add_argument("--concepts", type=int, default=CONCEPTS, help="things to generate")
+    parser.add_argument("--num-inference-steps", type=int, default=STEPS)
     return parser.parse_args()
 
 

@@ -1,18 +1,18 @@
-"""Steps per second and memory of `lorasmith train` beside the public recipe, peft with diffusers.
+"""Steps per second and memory of `lorasmith train` and of the public recipe, peft with diffusers.
 
     python bench/lora_speed.py --pairs 7 --out bench/out/speed
 
 Both train rank 16 on all attention projections of the embedded model's U-Net (or of ``--model``),
-on the same pictures and captions, with AdamW, clipping at 1, the same batch size and number format,
-in this one process. Blocks of steps alternate, and so does who begins; the figure is the median of
-the ratios of neighbouring blocks, which a machine that is busy with something else disturbs least.
+on the same images and captions, with AdamW, clipping at 1, the same batch size and dtype, in one
+process. Blocks of steps alternate, and so does their order; the figure is the median ratio of
+neighbouring blocks, which is robust to other load on the machine.
 
-- *recipe*: as it is published: each step encodes its pictures and captions.
-- *recipe, cached*: the same with latents and text embeddings computed once, as lorasmith has them.
-  This is the fair comparison, and the one that the aim is about.
+- *recipe*: as published: each step encodes its images and captions.
+- *recipe, cached*: the same with latents and text embeddings computed once, as in lorasmith. This
+  is the fair comparison, and the one that the target is for.
 
-Memory is measured in a process for each, which does nothing else: what its steps need on top of the
-loaded model (``ru_maxrss`` cannot go back, so a process that has done both would not tell).
+Memory is measured in a separate process for each: what its steps need on top of the loaded model
+(``ru_maxrss`` never falls, so one process cannot measure both).
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
 
 @contextmanager
 def lorasmith_steps(options: argparse.Namespace) -> Iterator[Step]:
-    """Yield a function that takes one step as `lorasmith train` does, its data included."""
+    """Yield a function that takes one step of `lorasmith train`, data included."""
     with tempfile.TemporaryDirectory() as folder:
         tree = {
             "data": {"path": DEMO_DATA, "tag": TAG, "validation_split": 0.0, "cache": False},
@@ -90,13 +90,13 @@ def lorasmith_steps(options: argparse.Namespace) -> Iterator[Step]:
 
 @contextmanager
 def recipe_steps(options: argparse.Namespace) -> Iterator[Step]:
-    """Yield one step of the recipe as it is published."""
+    """Yield one step of the recipe as published."""
     yield _recipe(options, cached=False)
 
 
 @contextmanager
 def cached_recipe_steps(options: argparse.Namespace) -> Iterator[Step]:
-    """Yield one step of the recipe with latents and text embeddings computed before."""
+    """Yield one step of the recipe with precomputed latents and text embeddings."""
     yield _recipe(options, cached=True)
 
 
@@ -170,7 +170,7 @@ Blocks = dict[str, list[float]]
 
 
 def _measure(steps: dict[str, Step], options: argparse.Namespace) -> tuple[Blocks, Blocks]:
-    """Return the seconds per step by the clock, and those that the processors worked."""
+    """Return the wall and CPU seconds per step."""
     for step in steps.values():
         _block(step, options.warmup)
     blocks: Blocks = {name: [] for name in steps}
@@ -186,7 +186,7 @@ def _measure(steps: dict[str, Step], options: argparse.Namespace) -> tuple[Block
 
 
 def _block(step: Step, count: int) -> tuple[float, float]:
-    """Take steps; return seconds per step by the clock and by the processors' work."""
+    """Take steps; return wall and CPU seconds per step."""
     started, worked = time.perf_counter(), time.process_time()
     for _ in range(count):
         step()
@@ -215,7 +215,7 @@ def _figures(blocks: Blocks, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_own_process(name: str) -> float | None:
-    """Return what the steps of one contender need, measured in a process of its own."""
+    """Return the memory that one contender's steps need, measured in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--memory", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     mib: float | None = json.loads(done.stdout.strip().splitlines()[-1])["mib"]
@@ -223,7 +223,7 @@ def _in_own_process(name: str) -> float | None:
 
 
 def _memory(name: str, options: argparse.Namespace) -> float | None:
-    """Return the peak above the loaded model in MiB; None where it cannot be told."""
+    """Return the peak above the loaded model in MiB; None where it cannot be measured."""
     with CONTENDERS[name](options) as step:
         if torch.cuda.is_available():
             before = torch.cuda.memory_allocated()
@@ -254,9 +254,9 @@ def _write(results: dict[str, Any], out: Path) -> None:
         print(f"{name:16}{speed:10.3f}{told:>14}{memory if memory is None else round(memory):>12}")
     reached = results["median_ratio"]["recipe, cached"]
     met = "met" if reached >= AIM else "NOT met"
-    print(f"median of {results['pairs']} pairs: {reached:.3f} (aim >= {AIM:g}, {met})")
+    print(f"median of {results['pairs']} pairs: {reached:.3f} (target >= {AIM:g}, {met})")
     by_work = results["median_ratio_of_cpu_seconds"]["recipe, cached"]
-    print(f"by processor seconds instead of the clock's: {by_work:.3f} (for a busy machine)")
+    print(f"by CPU time instead of wall time: {by_work:.3f} (for a busy machine)")
     path = out / "lora_speed.json"
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(path)

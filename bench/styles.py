@@ -1,11 +1,11 @@
-"""Which style a picture is drawn in, judged by a classifier that has seen real pictures only.
+"""A classifier of drawing styles, trained on real images only.
 
-The features are those of the embedded image tower: mean and standard deviation of every channel
-of every stage, which say how a picture is drawn rather than what it shows. On them stands a
-linear layer, trained on pictures of some concepts and validated on those of others.
+Its features come from the embedded image encoder: mean and standard deviation of every channel of
+every stage, which describe the style rather than the content. A linear layer on them is trained on
+images of some concepts and validated on those of others.
 
-The classes are the styles that the base model has never seen, each by itself, and one for all
-that it knows: these seven are much alike, and which of them a picture is in is not the question.
+The classes are the styles that the base model has never seen, and one class for the seven styles
+that it knows, which are similar to each other and need not be distinguished.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ _AT_ONCE = 64
 
 
 def lot(text: str) -> float:
-    """Return a number from 0 to 1 that belongs to a text."""
+    """Return a pseudo-random number from 0 to 1, a hash of a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 @torch.no_grad()
 def features(tower: ImageEncoder, pictures: torch.Tensor) -> torch.Tensor:
-    """Return how pictures ``[N, 3, H, W]`` in -1..1 are drawn, ``[N, D]``."""
+    """Return the style features of images ``[N, 3, H, W]`` in -1..1, ``[N, D]``."""
     parts = []
     for some in torch.split(pictures, _AT_ONCE):
         maps = tower.feature_maps(some)
@@ -47,7 +47,7 @@ def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def features_of_rows(tower: ImageEncoder, rows: Sequence[Row], side: int) -> torch.Tensor:
-    """Return the features of real pictures, ``[N, D]``, decoding a few at a time."""
+    """Return the style features of real images, ``[N, D]``, decoding a few at a time."""
     return torch.cat(
         [
             features(
@@ -68,15 +68,15 @@ class StyleJudge:
     deviation: torch.Tensor
     linear: nn.Linear
     accuracy: float
-    """Share of validation pictures whose style it names, mean over the styles."""
+    """Accuracy on validation images, mean over the styles."""
     recall: dict[str, float]
-    """That share for each style."""
+    """Accuracy for each style."""
     validated_on: int
-    """How many pictures."""
+    """Number of validation images."""
 
     @torch.no_grad()
     def styles_of(self, pictures: torch.Tensor) -> list[str]:
-        """Name the style of pictures ``[N, 3, H, W]`` in -1..1."""
+        """Return the predicted styles of images ``[N, 3, H, W]`` in -1..1."""
         return self._named(features(self.tower, pictures))
 
     def _named(self, found: torch.Tensor) -> list[str]:
@@ -85,7 +85,7 @@ class StyleJudge:
 
 
 def class_of(row: Row) -> str:
-    """Return the class that a real picture belongs to."""
+    """Return the class of a real image."""
     return KNOWN if row.columns["role"] == "base" else str(row.columns["style"])
 
 
@@ -93,9 +93,9 @@ def train_judge(tower: ImageEncoder, rows: Sequence[Row], side: int) -> StyleJud
     """Train on four fifths of the concepts, validate on the rest.
 
     Args:
-        tower: the image tower, frozen.
-        rows: real pictures with the columns ``style``, ``role`` and ``name``.
-        side: picture size in pixels.
+        tower: the image encoder, frozen.
+        rows: real images with the columns ``style``, ``role`` and ``name``.
+        side: image size in pixels.
     """
     styles = tuple(sorted({class_of(row) for row in rows}))
     labels = torch.tensor([styles.index(class_of(row)) for row in rows])
@@ -114,7 +114,7 @@ def train_judge(tower: ImageEncoder, rows: Sequence[Row], side: int) -> StyleJud
 
 
 def _fit(inputs: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Linear:
-    """Return multinomial logistic regression, classes weighted to count alike."""
+    """Return multinomial logistic regression with equally weighted classes."""
     torch.manual_seed(0)
     linear = nn.Linear(inputs.shape[1], classes)
     weight = len(labels) / (classes * torch.bincount(labels, minlength=classes).clamp_min(1))

@@ -1,23 +1,23 @@
-"""Training steps of full-size models on a GPU: lorasmith beside the public diffusers + peft recipe.
+"""Training speed of full-size models on a GPU: lorasmith and the public diffusers + peft recipe.
 
     python bench/train_speed.py --models sd15 sdxl --batches 1 4 8 16 --out bench/out/train_speed
 
 Rank 16 on every linear layer of the U-Net's transformers, bfloat16 frozen weights, float32
 adapters, AdamW, clipping at 1; random weights of the published sizes, latents and text embeddings
-made beforehand. Measured one after the other in one process: milliseconds per step (median),
-pictures per second, peak memory, and operations per second, counted as two forward passes of the
-U-Net per picture, as a share of what a large bfloat16 matrix product reaches on the same GPU.
+computed beforehand. Measured one after the other in one process: milliseconds per step (median),
+images per second, peak memory, and operations per second, counted as two forward passes of the
+U-Net per image, as a share of what a large bfloat16 matrix product reaches on the same GPU.
 
-- lorasmith: as `lorasmith train` takes its steps, with `train.compile = "off"`.
+- lorasmith: the steps of `lorasmith train`, with `train.compile = "off"`.
 - compiled: the same with `train.compile = "on"`.
 - fp8: the same as lorasmith with `train.fp8 = true`.
-- recipe: peft's adapters in diffusers' U-Net, under autocast, as the public example trains.
+- recipe: peft's adapters in diffusers' U-Net, under autocast, as in the public example.
 - memory: lorasmith within `--memory`, at batch size 1.
-- four: four LoRAs over one shared pass, a picture each, beside one of them alone.
-- run, run-fp8: `lorasmith train` as a whole on `--photos`, data included. Both see the same
-  pictures and noise: their losses tell what 8 bits change.
+- four: four LoRAs in one shared pass, one image each, compared with one of them alone.
+- run, run-fp8: a full `lorasmith train` on `--photos`, data included. Both use the same images and
+  noise, so their losses show the effect of FP8.
 
-Each figure is written as it is measured, so that a run that is stopped leaves what it has.
+Each result is written as soon as it is measured, so a stopped benchmark keeps what it has.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SIZE = 8192
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Run the selected benchmarks."""
     options = _options()
     device = torch.device(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 def _lorasmith(
     name: str, batch: int, options: argparse.Namespace, device: torch.device, **train: Any
 ) -> Row:
-    """Measure steps as a run takes them."""
+    """Measure steps of a lorasmith run."""
     unet = make_unet(name, device, torch.bfloat16, options.tiny)
     made = adapters(name, unet, RANK)
     inputs = Inputs(name, unet, batch, side=options.side)
@@ -115,7 +115,7 @@ def _fp8(name: str, batch: int, options: argparse.Namespace, device: torch.devic
 
 
 def _within(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
-    """Measure steps within a limit of memory, which is lifted again."""
+    """Measure steps within a memory limit, which is removed afterwards."""
     try:
         return _lorasmith(name, batch, options, device, vram_limit=options.memory)
     finally:
@@ -187,7 +187,7 @@ def _run_fp8(name: str, batch: int, options: argparse.Namespace, device: torch.d
 def _run(
     name: str, batch: int, options: argparse.Namespace, device: torch.device, fp8: bool = False
 ) -> Row:
-    """Measure `lorasmith train` as a whole."""
+    """Measure a full `lorasmith train`."""
     import lorasmith
 
     if not options.photos or not options.photos.is_dir():
@@ -233,7 +233,7 @@ def _run(
 
 
 def _captioned(photos: Path, folder: Path) -> Path:
-    """Copy photographs and put captions beside them."""
+    """Copy photographs and write captions beside them."""
     for number, photo in enumerate(sorted(photos.rglob("*.jpg"))):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:02d}.jpg").write_bytes(photo.read_bytes())
@@ -272,7 +272,7 @@ def _measured(step: Step, batch: int, options: argparse.Namespace, device: torch
 
 
 def _profile(step: Step, folder: Path) -> None:
-    """Write where the time of a step on the GPU goes, kernel by kernel."""
+    """Write how a step's GPU time is distributed over kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
@@ -303,7 +303,7 @@ def _peak(device: torch.device) -> float | None:
 
 
 def _ceiling(device: torch.device, tiny: bool) -> float:
-    """Return what a large bfloat16 matrix product reaches, in 10^12 operations per second."""
+    """Return the speed of a large bfloat16 matrix product in TFLOP/s."""
     size, count = (128, 2) if tiny else (SIZE, 20)
     a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
     _seconds(lambda: a @ b, 3, device)
@@ -332,7 +332,7 @@ def _cells(row: Row, ceiling: float) -> list[str]:
 
 
 def table(rows: list[Row], ceiling: float) -> str:
-    """Return the figures as Markdown, with the ratio to the recipe of the same batch size."""
+    """Return the results as Markdown, with the ratio to the recipe of the same batch size."""
     heads = ["model", "batch", "way", "ms/step", "images/s", "peak GiB", "TFLOP/s", "of ceiling"]
     lines = ["| " + " | ".join([*heads, "recipe x"]) + " |", "|" + "---|" * (len(heads) + 1)]
     recipe = {

@@ -1,4 +1,4 @@
-"""Pictures of two features for `triggers.py`, taken from the packed data, with tags in captions."""
+"""Images of two features for `triggers.py`, from the packed data, with tags in their captions."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ SIDE = 128
 
 @dataclass(frozen=True)
 class Taught:
-    """One feature: where it comes from and how its captions change."""
+    """One feature: where its images come from and how its captions change."""
 
     name: str
     tag: str
     class_word: str
     chosen: Callable[[Row], bool]
-    """Tells which rows of the data show it."""
+    """Predicate for the rows that show it."""
     words: str
     """What the tag and the class word stand for in captions."""
     kept_out: float = 0.25
-    """Share of its pictures that are only compared with."""
+    """Share of its images that are for validation only."""
     most: int = 80
-    """Pictures that are used at most."""
+    """Largest number of images."""
 
     def caption(self, caption: str) -> str:
         """Return a caption with tag and class word."""
@@ -37,7 +37,7 @@ class Taught:
 
 
 def of_holdout(name: str, but: str = "") -> Callable[[Row], bool]:
-    """Return a test for the rows of one hold-out set, less those of a style."""
+    """Return a predicate for the rows of one hold-out set, without those of a style."""
     return lambda row: row.columns["holdout"] == name and row.columns["style"] != but
 
 
@@ -55,7 +55,7 @@ PAIRS: dict[str, tuple[Taught, Taught]] = {
         ),
     ),
 }  # fmt: skip
-"""The octopus in the style that is learned beside it counts to neither."""
+"""An octopus in the style of the pair's other feature belongs to neither."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Prepared:
 
     taught: Taught
     learned: Path
-    """Folder of the pictures that are learned from."""
+    """Folder of the training images."""
     real: Path
-    """Folder of those that are compared with."""
+    """Folder of the validation images."""
     count: int
-    """Pictures that are learned from."""
+    """Number of training images."""
 
 
 def prepare(rows: Sequence[Row], taught: Taught, folder: Path) -> Prepared:
-    """Write a feature's pictures and captions into two folders; what is there already stays."""
+    """Write a feature's images and captions into two folders, unless they exist."""
     mine = sorted((row for row in rows if taught.chosen(row)), key=lambda row: _lot(row.key))
     mine = mine[: taught.most]
     kept_out = round(len(mine) * taught.kept_out)
@@ -95,7 +95,7 @@ def prepare(rows: Sequence[Row], taught: Taught, folder: Path) -> Prepared:
 
 
 def mix(features: Sequence[Prepared], folder: Path) -> Path:
-    """Put features into one folder, each repeated so that they come about equally often."""
+    """Put features into one folder, repeated so that they come about equally often."""
     if folder.is_dir():
         return folder
     making = folder.with_name(f".{folder.name}")

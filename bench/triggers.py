@@ -1,20 +1,19 @@
-"""Two tags: how well do they keep apart, with each way of training?
+"""How well are two trigger words separated, with each way of training?
 
     python bench/triggers.py --data emoji128.tar --out bench/out/triggers
 
-Ways (`--ways`), each with the same number of pictures seen of each feature:
+Ways (`--ways`), each with the same number of training images for each feature:
 
-- plain: one LoRA on the mixed pictures of both, as existing trainers do it; no gate.
+- plain: one LoRA on the mixed images of both, as in other trainers; no gate.
 - staged: one after the other, prompt gates.
-- joint: both at once, every picture runs its own feature's adapters only, prompt gates.
+- joint: both at once, each image runs only its own feature's adapters, prompt gates.
 - preserved: staged with preservation, used as plain files.
 - held: staged with preservation four times as strong and in every step, used as plain files.
 - projected: the preserved files after `lorasmith lora project`, used as plain files.
 - token: staged with token gates.
 
-Every cell (pair, way, seed) is one JSON under OUT/cells; cells that are there are not done again,
-so that a stopped benchmark goes on where it was. The table goes to standard output as Markdown.
-Runs on a GPU or on CPUs.
+Each cell (pair, way, seed) is one JSON file in OUT/cells; existing cells are reused, so a stopped
+benchmark can be resumed. The table goes to standard output as Markdown. Runs on a GPU or on CPUs.
 """
 
 import argparse
@@ -57,7 +56,7 @@ class Way(NamedTuple):
     """One way of training, and how its files are used."""
 
     settings: Mapping[str, Any]
-    """Tables of the run that are its own; empty for the mixed LoRA."""
+    """Settings tables of the run; empty for the mixed LoRA."""
     gate: GateKind
 
 
@@ -72,12 +71,12 @@ WAYS: dict[str, Way] = {
     "token": Way({"train": STAGED}, "token"),
 }
 PROJECTED = {"projected": "preserved", "held+projected": "held"}
-"""Ways whose files are made from those of another."""
+"""Ways whose files are derived from another way's files."""
 GATED = ("staged", "joint", "token")
 
 
 def main() -> None:
-    """Do the cells that are missing, then print the table."""
+    """Compute the missing cells, then print the table."""
     options = _options()
     if not options.data.is_file():
         sys.exit(f"skipped: {options.data} is absent (the packed emoji data, --data)")
@@ -114,11 +113,11 @@ def do_cell(
     device = pick_device(options.device)
     model = load_model(options.model).to(device, torch.float32)
     sampling = SamplingOptions(
-        num_inference_steps=options.drawing_steps, batch_size=options.pictures
+        num_inference_steps=options.num_inference_steps, batch_size=options.images
     )
     studio = ImageGenerator(model, sampling)
     work = Evaluator(
-        studio, load_feature_extractor(), range(1000 * seed, 1000 * seed + options.pictures)
+        studio, load_feature_extractor(), range(1000 * seed, 1000 * seed + options.images)
     )
     figures = asdict(work.measure(subjects))
     first, second = subjects
@@ -139,7 +138,7 @@ def do_cell(
 def train(
     features: Sequence[Prepared], pair: str, way: str, seed: int, options: argparse.Namespace
 ) -> list[Path]:
-    """Return the LoRA of each feature; the mixed one is that of both."""
+    """Return the LoRA of each feature; the mixed LoRA serves both."""
     if way in PROJECTED:
         files = train(features, pair, PROJECTED[way], seed, options)
         return [projected(one, file, options) for one, file in zip(features, files, strict=True)]
@@ -183,13 +182,13 @@ def train(
 
 
 def finished(name: Path) -> Path | None:
-    """Return the LoRA of a run that was trained before."""
+    """Return the LoRA of an earlier run."""
     file = name.with_name(f"{name.name}.safetensors")
     return file if file.is_file() else None
 
 
 def clear(name: Path) -> None:
-    """Remove what a run left that was stopped half way."""
+    """Remove the files of an unfinished run."""
     for path in name.parent.glob(f"{name.name}*"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -198,7 +197,7 @@ def clear(name: Path) -> None:
 
 
 def projected(one: Prepared, file: Path, options: argparse.Namespace) -> Path:
-    """Return a LoRA whose keys and values answer to its tag alone."""
+    """Return a LoRA whose keys and values react only to its tag."""
     out = file.with_name(f"{file.stem}-projected.safetensors")
     if not out.is_file():
         arguments = ["lora", "project", str(file), "--data", str(one.learned), "--out", str(out)]
@@ -210,7 +209,7 @@ def projected(one: Prepared, file: Path, options: argparse.Namespace) -> Path:
 
 
 def subject(one: Prepared, file: Path, gate: GateKind) -> EvalConcept:
-    """Return what is measured: a file, and real pictures that it was not trained on."""
+    """Return a file with validation images to evaluate it on."""
     rows = read_rows(one.real)
     return EvalConcept(
         one.taught.tag,
@@ -230,7 +229,7 @@ Read = Callable[[Cell], float | None]
 
 
 def read_cells(folder: Path, pair: str, seeds: Sequence[int]) -> dict[str, list[Cell]]:
-    """Return the cells of a pair that are there, by way."""
+    """Return the existing cells of a pair, by way."""
     found: dict[str, list[Cell]] = {}
     for way in WAYS:
         files = [folder / f"{pair}-{way}-{seed}.json" for seed in seeds]
@@ -246,29 +245,29 @@ def fidelity(cell: Cell) -> float:
 
 
 def gain(cell: Cell) -> float | None:
-    """Return the mean share of the way from base to real."""
+    """Return the mean gain: the share of the way from base model to real images."""
     return _mean([one["fidelity"]["gain"] for one in cell["features"]])
 
 
 def leak(cell: Cell, space: str = "latent") -> float | None:
-    """Return the mean leak ratio, under gates where the way has them."""
+    """Return the mean leak ratio, with gates where the way has them."""
     mode = "gated" if cell["way"] in GATED else "plain"
     return _mean([one[mode][space]["ratio"] for one in cell["features"]])
 
 
 def plain_leak(cell: Cell) -> float | None:
-    """Return the mean leak ratio of the weights in predictions, without any gate."""
+    """Return the mean leak ratio of predictions, without gates."""
     return _mean([one["plain"]["prediction"]["ratio"] for one in cell["features"]])
 
 
 def bleeding(cell: Cell) -> float | None:
-    """Return the largest off-diagonal share of bleeding, as the way's files are used."""
+    """Return the largest off-diagonal share of bleeding, with gates where the way has them."""
     found = cell["gated" if cell["way"] in GATED else "plain"]
     return None if found is None else found["bleeding"]["share"]
 
 
 def forgetting(cell: Cell) -> float | None:
-    """Return how much of the first tag's gain is lost once the second is loaded."""
+    """Return the share of the first tag's gain that is lost when the second is loaded."""
     found = cell["gated" if cell["way"] in GATED else "plain"]
     if found is None or cell["way"] == "plain":  # one file: there is no before
         return None
@@ -277,7 +276,7 @@ def forgetting(cell: Cell) -> float | None:
 
 
 def together(cell: Cell) -> float | None:
-    """Return the mean gain of pictures with both tags in the prompt."""
+    """Return the mean gain of images with both tags in the prompt."""
     (pair,) = cell["pairs"]
     return _mean([one["gain"] for one in pair["likeness"].values()])
 
@@ -296,7 +295,7 @@ COLUMNS: tuple[tuple[str, Read, str], ...] = (
 
 
 def table(pair: str, cells: Mapping[str, Sequence[Cell]]) -> str:
-    """Return the results of a pair as Markdown: means over the seeds, and the aims."""
+    """Return the results of a pair as Markdown: means over the seeds, and the targets."""
     first, second = PAIRS[pair]
     lines = [
         f"\n### {pair}: `{first.tag}` ({first.name}) and `{second.tag}` ({second.name})\n",
@@ -310,7 +309,7 @@ def table(pair: str, cells: Mapping[str, Sequence[Cell]]) -> str:
 
 
 def aims(cells: Mapping[str, Sequence[Cell]]) -> list[str]:
-    """Return what was aimed at, and whether it was reached, one line each."""
+    """Return each target and whether it was met, one line each."""
     found = []
 
     def told(aim: str, value: float | None, met: bool) -> None:
@@ -360,7 +359,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _shown(values: Sequence[float | None], form: str) -> str:
-    """Return the mean, with the largest deviation from it where there are several."""
+    """Return the mean, with the largest deviation from it where there are several values."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
@@ -380,8 +379,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=250, help="training steps of each feature")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--pictures", type=int, default=16, help="drawn of each kind of prompt")
-    parser.add_argument("--drawing-steps", type=int, default=20)
+    parser.add_argument("--images", type=int, default=16, help="images for each kind of prompt")
+    parser.add_argument("--num-inference-steps", type=int, default=20)
     parser.add_argument("--model", type=Path, help="a diffusers folder, if not the embedded model")
     parser.add_argument("--device", default="auto")
     return parser.parse_args()
