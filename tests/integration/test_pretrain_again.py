@@ -16,9 +16,9 @@ from pretraining import (
 )
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
-from two_processes import in_two_processes
 
 from lorasmith.loops.tracking import read_log
+from two_processes import in_two_processes
 
 
 @pytest.mark.parametrize("kind", KINDS)

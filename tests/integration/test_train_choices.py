@@ -19,11 +19,11 @@ from train_commands import (
     sets,
     train,
 )
-from two_processes import in_two_processes
 
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
 from lorasmith.training.validation.loss import ValidationLoss
+from two_processes import in_two_processes
 
 EVERY_LINE = ("train.log_every_n_steps=1", "train.learning_rate=0.01")
 

@@ -11,11 +11,11 @@ from feature_runs import two_features, write_pictures
 from safetensors import safe_open
 from safetensors.torch import load_file
 from train_commands import assert_same, checkpoint_tensors, ctrl_c_at, last_error, log_lines, sets
-from two_processes import in_two_processes
 
 from fake_wandb import FakeWandb
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
+from two_processes import in_two_processes
 
 TAGS = ("curlyqx", "cookqz")
 PRESERVED = "[preserve]\nstrength = 0.5\nevery = 2\ncross = 0.5\n"
