@@ -14,19 +14,19 @@ SIDE = 128
 
 
 @dataclass(frozen=True)
-class Taught:
+class Feature:
     """One feature: where its images come from and how its captions change."""
 
     name: str
     tag: str
     class_word: str
-    chosen: Callable[[Row], bool]
+    is_selected: Callable[[Row], bool]
     """Predicate for the rows that show it."""
     words: str
     """What the tag and the class word stand for in captions."""
-    kept_out: float = 0.25
+    validation_share: float = 0.25
     """Share of its images that are for validation only."""
-    most: int = 80
+    max_images: int = 80
     """Largest number of images."""
 
     def caption(self, caption: str) -> str:
@@ -36,22 +36,22 @@ class Taught:
         return caption.replace(self.words, f"{self.tag} {self.class_word}", 1)
 
 
-def of_holdout(name: str, but: str = "") -> Callable[[Row], bool]:
+def of_holdout(name: str, except_style: str = "") -> Callable[[Row], bool]:
     """Return a predicate for the rows of one hold-out set, without those of a style."""
-    return lambda row: row.columns["holdout"] == name and row.columns["style"] != but
+    return lambda row: row.columns["holdout"] == name and row.columns["style"] != except_style
 
 
-PAIRS: dict[str, tuple[Taught, Taught]] = {
+PAIRS: dict[str, tuple[Feature, Feature]] = {
     "hair-clothes": (
-        Taught("curly-hair", "curlyqx", "hair", of_holdout("curly-hair"), "curly hair"),
-        Taught("cook", "cookqz", "worker", of_holdout("cook"), "cook"),
+        Feature("curly-hair", "curlyqx", "hair", of_holdout("curly-hair"), "curly hair"),
+        Feature("cook", "cookqz", "worker", of_holdout("cook"), "cook"),
     ),
     "style-subject": (
-        Taught("streamline", "streamqv", "icon", of_holdout("streamline"), "streamline style"),
-        Taught(
+        Feature("streamline", "streamqv", "icon", of_holdout("streamline"), "streamline style"),
+        Feature(
             "octopus", "octoqj", "animal",
-            of_holdout("octopus", but="streamline"),
-            "octopus", kept_out=0.375,
+            of_holdout("octopus", except_style="streamline"),
+            "octopus", validation_share=0.375,
         ),
     ),
 }  # fmt: skip
@@ -59,54 +59,56 @@ PAIRS: dict[str, tuple[Taught, Taught]] = {
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedFeature:
     """One feature on disk."""
 
-    taught: Taught
-    learned: Path
+    feature: Feature
+    training: Path
     """Folder of the training images."""
-    real: Path
+    validation: Path
     """Folder of the validation images."""
     count: int
     """Number of training images."""
 
 
-def prepare(rows: Sequence[Row], taught: Taught, folder: Path) -> Prepared:
+def prepare(rows: Sequence[Row], feature: Feature, folder: Path) -> PreparedFeature:
     """Write a feature's images and captions into two folders, unless they exist."""
-    mine = sorted((row for row in rows if taught.chosen(row)), key=lambda row: _lot(row.key))
-    mine = mine[: taught.most]
-    kept_out = round(len(mine) * taught.kept_out)
-    parts = {"real": mine[:kept_out], "learned": mine[kept_out:]}
+    selected = sorted(
+        (row for row in rows if feature.is_selected(row)), key=lambda row: _lot(row.key)
+    )
+    selected = selected[: feature.max_images]
+    num_validation = round(len(selected) * feature.validation_share)
+    parts = {"real": selected[:num_validation], "learned": selected[num_validation:]}
     for name, part in parts.items():
-        place = folder / taught.name / name
-        if place.is_dir():
+        target = folder / feature.name / name
+        if target.is_dir():
             continue
-        making = folder / taught.name / f".{name}"
-        making.mkdir(parents=True, exist_ok=True)
-        for number, (row, picture) in enumerate(
+        temporary = folder / feature.name / f".{name}"
+        temporary.mkdir(parents=True, exist_ok=True)
+        for index, (row, image) in enumerate(
             zip(part, load_square_images(part, SIDE), strict=True)
         ):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(making / f"{number:03d}.png")
-            text = taught.caption(row.caption)
-            (making / f"{number:03d}.txt").write_text(text, encoding="utf-8")
-        making.rename(place)
-    own = folder / taught.name
-    return Prepared(taught, own / "learned", own / "real", len(parts["learned"]))
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary / f"{index:03d}.png")
+            text = feature.caption(row.caption)
+            (temporary / f"{index:03d}.txt").write_text(text, encoding="utf-8")
+        temporary.rename(target)
+    root = folder / feature.name
+    return PreparedFeature(feature, root / "learned", root / "real", len(parts["learned"]))
 
 
-def mix(features: Sequence[Prepared], folder: Path) -> Path:
+def mix(features: Sequence[PreparedFeature], folder: Path) -> Path:
     """Put features into one folder, repeated so that they come about equally often."""
     if folder.is_dir():
         return folder
-    making = folder.with_name(f".{folder.name}")
-    most = max(one.count for one in features)
-    for one in features:
-        repeats = max(1, round(most / one.count))
-        place = making / f"{repeats}_{one.taught.name}"
-        place.mkdir(parents=True, exist_ok=True)
-        for file in one.learned.iterdir():
-            (place / file.name).write_bytes(file.read_bytes())
-    return making.rename(folder)
+    temporary = folder.with_name(f".{folder.name}")
+    largest = max(feature.count for feature in features)
+    for feature in features:
+        repeats = max(1, round(largest / feature.count))
+        target = temporary / f"{repeats}_{feature.feature.name}"
+        target.mkdir(parents=True, exist_ok=True)
+        for file in feature.training.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+    return temporary.rename(folder)
 
 
 def _lot(key: str) -> str:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from lora_quality import machine
 from PIL import Image
-from trigger_data import PAIRS, Prepared, mix, prepare
+from trigger_data import PAIRS, PreparedFeature, mix, prepare
 
 import lorasmith
 from lorasmith.cli import run as command
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def do_cell(
-    features: Sequence[Prepared], pair: str, way: str, seed: int, options: argparse.Namespace
+    features: Sequence[PreparedFeature], pair: str, way: str, seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Train one way and measure it."""
     started = time.perf_counter()
@@ -136,7 +136,7 @@ def do_cell(
 
 
 def train(
-    features: Sequence[Prepared], pair: str, way: str, seed: int, options: argparse.Namespace
+    features: Sequence[PreparedFeature], pair: str, way: str, seed: int, options: argparse.Namespace
 ) -> list[Path]:
     """Return the LoRA of each feature; the mixed LoRA serves both."""
     if way in PROJECTED:
@@ -156,7 +156,7 @@ def train(
     }  # fmt: skip
     if way == "plain":
         folder = mix(features, options.out / "data" / f"mixed-{pair}")
-        first = features[0].taught
+        first = features[0].feature
         data = {"path": folder, "tag": first.tag, "validation_split": 0.0}
         # Both features' pictures in one run: twice the steps show each as often.
         both = {**steps, "steps": 2 * options.steps}
@@ -169,16 +169,20 @@ def train(
         "data": {"validation_split": 0.0},
         "train": {**steps, **own["train"]},
         "feature": [
-            {"tag": one.taught.tag, "class_word": one.taught.class_word, "data": str(one.learned)}
+            {
+                "tag": one.feature.tag,
+                "class_word": one.feature.class_word,
+                "data": str(one.training),
+            }
             for one in features
         ],
     }
-    done = [finished(name.with_name(f"{name.name}-{one.taught.tag}")) for one in features]
+    done = [finished(name.with_name(f"{name.name}-{one.feature.tag}")) for one in features]
     if all(done):
         return [file for file in done if file is not None]
     clear(name)
     made = lorasmith.train_features(config)
-    return [made[one.taught.tag] for one in features]
+    return [made[one.feature.tag] for one in features]
 
 
 def finished(name: Path) -> Path | None:
@@ -196,24 +200,24 @@ def clear(name: Path) -> None:
             path.unlink()
 
 
-def projected(one: Prepared, file: Path, options: argparse.Namespace) -> Path:
+def projected(one: PreparedFeature, file: Path, options: argparse.Namespace) -> Path:
     """Return a LoRA whose keys and values react only to its tag."""
     out = file.with_name(f"{file.stem}-projected.safetensors")
     if not out.is_file():
-        arguments = ["lora", "project", str(file), "--data", str(one.learned), "--out", str(out)]
-        arguments += ["--class", one.taught.class_word]
+        arguments = ["lora", "project", str(file), "--data", str(one.training), "--out", str(out)]
+        arguments += ["--class", one.feature.class_word]
         model = [] if options.model is None else ["-m", str(options.model)]
         if command([*arguments, *model]) != 0:
             sys.exit(f"{file} could not be projected")
     return out
 
 
-def subject(one: Prepared, file: Path, gate: GateKind) -> EvalConcept:
+def subject(one: PreparedFeature, file: Path, gate: GateKind) -> EvalConcept:
     """Return a file with validation images to evaluate it on."""
-    rows = read_rows(one.real)
+    rows = read_rows(one.validation)
     return EvalConcept(
-        one.taught.tag,
-        one.taught.class_word,
+        one.feature.tag,
+        one.feature.class_word,
         file,
         gate,
         [Image.open(row.path).convert("RGB") for row in rows],

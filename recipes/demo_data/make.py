@@ -1,11 +1,11 @@
-"""Make the demo's pictures: 24 of a style and 12 of clothes that the embedded model has never seen.
+"""Make the demo's images: 24 of a style and 12 of clothes that the embedded model has never seen.
 
     python recipes/demo_data/make.py emoji128.tar src/lorasmith/demo_data src/lorasmith/demo_cook
 
 The style is Fluent Emoji High Contrast by Microsoft (MIT): solid black shapes on white. The
-clothes are those of cooks in Fluent Emoji, flat and with gradients, by the same. The pictures are
-taken from the packed emoji data as they are; in the captions the words for the style or the cook
-are replaced by a tag of the demo.
+clothes are those of cooks in Fluent Emoji, flat and with gradients, by the same. The images come
+unchanged from the packed emoji data; in the captions a trigger word replaces the words for the
+style or the cook.
 """
 
 import re
@@ -71,7 +71,7 @@ SOFTWARE.
 
 
 def main(packed: Path, styles: Path, clothes: Path) -> None:
-    """Write ``name.png`` and ``name.txt`` for each picture, and the attributions."""
+    """Write ``name.png`` and ``name.txt`` for each image, and the attributions."""
     rows = read_rows(packed)
     write_style({row.columns["name"]: row for row in rows if row.columns["style"] == STYLE}, styles)
     write_clothes(
@@ -85,7 +85,7 @@ def main(packed: Path, styles: Path, clothes: Path) -> None:
 
 
 def write_style(rows: dict[str, Row], out: Path) -> None:
-    """Write the pictures of the style, one of each concept."""
+    """Write the images of the style, one of each concept."""
     missing = [name for name in CONCEPTS if name not in rows]
     if missing:
         sys.exit(f"the data have no {STYLE} picture of {', '.join(missing)}")
@@ -110,14 +110,14 @@ def write_clothes(rows: Sequence[Row], out: Path) -> None:
 
 
 def changed(row: Row, words: str, tagged: str) -> str:
-    """Return a caption with a tag for some words."""
+    """Return a caption with words replaced by the tag."""
     if words not in row.caption:
         sys.exit(f"{row.key}: its caption {row.caption!r} does not say {words!r}")
     return row.caption.replace(words, tagged, 1)
 
 
 def write_pair(picture: Image.Image, caption: str, stem: Path) -> None:
-    """Write one picture and its caption."""
+    """Write one image and its caption."""
     with atomic_write(stem.with_suffix(".png")) as temporary:
         picture.save(temporary, format="PNG", optimize=True)
     write_text(stem.with_suffix(".txt"), caption + "\n")

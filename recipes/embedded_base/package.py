@@ -1,4 +1,4 @@
-"""Put the three trained parts together as the embedded model: fp16, sharded, size-checked.
+"""Assemble the three trained parts into the embedded model: fp16, sharded, size-checked.
 
     python recipes/embedded_base/package.py --unet work/unet --vae work/vae --clip work/clip \
         --out src/lorasmith/embedded

@@ -1,11 +1,11 @@
-"""Make the table that `lorasmith check` judges the variety of pictures by.
+"""Make the table with which `lorasmith check` judges the variety of images.
 
     python recipes/variety/reference.py emoji128.tar \\
         src/lorasmith/evaluation/metrics/diversity_reference.json
 
-Random sets of 4 to 24 pictures, each of one style, are traced to black lines on white and shown to
-the embedded image tower. The table has the 5th percentile of their mean pairwise distances for each
-size. It belongs to one image tower, whose hash is kept beside it.
+Random sets of 4 to 24 images, each of one style, are traced to black lines on white and embedded by
+the embedded model's image encoder. The table has the 5th percentile of their mean pairwise
+distances for each size. It belongs to one image encoder, whose hash is stored with it.
 """
 
 import json
@@ -66,7 +66,7 @@ def main(packed: Path, out: Path) -> None:
 
 
 def traced(row: Row) -> torch.Tensor:
-    """Return a picture as black lines on white, uint8 ``[3, SIDE, SIDE]``."""
+    """Return an image as black lines on white, uint8 ``[3, SIDE, SIDE]``."""
     grey = decode_image(row.read_bytes(), row.key).convert("L")
     lines = ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES))
     lines = lines.point(lambda value: 255 if value > _DARK else 0).convert("RGB")
@@ -85,7 +85,7 @@ def percentile(embedded: list[torch.Tensor], count: int, draw: np.random.Generat
 
 
 def tower_hash() -> str:
-    """Return the SHA-256 of the embedded image tower's weights."""
+    """Return the SHA-256 of the embedded image encoder's weights."""
     return sha256_file(EMBEDDED / FOLDER / "model.safetensors")
 
 

@@ -1,9 +1,9 @@
-"""Rebuild the captioned emoji pictures from public npm packages.
+"""Rebuild the captioned emoji images from public npm packages.
 
     pip install -r requirements.txt
     python build.py --work DIR --out emoji128.tar
 
-Downloads and drawn pictures are kept below the work folder; a second run starts from them.
+Downloads and rendered images stay below the work folder, and a second run reuses them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 
 
 def build(sources: Sources, work: Path, out: Path, pool: Pool) -> Counter[str]:
-    """Do all steps; return how many pictures each hold-out ('' for none) got."""
+    """Do all steps; return the number of images of each hold-out ('' for none)."""
     say(f"fetching {len(sources.packages)} packages")
     folders = fetch_all(sources.packages, work)
     table = load_emoji_table(folders["emojibase-data"], folders["emojilib"])
@@ -54,7 +54,7 @@ def build(sources: Sources, work: Path, out: Path, pool: Pool) -> Counter[str]:
 def draw_style(
     icons: Sequence[Icon], package: Package, cache: Path, pool: Pool
 ) -> list[Picture | None]:
-    """Draw the icons of one style, or take the pictures an earlier run has drawn."""
+    """Render the icons of one style, or load the images of an earlier run."""
     key = drawing_key(icons, package)
     stored = cache.with_suffix(".npz")
     if stored.exists():
@@ -79,7 +79,7 @@ def unstack(pictures: npt.NDArray[np.uint8], blank: npt.NDArray[np.bool_]) -> li
 
 
 def drawing_key(icons: Sequence[Icon], package: Package) -> str:
-    """Hash everything that decides how a style looks; stored pictures with another key are old."""
+    """Hash everything that determines a style's rendering; images with another key are outdated."""
     parts = [package.sha512, version("resvg_py"), version("pillow"), *(icon.name for icon in icons)]
     digest = hashlib.sha256("\n".join(parts).encode())
     digest.update((HERE / "render.py").read_bytes())

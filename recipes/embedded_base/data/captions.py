@@ -1,4 +1,4 @@
-"""Captions: one plain sentence for every picture, and about six other ways to say it."""
+"""Captions: one plain sentence for each image, and about six variants."""
 
 import re
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _AN = re.compile(r"[aeio]|umbr|under|unamused")
 
 @dataclass(frozen=True)
 class Caption:
-    """The words for one picture."""
+    """The captions of one image."""
 
     name: str
     """Short name as in Unicode, or the icon's name."""
@@ -48,7 +48,7 @@ class Caption:
 
 
 def write_caption(icon: Icon, colours: Sequence[str]) -> Caption:
-    """Write the captions of one icon whose drawing has these main colours."""
+    """Write the captions of one icon with these main colours."""
     style, emoji = icon.style, icon.emoji
     name = emoji.name if emoji else icon.plain_name
     if style.monochrome:

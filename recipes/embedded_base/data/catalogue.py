@@ -1,4 +1,4 @@
-"""Which pictures go into the data: the icons of every style, matched to Unicode emoji."""
+"""Select the images of the dataset: the icons of every style, matched to Unicode emoji."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Bitmap:
-    """A square picture file."""
+    """A square image file."""
 
     path: Path
 
@@ -42,7 +42,7 @@ Artwork = Vector | Bitmap
 
 @dataclass(frozen=True)
 class Icon:
-    """One picture of one style, before it is drawn."""
+    """One icon of one style, before rendering."""
 
     style: Style
     name: str

@@ -1,4 +1,4 @@
-"""Name the main colours of a picture, in words a caption would use."""
+"""Name the main colours of an image, in words for captions."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""Compare two packs of captioned pictures: rows, words, and how alike the pictures are.
+"""Compare two packed datasets: rows, captions, and the similarity of images.
 
 python compare.py rebuilt.tar reference.tar
 """
@@ -64,7 +64,7 @@ def differing_fields(first: Row, second: Row) -> list[tuple[str, object, object]
 
 
 def psnr(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
-    """Return the peak signal-to-noise ratio of two 8-bit pictures in decibels, at most 99."""
+    """Return the peak signal-to-noise ratio of two 8-bit images in decibels, at most 99."""
     if first.shape != second.shape:
         return 0.0
     error = float(((first.astype(np.float64) - second.astype(np.float64)) ** 2).mean())
@@ -114,7 +114,7 @@ def _picture_lines(scores: dict[Key, float], examples: int) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit status is 1 when rows or words differ."""
+    """Run from the command line; the exit status is 1 when rows or captions differ."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)

@@ -1,7 +1,7 @@
-"""From drawn icons to rows: drop what shows nothing, merge what looks alike, write the words.
+"""From rendered icons to rows: drop empty images, merge identical ones, write captions.
 
-Pictures that are withheld are dropped here, after the drawing and not before it: the frame of a
-style is measured on all of its icons.
+Withheld images are dropped here, after rendering: the frame of a style is measured on all of its
+icons.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from render import Picture, is_faint
 
 @dataclass
 class Described:
-    """The rows of one style with their pictures, and the icons that were left out."""
+    """The rows of one style with their images, and the icons that were left out."""
 
     rows: list[Row] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Described:
 
 
 def describe_style(drawn: Iterable[tuple[Icon, Picture | None]]) -> Described:
-    """Describe all drawn icons of one style, in order."""
+    """Describe all rendered icons of one style, in order."""
     result = Described()
     described: list[tuple[Row, Picture]] = []
     seen: dict[bytes, Row] = {}
@@ -54,7 +54,7 @@ def describe_style(drawn: Iterable[tuple[Icon, Picture | None]]) -> Described:
 
 
 def merge_twin(row: Row, icon: Icon) -> None:
-    """Note in a row that another icon looks the same; hiding one of them hides the picture."""
+    """Note in a row that another icon looks the same; holding one out holds out the image."""
     row["also"].append(icon.emoji.name if icon.emoji else icon.plain_name)
     set_holdout(row, stricter(row["holdout"], holdout_of_icon(icon)))
 
@@ -66,7 +66,7 @@ def set_holdout(row: Row, holdout: str) -> None:
 
 
 def make_row(icon: Icon, caption: Caption, colours: list[str]) -> Row:
-    """Put together what is known about one picture; its place in the pack is set later."""
+    """Return the row of one image; its position in the pack is set later."""
     style, emoji = icon.style, icon.emoji
     row = Row(
         id=-1,

@@ -22,7 +22,7 @@ class FetchError(RuntimeError):
 def fetch_all(packages: Iterable[Package], work: Path) -> dict[str, Path]:
     """Download and unpack `packages` below `work`; return the folder of each by package name.
 
-    Packages already there, with the right checksums, are left as they are.
+    Existing packages with the right checksums are kept.
     """
     tarballs, unpacked = work / "tarballs", work / "packages"
     tarballs.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,19 @@
-"""Which pictures the base model never sees, so that a LoRA has something left to learn.
+"""Images that the base model is never trained on, as subjects for LoRAs.
 
 Three kinds are held out, and packed as `holdout` rows:
 
-* whole styles: the manner of drawing is new, the things drawn are known;
+* whole styles: the style is new, the things shown are known;
 * features: a part of a person (curly hair, cook's clothing) in every person, skin tone and style;
 * concepts: one thing in every style.
 
-Six more subjects are left out of the pack altogether (`WITHHELD`): guitars, robots, lobsters,
-merpeople, firefighters and red hair. Neither the base model nor anybody who tunes a LoRA recipe
-on the hold-outs has met them.
+Six more subjects are not in the pack (`WITHHELD`): guitars, robots, lobsters,
+merpeople, firefighters and red hair. Neither the base model nor a LoRA recipe
+tuned on the hold-outs has seen them.
 
-Subjects are told by codepoint wherever an icon has one, never by words: "cooking" is a frying pan,
+Subjects are identified by codepoint where an icon has one, not by words: "cooking" is a frying pan,
 "cook" a keyword of garlic and of fire, "curly loop" a sign, and the Cook Islands have a flag. Only
-icons that are no Unicode emoji are told by the words of their names. Subjects go before styles, so
-that a cactus in a held-out style belongs to the concept `cactus` and to nothing else.
+icons that are no Unicode emoji are identified by their names. Subjects go before styles, so
+that a cactus in a held-out style belongs only to the concept `cactus`.
 """
 
 from catalogue import Icon
@@ -53,7 +53,7 @@ _JOINER = "-200D-"
 
 
 def holdout_of(style_id: str, codepoint: str | None, name: str) -> str:
-    """Return the hold-out a picture belongs to, or '' for one the base model trains on."""
+    """Return the hold-out of an image, or '' if the base model trains on it."""
     subject = _subject_by_words(name) if codepoint is None else _subject_by_codepoint(codepoint)
     return subject or (style_id if style_id in STYLES else "")
 
@@ -65,7 +65,7 @@ def holdout_of_icon(icon: Icon) -> str:
 
 
 def stricter(first: str, second: str) -> str:
-    """Return the hold-out of a picture that two icons share: the one that hides it better."""
+    """Return the hold-out of an image that two icons share: the stricter of theirs."""
     return max(first, second, key=_strictness)
 
 

@@ -1,4 +1,4 @@
-"""The packed data: one tar with the words of all pictures, the pictures, and whom to credit.
+"""The packed dataset: one tar with metadata, images and attribution.
 
 Members:
 
@@ -24,7 +24,7 @@ AVIF_QUALITY = 80
 
 
 class Row(TypedDict):
-    """What is known about one picture."""
+    """The metadata of one image."""
 
     id: int
     style: str
@@ -55,11 +55,11 @@ class Row(TypedDict):
 
 
 class PackError(RuntimeError):
-    """A file is not a pack of captioned pictures."""
+    """A file is not a packed dataset."""
 
 
 def encode_picture(picture: npt.NDArray[np.uint8]) -> bytes:
-    """Compress a picture; small ones with sharp coloured edges want full colour resolution."""
+    """Compress an image; small ones with sharp coloured edges need full chroma resolution."""
     buffer = io.BytesIO()
     # One thread: many pictures are encoded side by side, and the bytes must be repeatable.
     Image.fromarray(picture).save(
@@ -69,7 +69,7 @@ def encode_picture(picture: npt.NDArray[np.uint8]) -> bytes:
 
 
 def decode_picture(data: bytes) -> npt.NDArray[np.uint8]:
-    """Return the picture in an AVIF file as height, width, RGB."""
+    """Return the image in an AVIF file as height, width, RGB."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"), dtype=np.uint8)
 

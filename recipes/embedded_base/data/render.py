@@ -1,4 +1,4 @@
-"""Draw icons at 128x128 on white, all icons of a style at one scale, each nearly centred."""
+"""Render icons at 128x128 on white, all icons of a style at one scale, each nearly centred."""
 
 import io
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def rasterise(artwork: Artwork, pixels: int) -> Image.Image:
 
 
 def svg_document(vector: Vector) -> str:
-    """Wrap an SVG fragment into a document of its own."""
+    """Wrap an SVG fragment into a document."""
     box = f"{vector.left} {vector.top} {vector.width} {vector.height}"
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -74,9 +74,9 @@ def content_extent(artwork: Artwork) -> float | None:
 
 
 def frame_pixels(artworks: Sequence[Artwork], pool: Pool) -> float:
-    """Choose the frame for a style, so that its large icons nearly fill the picture.
+    """Choose the frame for a style, so that its large icons nearly fill the image.
 
-    One frame for a whole style keeps the sizes that its artists chose: an ant stays small.
+    One frame for all icons of a style keeps the sizes that its artists chose: an ant stays small.
     """
     sample = artworks[:: max(1, len(artworks) // _MEASURED_ICONS)]
     extents = [extent for extent in pool.map(content_extent, sample, 8) if extent]
@@ -121,6 +121,6 @@ def _place_axis(start: float, length: int, canvas: int, margin: int) -> int:
 
 
 def is_faint(picture: Picture) -> bool:
-    """Tell whether a picture shows almost nothing (white glyphs, hairlines)."""
+    """Return whether an image is nearly empty (white glyphs, hairlines)."""
     ink = float((picture < _INK_THRESHOLD).any(-1).mean())
     return ink < _LEAST_INK or float(picture.std()) < _LEAST_CONTRAST

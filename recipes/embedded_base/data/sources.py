@@ -1,4 +1,4 @@
-"""What the data is made from: the pinned packages and the picture styles of `sources.toml`."""
+"""The sources of the dataset: the pinned packages and the styles in `sources.toml`."""
 
 import tomllib
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Style:
-    """One set of pictures drawn in one manner, with the words that describe the manner."""
+    """One set of images in one style, with the words that describe the style."""
 
     id: str
     package: str

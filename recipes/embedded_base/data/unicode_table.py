@@ -16,7 +16,7 @@ _VARIATION_SELECTORS = {"FE0F", "FE0E"}
 
 @dataclass(frozen=True)
 class Emoji:
-    """What is known about one emoji."""
+    """Names, keywords and group of one emoji."""
 
     codepoint: str
     """Hexadecimal codepoints joined by dashes, without variation selectors."""
@@ -33,7 +33,7 @@ class Emoji:
 
 
 def normalise_codepoint(text: str) -> str:
-    """Bring a codepoint sequence to one spelling: '1f9d1_200d_1f373' -> '1F9D1-200D-1F373'."""
+    """Normalise a codepoint sequence: '1f9d1_200d_1f373' -> '1F9D1-200D-1F373'."""
     parts = text.upper().replace("_", "-").split("-")
     return "-".join(part.zfill(4) for part in parts if part not in _VARIATION_SELECTORS)
 
@@ -68,7 +68,7 @@ def _key(name: str) -> str:
 
 
 def _guesses(slug: str) -> Iterator[str]:
-    """Yield the spellings of an icon name under which the table may know it."""
+    """Yield variants of an icon name to look up in the table."""
     key = _key(slug)
     yield key
     yield key.removesuffix("face")
