@@ -81,6 +81,7 @@ def test_a_run_is_evaluated_with_its_best_file(
     assert str(tmp_path) not in json.dumps(results)
 
 
+@pytest.mark.slow
 def test_two_tags_are_evaluated_together(
     scene: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

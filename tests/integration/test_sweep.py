@@ -123,6 +123,7 @@ def test_each_variant_equals_a_separate_run(
         assert a == pytest.approx(b, rel=5e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_sweep_resumes_exactly(
     scene: Path, swept: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,8 @@ def test_the_first_stage_is_the_run_that_it_would_be_alone(
     assert ["preserve" in line for line in second] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("moment", [pytest.param(3, marks=pytest.mark.slow), 6])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [3, 6])
 def test_staged_run_resumes_exactly(
     scene: Path, staged: Path, tiny_model: Path, moment: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,7 +291,7 @@ def test_features_of_a_joint_run_share_a_wandb_run(
         assert all(name.startswith(f"{tag}/") for name in figures)
 
 
-@pytest.mark.parametrize("mode", ["staged", "joint"])
+@pytest.mark.parametrize("mode", [pytest.param("staged", marks=pytest.mark.slow), "joint"])
 def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -> None:
     """Looks, a text encoder, a token gate and a long caption in one feature only, uneven parts."""
     file = two_features(
