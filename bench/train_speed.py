@@ -36,7 +36,7 @@ from full_size import SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, schedule
 from lora_quality import machine
 
 from lorasmith.loops.memory import limit_gpu_memory
-from lorasmith.training.acceleration.plan import ExecutionPlan
+from lorasmith.training.acceleration.execution_plan import ExecutionPlan
 from lorasmith.training.gating import GateRouting
 from lorasmith.training.joint_step import JointTrainStep
 

@@ -18,7 +18,7 @@ from lorasmith.inference.outputs.grid import make_labelled_grid
 from lorasmith.inference.samplers import make_scheduler
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.lr_schedule import lr_factor
-from lorasmith.models.noise import NoiseSchedule
+from lorasmith.models.noise_schedule import NoiseSchedule
 
 SIZE, CLASSES = 16, ("disc", "square", "cross", "ring")
 NO_CLASS = len(CLASSES)  # what the network sees where the class is dropped, for guidance

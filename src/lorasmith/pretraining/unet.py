@@ -17,7 +17,7 @@ from lorasmith.data.reading.filters import compute_row_weights, filter_rows
 from lorasmith.data.reading.row import Row
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.load import load_network, load_text_encoder, load_tokenizer
-from lorasmith.models.noise import NoiseSchedule
+from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files

@@ -11,14 +11,14 @@ import torch
 
 from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.ops.streams import run_concurrently
-from lorasmith.training.acceleration.factor_cache import build_factor_cache
-from lorasmith.training.acceleration.patcher import UNetPatcher
-from lorasmith.training.acceleration.plan import (
+from lorasmith.training.acceleration.execution_plan import (
     ExecutionPlan,
     configure_activation_checkpointing,
     plan_execution,
     workload_of,
 )
+from lorasmith.training.acceleration.factor_cache import build_factor_cache
+from lorasmith.training.acceleration.patcher import UNetPatcher
 from lorasmith.training.microbatch import (
     Microbatch,
     graph_inputs,

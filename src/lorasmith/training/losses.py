@@ -15,7 +15,7 @@ import torch
 from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.noise import NoiseSchedule, rescale_zero_terminal_snr
+from lorasmith.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr
 from lorasmith.registries import LOSS_WEIGHTINGS
 from lorasmith.training.data.batch import Batch
 

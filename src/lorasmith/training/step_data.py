@@ -9,7 +9,7 @@ from lorasmith.config.train_config import PreserveConfig
 from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
-from lorasmith.models.noise import NoiseSchedule
+from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.losses import Noise, sample_noise

@@ -15,7 +15,7 @@ from torch import nn
 from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.optimizers import skips_on_found_inf
-from lorasmith.models.noise import NoiseSchedule
+from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.training.data.batch import Batch, concat_batches
 from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.gating import GateRouting, set_gates

@@ -20,7 +20,7 @@ from lorasmith.evaluation.image_generator import ImageGenerator
 from lorasmith.evaluation.results import Candidate, PairedLoss
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.model import Model
-from lorasmith.models.noise import NoiseSchedule
+from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.models.text.encode import encode_captions
 from tiny_models import open_model
 

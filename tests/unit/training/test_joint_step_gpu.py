@@ -10,7 +10,7 @@ from training_sets import write
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_gpu_memory
-from lorasmith.training.acceleration.plan import ExecutionPlan
+from lorasmith.training.acceleration.execution_plan import ExecutionPlan
 from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.setup import open_trainer
 

@@ -12,7 +12,7 @@ from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, LorasmithWarning
-from lorasmith.models.noise import compute_alphas_cumprod, rescale_zero_terminal_snr
+from lorasmith.models.noise_schedule import compute_alphas_cumprod, rescale_zero_terminal_snr
 from lorasmith.registries import LOSS_WEIGHTINGS
 from lorasmith.training.losses import (
     LossContext,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import as_lora
-from lorasmith.adapters.tools.algebra import inner_product
+from lorasmith.adapters.tools.lora_arithmetic import inner_product
 from lorasmith.adapters.tools.merge import (
     common_family,
     compute_delta,

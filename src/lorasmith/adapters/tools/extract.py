@@ -8,7 +8,7 @@ import torch
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import TEXT_ENCODERS, UNET, find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.adapters.tools.algebra import (
+from lorasmith.adapters.tools.lora_arithmetic import (
     RankLimit,
     RetainedEnergy,
     Spectrum,

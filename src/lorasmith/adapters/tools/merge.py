@@ -15,7 +15,7 @@ from lorasmith.adapters.naming.layer_names import UNET, find_layer_refs
 from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.adapters.naming.unet_blocks import BlockMap
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.adapters.tools.algebra import (
+from lorasmith.adapters.tools.lora_arithmetic import (
     RankLimit,
     RetainedEnergy,
     Spectrum,

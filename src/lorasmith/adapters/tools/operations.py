@@ -20,11 +20,11 @@ from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_m
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.block_weights import parse_block_weights
-from lorasmith.adapters.tools.algebra import RankLimit, RetainedEnergy
 from lorasmith.adapters.tools.diff import LoraDiff, compare_loras
 from lorasmith.adapters.tools.extract import ExtractedLora, extract_difference
-from lorasmith.adapters.tools.fuse import fuse_into_model
+from lorasmith.adapters.tools.fuse_into_model import fuse_into_model
 from lorasmith.adapters.tools.info import LoraInfo, summarize_lora
+from lorasmith.adapters.tools.lora_arithmetic import RankLimit, RetainedEnergy
 from lorasmith.adapters.tools.merge import (
     MergeInput,
     WeightLookup,

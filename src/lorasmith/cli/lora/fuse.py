@@ -49,7 +49,7 @@ def fuse(
     """
     weighted_files = [parse_weighted_lora(file) for file in files]
     with Console(stderr=True).status("opening model and LoRAs"):
-        from lorasmith.adapters.tools.fuse import fuse_into_model
+        from lorasmith.adapters.tools.fuse_into_model import fuse_into_model
         from lorasmith.core.device import compute_dtype
         from lorasmith.core.files import check_not_existing
         from lorasmith.core.safetensors_header import PICKLE_SUFFIXES

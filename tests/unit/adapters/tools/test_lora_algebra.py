@@ -13,7 +13,9 @@ from lorasmith.adapters.kinds.dora import DoraLayer
 from lorasmith.adapters.kinds.loha import LohaLayer
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.block_weights import LBW_BLOCKS, PRESETS, parse_block_weights
-from lorasmith.adapters.tools.algebra import (
+from lorasmith.adapters.tools.diff import compare_loras
+from lorasmith.adapters.tools.extract import extract_difference
+from lorasmith.adapters.tools.lora_arithmetic import (
     inner_product,
     spectrum_of_layer,
     spectrum_of_matrix,
@@ -21,8 +23,6 @@ from lorasmith.adapters.tools.algebra import (
     unify_alpha,
     weighted_sum,
 )
-from lorasmith.adapters.tools.diff import compare_loras
-from lorasmith.adapters.tools.extract import extract_difference
 from lorasmith.adapters.tools.merge import MergeInput, add_loras, resize_layers, weight_lookup
 from lorasmith.core.errors import ConfigError, WeightsError
 
@@ -232,7 +232,7 @@ def test_equivalent_names_are_the_same_layer() -> None:
 
 
 def test_extracting_what_was_fused(model, tiny_model: Path, make_lora) -> None:
-    from lorasmith.adapters.tools.fuse import fuse_into_model
+    from lorasmith.adapters.tools.fuse_into_model import fuse_into_model
     from lorasmith.models.load import load_model
 
     lora = make_lora(["_to_", "conv1", "ff_net", "lora_te_"])
@@ -267,7 +267,7 @@ def test_fused_doras_equal_attached_ones(model, make_lora) -> None:
     from lorasmith.adapters.injection.inject import attach_lora
     from lorasmith.adapters.naming.layer_names import find_layer_refs
     from lorasmith.adapters.nn.lora import layer_weight
-    from lorasmith.adapters.tools.fuse import fuse_into_model
+    from lorasmith.adapters.tools.fuse_into_model import fuse_into_model
 
     files = []
     for seed in (1, 2):

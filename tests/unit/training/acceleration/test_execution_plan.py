@@ -9,7 +9,7 @@ import torch
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.ops import fp8, triton_support
-from lorasmith.training.acceleration.plan import ExecutionPlan, Workload, plan_execution
+from lorasmith.training.acceleration.execution_plan import ExecutionPlan, Workload, plan_execution
 
 LONG = Workload(
     device=torch.device("cuda"),

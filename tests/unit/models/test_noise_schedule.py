@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.noise import NoiseSchedule, compute_alphas_cumprod
+from lorasmith.models.noise_schedule import NoiseSchedule, compute_alphas_cumprod
 
 CONFIG = {
     "num_train_timesteps": 1000,
