@@ -408,3 +408,21 @@ def test_help_and_import_load_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_options_of_other_programs_are_taken_or_answered(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--num_images_per_prompt", "1", "--dtype=float32", "--sampler", "k_euler_a"]
+    command = ["generate", "a dog", "--pretrained_model_name_or_path", str(tiny_model)]
+    command += ["--output_dir", str(tmp_path / "out"), "--num_inference_steps", "1", *options]
+    assert run(command) == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "0000.png").is_file()
+    for option, answer in (
+        ("--width", "--width: give --size WIDTHxHEIGHT"),
+        ("--no_half_vae", "--no_half_vae: leave it out"),
+        ("--scheduler", "--scheduler: it is part of the sampler's name"),
+    ):
+        capsys.readouterr()
+        assert run(["generate", "a dog", option, "64"]) == 1
+        assert answer in one_line(capsys.readouterr().err)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lorasmith.cli import generate_options as options
 from lorasmith.cli.download import Download, fetch
+from lorasmith.cli.generate_command import GenerateCommand
 from lorasmith.cli.options import Device, InferenceSteps, ModelPath, Precision
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import ensure_writable_folder
@@ -38,7 +39,7 @@ _TAGS_SHOWN = 12
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("generate")(generate)
+    app.command("generate", cls=GenerateCommand)(generate)
 
 
 def generate(
@@ -172,7 +173,7 @@ def _write_images(
     jobs = make_image_jobs([prompt], first_seed, count, init_image)
     total = count * LatentPreparer(pipe.model, sampling, jobs).num_steps
     images = f"{count} {'image' if count == 1 else 'images'}"
-    with progress_bar("drawing", total=total) as advance:
+    with progress_bar("generating", total=total) as advance:
         if as_latents:
             file = save_latents(pipe.generate_latents(jobs, sampling, advance), jobs, folder)
             return f"latents of {images} in {file}"

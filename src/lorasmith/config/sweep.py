@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from lorasmith.config.base import list_fields
+from lorasmith.config.foreign_names import foreign_changes
 from lorasmith.config.load import read_tree, validate_config
 from lorasmith.config.read_toml import parse_value
 from lorasmith.config.train_config import OutputConfig, TrainConfig
@@ -152,13 +153,37 @@ def load_sweep(
             "the settings have [[feature]] tables, which cannot be swept; give settings of a "
             "single tag, or train the features with lorasmith train"
         )
-    check_sweepable(vary or {}, none=True)
+    vary = _in_our_words(vary or {})
+    check_sweepable(vary, none=True)
     known = _flat(tree.get("vary", {}))
-    if vary and isinstance(known, Mapping):
-        tree["vary"] = {**known, **vary}
+    if isinstance(known, Mapping) and (known or vary):
+        tree["vary"] = {**_in_our_words(known), **vary}
     if max_parallel is not None:
         tree["max_parallel"] = max_parallel
     return validate_config(SweepConfig, tree, "settings" if path is None else str(path))
+
+
+def _in_our_words(vary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return varied settings in which names of other programs are ours: ``lr``, ``network_dim``.
+
+    Raises:
+        ConfigError: such a name has another meaning here, or two name one setting.
+    """
+    known = {key for key, _, _ in list_fields(TrainConfig)}
+    result: dict[str, Any] = {}
+    for name, values in vary.items():
+        key, ours = name, values
+        if name not in known and isinstance(values, list | tuple):
+            last = name.rpartition(".")[2]
+            changes = [foreign_changes(last, value, known) for value in values]
+            keys = {key for change in changes for key in change or ()}
+            if len(keys) == 1 and all(changes):
+                key = keys.pop()
+                ours = [change[key] for change in changes if change]
+        if key in result:
+            raise ConfigError(f"vary: {key} is there twice, once under another name")
+        result[key] = ours
+    return result
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:

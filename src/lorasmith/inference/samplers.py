@@ -41,7 +41,7 @@ _LABELS = {
 }
 """A1111's names, which image metadata use."""
 
-_CLASS_NAMES = {
+_OTHER_NAMES = {
     "ddimscheduler": "ddim",
     "ddpmscheduler": "ddpm",
     "dpmsolvermultistepscheduler": "dpmpp_2m",
@@ -49,8 +49,22 @@ _CLASS_NAMES = {
     "eulerancestraldiscretescheduler": "euler_a",
     "heundiscretescheduler": "heun",
     "unipcmultistepscheduler": "unipc",
+    "euler_ancestral": "euler_a",
+    "k_euler": "euler",
+    "k_euler_a": "euler_a",
+    "k_euler_ancestral": "euler_a",
+    "k_heun": "heun",
+    "k_dpmpp_2m": "dpmpp_2m",
+    "uni_pc": "unipc",
 }
-"""Diffusers' class names in lower case."""
+"""Diffusers' class names, ComfyUI's and kohya's names, in lower case."""
+
+_MISSING = {
+    "dpm2", "dpm2_a", "dpm2_karras", "dpm2_a_karras", "dpmpp_sde", "dpmpp_sde_karras",
+    "dpmpp_3m_sde", "dpmpp_3m_sde_karras", "dpmpp_2s_a", "dpmpp_2s_a_karras",
+    "dpmpp_2s_ancestral",
+}  # fmt: skip
+"""Samplers of A1111 and ComfyUI that resemble those here in their names only."""
 
 _MODEL_SETTINGS = (
     "num_train_timesteps",
@@ -74,7 +88,11 @@ def resolve_sampler(name: str) -> str:
     """
     text = str(name)
     key = re.sub(r"[\s_-]+", "_", text.strip().lower()).replace("++", "pp")
-    key = _CLASS_NAMES.get(key, key)
+    key = _OTHER_NAMES.get(key, key)
+    if key in _MISSING:
+        raise ConfigError(
+            f"there is no sampler {text!r} (choose from {', '.join(SAMPLERS.names())})"
+        )
     return SAMPLERS.check(key if key in SAMPLERS else text)
 
 

@@ -104,6 +104,8 @@ def test_values_are_read_as_overrides_are() -> None:
         (("lora.rank=8,16", "lora.rank=4,2"), "--vary lora.rank: it is there twice"),
         (("lora.rnak=8,16",), "no setting 'lora.rnak'; did you mean lora.rank"),
         (("train.optimiser=a,b",), "no setting 'train.optimiser'; did you mean train.optimizer"),
+        (("train.lr=1e-4,2e-4", "train.learning_rate=1,2"), "train.learning_rate is there twice"),
+        (("epochs=1,2",), "epochs: epochs are not there yet"),
         (("lora.rank=8,-1",), "vary lora.rank=-1: lora.rank: input should be greater than 0"),
         (("lora.rank=8,big",), r"vary lora.rank=big: .*\(got 'big'\)"),
         (("lora.gate=prompt,token", "preserve.strength=0,1"),
@@ -158,3 +160,8 @@ def test_names_of_any_text_are_safe_and_differ(targets: list[str]) -> None:
     for name in names:
         assert not set(name) & set('/\\:*?"<>| \n\0')
         assert not name.startswith(".")
+
+
+@pytest.mark.parametrize("name", ["lr", "train.lr", "unet_lr", "learning_rate"])
+def test_names_of_other_programs_may_vary(name: str) -> None:
+    assert swept(f"{name}=1e-4,2e-4").vary == {"train.learning_rate": [1e-4, 2e-4]}

@@ -117,6 +117,8 @@ def test_missing_settings_of_the_model_are_diffusers_defaults() -> None:
         ("UniPC", "unipc"),
         ("EulerAncestralDiscreteScheduler", "euler_a"),
         ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+        ("k_euler_a", "euler_a"),
+        ("euler_ancestral", "euler_a"),
     ],
 )
 def test_names_of_a1111_and_diffusers_are_accepted(name: str, expected: str) -> None:
@@ -143,3 +145,10 @@ def test_label_is_a_name_of_the_sampler(name: str) -> None:
 def test_impossible_scheduler_is_refused(name: str, config: dict, steps: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_scheduler(name, config, steps, CPU)
+
+
+@pytest.mark.parametrize("name", ["DPM2", "DPM++ SDE Karras", "dpmpp_2s_ancestral"])
+def test_a_sampler_that_only_sounds_alike_is_not_suggested(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no sampler") as caught:
+        resolve_sampler(name)
+    assert "did you mean" not in str(caught.value)

@@ -78,7 +78,7 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
     typer.echo(
         f"5/5 generating with both tags as triggers, four images of each of {len(SUBJECTS)} seeds"
     )
-    with progress_bar("drawing", num_images * _SAMPLING_STEPS) as advance:
+    with progress_bar("generating", num_images * _SAMPLING_STEPS) as advance:
         options = SamplingOptions(num_inference_steps=_SAMPLING_STEPS, guidance_scale=_GUIDANCE)
         generator = ImageGenerator(model, options, advance)
         loaded = list(files.values())

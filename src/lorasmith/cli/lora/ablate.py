@@ -147,7 +147,7 @@ def _generate_latents(
         )
     count = max(_NUM_GENERATED, len(given))
     texts = [given[index % len(given)] for index in range(count)]
-    with progress_bar("drawing", count * steps) as advance:
+    with progress_bar("generating", count * steps) as advance:
         generator = ImageGenerator(model, SamplingOptions(num_inference_steps=steps), advance)
         result = generator.generate(texts, range(seed, seed + count), [lora.path], gate=False)
     return result.latents, texts
