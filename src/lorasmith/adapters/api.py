@@ -165,6 +165,13 @@ def inject(
     """
     if not hasattr(unet, "down_blocks") or not hasattr(unet, "up_blocks"):
         raise ConfigError(f"inject: {type(unet).__name__} is no diffusers U-Net (no down_blocks)")
+    if not isinstance(rank, int) or not isinstance(init, str):
+        raise ConfigError(
+            f"inject: rank {rank!r} must be a whole number and init {init!r} a name, such as "
+            "gaussian"
+        )
+    if alpha is not None and not alpha > 0:
+        raise ConfigError(f"inject: alpha {alpha} must be above 0; None is the rank")
     if rank < 1 or not 0.0 <= dropout < 1.0:
         raise ConfigError(f"inject: rank {rank} must be 1 or more, dropout {dropout} from 0 to 1")
     family = _find_family(unet)
@@ -200,13 +207,15 @@ def save_lora(
         dtype: of the factors; float32 is used, with a warning, if it cannot represent them.
 
     Raises:
-        ConfigError: the name does not end in .safetensors.
+        ConfigError: the name does not end in .safetensors, or ``lora`` is not from `inject`.
         WeightsError: all layers are zero, or a value is not finite.
         OutputError: the file cannot be written.
     """
     target = Path(path).expanduser()
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: a LoRA file's name ends in .safetensors; choose such a name")
+    if not isinstance(lora, InjectedLora):
+        raise ConfigError(f"save_lora takes the result of inject, not {type(lora).__name__}")
     layers, gate = lora.layers(), lora.gate_metadata
     entries = gate.to_metadata() | ({TRIGGER_PHRASE: gate.tag} if gate.tag else {})
     file = LoraFile(target, layers, {**entries, **(metadata or {})})

@@ -43,6 +43,7 @@ def train(
     from lorasmith.training.losses import diffusion_loss
     from lorasmith.training.trainer import train as train_lora
 
+    _check_hooks(callbacks, loss_fn)
     single = require_single_feature(to_train_config(config))
     return train_lora(single, resume, callbacks, loss_fn or diffusion_loss)
 
@@ -69,6 +70,7 @@ def train_features(
     from lorasmith.training.losses import diffusion_loss
     from lorasmith.training.multi.features import train_features as train_all
 
+    _check_hooks(callbacks, loss_fn)
     features = to_train_config(config)
     if not isinstance(features, FeaturesConfig):
         raise ConfigError("the settings have no [[feature]] tables: use lorasmith.train")
@@ -109,6 +111,7 @@ def sweep(
     from lorasmith.training.losses import diffusion_loss
     from lorasmith.training.multi.sweep import train_sweep
 
+    _check_hooks(callbacks, loss_fn)
     path, base = None, None
     if isinstance(config, TrainConfig | FeaturesConfig):
         base = config.model_dump(exclude_unset=True, by_alias=True)
@@ -120,3 +123,25 @@ def sweep(
         to_train_config(config)  # raises an error that names the possible forms
     sweep_config = load_sweep(path, (), vary, max_parallel, base)
     return train_sweep(sweep_config, resume, callbacks, loss_fn or diffusion_loss)
+
+
+def _check_hooks(callbacks: Any, loss_fn: Any) -> None:
+    """Refuse what cannot be called during a training, before it starts.
+
+    Raises:
+        ConfigError: the callbacks are no sequence of `Callback` objects, or ``loss_fn`` is no
+            function.
+    """
+    from lorasmith.training.callbacks import Callback
+
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"callbacks: give a list, not {type(callbacks).__name__}")
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise ConfigError(f"callbacks: give an object, {callback.__name__}(), not the class")
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks: {type(callback).__name__} is no subclass of lorasmith.Callback"
+            )
+    if loss_fn is not None and not callable(loss_fn):
+        raise ConfigError(f"loss_fn: give a function, not {type(loss_fn).__name__}")

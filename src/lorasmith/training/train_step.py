@@ -130,6 +130,11 @@ def _apply_loss_fn(item: LossInput, prediction: torch.Tensor) -> torch.Tensor:
         settings=loss.settings,
     )
     losses = loss.loss_fn(context)
+    if not isinstance(losses, torch.Tensor):
+        raise ConfigError(
+            f"loss_fn: it returned {type(losses).__name__}; return one loss for each image, a "
+            f"tensor of shape {list(batch.loss_weights.shape)}"
+        )
     if losses.shape != batch.loss_weights.shape:
         raise ConfigError(
             f"loss_fn: it returned shape {list(losses.shape)}; return one loss for each image, "

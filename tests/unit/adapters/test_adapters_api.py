@@ -126,6 +126,9 @@ def test_sdxl_layers_have_sgm_names(tiny_sdxl: Path) -> None:
     ("arguments", "message"),
     [
         ({"rank": 0}, "rank 0 must be 1 or more"),
+        ({"rank": 2.5}, "rank 2.5 must be a whole number"),
+        ({"init": True}, "init True a name"),
+        ({"alpha": 0}, "alpha 0 must be above 0"),
         ({"dropout": 1.0}, "dropout 1.0 from 0 to 1"),
         ({"targets": "atention"}, "no preset 'atention'; did you mean"),
         ({"init": "gausian"}, "no adapter initialisation 'gausian'; did you mean 'gaussian'"),
@@ -139,6 +142,8 @@ def test_impossible_arguments_are_refused(
 
 
 def test_other_modules_and_file_names_are_refused(unet: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="takes the result of inject, not UNet2DConditionModel"):
+        lorasmith.save_lora(unet, tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="Linear is no diffusers U-Net"):
         lorasmith.inject(torch.nn.Linear(2, 2))
     lora = lorasmith.inject(unet, rank=1, targets="mid")

@@ -50,3 +50,17 @@ def test_the_dictionary_is_not_changed() -> None:
 def test_wrong_settings_are_named(config: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         lorasmith.train(config)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        ({"callbacks": lorasmith.Callback()}, "callbacks: give a list, not Callback"),
+        ({"callbacks": [lorasmith.Callback]}, r"give an object, Callback\(\), not the class"),
+        ({"callbacks": [3]}, "callbacks: int is no subclass of lorasmith.Callback"),
+        ({"loss_fn": "huber"}, "loss_fn: give a function, not str"),
+    ],
+)
+def test_hooks_that_cannot_be_called_are_refused(hooks: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        lorasmith.train(TREE, **hooks)
