@@ -1,8 +1,9 @@
 """Commands that take settings: their options may have the names of other programs."""
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ _STEP = re.compile(r"latest|(step-)?\d+")
 _LATEST = "latest"
 _SWITCH_VALUES = ("true", "false", "1", "0", "yes", "no", "on", "off")
 _EPOCHS = ("epochs", "epoch", "max_train_epochs", "num_train_epochs")
-_LISTS = ("optimizer_args",)
-"""Options of kohya's that take several values."""
+_ARGS = ("optimizer_args", "network_args", "lr_scheduler_args")
+"""Options of kohya's that take several texts such as ``eps=1e-8``."""
+_LISTS = ("target_modules", "lora_target_modules", "targets", "validation_prompts", "prompts")
+"""Options that take several values."""
+_DECLARED = {
+    "--rank": "lora.rank", "--steps": "train.steps", "--data": "data.path", "--tag": "data.tag",
+    "--out": "output.name", "--model": "model.path", "-m": "model.path",
+}  # fmt: skip
+"""Options that the commands declare, and their settings."""
 
 
 class SettingsCommand(typer.core.TyperCommand):
@@ -32,6 +40,7 @@ class SettingsCommand(typer.core.TyperCommand):
         while args:
             argument, *args = args
             if argument == "--resume":
+                _refuse_path(args)
                 completed += [argument, *([] if args and _STEP.fullmatch(args[0]) else [_LATEST])]
             elif not self._is_foreign(argument):
                 completed.append(argument)
@@ -43,12 +52,21 @@ class SettingsCommand(typer.core.TyperCommand):
         return super().parse_args(ctx, [*completed, *self._to_overrides(foreign, completed)])
 
     def _is_foreign(self, argument: str) -> bool:
+        """Return whether an option is a setting under its own or another name.
+
+        Raises:
+            ConfigError: there is no such option or setting.
+        """
         name = argument.partition("=")[0]
         if not name.startswith("--") or len(name) < 3:
             return False
         declared = {option for param in self.params for option in param.opts}
         declared |= {option for param in self.params for option in param.secondary_opts}
-        return name not in declared | {"--help"} and _is_known(name)
+        if name in declared | {"--help"}:
+            return False
+        if not _is_known(name):
+            raise ConfigError(_explain_unknown(name, declared))
+        return True
 
     def _to_overrides(self, foreign: Mapping[str, Any], arguments: list[str]) -> list[str]:
         from lorasmith.config.foreign_names import normalize, translate
@@ -57,6 +75,12 @@ class SettingsCommand(typer.core.TyperCommand):
             if normalize(name) in _EPOCHS:
                 raise ConfigError(f"{name}: {_explain_epochs(foreign[name], arguments, foreign)}")
         sets: list[str] = []
+        declared = _declared_settings(arguments)
+        for name, given in foreign.items():
+            for key, value in _leaves(translate({name: given}, _known_keys()), ""):
+                option, other = declared.get(key, (name, str(value)))
+                if other != str(value):
+                    raise ConfigError(f"{option} and {name} are the same setting; give one of them")
         for key, value in _leaves(translate(foreign, _known_keys()), ""):
             sets += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
         return sets
@@ -70,6 +94,27 @@ def _known_keys() -> dict[str, Any]:
     return {key: default for key, default, _ in list_fields(TrainConfig)}
 
 
+def _declared_settings(arguments: list[str]) -> dict[str, tuple[str, str]]:
+    """Return the options that the command declares, and their values, by their settings."""
+    found: dict[str, tuple[str, str]] = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        if name in _DECLARED:
+            found[_DECLARED[name]] = (name, value if equals else following)
+    return found
+
+
+def _explain_unknown(name: str, declared: Collection[str]) -> str:
+    from lorasmith.config.foreign_names import FOREIGN_NAMES, normalize
+
+    words = {normalize(option): option for option in declared if option.startswith("--")}
+    words |= {foreign: f"--{foreign}" for foreign in FOREIGN_NAMES}
+    words |= {key.rpartition(".")[2]: f"--{key.rpartition('.')[2]}" for key in _known_keys()}
+    close = difflib.get_close_matches(normalize(name), words, n=2, cutoff=0.8)
+    hint = f"; did you mean {' or '.join(words[word] for word in close)}?" if close else ""
+    return f"--{normalize(name)}: there is no such option or setting{hint}"
+
+
 def _is_known(name: str) -> bool:
     from lorasmith.config.foreign_names import is_foreign
 
@@ -78,14 +123,14 @@ def _is_known(name: str) -> bool:
 
 def _take_value(argument: str, args: list[str]) -> tuple[str, Any, list[str]]:
     """Return an option's name, its value, and the arguments after it."""
-    from lorasmith.config.foreign_names import is_switch, normalize
+    from lorasmith.config.foreign_names import is_switch, is_translated, normalize
     from lorasmith.config.read_toml import parse_value
 
     name, equals, text = argument.partition("=")
     name = f"--{normalize(name)}"
     if equals:
         return name, parse_value(text), args
-    if normalize(name) in _LISTS:
+    if normalize(name) in _ARGS:
         count = next(
             (k for k, arg in enumerate(args) if "=" not in arg or arg[:2] == "--"), len(args)
         )
@@ -93,9 +138,29 @@ def _take_value(argument: str, args: list[str]) -> tuple[str, Any, list[str]]:
     has_value = bool(args) and not args[0].startswith("--")
     if is_switch(name, _known_keys()):
         has_value = has_value and args[0].casefold() in _SWITCH_VALUES
+        if not has_value:
+            return name, True, args
     if not has_value:
+        if is_translated(name, _known_keys()):
+            raise ConfigError(f"{name}: it needs a value")
         return name, True, args
+    if normalize(name) in _LISTS:
+        count = next(
+            (k for k, arg in enumerate(args) if arg[:2] == "--" or arg.endswith(".toml")), len(args)
+        )
+        if count > 1:
+            return name, args[:count], args[count:]
     return name, parse_value(args[0]), args[1:]
+
+
+def _refuse_path(args: list[str]) -> None:
+    """Say what --resume takes, where a folder follows it as in other programs."""
+    given = args[0] if args else "-"
+    if not (given.startswith("-") or given.endswith(".toml") or _STEP.fullmatch(given)):
+        raise ConfigError(
+            f"--resume {given}: --out names the run; give --resume alone, or a step of it such as "
+            "--resume step-120"
+        )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from lorasmith.config.load import dump_toml
 from lorasmith.config.train_config import TrainConfig, ValidationConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.device import compute_dtype
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.loops.memory import limit_gpu_memory, require_disk_space
 from lorasmith.loops.tracking import check_wandb
 from lorasmith.models.load import load_model
@@ -149,11 +150,27 @@ def _plan_method(config: TrainConfig, model: Model, describe: Describe | None) -
                 f"preserve: it needs a training method with a gate, which {config.train.method!r} "
                 "has not; set its strengths to 0"
             )
-        return method.plan(model, config.lora, config.train)
+        plan = method.plan(model, config.lora, config.train)
+        _warn_about_unused_rate(config, plan, model)
+        return plan
     except ConfigError as error:
         if describe is None:
             raise
         raise ConfigError(f"{describe(config)}: {error}") from error
+
+
+def _warn_about_unused_rate(config: TrainConfig, plan: MethodPlan, model: Model) -> None:
+    """Warn of a learning rate for text encoders where none is trained."""
+    without = config.train.model_copy(update={"text_encoder_lr": None})
+    default = _fill_config(config.model_copy(update={"train": without}), model).train
+    if plan.trains_text_encoder or config.train.text_encoder_lr == default.text_encoder_lr:
+        return
+    warnings.warn(
+        "train.text_encoder_lr has no effect: lora.targets has no text encoder layer; "
+        'targets = ["all-linear", "text-encoder"] has them',
+        LorasmithWarning,
+        stacklevel=2,
+    )
 
 
 def _require_disk_space(

@@ -27,7 +27,8 @@ VALUES: dict[str, Any] = {
     "aspect_ratio_bucketing": False, "cache_latents": False, "cache_latents_to_disk": False,
     "cache_text_encoder_outputs": False, "cache_text_encoder_outputs_to_disk": False,
     "masked_loss": False, "masked_training": False, "network_dropout": 0.25, "lora_dropout": 0.25,
-    "lora_r": 3, "offset_noise_weight": 0.5,
+    "lora_r": 3, "offset_noise_weight": 0.5, "caption_separator": ",", "lora_type": "LORA",
+    "lora_weight_dtype": "FLOAT_32", "loss_type": "l2", "lr_warmup_ratio": 0.25,
 }  # fmt: skip
 """Values of names whose settings take no number."""
 TRANSLATED = [name for name, entry in FOREIGN_NAMES.items() if entry.translate is not None]
@@ -40,7 +41,7 @@ def value_of(name: str) -> Any:
     default = DEFAULTS.get(FOREIGN_NAMES[name].key)
     if isinstance(default, bool) or name in ("use_8bit_adam", "diff_output_preservation"):
         return True
-    if name in ("random_crop", "torch_compile"):
+    if name in ("random_crop", "torch_compile", "fp16", "bf16"):
         return True
     return 3 if isinstance(default, int | float) or name in NUMBERS else "some/where"
 
@@ -203,3 +204,35 @@ def test_two_names_of_the_same_setting_must_agree(tmp_path: Path) -> None:
     path.write_text("network_dim = 3\nlora_rank = 4\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"network_dim and lora_rank are both lora\.rank"):
         load_config(TrainConfig, path, base=NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--network_dim", "--network_dim: it needs a value"),
+        ("--network_dim 8 --rank 4", "--rank and --network_dim are the same setting; give one of"),
+        ("--netwrok_dim 8", "--netwrok_dim: there is no such option or setting; did you mean "
+         "--network_dim?"),
+        ("--foo 8", "--foo: there is no such option or setting"),
+        ("--resume out/state", "--resume out/state: --out names the run; give --resume alone"),
+        ("--loss_type huber", "--loss_type: the loss is the squared error"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_taken_are_answered_in_one_line(
+    options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", *options.split(), "--print-config"]) == 1
+    answer = capsys.readouterr().err
+    assert answer.startswith(f"error: {message}")
+    assert answer.count("\n") == 1
+
+
+def test_options_take_several_values_where_they_are_lists(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = printed(
+        capsys, "--target_modules", "to_k", "to_q", "--validation_prompts", "a dog", "a cat"
+    )
+    assert config.lora.targets == ("to_k", "to_q")
+    assert config.validation.prompts == ("a dog", "a cat")
+    assert printed(capsys, "--validation_prompts", "a dog").validation.prompts == ("a dog",)

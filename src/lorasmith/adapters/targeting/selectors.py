@@ -179,6 +179,8 @@ def _hint(words: Sequence[str], type_tests: Sequence[Predicate], refs: Sequence[
     for word in words:
         if word in _JOINT_ATTENTION:
             return f"; only SD 3 and Flux have {word}: leave it out"
+        if word.startswith(".*"):
+            return f"; in patterns * alone stands for any text: {word.removeprefix('.')}"
         close = _close_names(word, refs) if _is_path(word) and not _is_block(word) else []
         if close:
             return f"; did you mean {', '.join(close)}?"
