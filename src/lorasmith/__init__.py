@@ -29,7 +29,19 @@ if TYPE_CHECKING:
         merge_loras,
         resize_lora,
     )
-    from lorasmith.config.train_config import TrainConfig
+    from lorasmith.config.features import FeatureConfig, FeaturesConfig
+    from lorasmith.config.lora import LoraConfig, LoraOverride
+    from lorasmith.config.sweep import SweepConfig
+    from lorasmith.config.train_config import (
+        ModelConfig,
+        OutputConfig,
+        PreserveConfig,
+        TrackConfig,
+        TrainConfig,
+        ValidationConfig,
+    )
+    from lorasmith.config.train_data import DataConfig
+    from lorasmith.config.train_settings import LossConfig, TrainerConfig
     from lorasmith.core.errors import (
         ConfigError,
         DataError,
@@ -49,11 +61,14 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
-    "Callback", "ConfigError", "DataError", "InjectedLora", "LorasmithError", "LorasmithWarning",
-    "LossContext", "OutputError", "Pipeline", "TrainConfig", "TrainingError", "WeightedLora",
-    "WeightsError", "__version__", "capturable", "check", "check_features", "convert_lora",
-    "diff_loras", "evaluate", "extract_lora", "fuse_loras", "inject", "load_pipeline", "lora_info",
-    "merge_loras", "resize_lora", "save_lora", "sweep", "train", "train_features",
+    "Callback", "ConfigError", "DataConfig", "DataError", "FeatureConfig", "FeaturesConfig",
+    "InjectedLora", "LoraConfig", "LoraOverride", "LorasmithError", "LorasmithWarning",
+    "LossConfig", "LossContext", "ModelConfig", "OutputConfig", "OutputError", "Pipeline",
+    "PreserveConfig", "SweepConfig", "TrackConfig", "TrainConfig", "TrainerConfig", "TrainingError",
+    "ValidationConfig", "WeightedLora", "WeightsError", "__version__", "capturable", "check",
+    "check_features", "convert_lora", "diff_loras", "evaluate", "extract_lora", "fuse_loras",
+    "inject", "load_pipeline", "lora_info", "merge_loras", "resize_lora", "save_lora", "sweep",
+    "train", "train_features",
 ]  # fmt: skip
 
 _OPERATIONS = "lorasmith.adapters.tools.operations"
@@ -83,7 +98,20 @@ _HOMES = {
     "Callback": "lorasmith.training.callbacks",
     "LossContext": "lorasmith.training.losses",
     "Pipeline": "lorasmith.inference.pipeline",
+    "FeatureConfig": "lorasmith.config.features",
+    "FeaturesConfig": "lorasmith.config.features",
+    "LoraConfig": "lorasmith.config.lora",
+    "LoraOverride": "lorasmith.config.lora",
+    "SweepConfig": "lorasmith.config.sweep",
+    "ModelConfig": "lorasmith.config.train_config",
+    "OutputConfig": "lorasmith.config.train_config",
+    "PreserveConfig": "lorasmith.config.train_config",
+    "TrackConfig": "lorasmith.config.train_config",
     "TrainConfig": "lorasmith.config.train_config",
+    "ValidationConfig": "lorasmith.config.train_config",
+    "DataConfig": "lorasmith.config.train_data",
+    "LossConfig": "lorasmith.config.train_settings",
+    "TrainerConfig": "lorasmith.config.train_settings",
     "capturable": "lorasmith.training.losses",
     "load_pipeline": "lorasmith.inference.pipeline",
     "sweep": "lorasmith.training.api",
