@@ -40,7 +40,7 @@ from lorasmith.pretraining import clip as clip_module
         ("unet", ("vae=/absent",), "vae cannot be loaded"),
         ("vae", ("loss.perceptual_encoder=/absent",), "/absent: has no image_tower"),
         ("clip", ("merges_file=/absent",), "/absent: cannot be read as a merge list"),
-        ("clip", ("num_merges=999999",), "fewer than the 999999 asked for"),
+        ("clip", ("num_merges=999999",), "fewer than the required 999999"),
         ("clip", ("data.path=/absent",), "/absent: no such data folder or packed file"),
     ],
 )

@@ -186,7 +186,7 @@ def test_generation_from_images_and_masks(
     capsys.readouterr()
     for family, more, message in (
         ("sd1", ["--mask", mask], "--mask goes with --image FILE"),
-        ("sd1", ["--strength", "0.5"], "--strength goes with --image PICTURE"),
+        ("sd1", ["--strength", "0.5"], "--strength goes with --image FILE"),
         ("sd1", ["--image", image, "--mask", mask], "is not for inpainting"),
         ("sd1-inpainting", ["--image", image, "--mask", "no.png"], "no.png: cannot"),
         ("sd1", ["--image", image, "--strength", "2"], "strength: 2.0 is not possible"),
