@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import lorasmith
 from lorasmith.training.losses import LossContext
 
-PICTURES = Path(lorasmith.__file__).parent / "demo_data"
+IMAGES = Path(lorasmith.__file__).parent / "demo_data"
 
 
 @lorasmith.capturable  # it reads no value on the host: a GPU may capture the step as a CUDA graph
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     lora = lorasmith.train(
         {
-            "data": {"path": str(PICTURES), "tag": "inkmono"},
+            "data": {"path": str(IMAGES), "tag": "inkmono"},
             "output": {"name": str(options.out / "inkmono")},
             "train": {"steps": options.steps, "learning_rate": 8e-3},
             "validation": {"every_n_steps": 0},

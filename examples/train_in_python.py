@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lorasmith
 
-PICTURES = Path(lorasmith.__file__).parent / "demo_data"
+IMAGES = Path(lorasmith.__file__).parent / "demo_data"
 
 
 class PrintLoss(lorasmith.Callback):
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     lora = lorasmith.train(
         {
-            "data": {"path": str(PICTURES), "tag": "inkmono"},
+            "data": {"path": str(IMAGES), "tag": "inkmono"},
             "output": {"name": str(options.out / "inkmono")},
             "train": {"steps": options.steps, "learning_rate": 8e-3},
             "validation": {"every_n_steps": 0},

@@ -377,12 +377,12 @@ def translate(tree: Mapping[str, Any], known: Collection[str]) -> Tree:
     _walk(tree, "", known, result, moved)
     for key, (name, value) in moved.items():
         *sections, last = key.split(".")
-        place = result
+        branch = result
         for section in sections:
-            place = place.setdefault(section, {})
-        if last in place and place[last] != value and name != "unet_lr":
+            branch = branch.setdefault(section, {})
+        if last in branch and branch[last] != value and name != "unet_lr":
             raise ConfigError(f"{name} and {key} are the same setting; give one of them")
-        place[last] = value
+        branch[last] = value
     return result
 
 
@@ -461,14 +461,14 @@ def foreign_changes(name: str, value: Any, known: Collection[str]) -> Changes | 
     Raises:
         ConfigError: it has another meaning here; the message has the answer.
     """
-    found = FOREIGN_NAMES.get(normalize(name))
-    if found is None or not _fits(found.key, known):
+    entry = FOREIGN_NAMES.get(normalize(name))
+    if entry is None or not _fits(entry.key, known):
         key = _by_last_part(normalize(name), known)
         return None if key is None else {key: value}
-    if found.translate is None:
-        raise ConfigError(f"{name}: {found.answer}")
+    if entry.translate is None:
+        raise ConfigError(f"{name}: {entry.answer}")
     try:
-        return found.translate(value)
+        return entry.translate(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 
@@ -487,18 +487,18 @@ def is_switch(name: str, known: Mapping[str, Any]) -> bool:
         known: the settings with their defaults.
     """
     name = normalize(name)
-    found = FOREIGN_NAMES.get(name)
+    entry = FOREIGN_NAMES.get(name)
     if name in _SWITCHES:
         return True
-    key = found.key if found is not None else _by_last_part(name, known)
+    key = entry.key if entry is not None else _by_last_part(name, known)
     return key is not None and isinstance(known.get(key), bool)
 
 
 def is_translated(name: str, known: Collection[str]) -> bool:
     """Return whether an option's value becomes that of a setting."""
     name = normalize(name)
-    found = FOREIGN_NAMES.get(name)
-    return found.translate is not None if found else _by_last_part(name, known) is not None
+    entry = FOREIGN_NAMES.get(name)
+    return entry.translate is not None if entry else _by_last_part(name, known) is not None
 
 
 def _by_last_part(name: str, known: Collection[str]) -> str | None:

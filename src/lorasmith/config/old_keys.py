@@ -248,8 +248,8 @@ def _vary(tree: Mapping[str, Any], old_keys: list[str]) -> Tree:
         new, convert = VERSION_1_KEYS.get(name, name), VERSION_1_VALUES.get(name)
         if new != name:
             old_keys.append(f"vary.{name}")
-        several = convert is not None and isinstance(values, list)
-        result[new] = [convert(value) for value in values] if convert and several else values
+        is_list = convert is not None and isinstance(values, list)
+        result[new] = [convert(value) for value in values] if convert and is_list else values
     return result
 
 

@@ -41,10 +41,10 @@ def parse_memory_size(memory: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", memory, re.IGNORECASE)
-    if found is None or float(found[1]) <= 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", memory, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
         raise ValueError("give an amount of memory, such as 12GB")
-    return int(float(found[1]) * 2 ** (30 if found[2].upper() == "G" else 20))
+    return int(float(match[1]) * 2 ** (30 if match[2].upper() == "G" else 20))
 
 
 Memory = Annotated[str, AfterValidator(_memory)]

@@ -136,11 +136,6 @@ class ModelFamily:
     None compares the widths of the blocks and of the text."""
 
     @property
-    def has_two_text_encoders(self) -> bool:
-        """Whether there are two text encoders."""
-        return len(self.text_encoders) == 2
-
-    @property
     def uses_size_conditioning(self) -> bool:
         """Whether the U-Net reads image sizes and a pooled text embedding."""
         return self.unet.num_time_ids > 0

@@ -98,19 +98,14 @@ class TensorEntry:
 
 
 class KeyTable:
-    """A one-to-one translation of prefixes, in both directions."""
+    """Translation of the prefixes of diffusers' names into those of the original code."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self._there = dict(pairs)
-        self._back = {theirs: ours for ours, theirs in self._there.items()}
+        self._pairs = dict(pairs)
 
     def to_ldm(self, name: str) -> str | None:
         """Return diffusers' name in the original naming, or None if it has none."""
-        return _translate_prefix(self._there, name)
-
-    def to_diffusers(self, key: str) -> str | None:
-        """Return an original name in diffusers' naming, or None if it has none."""
-        return _translate_prefix(self._back, key)
+        return _translate_prefix(self._pairs, name)
 
 
 def _translate_prefix(pairs: Mapping[str, str], name: str) -> str | None:
