@@ -14,7 +14,7 @@ from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.loops.gpu_timer import GpuTimer
 from lorasmith.loops.optimizers import ParamGroup, create_optimizer
-from lorasmith.models.family import ModelVariant
+from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.configs import (
     CLASSES,
     DIFFUSERS_PARTS,
@@ -26,10 +26,10 @@ from lorasmith.models.files.configs import (
 )
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.denoiser import Denoiser
-from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import Noise, build_noise_process, sample_noise
-from lorasmith.training.train_step import DiffusionLoss, StepMetrics, TrainStep
+from lorasmith.training.step.denoiser import Denoiser
+from lorasmith.training.step.gating import GateRouting
+from lorasmith.training.step.train_step import DiffusionLoss, StepMetrics, TrainStep
 
 VARIANTS = {
     "sd15": ModelVariant("sd1", prediction_type="epsilon"),

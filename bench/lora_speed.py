@@ -40,7 +40,7 @@ from lorasmith.data.images.square_images import load_square_images, uint8_to_sig
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.models.load import load_model
 from lorasmith.training.joint_step import JointTrainStep
-from lorasmith.training.setup import open_trainer
+from lorasmith.training.setup.setup import open_trainer
 
 AIM = 1.0
 RANK, CLIP, RATE, DECAY = 16, 1.0, 2e-3, 0.01

@@ -37,8 +37,8 @@ from lora_quality import machine
 
 from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.execution_plan import ExecutionPlan
-from lorasmith.training.gating import GateRouting
 from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.step.gating import GateRouting
 
 RANK, CLIP, RATE = 16, 1.0, 1e-4
 Step = Callable[[], Any]

@@ -15,7 +15,7 @@ from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.train_settings import TrainerConfig
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)

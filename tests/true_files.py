@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lorasmith.models.family import ModelVariant
+from lorasmith.models.families.family import ModelVariant
+from lorasmith.models.families.ldm_keys import TensorForm
 from lorasmith.models.files.build import build_empty_network, canonical_state_dict
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, component_config
-from lorasmith.models.ldm_keys import TensorForm
 
 VARIANTS = {
     "sd1": ModelVariant("sd1", prediction_type="epsilon"),

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from lorasmith.inference.pipeline import Pipeline, load_pipeline
     from lorasmith.training.api import sweep, train, train_features
     from lorasmith.training.callbacks import Callback
-    from lorasmith.training.evaluate import evaluate
+    from lorasmith.training.evaluation.evaluate import evaluate
     from lorasmith.training.losses import LossContext, capturable
 
 __version__ = VERSION
@@ -94,7 +94,7 @@ _HOMES = {
     "resize_lora": _OPERATIONS,
     "check": "lorasmith.evaluation.api",
     "check_features": "lorasmith.evaluation.api",
-    "evaluate": "lorasmith.training.evaluate",
+    "evaluate": "lorasmith.training.evaluation.evaluate",
     "Callback": "lorasmith.training.callbacks",
     "LossContext": "lorasmith.training.losses",
     "Pipeline": "lorasmith.inference.pipeline",

@@ -95,13 +95,13 @@ MODEL_FAMILIES: Registry[Any] = Registry(
     "model family",
     "model_families",
     {
-        "sd1": "lorasmith.models.builtin_families:SD1",
-        "sd2": "lorasmith.models.builtin_families:SD2",
-        "sdxl": "lorasmith.models.builtin_families:SDXL",
-        "sdxl-refiner": "lorasmith.models.builtin_families:SDXL_REFINER",
+        "sd1": "lorasmith.models.families.builtin:SD1",
+        "sd2": "lorasmith.models.families.builtin:SD2",
+        "sdxl": "lorasmith.models.families.builtin:SDXL",
+        "sdxl-refiner": "lorasmith.models.families.builtin:SDXL_REFINER",
     },
 )
-"""A `lorasmith.models.family.ModelFamily`, registered under its own ``name``."""
+"""A `lorasmith.models.families.family.ModelFamily`, registered under its own ``name``."""
 CAPTION_SOURCES: Registry[Any] = Registry(
     "caption source",
     "caption_sources",

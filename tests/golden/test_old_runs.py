@@ -14,7 +14,7 @@ from golden_settings import TAG
 
 from lorasmith.cli import run
 from lorasmith.config.features import load_train_config
-from lorasmith.config.load import dump_toml
+from lorasmith.config.reading.load import dump_toml
 from lorasmith.config.sweep import load_sweep
 
 Tiny = Callable[[str], Path]

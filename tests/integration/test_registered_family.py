@@ -10,8 +10,8 @@ from train_commands import sets, train
 
 from lorasmith.cli import run
 from lorasmith.core.safetensors_io import load_metadata
-from lorasmith.models.builtin_families import SD1
-from lorasmith.models.family import TextEncoderLayout, UnetLayout
+from lorasmith.models.families.builtin import SD1
+from lorasmith.models.families.family import TextEncoderLayout, UnetLayout
 from lorasmith.registries import MODEL_FAMILIES
 
 TOY = replace(

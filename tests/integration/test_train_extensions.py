@@ -28,7 +28,7 @@ from lorasmith.models.model import Model
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.training.methods import ExportMetadata, MethodPlan
 from lorasmith.training.state import TrainerState
-from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.step.train_step import StepMetrics
 
 
 def settings_of(model: Path, images: Path, out: Path, **train: Any) -> dict[str, Any]:

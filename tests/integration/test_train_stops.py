@@ -19,7 +19,7 @@ from train_commands import (
 )
 
 from lorasmith.cli import run
-from lorasmith.training.train_step import TrainStep
+from lorasmith.training.step.train_step import TrainStep
 from lorasmith.training.validation.previews import Previews
 
 CHECKPOINT = ["manifest.json", "state.json", "tensors.safetensors"]

@@ -13,7 +13,7 @@ import torch
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
 from lorasmith.training.joint_step import JointTrainStep, Microbatch
-from lorasmith.training.train_step import TrainStep
+from lorasmith.training.step.train_step import TrainStep
 
 VALIDATION = (
     "validation.every_n_steps=2",

@@ -114,8 +114,8 @@ def test_commands_in_the_pages_are_understood(
     page: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lorasmith.config.features import FeaturesConfig
-    from lorasmith.config.load import load_config
     from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
+    from lorasmith.config.reading.load import load_config
     from lorasmith.config.train_config import TrainConfig
 
     path, arguments = understood(line)
@@ -153,7 +153,7 @@ EXAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("page", "text"), list(fences("toml")))
 def test_settings_in_the_pages_are_valid(page: str, text: str, tmp_path: Path) -> None:
-    from lorasmith.config.load import load_config
+    from lorasmith.config.reading.load import load_config
     from lorasmith.config.sweep import SweepConfig
 
     file = tmp_path / "run.toml"
@@ -171,8 +171,8 @@ def test_the_page_on_sweeps_names_all_that_may_vary() -> None:
 
 
 def test_configs_of_the_recipe_are_valid() -> None:
-    from lorasmith.config.load import load_config
     from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
+    from lorasmith.config.reading.load import load_config
 
     configs = sorted((REPOSITORY / "recipes").rglob("configs/*.toml"))
     assert len(configs) >= 4

@@ -28,7 +28,7 @@ from lorasmith.adapters.nn.init import init_adapter
 from lorasmith.adapters.nn.lora import LoraAdapter
 from lorasmith.adapters.targeting.targets import select_layers
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import detect_unet_family
+from lorasmith.models.families.family import detect_unet_family
 
 
 class InjectedLora:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lorasmith.cli.options import AsJson
+from lorasmith.cli.options.common import AsJson
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorasmith.cli.options import AsJson, ModelPath
-from lorasmith.cli.overrides import as_overrides
+from lorasmith.cli.options.common import AsJson, ModelPath
+from lorasmith.cli.options.overrides import as_overrides
 from lorasmith.cli.settings_command import SettingsCommand
 from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lorasmith.data.rules.facts import Finding
-    from lorasmith.evaluation.dataset_check import DatasetReport
-    from lorasmith.evaluation.features_check import FeaturesReport
+    from lorasmith.evaluation.checks.dataset import DatasetReport
+    from lorasmith.evaluation.checks.features import FeaturesReport
 
 _FILE_WIDTH = 120
 _FILES_SHOWN = 4
@@ -72,7 +72,7 @@ def check(
     Example: `lorasmith check pictures --tag inkmono`
     """
     from lorasmith.evaluation.api import is_settings_file, make_data_config
-    from lorasmith.evaluation.dataset_check import check_dataset as check_data
+    from lorasmith.evaluation.checks.dataset import check_dataset as check_data
     from lorasmith.loops.progress import progress_bar
 
     if is_settings_file(data):
@@ -101,8 +101,8 @@ def _tell(report: "DatasetReport", data: Path, as_json: bool) -> None:
 def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
     """Check the images of a run."""
     from lorasmith.config.features import FeaturesConfig, load_train_config
-    from lorasmith.evaluation.dataset_check import check_dataset as check_data
-    from lorasmith.evaluation.features_check import check_features
+    from lorasmith.evaluation.checks.dataset import check_dataset as check_data
+    from lorasmith.evaluation.checks.features import check_features
     from lorasmith.loops.progress import progress_bar
 
     run = load_train_config(file.expanduser(), overrides)

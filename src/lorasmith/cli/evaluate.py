@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lorasmith.cli import evaluate_options as options
-from lorasmith.cli.options import Device, InferenceSteps
+from lorasmith.cli.options import evaluate as options
+from lorasmith.cli.options.common import Device, InferenceSteps
 
 if TYPE_CHECKING:
     from lorasmith.evaluation.results import ConceptResult, Evaluation
@@ -48,8 +48,8 @@ def evaluate(
     Example: `lorasmith evaluate loras/inkmono --max-leak 0.2`
     """
     from lorasmith.inference.options import SamplingOptions, parse_optional_size
-    from lorasmith.reports.evaluation_page import HTML, JSON
-    from lorasmith.training import evaluate as api
+    from lorasmith.reports.pages.evaluation import HTML, JSON
+    from lorasmith.training.evaluation import evaluate as api
 
     width, height = parse_optional_size(size)
     sampling = SamplingOptions(

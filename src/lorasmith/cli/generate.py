@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from lorasmith.cli import generate_options as options
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.generate_command import GenerateCommand
-from lorasmith.cli.options import Device, InferenceSteps, ModelPath, Precision
+from lorasmith.cli.options import generate as options
+from lorasmith.cli.options.common import Device, InferenceSteps, ModelPath, Precision
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import ensure_writable_folder
 from lorasmith.inference.loras.find import (

@@ -4,7 +4,7 @@ from typing import Any
 
 import typer.core
 
-from lorasmith.config.foreign_names import precision
+from lorasmith.config.reading.foreign_names import precision
 from lorasmith.core.errors import ConfigError
 
 _SAME = {

@@ -94,8 +94,8 @@ def report(
 
     Example: `lorasmith pretrain report unet.toml --model runs/unet --out runs/RESULTS.md`
     """
-    from lorasmith.config.load import load_config
     from lorasmith.config.pretrain import UnetPretrainConfig
+    from lorasmith.config.reading.load import load_config
     from lorasmith.pretraining.report import ComparedNetworks
     from lorasmith.pretraining.report import write_report as write_report
 
@@ -118,7 +118,7 @@ def _named(pairs: list[str] | None) -> dict[str, Path]:
 def _run(
     kind: Any, train: Any, config: Path, sets: list[str] | None, start: Path | None, resume: bool
 ) -> None:
-    from lorasmith.config.load import load_config
+    from lorasmith.config.reading.load import load_config
 
     overrides = list(sets or [])
     if start is not None:

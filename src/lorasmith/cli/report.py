@@ -25,7 +25,7 @@ def report(
 
     Example: `lorasmith report loras/inkmono`
     """
-    from lorasmith.reports.write_pages import write_pages
+    from lorasmith.reports.pages.write_pages import write_pages
     from lorasmith.runs.paths import RunPaths
 
     folder = run.expanduser()

@@ -69,7 +69,7 @@ class SettingsCommand(typer.core.TyperCommand):
         return True
 
     def _to_overrides(self, foreign: Mapping[str, Any], arguments: list[str]) -> list[str]:
-        from lorasmith.config.foreign_names import normalize, translate
+        from lorasmith.config.reading.foreign_names import normalize, translate
 
         for name in foreign:
             if normalize(name) in _EPOCHS:
@@ -105,7 +105,7 @@ def _declared_settings(arguments: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def _explain_unknown(name: str, declared: Collection[str]) -> str:
-    from lorasmith.config.foreign_names import FOREIGN_NAMES, normalize
+    from lorasmith.config.reading.foreign_names import FOREIGN_NAMES, normalize
 
     words = {normalize(option): option for option in declared if option.startswith("--")}
     words |= {foreign: f"--{foreign}" for foreign in FOREIGN_NAMES}
@@ -116,15 +116,15 @@ def _explain_unknown(name: str, declared: Collection[str]) -> str:
 
 
 def _is_known(name: str) -> bool:
-    from lorasmith.config.foreign_names import is_foreign
+    from lorasmith.config.reading.foreign_names import is_foreign
 
     return is_foreign(name, _known_keys())
 
 
 def _take_value(argument: str, args: list[str]) -> tuple[str, Any, list[str]]:
     """Return an option's name, its value, and the arguments after it."""
-    from lorasmith.config.foreign_names import is_switch, is_translated, normalize
-    from lorasmith.config.read_toml import parse_value
+    from lorasmith.config.reading.foreign_names import is_switch, is_translated, normalize
+    from lorasmith.config.reading.read_toml import parse_value
 
     name, equals, text = argument.partition("=")
     name = f"--{normalize(name)}"
@@ -175,7 +175,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 def _explain_epochs(epochs: Any, arguments: list[str], foreign: Mapping[str, Any]) -> str:
     """Say how many steps so many epochs are, where the images are named."""
-    from lorasmith.config.foreign_names import EPOCHS, normalize
+    from lorasmith.config.reading.foreign_names import EPOCHS, normalize
     from lorasmith.data.reading.reader import read_rows
 
     given = {normalize(name): value for name, value in foreign.items()}

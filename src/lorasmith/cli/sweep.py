@@ -7,9 +7,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lorasmith.cli import run_options as options
 from lorasmith.cli.download import Download, fetch
-from lorasmith.cli.options import ModelPath
+from lorasmith.cli.options import run as options
+from lorasmith.cli.options.common import ModelPath
 from lorasmith.cli.settings_command import SettingsCommand
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def sweep(
 
     Example: `lorasmith sweep --data pictures --tag ink --out tried --vary lora.rank=4,16`
     """
-    from lorasmith.config.load import dump_toml
+    from lorasmith.config.reading.load import dump_toml
     from lorasmith.config.sweep import load_sweep, parse_vary
 
     flags = {
@@ -89,7 +89,7 @@ def sweep(
 
 def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
     """Print the results of all LoRAs, and notes on the differences."""
-    from lorasmith.reports.sweep_page import result_rows
+    from lorasmith.reports.pages.sweep import result_rows
     from lorasmith.reports.sweep_results import make_notes
     from lorasmith.runs.sweep_paths import SweepPaths
 

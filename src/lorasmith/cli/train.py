@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorasmith.cli import run_options as options
 from lorasmith.cli.download import Download, fetch
-from lorasmith.cli.options import ModelPath
+from lorasmith.cli.options import run as options
+from lorasmith.cli.options.common import ModelPath
 from lorasmith.cli.settings_command import SettingsCommand
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def train(
     Example: `lorasmith train --data pictures --tag inkmono --out inkmono --steps 300`
     """
     from lorasmith.config.features import FeaturesConfig, load_train_config
-    from lorasmith.config.load import dump_toml
+    from lorasmith.config.reading.load import dump_toml
 
     flags = {
         "data.path": data, "data.tag": tag, "output.name": out, "model.path": model,

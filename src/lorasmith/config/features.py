@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from lorasmith.config.base import BaseConfig
-from lorasmith.config.load import load_config, load_saved_config
 from lorasmith.config.lora import GateKind, LoraConfig, LoraOverride, Targets
-from lorasmith.config.read_toml import read_toml
+from lorasmith.config.reading.load import load_config, load_saved_config
+from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.config.train_config import (
     ModelConfig,
     OutputConfig,

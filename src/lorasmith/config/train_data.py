@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lorasmith.config import foreign_names
 from lorasmith.config.base import BaseConfig, RegisteredName, UserPath
 from lorasmith.config.data import RowFilter
+from lorasmith.config.reading import foreign_names
 from lorasmith.registries import CAPTION_SOURCES
 
 Positive = Annotated[int, Field(gt=0)]

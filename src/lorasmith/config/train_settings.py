@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from lorasmith.config import foreign_names
 from lorasmith.config.base import BaseConfig, RegisteredName
+from lorasmith.config.reading import foreign_names
 from lorasmith.registries import LOSS_WEIGHTINGS, LR_SCHEDULERS, OPTIMIZERS, TRAINING_METHODS
 
 Positive = Annotated[int, Field(gt=0)]

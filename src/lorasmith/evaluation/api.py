@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.config.features import FeaturesConfig, require_single_feature, to_train_config
-from lorasmith.config.load import load_config
+from lorasmith.config.reading.load import load_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.scan.scan import no_bar
-from lorasmith.evaluation.dataset_check import DatasetReport
-from lorasmith.evaluation.dataset_check import check_dataset as check_data
-from lorasmith.evaluation.features_check import FeaturesReport
-from lorasmith.evaluation.features_check import check_features as check_all
+from lorasmith.evaluation.checks.dataset import DatasetReport
+from lorasmith.evaluation.checks.dataset import check_dataset as check_data
+from lorasmith.evaluation.checks.features import FeaturesReport
+from lorasmith.evaluation.checks.features import check_features as check_all
 
 _NO_TAG = "tag"
 

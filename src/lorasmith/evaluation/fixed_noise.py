@@ -15,7 +15,7 @@ from lorasmith.core.device import make_generator
 from lorasmith.inference.denoise import CFGDenoiser
 from lorasmith.inference.init_latents import make_blank_inpaint_cond
 from lorasmith.inference.unet_inputs import make_added_conditioning
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.models.text.encode import Conditioning
 from lorasmith.models.text.long_prompts import encode_to_equal_length

@@ -19,7 +19,7 @@ from lorasmith.inference.denoise import sample_noise
 from lorasmith.inference.image_jobs import ImageJob
 from lorasmith.inference.init_image import InitImage, full_mask
 from lorasmith.inference.options import SamplingOptions, Size
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.latents import encode_images
 from lorasmith.models.model import Model
 

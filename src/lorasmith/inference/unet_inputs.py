@@ -7,7 +7,7 @@ import torch
 from lorasmith.core.errors import WeightsError
 from lorasmith.inference.denoise import AddedConditioning
 from lorasmith.inference.options import Size
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import Conditioning
 

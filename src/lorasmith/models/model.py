@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import INPAINTING_CHANNELS
+from lorasmith.models.families.family import INPAINTING_CHANNELS
 from lorasmith.models.suppress_logs import suppress_logs
 
 if TYPE_CHECKING:

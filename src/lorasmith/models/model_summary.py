@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.family import ModelVariant
+from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.open import open_source
 from lorasmith.models.files.source import ModelSource, build_empty_part
 from lorasmith.models.unet_tree import UnetNode, build_unet_tree, count_parameters

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.family import PredictionType
+from lorasmith.models.families.family import PredictionType
 
 
 def compute_alphas_cumprod(

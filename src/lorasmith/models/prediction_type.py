@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.models.family import PredictionType
+from lorasmith.models.families.family import PredictionType
 
 _SIDE = 32
 _SEED = 0

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.ops import triton_support
 from lorasmith.ops.streams import run_concurrently
+from lorasmith.ops.triton_kernels import support as triton_support
 
 DTYPE = torch.float8_e4m3fn
 E4M3_MAX = 448.0
@@ -82,7 +82,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same for activations, on a GPU with one kernel."""
     if not x.is_cuda:
         return quantize_rows_reference(x)
-    from lorasmith.ops import fp8_triton
+    from lorasmith.ops.triton_kernels import fp8 as fp8_triton
 
     x = x.contiguous()
     out, scales = torch.empty_like(x, dtype=DTYPE), x.new_empty(len(x), dtype=torch.float32)

@@ -3,7 +3,7 @@
 Computed by separate kernels it is the largest elementwise cost of a training step: the activations
 of these layers are eight times as wide as the others. For the same reason the product of the
 layer's adapters is added in the same pass. The kernels are written in Triton
-(``lorasmith.ops.geglu_triton``); on a CPU torch's own operations are used.
+(``lorasmith.ops.triton_kernels.geglu``); on a CPU torch's own operations are used.
 """
 
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _grid(output: torch.Tensor) -> tuple[int, int]:
 @cache
 def _kernels() -> Any:
     """Import the kernels on first use: they can be defined only where Triton is installed."""
-    from lorasmith.ops import geglu_triton
+    from lorasmith.ops.triton_kernels import geglu as geglu_triton
 
     return geglu_triton
 

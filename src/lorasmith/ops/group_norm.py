@@ -3,7 +3,7 @@
 torch normalizes such images at a fraction of the memory bandwidth, and convolutions on a GPU are
 fastest with this format. The parameters are frozen: only the images get gradients. A summand for
 each channel, such as a convolution's bias or an embedded timestep, needs no extra pass. The kernels
-are written in Triton; ``lorasmith.ops.triton_support`` says whether they work.
+are written in Triton; ``lorasmith.ops.triton_kernels.support`` says whether they work.
 """
 
 from functools import cache
@@ -334,6 +334,6 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
 @cache
 def _kernels() -> Any:
     """Import the kernels on first use: they can be defined only where Triton is installed."""
-    from lorasmith.ops import group_norm_triton
+    from lorasmith.ops.triton_kernels import group_norm as group_norm_triton
 
     return group_norm_triton

@@ -152,6 +152,6 @@ def _grid_and_tile(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
 @cache
 def _kernels() -> Any:
     """Import the kernels on first use: they can be defined only where Triton is installed."""
-    from lorasmith.ops import layer_norm_triton
+    from lorasmith.ops.triton_kernels import layer_norm as layer_norm_triton
 
     return layer_norm_triton

@@ -7,7 +7,7 @@ import torch
 
 from lorasmith.config.base import BaseConfig
 from lorasmith.config.data import PretrainDataConfig
-from lorasmith.config.load import dump_toml
+from lorasmith.config.reading.load import dump_toml
 from lorasmith.core.files import write_text
 from lorasmith.data.images.square_images import SquareImages
 from lorasmith.data.reading.filters import filter_rows, matches_filter, split_by_hash

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from lorasmith.config.load import load_saved_config
+from lorasmith.config.reading.load import load_saved_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import DataError
 from lorasmith.inference.outputs.data_uri import (

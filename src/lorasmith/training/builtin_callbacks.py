@@ -9,17 +9,17 @@ from lorasmith.loops.interrupt import StopRequest
 from lorasmith.loops.tracking import MetricsLogger, ScopedLogger, WandbRun, open_wandb
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.callbacks import Callback
-from lorasmith.training.events import CallbackList
 from lorasmith.training.outputs.export import export_lora, finish_run
 from lorasmith.training.outputs.logger import open_logger, public_config
 from lorasmith.training.resume import save_checkpoints
 from lorasmith.training.state import TrainerState
+from lorasmith.training.step.events import CallbackList
 from lorasmith.training.validation.validator import Validator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lorasmith.training.train_step import StepMetrics
+    from lorasmith.training.step.train_step import StepMetrics
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorasmith.training.state import TrainerState
-from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.step.train_step import StepMetrics
 
 
 class Callback:

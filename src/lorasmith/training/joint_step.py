@@ -19,15 +19,15 @@ from lorasmith.training.acceleration.execution_plan import (
 )
 from lorasmith.training.acceleration.factor_cache import build_factor_cache
 from lorasmith.training.acceleration.patcher import UNetPatcher
-from lorasmith.training.microbatch import (
+from lorasmith.training.state import TrainerState
+from lorasmith.training.step.microbatch import (
     Microbatch,
     graph_inputs,
     graph_key,
     group_by_shape,
     replace_inputs,
 )
-from lorasmith.training.state import TrainerState
-from lorasmith.training.train_step import (
+from lorasmith.training.step.train_step import (
     LossInput,
     StepMetrics,
     TrainStep,

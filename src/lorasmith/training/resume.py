@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_jsonable_python
 
 from lorasmith.config.base import list_fields
-from lorasmith.config.old_keys import upgrade
+from lorasmith.config.reading.old_keys import upgrade
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
 from lorasmith.core.safetensors_io import Tensors

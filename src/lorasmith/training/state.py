@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
-from lorasmith.config.old_keys import upgrade
+from lorasmith.config.reading.old_keys import upgrade
 from lorasmith.config.train_config import TrackConfig, TrainerConfig, ValidationConfig
 from lorasmith.core.device import derive_seed
 from lorasmith.core.errors import LorasmithWarning, WeightsError
@@ -26,12 +26,12 @@ from lorasmith.models.model import Model
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainDataset
-from lorasmith.training.events import CallbackList
 from lorasmith.training.losses import Noise
 from lorasmith.training.methods import TrainableModules, TrainingMethod
 from lorasmith.training.progress import Progress
-from lorasmith.training.step_data import StepData
-from lorasmith.training.train_step import DiffusionLoss, StepMetrics, TrainStep
+from lorasmith.training.step.events import CallbackList
+from lorasmith.training.step.step_data import StepData
+from lorasmith.training.step.train_step import DiffusionLoss, StepMetrics, TrainStep
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -21,7 +21,7 @@ from lorasmith.training.interruption import (
 )
 from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.losses import LossFn, diffusion_loss
-from lorasmith.training.setup import open_trainer
+from lorasmith.training.setup.setup import open_trainer
 from lorasmith.training.state import TrainerState
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.config.features import FeaturesConfig, load_train_config, require_single_feature
-from lorasmith.config.load import dump_toml
+from lorasmith.config.reading.load import dump_toml
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 

@@ -7,8 +7,8 @@ import pytest
 
 from lorasmith.cli import run
 from lorasmith.config.base import list_fields
-from lorasmith.config.foreign_names import FOREIGN_NAMES
-from lorasmith.config.load import load_config, validate_config
+from lorasmith.config.reading.foreign_names import FOREIGN_NAMES
+from lorasmith.config.reading.load import load_config, validate_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 

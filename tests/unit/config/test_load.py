@@ -5,8 +5,8 @@ import pytest
 from pydantic import Field, model_validator
 
 from lorasmith.config.base import BaseConfig, list_fields
-from lorasmith.config.load import dump_toml, load_config, parse_override
-from lorasmith.config.read_toml import read_toml
+from lorasmith.config.reading.load import dump_toml, load_config, parse_override
+from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.core.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.files.open import resolve_model_path
 from lorasmith.models.load import load_model
 from lorasmith.models.model import Model

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.builtin_families import MINIATURE
-from lorasmith.models.family import ModelVariant, detect_unet_family
+from lorasmith.models.families.builtin import MINIATURE
+from lorasmith.models.families.family import ModelVariant, detect_unet_family
 from lorasmith.models.files.configs import CLASSES, component_config, model_index
 from lorasmith.models.files.open import open_source
 from lorasmith.models.files.source import detect_variant

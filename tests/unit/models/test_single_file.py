@@ -7,7 +7,7 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
-from lorasmith.models.family import ModelVariant
+from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.convert import read_contents, save_single_file
 from lorasmith.models.files.open import open_source
 from lorasmith.models.files.summary import read_model_info

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.ops import triton_support
+from lorasmith.ops.triton_kernels import support as triton_support
 
 CUDA = torch.device("cuda")
 

@@ -151,8 +151,8 @@ def test_parts_trained_on_different_rows_are_refused(recipe: Recipe) -> None:
 def test_the_settings_of_every_training_are_known_keys(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorasmith.config.load import load_config
     from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
+    from lorasmith.config.reading.load import load_config
 
     (recipe.root / "src/lorasmith/demo_data").mkdir(parents=True)
     result = recipe.run(

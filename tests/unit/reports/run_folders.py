@@ -8,7 +8,7 @@ import numpy as np
 from noisy_curves import LossTrend, learning, losses
 from PIL import Image
 
-from lorasmith.config.load import dump_toml
+from lorasmith.config.reading.load import dump_toml
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.inference.outputs.save import save_png
 from lorasmith.loops.tracking import Tracker

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.reports.curves import Curve
-from lorasmith.reports.line_charts import (
+from lorasmith.reports.charts.line import (
     Line,
     LineChart,
     format_ticks,
@@ -16,6 +15,7 @@ from lorasmith.reports.line_charts import (
     nice_ticks,
     render_line_chart,
 )
+from lorasmith.reports.curves import Curve
 
 
 def curve(steps: list[float], values: list[float]) -> Curve:

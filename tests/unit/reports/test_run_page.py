@@ -15,7 +15,7 @@ from run_folders import PROMPTS, write_preview, write_run
 
 from lorasmith.cli import run as run_command
 from lorasmith.core.errors import ConfigError, DataError, OutputError
-from lorasmith.reports.run_page import write_run_page
+from lorasmith.reports.pages.run import write_run_page
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import image_data_uri, read_prompt
 

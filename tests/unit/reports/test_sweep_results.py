@@ -12,7 +12,7 @@ from run_folders import write_run
 
 from lorasmith.config.sweep import SweepConfig, load_sweep
 from lorasmith.reports.advice import Advice
-from lorasmith.reports.sweep_page import render_sweep_page, sweep_to_dict, write_sweep_page
+from lorasmith.reports.pages.sweep import render_sweep_page, sweep_to_dict, write_sweep_page
 from lorasmith.reports.sweep_results import (
     group_by_settings,
     make_notes,

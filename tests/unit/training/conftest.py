@@ -17,9 +17,9 @@ from lorasmith.core.device import make_generator
 from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.denoiser import Denoiser
 from lorasmith.training.losses import Noise, build_noise_process, sample_noise
-from lorasmith.training.train_step import DiffusionLoss
+from lorasmith.training.step.denoiser import Denoiser
+from lorasmith.training.step.train_step import DiffusionLoss
 from tiny_models import open_model
 
 

@@ -9,10 +9,10 @@ from lorasmith.core.device import make_generator
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import tokenize_texts
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.denoiser import Denoiser
-from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import Noise, build_noise_process
-from lorasmith.training.train_step import DiffusionLoss, LossInput, backward, compute_losses
+from lorasmith.training.step.denoiser import Denoiser
+from lorasmith.training.step.gating import GateRouting
+from lorasmith.training.step.train_step import DiffusionLoss, LossInput, backward, compute_losses
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)
 TARGETS = ("all-linear+conv+text-encoder", "cross-attention")

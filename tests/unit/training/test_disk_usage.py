@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorasmith.adapters.targeting.targets import resolve_targets
-from lorasmith.config.load import load_config
+from lorasmith.config.reading.load import load_config
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.core.errors import OutputError
 from lorasmith.loops.memory import is_out_of_memory, require_disk_space

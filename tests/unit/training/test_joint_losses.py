@@ -11,9 +11,9 @@ from training_steps import take_step
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.core.device import make_generator
 from lorasmith.models.text.encode import tokenize_texts
-from lorasmith.training.data.caption_gating import caption_gating
-from lorasmith.training.gating import GateRouting, set_gates
-from lorasmith.training.train_step import TrainStep, compute_losses
+from lorasmith.training.data.captions.gating import caption_gating
+from lorasmith.training.step.gating import GateRouting, set_gates
+from lorasmith.training.step.train_step import TrainStep, compute_losses
 
 
 def test_gradients_of_one_lora_do_not_depend_on_images_of_another(joint_loras: JointLoras) -> None:

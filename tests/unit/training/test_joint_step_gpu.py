@@ -12,7 +12,7 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.execution_plan import ExecutionPlan
 from lorasmith.training.joint_step import JointTrainStep
-from lorasmith.training.setup import open_trainer
+from lorasmith.training.setup.setup import open_trainer
 
 pytestmark = pytest.mark.gpu
 

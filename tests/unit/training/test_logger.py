@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lorasmith.config.load import load_config
+from lorasmith.config.reading.load import load_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.loops.tracking import Tracker, read_log
 from lorasmith.training.outputs.logger import EmaMeter, RunLogger, public_config
-from lorasmith.training.state_factory import dump_settings
-from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.setup.state_factory import dump_settings
+from lorasmith.training.step.train_step import StepMetrics
 
 
 def test_log_lines_have_the_mean_since_the_last_line(tmp_path: Path) -> None:

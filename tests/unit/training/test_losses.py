@@ -24,7 +24,7 @@ from lorasmith.training.losses import (
     sample_noise,
     weighted_mean,
 )
-from lorasmith.training.train_step import compute_loss
+from lorasmith.training.step.train_step import compute_loss
 
 
 def plain_alphas(zero_snr: bool) -> list[float]:

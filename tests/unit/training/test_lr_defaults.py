@@ -3,7 +3,7 @@
 import pytest
 
 from lorasmith.config.train_config import TrainerConfig
-from lorasmith.training.lr_defaults import fill_learning_rates
+from lorasmith.training.setup.lr_defaults import fill_learning_rates
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise
-from lorasmith.training.microbatch import Microbatch, graph_inputs, graph_key, replace_inputs
+from lorasmith.training.step.microbatch import Microbatch, graph_inputs, graph_key, replace_inputs
 
 
 def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:

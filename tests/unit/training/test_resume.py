@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.config.load import load_config
+from lorasmith.config.reading.load import load_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops.checkpoint import save_checkpoint

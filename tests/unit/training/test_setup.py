@@ -6,7 +6,7 @@ from pathlib import Path
 from training_sets import data_of, write
 
 from lorasmith.config.train_config import ModelConfig, OutputConfig, TrainConfig, ValidationConfig
-from lorasmith.training.setup import open_trainer
+from lorasmith.training.setup.setup import open_trainer
 
 
 def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 import lorasmith
 from lorasmith.config.features import to_train_config
-from lorasmith.config.load import dump_toml
+from lorasmith.config.reading.load import dump_toml
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.training.losses import diffusion_loss

@@ -8,7 +8,7 @@ from training_steps import take_step
 
 from lorasmith.loops.optimizers import ParamGroup, create_optimizer
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.train_step import TrainStep
+from lorasmith.training.step.train_step import TrainStep
 
 
 def make_step(bench, optimizer: str = "adamw", clip: float = 1.0, rate: float = 1e-2, **more):

@@ -15,11 +15,11 @@ from lorasmith.runs.paths import RunPaths
 from lorasmith.training import builtin_callbacks, trainer
 from lorasmith.training.builtin_callbacks import CheckpointSaver, EarlyStopping, LoopOptions
 from lorasmith.training.callbacks import Callback
-from lorasmith.training.events import CallbackList
 from lorasmith.training.interruption import Interrupted
 from lorasmith.training.progress import Progress
 from lorasmith.training.state import ScheduledActions, TrainerState
-from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.step.events import CallbackList
+from lorasmith.training.step.train_step import StepMetrics
 
 
 class FakeState(SimpleNamespace):

@@ -15,7 +15,7 @@ from lorasmith.data.reading.row import Row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset
-from lorasmith.training.train_step import compute_loss
+from lorasmith.training.step.train_step import compute_loss
 from lorasmith.training.validation.loss import ValidationLoss
 from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.joint_step import compute_gradients
 from lorasmith.training.losses import Noise
-from lorasmith.training.microbatch import Microbatch
-from lorasmith.training.train_step import StepMetrics, TrainStep
+from lorasmith.training.step.microbatch import Microbatch
+from lorasmith.training.step.train_step import StepMetrics, TrainStep
 
 
 def take_step(

@@ -12,7 +12,7 @@ from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import as_lora
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import get_family
+from lorasmith.models.families.family import get_family
 
 _FORMAT_KEYS = (METADATA_KEY, "format")
 """Entries about a file's key format, which are wrong in another one."""

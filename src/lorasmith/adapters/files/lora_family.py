@@ -3,7 +3,7 @@
 import re
 
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.models.family import load_families
+from lorasmith.models.families.family import load_families
 
 
 def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:

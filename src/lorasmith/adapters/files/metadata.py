@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
 from lorasmith.config.lora import GateKind
-from lorasmith.models.family import get_family
+from lorasmith.models.families.family import get_family
 
 
 @dataclass(frozen=True)

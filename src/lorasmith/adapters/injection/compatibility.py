@@ -13,7 +13,7 @@ from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.naming.layer_names import LayerRefs, find_layer_refs, find_name_aliases
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.models.family import Networks, detect_family, get_family
+from lorasmith.models.families.family import Networks, detect_family, get_family
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

@@ -12,7 +12,7 @@ from torch import nn
 from lorasmith.adapters.naming.unet_blocks import BlockMap
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import Networks, detect_family
+from lorasmith.models.families.family import Networks, detect_family
 
 UNET_PREFIX = "lora_unet_"
 UNET = "unet"

@@ -21,7 +21,7 @@ from lorasmith.adapters.naming.layer_names import (
     kohya_unet_name,
 )
 from lorasmith.adapters.naming.unet_blocks import BlockMap, diffusers_path
-from lorasmith.models.family import DEFAULT_FAMILY, get_family
+from lorasmith.models.families.family import DEFAULT_FAMILY, get_family
 
 _WORDS = (
     "down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "downsamplers", "upsamplers",

@@ -9,7 +9,7 @@ from lorasmith.adapters.targeting.selectors import block_label
 from lorasmith.adapters.targeting.targets import select_layers
 from lorasmith.config.lora import Targets
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.family import Networks
+from lorasmith.models.families.family import Networks
 from lorasmith.models.model_summary import count_lora_parameters, layer_type
 
 

@@ -8,7 +8,7 @@ from lorasmith.adapters.targeting.selectors import match_target
 from lorasmith.config.lora import LoraConfig, LoraOverride, Targets
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.family import Networks
+from lorasmith.models.families.family import Networks
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lorasmith.adapters.tools.lora_arithmetic import (
     unify_alpha,
 )
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

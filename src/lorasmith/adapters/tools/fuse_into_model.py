@@ -9,7 +9,7 @@ from lorasmith.adapters.injection.compatibility import fit_to_model
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.tools.merge import MergeInput
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

@@ -26,7 +26,7 @@ from lorasmith.adapters.tools.lora_arithmetic import (
     weighted_sum,
 )
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.family import DEFAULT_FAMILY, get_family
+from lorasmith.models.families.family import DEFAULT_FAMILY, get_family
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

@@ -38,7 +38,7 @@ from lorasmith.adapters.tools.merge import (
 )
 from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError, WeightsError
-from lorasmith.models.family import detect_family, get_family
+from lorasmith.models.families.family import detect_family, get_family
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

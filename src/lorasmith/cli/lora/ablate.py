@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lorasmith.cli.options import AsJson, Device, ModelPath
+from lorasmith.cli.options.common import AsJson, Device, ModelPath
 from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def ablate(
     from lorasmith.evaluation.fixed_noise import FixedNoisePredictor
     from lorasmith.loops.progress import progress_bar
     from lorasmith.models.load import load_model
-    from lorasmith.reports.block_ablation_page import write_block_ablation_page
+    from lorasmith.reports.pages.block_ablation import write_block_ablation_page
 
     lora = load_lora_file(file.expanduser())
     opened = load_model(model).to(pick_device(device), torch.float32)

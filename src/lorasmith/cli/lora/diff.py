@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorasmith.cli.options import AsJson
+from lorasmith.cli.options.common import AsJson
 from lorasmith.core.terminal import escape_control_characters
 
 if TYPE_CHECKING:

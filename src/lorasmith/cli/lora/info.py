@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorasmith.cli.options import AsJson
+from lorasmith.cli.options.common import AsJson
 from lorasmith.core.terminal import escape_control_characters
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def info(
 
 def _summary(lora: "LoraFile", facts: "LoraInfo") -> Text:
     from lorasmith.adapters.files.key_formats import is_for_later_family
-    from lorasmith.models.family import get_family
+    from lorasmith.models.families.family import get_family
 
     data, total = lora.metadata, facts.total
     foreign = any(is_for_later_family(name) for name in lora.layers)

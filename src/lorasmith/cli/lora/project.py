@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorasmith.cli.options import ModelPath
+from lorasmith.cli.options.common import ModelPath
 from lorasmith.core.errors import ConfigError, OutputError
 
 File = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]

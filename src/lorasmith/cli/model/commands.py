@@ -15,7 +15,7 @@ from rich.tree import Tree
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.model.convert import convert
 from lorasmith.cli.model.targets_table import coverage_json, coverage_table
-from lorasmith.cli.options import AsJson
+from lorasmith.cli.options.common import AsJson
 from lorasmith.config.lora import LoraConfig
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from lorasmith.adapters.naming.block_weights import parse_block_weights
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

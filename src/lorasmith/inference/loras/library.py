@@ -15,7 +15,7 @@ from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.inference.loras.active_lora import ActiveLora
 from lorasmith.inference.loras.find import list_lora_files
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 
 _TagIds = tuple[int, ...]

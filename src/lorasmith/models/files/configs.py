@@ -5,7 +5,7 @@ They equal those of the published folders, so that a single file is enough to op
 
 from typing import Any
 
-from lorasmith.models.family import (
+from lorasmith.models.families.family import (
     HEAD_WIDTH,
     INPAINTING_CHANNELS,
     LATENT_CHANNELS,

@@ -16,7 +16,8 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import atomic_folder, write_text
 from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.core.version import VERSION
-from lorasmith.models.family import ModelVariant, PredictionType
+from lorasmith.models.families.family import ModelVariant, PredictionType
+from lorasmith.models.families.ldm_keys import TensorEntry, TensorForm
 from lorasmith.models.files.build import canonical_state_dict, check_tensors, load_weights
 from lorasmith.models.files.configs import (
     DIFFUSERS_PARTS,
@@ -27,7 +28,6 @@ from lorasmith.models.files.configs import (
 from lorasmith.models.files.single_file import CONFIGS
 from lorasmith.models.files.source import INDEX, ModelSource, build_empty_part, naming_part
 from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, StoredTensors
-from lorasmith.models.ldm_keys import TensorEntry, TensorForm
 from lorasmith.models.prediction_type import measure_prediction_type
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.models.text.tokenizer import create_clip_tokenizer

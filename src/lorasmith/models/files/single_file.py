@@ -16,13 +16,13 @@ import torch
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import SafetensorsFile
-from lorasmith.models.family import ModelFamily, ModelVariant, PredictionType, load_families
-from lorasmith.models.files.build import abbreviate_names, check_tensor_names
-from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
-from lorasmith.models.files.identify import EXPECTED, describe_file
-from lorasmith.models.files.source import describe_channels, detect_variant, naming_part
-from lorasmith.models.files.stored_tensors import StoredTensor, StoredTensors
-from lorasmith.models.ldm_keys import (
+from lorasmith.models.families.family import (
+    ModelFamily,
+    ModelVariant,
+    PredictionType,
+    load_families,
+)
+from lorasmith.models.families.ldm_keys import (
     IGNORED,
     MARKS,
     STACKED,
@@ -34,6 +34,11 @@ from lorasmith.models.ldm_keys import (
     TensorEntry,
     TensorForm,
 )
+from lorasmith.models.files.build import abbreviate_names, check_tensor_names
+from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
+from lorasmith.models.files.identify import EXPECTED, describe_file
+from lorasmith.models.files.source import describe_channels, detect_variant, naming_part
+from lorasmith.models.files.stored_tensors import StoredTensor, StoredTensors
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorasmith.core.errors import DataError, WeightsError
-from lorasmith.models.family import ModelVariant, PredictionType, detect_unet_family
+from lorasmith.models.families.family import ModelVariant, PredictionType, detect_unet_family
 from lorasmith.models.files.build import build_empty_network
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, TOKENIZERS
 from lorasmith.models.files.stored_tensors import StoredTensors, find_part_tensors, uses_text_level

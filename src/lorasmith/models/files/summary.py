@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.models.builtin_families import MINIATURE
-from lorasmith.models.family import ModelVariant
+from lorasmith.models.families.builtin import MINIATURE
+from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.build import canonical_state_dict, check_tensors
 from lorasmith.models.files.open import EMBEDDED, open_source
 from lorasmith.models.files.source import build_empty_part, naming_part

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.read_json import read_json
 from lorasmith.models.text.encode import (
     Conditioning,

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from lorasmith.reports.advice import best_step, relative_to_base
+from lorasmith.reports.charts.line import LINE_STYLES, Line, LineChart, line_figure
 from lorasmith.reports.curves import downsample, extract_curve, smooth
 from lorasmith.reports.html import render_fragment
-from lorasmith.reports.line_charts import LINE_STYLES, Line, LineChart, line_figure
 from lorasmith.runs.run_folder import RunFolder
 
 _TEMPLATE = """

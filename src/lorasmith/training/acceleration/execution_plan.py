@@ -10,7 +10,8 @@ import torch
 from lorasmith.config.train_settings import TrainerConfig, parse_memory_size
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory, limit_gpu_memory
-from lorasmith.ops import fp8, triton_support
+from lorasmith.ops import fp8
+from lorasmith.ops.triton_kernels import support as triton_support
 from lorasmith.training.acceleration.activation_checkpointing import (
     ActivationCheckpointer,
     bisect_min,

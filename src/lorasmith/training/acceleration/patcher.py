@@ -16,7 +16,7 @@ from torch import nn
 
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.loops.memory import is_out_of_memory
-from lorasmith.ops.triton_support import is_available
+from lorasmith.ops.triton_kernels.support import is_available
 from lorasmith.training.acceleration import resnets
 from lorasmith.training.acceleration.attention import attention_patch
 from lorasmith.training.acceleration.compile import CompiledBlocks

@@ -11,7 +11,7 @@ from lorasmith.data.batch_sampler import BucketBatchSampler
 from lorasmith.data.images.buckets import Bucket, BucketAssignment
 from lorasmith.data.reading.row import Row
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.data.captions import TextSource
+from lorasmith.training.data.captions.captions import TextSource
 from lorasmith.training.data.latents import LatentSource
 
 

@@ -20,16 +20,16 @@ from lorasmith.data.images.bucketed_images import BucketedImages, read_image_siz
 from lorasmith.data.images.buckets import Bucket, Size, assign_bucket
 from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import remove_tag
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.runs.paths import check_outside_dataset
-from lorasmith.training.data.caption_encoding import (
+from lorasmith.training.data.captions.captions import CaptionEncoder, OnlineCaptions, TextSource
+from lorasmith.training.data.captions.encoding import (
     encode_captions,
     tokenize_captions,
 )
-from lorasmith.training.data.caption_gating import NO_GATING, CaptionGating
-from lorasmith.training.data.caption_lengths import count_caption_chunks
-from lorasmith.training.data.captions import CaptionEncoder, OnlineCaptions, TextSource
+from lorasmith.training.data.captions.gating import NO_GATING, CaptionGating
+from lorasmith.training.data.captions.lengths import count_caption_chunks
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.latents import LatentSource, OnlineLatents, encode_latents
 from lorasmith.training.data.module_hash import hash_module

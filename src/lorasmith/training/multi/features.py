@@ -7,27 +7,27 @@ from pathlib import Path
 
 from lorasmith.adapters.gating.gate_metadata import parse_gate
 from lorasmith.config.features import FeaturesConfig
-from lorasmith.config.load import dump_toml, load_saved_config
+from lorasmith.config.reading.load import dump_toml, load_saved_config
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.feature_overlap import FeatureCaptions, check_features_overlap
-from lorasmith.evaluation.features_check import check_caption_dropout, check_tags
+from lorasmith.evaluation.checks.features import check_caption_dropout, check_tags
 from lorasmith.loops.checkpoint import list_checkpoints
 from lorasmith.models.files.open import resolve_model_path
 from lorasmith.models.load import load_tokenizer
-from lorasmith.reports.features_page import write_features_page_after_training
+from lorasmith.reports.pages.features import write_features_page_after_training
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.builtin_callbacks import LoopOptions
 from lorasmith.training.callbacks import Callback
 from lorasmith.training.data.split import DatasetSplit, split_dataset
-from lorasmith.training.frozen_feature import FrozenFeature
 from lorasmith.training.interruption import Interrupted, explain_interruption
 from lorasmith.training.losses import LossFn, diffusion_loss
 from lorasmith.training.resume import LATEST, find_joint_checkpoint, select_state
-from lorasmith.training.run_plan import DeviceContext, RunPlan, reserve_output
-from lorasmith.training.setup import setup_trainers
+from lorasmith.training.setup.frozen_feature import FrozenFeature
+from lorasmith.training.setup.run_plan import DeviceContext, RunPlan, reserve_output
+from lorasmith.training.setup.setup import setup_trainers
 from lorasmith.training.state import TrainerState
 from lorasmith.training.trainer import run_training
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorasmith.config.load import dump_toml, load_saved_config
-from lorasmith.config.read_toml import read_toml
+from lorasmith.config.reading.load import dump_toml, load_saved_config
+from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.config.sweep import SweepConfig, Variant
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, OutputError
-from lorasmith.reports.sweep_page import write_sweep_page_after_training
+from lorasmith.reports.pages.sweep import write_sweep_page_after_training
 from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.summary import RunSummary
@@ -19,8 +19,8 @@ from lorasmith.training.data.split import DatasetSplit, split_dataset
 from lorasmith.training.interruption import Interrupted, explain_interruption
 from lorasmith.training.losses import LossFn, diffusion_loss
 from lorasmith.training.resume import find_joint_checkpoint, select_state
-from lorasmith.training.run_plan import DeviceContext, RunPlan
-from lorasmith.training.setup import setup_trainers
+from lorasmith.training.setup.run_plan import DeviceContext, RunPlan
+from lorasmith.training.setup.setup import setup_trainers
 from lorasmith.training.trainer import run_training
 
 

@@ -7,9 +7,9 @@ import torch
 
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.tags import count_tags
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.reports.html import failure_as_warning
-from lorasmith.reports.run_page import write_run_page
+from lorasmith.reports.pages.run import write_run_page
 from lorasmith.runs.summary import RunSummary
 from lorasmith.training.methods import ExportMetadata
 from lorasmith.training.state import TrainerState, dataset_hash

@@ -10,7 +10,7 @@ from lorasmith.loops.progress import Advance, progress_bar
 from lorasmith.loops.tracking import MetricsLogger, Tracker, WandbRun
 from lorasmith.training.callbacks import Callback
 from lorasmith.training.state import TrainerState
-from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.step.train_step import StepMetrics
 
 _SMOOTHING = 0.98
 """Weight of the past in the progress bar's loss: losses of single steps differ tenfold with the

@@ -15,7 +15,7 @@ from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.losses import Noise, diffusion_loss
 from lorasmith.training.methods import TrainableModules
-from lorasmith.training.train_step import DiffusionLoss, compute_loss
+from lorasmith.training.step.train_step import DiffusionLoss, compute_loss
 
 _STREAM = 2
 """Position of the validation noise in a run's stream of random numbers; see ``step_data``."""

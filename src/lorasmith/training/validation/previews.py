@@ -28,7 +28,7 @@ from lorasmith.inference.prompts.parser import (
     make_plain_prompt,
     parse_prompt,
 )
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.runs.paths import LORA_FOLDER

@@ -13,7 +13,7 @@ from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.training.callbacks import Callback
 from lorasmith.training.outputs.export import export_lora
 from lorasmith.training.state import TrainerState
-from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.step.train_step import StepMetrics
 from lorasmith.training.validation.loss import ValidationLoss, ValidationResult
 from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 

@@ -12,7 +12,7 @@ from lorasmith.adapters.naming.layer_names import (
 )
 from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
 from lorasmith.adapters.nn.lora import layer_weight
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 from true_size import networks
 

@@ -19,7 +19,7 @@ from lorasmith.training.acceleration.activation_checkpointing import (
     measure_saved_bytes,
 )
 from lorasmith.training.joint_step import JointTrainStep
-from lorasmith.training.setup import open_trainer
+from lorasmith.training.setup.setup import open_trainer
 
 
 @given(st.integers(0, 200), st.integers(0, 201))

@@ -8,7 +8,8 @@ import torch
 
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.ops import fp8, triton_support
+from lorasmith.ops import fp8
+from lorasmith.ops.triton_kernels import support as triton_support
 from lorasmith.training.acceleration.execution_plan import ExecutionPlan, Workload, plan_execution
 
 LONG = Workload(

@@ -34,8 +34,8 @@ from lorasmith.training.acceleration.activation_checkpointing import (
 from lorasmith.training.acceleration.factor_cache import build_factor_cache
 from lorasmith.training.acceleration.patcher import UNetPatcher
 from lorasmith.training.joint_step import JointTrainStep
-from lorasmith.training.setup import open_trainer
-from lorasmith.training.train_step import LossInput
+from lorasmith.training.setup.setup import open_trainer
+from lorasmith.training.step.train_step import LossInput
 
 CPU = torch.device("cpu")
 ALL_LAYERS = "all-linear+conv"

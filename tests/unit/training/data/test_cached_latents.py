@@ -12,7 +12,7 @@ from training_sets import built, data_of, take, write
 from lorasmith.config.train_config import DataConfig
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import TokenIds
-from lorasmith.training.data.captions import CaptionEncoder
+from lorasmith.training.data.captions.captions import CaptionEncoder
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.module_hash import hash_module
 from tiny_models import open_model

@@ -19,7 +19,7 @@ from lorasmith.training.data.batch import Batch, concat_batches
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset
 from lorasmith.training.losses import build_noise_process, sample_noise
-from lorasmith.training.train_step import Denoiser
+from lorasmith.training.step.train_step import Denoiser
 from tiny_models import open_model
 
 Tiny = Callable[[str], Path]

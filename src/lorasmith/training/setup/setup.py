@@ -13,7 +13,7 @@ from torch import nn
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.gating.token_mask import selects_tokens
 from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
-from lorasmith.config.load import dump_toml
+from lorasmith.config.reading.load import dump_toml
 from lorasmith.config.train_config import TrainConfig, ValidationConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.device import compute_dtype
@@ -25,22 +25,22 @@ from lorasmith.models.model import Model
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
-from lorasmith.training.data.caption_gating import caption_gating
+from lorasmith.training.data.captions.gating import caption_gating
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset, offload_unused_encoders
 from lorasmith.training.data.resolution import buckets_for_model
 from lorasmith.training.data.shared_datasets import build_shared_datasets
 from lorasmith.training.data.split import split_dataset
-from lorasmith.training.frozen_feature import FrozenFeature
-from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import LossFn, diffusion_loss
-from lorasmith.training.lr_defaults import fill_learning_rates
 from lorasmith.training.methods import MethodPlan, TrainableModules, TrainingMethod
 from lorasmith.training.outputs.disk_usage import bytes_needed
 from lorasmith.training.resume import check_settings
-from lorasmith.training.run_plan import DeviceContext, RunPlan, reserve_output
+from lorasmith.training.setup.frozen_feature import FrozenFeature
+from lorasmith.training.setup.lr_defaults import fill_learning_rates
+from lorasmith.training.setup.run_plan import DeviceContext, RunPlan, reserve_output
+from lorasmith.training.setup.state_factory import build_state
 from lorasmith.training.state import TrainerState
-from lorasmith.training.state_factory import build_state
+from lorasmith.training.step.gating import GateRouting
 from lorasmith.training.validation.previews import check_preview_loras, check_previews
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from lorasmith.evaluation.results import (
     Leak,
 )
 from lorasmith.inference.outputs.data_uri import image_to_data_uri
-from lorasmith.reports.bar_charts import BarChart, BarGroup, bar_figure
+from lorasmith.reports.charts.bar import BarChart, BarGroup, bar_figure
 from lorasmith.reports.embedded_images import EmbeddedRow
 from lorasmith.reports.html import render_page, write_output
 from lorasmith.reports.number_format import format_leak

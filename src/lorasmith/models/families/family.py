@@ -1,6 +1,6 @@
 """What a family of Stable Diffusion models is, and which family a model belongs to.
 
-The families themselves are in `lorasmith.models.builtin_families`; other packages add theirs to
+The families themselves are in `lorasmith.models.families.builtin`; other packages add theirs to
 `lorasmith.registries.MODEL_FAMILIES`.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.models.ldm_keys import SingleFileKeys
+from lorasmith.models.families.ldm_keys import SingleFileKeys
 from lorasmith.registries import MODEL_FAMILIES
 
 PredictionType = Literal["epsilon", "v_prediction"]

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from lorasmith.config.features import FeaturesConfig
-from lorasmith.config.load import load_saved_config
-from lorasmith.config.read_toml import read_toml
+from lorasmith.config.reading.load import load_saved_config
+from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.config.sweep import SweepConfig
-from lorasmith.reports.features_page import write_features_page
-from lorasmith.reports.run_page import write_run_page
-from lorasmith.reports.sweep_page import write_sweep_page
+from lorasmith.reports.pages.features import write_features_page
+from lorasmith.reports.pages.run import write_run_page
+from lorasmith.reports.pages.sweep import write_sweep_page
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.sweep_paths import SweepPaths

@@ -10,7 +10,7 @@ from lorasmith.config.train_config import TrainConfig
 from lorasmith.data.rules.facts import Finding
 from lorasmith.data.rules.feature_overlap import FeatureCaptions, check_features_overlap
 from lorasmith.data.scan.scan import ProgressBarFactory
-from lorasmith.evaluation.dataset_check import DatasetReport, check_dataset
+from lorasmith.evaluation.checks.dataset import DatasetReport, check_dataset
 from lorasmith.models.files.open import resolve_model_path
 from lorasmith.models.load import load_tokenizer
 

@@ -17,9 +17,9 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.loops.optimizers import skips_on_found_inf
 from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.training.data.batch import Batch, concat_batches
-from lorasmith.training.denoiser import Denoiser
-from lorasmith.training.gating import GateRouting, set_gates
 from lorasmith.training.losses import LossContext, LossFn, Noise, diffusion_loss, weighted_mean
+from lorasmith.training.step.denoiser import Denoiser
+from lorasmith.training.step.gating import GateRouting, set_gates
 
 AllReduce = Callable[[Sequence[torch.Tensor]], None]
 """Replaces tensors by their sums over all processes."""

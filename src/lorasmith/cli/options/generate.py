@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasmith.cli.options import Precision as PrecisionName
+from lorasmith.cli.options.common import Precision as PrecisionName
 
 Prompt = Annotated[str, typer.Argument(help="What to generate; `<lora:NAME:WEIGHT>` uses a LoRA.")]
 NegativePrompt = Annotated[

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from lorasmith.models.family import ModelFamily, TextEncoderLayout, UnetLayout
-from lorasmith.models.ldm_keys import SingleFileKeys
+from lorasmith.models.families.family import ModelFamily, TextEncoderLayout, UnetLayout
+from lorasmith.models.families.ldm_keys import SingleFileKeys
 
 VIT_L = TextEncoderLayout("CLIP ViT-L/14", False, 768, 12, 12, 768)
 VIT_H = TextEncoderLayout("OpenCLIP ViT-H/14", True, 1024, 23, 16, 512)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from lorasmith.training.train_step import StepMetrics
+from lorasmith.training.step.train_step import StepMetrics
 
 State = TypeVar("State", contravariant=True)
 

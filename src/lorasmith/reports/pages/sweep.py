@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 from lorasmith.config.sweep import SweepConfig, format_number
 from lorasmith.reports.advice import relative_to_base
+from lorasmith.reports.charts.line import LINE_STYLES, Line, LineChart, line_figure
 from lorasmith.reports.curves import Curve, downsample, extract_curve, smooth
 from lorasmith.reports.embedded_images import EmbeddedRow, embed_preview, preview_prompts
 from lorasmith.reports.html import failure_as_warning, render_page, write_output
-from lorasmith.reports.line_charts import LINE_STYLES, Line, LineChart, line_figure
 from lorasmith.reports.number_format import format_duration
 from lorasmith.reports.sweep_results import SweepResult, make_notes, read_sweep_results
 from lorasmith.runs.run_folder import RunFolder, read_run_folder

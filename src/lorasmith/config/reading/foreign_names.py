@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorasmith.config.read_toml import parse_value
+from lorasmith.config.reading.read_toml import parse_value
 from lorasmith.core.errors import ConfigError, did_you_mean
 from lorasmith.registries import OPTIMIZERS
 

@@ -17,8 +17,8 @@ from lorasmith.evaluation.image_tables import make_image_tables
 from lorasmith.evaluation.results import CheckpointChoice, Evaluation, EvaluationContext
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.load import load_model
-from lorasmith.reports.evaluation_page import write_evaluation
-from lorasmith.training.eval_targets import EvalTarget, find_targets, resolve_target
+from lorasmith.reports.pages.evaluation import write_evaluation
+from lorasmith.training.evaluation.eval_targets import EvalTarget, find_targets, resolve_target
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

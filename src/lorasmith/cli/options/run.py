@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.cli.overrides import as_overrides
+from lorasmith.cli.options.overrides import as_overrides
 from lorasmith.config.presets import ADVICE, PRESETS, Preset
 from lorasmith.core.errors import ConfigError
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lorasmith.evaluation.block_ablation import AblationResult
-from lorasmith.reports.bar_charts import BarChart, BarGroup, bar_figure
+from lorasmith.reports.charts.bar import BarChart, BarGroup, bar_figure
 from lorasmith.reports.html import render_page, write_output
 
 _TEMPLATE = "block_ablation.html.j2"

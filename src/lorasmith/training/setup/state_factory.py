@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lorasmith.config.old_keys import CONFIG_VERSION, VERSION_KEY
+from lorasmith.config.reading.old_keys import CONFIG_VERSION, VERSION_KEY
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.loops.distributed import all_reduce_sum
@@ -16,20 +16,20 @@ from lorasmith.loops.ema import Ema
 from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps
 from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.loops.optimizers import ParamGroup, create_optimizer
-from lorasmith.models.family import detect_family
+from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.resolution import resolve_resolution
-from lorasmith.training.denoiser import Denoiser
-from lorasmith.training.frozen_feature import FrozenFeature
-from lorasmith.training.gating import GateRouting
 from lorasmith.training.losses import LossFn, build_noise_process
 from lorasmith.training.methods import TrainableModules, TrainingMethod
-from lorasmith.training.run_plan import DeviceContext, RunPlan
+from lorasmith.training.setup.frozen_feature import FrozenFeature
+from lorasmith.training.setup.run_plan import DeviceContext, RunPlan
 from lorasmith.training.state import ExportInfo, TrainerState
-from lorasmith.training.step_data import StepData
-from lorasmith.training.train_step import DiffusionLoss, TrainStep
+from lorasmith.training.step.denoiser import Denoiser
+from lorasmith.training.step.gating import GateRouting
+from lorasmith.training.step.step_data import StepData
+from lorasmith.training.step.train_step import DiffusionLoss, TrainStep
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,7 +9,7 @@ from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
 from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.models.model import Model
-from lorasmith.training.data.captions import TokenMaskFn
+from lorasmith.training.data.captions.captions import TokenMaskFn
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def _run_probe(device: torch.device) -> None:
     Raises:
         RuntimeError: its result is wrong.
     """
-    from lorasmith.ops import triton_probe
+    from lorasmith.ops.triton_kernels import probe as triton_probe
 
     x = torch.arange(4.0, device=device)
     with torch.cuda.device(device):

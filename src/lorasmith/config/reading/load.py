@@ -9,9 +9,9 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lorasmith.config import foreign_names, old_keys
 from lorasmith.config.base import BaseConfig, list_fields
-from lorasmith.config.read_toml import parse_value, read_toml
+from lorasmith.config.reading import foreign_names, old_keys
+from lorasmith.config.reading.read_toml import parse_value, read_toml
 from lorasmith.core.errors import ConfigError, LorasmithWarning, did_you_mean
 
 S = TypeVar("S", bound=BaseConfig)

@@ -10,7 +10,7 @@ from lorasmith.core.errors import DataError
 from lorasmith.data.cache.tensor_cache import Entry, TensorCache, cache_key
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.text.encode import Conditioning, TokenIds
-from lorasmith.training.data.captions import (
+from lorasmith.training.data.captions.captions import (
     CachedCaptions,
     CaptionEncoder,
     TextBatch,

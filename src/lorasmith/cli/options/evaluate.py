@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasmith.cli.options import Precision as PrecisionName
+from lorasmith.cli.options.common import Precision as PrecisionName
 
 Targets = Annotated[
     list[Path],

@@ -1,0 +1,1 @@
+"""What `lorasmith check` measures on a dataset and on the features of a run."""

@@ -1,0 +1,1 @@
+"""What is particular to each Stable Diffusion family: sizes, keys, defaults."""

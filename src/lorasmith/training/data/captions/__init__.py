@@ -1,0 +1,1 @@
+"""Captions of a training dataset: variants, encoding, gates, lengths."""

@@ -1,0 +1,1 @@
+"""Evaluate the LoRA of a run folder."""
