@@ -22,7 +22,8 @@ from lorasmith.models.text.encode import (
 )
 from lorasmith.models.text.long_prompts import encode_prompts, pad_conditioning
 from lorasmith.models.text.prompt_spans import unweighted_prompt
-from lorasmith.training.data.captions.captions import CaptionEncoder, captions
+from lorasmith.training.data.captions import captions
+from lorasmith.training.data.captions.captions import CaptionEncoder
 from lorasmith.training.data.captions.gating import caption_gating
 from lorasmith.training.data.split import split_dataset, split_validation
 from tiny_models import open_model
