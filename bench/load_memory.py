@@ -71,7 +71,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2])))
         return
-    from true_files import file_shapes, write_sparse
+    from helpers.published_files import file_shapes, write_sparse
 
     name = sys.argv[1] if len(sys.argv) > 1 else "sdxl"
     print(f"{name} loaded in bfloat16; MiB of private memory (RssAnon)")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tiny_models import make_tiny, open_model
+from helpers.tiny_models import make_tiny, open_model
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

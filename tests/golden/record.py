@@ -51,7 +51,7 @@ def record_pictures(root: Path, wanted: list[str]) -> None:
 
 def tiny(root: Path, family: str) -> Path:
     """Return a tiny model, made once."""
-    from tiny_models import make_tiny
+    from helpers.tiny_models import make_tiny
 
     folder = root / "models" / family
     return folder if folder.is_dir() else make_tiny(folder, family)

@@ -38,7 +38,7 @@ def main() -> None:
 
 def record_stopped(here: Path, name: str) -> None:
     """Stop a run, and pack its folder."""
-    from tiny_models import make_tiny
+    from helpers.tiny_models import make_tiny
 
     golden.write_scene(here)
     os.chdir(here)
@@ -52,7 +52,7 @@ def record_stopped(here: Path, name: str) -> None:
 
 def record_loras(here: Path) -> None:
     """Train LoRAs to the end, and pack their files with the pictures that they draw."""
-    from tiny_models import make_tiny
+    from helpers.tiny_models import make_tiny
 
     golden.write_scene(here)
     os.chdir(here)

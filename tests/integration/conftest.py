@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from pretraining import Place, make_data
+
+from helpers.training.pretrain_runs import Place, make_data
 
 
 @pytest.fixture(autouse=True)

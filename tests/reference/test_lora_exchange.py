@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorasmith
-from doubles import RecordingPipeline
-from lora_making import make_lora
+from helpers.doubles import RecordingPipeline
+from helpers.lora_files import make_lora
+from helpers.tiny_models import open_model
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.adapters.injection.compatibility import fit_to_model
 from lorasmith.adapters.injection.inject import attach_lora
@@ -19,7 +20,6 @@ from lorasmith.adapters.kinds.dora import DoraLayer
 from lorasmith.adapters.naming.layer_names import find_layer_refs
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.model import Model
-from tiny_models import open_model
 
 pytest.importorskip("peft", reason="diffusers needs peft to load LoRA files")
 

@@ -13,10 +13,10 @@ import torch
 from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import load_file
 
+from helpers.published_files import VARIANTS, empty_parts, file_shapes, folder_shapes
 from lorasmith.models.files.configs import component_config
 from lorasmith.models.files.convert import read_contents, save_single_file
 from lorasmith.models.files.open import open_source
-from true_files import VARIANTS, empty_parts, file_shapes, folder_shapes
 
 TYPES = {
     "sd1": "v1",

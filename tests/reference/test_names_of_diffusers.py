@@ -7,11 +7,11 @@ memory for weights. diffusers' own conversion reads the names as the modules tha
 import pytest
 import torch
 
+from helpers.published_sizes import networks
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
 from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
 from lorasmith.registries import MODEL_FAMILIES
-from true_size import networks
 
 OUTSIDE = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")
 COUNTS = {

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from guide_scene import REPOSITORY, add_loras, set_up
+from helpers.guide_folder import add_loras, set_up
+from helpers.paths import REPOSITORY
 
 PAGES = [
     REPOSITORY / "README.md",

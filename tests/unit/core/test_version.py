@@ -2,12 +2,12 @@
 
 import tomllib
 from importlib.metadata import version
-from pathlib import Path
 
 import lorasmith
+from helpers.paths import REPOSITORY
 from lorasmith.core.version import VERSION
 
-PROJECT = Path(__file__).parents[3] / "pyproject.toml"
+PROJECT = REPOSITORY / "pyproject.toml"
 
 
 def test_the_package_and_its_metadata_have_the_version_of_the_module() -> None:

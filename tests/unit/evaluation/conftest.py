@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_making import make_lora
+from helpers.lora_files import make_lora
 from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
 from lorasmith.models.model import Model
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.tiny_models import open_model
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import WeightsError
@@ -22,7 +23,6 @@ from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.model import Model
 from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.models.text.encode import encode_captions
-from tiny_models import open_model
 
 CAPTIONS = ["a qqa person", "a red qqa cat, blob style", "qqa"]
 
@@ -192,7 +192,7 @@ def test_an_ablation_measures_each_block(model: Model, loras: tuple[Path, Path])
 
 
 def test_the_only_block_of_a_lora_has_all_of_its_effect(model: Model, tmp_path: Path) -> None:
-    from lora_making import make_lora
+    from helpers.lora_files import make_lora
 
     path = make_lora(model, tmp_path / "up.safetensors", {"targets": "attention@up.1"}, 0.3)
     noise = FixedNoisePredictor(model, torch.zeros(1, 4, 8, 8), levels=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from doubles import RecordingPipeline
+from helpers.doubles import RecordingPipeline
 from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.models.load import load_model

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from doubles import RecordingPipeline
+from helpers.doubles import RecordingPipeline
+from helpers.tiny_models import open_model
 from lorasmith.core.errors import ConfigError, DataError
 from lorasmith.inference.init_image import InitImage
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
-from tiny_models import open_model
 
 Tiny = Callable[[str], Path]
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import lorasmith
-from doubles import RecordingPipeline
+from helpers.doubles import RecordingPipeline
 from lorasmith.core.errors import ConfigError, LorasmithWarning, WeightsError
 from lorasmith.inference.image_jobs import make_image_jobs
 from lorasmith.inference.pipeline import Pipeline, load_pipeline, tensor_to_pil

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from doubles import RecordingPipeline
+from helpers.doubles import RecordingPipeline
+from helpers.tiny_models import open_model
 from lorasmith.core.errors import WeightsError
 from lorasmith.inference.pipeline import Pipeline, load_pipeline
 from lorasmith.models.load import load_model
-from tiny_models import open_model
 
 FOLDERS = {"sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from doubles import DISK_CALLS, FailingDisk
+from helpers.doubles import DISK_CALLS, FailingDisk
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
 from lorasmith.loops import checkpoint
 from lorasmith.loops.checkpoint import (

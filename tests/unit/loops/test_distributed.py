@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
+from helpers.two_processes import in_two_processes
 from lorasmith.loops.distributed import all_reduce_sum, any_process, create_accelerator
-from two_processes import in_two_processes
 
 
 def exchange() -> int:

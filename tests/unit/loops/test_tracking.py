@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fake_wandb import FakeWandb
+from helpers.fake_wandb import FakeWandb
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.tracking import (
     ScopedLogger,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.published_sizes import UNETS
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.load import load_model
 from lorasmith.models.model_summary import (
@@ -16,7 +17,6 @@ from lorasmith.models.model_summary import (
     summarize_model,
 )
 from lorasmith.models.unet_tree import UnetNode, build_unet_tree, count_parameters
-from true_size import UNETS
 
 SD15, SDXL = UNETS["sd15"], UNETS["sdxl"]
 # Parameters of the published models; layers that sd-scripts adapts without and with conv.

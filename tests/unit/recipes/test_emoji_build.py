@@ -1,22 +1,23 @@
 import importlib.util
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 import pytest
-from emoji_samples import style, write_unicode_packages
 from pack import read_pack
 from PIL import Image
 from sources import Package, Sources
 
-pytest.importorskip("resvg_py", reason="resvg_py, the SVG renderer, is missing")
+from helpers.emoji_samples import style, write_unicode_packages
+from helpers.paths import EMBEDDED_RECIPE
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "embedded_base" / "data"
+pytest.importorskip("resvg_py", reason="resvg_py, the SVG renderer, is missing")
 
 
 @pytest.fixture(scope="module")
 def recipe():
     # Loaded from its file: a plain `import build` could find the PyPA package of that name.
-    spec = importlib.util.spec_from_file_location("emoji_build", RECIPE / "build.py")
+    spec = importlib.util.spec_from_file_location(
+        "emoji_build", EMBEDDED_RECIPE / "data" / "build.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -7,7 +7,8 @@ from captions import (
     with_article,
     write_caption,
 )
-from emoji_samples import emoji, icon, style
+
+from helpers.emoji_samples import emoji, icon, style
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@ import json
 
 import pytest
 from catalogue import collect_icons, match_emoji
-from emoji_samples import emoji, style, write_unicode_packages
 from sources import Sources, load_sources
 from unicode_table import MIXED_TONES, EmojiTable, load_emoji_table, normalise_codepoint
+
+from helpers.emoji_samples import emoji, style, write_unicode_packages
 
 TONES = {1: "1F3FB", 3: "1F3FD", 5: "1F3FF"}
 

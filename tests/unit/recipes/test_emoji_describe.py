@@ -1,6 +1,7 @@
 import numpy as np
 from describe import describe_style
-from emoji_samples import emoji, icon, style
+
+from helpers.emoji_samples import emoji, icon, style
 
 
 def picture(rgb, side=40):

@@ -7,8 +7,9 @@ import pytest
 from captions import write_caption
 from compare import compare_packs, main, psnr
 from describe import make_row
-from emoji_samples import emoji, icon
 from pack import PackError, decode_picture, encode_picture, read_pack, write_pack
+
+from helpers.emoji_samples import emoji, icon
 
 
 def row(name, codepoint="1F528"):

@@ -3,7 +3,6 @@ import importlib.util
 import numpy as np
 import pytest
 from catalogue import Bitmap
-from emoji_samples import square
 from PIL import Image, ImageDraw
 from render import (
     MARGIN,
@@ -16,6 +15,8 @@ from render import (
     rasterise,
     svg_document,
 )
+
+from helpers.emoji_samples import square
 
 needs_resvg = pytest.mark.skipif(
     importlib.util.find_spec("resvg_py") is None, reason="resvg_py, the SVG renderer, is missing"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
+from helpers.paths import REPOSITORY
+
 SCRIPT = Path("recipes/embedded_base/rebuild.sh")
 
 # Writes its arguments down and leaves the files that a training leaves.

@@ -5,8 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from noisy_curves import LossTrend, diverging, jumping, learning, level, losses, oscillating
 
+from helpers.reports.noisy_curves import (
+    LossTrend,
+    diverging,
+    jumping,
+    learning,
+    level,
+    losses,
+    oscillating,
+)
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.reports.advice import Advice, advise, best_step, relative_validation_loss
 from lorasmith.reports.curves import extract_curve

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from noisy_curves import diverging, learning, level, losses, oscillating
 
+from helpers.reports.noisy_curves import diverging, learning, level, losses, oscillating
 from lorasmith.reports.curves import (
     Curve,
     downsample,

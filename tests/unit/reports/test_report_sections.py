@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_folders import write_run
 
+from helpers.reports.run_folders import write_run
 from lorasmith.cli import run as run_command
 from lorasmith.registries import REPORT_SECTIONS
 from lorasmith.reports.html import render_fragment

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from noisy_curves import diverging, level
 from PIL import Image
-from run_folders import PROMPTS, write_preview, write_run
 
+from helpers.reports.noisy_curves import diverging, level
+from helpers.reports.run_folders import PROMPTS, write_preview, write_run
 from lorasmith.cli import run as run_command
 from lorasmith.core.errors import ConfigError, DataError, OutputError
 from lorasmith.reports.pages.run import write_run_page

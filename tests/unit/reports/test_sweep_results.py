@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import write_run
 
+from helpers.reports.run_folders import write_run
 from lorasmith.config.sweep import SweepConfig, load_sweep
 from lorasmith.reports.advice import Advice
 from lorasmith.reports.pages.sweep import render_sweep_page, sweep_to_dict, write_sweep_page

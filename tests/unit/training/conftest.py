@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from joint_loras import JointLoras
 
+from helpers.tiny_models import open_model
+from helpers.training.joint_loras import JointLoras
 from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.train_config import LoraConfig, LossConfig, TrainerConfig
@@ -20,7 +21,6 @@ from lorasmith.training.data.batch import Batch
 from lorasmith.training.losses import Noise, build_noise_process, sample_noise
 from lorasmith.training.step.denoiser import Denoiser
 from lorasmith.training.step.train_step import DiffusionLoss
-from tiny_models import open_model
 
 
 @dataclass

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_sets import write
 
+from helpers.training.datasets import write
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_gpu_memory

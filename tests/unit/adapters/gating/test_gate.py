@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_making import wrap_layer
+from helpers.lora_files import wrap_layer
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.nn.lora import Factors, make_adapter
 from lorasmith.adapters.nn.wrapper import LoraWrapper

@@ -1,12 +1,12 @@
 import torch
 
+from helpers.paths import MERGES_FILE
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import token_mask
 from lorasmith.models.text.encode import tokenize
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
-from tiny_models import MERGES
 
-TOKENIZER = create_bpe_tokenizer(read_merges(MERGES, 500))
+TOKENIZER = create_bpe_tokenizer(read_merges(MERGES_FILE, 500))
 
 
 def mask(kind: str, ids: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.paths import MERGES_FILE
 from lorasmith.adapters.gating.trigger_tokens import (
     find_tag_spans,
     has_tag,
@@ -15,9 +16,8 @@ from lorasmith.adapters.gating.trigger_tokens import (
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.text.encode import tokenize
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
-from tiny_models import MERGES
 
-TOKENIZER = create_bpe_tokenizer(read_merges(MERGES, 500))
+TOKENIZER = create_bpe_tokenizer(read_merges(MERGES_FILE, 500))
 WORDS = st.sampled_from(["curlyqx", "cookqz", "cat", "a", "wild", "!", "7", "straße", "🌵", ","])
 
 

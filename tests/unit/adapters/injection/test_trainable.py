@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.model_outputs import prediction
+from helpers.tiny_models import open_model
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
 from lorasmith.adapters.injection.inject import attach_lora
@@ -23,8 +25,6 @@ from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_tokens, tokenize_texts
-from model_outputs import prediction
-from tiny_models import open_model
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
 FOLDERS = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}

@@ -3,6 +3,7 @@
 import pytest
 from torch import nn
 
+from helpers.published_sizes import networks
 from lorasmith.adapters.naming.layer_names import (
     find_adaptable_layers,
     find_layer_refs,
@@ -14,7 +15,6 @@ from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name,
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
-from true_size import networks
 
 
 @pytest.fixture(scope="module")

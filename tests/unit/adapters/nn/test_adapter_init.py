@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lora_making import wrap_layer
+from helpers.lora_files import wrap_layer
 from lorasmith.adapters.injection.trainable import balance_factors, export_layer
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.nn.init import init_adapter, randomized_svd

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lora_making import wrap_layer
+from helpers.lora_files import wrap_layer
 from lorasmith.adapters.nn.init import init_adapter
 from lorasmith.adapters.nn.lora import Factors, LoraAdapter, make_adapter
 from lorasmith.core.errors import WeightsError

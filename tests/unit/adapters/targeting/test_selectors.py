@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from helpers.published_sizes import networks
 from lorasmith.adapters.naming.layer_names import LayerRef, find_layer_refs
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, match_target
 from lorasmith.adapters.targeting.targets import resolve_targets, select_layers
@@ -11,7 +12,6 @@ from lorasmith.config.lora import LoraConfig, LoraOverride
 from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.model import Model
-from true_size import networks
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from training_sets import write
 
+from helpers.training.datasets import write
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.config.train_settings import parse_memory_size
 from lorasmith.models.load import load_model

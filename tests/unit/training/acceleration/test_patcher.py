@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from joint_loras import RATES, JointLoras
 from torch import nn
-from training_sets import write
 
+from helpers.training.datasets import write
+from helpers.training.joint_loras import RATES, JointLoras
 from lorasmith.adapters.injection.trainable import TrainableLora, inject_trainable
 from lorasmith.adapters.nn.lora import Factors, LoraLinear
 from lorasmith.adapters.nn.wrapper import LoraWrapper

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_sets import data_of, write
 
+from helpers.tiny_models import open_model
+from helpers.training.datasets import data_of, write
 from lorasmith.config.train_config import TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset
-from tiny_models import open_model
 
 pytestmark = pytest.mark.gpu
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from training_sets import built, data_of, take, write
 
+from helpers.tiny_models import open_model
+from helpers.training.datasets import built, data_of, take, write
 from lorasmith.config.train_config import DataConfig
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import TokenIds
 from lorasmith.training.data.captions.captions import CaptionEncoder
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.module_hash import hash_module
-from tiny_models import open_model
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from training_sets import CPU, data_of, pixels_of, write
 
+from helpers.tiny_models import open_model
+from helpers.training.datasets import CPU, data_of, pixels_of, write
 from lorasmith.config.train_config import DataConfig, LossConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
@@ -20,7 +21,6 @@ from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset
 from lorasmith.training.losses import build_noise_process, sample_noise
 from lorasmith.training.step.train_step import Denoiser
-from tiny_models import open_model
 
 Tiny = Callable[[str], Path]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_sets import CPU, write
 
+from helpers.training.datasets import CPU, write
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.models.load import load_model
 from lorasmith.training.data.dataset import TrainDataset

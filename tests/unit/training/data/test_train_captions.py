@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_sets import built, data_of, take, write
 
+from helpers.tiny_models import open_model
+from helpers.training.datasets import built, data_of, take, write
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
@@ -26,7 +27,6 @@ from lorasmith.training.data.captions import captions
 from lorasmith.training.data.captions.captions import CaptionEncoder
 from lorasmith.training.data.captions.gating import caption_gating
 from lorasmith.training.data.split import split_dataset, split_validation
-from tiny_models import open_model
 
 # --- captions -------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training_sets import built, data_of, moments, pixels_of, take, write
 
+from helpers.training.datasets import built, data_of, moments, pixels_of, take, write
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, DataError, LorasmithWarning

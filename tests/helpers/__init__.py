@@ -1,0 +1,1 @@
+"""What tests of several folders share: tiny models, LoRA files, datasets, runs, test doubles."""

@@ -1,0 +1,1 @@
+"""Run folders and loss curves as training writes them."""

@@ -1,0 +1,1 @@
+"""Datasets, steps and runs of LoRA training and pretraining."""

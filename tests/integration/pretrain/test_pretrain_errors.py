@@ -1,0 +1,98 @@
+"""What the pretraining commands say when they cannot go on."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers.training.pretrain_runs import Place, assert_same, final_state, last_error
+from lorasmith.pretraining import clip as clip_module
+
+
+@pytest.mark.parametrize(
+    ("kind", "sets", "message"),
+    [
+        ("vae", ("train.setps=3",), "unknown key 'setps' in section [train]; did you mean steps"),
+        ("vae", ("losss.kl_weight=1",), "unknown key 'losss' in the top level; did you mean loss"),
+        (
+            "unet",
+            ("architecture.attention_head=3",),
+            "unknown key 'attention_head' in section [architecture]",
+        ),
+        ("unet", ("stages.0=3",), "stages"),
+        ("clip", ("train.steps=0",), "train.steps: input should be greater than 0 (got 0)"),
+        ("unet", ("train.steps=5",), "train.steps is 5 but the stages' steps add up to 4"),
+        ("clip", ("train.mixed_precision=fp16",), "train.mixed_precision: fp16 needs a GPU"),
+        (
+            "clip",
+            ("image_encoder.block_out_channels=[8, 12]",),
+            "block_out_channels: 12 does not divide",
+        ),
+        ("clip", ("image_encoder.layers_per_block=[1]",), "2 stages but layers_per_block has 1"),
+        ("clip", ("text_encoder.num_attention_heads=3",), "hidden_size 16 does not divide into 3"),
+        (
+            "vae",
+            ("architecture.norm_num_groups=3",),
+            "block_out_channels: 8 does not divide into 3",
+        ),
+        ("vae", ("resolution=36",), "resolution: 36 is not a multiple of 8"),
+        ("unet", ("data.filters=[{column='rol', value=1}]",), "no row has a column 'rol'; did you"),
+        ("unet", ("text_encoder=/absent",), "text_encoder cannot be loaded"),
+        ("unet", ("vae=/absent",), "vae cannot be loaded"),
+        ("vae", ("loss.perceptual_encoder=/absent",), "/absent: has no image_tower"),
+        ("clip", ("merges_file=/absent",), "/absent: cannot be read as a merge list"),
+        ("clip", ("num_merges=999999",), "fewer than the required 999999"),
+        ("clip", ("data.path=/absent",), "/absent: no such data folder or packed file"),
+    ],
+)
+def test_mistake_is_a_one_line_error(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    kind: str, sets: tuple[str, ...], message: str,
+) -> None:  # fmt: skip
+    assert place.pretrain(kind, tmp_path / "out", *sets) == 1
+    assert message in last_error(capsys)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_stage_with_an_odd_size_is_named(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage, message in (
+        ("resolution=60, steps=4", "stages.0.resolution: 60 is not a multiple of 8"),
+        (
+            "resolution=64, steps=4, filters=[{column='size', op='>=', value=999}]",
+            "no rows are left of",
+        ),
+    ):
+        sets = (f"stages=[{{{stage}}}]", "train.gradient_accumulation_steps=2")
+        assert place.pretrain("unet", tmp_path / "out", *sets) == 1
+        assert message in last_error(capsys)
+
+
+def test_collapse_is_reported(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(clip_module, "COLLAPSE_AFTER", 3)
+    for number in range(8):  # nothing tells these apart, so the loss stays at chance
+        picture = next(iter(place.data.glob("00.png"))).read_bytes()
+        (tmp_path / f"{number}.png").write_bytes(picture)
+        (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")
+    data = f"data={{path='{tmp_path}', validation_split=0, filters=[], flip_aug=false}}"
+    assert place.pretrain("clip", tmp_path / "out", data, "random_shift=0") == 1
+    assert "the encoders collapsed: after 3 steps the loss is 2.079" in last_error(capsys)
+
+
+def test_damaged_checkpoints_are_reported(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ("train.checkpoint_every_n_steps=2",)
+    assert place.pretrain("clip", tmp_path / "out", *sets) == 0
+    newest = tmp_path / "out" / "checkpoints" / "step-00000004" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x01")
+    capsys.readouterr()
+    assert place.pretrain("clip", tmp_path / "out", *sets, options=("--resume",)) == 0
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: checkpoint ")
+    assert lines[0].endswith("; continuing from step 2")
+    assert_same(final_state(tmp_path / "out"), final_state(place.clip))
