@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guide_scene import REPOSITORY
+from helpers.paths import REPOSITORY
 
 HEADINGS = ("Work that is lost", "Wrong results", "Hostile or broken input", "Load")
 PAGE = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
