@@ -26,6 +26,7 @@ from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_unet_layer_refs
 from lorasmith.adapters.nn.init import init_adapter
 from lorasmith.adapters.nn.lora import LoraAdapter
+from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import select_layers
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.families.family import detect_unet_family
@@ -160,20 +161,11 @@ def inject(
         seed: of the random numbers.
 
     Raises:
-        ConfigError: an argument is impossible, or a target selects no layer.
+        ConfigError: an argument is impossible, a target selects no layer, or the U-Net has adapters
+            already.
         WeightsError: a layer cannot have adapters.
     """
-    if not hasattr(unet, "down_blocks") or not hasattr(unet, "up_blocks"):
-        raise ConfigError(f"inject: {type(unet).__name__} is no diffusers U-Net (no down_blocks)")
-    if not isinstance(rank, int) or not isinstance(init, str):
-        raise ConfigError(
-            f"inject: rank {rank!r} must be a whole number and init {init!r} a name, such as "
-            "gaussian"
-        )
-    if alpha is not None and not alpha > 0:
-        raise ConfigError(f"inject: alpha {alpha} must be above 0; None is the rank")
-    if rank < 1 or not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"inject: rank {rank} must be 1 or more, dropout {dropout} from 0 to 1")
+    _check_arguments(unet, rank, alpha, init, dropout)
     family = _find_family(unet)
     refs = find_unet_layer_refs(unet, family is not None and family.uses_sgm_names)
     names = targets if isinstance(targets, str) else tuple(targets)
@@ -229,3 +221,29 @@ def _find_family(unet: Any) -> Any:
         return detect_unet_family(unet.config, "the U-Net")
     except WeightsError:
         return None
+
+
+def _check_arguments(
+    unet: Any, rank: object, alpha: float | None, init: object, dropout: float
+) -> None:
+    """Refuse impossible arguments of `inject`.
+
+    Raises:
+        ConfigError: there are such.
+    """
+    if not hasattr(unet, "down_blocks") or not hasattr(unet, "up_blocks"):
+        raise ConfigError(f"inject: {type(unet).__name__} is no diffusers U-Net (no down_blocks)")
+    if any(isinstance(module, LoraWrapper) for module in unet.modules()):
+        raise ConfigError(
+            "inject: the U-Net has adapters already; take them out first, with remove() of what "
+            "inject returned, or with Pipeline.unload_lora()"
+        )
+    if not isinstance(rank, int) or not isinstance(init, str):
+        raise ConfigError(
+            f"inject: rank {rank!r} must be a whole number and init {init!r} a name, such as "
+            "gaussian"
+        )
+    if alpha is not None and not alpha > 0:
+        raise ConfigError(f"inject: alpha {alpha} must be above 0; None is the rank")
+    if rank < 1 or not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"inject: rank {rank} must be 1 or more, dropout {dropout} from 0 to 1")

@@ -36,10 +36,23 @@ if TYPE_CHECKING:
 
 _TAGS_SHOWN = 12
 
+HELP = """Generate images from a prompt.
+
+Writes `0000.png`, `0001.png`, ... and `grid.png` into the folder `--out`, replacing files of
+those names. Each PNG says in its metadata how it was made, as A1111 writes it.
+
+Example: `lorasmith generate "a red apple, noto style" -n 4 --seed 7 --out apples`
+
+Example: `lorasmith generate "a dog face, inkmono style" --lora inkmono:0.8 --out inked`
+
+Example: `lorasmith generate "a dog face, inkmono style" --library loras --out library`
+"""
+"""The command's help."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("generate", cls=GenerateCommand)(generate)
+    app.command("generate", cls=GenerateCommand, help=HELP)(generate)
 
 
 def generate(
@@ -70,17 +83,7 @@ def generate(
     safety_checker: options.SafetyChecker = None,
     download: Download = False,
 ) -> None:
-    """Generate images from a prompt.
-
-    Writes `0000.png`, `0001.png`, ... and `grid.png` into the folder `--out`, replacing files of
-    those names. Each PNG says in its metadata how it was made, as A1111 writes it.
-
-    Example: `lorasmith generate "a red apple, noto style" -n 4 --seed 7 --out apples`
-
-    Example: `lorasmith generate "a dog face, inkmono style" --lora inkmono:0.8 --out inked`
-
-    Example: `lorasmith generate "a dog face, inkmono style" --library loras --out library`
-    """
+    """Generate images from a prompt; `HELP` says what is written."""
     width, height = parse_optional_size(size)
     sampling = SamplingOptions(
         negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance,
@@ -88,25 +91,44 @@ def generate(
         guidance_rescale=guidance_rescale, batch_size=batch_size, gate=gate, strength=strength,
     )  # fmt: skip
     loras = _LoraSelection.parse(lora or [], lora_dir, library, allow_mismatch)
-    first_seed = resolve_seed(seed)
-    check_num_images(n)
-    check_negative_prompt(negative)
-    loras.check(prompt)
-    if latents and safety_checker is not None:
-        raise ConfigError("--safety-checker needs images, and --latents makes none; drop one")
+    loras.check(prompt, negative)
+    outputs = _Outputs.check(out, n, seed, latents, safety_checker)
     init_image = _load_init_image(image, mask, strength)
-    folder = ensure_writable_folder(out.expanduser())
+    ensure_writable_folder(outputs.folder)
     if download:
         fetch(model)
     with Console(stderr=True).status("opening the model"):
         pipe = _open(model, device, precision, lora_dir, safety_checker)
         loras.load_into(pipe)
-    result = _write_images(pipe, prompt, first_seed, n, init_image, sampling, latents, folder)
+    result = _write_images(pipe, prompt, init_image, sampling, outputs)
     if library is not None:
         typer.echo(_describe_active_tags(pipe, parse_prompt(prompt).text))
-    if seed == RANDOM_SEED:
-        typer.echo(f"seed: {first_seed}")
-    typer.echo(result)
+    typer.echo(f"seed: {outputs.first_seed}\n{result}" if seed == RANDOM_SEED else result)
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Which images are written, and where."""
+
+    folder: Path
+    num_images: int
+    first_seed: int
+    as_latents: bool
+    """Whether latents are written instead of images."""
+
+    @classmethod
+    def check(
+        cls, folder: Path, num_images: int, seed: int, as_latents: bool, safety_checker: Path | None
+    ) -> "_Outputs":
+        """Check the options.
+
+        Raises:
+            ConfigError: one is impossible, or two do not go together.
+        """
+        if as_latents and safety_checker is not None:
+            raise ConfigError("--safety-checker needs images, and --latents makes none; drop one")
+        check_num_images(num_images)
+        return cls(folder.expanduser(), num_images, resolve_seed(seed), as_latents)
 
 
 @dataclass(frozen=True)
@@ -130,8 +152,14 @@ class _LoraSelection:
         requests = [parse_lora_option(text) for text in texts]
         return cls(requests, folder.expanduser(), library, allows_mismatch)
 
-    def check(self, prompt: str) -> None:
-        """Check that the LoRAs of a prompt, of the options and of the library exist."""
+    def check(self, prompt: str, negative_prompt: str) -> None:
+        """Check that the LoRAs of a prompt, of the options and of the library exist.
+
+        Raises:
+            ConfigError: the prompt is malformed, or the negative prompt has a LoRA.
+            WeightsError: a LoRA is missing.
+        """
+        check_negative_prompt(negative_prompt)
         for request in parse_prompt(prompt).loras:
             find_lora(request.name, self.folder)
         for request in self.requests:
@@ -158,23 +186,21 @@ class _LoraSelection:
 def _write_images(
     pipe: "Pipeline",
     prompt: str,
-    first_seed: int,
-    count: int,
     init_image: "InitImage | None",
     sampling: SamplingOptions,
-    as_latents: bool,
-    folder: Path,
+    outputs: _Outputs,
 ) -> str:
     """Generate images, or their latents, into a folder; return a sentence about them."""
     from lorasmith.inference.image_jobs import make_image_jobs
     from lorasmith.inference.init_latents import LatentPreparer
     from lorasmith.inference.outputs.save import save_images, save_latents
 
-    jobs = make_image_jobs([prompt], first_seed, count, init_image)
+    count, folder = outputs.num_images, outputs.folder
+    jobs = make_image_jobs([prompt], outputs.first_seed, count, init_image)
     total = count * LatentPreparer(pipe.model, sampling, jobs).num_steps
     images = f"{count} {'image' if count == 1 else 'images'}"
     with progress_bar("generating", total=total) as advance:
-        if as_latents:
+        if outputs.as_latents:
             file = save_latents(pipe.generate_latents(jobs, sampling, advance), jobs, folder)
             return f"latents of {images} in {file}"
         save_images(pipe.generate(jobs, sampling, advance), folder)

@@ -3,15 +3,26 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, core_schema
 
+from lorasmith.config.reading.explain import explain_validation_error
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.registry import Registry
 
 
 class BaseConfig(BaseModel):
-    """A group of settings. The string under a field is its documentation."""
+    """A group of settings. The string under a field is its documentation.
+
+    Raises:
+        ConfigError: on construction, where a setting is unknown, missing or out of range.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -20,6 +31,16 @@ class BaseConfig(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain_validation_error(type(self), error, "settings")) from None
+
+    # Pydantic calls this only for what is built by a call: a section inside other settings is
+    # validated with them, so that the message has its full name.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -46,19 +67,3 @@ class RegisteredName:
             return self.registry.check(name)
         except ConfigError as error:
             raise ValueError(str(error)) from None
-
-
-def list_fields(settings: type[BaseConfig], prefix: str = "") -> list[tuple[str, Any, str]]:
-    """List ``(dotted name, default, docstring)`` of every field, sections opened.
-
-    Documentation and tests are generated from this, so that neither can drift from the code.
-    """
-    rows: list[tuple[str, Any, str]] = []
-    for own, field in settings.model_fields.items():
-        name, annotation = field.alias or own, field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseConfig):
-            rows += list_fields(annotation, f"{prefix}{name}.")
-        else:
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
-            rows.append((prefix + name, default, (field.description or "").strip()))
-    return rows

@@ -113,7 +113,10 @@ class FeaturesConfig(BaseConfig):
                 "preserve.earlier_features_strength goes with train.mode = staged: joint features "
                 "never change at once"
             )
-        self.train_configs()  # settings that do not go together are refused before anything is done
+        try:  # settings that do not go together are refused before anything is done
+            self.train_configs()
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("settings: ")) from None
         return self
 
     def train_configs(self) -> list[TrainConfig]:

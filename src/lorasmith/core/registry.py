@@ -1,12 +1,13 @@
 """Registries: named implementations of one kind, built in or added by other packages."""
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, LorasmithWarning
 
 Item = TypeVar("Item")
 
@@ -67,7 +68,8 @@ class Registry(Generic[Item]):
         """Return an item.
 
         Raises:
-            ConfigError: there is none of this name; close names are suggested.
+            ConfigError: there is none of this name (close names are suggested), or the package
+                that it is from is broken; the message names the package.
         """
         name = self.check(name)
         if name not in self._items:
@@ -97,19 +99,32 @@ class Registry(Generic[Item]):
         return tuple(dict.fromkeys((*self._references, *self._items)))
 
     def load_all(self) -> dict[str, Item]:
-        """Return all items by name; this imports every built-in one."""
+        """Return all items by name; this imports every one.
+
+        Raises:
+            ConfigError: a package that an item is from is broken; the message names it.
+        """
         return {name: self.get(name) for name in self.names()}
 
     def __contains__(self, name: str) -> bool:
         return name.casefold() in {known.casefold() for known in self.names()}
 
-    @staticmethod
-    def _load(reference: Any) -> Item:
-        if not isinstance(reference, str):  # an entry point
-            loaded: Item = reference.load()
-            return loaded
+    def _load(self, reference: Any) -> Item:
+        if isinstance(reference, EntryPoint):
+            return self._load_entry_point(reference)
         module, _, attribute = reference.partition(":")
         item: Item = getattr(import_module(module), attribute)
+        return item
+
+    def _load_entry_point(self, entry: EntryPoint) -> Item:
+        try:
+            item: Item = entry.load()
+        except Exception as error:  # importing another package can raise anything
+            detail = (str(error).strip() or "no message").splitlines()[0]
+            raise ConfigError(
+                f"the {self.kind} {entry.name!r} of the {_package(entry)} cannot be loaded from "
+                f"{entry.value}: {type(error).__name__}: {detail}; update or uninstall that package"
+            ) from error
         return item
 
     def _read_entry_points(self) -> None:
@@ -117,4 +132,19 @@ class Registry(Generic[Item]):
             return
         self._entry_points_are_read = True
         for entry in entry_points(group=self.group):
-            self._references.setdefault(entry.name, entry)
+            if entry.name in self:
+                warnings.warn(
+                    f"the {self.kind} {entry.name!r} of the {_package(entry)} is not used: the "
+                    "name is taken",
+                    LorasmithWarning,
+                    stacklevel=2,
+                )
+            else:
+                self._references[entry.name] = entry
+
+
+def _package(entry: EntryPoint) -> str:
+    """Return the package that an entry point belongs to, for messages."""
+    if entry.dist is not None:
+        return f"package {entry.dist.name} {entry.dist.version}"
+    return f"package with the module {entry.module}"

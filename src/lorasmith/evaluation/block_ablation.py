@@ -30,8 +30,8 @@ from lorasmith.evaluation.fixed_noise import FixedNoisePredictor
 if TYPE_CHECKING:
     from lorasmith.models.model import Model
 
-BlockGrouping = Literal["block", "piece", "kind"]
-"""``block``: down.1, mid, up.0. ``piece``: IN04, MID, OUT05. ``kind``: cross-attention, ff, ..."""
+BlockGrouping = Literal["block", "lbw", "kind"]
+"""``block``: down.1, mid, up.0. ``lbw``: IN04, MID, OUT05, as block weights. ``kind``: cross-attention, ff, ..."""
 
 _OUTSIDE = "outside"
 _ATTENTION_FF_CONV = ("cross-attention", "self-attention", "ff", "conv")
@@ -147,7 +147,7 @@ def block_name(ref: LayerRef, by: BlockGrouping) -> str:
     """Return the block that a layer belongs to."""
     if ref.part != UNET:
         return TEXT
-    if by == "piece":
+    if by == "lbw":
         return ref.block or _OUTSIDE
     if by == "kind":
         return _kind_of_layer(ref.path)

@@ -170,3 +170,12 @@ def ones_init() -> Iterator[None]:
 def test_registered_initialisation_is_used(unet: Any) -> None:
     lora = lorasmith.inject(unet, rank=2, targets="mid", init="ones")
     assert all(bool((adapter.down == 1).all()) for adapter in lora.adapters.values())
+
+
+def test_second_injection_is_refused_until_the_first_is_removed(unet: Any) -> None:
+    first = lorasmith.inject(unet, rank=2, targets="attention")
+    with pytest.raises(ConfigError, match=r"has adapters already; take them out.*remove\(\)"):
+        lorasmith.inject(unet, rank=2, targets="attention")
+    first.remove()
+    with lorasmith.inject(unet, rank=2, targets="attention") as second:
+        assert len(second) > 0

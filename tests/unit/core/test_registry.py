@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from lorasmith.core import registry as registry_module
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.core.registry import Registry
 
 
@@ -56,6 +56,39 @@ def test_an_entry_point_of_another_package_is_an_item(monkeypatch: pytest.Monkey
     import json
 
     assert make_registry().get("theirs") is json.load
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("no_such_module:thing", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("json:no_such_thing", "AttributeError: module 'json' has no attribute 'no_such_thing'"),
+    ],
+)
+def test_broken_entry_point_is_named_with_its_package(
+    monkeypatch: pytest.MonkeyPatch, value: str, problem: str
+) -> None:
+    entry = EntryPoint("theirs", value, "lorasmith.encoders")
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+    registry = make_registry()
+    assert registry.check("theirs") == "theirs"
+    with pytest.raises(ConfigError) as caught:
+        registry.load_all()
+    module = value.partition(":")[0]
+    assert str(caught.value) == (
+        f"the encoder 'theirs' of the package with the module {module} cannot be loaded from "
+        f"{value}: {problem}; update or uninstall that package"
+    )
+
+
+def test_entry_point_with_a_taken_name_is_left_out_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = EntryPoint("UTF8", "json:load", "lorasmith.encoders")
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+    registry = make_registry()
+    with pytest.warns(LorasmithWarning, match=r"the encoder 'UTF8' of the package .* is taken"):
+        assert registry.names() == ("utf8", "latin")
 
 
 def test_names_are_found_in_any_case() -> None:

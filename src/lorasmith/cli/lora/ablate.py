@@ -42,9 +42,9 @@ Prompts = Annotated[
     typer.Option("--prompt", help="Generate this. Repeatable.", show_default="the file's tag"),
 ]
 By = Annotated[
-    Literal["block", "piece", "kind"],
+    Literal["block", "lbw", "kind"],
     typer.Option(
-        help="block: down.1, mid, up.0; piece: IN04, MID, OUT05; kind: cross-attention, ff."
+        help="block: down.1, mid, up.0; lbw: IN04, MID, OUT05, the blocks of block weights; kind: cross-attention, ff."
     ),
 ]
 Page = Annotated[

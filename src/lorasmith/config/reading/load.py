@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
-from lorasmith.config.base import BaseConfig, list_fields
+from lorasmith.config.base import BaseConfig
 from lorasmith.config.reading import foreign_names, old_keys
+from lorasmith.config.reading.explain import explain_validation_error, list_fields
 from lorasmith.config.reading.read_toml import parse_value, read_toml
-from lorasmith.core.errors import ConfigError, LorasmithWarning, did_you_mean
+from lorasmith.core.errors import ConfigError, LorasmithWarning
 
 S = TypeVar("S", bound=BaseConfig)
 Tree = dict[str, Any]
@@ -112,7 +112,7 @@ def validate_config(kind: type[S], tree: Mapping[str, Any], where: str = "settin
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(kind, error, where)) from error
+        raise ConfigError(explain_validation_error(kind, error, where)) from error
 
 
 def parse_override(text: str) -> Tree:
@@ -151,55 +151,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(v) for v in value]
     return value
-
-
-def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> str:
-    problems = [_explain_problem(kind, problem) for problem in error.errors()]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {problems[0]}{more}"
-
-
-def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
-    path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        section = ".".join(path[:-1])
-        known = _fields_at(kind, path[:-1])
-        inside = f"section [{section}]" if section else "the top level"
-        hint = did_you_mean(path[-1], known) or _other_section(kind, path[-1])
-        return f"unknown key {path[-1]!r} in {inside}{hint}"
-    if problem["type"] == "missing":
-        return f"{dotted} is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    label, given = f"{dotted}: " if dotted else "", problem.get("input")
-    if isinstance(given, Mapping):  # settings that do not go together: the message names them
-        return f"{label}{message}"
-    return f"{label}{message} (got {given!r})"
-
-
-def _other_section(kind: type[BaseModel], key: str) -> str:
-    """Say where a key is that stands in the wrong section."""
-    if not issubclass(kind, BaseConfig):
-        return ""
-    keys = [name for name, _, _ in list_fields(kind) if name.rpartition(".")[2] == key]
-    return f"; did you mean {', '.join(keys)}?" if keys else ""
-
-
-def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    current: Any = kind
-    for part in path:
-        if part.isdigit():  # an index into a list of sections
-            continue
-        current = _section_class(current.model_fields[part].annotation)
-    return [field.alias or name for name, field in current.model_fields.items()]
-
-
-def _section_class(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        section = _section_class(inner)
-        if section is not None:
-            return section
-    return None

@@ -40,27 +40,21 @@ def evaluate(
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     progress: Callable[[int], object] | None = None,
 ) -> Evaluation:
-    """Measure trigger words: fidelity, leak without the word, bleeding between them, forgetting.
-
-    ``docs/evaluation.md`` has the formula of each metric. Of a run with several saved files, or of
-    several files with the same trigger word, the best is chosen first, by the loss on the real
-    images.
+    """Measure trigger words (fidelity, leak, bleeding, forgetting), as docs/evaluation.md says.
 
     Args:
         targets: folders of runs, LoRA files, or their names in ``loras/``.
-        data: captioned images to compare with, a folder or a packed tar; those with a trigger word
-            in their caption belong to its concept. None is the run's validation images.
+        data: captioned images, a folder or a packed tar; None is the run's validation images.
         out: folder for ``evaluation.json`` and ``evaluation.html``; None writes nothing.
-        num_seeds: images of each kind of prompt, each from its own seed; at least 2.
-        first_seed: the seeds are ``first_seed``, ``first_seed + 1``, ...
+        num_seeds: images of each kind of prompt, 2 or more; their seeds start at ``first_seed``.
+        first_seed: the first seed.
         max_leak: of several files, choose one whose leak ratio in predictions is at most this.
         class_word: what the images show without the trigger word; None is the file's.
-        feature_extractor: folder of a CLIP model as transformers saves it, or of Inception v3; None
-            is the embedded image encoder.
+        feature_extractor: folder of a CLIP model or of Inception v3; None is the embedded one.
         model: base model, a folder, ``.safetensors`` file or cached id; None is the runs'.
         options: how images are generated; by default 20 steps, guidance scale 5, batches of 8.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
+        precision: what the model computes in.
         progress: called with the number of image steps just done.
 
     Raises:
@@ -69,36 +63,37 @@ def evaluate(
         ConfigError: the runs have several base models.
         OutputError: the results cannot be written.
     """
-    named = [targets] if isinstance(targets, str | Path) else targets
-    paths = [resolve_target(target) for target in named]
+    paths = [resolve_target(target) for target in _to_list(targets)]
     eval_targets = find_targets(paths)
-    folder = None if out is None else ensure_writable_folder(Path(out).expanduser())
+    folder = _prepare_folder(out)
     concepts = [target.to_concept(_to_path(data), class_word) for target in eval_targets]
     extractor = load_feature_extractor(_to_path(feature_extractor))
-    base_model = _load_base_model(_to_path(model), eval_targets, device, precision)
-    generator = ImageGenerator(base_model, options or SamplingOptions(batch_size=8), progress)
+    base = _load_base_model(_to_path(model), eval_targets, device, precision)
+    generator = ImageGenerator(base, options or SamplingOptions(batch_size=8), progress)
     evaluator = Evaluator(generator, extractor, range(first_seed, first_seed + num_seeds))
-    evaluation = _evaluate(paths, evaluator, eval_targets, concepts, max_leak)
-    if folder is not None:
-        write_evaluation(folder, evaluation)
-    return evaluation
+    name = ", ".join(path.resolve().stem for path in paths)
+    return _evaluate(name, evaluator, eval_targets, concepts, max_leak, folder)
 
 
 def _evaluate(
-    paths: Sequence[Path],
+    name: str,
     evaluator: Evaluator,
     targets: Sequence[EvalTarget],
     concepts: Sequence[EvalConcept],
     max_leak: float | None,
+    folder: Path | None,
 ) -> Evaluation:
+    """Choose files, measure them, and write the results if there is a folder for them."""
     choices, concepts = _choose_files(evaluator, targets, concepts, max_leak)
-    name = ", ".join(path.resolve().stem for path in paths)
-    return Evaluation(
+    evaluation = Evaluation(
         context=_describe(name, evaluator, evaluator.generator.model, max_leak),
         results=evaluator.measure(concepts),
         choices=choices,
         image_tables=make_image_tables(evaluator, concepts),
     )
+    if folder is not None:
+        write_evaluation(folder, evaluation)
+    return evaluation
 
 
 def default_output_folder(targets: Sequence[str | Path]) -> Path:
@@ -107,8 +102,16 @@ def default_output_folder(targets: Sequence[str | Path]) -> Path:
     return paths[0] if len(paths) == 1 and paths[0].is_dir() else Path("evaluation")
 
 
+def _to_list(targets: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [targets] if isinstance(targets, str | Path) else targets
+
+
 def _to_path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path).expanduser()
+
+
+def _prepare_folder(out: str | Path | None) -> Path | None:
+    return None if out is None else ensure_writable_folder(Path(out).expanduser())
 
 
 def _load_base_model(

@@ -1,10 +1,12 @@
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import BaseConfig, list_fields
+import lorasmith
+from lorasmith.config.base import BaseConfig
+from lorasmith.config.reading.explain import list_fields
 from lorasmith.config.reading.load import dump_toml, load_config, parse_override
 from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.core.errors import ConfigError
@@ -140,3 +142,31 @@ def test_every_field_is_described() -> None:
     rows = list_fields(Run)
     assert ("train.steps", 100, "Optimizer steps.") in rows
     assert all(text for _, _, text in rows)
+
+
+TREE = {"data": {"path": "a", "tag": "b"}, "output": {"name": "x"}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora": {"rank": 0}},
+        {"lora": {"rnk": 3}},
+        {"data": {"path": "a"}},
+        {"train": {"early_stopping_patience": 3}, "validation": {"every_n_steps": 0}},
+    ],
+)
+def test_constructor_and_train_raise_the_same_line(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as built:
+        lorasmith.TrainConfig(**{**TREE, **change})
+    with pytest.raises(ConfigError) as trained:
+        lorasmith.train({**TREE, **change})
+    assert str(built.value) == str(trained.value)
+    assert "\n" not in str(built.value)
+
+
+def test_part_of_the_settings_names_its_field() -> None:
+    with pytest.raises(ConfigError, match=r"^settings: rank: input should be greater than 0"):
+        lorasmith.LoraConfig(rank=0)
+    with pytest.raises(ConfigError, match=r"unknown key 'min_snr'.*did you mean min_snr_gamma"):
+        lorasmith.LossConfig(min_snr=3)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from helpers.training.datasets import write
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
 from lorasmith.config.train_settings import parse_memory_size
+from lorasmith.core.errors import ConfigError
 from lorasmith.models.load import load_model
 from lorasmith.training.acceleration.activation_checkpointing import (
     ActivationCheckpointer,
@@ -45,7 +45,7 @@ def test_memory_limits_are_parsed(text: str, bytes_: int) -> None:
 
 @pytest.mark.parametrize("text", ["much", "12", "-1GB", "0GB", "12TB"])
 def test_invalid_memory_limits_are_refused(text: str) -> None:
-    with pytest.raises(ValidationError, match="12GB"):
+    with pytest.raises(ConfigError, match="12GB"):
         TrainerConfig(vram_limit=text)
 
 

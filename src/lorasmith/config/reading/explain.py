@@ -1,0 +1,82 @@
+"""Fields of settings classes by their dotted names, and what is wrong with one, in a line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lorasmith.core.errors import did_you_mean
+
+
+def list_fields(settings: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]:
+    """List ``(dotted name, default, docstring)`` of every field, sections opened.
+
+    Documentation and tests are generated from this, so that neither can drift from the code.
+    """
+    rows: list[tuple[str, Any, str]] = []
+    for field_name, field in settings.model_fields.items():
+        name, annotation = field.alias or field_name, field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += list_fields(annotation, f"{prefix}{name}.")
+        else:
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            rows.append((prefix + name, default, (field.description or "").strip()))
+    return rows
+
+
+def explain_validation_error(kind: type[BaseModel], error: ValidationError, where: str) -> str:
+    """Return the first problem in one line, with its place, and how many more there are.
+
+    Args:
+        kind: the settings class.
+        error: what pydantic found.
+        where: where the settings come from.
+    """
+    problems = [_explain_problem(kind, problem) for problem in error.errors()]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {problems[0]}{more}"
+
+
+def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        section = ".".join(path[:-1])
+        known = _fields_at(kind, path[:-1])
+        inside = f"section [{section}]" if section else "the top level"
+        hint = did_you_mean(path[-1], known) or _other_section(kind, path[-1])
+        return f"unknown key {path[-1]!r} in {inside}{hint}"
+    if problem["type"] == "missing":
+        return f"{dotted} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    label, given = f"{dotted}: " if dotted else "", problem.get("input")
+    if isinstance(given, Mapping):  # settings that do not go together: the message names them
+        return f"{label}{message}"
+    return f"{label}{message} (got {given!r})"
+
+
+def _other_section(kind: type[BaseModel], key: str) -> str:
+    """Say where a key is that stands in the wrong section."""
+    keys = [name for name, _, _ in list_fields(kind) if name.rpartition(".")[2] == key]
+    return f"; did you mean {', '.join(keys)}?" if keys else ""
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    current: Any = kind
+    for part in path:
+        if part.isdigit():  # an index into a list of sections
+            continue
+        current = _section_class(current.model_fields[part].annotation)
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _section_class(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        section = _section_class(inner)
+        if section is not None:
+            return section
+    return None
