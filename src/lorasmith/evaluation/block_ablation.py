@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from lorasmith.models.model import Model
 
 BlockGrouping = Literal["block", "lbw", "kind"]
-"""``block``: down.1, mid, up.0. ``lbw``: IN04, MID, OUT05, as block weights. ``kind``: cross-attention, ff, ..."""
+"""``block``: down.1, mid, up.0. ``lbw``: IN04, MID, OUT05, the blocks of block weights. ``kind``:
+cross-attention, ff, ..."""
 
 _OUTSIDE = "outside"
 _ATTENTION_FF_CONV = ("cross-attention", "self-attention", "ff", "conv")

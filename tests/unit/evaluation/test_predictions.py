@@ -160,8 +160,8 @@ def test_block_names_are_targets(model: Model) -> None:
     assert {block_name(ref, "kind") for ref in refs.values()} == {
         "cross-attention", "self-attention", "ff", "conv", "projections", "text-encoder", "outside",
     }  # fmt: skip
-    pieces = {block_name(ref, "lbw") for ref in refs.values()}
-    assert {"IN01", "MID", "OUT11", "text-encoder"} <= pieces
+    blocks = {block_name(ref, "lbw") for ref in refs.values()}
+    assert {"IN01", "MID", "OUT11", "text-encoder"} <= blocks
 
 
 def test_an_ablation_measures_each_block(model: Model, loras: tuple[Path, Path]) -> None:

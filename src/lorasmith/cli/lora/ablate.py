@@ -44,7 +44,8 @@ Prompts = Annotated[
 By = Annotated[
     Literal["block", "lbw", "kind"],
     typer.Option(
-        help="block: down.1, mid, up.0; lbw: IN04, MID, OUT05, the blocks of block weights; kind: cross-attention, ff."
+        help="block: down.1, mid, up.0; lbw: IN04, MID, OUT05, the blocks of block weights; "
+        "kind: cross-attention, ff."
     ),
 ]
 Page = Annotated[
