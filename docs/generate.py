@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 
 from lorasmith.config.base import BaseConfig, RegisteredName
 from lorasmith.config.features import FeaturesConfig
+from lorasmith.config.fields import list_fields
 from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
-from lorasmith.config.reading.explain import list_fields
 from lorasmith.config.train_config import TrainConfig
 
 HERE = Path(__file__).parent

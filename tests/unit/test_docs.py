@@ -87,7 +87,7 @@ def test_generated_pages_are_current(name: str) -> None:
 
 
 def test_every_setting_is_in_the_tables() -> None:
-    from lorasmith.config.reading.explain import list_fields
+    from lorasmith.config.fields import list_fields
 
     page = generator().settings_page()
     for run in generator().RUNS.values():

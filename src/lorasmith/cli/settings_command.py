@@ -88,7 +88,7 @@ class SettingsCommand(typer.core.TyperCommand):
 
 def _known_keys() -> dict[str, Any]:
     """Return all settings of a training with their defaults."""
-    from lorasmith.config.reading.explain import list_fields
+    from lorasmith.config.fields import list_fields
     from lorasmith.config.train_config import TrainConfig
 
     return {key: default for key, default, _ in list_fields(TrainConfig)}

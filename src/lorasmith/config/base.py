@@ -12,7 +12,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from lorasmith.config.reading.explain import explain_validation_error
+from lorasmith.config.fields import explain_validation_error
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.registry import Registry
 

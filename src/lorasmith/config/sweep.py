@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lorasmith.config.reading.explain import list_fields
+from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.foreign_names import foreign_changes
 from lorasmith.config.reading.load import read_tree, validate_config
 from lorasmith.config.reading.read_toml import parse_value

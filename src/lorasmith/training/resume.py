@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
-from lorasmith.config.reading.explain import list_fields
+from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.old_keys import upgrade
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.config.reading.explain import list_fields
+from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.load import dump_toml
 from lorasmith.config.sweep import (
     SWEEPABLE,

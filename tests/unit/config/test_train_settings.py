@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.config.reading.explain import list_fields
+from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.load import dump_toml, load_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError

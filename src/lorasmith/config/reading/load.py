@@ -9,8 +9,8 @@ import tomli_w
 from pydantic import ValidationError
 
 from lorasmith.config.base import BaseConfig
+from lorasmith.config.fields import explain_validation_error, list_fields
 from lorasmith.config.reading import foreign_names, old_keys
-from lorasmith.config.reading.explain import explain_validation_error, list_fields
 from lorasmith.config.reading.read_toml import parse_value, read_toml
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 

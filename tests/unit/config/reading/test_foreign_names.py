@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lorasmith.cli import run
-from lorasmith.config.reading.explain import list_fields
+from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.foreign_names import FOREIGN_NAMES
 from lorasmith.config.reading.load import load_config, validate_config
 from lorasmith.config.train_config import TrainConfig

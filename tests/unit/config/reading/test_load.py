@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 import lorasmith
 from lorasmith.config.base import BaseConfig
-from lorasmith.config.reading.explain import list_fields
+from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.load import dump_toml, load_config, parse_override
 from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.core.errors import ConfigError

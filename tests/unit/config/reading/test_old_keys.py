@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from lorasmith.config.features import FeaturesConfig, load_train_config
+from lorasmith.config.fields import list_fields
 from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
-from lorasmith.config.reading.explain import list_fields
 from lorasmith.config.reading.load import dump_toml, load_saved_config
 from lorasmith.config.reading.old_keys import CONFIG_VERSION, VERSION_1_KEYS, new_name, upgrade
 from lorasmith.config.sweep import SweepConfig
