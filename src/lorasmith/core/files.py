@@ -1,8 +1,12 @@
 """Writing files and folders atomically, and hashing files."""
 
+import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +17,46 @@ from safetensors import SafetensorError
 from lorasmith.core.errors import OutputError
 
 TEMPORARY_PREFIX = ".lorasmith-tmp-"
+_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}[0-9a-f]+-(.+)", re.DOTALL)
+_TOKEN_BYTES = 8
+"""Of a temporary file's name: enough that nobody can have put something there before."""
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_SYNC_MODE = os.O_RDWR if os.name == "nt" else os.O_RDONLY
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a path beside ``path``, with a name that cannot be guessed, for writing it."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(_TOKEN_BYTES)}-{path.name}")
+
+
+def temporary_target(path: Path) -> str | None:
+    """Return the name of the file that a temporary file becomes; None if it is no such file."""
+    match = _TEMPORARY_NAME.fullmatch(path.name)
+    return match[1] if match else None
+
+
+def remove_temporary_files(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in a folder; links are not followed.
+
+    Only for folders that no other process writes to: its lock must be held.
+
+    Args:
+        folder: may be missing.
+        name: only what would have become this file or folder; None for all.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        target = temporary_target(path)
+        if target is None or name not in (None, target):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def ensure_writable_folder(path: Path) -> Path:
@@ -37,20 +81,41 @@ def ensure_writable_folder(path: Path) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` if the block succeeds, synced to the disk.
 
-    On failure the temporary file is removed and ``path`` is left unchanged.
+    The temporary file is created under a name that cannot be guessed and never through a link. On
+    failure it is removed and ``path`` is left unchanged.
+
+    Raises:
+        OSError: the disk refused, or the temporary file has become something else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # by the user's umask; safetensors creates files with 0600
+    temporary = temporary_path(path)
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_FOLLOW, 0o666)
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # by the user's umask
+    os.close(descriptor)
     try:
         yield temporary
-        temporary.chmod(mode)
-        fsync_file(temporary)
+        _finish_file(temporary, mode)
         temporary.replace(path)
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _finish_file(path: Path, mode: int) -> None:
+    """Set a file's permissions (safetensors creates files with 0600) and sync it to the disk.
+
+    Raises:
+        OSError: it is a link or no file.
+    """
+    descriptor = os.open(path, _SYNC_MODE | _NO_FOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "the temporary file was replaced", str(path))
+        if hasattr(os, "fchmod"):
+            os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_not_existing(path: Path) -> None:
@@ -70,9 +135,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: the disk refused.
     """
-    temporary = folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}")
+    temporary = temporary_path(folder)
     try:
-        temporary.mkdir(parents=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()  # refuses what is there, links too
         yield temporary
         temporary.rename(folder)
         fsync_folder(folder.parent)
@@ -90,7 +156,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, _SYNC_MODE)
     try:
         os.fsync(descriptor)
     finally:

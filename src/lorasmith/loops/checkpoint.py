@@ -6,7 +6,6 @@ renamed, so a folder with a matching manifest is complete; anything else is igno
 """
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -18,12 +17,20 @@ from typing import Any
 import torch
 
 from lorasmith.core.errors import LorasmithWarning, OutputError, WeightsError
-from lorasmith.core.files import TEMPORARY_PREFIX, fsync_file, fsync_folder, sha256_file
+from lorasmith.core.files import (
+    fsync_file,
+    fsync_folder,
+    remove_temporary_files,
+    sha256_file,
+    temporary_path,
+)
 from lorasmith.core.safetensors_io import Tensors, load_tensors, save_tensors
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints."""
+PREVIEWS = "previews"
+"""The folder of a run's previews."""
 MANIFEST = "manifest.json"
 
 
@@ -59,7 +66,7 @@ def save_checkpoint(
         WeightsError: a tensor is not finite, or the written files do not verify.
     """
     target = folder / f"step-{step:08d}"
-    temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
+    temporary = temporary_path(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_contents(temporary, tensors, {"step": step, **state})
@@ -79,7 +86,6 @@ def _write_contents(
     folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
 ) -> None:
     """Write the files of a checkpoint, the manifest last."""
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     save_tensors(folder / "tensors.safetensors", tensors, {"schema": str(SCHEMA)})
     _write_synced(folder / "state.json", json.dumps(state))
@@ -105,13 +111,13 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove unfinished files of a killed process from a folder and its checkpoints."""
-    for parent in (folder, folder / CHECKPOINTS):
-        for path in parent.glob(f"{TEMPORARY_PREFIX}*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    """Remove unfinished files of a killed process from a run's folder; its lock must be held.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for parent in (folder, folder / CHECKPOINTS, *folder.glob(f"{PREVIEWS}/step-*")):
+        remove_temporary_files(parent)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

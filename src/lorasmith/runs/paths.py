@@ -1,6 +1,5 @@
 """The files of a training run: where they are, and whether a run may write or resume there."""
 
-import glob
 import os
 import shlex
 import shutil
@@ -10,14 +9,19 @@ from pathlib import Path
 
 from lorasmith.config.train_config import SUFFIX, DataConfig
 from lorasmith.core.errors import ConfigError, OutputError
-from lorasmith.core.files import TEMPORARY_PREFIX, ensure_writable_folder, write_text
-from lorasmith.loops.checkpoint import CHECKPOINTS, list_checkpoints, remove_leftovers
+from lorasmith.core.files import (
+    ensure_writable_folder,
+    remove_temporary_files,
+    temporary_target,
+    write_text,
+)
+from lorasmith.loops.checkpoint import CHECKPOINTS, PREVIEWS, list_checkpoints, remove_leftovers
 
 WANDB, WANDB_ID = "wandb", "wandb-id"
 """The folder and the file of a run that logs to Weights & Biases."""
 _FAILURE = "failed.txt"
 _FILES = ("log.jsonl", "pictures.json", WANDB_ID, "report.html", _FAILURE)
-_FOLDERS = (CHECKPOINTS, "previews", "tensorboard", WANDB)
+_FOLDERS = (CHECKPOINTS, PREVIEWS, "tensorboard", WANDB)
 LORA_FOLDER = Path("loras")
 """Folder of LoRAs whose name has no folder. Prompts find LoRAs by name in it."""
 
@@ -73,7 +77,7 @@ class RunPaths:
     @property
     def previews(self) -> Path:
         """Folder of the preview images."""
-        return self.folder / "previews"
+        return self.folder / PREVIEWS
 
     @property
     def best_lora(self) -> Path:
@@ -165,8 +169,7 @@ class RunPaths:
         """
         try:
             remove_leftovers(self.folder)
-            for path in self._partial_lora_files():
-                path.unlink(missing_ok=True)
+            remove_temporary_files(self.lora.parent, self.lora.name)
             for path in self._leftover_paths() if is_new else []:
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -180,15 +183,11 @@ class RunPaths:
     def _find_unexpected(self) -> Path | None:
         """Return something in the folder that no unfinished run leaves, if there is any."""
         folders = {self.folder / name for name in _FOLDERS}
-        files = {self.settings, *self._leftover_paths(), *self._partial_lora_files()} - folders
+        files = {self.settings, *self._leftover_paths()} - folders
         return find_unexpected(
             self.folder,
             lambda path: (path in files and path.is_file()) or (path in folders and path.is_dir()),
         )
-
-    def _partial_lora_files(self) -> list[Path]:
-        """Return half-written LoRA files beside the folder."""
-        return list(self.lora.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(self.lora.name)}"))
 
     def _leftover_paths(self) -> list[Path]:
         """Return what an unfinished run leaves, except its settings: they are replaced."""
@@ -207,7 +206,7 @@ def find_unexpected(folder: Path, is_expected: Callable[[Path], bool]) -> Path |
     unexpected = (
         path
         for path in folder.iterdir()
-        if not is_expected(path) and not path.name.startswith(TEMPORARY_PREFIX)
+        if not is_expected(path) and temporary_target(path) is None
     )
     return min(unexpected, default=None)
 

@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lorasmith.core.errors import LorasmithWarning, OutputError
-from lorasmith.core.files import TEMPORARY_PREFIX
+from lorasmith.core.files import temporary_target
 from lorasmith.core.safetensors_io import save_tensors
 
 Entry = dict[str, torch.Tensor]
@@ -215,13 +216,13 @@ def _checksum(entry: Entry) -> str:
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Remove temporary files of killed processes: those of running ones are recent."""
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        try:
-            if time.time() - path.stat().st_mtime > _MAX_TEMPORARY_SECONDS:
-                _remove(path)
-        except FileNotFoundError:
+    """Remove unfinished shards of killed processes: those of running ones are recent."""
+    for path in folder.iterdir():
+        if not fnmatch(temporary_target(path) or "", SHARD_NAME.format("*")):
             continue
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _MAX_TEMPORARY_SECONDS:
+                _remove(path)
 
 
 def _touch(path: Path) -> None:
