@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from lorasmith.config.features import FeatureConfig, FeaturesConfig
     from lorasmith.config.lora import LoraConfig, LoraOverride
+    from lorasmith.config.optimization import LossConfig, TrainerConfig
     from lorasmith.config.sweep import SweepConfig
     from lorasmith.config.train_config import (
         ModelConfig,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
         ValidationConfig,
     )
     from lorasmith.config.train_data import DataConfig
-    from lorasmith.config.train_settings import LossConfig, TrainerConfig
     from lorasmith.core.errors import (
         ConfigError,
         DataError,
@@ -110,8 +110,8 @@ _HOMES = {
     "TrainConfig": "lorasmith.config.train_config",
     "ValidationConfig": "lorasmith.config.train_config",
     "DataConfig": "lorasmith.config.train_data",
-    "LossConfig": "lorasmith.config.train_settings",
-    "TrainerConfig": "lorasmith.config.train_settings",
+    "LossConfig": "lorasmith.config.optimization",
+    "TrainerConfig": "lorasmith.config.optimization",
     "capturable": "lorasmith.training.losses",
     "load_pipeline": "lorasmith.inference.pipeline",
     "sweep": "lorasmith.training.api",

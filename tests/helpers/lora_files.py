@@ -14,7 +14,7 @@ from lorasmith.adapters.nn.lora import LoraAdapter
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 

@@ -47,7 +47,7 @@ def networks(name: str) -> Any:
     with torch.device("meta"):
         second = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G)) if name == "sdxl" else None
         return SimpleNamespace(
-            folder=Path(name),
+            path=Path(name),
             unet=UNet2DConditionModel(**UNETS[name]),
             text_encoder=CLIPTextModel(CLIPTextConfig(**first)),
             text_encoder_2=second,

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lorasmith.config.base import BaseConfig
 from lorasmith.config.lora import GateKind, LoraConfig, LoraOverride, Targets
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.reading.load import load_config, load_saved_config
 from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.config.train_config import (
@@ -20,7 +21,6 @@ from lorasmith.config.train_config import (
     ValidationConfig,
 )
 from lorasmith.config.train_data import DataConfig, FeatureDataConfig, ImageDataConfig, Tag
-from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]

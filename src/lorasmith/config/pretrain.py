@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from lorasmith.config.base import BaseConfig, UserPath
 from lorasmith.config.data import PretrainDataConfig, RowFilter
-from lorasmith.config.train_settings import LrSchedulerName, MixedPrecision
+from lorasmith.config.optimization import LrSchedulerName, MixedPrecision
 
 Positive = Annotated[int, Field(gt=0)]
 

@@ -6,8 +6,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lorasmith.config.base import BaseConfig, UserPath
 from lorasmith.config.lora import LoraConfig, LoraOverride
+from lorasmith.config.optimization import LossConfig, TrainerConfig
 from lorasmith.config.train_data import DataConfig
-from lorasmith.config.train_settings import LossConfig, TrainerConfig
 
 __all__ = [
     "DataConfig",

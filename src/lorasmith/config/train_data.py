@@ -1,4 +1,4 @@
-"""Settings of the training images."""
+"""Settings of `[data]`: the training images."""
 
 import re
 from typing import Annotated, Literal, Self

@@ -160,12 +160,12 @@ def _check_init_images(
 ) -> None:
     if detect_family(model).requires_init_image and some_start_from_noise:
         raise ConfigError(
-            f"model {model.folder}: this is an SDXL refiner, which only finishes images; give it "
+            f"model {model.path}: this is an SDXL refiner, which only finishes images; give it "
             "an image (generate --image), or use an SDXL base model"
         )
     if not model.is_inpainting and any(image.mask is not None for image in images):
         raise ConfigError(
-            f"mask: the model {model.folder} is not for inpainting (its U-Net has "
+            f"mask: the model {model.path} is not for inpainting (its U-Net has "
             f"{model.unet.config.in_channels} input channels, not 9); use one that is, or "
             "leave the mask out"
         )

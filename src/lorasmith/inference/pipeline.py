@@ -275,7 +275,7 @@ class Pipeline:
     @cached_property
     def model_hash(self) -> str:
         """First 10 hex digits of the SHA-256 of the U-Net's weights; empty without any."""
-        return compute_model_hash(self.model.folder)
+        return compute_model_hash(self.model.path)
 
     def _run(
         self,
@@ -321,7 +321,7 @@ class Pipeline:
         for job, image in zip(jobs, images, strict=True):
             image.info[PARAMETERS_KEY] = build_parameters_text(
                 generation.prompt_with_loras(job.prompt), job.seed, generation.options,
-                preparer.size, self.model.folder, self.model_hash,
+                preparer.size, self.model.path, self.model_hash,
                 preparer.strength if job.init_image is not None else None,
             )  # fmt: skip
         return images

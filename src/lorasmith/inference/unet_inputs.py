@@ -21,11 +21,11 @@ def check_components(model: Model) -> None:
     Raises:
         WeightsError: they do not, or the U-Net needs inputs that lorasmith does not give.
     """
-    unet, name = model.unet.config, f"model {model.folder}: unet"
+    unet, name = model.unet.config, f"model {model.path}: unet"
     is_sdxl = detect_family(model).uses_size_conditioning
     if is_sdxl != (model.text_encoder_2 is not None):
         raise WeightsError(
-            f"model {model.folder}: unet and text encoders are not of one family; SDXL has two "
+            f"model {model.path}: unet and text encoders are not of one family; SDXL has two "
             "text encoders and a U-Net that reads sizes, other models have neither"
         )
     channels = int(model.vae.config.latent_channels)

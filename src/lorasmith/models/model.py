@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Model:
     """The components of a Stable Diffusion model."""
 
-    folder: Path
+    path: Path
     """The folder or the single file that it was read from."""
     unet: "UNet2DConditionModel"
     vae: "AutoencoderKL"
@@ -45,7 +45,7 @@ class Model:
         """The tokenizer of the first text encoder. Two tokenizers differ in padding only."""
         tokenizer = self.tokenizer or self.tokenizer_2
         if tokenizer is None:
-            raise WeightsError(f"model {self.folder}: has no tokenizer")
+            raise WeightsError(f"model {self.path}: has no tokenizer")
         return tokenizer
 
     @property

@@ -137,8 +137,8 @@ def summarize_model(name: str | Path | None = None, rank: int | None = None) -> 
 class MetaNetworks:
     """A model's U-Net and text encoders without their weights, on the meta device."""
 
-    folder: Path
-    """The model's folder."""
+    path: Path
+    """The folder or the single file that it was read from."""
     unet: Any
     """The U-Net."""
     text_encoder: Any

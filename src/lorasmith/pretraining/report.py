@@ -192,7 +192,7 @@ def _measure_vaes(
     """Measure all autoencoders; return their metrics and a sheet of their reconstructions."""
     device = pipe.model.unet.device
     images = _load_images(rows, side).to(device)
-    perceptual = PerceptualLoss(load_image_encoder(pipe.model.folder)).to(device)
+    perceptual = PerceptualLoss(load_image_encoder(pipe.model.path)).to(device)
     vaes = {"shipped": pipe.model.vae} | {
         name: _load_vae(folder, "vae").to(device) for name, folder in compared.vaes.items()
     }
@@ -247,7 +247,7 @@ def _load_images(rows: Sequence[Row], side: int) -> torch.Tensor:
 def _measure_retrieval(
     pipe: Pipeline, images: torch.Tensor, captions: Sequence[str]
 ) -> RetrievalMetrics:
-    folder = pipe.model.folder
+    folder = pipe.model.path
     clip = load_clip(folder).to(pipe.model.unet.device)
     return measure_retrieval(clip, load_tokenizer(folder), images, captions)
 

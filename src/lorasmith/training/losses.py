@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from lorasmith.config.train_settings import LossConfig
+from lorasmith.config.optimization import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr

@@ -25,7 +25,7 @@ from lorasmith.adapters.naming.layer_names import UNET
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.lora import LoraConfig
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.loops.optimizers import ParamGroup
 from lorasmith.models.model import Model
 

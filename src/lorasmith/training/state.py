@@ -191,7 +191,7 @@ class TrainerState:
     @cached_property
     def base_hash(self) -> str:
         """Hash of the base model's U-Net; read from its file when a LoRA is first written."""
-        return compute_model_hash(self.model.folder)
+        return compute_model_hash(self.model.path)
 
     def stop(self, reason: str) -> None:
         """End the training after this step, as if it were the last; for callbacks.

@@ -88,7 +88,7 @@ def test_weights_by_block(
     names = set(load_lora_file(out).layers)
     assert any("_up_blocks_" in name for name in names)
     assert not any("_down_blocks_" in name for name in names)
-    source = str(model.folder)
+    source = str(model.path)
     assert run(["lora", "fuse", source, f"{one}:0.5:lbw=OUTALL", "--out", str(baked)]) == 0
     again = picture(open_model(baked))
     np.testing.assert_allclose(again, picture(model, (out, 1.0)), atol=2e-3)
@@ -124,7 +124,7 @@ def test_resized_file_keeps_its_image(
 def test_fused_lora_is_extracted(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, source = loras[0], str(model.folder)
+    one, source = loras[0], str(model.path)
     baked, out = tmp_path / "baked", tmp_path / "taken.safetensors"
     assert run(["lora", "fuse", source, str(one), "--out", str(baked)]) == 0
     command = ["lora", "extract", str(baked), source, "--rank", "4", "--precision", "fp32"]
@@ -224,7 +224,7 @@ def other_kinds(model: Model, path: Path) -> Path:
 def test_other_kinds_are_drawn_fused_merged_and_shown(
     model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, source = other_kinds(model, tmp_path / "plain.safetensors"), str(model.folder)
+    file, source = other_kinds(model, tmp_path / "plain.safetensors"), str(model.path)
     drawn = picture(model, (file, 0.6))
     assert abs(drawn - picture(model)).max() > 0.02
     np.testing.assert_array_equal(picture(model, (file, 0.0)), picture(model))

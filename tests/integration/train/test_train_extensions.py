@@ -22,7 +22,7 @@ from helpers.training.train_commands import (
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.cli import run
 from lorasmith.config.lora import LoraConfig
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.loops.optimizers import ParamGroup
 from lorasmith.models.model import Model
 from lorasmith.registries import TRAINING_METHODS

@@ -271,9 +271,7 @@ def test_mismatched_components_are_refused(pipe: Pipeline) -> None:
             second = UNet2DConditionModel.from_config(config)
         with pytest.raises(WeightsError, match=message):
             Pipeline(
-                type(model)(
-                    model.folder, second, model.vae, model.text_encoder, model.tokenizer, {}
-                )
+                type(model)(model.path, second, model.vae, model.text_encoder, model.tokenizer, {})
             )
 
 

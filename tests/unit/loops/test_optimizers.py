@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.config.train_settings import LossConfig
+from lorasmith.config.optimization import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, LorasmithWarning

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef, find_layer_refs
 from lorasmith.adapters.targeting.selectors import match_target
 from lorasmith.config.lora import LoraConfig, LoraOverride, Targets
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.families.family import Networks
 

@@ -46,7 +46,7 @@ def extract_difference(tuned: "Model", base: "Model", limit: RankLimit) -> Extra
     base_refs, tuned_refs = find_layer_refs(base), find_layer_refs(tuned)
     if detect_family(tuned) != detect_family(base) or base_refs.keys() != tuned_refs.keys():
         raise WeightsError(
-            f"{tuned.folder} and {base.folder} are not of one kind, so there is no difference of "
+            f"{tuned.path} and {base.path} are not of one kind, so there is no difference of "
             "weights; name the model that was tuned and the one it was tuned from"
         )
     spectra: dict[str, Spectrum] = {}
@@ -55,8 +55,8 @@ def extract_difference(tuned: "Model", base: "Model", limit: RankLimit) -> Extra
         base_weight, weight = layer_weight(ref.layer), layer_weight(tuned_refs[name].layer)
         if base_weight.shape != weight.shape:
             raise WeightsError(
-                f"{tuned.folder}: {ref.part}.{ref.path} has shape {list(weight.shape)}, and in "
-                f"{base.folder} {list(base_weight.shape)}; they are not of one kind"
+                f"{tuned.path}: {ref.part}.{ref.path} has shape {list(weight.shape)}, and in "
+                f"{base.path} {list(base_weight.shape)}; they are not of one kind"
             )
         # User interfaces cannot read a LoRA on the projection after SDXL's second text encoder.
         if ref.path == "text_projection":
@@ -66,9 +66,7 @@ def extract_difference(tuned: "Model", base: "Model", limit: RankLimit) -> Extra
         if delta.any():
             spectra[name] = spectrum_of_matrix(delta)
     if not spectra:
-        raise WeightsError(
-            f"{tuned.folder}: no layer differs from {base.folder}; nothing to extract"
-        )
+        raise WeightsError(f"{tuned.path}: no layer differs from {base.path}; nothing to extract")
     layers, energy = truncate_rank(spectra, limit)
     return ExtractedLora(unify_alpha(layers), energy, _other_differences(tuned, base, compared))
 

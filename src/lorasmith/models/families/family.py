@@ -30,7 +30,7 @@ class Networks(Protocol):
     """The networks of a model that adapters can go into; on the meta device is enough."""
 
     @property
-    def folder(self) -> Path:
+    def path(self) -> Path:
         """Where the model was read from."""
 
     @property
@@ -207,7 +207,7 @@ def detect_family(model: Networks) -> ModelFamily:
     Raises:
         WeightsError: no family matches.
     """
-    return detect_unet_family(model.unet.config, f"model {model.folder}")
+    return detect_unet_family(model.unet.config, f"model {model.path}")
 
 
 def detect_unet_family(unet_config: Any, where: str) -> ModelFamily:

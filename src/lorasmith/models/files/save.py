@@ -37,24 +37,24 @@ def save_modified_model(
     """
     check_not_existing(folder)
     changed = set(parts)
-    if model.folder.is_file():
+    if model.path.is_file():
         _save_changed_file(model, changed, folder, dtype)
         return
     with atomic_folder(folder) as temporary:
-        shutil.copy(model.folder / INDEX, temporary)
-        for part in _list_parts(model.folder):
+        shutil.copy(model.path / INDEX, temporary)
+        for part in _list_parts(model.path):
             if part in changed:
                 with suppress_logs():
                     network = getattr(model, part).to(dtype)
                     network.save_pretrained(temporary / part)
-            elif (model.folder / part).is_dir():
-                shutil.copytree(model.folder / part, temporary / part)
+            elif (model.path / part).is_dir():
+                shutil.copytree(model.path / part, temporary / part)
 
 
 def _save_changed_file(model: "Model", changed: set[str], folder: Path, dtype: torch.dtype) -> None:
     """Write a model that was read from a single file as a folder."""
     prediction = model.scheduler_config["prediction_type"]  # measured where the file was silent
-    contents = read_contents(open_source(model.folder), prediction)
+    contents = read_contents(open_source(model.path), prediction)
     tensors = dict(contents.tensors)
     for part in changed:
         state = canonical_state_dict(getattr(model, part))

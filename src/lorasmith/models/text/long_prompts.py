@@ -205,10 +205,10 @@ def zeroes_empty_prompt(model: "Model") -> bool:
     family = detect_family(model)
     if not family.uses_size_conditioning:
         return False
-    index, default = model.folder / "model_index.json", family.zeroes_empty_prompt
+    index, default = model.path / "model_index.json", family.zeroes_empty_prompt
     if not index.is_file():
         return default
-    return bool(read_json(model.folder, index.name).get("force_zeros_for_empty_prompt", default))
+    return bool(read_json(model.path, index.name).get("force_zeros_for_empty_prompt", default))
 
 
 def pad_conditioning(text: Conditioning, empty: Conditioning, tokens: int) -> Conditioning:

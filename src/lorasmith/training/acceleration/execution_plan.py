@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorasmith.config.train_settings import TrainerConfig, parse_memory_size
+from lorasmith.config.optimization import TrainerConfig, parse_memory_size
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory, limit_gpu_memory
 from lorasmith.ops import fp8

@@ -164,7 +164,7 @@ def _describe(
     options = evaluator.generator.options
     return EvaluationContext(
         name=name,
-        model=model.folder.name,
+        model=model.path.name,
         feature_extractor=evaluator.extractor.name,
         device=model.unet.device.type,
         seeds=evaluator.seeds,

@@ -1,8 +1,8 @@
 """How much of the disk a run takes."""
 
 from lorasmith.config.lora import LoraConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.train_config import TrainConfig, ValidationConfig
-from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.inference.options import parse_size
 from lorasmith.loops.optimizers import OptimizerSpec
 from lorasmith.registries import ADAPTER_INITS, OPTIMIZERS

@@ -75,7 +75,7 @@ def _summarize(state: TrainerState, stop_reason: str) -> RunSummary:
         sha256=load_metadata(paths.lora).get("sshs_model_hash", ""),
         file=paths.lora.name,
         device=_device_name(state.device),
-        model=state.model.folder.name,
+        model=state.model.path.name,
     )
 
 

@@ -1,6 +1,6 @@
 """Which learning rate a run has where its settings leave it open."""
 
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.loops.optimizers import OptimizerSpec
 from lorasmith.registries import OPTIMIZERS
 

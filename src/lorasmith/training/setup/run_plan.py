@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.train_config import DataConfig, LoraConfig, TrainConfig
-from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.device import pick_device
 from lorasmith.loops.checkpoint import Checkpoint
 from lorasmith.loops.distributed import create_accelerator

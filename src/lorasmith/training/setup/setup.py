@@ -13,9 +13,9 @@ from torch import nn
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.gating.token_mask import selects_tokens
 from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.reading.load import dump_toml
 from lorasmith.config.train_config import TrainConfig, ValidationConfig
-from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.loops.memory import limit_gpu_memory, require_disk_space

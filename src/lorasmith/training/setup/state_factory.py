@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.reading.old_keys import CONFIG_VERSION, VERSION_KEY
 from lorasmith.config.train_config import TrainConfig
-from lorasmith.config.train_settings import TrainerConfig
 from lorasmith.loops.distributed import all_reduce_sum
 from lorasmith.loops.ema import Ema
 from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps

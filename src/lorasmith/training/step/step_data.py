@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lorasmith.config.optimization import LossConfig
 from lorasmith.config.train_config import PreserveConfig
-from lorasmith.config.train_settings import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.models.noise_schedule import NoiseSchedule

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from lorasmith.config.train_settings import LossConfig
+from lorasmith.config.optimization import LossConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.optimizers import skips_on_found_inf
 from lorasmith.models.noise_schedule import NoiseSchedule

@@ -21,7 +21,7 @@ from lorasmith.adapters.injection.trainable import (
 from lorasmith.adapters.nn.wrapper import LoraWrapper
 from lorasmith.adapters.targeting.targets import resolve_targets
 from lorasmith.config.lora import LoraConfig
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_tokens, tokenize_texts

@@ -9,7 +9,7 @@ from lorasmith.adapters.naming.layer_names import LayerRef, find_layer_refs
 from lorasmith.adapters.targeting.selectors import LAYER_KINDS, match_target
 from lorasmith.adapters.targeting.targets import resolve_targets, select_layers
 from lorasmith.config.lora import LoraConfig, LoraOverride
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.model import Model
 

@@ -101,7 +101,7 @@ def test_families_are_detected(tiny_model: Path, tiny_sd2: Path, tiny_sdxl: Path
     for folder, family in ((tiny_model, "sd1"), (tiny_sd2, "sd2"), (tiny_sdxl, "sdxl")):
         assert detect_family(load_model(folder)).name == family
     config = SimpleNamespace(use_linear_projection=False, addition_embed_type="image")
-    other = SimpleNamespace(folder=Path("m"), unet=SimpleNamespace(config=config))
+    other = SimpleNamespace(path=Path("m"), unet=SimpleNamespace(config=config))
     with pytest.raises(WeightsError, match="model m: its U-Net needs image inputs"):
         detect_family(other)
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.training.datasets import write
+from lorasmith.config.optimization import parse_memory_size
 from lorasmith.config.train_config import TrainConfig, TrainerConfig
-from lorasmith.config.train_settings import parse_memory_size
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.load import load_model
 from lorasmith.training.acceleration.activation_checkpointing import (

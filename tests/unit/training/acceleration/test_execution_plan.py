@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorasmith.config.train_settings import TrainerConfig
+from lorasmith.config.optimization import TrainerConfig
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.ops import fp8
 from lorasmith.ops.triton_kernels import support as triton_support

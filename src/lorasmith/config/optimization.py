@@ -1,4 +1,4 @@
-"""Settings about how a LoRA is trained."""
+"""Settings of `[train]`: steps, optimizer, loss, precision, and what is logged and saved."""
 
 import re
 from typing import Annotated, Any, Literal
