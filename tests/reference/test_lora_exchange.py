@@ -199,7 +199,7 @@ def test_dora_survives_conversion_to_diffusers_and_back(tiny_model: Path, tmp_pa
     np.testing.assert_allclose(their_picture(pipe), our_picture(model, dora), atol=1e-4)
 
 
-def test_files_of_peft_and_for_peft(tiny_model: Path, tmp_path: Path) -> None:
+def test_files_are_exchanged_with_peft(tiny_model: Path, tmp_path: Path) -> None:
     """`save_pretrained` of a PEFT model is read here; ours is loaded by PEFT without a key left."""
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict

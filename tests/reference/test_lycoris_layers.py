@@ -22,7 +22,7 @@ def parts_of(case: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_layer_draws_as_lycoris_draws(tmp_path: Path, case: str) -> None:
+def test_layer_draws_as_lycoris_draws(tmp_path: Path, case: str) -> None:
     parts = parts_of(case)
     base, x, expected = (parts.pop(key) for key in ("base", "x", "y"))
     path = tmp_path / "layer.safetensors"
@@ -42,7 +42,7 @@ def test_a_layer_draws_as_lycoris_draws(tmp_path: Path, case: str) -> None:
     assert not torch.allclose(plain, expected, atol=0.1), "the adapter changes the output"
 
 
-def test_there_is_every_kind() -> None:
+def test_every_adapter_kind_is_recorded() -> None:
     kinds = {case.split(" ")[0] for case in CASES}
     assert kinds == {"loha", "lokr", "locon", "dora"}
     assert len(CASES) == 15

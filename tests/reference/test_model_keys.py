@@ -52,7 +52,7 @@ def in_folder(checkpoint: dict[str, Any], name: str, part: str, network: Any) ->
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_names_and_shapes_of_published_models(name: str) -> None:
+def test_names_and_shapes_are_those_of_published_models(name: str) -> None:
     with torch.device("meta"):
         checkpoint = {key: torch.empty(shape) for key, shape in file_shapes(name).items()}
     assert theirs.infer_diffusers_model_type(checkpoint) == TYPES[name]

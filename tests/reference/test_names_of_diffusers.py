@@ -69,7 +69,7 @@ def test_every_unet_module_maps_and_maps_back(name: str) -> None:
 
 @pytest.mark.parametrize(("part", "count"), [("text_encoder", 72), ("text_encoder_2", 192)])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_module_of_the_text_encoders(part: str, count: int, family: str) -> None:
+def test_every_module_of_the_text_encoders_has_a_name(part: str, count: int, family: str) -> None:
     if family == "sd1" and part == "text_encoder_2":
         return
     encoder = getattr(networks("sdxl"), part)

@@ -208,7 +208,7 @@ FAMILIES = (
 @pytest.mark.parametrize(
     ("family", "min_snr"), [*((one, None) for one in FAMILIES), ("sd1", 5.0), ("sd2", 5.0)]
 )
-def test_loss_and_gradients(
+def test_loss_and_gradients_equal_the_reference(
     tiny_of: Tiny, pictures: Path, tmp_path: Path, family: str, min_snr: float | None
 ) -> None:
     loss = {"min_snr_gamma": min_snr or 0.0, "masked": False}

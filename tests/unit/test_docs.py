@@ -163,7 +163,7 @@ def test_settings_in_the_pages_are_valid(page: str, text: str, tmp_path: Path) -
     load_config({**generator().RUNS, "lorasmith sweep": SweepConfig}[command], file)
 
 
-def test_the_page_on_sweeps_names_all_that_may_vary() -> None:
+def test_page_on_sweeps_names_all_that_may_vary() -> None:
     from lorasmith.config.sweep import SWEEPABLE
 
     text = (REPOSITORY / "docs" / "sweeps.md").read_text(encoding="utf-8")

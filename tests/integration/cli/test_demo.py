@@ -11,7 +11,7 @@ from lorasmith.cli import run
 
 
 @pytest.mark.slow
-def test_the_demo_runs_and_runs_again(
+def test_demo_runs_twice(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -81,7 +81,7 @@ def test_demo_images_are_complete_and_differ_from_the_drawn_concepts() -> None:
             assert picture.size == (128, 128)
 
 
-def test_the_cooks_are_complete_and_their_tag_is_in_every_caption() -> None:
+def test_cooks_are_complete_and_their_tag_is_in_every_caption() -> None:
     from lorasmith.cli.demo.triggers import CLASS_WORD, COOK_DATA, COOK_TAG
     from lorasmith.data.reading.reader import read_rows
 

@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_what_the_wheel_carries(wheel: Path) -> None:
+def test_wheel_contains_the_files_that_it_needs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         notice = next(name for name in names if name.endswith("licenses/NOTICE"))
@@ -72,7 +72,7 @@ def test_every_source_file_is_in_the_wheel(wheel: Path) -> None:
     assert ours <= carried
 
 
-def test_it_draws_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_draws_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     """Only the wheel and its dependencies can be imported: -S leaves out editable installs."""
     installed, empty = tmp_path / "installed", tmp_path / "empty"
     empty.mkdir()

@@ -16,7 +16,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_a_training_leaves_entries_that_can_be_removed(
+def test_training_leaves_entries_that_can_be_removed(
     tiny_model: Path, pictures: Path, tmp_path: Path, cache_in_tmp: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -41,7 +41,7 @@ def test_a_training_leaves_entries_that_can_be_removed(
 
 
 @pytest.mark.parametrize("age", ["30", "0d", "-3d", "1y", "d"])
-def test_an_age_has_a_unit(age: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_age_has_a_unit(age: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache", f"--prune={age}"]) == 1
     assert f"--prune {age}: write an age in hours, days or weeks" in last_error(capsys)
 

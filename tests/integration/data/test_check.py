@@ -90,7 +90,9 @@ def test_warnings_and_advice_exit_0(dataset: Path, capsys: pytest.CaptureFixture
     assert {"tag-missing", "duplicates"} <= rules(tree)
 
 
-def test_all_alike_is_advice(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_are_all_alike_are_advice(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Image.open(dataset / "5.png") as image:
         for index in range(12):
             image.crop((index, 0, 280 + index, 290)).save(dataset / f"{index}.png")
@@ -101,7 +103,7 @@ def test_all_alike_is_advice(dataset: Path, capsys: pytest.CaptureFixture[str]) 
     assert "add other views" in alike["message"]
 
 
-def test_the_table_is_for_people(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_a_readable_table(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (dataset / "3.txt").write_text("a shape, inkmnoo")
     assert run(["check", str(dataset), "--tag", "inkmono"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -114,7 +116,7 @@ def test_the_table_is_for_people(dataset: Path, capsys: pytest.CaptureFixture[st
     assert max(map(len, lines)) <= 120
 
 
-def test_without_a_tag_the_words_that_could_be_one_are_reported(
+def test_check_without_a_tag_reports_words_that_could_be_the_tag(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["check", str(dataset)]) == 0
@@ -182,7 +184,9 @@ def test_python_returns_what_the_command_prints(
     assert lorasmith.check(run).to_dict() == report.to_dict()
 
 
-def test_python_says_which_function_it_should_be(dataset: Path, tmp_path: Path) -> None:
+def test_check_of_a_features_file_in_python_names_the_right_function(
+    dataset: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "run.toml"
     file.write_text(f'[[feature]]\ntag="inkmono"\ndata="{dataset}"\n[output]\nname="none"\n')
     with pytest.raises(ConfigError, match=r"use lorasmith\.check_features"):

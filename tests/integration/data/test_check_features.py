@@ -19,7 +19,7 @@ def rules(tree: dict) -> set[str]:
     return {finding["rule"] for finding in tree["findings"]}
 
 
-def test_features_that_are_kept_apart(
+def test_check_of_distinct_features_reports_no_overlap(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = two_features(tmp_path, tiny_model)
@@ -36,7 +36,7 @@ def test_features_that_are_kept_apart(
     assert " ".join(first["tokens"]) in text
 
 
-def test_what_mixes_them_is_reported_and_stops_a_joint_run(
+def test_feature_overlap_is_reported_and_stops_a_joint_run(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = two_features(tmp_path, tiny_model, mode="joint")
@@ -59,7 +59,7 @@ def test_tags_that_the_model_knows_are_reported(
     assert (status, "tag-inside" in rules(tree)) == (1, True)  # digits are read one by one
 
 
-def test_a_run_of_one_feature_is_checked_too(
+def test_run_of_one_feature_is_checked_too(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.toml"

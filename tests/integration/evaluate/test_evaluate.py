@@ -53,7 +53,7 @@ def save(model: Any, path: Path, tag: str, gate: str, seed: int, step: str = "8"
     save_lora_file(path, file.layers, {**file.metadata, **metadata}, torch.float32)
 
 
-def test_a_run_is_evaluated_with_its_best_file(
+def test_run_is_evaluated_with_its_best_file(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loras = tmp_path / "loras"

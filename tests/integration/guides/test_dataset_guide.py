@@ -47,13 +47,15 @@ def there(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-def test_there_are_commands() -> None:
+def test_dataset_guide_has_commands() -> None:
     assert len(COMMANDS) == 10
     assert all(line.startswith("lorasmith ") for line in COMMANDS)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_run(line: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_of_the_dataset_guide_run(
+    line: str, there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = shlex.split(line)[1:]
     status = run([*arguments, *(QUICK if arguments[0] == "train" else [])])
     captured = capsys.readouterr()

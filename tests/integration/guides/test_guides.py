@@ -47,7 +47,7 @@ OTHER_MODELS = {"inpainting": "sd1-inpainting", "refiner": "sdxl-refiner"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_run(
+def test_commands_of_the_guides_run(
     page: str, tiny_model: Path, tiny_of: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -48,7 +48,7 @@ def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     return " ".join(capsys.readouterr().err.split())
 
 
-def test_a_merged_file_draws_as_its_parts(
+def test_merged_file_draws_as_its_parts(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = loras
@@ -79,7 +79,7 @@ def test_a_merged_file_draws_as_its_parts(
     assert max(layer.rank for layer in load_lora_file(small).layers.values()) == 2
 
 
-def test_weights_by_block(
+def test_merge_weighs_blocks_separately(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: Any
 ) -> None:
     one = loras[0]
@@ -139,9 +139,7 @@ def test_fused_lora_is_extracted(
     )  # fmt: skip
 
 
-def test_a_difference_is_shown(
-    loras: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_difference_is_shown(loras: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     one, two = (str(path) for path in loras)
     assert run(["lora", "diff", one, two]) == 0
     out = capsys.readouterr().out
@@ -153,7 +151,7 @@ def test_a_difference_is_shown(
     assert tree["total"]["cosine"] < 0.5
 
 
-def test_convert_and_its_refusals(
+def test_convert_writes_other_formats_and_refuses_impossible_ones(
     loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, out = str(loras[0]), str(tmp_path / "out.safetensors")
@@ -245,7 +243,7 @@ def test_other_kinds_are_drawn_fused_merged_and_shown(
     assert (info.kinds, info.key_formats) == (("DoRA", "LoHa", "LoKr"), ("kohya",))
 
 
-def test_a_mismatch_may_be_allowed(
+def test_mismatch_may_be_allowed(
     tiny_model: Path, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Partly fitting, or for another prediction: an error, and under the flag a warning."""

@@ -70,7 +70,7 @@ def test_info_as_json_is_what_the_file_holds(
     )
 
 
-def test_a_norm_needs_no_product() -> None:
+def test_norm_needs_no_product() -> None:
     generator = torch.Generator().manual_seed(0)
     down = torch.randn(3, 5, 3, 3, generator=generator)
     up = torch.randn(7, 3, 1, 1, generator=generator)
@@ -79,7 +79,7 @@ def test_a_norm_needs_no_product() -> None:
     assert LoraLayer(down, 0 * up, 1.0).delta_norm() == 0.0
 
 
-def test_the_family_is_known_without_metadata(
+def test_family_is_known_without_metadata(
     request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = open_model(request.getfixturevalue("tiny_sdxl"))
@@ -110,7 +110,9 @@ def test_metadata_cannot_steer_the_terminal(lora: Path, capsys: pytest.CaptureFi
     assert "(5000 characters)" in out
 
 
-def test_info_of_what_is_no_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_of_a_missing_file_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["lora", "info", str(tmp_path / "no.safetensors")]) == 1
     assert "no such weights file" in capsys.readouterr().err
 
@@ -172,7 +174,9 @@ def test_images_with_fused_and_attached_lora_agree(
     assert (out / "vae/config.json").read_bytes() == (source / "vae/config.json").read_bytes()
 
 
-def test_the_embedded_model_by_its_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_model_is_opened_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from lorasmith.models.files.open import EMBEDDED
 
     model = open_model(EMBEDDED)
@@ -206,7 +210,7 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     return capsys.readouterr().err
 
 
-def test_a_failed_merge_writes_nothing(
+def test_failed_merge_writes_nothing(
     tiny_model: Path, tiny_sdxl: Path, tmp_path: Path, lora: Path, capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -294,7 +298,7 @@ def test_targets_as_json_agree_with_the_model(
         (["--targets", "mid", "--lora", "0"], "rank 0 is not possible"),
     ],
 )
-def test_targets_that_fit_nothing(
+def test_targets_that_match_no_layer_are_an_error(
     tiny_model: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["model", "info", str(tiny_model), *arguments]) == 1

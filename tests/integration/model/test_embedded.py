@@ -78,7 +78,7 @@ def test_images_match_their_captions(pipe: Pipeline) -> None:
     assert (pictures @ texts.T).argmax(dim=1).tolist() == list(range(len(captions)))
 
 
-def test_the_manifest_names_no_held_out_style() -> None:
+def test_manifest_names_no_held_out_style() -> None:
     manifest = read_manifest(EMBEDDED_RECIPE / "manifest.tsv")
     styles = {key.split("/")[0] for key in manifest}
     assert styles == {"noto", "twemoji", "fluent", "fluent-flat", "fluent3d", "blob", "emojitwo"}

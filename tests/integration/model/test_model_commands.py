@@ -26,7 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
-def test_there_and_back_and_what_it_draws(
+def test_model_converted_there_and_back_draws_the_same_image(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, folder = tmp_path / "made" / "photo.safetensors", tmp_path / "photo"
@@ -43,7 +43,7 @@ def test_there_and_back_and_what_it_draws(
     assert pictures[0] == pictures[1] == pictures[2]
 
 
-def test_info_of_a_single_file(
+def test_info_describes_a_single_file(
     tiny_sdxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "xl.safetensors"
@@ -77,9 +77,7 @@ def test_info_names_inpainting_and_refiner_models(
         path.unlink()
 
 
-def test_the_refiner_does_not_draw_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refiner_does_not_draw_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from helpers.tiny_models import make_tiny
 
     folder = make_tiny(tmp_path / "refiner", "sdxl-refiner")
@@ -87,7 +85,7 @@ def test_the_refiner_does_not_draw_alone(
     assert "this is an SDXL refiner" in line
 
 
-def test_what_is_refused(
+def test_impossible_conversions_are_refused(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pickled = tmp_path / "model.ckpt"

@@ -93,7 +93,7 @@ def test_train_reads_captions_from_a_registered_source(
     ]
 
 
-def test_an_unknown_caption_source_names_the_known_ones(
+def test_unknown_caption_source_names_the_known_ones(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["check", str(images), "--set", "data.caption_source=tx"]) != 0

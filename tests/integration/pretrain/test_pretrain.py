@@ -71,7 +71,7 @@ def test_unet_writes_a_full_model(place: Place) -> None:
     assert list((place.unet / "tensorboard").iterdir())
 
 
-def test_the_model_draws_with_lorasmith_and_with_diffusers_alone(place: Place) -> None:
+def test_model_draws_with_lorasmith_and_with_diffusers_alone(place: Place) -> None:
     pipe = lorasmith.load_pipeline(place.unet, device="cpu")
     assert pipe.model.default_size == 128
     (own,) = pipe("a red circle", seed=3, num_inference_steps=2, guidance_scale=4.0)
@@ -86,7 +86,7 @@ def test_the_model_draws_with_lorasmith_and_with_diffusers_alone(place: Place) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_log_has_every_figure(place: Place, kind: str) -> None:
+def test_log_has_every_figure(place: Place, kind: str) -> None:
     records = read_log(place.root / kind / "log.jsonl")
     assert [record["step"] for record in records] == [2, 4]
     extra = {
@@ -99,7 +99,7 @@ def test_the_log_has_every_figure(place: Place, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_manifest_lists_training_rows_alone(place: Place, kind: str) -> None:
+def test_manifest_lists_training_rows_alone(place: Place, kind: str) -> None:
     rows = {row.key: row for row in read_rows(place.data)}
     manifest = read_manifest(place.root / kind / "manifest.tsv")
     assert 15 <= len(manifest) <= 20
@@ -108,7 +108,7 @@ def test_the_manifest_lists_training_rows_alone(place: Place, kind: str) -> None
         assert digest == hash_row(rows[key])
 
 
-def test_the_saved_settings_repeat_the_run(place: Place, tmp_path: Path) -> None:
+def test_saved_settings_repeat_the_run(place: Place, tmp_path: Path) -> None:
     again = ["--set", f"train.output_dir={tmp_path / 'again'}"]
     assert run(["pretrain", "clip", str(place.clip / "run.toml"), *again]) == 0
     assert_same(final_state(tmp_path / "again"), final_state(place.clip))
@@ -153,7 +153,7 @@ def test_decoder_only_keeps_the_encoder(
     assert "name them with train.start_from or --from" in last_error(capsys)
 
 
-def test_the_text_encoder_may_learn_too_and_v_be_predicted(
+def test_unet_run_trains_the_text_encoder_and_predicts_v(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = (

@@ -53,7 +53,7 @@ def test_mistake_is_a_one_line_error(
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_a_stage_with_an_odd_size_is_named(
+def test_stage_with_an_odd_size_is_named(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for stage, message in (

@@ -41,7 +41,7 @@ def test_stopped_run_resumes_exactly(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_may_start_from_existing_weights(place: Place, tmp_path: Path, kind: str) -> None:
+def test_run_starts_from_existing_weights(place: Place, tmp_path: Path, kind: str) -> None:
     files = {"clip": "image_tower/model.safetensors", "vae": VAE_FILE, "unet": UNET_FILE}
     still = ("train.learning_rate=1e-30", "loss.discriminator_learning_rate=1e-30")
     start = ("--from", str(place.root / kind))
@@ -59,7 +59,7 @@ def test_initial_weights_set_the_architecture(place: Place, tmp_path: Path) -> N
     assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in two.items()}
 
 
-def test_a_clip_run_that_starts_from_weights_keeps_their_tokenizer(
+def test_clip_run_that_starts_from_weights_keeps_their_tokenizer(
     place: Place, tmp_path: Path
 ) -> None:
     start = ("--from", str(place.clip))
@@ -67,7 +67,7 @@ def test_a_clip_run_that_starts_from_weights_keeps_their_tokenizer(
     assert len(CLIPTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")) == 300 + 514
 
 
-def test_a_run_is_not_trained_over(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_run_is_not_overwritten(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     before = (place.clip / "run.toml").read_bytes()
     assert place.pretrain("clip", place.clip, "train.steps=9") == 1
     assert "already holds a run; continue it with --resume" in last_error(capsys)

@@ -74,7 +74,7 @@ def test_every_variant_leaves_what_a_run_leaves(swept: Path) -> None:
     assert len(set(last)) == 4
 
 
-def test_the_results_are_side_by_side(swept: Path) -> None:
+def test_results_are_side_by_side(swept: Path) -> None:
     found = told(swept)
     gains = [one["gain"] for one in found["variants"]]
     assert found["ranked_by"] == "gain"
@@ -177,7 +177,7 @@ def test_ctrl_c_in_the_very_last_step_of_a_sweep_ends_it_as_usual(
     assert len(list((scene / "complete").glob("*.safetensors"))) == 2
 
 
-def test_the_report_command_writes_all_pages(swept: Path) -> None:
+def test_report_command_writes_all_pages(swept: Path) -> None:
     pages = {swept / "sweep.html", *(swept / name / "report.html" for name in NAMES)}
     before = {page: page.read_text() for page in pages}
     for page in pages:

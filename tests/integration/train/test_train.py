@@ -49,7 +49,7 @@ def test_bare_name_is_written_below_loras(
     assert settings["train"]["steps"] == 6
 
 
-def test_a_path_is_used_as_it_is(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_output_path_is_used_unchanged(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/some/where/ink.v2") == 0
     names = sorted(p.name for p in (tmp_path / "some/where").iterdir())
     assert names == ["ink.v2", "ink.v2.safetensors"]
@@ -58,7 +58,7 @@ def test_a_path_is_used_as_it_is(tiny_model: Path, pictures: Path, tmp_path: Pat
     assert np.isfinite(json.loads(log[-1])["loss"])
 
 
-def test_the_metadata_names_the_tag_and_no_folders(
+def test_metadata_names_the_tag_and_no_folders(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
@@ -75,9 +75,7 @@ def test_the_metadata_names_the_tag_and_no_folders(
     assert len(metadata["lorasmith.pictures"]) == 16
 
 
-def test_the_same_seed_gives_the_same_tensors(
-    tiny_model: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_same_seed_gives_the_same_tensors(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/a") == 0
     assert train(tiny_model, pictures, f"{tmp_path}/b") == 0
     assert train(tiny_model, pictures, f"{tmp_path}/c", "--set", "train.seed=1") == 0
@@ -86,16 +84,14 @@ def test_the_same_seed_gives_the_same_tensors(
     assert not any(torch.equal(a[key], c[key]) for key in a if "lora_down" in key)
 
 
-def test_the_saved_settings_repeat_the_run(
-    tiny_model: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_saved_settings_repeat_the_run(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/a", "--set", "train.learning_rate=3e-3") == 0
     assert run(["train", str(tmp_path / "a" / "run.toml"), "--out", f"{tmp_path}/b"]) == 0
     a, b = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_bf16_trains(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_bf16_run_trains(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     assert (
         train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "train.mixed_precision=bf16") == 0
     )
@@ -152,7 +148,7 @@ def test_diffusers_generates_the_same_image(
         )
 
 
-def test_a_short_run_on_the_embedded_model(tmp_path: Path) -> None:
+def test_short_run_on_the_embedded_model_writes_a_lora(tmp_path: Path) -> None:
     """Weight 1 moves the picture towards black and white; weight 0 is the base, bit for bit."""
     import lorasmith
     from lorasmith.cli.demo.style import DEMO_DATA

@@ -128,7 +128,7 @@ def their_picture(family: str, folder: Path, lora: Path, files: dict[str, Path])
         for name in PIPELINES
     ],
 )
-def test_a_family_is_trained_and_used_elsewhere(
+def test_family_is_trained_and_used_elsewhere(
     tiny_of: Tiny, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
 ) -> None:
     folder, out = tiny_of(family), tmp_path / "ink"
@@ -152,7 +152,7 @@ def test_a_family_is_trained_and_used_elsewhere(
 
 
 @pytest.mark.parametrize("family", ["sdxl-refiner", "sd1-inpainting"])
-def test_a_resumed_run_is_the_run_that_never_stopped(
+def test_resumed_run_equals_an_uninterrupted_run(
     tiny_of: Tiny, masked: Path, tmp_path: Path, family: str
 ) -> None:
     """Embeddings, sizes and masks come from the cache or are drawn again, and are the same."""

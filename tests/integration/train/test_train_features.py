@@ -80,7 +80,7 @@ def test_every_feature_has_a_file_that_knows_its_gate(
     assert all(f'href="{tag}/report.html"' in page for tag in TAGS)
 
 
-def test_the_report_command_writes_all_pages(joint: Path, tmp_path: Path) -> None:
+def test_report_command_writes_all_pages(joint: Path, tmp_path: Path) -> None:
     shutil.copytree(joint / "joint", tmp_path / "joint")
     pages = sorted((tmp_path / "joint").rglob("report.html"))
     assert len(pages) == 3
@@ -93,7 +93,7 @@ def test_the_report_command_writes_all_pages(joint: Path, tmp_path: Path) -> Non
 # --- one after another ------------------------------------------------------------------------
 
 
-def test_the_first_stage_is_the_run_that_it_would_be_alone(
+def test_first_stage_equals_a_separate_run(
     scene: Path, staged: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A later stage on top of it is another one: its cross term sees the first feature."""
@@ -299,7 +299,7 @@ def test_features_of_a_joint_run_share_a_wandb_run(
 
 
 @pytest.mark.parametrize("mode", [pytest.param("staged", marks=pytest.mark.slow), "joint"])
-def test_a_run_with_everything_on(tiny_model: Path, mode: str, tmp_path: Path) -> None:
+def test_run_with_all_options_is_trained(tiny_model: Path, mode: str, tmp_path: Path) -> None:
     """Looks, a text encoder, a token gate and a long caption in one feature only, uneven parts."""
     file = two_features(
         tmp_path,
@@ -348,7 +348,7 @@ def refused(
     return last_error(capsys)
 
 
-def test_a_name_that_is_taken_is_refused(
+def test_name_that_is_taken_is_refused(
     scene: Path, joint: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.read_bytes() for p in joint.rglob("*") if p.is_file() and "joint" in str(p)}

@@ -90,7 +90,7 @@ def test_no_captions_is_an_error_with_counts(
     assert not (tmp_path / "ink").exists()
 
 
-def test_a_tag_that_no_caption_has_is_an_error(
+def test_tag_that_no_caption_has_is_an_error(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--tag", "inkmonos") == 1
@@ -98,7 +98,7 @@ def test_a_tag_that_no_caption_has_is_an_error(
     assert not (tmp_path / "ink").exists()
 
 
-def test_a_tag_that_some_captions_miss_is_a_warning(
+def test_tag_that_some_captions_miss_is_a_warning(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pictures / "ball3.txt").write_text("a ball")

@@ -101,7 +101,7 @@ def test_three_stops_in_a_row_change_nothing(
     "step",
     [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)],
 )
-def test_a_stop_after_any_step_changes_nothing(
+def test_stop_after_any_step_changes_nothing(
     straight: tuple, tiny_model: Path, tmp_path: Path, step: int
 ) -> None:
     pictures, unbroken, _ = straight
@@ -111,7 +111,7 @@ def test_a_stop_after_any_step_changes_nothing(
     assert_same_runs(unbroken, tmp_path / "ink")
 
 
-def test_another_grid_of_losses_has_another_base(
+def test_changed_validation_seed_measures_the_base_again(
     straight: tuple, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Losses before and after could not be compared otherwise, nor with the base model's."""

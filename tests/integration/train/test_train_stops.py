@@ -38,7 +38,7 @@ def test_existing_lora_is_not_overwritten(
     assert not (tmp_path / "ink").exists()
 
 
-def test_a_run_is_never_mixed_with_another_of_its_name(
+def test_run_is_never_mixed_with_another_of_its_name(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
@@ -81,7 +81,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     assert (tmp_path / "out" / "ink.safetensors").is_file()
 
 
-def test_a_second_ctrl_c_stops_at_once(
+def test_second_ctrl_c_stops_at_once(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "ink"
@@ -143,7 +143,7 @@ def test_ctrl_c_while_the_lora_is_written_leaves_no_half_file(
 # --- values that are not finite -------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_saves_nothing_more(
+def test_nothing_is_saved_after_a_loss_that_is_not_finite(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The gradient of step 4 is spoilt: the weights stay those of step 3, and so do the files."""
@@ -226,7 +226,7 @@ def test_out_of_memory_in_a_validation_is_a_warning(
     assert (tmp_path / "ink.safetensors").is_file()
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(
+def test_disk_without_room_is_refused_before_anything_is_written(
     tiny_model: Path,
     pictures: Path,
     tmp_path: Path,
@@ -240,7 +240,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     assert list_files(tmp_path / "out") == []
 
 
-def test_a_model_that_does_not_fit_the_wish(
+def test_model_that_does_not_fit_the_settings_is_refused(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--set", "lora.targets=atention") == 1

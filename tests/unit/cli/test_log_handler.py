@@ -33,7 +33,7 @@ def test_only_warnings_are_printed_elsewhere(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "warning: mind the gap\n"
 
 
-def test_an_application_can_route_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_application_can_route_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lorasmith"):
         logger.info("batch size %d", 4)
     assert caplog.messages == ["batch size 4"]

@@ -75,7 +75,7 @@ def test_saved_settings_are_the_same_again(tmp_path: Path) -> None:
     assert settings(tmp_path, dump_toml(run)).train_configs() == run.train_configs()
 
 
-def test_a_file_without_features_is_a_single_run(tmp_path: Path) -> None:
+def test_file_without_features_is_a_single_run(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('[data]\npath = "p"\ntag = "t"\n[output]\nname = "n"\n')
     assert isinstance(require_single_feature(load_train_config(file)), TrainConfig)
@@ -99,7 +99,7 @@ def test_tags_that_cannot_stand_side_by_side_are_refused(
     assert told in error(tmp_path, "a cook", tag)
 
 
-def test_tags_that_share_letters_only_may(tmp_path: Path) -> None:
+def test_tags_that_share_only_letters_are_accepted(tmp_path: Path) -> None:
     assert len(settings(tmp_path, TWO.replace("a cook", "curlyqxy")).feature) == 2
 
 

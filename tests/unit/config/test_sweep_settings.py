@@ -51,7 +51,7 @@ def test_all_variants_measure_validation_images_with_the_same_noise() -> None:
     assert [one.validation.loss_seed for one in runs] == [5, 5]
 
 
-def test_a_saved_sweep_is_read_back(tmp_path: Path) -> None:
+def test_saved_sweep_is_read_back(tmp_path: Path) -> None:
     run = swept('lora.targets=["*.attn2.to_k"],ff', "train.lr_warmup_steps=0,0.1", max_parallel=3)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run))
@@ -123,7 +123,7 @@ def test_mistakes_are_errors_with_a_reason(vary: tuple[str, ...], message: str) 
      "train.batch_size", "train.mixed_precision", "validation.every_n_steps", "track.wandb",
      "lora.overrides"],
 )  # fmt: skip
-def test_what_must_be_equal_is_refused_and_the_rest_named(name: str) -> None:
+def test_settings_that_must_be_equal_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is the same for all.*train.learning_rate"):
         swept(f"{name}=1,2")
 

@@ -13,14 +13,14 @@ def make_registry() -> Registry[object]:
     return Registry("encoder", "encoders", {"utf8": "json:dumps", "latin": "json:loads"})
 
 
-def test_a_builtin_item_is_imported_on_first_use() -> None:
+def test_builtin_item_is_imported_on_first_use() -> None:
     import json
 
     assert make_registry().get("utf8") is json.dumps
     assert Registry("x", "xs", {"a": "no_such_module:thing"}).names() == ("a",)
 
 
-def test_an_added_item_comes_after_the_builtin_ones() -> None:
+def test_added_item_comes_after_the_builtin_ones() -> None:
     registry = make_registry()
     registry.register("mine", 7)
     assert registry.names() == ("utf8", "latin", "mine")
@@ -29,7 +29,7 @@ def test_an_added_item_comes_after_the_builtin_ones() -> None:
     assert "mine" not in registry
 
 
-def test_a_decorator_registers_and_returns_the_function() -> None:
+def test_decorator_registers_and_returns_the_function() -> None:
     registry = make_registry()
 
     @registry.register("double")
@@ -40,7 +40,7 @@ def test_a_decorator_registers_and_returns_the_function() -> None:
     assert registry.get("double") is double
 
 
-def test_a_taken_name_is_refused() -> None:
+def test_taken_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="the encoder 'utf8' is registered already"):
         make_registry().register("utf8", 1)
 
@@ -50,7 +50,7 @@ def test_unknown_name_suggests_a_close_match() -> None:
         make_registry().get("utf9")
 
 
-def test_an_entry_point_of_another_package_is_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_of_another_package_is_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("theirs", "json:load", "lorasmith.encoders")
     monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
     import json

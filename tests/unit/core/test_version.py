@@ -10,7 +10,7 @@ from lorasmith.core.version import VERSION
 PROJECT = REPOSITORY / "pyproject.toml"
 
 
-def test_the_package_and_its_metadata_have_the_version_of_the_module() -> None:
+def test_package_and_its_metadata_have_the_version_of_the_module() -> None:
     assert "version" not in tomllib.loads(PROJECT.read_text())["project"]
     assert lorasmith.__version__ == VERSION
     assert version("lorasmith") == VERSION

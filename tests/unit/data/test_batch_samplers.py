@@ -24,7 +24,7 @@ def test_every_row_comes_once_per_epoch(rows: int, batch: int, seed: int) -> Non
     batch=st.integers(1, 20),
     steps=st.lists(st.integers(0, 200), min_size=1, max_size=5),
 )
-def test_a_batch_is_a_function_of_its_number(
+def test_batch_is_a_function_of_its_number(
     weights: list[float], batch: int, steps: list[int]
 ) -> None:
     one = WeightedBatchSampler(weights, batch, seed=3)
@@ -111,7 +111,7 @@ def test_batches_are_of_one_bucket_and_nearly_equal(
     batch=st.integers(1, 9),
     steps=st.lists(st.integers(0, 300), min_size=1, max_size=5),
 )
-def test_a_bucket_batch_is_a_function_of_its_number(
+def test_bucket_batch_is_a_function_of_its_number(
     entries: list[tuple[int, int]], class_share: int, batch: int, steps: list[int]
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
@@ -123,7 +123,7 @@ def test_a_bucket_batch_is_a_function_of_its_number(
         assert one.epoch_of(step) == again.epoch_of(step)
 
 
-def test_bucket_sizes_of_the_example() -> None:
+def test_bucket_batches_of_the_documented_example() -> None:
     sampler = BucketBatchSampler([0] * 25, [1] * 25, 8, seed=0)
     assert sampler.steps_per_epoch == 4
     assert sorted(len(batch) for batch in epoch_batches(sampler, 0)) == [6, 6, 6, 7]

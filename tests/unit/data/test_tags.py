@@ -21,7 +21,7 @@ from lorasmith.data.tags import add_tag, contains_tag, count_tags, remove_tag
         ("ein Bär", "bär", True),
     ],
 )
-def test_contains_tag(text: str, tag: str, expected: bool) -> None:
+def test_contains_tag_matches_complete_parts(text: str, tag: str, expected: bool) -> None:
     assert contains_tag(text, tag) is expected
 
 
@@ -43,11 +43,13 @@ def test_tag_frequency_counts_parts() -> None:
         ("a big cat, my cat", "big cat", "dog", "a dog, my cat"),
     ],
 )
-def test_a_caption_without_its_tag(text: str, tag: str, word: str, expected: str) -> None:
+def test_remove_tag_puts_the_class_word_in_its_place(
+    text: str, tag: str, word: str, expected: str
+) -> None:
     assert remove_tag(text, tag, word) == expected
 
 
-def test_a_caption_with_another_tag() -> None:
+def test_add_tag_puts_another_tag_behind_the_first() -> None:
     assert add_tag("a Curlyqx person", "curlyqx", "cookqz") == "a Curlyqx cookqz person"
     assert add_tag("a person", "curlyqx", "cookqz") == "a person, cookqz"
     assert add_tag("", "curlyqx", "cookqz") == "cookqz"

@@ -34,7 +34,7 @@ def test_mean_cosine_distance_is_the_mean_over_all_pairs(count: int, seed: int) 
     assert mean_cosine_distance(vectors) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
 
 
-def test_the_reference_is_of_the_embedded_encoder() -> None:
+def test_reference_is_of_the_embedded_encoder() -> None:
     table = json.loads(REFERENCE.read_text())
     encoder_hash = sha256_file(EMBEDDED / FOLDER / "model.safetensors")
     assert table["tower"] == encoder_hash, f"the image encoder changed; run: {table['command']}"

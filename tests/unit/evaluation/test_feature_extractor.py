@@ -37,7 +37,7 @@ def clip_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_a_clip_folder_gives_transformers_features(clip_folder: Path) -> None:
+def test_clip_folder_gives_transformers_features(clip_folder: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
     extractor = load_feature_extractor(clip_folder)
@@ -95,7 +95,7 @@ def test_average_pools_do_not_count_the_padding() -> None:
     assert torch.equal(pooled, pooled[0, 0, 1, 1].expand_as(pooled))
 
 
-def test_a_folder_without_a_feature_extractor_is_an_error(tmp_path: Path) -> None:
+def test_folder_without_a_feature_extractor_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a feature extractor"):
         load_feature_extractor(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

@@ -18,7 +18,7 @@ def plain_error(one: torch.Tensor, two: torch.Tensor) -> float:
     return sum((a - b) ** 2 for a, b in pairs) / len(pairs)
 
 
-def test_psnr(pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_psnr_equals_its_formula(pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
     one, two = pictures
     errors = [plain_error(a, b) for a, b in zip(one, two, strict=True)]
     expected = [10 * math.log10(4 / error) for error in errors]
@@ -29,7 +29,7 @@ def test_psnr(pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 3])
-def test_ranks_and_top_k(extra: int) -> None:
+def test_ranks_and_top_k_are_counted(extra: int) -> None:
     torch.manual_seed(1)
     queries = torch.nn.functional.normalize(torch.randn(20, 4), dim=1)
     candidates = torch.nn.functional.normalize(torch.randn(20 + extra, 4), dim=1)
@@ -46,7 +46,7 @@ def test_ranks_and_top_k(extra: int) -> None:
         assert top_k_accuracy(rank, k) == pytest.approx(sum(r < k for r in expected) / 20)
 
 
-def test_an_equal_candidate_is_not_nearer() -> None:
+def test_equal_candidate_is_not_nearer() -> None:
     query = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     own = torch.tensor([[0.8, 0.6], [0.8, 0.6], [1.0, 0.0]])
     assert retrieval_ranks(query, own).tolist() == [

@@ -101,7 +101,7 @@ def test_sdxl_predictions_use_sizes_and_pooled_embeddings(tiny_sdxl: Path) -> No
     assert not torch.equal(found, other)
 
 
-def test_a_lora_changes_predictions_and_is_detached_afterwards(
+def test_lora_changes_predictions_and_is_detached_afterwards(
     generator: ImageGenerator, loras: tuple[Path, Path]
 ) -> None:
     predictions = ConceptPredictions(generator, make_concept(loras[0]))
@@ -120,7 +120,7 @@ def test_a_lora_changes_predictions_and_is_detached_afterwards(
     assert predictions.paired_loss(loras[1]).base == loss.base
 
 
-def test_the_best_file_has_the_lowest_loss_within_the_leak_limit(
+def test_best_file_has_the_lowest_loss_within_the_leak_limit(
     generator: ImageGenerator, loras: tuple[Path, Path]
 ) -> None:
     def candidate(name: str, loss: float, leak: float | None) -> Candidate:
@@ -164,7 +164,7 @@ def test_block_names_are_targets(model: Model) -> None:
     assert {"IN01", "MID", "OUT11", "text-encoder"} <= blocks
 
 
-def test_an_ablation_measures_each_block(model: Model, loras: tuple[Path, Path]) -> None:
+def test_ablation_measures_each_block(model: Model, loras: tuple[Path, Path]) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     predictor = FixedNoisePredictor(model, latents, levels=2)
     prompts = ["a qqa person", "qqa"]
@@ -191,7 +191,7 @@ def test_an_ablation_measures_each_block(model: Model, loras: tuple[Path, Path])
     assert torch.equal(predictor.predict(prompts).double(), base)  # the LoRA is detached
 
 
-def test_the_only_block_of_a_lora_has_all_of_its_effect(model: Model, tmp_path: Path) -> None:
+def test_only_block_of_a_lora_has_all_of_its_effect(model: Model, tmp_path: Path) -> None:
     from helpers.lora_files import make_lora
 
     path = make_lora(model, tmp_path / "up.safetensors", {"targets": "attention@up.1"}, 0.3)
@@ -203,7 +203,7 @@ def test_the_only_block_of_a_lora_has_all_of_its_effect(model: Model, tmp_path: 
     assert found.blocks[0].norm > 0
 
 
-def test_an_ablation_of_a_lora_without_effect_is_an_error(
+def test_ablation_of_a_lora_without_effect_is_an_error(
     model: Model, loras: tuple[Path, Path]
 ) -> None:
 

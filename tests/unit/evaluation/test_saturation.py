@@ -20,7 +20,9 @@ def flat(color: tuple[int, int, int]) -> Image.Image:
         ((51, 0, 0), 0.2, 1.0),
     ],
 )
-def test_flat_images(color: tuple[int, int, int], saturation: float, two_tone: float) -> None:
+def test_flat_images_have_known_saturation(
+    color: tuple[int, int, int], saturation: float, two_tone: float
+) -> None:
     assert measure_color([flat(color)]) == pytest.approx((saturation, two_tone))
 
 

@@ -36,7 +36,7 @@ def test_ceiling_excludes_an_image_compared_with_itself(count: int, seed: int) -
     assert triggers.ceiling(same) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_gain_is_the_way_from_base_to_ceiling() -> None:
+def test_gain_is_relative_to_base_and_ceiling() -> None:
     assert triggers.gain(0.6, 0.5, 0.9) == pytest.approx(0.25)
     assert triggers.gain(0.4, 0.5, 0.9) == pytest.approx(-0.25)
     assert triggers.gain(0.6, 0.5, 0.5) is None
@@ -52,14 +52,14 @@ def test_changes_are_relative_to_the_base() -> None:
     assert triggers.changes(a, a, "image").tolist() == [0.0] * 4
 
 
-def test_the_leak_ratio_is_a_ratio_of_means() -> None:
+def test_leak_ratio_is_a_ratio_of_means() -> None:
     absent, present = torch.tensor([0.0, 0.2]), torch.tensor([1.0, 3.0, 2.0])
     assert triggers.leak_ratio(absent, present) == pytest.approx(0.05)
     assert triggers.leak_ratio(torch.zeros(3), present) == 0.0
     assert triggers.leak_ratio(absent, torch.zeros(2)) is None
 
 
-def test_the_bleeding_matrix_and_its_share() -> None:
+def test_bleeding_matrix_and_share_are_means_of_distances() -> None:
     drawn, base = [units(3, 0), units(3, 1)], [units(3, 2), units(3, 3)]
     real = [units(4, 4), units(5, 5)]
     matrix = triggers.bleeding(drawn, base, real)
@@ -91,7 +91,7 @@ def test_effects_that_add_up_do_not_interact(seed: int, strength: float) -> None
     assert triggers.interaction(base, first, second, base) is None
 
 
-def test_the_clip_score_counts_no_negative_cosines() -> None:
+def test_clip_score_counts_no_negative_cosines() -> None:
     pictures = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     texts = torch.tensor([[0.6, 0.8], [-1.0, 0.0]])
     assert triggers.text_alignment(pictures, texts) == pytest.approx(30.0)

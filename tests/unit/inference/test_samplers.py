@@ -148,7 +148,7 @@ def test_impossible_scheduler_is_refused(name: str, config: dict, steps: int, me
 
 
 @pytest.mark.parametrize("name", ["DPM2", "DPM++ SDE Karras", "dpmpp_2s_ancestral"])
-def test_a_sampler_that_only_sounds_alike_is_not_suggested(name: str) -> None:
+def test_sampler_that_only_sounds_alike_is_not_suggested(name: str) -> None:
     with pytest.raises(ConfigError, match="there is no sampler") as caught:
         resolve_sampler(name)
     assert "did you mean" not in str(caught.value)

@@ -114,7 +114,7 @@ def test_new_keys_run_eagerly_when_the_cache_is_full() -> None:
     assert run(graphs, "a", 1) == ["replay"]
 
 
-def test_a_new_key_evicts_the_oldest_graph(captured: list[FakeGraph]) -> None:
+def test_new_key_evicts_the_oldest_graph(captured: list[FakeGraph]) -> None:
     graphs = CudaGraphCache(CUDA, warmup_calls=1, max_graphs=1, evict_oldest=True)
     assert run(graphs, "a", 2) == ["eager", "replay"]
     assert run(graphs, "b", 2) == ["eager", "replay"]

@@ -17,7 +17,7 @@ def test_lr_rises_then_falls_along_half_a_cosine() -> None:
     assert factors[6] == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * 0.2)))
 
 
-def test_linear_and_constant_schedules() -> None:
+def test_linear_and_constant_schedules_have_their_shape() -> None:
     assert [lr_factor(step, 10, 0, 0.0, "linear") for step in (0, 5, 10)] == [1.0, 0.5, 0.0]
     assert lr_factor(9, 10, 0, 0.0, "constant") == 1.0
     assert lr_factor(0, 10, 1, 0.0, "constant") == 0.5

@@ -54,7 +54,7 @@ def take_step(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_loss_falls(name: str) -> None:
+def test_every_optimizer_lowers_the_loss(name: str) -> None:
     factors = lora_factors()
     optimizer = build(name, factors)
     losses = [take_step(optimizer, factors, step % 2) for step in range(40)]

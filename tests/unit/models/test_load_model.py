@@ -163,7 +163,7 @@ FAULTS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("message", FAULTS)
-def test_faults_are_named(folder: Path, message: str) -> None:
+def test_damaged_model_folders_are_named(folder: Path, message: str) -> None:
     FAULTS[message](folder / "unet")
     with pytest.raises(WeightsError) as caught:
         load_model(folder)

@@ -35,7 +35,9 @@ def flat(node: UnetNode) -> list[UnetNode]:
 
 
 @pytest.mark.parametrize(("config", "parameters", "linear", "with_conv"), KNOWN)
-def test_published_models(config: dict, parameters: int, linear: int, with_conv: int) -> None:
+def test_published_models_are_summarized(
+    config: dict, parameters: int, linear: int, with_conv: int
+) -> None:
     unet = unet_of(config)
     tree, shares = build_unet_tree(unet), count_by_layer_type(unet)
     assert tree.parameters == parameters

@@ -39,7 +39,7 @@ def test_alphas_cumprod_equal_diffusers(schedule: str) -> None:
     torch.testing.assert_close(alphas, reference, rtol=2e-5, atol=1e-7)
 
 
-def test_schedules_of_other_lengths_and_defaults() -> None:
+def test_schedules_of_other_lengths_and_defaults_equal_diffusers() -> None:
     torch.testing.assert_close(
         NoiseSchedule.from_scheduler({}, torch.device("cpu")).alphas_cumprod,
         DDPMScheduler().alphas_cumprod, rtol=2e-5, atol=1e-7,
@@ -84,7 +84,7 @@ def test_snr_equals_diffusers() -> None:
 
 
 @given(gamma=st.floats(0.1, 20.0))
-def test_min_snr_weights(gamma: float) -> None:
+def test_min_snr_weights_equal_their_formula(gamma: float) -> None:
     schedule = process()
     snr = schedule.alphas_cumprod.double() / (1 - schedule.alphas_cumprod.double())
     capped = torch.where(snr < gamma, snr, gamma)

@@ -57,7 +57,7 @@ def test_quantization_kernel_agrees_with_the_reference(shape: tuple[int, int]) -
 
 @pytest.mark.gpu
 @FP8
-def test_products_on_a_gpu() -> None:
+def test_fp8_products_on_a_gpu_are_close() -> None:
     torch.manual_seed(0)
     weight = torch.randn(2560, 1280, device="cuda").bfloat16()
     x, bias = torch.randn(4096, 1280, device="cuda").bfloat16(), torch.randn(2560, device="cuda")

@@ -127,7 +127,7 @@ def test_kernels_agree_with_float64(
 
 
 @pytest.mark.gpu
-def test_a_large_mean_keeps_the_precision() -> None:
+def test_large_mean_keeps_the_precision() -> None:
     x, gamma, beta, shift, bias = make_inputs((2, 64, 40, 40), torch.float32, "cuda", mean=100.0)
     compare(x, gamma, beta, 8, True, shift, bias, bound=2e-4)  # x itself has a precision of 4e-6
 

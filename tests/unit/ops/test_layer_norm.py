@@ -42,7 +42,7 @@ def compare(
 
 
 @pytest.mark.parametrize("used", ["both", "sum", "norm"])
-def test_output_and_gradients(used: str) -> None:
+def test_output_and_gradients_equal_torch(used: str) -> None:
     compare((3, 4, 10), torch.float64, "cpu", 1e-12, used)
 
 

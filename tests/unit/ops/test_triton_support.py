@@ -20,7 +20,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     triton_support.is_available.cache_clear()
 
 
-def test_a_kernel_that_works_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_working_probe_kernel_enables_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     monkeypatch.setattr(triton_support, "_run_probe", tried.append)
     assert triton_support.is_available(CUDA)
@@ -37,7 +37,7 @@ def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -
         assert not triton_support.is_available(CUDA)
 
 
-def test_old_gpus_and_cpus_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_gpus_and_cpus_have_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_support, "_run_probe", lambda _: None)
     assert not triton_support.is_available(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))

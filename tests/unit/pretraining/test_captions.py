@@ -51,18 +51,18 @@ def test_captions_of_a_row_are_equally_frequent(table, known) -> None:
             assert texts.count(text) / COUNT == pytest.approx(1 / len(captions), abs=0.04)
 
 
-def test_first_caption_only(table, known) -> None:
+def test_first_caption_only_uses_one_caption(table, known) -> None:
     assert set(sample(table, known, 2, use_all_captions=False)) == {"a red pear, twemoji style"}
 
 
-def test_rates_of_empty_and_truncated_captions(table, known) -> None:
+def test_empty_and_truncated_captions_have_their_rates(table, known) -> None:
     texts = sample(table, known, 0, dropout_rate=0.1, truncation_rate=0.25)
     assert texts.count("") / COUNT == pytest.approx(0.1, abs=0.02)
     assert texts.count("a cat") / COUNT == pytest.approx(0.25, abs=0.03)
     assert texts.count("cat") / COUNT == pytest.approx(0.65 / 2, abs=0.04)
 
 
-def test_batch_of_several_rows(table, known) -> None:
+def test_batch_has_a_caption_for_each_row(table, known) -> None:
     ids = table.sample(
         torch.tensor([2, 0, 1]),
         BatchRng(torch.Generator().manual_seed(0), 3),

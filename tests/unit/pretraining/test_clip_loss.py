@@ -23,7 +23,7 @@ def test_loss_is_that_of_plain_loops() -> None:
     assert float(accuracy) == pytest.approx(right)
 
 
-def test_loss_of_perfect_and_collapsed_encoders() -> None:
+def test_perfect_and_collapsed_encoders_have_known_losses() -> None:
     loss, accuracy = contrastive_loss(torch.eye(8), torch.eye(8), torch.tensor(100.0))
     assert float(loss) < 1e-6
     assert float(accuracy) == 1.0

@@ -57,7 +57,7 @@ def test_perceptual_loss_has_gradients_for_images_only(perceptual: PerceptualLos
     assert all(p.grad is None for p in perceptual.parameters())
 
 
-def test_image_gradient_loss() -> None:
+def test_image_gradient_loss_equals_its_formula() -> None:
     first = random_images(0)
     assert float(image_gradient_loss(first, first)) == 0.0
     assert float(image_gradient_loss(first, first + 0.3)) == pytest.approx(0.0, abs=1e-6)
@@ -69,7 +69,7 @@ def test_image_gradient_loss() -> None:
     assert float(image_gradient_loss(ramp.mT, flat)) == pytest.approx(0.7 / 3, rel=1e-5)
 
 
-def test_hinge_losses() -> None:
+def test_hinge_losses_equal_their_formula() -> None:
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 3.0])
     assert float(hinge_discriminator_loss(real, fake)) == pytest.approx(
         0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 4) / 3)

@@ -81,7 +81,7 @@ def test_images_of_another_package_version_are_rendered_again(
     assert len(drawn) == 3
 
 
-def test_a_refused_download_is_one_readable_line(recipe, monkeypatch, capsys, tmp_path):
+def test_refused_download_is_one_readable_line(recipe, monkeypatch, capsys, tmp_path):
     def refuse(packages, work):
         raise recipe.FetchError("the tarball is not as pinned")
 

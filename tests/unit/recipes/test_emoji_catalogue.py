@@ -70,7 +70,7 @@ def test_icon_names_find_their_emoji(table, name, expected):
     assert (found.codepoint if found else None) == expected
 
 
-def test_a_stated_codepoint_goes_before_the_name(table):
+def test_stated_codepoint_goes_before_the_name(table):
     assert match_emoji(style(), "dog", "1F3F4", table).name == "black flag"
     assert match_emoji(style(), "dog", "FFFFF", table).name == "dog"
 
@@ -86,7 +86,7 @@ def test_numbered_variants_are_all_taken(tmp_path, table):
     assert [icon.emoji.name for icon in icons] == ["dog", "dog"]
 
 
-def test_a_single_skin_tone_is_kept_and_always_the_same(tmp_path, table):
+def test_single_skin_tone_is_kept_and_always_the_same(tmp_path, table):
     names = ["waving-hand", *(f"hand-{tone}" for tone in TONES)]
     characters = {f"1f44b-{code.lower()}": f"hand-{tone}" for tone, code in TONES.items()}
     first = collect(tmp_path, table, names, characters)
@@ -115,7 +115,7 @@ def test_icons_hidden_by_their_authors_are_dropped(tmp_path, table):
     assert collect_icons(sources, {"@example/icons": folder}, table) == {"noto": []}
 
 
-def test_a_style_can_be_limited_to_the_emoji_of_another(tmp_path, table):
+def test_style_can_be_limited_to_the_emoji_of_another(tmp_path, table):
     bitmaps = tmp_path / "bitmaps" / "assets"
     bitmaps.mkdir(parents=True)
     for code in ("1f436", "1f3f4", "1f170"):
@@ -132,7 +132,7 @@ def test_a_style_can_be_limited_to_the_emoji_of_another(tmp_path, table):
     assert [icon.name for icon in icons] == ["1f170", "1f436"]
 
 
-def test_the_emoji_table_joins_both_packages(tmp_path):
+def test_emoji_table_joins_both_packages(tmp_path):
     table = load_emoji_table(*write_unicode_packages(tmp_path))
     hand = table.get("1F44B")
     assert hand.keywords == ("wave", "hello there")
@@ -144,7 +144,7 @@ def test_the_emoji_table_joins_both_packages(tmp_path):
     assert table.search("waving-hand-sign") == "1F44B"
 
 
-def test_the_committed_sources_agree_with_each_other():
+def test_committed_sources_agree_with_each_other():
     sources = load_sources()
     names = {package.name for package in sources.packages}
     styles = {style.id for style in sources.styles}

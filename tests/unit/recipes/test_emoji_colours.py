@@ -31,7 +31,7 @@ def test_two_colours_at_most_the_larger_first():
     assert names[0] == "green"
 
 
-def test_a_small_patch_is_no_main_colour():
+def test_small_patch_is_no_main_colour():
     picture = painted(COLOURS["blue"], COLOURS["blue"])
     picture[:8, :8] = COLOURS["red"]
     assert main_colours(picture) == ["blue"]

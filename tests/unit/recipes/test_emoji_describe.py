@@ -13,7 +13,7 @@ def picture(rgb, side=40):
 RED, BLUE, GREEN = (picture(rgb) for rgb in ((215, 40, 45), (50, 120, 220), (70, 160, 60)))
 
 
-def test_a_row_says_what_the_icon_shows():
+def test_row_says_what_the_icon_shows():
     described = describe_style([(icon("hammer", emoji("hammer", "1F528")), RED)])
     (row,) = described.rows
     assert row["role"] == "base"

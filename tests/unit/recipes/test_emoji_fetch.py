@@ -54,13 +54,13 @@ def test_names_follow_npm():
     assert pinned().tarball_name == "example-icons-1.0.0.tgz"
 
 
-def test_the_pinned_bytes_are_accepted(tarball):
+def test_pinned_bytes_are_accepted(tarball):
     """Passing is the assertion: `verify` raises for other bytes."""
     verify(pinned(), tarball)
 
 
 @pytest.mark.parametrize("change", [DATA[:-1], DATA + b"\0", b"", b"\0" + DATA[1:]])
-def test_a_corrupted_download_is_refused(tarball, change):
+def test_corrupted_download_is_refused(tarball, change):
     tarball.write_bytes(change)
     with pytest.raises(FetchError, match=r"example-icons-1\.0\.0\.tgz is not @example/icons@1"):
         verify(pinned(), tarball)
@@ -74,7 +74,7 @@ def test_both_checksums_must_agree(tarball, field):
         verify(wrong, tarball)
 
 
-def test_a_corrupted_download_is_not_unpacked(tarball, tmp_path):
+def test_corrupted_download_is_not_unpacked(tarball, tmp_path):
     tarball.write_bytes(DATA + b"\0")
     with pytest.raises(FetchError):
         fetch_all([pinned()], tmp_path)
@@ -109,7 +109,7 @@ def test_members_cannot_leave_the_folder(tmp_path):
     assert not list(tmp_path.rglob("escaped.json"))
 
 
-def test_a_missing_npm_is_explained(monkeypatch, tmp_path):
+def test_missing_npm_is_explained(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
     with pytest.raises(FetchError, match="install Node"):
         fetch_all([pinned()], tmp_path)

@@ -79,5 +79,5 @@ def test_icons_without_codepoint_are_identified_by_words(name, expected):
         ("", "", ""),
     ],
 )
-def test_the_stricter_of_two_hold_outs(first, second, expected):
+def test_stricter_of_two_hold_outs(first, second, expected):
     assert stricter(first, second) == expected

@@ -65,14 +65,14 @@ def test_content_larger_than_the_image_is_reduced_to_fit():
     assert (top + bottom) / 2 == pytest.approx(SIZE / 2, abs=1)
 
 
-def test_the_ground_is_white_and_shadows_blend_into_it():
+def test_ground_is_white_and_shadows_blend_into_it():
     picture = framed(sheet((64, 64, 191, 191), fill=(0, 0, 0, 128)))
     assert picture.shape == (SIZE, SIZE, 3)
     assert picture[0, 0].tolist() == [255, 255, 255]
     assert picture[64, 64].tolist() == pytest.approx([127, 127, 127], abs=1)
 
 
-def test_a_transparent_sheet_has_no_content():
+def test_transparent_sheet_has_no_content():
     assert content_box(Image.new("RGBA", (32, 32), (255, 0, 0, 5))) is None
 
 
@@ -94,14 +94,14 @@ def test_faint_images_are_recognised():
     assert not is_faint(dark)
 
 
-def test_the_svg_document_shows_the_icons_rectangle():
+def test_svg_document_shows_the_rectangle_of_the_icon():
     document = svg_document(square())
     assert 'viewBox="0 0 32 32" width="32" height="32"' in document
     assert square().body in document
 
 
 @needs_resvg
-def test_a_drawn_icon_lands_centred_with_margins():
+def test_drawn_icon_lands_centred_with_margins():
     picture = draw(square(x=0, y=4, side=24), 120)
     left, top, right, bottom = inked(picture)
     assert right - left == pytest.approx(90, abs=1)
@@ -113,11 +113,11 @@ def test_a_drawn_icon_lands_centred_with_margins():
 
 
 @needs_resvg
-def test_the_longer_side_has_the_wanted_pixels():
+def test_longer_side_has_the_wanted_pixels():
     assert rasterise(square(), 200).size == (200, 200)
     assert content_extent(square(side=16)) == pytest.approx(0.5, abs=0.02)
 
 
 @needs_resvg
-def test_an_empty_icon_is_blank():
+def test_empty_icon_is_blank():
     assert draw(square(side=0), 120) is None

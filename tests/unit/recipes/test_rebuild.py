@@ -91,7 +91,7 @@ ALL = [
 ]  # fmt: skip
 
 
-def test_all_steps_in_order_and_only_what_is_left_again(recipe: Recipe) -> None:
+def test_rebuild_runs_all_steps_in_order_and_repeats_only_unfinished_ones(recipe: Recipe) -> None:
     recipe.add("npm", "#!/bin/bash\n")
     first = recipe.run()
     assert first.returncode == 0, first.stderr
@@ -111,14 +111,14 @@ def test_all_steps_in_order_and_only_what_is_left_again(recipe: Recipe) -> None:
     assert recipe.steps() == ["python package.py", "lorasmith report"]
 
 
-def test_without_npm_it_says_so_and_does_nothing(recipe: Recipe) -> None:
+def test_rebuild_without_npm_stops_with_a_message(recipe: Recipe) -> None:
     result = recipe.run()
     assert result.returncode == 1
     assert result.stderr.startswith("error: npm is needed")
     assert recipe.calls() == []
 
 
-def test_an_interrupted_training_is_resumed(recipe: Recipe) -> None:
+def test_interrupted_training_is_resumed(recipe: Recipe) -> None:
     (recipe.root / "pack.tar").touch()
     stopped = recipe.run("--data", "pack.tar", FAIL_AT="vae")
     assert stopped.returncode == 130
@@ -149,7 +149,7 @@ def test_parts_trained_on_different_rows_are_refused(recipe: Recipe) -> None:
     assert recipe.calls() == []
 
 
-def test_the_settings_of_every_training_are_known_keys(
+def test_settings_of_every_training_are_known_keys(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig

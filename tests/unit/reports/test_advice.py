@@ -86,7 +86,7 @@ def worse(x: float) -> float:
 
 
 @pytest.mark.parametrize("steps", [250, 1000])
-def test_a_flat_curve_is_found(steps: int) -> None:
+def test_flat_curve_is_found(steps: int) -> None:
     assert share_of("flat", [log(level, seed, steps=steps) for seed in SEEDS]) >= 0.8
     assert share_of("flat", [log(level, seed, same, steps=steps) for seed in SEEDS]) >= 0.8
     advice = of_kind("flat", advise(log(level, 0, same), make_config()))
@@ -96,7 +96,7 @@ def test_a_flat_curve_is_found(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [250, 1000])
-def test_a_falling_curve_is_not_flat(steps: int) -> None:
+def test_falling_curve_is_not_flat(steps: int) -> None:
     logs = [log(trend, seed, steps=steps) for seed in SEEDS for trend in (learning, _slow)]
     assert share_of("flat", logs) <= 0.05
 
@@ -105,7 +105,7 @@ def _slow(x: np.ndarray) -> np.ndarray:
     return 1.0 - 0.35 * x
 
 
-def test_a_validation_gain_is_not_flat_whatever_the_training_loss() -> None:
+def test_validation_gain_is_not_flat_whatever_the_training_loss() -> None:
     assert share_of("flat", [log(level, seed, better) for seed in SEEDS]) == 0.0
 
 
@@ -118,7 +118,7 @@ def test_flatness_is_judged_by_fixed_noise_loss_without_validation() -> None:
     assert share_of("overfitting", memorised) == 0.0
 
 
-def test_a_too_noisy_curve_is_unclear() -> None:
+def test_too_noisy_curve_is_unclear() -> None:
     logs = [log(level, seed, steps=200, batch=1, line=4) for seed in SEEDS]
     assert share_of("unclear", logs, batch_size=1) >= 0.6
     assert share_of("flat", logs, batch_size=1) <= 0.2
@@ -128,7 +128,7 @@ def test_a_too_noisy_curve_is_unclear() -> None:
 
 
 @pytest.mark.parametrize("trend", [oscillating, diverging, jumping])
-def test_an_oscillating_curve_is_found(trend: LossTrend) -> None:
+def test_oscillating_curve_is_found(trend: LossTrend) -> None:
     assert share_of("oscillating", [log(trend, seed) for seed in SEEDS]) >= 0.8
     advice = of_kind("oscillating", advise(log(trend, 0), make_config()))
     assert "learning_rate (now 0.001, try 0.0005)" in advice.remedy
@@ -159,7 +159,7 @@ def test_overfitting_from_the_start_points_to_the_base_model() -> None:
 
 
 @pytest.mark.parametrize("every", [10, 50, 100])
-def test_a_falling_or_constant_validation_loss_is_not_overfitting(every: int) -> None:
+def test_falling_or_constant_validation_loss_is_not_overfitting(every: int) -> None:
     logs = [log(learning, seed, shape, every) for seed in SEEDS for shape in (better, same)]
     assert share_of("overfitting", logs) <= 0.03
 
@@ -176,7 +176,7 @@ def test_one_bad_measurement_is_not_overfitting() -> None:
     assert share_of("overfitting", [lines]) == 0.0
 
 
-def test_a_last_validation_loss_above_the_base_model_is_not_fine() -> None:
+def test_last_validation_loss_above_the_base_model_is_not_fine() -> None:
     lines = log(learning, 0, better)
     last = [line for line in lines if "held_out" in line][-1]
     last["held_out"] = 1.2 * last["held_out_base"]
@@ -192,7 +192,7 @@ def test_a_last_validation_loss_above_the_base_model_is_not_fine() -> None:
 # --- no fault -----------------------------------------------------------------------------
 
 
-def test_a_healthy_run_is_fine_and_has_its_gain() -> None:
+def test_healthy_run_is_fine_and_has_its_gain() -> None:
     logs = [log(learning, seed, better) for seed in SEEDS]
     assert share_of("fine", logs) >= 0.9
     findings = advise(log(learning, 0, better), make_config())
@@ -209,14 +209,14 @@ def test_without_validation_images_the_advice_is_careful() -> None:
 
 
 @pytest.mark.parametrize("lines", [[], [{"step": 10, "loss": 0.1}]])
-def test_a_log_with_too_few_lines_is_too_short(lines: list[dict[str, float]]) -> None:
+def test_log_with_too_few_lines_is_too_short(lines: list[dict[str, float]]) -> None:
     findings = advise(lines, make_config())
     assert [advice.title for advice in findings] == ["Too short to judge"]
     counts = {0: "has 0 lines with a loss", 1: "has 1 line with a loss"}
     assert counts[len(lines)] in findings[0].evidence
 
 
-def test_the_best_step_is_the_earliest_lowest() -> None:
+def test_best_step_is_the_earliest_lowest() -> None:
     lines = [
         {"step": step, "held_out": value, "held_out_base": 2.0}
         for step, value in [(0, 2.0), (10, 1.0), (20, 1.5), (30, 1.0)]

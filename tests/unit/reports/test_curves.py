@@ -21,7 +21,7 @@ def curve(values: list[float]) -> Curve:
     return Curve(np.arange(1.0, len(values) + 1), np.array(values))
 
 
-def test_a_curve_is_read_from_the_lines_that_have_its_key() -> None:
+def test_curve_is_read_from_the_lines_that_have_its_key() -> None:
     lines = [{"step": 20, "loss": 2.0}, {"step": 10, "loss": 1.0, "x": 5.0}, {"step": 30, "x": 4.0}]
     assert extract_curve(lines, "loss").steps.tolist() == [10, 20]
     assert extract_curve(lines, "x").values.tolist() == [5, 4]
@@ -83,7 +83,7 @@ def test_fall_is_measured_and_noise_is_no_fall() -> None:
     assert np.mean([p_value < 0.05 for p_value in p_values]) <= 0.12
 
 
-def test_a_fall_within_the_first_lines_counts() -> None:
+def test_fall_within_the_first_lines_counts() -> None:
     values = np.r_[2.0, 1.4, np.ones(40)] * losses(level, 0, steps=420).values
     assert measure_fall(curve(values.tolist())).is_significant(0.05)
 
@@ -96,6 +96,6 @@ def test_rise_is_measured_and_noise_is_no_rise() -> None:
     assert np.mean([p_value < 0.01 for p_value in p_values]) <= 0.06
 
 
-def test_the_same_curve_gets_the_same_answer() -> None:
+def test_same_curve_gets_the_same_answer() -> None:
     noisy = losses(level, 3)
     assert (measure_fall(noisy), measure_rise(noisy)) == (measure_fall(noisy), measure_rise(noisy))

@@ -66,7 +66,7 @@ def test_tooltips_have_the_values_of_a_step() -> None:
     assert legend_lines(LineChart("x", lines[:1])) == []
 
 
-def test_the_marker_is_at_its_step() -> None:
+def test_marker_is_at_its_step() -> None:
     svg = parse_svg(LineChart("x", [Line("a", curve([0, 10], [1, 2]))], marker=(10.0, "best")))
     x = points(svg, "main")[-1][0]
     mark = next(e for e in svg if e.get("class") == "mark")

@@ -22,7 +22,7 @@ def toy_section() -> Iterator[None]:
     REPORT_SECTIONS.unregister("toy")
 
 
-def test_a_registered_section_is_on_the_page(tmp_path: Path, toy_section: None) -> None:
+def test_registered_section_is_on_the_page(tmp_path: Path, toy_section: None) -> None:
     folder = write_run(tmp_path / "ink")
     assert run_command(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
@@ -30,7 +30,7 @@ def test_a_registered_section_is_on_the_page(tmp_path: Path, toy_section: None) 
     assert "&lt;{" in page
 
 
-def test_an_empty_section_is_left_out(tmp_path: Path) -> None:
+def test_empty_section_is_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     assert run_command(["report", str(folder)]) == 0
     before = (folder / "report.html").read_text()

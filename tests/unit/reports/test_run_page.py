@@ -62,7 +62,7 @@ def page_of(folder: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_a_finished_run_has_all_sections(tmp_path: Path) -> None:
+def test_finished_run_has_all_sections(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "ink"))
     for words in (
         "ink", "inkmono", "The curves look healthy", "23.0%", "2 min 31 s", "1.31 M", "22",
@@ -76,7 +76,7 @@ def test_a_finished_run_has_all_sections(tmp_path: Path) -> None:
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
 
 
-def test_the_page_loads_nothing(tmp_path: Path) -> None:
+def test_page_loads_nothing(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "ink"))
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
@@ -98,7 +98,7 @@ def test_no_caption_becomes_markup(tmp_path: Path) -> None:
     assert "<script" not in (folder / "report.html").read_text()
 
 
-def test_the_timeline_shows_every_step_once(tmp_path: Path) -> None:
+def test_timeline_shows_every_step_once(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     page = page_of(folder)
     assert len(page.images) == 2 * (2 + 4)  # before and after; 4 steps of 2 prompts
@@ -107,14 +107,14 @@ def test_the_timeline_shows_every_step_once(tmp_path: Path) -> None:
     assert reds[4:] == [200, 200, 120, 120, 40, 40, 0, 0]
 
 
-def test_the_best_step_is_shown_beside_the_last(tmp_path: Path) -> None:
+def test_best_step_is_shown_beside_the_last(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "ink", held_out=(1.0, 0.7, 0.8, 0.9)))
     assert "best, step 100" in page.words
     assert "It memorises the training images (overfitting)" in page.words
     assert any(words.startswith("Use ink-best.safetensors") for words in page.words)
 
 
-def test_a_long_timeline_shows_evenly_spaced_previews(tmp_path: Path) -> None:
+def test_long_timeline_shows_evenly_spaced_previews(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     for step in range(300, 300 + 40):
         write_preview(folder, step, 0.5)
@@ -144,7 +144,7 @@ def test_without_validation_images_the_fixed_noise_loss_is_shown(tmp_path: Path)
     assert "best: step 250" not in page.words
 
 
-def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+def test_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink", finished=False)
     for name in ("log.jsonl", "previews"):
         path = folder / name
@@ -156,7 +156,7 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert "Curves" not in page.words
 
 
-def test_a_truncated_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_truncated_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink", finished=False)
     complete = page_of(folder).words
     with (folder / "log.jsonl").open("a") as log:
@@ -164,7 +164,7 @@ def test_a_truncated_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert page_of(folder).words == complete
 
 
-def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
+def test_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     first = write_run_page(RunPaths.from_name(str(folder))).read_text()
     assert write_run_page(RunPaths.from_name(str(folder))).read_text() == first
@@ -192,7 +192,7 @@ def test_prompts_are_read_from_image_metadata(tmp_path: Path) -> None:
 # --- what can be wrong ----------------------------------------------------------------------------
 
 
-def test_a_folder_without_settings_is_an_error(tmp_path: Path) -> None:
+def test_folder_without_settings_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a run's folder \(it has no run.toml\)"):
         write_run_page(RunPaths.from_name(str(tmp_path)))
     assert not (tmp_path / "report.html").exists()
@@ -213,7 +213,7 @@ def test_damaged_files_are_errors_with_their_path(tmp_path: Path) -> None:
         write_run_page(paths)
 
 
-def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     (folder / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*report\.html"):
@@ -223,7 +223,7 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_the_command_takes_a_folder_or_a_name(
+def test_command_takes_a_folder_or_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path / "loras" / "ink")

@@ -42,7 +42,7 @@ def notes(folder: Path, vary: Mapping[str, Sequence[Any]], lowest: Sequence[floa
     return make_notes(config, read_sweep_results(config, write_runs(config, lowest)))
 
 
-def test_the_best_comes_first(tmp_path: Path) -> None:
+def test_best_variant_comes_first(tmp_path: Path) -> None:
     config = make_sweep(tmp_path / "tried", {"lora.rank": [2, 4, 8]})
     results = read_sweep_results(config, write_runs(config, [0.9, 0.7, 0.8]))
     assert [result.name for result in results] == ["rank4", "rank8", "rank2"]
@@ -67,7 +67,7 @@ def test_single_seed_leaves_chance_unknown(tmp_path: Path) -> None:
     assert note.title == "It is not known how much of the differences is chance"
 
 
-def test_seeds_alone_are_chance(tmp_path: Path) -> None:
+def test_differences_between_seeds_are_chance(tmp_path: Path) -> None:
     (note,) = notes(tmp_path / "tried", {"train.seed": [0, 1]}, [0.8, 0.7])
     assert note.title == "Only the seed differs"
     assert "25.0% and varies by 7.07%" in note.evidence
@@ -106,7 +106,7 @@ def test_additive_effects_of_settings_and_seeds_are_no_spread(
     assert seed_spread(gains) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_the_spread_is_that_of_differences() -> None:
+def test_spread_is_that_of_differences() -> None:
     draws = np.random.default_rng(0).standard_normal((400, 60)) * 0.1
     assert seed_spread(draws) == pytest.approx(0.1 * 2**0.5, rel=0.02)
     two = draws[:2]
@@ -145,7 +145,7 @@ def test_results_without_validation_are_not_ranked(tmp_path: Path) -> None:
     assert "validation gain" not in page
 
 
-def test_the_page_is_escaped_and_self_contained(tmp_path: Path) -> None:
+def test_page_is_escaped_and_self_contained(tmp_path: Path) -> None:
     """One config failed, one was never begun, and there are more than colors."""
     config = make_sweep(tmp_path / "tried", {"train.seed": range(11)}, data={
         "path": "p", "tag": "<b>ink</b>"

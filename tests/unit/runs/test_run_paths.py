@@ -64,7 +64,7 @@ def test_leftovers_of_an_unfinished_run_are_replaced(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_with_a_checkpoint_is_resumed_and_not_started_again(tmp_path: Path) -> None:
+def test_run_with_a_checkpoint_is_resumed_and_not_started_again(tmp_path: Path) -> None:
     paths = RunPaths.from_name(f"{tmp_path}/ink")
     with pytest.raises(OutputError, match="holds no checkpoint to resume from; start without"):
         paths.check_can_resume()
@@ -82,7 +82,7 @@ def test_a_run_with_a_checkpoint_is_resumed_and_not_started_again(tmp_path: Path
     assert [p.name for p in paths.checkpoints.iterdir()] == ["step-00000007"]
 
 
-def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to folder"):
         RunPaths.from_name(f"{tmp_path}/file/ink").check_can_create()

@@ -13,21 +13,21 @@ SUMMARY = RunSummary(
 )  # fmt: skip
 
 
-def test_a_summary_survives_writing_and_reading(tmp_path: Path) -> None:
+def test_summary_survives_writing_and_reading(tmp_path: Path) -> None:
     for summary in (SUMMARY, replace(SUMMARY, best_step=None, name='ü"</script>')):
         summary.write(tmp_path / "summary.json")
         assert RunSummary.read(tmp_path / "summary.json") == summary
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"name": "x"}', '{"nmae": "x"}', "\xff"])
-def test_a_damaged_file_is_an_error(text: str, tmp_path: Path) -> None:
+def test_damaged_file_is_an_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"summary\.json: not a run summary"):
         RunSummary.read(path)
 
 
-def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:
+def test_unknown_key_is_an_error(tmp_path: Path) -> None:
     SUMMARY.write(tmp_path / "summary.json")
     values = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(values | {"speed": 3}))
@@ -35,7 +35,7 @@ def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:
         RunSummary.read(tmp_path / "summary.json")
 
 
-def test_the_keys_of_the_file_stay_as_they_were(tmp_path: Path) -> None:
+def test_keys_of_the_file_stay_as_they_were(tmp_path: Path) -> None:
     SUMMARY.write(tmp_path / "summary.json")
     values = json.loads((tmp_path / "summary.json").read_text())
     assert (values["pictures"], values["held_out"], values["stopped"]) == (22, 0, "Ctrl-C")

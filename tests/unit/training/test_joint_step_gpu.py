@@ -68,7 +68,7 @@ def test_steps_do_not_wait_for_the_device(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_run_on_the_gpu_writes_its_lora(tmp_path: Path, tiny_model: Path, precision: str) -> None:
+def test_run_on_the_gpu_writes_its_lora(tmp_path: Path, tiny_model: Path, precision: str) -> None:
     from lorasmith.training.trainer import train
 
     settings = {
@@ -121,7 +121,7 @@ def weights_after(run: TrainConfig, steps: int, plan: ExecutionPlan | None = Non
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_recorded_steps_learn_what_others_learn(
+def test_captured_steps_train_the_same_weights_as_eager_steps(
     tmp_path: Path, tiny_model: Path, precision: str
 ) -> None:
     found = [
@@ -137,7 +137,7 @@ def test_recorded_steps_learn_what_others_learn(
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_what_asks_the_device_is_recorded_in_part(
+def test_steps_of_every_precision_and_optimizer_give_finite_weights(
     tmp_path: Path, tiny_model: Path, optimizer: str, precision: str
 ) -> None:
     run = settings_of(tmp_path, tiny_model, "x", mixed_precision=precision, optimizer=optimizer)
@@ -146,7 +146,9 @@ def test_what_asks_the_device_is_recorded_in_part(
     assert weights_after(run, 6).isfinite().all()
 
 
-def test_compiled_blocks_learn_what_others_learn(tmp_path: Path, tiny_model: Path) -> None:
+def test_compiled_blocks_train_the_same_weights_as_eager_blocks(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     plain = weights_after(settings_of(tmp_path, tiny_model, "a", mixed_precision="bf16"), 6)
     compiled = weights_after(
         settings_of(tmp_path, tiny_model, "b", mixed_precision="bf16"),
@@ -156,7 +158,7 @@ def test_compiled_blocks_learn_what_others_learn(tmp_path: Path, tiny_model: Pat
     torch.testing.assert_close(plain, compiled, atol=1e-3, rtol=5e-2)
 
 
-def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) -> None:
+def test_memory_limit_is_kept_or_refused(tmp_path: Path, tiny_model: Path) -> None:
     try:
         roomy = settings_of(tmp_path, tiny_model, "a", mixed_precision="bf16", vram_limit="4GB")
         assert weights_after(roomy, 4).isfinite().all()
@@ -167,7 +169,7 @@ def test_a_limit_of_memory_is_kept_or_refused(tmp_path: Path, tiny_model: Path) 
         limit_gpu_memory(torch.device("cuda"), None)
 
 
-def test_a_recorded_step_that_is_not_finite_moves_nothing_and_is_named(
+def test_captured_step_that_is_not_finite_moves_nothing_and_is_named(
     tmp_path: Path, tiny_model: Path
 ) -> None:
     with open_trainer(

@@ -88,7 +88,7 @@ def test_losses_equal_plain_computations(
 
 
 @torch.no_grad()
-def test_a_mask_counts_by_its_share_and_not_at_all_where_it_is_off(bench) -> None:
+def test_mask_counts_by_its_share_and_not_at_all_where_it_is_off(bench) -> None:
     objective = bench.objective()
     batch, drawn = bench.part(objective)
     plain = compute_loss(objective, batch, drawn)
@@ -138,7 +138,7 @@ def test_weights_add_up_to_the_full_batch() -> None:
     assert float(sum(parts)) == pytest.approx((1 + 2 + 1.5) / 4)
 
 
-def test_draws_follow_the_generator_and_ignore_the_division(bench) -> None:
+def test_noise_follows_the_generator_whatever_the_division(bench) -> None:
     objective = bench.objective(noise_offset=0.1)
     batch = bench.batch(6)
 

@@ -30,7 +30,7 @@ def test_harmless_changes_do_not_warn() -> None:
         check_settings(before, config_with(*changes))
 
 
-def test_other_changes_warn_and_some_are_refused() -> None:
+def test_other_changes_warn_or_are_refused() -> None:
     before = config_with().model_dump(mode="json")
     with pytest.warns(LorasmithWarning, match=r"other settings: train\.steps 200 -> 400, train"):
         check_settings(before, config_with("train.steps=400", "train.loss.min_snr_gamma=3"))

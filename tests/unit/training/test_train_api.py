@@ -17,7 +17,9 @@ TREE: dict[str, Any] = {
 }
 
 
-def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_forms_of_settings_mean_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = TrainConfig.model_validate(TREE)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run), encoding="utf-8")
@@ -31,7 +33,7 @@ def test_every_form_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert asked == [(run, "latest", (), diffusion_loss)] * 4 + [(run, None, (), diffusion_loss)]
 
 
-def test_the_dictionary_is_not_changed() -> None:
+def test_settings_dictionary_is_not_changed() -> None:
     before = {name: dict(section) for name, section in TREE.items()}
     to_train_config(TREE)
     assert before == TREE

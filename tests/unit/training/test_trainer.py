@@ -188,7 +188,7 @@ def test_other_loras_go_on_where_failures_are_allowed(
         (9, (True, True, True, False)),
     ],
 )
-def test_scheduled_actions(step: int, expected: tuple[bool, ...]) -> None:
+def test_scheduled_actions_run_at_their_steps(step: int, expected: tuple[bool, ...]) -> None:
     train = TrainerConfig(
         steps=9, log_every_n_steps=4, checkpoint_every_n_steps=6, save_every_n_steps=7
     )

@@ -110,7 +110,7 @@ def test_layer_in_two_key_formats_is_refused(tmp_path: Path) -> None:
         read(tmp_path, keys_in("kohya") | keys_in("diffusers"))
 
 
-def test_alphas_in_diffusers_metadata(tmp_path: Path) -> None:
+def test_alphas_are_read_from_diffusers_metadata(tmp_path: Path) -> None:
     entries = {
         "unet.r": 3, "unet.lora_alpha": 6, "unet.alpha_pattern": {"ff.net.0.proj": 1.5},
         "text_encoder.r": 3, "text_encoder.lora_alpha": 2, "text_encoder.use_rslora": True,
@@ -124,12 +124,12 @@ def test_alphas_in_diffusers_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", ["{", "[1]", '{"unet.lora_alpha": "much"}'])
-def test_damaged_metadata_of_diffusers(tmp_path: Path, entry: str) -> None:
+def test_damaged_metadata_of_diffusers_is_refused(tmp_path: Path, entry: str) -> None:
     with pytest.raises(WeightsError, match="lora_adapter_metadata: "):
         read(tmp_path, keys_in("diffusers"), {"lora_adapter_metadata": entry})
 
 
-def test_a_file_of_peft_needs_its_settings(tmp_path: Path) -> None:
+def test_file_of_peft_needs_its_settings(tmp_path: Path) -> None:
     tensors = {
         f"base_model.model.{key.removeprefix('unet.')}": tensor
         for key, tensor in keys_in("diffusers").items()
@@ -266,7 +266,7 @@ def test_unfinished_layers_are_named(
         ("something.weight", "they belong to no known kind of adapter"),
     ],
 )
-def test_what_is_no_lora_says_what_it_is(tmp_path: Path, key: str, what: str) -> None:
+def test_files_that_are_not_loras_are_described(tmp_path: Path, key: str, what: str) -> None:
     with pytest.raises(WeightsError, match=rf"1 of 9 keys are no LoRA keys, first .*{what}"):
         read(tmp_path, {**keys_in("kohya"), key: torch.ones(1)})
 
@@ -296,7 +296,7 @@ def test_layers_of_later_families_are_recognized(name: str) -> None:
     assert not is_for_later_family("transformer.text_model.encoder.layers.0.mlp.fc1")
 
 
-def test_names_that_mean_no_layer() -> None:
+def test_names_that_match_no_layer_are_refused() -> None:
     for name in ("lora_unet_elsewhere", "lora_te_text_model_encoder_strata_0", "x", "lora_unet_"):
         assert parse_kohya_name(name) is None
     for name in ("transformer.blocks.0.attn.to_q", "x.y", "unet.nowhere", "model.layers.0.fc1"):

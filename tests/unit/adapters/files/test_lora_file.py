@@ -40,7 +40,7 @@ def write(path: Path, content: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-def test_round_trip(tmp_path: Path, make_lora: MakeLora) -> None:
+def test_lora_file_survives_a_round_trip(tmp_path: Path, make_lora: MakeLora) -> None:
     created = make_lora(["_attn", "conv1", "lora_te_"])
     path = tmp_path / "ink.safetensors"
     save_lora_file(path, created.layers, build_metadata(FACTS))
@@ -93,7 +93,7 @@ def test_metadata_is_what_other_programs_read() -> None:
         ("v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
     ],
 )
-def test_metadata_of_sd2(prediction: str, version: str, architecture: str) -> None:
+def test_metadata_names_sd2(prediction: str, version: str, architecture: str) -> None:
     from dataclasses import replace
 
     data = build_metadata(replace(FACTS, family="sd2", prediction_type=prediction))

@@ -72,7 +72,7 @@ def test_rounding_error_is_that_of_the_dense_change(size: float) -> None:
     assert norm == pytest.approx(float(exact.square().sum()), rel=1e-9)
 
 
-def test_rounding_error_of_other_kinds() -> None:
+def test_rounding_error_of_other_kinds_is_measured() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 6), "hada_w2_a": (8, 2), "hada_w2_b": (2, 6)}
     parts = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}

@@ -67,7 +67,7 @@ def test_tokens_that_are_not_let_through_are_the_base_s() -> None:
 
 
 @torch.no_grad()
-def test_tokens_are_nothing_to_layers_that_read_no_text() -> None:
+def test_token_gate_is_ignored_by_layers_that_read_no_text() -> None:
     layer, gate = gated_layer(nn.Linear(6, 5))
     x = torch.randn(2, 9, 6)  # more places than the text has tokens
     base, full = layer.base(x), layer(x)

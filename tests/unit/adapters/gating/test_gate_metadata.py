@@ -20,7 +20,7 @@ FACTS = LoraMetadata(
 )  # fmt: skip
 
 
-def test_what_training_writes_is_read_again() -> None:
+def test_gate_metadata_of_training_is_read_back() -> None:
     data = build_metadata(FACTS)
     assert data["modelspec.trigger_phrase"] == "curlyqx"
     told = GateMetadata("token+end", "curlyqx", "person", "5f0c", 400)
@@ -29,7 +29,7 @@ def test_what_training_writes_is_read_again() -> None:
     assert parse_gate(HERE, build_metadata(plain)) == GateMetadata("none", "curlyqx")
 
 
-def test_a_trained_file_is_gated_by_its_tag_unless_it_says_otherwise() -> None:
+def test_trained_file_is_gated_by_its_tag_unless_it_says_otherwise() -> None:
     plain = LoraMetadata("a", "curlyqx", "sd1", "epsilon", FACTS.parts, 128, {}, "pictures")
     assert parse_gate(HERE, build_metadata(plain)).kind == "prompt"
     assert parse_gate(HERE, build_metadata(replace(plain, tag=""))) == GateMetadata()

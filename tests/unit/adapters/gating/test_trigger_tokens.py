@@ -39,17 +39,17 @@ WORDS = st.sampled_from(["curlyqx", "cookqz", "cat", "a", "wild", "!", "7", "str
         ("x", "apple " * 90 + "x", True),  # whatever the model gets to see of it
     ],
 )
-def test_whether_a_tag_occurs(tag: str, text: str, expected: bool) -> None:
+def test_has_tag_matches_complete_words_of_clip(tag: str, text: str, expected: bool) -> None:
     assert has_tag(TOKENIZER, tag, text) is expected
 
 
-def test_a_tag_within_a_word_has_the_tokens_of_the_tag() -> None:
+def test_tag_within_a_word_has_the_tokens_of_the_tag() -> None:
     full, tag = tokenize_tag(TOKENIZER, "qa"), tokenize_tag(TOKENIZER, "a")
     assert full[-len(tag) :] == tag  # this is what makes the test of the word's start necessary
     assert not has_tag(TOKENIZER, "a", "qa")
 
 
-def test_mask_has_every_occurrence() -> None:
+def test_token_mask_has_every_occurrence() -> None:
     ids = tokenize(TOKENIZER, ["curlyqx person, curlyqx", "a person", "a curlyqx"])
     size = len(tokenize_tag(TOKENIZER, "curlyqx"))
     result = mark_tag_tokens(TOKENIZER, "curlyqx", ids)
@@ -84,6 +84,6 @@ def test_ends_are_where_the_text_ends_in_every_window() -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "  ", "\n"])
-def test_a_tag_that_is_nothing_is_refused(tag: str) -> None:
+def test_empty_tag_is_refused(tag: str) -> None:
     with pytest.raises(ConfigError, match="reads nothing there"):
         has_tag(TOKENIZER, tag, "a cat")

@@ -124,7 +124,9 @@ def test_file_that_matches_no_layer_is_refused(model: Model, make_lora: MakeLora
         attach_lora(model, replace(file, layers=foreign), 1.0)
 
 
-def test_some_are_left_over_and_nothing_is_changed(model: Model, make_lora: MakeLora) -> None:
+def test_file_with_unmatched_layers_is_refused_and_changes_nothing(
+    model: Model, make_lora: MakeLora
+) -> None:
     before = modules_of(model.unet)
     file = make_lora(["attn1_to_q"])
     total = len(file.layers)
@@ -151,7 +153,7 @@ def test_sdxl_files_are_recognised(model: Model) -> None:
         ({"modelspec.prediction_type": "v"}, "predict v_prediction, and this model predicts eps"),
     ],
 )
-def test_a_file_for_another_base_whose_layers_fit_is_refused(
+def test_file_for_another_base_whose_layers_fit_is_refused(
     model: Model, make_lora: MakeLora, metadata: dict[str, str], message: str
 ) -> None:
     before = modules_of(model.unet)
@@ -161,7 +163,7 @@ def test_a_file_for_another_base_whose_layers_fit_is_refused(
     assert modules_of(model.unet) == before
 
 
-def test_a_file_for_the_same_base_or_of_unknown_origin_fits(
+def test_file_for_the_same_base_or_of_unknown_origin_fits(
     model: Model, make_lora: MakeLora
 ) -> None:
     known = {"ss_base_model_version": "sd_v1", "modelspec.prediction_type": "epsilon"}
@@ -198,7 +200,7 @@ def test_strength_that_is_not_finite_is_refused(
     assert modules_of(model.unet) == before
 
 
-def test_a_bf16_model_takes_a_float32_file(model: Model, make_lora: MakeLora) -> None:
+def test_bf16_model_takes_a_float32_file(model: Model, make_lora: MakeLora) -> None:
     model.to(torch.device("cpu"), torch.bfloat16)
     attached = attach_lora(model, make_lora(), 1.0)
     assert all(a.down.dtype == torch.bfloat16 for a in attached.adapters.values())

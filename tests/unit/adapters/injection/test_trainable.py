@@ -77,7 +77,9 @@ def models(request: pytest.FixtureRequest):
 @pytest.mark.parametrize(
     ("family", "changes"), CONFIGURATIONS, ids=[f"{f}-{c}" for f, c in CONFIGURATIONS]
 )
-def test_shared_checks(models, tmp_path: Path, family: str, changes: dict) -> None:
+def test_adapters_train_switch_off_and_are_restored_from_their_file(
+    models, tmp_path: Path, family: str, changes: dict
+) -> None:
     model, lora = models(family), settings_of(changes)
     base, modules = prediction(model), modules_of(model)
     weights = {k: v.clone() for k, v in model.unet.state_dict().items()}
@@ -107,7 +109,7 @@ def test_shared_checks(models, tmp_path: Path, family: str, changes: dict) -> No
 
 
 @pytest.mark.parametrize("init", ["gaussian", "kaiming", "compensated", "pissa"])
-def test_the_start_follows_the_seed(models, init: str) -> None:
+def test_start_follows_the_seed(models, init: str) -> None:
     model, lora = models("sd1"), settings_of({"init": init, "targets": "attention"})
     states = []
     for seed in (0, 0, 1):
@@ -166,7 +168,7 @@ def test_gradients_reach_the_adapters_alone(models) -> None:
         assert not any(p.requires_grad or p.grad is not None for p in other_layers)
 
 
-def test_detaching_twice_and_under_another_lora(models) -> None:
+def test_detaching_works_twice_and_under_another_lora(models) -> None:
     model = models("sd1")
     base, modules = prediction(model), modules_of(model)
     one = injected(model, settings_of({"targets": "attention", "init": "compensated"}))
@@ -180,7 +182,7 @@ def test_detaching_twice_and_under_another_lora(models) -> None:
     assert torch.equal(prediction(model), base)
 
 
-def test_an_untrained_start_is_not_saved(models, tmp_path: Path) -> None:
+def test_untrained_start_is_not_saved(models, tmp_path: Path) -> None:
     """Its factors are not zero, but their product is."""
     trainable = injected(models("sd1"), settings_of({"init": "compensated"}))
     with pytest.raises(WeightsError, match="layers are zero"):
@@ -209,7 +211,7 @@ def test_all_layers_of_a_file_share_alpha(models) -> None:
         torch.testing.assert_close(product.reshape(expected.shape), expected)
 
 
-def test_metadata_of_parts(models) -> None:
+def test_metadata_summarizes_the_parts(models) -> None:
     lora = settings_of(
         {
             "targets": "attention",
@@ -260,7 +262,7 @@ def test_sdxl_files_with_diffusers_names_are_read(models) -> None:
         attach_lora(model, LoraFile(Path("x.safetensors"), both, {}))
 
 
-def test_files_of_other_families_say_so(models) -> None:
+def test_files_of_other_families_are_named(models) -> None:
     layers = {}
     for family in ("sd1", "sdxl"):
         trainable = injected(models(family), settings_of({"targets": "attention"}))

@@ -22,7 +22,7 @@ def sd15() -> nn.Module:
     return networks("sd15").unet
 
 
-def test_module_counts_of_sd15(sd15: nn.Module) -> None:
+def test_module_counts_are_those_of_sd15(sd15: nn.Module) -> None:
     """All layers of the transformers are 192; with resnets and samplers there are 278."""
     names = [kohya_unet_name(path) for path in find_adaptable_layers(sd15)]
     outside = ("conv_in", "conv_out", "time_embedding")
@@ -47,7 +47,7 @@ def test_sd15_names_are_those_of_the_convention(sd15: nn.Module) -> None:
     } <= names
 
 
-def test_shapes_of_a_sd15_file(sd15: nn.Module) -> None:
+def test_shapes_are_those_of_a_sd15_file(sd15: nn.Module) -> None:
     proj_in = sd15.get_submodule("mid_block.attentions.0.proj_in")
     assert layer_weight(proj_in).shape == (1280, 1280, 1, 1)
 
@@ -106,7 +106,7 @@ def test_sdxl_layers_have_sgm_names(path: str, expected: str) -> None:
     assert names[path] == f"lora_unet_{expected}"
 
 
-def test_counts_of_names_on_sdxl() -> None:
+def test_name_counts_are_those_of_sdxl() -> None:
     names = list(find_layer_refs(networks("sdxl")))
     unet = [n for n in names if n.startswith(("lora_unet_input", "lora_unet_mid", "lora_unet_out"))]
     sgm = [n for n in unet if n not in ("lora_unet_input_blocks_0_0", "lora_unet_out_2")]
@@ -129,7 +129,7 @@ def test_diffusers_names_of_sdxl_are_known_too() -> None:
     )
 
 
-def test_a_first_text_encoder_may_have_a_number_or_none() -> None:
+def test_first_text_encoder_may_have_a_number_or_none() -> None:
     """diffusers numbers the only encoder of SD 1.x; its own naming has no numbers at all."""
     inner = "text_model_encoder_layers_0_self_attn_q_proj"
     assert find_name_aliases(networks("sdxl"))[f"lora_te_{inner}"] == f"lora_te1_{inner}"

@@ -50,7 +50,7 @@ def product(factors: Factors | LoraLayer) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_start_is_the_base_and_its_weight_is_untouched(
+def test_initial_output_equals_the_base_and_leaves_its_weight(
     kind: str, init: str, dtype: torch.dtype
 ) -> None:
     build, shape = LAYERS[kind]
@@ -72,7 +72,7 @@ def test_the_start_is_the_base_and_its_weight_is_untouched(
 
 @pytest.mark.parametrize("init", SUBTRACTED)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_output_is_that_of_the_formula(kind: str, init: str) -> None:
+def test_output_is_that_of_the_formula(kind: str, init: str) -> None:
     """W x + s (B A - B0 A0) x, in float64 against the dense weight."""
     build, shape = LAYERS[kind]
     base = build()
@@ -100,7 +100,7 @@ def test_the_output_is_that_of_the_formula(kind: str, init: str) -> None:
     seed=st.integers(0, 5),
 )
 @settings(max_examples=80, deadline=None)
-def test_the_export_is_an_ordinary_lora_for_the_unmodified_base(
+def test_export_is_an_ordinary_lora_for_the_unmodified_base(
     inputs: int, outputs: int, rank: int, alpha: float, kernel: int, init: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -136,7 +136,7 @@ def test_little_is_lost_in_half_precision(init: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("init", SUBTRACTED)
-def test_a_bf16_layer_computes_small_changes(init: str) -> None:
+def test_bf16_layer_computes_small_changes(init: str) -> None:
     torch.manual_seed(0)
     base = nn.Linear(256, 192, bias=False)
     adapter = moved(new(base, init, rank=16), 1e-3)
@@ -147,7 +147,7 @@ def test_a_bf16_layer_computes_small_changes(init: str) -> None:
     assert (rough - exact).norm() < 2e-2 * exact.norm()
 
 
-def test_a_step_moves_both_factors_and_never_the_start() -> None:
+def test_step_moves_both_factors_and_keeps_the_initial_product() -> None:
     base = nn.Linear(10, 14).requires_grad_(False)
     adapter = new(base, "compensated")
     before = copy.deepcopy(adapter.state_dict())
@@ -184,7 +184,7 @@ def test_pissa_starts_from_the_best_approximation(shape: tuple[int, ...], rank: 
     torch.testing.assert_close(adapter.scale * product((adapter.down, adapter.up)), best)
 
 
-def test_the_strongest_directions_of_a_large_layer() -> None:
+def test_strongest_directions_of_a_large_layer_are_found() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(320, 640, generator=generator) / (1 + torch.arange(640))
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)

@@ -61,7 +61,7 @@ def test_delta_equals_the_dense_product_in_float64(kind: str) -> None:
     kernel=st.sampled_from([0, 1, 3]),
 )
 @settings(max_examples=60, deadline=None)
-def test_delta_for_any_shape_and_rank(
+def test_delta_equals_the_dense_product_for_any_shape_and_rank(
     inputs: int, outputs: int, rank: int, alpha: float, weight: float, kernel: int
 ) -> None:
     torch.manual_seed(inputs * 100 + outputs)
@@ -94,7 +94,7 @@ def test_weight_zero_is_the_base_bit_for_bit(kind: str, dtype: torch.dtype) -> N
     assert torch.equal(host(x), base(x))
 
 
-def test_an_adapter_with_nan_is_not_computed_when_off() -> None:
+def test_adapter_with_nan_is_not_computed_when_off() -> None:
     base = nn.Linear(3, 3)
     bad = make_adapter(base, Factors(torch.full((2, 3), torch.nan), torch.zeros(3, 2)), 1.0)
     bad.strength = 0.0
@@ -115,7 +115,7 @@ def test_adapters_of_one_layer_add_up() -> None:
 
 @pytest.mark.parametrize("init", ["gaussian", "kaiming"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_new_adapter_changes_nothing_and_is_float32(kind: str, init: str) -> None:
+def test_new_adapter_changes_nothing_and_is_float32(kind: str, init: str) -> None:
     build, shape = LAYERS[kind]
     base = build().bfloat16()
     x = torch.randn(shape).bfloat16()

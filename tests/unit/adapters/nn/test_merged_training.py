@@ -62,7 +62,7 @@ def test_only_training_of_small_layers_merges() -> None:
     assert wrapped_linear(dropout=0.1)[0].sole_trainable_adapter() is None
 
 
-def test_a_layer_with_two_adapters_keeps_them_apart() -> None:
+def test_layer_with_two_adapters_keeps_them_apart() -> None:
     layer, adapter = wrapped_linear()
     other = wrapped_linear()[1]
     layer.adapters.append(other)
@@ -71,7 +71,7 @@ def test_a_layer_with_two_adapters_keeps_them_apart() -> None:
     torch.testing.assert_close(layer(x), want)
 
 
-def test_an_untouched_start_is_the_base_bit_for_bit() -> None:
+def test_untouched_start_is_the_base_bit_for_bit() -> None:
     layer, adapter = wrapped_linear(started=True)
     with torch.no_grad():
         adapter.down.copy_(adapter.down0)

@@ -50,7 +50,7 @@ def paths(model: str, target: str) -> set[str]:
         ("sdxl", "attention@b-lora-style", 80),
     ],
 )
-def test_counts_on_true_models(model: str, target: str, count: int) -> None:
+def test_selector_counts_are_those_of_published_models(model: str, target: str, count: int) -> None:
     assert len(matching_refs(model, target)) == count
 
 
@@ -73,7 +73,7 @@ def test_joined_words_are_the_union(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["sd15", "sd21", "sdxl"])
-def test_down_mid_and_up_are_all_there_is(model: str) -> None:
+def test_down_mid_and_up_cover_the_unet(model: str) -> None:
     parts = [paths(model, f"all-linear+conv@{block}") for block in ("down", "mid", "up")]
     assert sum(map(len, parts)) == len(set().union(*parts))
     assert set().union(*parts) == paths(model, "all-linear+conv")
@@ -82,7 +82,7 @@ def test_down_mid_and_up_are_all_there_is(model: str) -> None:
     assert paths(model, "attention@down+up") == paths(model, "attention") - paths(model, "mid")
 
 
-def test_single_blocks() -> None:
+def test_single_blocks_are_selected() -> None:
     assert all(path.startswith("unet.up_blocks.1.attentions.") for path in paths("sd15", "up.1"))
     assert paths("sd15", "IN04") == paths("sd15", "down_blocks.1.attentions.0")
     assert paths("sd15", "conv@IN03") == {"unet.down_blocks.0.downsamplers.0.conv"}
@@ -92,7 +92,7 @@ def test_single_blocks() -> None:
     assert paths("sdxl", "b-lora") == paths("sdxl", "b-lora-content+b-lora-style")
 
 
-def test_patterns_over_module_paths() -> None:
+def test_patterns_match_module_paths() -> None:
     conv = "up_blocks.2.resnets.1.conv1"
     assert paths("sd15", conv) == paths("sd15", f"unet.{conv}") == {f"unet.{conv}"}
     assert len(matching_refs("sd15", "up_blocks.1.*.attn2.*")) == 3 * 4
@@ -133,12 +133,12 @@ def test_patterns_reach_the_text_encoders_only_by_name() -> None:
         ("text-encoder@up", "fits no layer"),
     ],
 )
-def test_what_fits_nothing_names_what_is_near(target: str, message: str) -> None:
+def test_selector_without_match_suggests_close_names(target: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^lora\.targets: .*{message}"):
         matching_refs("sd15", target)
 
 
-def test_lists_and_commas() -> None:
+def test_lists_and_commas_mean_the_same() -> None:
     refs = list(find_layer_refs(networks("sd15")).values())
     both = select_layers(("up.1", "attention"), refs, "lora.targets")
     assert both == select_layers("attention, up.1", refs, "lora.targets")
@@ -173,7 +173,7 @@ def test_overrides_set_rank_alpha_and_learning_rate() -> None:
     assert len(result) == 16 * 8 + 72 + 3 * 4 + 6  # ff, in and out of up.1; mid's two resnets
 
 
-def test_alpha_of_an_override() -> None:
+def test_override_sets_alpha() -> None:
     def of(**numbers: float) -> tuple[int, float]:
         part = LoraOverride.model_validate({"targets": "mid", **numbers})
         lora = LoraConfig(rank=8, alpha=4.0, targets=(), overrides=(part,))
@@ -228,7 +228,7 @@ def test_bare_attention_selects_all_layers_inside(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fc1", "fc2", "mlp"])
-def test_text_encoder_module_names(name: str) -> None:
+def test_text_encoder_module_names_are_selected(name: str) -> None:
     assert paths("sd15", name)
     assert all(
         path.startswith("text_encoder.") and f".{name}" in path for path in paths("sd15", name)

@@ -53,7 +53,7 @@ def test_no_other_matrix_does_better(seed: int, strength: float) -> None:
         assert cost(best + step, down, tag, other, strength) > least
 
 
-def test_where_tag_and_other_words_span_different_directions_nothing_is_lost() -> None:
+def test_projection_loses_nothing_where_tag_and_other_words_are_independent() -> None:
     """Not even where the directions are not at right angles."""
     tag, other = numbers(1, 4, 2) @ numbers(2, 2, WIDTH), numbers(3, 8, 3) @ numbers(4, 3, WIDTH)
     down = numbers(5, RANK, WIDTH)
@@ -110,7 +110,7 @@ def test_moments_are_of_the_tokens_that_know_of_the_tag(tiny_model: Path) -> Non
         measure_moments(model, "curlyqx", ["a person"], ["x"])
 
 
-def test_a_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) -> None:
+def test_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) -> None:
     """Chunks do not know of each other: what stands before it, in the first, does not count."""
     model = load_model(tiny_model)
     long = "a " * 75 + "a curlyqx person"

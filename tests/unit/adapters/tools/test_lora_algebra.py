@@ -54,7 +54,7 @@ weights = st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3)
 @pytest.mark.parametrize("kernel", [None, 3])
 @settings(max_examples=40)
 @given(data=st.data(), first=weights, second=weights)
-def test_a_sum_is_the_sum(
+def test_sum_of_loras_is_the_sum_of_their_deltas(
     kernel: int | None, data: st.DataObject, first: float, second: float
 ) -> None:
     one, two = data.draw(lora_layers(kernel)), data.draw(lora_layers(kernel))
@@ -94,7 +94,7 @@ def test_resizing_to_full_rank_is_the_identity(kernel: int | None, data: st.Data
 
 @settings(max_examples=40)
 @given(data=st.data(), rank=st.integers(1, 6))
-def test_a_cut_is_the_best_of_its_rank(data: st.DataObject, rank: int) -> None:
+def test_resized_lora_is_the_best_approximation_of_its_rank(data: st.DataObject, rank: int) -> None:
     """The error is the energy of the singular values that are left out (Eckart, Young 1936)."""
     layer = data.draw(lora_layers())
     layers, retained = truncate_rank({"x": spectrum_of_layer(layer)}, ("rank", rank))
@@ -107,7 +107,7 @@ def test_a_cut_is_the_best_of_its_rank(data: st.DataObject, rank: int) -> None:
 
 @settings(max_examples=40)
 @given(data=st.data(), share=st.floats(0.05, 1.0))
-def test_smallest_rank_that_retains_an_energy(data: st.DataObject, share: float) -> None:
+def test_retained_energy_gives_the_smallest_rank(data: st.DataObject, share: float) -> None:
     spectrum = spectrum_of_layer(data.draw(lora_layers()))
     rank = spectrum.rank_for(share)
     reached = spectrum.values.square().cumsum(0) / spectrum.energy
@@ -231,7 +231,7 @@ def test_equivalent_names_are_the_same_layer() -> None:
 # --- models ---------------------------------------------------------------------------------
 
 
-def test_extracting_what_was_fused(model, tiny_model: Path, make_lora) -> None:
+def test_extraction_recovers_a_fused_lora(model, tiny_model: Path, make_lora) -> None:
     from lorasmith.adapters.tools.fuse_into_model import fuse_into_model
     from lorasmith.models.load import load_model
 
@@ -310,7 +310,7 @@ def test_vectors_name_their_blocks(length: int) -> None:
         blocks.for_family(is_sdxl=length in (17, 26))
 
 
-def test_presets_are_the_vectors_that_everybody_knows() -> None:
+def test_block_presets_are_the_published_vectors() -> None:
     known = {
         "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0", "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
         "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0", "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
@@ -338,7 +338,7 @@ def test_presets_are_the_vectors_that_everybody_knows() -> None:
         ("1," * 16 + "99", "99 is not between"),
     ],
 )
-def test_block_weights_that_are_none(text: str, message: str) -> None:
+def test_malformed_block_weights_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_block_weights(text)
 
@@ -361,7 +361,7 @@ def test_blocks_weigh_layers(make_lora) -> None:
 # --- comparing ------------------------------------------------------------------------------
 
 
-def test_a_comparison_is_about_the_dense_changes(make_lora) -> None:
+def test_comparison_is_about_the_dense_changes(make_lora) -> None:
     one, two = (
         make_lora(["attn1_to_q", "conv1"]),
         make_lora(["attn1_to_q", "lora_te_"], rank=5, seed=4),

@@ -188,7 +188,9 @@ def test_epochs_are_answered_with_the_steps_that_they_are(
         (["caption_extension=.caption"], "caption_extension: captions are read from .txt files"),
     ],
 )
-def test_names_in_sections(overrides: list[str], message: str | None) -> None:
+def test_foreign_names_in_sections_are_understood(
+    overrides: list[str], message: str | None
+) -> None:
     if message is None:
         assert load_config(TrainConfig, None, overrides, NEEDED).lora.rank in (3, 4)
         return

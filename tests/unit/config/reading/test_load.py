@@ -94,7 +94,7 @@ def test_settings_that_do_not_go_together_are_named_without_all_others(tmp_path:
         load_config(Pair, path)
 
 
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.toml: no such settings file"):
         read_toml(tmp_path / "absent.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = 'caf\xe9'")
@@ -128,7 +128,7 @@ def test_override_values_are_toml_or_text(text: str, tree: dict) -> None:
 
 
 @pytest.mark.parametrize("text", ["a", "=1", "a..b=1", ".a=1"])
-def test_a_malformed_override_is_named(text: str) -> None:
+def test_malformed_override_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match=r"write it as section\.key=value"):
         parse_override(text)
 

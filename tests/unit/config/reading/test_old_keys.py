@@ -72,7 +72,7 @@ def test_batch_size_becomes_that_of_a_process(monkeypatch: pytest.MonkeyPatch) -
         upgrade({"train": {"batch_size": 9, "accumulate": 2}})
 
 
-def test_settings_of_today_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_settings_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     tree = {"train": {"batch_size": 8, "gradient_accumulation_steps": 2}, "vary": {"a.b": [1]}}
     assert upgrade(tree) == (tree, [])
@@ -112,6 +112,6 @@ def test_features_are_read(tmp_path) -> None:
     assert feature.overrides[0].rank == 2
 
 
-def test_new_name_of_an_old_key() -> None:
+def test_old_key_gives_its_new_name() -> None:
     assert new_name("train.clip") == "train.max_grad_norm"
     assert new_name("train.steps") is None

@@ -54,7 +54,7 @@ def test_shards_are_listed_the_oldest_first(root: Path) -> None:
     assert count_other_bytes(root, [old, young]) == 5
 
 
-def test_what_was_not_used_for_long_goes(root: Path) -> None:
+def test_shards_unused_for_long_are_removed(root: Path) -> None:
     assert remove_unused_shards(root, 60 * DAY) == []
     (gone,) = remove_unused_shards(root, 30 * DAY)
     assert gone.kind == "latents"
@@ -63,7 +63,7 @@ def test_what_was_not_used_for_long_goes(root: Path) -> None:
     fill(root / "latents" / "aa", ["one"])  # made anew
 
 
-def test_what_is_found_counts_as_used(root: Path) -> None:
+def test_read_shards_count_as_used(root: Path) -> None:
     before = only_file(root / "latents" / "aa").read_bytes()
     fill(root / "latents" / "aa", ["two"])
     assert remove_unused_shards(root, 30 * DAY) == []
@@ -97,7 +97,7 @@ def test_nothing_else_is_touched(root: Path, tmp_path: Path) -> None:
     assert kept[0].is_file()
 
 
-def test_damaged_shards_go_like_others(root: Path) -> None:
+def test_damaged_shards_are_removed_like_others(root: Path) -> None:
     only_file(root / "texts" / "bb").write_bytes(b"half")
     (one,) = (shard for shard in list_shards(root) if shard.kind == "texts")
     assert one.entry_count == 0

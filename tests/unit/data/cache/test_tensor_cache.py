@@ -106,7 +106,7 @@ def test_without_a_folder_nothing_is_kept() -> None:
     assert bench.computed == KEYS
 
 
-def test_what_was_computed_before_a_failure_is_kept(bench: Bench) -> None:
+def test_entries_computed_before_a_failure_are_kept(bench: Bench) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         bench.fetch(KEYS, fail_at="c")
     bench.fetch(KEYS)
@@ -125,7 +125,7 @@ def test_many_entries_make_several_shards(bench: Bench, monkeypatch: pytest.Monk
 # --- files that are not what they should be -------------------------------------------------
 
 
-def test_a_file_cut_off_anywhere_is_rebuilt(bench: Bench) -> None:
+def test_file_cut_off_anywhere_is_rebuilt(bench: Bench) -> None:
     bench.fetch(KEYS)
     (shard,) = bench.shards
     whole = shard.read_bytes()
@@ -138,7 +138,7 @@ def test_a_file_cut_off_anywhere_is_rebuilt(bench: Bench) -> None:
         assert bench.computed == []
 
 
-def test_no_flipped_bit_gets_through(bench: Bench) -> None:
+def test_entry_with_a_flipped_bit_is_rebuilt(bench: Bench) -> None:
     bench.fetch(KEYS)
     (shard,) = bench.shards
     whole = shard.read_bytes()
@@ -201,7 +201,7 @@ def test_sound_files_with_unfit_entries_are_rebuilt(bench: Bench, other: Entry) 
     assert bench.computed == []
 
 
-def test_one_bad_entry_does_not_cost_the_others(bench: Bench) -> None:
+def test_damaged_entry_does_not_lose_the_others(bench: Bench) -> None:
     bench.fetch(KEYS)
     (shard,) = bench.shards
     whole = bytearray(shard.read_bytes())
@@ -214,7 +214,7 @@ def test_one_bad_entry_does_not_cost_the_others(bench: Bench) -> None:
     assert bench.computed == []
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
+def test_unwritable_folder_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     bench = Bench(tmp_path / "file" / "cache")
     with pytest.warns(
@@ -282,9 +282,7 @@ def test_keys_differ_between_facts(facts: dict[str, object], other: object) -> N
     assert cache_key(facts) != cache_key({**facts, "one more": 1}) or facts.get("one more") == 1
 
 
-def test_the_folder_follows_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORASMITH_CACHE", str(tmp_path / "own"))
     assert default_cache_dir() == tmp_path / "own"
     monkeypatch.delenv("LORASMITH_CACHE")

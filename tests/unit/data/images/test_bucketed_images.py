@@ -59,7 +59,7 @@ def test_sizes_are_those_of_the_decoded_image(kind: str, orientation: int) -> No
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM"])
-def test_sizes_of_formats_without_orientation(kind: str) -> None:
+def test_sizes_of_formats_without_orientation_are_read(kind: str) -> None:
     stream = io.BytesIO()
     ramp(31, 17).save(stream, kind)
     assert read_image_size(stream.getvalue(), "x") == (31, 17)
@@ -67,7 +67,7 @@ def test_sizes_of_formats_without_orientation(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_sizes_of_images_with_damaged_exif(kind: str) -> None:
+def test_sizes_of_images_with_damaged_exif_are_read(kind: str) -> None:
     stream = io.BytesIO()
     ramp(40, 20).save(stream, kind, exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff\xff\xff")
     stored = stream.getvalue()
@@ -108,7 +108,7 @@ def test_orientations_of_one_scene_give_equal_crops(tmp_path: Path, orientation:
     across=st.floats(0, 1),
     down=st.floats(0, 1),
 )
-def test_a_crop_is_a_piece_of_the_resized_image(
+def test_crop_is_a_piece_of_the_resized_image(
     width: int, height: int, across: float, down: float
 ) -> None:
     image, placed = ramp(width, height), assign_bucket((width, height), BUCKETS)
@@ -123,7 +123,7 @@ def test_a_crop_is_a_piece_of_the_resized_image(
     assert np.abs(piece - expected).max() <= 2 + 0.1 * steepest
 
 
-def test_an_image_of_its_buckets_size_is_left_alone(tmp_path: Path) -> None:
+def test_image_of_its_buckets_size_is_unchanged(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     row = saved(tmp_path / "a.png", Image.fromarray(noise))
     pictures = BucketedImages([row], [assign_bucket((32, 32), SQUARE)], (0, 0, 0))
@@ -223,7 +223,7 @@ def test_one_setting_does_not_change_what_another_does() -> None:
     )
 
 
-def test_augmentations_cover_all_there_is() -> None:
+def test_augmentations_cover_their_full_range() -> None:
     placed = assign_bucket((34, 32), SQUARE)
     views = [draw_augmentation(placed, True, True, 0.3, make_generator(0, n)) for n in range(600)]
     lefts = [view.crop_corner[0] for view in views]
@@ -235,7 +235,7 @@ def test_augmentations_cover_all_there_is() -> None:
     assert abs(float(lights.mean()) - 1.0) < 0.02
 
 
-def test_the_corner_of_a_flipped_view_is_counted_from_the_other_side() -> None:
+def test_corner_of_a_flipped_view_is_counted_from_the_other_side() -> None:
     placed = assign_bucket((96, 32), SQUARE)
     assert Augmentation((10, 0), False).visible_corner(placed) == (10, 0)
     assert Augmentation((10, 0), True).visible_corner(placed) == (54, 0)
@@ -244,7 +244,7 @@ def test_the_corner_of_a_flipped_view_is_counted_from_the_other_side() -> None:
 # --- colours --------------------------------------------------------------------------------
 
 
-def test_colours_against_pillow() -> None:
+def test_color_jitter_equals_that_of_pillow() -> None:
     from PIL import ImageEnhance
 
     noise = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)

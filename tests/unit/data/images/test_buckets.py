@@ -91,7 +91,7 @@ def test_every_image_is_scaled_to_cover_a_bucket_and_cropped_inside(
 
 
 @given(width=LENGTHS, height=LENGTHS, times=SIDES, max_aspect=ASPECTS)
-def test_the_bucket_is_the_nearest_in_aspect(
+def test_bucket_is_the_nearest_in_aspect(
     width: int, height: int, times: int, max_aspect: float
 ) -> None:
     buckets = make_buckets(times * 64, 64, max_aspect)
@@ -115,7 +115,7 @@ def test_turning_an_image_turns_its_distance(width: int, height: int, times: int
     )
 
 
-def test_known_buckets() -> None:
+def test_buckets_of_common_resolutions_are_known() -> None:
     sizes = [str(bucket) for bucket in make_buckets(512, 64, 2.0)]
     assert sizes == ["384x704", "448x576", "512x512", "576x448", "704x384"]
     assert [str(b) for b in make_buckets(128, 64, 2.0)] == ["128x128"]
@@ -124,7 +124,7 @@ def test_known_buckets() -> None:
     assert [str(b) for b in make_buckets(1024, 64, 1.0)] == ["1024x1024"]
 
 
-def test_known_assignments() -> None:
+def test_images_of_common_sizes_get_known_buckets() -> None:
     buckets = make_buckets(512, 64, 2.0)
     photo = assign_bucket((3000, 2000), buckets)
     # 1.5 lies between 576/448 = 1.286 and 704/384 = 1.833, nearer the first in logarithms.

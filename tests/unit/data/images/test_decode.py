@@ -39,7 +39,7 @@ def test_images_stand_upright(orientation: int, corner: tuple[int, int]) -> None
     "exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\1\0"]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_damaged_orientation_does_no_harm(exif: bytes) -> None:
+def test_damaged_orientation_is_ignored(exif: bytes) -> None:
     assert decode_image(encoded(Image.new("RGB", (3, 2)), "JPEG", exif=exif), "x").size == (3, 2)
 
 
@@ -54,7 +54,7 @@ def test_transparency_lies_on_the_background() -> None:
     assert pixel(decode_image(encoded(grey), "x")) == (255, 255, 255)
 
 
-def test_transparency_of_a_palette() -> None:
+def test_transparency_of_a_palette_lies_on_the_background() -> None:
     image = Image.new("P", (2, 1), 0)
     image.putpalette([200, 0, 0, 0, 200, 0])
     image.putpixel((1, 0), 1)
@@ -79,13 +79,13 @@ def test_sixteen_bit_grey_is_as_bright_as_its_eight_bit_twin() -> None:
         assert mean == pytest.approx(twin.mean(), rel=0.01)
 
 
-def test_a_transparent_shade_of_sixteen_bits_stays_hidden() -> None:
+def test_transparent_shade_of_sixteen_bits_stays_hidden() -> None:
     wide = np.array([[5000, 40_000]], dtype=np.uint16)
     shown = decode_image(encoded(Image.fromarray(wide), transparency=5000), "x", (1, 2, 3))
     assert (pixel(shown), pixel(shown, 1)) == ((1, 2, 3), (156, 156, 156))
 
 
-def test_a_transparent_colour_stays_hidden() -> None:
+def test_transparent_colour_stays_hidden() -> None:
     for mode, color, other in (("RGB", (9, 8, 7), (9, 8, 6)), ("L", 9, 8)):
         image = Image.new(mode, (2, 1), color)
         image.putpixel((1, 0), other)
@@ -138,7 +138,7 @@ def test_damage_of_any_kind_is_one_error(kind: str) -> None:
     assert outcomes <= {"RGB", "x: "}
 
 
-def test_a_mask_has_its_images_size() -> None:
+def test_mask_has_its_images_size() -> None:
     half = Image.new("L", (20, 10), 0)
     half.paste(255, (10, 0, 20, 10))
     for image in (half, half.convert("RGB"), half.convert("1")):
@@ -153,7 +153,7 @@ def test_a_mask_has_its_images_size() -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 12), (10, 20), (200, 80)])
-def test_a_mask_of_another_shape_is_refused(size: tuple[int, int]) -> None:
+def test_mask_of_another_shape_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(DataError, match=r"m: the mask is 20 x 10 and its image"):
         decode_mask(encoded(Image.new("L", (20, 10), 255)), "m", size)
 
@@ -169,7 +169,7 @@ def test_other_modes_become_rgb() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
-def test_a_cut_file_is_named(kind: str) -> None:
+def test_cut_file_is_named(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
     for part in (data[: len(data) // 2], data[:20], b""):
@@ -177,14 +177,14 @@ def test_a_cut_file_is_named(kind: str) -> None:
             decode_image(part, "cat.x")
 
 
-def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_module, "MAX_PIXELS", 99)
     decode_image(encoded(Image.new("RGB", (9, 11))), "x")
     with pytest.raises(DataError, match="x: 10 x 10 pixels is too large"):
         decode_image(encoded(Image.new("RGB", (10, 10))), "x")
 
 
-def test_a_square_is_the_scaled_centre() -> None:
+def test_square_image_is_the_scaled_centre() -> None:
     image = Image.new("RGB", (30, 10), "red")
     image.paste("blue", (10, 0, 20, 10))
     pixels = crop_square(image, 5)

@@ -13,7 +13,7 @@ sides = st.integers(min_value=16, max_value=200)
 
 
 @given(width=sides, height=sides, seed=st.integers(0, 2**40))
-def test_a_mask_is_black_and_white_and_not_black(width: int, height: int, seed: int) -> None:
+def test_mask_is_black_and_white_and_not_black(width: int, height: int, seed: int) -> None:
     mask = draw_random_mask(width, height, make_generator(seed))
     assert mask.shape == (height, width)
     assert mask.dtype == np.uint8
@@ -22,13 +22,13 @@ def test_a_mask_is_black_and_white_and_not_black(width: int, height: int, seed: 
 
 
 @given(width=sides, height=sides, seed=st.integers(0, 2**40))
-def test_a_mask_is_that_of_its_generator(width: int, height: int, seed: int) -> None:
+def test_mask_is_that_of_its_generator(width: int, height: int, seed: int) -> None:
     first, second = (draw_random_mask(width, height, make_generator(seed)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 @given(side=st.sampled_from([64, 96, 128]), scale=st.integers(2, 4), seed=st.integers(0, 2**40))
-def test_a_mask_scales_with_its_image(side: int, scale: int, seed: int) -> None:
+def test_mask_scales_with_its_image(side: int, scale: int, seed: int) -> None:
     """The same shapes in a picture of the same aspect: only their edges differ."""
     small = draw_random_mask(side, side, make_generator(seed))
     large = draw_random_mask(side * scale, side * scale, make_generator(seed))[::scale, ::scale]

@@ -40,7 +40,7 @@ def draws(count: int, seed: int = 0) -> BatchRng:
     return BatchRng(torch.Generator().manual_seed(seed), count)
 
 
-def test_bytes_survive_the_way_there_and_back() -> None:
+def test_square_images_survive_a_round_trip() -> None:
     values = torch.arange(256, dtype=torch.uint8)
     signed = uint8_to_signed(values)
     assert (float(signed[0]), float(signed[255])) == (-1.0, 1.0)
@@ -71,7 +71,7 @@ def test_decoding_batch_by_batch_gives_the_same(rows: list[Row]) -> None:
         streamed.get_batch(indices)
 
 
-def test_a_damaged_image_names_its_row(rows: list[Row]) -> None:
+def test_damaged_image_names_its_row(rows: list[Row]) -> None:
     rows[3].path.write_bytes(b"\0" * rows[3].path.stat().st_size)
     with pytest.raises(DataError, match="0: cannot be decoded"):
         load_square_images(rows, 8)

@@ -37,13 +37,15 @@ def rule(column: str, op: str, value: object, missing: str = "drop") -> RowFilte
         ("contains", "red", ["red"], 7),
     ],
 )
-def test_every_comparison(op: str, value: object, good: object, bad: object) -> None:
+def test_filters_support_every_comparison(
+    op: str, value: object, good: object, bad: object
+) -> None:
     expected = rule("c", op, value)
     assert matches_filter(row("k", c=good), expected) is True
     assert matches_filter(row("k", c=bad), expected) is False
 
 
-def test_a_missing_column_drops_or_keeps() -> None:
+def test_missing_column_drops_or_keeps() -> None:
     rows = [row("a", score=1), row("b"), row("c", score=None)]
     assert [r.key for r in filter_rows(rows, [rule("score", ">=", 0)])] == ["a"]
     assert [r.key for r in filter_rows(rows, [rule("score", ">=", 2, "keep")])] == ["b", "c"]
@@ -57,7 +59,7 @@ def test_all_filters_must_pass() -> None:
         filter_rows(rows, [rule("n", ">=", 3), rule("n", "<=", 2)])
 
 
-def test_an_unknown_column_is_named_with_close_matches() -> None:
+def test_unknown_column_is_named_with_close_matches() -> None:
     rows = [row("a", aesthetic=5.0, licence="x")]
     with pytest.raises(DataError, match=r"no row has a column 'asthetic'; did you mean aesthetic"):
         filter_rows(rows, [rule("asthetic", ">=", 5)])
@@ -65,7 +67,7 @@ def test_an_unknown_column_is_named_with_close_matches() -> None:
         compute_row_weights(rows, [RowWeight(column="zzz", value=1, weight=0.5)])
 
 
-def test_what_cannot_be_compared_is_named() -> None:
+def test_incomparable_values_are_named() -> None:
     rows = [row("pictures/a.png", score="5.1")]
     with pytest.raises(DataError, match=r"pictures/a\.png: column 'score' is '5\.1'.*>=.* with 5"):
         filter_rows(rows, [rule("score", ">=", 5)])
@@ -74,12 +76,12 @@ def test_what_cannot_be_compared_is_named() -> None:
 
 
 @pytest.mark.parametrize(("op", "value"), [("in", "abc"), ("not in", 3), ("==", ["a"])])
-def test_lists_go_with_in_only(op: str, value: object) -> None:
+def test_lists_are_accepted_by_in_only(op: str, value: object) -> None:
     with pytest.raises(ConfigError, match="does not go with"):
         rule("c", op, value)
 
 
-def test_a_row_keeps_its_side_of_the_split() -> None:
+def test_row_keeps_its_side_of_the_split() -> None:
     rows = [row(f"style/{index}") for index in range(2000)]
     training, validation = split_by_hash(rows, 0.1)
     assert len(training) + len(validation) == 2000

@@ -42,7 +42,7 @@ def packed_meta(*records: dict) -> bytes:
 # --- a folder of pictures and text files --------------------------------------------------
 
 
-def test_a_folder_with_captions_beside_the_images(tmp_path: Path) -> None:
+def test_folder_with_captions_beside_the_images_is_read(tmp_path: Path) -> None:
     for name in ("b.png", "sub/a.JPG", "c.webp"):
         file = image(tmp_path / name)
         file.with_suffix(".txt").write_text("\ufeff  a red\n  square ", encoding="utf-8")
@@ -62,14 +62,14 @@ def test_missing_captions_are_counted(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def test_a_folder_without_images(tmp_path: Path) -> None:
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images found \(looked for .*\.png"):
         read_rows(tmp_path)
     with pytest.raises(DataError, match="no such data folder or packed file"):
         read_rows(tmp_path / "absent")
 
 
-def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
+def test_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(DataError, match=r"a\.txt: not UTF-8 text \(byte 3 is 0xe9\)"):
@@ -79,7 +79,7 @@ def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
 # --- a folder with a list -----------------------------------------------------------------
 
 
-def test_a_listed_folder(tmp_path: Path) -> None:
+def test_folder_with_a_manifest_is_read(tmp_path: Path) -> None:
     image(tmp_path / "x/1.png")
     image(tmp_path / "2.png")
     write_manifest(
@@ -100,7 +100,7 @@ def test_single_caption_needs_no_list(tmp_path: Path) -> None:
     assert read_rows(tmp_path)[0].captions == ("a cat",)
 
 
-def test_a_unicode_line_separator_does_not_end_a_line(tmp_path: Path) -> None:
+def test_unicode_line_separator_does_not_end_a_line(tmp_path: Path) -> None:
     image(tmp_path / "1.png")
     write_manifest(tmp_path, {"file_name": "1.png", "text": "one\u2028two\x85three"})
     assert read_rows(tmp_path)[0].caption == "one two three"
@@ -121,14 +121,14 @@ def test_a_unicode_line_separator_does_not_end_a_line(tmp_path: Path) -> None:
         ("", "lists no images"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, record: object, message: str) -> None:
+def test_bad_line_is_named(tmp_path: Path, record: object, message: str) -> None:
     image(tmp_path / "out.png")
     image(tmp_path / "data/1.png")
     with pytest.raises(DataError, match=message):
         read_rows(write_manifest(tmp_path / "data", record))
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     secret = image(tmp_path / "secret.png")
     write_manifest(tmp_path / "data", {"file_name": "link.png", "text": "x"})
     (tmp_path / "data" / "link.png").symlink_to(secret)
@@ -138,7 +138,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         read_rows(write_manifest(tmp_path / "data", {"file_name": str(secret), "text": "x"}))
 
 
-def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+def test_list_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_bytes(b'{"text": "caf\xe9"}')
     with pytest.raises(DataError, match=r"metadata\.jsonl: not UTF-8 text \(byte 13\)"):
         read_rows(tmp_path)
@@ -147,7 +147,7 @@ def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
 # --- a packed file ------------------------------------------------------------------------
 
 
-def test_a_packed_file(tmp_path: Path) -> None:
+def test_packed_file_is_read(tmp_path: Path) -> None:
     records = [
         {"style": "noto", "icon": "cat", "captions": ["a cat", "cat"], "off": 0, "len": 3},
         {"style": "noto", "icon": "dog", "caption": "a dog", "off": 3, "len": 2, "role": "base"},
@@ -173,7 +173,7 @@ def test_a_packed_file(tmp_path: Path) -> None:
         (zlib.compress(b"caf\xe9"), "not a packed dataset"),
     ],
 )
-def test_a_bad_packed_file_is_named(tmp_path: Path, meta: bytes, message: str) -> None:
+def test_bad_packed_file_is_named(tmp_path: Path, meta: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_rows(pack(tmp_path / "d.tar", meta))
 
@@ -192,7 +192,7 @@ def test_other_files_are_no_packed_data(tmp_path: Path) -> None:
 # --- identity -----------------------------------------------------------------------------
 
 
-def test_a_rows_hash_is_of_key_and_image(tmp_path: Path) -> None:
+def test_rows_hash_is_of_key_and_image(tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     file.write_bytes(b"..picture..")
     row = Row("key", ("x",), {}, file, 2, 7)

@@ -37,7 +37,7 @@ def findings(folder: Path, tag: str | None = TAG) -> list[Finding]:
     return [finding for rule in DATASET_RULES.load_all().values() for finding in rule(facts)]
 
 
-def test_a_healthy_dataset_is_not_commented(tmp_path: Path) -> None:
+def test_healthy_dataset_has_no_findings(tmp_path: Path) -> None:
     assert findings(healthy(tmp_path)) == []
     assert findings(tmp_path, tag=None) == []
 
@@ -126,7 +126,7 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
     CASES,
     ids=[f"{n}-{case[0]}" for n, case in enumerate(CASES)],
 )
-def test_a_broken_rule_is_reported_with_its_files(
+def test_broken_rule_is_reported_with_its_files(
     tmp_path: Path, rule: str, severity: str, change: Break, files: tuple[str, ...], words: str
 ) -> None:
     change(healthy(tmp_path))
@@ -157,11 +157,11 @@ def test_every_rule_is_tested() -> None:
         ("watercolor", "watercolour", True),
     ],
 )  # fmt: skip
-def test_words_that_are_nearly_the_tag(phrase: str, tag: str, expected: bool) -> None:
+def test_words_close_to_the_tag_are_reported(phrase: str, tag: str, expected: bool) -> None:
     assert is_nearly_tag(phrase, tag) is expected
 
 
-def test_an_ordinary_word_is_no_misspelling(tmp_path: Path) -> None:
+def test_ordinary_word_is_no_misspelling_of_the_tag(tmp_path: Path) -> None:
     healthy(tmp_path)
     for index in range(8):
         (tmp_path / f"{index}.txt").write_text(f"bear {index} at work, bearx")
@@ -187,7 +187,7 @@ def test_edit_distances_are_a_distance(one: str, other: str) -> None:
 
 
 @given(st.text("abcd", min_size=2, max_size=8), st.data())
-def test_one_slip_is_one_edit(word: str, data: st.DataObject) -> None:
+def test_single_typo_is_a_distance_of_1(word: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(word) - 2))
     swapped = word[:place] + word[place + 1] + word[place] + word[place + 2 :]
     dropped = word[:place] + word[place + 1 :]

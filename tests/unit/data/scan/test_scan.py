@@ -44,7 +44,7 @@ def healthy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_healthy_folder_has_no_problems(healthy: Path) -> None:
+def test_healthy_folder_has_no_problems(healthy: Path) -> None:
     result = scan_dataset(healthy)
     assert (len(result.rows), result.image_count, result.problems) == (4, 4, [])
     assert {info.size for info in result.images} == {(96, 96)}
@@ -57,7 +57,7 @@ def test_a_healthy_folder_has_no_problems(healthy: Path) -> None:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def test_a_truncated_jpeg_that_verifies_is_found(tmp_path: Path) -> None:
+def test_truncated_jpeg_that_verifies_is_found(tmp_path: Path) -> None:
     full = encoded(noisy(0), "JPEG")
     file = put(tmp_path / "cut.jpg", full[: len(full) * 2 // 3])
     Image.open(file).verify()  # which sees nothing wrong with it
@@ -131,7 +131,7 @@ def moving(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
-def test_the_first_frame_is_used_with_a_warning(tmp_path: Path, kind: str) -> None:
+def test_first_frame_is_used_with_a_warning(tmp_path: Path, kind: str) -> None:
     file = put(tmp_path / f"a.{kind.lower()}", moving(kind))
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == (file.name, "animated", "warning")
@@ -172,15 +172,13 @@ def memory(name: str) -> int:
     return int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1])
 
 
-def test_a_file_that_is_too_large_is_not_read(
-    healthy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_that_is_too_large_is_not_read(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(healthy / "big.png", noisy(1, (300, 300)))
     monkeypatch.setattr(image_inspection, "MAX_BYTES", 100_000)
     assert errors_of(healthy) == {"big.png": "too-large"}
 
 
-def test_links_and_strange_names(healthy: Path) -> None:
+def test_broken_links_and_undecodable_names_are_reported(healthy: Path) -> None:
     (healthy / "gone.png").symlink_to(healthy / "nowhere.png")
     (healthy / "gone.txt").write_text("thing")
     (healthy / ".hidden.png").write_bytes(b"")
@@ -198,7 +196,7 @@ def test_links_and_strange_names(healthy: Path) -> None:
 # --- masks --------------------------------------------------------------------------------------
 
 
-def test_a_mask_belongs_to_its_image_and_is_no_row(healthy: Path) -> None:
+def test_mask_belongs_to_its_image_and_is_no_row(healthy: Path) -> None:
     mask = put(healthy / "2.mask.png", Image.new("L", (48, 48), 200), caption=None)
     result = scan_dataset(healthy)
     assert result.problems == []
@@ -213,14 +211,14 @@ def test_a_mask_belongs_to_its_image_and_is_no_row(healthy: Path) -> None:
         (b"", "2.mask.png: cannot be decoded"),
     ],
 )
-def test_masks_that_cannot_be_used(healthy: Path, mask: Image.Image | bytes, words: str) -> None:
+def test_unusable_masks_are_reported(healthy: Path, mask: Image.Image | bytes, words: str) -> None:
     put(healthy / "2.mask.png", mask, caption=None)
     (problem,) = scan_dataset(healthy).problems
     assert (problem.file, problem.kind) == ("2.png", "bad-mask")
     assert words in problem.detail
 
 
-def test_a_mask_without_an_image_is_a_warning(healthy: Path) -> None:
+def test_mask_without_an_image_is_a_warning(healthy: Path) -> None:
     put(healthy / "other.mask.png", Image.new("L", (96, 96), 255), caption=None)
     (problem,) = scan_dataset(healthy).problems
     assert (problem.kind, problem.severity) == ("lonely-mask", "warning")
@@ -244,7 +242,7 @@ def test_a_mask_without_an_image_is_a_warning(healthy: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::lorasmith.core.errors.LorasmithWarning")
-def test_captions_that_cannot_be_used(
+def test_unusable_captions_are_reported(
     tmp_path: Path, caption: bytes | None, kind: str, words: str
 ) -> None:
     put(tmp_path / "a.png", scene(0), caption)
@@ -256,7 +254,7 @@ def test_captions_that_cannot_be_used(
         read_usable_rows(data_of(tmp_path))
 
 
-def test_a_byte_order_mark_is_left_out_with_a_warning(tmp_path: Path) -> None:
+def test_byte_order_mark_is_left_out_with_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "a.png", scene(0), b"\xef\xbb\xbfa thing")
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == ("a.txt", "caption-mark", "warning")
@@ -274,20 +272,20 @@ def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, endi
     assert f"captions are read from 0.txt, and there is 0{ending}: rename it" in str(caught.value)
 
 
-def test_a_caption_in_capitals_is_found_on_every_file_system(tmp_path: Path) -> None:
+def test_caption_in_capitals_is_found_on_every_file_system(tmp_path: Path) -> None:
     put(tmp_path / "A.PNG", scene(0), caption=None)
     (tmp_path / "a.TXT").write_text("a thing")
     assert scan_dataset(tmp_path).rows[0].caption == "a thing"
 
 
 @pytest.mark.parametrize("name", ["photo.heic", "strange.jpgg"])
-def test_a_captioned_file_that_is_not_read_is_a_warning(healthy: Path, name: str) -> None:
+def test_captioned_file_that_is_not_read_is_a_warning(healthy: Path, name: str) -> None:
     put(healthy / name, b"whatever it is")
     (problem,) = scan_dataset(healthy).problems
     assert (problem.file, problem.kind, problem.severity) == (name, "unknown-kind", "warning")
 
 
-def test_only_files_that_are_not_read(tmp_path: Path) -> None:
+def test_folder_of_unreadable_files_is_reported(tmp_path: Path) -> None:
     put(tmp_path / "photo.heic", b"whatever it is")
     with pytest.raises(DataError, match=r"no images found .*; there is photo\.heic: \.heic is"):
         scan_dataset(tmp_path)
@@ -318,12 +316,12 @@ def test_repeats_and_captions_come_from_the_folders(tmp_path: Path) -> None:
     assert result.errors == []
 
 
-def test_an_empty_caption_file_is_not_filled_from_the_folder(tmp_path: Path) -> None:
+def test_empty_caption_file_is_not_filled_from_the_folder(tmp_path: Path) -> None:
     put(tmp_path / "10_dog" / "a.png", scene(0), caption="")
     assert errors_of(tmp_path) == {"10_dog/a.png": "no-caption"}
 
 
-def test_a_year_is_hardly_a_number_of_repeats(tmp_path: Path) -> None:
+def test_year_is_hardly_a_number_of_repeats(tmp_path: Path) -> None:
     put(tmp_path / "2024_holiday" / "a.png", scene(0))
     problem = only_problem(tmp_path)
     assert (problem.kind, problem.severity) == ("many-repeats", "warning")
@@ -372,7 +370,7 @@ def faulty(healthy: Path) -> Path:
     return healthy
 
 
-def test_stop_says_everything_in_one_line(faulty: Path) -> None:
+def test_stop_reports_all_problems_in_one_line(faulty: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_usable_rows(data_of(faulty))
     message = str(caught.value)

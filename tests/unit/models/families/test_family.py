@@ -41,7 +41,7 @@ TITLES = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_published_models(name: str) -> None:
+def test_published_models_have_known_parameters_and_configs(name: str) -> None:
     variant = VARIANTS[name]
     networks = empty_parts(variant)
     assert tuple(map(count_parameters, networks.values())) == PARAMETERS[name]
@@ -58,7 +58,7 @@ def test_published_models(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "other"), [("sd1", "sd15"), ("sd2-v", "sd21"), ("sdxl", "sdxl")])
-def test_configs_are_those_that_other_tests_state(name: str, other: str) -> None:
+def test_configs_equal_those_of_the_test_helpers(name: str, other: str) -> None:
     config = component_config(VARIANTS[name], "unet")
     for key, value in UNETS[other].items():
         actual = config[key]

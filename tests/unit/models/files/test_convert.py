@@ -40,7 +40,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
             assert torch.equal(value, yours[key]), f"{file}: {key}"
 
 
-def test_a_round_trip_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_round_trip_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     path, back = single(tiny, tmp_path / "a.safetensors"), tmp_path / "back"
     save_folder(read_contents(open_source(path)), back)
     assert_same_weights(tiny, back)

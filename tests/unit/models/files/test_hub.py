@@ -86,7 +86,7 @@ FILES = [
 ]  # fmt: skip
 
 
-def test_selected_files() -> None:
+def test_only_needed_files_are_selected() -> None:
     left = {
         "README.md", "v1-5.safetensors", "v1-5.ckpt", "safety_checker/config.json",
         "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",

@@ -80,7 +80,7 @@ def test_prediction_type_is_read_from_the_yaml_file(path: Path, word: str, expec
     assert open_source(path).variant.prediction_type == expected
 
 
-def test_sdxl_with_v_prediction_and_zero_terminal_snr(path: Path) -> None:
+def test_sdxl_with_v_prediction_and_zero_terminal_snr_is_recognised(path: Path) -> None:
     write_sparse(path, file_shapes("sdxl") | {"v_pred": (0,), "ztsnr": (0,)})
     scheduler = open_source(path).config("scheduler")
     assert scheduler["prediction_type"] == "v_prediction"
@@ -93,7 +93,7 @@ def test_older_names_of_the_text_encoder_are_read(path: Path) -> None:
     assert read_model_info(write_sparse(path, old)).variant == VARIANTS["sd1"]
 
 
-def test_the_refiner_has_no_first_text_encoder(path: Path) -> None:
+def test_refiner_has_no_first_text_encoder(path: Path) -> None:
     networks = build_meta_networks(write_sparse(path, file_shapes("sdxl-refiner")))
     assert networks.text_encoder is None
     assert networks.text_encoder_2.config.hidden_size == 1280

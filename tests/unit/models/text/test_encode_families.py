@@ -114,7 +114,7 @@ def test_incomplete_sdxl_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
         resolve_model_path(folder)
 
 
-def test_both_text_encoders_move(tiny_sdxl: Path) -> None:
+def test_both_text_encoders_change_their_dtype(tiny_sdxl: Path) -> None:
     model = load_model(tiny_sdxl).to(torch.device("cpu"), torch.bfloat16)
     assert [encoder.dtype for encoder in model.text_encoders] == [torch.bfloat16] * 2
     assert not any(p.requires_grad for result in model.text_encoders for p in result.parameters())

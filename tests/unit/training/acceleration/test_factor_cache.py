@@ -81,7 +81,7 @@ def test_output_and_gradients_are_those_of_separate_operations(
         torch.testing.assert_close(grad, expected_grad, atol=1e-12, rtol=1e-12)
 
 
-def test_an_input_without_gradients_gets_none() -> None:
+def test_input_without_gradients_gets_none() -> None:
     layer = make_layer(torch.float64)
     x = torch.randn(3, IN, dtype=torch.float64)
     cache_of(layer).refresh()
@@ -159,7 +159,7 @@ def test_nothing_is_fused_on_a_cpu() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("ranks", [(2,), (2, 3)])
-def test_fused_layers_on_a_gpu(ranks: tuple[int, ...]) -> None:
+def test_fused_layers_on_a_gpu_equal_separate_layers(ranks: tuple[int, ...]) -> None:
     layer = make_layer(torch.bfloat16, ranks).cuda()
     divide_rows(layer, 40)
     x = torch.randn(40, IN, device="cuda").bfloat16().requires_grad_()

@@ -115,7 +115,9 @@ LAYERS = pytest.mark.parametrize("kind", [GatedLayer, FeedForwardLayer])
 
 @LAYERS
 @pytest.mark.parametrize("ranks", [(3,), (1, 4)])
-def test_output_and_gradients_with_adapters(kind: type, ranks: tuple[int, ...]) -> None:
+def test_output_and_gradients_with_adapters_equal_separate_layers(
+    kind: type, ranks: tuple[int, ...]
+) -> None:
     network = kind(ranks, 20, torch.float64, "cpu")
     compare(network, torch.randn(4, 3, 12).double().requires_grad_(), 1e-12, 1e-10)
 
@@ -125,7 +127,7 @@ def test_output_and_gradients_with_adapters(kind: type, ranks: tuple[int, ...]) 
 @pytest.mark.parametrize("size", [20, 640])
 @pytest.mark.parametrize("ranks", [(3,), (16,), (2, 40), (200,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_with_adapters(
+def test_kernels_with_adapters_equal_separate_layers(
     kind: type, size: int, ranks: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     network = kind(ranks, size, dtype, "cuda")

@@ -122,7 +122,9 @@ FAMILIES = ["sd1", "sd2", "sdxl", "sdxl-refiner", "sd1-inpainting"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_layers_of_every_family(tiny_of: Callable[[str], Path], family: str) -> None:
+def test_patched_networks_of_every_family_give_the_same_gradients(
+    tiny_of: Callable[[str], Path], family: str
+) -> None:
     model = load_model(tiny_of(family)).to(CPU, torch.float64)
     network = model.unet
     trainable = add_adapters(model, ALL_LAYERS)
@@ -152,7 +154,7 @@ def test_all_layers_of_every_family(tiny_of: Callable[[str], Path], family: str)
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_unusual_networks(options: dict[str, Any]) -> None:
+def test_patched_unusual_networks_give_the_same_gradients(options: dict[str, Any]) -> None:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -211,7 +213,7 @@ def test_failing_step_leaves_the_network_unpatched(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.2}, {"init": "compensated"}], ids=str)
-def test_adapters_with_dropout_or_an_initial_product(
+def test_patched_network_with_dropout_or_an_initial_product_gives_the_same_gradients(
     tiny_model: Path, options: dict[str, Any]
 ) -> None:
     model = load_model(tiny_model).to(CPU, torch.float64)
@@ -313,7 +315,7 @@ def use_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     )
 
 
-def test_compiled_blocks_with_patched_modules_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_may_contain_patched_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     use_backend(monkeypatch, "aot_eager")
     network = OneBlockUNet()
     before, plain = network.output_and_grads(), state_of(network)
@@ -376,7 +378,9 @@ def gradients_of_both(
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2), (2, 0)])
 @pytest.mark.parametrize("task", ["train", "preserve"])
-def test_features_share_a_pass(joint_loras: JointLoras, sizes: tuple[int, int], task: str) -> None:
+def test_features_that_share_a_pass_get_the_gradients_of_the_unpatched_network(
+    joint_loras: JointLoras, sizes: tuple[int, int], task: str
+) -> None:
     """Text encoders are trained here too; the first feature has more layers than the second."""
     inputs = [joint_loras.loss_input(number, size) for number, size in enumerate(sizes) if size]
     inputs = [one._replace(batch=replace(one.batch, task=task)) for one in inputs]
@@ -386,7 +390,9 @@ def test_features_share_a_pass(joint_loras: JointLoras, sizes: tuple[int, int], 
         assert bool(other.abs().max() > 0) == (size > 0)
 
 
-def test_earlier_features_and_those_that_choose_tokens(joint_loras: JointLoras) -> None:
+def test_frozen_features_and_token_gates_get_the_gradients_of_the_unpatched_network(
+    joint_loras: JointLoras,
+) -> None:
     first = joint_loras.loras[0].attached.gate
     routing = replace(
         joint_loras.routings[1], frozen=[(first, False)], joint=(), selects_tokens=True
@@ -404,7 +410,7 @@ def test_earlier_features_and_those_that_choose_tokens(joint_loras: JointLoras) 
         assert float(wanted[1].abs().max()) > 0
 
 
-def test_preservation_starts_from_nothing(joint_loras: JointLoras) -> None:
+def test_preservation_starts_with_zero_gradients(joint_loras: JointLoras) -> None:
     """What is kept is measured in the same way as what changes: no adapter, no difference."""
     for feature in joint_loras.loras:
         for one in feature.adapters.values():
@@ -433,7 +439,7 @@ def run_of(model: Path, data: Path, out: Path) -> TrainConfig:
     return TrainConfig.model_validate(settings)
 
 
-def test_a_run_and_what_fails_in_it(
+def test_patched_run_equals_an_unpatched_run_and_is_restored_after_a_failure(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accumulated parts, an average, a text encoder; memory that runs out in the last step."""

@@ -57,7 +57,7 @@ def clean(made: TrainDataset) -> torch.Tensor:
     return take(made, list(range(len(made.rows)))).latents
 
 
-def test_a_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp: Path) -> None:
+def test_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp: Path) -> None:
     pictures, captions, first = counts(data_of(folder))
     assert (pictures, captions) == (4, 4)
     assert list(cache_in_tmp.rglob("*.safetensors"))
@@ -103,7 +103,7 @@ def test_only_an_edited_caption_is_encoded(folder: Path, counts: Counts) -> None
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_settings_that_change_latents_and_such_that_do_not(
+def test_only_settings_that_change_latents_are_encoded_again(
     folder: Path, counts: Counts, change: dict[str, Any], expected: int
 ) -> None:
     counts(data_of(folder))
@@ -162,7 +162,7 @@ def test_damaged_caches_are_rebuilt(
     assert counts(data_of(folder))[:2] == (0, 0)
 
 
-def test_the_images_folder_is_never_written(folder: Path, counts: Counts) -> None:
+def test_image_folder_is_never_written(folder: Path, counts: Counts) -> None:
     def state() -> dict[str, tuple[int, bytes]]:
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
@@ -177,7 +177,7 @@ def test_the_images_folder_is_never_written(folder: Path, counts: Counts) -> Non
     assert state() == before
 
 
-def test_the_cache_can_be_elsewhere_or_nowhere(
+def test_cache_can_be_elsewhere_or_off(
     folder: Path, counts: Counts, cache_in_tmp: Path, tmp_path: Path
 ) -> None:
     counts(data_of(folder, cache=False))

@@ -114,7 +114,7 @@ def test_random_masks_change_every_time(model: Model, folder: Path) -> None:
     assert torch.equal(surroundings(made, [4], 3)[0, 0], drawn[3])
 
 
-def test_masks_can_weigh_the_loss_alone(model: Model, folder: Path) -> None:
+def test_masks_can_weight_only_the_loss(model: Model, folder: Path) -> None:
     """With random masks for all, the given ones say what is learned and not what is hidden."""
     data = data_of(folder, inpaint_masks="random")
     train = TrainerConfig(batch_size=4, loss=LossConfig(masked=True))
@@ -131,7 +131,7 @@ def test_masks_can_weigh_the_loss_alone(model: Model, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"num_random_masks": 0}, {"flip_aug": True}], ids=str)
-def test_a_batch_does_not_depend_on_how_it_is_divided(
+def test_batch_does_not_depend_on_how_it_is_divided(
     model: Model, folder: Path, more: dict[str, Any]
 ) -> None:
     made = built(model, data_of(folder, **more))
@@ -147,7 +147,7 @@ def test_a_batch_does_not_depend_on_how_it_is_divided(
     torch.testing.assert_close(torch.cat([one for one in parts if one is not None]), full)
 
 
-def test_a_second_run_encodes_nothing(
+def test_second_run_encodes_nothing(
     model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, encoded = type(model.vae).encode, []
@@ -198,7 +198,7 @@ def test_refiner_gets_an_aesthetic_score(tiny_of: Tiny, folder: Path) -> None:
         assert torch.equal(batch.time_ids, expected)
 
 
-def test_the_refiner_knows_the_lowest_noise_levels() -> None:
+def test_refiner_samples_the_lowest_noise_levels() -> None:
     config: dict[str, object] = {"beta_schedule": "scaled_linear"}
     process = build_noise_process(config, LossConfig(), CPU, num_timesteps=200)
     assert process.num_timesteps == 200

@@ -64,7 +64,7 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
     [{"lora": {"gate": "token"}}, {"preserve": {"strength": 1}}, {"train": {"batch_size": 2}},
      {"train": {"loss": {"masked": False}}}],
 )  # fmt: skip
-def test_what_makes_other_batches_is_not_shared(
+def test_runs_with_different_batches_share_no_dataset(
     pictures: Path, tiny_model: Path, other: dict[str, Any]
 ) -> None:
     made = build_dataset(load_model(tiny_model), settings(pictures).data, settings(pictures).train,

@@ -61,9 +61,7 @@ def test_dropped_captions_are_empty(tmp_path: Path, model: Model, shuffle: bool)
     assert 25 < dropped < 55
 
 
-def test_a_trained_text_encoder_gets_tokens(
-    tmp_path: Path, model: Model, sdxl_model: Model
-) -> None:
+def test_trained_text_encoder_gets_tokens(tmp_path: Path, model: Model, sdxl_model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     batch = take(built(model, data_of(folder), encodes_text_in_step=True), [2, 0])
     captions = ["picture 2, ink", "picture 0, ink"]
@@ -153,7 +151,7 @@ def test_shuffled_long_captions_always_have_room(tmp_path: Path, model: Model) -
     assert len(counts) == 1
 
 
-def test_a_chunk_is_encoded_once_and_short_captions_keep_their_entries(
+def test_chunk_is_encoded_once_and_short_captions_keep_their_entries(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = []
@@ -223,13 +221,15 @@ def rows_of(count: int) -> list[Row]:
     ("count", "share", "held"),
     [(23, None, 0), (24, None, 2), (60, None, 5), (30, 0.0, 0), (30, 0.1, 3), (3, 0.01, 1)],
 )
-def test_how_many_are_for_validation(count: int, share: float | None, held: int) -> None:
+def test_validation_share_gives_the_number_of_images(
+    count: int, share: float | None, held: int
+) -> None:
     learned, measured = split_validation(rows_of(count), share)
     assert len(measured) == held
     assert sorted(map(str, [*learned, *measured])) == sorted(map(str, rows_of(count)))
 
 
-def test_the_choice_follows_the_names() -> None:
+def test_validation_split_follows_the_file_names() -> None:
     rows = rows_of(100)
     _, before = split_validation(rows, 0.1)
     _, again = split_validation(rows[::-1], 0.1)
@@ -265,7 +265,7 @@ def test_validation_images_are_separate_and_never_augmented(tmp_path: Path, mode
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
-def test_a_large_table_stays_on_the_cpu_and_gives_the_same(
+def test_large_embedding_table_stays_on_the_cpu_and_gives_the_same_batches(
     dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = captions.TextBatch(

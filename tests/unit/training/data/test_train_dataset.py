@@ -144,7 +144,9 @@ def test_flipped_images_are_encoded_as_such(tmp_path: Path, model: Model) -> Non
     assert kinds[True] + kinds[False] == 40
 
 
-def test_online_images_equal_cached_ones_where_nothing_moves(tmp_path: Path, model: Model) -> None:
+def test_images_encoded_online_equal_cached_ones_without_augmentation(
+    tmp_path: Path, model: Model
+) -> None:
     """A jitter of nearly nothing takes the path through the VAE; the latents stay the same."""
     folder = write(tmp_path / "p", [(80, 64)] * 3)
     cached = take(built(model, data_of(folder)), [2, 0])
@@ -256,7 +258,7 @@ def test_repeats_of_folders_and_settings_multiply(tmp_path: Path, model: Model) 
 # --- mistakes -------------------------------------------------------------------------------
 
 
-def test_a_latent_that_is_not_finite_names_its_image(tmp_path: Path, model: Model) -> None:
+def test_latent_that_is_not_finite_names_its_image(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     encode_as_before = model.vae.encode
 
@@ -273,7 +275,7 @@ def test_a_latent_that_is_not_finite_names_its_image(tmp_path: Path, model: Mode
         built(model, data_of(folder))
 
 
-def test_an_embedding_that_is_not_finite_names_its_caption(tmp_path: Path, model: Model) -> None:
+def test_embedding_that_is_not_finite_names_its_caption(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)])
     for parameter in model.text_encoder.parameters():
         parameter.data.fill_(float("nan"))
@@ -281,13 +283,13 @@ def test_an_embedding_that_is_not_finite_names_its_caption(tmp_path: Path, model
         built(model, data_of(folder))
 
 
-def test_the_cache_does_not_go_among_the_images(tmp_path: Path, model: Model) -> None:
+def test_cache_is_not_written_into_the_image_folder(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(64, 64)])
     with pytest.raises(ConfigError, match=r"data\.cache_dir: .* lies among the pictures"):
         built(model, data_of(folder, cache_dir=folder / "cache"))
 
 
-def test_a_complete_set_is_silent(tmp_path: Path, model: Model) -> None:
+def test_complete_dataset_gives_no_warning(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(300, 256)] * 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -8,7 +8,7 @@ from lorasmith.config.train_config import ModelConfig, OutputConfig, TrainConfig
 from lorasmith.training.setup.setup import open_trainer
 
 
-def test_the_record_is_in_the_runs_folder(tmp_path: Path, tiny_model: Path) -> None:
+def test_crop_record_is_in_the_run_folder(tmp_path: Path, tiny_model: Path) -> None:
     run = TrainConfig(
         data=data_of(write(tmp_path / "p", [(100, 64), (64, 64)])),
         output=OutputConfig(name=f"{tmp_path}/out/ink"),

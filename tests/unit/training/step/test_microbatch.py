@@ -32,7 +32,7 @@ def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:
     return Microbatch(0, 0, size, batch, Noise(levels, drawn(4, 8, 8)))
 
 
-def test_values_of_tensors_do_not_matter() -> None:
+def test_graph_key_does_not_depend_on_values_of_tensors() -> None:
     assert graph_key([part(0)]) == graph_key([part(1)])
     assert hash(graph_key([part(0), part(1)])) == hash(graph_key([part(2), part(3)]))
 
@@ -52,11 +52,11 @@ def test_values_of_tensors_do_not_matter() -> None:
         part()._replace(turn=1),
     ],
 )
-def test_all_else_does(other: Microbatch) -> None:
+def test_graph_key_depends_on_shapes_dtypes_and_settings(other: Microbatch) -> None:
     assert graph_key([part()]) != graph_key([other])
 
 
-def test_tensors_are_exchanged_and_the_rest_stays() -> None:
+def test_replay_exchanges_tensors_and_keeps_other_values() -> None:
     before, wanted = [part(0), part(1, size=3)], [part(5), part(6, size=3)]
     after = replace_inputs(before, graph_inputs(wanted))
     for made, one, old in zip(after, wanted, before, strict=True):
@@ -70,7 +70,7 @@ def test_tensors_are_exchanged_and_the_rest_stays() -> None:
     assert not any(one is before[0].batch.indices for one in graph_inputs(before))
 
 
-def test_a_cpu_does_the_work_every_time() -> None:
+def test_cpu_runs_the_work_at_every_call() -> None:
     recorder = CudaGraphCache(torch.device("cpu"))
     found = [
         float(recorder(0, [torch.tensor(float(k))], lambda given: given[0] * 2)) for k in range(6)

@@ -80,7 +80,7 @@ def cut_batch(batch: Batch, cut: slice) -> Batch:
     )  # fmt: skip
 
 
-def test_a_process_without_a_share_takes_the_same_step(bench) -> None:
+def test_process_without_images_takes_the_same_step(bench) -> None:
     """What the others exchanged arrives, though nothing was computed here."""
 
     def all_reduce(tensors: list[torch.Tensor]) -> None:
@@ -97,7 +97,9 @@ def test_a_process_without_a_share_takes_the_same_step(bench) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "prodigy", "adafactor"])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_the_optimizer_stays_from_the_first_bad_step_on(bench, optimizer: str, where: str) -> None:
+def test_optimizer_does_not_move_after_a_step_that_is_not_finite(
+    bench, optimizer: str, where: str
+) -> None:
     step, made = make_step(bench, optimizer)
     objective = bench.objective()
     take_step(step, [bench.part(objective, seed=0)], 2)
@@ -160,7 +162,7 @@ def test_gradients_that_always_overflow_are_an_error_in_the_end(bench) -> None:
     assert step.failed_step() > 5
 
 
-def test_a_bad_loss_under_loss_scaling_is_an_error_at_once(bench) -> None:
+def test_loss_that_is_not_finite_under_loss_scaling_is_an_error_at_once(bench) -> None:
     step, _ = make_step(bench, scaler=torch.amp.GradScaler("cpu"))
     batch, drawn = bench.part(bench.objective())
     drawn.noise[0] = torch.nan

@@ -91,7 +91,7 @@ def test_refiner_finishes_the_images_of_its_captions(
         assert near(one, other)
 
 
-def test_an_inpainting_model_repaints_what_has_masks(
+def test_inpainting_preview_repaints_the_masked_part(
     adapted_model: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
 ) -> None:
     model, trained = adapted_model("sd1-inpainting")

@@ -59,7 +59,7 @@ def test_validation_loss_is_the_mean_over_images_levels_and_noise(bench, tmp_pat
     assert grid.mean() == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
-def test_measuring_changes_nothing_and_the_base_is_measured_once(bench, tmp_path: Path) -> None:
+def test_validation_changes_nothing_and_measures_the_base_once(bench, tmp_path: Path) -> None:
     data = data_for(bench, tmp_path / "p", [(64, 64)] * 3)
     grid = ValidationLoss(bench.objective(), data, num_timesteps=2, batch_size=4, seed=0)
     torch.manual_seed(1)
@@ -134,7 +134,7 @@ def test_previews_are_drawn_under_the_gate_of_what_is_trained(bench, tmp_path: P
     assert not attached.gate.is_closed
 
 
-def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_path: Path) -> None:
+def test_previews_without_prompts_draw_the_captions(bench, tmp_path: Path) -> None:
     made = previews(bench, tmp_path, num_images=9)
     assert [job.prompt.text for job in made._jobs] == ["a cat", "a <dog>", "a mouse",
                                                        "<lora:x:1> y"]  # fmt: skip
@@ -144,7 +144,7 @@ def test_captions_are_drawn_as_they_stand_where_there_are_no_prompts(bench, tmp_
     assert len(previews(bench, tmp_path, prompts=[])) == 0
 
 
-def test_previews_nobody_wants_any_more_are_given_up(bench, tmp_path: Path) -> None:
+def test_previews_can_be_cancelled(bench, tmp_path: Path) -> None:
     with pytest.raises(PreviewsCancelledError):
         previews(bench, tmp_path / "previews").generate(1, bench.trainable, lambda: False)
     assert not (tmp_path / "previews").exists()
@@ -159,7 +159,7 @@ def test_previews_nobody_wants_any_more_are_given_up(bench, tmp_path: Path) -> N
         ({"num_inference_steps": 2000}, r"validation\.num_inference_steps: 2000 is not possible"),
     ],
 )
-def test_impossible_previews_are_refused_before_the_training(
+def test_impossible_previews_are_refused_before_training(
     bench, tmp_path: Path, more: dict, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
