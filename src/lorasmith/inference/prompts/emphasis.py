@@ -20,12 +20,15 @@ from lorasmith.models.text.prompt_spans import (
 
 BRACKET_FACTOR = 1.1
 MAX_EMPHASIS = 10.0
+MAX_PRODUCT = 1000.0
+"""Largest weight that nested brackets may multiply to."""
+MAX_DEPTH = 100
+"""How many brackets may be open at once; this also keeps the work linear."""
 
-_BREAK = re.compile(r"\bBREAK\b")
-_WEIGHT = re.compile(r":\s*(?P<number>[^:]*?)\s*$")
+_MARK = re.compile(r"\\[()\[\]\\]|[()\[\]]|\bBREAK\b")
+"""An escaped character, a bracket, or BREAK; everything else is text."""
 _NUMBER_LIKE = re.compile(r"[-+.\d][-+.\deE]*")
 """What is meant as a number, though it may be malformed."""
-_ESCAPABLE = "()[]\\"
 _OPENING_OF = {")": "(", "]": "["}
 
 
@@ -46,86 +49,106 @@ class _Piece:
 
 
 class _Parser:
-    """Parses a text character by character."""
+    """Parses a text mark by mark, in time linear in its length."""
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._pieces: list[_Piece] = []
-        self._text = ""
+        self._texts: list[str] = []
+        """Text since the last mark."""
         self._open_brackets: list[_OpenBracket] = []
 
     def parse(self, text: str) -> list[_Piece]:
-        index = 0
-        while index < len(text):
-            char, position = text[index], TextPosition(self._source, index + 1)
-            if char == "\\" and text[index + 1 : index + 2] in set(_ESCAPABLE):
-                self._text += text[index + 1]
-                index += 2
-                continue
-            if char in "([":
-                self._flush()
-                self._open_brackets.append(_OpenBracket(char, position, len(self._pieces)))
-            elif char in ")]":
-                self._close_bracket(char, position)
-            elif match := _BREAK.match(text, index):
-                self._flush()
-                self._pieces.append(_Piece(None))
-                index = match.end()
-                continue
-            else:
-                self._text += char
-            index += 1
+        end = 0
+        for match in _MARK.finditer(text):
+            self._texts.append(text[end : match.start()])
+            self._read_mark(match[0], TextPosition(self._source, match.start() + 1))
+            end = match.end()
+        self._texts.append(text[end:])
         if self._open_brackets:
             unclosed = self._open_brackets[-1]
             _raise_at(unclosed.position, unclosed.bracket, "is not closed")
         self._flush()
         return self._pieces
 
+    def _read_mark(self, mark: str, position: TextPosition) -> None:
+        if mark[0] == "\\":
+            self._texts.append(mark[1])
+        elif mark in ("(", "["):
+            self._open_bracket(mark, position)
+        elif mark in (")", "]"):
+            self._close_bracket(mark, position)
+        else:
+            self._flush()
+            self._pieces.append(_Piece(None))
+
+    def _open_bracket(self, bracket: str, position: TextPosition) -> None:
+        if len(self._open_brackets) == MAX_DEPTH:
+            raise ConfigError(
+                f"{position}: more than {MAX_DEPTH} brackets within brackets; write the weight as "
+                "a number, (word:1.2)"
+            )
+        self._flush()
+        self._open_brackets.append(_OpenBracket(bracket, position, len(self._pieces)))
+
     def _close_bracket(self, bracket: str, position: TextPosition) -> None:
         if not self._open_brackets or self._open_brackets[-1].bracket != _OPENING_OF[bracket]:
             _raise_at(position, bracket, "closes nothing")
         opening = self._open_brackets.pop()
+        text = "".join(self._texts)
         if bracket == ")":
-            factor = self._pop_weight(position)
+            factor, text = _split_weight(text, position)
         else:
-            self._refuse_scheduling(position)
+            _refuse_scheduling(text, position)
             factor = 1 / BRACKET_FACTOR
+        self._texts = [text]
         self._flush()
         for piece in self._pieces[opening.first_piece :]:
             piece.weight *= factor
-
-    def _pop_weight(self, position: TextPosition) -> float:
-        """Return what round brackets that end here multiply by, and remove the number."""
-        match = _WEIGHT.search(self._text)
-        if match is None or not _NUMBER_LIKE.fullmatch(match["number"]):
-            return BRACKET_FACTOR
-        number_position = position.shifted(match.start("number") - len(self._text))
-        try:
-            number = float(match["number"])
-        except ValueError as error:
-            raise ConfigError(
-                f"{number_position}: {match['number']!r} is not a number; write it like (word:1.2)"
-            ) from error
-        if not math.isfinite(number) or abs(number) > MAX_EMPHASIS:
-            raise ConfigError(
-                f"{number_position}: emphasis {number:g} is not between -{MAX_EMPHASIS:g} and "
-                f"{MAX_EMPHASIS:g}"
-            )
-        self._text = self._text[: match.start()]
-        return number
-
-    def _refuse_scheduling(self, position: TextPosition) -> None:
-        match = _WEIGHT.search(self._text)
-        if "|" in self._text or (match and re.fullmatch(r"[\d.]+", match["number"])):
-            raise ConfigError(
-                f"{position}: prompts that change between steps ([from:to:0.5], [one|other]) are "
-                r"not supported; write (word:0.8) for a weight, \[ and \] for plain brackets"
-            )
+            if abs(piece.weight) > MAX_PRODUCT:
+                raise ConfigError(
+                    f"{position}: brackets within brackets multiply to {piece.weight:g}, more than "
+                    f"{MAX_PRODUCT:g}; leave some out"
+                )
 
     def _flush(self) -> None:
-        if self._text:
-            self._pieces.append(_Piece(self._text))
-        self._text = ""
+        if text := "".join(self._texts):
+            self._pieces.append(_Piece(text))
+        self._texts = []
+
+
+def _split_weight(text: str, position: TextPosition) -> tuple[float, str]:
+    """Return what round brackets multiply by, and their text without the number.
+
+    Args:
+        text: what stands before the closing bracket, back to the last mark.
+        position: the closing bracket's.
+    """
+    before, colon, number = text.rpartition(":")
+    start = position.shifted(-len(number.lstrip()))
+    number = number.strip()
+    if not colon or not _NUMBER_LIKE.fullmatch(number):
+        return BRACKET_FACTOR, text
+    try:
+        weight = float(number)
+    except ValueError as error:
+        raise ConfigError(
+            f"{start}: {number!r} is not a number; write it like (word:1.2)"
+        ) from error
+    if not math.isfinite(weight) or abs(weight) > MAX_EMPHASIS:
+        raise ConfigError(
+            f"{start}: emphasis {weight:g} is not between -{MAX_EMPHASIS:g} and {MAX_EMPHASIS:g}"
+        )
+    return weight, before
+
+
+def _refuse_scheduling(text: str, position: TextPosition) -> None:
+    _, colon, number = text.rpartition(":")
+    if "|" in text or (colon and re.fullmatch(r"[\d.]+", number.strip())):
+        raise ConfigError(
+            f"{position}: prompts that change between steps ([from:to:0.5], [one|other]) are "
+            r"not supported; write (word:0.8) for a weight, \[ and \] for plain brackets"
+        )
 
 
 def parse_emphasis(text: str, source: str) -> tuple[str, WeightedPrompt]:
@@ -167,12 +190,12 @@ def _make_section(pieces: list[_Piece]) -> PromptSection:
 
 def _join(pieces: list[_Piece]) -> str:
     """Return the text of pieces, with a space where two would become one word."""
-    joined = ""
-    for piece in pieces:
-        text = piece.text or ""
-        needs_space = joined and text and not joined[-1].isspace() and not text[0].isspace()
-        joined += f" {text}" if needs_space else text
-    return joined
+    parts: list[str] = []
+    for text in (piece.text for piece in pieces if piece.text):
+        if parts and not parts[-1][-1].isspace() and not text[0].isspace():
+            parts.append(" ")
+        parts.append(text)
+    return "".join(parts)
 
 
 def _raise_at(position: TextPosition, bracket: str, problem: str) -> NoReturn:
