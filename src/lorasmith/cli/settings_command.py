@@ -1,6 +1,5 @@
 """Commands that take settings: their options may have the names of other programs."""
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -9,7 +8,7 @@ from typing import Any
 
 import typer.core
 
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, close_matches
 
 _STEP = re.compile(r"latest|(step-)?\d+")
 _LATEST = "latest"
@@ -110,7 +109,7 @@ def _explain_unknown(name: str, declared: Collection[str]) -> str:
     words = {normalize(option): option for option in declared if option.startswith("--")}
     words |= {foreign: f"--{foreign}" for foreign in FOREIGN_NAMES}
     words |= {key.rpartition(".")[2]: f"--{key.rpartition('.')[2]}" for key in _known_keys()}
-    close = difflib.get_close_matches(normalize(name), words, n=2, cutoff=0.8)
+    close = close_matches(normalize(name), words, limit=2, cutoff=0.8)
     hint = f"; did you mean {' or '.join(words[word] for word in close)}?" if close else ""
     return f"--{normalize(name)}: there is no such option or setting{hint}"
 

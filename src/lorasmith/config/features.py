@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lorasmith.config.base import BaseConfig
+from lorasmith.config.base import BaseConfig, Positive, PositiveFloat
 from lorasmith.config.lora import GateKind, LoraConfig, LoraOverride, Targets
 from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.reading.load import load_config, load_saved_config
@@ -22,9 +22,6 @@ from lorasmith.config.train_config import (
 )
 from lorasmith.config.train_data import DataConfig, FeatureDataConfig, ImageDataConfig, Tag
 from lorasmith.core.errors import ConfigError
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 _LONGEST_NAME = 60
 

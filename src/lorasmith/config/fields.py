@@ -7,6 +7,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lorasmith.core.errors import did_you_mean
+from lorasmith.core.terminal import shorten
+
+_LONGEST_VALUE = 200
+"""Longer values and names are shortened in messages."""
 
 
 def list_fields(settings: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]:
@@ -33,20 +37,20 @@ def explain_validation_error(kind: type[BaseModel], error: ValidationError, wher
         error: what pydantic found.
         where: where the settings come from.
     """
-    problems = [_explain_problem(kind, problem) for problem in error.errors()]
+    problems = error.errors(include_url=False)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {problems[0]}{more}"
+    return f"{where}: {_explain_problem(kind, problems[0])}{more}"
 
 
 def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
     path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(path)
+    dotted = shorten(".".join(path), _LONGEST_VALUE)
     if problem["type"] == "extra_forbidden":
         section = ".".join(path[:-1])
         known = _fields_at(kind, path[:-1])
         inside = f"section [{section}]" if section else "the top level"
         hint = did_you_mean(path[-1], known) or _other_section(kind, path[-1])
-        return f"unknown key {path[-1]!r} in {inside}{hint}"
+        return f"unknown key {_show(path[-1])} in {inside}{hint}"
     if problem["type"] == "missing":
         return f"{dotted} is required"
     message = problem["msg"].removeprefix("Value error, ")
@@ -54,7 +58,15 @@ def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
     label, given = f"{dotted}: " if dotted else "", problem.get("input")
     if isinstance(given, Mapping):  # settings that do not go together: the message names them
         return f"{label}{message}"
-    return f"{label}{message} (got {given!r})"
+    return f"{label}{message} (got {_show(given)})"
+
+
+def _show(value: Any) -> str:
+    """Return a value for a message, shortened."""
+    try:
+        return shorten(repr(value), _LONGEST_VALUE)
+    except ValueError:  # Python writes no numbers of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _other_section(kind: type[BaseModel], key: str) -> str:

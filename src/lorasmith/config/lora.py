@@ -4,11 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import BaseConfig, RegisteredName
+from lorasmith.config.base import BaseConfig, Positive, PositiveFloat, RegisteredName
 from lorasmith.registries import ADAPTER_INITS
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
 Targets = str | tuple[str, ...]
 
 GateKind = Literal["prompt", "token", "token+end", "none"]

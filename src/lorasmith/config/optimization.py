@@ -5,12 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from lorasmith.config.base import BaseConfig, RegisteredName
+from lorasmith.config.base import BaseConfig, Positive, PositiveFloat, RegisteredName
 from lorasmith.config.reading import foreign_names
 from lorasmith.registries import LOSS_WEIGHTINGS, LR_SCHEDULERS, OPTIMIZERS, TRAINING_METHODS
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 MixedPrecision = Annotated[
     Literal["fp32", "fp16", "bf16"], BeforeValidator(foreign_names.precision)

@@ -1,14 +1,12 @@
 """Settings of the three pretraining commands."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import BaseConfig, UserPath
+from lorasmith.config.base import BaseConfig, Positive, UserPath
 from lorasmith.config.data import PretrainDataConfig, RowFilter
 from lorasmith.config.optimization import LrSchedulerName, MixedPrecision
-
-Positive = Annotated[int, Field(gt=0)]
 
 IMAGE_ENCODER_NORM_GROUPS = 8
 """Groups of the image encoder's group normalisation."""

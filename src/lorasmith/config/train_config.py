@@ -4,10 +4,11 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lorasmith.config.base import BaseConfig, UserPath
+from lorasmith.config.base import BaseConfig, Positive, UserPath
 from lorasmith.config.lora import LoraConfig, LoraOverride
 from lorasmith.config.optimization import LossConfig, TrainerConfig
 from lorasmith.config.train_data import DataConfig
+from lorasmith.core.path_text import describe_path_problem
 
 __all__ = [
     "DataConfig",
@@ -23,16 +24,25 @@ __all__ = [
     "ValidationConfig",
 ]  # fmt: skip
 
-Positive = Annotated[int, Field(gt=0)]
 
 SUFFIX = ".safetensors"
+MAX_NAME_BYTES = 128
+"""Longest name of a LoRA: steps, tags and suffixes follow it in file names of 255 bytes."""
 
 
 def _name(text: str) -> str:
     stem = text.removesuffix(SUFFIX)
     last = stem.replace("\\", "/").rpartition("/")[2]
+    problem = describe_path_problem(text) if text.strip() else None
+    if problem is not None:
+        raise ValueError(problem)
     if not last.strip(". ") or not text.isprintable():
         raise ValueError("give the LoRA a name, such as inkmono or some/folder/inkmono")
+    if len(last.encode()) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"the name has {len(last.encode())} bytes; {MAX_NAME_BYTES} are the most, since names "
+            "of files are made of it"
+        )
     return stem
 
 

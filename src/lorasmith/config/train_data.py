@@ -5,12 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lorasmith.config.base import BaseConfig, RegisteredName, UserPath
+from lorasmith.config.base import BaseConfig, Positive, RegisteredName, UserPath
 from lorasmith.config.data import RowFilter
 from lorasmith.config.reading import foreign_names
 from lorasmith.registries import CAPTION_SOURCES
 
-Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

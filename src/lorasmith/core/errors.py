@@ -6,6 +6,8 @@ A message says what is wrong, where, and what to do about it.
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_WORD = 200
+
 
 class LorasmithError(Exception):
     """Base class of the errors that lorasmith raises."""
@@ -39,7 +41,16 @@ class InactiveLoraWarning(LorasmithWarning):
     """A requested LoRA is not active because its trigger word is not in the prompt."""
 
 
+def close_matches(
+    word: str, known: Iterable[str], limit: int = 3, cutoff: float = 0.6
+) -> list[str]:
+    """Return the known words closest to ``word``, none for a very long one."""
+    if len(word) > _LONGEST_WORD:  # the comparison takes quadratic time
+        return []
+    return difflib.get_close_matches(word, list(known), n=limit, cutoff=cutoff)
+
+
 def did_you_mean(word: str, known: Iterable[str], limit: int = 3) -> str:
     """Return ``"; did you mean a, b?"`` for names close to ``word``, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=limit, cutoff=0.6)
+    close = close_matches(word, known, limit)
     return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,13 +1,12 @@
 """Registries: named implementations of one kind, built in or added by other packages."""
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from lorasmith.core.errors import ConfigError, LorasmithWarning
+from lorasmith.core.errors import ConfigError, LorasmithWarning, close_matches
 
 Item = TypeVar("Item")
 
@@ -86,7 +85,7 @@ class Registry(Generic[Item]):
         known = by_folded_name.get(name.casefold())
         if known is not None:
             return known
-        close = difflib.get_close_matches(name.casefold(), by_folded_name, n=1)
+        close = close_matches(name.casefold(), by_folded_name, limit=1)
         close = [by_folded_name[folded] for folded in close]
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(

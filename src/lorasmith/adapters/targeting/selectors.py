@@ -15,13 +15,12 @@ A target is ``TYPES``, ``BLOCKS`` or ``TYPES@BLOCKS``, each one or more words jo
   about the U-Net unless they start with ``text_encoder``.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
-from lorasmith.core.errors import ConfigError, did_you_mean
+from lorasmith.core.errors import ConfigError, close_matches, did_you_mean
 
 LAYER_KINDS: dict[str, tuple[str, ...]] = {
     "cross-attention": ("*.attn2.to_[qkv]", "*.attn2.to_out.0"),
@@ -205,10 +204,10 @@ def _close_names(pattern: str, refs: Sequence[LayerRef]) -> list[str]:
     paths = [ref.path if ref.part == UNET else f"{ref.part}.{ref.path}" for ref in refs]
     known = {name for path in paths for name in path.split(".")}
     if not _WILDCARD.search(pattern) and "." in pattern:
-        return difflib.get_close_matches(pattern, _with_parents(paths), n=3, cutoff=0.8)
+        return close_matches(pattern, _with_parents(paths), cutoff=0.8)
     for name in pattern.split("."):
         if not _WILDCARD.search(name) and name not in known:
-            return difflib.get_close_matches(name, known, n=3)
+            return close_matches(name, known)
     return []
 
 

@@ -11,11 +11,15 @@ from pydantic import ValidationError
 from lorasmith.config.base import BaseConfig
 from lorasmith.config.fields import explain_validation_error, list_fields
 from lorasmith.config.reading import foreign_names, old_keys
-from lorasmith.config.reading.read_toml import parse_value, read_toml
+from lorasmith.config.reading.read_toml import MAX_TABLE_DEPTH, parse_value, read_toml
 from lorasmith.core.errors import ConfigError, LorasmithWarning
+from lorasmith.core.terminal import shorten
 
 S = TypeVar("S", bound=BaseConfig)
 Tree = dict[str, Any]
+
+_LONGEST_OVERRIDE = 200
+"""Longer ones are shortened in messages."""
 
 
 def load_config(
@@ -119,8 +123,10 @@ def parse_override(text: str) -> Tree:
     """Turn ``a.b=value`` into ``{"a": {"b": value}}``."""
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {text!r}: write it as section.key=value")
+    if not equals or not all(parts) or len(parts) > MAX_TABLE_DEPTH:
+        raise ConfigError(
+            f"--set {shorten(repr(text), _LONGEST_OVERRIDE)}: write it as section.key=value"
+        )
     tree: Any = parse_value(value.strip())
     for part in reversed(parts):
         tree = {part: tree}
