@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     lorasmith.save_lora(adapters, options.out)
     adapters.remove()  # the U-Net is again what it was
-    print(lorasmith.lora_info(options.out))
+    total = lorasmith.lora_info(options.out).total
+    print(f"{options.out}: {total.layers} layers, {total.parameters:,} parameters")
 
 
 if __name__ == "__main__":

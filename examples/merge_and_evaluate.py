@@ -12,6 +12,10 @@ import lorasmith
 from lorasmith.inference.options import SamplingOptions
 
 
+def percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{share:.1%}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Merge two LoRA files and evaluate the result.")
     parser.add_argument("run", type=Path, help="Folder of a run; its LoRA file lies beside it.")
@@ -27,7 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     lorasmith.merge_loras(
         [lorasmith.WeightedLora(first, 1.0), lorasmith.WeightedLora(options.other, 0.5)], merged
     )
-    print(lorasmith.lora_info(merged))
+    total = lorasmith.lora_info(merged).total
+    print(f"{merged}: {total.layers} layers, rank {total.ranks[-1]}, norm {total.norm:.3g}")
 
     result = lorasmith.evaluate(
         options.run,
@@ -36,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         options=SamplingOptions(num_inference_steps=options.image_steps, batch_size=8),
     )
     for concept in result.results.features:
-        print(f"{concept.tag}: fidelity gain {concept.fidelity.gain}, leak {concept.plain}")
+        gain, leak = concept.fidelity.gain, concept.plain.latent.ratio
+        print(f"{concept.tag}: fidelity gain {percent(gain)}, leak without the tag {percent(leak)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
 from lorasmith.core.errors import ConfigError, did_you_mean
+from lorasmith.inference.diffusers_names import KEYWORD_ANSWERS
 from lorasmith.inference.samplers import resolve_sampler
 
 MAX_STEPS = 1000
@@ -95,7 +96,9 @@ class SamplingOptions:
         names = [field.name for field in fields(cls)]
         unknown = [name for name in keywords if name not in names]
         if unknown:
-            hint = did_you_mean(unknown[0], names) or "; use " + ", ".join(names)
+            answer = KEYWORD_ANSWERS.get(unknown[0])
+            hint = f"; {answer}" if answer else did_you_mean(unknown[0], names)
+            hint = hint or "; use " + ", ".join(names)
             raise ConfigError(f"unknown option {unknown[0]!r}{hint}")
         return cls(**keywords)
 

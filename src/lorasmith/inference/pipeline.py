@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lorasmith.core.device import pick_device
+from lorasmith.inference.diffusers_names import explain_missing
 from lorasmith.inference.generation import Generation, Progress
 from lorasmith.inference.image_jobs import ImageJob, iter_batches, make_image_jobs
 from lorasmith.inference.init_image import ImageInput, InitImage
@@ -77,11 +78,26 @@ def load_pipeline(
     return pipe
 
 
-class Pipeline:
+class _PipelineType(type):
+    """The class of `Pipeline`: says what stands for the class methods of diffusers."""
+
+    if not TYPE_CHECKING:  # to mypy, unknown attributes stay unknown
+
+        def __getattr__(cls, name):
+            raise AttributeError(explain_missing(f"class {cls.__name__}", name))
+
+
+class Pipeline(metaclass=_PipelineType):
     """A model that generates images. Call it with a prompt.
 
-    The networks stay on their device and in their dtype.
+    The networks stay on their device and in their dtype. An AttributeError for a name of diffusers,
+    such as ``load_lora_weights``, says what to use here.
     """
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise AttributeError(explain_missing("Pipeline", name))
 
     def __init__(self, model: Model, lora_dir: str | Path = "loras") -> None:
         check_components(model)

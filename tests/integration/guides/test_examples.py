@@ -1,6 +1,7 @@
 """The scripts of examples/ run as they are."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,8 +55,10 @@ def test_adapters_on_a_plain_unet_become_a_lora_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_example("lora_on_your_unet", tmp_path / "mine.safetensors", "--steps", 11)
-    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[:2]]
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[-1]) for line in lines[:2]]
     assert all(0 < loss < 10 for loss in losses)
+    assert re.fullmatch(r".*mine\.safetensors: \d+ layers, [\d,]+ parameters", lines[-1])
     assert lorasmith.lora_info(tmp_path / "mine.safetensors").family == "sd1"
 
 
@@ -87,7 +90,9 @@ def test_merging_and_evaluating_writes_a_file_and_a_page(
     ranks = {t.shape[0] for name, t in merged.items() if name.endswith("lora_down.weight")}
     assert max(ranks) > 16
     assert (tmp_path / "m" / "evaluation" / "evaluation.html").is_file()
-    assert "inkmono: fidelity gain" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"merged\.safetensors: \d+ layers, rank \d+, norm [\d.]+$", out, re.MULTILINE)
+    assert re.search(r"^inkmono: fidelity gain -?[\d.]+%, leak without the tag [\d.]+%$", out, re.M)
 
 
 def test_toy_diffusion_learns_to_predict_noise(
