@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import torch
 from lora_quality import machine
-from PIL import Image
 from trigger_data import PAIRS, PreparedFeature, mix, prepare
 
 import lorasmith
@@ -37,6 +36,7 @@ from lorasmith.cli import run as command
 from lorasmith.config.lora import GateKind
 from lorasmith.core.device import pick_device
 from lorasmith.core.files import write_text
+from lorasmith.data.images.decode import decode_image
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.evaluation.evaluator import Evaluator
@@ -123,7 +123,7 @@ def do_cell(
     first, second = subjects
     scene = pair_table(work, first, second, subjects)
     rows = [row.images for row in scene.rows]
-    sheet: Image.Image = make_labelled_grid(
+    sheet = make_labelled_grid(
         rows, [row.label for row in scene.rows], scene.columns, f"{pair}, {way}, seed {seed}"
     )
     place = options.out / "sheets"
@@ -220,7 +220,7 @@ def subject(one: PreparedFeature, file: Path, gate: GateKind) -> EvalConcept:
         one.feature.class_word,
         file,
         gate,
-        [Image.open(row.path).convert("RGB") for row in rows],
+        [decode_image(row.read_bytes(), row.key) for row in rows],
         [row.caption for row in rows],
         held_out=True,
     )

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lorasmith.data.images.open_image import open_image
+
 META, IMAGES, ATTRIBUTION = "meta.jsonl.zlib", "images.bin", "ATTRIBUTION.txt"
 AVIF_QUALITY = 80
 
@@ -70,7 +72,7 @@ def encode_picture(picture: npt.NDArray[np.uint8]) -> bytes:
 
 def decode_picture(data: bytes) -> npt.NDArray[np.uint8]:
     """Return the image in an AVIF file as height, width, RGB."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 

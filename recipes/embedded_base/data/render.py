@@ -10,6 +10,8 @@ import numpy.typing as npt
 from catalogue import Artwork, Bitmap, Vector
 from PIL import Image
 
+from lorasmith.data.images.open_image import open_image
+
 Picture = npt.NDArray[np.uint8]
 """Height, width, RGB."""
 
@@ -36,7 +38,7 @@ _LEAST_CONTRAST = 3.0
 def rasterise(artwork: Artwork, pixels: int) -> Image.Image:
     """Draw artwork so that its longer side has `pixels` pixels, on a transparent ground."""
     if isinstance(artwork, Bitmap):
-        with Image.open(artwork.path) as image:
+        with open_image(artwork.path) as image:
             return image.convert("RGBA").resize((pixels, pixels), Image.Resampling.LANCZOS)
     # Imported here so that everything else works, and is tested, without the SVG renderer.
     import resvg_py
@@ -48,7 +50,7 @@ def rasterise(artwork: Artwork, pixels: int) -> Image.Image:
         skip_system_fonts=True,  # the result must not depend on the fonts of this machine
         **options,
     )
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return open_image(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 def svg_document(vector: Vector) -> str:

@@ -1,5 +1,6 @@
 """Images to start from: changed everywhere, or inpainted where a mask is white."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, LorasmithWarning
+from lorasmith.core.regular_files import read_regular_file
 from lorasmith.data.images.bucketed_images import CropBox, resize_and_crop
 from lorasmith.data.images.buckets import Bucket, assign_bucket
-from lorasmith.data.images.decode import BLACK, Pixels, decode_image, decode_mask, fit_mask, to_rgb
+from lorasmith.data.images.decode import (
+    BLACK,
+    Pixels,
+    decode_mask,
+    decode_with_details,
+    fit_mask,
+    to_rgb,
+)
+from lorasmith.data.reading.row import MAX_FILE_BYTES
 from lorasmith.inference.options import Size
 
 ImageInput = str | Path | Image.Image
@@ -44,7 +54,7 @@ class InitImage:
         if isinstance(image, Image.Image):
             rgb = to_rgb(image)
         else:
-            rgb = decode_image(_read_bytes(image, "image"), str(image))
+            rgb = _decode(_read_bytes(image, "image"), str(image))
         if mask is None:
             return cls(rgb)
         if isinstance(mask, Image.Image):
@@ -98,9 +108,21 @@ def _cover_and_crop(image: Image.Image, size: Size) -> Pixels:
 def _read_bytes(file: str | Path, name: str) -> bytes:
     path = Path(file).expanduser()
     try:
-        return path.read_bytes()
+        return read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"{name}: {path}: cannot be read ({error.strerror})") from error
+
+
+def _decode(encoded: bytes, name: str) -> Image.Image:
+    decoded = decode_with_details(encoded, name)
+    if decoded.profile_problem:
+        warnings.warn(
+            f"{name}: its colour profile cannot be used ({decoded.profile_problem}); its colours "
+            "are read as sRGB",
+            LorasmithWarning,
+            stacklevel=4,
+        )
+    return decoded.image
 
 
 def _round_down(side: float, multiple: int) -> int:

@@ -5,11 +5,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from lorasmith.config.reading.load import load_saved_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import DataError
+from lorasmith.core.regular_files import read_regular_file
+from lorasmith.data.images.decode import DECODE_ERRORS, decode_image
+from lorasmith.data.images.open_image import open_image
+from lorasmith.data.reading.row import MAX_FILE_BYTES
 from lorasmith.inference.outputs.data_uri import (
     bytes_to_data_uri,
     image_to_data_uri,
@@ -96,9 +98,9 @@ def read_prompt(path: Path) -> str:
         DataError: the file is not an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             parameters = str(image.info.get(PARAMETERS_KEY, ""))
-    except (OSError, UnidentifiedImageError) as error:
+    except DECODE_ERRORS as error:
         raise _unreadable(path, error) from error
     return re.split(r"\n(?:Negative prompt|Steps): ", parameters)[0]
 
@@ -109,16 +111,14 @@ def image_data_uri(path: Path) -> str:
     Raises:
         DataError: the file is not an image.
     """
-    encoded = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return (
-                bytes_to_data_uri(encoded, "png")
-                if is_embedded_unchanged(image)
-                else image_to_data_uri(image)
-            )
-    except (OSError, UnidentifiedImageError) as error:
+        encoded = read_regular_file(path, MAX_FILE_BYTES)
+        with open_image(io.BytesIO(encoded)) as image:
+            if is_embedded_unchanged(image):
+                return bytes_to_data_uri(encoded, "png")
+    except DECODE_ERRORS as error:
         raise _unreadable(path, error) from error
+    return image_to_data_uri(decode_image(encoded, str(path)))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

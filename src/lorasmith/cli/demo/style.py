@@ -170,6 +170,7 @@ def _duration(steps: int) -> str:
 
 def training_images() -> "list[Image.Image]":
     """Return the training images."""
-    from PIL import Image
+    from lorasmith.data.images.decode import decode_image
 
-    return [Image.open(path).convert("RGB") for path in sorted(DEMO_DATA.glob("*.png"))]
+    paths = sorted(DEMO_DATA.glob("*.png"))
+    return [decode_image(path.read_bytes(), path.name) for path in paths]

@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 
 from lorasmith.data.images.buckets import BucketAssignment, Size
-from lorasmith.data.images.decode import DECODE_ERRORS, Pixels, decode_image, decode_mask
+from lorasmith.data.images.color_profile import needs_conversion
+from lorasmith.data.images.decode import (
+    DECODE_ERRORS,
+    Pixels,
+    decode_image,
+    decode_mask,
+    decode_with_details,
+)
+from lorasmith.data.images.memory_budget import reserve_decoding
+from lorasmith.data.images.open_image import open_image
 from lorasmith.data.reading.row import Row
 
 Color = tuple[int, int, int]
@@ -36,21 +45,34 @@ class CropBox(NamedTuple):
     height: int
 
 
-def read_image_size(encoded: bytes, name: str) -> Size:
-    """Return width and height of the decoded image, without decoding it if possible.
+class ImageHeader(NamedTuple):
+    """What is known about an image without its pixels."""
+
+    size: Size
+    """Width and height of the decoded image."""
+    is_converted: bool
+    """Whether decoding converts its colours to sRGB from those of an embedded profile."""
+
+
+def read_image_header(encoded: bytes, name: str) -> ImageHeader:
+    """Return the size of an image and whether its colours are converted.
+
+    Without decoding it if possible.
 
     Raises:
         DataError: it cannot be decoded.
     """
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = open_image(io.BytesIO(encoded))
         if image.format in _HEADER_FORMATS:
             width, height = image.size
             is_sideways = image.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS_ORIENTATIONS
-            return (height, width) if is_sideways else (width, height)
-    except DECODE_ERRORS:  # `decode_image` raises, or can still decode it
-        return decode_image(encoded, name).size
-    return decode_image(encoded, name).size
+            size = (height, width) if is_sideways else (width, height)
+            return ImageHeader(size, needs_conversion(image))
+    except DECODE_ERRORS:  # `decode_with_details` raises, or can still decode it
+        pass
+    decoded = decode_with_details(encoded, name)
+    return ImageHeader(decoded.image.size, decoded.is_converted)
 
 
 def croppable_box(assignment: BucketAssignment) -> CropBox:
@@ -120,11 +142,11 @@ class BucketedImages:
     def load_center_crop(self, index: int) -> torch.Tensor:
         """Decode one image and crop its centre; uint8 ``[3, h, w]``."""
         row, assignment = self.rows[index], self.assignments[index]
-        pixels = resize_and_crop(
-            decode_image(row.read_bytes(), row.key, self.background),
-            assignment,
-            _center_box(assignment),
-        )
+        box = _center_box(assignment)
+        with reserve_decoding(row, with_mask=False):
+            image = decode_image(row.read_bytes(), row.key, self.background)
+            pixels = resize_and_crop(image, assignment, box)
+            del image
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
     def load_center_mask(self, index: int) -> torch.Tensor | None:
@@ -171,10 +193,13 @@ class BucketedImages:
             return self._areas[index]
         row, assignment = self.rows[index], self.assignments[index]
         box = croppable_box(assignment)
-        pixels = resize_and_crop(
-            decode_image(row.read_bytes(), row.key, self.background), assignment, box
-        )
-        area = (pixels, self._load_mask(row, assignment, box))
+        with reserve_decoding(row):
+            image = decode_image(row.read_bytes(), row.key, self.background)
+            area = (
+                resize_and_crop(image, assignment, box),
+                self._load_mask(row, assignment, box),
+            )
+            del image
         if index in self._cacheable:
             self._areas[index] = area
         return area

@@ -4,24 +4,29 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lorasmith.core.errors import DataError
+from lorasmith.data.images.color_profile import convert_to_srgb
+from lorasmith.data.images.open_image import FORMAT_NAMES, open_image
 
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 120_000_000
 """Larger images are refused before they are decoded."""
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+_ROWS_AT_ONCE = 64
 _ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 """Formats in which several frames are several images; in an MPO they are views of one."""
 
 DECODE_ERRORS = (
     UnidentifiedImageError, OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError,
     AttributeError, ArithmeticError, RuntimeError, struct.error, zlib.error, MemoryError,
+    Image.DecompressionBombError,
 )  # fmt: skip
 """What Pillow's readers raise on damaged files."""
 
@@ -40,12 +45,18 @@ class DecodedImage:
     """The file is animated or has several pages, and this is the first."""
     has_transparency: bool
     """The background colour shows through."""
+    is_converted: bool = False
+    """Its colours were converted to sRGB from those of an embedded profile."""
+    profile_problem: str = ""
+    """Why its colour profile was left aside; empty where it has none or it was used."""
 
 
 def decode_image(
     encoded: bytes, name: str, background: tuple[int, int, int] = WHITE
 ) -> Image.Image:
-    """Decode an image to RGB, upright, with transparent parts on ``background``.
+    """Decode an image to sRGB, upright, with transparent parts on ``background``.
+
+    Colours without a profile, or with one that cannot be used, count as sRGB.
 
     Raises:
         DataError: not an image, damaged, or larger than ``MAX_PIXELS``.
@@ -58,9 +69,13 @@ def decode_with_details(
 ) -> DecodedImage:
     """Decode like ``decode_image``, and return what the file has besides."""
     image, is_animated = _load(encoded, name)
-    upright = _rotate_upright(_to_8_bits(image, name))
-    rgb, has_transparency = _blend_background(upright, background)
-    return DecodedImage(rgb, is_animated, has_transparency)
+    try:
+        upright = _rotate_upright(_to_8_bits(image, name))
+        srgb = convert_to_srgb(upright)
+        rgb, has_transparency = _blend_background(srgb.image, background)
+    except DECODE_ERRORS as error:
+        raise DataError(f"{name}: cannot be converted from {image.mode} ({error})") from error
+    return DecodedImage(rgb, is_animated, has_transparency, srgb.is_converted, srgb.problem)
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
@@ -69,13 +84,14 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     Raises:
         DataError: its values have no known white.
     """
-    return _blend_background(_rotate_upright(_to_8_bits(image, "image")), background)[0]
+    upright = _rotate_upright(_to_8_bits(image, "image"))
+    return _blend_background(convert_to_srgb(upright).image, background)[0]
 
 
 def decode_mask(encoded: bytes, name: str, size: tuple[int, int]) -> Image.Image:
     """Decode a mask to grey ``L`` in its image's size.
 
-    Transparent parts count as black.
+    Transparent parts count as black. Its values are no colours: a colour profile is not applied.
 
     Args:
         encoded: the mask's file.
@@ -85,7 +101,13 @@ def decode_mask(encoded: bytes, name: str, size: tuple[int, int]) -> Image.Image
     Raises:
         DataError: not an image, damaged, too large, or not of the image's shape.
     """
-    return fit_mask(decode_image(encoded, name, BLACK).convert("L"), name, size)
+    image, _ = _load(encoded, name)
+    try:
+        upright = _rotate_upright(_to_8_bits(image, name))
+        mask = _blend_background(upright, BLACK)[0].convert("L")
+    except DECODE_ERRORS as error:
+        raise DataError(f"{name}: cannot be converted from {image.mode} ({error})") from error
+    return fit_mask(mask, name, size)
 
 
 def fit_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image:
@@ -112,7 +134,7 @@ def fit_mask(mask: Image.Image, name: str, size: tuple[int, int]) -> Image.Image
 def _load(encoded: bytes, name: str) -> tuple[Image.Image, bool]:
     """Return the first frame as it is stored, and whether there are more."""
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = open_image(io.BytesIO(encoded))
         if image.width * image.height > MAX_PIXELS:
             size = f"{image.width} x {image.height} pixels"
             raise ImageTooLargeError(f"{name}: {size} is too large; scale it down")
@@ -125,6 +147,8 @@ def _load(encoded: bytes, name: str) -> tuple[Image.Image, bool]:
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name}: is too large; scale it down ({error})") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: cannot be decoded (it is not a {FORMAT_NAMES})") from error
     except DECODE_ERRORS as error:
         raise DataError(f"{name}: cannot be decoded ({error})") from error
     return image, is_animated
@@ -150,18 +174,27 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
         white = 1.0
     else:
         return image
-    values = np.asarray(image, dtype=np.float64)
+    values = np.asarray(image)
     if not (np.isfinite(values).all() and values.min() >= 0.0 and values.max() <= white):
         raise DataError(
             f"{name}: has values outside of 0..{white:g}, so its white is unknown; "
             "save it with 8 or 16 bits"
         )
-    grey = Image.fromarray((values * (255.0 / white)).round().astype(np.uint8))
+    grey = Image.fromarray(_scale_to_bytes(values, 255.0 / white))
     transparent_value = image.info.get("transparency")
     if isinstance(transparent_value, int):  # one 16-bit shade that means transparent
         grey.putalpha(Image.fromarray(((values != transparent_value) * 255).astype(np.uint8)))
     grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
     return grey
+
+
+def _scale_to_bytes(values: NDArray[Any], factor: float) -> Pixels:
+    """Scale and round values ``[H, W]``, a few rows at a time to need little memory."""
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for top in range(0, len(values), _ROWS_AT_ONCE):
+        rows = values[top : top + _ROWS_AT_ONCE].astype(np.float64)
+        scaled[top : top + _ROWS_AT_ONCE] = (rows * factor).round()
+    return scaled
 
 
 def _blend_background(

@@ -8,6 +8,7 @@ import torch
 
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.data.images.decode import WHITE, crop_square, decode_image
+from lorasmith.data.images.memory_budget import reserve_decoding
 from lorasmith.data.reading.row import Row
 
 
@@ -65,7 +66,8 @@ def load_square_images(
 
     def fill(index: int) -> None:
         row = rows[index]
-        pixels = crop_square(decode_image(row.read_bytes(), row.key, background), side)
+        with reserve_decoding(row, with_mask=False):
+            pixels = crop_square(decode_image(row.read_bytes(), row.key, background), side)
         images[index] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

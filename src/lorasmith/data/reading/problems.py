@@ -12,7 +12,7 @@ ProblemKind = Literal[
     "empty-file", "not-an-image", "damaged", "too-large", "bad-mask",
     # warnings: it can, but perhaps not as meant
     "animated", "folder-caption", "caption-mark", "unknown-kind", "unlisted", "lonely-mask",
-    "many-repeats", "no-repeats",
+    "many-repeats", "no-repeats", "color-profile",
 ]  # fmt: skip
 
 KIND_DESCRIPTIONS: dict[ProblemKind, str] = {
@@ -35,6 +35,7 @@ KIND_DESCRIPTIONS: dict[ProblemKind, str] = {
     "unlisted": "images are not in metadata.jsonl",
     "lonely-mask": "masks belong to no image",
     "many-repeats": "folders repeat their images very often",
+    "color-profile": "colour profiles cannot be used",
     "no-repeats": "folders repeat their images 0 times",
 }
 """What follows the number of problems of a kind in a message."""

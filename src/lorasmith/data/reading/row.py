@@ -1,16 +1,23 @@
 """One captioned image of a dataset."""
 
+import errno
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lorasmith.core.errors import DataError
+from lorasmith.core.regular_files import open_regular_file, read_regular_file
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 )
+MAX_FILE_BYTES = 1 << 30
+"""Larger files of images and masks are refused before they are read."""
+_MAX_PACKED_BYTES = 1 << 50
+"""A packed tar may have any size; its images may not."""
 MASK_SUFFIX = ".mask.png"
 """``cat.mask.png`` is the mask of ``cat.jpg``, never a training image."""
 
@@ -37,16 +44,29 @@ class Row:
     """A grey image of the same shape: the loss counts where it is white and not where it is
     black."""
 
+    def open(self) -> BinaryIO:
+        """Open the encoded image as a stream of its own.
+
+        Raises:
+            OSError: the file cannot be opened, is not a regular one, or is too large.
+        """
+        if self.length is None:
+            return open_regular_file(self.path, MAX_FILE_BYTES)
+        if self.length > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, "larger than 1 GiB")
+        with open_regular_file(self.path, _MAX_PACKED_BYTES) as stream:
+            stream.seek(self.offset)
+            return io.BytesIO(stream.read(self.length))
+
     def read_bytes(self) -> bytes:
         """Return the encoded image.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file cannot be read, is not a regular one, or is too large.
         """
         try:
-            with self.path.open("rb") as stream:
-                stream.seek(self.offset)
-                return stream.read() if self.length is None else stream.read(self.length)
+            with self.open() as stream:
+                return stream.read(MAX_FILE_BYTES)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
 
@@ -54,12 +74,12 @@ class Row:
         """Return the encoded mask, or None without one.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file cannot be read, is not a regular one, or is too large.
         """
         if self.mask_path is None:
             return None
         try:
-            return self.mask_path.read_bytes()
+            return read_regular_file(self.mask_path, MAX_FILE_BYTES)
         except OSError as error:
             raise DataError(f"{self.mask_path}: cannot be read ({error.strerror})") from error
 

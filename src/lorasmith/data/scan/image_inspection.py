@@ -9,12 +9,10 @@ from PIL import Image
 
 from lorasmith.core.errors import DataError
 from lorasmith.data.images.decode import ImageTooLargeError, decode_mask, decode_with_details
+from lorasmith.data.images.memory_budget import reserve_decoding
 from lorasmith.data.reading.problems import Problem, ProblemKind
-from lorasmith.data.reading.row import Row
+from lorasmith.data.reading.row import MAX_FILE_BYTES, Row
 from lorasmith.data.scan.perceptual_hash import Fingerprint, fingerprint
-
-MAX_BYTES = 1 << 30
-"""Larger files are refused before they are read."""
 
 _FILE_SIGNATURES: Sequence[tuple[bytes, str]] = (
     (b"<!doctype html", "an HTML page"),
@@ -24,6 +22,8 @@ _FILE_SIGNATURES: Sequence[tuple[bytes, str]] = (
     (b"%pdf", "a PDF"),
     (b"pk\x03\x04", "a zip archive"),
     (b"version https://git-lfs", "a Git LFS pointer without its file (run: git lfs pull)"),
+    (b"%!ps", "a PostScript file"),
+    (b"8bps", "a Photoshop file"),
     (b"{", "JSON text"),
 )
 _HEIC_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1")
@@ -55,6 +55,11 @@ class Inspection:
 
 def inspect_row(row: Row, background: tuple[int, int, int]) -> Inspection:
     """Decode a row's image and its mask. No content raises, however damaged."""
+    with reserve_decoding(row):
+        return _inspect(row, background)
+
+
+def _inspect(row: Row, background: tuple[int, int, int]) -> Inspection:
     inspection = Inspection()
     try:
         encoded = _read(row)
@@ -71,6 +76,12 @@ def inspect_row(row: Row, background: tuple[int, int, int]) -> Inspection:
     if decoded.has_more_frames:
         detail = "has several frames; only the first is used"
         inspection.problems.append(Problem(row.key, "animated", detail, "warning"))
+    if decoded.profile_problem:
+        detail = (
+            f"its colour profile cannot be used ({decoded.profile_problem}); its colours are read "
+            "as sRGB: save it as sRGB if they look wrong"
+        )
+        inspection.problems.append(Problem(row.key, "color-profile", detail, "warning"))
     inspection.problems += _mask_problems(row, decoded.image.size)
     if not any(problem.severity == "error" for problem in inspection.problems):
         inspection.image = ImageInfo(
@@ -85,7 +96,8 @@ def inspect_row(row: Row, background: tuple[int, int, int]) -> Inspection:
 
 
 def _read(row: Row) -> bytes | Problem:
-    if row.length is None and _file_size(row.path) > MAX_BYTES:
+    size = row.length if row.length is not None else _file_size(row.path)
+    if size > MAX_FILE_BYTES:
         return Problem(row.key, "too-large", "its file is larger than 1 GiB")
     encoded = row.read_bytes()
     if not encoded:

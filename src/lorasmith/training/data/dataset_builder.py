@@ -16,8 +16,9 @@ from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.batch_sampler import BucketBatchSampler
 from lorasmith.data.cache.tensor_cache import default_cache_dir
-from lorasmith.data.images.bucketed_images import BucketedImages, read_image_size
+from lorasmith.data.images.bucketed_images import BucketedImages, read_image_header
 from lorasmith.data.images.buckets import Bucket, Size, assign_bucket
+from lorasmith.data.images.memory_budget import reserve_decoding
 from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import remove_tag
 from lorasmith.models.families.family import detect_family
@@ -294,5 +295,7 @@ class _Builder:
 
 
 def _hash_and_measure(row: Row) -> tuple[str, Size]:
-    encoded = row.read_bytes()
-    return hash_content(encoded), read_image_size(encoded, row.key)
+    with reserve_decoding(row, with_mask=False):
+        encoded = row.read_bytes()
+        size, is_converted = read_image_header(encoded, row.key)
+        return hash_content(encoded, is_converted), size

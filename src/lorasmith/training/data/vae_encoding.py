@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _KEY_VERSION = 1
 """Part of every cache key; raise it when images are decoded or scaled in another way."""
+_CONVERSION = b"colours to sRGB, 1"
+"""Part of the hash of images with a colour profile; raise it when they are converted otherwise."""
 _PREFETCH = 8
 """Images that are decoded while another one is encoded."""
 
@@ -65,7 +67,7 @@ class TrainImages:
     bucket_indices: Sequence[int]
     """Index of each image's bucket."""
     hashes: Sequence[str]
-    """Hex SHA-256 of each image's file."""
+    """Hex SHA-256 of each image's file, and of whether its colours are converted."""
     masks_loss: bool
     """Whether masks weight the loss, where an image has one."""
     has_time_ids: bool
@@ -201,6 +203,9 @@ def downscale_masks(masks: torch.Tensor, scale_factor: int) -> torch.Tensor:
     return F.avg_pool2d(masks.float() / 255.0, scale_factor)
 
 
-def hash_content(encoded: bytes) -> str:
-    """Return the hex SHA-256 of an image's file."""
-    return hashlib.sha256(encoded).hexdigest()
+def hash_content(encoded: bytes, is_converted: bool = False) -> str:
+    """Return the hex SHA-256 of an image's file, another one where its colours are converted."""
+    digest = hashlib.sha256(encoded)
+    if is_converted:
+        digest.update(_CONVERSION)
+    return digest.hexdigest()

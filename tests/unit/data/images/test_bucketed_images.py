@@ -17,7 +17,7 @@ from lorasmith.data.images.bucketed_images import (
     BucketedImages,
     CropBox,
     croppable_box,
-    read_image_size,
+    read_image_header,
     resize_and_crop,
 )
 from lorasmith.data.images.buckets import Bucket, assign_bucket, make_buckets
@@ -55,14 +55,19 @@ def encoded(image: Image.Image, kind: str, orientation: int) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_sizes_are_those_of_the_decoded_image(kind: str, orientation: int) -> None:
     stored = encoded(ramp(40, 20), kind, orientation)
-    assert read_image_size(stored, "x") == decode_image(stored, "x").size
+    assert read_image_header(stored, "x").size == decode_image(stored, "x").size
 
 
+<<<<<<< HEAD:tests/unit/data/images/test_bucketed_images.py
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM"])
 def test_sizes_of_formats_without_orientation_are_read(kind: str) -> None:
+=======
+@pytest.mark.parametrize("kind", ["GIF", "BMP"])
+def test_sizes_of_formats_without_orientation(kind: str) -> None:
+>>>>>>> def64ad (Open images in one place, in sRGB and within a memory budget):tests/unit/data/test_bucketed_images.py
     stream = io.BytesIO()
     ramp(31, 17).save(stream, kind)
-    assert read_image_size(stream.getvalue(), "x") == (31, 17)
+    assert read_image_header(stream.getvalue(), "x").size == (31, 17)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -71,12 +76,12 @@ def test_sizes_of_images_with_damaged_exif_are_read(kind: str) -> None:
     stream = io.BytesIO()
     ramp(40, 20).save(stream, kind, exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff\xff\xff")
     stored = stream.getvalue()
-    assert read_image_size(stored, "x") == decode_image(stored, "x").size == (40, 20)
+    assert read_image_header(stored, "x").size == decode_image(stored, "x").size == (40, 20)
 
 
 def test_other_files_are_named() -> None:
     with pytest.raises(DataError, match="x\\.png: cannot be decoded"):
-        read_image_size(b"<html>", "x.png")
+        read_image_header(b"<html>", "x.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -91,7 +96,7 @@ def test_orientations_of_one_scene_give_equal_crops(tmp_path: Path, orientation:
     stored = scene.transpose(undo[orientation]) if orientation > 1 else scene
     path = tmp_path / "a.png"
     path.write_bytes(encoded(stored, "PNG", orientation))
-    placed = assign_bucket(read_image_size(path.read_bytes(), "a"), BUCKETS)
+    placed = assign_bucket(read_image_header(path.read_bytes(), "a").size, BUCKETS)
     assert placed == assign_bucket((96, 64), BUCKETS)
     pictures = BucketedImages([Row("a", ("a",), {}, path)], [placed], (255, 255, 255))
     plain = BucketedImages([saved(tmp_path / "b.png", scene)], [placed], (255, 255, 255))

@@ -174,7 +174,7 @@ def memory(name: str) -> int:
 
 def test_file_that_is_too_large_is_not_read(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(healthy / "big.png", noisy(1, (300, 300)))
-    monkeypatch.setattr(image_inspection, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(image_inspection, "MAX_FILE_BYTES", 100_000)
     assert errors_of(healthy) == {"big.png": "too-large"}
 
 
