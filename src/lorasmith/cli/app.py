@@ -19,6 +19,7 @@ from lorasmith.cli.demo import command as demo
 from lorasmith.cli.log_handler import log_to_terminal
 from lorasmith.cli.lora import commands as lora
 from lorasmith.cli.model import commands as model
+from lorasmith.cli.usage_errors import explain_usage_error
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.version import VERSION
 
@@ -107,7 +108,10 @@ def _run_guarded(arguments: list[str], debug: bool) -> int:
     except LorasmithError as error:
         return _fail(str(error), debug)
     except ClickException as error:
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            _print_error(f"error: {' '.join(explain_usage_error(error).split())}")
         return int(error.exit_code)
     except (KeyboardInterrupt, _InterruptError, typer.Abort) as error:
         _print_error(f"interrupted: {error}" if str(error) else "interrupted")

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lorasmith.cli.foreign_options import EvaluateCommand
 from lorasmith.cli.options import evaluate as options
 from lorasmith.cli.options.common import Device, InferenceSteps
 
@@ -19,7 +20,7 @@ _FILE_WIDTH = 120
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("evaluate")(evaluate)
+    app.command("evaluate", cls=EvaluateCommand)(evaluate)
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lorasmith.cli.download import Download, fetch
-from lorasmith.cli.generate_command import GenerateCommand
+from lorasmith.cli.foreign_options import GenerateCommand
 from lorasmith.cli.options import generate as options
 from lorasmith.cli.options.common import Device, InferenceSteps, ModelPath, Precision
 from lorasmith.core.errors import ConfigError

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from lorasmith.cli.foreign_options import ExtractCommand, MergeCommand, ResizeCommand
 from lorasmith.cli.lora.options import (
     Base,
     Energy,
@@ -27,8 +28,10 @@ _EXAMPLES = 5
 
 def register(group: typer.Typer) -> None:
     """Add the commands to ``lorasmith lora``."""
-    for command in (convert, merge, resize, extract):
-        group.command(command.__name__)(command)
+    group.command("convert")(convert)
+    group.command("merge", cls=MergeCommand)(merge)
+    group.command("resize", cls=ResizeCommand)(resize)
+    group.command("extract", cls=ExtractCommand)(extract)
 
 
 def _check_family(name: str | None) -> str | None:

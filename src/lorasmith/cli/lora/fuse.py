@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lorasmith.cli.foreign_options import FuseCommand
 from lorasmith.cli.lora.options import EMBEDDED, Files, Precision, parse_weighted_lora
 from lorasmith.core.errors import ConfigError
 
@@ -29,7 +30,7 @@ AllowMismatch = Annotated[
 
 def register(group: typer.Typer) -> None:
     """Add the command to ``lorasmith lora``."""
-    group.command("fuse")(fuse)
+    group.command("fuse", cls=FuseCommand)(fuse)
 
 
 def fuse(
