@@ -58,13 +58,8 @@ def test_sizes_are_those_of_the_decoded_image(kind: str, orientation: int) -> No
     assert read_image_header(stored, "x").size == decode_image(stored, "x").size
 
 
-<<<<<<< HEAD:tests/unit/data/images/test_bucketed_images.py
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM"])
-def test_sizes_of_formats_without_orientation_are_read(kind: str) -> None:
-=======
 @pytest.mark.parametrize("kind", ["GIF", "BMP"])
-def test_sizes_of_formats_without_orientation(kind: str) -> None:
->>>>>>> def64ad (Open images in one place, in sRGB and within a memory budget):tests/unit/data/test_bucketed_images.py
+def test_sizes_of_formats_without_orientation_are_read(kind: str) -> None:
     stream = io.BytesIO()
     ramp(31, 17).save(stream, kind)
     assert read_image_header(stream.getvalue(), "x").size == (31, 17)
