@@ -4,6 +4,7 @@
 import heavy libraries inside their commands only, so that ``--help`` answers at once.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ from lorasmith.cli.demo import command as demo
 from lorasmith.cli.log_handler import log_to_terminal
 from lorasmith.cli.lora import commands as lora
 from lorasmith.cli.model import commands as model
+from lorasmith.cli.output import print_error, print_error_block, print_line
 from lorasmith.cli.usage_errors import explain_usage_error
 from lorasmith.core.errors import LorasmithError, LorasmithWarning
 from lorasmith.core.version import VERSION
@@ -57,7 +59,7 @@ for module in (generate, check, train, sweep, report, evaluate, demo, pretrain, 
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        typer.echo(f"lorasmith {VERSION}")
+        print_line(f"lorasmith {VERSION}")
         raise typer.Exit
 
 
@@ -80,6 +82,9 @@ def main() -> None:
     # Read when torch loads. OpenMP threads that spin for long while they wait for work make small
     # models ten times slower as soon as another process wants the same cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name must not end a command
     sys.exit(run(sys.argv[1:]))
 
 
@@ -111,10 +116,10 @@ def _run_guarded(arguments: list[str], debug: bool) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
         else:
-            _print_error(f"error: {' '.join(explain_usage_error(error).split())}")
+            print_error(f"error: {explain_usage_error(error)}")
         return int(error.exit_code)
     except (KeyboardInterrupt, _InterruptError, typer.Abort) as error:
-        _print_error(f"interrupted: {error}" if str(error) else "interrupted")
+        print_error(f"interrupted: {error}" if str(error) else "interrupted")
         return 130
     except MemoryError:
         return _fail("out of memory; use a smaller batch size or image size", debug)
@@ -126,8 +131,8 @@ def _run_guarded(arguments: list[str], debug: bool) -> int:
 
 def _fail(message: str, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    _print_error(f"error: {' '.join(message.split())}")
+        print_error_block(traceback.format_exc())
+    print_error(f"error: {message}")
     return 1
 
 
@@ -140,8 +145,4 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, LorasmithWarning):
-        _print_error(f"warning: {' '.join(str(message).split())}")
-
-
-def _print_error(line: str) -> None:
-    typer.echo(line, err=True)
+        print_error(f"warning: {message}")

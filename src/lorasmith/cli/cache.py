@@ -1,16 +1,16 @@
 """``lorasmith cache``: what training keeps on disk for the next run, and removing it."""
 
-import json
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lorasmith.cli.options.common import AsJson
+from lorasmith.cli.output import print_json, print_line
+from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def cache(
     left = list_shards(root)
     beside = count_other_bytes(root, left)
     if as_json:
-        typer.echo(json.dumps(_tree(root, left, removed, beside), indent=2))
+        print_json(_tree(root, left, removed, beside))
         return
     if age is not None:
-        typer.echo(f"removed {_counted(removed)}")
+        print_line(f"removed {_counted(removed)}")
     _show(root, left, beside)
 
 
@@ -91,10 +91,10 @@ def _show(root: Path, shards: "list[Shard]", beside: int) -> None:
                 str(sum(shard.entry_count for shard in own)), _mebibytes(own),
                 f"{min(map(_age_of, own)):.0f} to {max(map(_age_of, own)):.0f} days",
             )  # fmt: skip
-        Console().print(table)
-    typer.echo(f"{root}: {_counted(shards)}")
+        open_console().print(table)
+    print_line(f"{root}: {_counted(shards)}")
     if beside:
-        typer.echo(f"{beside / 2**20:.1f} MiB of other files there are left alone")
+        print_line(f"{beside / 2**20:.1f} MiB of other files there are left alone")
 
 
 def _tree(root: Path, left: "list[Shard]", removed: "list[Shard]", beside: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """``lorasmith check``: the preflight of a dataset."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,9 @@ from rich.text import Text
 
 from lorasmith.cli.options.common import AsJson, ModelPath
 from lorasmith.cli.options.overrides import as_overrides
+from lorasmith.cli.output import print_json
 from lorasmith.cli.settings_command import SettingsCommand
+from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def check(
 
 def _tell(report: "DatasetReport", data: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        print_json(report.to_dict())
     else:
         show(report, _console())
     if report.errors:
@@ -112,7 +113,7 @@ def _check_run(file: Path, overrides: list[str], as_json: bool) -> None:
         return
     result = check_features(run, progress_bar)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         show_features(result, _console())
     if result.errors:
@@ -143,8 +144,7 @@ def show(report: "DatasetReport", console: Console) -> None:
 
 def _console() -> Console:
     """Return a console as wide as the terminal, or wide enough for a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+    return open_console(file_width=_FILE_WIDTH)
 
 
 def _summary(report: "DatasetReport") -> Table:

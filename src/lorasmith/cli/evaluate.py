@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lorasmith.cli.foreign_options import EvaluateCommand
 from lorasmith.cli.options import evaluate as options
 from lorasmith.cli.options.common import Device, InferenceSteps
+from lorasmith.cli.output import print_line
+from lorasmith.core.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.evaluation.results import ConceptResult, Evaluation
@@ -66,13 +67,13 @@ def evaluate(
         )  # fmt: skip
     _print_results(evaluation)
     for file in (JSON, HTML):
-        typer.echo(folder / file)
+        print_line(folder / file)
 
 
 @contextmanager
 def _show_progress(steps: int) -> Iterator[Callable[[int], None]]:
     """Show how many images are generated, given the image steps done."""
-    with Console(stderr=True).status("measuring") as status:
+    with open_console(stderr=True).status("measuring") as status:
         steps_done = 0
 
         def advance(count: int) -> None:
@@ -85,8 +86,7 @@ def _show_progress(steps: int) -> Iterator[Callable[[int], None]]:
 
 def _print_results(evaluation: "Evaluation") -> None:
     results = evaluation.results
-    console = Console()
-    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console = open_console(file_width=_FILE_WIDTH)
     for choice in evaluation.choices:
         note = "" if choice.is_within_limit else ": none is within --max-leak, this leaks least"
         count = len(choice.candidates)

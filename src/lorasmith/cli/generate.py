@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.foreign_options import GenerateCommand
 from lorasmith.cli.options import generate as options
 from lorasmith.cli.options.common import Device, InferenceSteps, ModelPath, Precision
+from lorasmith.cli.output import print_line
+from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import ensure_writable_folder
 from lorasmith.inference.loras.find import (
@@ -97,13 +98,15 @@ def generate(
     ensure_writable_folder(outputs.folder)
     if download:
         fetch(model)
-    with Console(stderr=True).status("opening the model"):
+    with open_console(stderr=True).status("opening the model"):
         pipe = _open(model, device, precision, lora_dir, safety_checker)
         loras.load_into(pipe)
     result = _write_images(pipe, prompt, init_image, sampling, outputs)
     if library is not None:
-        typer.echo(_describe_active_tags(pipe, parse_prompt(prompt).text))
-    typer.echo(f"seed: {outputs.first_seed}\n{result}" if seed == RANDOM_SEED else result)
+        print_line(_describe_active_tags(pipe, parse_prompt(prompt).text))
+    if seed == RANDOM_SEED:
+        print_line(f"seed: {outputs.first_seed}")
+    print_line(result)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from lorasmith.core.console import open_console
+from lorasmith.core.terminal import escape_control_characters
 
 
 class TerminalHandler(logging.Handler):
@@ -15,12 +16,13 @@ class TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        console = Console(stderr=True)  # standard error may be redirected since the last one
+        console = open_console(stderr=True)  # standard error may be redirected since the last one
         is_note = record.levelno < logging.WARNING
         if is_note and not console.is_terminal:
             return
         prefix = "note" if is_note else record.levelname.lower()
-        console.print(f"{prefix}: {record.getMessage()}", highlight=False, markup=False)
+        message = escape_control_characters(" ".join(record.getMessage().split()))
+        console.print(f"{prefix}: {message}", highlight=False)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lorasmith.cli.output import print_line
+
 Config = Annotated[Path, typer.Argument(help="Settings of the run, a TOML file.")]
 Sets = Annotated[
     list[str] | None,
@@ -102,7 +104,7 @@ def report(
     run = load_config(UnetPretrainConfig, config, sets or [])
     compared = ComparedNetworks(_named(vaes), _named(unets), _named(table), append)
     written = write_report(run, model, out, compared, device)
-    typer.echo(f"wrote {written} and its sheets")
+    print_line(f"wrote {written} and its sheets")
 
 
 def _named(pairs: list[str] | None) -> dict[str, Path]:
@@ -124,4 +126,4 @@ def _run(
     if start is not None:
         overrides.append(f"train.start_from={start}")
     out = train(load_config(kind, config, overrides), resume)
-    typer.echo(f"saved to {out}")
+    print_line(f"saved to {out}")

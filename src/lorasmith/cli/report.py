@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lorasmith.cli.output import print_line
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -32,4 +34,4 @@ def report(
     # RunPaths searches for a name without a folder in loras/ only, but it may be a folder here.
     name = str(folder.absolute() if folder.is_dir() else folder)
     for page in write_pages(RunPaths.from_name(name)):
-        typer.echo(page)
+        print_line(page)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.options import run as options
 from lorasmith.cli.options.common import ModelPath
+from lorasmith.cli.output import print_line, print_toml
 from lorasmith.cli.settings_command import SettingsCommand
+from lorasmith.core.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.config.sweep import SweepConfig
@@ -77,7 +78,7 @@ def sweep(
         sources.file, sources.overrides, parse_vary(vary or []), max_parallel, sources.base
     )
     if print_config:
-        typer.echo(dump_toml(settings), nl=False)
+        print_toml(dump_toml(settings))
         return
     if download:
         fetch(settings.model.path)
@@ -102,7 +103,7 @@ def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:
     for row in result_rows(results):
         gain = (row.gain, row.step) if ranked else ()
         table.add_row(row.file, *gain, row.loss, row.time)
-    Console().print(table)
+    open_console().print(table)
     for note in make_notes(settings, results):
-        typer.echo(f"{note.title}. {note.evidence}")
-    typer.echo(f"side by side: {paths.html_page}")
+        print_line(f"{note.title}. {note.evidence}")
+    print_line(f"side by side: {paths.html_page}")

@@ -7,6 +7,7 @@ import typer
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.options import run as options
 from lorasmith.cli.options.common import ModelPath
+from lorasmith.cli.output import print_line, print_toml
 from lorasmith.cli.settings_command import SettingsCommand
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def train(
     sources = options.collect_sources("train", run, flags, sets, preset, resume, print_config)
     settings = load_train_config(sources.file, sources.overrides, sources.base)
     if print_config:
-        typer.echo(dump_toml(settings), nl=False)
+        print_toml(dump_toml(settings))
         return
     if download:
         fetch(settings.model.path)
@@ -73,7 +74,7 @@ def train(
 
     file = train_lora(settings, resume)
     report = file.with_suffix("") / "report.html"
-    typer.echo(f"{file} ({file.stat().st_size / 2**20:.1f} MiB), report in {report}")
+    print_line(f"{file} ({file.stat().st_size / 2**20:.1f} MiB), report in {report}")
 
 
 def _train_features(settings: "FeaturesConfig", resume: str | None) -> None:
@@ -81,5 +82,5 @@ def _train_features(settings: "FeaturesConfig", resume: str | None) -> None:
 
     files = train_features(settings, resume)
     for file in files:
-        typer.echo(f"{file} ({file.stat().st_size / 2**20:.1f} MiB)")
-    typer.echo(f"all together: generate --library {files[0].parent}")
+        print_line(f"{file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    print_line(f"all together: generate --library {files[0].parent}")

@@ -17,9 +17,7 @@ def escape_control_characters(text: str, kept: str = "") -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        _escape(char) if _is_unsafe(char) and char not in kept else char for char in text
-    )
+    return "".join(_escape(char) if is_unsafe(char) and char not in kept else char for char in text)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -30,7 +28,8 @@ def shorten(text: str, limit: int) -> str:
     return f"{text[: limit - 3 - end]}...{text[len(text) - end :]}"
 
 
-def _is_unsafe(char: str) -> bool:
+def is_unsafe(char: str) -> bool:
+    """Return whether a character could steer a terminal, or is no character."""
     return unicodedata.category(char) in _UNSAFE and char not in _KEPT
 
 

@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lorasmith.core.console import open_console
+
 Advance = Callable[..., None]
 """Call it as ``advance(1)`` or ``advance(1, "loss 0.12")`` to move the bar and set its note."""
 
@@ -25,15 +27,15 @@ def progress_bar(
 
     Yields a function that advances the bar by a count and may replace the text behind it.
     """
-    console = console or Console(stderr=True)
+    console = console or open_console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=not (enabled and console.is_terminal),
         transient=False,

@@ -16,6 +16,7 @@ from lorasmith.cli.demo.style import (
     train_style,
 )  # fmt: skip
 from lorasmith.cli.demo.triggers import CLASS_WORD, COOK_TAG, show_tags, train_cook
+from lorasmith.cli.output import print_line
 from lorasmith.core.files import ensure_writable_folder, write_text
 
 
@@ -57,11 +58,11 @@ def demo(
     metrics["tags"] = show_tags(pipe.model, files, folder)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    typer.echo(
+    print_line(
         f'try it: lorasmith generate "a snowman, {TAG} style <lora:{TAG}:1>" '
         f"--guidance {GUIDANCE:g} --lora-dir {folder}"
     )
-    typer.echo(
+    print_line(
         f'    and: lorasmith generate "a woman {COOK_TAG} {CLASS_WORD}, {TAG} style" '
         f"--guidance {GUIDANCE:g} --library {folder}"
     )

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from lorasmith.cli.demo.files import clear_previous
+from lorasmith.cli.output import print_line
 from lorasmith.core.files import write_text
 from lorasmith.loops.progress import progress_bar
 
@@ -53,10 +52,10 @@ def show_base_model(pipe: "Pipeline", folder: Path) -> None:
     """Generate images with the base model."""
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
-    typer.echo(f"1/5 generating {len(PROMPTS)} images with the base model")
+    print_line(f"1/5 generating {len(PROMPTS)} images with the base model")
     images = _draw(pipe, PROMPTS)
     save_png(make_labelled_grid([images], column_labels=PROMPTS), folder / "base.png")
-    typer.echo(f"    {folder / 'base.png'}")
+    print_line(f"    {folder / 'base.png'}")
 
 
 def train_style(model: Path | None, steps: int | None, folder: Path) -> "RunPaths":
@@ -78,7 +77,7 @@ def train_style(model: Path | None, steps: int | None, folder: Path) -> "RunPath
         }
     )
     images = training_images()
-    typer.echo(
+    print_line(
         f"2/5 training a style from {len(images)} images, {run.train.steps} steps, "
         f"{_duration(run.train.steps)}"
     )
@@ -88,8 +87,8 @@ def train_style(model: Path | None, steps: int | None, folder: Path) -> "RunPath
     size, seconds = file.stat().st_size / 2**20, time.perf_counter() - started
     page = folder / "report.html"
     write_text(page, paths.report.read_text(encoding="utf-8"))
-    typer.echo(f"    {folder / file.name}, {size:.1f} MiB, {seconds:.0f} s, from taught.png")
-    typer.echo(f"    {page}: how the training went, for a browser")
+    print_line(f"    {folder / file.name}, {size:.1f} MiB, {seconds:.0f} s, from taught.png")
+    print_line(f"    {page}: how the training went, for a browser")
     return paths
 
 
@@ -97,7 +96,7 @@ def show_style(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     """Generate concepts that were not trained, each row of the grid from the same seeds."""
     from lorasmith.inference.outputs.save import make_labelled_grid, save_png
 
-    typer.echo(
+    print_line(
         f"3/5 generating {len(CONCEPTS)} concepts not among those, without and with the LoRA"
     )
     images_by_row = {}
@@ -115,7 +114,7 @@ def show_style(pipe: "Pipeline", file: Path, folder: Path) -> "dict[str, list[Im
     )
     grid = make_labelled_grid(list(images_by_row.values()), list(images_by_row), CONCEPTS, title)
     save_png(grid, folder / f"{TAG}.png")
-    typer.echo(f"    {folder / f'{TAG}.png'}")
+    print_line(f"    {folder / f'{TAG}.png'}")
     return images_by_row
 
 
@@ -131,7 +130,7 @@ def measure_style(
     names = ("base", "with_tag", "without_tag")
     sets = dict(zip(names, images_by_row.values(), strict=True)) | {"taught": training_images()}
     colors = {name: measure_color(images) for name, images in sets.items()}
-    typer.echo(
+    print_line(
         f"    color left (saturation): {colors['base'].saturation:.3f} in the base model's, "
         f"{colors['with_tag'].saturation:.3f} with the tag, "
         f"{colors['without_tag'].saturation:.3f} without it and its gate off, "

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from lorasmith.cli.output import print_line
 from lorasmith.loops.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def train_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
 
     count = len(list(COOK_DATA.glob("*.png")))
     steps = STEPS if steps is None else min(steps, STEPS)
-    typer.echo(f"4/5 training a second tag, the clothes of cooks: {count} images, {steps} steps")
+    print_line(f"4/5 training a second tag, the clothes of cooks: {count} images, {steps} steps")
     paths = RunPaths.from_name(f"{folder.absolute()}/{COOK_TAG}")
     clear_previous(paths)
     started = time.perf_counter()
@@ -56,7 +55,7 @@ def train_cook(model: Path | None, steps: int | None, folder: Path) -> Path:
             "validation": {"every_n_steps": 0},
         }
     )  # fmt: skip
-    typer.echo(f"    {folder / file.name}, {time.perf_counter() - started:.0f} s")
+    print_line(f"    {folder / file.name}, {time.perf_counter() - started:.0f} s")
     return file
 
 
@@ -75,7 +74,7 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
     style, cook = files
     prompts = _prompts(style, cook)
     num_images = len(SUBJECTS) * (len(prompts) + 5)
-    typer.echo(
+    print_line(
         f"5/5 generating with both tags as triggers, four images of each of {len(SUBJECTS)} seeds"
     )
     with progress_bar("generating", num_images * _SAMPLING_STEPS) as advance:
@@ -90,11 +89,11 @@ def show_tags(model: "Model", files: dict[str, Path], folder: Path) -> dict[str,
     )
     labels = [prompt.partition(",")[0] for prompt in prompts["no tag"]]
     save_png(make_labelled_grid(rows, labels, list(prompts), title), folder / "tags.png")
-    typer.echo(f"    {folder / 'tags.png'}")
+    print_line(f"    {folder / 'tags.png'}")
     exact = "bit for bit the base model's" if leaks["exact"] else "NOT the base model's"
-    typer.echo(f"    without a tag the images are {exact}: the leak ratio is {leaks['gated']:g}")
+    print_line(f"    without a tag the images are {exact}: the leak ratio is {leaks['gated']:g}")
     plain = ", ".join(f"{tag} {ratio:.0%}" for tag, ratio in leaks["plain"].items())
-    typer.echo(f"    leak ratio of the same files in programs without gates: {plain}")
+    print_line(f"    leak ratio of the same files in programs without gates: {plain}")
     return leaks
 
 

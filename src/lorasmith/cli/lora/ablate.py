@@ -1,16 +1,16 @@
 """``lorasmith lora ablate``: how much each block of a LoRA contributes."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lorasmith.cli.options.common import AsJson, Device, ModelPath
+from lorasmith.cli.output import print_json
+from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -103,14 +103,13 @@ def ablate(
     if page is not None:
         write_block_ablation_page(page.expanduser(), lora.path.name, result, by)
     if as_json:
-        typer.echo(json.dumps({"file": str(file), "by": by, **asdict(result)}, indent=2))
+        print_json({"file": str(file), "by": by, **asdict(result)})
     else:
         _print_result(lora, result, page)
 
 
 def _print_result(lora: "LoraFile", result: "AblationResult", page: Path | None) -> None:
-    console = Console()
-    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console = open_console(file_width=_FILE_WIDTH)
     console.print(_table(lora, result))
     if page is not None:
         console.print(f"{page}")

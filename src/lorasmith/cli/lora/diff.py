@@ -1,16 +1,16 @@
 """``lorasmith lora diff``: two LoRA files side by side."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lorasmith.cli.options.common import AsJson
+from lorasmith.cli.output import print_json
+from lorasmith.core.console import open_console
 from lorasmith.core.terminal import escape_control_characters
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ def diff(
 
     result = diff_loras(first, second)
     if as_json:
-        typer.echo(json.dumps(asdict(result), indent=2, ensure_ascii=False))
+        print_json(asdict(result))
         return
-    console = Console()
-    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console = open_console(file_width=_FILE_WIDTH)
     console.print(_table(result))
     for path, names in ((first, result.only_in_first), (second, result.only_in_second)):
         if names:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from lorasmith.cli.foreign_options import ExtractCommand, MergeCommand, ResizeCommand
 from lorasmith.cli.lora.options import (
@@ -19,6 +18,8 @@ from lorasmith.cli.lora.options import (
     open_optional_model,
     parse_weighted_lora,
 )  # fmt: skip
+from lorasmith.cli.output import print_line
+from lorasmith.core.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.adapters.tools.operations import WriteResult
@@ -70,7 +71,7 @@ def convert(
     from lorasmith.adapters.tools.operations import convert_lora
 
     written = convert_lora(file, out, to, family, fold_alpha)
-    typer.echo(f"{_describe(written)}, in the key format of {to}")
+    print_line(f"{_describe(written)}, in the key format of {to}")
 
 
 def merge(
@@ -87,11 +88,11 @@ def merge(
     terms = [parse_weighted_lora(text) for text in files]
     from lorasmith.adapters.tools.operations import merge_loras
 
-    with Console(stderr=True).status("merging"):
+    with open_console(stderr=True).status("merging"):
         written = merge_loras(terms, out, rank, open_optional_model(base), precision)
     energy = "" if rank is None else f", {_describe_energy(written)}"
     count = f"{len(terms)} LoRA{'' if len(terms) == 1 else 's'}"
-    typer.echo(f"{_describe(written)}, the sum of {count}{energy}")
+    print_line(f"{_describe(written)}, the sum of {count}{energy}")
 
 
 def resize(
@@ -108,9 +109,9 @@ def resize(
     """  # noqa: E501
     from lorasmith.adapters.tools.operations import resize_lora
 
-    with Console(stderr=True).status("resizing"):
+    with open_console(stderr=True).status("resizing"):
         written = resize_lora(file, out, rank, energy, open_optional_model(base), precision)
-    typer.echo(f"{_describe(written)}, {_describe_energy(written)}")
+    print_line(f"{_describe(written)}, {_describe_energy(written)}")
 
 
 def extract(
@@ -130,15 +131,15 @@ def extract(
     """  # noqa: E501
     from lorasmith.adapters.tools.operations import extract_lora
 
-    with Console(stderr=True).status("opening the models"):
+    with open_console(stderr=True).status("opening the models"):
         models = open_model(tuned), open_model(base)
-    with Console(stderr=True).status("extracting"):
+    with open_console(stderr=True).status("extracting"):
         written, extraction = extract_lora(*models, out, rank, energy, precision)
-    typer.echo(f"{_describe(written)}, {_describe_energy(written)}")
+    print_line(f"{_describe(written)}, {_describe_energy(written)}")
     if extraction.not_extracted:
         first = ", ".join(extraction.not_extracted[:_EXAMPLES])
         count = len(extraction.not_extracted)
-        typer.echo(f"left out: {count} tensors that no LoRA can hold, first {first}")
+        print_line(f"left out: {count} tensors that no LoRA can hold, first {first}")
 
 
 def _describe(written: "WriteResult") -> str:

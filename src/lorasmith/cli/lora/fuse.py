@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lorasmith.cli.foreign_options import FuseCommand
 from lorasmith.cli.lora.options import EMBEDDED, Files, Precision, parse_weighted_lora
+from lorasmith.cli.output import print_line
+from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError
 
 ModelName = Annotated[
@@ -49,7 +50,7 @@ def fuse(
     Example: `lorasmith lora fuse embedded loras/inkmono.safetensors:0.8 --out models/inkmono`
     """
     weighted_files = [parse_weighted_lora(file) for file in files]
-    with Console(stderr=True).status("opening model and LoRAs"):
+    with open_console(stderr=True).status("opening model and LoRAs"):
         from lorasmith.adapters.tools.fuse_into_model import fuse_into_model
         from lorasmith.core.device import compute_dtype
         from lorasmith.core.files import check_not_existing
@@ -68,8 +69,8 @@ def fuse(
         check_not_existing(target)
         loras = [lora.load() for lora in weighted_files]
         opened = load_model(folder)
-    with Console(stderr=True).status("fusing and saving"):
+    with open_console(stderr=True).status("fusing and saving"):
         changed = fuse_into_model(opened, loras, compute_dtype(precision), not allow_mismatch)
         save_modified_model(opened, changed, target, compute_dtype(precision))
     count = f"{len(loras)} LoRA{'' if len(loras) == 1 else 's'}"
-    typer.echo(f"{target}: {count} fused into {', '.join(sorted(changed))}")
+    print_line(f"{target}: {count} fused into {', '.join(sorted(changed))}")

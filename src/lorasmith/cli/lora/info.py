@@ -1,16 +1,16 @@
 """``lorasmith lora info``: what is in a LoRA file."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lorasmith.cli.options.common import AsJson
+from lorasmith.cli.output import print_json
+from lorasmith.core.console import open_console
 from lorasmith.core.terminal import escape_control_characters
 
 if TYPE_CHECKING:
@@ -46,10 +46,9 @@ def info(
     if as_json:
         size = lora.path.stat().st_size
         tree = {"file": str(file), "bytes": size, **asdict(facts), "metadata": lora.metadata}
-        typer.echo(json.dumps(tree, indent=2, ensure_ascii=False))
+        print_json(tree)
         return
-    console = Console()
-    console = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    console = open_console(file_width=_FILE_WIDTH)
     console.print(_summary(lora, facts))
     console.print(_blocks(facts))
     if lora.metadata:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorasmith.cli.options.common import ModelPath
+from lorasmith.cli.output import print_line
 from lorasmith.core.errors import ConfigError, OutputError
 
 File = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]
@@ -77,7 +78,7 @@ def project(
     metadata = {**lora.metadata, "ss_output_name": name, "modelspec.title": name}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_lora_file(target, result.layers, metadata)
-    typer.echo(
+    print_line(
         f"{target}: {result.projected_layers} of {len(result.layers)} layers projected; what they "
         f"do at other words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what "
         f"they do at the tag's, of which {result.retained:.0%} is kept"

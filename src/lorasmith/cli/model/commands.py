@@ -1,6 +1,5 @@
 """``lorasmith model``: what is inside a model, and its conversion."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,9 @@ from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.model.convert import convert
 from lorasmith.cli.model.targets_table import coverage_json, coverage_table
 from lorasmith.cli.options.common import AsJson
+from lorasmith.cli.output import print_json
 from lorasmith.config.lora import LoraConfig
+from lorasmith.core.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.models.files.summary import ModelInfo
@@ -82,7 +83,7 @@ def info(
         rank = LoraConfig().rank if lora is None else lora
         _show_targets(console, model, targets, rank, as_json)
         return
-    with Console(stderr=True).status("reading the model's parts"):
+    with open_console(stderr=True).status("reading the model's parts"):
         from lorasmith.inference.outputs.png_metadata import compute_model_hash
         from lorasmith.models.files.summary import read_model_info
         from lorasmith.models.model_summary import summarize_model
@@ -91,7 +92,7 @@ def info(
         hashed = compute_model_hash(summary.path)
     if as_json:
         tree = _summary_json(summary, hashed) | _as_json(parts, lora)
-        typer.echo(json.dumps(tree, indent=2))
+        print_json(tree)
         return
     _print_model(console, summary, hashed, parts, lora)
 
@@ -110,21 +111,20 @@ def _print_model(
 def _show_targets(
     console: Console, model: Path | None, targets: str, rank: int, as_json: bool
 ) -> None:
-    with Console(stderr=True).status("reading the model's parts"):
+    with open_console(stderr=True).status("reading the model's parts"):
         from lorasmith.adapters.targeting.coverage import compute_coverage
         from lorasmith.models.model_summary import build_meta_networks
 
         coverage = compute_coverage(build_meta_networks(model), targets, rank)
     if as_json:
-        typer.echo(json.dumps(coverage_json(coverage, targets, rank), indent=2))
+        print_json(coverage_json(coverage, targets, rank))
         return
     console.print(coverage_table(coverage, targets, rank))
 
 
 def _console() -> Console:
     """Return a console as wide as the terminal, or wide enough for every line of a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+    return open_console(file_width=_FILE_WIDTH)
 
 
 def _summary_json(summary: "ModelInfo", hashed: str) -> dict[str, Any]:

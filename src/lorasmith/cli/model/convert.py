@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from lorasmith.cli.download import Download
+from lorasmith.cli.output import print_line
+from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import ensure_writable_folder
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
@@ -57,7 +58,7 @@ def convert(
     Example: `lorasmith model convert models/photo photo-fp16.safetensors --precision fp16`
     """
     target = _check_target(out.expanduser())
-    with Console(stderr=True).status("opening the model"):
+    with open_console(stderr=True).status("opening the model"):
         from lorasmith.core.device import compute_dtype
         from lorasmith.models.files.convert import read_contents, save_folder, save_single_file
         from lorasmith.models.files.hub import download_model
@@ -67,15 +68,15 @@ def convert(
             download_model(model)
         source = open_source(None if model == EMBEDDED_NAME else model)
         contents = read_contents(source, prediction)
-    with Console(stderr=True).status("converting"):
+    with open_console(stderr=True).status("converting"):
         dtype = None if precision == "keep" else compute_dtype(precision)
         single = target.suffix.lower() == SINGLE
         ensure_writable_folder(target.parent)
         (save_single_file if single else save_folder)(contents, target, dtype)
     kind = "single file" if single else "folder"
-    typer.echo(f"{target}: {contents.variant.title} as a {kind}")
+    print_line(f"{target}: {contents.variant.title} as a {kind}")
     for line in _left_out(source.unused):
-        typer.echo(line)
+        print_line(line)
 
 
 def _check_target(target: Path) -> Path:

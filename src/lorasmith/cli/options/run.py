@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli.options.overrides import as_overrides
+from lorasmith.cli.output import print_error
 from lorasmith.config.presets import ADVICE, PRESETS, Preset
 from lorasmith.core.errors import ConfigError
 
@@ -120,4 +121,4 @@ def require_options(command: str, overrides: Sequence[str]) -> None:
 def advise(preset: Preset | None, run: "TrainConfig") -> None:
     """Say what goes well with a preset and is not there."""
     if preset is not None and preset in ADVICE and run.data.reg_data_dir is None:
-        typer.echo(f"note: {ADVICE[preset]}", err=True)
+        print_error(f"note: {ADVICE[preset]}")
