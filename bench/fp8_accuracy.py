@@ -72,12 +72,12 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
             "track": {"tensorboard": False},
         }
     )  # fmt: skip
-    lines = [json.loads(one) for one in (folder / "log.jsonl").read_text().splitlines()]
-    held_out = [one["held_out"] for one in lines if "held_out" in one]
-    base = [one["held_out_base"] for one in lines if "held_out_base" in one]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    held_out = [line["held_out"] for line in lines if "held_out" in line]
+    base = [line["held_out_base"] for line in lines if "held_out_base" in line]
     print(f"{kind}, seed {seed}: validation loss {held_out[-1]:.4f}", flush=True)
     return {
-        "losses": [one["loss"] for one in lines if "loss" in one],
+        "losses": [line["loss"] for line in lines if "loss" in line],
         "held_out": held_out[-1] / (base or held_out)[0],
         "change": changes(Path(str(file))),
     }
@@ -149,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    return " ".join(f"{one:.4f}" for one in values)
+    return " ".join(f"{value:.4f}" for value in values)
 
 
 def _mean(values: list[float]) -> str:

@@ -129,8 +129,8 @@ class MadeUp:
             batch_sampler=sampler, assignments=[SimpleNamespace(bucket=bucket)] * batch
         )
         groups = [
-            ParamGroup(one.part, one.parameters, one.learning_rate)
-            for one in trainable.parameter_groups()
+            ParamGroup(group.part, group.parameters, group.learning_rate)
+            for group in trainable.parameter_groups()
         ]
         optimizer, _ = create_optimizer(settings.optimizer, groups, settings.weight_decay)
         process = build_noise_process(scheduler(name), settings.loss, self.device)

@@ -57,7 +57,7 @@ def measure(path: str) -> dict[str, float]:
     done.set()
     watcher.join()
     networks = (model.unet, model.vae, *model.text_encoders)
-    size = sum(p.numel() * p.element_size() for one in networks for p in one.parameters())
+    size = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     return {
         "size": size / _MEBIBYTE,
         "after": (own_memory() - before) / _MEBIBYTE,

@@ -153,7 +153,7 @@ def _recipe(name: str, batch: int, options: argparse.Namespace, device: torch.de
     unet.add_adapter(config)
     cast_training_params(unet, dtype=torch.float32)
     unet.train()
-    parameters = [one for one in unet.parameters() if one.requires_grad]
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
     noises = DDPMScheduler.from_config(scheduler(name))
     inputs = Inputs(name, unet, batch, side=options.side)
@@ -220,7 +220,7 @@ def _run(
     )  # fmt: skip
     seconds = time.perf_counter() - started
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    told = [one for one in lines if "images_per_s" in one]
+    told = [line for line in lines if "images_per_s" in line]
     steady = told[len(told) // 4 :]
     speed = statistics.median(one["images_per_s"] for one in steady)
     idle = [one["gpu_idle"] for one in steady if "gpu_idle" in one]
@@ -279,11 +279,11 @@ def _profile(step: Step, folder: Path) -> None:
         step()
         torch.cuda.synchronize()
     kernels = sorted(found.key_averages(), key=lambda one: -one.self_device_time_total)
-    total = sum(one.self_device_time_total for one in kernels) / 1e3
-    lines = [f"{total:.1f} ms in {sum(one.count for one in kernels)} kernels"]
+    total = sum(kernel.self_device_time_total for kernel in kernels) / 1e3
+    lines = [f"{total:.1f} ms in {sum(kernel.count for kernel in kernels)} kernels"]
     lines += [
-        f"{one.self_device_time_total / 1e3:9.2f} ms {one.count:6d} {one.key[:150]}"
-        for one in kernels[:60]
+        f"{kernel.self_device_time_total / 1e3:9.2f} ms {kernel.count:6d} {kernel.key[:150]}"
+        for kernel in kernels[:60]
     ]
     number = len(list(folder.glob("kernels-*.txt")))
     (folder / f"kernels-{number:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -336,9 +336,9 @@ def table(rows: list[Row], ceiling: float) -> str:
     heads = ["model", "batch", "way", "ms/step", "images/s", "peak GiB", "TFLOP/s", "of ceiling"]
     lines = ["| " + " | ".join([*heads, "recipe x"]) + " |", "|" + "---|" * (len(heads) + 1)]
     recipe = {
-        (one["model"], one["batch"]): one["images_per_s"]
-        for one in rows
-        if one["way"] == "recipe" and "error" not in one
+        (row["model"], row["batch"]): row["images_per_s"]
+        for row in rows
+        if row["way"] == "recipe" and "error" not in row
     }
     for row in rows:
         names = [row["model"], str(row["batch"]), row["way"]]

@@ -108,7 +108,8 @@ def do_cell(
     files = train(features, pair, way, seed, options)
     training = time.perf_counter() - started
     subjects = [
-        subject(one, file, WAYS[way].gate) for one, file in zip(features, files, strict=True)
+        subject(feature, file, WAYS[way].gate)
+        for feature, file in zip(features, files, strict=True)
     ]
     device = pick_device(options.device)
     model = load_model(options.model).to(device, torch.float32)
@@ -141,7 +142,9 @@ def train(
     """Return the LoRA of each feature; the mixed LoRA serves both."""
     if way in PROJECTED:
         files = train(features, pair, PROJECTED[way], seed, options)
-        return [projected(one, file, options) for one, file in zip(features, files, strict=True)]
+        return [
+            projected(feature, file, options) for feature, file in zip(features, files, strict=True)
+        ]
     name = options.out / "runs" / f"{pair}-{way}-{seed}"
     common = {
         "output": {"name": str(name.absolute())},
@@ -170,19 +173,19 @@ def train(
         "train": {**steps, **own["train"]},
         "feature": [
             {
-                "tag": one.feature.tag,
-                "class_word": one.feature.class_word,
-                "data": str(one.training),
+                "tag": feature.feature.tag,
+                "class_word": feature.feature.class_word,
+                "data": str(feature.training),
             }
-            for one in features
+            for feature in features
         ],
     }
-    done = [finished(name.with_name(f"{name.name}-{one.feature.tag}")) for one in features]
+    done = [finished(name.with_name(f"{name.name}-{feature.feature.tag}")) for feature in features]
     if all(done):
         return [file for file in done if file is not None]
     clear(name)
     made = lorasmith.train_features(config)
-    return [made[one.feature.tag] for one in features]
+    return [made[feature.feature.tag] for feature in features]
 
 
 def finished(name: Path) -> Path | None:
@@ -245,23 +248,23 @@ def read_cells(folder: Path, pair: str, seeds: Sequence[int]) -> dict[str, list[
 
 def fidelity(cell: Cell) -> float:
     """Return the mean fidelity of both tags."""
-    return float(statistics.mean(one["fidelity"]["lora"] for one in cell["features"]))
+    return float(statistics.mean(feature["fidelity"]["lora"] for feature in cell["features"]))
 
 
 def gain(cell: Cell) -> float | None:
     """Return the mean gain: the share of the way from base model to real images."""
-    return _mean([one["fidelity"]["gain"] for one in cell["features"]])
+    return _mean([feature["fidelity"]["gain"] for feature in cell["features"]])
 
 
 def leak(cell: Cell, space: str = "latent") -> float | None:
     """Return the mean leak ratio, with gates where the way has them."""
     mode = "gated" if cell["way"] in GATED else "plain"
-    return _mean([one[mode][space]["ratio"] for one in cell["features"]])
+    return _mean([feature[mode][space]["ratio"] for feature in cell["features"]])
 
 
 def plain_leak(cell: Cell) -> float | None:
     """Return the mean leak ratio of predictions, without gates."""
-    return _mean([one["plain"]["prediction"]["ratio"] for one in cell["features"]])
+    return _mean([feature["plain"]["prediction"]["ratio"] for feature in cell["features"]])
 
 
 def bleeding(cell: Cell) -> float | None:
@@ -323,7 +326,7 @@ def aims(cells: Mapping[str, Sequence[Cell]]) -> list[str]:
     for way in GATED:
         ratios = [leak(cell) for cell in cells.get(way, [])]
         exact = all(
-            one["gated"]["exact"] for cell in cells.get(way, []) for one in cell["features"]
+            feature["gated"]["exact"] for cell in cells.get(way, []) for feature in cell["features"]
         )
         if ratios:
             told(f"leak under the gate of {way} exactly 0", _mean(ratios), exact)
@@ -336,11 +339,11 @@ def aims(cells: Mapping[str, Sequence[Cell]]) -> list[str]:
             told(
                 f"fidelity of {way} at least 90% of plain's", kept, kept is not None and kept >= 0.9
             )
-    for way, some in cells.items():
-        worst = _over(bleeding, some)
+    for way, cell in cells.items():
+        worst = _over(bleeding, cell)
         told(f"bleeding of {way} at most a quarter of the diagonal", worst, _at_most(worst, 0.25))
         if way != "plain":
-            lost = _over(forgetting, some)
+            lost = _over(forgetting, cell)
             told(f"forgetting of {way} under 2%", lost, lost is not None and lost < 0.02)
     return found
 

@@ -88,11 +88,11 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Likewise for any family by its name in `make_tiny`; each is made once."""
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def of(family: str) -> Path:
-        if family not in made:
-            made[family] = make_tiny(tmp_path_factory.mktemp("tiny") / family, family)
-        return made[family]
+        if family not in folders:
+            folders[family] = make_tiny(tmp_path_factory.mktemp("tiny") / family, family)
+        return folders[family]
 
     return of

@@ -10,7 +10,7 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +25,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def golden_folder(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: a copy of the pictures."""
     folder = tmp_path / "here"
     shutil.copytree(scene, folder)

@@ -100,14 +100,14 @@ def write_scene(root: Path) -> None:
 
 def settings_of(name: str, model: Path | str | None, out: str) -> dict[str, Any]:
     """Return all settings of a frozen run as nested dictionaries."""
-    wanted = RUNS[name]
-    tree = merged(SETTINGS, wanted.changes)
+    run = RUNS[name]
+    tree = merged(SETTINGS, run.changes)
     tree["output"]["name"] = out
     tree["model"] = {"path": str(model)} if model else {}
-    if wanted.kind == "features":
+    if run.kind == "features":
         for key in NOT_OF_FEATURES:
             del tree["data"][key]
-        tree["feature"] = [dict(one) for one in FEATURES]
+        tree["feature"] = [dict(feature) for feature in FEATURES]
     return tree
 
 
@@ -116,8 +116,8 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     tree = {k: merged(v, {}) if isinstance(v, Mapping) else v for k, v in under.items()}
     for key, value in over.items():
         inner = tree.get(key)
-        whole = key == "optimizer_args" or not isinstance(inner, dict)
-        tree[key] = value if whole else merged(inner, value)
+        replaces = key == "optimizer_args" or not isinstance(inner, dict)
+        tree[key] = value if replaces else merged(inner, value)
     return tree
 
 
@@ -163,24 +163,24 @@ def logs(folder: Path) -> list[Path]:
 def result(name: str, out: str = "loras/golden") -> tuple[Tensors, dict[str, str]]:
     """Return what is frozen of a run: its files' tensors, its figures and the files' metadata."""
     tensors: Tensors = {}
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     files = files_of(name, out)
     for file in files:
         prefix = f"{file.stem}/" if len(files) > 1 else ""
         tensors |= {f"{prefix}{key}": tensor for key, tensor in tensors_in(file).items()}
         with safe_open(file, "pt") as opened:
             words = opened.metadata()
-        told[prefix] = {key: value for key, value in words.items() if key not in VOLATILE}
+        record[prefix] = {key: value for key, value in words.items() if key not in VOLATILE}
     for folder in folders_of(name, out):
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         for figure in FIGURES:
-            found = [line[figure] for line in lines if figure in line]
-            if found:
-                tensors[f"log/{folder.name}/{figure}"] = torch.tensor(found, dtype=torch.float64)
+            values = [line[figure] for line in lines if figure in line]
+            if values:
+                tensors[f"log/{folder.name}/{figure}"] = torch.tensor(values, dtype=torch.float64)
     for picture in sorted(Path(out).rglob("previews/step-*/*.png")):
-        place = picture.relative_to(out).with_suffix("").as_posix()
-        tensors[f"picture/{place}"] = torch.from_numpy(pixels(picture))
-    return tensors, {WORDS: json.dumps(told, sort_keys=True)}
+        image_key = picture.relative_to(out).with_suffix("").as_posix()
+        tensors[f"picture/{image_key}"] = torch.from_numpy(pixels(picture))
+    return tensors, {WORDS: json.dumps(record, sort_keys=True)}
 
 
 @contextmanager
@@ -240,7 +240,7 @@ GATED = {"lorasmith.tag": TAG, "lorasmith.class": CLASS}
 def write_loras(folder: Path) -> Path:
     """Write LoRA files of every kind and gate, with random numbers."""
     folder.mkdir()
-    for name, kind, layers, told in (
+    for name, kind, layers, metadata in (
         ("plain", "lora", LAYERS, {}),
         ("gated", "lora", LAYERS, {"lorasmith.gate": "prompt", **GATED}),
         ("token", "lora", LAYERS, {"lorasmith.gate": "token", **GATED}),
@@ -250,13 +250,13 @@ def write_loras(folder: Path) -> Path:
         ("lokr", "lokr", LAYERS, {}),
         ("sdxl", "lora", LAYERS_XL, {}),
     ):
-        draws = torch.Generator().manual_seed(4)
+        generator = torch.Generator().manual_seed(4)
         tensors: Tensors = {}
         for layer, shape in layers.items():
             for key, size in SHAPES_OF[kind](*shape).items():
-                tensors[f"{layer}.{key}"] = SIZE * torch.randn(size, generator=draws)
+                tensors[f"{layer}.{key}"] = SIZE * torch.randn(size, generator=generator)
             tensors[f"{layer}.alpha"] = torch.tensor(2.0)
-        save_file(tensors, folder / f"{name}.safetensors", told)
+        save_file(tensors, folder / f"{name}.safetensors", metadata)
     return folder
 
 
@@ -266,13 +266,13 @@ def open_model(model: Path | None, loras: Path) -> Pipeline:
 
 def draw(pipe: Pipeline, name: str) -> Pixels:
     """Draw a frozen picture."""
-    wanted = DRAWN[name]
-    given: dict[str, Any] = {}
-    if wanted.image:
-        given["image"] = pattern(1)
-    if wanted.mask:
-        given["mask_image"] = mask(1)
-    return draw_prompt(pipe, wanted.prompt, **given, **wanted.options)
+    drawing = DRAWN[name]
+    options: dict[str, Any] = {}
+    if drawing.image:
+        options["image"] = pattern(1)
+    if drawing.mask:
+        options["mask_image"] = mask(1)
+    return draw_prompt(pipe, drawing.prompt, **options, **drawing.options)
 
 
 def draw_prompt(pipe: Pipeline, prompt: str, **more: Any) -> Pixels:
@@ -294,18 +294,20 @@ def pixels(file: Path) -> Pixels:
 
 def this_cpu() -> dict[str, str]:
     """Return what the last bits of a result depend on besides the code."""
-    found = {
+    features = {
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         **{package: version(package) for package in ("torch", "diffusers", "transformers")},
     }
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    told = {key.strip(): value.strip() for key, _, value in (one.partition(":") for one in lines)}
+    fields = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
     for key in ("vendor_id", "model name", "cpu family", "model", "stepping"):
-        found[key] = told.get(key, "")
-    flags = " ".join(sorted(told.get("flags", "").split()))
-    return {**found, "flags": hashlib.sha256(flags.encode()).hexdigest()[:16]}
+        features[key] = fields.get(key, "")
+    flags = " ".join(sorted(fields.get("flags", "").split()))
+    return {**features, "flags": hashlib.sha256(flags.encode()).hexdigest()[:16]}
 
 
 def bit_for_bit() -> bool:
@@ -315,8 +317,8 @@ def bit_for_bit() -> bool:
 
 def store(name: str, tensors: Tensors, words: Mapping[str, str]) -> None:
     """Write the result of a run, packed."""
-    whole = {key: one.contiguous() for key, one in sorted(tensors.items())}
-    packed = lzma.compress(save(whole, dict(words)), preset=9)
+    contiguous = {key: tensor.contiguous() for key, tensor in sorted(tensors.items())}
+    packed = lzma.compress(save(contiguous, dict(words)), preset=9)
     (EXPECTED / f"{name}.safetensors.xz").write_bytes(packed)
 
 
@@ -328,27 +330,33 @@ def stored(name: str) -> tuple[Tensors, dict[str, str]]:
     return load(plain), words
 
 
-def assert_same(one: Tensors, two: Tensors, may_differ_in_dtype: bool = False) -> None:
+def assert_same(actual: Tensors, expected: Tensors, may_differ_in_dtype: bool = False) -> None:
     """Bit for bit on the recording kind of CPU, to `TOLERANCE` elsewhere."""
     exact = bit_for_bit() and not may_differ_in_dtype
-    different = sorted(one.keys() ^ two.keys())
-    different += [key for key in one.keys() & two.keys() if not _agree(one[key], two[key], exact)]
-    assert not different, f"{len(different)} of {len(two)} differ: {', '.join(different[:5])}"
+    different = sorted(actual.keys() ^ expected.keys())
+    different += [
+        key
+        for key in actual.keys() & expected.keys()
+        if not _agree(actual[key], expected[key], exact)
+    ]
+    assert not different, f"{len(different)} of {len(expected)} differ: {', '.join(different[:5])}"
 
 
-def assert_same_pixels(one: Pixels, two: Pixels) -> None:
-    assert_same({"picture": torch.tensor(one)}, {"picture": torch.tensor(two)})
+def assert_same_pixels(actual: Pixels, expected: Pixels) -> None:
+    assert_same({"picture": torch.tensor(actual)}, {"picture": torch.tensor(expected)})
 
 
-def _agree(one: torch.Tensor, two: torch.Tensor, exact: bool) -> bool:
-    if one.shape != two.shape:
+def _agree(actual: torch.Tensor, expected: torch.Tensor, exact: bool) -> bool:
+    if actual.shape != expected.shape:
         return False
     if exact:
-        return one.dtype == two.dtype and torch.equal(one, two)
-    if two.dtype == torch.uint8:
-        return bool((one.int() - two.int()).abs().max() <= STEPS_OF_GREY)
+        return actual.dtype == expected.dtype and torch.equal(actual, expected)
+    if expected.dtype == torch.uint8:
+        return bool((actual.int() - expected.int()).abs().max() <= STEPS_OF_GREY)
     # A file holds float16 where its values fit, which may turn on the last bit of one of them.
-    half = torch.float16 in (one.dtype, two.dtype)
-    one, two = one.double(), two.double()
-    room = TOLERANCE * max(float(two.abs().max()), LEAST) + (HALF * two.abs() if half else 0.0)
-    return bool(((one - two).abs() <= room).all())
+    half = torch.float16 in (actual.dtype, expected.dtype)
+    actual, expected = actual.double(), expected.double()
+    room = TOLERANCE * max(float(expected.abs().max()), LEAST) + (
+        HALF * expected.abs() if half else 0.0
+    )
+    return bool(((actual - expected).abs() <= room).all())

@@ -121,7 +121,7 @@ CLASS_PICTURES: Mapping[str, Any] = {
     "prior_loss_weight": 0.5,
 }
 
-EVERYTHING: Mapping[str, Any] = {
+ALL_SETTINGS: Mapping[str, Any] = {
     "data": {
         "path": "shapes", "validation_split": 0.3, "flip_aug": True, "color_jitter": 0.2,
         "crop": "random",
@@ -221,7 +221,7 @@ RUNS: Mapping[str, Run] = {
     # Pictures
     "class-pictures": Run(changes={"data": CLASS_PICTURES, "train": {"batch_size": 4}}),
     "preserved": Run(changes={"preserve": {"strength": 0.5, "every_n_steps": 2}}),
-    "everything": Run(changes=EVERYTHING),
+    "everything": Run(changes=ALL_SETTINGS),
     # Several LoRAs
     "staged": Run(kind="features", changes={
         "train": {"mode": "staged", "ema_decay": 0.8},

@@ -16,35 +16,35 @@ from golden_settings import DRAWN, RUNS
 from PIL import Image
 
 
-def main(wanted: list[str]) -> None:
+def main(names: list[str]) -> None:
     """Record some results, or all."""
     torch.set_num_threads(1)
     golden.EXPECTED.mkdir(exist_ok=True)
     golden.CPU.write_text(json.dumps(golden.this_cpu(), indent=1) + "\n", encoding="utf-8")
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         os.environ["LORASMITH_CACHE"] = str(root / "cache")
         golden.write_scene(root / "scene")
         os.chdir(root / "scene")
-        record_runs(root, wanted)
-        record_pictures(root, wanted)
+        record_runs(root, names)
+        record_pictures(root, names)
 
 
-def record_runs(root: Path, wanted: list[str]) -> None:
+def record_runs(root: Path, names: list[str]) -> None:
     """Train, and store the results."""
     for name in RUNS:
-        if not wanted or name in wanted:
+        if not names or name in names:
             out = f"loras/{name}/golden"
             golden.train(name, lambda family: tiny(root, family), out)
             golden.store(name, *golden.result(name, out))
 
 
-def record_pictures(root: Path, wanted: list[str]) -> None:
+def record_pictures(root: Path, names: list[str]) -> None:
     """Draw, and store the pictures."""
     loras = golden.write_loras(root / "kinds")
-    for name, one in DRAWN.items():
-        if not wanted or f"picture/{name}" in wanted:
-            pipe = golden.open_model(tiny(root, one.family) if one.family else None, loras)
+    for name, drawing in DRAWN.items():
+        if not names or f"picture/{name}" in names:
+            pipe = golden.open_model(tiny(root, drawing.family) if drawing.family else None, loras)
             picture = Image.fromarray(golden.draw(pipe, name))
             picture.save(golden.EXPECTED / f"{name}.png", optimize=True)
 

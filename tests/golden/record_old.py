@@ -28,34 +28,34 @@ def main() -> None:
     """Record stopped runs and LoRA files."""
     torch.set_num_threads(1)
     old.PACKED.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         os.environ["LORASMITH_CACHE"] = str(root / "cache")
         for name in old.STOPPED:
             record_stopped(root / name, name)
         record_loras(root / "loras")
 
 
-def record_stopped(here: Path, name: str) -> None:
+def record_stopped(folder: Path, name: str) -> None:
     """Stop a run, and pack its folder."""
     from helpers.tiny_models import make_tiny
 
-    golden.write_scene(here)
-    os.chdir(here)
+    golden.write_scene(folder)
+    os.chdir(folder)
     make_tiny(Path("model"))
-    wanted = old.STOPPED[name]
-    file = golden.write_settings(wanted.name, "model", old.OUT)
-    with golden.stopped_at(wanted.stop):
-        assert run([wanted.command, str(file)]) == 130
-    pack(name, here, "loras")
+    settings = old.STOPPED[name]
+    file = golden.write_settings(settings.name, "model", old.OUT)
+    with golden.stopped_at(settings.stop):
+        assert run([settings.command, str(file)]) == 130
+    pack(name, folder, "loras")
 
 
-def record_loras(here: Path) -> None:
+def record_loras(folder: Path) -> None:
     """Train LoRAs to the end, and pack their files with the pictures that they draw."""
     from helpers.tiny_models import make_tiny
 
-    golden.write_scene(here)
-    os.chdir(here)
+    golden.write_scene(folder)
+    os.chdir(folder)
     model = make_tiny(Path("model"))
     Path("kept").mkdir()
     for name, of in _RUNS_OF_LORAS.items():
@@ -64,21 +64,21 @@ def record_loras(here: Path) -> None:
     file = golden.write_settings("sd1", "model", old.OUT)
     assert run(["train", str(file), "--set", "lora.targets=text-encoder"]) == 0
     shutil.copy(f"{old.OUT}.safetensors", "kept/text.safetensors")
-    pack("loras", here, "kept")
+    pack("loras", folder, "kept")
     pipe = golden.open_model(model, Path("kept"))
     for name in old.LORAS:
         drawn = golden.draw_prompt(pipe, f"a {TAG} person, sea <lora:{name}:3>")
         Image.fromarray(drawn).save(golden.EXPECTED / f"old-{name}.png", optimize=True)
 
 
-def pack(name: str, here: Path, folder: str) -> None:
+def pack(name: str, root: Path, folder: str) -> None:
     """Pack a folder without what is written anew anyway, the same for the same files."""
-    files = sorted(p for p in (here / folder).rglob("*") if p.is_file())
+    files = sorted(p for p in (root / folder).rglob("*") if p.is_file())
     with tarfile.open(old.PACKED / f"{name}.tar.xz", "w:xz", preset=9) as packed:
         for file in files:
             if file.name not in _NEEDLESS:
                 content = file.read_bytes()
-                entry = tarfile.TarInfo(file.relative_to(here).as_posix())
+                entry = tarfile.TarInfo(file.relative_to(root).as_posix())
                 entry.size = len(content)
                 packed.addfile(entry, io.BytesIO(content))
 

@@ -29,7 +29,7 @@ def open_pipeline(tiny_of: Tiny, loras: Path) -> Callable[[str], Pipeline]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_training_result_is_unchanged(name: str, here: Path, tiny_of: Tiny) -> None:
+def test_training_result_is_unchanged(name: str, golden_folder: Path, tiny_of: Tiny) -> None:
     if RUNS[name].needs:
         pytest.importorskip(RUNS[name].needs)
     golden.train(name, tiny_of)
@@ -42,7 +42,7 @@ def test_training_result_is_unchanged(name: str, here: Path, tiny_of: Tiny) -> N
 
 @pytest.mark.parametrize(("name", "stop"), [("everything", 3), ("staged", 4), ("joint", 3)])
 def test_resumed_training_equals_uninterrupted_training(
-    name: str, stop: int, here: Path, tiny_of: Tiny
+    name: str, stop: int, golden_folder: Path, tiny_of: Tiny
 ) -> None:
     file = golden.write_settings(name, tiny_of(RUNS[name].family), "loras/golden")
     with golden.stopped_at(stop):
@@ -71,10 +71,10 @@ def test_recorded_images_differ_from_each_other() -> None:
     """What changed nothing in a picture would not be watched by it."""
     pictures = {name: golden.pixels(golden.EXPECTED / f"{name}.png").astype(int) for name in DRAWN}
     alike = [
-        (one, two)
-        for one, two in combinations(pictures, 2)
-        if pictures[one].shape == pictures[two].shape
-        and np.abs(pictures[one] - pictures[two]).max() <= golden.STEPS_OF_GREY
-        and {one, two} != {"lora", "open-gate"}
+        (first, second)
+        for first, second in combinations(pictures, 2)
+        if pictures[first].shape == pictures[second].shape
+        and np.abs(pictures[first] - pictures[second]).max() <= golden.STEPS_OF_GREY
+        and {first, second} != {"lora", "open-gate"}
     ]
     assert alike == []

@@ -22,17 +22,17 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def with_model(here: Path, tiny_of: Tiny) -> Path:
+def with_model(golden_folder: Path, tiny_of: Tiny) -> Path:
     """The working folder with the pictures and the model that old settings name."""
-    shutil.copytree(tiny_of("sd1"), here / "model")
-    return here
+    shutil.copytree(tiny_of("sd1"), golden_folder / "model")
+    return golden_folder
 
 
 @pytest.fixture
-def kept(here: Path) -> Path:
+def old_loras(golden_folder: Path) -> Path:
     """Old LoRA files."""
-    old.unpack("loras", here)
-    return here / "kept"
+    old.unpack("loras", golden_folder)
+    return golden_folder / "kept"
 
 
 @pytest.mark.parametrize("name", old.STOPPED)
@@ -60,17 +60,17 @@ def test_report_of_an_old_run_is_written(name: str, with_model: Path, capsys: Ca
 
 
 @pytest.mark.parametrize("name", old.LORAS)
-def test_old_lora_file_is_described(name: str, kept: Path, capsys: Captured) -> None:
-    assert run(["lora", "info", str(kept / f"{name}.safetensors"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["metadata"]["lorasmith.tag"] == TAG
+def test_old_lora_file_is_described(name: str, old_loras: Path, capsys: Captured) -> None:
+    assert run(["lora", "info", str(old_loras / f"{name}.safetensors"), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["metadata"]["lorasmith.tag"] == TAG
     gate = "token" if name == "gated" else "prompt"
-    assert told["metadata"]["lorasmith.gate"] == gate
+    assert info["metadata"]["lorasmith.gate"] == gate
 
 
 @pytest.mark.parametrize("name", old.LORAS)
-def test_old_lora_file_draws_what_it_drew(name: str, kept: Path, tiny_of: Tiny) -> None:
-    pipe = golden.open_model(tiny_of("sd1"), kept)
+def test_old_lora_file_draws_what_it_drew(name: str, old_loras: Path, tiny_of: Tiny) -> None:
+    pipe = golden.open_model(tiny_of("sd1"), old_loras)
     drawn = golden.draw_prompt(pipe, f"a {TAG} person, sea <lora:{name}:3>")
     golden.assert_same_pixels(drawn, golden.pixels(golden.EXPECTED / f"old-{name}.png"))
     base = golden.draw_prompt(pipe, f"a {TAG} person, sea")
@@ -78,10 +78,10 @@ def test_old_lora_file_draws_what_it_drew(name: str, kept: Path, tiny_of: Tiny) 
 
 
 @pytest.mark.parametrize("name", old.LORAS)
-def test_old_lora_file_is_converted_there_and_back(name: str, kept: Path) -> None:
-    first, there, back = (f"kept/{name}{end}.safetensors" for end in ("", "-there", "-back"))
-    assert run(["lora", "convert", first, there, "--to", "diffusers"]) == 0
-    assert run(["lora", "convert", there, back, "--to", "kohya"]) == 0
+def test_old_lora_file_is_converted_there_and_back(name: str, old_loras: Path) -> None:
+    first, converted, back = (f"kept/{name}{end}.safetensors" for end in ("", "-there", "-back"))
+    assert run(["lora", "convert", first, converted, "--to", "diffusers"]) == 0
+    assert run(["lora", "convert", converted, back, "--to", "kohya"]) == 0
     golden.assert_same(golden.tensors_in(Path(back)), golden.tensors_in(Path(first)))
 
 
@@ -92,13 +92,13 @@ BATCH_SIZE, CHUNKS = 12, 4
 def test_old_settings_keep_their_values(file: Path) -> None:
     """Under whatever names they are written now; two values have another unit now."""
     kind = load_sweep if file.stem == "sweep" else load_train_config
-    now = list(leaves(tomllib.loads(dump_toml(kind(file)))))
+    current = list(leaves(tomllib.loads(dump_toml(kind(file)))))
     before = list(leaves(tomllib.loads(file.read_text(encoding="utf-8"))))
-    assert [value for value in before if value not in (*now, BATCH_SIZE, CHUNKS)] == []
+    assert [value for value in before if value not in (*current, BATCH_SIZE, CHUNKS)] == []
     if BATCH_SIZE in before:
-        assert {2, 6} <= {*now}  # a batch of 12 images in 6 parts is 6 batches of 2
+        assert {2, 6} <= {*current}  # a batch of 12 images in 6 parts is 6 batches of 2
     if file.stem == "train":
-        assert 75 * CHUNKS in now
+        assert 75 * CHUNKS in current
 
 
 def leaves(tree: Any) -> Iterator[Any]:

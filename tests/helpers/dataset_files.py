@@ -28,7 +28,9 @@ def noisy(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
     return Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.7))
 
 
-def put(file: Path, content: bytes | Image.Image, caption: str | bytes | None = "a thing") -> Path:
+def write_image(
+    file: Path, content: bytes | Image.Image, caption: str | bytes | None = "a thing"
+) -> Path:
     """Write a picture and its caption."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else encoded(content))

@@ -10,8 +10,8 @@ class FakeWandb(ModuleType):
         super().__init__("wandb")
         self.calls: list[tuple] = []
 
-    def init(self, **given: object) -> "FakeWandb":
-        self.calls.append(("init", given))
+    def init(self, **arguments: object) -> "FakeWandb":
+        self.calls.append(("init", arguments))
         return self
 
     def log(self, figures: dict[str, float], step: int) -> None:

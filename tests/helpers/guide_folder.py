@@ -29,11 +29,11 @@ def set_up(folder: Path, model: Path, page: Path) -> None:
         page: its settings for `train` become ``run.toml``.
     """
     (folder / "pictures").mkdir()
-    for number, thing in enumerate(("cat face", "owl", "boat", "tree", "key", "bell")):
+    for number, subject in enumerate(("cat face", "owl", "boat", "tree", "key", "bell")):
         picture = Image.new("RGB", (96, 96 + 16 * (number % 2)), "white")
         ImageDraw.Draw(picture).ellipse((8 * number, 8, 90, 40 + 8 * number), fill="black")
         picture.save(folder / "pictures" / f"{number}.png")
-        caption = f"a {thing}, inkmono style"
+        caption = f"a {subject}, inkmono style"
         (folder / "pictures" / f"{number}.txt").write_text(caption, encoding="utf-8")
     _add_photo(folder)
     (folder / "path" / "to").mkdir(parents=True)
@@ -62,11 +62,11 @@ def _add_features(folder: Path) -> None:
     """Write the pictures of two features."""
     for name, tag in (("curly", "curlyqx"), ("cook", "cookqz")):
         (folder / name).mkdir(parents=True)
-        for number, place in enumerate(("park", "kitchen", "car")):
+        for number, location in enumerate(("park", "kitchen", "car")):
             picture = Image.new("RGB", (64, 64), "white")
             ImageDraw.Draw(picture).ellipse((8 * number, 8, 40, 20 + 8 * number), fill="black")
             picture.save(folder / name / f"{number}.png")
-            caption = f"a {tag} person in a {place}"
+            caption = f"a {tag} person in a {location}"
             (folder / name / f"{number}.txt").write_text(caption, encoding="utf-8")
 
 

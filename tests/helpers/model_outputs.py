@@ -11,8 +11,8 @@ TEXTS = ["a red apple", "inkmono style, a cat"]
 @torch.no_grad()
 def prediction(model: Model) -> torch.Tensor:
     """Return the U-Net's output for two texts and fixed noise, ``[2, 4, 8, 8]``."""
-    draws = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, 4, 8, 8, generator=draws).to(model.unet.dtype)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 8, 8, generator=generator).to(model.unet.dtype)
     context, pooled = encode_tokens(model, tokenize_texts(model, TEXTS))
     extra = None
     if pooled is not None:

@@ -56,7 +56,7 @@ def file_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Shapes of a variant's single file by the original names."""
     shapes, variant = folder_shapes(name), VARIANTS[name]
     configs = {part: component_config(variant, part) for part in shapes}
-    found: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     for entry in variant.family.single_file.entries(shapes, configs):
         shape = tuple(shapes[entry.part][entry.names[0]])
         if entry.form is TensorForm.STACKED:
@@ -65,8 +65,8 @@ def file_shapes(name: str) -> dict[str, tuple[int, ...]]:
             shape = shape[::-1]
         elif entry.form is TensorForm.CONVOLUTION:
             shape = (*shape, 1, 1)
-        found[entry.key] = shape
-    return found
+        result[entry.key] = shape
+    return result
 
 
 def write_sparse(
@@ -75,13 +75,13 @@ def write_sparse(
 ) -> Path:  # fmt: skip
     """Write a safetensors file whose weights are a hole in the file: zeros that take no disk."""
     header: dict[str, Any] = {"__metadata__": metadata or {}}
-    place = 0
+    offset = 0
     for name, shape in shapes.items():
         size = prod(shape) * BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
-        place += size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + place)
+        stream.truncate(8 + len(text) + offset)
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from helpers.training.pretrain_runs import Place, make_data
+from helpers.training.pretrain_runs import PretrainRuns, make_data
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +32,11 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def pretrain_runs(tmp_path_factory: pytest.TempPathFactory) -> PretrainRuns:
     """Data and one run of each kind, each built on the one before."""
-    place = Place(tmp_path_factory.mktemp("pretrain"))
-    make_data(place.data)
-    assert place.pretrain("clip", place.clip) == 0
-    assert place.pretrain("vae", place.vae) == 0
-    assert place.pretrain("unet", place.unet, "train.tensorboard=true") == 0
-    return place
+    pretrain_runs = PretrainRuns(tmp_path_factory.mktemp("pretrain"))
+    make_data(pretrain_runs.data)
+    assert pretrain_runs.pretrain("clip", pretrain_runs.clip) == 0
+    assert pretrain_runs.pretrain("vae", pretrain_runs.vae) == 0
+    assert pretrain_runs.pretrain("unet", pretrain_runs.unet, "train.tensorboard=true") == 0
+    return pretrain_runs

@@ -79,12 +79,14 @@ def adapted(pipe: Any) -> dict[str, Any]:
 
 def deltas(model: Model, path: Path) -> dict[str, torch.Tensor]:
     """The dense change of every layer, by the name of its place."""
-    found = fit_to_model(model, load_lora_file(path))
-    return {found.refs[name].name: one.delta_weight() for name, one in found.adapters.items()}
+    fitted = fit_to_model(model, load_lora_file(path))
+    return {
+        fitted.refs[name].name: adapter.delta_weight() for name, adapter in fitted.adapters.items()
+    }
 
 
-def assert_same_delta(model: Model, one: Path, two: Path) -> None:
-    first, second = deltas(model, one), deltas(model, two)
+def assert_same_delta(model: Model, first_file: Path, second_file: Path) -> None:
+    first, second = deltas(model, first_file), deltas(model, second_file)
     assert first.keys() == second.keys()
     for name, delta in first.items():
         assert float((delta - second[name]).abs().max()) < 1e-6, name
@@ -100,9 +102,9 @@ def test_our_files_in_both_namings_draw_alike_everywhere(folder: Path, tmp_path:
 
     assert {key.split(".lora_")[1] for key in load_file(theirs)} == {"A.weight", "B.weight"}
     assert load_file(back).keys() == load_file(kohya).keys()
-    for again in (theirs, back):
-        assert_same_delta(model, kohya, again)
-        np.testing.assert_allclose(our_picture(model, again), our_picture(model, kohya), atol=1e-4)
+    for path in (theirs, back):
+        assert_same_delta(model, kohya, path)
+        np.testing.assert_allclose(our_picture(model, path), our_picture(model, kohya), atol=1e-4)
 
     pipe = their_pipe(folder)
     plain = their_picture(pipe)

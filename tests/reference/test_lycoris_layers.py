@@ -28,14 +28,14 @@ def test_layer_draws_as_lycoris_draws(tmp_path: Path, case: str) -> None:
     path = tmp_path / "layer.safetensors"
     save_file({f"{NAME}.{key}": tensor for key, tensor in parts.items()}, path)
     file = load_lora_file(path)
-    again = tmp_path / "again.safetensors"
-    save_lora_file(again, file.layers, {}, torch.float32)
+    copy = tmp_path / "again.safetensors"
+    save_lora_file(copy, file.layers, {}, torch.float32)
 
     layer = file.layers[NAME]
     assert layer.kind.lower().startswith(case.split(" ")[0][:4]) or isinstance(layer, LoraLayer)
     stride = 6 // expected.shape[-1] if expected.ndim == 4 else 1
-    for one in (layer, load_lora_file(again).layers[NAME]):
-        weight = base + one.delta_for(base)
+    for loaded in (layer, load_lora_file(copy).layers[NAME]):
+        weight = base + loaded.delta_for(base)
         y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight, stride=stride, padding=1)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     plain = F.linear(x, base) if x.ndim == 2 else F.conv2d(x, base, stride=stride, padding=1)

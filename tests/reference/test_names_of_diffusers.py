@@ -48,10 +48,10 @@ def unet_of(name: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_unet_module_maps_and_maps_back(name: str) -> None:
-    family, attention, everything = COUNTS[name]
+    family, attention, all_layers = COUNTS[name]
     paths = [path for path in find_adaptable_layers(unet_of(name)) if not path.startswith(OUTSIDE)]
     assert sum(".attentions." in f".{path}" for path in paths) == attention
-    assert len(paths) == everything
+    assert len(paths) == all_layers
     names = set()
     for path in paths:
         module = LayerPath("unet", path)
@@ -61,7 +61,7 @@ def test_every_unet_module_maps_and_maps_back(name: str) -> None:
         assert parse_kohya_name(kohya_unet_name(path)) == module, "diffusers' order of blocks"
         assert parse_dotted_name(module.diffusers_name) == module
         assert parse_dotted_name(path) == module
-    assert len(names) == everything
+    assert len(names) == all_layers
     sgm = family != "sd1"
     started = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
     assert all(name.startswith(started) for name in names) == sgm

@@ -74,7 +74,7 @@ def our_session(
 
 
 @dataclass
-class Theirs:
+class ReferenceTraining:
     """A model's parts as diffusers and transformers load them, with peft's adapters."""
 
     folder: Path
@@ -97,8 +97,8 @@ class Theirs:
             part(CLIPTextModelWithProjection, "text_encoder_2"),
         ]
         self.tokenizers = [part(CLIPTokenizer, name) for name in ("tokenizer", "tokenizer_2")]
-        for one in (self.unet, self.vae, *filter(None, self.encoders)):
-            one.requires_grad_(False)
+        for network in (self.unet, self.vae, *filter(None, self.encoders)):
+            network.requires_grad_(False)
 
     def add_lora(self, session: TrainerState) -> dict[str, Any]:
         """Give every layer that ours has the same factors; return peft's layers by our names."""
@@ -110,35 +110,35 @@ class Theirs:
         }  # fmt: skip
         targets = session.trainable.targets
         for part, module in network.items():
-            paths = [one.ref.path for one in targets if one.ref.part == part]
+            paths = [target.ref.path for target in targets if target.ref.part == part]
             if module is None:
                 assert not paths
                 continue
             module.add_adapter(LoraConfig(r=3, lora_alpha=1.5, target_modules=paths))
         layers = {}
-        for one in targets:
-            layer = network[one.ref.part].get_submodule(one.ref.path)
-            adapter = session.trainable.adapters[one.ref.name]
+        for target in targets:
+            layer = network[target.ref.part].get_submodule(target.ref.path)
+            adapter = session.trainable.adapters[target.ref.name]
             layer.lora_A["default"].weight.data.copy_(adapter.down)
             layer.lora_B["default"].weight.data.copy_(adapter.up)
-            layers[one.ref.name] = layer
+            layers[target.ref.name] = layer
         return layers
 
     def read(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encode captions as the pipeline of the family does."""
         ids = [
-            None if one is None else one(
+            None if tokenizer is None else tokenizer(
                 texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
             ).input_ids
-            for one in self.tokenizers
+            for tokenizer in self.tokenizers
         ]  # fmt: skip
         if "sdxl" not in self.family:
             return self.encoders[0](ids[0])[0], None
         result, pooled = [], None
-        for encoder, its_own in zip(self.encoders, ids, strict=True):
+        for encoder, encoder_ids in zip(self.encoders, ids, strict=True):
             if encoder is None:
                 continue
-            output = encoder(its_own, output_hidden_states=True)
+            output = encoder(encoder_ids, output_hidden_states=True)
             pooled = output[0]
             result.append(output.hidden_states[-2])
         return torch.cat(result, dim=-1), pooled
@@ -206,13 +206,13 @@ FAMILIES = (
 
 
 @pytest.mark.parametrize(
-    ("family", "min_snr"), [*((one, None) for one in FAMILIES), ("sd1", 5.0), ("sd2", 5.0)]
+    ("family", "min_snr"), [*((grad, None) for grad in FAMILIES), ("sd1", 5.0), ("sd2", 5.0)]
 )
 def test_loss_and_gradients_equal_the_reference(
     tiny_of: Tiny, pictures: Path, tmp_path: Path, family: str, min_snr: float | None
 ) -> None:
     loss = {"min_snr_gamma": min_snr or 0.0, "masked": False}
-    theirs = Theirs(tiny_of(family), family)
+    theirs = ReferenceTraining(tiny_of(family), family)
     with our_session(tiny_of(family), pictures, tmp_path / "out", loss) as session:
         layers = theirs.add_lora(session)
         numbers = session.dataset.batch_sampler.get_batch(0).tolist()
@@ -221,15 +221,15 @@ def test_loss_and_gradients_equal_the_reference(
         metrics = JointTrainStep([session]).step()[0]
         assert metrics.images == COUNT
         assert float(metrics.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
-        mine, plain = [], []
+        our_grads, reference_grads = [], []
         for name, adapter in session.trainable.adapters.items():
-            both = layers[name].lora_A["default"], layers[name].lora_B["default"]
-            for factor, other in zip((adapter.down, adapter.up), both, strict=True):
-                mine.append(gradient_of(factor))
-                plain.append(gradient_of(other.weight))
-    reached = sum(bool(one.any()) for one in plain)
-    assert reached > 0.9 * len(plain)
-    ours, expected = torch.cat(mine), torch.cat(plain)
+            factors = layers[name].lora_A["default"], layers[name].lora_B["default"]
+            for factor, other in zip((adapter.down, adapter.up), factors, strict=True):
+                our_grads.append(gradient_of(factor))
+                reference_grads.append(gradient_of(other.weight))
+    reached = sum(bool(grad.any()) for grad in reference_grads)
+    assert reached > 0.9 * len(reference_grads)
+    ours, expected = torch.cat(our_grads), torch.cat(reference_grads)
     assert float(expected.norm()) > 1e-2
     assert float((ours - expected).norm() / expected.norm()) < 1e-5
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)

@@ -26,7 +26,7 @@ def make_config(folder: Path, **sections: Any) -> TrainConfig:
 
 def write_run(
     folder: Path, trend: LossTrend = learning, held_out: Sequence[float] = (1.0, 0.82, 0.78, 0.77),
-    steps: int = 250, every: int = 100, finished: bool = True, seed: int = 0,
+    steps: int = 250, interval: int = 100, finished: bool = True, seed: int = 0,
 ) -> Path:  # fmt: skip
     """A run's folder: settings, log, previews of two prompts, and the summary of a finished one.
 
@@ -41,7 +41,7 @@ def write_run(
     """
     folder.mkdir(parents=True)
     (folder / "run.toml").write_text(dump_toml(make_config(folder)), encoding="utf-8")
-    validation_steps = [*range(0, steps, every), steps][: len(held_out)]
+    validation_steps = [*range(0, steps, interval), steps][: len(held_out)]
     shares = dict(zip(validation_steps, held_out, strict=True))
     curve = losses(trend, seed, steps=steps)
     noisy = dict(zip(curve.steps.astype(int).tolist(), curve.values.tolist(), strict=True))

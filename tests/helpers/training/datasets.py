@@ -36,8 +36,10 @@ def built(
     return build_dataset(model, data, train, CPU, **more)
 
 
-def take(made: TrainDataset, numbers: list[int], step: int = 0) -> Batch:
-    return made.get_batch(torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers)))
+def take(dataset: TrainDataset, numbers: list[int], step: int = 0) -> Batch:
+    return dataset.get_batch(
+        torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers))
+    )
 
 
 def moments(model: Model, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

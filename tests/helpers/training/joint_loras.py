@@ -26,8 +26,8 @@ class JointLoras:
         configs = [LoraConfig(rank=2, targets=targets) for targets in TARGETS]
         targets = [resolve_targets(model, lora, RATES) for lora in configs]
         self.loras = [
-            inject_trainable(own, lora, seed)
-            for seed, (own, lora) in enumerate(zip(targets, configs, strict=True))
+            inject_trainable(target, lora, seed)
+            for seed, (target, lora) in enumerate(zip(targets, configs, strict=True))
         ]
         for index, lora in enumerate(self.loras):
             for adapter in lora.adapters.values():

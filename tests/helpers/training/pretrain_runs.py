@@ -80,7 +80,7 @@ filters = [{{ column = "size", op = ">=", value = 100 }}]
 
 
 @dataclass(frozen=True)
-class Place:
+class PretrainRuns:
     """A folder with the data and one finished run of each kind."""
 
     root: Path
@@ -111,8 +111,8 @@ class Place:
 
     def pretrain(self, kind: str, out: Path, *sets: str, options: tuple[str, ...] = ()) -> int:
         """Run one command in this process and return its exit code."""
-        given = [x for text in (f"train.output_dir={out}", *sets) for x in ("--set", text)]
-        return run(["pretrain", kind, str(self.config(kind)), *given, *options])
+        overrides = [x for text in (f"train.output_dir={out}", *sets) for x in ("--set", text)]
+        return run(["pretrain", kind, str(self.config(kind)), *overrides, *options])
 
 
 def make_data(folder: Path) -> None:
@@ -124,8 +124,8 @@ def make_data(folder: Path) -> None:
         size = 96 if number % 4 == 0 else 128
         picture = Image.new("RGB", (size, size), "white")
         draw = ImageDraw.Draw(picture)
-        place = random.Random(number).randrange(8, 30)
-        corners = (place, place, place + 50, place + 50)
+        corner = random.Random(number).randrange(8, 30)
+        corners = (corner, corner, corner + 50, corner + 50)
         (draw.ellipse if shape == "circle" else draw.rectangle)(corners, fill=colour)
         picture.save(folder / f"{number:02}.png")
         caption = f"a {colour} {shape}, plain style"
@@ -146,9 +146,9 @@ def final_state(out: Path, step: int = 4) -> dict[str, torch.Tensor]:
     return load_checkpoint(out / "checkpoints" / f"step-{step:08}").tensors
 
 
-def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys()
-    different = [name for name in one if not torch.equal(one[name], two[name])]
+def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    different = [name for name in actual if not torch.equal(actual[name], expected[name])]
     assert different == []
 
 
@@ -158,9 +158,14 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def several_runs(place: Place, out: Path, sets: Mapping[str, tuple[str, ...]], *more: str) -> int:
+def several_runs(
+    pretrain_runs: PretrainRuns, out: Path, sets: Mapping[str, tuple[str, ...]], *more: str
+) -> int:
     """Do one run of each given kind; return the highest exit code."""
-    return max(place.pretrain(kind, out / kind, *given, *more) for kind, given in sets.items())
+    return max(
+        pretrain_runs.pretrain(kind, out / kind, *settings, *more)
+        for kind, settings in sets.items()
+    )
 
 
 def last_error(capsys: pytest.CaptureFixture[str]) -> str:

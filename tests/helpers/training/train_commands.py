@@ -59,9 +59,9 @@ def checkpoint_tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / "checkpoints" / f"step-{step:08}").tensors
 
 
-def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys()
-    different = [name for name in one if not torch.equal(one[name], two[name])]
+def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    different = [name for name in actual if not torch.equal(actual[name], expected[name])]
     assert different == []
 
 
@@ -74,17 +74,17 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 @contextmanager
 def during_step(step: int, action: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
     """Do something in the middle of a step (from 1); yields the images of every step taken."""
-    compute_gradients, seen = JointTrainStep._compute_gradients, []
+    compute_gradients, steps = JointTrainStep._compute_gradients, []
 
     def compute_with_action(self: JointTrainStep, microbatches: Sequence[Microbatch]) -> None:
-        seen.append([i for item in microbatches for i in item.batch.indices.tolist()])
-        if len(seen) == step:
+        steps.append([i for item in microbatches for i in item.batch.indices.tolist()])
+        if len(steps) == step:
             action(self._steps[0])
         compute_gradients(self, microbatches)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JointTrainStep, "_compute_gradients", compute_with_action)
-        yield seen
+        yield steps
 
 
 def press_ctrl_c(_: object = None) -> None:

@@ -68,9 +68,11 @@ def test_no_help_imports_anything_heavy() -> None:
         "heavy = {'torch', 'diffusers', 'transformers', 'accelerate', 'numpy'}\n"
         "print('\\n' + json.dumps(sorted(heavy & set(sys.modules))))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.count("Usage: lorasmith") == len(COMMANDS)
-    assert json.loads(done.stdout.strip().splitlines()[-1]) == []
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.count("Usage: lorasmith") == len(COMMANDS)
+    assert json.loads(process.stdout.strip().splitlines()[-1]) == []
 
 
 @pytest.mark.parametrize(
@@ -102,12 +104,12 @@ def test_error_prints_one_line_and_exits_with_1(capsys: pytest.CaptureFixture[st
     assert captured.err == "error: absent.toml: no such settings file\n"
 
 
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("position", [0, 1, 3])
 def test_debug_shows_the_traceback_wherever_it_stands(
-    place: int, capsys: pytest.CaptureFixture[str]
+    position: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["pretrain", "vae", "absent.toml"]
-    assert run([*arguments[:place], "--debug", *arguments[place:]]) == 1
+    assert run([*arguments[:position], "--debug", *arguments[position:]]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert any("ConfigError" in line for line in lines)

@@ -86,10 +86,10 @@ def test_installed_wheel_draws_in_an_empty_folder(wheel: Path, tmp_path: Path) -
         "HF_HUB_OFFLINE": "1",
     }
 
-    where = python(
+    location = python(
         "-S", "-c", "import lorasmith; print(lorasmith.__file__)", cwd=empty, env=environment
     )
-    assert Path(where.stdout.strip()).is_relative_to(installed)
+    assert Path(location.stdout.strip()).is_relative_to(installed)
     command = ["-m", "lorasmith", "generate", "a red apple, noto style"]
     drawn = python(
         "-S", *command, "-n", "1", "--steps", "2", "--device", "cpu", "--out", "apples",

@@ -10,7 +10,7 @@ from helpers.training.train_commands import last_error, train
 from lorasmith.cli import run
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+def cache_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     assert run(["cache", "--json", *arguments]) == 0
     return dict(json.loads(capsys.readouterr().out))
@@ -20,17 +20,17 @@ def test_training_leaves_entries_that_can_be_removed(
     tiny_model: Path, pictures: Path, tmp_path: Path, cache_in_tmp: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert told(capsys)["entries"] == 0
+    assert cache_json(capsys)["entries"] == 0
     assert train(tiny_model, pictures, f"{tmp_path}/ink", "--steps", "1") == 0
-    tree = told(capsys)
+    tree = cache_json(capsys)
     assert tree["folder"] == str(cache_in_tmp)
-    assert {kind: own["entries"] for kind, own in tree["kinds"].items()} == {
+    assert {kind: kind_info["entries"] for kind, kind_info in tree["kinds"].items()} == {
         "latents": 6, "texts": 6,
     }  # fmt: skip
     on_disk = sum(path.stat().st_size for path in cache_in_tmp.rglob("*") if path.is_file())
     assert tree["bytes"] == on_disk > 0
-    assert told(capsys, "--prune", "1h")["removed"]["entries"] == 0
-    assert told(capsys, "--clear", "--dir", f"{tmp_path}/none")["removed"]["files"] == 0
+    assert cache_json(capsys, "--prune", "1h")["removed"]["entries"] == 0
+    assert cache_json(capsys, "--clear", "--dir", f"{tmp_path}/none")["removed"]["files"] == 0
     assert run(["cache"]) == 0
     assert "12 entries" in capsys.readouterr().out
     assert run(["cache", "--clear"]) == 0

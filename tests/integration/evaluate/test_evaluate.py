@@ -29,10 +29,10 @@ def scene(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (tag, gate) in enumerate((("curlyqx", "prompt"), ("cookqz", "none"))):
         pictures = folder / tag
         pictures.mkdir()
-        for place in range(6):
-            pixels = noise[6 * number + place].numpy().astype("uint8")
-            Image.fromarray(pixels).save(pictures / f"{place}.png")
-            (pictures / f"{place}.txt").write_text(f"a {tag} person, style {place}")
+        for index in range(6):
+            pixels = noise[6 * number + index].numpy().astype("uint8")
+            Image.fromarray(pixels).save(pictures / f"{index}.png")
+            (pictures / f"{index}.txt").write_text(f"a {tag} person, style {index}")
         save(model, folder / "loras" / f"{tag}.safetensors", tag, gate, number)
     settings = (
         f'[data]\npath = "{folder}/curlyqx"\ntag = "curlyqx"\nclass_word = "person"\n'
@@ -127,10 +127,10 @@ def test_evaluate_in_python_takes_names_and_writes_on_request(
     assert [candidate.step for candidate in evaluation.choices[0].candidates] == [8, 4]
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["seeds"] == [0, 1]
     before = sorted(scene.rglob("*"))
-    again = lorasmith.evaluate(
+    repeated = lorasmith.evaluate(
         ["cookqz"], data=scene / "cookqz", model=tiny_model, class_word="cook", **settings
     )
-    assert again.results.features[0].class_word == "cook"
+    assert repeated.results.features[0].class_word == "cook"
     assert sorted(scene.rglob("*")) == before
 
 

@@ -34,7 +34,7 @@ def generate(tiny_model: Path, out: Path, *more: str) -> int:
     return run(["generate", "a red apple", *arguments, *more])
 
 
-def one_line(captured: str) -> str:
+def single_line(captured: str) -> str:
     lines = captured.strip().splitlines()
     assert len(lines) == 1, captured
     assert "Traceback" not in captured
@@ -66,7 +66,7 @@ def test_random_seed_is_reported(
         with Image.open(tmp_path / "out" / f"000{index}.png") as image:
             assert f"Seed: {seed + index}, " in image.info["parameters"]
     assert generate(tiny_model, tmp_path / "out", "--seed", "-2") == 1
-    assert "seed: -2 is not possible" in one_line(capsys.readouterr().err)
+    assert "seed: -2 is not possible" in single_line(capsys.readouterr().err)
 
 
 def test_registered_sampler_is_used_by_name(tiny_model: Path, tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_safety_checker_blackens_images(
     assert not np.asarray(Image.open(tmp_path / "out" / "0000.png")).any()
     monkeypatch.undo()
     assert generate(tiny_model, tmp_path / "none", "--safety-checker", str(checker)) == 1
-    assert "there is no config.json" in one_line(capsys.readouterr().err)
+    assert "there is no config.json" in single_line(capsys.readouterr().err)
     assert generate(tiny_model, tmp_path / "none", "--latents", "--safety-checker", "x") == 1
-    assert "--latents makes none" in one_line(capsys.readouterr().err)
+    assert "--latents makes none" in single_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("command", ["generate", "train", "info"])
@@ -154,20 +154,20 @@ def test_download_option_fetches_the_model(
     monkeypatch.setattr(hub, "download_model", download)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "pictures").mkdir()
-    given = {
+    downloads = {
         "generate": ["generate", "a", "--out", str(tmp_path / "out"), "-m"],
         "train": ["train", "--data", str(tmp_path / "pictures"), "--tag", "ink", "--out",
                   str(tmp_path / "ink"), "-m"],
         "info": ["model", "info"],
     }[command]  # fmt: skip
-    assert run([*given, "some/model"]) == 1
+    assert run([*downloads, "some/model"]) == 1
     assert requested == []
     capsys.readouterr()
-    assert run([*given, "some/model", "--download"]) == 1
+    assert run([*downloads, "some/model", "--download"]) == 1
     assert requested == ["some/model"]
-    assert "cannot be downloaded: no route" in one_line(capsys.readouterr().err)
-    assert run([*(given if command == "info" else given[:-1]), "--download"]) == 1
-    assert "name one with --model" in one_line(capsys.readouterr().err)
+    assert "cannot be downloaded: no route" in single_line(capsys.readouterr().err)
+    assert run([*(downloads if command == "info" else downloads[:-1]), "--download"]) == 1
+    assert "name one with --model" in single_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_invalid_option_is_a_one_line_error(
     message: str,
 ) -> None:
     assert generate(tiny_model, tmp_path / "out", *options) == 1
-    assert one_line(capsys.readouterr().err).startswith(message)
+    assert single_line(capsys.readouterr().err).startswith(message)
     assert not list((tmp_path).glob("out/*"))
 
 
@@ -221,7 +221,9 @@ def test_unknown_model_is_refused_with_close_names(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(tiny_model.parent / "modle", tmp_path / "out") == 1
-    assert one_line(capsys.readouterr().err).endswith("modle: no such folder; did you mean model?")
+    assert single_line(capsys.readouterr().err).endswith(
+        "modle: no such folder; did you mean model?"
+    )
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -230,7 +232,7 @@ def test_missing_component_is_named(
 ) -> None:
     shutil.rmtree(broken / part)
     assert generate(broken, tmp_path / "out") == 1
-    message = one_line(capsys.readouterr().err)
+    message = single_line(capsys.readouterr().err)
     assert message.endswith(f"broken: missing part {part}; copy or download the whole folder again")
 
 
@@ -249,7 +251,7 @@ def test_damaged_component_is_named(
 ) -> None:
     (broken / part / file).write_bytes(b"\x10not what it was")
     assert generate(broken, tmp_path / "out") == 1
-    assert f"{part} cannot be loaded" in one_line(capsys.readouterr().err)
+    assert f"{part} cannot be loaded" in single_line(capsys.readouterr().err)
 
 
 def test_unwritable_folder_is_reported_before_the_model_loads(
@@ -257,7 +259,7 @@ def test_unwritable_folder_is_reported_before_the_model_loads(
 ) -> None:
     (tmp_path / "out").write_text("a file", encoding="utf-8")
     assert generate(Path("no-such-model"), tmp_path / "out") == 1
-    assert "error: cannot write to folder" in one_line(capsys.readouterr().err)
+    assert "error: cannot write to folder" in single_line(capsys.readouterr().err)
 
 
 def test_long_prompt_warns_and_generates(
@@ -265,7 +267,7 @@ def test_long_prompt_warns_and_generates(
 ) -> None:
     arguments = ["--steps", "1", "-n", "1", "-m", str(tiny_model), "--out", str(tmp_path / "out")]
     assert run(["generate", "apple " * 80 + "zebra", *arguments]) == 0
-    line = one_line(capsys.readouterr().err)
+    line = single_line(capsys.readouterr().err)
     assert line.startswith("warning: the prompt has ")
     assert "more than the 75 that the model reads at once" in line
     assert (tmp_path / "out" / "0000.png").is_file()
@@ -292,7 +294,7 @@ def test_invalid_lora_is_a_one_line_error(
     (loras / "noto.safetensors").write_bytes(b"damaged")
     arguments = ["-m", str(tiny_model), "--lora-dir", str(loras), "--out", str(tmp_path / "out")]
     assert run(["generate", f"an apple {mention}", *arguments]) == 1
-    assert message.format(loras) in one_line(capsys.readouterr().err)
+    assert message.format(loras) in single_line(capsys.readouterr().err)
 
 
 @pytest.fixture
@@ -316,16 +318,16 @@ def loras(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_lora_option_equals_a_mention(tiny_model: Path, tmp_path: Path, loras: Path) -> None:
-    ways = {
+    images = {
         "a": ("a red apple <lora:ink:0.5> <lora:ink-best:2>",),
         "b": ("a red apple", "--lora", "ink:0.5", "--lora", "ink-best:2"),
         "c": ("a red apple <lora:ink-best:2>", "--lora", f"{loras}/ink.safetensors:0.5"),
         "d": ("a red apple",),
     }
     shared = ("-m", str(tiny_model), "--lora-dir", str(loras), "--steps", "3", "-n", "1")
-    for out, arguments in ways.items():
+    for out, arguments in images.items():
         assert run(["generate", *arguments, *shared, "--out", str(tmp_path / out)]) == 0
-    a, b, c, d = (np.asarray(Image.open(tmp_path / out / "0000.png")).astype(int) for out in ways)
+    a, b, c, d = (np.asarray(Image.open(tmp_path / out / "0000.png")).astype(int) for out in images)
     assert abs(a - b).max() <= 1
     assert abs(a - c).max() <= 1
     assert abs(a - d).max() > 1
@@ -352,7 +354,7 @@ def test_invalid_lora_option_is_a_one_line_error(
 ) -> None:  # fmt: skip
     more = ("--lora", option.format(loras), "--lora-dir", str(loras))
     assert generate(tiny_model, tmp_path / "out", *more) == 1
-    assert message.format(loras) in one_line(capsys.readouterr().err)
+    assert message.format(loras) in single_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
@@ -390,7 +392,7 @@ def test_model_info_is_json_on_request(
     assert run(["model", "info", str(tiny_model), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["lora"] is None
     assert run(["model", "info", str(tiny_model), "--lora", "0"]) == 1
-    assert "rank 0 is not possible" in one_line(capsys.readouterr().err)
+    assert "rank 0 is not possible" in single_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("command", [["generate"], ["model"], ["model", "info"]])
@@ -406,8 +408,10 @@ def test_help_and_import_load_no_heavy_library() -> None:
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
 
 
 def test_options_of_other_programs_are_taken_or_answered(
@@ -425,4 +429,4 @@ def test_options_of_other_programs_are_taken_or_answered(
     ):
         capsys.readouterr()
         assert run(["generate", "a dog", option, "64"]) == 1
-        assert answer in one_line(capsys.readouterr().err)
+        assert answer in single_line(capsys.readouterr().err)

@@ -33,8 +33,8 @@ def pictures(folder: Path) -> list[np.ndarray]:
     return [np.asarray(Image.open(folder / f"000{k}.png")) for k in range(2)]
 
 
-def same(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+def are_equal(images: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(images, other, strict=True))
 
 
 def test_library_is_activated_by_tags_alone(
@@ -44,7 +44,7 @@ def test_library_is_activated_by_tags_alone(
     for name, prompt in {"off": "a person", "a": "a curlyqx person", "b": "a cookqz"}.items():
         assert generate(prompt, tmp_path / "base", tiny_model) == 0
         assert generate(prompt, tmp_path / name, tiny_model, "--library", str(library)) == 0
-        drawn[name] = same(pictures(tmp_path / name), pictures(tmp_path / "base"))
+        drawn[name] = are_equal(pictures(tmp_path / name), pictures(tmp_path / "base"))
     assert drawn == {"off": True, "a": False, "b": False}
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -69,10 +69,10 @@ def test_requested_lora_waits_for_its_tag_and_warns(
         "warning: LoRA curlyqx stays off: its tag 'curlyqx' is not in the prompt; write it there "
         "or use --no-gate"
     )
-    assert same(pictures(tmp_path / "off"), pictures(tmp_path / "base"))
+    assert are_equal(pictures(tmp_path / "off"), pictures(tmp_path / "base"))
     assert generate("a person", tmp_path / "on", tiny_model, *named, "--no-gate") == 0
     assert capsys.readouterr().err == ""
-    assert not same(pictures(tmp_path / "on"), pictures(tmp_path / "base"))
+    assert not are_equal(pictures(tmp_path / "on"), pictures(tmp_path / "base"))
 
 
 def test_trained_lora_is_gated(

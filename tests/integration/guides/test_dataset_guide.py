@@ -32,10 +32,10 @@ def draw(file: Path, number: int, caption: str | None = None) -> None:
 
 
 @pytest.fixture
-def there(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def guide_folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The guide's folders and its model, in the working folder."""
-    for number, thing in enumerate(("cat face", "owl on a branch", "boat", "tree", "key")):
-        draw(tmp_path / "pictures" / f"{number}.png", number, f"a {thing}, inkmono style")
+    for number, subject in enumerate(("cat face", "owl on a branch", "boat", "tree", "key")):
+        draw(tmp_path / "pictures" / f"{number}.png", number, f"a {subject}, inkmono style")
         draw(tmp_path / "other-dogs" / f"{number}.png", number)
     (tmp_path / "pictures/1.mask.png").write_bytes((tmp_path / "pictures/1.png").read_bytes())
     for number in range(2):
@@ -54,7 +54,7 @@ def test_dataset_guide_has_commands() -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_of_the_dataset_guide_run(
-    line: str, there: Path, capsys: pytest.CaptureFixture[str]
+    line: str, guide_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = shlex.split(line)[1:]
     status = run([*arguments, *(QUICK if arguments[0] == "train" else [])])
@@ -62,7 +62,7 @@ def test_commands_of_the_dataset_guide_run(
     assert status == 0, captured.err
     if arguments[0] == "train":
         name = arguments[arguments.index("--out") + 1]
-        assert (there / "loras" / f"{name}.safetensors").is_file()
+        assert (guide_folder / "loras" / f"{name}.safetensors").is_file()
     elif "--json" in arguments:
         assert json.loads(captured.out)["ok"] is True
     else:
@@ -74,6 +74,6 @@ def test_every_rule_is_explained() -> None:
     from lorasmith.registries import DATASET_RULES
 
     table = GUIDE.read_text(encoding="utf-8").partition("| rule |")[2]
-    told = set(re.findall(r"`([a-z-]+)`", table))
+    explained = set(re.findall(r"`([a-z-]+)`", table))
     names = set(DATASET_RULES.names()) - {"files"}
-    assert {*KIND_DESCRIPTIONS, *names, "all-alike"} <= told
+    assert {*KIND_DESCRIPTIONS, *names, "all-alike"} <= explained

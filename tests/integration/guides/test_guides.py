@@ -34,7 +34,7 @@ QUICK = {
 """Added to the commands, so that they take no time on a tiny model; settings mean the last."""
 
 
-GIVEN = {
+REPLACEMENTS = {
     "train": [
         *QUICK["train"], "--set", "validation.num_inference_steps=4", "--set", "train.steps=2",
         "--set", "validation.loss_timesteps=1", "--set", "train.batch_size=2",
@@ -54,7 +54,7 @@ def test_commands_of_the_guides_run(
     set_up(tmp_path, tiny_model, PAGES[page])
     if page in ("loras.md", "tags.md", "prompts.md", "inpainting.md"):
         add_loras(tmp_path)
-    quick = {**QUICK, **GIVEN} if page == "inpainting.md" else QUICK
+    quick = {**QUICK, **REPLACEMENTS} if page == "inpainting.md" else QUICK
     for name, family in OTHER_MODELS.items() if page == "inpainting.md" else ():
         (tmp_path / "path" / "to" / name).symlink_to(tiny_of(family))
     monkeypatch.chdir(tmp_path)
@@ -87,6 +87,6 @@ def _check(line: str, arguments: list[str], folder: Path) -> None:
             assert (folder / "loras" / f"{out}-{tag}.safetensors").is_file(), line
             assert (folder / "loras" / out / tag / "report.html").is_file(), line
     elif arguments[0] == "train":
-        place = folder / out if "/" in out else folder / "loras" / out
-        assert place.with_name(f"{place.name}.safetensors").is_file(), line
-        assert (place / "report.html").is_file(), line
+        path = folder / out if "/" in out else folder / "loras" / out
+        assert path.with_name(f"{path.name}.safetensors").is_file(), line
+        assert (path / "report.html").is_file(), line

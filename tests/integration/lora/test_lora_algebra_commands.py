@@ -27,17 +27,19 @@ KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 
 @pytest.fixture
 def loras(model: Model, tmp_path: Path) -> tuple[Path, Path]:
-    one = make_lora(model, tmp_path / "one.safetensors", {"targets": "attention+text-encoder"}, 0.1)
-    two = make_lora(model, tmp_path / "two.safetensors", {"targets": "up.1+conv"}, 0.1, seed=2)
-    return one, two
+    first = make_lora(
+        model, tmp_path / "one.safetensors", {"targets": "attention+text-encoder"}, 0.1
+    )
+    second = make_lora(model, tmp_path / "two.safetensors", {"targets": "up.1+conv"}, 0.1, seed=2)
+    return first, second
 
 
 def picture(model: Model, *files: tuple[Path, float]) -> np.ndarray:
     attached = [attach_lora(model, load_lora_file(path), weight) for path, weight in files]
     pipe = RecordingPipeline(model)
     pipe("a red apple", seed=3, num_inference_steps=2, guidance_scale=3.0)
-    for one in attached:
-        one.detach()
+    for lora in attached:
+        lora.detach()
     return pipe.decoded[0].numpy()
 
 
@@ -51,13 +53,13 @@ def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
 def test_merged_file_draws_as_its_parts(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, two = loras
+    first, second = loras
     out = tmp_path / "sum.safetensors"
     command = [
         "lora",
         "merge",
-        f"{one}:0.7",
-        f"{two}:-0.3",
+        f"{first}:0.7",
+        f"{second}:-0.3",
         "--out",
         str(out),
         "--precision",
@@ -65,7 +67,7 @@ def test_merged_file_draws_as_its_parts(
     ]
     assert run(command) == 0
     assert "the sum of 2 LoRAs" in capsys.readouterr().out
-    expected = picture(model, (one, 0.7), (two, -0.3))
+    expected = picture(model, (first, 0.7), (second, -0.3))
     np.testing.assert_allclose(picture(model, (out, 1.0)), expected, atol=1e-4)
     assert abs(expected - picture(model)).max() > 0.01
     data = load_lora_file(out).metadata
@@ -82,56 +84,70 @@ def test_merged_file_draws_as_its_parts(
 def test_merge_weighs_blocks_separately(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: Any
 ) -> None:
-    one = loras[0]
+    lora_file = loras[0]
     out, baked = tmp_path / "out.safetensors", tmp_path / "baked"
-    assert run(["lora", "merge", f"{one}:0.5:lbw=OUTALL", "--out", str(out)]) == 0
+    assert run(["lora", "merge", f"{lora_file}:0.5:lbw=OUTALL", "--out", str(out)]) == 0
     names = set(load_lora_file(out).layers)
     assert any("_up_blocks_" in name for name in names)
     assert not any("_down_blocks_" in name for name in names)
     source = str(model.path)
-    assert run(["lora", "fuse", source, f"{one}:0.5:lbw=OUTALL", "--out", str(baked)]) == 0
-    again = picture(open_model(baked))
-    np.testing.assert_allclose(again, picture(model, (out, 1.0)), atol=2e-3)
+    assert run(["lora", "fuse", source, f"{lora_file}:0.5:lbw=OUTALL", "--out", str(baked)]) == 0
+    drawn = picture(open_model(baked))
+    np.testing.assert_allclose(drawn, picture(model, (out, 1.0)), atol=2e-3)
     assert "12 numbers" not in capsys.readouterr().err
     vector = ",".join(["1"] * 12)
     more = str(tmp_path / "no.safetensors")
-    err = refused(["merge", f"{one}:1:lbw={vector}", "--out", more], tmp_path, capsys)
+    err = refused(["merge", f"{lora_file}:1:lbw={vector}", "--out", more], tmp_path, capsys)
     assert "SD 1.x and 2.x takes 17 or 26" in err
     assert "every layer has weight 0" in refused(
-        ["merge", f"{one}:1:lbw=NONE", "--out", more], tmp_path, capsys
+        ["merge", f"{lora_file}:1:lbw=NONE", "--out", more], tmp_path, capsys
     )
 
 
 def test_resized_file_keeps_its_image(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = loras[0]
-    full, less = tmp_path / "full.safetensors", tmp_path / "less.safetensors"
+    lora_file = loras[0]
+    full, reduced = tmp_path / "full.safetensors", tmp_path / "less.safetensors"
     assert (
         run(
-            ["lora", "resize", str(one), "--energy", "1", "--out", str(full), "--precision", "fp32"]
+            [
+                "lora",
+                "resize",
+                str(lora_file),
+                "--energy",
+                "1",
+                "--out",
+                str(full),
+                "--precision",
+                "fp32",
+            ]
         )
         == 0
     )
     assert "100.00% of the energy kept" in capsys.readouterr().out
-    np.testing.assert_allclose(picture(model, (full, 1.0)), picture(model, (one, 1.0)), atol=1e-4)
-    assert run(["lora", "resize", str(one), "--rank", "1", "--out", str(less)]) == 0
-    assert {layer.rank for layer in load_lora_file(less).layers.values()} == {1}
-    data = load_lora_file(less).metadata
+    np.testing.assert_allclose(
+        picture(model, (full, 1.0)), picture(model, (lora_file, 1.0)), atol=1e-4
+    )
+    assert run(["lora", "resize", str(lora_file), "--rank", "1", "--out", str(reduced)]) == 0
+    assert {layer.rank for layer in load_lora_file(reduced).layers.values()} == {1}
+    data = load_lora_file(reduced).metadata
     assert (data["ss_network_dim"], data["lorasmith.tag"]) == ("1", "ink")
 
 
 def test_fused_lora_is_extracted(
     model: Model, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, source = loras[0], str(model.path)
+    lora_file, source = loras[0], str(model.path)
     baked, out = tmp_path / "baked", tmp_path / "taken.safetensors"
-    assert run(["lora", "fuse", source, str(one), "--out", str(baked)]) == 0
+    assert run(["lora", "fuse", source, str(lora_file), "--out", str(baked)]) == 0
     command = ["lora", "extract", str(baked), source, "--rank", "4", "--precision", "fp32"]
     assert run([*command, "--out", str(out)]) == 0
     assert "100.00% of the energy kept" in capsys.readouterr().out
-    np.testing.assert_allclose(picture(model, (out, 1.0)), picture(model, (one, 1.0)), atol=1e-3)
-    result = lorasmith.diff_loras(one, out)
+    np.testing.assert_allclose(
+        picture(model, (out, 1.0)), picture(model, (lora_file, 1.0)), atol=1e-3
+    )
+    result = lorasmith.diff_loras(lora_file, out)
     assert result.total.diff_norm < 1e-3 * result.total.first_norm
     assert "no layer differs" in refused(
         ["extract", source, source, "--rank", "4", "--out", str(tmp_path / "x.safetensors")],
@@ -140,12 +156,12 @@ def test_fused_lora_is_extracted(
 
 
 def test_difference_is_shown(loras: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = (str(path) for path in loras)
-    assert run(["lora", "diff", one, two]) == 0
+    first, second = (str(path) for path in loras)
+    assert run(["lora", "diff", first, second]) == 0
     out = capsys.readouterr().out
-    for text in ("BASE", "MID", "cosine", f"only in {one}"):
+    for text in ("BASE", "MID", "cosine", f"only in {first}"):
         assert text in out
-    assert run(["lora", "diff", one, two, "--json"]) == 0
+    assert run(["lora", "diff", first, second, "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert tree["total"]["block"] == "all"
     assert tree["total"]["cosine"] < 0.5
@@ -154,14 +170,14 @@ def test_difference_is_shown(loras: tuple[Path, Path], capsys: pytest.CaptureFix
 def test_convert_writes_other_formats_and_refuses_impossible_ones(
     loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, out = str(loras[0]), str(tmp_path / "out.safetensors")
-    assert run(["lora", "convert", one, out, "--to", "diffusers"]) == 0
+    lora_file, out = str(loras[0]), str(tmp_path / "out.safetensors")
+    assert run(["lora", "convert", lora_file, out, "--to", "diffusers"]) == 0
     assert "in the key format of diffusers" in " ".join(capsys.readouterr().out.split())
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(out))
     assert run(["lora", "info", out]) == 0
     assert "LoRA, in the key format of diffusers" in capsys.readouterr().out
-    assert "something is there already" in refused(["convert", one, out], tmp_path, capsys)
-    err = refused(["convert", one, str(tmp_path / "out.pt")], tmp_path, capsys)
+    assert "something is there already" in refused(["convert", lora_file, out], tmp_path, capsys)
+    err = refused(["convert", lora_file, str(tmp_path / "out.pt")], tmp_path, capsys)
     assert "ends in .safetensors" in err
     new = str(tmp_path / "new.safetensors")
     parts = {
@@ -172,22 +188,24 @@ def test_convert_writes_other_formats_and_refuses_impossible_ones(
     save_file({f"{KEY}.hada_{key}": part for key, part in parts.items()}, loha)
     err = refused(["convert", str(loha), new, "--to", "diffusers"], tmp_path, capsys)
     assert "no keys for 1 LoHa of 1 layers" in err
-    err = refused(["convert", one, new, "--family", "sdxl"], tmp_path, capsys)
+    err = refused(["convert", lora_file, new, "--family", "sdxl"], tmp_path, capsys)
     assert "by its metadata it is for SD 1.x, not for SDXL; leave --family out" in err
-    bare = tmp_path / "bare.safetensors"
-    save_file(load_file(one), bare)
-    err = refused(["convert", str(bare), new, "--family", "sdxl"], tmp_path, capsys)
-    assert f"{bare}: lora_unet_" in err
+    peft_file = tmp_path / "bare.safetensors"
+    save_file(load_file(lora_file), peft_file)
+    err = refused(["convert", str(peft_file), new, "--family", "sdxl"], tmp_path, capsys)
+    assert f"{peft_file}: lora_unet_" in err
     assert "has no place in SDXL" in err
-    err = refused(["merge", f"{one}:0.5", f"{one}:-0.5", "--out", new], tmp_path, capsys)
-    assert "cancel each other out; not saved" in err
-    assert "give either a rank" in refused(["resize", one, "--out", new], tmp_path, capsys)
-    both = ["resize", one, "--rank", "2", "--energy", "0.5", "--out", new]
-    assert "give either a rank" in refused(both, tmp_path, capsys)
-    assert "rank 0 is not" in refused(
-        ["resize", one, "--rank", "0", "--out", new], tmp_path, capsys
+    err = refused(
+        ["merge", f"{lora_file}:0.5", f"{lora_file}:-0.5", "--out", new], tmp_path, capsys
     )
-    err = refused(["resize", one, "--energy", "1.5", "--out", new], tmp_path, capsys)
+    assert "cancel each other out; not saved" in err
+    assert "give either a rank" in refused(["resize", lora_file, "--out", new], tmp_path, capsys)
+    arguments = ["resize", lora_file, "--rank", "2", "--energy", "0.5", "--out", new]
+    assert "give either a rank" in refused(arguments, tmp_path, capsys)
+    assert "rank 0 is not" in refused(
+        ["resize", lora_file, "--rank", "0", "--out", new], tmp_path, capsys
+    )
+    err = refused(["resize", lora_file, "--energy", "1.5", "--out", new], tmp_path, capsys)
     assert "energy 1.5 is not possible" in err
     assert run(["lora", "resize", str(loha), "--rank", "2", "--out", new]) == 0
     (layer,) = load_lora_file(Path(new)).layers.values()
@@ -247,16 +265,17 @@ def test_mismatch_may_be_allowed(
     tiny_model: Path, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Partly fitting, or for another prediction: an error, and under the flag a warning."""
-    odd = tmp_path / "odd.safetensors"
+    mismatched = tmp_path / "odd.safetensors"
     tensors = load_file(loras[0])
     name = "lora_unet_up_blocks_9_attentions_0_proj_in"
     extra = {
         f"{name}.lora_down.weight": torch.ones(1, 8),
         f"{name}.lora_up.weight": torch.ones(8, 1),
     }
-    save_file({**tensors, **extra}, odd, {"modelspec.prediction_type": "v"})
+    save_file({**tensors, **extra}, mismatched, {"modelspec.prediction_type": "v"})
     draw = [
-        "generate", "a cat", "-m", str(tiny_model), "--lora", str(odd), "--steps", "1", "-n", "1",
+        "generate", "a cat", "-m", str(tiny_model), "--lora", str(mismatched), "--steps", "1",
+        "-n", "1",
         "--device", "cpu", "--out", str(tmp_path / "drawn"),
     ]  # fmt: skip
     assert run(draw) == 1
@@ -268,11 +287,11 @@ def test_mismatch_may_be_allowed(
     assert "made for models that predict v_prediction" in err
     assert err.count("used all the same, as you asked") == 2
     assert (tmp_path / "drawn" / "0000.png").is_file()
-    bake = ["lora", "fuse", str(tiny_model), str(odd), "--out", str(tmp_path / "baked")]
+    bake = ["lora", "fuse", str(tiny_model), str(mismatched), "--out", str(tmp_path / "baked")]
     assert run(bake) == 1
     assert run([*bake, "--allow-mismatch"]) == 0
-    none = tmp_path / "none.safetensors"
-    save_file(extra, none)
-    draw[draw.index(str(odd))] = str(none)
+    unmatched = tmp_path / "none.safetensors"
+    save_file(extra, unmatched)
+    draw[draw.index(str(mismatched))] = str(unmatched)
     assert run([*draw, "--allow-mismatch"]) == 1, "nothing fits"
     assert "0 of its 1 layers exist" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.cli import run
 from lorasmith.models.model import Model
 
-EVERYTHING = {"targets": "all-linear+conv+text-encoder"}
+ALL_TARGETS = {"targets": "all-linear+conv+text-encoder"}
 MIXED = {
     "targets": "attention+text-encoder",
     "overrides": ({"targets": "up.1", "rank": 8, "alpha": 1.0},),
@@ -62,9 +62,9 @@ def test_info_as_json_is_what_the_file_holds(
     def dense(layer: LoraLayer) -> torch.Tensor:
         return layer.alpha / len(layer.down) * layer.up.flatten(1) @ layer.down.flatten(1)
 
-    inside = [dense(one) for name, one in file.layers.items() if "_up_blocks_1_" in name]
-    whole = torch.cat([delta.flatten() for delta in inside]).norm()
-    assert blocks["up.1"]["norm"] == pytest.approx(float(whole), rel=1e-4)
+    inside = [dense(layer) for name, layer in file.layers.items() if "_up_blocks_1_" in name]
+    norm = torch.cat([delta.flatten() for delta in inside]).norm()
+    assert blocks["up.1"]["norm"] == pytest.approx(float(norm), rel=1e-4)
     assert blocks["up.1"]["largest_norm"] == pytest.approx(
         float(max(d.norm() for d in inside)), 1e-4
     )
@@ -88,8 +88,8 @@ def test_family_is_known_without_metadata(
     wide = {"lora_down.weight": torch.ones(2, 1024), "lora_up.weight": torch.ones(8, 2)}
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     save_file({f"{name}.{k}": v for k, v in wide.items()}, tmp_path / "two.safetensors")
-    one = {"x.lora_down.weight": torch.ones(2, 10), "x.lora_up.weight": torch.ones(8, 2)}
-    save_file(one, tmp_path / "unknown.safetensors")
+    tensors = {"x.lora_down.weight": torch.ones(2, 10), "x.lora_up.weight": torch.ones(8, 2)}
+    save_file(tensors, tmp_path / "unknown.safetensors")
     result = {}
     for stem in ("bare", "two", "unknown"):
         assert run(["lora", "info", str(tmp_path / f"{stem}.safetensors"), "--json"]) == 0
@@ -149,11 +149,11 @@ def test_images_with_fused_and_attached_lora_agree(
 ) -> None:
     source = request.getfixturevalue(FAMILIES[family])
     model = open_model(source)
-    one = make_lora(model, tmp_path / "one.safetensors", EVERYTHING | {"init": "pissa"}, 0.1)
+    lora_file = make_lora(model, tmp_path / "one.safetensors", ALL_TARGETS | {"init": "pissa"}, 0.1)
     two = make_lora(model, tmp_path / "two.safetensors", {"targets": "attention"}, 0.2, seed=2)
     base = picture(model)
     first, second = (
-        attach_lora(model, load_lora_file(one), 0.7),
+        attach_lora(model, load_lora_file(lora_file), 0.7),
         attach_lora(model, load_lora_file(two)),
     )
     expected = picture(model)
@@ -163,7 +163,7 @@ def test_images_with_fused_and_attached_lora_agree(
     out = tmp_path / "baked"
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
 
-    assert run(["lora", "fuse", str(source), f"{one}:0.7", str(two), "--out", str(out)]) == 0
+    assert run(["lora", "fuse", str(source), f"{lora_file}:0.7", str(two), "--out", str(out)]) == 0
 
     baked = picture(open_model(out))
     np.testing.assert_allclose(baked, expected, atol=1e-3)
@@ -279,14 +279,16 @@ def test_targets_as_json_agree_with_the_model(
 
     model, lora = open_model(folder), LoraConfig(rank=3, targets=targets)
     trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
-    assert [one["name"] for one in tree["modules"]] == list(trainable.adapters)
+    assert [module["name"] for module in tree["modules"]] == list(trainable.adapters)
     assert tree["total"]["lora"] == sum(p.numel() for p in trainable.parameters())
     refs = [target.ref for target in trainable.targets]
     weights = sum(ref.layer.weight.numel() for ref in refs)
     trainable.detach()
-    whole = sum(p.numel() for one in (model.unet, *model.text_encoders) for p in one.parameters())
+    parameter_count = sum(
+        p.numel() for network in (model.unet, *model.text_encoders) for p in network.parameters()
+    )
     assert tree["total"]["parameters"] == weights
-    assert tree["total"]["share"] == pytest.approx(weights / whole)
+    assert tree["total"]["share"] == pytest.approx(weights / parameter_count)
     assert sum(block["modules"] for block in tree["blocks"].values()) == len(refs)
 
 

@@ -95,5 +95,5 @@ def test_no_held_out_row_was_trained_on() -> None:
     assert not {hash_row(row) for row in held_out} & set(manifest.values())
     assert not {row.key for row in held_out} & set(manifest)
     assert set(manifest) <= set(base)
-    some = sorted(manifest)[::50]
-    assert [manifest[key] for key in some] == [hash_row(base[key]) for key in some]
+    sample = sorted(manifest)[::50]
+    assert [manifest[key] for key in sample] == [hash_row(base[key]) for key in sample]

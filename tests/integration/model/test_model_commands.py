@@ -51,10 +51,10 @@ def test_info_describes_a_single_file(
     text = shown(capsys, "model", "info", file)
     assert "Model      SDXL, predicts epsilon, single file, hash " in text
     assert "text_encoder_2 F16 (53)" in text
-    told = json.loads(shown(capsys, "model", "info", file, "--json"))
-    assert (told["family"], told["prediction_type"]) == ("sdxl", "epsilon")
-    assert len(told["hash"]) == 10
-    assert [part["name"] for part in told["parts"]] == [
+    info = json.loads(shown(capsys, "model", "info", file, "--json"))
+    assert (info["family"], info["prediction_type"]) == ("sdxl", "epsilon")
+    assert len(info["hash"]) == 10
+    assert [part["name"] for part in info["parts"]] == [
         "unet", "vae", "text_encoder", "text_encoder_2",
     ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.training.pretrain_runs import Place, assert_same, final_state, last_error
+from helpers.training.pretrain_runs import PretrainRuns, assert_same, final_state, last_error
 from lorasmith.pretraining import clip as clip_module
 
 
@@ -45,16 +45,16 @@ from lorasmith.pretraining import clip as clip_module
     ],
 )
 def test_mistake_is_a_one_line_error(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    pretrain_runs: PretrainRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     kind: str, sets: tuple[str, ...], message: str,
 ) -> None:  # fmt: skip
-    assert place.pretrain(kind, tmp_path / "out", *sets) == 1
+    assert pretrain_runs.pretrain(kind, tmp_path / "out", *sets) == 1
     assert message in last_error(capsys)
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_stage_with_an_odd_size_is_named(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretrain_runs: PretrainRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for stage, message in (
         ("resolution=60, steps=4", "stages.0.resolution: 60 is not a multiple of 8"),
@@ -64,35 +64,35 @@ def test_stage_with_an_odd_size_is_named(
         ),
     ):
         sets = (f"stages=[{{{stage}}}]", "train.gradient_accumulation_steps=2")
-        assert place.pretrain("unet", tmp_path / "out", *sets) == 1
+        assert pretrain_runs.pretrain("unet", tmp_path / "out", *sets) == 1
         assert message in last_error(capsys)
 
 
 def test_collapse_is_reported(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    pretrain_runs: PretrainRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(clip_module, "COLLAPSE_AFTER", 3)
     for number in range(8):  # nothing tells these apart, so the loss stays at chance
-        picture = next(iter(place.data.glob("00.png"))).read_bytes()
+        picture = next(iter(pretrain_runs.data.glob("00.png"))).read_bytes()
         (tmp_path / f"{number}.png").write_bytes(picture)
         (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")
     data = f"data={{path='{tmp_path}', validation_split=0, filters=[], flip_aug=false}}"
-    assert place.pretrain("clip", tmp_path / "out", data, "random_shift=0") == 1
+    assert pretrain_runs.pretrain("clip", tmp_path / "out", data, "random_shift=0") == 1
     assert "the encoders collapsed: after 3 steps the loss is 2.079" in last_error(capsys)
 
 
 def test_damaged_checkpoints_are_reported(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretrain_runs: PretrainRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = ("train.checkpoint_every_n_steps=2",)
-    assert place.pretrain("clip", tmp_path / "out", *sets) == 0
+    assert pretrain_runs.pretrain("clip", tmp_path / "out", *sets) == 0
     newest = tmp_path / "out" / "checkpoints" / "step-00000004" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"\x01")
     capsys.readouterr()
-    assert place.pretrain("clip", tmp_path / "out", *sets, options=("--resume",)) == 0
+    assert pretrain_runs.pretrain("clip", tmp_path / "out", *sets, options=("--resume",)) == 0
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("warning: checkpoint ")
     assert lines[0].endswith("; continuing from step 2")
-    assert_same(final_state(tmp_path / "out"), final_state(place.clip))
+    assert_same(final_state(tmp_path / "out"), final_state(pretrain_runs.clip))

@@ -76,8 +76,8 @@ def test_report_has_metrics_and_sheets(
     text = out.read_text()
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     shipped = next(line for line in lines if line.startswith("| shipped |"))
-    same = next(line for line in lines if line.startswith("| same |"))
-    assert shipped.replace("shipped", "same") == same
+    same_row = next(line for line in lines if line.startswith("| same |"))
+    assert shipped.replace("shipped", "same") == same_row
     assert "| f8c4 | f8 | 4 | 7 at 64 px |" in text
     assert sum(line.startswith("| plain |") for line in lines) == 2
     assert text.endswith("All noise.\n")

@@ -44,8 +44,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(scene: Path, model: Path, name: str, *more: str) -> list[str]:
-    wanted = ["--data", str(scene / "pictures"), "--tag", "curlyqx", "-m", str(model)]
-    return [*wanted, "--out", str(scene / name), *sets(*COMMON), *more]
+    arguments = ["--data", str(scene / "pictures"), "--tag", "curlyqx", "-m", str(model)]
+    return [*arguments, "--out", str(scene / name), *sets(*COMMON), *more]
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +54,9 @@ def swept(scene: Path, tiny_model: Path) -> Path:
     return scene / "swept"
 
 
-def told(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
-    return found
+def read_sweep(folder: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    return tree
 
 
 def test_every_variant_leaves_what_a_run_leaves(swept: Path) -> None:
@@ -75,27 +75,27 @@ def test_every_variant_leaves_what_a_run_leaves(swept: Path) -> None:
 
 
 def test_results_are_side_by_side(swept: Path) -> None:
-    found = told(swept)
-    gains = [one["gain"] for one in found["variants"]]
-    assert found["ranked_by"] == "gain"
+    tree = read_sweep(swept)
+    gains = [variant["gain"] for variant in tree["variants"]]
+    assert tree["ranked_by"] == "gain"
     assert gains == sorted(gains, reverse=True)
-    assert {one["name"]: one["settings"] for one in found["variants"]} == {
+    assert {variant["name"]: variant["settings"] for variant in tree["variants"]} == {
         name: {"lora.rank": int(name[4]), "train.seed": int(name[-1])} for name in NAMES
     }
-    for one in found["variants"]:
-        log = [line for line in log_lines(swept / one["name"]) if "held_out" in line]
-        assert one["gain"] == pytest.approx(
+    for variant in tree["variants"]:
+        log = [line for line in log_lines(swept / variant["name"]) if "held_out" in line]
+        assert variant["gain"] == pytest.approx(
             max(1 - line["held_out"] / line["held_out_base"] for line in log)
         )
-        assert one["file"] == f"{one['name']}.safetensors"
-        assert (one["steps"], one["state"]) == (4, "all steps done")
+        assert variant["file"] == f"{variant['name']}.safetensors"
+        assert (variant["steps"], variant["state"]) == (4, "all steps done")
     # Under whichever seed they were trained, they are measured alike.
     assert len({log_lines(swept / name)[0]["held_out_base"] for name in NAMES}) == 1
     page = (swept / "sweep.html").read_text()
     assert all(f'href="{name}/report.html"' in page for name in NAMES)
     assert page.count("<polyline") == 8
     assert page.count("<img") == 5
-    assert found["notes"][0].partition(":")[0] in page
+    assert tree["notes"][0].partition(":")[0] in page
 
 
 @pytest.mark.parametrize("name", [NAMES[1], NAMES[2]])
@@ -104,7 +104,7 @@ def test_each_variant_equals_a_separate_run(
 ) -> None:
     """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
     out = tmp_path / "alone"
-    own = sets(
+    overrides = sets(
         f"lora.rank={name[4]}",
         f"train.seed={name[-1]}",
         "validation.loss_seed=0",
@@ -112,13 +112,15 @@ def test_each_variant_equals_a_separate_run(
         f"output.name={out}",
         "validation.prompts=[]",
     )
-    assert run(["train", *command(scene, tiny_model, "unused"), *own]) == 0
-    alone = load_file(f"{out}.safetensors")
-    together = load_file(swept / f"{name}.safetensors")
-    assert alone.keys() == together.keys()
-    far = torch.cat([((together[k] - v).abs().float() > 5e-4).flatten() for k, v in alone.items()])
-    assert float(far.float().mean()) < 0.02
-    assert max(float(v.abs().max()) for k, v in together.items() if "lora_up" in k) > 5e-3
+    assert run(["train", *command(scene, tiny_model, "unused"), *overrides]) == 0
+    separate = load_file(f"{out}.safetensors")
+    swept_tensors = load_file(swept / f"{name}.safetensors")
+    assert separate.keys() == swept_tensors.keys()
+    differences = torch.cat(
+        [((swept_tensors[k] - v).abs().float() > 5e-4).flatten() for k, v in separate.items()]
+    )
+    assert float(differences.float().mean()) < 0.02
+    assert max(float(v.abs().max()) for k, v in swept_tensors.items() if "lora_up" in k) > 5e-3
     for a, b in zip(log_lines(swept / name), log_lines(out), strict=True):
         assert a == pytest.approx(b, rel=5e-3, abs=1e-6)
 
@@ -127,29 +129,29 @@ def test_each_variant_equals_a_separate_run(
 def test_sweep_resumes_exactly(
     scene: Path, swept: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = ["sweep", *command(scene, tiny_model, "halted", *VARY)]
+    arguments = ["sweep", *command(scene, tiny_model, "halted", *VARY)]
     with ctrl_c_at(11):  # each step has two; this is in the second group's second step
-        assert run(wanted) == 130
+        assert run(arguments) == 130
     halted = scene / "halted"
     assert f"go on with: lorasmith sweep {halted}/run.toml --resume" in capsys.readouterr().err
     assert sorted(p.stem for p in halted.glob("*.safetensors")) == NAMES[:2]
     first = (halted / f"{NAMES[0]}.safetensors").stat()
-    assert run([*wanted, "--max-parallel", "4", "--resume"]) == 1
+    assert run([*arguments, "--max-parallel", "4", "--resume"]) == 1
     assert "vary: the sweep was started with other values" in last_error(capsys)
     assert run(["sweep", str(halted / "run.toml"), "--resume"]) == 0
     assert (halted / f"{NAMES[0]}.safetensors").stat().st_mtime_ns == first.st_mtime_ns
     for name in NAMES:
-        files = (place / f"{name}.safetensors" for place in (swept, halted))
+        files = (folder / f"{name}.safetensors" for folder in (swept, halted))
         assert_same(*(load_file(file) for file in files))
         assert log_lines(swept / name) == log_lines(halted / name)
     for group in ("group1", "group2"):
         states = [
-            load_checkpoint(place / group / "checkpoints" / "step-00000004").tensors
-            for place in (swept, halted)
+            load_checkpoint(folder / group / "checkpoints" / "step-00000004").tensors
+            for folder in (swept, halted)
         ]
         assert_same(*states)
-    assert [one["name"] for one in told(halted)["variants"]] == [
-        one["name"] for one in told(swept)["variants"]
+    assert [variant["name"] for variant in read_sweep(halted)["variants"]] == [
+        variant["name"] for variant in read_sweep(swept)["variants"]
     ]
 
 
@@ -189,15 +191,15 @@ def test_report_command_writes_all_pages(swept: Path) -> None:
 def test_failed_variant_does_not_stop_the_others(
     scene: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = command(scene, tiny_model, "wild", "--vary", "train.learning_rate=0.01,1e30")
-    assert run(["sweep", *wanted]) == 0
+    arguments = command(scene, tiny_model, "wild", "--vary", "train.learning_rate=0.01,1e30")
+    assert run(["sweep", *arguments]) == 0
     caught = capsys.readouterr()
     assert "warning: lr1e30: loss or gradient is not finite at step 2" in caught.err
     assert "lr1e30 was given up" in caught.out
-    good, wild = told(scene / "wild")["variants"]
-    assert (good["file"], good["steps"]) == ("lr0.01.safetensors", 4)
-    assert wild["file"] is None
-    assert wild["state"].startswith("given up: loss or gradient is not finite at step 2")
+    finished, failed = read_sweep(scene / "wild")["variants"]
+    assert (finished["file"], finished["steps"]) == ("lr0.01.safetensors", 4)
+    assert failed["file"] is None
+    assert failed["state"].startswith("given up: loss or gradient is not finite at step 2")
     assert run(["sweep", "--out", str(scene / "wild"), "--resume"]) == 0
 
 
@@ -214,14 +216,14 @@ def test_sweep_from_python_without_validation_images(scene: Path, tiny_model: Pa
     }
     vary = {"lora.targets": ["attention", ("cross-attention", "text-encoder")]}
     results = lorasmith.sweep(settings, vary)
-    assert [one.name for one in results] == ["attention", "cross-attention+text-enc"]
-    assert [one.gain for one in results] == [None, None]
+    assert [result.name for result in results] == ["attention", "cross-attention+text-enc"]
+    assert [result.gain for result in results] == [None, None]
     assert results[1].settings == {"lora.targets": ("cross-attention", "text-encoder")}
-    for one, text in zip(results, (False, True), strict=True):
-        assert one.file is not None
-        assert any("lora_te" in key for key in load_file(one.file)) == text
-    assert told(scene / "python")["ranked_by"] is None
-    assert "nothing was measured" in told(scene / "python")["notes"][0]
+    for result, text in zip(results, (False, True), strict=True):
+        assert result.file is not None
+        assert any("lora_te" in key for key in load_file(result.file)) == text
+    assert read_sweep(scene / "python")["ranked_by"] is None
+    assert "nothing was measured" in read_sweep(scene / "python")["notes"][0]
     with pytest.raises(ConfigError, match="not int"):
         lorasmith.sweep(7)  # type: ignore[arg-type]
 

@@ -67,7 +67,7 @@ def masked(pictures: Path) -> Path:
     return pictures
 
 
-def given(family: str, pictures: Path) -> dict[str, Path]:
+def init_images(family: str, pictures: Path) -> dict[str, Path]:
     """What a family's pictures start from."""
     files = {}
     if family == "sdxl-refiner" or "inpainting" in family:
@@ -83,8 +83,8 @@ def our_pictures(folder: Path, lora: Path, files: dict[str, Path]) -> list[np.nd
     strength = None if not files else 0.75
     drawn = []
     for loras in ((), (lora,)):
-        for one in loras:
-            pipe.load_lora(one)
+        for lora in loras:
+            pipe.load_lora(lora)
         pipe(
             "ball, inkmono style",
             seed=3,
@@ -145,7 +145,7 @@ def test_family_is_trained_and_used_elsewhere(
     assert summary["family"] == family.removesuffix("-inpainting")
     assert len(list(out.glob("previews/step-000002/*.png"))) == looks
 
-    files = given(family, masked)
+    files = init_images(family, masked)
     base, ours = our_pictures(folder, lora, files)
     assert abs(ours - base).max() > 0.01, "the LoRA changes the picture"
     np.testing.assert_allclose(ours, their_picture(family, folder, lora, files), atol=1e-4)
@@ -162,11 +162,11 @@ def test_resumed_run_equals_an_uninterrupted_run(
         "--steps",
     ]
     assert train(tiny_of(family), masked, out, *more, "2") == 0
-    whole = load_file(f"{out}.safetensors")
+    expected = load_file(f"{out}.safetensors")
     Path(f"{out}.safetensors").unlink()
     assert train(tiny_of(family), masked, out, *more, "2", "--resume", "step-1") == 0
     parts = load_file(f"{out}.safetensors")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert all(torch.equal(expected[name], parts[name]) for name in expected)
 
 
 def test_generation_from_images_and_masks(
@@ -181,8 +181,8 @@ def test_generation_from_images_and_masks(
     assert generate("sd1-inpainting", "--image", image, "--mask", mask) == 0
     assert generate("sdxl-refiner", "--image", image, "--strength", "0.5") == 0
     assert generate("sd1", "--image", image) == 0
-    told = Image.open(tmp_path / "out/0000.png").info["parameters"]
-    assert "Denoising strength: 0.75" in told
+    parameters = Image.open(tmp_path / "out/0000.png").info["parameters"]
+    assert "Denoising strength: 0.75" in parameters
     capsys.readouterr()
     for family, more, message in (
         ("sd1", ["--mask", mask], "--mask goes with --image FILE"),

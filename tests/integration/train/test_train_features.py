@@ -65,13 +65,13 @@ def test_every_feature_has_a_file_that_knows_its_gate(
     mode: str, request: pytest.FixtureRequest
 ) -> None:
     loras: Path = request.getfixturevalue(mode)
-    told = [metadata(file) for file in files(loras, mode)]
-    assert [one["lorasmith.tag"] for one in told] == list(TAGS)
-    assert [one["ss_network_dim"] for one in told] == ["4", "2"]
-    for one in told:
-        assert (one["lorasmith.gate"], one["lorasmith.class"]) == ("prompt", "person")
-        assert one["lorasmith.step"] == "4"
-    assert told[0]["lorasmith.run"] == told[1]["lorasmith.run"] != ""
+    metadata_of_files = [metadata(file) for file in files(loras, mode)]
+    assert [entry["lorasmith.tag"] for entry in metadata_of_files] == list(TAGS)
+    assert [entry["ss_network_dim"] for entry in metadata_of_files] == ["4", "2"]
+    for entry in metadata_of_files:
+        assert (entry["lorasmith.gate"], entry["lorasmith.class"]) == ("prompt", "person")
+        assert entry["lorasmith.step"] == "4"
+    assert metadata_of_files[0]["lorasmith.run"] == metadata_of_files[1]["lorasmith.run"] != ""
     for tag in TAGS:
         folder = loras / mode / tag
         assert json.loads((folder / "summary.json").read_text())["tag"] == tag
@@ -98,7 +98,7 @@ def test_first_stage_equals_a_separate_run(
 ) -> None:
     """A later stage on top of it is another one: its cross term sees the first feature."""
     base = ["--tag", TAGS[0], "--out", f"{tmp_path}/one", "-m", str(tiny_model)]
-    same = sets(
+    overrides = sets(
         "train.steps=4",
         "train.batch_size=2",
         "train.device=cpu",
@@ -114,7 +114,7 @@ def test_first_stage_equals_a_separate_run(
         "preserve.every_n_steps=2",
         "preserve.earlier_features_strength=0.5",
     )
-    assert run(["train", "--data", str(scene / "curly"), *base, *same]) == 0
+    assert run(["train", "--data", str(scene / "curly"), *base, *overrides]) == 0
     assert_same(
         checkpoint_tensors(tmp_path / "one", 4), checkpoint_tensors(staged / "staged" / TAGS[0], 4)
     )
@@ -136,38 +136,40 @@ def test_staged_run_resumes_exactly(
     first = staged / f"{name}-{TAGS[0]}.safetensors"
     assert first.exists() == (moment > 4)
     if first.exists():
-        own = first.read_bytes()
+        first_bytes = first.read_bytes()
         shutil.copy(staged / f"staged-{TAGS[1]}.safetensors", first)
         assert run(["train", "--out", str(staged / name), "--resume"]) == 1
         assert "trained on top of other files" in last_error(capsys)
-        first.write_bytes(own)
+        first.write_bytes(first_bytes)
     assert run(["train", "--out", str(staged / name), "--resume"]) == 0
-    for one, two in zip(files(staged, "staged"), files(staged, name), strict=True):
-        assert_same(load_file(one), load_file(two))
+    for file, resumed in zip(files(staged, "staged"), files(staged, name), strict=True):
+        assert_same(load_file(file), load_file(resumed))
     for tag in TAGS:
         assert_same(
             checkpoint_tensors(staged / "staged" / tag, 4),
             checkpoint_tensors(staged / name / tag, 4),
         )
         assert log_lines(staged / "staged" / tag) == log_lines(staged / name / tag)
-    told = [metadata(file)["lorasmith.run"] for file in files(staged, name)]
-    assert told[0] == told[1]
+    run_ids = [metadata(file)["lorasmith.run"] for file in files(staged, name)]
+    assert run_ids[0] == run_ids[1]
 
 
 def test_ctrl_c_in_the_last_step_of_a_stage_stops_before_the_next(
     scene: Path, staged: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = two_features(scene, tiny_model, name="between", more=PRESERVED, ema_decay=0.9)
+    expected_file = two_features(scene, tiny_model, name="between", more=PRESERVED, ema_decay=0.9)
     with ctrl_c_at(4):
-        assert run(["train", str(file)]) == 130
+        assert run(["train", str(expected_file)]) == 130
     settings = staged / "between" / "run.toml"
     resume = f"lorasmith train {settings} --resume"
     message = f"stopped after feature 'curlyqx', 1 of 2, all saved; go on with: {resume}"
     assert message in capsys.readouterr().err
     assert [path.is_file() for path in files(staged, "between")] == [True, False]
     assert run(["train", str(settings), "--resume"]) == 0
-    for one, two in zip(files(staged, "staged"), files(staged, "between"), strict=True):
-        assert_same(load_file(one), load_file(two))
+    for expected_file, resumed in zip(
+        files(staged, "staged"), files(staged, "between"), strict=True
+    ):
+        assert_same(load_file(expected_file), load_file(resumed))
 
 
 # --- all at once ------------------------------------------------------------------------------
@@ -209,11 +211,15 @@ def test_each_feature_of_a_joint_run_equals_a_separate_run(
             )
             == 0
         )
-        alone = {k: v for k, v in checkpoint_tensors(out, 4).items() if k.startswith("module/")}
-        own = {k: packed[f"joint-{tag}/{k}"] for k in alone}
-        far = torch.cat([((own[k] - alone[k]).abs() > 5e-4).flatten() for k in alone])
-        assert float(far.float().mean()) < 0.02
-        assert max(float(value.abs().max()) for k, value in own.items() if "up" in k) > 5e-3
+        separate = {k: v for k, v in checkpoint_tensors(out, 4).items() if k.startswith("module/")}
+        joint_tensors = {k: packed[f"joint-{tag}/{k}"] for k in separate}
+        differences = torch.cat(
+            [((joint_tensors[k] - separate[k]).abs() > 5e-4).flatten() for k in separate]
+        )
+        assert float(differences.float().mean()) < 0.02
+        assert (
+            max(float(value.abs().max()) for k, value in joint_tensors.items() if "up" in k) > 5e-3
+        )
         for a, b in zip(log_lines(joint / "joint" / tag), log_lines(out), strict=True):
             assert a == pytest.approx(b, rel=5e-3)
 
@@ -221,21 +227,21 @@ def test_each_feature_of_a_joint_run_equals_a_separate_run(
 def test_joint_run_resumes_exactly(
     scene: Path, joint: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = two_features(scene, tiny_model, mode="joint", name="halted")
+    expected_file = two_features(scene, tiny_model, mode="joint", name="halted")
     for number in (2, 3):  # in the first step, then in the second one after that
         with ctrl_c_at(number):
-            assert run(["train", str(file), *(["--resume"] if number == 3 else [])]) == 130
+            assert run(["train", str(expected_file), *(["--resume"] if number == 3 else [])]) == 130
     assert run(["train", str(joint / "halted" / "run.toml"), "--resume"]) == 0
     states = [
         load_checkpoint(joint / name / "checkpoints" / "step-00000004").tensors
         for name in ("joint", "halted")
     ]
-    assert run(["train", str(file), "--resume", "--set", "train.mode=staged"]) == 1
+    assert run(["train", str(expected_file), "--resume", "--set", "train.mode=staged"]) == 1
     assert "started with 'joint' and cannot go on with 'staged'" in last_error(capsys)
     renamed = {key.replace("halted", "joint"): value for key, value in states[1].items()}
     assert_same(states[0], renamed)
-    for one, two in zip(files(joint, "joint"), files(joint, "halted"), strict=True):
-        assert_same(load_file(one), load_file(two))
+    for expected_file, resumed in zip(files(joint, "joint"), files(joint, "halted"), strict=True):
+        assert_same(load_file(expected_file), load_file(resumed))
     for tag in TAGS:
         assert log_lines(joint / "joint" / tag) == log_lines(joint / "halted" / tag)
 
@@ -255,15 +261,17 @@ def test_joint_run_in_two_processes_equals_a_single_process(
     """A picture for each of them, or one and none; stopped, and gone on with in both."""
     file = two_features(scene, tiny_model, mode="joint", name="joint")
     assert in_two_processes(halted, str(file), str(joint / "shared")) == [0, 0]
-    one, two = (
+    single, distributed = (
         load_checkpoint(joint / name / "checkpoints" / "step-00000004")
         for name in ("joint", "shared")
     )
-    apart = {k.replace("shared", "joint"): v for k, v in two.tensors.items()}
-    assert apart.keys() == one.tensors.keys()
-    weights = [key for key in apart if "/module/" in key]
-    far = torch.cat([((apart[k] - one.tensors[k]).abs() > 5e-4).flatten() for k in weights])
-    assert float(far.float().mean()) < 0.02
+    renamed = {k.replace("shared", "joint"): v for k, v in distributed.tensors.items()}
+    assert renamed.keys() == single.tensors.keys()
+    weights = [key for key in renamed if "/module/" in key]
+    differences = torch.cat(
+        [((renamed[k] - single.tensors[k]).abs() > 5e-4).flatten() for k in weights]
+    )
+    assert float(differences.float().mean()) < 0.02
     for tag in TAGS:
         assert f"joint-{tag}" in {key.split("/")[0] for key in weights}
         lines = [log_lines(joint / name / tag) for name in ("joint", "shared")]
@@ -279,10 +287,10 @@ def test_features_of_a_joint_run_share_a_wandb_run(
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_MODE", "offline")
     file = two_features(scene, tiny_model, mode="joint", name="told", steps=3)
-    wanted = ["train", str(file), *sets("track.wandb=true")]
+    arguments = ["train", str(file), *sets("track.wandb=true")]
     with ctrl_c_at(3):
-        assert run(wanted) == 130
-    assert run([*wanted, "--resume"]) == 0
+        assert run(arguments) == 130
+    assert run([*arguments, "--resume"]) == 0
     kinds = [call[0] for call in fake.calls]
     assert kinds == ["init", *["log"] * 4, "finish", "init", *["log"] * 2, "finish"]
     opened = [call[1] for call in fake.calls if call[0] == "init"]
@@ -293,8 +301,8 @@ def test_features_of_a_joint_run_share_a_wandb_run(
     logged = [call[1:] for call in fake.calls if call[0] == "log"]
     assert [step for _, step in logged] == [1, 1, 2, 2, 3, 3]
     for (figures, step), tag in zip(logged, TAGS * 3, strict=True):
-        own = log_lines(scene / "loras" / "told" / tag)[step - 1]
-        assert figures[f"{tag}/loss"] == own["loss"]
+        metrics = log_lines(scene / "loras" / "told" / tag)[step - 1]
+        assert figures[f"{tag}/loss"] == metrics["loss"]
         assert all(name.startswith(f"{tag}/") for name in figures)
 
 
@@ -329,9 +337,9 @@ def test_run_with_all_options_is_trained(tiny_model: Path, mode: str, tmp_path: 
         assert any("held_out" in line for line in log_lines(folder))
         assert (folder / "previews" / "step-000002" / "0000.png").is_file()
     written = files(tmp_path / "loras", f"all-{mode}")
-    told = [metadata(one)["lorasmith.gate"] for one in written]
-    assert told == ["token+end", "prompt"]
-    assert [any("lora_te_" in key for key in load_file(one)) for one in written] == [True, False]
+    gates = [metadata(path)["lorasmith.gate"] for path in written]
+    assert gates == ["token+end", "prompt"]
+    assert [any("lora_te_" in key for key in load_file(path)) for path in written] == [True, False]
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -380,25 +388,25 @@ def test_mistakes_are_reported_before_anything_is_written(
     def settings(name: str = "wrong") -> Path:
         return two_features(scene, tiny_model, mode=mode, name=name)
 
-    told = refused(capsys, settings(), edit=("rank = 2", 'rank = 2\ntargets = "attn9"'))
-    assert "feature 'cookqz': lora.targets" in told
+    message = refused(capsys, settings(), edit=("rank = 2", 'rank = 2\ntargets = "attn9"'))
+    assert "feature 'cookqz': lora.targets" in message
     (tmp_path / "empty").mkdir()
-    told = refused(capsys, settings(), edit=(f"{scene}/cook", f"{tmp_path}/empty"))
-    assert f"{tmp_path}/empty" in told
-    assert "no images" in told
-    told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "kookqz"'))
-    assert "captions contains the tag 'kookqz'" in told
-    told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "curlyqx"'))
-    assert "the tag 'curlyqx' is there twice" in told
-    told = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "a curlyqx look"'))
-    assert "the tag 'curlyqx' stands inside the tag 'a curlyqx look'" in told
+    message = refused(capsys, settings(), edit=(f"{scene}/cook", f"{tmp_path}/empty"))
+    assert f"{tmp_path}/empty" in message
+    assert "no images" in message
+    message = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "kookqz"'))
+    assert "captions contains the tag 'kookqz'" in message
+    message = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "curlyqx"'))
+    assert "the tag 'curlyqx' is there twice" in message
+    message = refused(capsys, settings(), edit=('tag = "cookqz"', 'tag = "a curlyqx look"'))
+    assert "the tag 'curlyqx' stands inside the tag 'a curlyqx look'" in message
     digits = two_features(tmp_path, tiny_model, mode=mode, tags=("qx1", "qx12"))
     assert "the tokens of the tag 'qx1' are part of those of 'qx12'" in refused(capsys, digits)
     assert not (tmp_path / "loras" / "both").exists()
-    told = refused(capsys, settings(), "--data", "x")
-    assert "--data: the settings have [[feature]] tables" in told
-    told = refused(capsys, settings(), "--out", str(scene / "cook" / "lora"))
-    assert "among the pictures" in told
+    message = refused(capsys, settings(), "--data", "x")
+    assert "--data: the settings have [[feature]] tables" in message
+    message = refused(capsys, settings(), "--out", str(scene / "cook" / "lora"))
+    assert "among the pictures" in message
     assert not list((scene / "loras").glob("wrong*"))
 
 
@@ -409,6 +417,6 @@ def test_captions_with_both_tags_stop_a_joint_run(
     shutil.copytree(scene / "cook", mixed)
     (mixed / "1.txt").write_text("a cookqz and curlyqx person")
     file = two_features(scene, tiny_model, mode="joint", name="mixed")
-    told = refused(capsys, file, edit=(f"{scene}/cook", str(mixed)))
-    assert "1 caption has the tag 'curlyqx' besides 'cookqz'" in told
-    assert "(first 1.png)" in told
+    message = refused(capsys, file, edit=(f"{scene}/cook", str(mixed)))
+    assert "1 caption has the tag 'curlyqx' besides 'cookqz'" in message
+    assert "(first 1.png)" in message

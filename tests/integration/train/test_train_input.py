@@ -158,7 +158,7 @@ def test_loras_of_previews_are_resolved_before_training(
     """And tried on: it has to be there, sound, and of the model's family."""
     monkeypatch.chdir(tmp_path)
 
-    def told(prompt: str) -> str:
+    def error_for(prompt: str) -> str:
         more = sets(
             "validation.every_n_steps=2",
             "validation.num_inference_steps=1",
@@ -168,13 +168,17 @@ def test_loras_of_previews_are_resolved_before_training(
         assert not Path("made/ink").exists()
         return last_error(capsys)
 
-    assert "validation.prompts: LoRA 'glow': there is no folder loras" in told("a <lora:glow:1>")
+    assert "validation.prompts: LoRA 'glow': there is no folder loras" in error_for(
+        "a <lora:glow:1>"
+    )
     Path("loras").mkdir()
     make_lora(load_model(tiny_sd2), Path("loras/glow.safetensors"), {}, 0.1)
-    assert "did you mean glow?" in told("a <lora:glwo:1>")
-    assert "validation.prompts: loras/glow.safetensors: its 192 layers" in told("a <lora:glow:1>")
+    assert "did you mean glow?" in error_for("a <lora:glwo:1>")
+    assert "validation.prompts: loras/glow.safetensors: its 192 layers" in error_for(
+        "a <lora:glow:1>"
+    )
     Path("loras/glow.safetensors").write_bytes(b"nothing")
-    assert "glow.safetensors" in told("a <lora:glow:1>")
+    assert "glow.safetensors" in error_for("a <lora:glow:1>")
     off = sets(
         "validation.every_n_steps=0", 'validation.prompts=["a <lora:none:1>"]', "train.steps=1"
     )

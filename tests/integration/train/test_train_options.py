@@ -30,7 +30,7 @@ EVERY_LINE = ("train.log_every_n_steps=1", "train.learning_rate=0.01")
 # --- one batch in parts ---------------------------------------------------------------------
 
 
-def assert_close(one: Path, two: Path, step: int = 6) -> None:
+def assert_close(first: Path, second: Path, step: int = 6) -> None:
     """Weights agree far better than the distance they moved, 1e-2 a step, and so do figures.
 
     A few weights may not: Adam makes a whole step of the rounding error of a gradient that is zero
@@ -38,12 +38,12 @@ def assert_close(one: Path, two: Path, step: int = 6) -> None:
     """
     states = [
         {k: v for k, v in checkpoint_tensors(out, step).items() if k.startswith("module/")}
-        for out in (one, two)
+        for out in (first, second)
     ]
     assert states[0].keys() == states[1].keys()
-    far = [(states[0][k] - states[1][k]).abs().flatten() > 5e-4 for k in states[0]]
-    assert float(torch.cat(far).float().mean()) < 0.02
-    for a, b in zip(log_lines(one), log_lines(two), strict=True):
+    differences = [(states[0][k] - states[1][k]).abs().flatten() > 5e-4 for k in states[0]]
+    assert float(torch.cat(differences).float().mean()) < 0.02
+    for a, b in zip(log_lines(first), log_lines(second), strict=True):
         assert a == pytest.approx(b, rel=5e-3, abs=1e-4)  # gains are small differences
 
 
@@ -51,20 +51,20 @@ def test_gradient_accumulation_equals_a_single_batch(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """Six pictures do not divide into four parts evenly, which changes nothing."""
-    whole = sets(*EVERY_LINE, "train.batch_size=8")
-    assert train(tiny_model, pictures, f"{tmp_path}/one", *whole) == 0
+    overrides = sets(*EVERY_LINE, "train.batch_size=8")
+    assert train(tiny_model, pictures, f"{tmp_path}/one", *overrides) == 0
     parts = sets("train.batch_size=2", "train.gradient_accumulation_steps=4")
-    assert train(tiny_model, pictures, f"{tmp_path}/two", *whole, *parts) == 0
+    assert train(tiny_model, pictures, f"{tmp_path}/two", *overrides, *parts) == 0
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
 def test_gradient_checkpointing_gives_the_same_weights(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    both = sets(*EVERY_LINE, "lora.targets=attention,text-encoder")
-    assert train(tiny_model, pictures, f"{tmp_path}/one", *both) == 0
+    overrides = sets(*EVERY_LINE, "lora.targets=attention,text-encoder")
+    assert train(tiny_model, pictures, f"{tmp_path}/one", *overrides) == 0
     more = sets("train.gradient_checkpointing=true")
-    assert train(tiny_model, pictures, f"{tmp_path}/two", *both, *more) == 0
+    assert train(tiny_model, pictures, f"{tmp_path}/two", *overrides, *more) == 0
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
@@ -82,9 +82,9 @@ def test_two_processes_equal_a_single_process(
         "train.ema_decay=0.9",
     )
     assert train(tiny_model, pictures, f"{tmp_path}/one", *more) == 0
-    given = ["train", str(tmp_path / "one" / "run.toml"), "--out", f"{tmp_path}/two"]
-    given += sets("train.batch_size=3")
-    assert in_two_processes(run, given) == [0, 0]
+    arguments = ["train", str(tmp_path / "one" / "run.toml"), "--out", f"{tmp_path}/two"]
+    arguments += sets("train.batch_size=3")
+    assert in_two_processes(run, arguments) == [0, 0]
     assert_close(tmp_path / "one", tmp_path / "two")
     assert list_files(tmp_path / "one") == list_files(tmp_path / "two")
 
@@ -113,9 +113,9 @@ def test_validation_is_logged_and_keeps_the_best_lora(
     assert sorted(p.parent.name for p in out.glob("previews/*/0000.png")) == [
         f"step-{step:06d}" for step in (0, 2, 4, 6)
     ]
-    told = json.loads((out / "previews/previews.json").read_text())
-    assert told[0]["seed"] == 0
-    assert told[0]["prompt"].startswith("ball number ")
+    previews = json.loads((out / "previews/previews.json").read_text())
+    assert previews[0]["seed"] == 0
+    assert previews[0]["prompt"].startswith("ball number ")
     best = min(lines[1:], key=lambda line: line["held_out"])["step"]
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["best_step"], summary["held_out"], summary["pictures"]) == (best, 1, 5)
@@ -205,7 +205,7 @@ def test_every_family_trains_with_its_text_encoders(
     prefixes = {"tiny_sdxl": ("lora_unet_", "lora_te1_", "lora_te2_")}
     for prefix in prefixes.get(family, ("lora_unet_", "lora_te_")):
         ups = [v for k, v in file.items() if k.startswith(prefix) and k.endswith("up.weight")]
-        assert any(bool(one.any()) for one in ups), prefix
+        assert any(bool(up.any()) for up in ups), prefix
 
 
 def test_learning_rates_of_parts_and_lora_plus_are_logged(
@@ -258,7 +258,7 @@ def test_regularisation_images_count_by_their_weight(
     (tmp_path / "class").mkdir()
     for number in range(3):
         Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"class/{number}.png")
-    both = sets(
+    overrides = sets(
         *EVERY_LINE,
         f"data.reg_data_dir={tmp_path}/class",
         "data.reg_caption=a ball",
@@ -266,9 +266,9 @@ def test_regularisation_images_count_by_their_weight(
     )
     for weight in ("0", "0.5", "1"):
         more = sets(f"data.prior_loss_weight={weight}")
-        assert train(tiny_model, pictures, f"{tmp_path}/w{weight}", *both, *more) == 0
-    none, half, full = (
+        assert train(tiny_model, pictures, f"{tmp_path}/w{weight}", *overrides, *more) == 0
+    unweighted, half, full = (
         log_lines(tmp_path / f"w{weight}")[0]["loss"] for weight in ("0", "0.5", "1")
     )
-    assert half == pytest.approx((none + full) / 2, rel=1e-5)
-    assert none < half < full
+    assert half == pytest.approx((unweighted + full) / 2, rel=1e-5)
+    assert unweighted < half < full

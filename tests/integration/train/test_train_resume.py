@@ -48,13 +48,13 @@ def go_on(out: Path, *more: str) -> int:
     return run(["train", "--out", str(out), "--resume", *more])
 
 
-def assert_same_runs(one: Path, two: Path, step: int = 6) -> None:
+def assert_same_runs(actual: Path, expected: Path, step: int = 6) -> None:
     """Weights, averages, optimizer, figures and file are the same, bit for bit."""
-    assert_same(checkpoint_tensors(one, step), checkpoint_tensors(two, step))
-    assert log_lines(one) == log_lines(two)
-    files = [folder.with_name(f"{folder.name}.safetensors") for folder in (one, two)]
+    assert_same(checkpoint_tensors(actual, step), checkpoint_tensors(expected, step))
+    assert log_lines(actual) == log_lines(expected)
+    files = [folder.with_name(f"{folder.name}.safetensors") for folder in (actual, expected)]
     assert_same(*(load_file(file) for file in files))
-    best = [folder / f"{folder.name}-best.safetensors" for folder in (one, two)]
+    best = [folder / f"{folder.name}-best.safetensors" for folder in (actual, expected)]
     if best[0].exists() or best[1].exists():
         assert_same(*(load_file(file) for file in best))
 
@@ -72,28 +72,28 @@ def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
             pictures / f"ball{number}.png"
         )
         (pictures / f"ball{number}.txt").write_text(f"ball number {number}, inkmono style\n")
-    with during_step(0, press_ctrl_c) as seen:
+    with during_step(0, press_ctrl_c) as steps:
         assert train(tiny_model, pictures, f"{root}/ink", *sets(*MOVING)) == 0
-    return pictures, root / "ink", seen
+    return pictures, root / "ink", steps
 
 
 @pytest.mark.slow
 def test_three_stops_in_a_row_change_nothing(
     straight: tuple, tiny_model: Path, tmp_path: Path
 ) -> None:
-    pictures, unbroken, seen = straight
-    out, taken = tmp_path / "ink", []
+    pictures, unbroken, expected_steps = straight
+    out, taken_steps = tmp_path / "ink", []
     with during_step(1, press_ctrl_c) as steps:
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
-    taken += steps
+    taken_steps += steps
     for more in (2, 1):
         with during_step(more, press_ctrl_c) as steps:
             assert go_on(out) == 130
-        taken += steps
+        taken_steps += steps
     with during_step(0, press_ctrl_c) as steps:
         assert go_on(out) == 0
-    taken += steps
-    assert taken == seen
+    taken_steps += steps
+    assert taken_steps == expected_steps
     assert_same_runs(unbroken, out)
 
 
@@ -119,12 +119,12 @@ def test_changed_validation_seed_measures_the_base_again(
     with during_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
     assert go_on(out, "--set", "validation.loss_seed=5") == 0
-    told = [one for one in log_lines(out) if "held_out_base" in one]
-    bases = [one["held_out_base"] for one in told if one["step"] <= 3]
-    others = [one["held_out_base"] for one in told if one["step"] > 3]
+    lines = [line for line in log_lines(out) if "held_out_base" in line]
+    bases = [one["held_out_base"] for one in lines if one["step"] <= 3]
+    later_bases = [one["held_out_base"] for one in lines if one["step"] > 3]
     assert bases
-    assert len(set(bases)) == len(set(others)) == 1
-    assert bases[0] != others[0]
+    assert len(set(bases)) == len(set(later_bases)) == 1
+    assert bases[0] != later_bases[0]
     best = load_latest_checkpoint(out / "checkpoints")
     assert best is not None
     assert best.state["progress"]["best_step"] > 3
@@ -155,8 +155,8 @@ def test_resume_from_an_explicit_step_drops_later_checkpoints(
 ) -> None:
     pictures, unbroken, _ = straight
     out = tmp_path / "ink"
-    every = sets(*MOVING, "train.checkpoint_every_n_steps=2", "train.keep_checkpoints=9")
-    assert train(tiny_model, pictures, str(out), *every) == 0
+    overrides = sets(*MOVING, "train.checkpoint_every_n_steps=2", "train.keep_checkpoints=9")
+    assert train(tiny_model, pictures, str(out), *overrides) == 0
     assert checkpoint_steps(out) == [2, 4, 6]
     (out / "checkpoints/step-00000004/state.json").unlink()
     assert run(["train", "--out", str(out), "--resume", "step-4"]) == 1
@@ -205,8 +205,8 @@ def test_damaged_checkpoint_is_reported_and_the_previous_is_used(
     pictures, unbroken, _ = straight
     out = tmp_path / "ink"
     with during_step(4, press_ctrl_c):
-        every = sets(*MOVING, "train.checkpoint_every_n_steps=2")
-        assert train(tiny_model, pictures, str(out), *every) == 130
+        overrides = sets(*MOVING, "train.checkpoint_every_n_steps=2")
+        assert train(tiny_model, pictures, str(out), *overrides) == 130
     spoil(out / "checkpoints" / "step-00000004")
     capsys.readouterr()
     assert go_on(out) == 0
@@ -229,17 +229,17 @@ def test_repeatedly_killed_run_equals_an_uninterrupted_run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child has no other threads
     try:
-        every = sets(*MOVING, "train.checkpoint_every_n_steps=1")
-        assert train(tiny_model, pictures, f"{tmp_path}/alone", *every) == 0
+        overrides = sets(*MOVING, "train.checkpoint_every_n_steps=1")
+        assert train(tiny_model, pictures, f"{tmp_path}/alone", *overrides) == 0
         for _ in range(8):
-            there = checkpoint_steps(out) if (out / "checkpoints").is_dir() else []
+            steps = checkpoint_steps(out) if (out / "checkpoints").is_dir() else []
             if (tmp_path / "ink.safetensors").exists():
                 break
-            resume = ["--resume"] if there else []
+            resume = ["--resume"] if steps else []
             if not resume:
                 shutil.rmtree(out, ignore_errors=True)
             kill_after_a_save(
-                ["train", *arguments(tiny_model, pictures, out, every), *resume],
+                ["train", *arguments(tiny_model, pictures, out, overrides), *resume],
                 out / "checkpoints",
                 chance.uniform(0.0, 0.2),
             )
@@ -268,8 +268,8 @@ def kill_after_a_save(command: list[str], folder: Path, seconds: float) -> None:
             os._exit(run(command))
         os._exit(9)
     for _ in range(6000):
-        now = set(folder.iterdir()) if folder.is_dir() else set()
-        if {path for path in now - before if path.name.startswith("step-")}:
+        files = set(folder.iterdir()) if folder.is_dir() else set()
+        if {path for path in files - before if path.name.startswith("step-")}:
             break
         if os.waitpid(child, os.WNOHANG)[0]:
             return
@@ -303,9 +303,9 @@ def test_disk_failing_at_any_write_leaves_a_checkpoint(
         error = capsys.readouterr().err
         assert "unexpected" not in error
         assert "No space left on device" in error
-        found = load_latest_checkpoint(out / "checkpoints")
-        assert found is not None
-        assert found.step in (2, 6)
+        checkpoint = load_latest_checkpoint(out / "checkpoints")
+        assert checkpoint is not None
+        assert checkpoint.step in (2, 6)
     assert go_on(out) == 0
     assert_same_runs(unbroken, out)
     assert outcomes.count(1) >= 6

@@ -86,15 +86,15 @@ def test_second_ctrl_c_stops_at_once(
 ) -> None:
     out = tmp_path / "ink"
 
-    def twice(step: TrainStep) -> None:
+    def press_twice(step: TrainStep) -> None:
         press_ctrl_c(step)
         press_ctrl_c(step)
 
-    with during_step(4, twice) as seen:
+    with during_step(4, press_twice) as steps:
         assert (
             train(tiny_model, pictures, str(out), *sets("train.checkpoint_every_n_steps=2")) == 130
         )
-    assert len(seen) == 4
+    assert len(steps) == 4
     error = capsys.readouterr().err
     assert "stopped at once; the last checkpoint (step-00000002) is kept, go on with: " in error
     assert checkpoint_steps(out) == [2]
@@ -105,11 +105,11 @@ def test_ctrl_c_cancels_previews(
 ) -> None:
     plain, drawn = Previews.generate, []
 
-    def draw(self: Previews, step: int, *rest: object) -> object:
+    def draw(self: Previews, step: int, *arguments: object) -> object:
         if step == 2:
             press_ctrl_c()
         drawn.append(step)
-        return plain(self, step, *rest)
+        return plain(self, step, *arguments)
 
     monkeypatch.setattr(Previews, "generate", draw)
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*VALIDATION)) == 130
@@ -158,11 +158,11 @@ def test_nothing_is_saved_after_a_loss_that_is_not_finite(
         "train.log_every_n_steps=5",
         "train.save_every_n_steps=4",
     )
-    with during_step(4, spoil) as seen:
+    with during_step(4, spoil) as steps:
         more += sets("train.batch_size=2")
         assert train(tiny_model, pictures, f"{tmp_path}/ink", *more) == 1
     error = last_error(capsys)
-    names = ", ".join(f"ball{number}.png" for number in seen[3])
+    names = ", ".join(f"ball{number}.png" for number in steps[3])
     assert f"not finite at step 4, with the images {names}; " in error
     assert "nothing was saved since the last checkpoint (step-00000003)" in error
     assert checkpoint_steps(tmp_path / "ink") == [3]
@@ -205,7 +205,7 @@ def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_advises(
 
 
 @pytest.mark.parametrize(
-    "where", ["validation.previews.Pipeline.generate", "validation.loss.ValidationLoss.mean"]
+    "function", ["validation.previews.Pipeline.generate", "validation.loss.ValidationLoss.mean"]
 )
 def test_out_of_memory_in_a_validation_is_a_warning(
     tiny_model: Path,
@@ -213,9 +213,9 @@ def test_out_of_memory_in_a_validation_is_a_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    where: str,
+    function: str,
 ) -> None:
-    monkeypatch.setattr(f"lorasmith.training.{where}", raise_out_of_memory)
+    monkeypatch.setattr(f"lorasmith.training.{function}", raise_out_of_memory)
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*VALIDATION)) == 0
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) >= 4  # at steps 0, 2, 4 and 6
@@ -234,7 +234,7 @@ def test_disk_without_room_is_refused_before_anything_is_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("lorasmith.loops.memory.shutil.disk_usage", lambda place: usage)
+    monkeypatch.setattr("lorasmith.loops.memory.shutil.disk_usage", lambda path: usage)
     assert train(tiny_model, pictures, f"{tmp_path}/out/ink") == 1
     assert re.search(r"checkpoints and LoRA files need \d{8} bytes", last_error(capsys))
     assert list_files(tmp_path / "out") == []

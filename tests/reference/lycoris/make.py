@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def cases() -> dict[str, tuple[str, nn.Module, dict[str, Any]]]:
@@ -56,7 +56,7 @@ def make() -> dict[str, torch.Tensor]:
 
     kinds = {"locon": LoConModule, "loha": LohaModule, "lokr": LokrModule}
     torch.manual_seed(0)
-    found: dict[str, torch.Tensor] = {}
+    recorded: dict[str, torch.Tensor] = {}
     for name, (kind, base, settings) in cases().items():
         weight = base.weight.clone()
         module = kinds[kind]("layer", base, 1.0, **{"lora_dim": 3, "alpha": 2.0, **settings})
@@ -67,9 +67,9 @@ def make() -> dict[str, torch.Tensor]:
         x = torch.randn(5, width) if weight.ndim == 2 else torch.randn(2, width, 6, 6)
         module.apply_to()
         tensors = {**module.custom_state_dict(), "base": weight, "x": x, "y": base(x)}
-        found |= {f"{name}/{key}": one.detach().clone() for key, one in tensors.items()}
-    return found
+        recorded |= {f"{name}/{key}": tensor.detach().clone() for key, tensor in tensors.items()}
+    return recorded
 
 
 if __name__ == "__main__":
-    sys.exit(save_file(make(), HERE / "layers.safetensors"))
+    sys.exit(save_file(make(), FOLDER / "layers.safetensors"))

@@ -30,7 +30,7 @@ def swept(*vary: str, **more: Any) -> SweepConfig:
 def test_values_multiply_and_the_last_setting_varies_fastest() -> None:
     run = swept("train.learning_rate=1e-4,2e-4", "lora.rank=8,16", "train.seed=0,1")
     variants = run.variants()
-    assert [one.name for one in variants[:3]] == [
+    assert [variant.name for variant in variants[:3]] == [
         "lr1e-4-rank8-seed0", "lr1e-4-rank8-seed1", "lr1e-4-rank16-seed0",
     ]  # fmt: skip
     last = variants[-1]
@@ -45,10 +45,12 @@ def test_values_multiply_and_the_last_setting_varies_fastest() -> None:
 
 
 def test_all_variants_measure_validation_images_with_the_same_noise() -> None:
-    runs = [one.config for one in swept("train.seed=3,4", train={"seed": 7}).variants()]
-    assert [one.validation.loss_seed for one in runs] == [7, 7]
-    runs = [one.config for one in swept("train.seed=3,4", preview={"loss_seed": 5}).variants()]
-    assert [one.validation.loss_seed for one in runs] == [5, 5]
+    runs = [variant.config for variant in swept("train.seed=3,4", train={"seed": 7}).variants()]
+    assert [run.validation.loss_seed for run in runs] == [7, 7]
+    runs = [
+        variant.config for variant in swept("train.seed=3,4", preview={"loss_seed": 5}).variants()
+    ]
+    assert [run.validation.loss_seed for run in runs] == [5, 5]
 
 
 def test_saved_sweep_is_read_back(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_options_stand_over_a_file_that_nests(tmp_path: Path) -> None:
     )
     assert load_sweep(file).variants()[0].name == "seed0-rank2"
     run = load_sweep(file, ["train.steps=5"], {"lora.rank": [8, 16]}, max_parallel=1)
-    assert [one.name for one in run.variants()][:2] == ["seed0-rank8", "seed0-rank16"]
+    assert [variant.name for variant in run.variants()][:2] == ["seed0-rank8", "seed0-rank16"]
     assert run.variants()[0].config.train.steps == 5
     assert len(run.groups()) == 4
 
@@ -134,7 +136,7 @@ def test_all_that_may_vary_are_settings() -> None:
 
 def test_patterns_make_readable_names() -> None:
     run = swept('lora.targets=["*.attn2.to_k","*.attn2.to_v"],attention+ff@up,up_blocks.1.*')
-    assert [one.name for one in run.variants()] == [
+    assert [variant.name for variant in run.variants()] == [
         "attn2.to_k+attn2.to_v", "attention+ff-up", "up_blocks.1",
     ]  # fmt: skip
 
@@ -155,7 +157,7 @@ def test_numbers_are_written_short(value: float, text: str) -> None:
 
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=2, max_size=6, unique=True))
 def test_names_of_any_text_are_safe_and_differ(targets: list[str]) -> None:
-    names = variant_names([{"lora.targets": one, "train.seed": 1} for one in targets])
+    names = variant_names([{"lora.targets": target, "train.seed": 1} for target in targets])
     assert len({name.casefold() for name in names}) == len(targets)
     for name in names:
         assert not set(name) & set('/\\:*?"<>| \n\0')

@@ -83,7 +83,7 @@ def test_every_entry_comes_as_often_as_it_is_repeated(
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
     batches = epoch_batches(BucketBatchSampler(buckets, repeats, batch, seed), epoch)
-    assert Counter(n for one in batches for n in one) == dict(enumerate(repeats))
+    assert Counter(n for batch in batches for n in batch) == dict(enumerate(repeats))
 
 
 @settings(max_examples=60, deadline=None)

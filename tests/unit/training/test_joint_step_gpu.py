@@ -52,7 +52,7 @@ def test_steps_do_not_wait_for_the_device(
         "track": {"tensorboard": False},
     }
     with open_trainer(TrainConfig.model_validate(settings), None) as session:
-        before = [one.detach().clone() for one in session.trainable.parameters()]
+        before = [parameter.detach().clone() for parameter in session.trainable.parameters()]
         steps = JointTrainStep([session], ExecutionPlan(use_cuda_graphs=record))
         # Optimizers make their state at first, libraries their workspaces, and steps are recorded.
         for _ in range(3):
@@ -117,7 +117,9 @@ def weights_after(run: TrainConfig, steps: int, plan: ExecutionPlan | None = Non
         if plan is not None:
             assert (together.graph_count > 0) == plan.use_cuda_graphs
         assert session.failed_step() is None
-        return torch.cat([one.detach().flatten() for one in session.trainable.parameters()])
+        return torch.cat(
+            [parameter.detach().flatten() for parameter in session.trainable.parameters()]
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -183,7 +185,7 @@ def test_captured_step_that_is_not_finite_moves_nothing_and_is_named(
         broken, *others = session.trainable.parameters()
         with torch.no_grad():
             broken.fill_(float("nan"))
-        before = [one.detach().clone() for one in others]
+        before = [other.detach().clone() for other in others]
         for _ in range(3):
             together.step()
         assert session.failed_step() == 6

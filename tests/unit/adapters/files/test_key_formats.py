@@ -95,9 +95,9 @@ def test_every_key_format_gives_the_same_layers(tmp_path: Path, key_format: str)
 
 
 def test_file_may_mix_key_formats(tmp_path: Path) -> None:
-    one, two = keys_in("lora.down"), keys_in("diffusers")
-    mixed = {key: t for key, t in one.items() if "attn" in key}
-    mixed |= {key: t for key, t in two.items() if "attn" not in key}
+    kohya, diffusers = keys_in("lora.down"), keys_in("diffusers")
+    mixed = {key: t for key, t in kohya.items() if "attn" in key}
+    mixed |= {key: t for key, t in diffusers.items() if "attn" not in key}
     file = read(tmp_path, mixed)
     assert len(file.layers) == 4
     assert file.key_formats == ("early diffusers", "diffusers") or set(file.key_formats) == {
@@ -248,7 +248,7 @@ def test_unfinished_layers_are_named(
 
 
 @pytest.mark.parametrize(
-    ("key", "what"),
+    ("key", "description"),
     [
         ("model.diffusion_model.input_blocks.0.0.weight", "a part of a model"),
         ("down_blocks.0.resnets.0.conv1.weight", "a U-Net"),
@@ -266,8 +266,8 @@ def test_unfinished_layers_are_named(
         ("something.weight", "they belong to no known kind of adapter"),
     ],
 )
-def test_files_that_are_not_loras_are_described(tmp_path: Path, key: str, what: str) -> None:
-    with pytest.raises(WeightsError, match=rf"1 of 9 keys are no LoRA keys, first .*{what}"):
+def test_files_that_are_not_loras_are_described(tmp_path: Path, key: str, description: str) -> None:
+    with pytest.raises(WeightsError, match=rf"1 of 9 keys are no LoRA keys, first .*{description}"):
         read(tmp_path, {**keys_in("kohya"), key: torch.ones(1)})
 
 
@@ -291,8 +291,8 @@ def test_full_models_and_other_files_are_no_lora(tmp_path: Path) -> None:
 )
 def test_layers_of_later_families_are_recognized(name: str) -> None:
     assert is_for_later_family(name)
-    for its_own in keys_in("kohya"):
-        assert not is_for_later_family(its_own)
+    for key in keys_in("kohya"):
+        assert not is_for_later_family(key)
     assert not is_for_later_family("transformer.text_model.encoder.layers.0.mlp.fc1")
 
 

@@ -106,15 +106,15 @@ def test_hash_is_of_the_tensors_not_of_the_metadata(tmp_path: Path) -> None:
     import hashlib
 
     layers = {NAME: LoraLayer(torch.ones(2, 4), torch.ones(3, 2), 1.0)}
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    save_lora_file(one, layers, {"ss_output_name": "one"})
-    save_lora_file(two, layers, {"ss_output_name": "quite another name"})
-    hashes = [load_lora_file(path).metadata["sshs_model_hash"] for path in (one, two)]
+    first, second = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    save_lora_file(first, layers, {"ss_output_name": "one"})
+    save_lora_file(second, layers, {"ss_output_name": "quite another name"})
+    hashes = [load_lora_file(path).metadata["sshs_model_hash"] for path in (first, second)]
 
-    raw = one.read_bytes()
+    raw = first.read_bytes()
     behind_header = raw[8 + int.from_bytes(raw[:8], "little") :]
     assert hashes == [hashlib.sha256(behind_header).hexdigest()] * 2
-    assert load_lora_file(one).metadata["modelspec.hash_sha256"] == f"0x{hashes[0]}"
+    assert load_lora_file(first).metadata["modelspec.hash_sha256"] == f"0x{hashes[0]}"
 
 
 # --- refused on reading ---------------------------------------------------------------------

@@ -81,8 +81,8 @@ def test_gradients_come_from_the_rows_that_are_let_through() -> None:
     factors = list(layer.adapters[0].parameters())
     x = torch.randn(4, 6, dtype=torch.float64)
     gate.set_rows([False, True, True, False], CPU)
-    got = torch.autograd.grad(layer(x).square().sum(), factors)
+    actual = torch.autograd.grad(layer(x).square().sum(), factors)
     gate.open()
     expected = torch.autograd.grad(layer(x[1:3]).square().sum(), factors)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    for grad, expected_grad in zip(actual, expected, strict=True):
+        torch.testing.assert_close(grad, expected_grad)

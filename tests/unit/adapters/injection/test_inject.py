@@ -74,9 +74,9 @@ def test_weight_zero_is_bit_identical_and_weight_scales(model: Model, make_lora:
 
 def test_two_loras_sum_as_their_dense_deltas(model: Model, make_lora: MakeLora) -> None:
     model.unet.double()
-    one, two = make_lora(seed=1), make_lora(["attn2", "conv2"], rank=5, seed=2)
-    first, second = attach_lora(model, one, 0.5), attach_lora(model, two, -0.8)
-    both = unet_output_double(model)
+    lora, other = make_lora(seed=1), make_lora(["attn2", "conv2"], rank=5, seed=2)
+    first, second = attach_lora(model, lora, 0.5), attach_lora(model, other, -0.8)
+    combined = unet_output_double(model)
     paths = {kohya_unet_name(path): path for path in find_adaptable_layers(model.unet)}
     deltas: dict[str, torch.Tensor] = {}
     for attached, weight in ((first, 0.5), (second, -0.8)):
@@ -89,7 +89,7 @@ def test_two_loras_sum_as_their_dense_deltas(model: Model, make_lora: MakeLora) 
     for path, delta in deltas.items():
         model.unet.get_submodule(path).weight.data += delta
 
-    torch.testing.assert_close(both, unet_output_double(model), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(combined, unet_output_double(model), rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
@@ -102,11 +102,11 @@ def unet_output_double(model: Model) -> torch.Tensor:
 
 def test_detaching_the_first_lora_leaves_the_second(model: Model, make_lora: MakeLora) -> None:
     other = attach_lora(model, make_lora(seed=2), 1.0)
-    alone = unet_output(model)
+    expected = unet_output(model)
     first = attach_lora(model, make_lora(seed=1), 1.0)
-    assert not torch.equal(unet_output(model), alone)
+    assert not torch.equal(unet_output(model), expected)
     first.detach()
-    assert torch.equal(unet_output(model), alone)
+    assert torch.equal(unet_output(model), expected)
     other.detach()
     assert not any(isinstance(module, LoraWrapper) for module in model.unet.modules())
 

@@ -28,17 +28,17 @@ from lorasmith.models.text.encode import encode_tokens, tokenize_texts
 
 RATES = TrainerConfig(learning_rate=1e-3, text_encoder_lr=4e-4)
 FOLDERS = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}
-EVERYTHING = "all-linear+conv+text-encoder"
+ALL_TARGETS = "all-linear+conv+text-encoder"
 
 CONFIGURATIONS = [
-    *((family, {"targets": EVERYTHING, "init": init})
+    *((family, {"targets": ALL_TARGETS, "init": init})
       for family in FOLDERS for init in ("gaussian", "kaiming", "compensated", "pissa")),
     *(("sd1", {"targets": targets})
       for targets in ("cross-attention", "self-attention", "attention", "attention+ff", "+conv",
                       "text-encoder", "all-linear", "mid", "up.1+conv", "*.attn2.to_k")),
     *((family, {"targets": "attention", "rslora": True, "rank": 9, "alpha": 2.0, "init": init})
       for family in ("sd1", "sdxl") for init in ("gaussian", "pissa")),
-    ("sd1", {"targets": EVERYTHING, "dropout": 0.4, "init": "compensated"}),
+    ("sd1", {"targets": ALL_TARGETS, "dropout": 0.4, "init": "compensated"}),
     ("sdxl", {"targets": "b-lora", "overrides": ({"targets": "b-lora-style", "rank": 8},)}),
     ("sd1", {"targets": "attention", "overrides": ({"targets": "text-encoder", "rank": 2},
                                                {"targets": "conv@up", "alpha": 1.0})}),
@@ -62,7 +62,7 @@ def move(trainable: TrainableLora) -> None:
 
 def modules_of(model: Model) -> list[dict[str, int]]:
     networks: list[nn.Module] = [model.unet, *model.text_encoders]
-    return [{name: id(module) for name, module in one.named_modules()} for one in networks]
+    return [{name: id(module) for name, module in network.named_modules()} for network in networks]
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def test_start_follows_the_seed(models, init: str) -> None:
     states = []
     for seed in (0, 0, 1):
         trainable = injected(model, lora, seed)
-        states.append([one.down.detach().clone() for one in trainable.adapters.values()])
+        states.append([adapter.down.detach().clone() for adapter in trainable.adapters.values()])
         trainable.detach()
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
     # The directions of pissa are the weight's own, but where the rank exceeds the weight's.
-    same = [torch.equal(a, b) for a, b in zip(states[0], states[2], strict=True)]
-    assert not any(same) or init == "pissa"
+    equal = [torch.equal(a, b) for a, b in zip(states[0], states[2], strict=True)]
+    assert not any(equal) or init == "pissa"
 
 
 def test_groups_have_the_rates_of_their_parts(models) -> None:
@@ -140,14 +140,14 @@ def test_groups_have_the_rates_of_their_parts(models) -> None:
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in trainable.parameters()}
     assert trainable.trains_text_encoder
-    ups = {id(one.up) for one in trainable.adapters.values()}
+    ups = {id(adapter.up) for adapter in trainable.adapters.values()}
     assert all({id(p) in ups for p in g.parameters} == {g.factor == "up"} for g in groups)
 
 
 def test_half_precision_models_train_float32_adapters(models) -> None:
     model = models("sdxl").to(torch.device("cpu"), torch.bfloat16)
     base = prediction(model)
-    trainable = injected(model, settings_of({"targets": EVERYTHING, "init": "compensated"}))
+    trainable = injected(model, settings_of({"targets": ALL_TARGETS, "init": "compensated"}))
     assert base.dtype == torch.bfloat16
     assert {p.dtype for p in trainable.parameters()} == {torch.float32}
     assert torch.equal(prediction(model), base)
@@ -155,29 +155,29 @@ def test_half_precision_models_train_float32_adapters(models) -> None:
 
 def test_gradients_reach_the_adapters_alone(models) -> None:
     model = models("sd1")
-    trainable = injected(model, settings_of({"targets": EVERYTHING, "init": "pissa"}))
+    trainable = injected(model, settings_of({"targets": ALL_TARGETS, "init": "pissa"}))
     assert all(p.requires_grad for p in trainable.parameters())
     context, _ = encode_tokens(model, tokenize_texts(model, ["a red apple"]))
     # Large enough for several positions in the middle, where one has nothing else to attend to.
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     model.unet(latents, torch.tensor([5]), context, return_dict=False)[0].square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in trainable.parameters())
-    its_own = {id(p) for p in trainable.parameters()}
+    parameter_ids = {id(p) for p in trainable.parameters()}
     for network in (model.unet, *model.text_encoders):
-        other_layers = [p for p in network.parameters() if id(p) not in its_own]
+        other_layers = [p for p in network.parameters() if id(p) not in parameter_ids]
         assert not any(p.requires_grad or p.grad is not None for p in other_layers)
 
 
 def test_detaching_works_twice_and_under_another_lora(models) -> None:
     model = models("sd1")
     base, modules = prediction(model), modules_of(model)
-    one = injected(model, settings_of({"targets": "attention", "init": "compensated"}))
-    two = injected(model, settings_of({"targets": "all-linear"}), seed=1)
-    move(one), move(two)
-    one.detach()
-    one.detach()
+    first = injected(model, settings_of({"targets": "attention", "init": "compensated"}))
+    second = injected(model, settings_of({"targets": "all-linear"}), seed=1)
+    move(first), move(second)
+    first.detach()
+    first.detach()
     assert any(isinstance(module, LoraWrapper) for module in model.unet.modules())
-    two.detach()
+    second.detach()
     assert modules_of(model) == modules
     assert torch.equal(prediction(model), base)
 
@@ -243,12 +243,12 @@ def test_sdxl_files_with_diffusers_names_are_read(models) -> None:
     from lorasmith.adapters.naming.layer_names import find_name_aliases
 
     model = models("sdxl")
-    trainable = injected(model, settings_of({"targets": EVERYTHING}))
+    trainable = injected(model, settings_of({"targets": ALL_TARGETS}))
     move(trainable)
     layers = export_layers(trainable)
     changed = prediction(model)
     trainable.detach()
-    back = {its_own: name for name, its_own in find_name_aliases(model).items()}
+    back = {alias: name for name, alias in find_name_aliases(model).items()}
     renamed = {back.get(name, name): layer for name, layer in layers.items()}
     assert any(name.startswith("lora_unet_down_blocks_") for name in renamed)
 
@@ -257,9 +257,9 @@ def test_sdxl_files_with_diffusers_names_are_read(models) -> None:
     attached.detach()
 
     name = next(name for name in renamed if name.startswith("lora_unet_down_blocks_"))
-    both = {**renamed, find_name_aliases(model)[name]: renamed[name]}
+    duplicated = {**renamed, find_name_aliases(model)[name]: renamed[name]}
     with pytest.raises(WeightsError, match="1 layers are in it under two names"):
-        attach_lora(model, LoraFile(Path("x.safetensors"), both, {}))
+        attach_lora(model, LoraFile(Path("x.safetensors"), duplicated, {}))
 
 
 def test_files_of_other_families_are_named(models) -> None:
@@ -270,6 +270,6 @@ def test_files_of_other_families_are_named(models) -> None:
     xl = LoraFile(Path("xl.safetensors"), layers["sdxl"], {})
     with pytest.raises(WeightsError, match="made for SDXL: open it with an SDXL model"):
         attach_lora(models("sd1"), xl)
-    one = LoraFile(Path("one.safetensors"), layers["sd1"], {"ss_base_model_version": "sd_v1"})
+    sd1 = LoraFile(Path("one.safetensors"), layers["sd1"], {"ss_base_model_version": "sd_v1"})
     with pytest.raises(WeightsError, match=r"by its metadata it was made for SD 1\.x"):
-        attach_lora(models("sdxl"), one)
+        attach_lora(models("sdxl"), sd1)

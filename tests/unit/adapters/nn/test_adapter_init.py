@@ -129,10 +129,10 @@ def test_little_is_lost_in_half_precision(init: str, size: float) -> None:
     torch.manual_seed(0)
     adapter = moved(new(nn.Linear(256, 192), init, rank=16), size)
     layer = export_layer(adapter)
-    wanted = adapter.delta_weight()
+    expected = adapter.delta_weight()
     half = Factors(layer.down.half().float(), layer.up.half().float())
     result = layer.alpha / len(layer.down) * product(half)
-    assert (result - wanted).norm() < 2e-3 * wanted.norm()
+    assert (result - expected).norm() < 2e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("init", SUBTRACTED)
@@ -226,10 +226,10 @@ def test_dropout_is_on_only_while_training(kind: str, init: str) -> None:
     x = torch.randn(shape)
     host = wrap_layer(base, adapter)
     torch.manual_seed(0)
-    one, two = host(x), host(x)
-    assert not torch.equal(one, two)
+    first, second = host(x), host(x)
+    assert not torch.equal(first, second)
     torch.manual_seed(0)
-    assert torch.equal(host(x), one)
+    assert torch.equal(host(x), first)
 
     host.eval()
     torch.testing.assert_close(host(x), output_with(base, adapter.delta_weight(), x))

@@ -96,21 +96,21 @@ def test_weight_zero_is_the_base_bit_for_bit(kind: str, dtype: torch.dtype) -> N
 
 def test_adapter_with_nan_is_not_computed_when_off() -> None:
     base = nn.Linear(3, 3)
-    bad = make_adapter(base, Factors(torch.full((2, 3), torch.nan), torch.zeros(3, 2)), 1.0)
-    bad.strength = 0.0
+    adapter = make_adapter(base, Factors(torch.full((2, 3), torch.nan), torch.zeros(3, 2)), 1.0)
+    adapter.strength = 0.0
     x = torch.randn(4, 3)
-    assert torch.equal(wrap_layer(base, bad)(x), base(x))
+    assert torch.equal(wrap_layer(base, adapter)(x), base(x))
 
 
 def test_adapters_of_one_layer_add_up() -> None:
     base = nn.Linear(6, 4).double()
-    one, two = random_adapter(base, 2, 3.0, seed=1), random_adapter(base, 5, 1.0, seed=2)
-    one.strength, two.strength = 0.5, -2.0
+    first, second = random_adapter(base, 2, 3.0, seed=1), random_adapter(base, 5, 1.0, seed=2)
+    first.strength, second.strength = 0.5, -2.0
     x = torch.randn(3, 6, dtype=torch.float64)
 
-    delta = 0.5 * one.delta_weight() - 2.0 * two.delta_weight()
+    delta = 0.5 * first.delta_weight() - 2.0 * second.delta_weight()
 
-    torch.testing.assert_close(wrap_layer(base, one, two)(x), with_dense_delta(base, delta, x))
+    torch.testing.assert_close(wrap_layer(base, first, second)(x), with_dense_delta(base, delta, x))
 
 
 @pytest.mark.parametrize("init", ["gaussian", "kaiming"])
@@ -133,12 +133,14 @@ def test_inits_have_their_spread_and_follow_the_seed() -> None:
         base, 8, 8.0, "gaussian", torch.Generator().manual_seed(0)
     ).down.detach()
     kaiming = init_adapter(base, 8, 8.0, "kaiming", torch.Generator().manual_seed(0)).down.detach()
-    again = init_adapter(base, 8, 8.0, "gaussian", torch.Generator().manual_seed(0)).down.detach()
+    repeated = init_adapter(
+        base, 8, 8.0, "gaussian", torch.Generator().manual_seed(0)
+    ).down.detach()
 
     assert float(gaussian.std()) == pytest.approx(1 / 8, rel=0.05)
     assert float(kaiming.abs().max()) <= 1000**-0.5
     assert float(kaiming.std()) == pytest.approx((3000) ** -0.5, rel=0.05)
-    assert torch.equal(gaussian, again)
+    assert torch.equal(gaussian, repeated)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -36,10 +36,10 @@ def results(layer: LoraWrapper, adapter: LoraLinear, mode: bool) -> list[torch.T
 @pytest.mark.parametrize("started", [False, True])
 def test_outputs_and_gradients_are_those_of_the_two_products(started: bool) -> None:
     layer, adapter = wrapped_linear(started=started)
-    for one, other in zip(
+    for actual, expected in zip(
         results(layer, adapter, True), results(layer, adapter, False), strict=True
     ):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-10)
 
 
 def test_only_training_of_small_layers_merges() -> None:

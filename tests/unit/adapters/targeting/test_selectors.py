@@ -140,9 +140,9 @@ def test_selector_without_match_suggests_close_names(target: str, message: str) 
 
 def test_lists_and_commas_mean_the_same() -> None:
     refs = list(find_layer_refs(networks("sd15")).values())
-    both = select_layers(("up.1", "attention"), refs, "lora.targets")
-    assert both == select_layers("attention, up.1", refs, "lora.targets")
-    assert [ref.name for ref in both] == [p.name for p in refs if p in both]
+    selected = select_layers(("up.1", "attention"), refs, "lora.targets")
+    assert selected == select_layers("attention, up.1", refs, "lora.targets")
+    assert [ref.name for ref in selected] == [p.name for p in refs if p in selected]
     with pytest.raises(ConfigError, match="'atention'"):
         select_layers("attention,atention", refs, "lora.targets")
 
@@ -160,8 +160,13 @@ def test_overrides_set_rank_alpha_and_learning_rate() -> None:
         ),
     )
     result = {
-        f"{one.ref.part}.{one.ref.path}": (one.rank, one.alpha, one.learning_rate, one.part)
-        for one in resolve_targets(networks("sd15"), lora, RATES)
+        f"{target.ref.part}.{target.ref.path}": (
+            target.rank,
+            target.alpha,
+            target.learning_rate,
+            target.part,
+        )
+        for target in resolve_targets(networks("sd15"), lora, RATES)
     }
     block = "unet.{}.attentions.0.transformer_blocks.0.{}"
     assert result[block.format("down_blocks.0", "attn1.to_q")] == (8, 4.0, 1e-3, "unet")
@@ -177,7 +182,9 @@ def test_override_sets_alpha() -> None:
     def of(**numbers: float) -> tuple[int, float]:
         part = LoraOverride.model_validate({"targets": "mid", **numbers})
         lora = LoraConfig(rank=8, alpha=4.0, targets=(), overrides=(part,))
-        (pair,) = {(one.rank, one.alpha) for one in resolve_targets(networks("sd15"), lora, RATES)}
+        (pair,) = {
+            (target.rank, target.alpha) for target in resolve_targets(networks("sd15"), lora, RATES)
+        }
         return pair
 
     assert of() == (8, 4.0)

@@ -72,9 +72,9 @@ def test_more_strength_leaks_less_and_keeps_less() -> None:
     layers = {K: LoraLayer(numbers(8, RANK, WIDTH).float(), numbers(9, 5, RANK).float(), 2.0)}
     result = [project_layers(layers, moments, strength) for strength in (0.1, 1.0, 10.0)]
     assert result[0].leak_before == result[1].leak_before > result[0].leak_after
-    retained = [one.retained for one in result]
+    retained = [item.retained for item in result]
     assert 1.0 > retained[0] > retained[1] > retained[2] > 0.0
-    leaked = [one.leak_after * one.retained for one in result]
+    leaked = [item.leak_after * item.retained for item in result]
     assert leaked[0] > leaked[1] > leaked[2]
 
 
@@ -114,11 +114,11 @@ def test_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) -> N
     """Chunks do not know of each other: what stands before it, in the first, does not count."""
     model = load_model(tiny_model)
     long = "a " * 75 + "a curlyqx person"
-    alone, result = (
+    expected, result = (
         measure_moments(model, "curlyqx", [text], ["a person"])
         for text in ("a curlyqx person", long)
     )
-    torch.testing.assert_close(result.tag, alone.tag)
-    twice = measure_moments(model, "curlyqx", ["a curlyqx person"], ["a person", long])
-    assert twice.other.shape == alone.other.shape
-    assert not torch.allclose(twice.other, alone.other)
+    torch.testing.assert_close(result.tag, expected.tag)
+    duplicated = measure_moments(model, "curlyqx", ["a curlyqx person"], ["a person", long])
+    assert duplicated.other.shape == expected.other.shape
+    assert not torch.allclose(duplicated.other, expected.other)

@@ -57,26 +57,28 @@ weights = st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3)
 def test_sum_of_loras_is_the_sum_of_their_deltas(
     kernel: int | None, data: st.DataObject, first: float, second: float
 ) -> None:
-    one, two = data.draw(lora_layers(kernel)), data.draw(lora_layers(kernel))
-    summed = weighted_sum([(one, first), (two, second)])
+    lora, other = data.draw(lora_layers(kernel)), data.draw(lora_layers(kernel))
+    summed = weighted_sum([(lora, first), (other, second)])
     torch.testing.assert_close(
-        dense(summed), first * dense(one) + second * dense(two), rtol=1e-5, atol=1e-5
+        dense(summed), first * dense(lora) + second * dense(other), rtol=1e-5, atol=1e-5
     )
-    assert summed.alpha == summed.rank == one.rank + two.rank
+    assert summed.alpha == summed.rank == lora.rank + other.rank
 
 
 @settings(max_examples=40)
 @given(data=st.data(), factor=weights)
 def test_merging_is_linear(data: st.DataObject, factor: float) -> None:
     """m(c A) = c m(A), m(A + B) = m(A) + m(B), and the order does not matter."""
-    one, two = data.draw(lora_layers()), data.draw(lora_layers())
-    scaled = weighted_sum([(one, factor), (two, factor)])
-    full = weighted_sum([(one, 1.0), (two, 1.0)])
+    first, second = data.draw(lora_layers()), data.draw(lora_layers())
+    scaled = weighted_sum([(first, factor), (second, factor)])
+    full = weighted_sum([(first, 1.0), (second, 1.0)])
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(dense(scaled), factor * dense(full), **close)
-    nested = weighted_sum([(weighted_sum([(one, 1.0)]), factor), (two, factor)])
+    nested = weighted_sum([(weighted_sum([(first, 1.0)]), factor), (second, factor)])
     torch.testing.assert_close(dense(nested), dense(scaled), **close)
-    torch.testing.assert_close(dense(weighted_sum([(two, 1.0), (one, 1.0)])), dense(full), **close)
+    torch.testing.assert_close(
+        dense(weighted_sum([(second, 1.0), (first, 1.0)])), dense(full), **close
+    )
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
@@ -86,9 +88,9 @@ def test_resizing_to_full_rank_is_the_identity(kernel: int | None, data: st.Data
     layer = data.draw(lora_layers(kernel))
     spectrum = spectrum_of_layer(layer)
     assert spectrum.rank == min(layer.rank, 6, 5 * (kernel or 1) ** 2)
-    again = spectrum.truncate(spectrum.rank)
-    torch.testing.assert_close(dense(again), dense(layer), rtol=1e-5, atol=1e-5)
-    assert again.down.shape[1:] == layer.down.shape[1:]
+    truncated = spectrum.truncate(spectrum.rank)
+    torch.testing.assert_close(dense(truncated), dense(layer), rtol=1e-5, atol=1e-5)
+    assert truncated.down.shape[1:] == layer.down.shape[1:]
     assert spectrum.energy == pytest.approx(float(dense(layer).square().sum()), rel=1e-9)
 
 
@@ -126,34 +128,34 @@ def test_zero_matrix_has_rank_one_and_no_energy() -> None:
 @settings(max_examples=30)
 @given(data=st.data())
 def test_inner_products_need_no_dense_matrices(data: st.DataObject) -> None:
-    one, two = data.draw(lora_layers(3)), data.draw(lora_layers(3))
-    assert inner_product(one, two) == pytest.approx(
-        float((dense(one) * dense(two)).sum()), rel=1e-6, abs=1e-6
+    first, second = data.draw(lora_layers(3)), data.draw(lora_layers(3))
+    assert inner_product(first, second) == pytest.approx(
+        float((dense(first) * dense(second)).sum()), rel=1e-6, abs=1e-6
     )
-    assert inner_product(one, one) == pytest.approx(one.delta_norm() ** 2, rel=1e-6)
+    assert inner_product(first, first) == pytest.approx(first.delta_norm() ** 2, rel=1e-6)
 
 
 def test_single_alpha_for_all_layers() -> None:
-    one, two = (
+    first, second = (
         LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0),
         LoraLayer(torch.randn(4, 5), torch.randn(6, 4), 9.0),
     )
-    level = unify_alpha({"a": one, "b": two})
+    level = unify_alpha({"a": first, "b": second})
     assert {layer.alpha for layer in level.values()} == {4.0}
-    torch.testing.assert_close(dense(level["a"]), dense(one), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(dense(level["b"]), dense(two), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dense(level["a"]), dense(first), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dense(level["b"]), dense(second), rtol=1e-6, atol=1e-6)
 
 
 def test_1x1_kernels_add_to_linear_layers() -> None:
     """SD 2.x files come with either."""
-    one = LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0)
-    two = LoraLayer(torch.randn(3, 5, 1, 1), torch.randn(6, 3, 1, 1), 1.0)
-    summed = weighted_sum([(one, 1.0), (two, 1.0)])
+    linear = LoraLayer(torch.randn(2, 5), torch.randn(6, 2), 1.0)
+    convolution = LoraLayer(torch.randn(3, 5, 1, 1), torch.randn(6, 3, 1, 1), 1.0)
+    summed = weighted_sum([(linear, 1.0), (convolution, 1.0)])
     torch.testing.assert_close(
-        dense(summed), dense(one) + dense(two)[:, :, 0, 0], rtol=1e-5, atol=1e-5
+        dense(summed), dense(linear) + dense(convolution)[:, :, 0, 0], rtol=1e-5, atol=1e-5
     )
     with pytest.raises(ValueError, match="cannot be added"):
-        weighted_sum([(one, 1.0), (LoraLayer(torch.ones(2, 4), torch.ones(6, 2), 1.0), 1.0)])
+        weighted_sum([(linear, 1.0), (LoraLayer(torch.ones(2, 4), torch.ones(6, 2), 1.0), 1.0)])
 
 
 # --- whole files ----------------------------------------------------------------------------
@@ -171,11 +173,11 @@ def file_of(layers: dict, name: str = "some", **metadata: str) -> LoraFile:
 
 def test_other_kinds_add_up_by_their_dense_changes() -> None:
     lora = LoraLayer(torch.randn(2, 8, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
-    one, two = file_of({CONV: loha()}), file_of({CONV: lora}, "two")
-    layers = add_loras([MergeInput(one, 0.5), MergeInput(two, -1.0)], "sd1")
+    loha_file, lora_file = file_of({CONV: loha()}), file_of({CONV: lora}, "two")
+    layers = add_loras([MergeInput(loha_file, 0.5), MergeInput(lora_file, -1.0)], "sd1")
     expected = 0.5 * loha().delta().reshape(8, 8, 3, 3).double() - dense(lora)
     torch.testing.assert_close(dense(layers[CONV]), expected, rtol=1e-4, atol=1e-4)
-    smaller, retained = resize_layers(one, ("energy", 1.0))
+    smaller, retained = resize_layers(loha_file, ("energy", 1.0))
     torch.testing.assert_close(
         dense(smaller[CONV]).flatten(1), loha().delta().double(), rtol=1e-4, atol=1e-4
     )
@@ -202,28 +204,28 @@ def test_files_of_different_kinds_are_not_added(tmp_path: Path) -> None:
     from lorasmith.adapters.tools.merge import common_family
 
     layer = LoraLayer(torch.ones(1, 5), torch.ones(6, 1), 1.0)
-    one = file_of({NAME: layer}, "one", ss_base_model_version="sd_v1")
-    two = file_of({NAME: layer}, "two", ss_base_model_version="sdxl_base_v1-0")
+    first = file_of({NAME: layer}, "one", ss_base_model_version="sd_v1")
+    second = file_of({NAME: layer}, "two", ss_base_model_version="sdxl_base_v1-0")
     with pytest.raises(
         WeightsError, match=r"two.safetensors is for SDXL and one.safetensors for SD 1"
     ):
-        common_family([one, two])
+        common_family([first, second])
     three = file_of({NAME: layer}, "three", **{"modelspec.prediction_type": "v"})
     four = file_of({NAME: layer}, "four", **{"modelspec.prediction_type": "epsilon"})
     with pytest.raises(WeightsError, match=r"four\.safetensors is for models that predict epsilon"):
-        common_prediction_type([three, one, four])
+        common_prediction_type([three, first, four])
     wide = file_of({NAME: LoraLayer(torch.ones(1, 7), torch.ones(6, 1), 1.0)}, "wide")
     with pytest.raises(WeightsError, match=f"wide.safetensors: {NAME}: layers of 6 x"):
-        add_loras([MergeInput(one), MergeInput(wide)], "sd1")
+        add_loras([MergeInput(first), MergeInput(wide)], "sd1")
 
 
 def test_equivalent_names_are_the_same_layer() -> None:
     """SDXL's layers in sgm's names and in diffusers' add up under sgm's."""
     layer = LoraLayer(torch.ones(1, 5), torch.ones(6, 1), 1.0)
     tail = "transformer_blocks_0_attn1_to_q"
-    one = file_of({f"lora_unet_input_blocks_4_1_{tail}": layer})
-    two = file_of({f"lora_unet_down_blocks_1_attentions_0_{tail}": layer})
-    layers = add_loras([MergeInput(one), MergeInput(two)], "sdxl")
+    first = file_of({f"lora_unet_input_blocks_4_1_{tail}": layer})
+    second = file_of({f"lora_unet_down_blocks_1_attentions_0_{tail}": layer})
+    layers = add_loras([MergeInput(first), MergeInput(second)], "sdxl")
     assert list(layers) == [f"lora_unet_input_blocks_4_1_{tail}"]
     assert layers[f"lora_unet_input_blocks_4_1_{tail}"].rank == 2
 
@@ -287,8 +289,8 @@ def test_fused_doras_equal_attached_ones(model, make_lora) -> None:
         for name, ref in find_layer_refs(model).items()
         if name in files[0].layers
     }
-    for one in attached:
-        one.detach()
+    for dora in attached:
+        dora.detach()
     fuse_into_model(model, [MergeInput(files[0]), MergeInput(files[1], 0.5)])
     for name, weight in expected.items():
         torch.testing.assert_close(layer_weight(find_layer_refs(model)[name].layer), weight)
@@ -362,16 +364,17 @@ def test_blocks_weigh_layers(make_lora) -> None:
 
 
 def test_comparison_is_about_the_dense_changes(make_lora) -> None:
-    one, two = (
+    first, second = (
         make_lora(["attn1_to_q", "conv1"]),
         make_lora(["attn1_to_q", "lora_te_"], rank=5, seed=4),
     )
-    two = replace(two, metadata={"ss_output_name": "two", "sshs_model_hash": "x"})
-    result = compare_loras(one, two)
-    names = {**one.layers, **two.layers}
+    second = replace(second, metadata={"ss_output_name": "two", "sshs_model_hash": "x"})
+    result = compare_loras(first, second)
+    names = {**first.layers, **second.layers}
     empty = torch.tensor(0.0, dtype=torch.float64)
     deltas = [
-        tuple(dense(f.layers[n]) if n in f.layers else empty for f in (one, two)) for n in names
+        tuple(dense(f.layers[n]) if n in f.layers else empty for f in (first, second))
+        for n in names
     ]
     assert result.total.layers == len(names)
     assert result.total.first_norm == pytest.approx(
@@ -383,7 +386,7 @@ def test_comparison_is_about_the_dense_changes(make_lora) -> None:
     assert all("conv1" in name for name in result.only_in_first)
     assert all(name.startswith("lora_te_") for name in result.only_in_second)
     assert result.metadata == {"ss_output_name": (None, "two")}
-    same = compare_loras(one, one)
-    assert same.total.cosine == pytest.approx(1.0)
-    assert same.total.diff_norm == pytest.approx(0.0, abs=1e-6 * same.total.first_norm)
-    assert same.only_in_first == same.only_in_second == ()
+    unchanged = compare_loras(first, first)
+    assert unchanged.total.cosine == pytest.approx(1.0)
+    assert unchanged.total.diff_norm == pytest.approx(0.0, abs=1e-6 * unchanged.total.first_norm)
+    assert unchanged.only_in_first == unchanged.only_in_second == ()

@@ -59,7 +59,7 @@ def test_shards_unused_for_long_are_removed(root: Path) -> None:
     (gone,) = remove_unused_shards(root, 30 * DAY)
     assert gone.kind == "latents"
     assert not gone.path.parent.exists()
-    assert [one.kind for one in list_shards(root)] == ["texts"]
+    assert [shard.kind for shard in list_shards(root)] == ["texts"]
     fill(root / "latents" / "aa", ["one"])  # made anew
 
 
@@ -70,7 +70,7 @@ def test_read_shards_count_as_used(root: Path) -> None:
     assert only_file(root / "latents" / "aa").read_bytes() == before
     unused_for(only_file(root / "texts" / "bb"), 50)
     fill(root / "texts" / "bb", ["another"])  # nothing of the old file
-    assert [one.entry_count for one in remove_unused_shards(root, 30 * DAY)] == [1]
+    assert [shard.entry_count for shard in remove_unused_shards(root, 30 * DAY)] == [1]
 
 
 def test_nothing_else_is_touched(root: Path, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def test_buckets_have_the_area_of_the_square(times: int, step: int, max_aspect: 
     side = times * step
     buckets = make_buckets(side, step, max_aspect)
     assert Bucket(side, side) in buckets
-    for one in buckets:
-        short, long = sorted((one.width, one.height))
-        assert one.width % step == one.height % step == 0
+    for bucket in buckets:
+        short, long = sorted((bucket.width, bucket.height))
+        assert bucket.width % step == bucket.height % step == 0
         assert abs(short * long - side * side) <= step * short / 2
         assert long <= max_aspect * short
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
-from helpers.dataset_files import encoded, put, scene
+from helpers.dataset_files import encoded, scene, write_image
 from lorasmith.data.images.buckets import make_buckets
 from lorasmith.data.rules.facts import DatasetFacts, Finding
 from lorasmith.data.rules.tag import edit_distance, find_common_words, is_nearly_tag
@@ -28,7 +28,7 @@ def captions() -> list[str]:
 def healthy(folder: Path) -> Path:
     """Ten different pictures with different captions, all with the tag."""
     for index, caption in enumerate(captions()):
-        put(folder / f"{index}.png", scene(index, (150, 130)), caption)
+        write_image(folder / f"{index}.png", scene(index, (150, 130)), caption)
     return folder
 
 
@@ -55,7 +55,7 @@ def rewrite(pattern: str, replacement: str, count: int = 10) -> Break:
 
 
 def picture(image: Image.Image) -> Break:
-    return lambda folder: put(folder / "3.png", image, captions()[3])
+    return lambda folder: write_image(folder / "3.png", image, captions()[3])
 
 
 def caption(text: str) -> Break:
@@ -83,8 +83,9 @@ def compressed(image: Image.Image) -> Image.Image:
 
 
 CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
-    ("damaged", "error", lambda f: put(f / "3.png", encoded(scene(3))[:300]), ("3.png",), "cannot"),
-    ("empty-file", "error", lambda f: put(f / "3.png", b""), ("3.png",), "0 bytes"),
+    ("damaged", "error", lambda f: write_image(f / "3.png", encoded(scene(3))[:300]), ("3.png",),
+     "cannot"),
+    ("empty-file", "error", lambda f: write_image(f / "3.png", b""), ("3.png",), "0 bytes"),
     ("animated", "warning",
      lambda f: (f / "3.png").write_bytes(
          encoded(scene(3), save_all=True, append_images=[scene(4)])),
@@ -170,8 +171,8 @@ def test_ordinary_word_is_no_misspelling_of_the_tag(tmp_path: Path) -> None:
 
 
 def test_common_words_keep_their_order(tmp_path: Path) -> None:
-    put(tmp_path / "a.png", scene(0), "A photo of one brown dog, inkmono style")
-    put(tmp_path / "b.png", scene(1), "the brown Dog; inkmono style photo")
+    write_image(tmp_path / "a.png", scene(0), "A photo of one brown dog, inkmono style")
+    write_image(tmp_path / "b.png", scene(1), "the brown Dog; inkmono style photo")
     rows = scan_dataset(tmp_path).rows
     assert find_common_words(rows, TAG) == ["photo", "brown", "dog"]
     assert find_common_words(rows) == ["photo", "brown", "dog", "inkmono"]
@@ -203,14 +204,16 @@ def test_alike_shapes_in_different_colours_are_different(tmp_path: Path) -> None
     for index, color in enumerate(["red", "blue", "green", "gold"]):
         image = Image.new("RGB", (100, 100), "white")
         ImageDraw.Draw(image).ellipse((20, 20, 80, 80), fill=color)
-        put(tmp_path / f"{index}.png", image, f"{color} {TAG}")
+        write_image(tmp_path / f"{index}.png", image, f"{color} {TAG}")
     assert "near-duplicates" not in {finding.rule for finding in findings(tmp_path)}
 
 
 def test_chains_of_similar_images_are_one_group(tmp_path: Path) -> None:
     healthy(tmp_path)
     for index, quality in enumerate((90, 50, 20)):
-        put(tmp_path / f"v{index}.jpg", encoded(scene(0, (150, 130)), "JPEG", quality=quality))
+        write_image(
+            tmp_path / f"v{index}.jpg", encoded(scene(0, (150, 130)), "JPEG", quality=quality)
+        )
         (tmp_path / f"v{index}.txt").write_text(f"v{index} {TAG}")
     result = {finding.rule: finding for finding in findings(tmp_path)}
     assert result["near-duplicates"].files == ("0.png", "v0.jpg", "v1.jpg", "v2.jpg")

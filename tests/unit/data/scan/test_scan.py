@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.dataset_files import bomb, encoded, noisy, put, scene
+from helpers.dataset_files import bomb, encoded, noisy, scene, write_image
 from lorasmith.config.data import RowFilter
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
@@ -26,7 +26,7 @@ def data_of(folder: Path, **more: object) -> DataConfig:
 
 
 def only_problem(folder: Path) -> Problem:
-    put(folder / "zz_healthy.png", scene(99))
+    write_image(folder / "zz_healthy.png", scene(99))
     result = scan_dataset(folder)
     assert [row.key for row in result.rows][-1] == "zz_healthy.png"
     (problem,) = result.problems
@@ -40,7 +40,7 @@ def errors_of(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def healthy(tmp_path: Path) -> Path:
     for index in range(4):
-        put(tmp_path / f"{index}.png", scene(index), f"thing {index}")
+        write_image(tmp_path / f"{index}.png", scene(index), f"thing {index}")
     return tmp_path
 
 
@@ -59,7 +59,7 @@ def test_healthy_folder_has_no_problems(healthy: Path) -> None:
 
 def test_truncated_jpeg_that_verifies_is_found(tmp_path: Path) -> None:
     full = encoded(noisy(0), "JPEG")
-    file = put(tmp_path / "cut.jpg", full[: len(full) * 2 // 3])
+    file = write_image(tmp_path / "cut.jpg", full[: len(full) * 2 // 3])
     Image.open(file).verify()  # which sees nothing wrong with it
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == ("cut.jpg", "damaged", "error")
@@ -77,9 +77,9 @@ def test_all_kinds_of_junk_are_in_one_report(healthy: Path) -> None:
         "noise.webp": b"\x01\x02\x03" * 50,
     }
     for name, content in junk.items():
-        put(healthy / name, content)
+        write_image(healthy / name, content)
     (healthy / "folder.png").mkdir()
-    put(healthy / "folder.png" / "inner.png", scene(5))
+    write_image(healthy / "folder.png" / "inner.png", scene(5))
     result = scan_dataset(healthy)
     assert len(result.rows) == 4
     kinds = {problem.file: (problem.kind, problem.detail) for problem in result.errors}
@@ -113,7 +113,7 @@ def test_orientations_give_the_same_tensor_and_bucket(tmp_path: Path, kind: str)
         turn = TRANSPOSE.get(orientation)
         stored = upright.transpose(turn) if turn is not None else upright
         content = encoded(stored, kind, exif=exif, **options.get(kind, {}))
-        put(tmp_path / f"{orientation}.{kind.lower()}", content)
+        write_image(tmp_path / f"{orientation}.{kind.lower()}", content)
     result = scan_dataset(tmp_path)
     assert [info.size for info in result.images] == [(160, 96)] * 8
     buckets = make_buckets(64, 16, 2.0)
@@ -132,7 +132,7 @@ def moving(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
 def test_first_frame_is_used_with_a_warning(tmp_path: Path, kind: str) -> None:
-    file = put(tmp_path / f"a.{kind.lower()}", moving(kind))
+    file = write_image(tmp_path / f"a.{kind.lower()}", moving(kind))
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == (file.name, "animated", "warning")
     red, green, blue = decode_image(file.read_bytes(), "a").getpixel((5, 5))
@@ -142,7 +142,7 @@ def test_first_frame_is_used_with_a_warning(tmp_path: Path, kind: str) -> None:
 
 
 def test_augmentations_of_one_image_are_no_frames(tmp_path: Path) -> None:
-    put(tmp_path / "phone.jpg", moving("MPO"))
+    write_image(tmp_path / "phone.jpg", moving("MPO"))
     assert scan_dataset(tmp_path).problems == []
 
 
@@ -150,11 +150,11 @@ def test_augmentations_of_one_image_are_no_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [12_000, 30_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bombs_are_refused_quickly_and_in_little_memory(tmp_path: Path, side: int) -> None:
-    file = put(tmp_path / "bomb.png", bomb(side, side))
+    file = write_image(tmp_path / "bomb.png", bomb(side, side))
     assert file.stat().st_size < 150_000
     (tmp_path / "warm").mkdir()
     only_problem_count = len(
-        scan_dataset(put(tmp_path / "warm" / "a.png", scene(0)).parent).problems
+        scan_dataset(write_image(tmp_path / "warm" / "a.png", scene(0)).parent).problems
     )
     assert only_problem_count == 0  # readers are loaded now
     Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
@@ -173,7 +173,7 @@ def memory(name: str) -> int:
 
 
 def test_file_that_is_too_large_is_not_read(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(healthy / "big.png", noisy(1, (300, 300)))
+    write_image(healthy / "big.png", noisy(1, (300, 300)))
     monkeypatch.setattr(image_inspection, "MAX_FILE_BYTES", 100_000)
     assert errors_of(healthy) == {"big.png": "too-large"}
 
@@ -183,11 +183,11 @@ def test_broken_links_and_undecodable_names_are_reported(healthy: Path) -> None:
     (healthy / "gone.txt").write_text("thing")
     (healthy / ".hidden.png").write_bytes(b"")
     (healthy / "__MACOSX").mkdir()
-    put(healthy / "__MACOSX" / "._0.png", b"\0\5\x16\7")
+    write_image(healthy / "__MACOSX" / "._0.png", b"\0\5\x16\7")
     assert errors_of(healthy) == {"gone.png": "missing-file"}
     (healthy / "gone.png").unlink()
     try:
-        put(Path(str(healthy).encode().decode() + "/caf\udce9.png"), scene(7))
+        write_image(Path(str(healthy).encode().decode() + "/caf\udce9.png"), scene(7))
     except OSError:
         pytest.skip("this file system has no such names")
     assert errors_of(healthy) == {"caf\\udce9.png": "bad-name"}
@@ -197,7 +197,7 @@ def test_broken_links_and_undecodable_names_are_reported(healthy: Path) -> None:
 
 
 def test_mask_belongs_to_its_image_and_is_no_row(healthy: Path) -> None:
-    mask = put(healthy / "2.mask.png", Image.new("L", (48, 48), 200), caption=None)
+    mask = write_image(healthy / "2.mask.png", Image.new("L", (48, 48), 200), caption=None)
     result = scan_dataset(healthy)
     assert result.problems == []
     assert [row.mask_path for row in result.rows] == [None, None, mask, None]
@@ -212,14 +212,14 @@ def test_mask_belongs_to_its_image_and_is_no_row(healthy: Path) -> None:
     ],
 )
 def test_unusable_masks_are_reported(healthy: Path, mask: Image.Image | bytes, words: str) -> None:
-    put(healthy / "2.mask.png", mask, caption=None)
+    write_image(healthy / "2.mask.png", mask, caption=None)
     (problem,) = scan_dataset(healthy).problems
     assert (problem.file, problem.kind) == ("2.png", "bad-mask")
     assert words in problem.detail
 
 
 def test_mask_without_an_image_is_a_warning(healthy: Path) -> None:
-    put(healthy / "other.mask.png", Image.new("L", (96, 96), 255), caption=None)
+    write_image(healthy / "other.mask.png", Image.new("L", (96, 96), 255), caption=None)
     (problem,) = scan_dataset(healthy).problems
     assert (problem.kind, problem.severity) == ("lonely-mask", "warning")
 
@@ -245,8 +245,8 @@ def test_mask_without_an_image_is_a_warning(healthy: Path) -> None:
 def test_unusable_captions_are_reported(
     tmp_path: Path, caption: bytes | None, kind: str, words: str
 ) -> None:
-    put(tmp_path / "a.png", scene(0), caption)
-    put(tmp_path / "b.png", scene(1))
+    write_image(tmp_path / "a.png", scene(0), caption)
+    write_image(tmp_path / "b.png", scene(1))
     problem = scan_dataset(tmp_path).errors[0]
     assert (problem.kind, problem.file) == (kind, "a.txt" if kind == "bad-caption" else "a.png")
     assert words in problem.detail
@@ -255,7 +255,7 @@ def test_unusable_captions_are_reported(
 
 
 def test_byte_order_mark_is_left_out_with_a_warning(tmp_path: Path) -> None:
-    put(tmp_path / "a.png", scene(0), b"\xef\xbb\xbfa thing")
+    write_image(tmp_path / "a.png", scene(0), b"\xef\xbb\xbfa thing")
     problem = only_problem(tmp_path)
     assert (problem.file, problem.kind, problem.severity) == ("a.txt", "caption-mark", "warning")
     assert scan_dataset(tmp_path).rows[0].caption == "a thing"
@@ -264,7 +264,7 @@ def test_byte_order_mark_is_left_out_with_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".caption", ".png.txt", ".text", ".json"])
 def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, ending: str) -> None:
     for index in range(3):
-        put(tmp_path / f"{index}.png", scene(index), caption=None)
+        write_image(tmp_path / f"{index}.png", scene(index), caption=None)
         (tmp_path / f"{index}{ending}").write_text("a thing")
     with pytest.raises(DataError) as caught:
         read_usable_rows(data_of(tmp_path))
@@ -273,20 +273,20 @@ def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, endi
 
 
 def test_caption_in_capitals_is_found_on_every_file_system(tmp_path: Path) -> None:
-    put(tmp_path / "A.PNG", scene(0), caption=None)
+    write_image(tmp_path / "A.PNG", scene(0), caption=None)
     (tmp_path / "a.TXT").write_text("a thing")
     assert scan_dataset(tmp_path).rows[0].caption == "a thing"
 
 
 @pytest.mark.parametrize("name", ["photo.heic", "strange.jpgg"])
 def test_captioned_file_that_is_not_read_is_a_warning(healthy: Path, name: str) -> None:
-    put(healthy / name, b"whatever it is")
+    write_image(healthy / name, b"whatever it is")
     (problem,) = scan_dataset(healthy).problems
     assert (problem.file, problem.kind, problem.severity) == (name, "unknown-kind", "warning")
 
 
 def test_folder_of_unreadable_files_is_reported(tmp_path: Path) -> None:
-    put(tmp_path / "photo.heic", b"whatever it is")
+    write_image(tmp_path / "photo.heic", b"whatever it is")
     with pytest.raises(DataError, match=r"no images found .*; there is photo\.heic: \.heic is"):
         scan_dataset(tmp_path)
 
@@ -295,11 +295,11 @@ def test_folder_of_unreadable_files_is_reported(tmp_path: Path) -> None:
 
 
 def test_repeats_and_captions_come_from_the_folders(tmp_path: Path) -> None:
-    put(tmp_path / "10_sks dog" / "a.png", scene(0), caption=None)
-    put(tmp_path / "10_sks dog" / "deeper" / "b.png", scene(1), "a sleeping sks dog")
-    put(tmp_path / "3_sks_puppy" / "c.png", scene(2), caption=None)
-    put(tmp_path / "plain" / "4_no" / "d.png", scene(3), "a thing")
-    put(tmp_path / "0_left out" / "e.png", scene(4))
+    write_image(tmp_path / "10_sks dog" / "a.png", scene(0), caption=None)
+    write_image(tmp_path / "10_sks dog" / "deeper" / "b.png", scene(1), "a sleeping sks dog")
+    write_image(tmp_path / "3_sks_puppy" / "c.png", scene(2), caption=None)
+    write_image(tmp_path / "plain" / "4_no" / "d.png", scene(3), "a thing")
+    write_image(tmp_path / "0_left out" / "e.png", scene(4))
     result = scan_dataset(tmp_path)
     assert [(row.key, row.repeats, row.caption) for row in result.rows] == [
         ("10_sks dog/a.png", 10, "sks dog"),
@@ -317,12 +317,12 @@ def test_repeats_and_captions_come_from_the_folders(tmp_path: Path) -> None:
 
 
 def test_empty_caption_file_is_not_filled_from_the_folder(tmp_path: Path) -> None:
-    put(tmp_path / "10_dog" / "a.png", scene(0), caption="")
+    write_image(tmp_path / "10_dog" / "a.png", scene(0), caption="")
     assert errors_of(tmp_path) == {"10_dog/a.png": "no-caption"}
 
 
 def test_year_is_hardly_a_number_of_repeats(tmp_path: Path) -> None:
-    put(tmp_path / "2024_holiday" / "a.png", scene(0))
+    write_image(tmp_path / "2024_holiday" / "a.png", scene(0))
     problem = only_problem(tmp_path)
     assert (problem.kind, problem.severity) == ("many-repeats", "warning")
     assert "2024 times in an epoch" in problem.detail
@@ -332,7 +332,7 @@ def test_year_is_hardly_a_number_of_repeats(tmp_path: Path) -> None:
 
 
 def test_every_bad_line_of_a_listing_is_named(healthy: Path) -> None:
-    put(healthy / "0.mask.png", Image.new("L", (96, 96), 255), caption=None)
+    write_image(healthy / "0.mask.png", Image.new("L", (96, 96), 255), caption=None)
     lines = [
         '{"file_name": "0.png", "text": "a thing"}',
         '{"file_name": "absent.png", "text": "a thing"}',
@@ -363,10 +363,10 @@ def test_images_that_a_listing_leaves_out_are_a_warning(healthy: Path) -> None:
 
 @pytest.fixture
 def faulty(healthy: Path) -> Path:
-    put(healthy / "cut.png", encoded(noisy(0))[:500])
-    put(healthy / "bare.png", scene(8), caption=None)
-    put(healthy / "empty.png", b"")
-    put(healthy / "void.png", b"")
+    write_image(healthy / "cut.png", encoded(noisy(0))[:500])
+    write_image(healthy / "bare.png", scene(8), caption=None)
+    write_image(healthy / "empty.png", b"")
+    write_image(healthy / "void.png", b"")
     return healthy
 
 
@@ -389,13 +389,13 @@ def test_skip_leaves_out_with_a_warning(faulty: Path) -> None:
 
 
 def test_skip_does_not_train_on_nothing(tmp_path: Path) -> None:
-    put(tmp_path / "a.png", b"")
+    write_image(tmp_path / "a.png", b"")
     with pytest.raises(DataError, match="no image is left to train on"):
         read_usable_rows(data_of(tmp_path, bad_images="skip"))
 
 
 def test_filters_come_before_images_are_opened(healthy: Path) -> None:
-    put(healthy / "0.png", b"")
+    write_image(healthy / "0.png", b"")
     lines = [f'{{"file_name": "{n}.png", "text": "x", "score": {n}}}' for n in range(4)]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
     good = RowFilter(column="score", op=">=", value=2)
@@ -404,7 +404,7 @@ def test_filters_come_before_images_are_opened(healthy: Path) -> None:
 
 
 def test_transparent_images_lie_on_the_configured_colour(tmp_path: Path) -> None:
-    put(tmp_path / "a.png", Image.new("RGBA", (32, 32), (10, 200, 30, 0)))
+    write_image(tmp_path / "a.png", Image.new("RGBA", (32, 32), (10, 200, 30, 0)))
     result = scan_dataset(tmp_path, background=(255, 0, 255))
     assert result.images[0].has_transparency
     assert result.images[0].fingerprint.colors.reshape(-1, 3).tolist() == [[255, 0, 255]] * 256

@@ -211,7 +211,7 @@ class Attention(nn.Module):
     def __init__(self, ranks: list[tuple[int, ...]], cross: bool = False) -> None:
         super().__init__()
         self.is_cross_attention = cross
-        layers = (make_layer(torch.float64, own, 2.0 + len(own)) for own in ranks)
+        layers = (make_layer(torch.float64, rank, 2.0 + len(rank)) for rank in ranks)
         self.to_q, self.to_k, self.to_v = layers
 
     def trained_layers(self) -> list[tuple[LoraWrapper, tuple[LoraLinear, ...]]]:

@@ -65,9 +65,9 @@ def add_adapters(model: Model, targets: str, **options: Any) -> TrainableLora:
     lora = LoraConfig(rank=2, targets=targets, **options)
     made = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     torch.manual_seed(4)
-    for one in made.adapters.values():
-        one.double()
-        nn.init.normal_(one.up, std=0.2)
+    for adapter in made.adapters.values():
+        adapter.double()
+        nn.init.normal_(adapter.up, std=0.2)
     return made
 
 
@@ -370,7 +370,7 @@ def gradients_of_both(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return each LoRA's gradients, of the unpatched and the patched network."""
     wanted = joint_loras.gradients(*inputs)
-    adapters = [one for each in joint_loras.loras for one in each.adapters.values()]
+    adapters = [adapter for lora in joint_loras.loras for adapter in lora.adapters.values()]
     with accelerated(joint_loras.model.unet, adapters) as fused:
         assert fused > 20
         return wanted, joint_loras.gradients(*inputs)
@@ -413,8 +413,8 @@ def test_frozen_features_and_token_gates_get_the_gradients_of_the_unpatched_netw
 def test_preservation_starts_with_zero_gradients(joint_loras: JointLoras) -> None:
     """What is kept is measured in the same way as what changes: no adapter, no difference."""
     for feature in joint_loras.loras:
-        for one in feature.adapters.values():
-            nn.init.zeros_(one.up)
+        for adapter in feature.adapters.values():
+            nn.init.zeros_(adapter.up)
     item = joint_loras.loss_input(0, 2)
     item = item._replace(batch=replace(item.batch, task="preserve"))
     _, found = gradients_of_both(joint_loras, item)
@@ -453,15 +453,15 @@ def test_patched_run_equals_an_unpatched_run_and_is_restored_after_a_failure(
             plain, steps = state_of(session.model.unet), JointTrainStep([session])
             figures = [steps.step()[0] for _ in range(2)]
             assert state_of(session.model.unet) == plain
-            weights = [one.detach().clone() for one in session.trainable.parameters()]
-            found.append([*(part for one in figures for part in one[:2]), *weights])
+            weights = [parameter.detach().clone() for parameter in session.trainable.parameters()]
+            found.append([*(part for figure in figures for part in figure[:2]), *weights])
             with monkeypatch.context() as patched:
                 patched.setattr(joint_step, "compute_losses", out_of_memory)
                 with pytest.raises(RuntimeError, match="out of memory"):
                     steps.step()
             assert state_of(session.model.unet) == plain
-            for one, other in zip(session.trainable.parameters(), weights, strict=True):
-                assert torch.equal(one, other)
+            for parameter, other in zip(session.trainable.parameters(), weights, strict=True):
+                assert torch.equal(parameter, other)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
 

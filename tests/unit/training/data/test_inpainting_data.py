@@ -57,7 +57,7 @@ def surroundings(made: TrainDataset, numbers: list[int], step: int = 0) -> torch
 
 def given_masks(folder: Path, numbers: list[int]) -> torch.Tensor:
     arrays = [np.asarray(Image.open(folder / f"{n:02}.mask.png")).copy() for n in numbers]
-    return torch.stack([torch.from_numpy(one).float() / 255.0 for one in arrays]).unsqueeze(1)
+    return torch.stack([torch.from_numpy(array).float() / 255.0 for array in arrays]).unsqueeze(1)
 
 
 def by_hand(
@@ -99,7 +99,7 @@ def test_random_masks_are_a_few_of_each_image_and_the_seeds(model: Model, folder
     made = built(model, data_of(folder, num_random_masks=3))
     drawn = [surroundings(made, [4, 5], step) for step in range(30)]
     masks = [{tuple(one[row, 0].flatten().tolist()) for one in drawn} for row in range(2)]
-    assert [len(some) for some in masks] == [3, 3]
+    assert [len(mask) for mask in masks] == [3, 3]
     assert masks[0] != masks[1]
     again = built(model, data_of(folder, num_random_masks=3))
     assert torch.equal(surroundings(again, [4, 5], 7), drawn[7])
@@ -144,7 +144,7 @@ def test_batch_does_not_depend_on_how_it_is_divided(
         for first in (0, 2)
     ]
     assert full is not None
-    torch.testing.assert_close(torch.cat([one for one in parts if one is not None]), full)
+    torch.testing.assert_close(torch.cat([part for part in parts if part is not None]), full)
 
 
 def test_second_run_encodes_nothing(
@@ -184,7 +184,7 @@ def test_concatenated_batches_keep_the_inpainting_input(model: Model, folder: Pa
     with torch.no_grad():
         both = concat_batches(batches)
         together = predict(both.latents, times, both)
-        alone = [predict(one.latents, times[k : k + 1], one) for k, one in enumerate(batches)]
+        alone = [predict(batch.latents, times[k : k + 1], batch) for k, batch in enumerate(batches)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 

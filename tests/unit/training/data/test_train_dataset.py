@@ -166,7 +166,7 @@ def test_random_crops_differ_from_step_to_step(tmp_path: Path, model: Model) -> 
             [dataset.latents._images.bucketed.assignments[0]] * 2, own
         )
         means.append([view.crop_corner for view in views])
-    assert len({tuple(one) for one in means}) == 3
+    assert len({tuple(mean) for mean in means}) == 3
     assert dataset.get_batch(torch.tensor([0, 1]), still).latents.shape == (2, 4, 8, 8)
 
 

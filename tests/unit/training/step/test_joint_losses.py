@@ -79,7 +79,7 @@ def test_frozen_feature_is_active_while_its_prediction_is_preserved(
     joint_loras: JointLoras,
 ) -> None:
     """eps_AB of A's caption against eps_A: nothing to keep where B does nothing, and A is on."""
-    first, second = (one.attached.gate for one in joint_loras.loras)
+    first, second = (lora.attached.gate for lora in joint_loras.loras)
     routing = GateRouting(second, frozen=[(first, False)])
     item = joint_loras.loss_input(1, 2, routing=routing)
     preserved = item._replace(
@@ -96,7 +96,7 @@ def test_frozen_feature_is_active_while_its_prediction_is_preserved(
 
 
 def test_frozen_feature_is_active_for_captions_with_its_tag(joint_loras: JointLoras) -> None:
-    first, second = (one.attached.gate for one in joint_loras.loras)
+    first, second = (lora.attached.gate for lora in joint_loras.loras)
     routing = GateRouting(second, frozen=[(first, False)])
     item = joint_loras.loss_input(1, 2, routing=routing)
 
@@ -149,7 +149,7 @@ def test_token_gate_is_closed_without_the_tag(joint_loras: JointLoras, kind: Any
     change, gradient = losses(TAGGED)
     assert float(change.abs().max()) > 1e-7
     # Queries and outputs of cross-attention read no text: they are at work for the whole picture.
-    reading = [n for n, one in feature.adapters.items() if one.reads_text]
+    reading = [n for n, adapter in feature.adapters.items() if adapter.reads_text]
     assert reading
     assert float(gradient.norm()) > 1e-9
 
@@ -175,7 +175,7 @@ def test_batch_without_active_adapters_is_a_step_without_gradients(joint_loras: 
 def test_token_gates_of_a_shared_pass_change_only_rows_of_their_lora(
     joint_loras: JointLoras,
 ) -> None:
-    gates = [one.attached.gate for one in joint_loras.loras]
+    gates = [lora.attached.gate for lora in joint_loras.loras]
     routings = [
         GateRouting(gates[0], joint=gates[1:]),
         GateRouting(gates[1], selects_tokens=True, joint=gates[:1]),
@@ -187,7 +187,9 @@ def test_token_gates_of_a_shared_pass_change_only_rows_of_their_lora(
         replace(joint_loras.loss_input(1, 2).batch, token_mask=places),
     )
     set_gates([(routings[0], first), (routings[1], second)])
-    adapter = next(one for one in joint_loras.loras[1].adapters.values() if one.reads_text)
+    adapter = next(
+        adapter for adapter in joint_loras.loras[1].adapters.values() if adapter.reads_text
+    )
     x = torch.randn(3, 77, 16, generator=make_generator(1), dtype=torch.float64)
     y = torch.zeros(3, 77, adapter.up.shape[0], dtype=torch.float64)
     added = gates[1].apply(adapter, x, y)

@@ -66,8 +66,8 @@ def test_replay_exchanges_tensors_and_keeps_other_values() -> None:
         for name in ("latents", "loss_weights", "context", "loss_mask", "token_mask"):
             assert getattr(made.batch, name) is getattr(one.batch, name)
         assert all(a is b for a, b in zip(made.noise, one.noise, strict=True))
-    assert all(one.device.type == "cpu" for one in graph_inputs(before))
-    assert not any(one is before[0].batch.indices for one in graph_inputs(before))
+    assert all(tensor.device.type == "cpu" for tensor in graph_inputs(before))
+    assert not any(tensor is before[0].batch.indices for tensor in graph_inputs(before))
 
 
 def test_cpu_runs_the_work_at_every_call() -> None:

@@ -73,7 +73,10 @@ def test_validation_changes_nothing_and_measures_the_base_once(bench, tmp_path: 
     assert grid.measure(bench.trainable, 123.0).base_loss == 123.0
     assert grid.measure(bench.trainable, None) == trained
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(one.strength == 1.0 and one.training for one in bench.trainable.adapters.values())
+    assert all(
+        adapter.strength == 1.0 and adapter.training
+        for adapter in bench.trainable.adapters.values()
+    )
     assert trained.log_entries("held_out") == {
         "held_out": trained.loss, "held_out_base": trained.base_loss,
         "held_out_gain": trained.base_loss - trained.loss,
@@ -96,7 +99,7 @@ def test_validation_measures_evenly_spread_images_of_many() -> None:
 def previews(bench, folder: Path, **more) -> Previews:
     settings = ValidationConfig(**{"num_inference_steps": 2, "num_images": 2, **more})
     captions = ["a cat", "a <dog>", "a cat", "a mouse", "<lora:x:1> y"]
-    rows = [Row(str(k), (one,), {}, folder / f"{k}.png") for k, one in enumerate(captions)]
+    rows = [Row(str(k), (caption,), {}, folder / f"{k}.png") for k, caption in enumerate(captions)]
     return Previews(settings, bench.model, rows, folder)
 
 
@@ -148,7 +151,7 @@ def test_previews_can_be_cancelled(bench, tmp_path: Path) -> None:
     with pytest.raises(PreviewsCancelledError):
         previews(bench, tmp_path / "previews").generate(1, bench.trainable, lambda: False)
     assert not (tmp_path / "previews").exists()
-    assert all(one.training for one in bench.trainable.adapters.values())
+    assert all(adapter.training for adapter in bench.trainable.adapters.values())
 
 
 @pytest.mark.parametrize(
