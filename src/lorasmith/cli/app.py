@@ -22,11 +22,14 @@ from lorasmith.cli.lora import commands as lora
 from lorasmith.cli.model import commands as model
 from lorasmith.cli.output import print_error, print_error_block, print_line
 from lorasmith.cli.usage_errors import explain_usage_error
-from lorasmith.core.errors import LorasmithError, LorasmithWarning
+from lorasmith.core.errors import ConfigError, LorasmithError, LorasmithWarning
+from lorasmith.core.terminal import shorten
 from lorasmith.core.version import VERSION
 
 # Newer typer carries its own click, older ones use the package; this is the right one of either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+_LONGEST_ARGUMENT = 200
 
 
 class _InterruptError(Exception):
@@ -107,6 +110,7 @@ def _with_dashes(argument: str) -> str:
 
 def _run_guarded(arguments: list[str], debug: bool) -> int:
     try:
+        _check_arguments(arguments)
         status = typer.main.get_command(app).main(
             arguments, prog_name="lorasmith", standalone_mode=False
         )
@@ -123,10 +127,37 @@ def _run_guarded(arguments: list[str], debug: bool) -> int:
         return 130
     except MemoryError:
         return _fail("out of memory; use a smaller batch size or image size", debug)
+    except OSError as error:
+        return _fail(_describe_os_error(error), debug)
     except Exception as error:  # noqa: BLE001 (one line instead of a traceback)
         detail = str(error).strip().split("\n")[0]
         return _fail(f"unexpected {type(error).__name__}: {detail} (--debug shows where)", debug)
     return status if isinstance(status, int) else 0
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse bytes of another encoding and NUL, which neither files nor texts can hold.
+
+    Raises:
+        ConfigError: an argument has them.
+    """
+    for argument in arguments:
+        shown = shorten(repr(argument), _LONGEST_ARGUMENT)
+        if "\0" in argument:
+            raise ConfigError(f"{shown}: an argument has no NUL character")
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{shown}: the argument is not valid UTF-8 text; a file of such a name must be "
+                "renamed"
+            ) from error
+
+
+def _describe_os_error(error: OSError) -> str:
+    """Return what the system refused, with the file's name."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def _fail(message: str, debug: bool) -> int:

@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from lorasmith.core.console import open_console
+from lorasmith.core.terminal import escape_control_characters
 
 Advance = Callable[..., None]
 """Call it as ``advance(1)`` or ``advance(1, "loss 0.12")`` to move the bar and set its note."""
@@ -40,12 +41,12 @@ def progress_bar(
         disable=not (enabled and console.is_terminal),
         transient=False,
     ) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="")
+        task = bar.add_task(escape_control_characters(title), total=total, completed=done, note="")
 
         def advance(count: int = 1, note: str | None = None) -> None:
             if note is None:
                 bar.advance(task, count)
             else:
-                bar.update(task, advance=count, note=note)
+                bar.update(task, advance=count, note=escape_control_characters(note))
 
         yield advance
