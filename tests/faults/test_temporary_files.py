@@ -47,13 +47,13 @@ def guessed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_link_in_the_way_of_a_temporary_file_is_not_followed(guessed: Path, name: str) -> None:
     target = guessed.parent / "out" / name
     temporary_path(target).symlink_to(guessed)
+    write = {
+        ".txt": lambda: write_text(target, "mine"),
+        ".png": lambda: save_png(Image.new("RGB", (8, 8)), target),
+        ".safetensors": lambda: save_tensors(target, {"a": torch.ones(2)}, {}),
+    }[target.suffix]
     with pytest.raises((OSError, OutputError), match="File exists"):
-        if target.suffix == ".txt":
-            write_text(target, "mine")
-        elif target.suffix == ".png":
-            save_png(Image.new("RGB", (8, 8)), target)
-        else:
-            save_tensors(target, {"a": torch.ones(2)}, {})
+        write()
     assert guessed.read_text() == "precious"
     assert not target.exists()
 

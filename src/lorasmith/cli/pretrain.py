@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lorasmith.cli.options.run import BreakLock
 from lorasmith.cli.output import print_line
 
 Config = Annotated[Path, typer.Argument(help="Settings of the run, a TOML file.")]
@@ -32,7 +33,13 @@ def register(app: typer.Typer) -> None:
     pretrain.command("report")(report)
 
 
-def vae(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
+def vae(
+    config: Config,
+    sets: Sets = None,
+    start: From = None,
+    resume: Resume = False,
+    break_lock: BreakLock = False,
+) -> None:
     """Train the autoencoder.
 
     Example: `lorasmith pretrain vae vae.toml --set train.steps=2000`
@@ -40,10 +47,16 @@ def vae(config: Config, sets: Sets = None, start: From = None, resume: Resume = 
     from lorasmith.config.pretrain import VaePretrainConfig
     from lorasmith.pretraining.vae import pretrain_vae
 
-    _run(VaePretrainConfig, pretrain_vae, config, sets, start, resume)
+    _run(VaePretrainConfig, pretrain_vae, config, sets, start, resume, break_lock)
 
 
-def clip(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
+def clip(
+    config: Config,
+    sets: Sets = None,
+    start: From = None,
+    resume: Resume = False,
+    break_lock: BreakLock = False,
+) -> None:
     """Train the text and image encoders.
 
     Example: `lorasmith pretrain clip clip.toml --set train.batch_size=512`
@@ -51,10 +64,16 @@ def clip(config: Config, sets: Sets = None, start: From = None, resume: Resume =
     from lorasmith.config.pretrain import ClipPretrainConfig
     from lorasmith.pretraining.clip import pretrain_clip
 
-    _run(ClipPretrainConfig, pretrain_clip, config, sets, start, resume)
+    _run(ClipPretrainConfig, pretrain_clip, config, sets, start, resume, break_lock)
 
 
-def unet(config: Config, sets: Sets = None, start: From = None, resume: Resume = False) -> None:
+def unet(
+    config: Config,
+    sets: Sets = None,
+    start: From = None,
+    resume: Resume = False,
+    break_lock: BreakLock = False,
+) -> None:
     """Train the U-Net on the latents of a trained autoencoder.
 
     Example: `lorasmith pretrain unet unet.toml --from runs/unet --set train.output_dir=runs/unet-2`
@@ -62,7 +81,7 @@ def unet(config: Config, sets: Sets = None, start: From = None, resume: Resume =
     from lorasmith.config.pretrain import UnetPretrainConfig
     from lorasmith.pretraining.unet import pretrain_unet
 
-    _run(UnetPretrainConfig, pretrain_unet, config, sets, start, resume)
+    _run(UnetPretrainConfig, pretrain_unet, config, sets, start, resume, break_lock)
 
 
 def report(
@@ -118,12 +137,18 @@ def _named(pairs: list[str] | None) -> dict[str, Path]:
 
 
 def _run(
-    kind: Any, train: Any, config: Path, sets: list[str] | None, start: Path | None, resume: bool
+    kind: Any,
+    train: Any,
+    config: Path,
+    sets: list[str] | None,
+    start: Path | None,
+    resume: bool,
+    break_lock: bool,
 ) -> None:
     from lorasmith.config.reading.load import load_config
 
     overrides = list(sets or [])
     if start is not None:
         overrides.append(f"train.start_from={start}")
-    out = train(load_config(kind, config, overrides), resume)
+    out = train(load_config(kind, config, overrides), resume, break_lock)
     print_line(f"saved to {out}")

@@ -53,6 +53,7 @@ def sweep(
     steps: options.Steps = None,
     rank: options.Rank = None,
     resume: options.Resume = None,
+    break_lock: options.BreakLock = False,
     sets: options.Sets = None,
     download: Download = False,
     print_config: options.PrintConfig = False,
@@ -85,7 +86,7 @@ def sweep(
     options.advise(preset, settings)
     from lorasmith.training.multi.sweep import train_sweep
 
-    _show(settings, train_sweep(settings, resume))
+    _show(settings, train_sweep(settings, resume, break_lock=break_lock))
 
 
 def _show(settings: "SweepConfig", results: Sequence["SweepResult"]) -> None:

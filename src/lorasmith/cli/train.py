@@ -35,6 +35,7 @@ def train(
     steps: options.Steps = None,
     rank: options.Rank = None,
     resume: options.Resume = None,
+    break_lock: options.BreakLock = False,
     sets: options.Sets = None,
     download: Download = False,
     print_config: options.PrintConfig = False,
@@ -67,20 +68,20 @@ def train(
     if download:
         fetch(settings.model.path)
     if isinstance(settings, FeaturesConfig):
-        _train_features(settings, resume)
+        _train_features(settings, resume, break_lock)
         return
     options.advise(preset, settings)
     from lorasmith.training.trainer import train as train_lora
 
-    file = train_lora(settings, resume)
+    file = train_lora(settings, resume, break_lock=break_lock)
     report = file.with_suffix("") / "report.html"
     print_line(f"{file} ({file.stat().st_size / 2**20:.1f} MiB), report in {report}")
 
 
-def _train_features(settings: "FeaturesConfig", resume: str | None) -> None:
+def _train_features(settings: "FeaturesConfig", resume: str | None, break_lock: bool) -> None:
     from lorasmith.training.multi.features import train_features
 
-    files = train_features(settings, resume)
+    files = train_features(settings, resume, break_lock=break_lock)
     for file in files:
         print_line(f"{file} ({file.stat().st_size / 2**20:.1f} MiB)")
     print_line(f"all together: generate --library {files[0].parent}")

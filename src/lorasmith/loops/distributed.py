@@ -1,15 +1,15 @@
 """Devices and processes, through accelerate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from lorasmith.core.device import Precision
-from lorasmith.core.errors import ConfigError
+from lorasmith.core.errors import ConfigError, LorasmithError
 
 _TIMEOUT = timedelta(hours=6)
 """How long processes wait for each other while the main one encodes images or previews."""
@@ -68,3 +68,23 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
         return flag
     count = torch.tensor([int(flag)], device=accelerator.device)
     return bool(accelerator.reduce(count, reduction="sum").item() > 0)
+
+
+def call_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
+    """Call a function in the main process, while the others wait; an error is raised in all.
+
+    Raises:
+        LorasmithError: the function raised it.
+    """
+    errors: list[LorasmithError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            work()
+        except LorasmithError as error:
+            if accelerator.num_processes == 1:
+                raise
+            errors = [error]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(errors)
+    if errors[0] is not None:
+        raise errors[0]

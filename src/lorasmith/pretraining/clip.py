@@ -24,7 +24,7 @@ from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
 from lorasmith.pretraining.augment import color_jitter, random_shift_and_zoom
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
-from lorasmith.pretraining.loop import Microbatch, PretrainLoop
+from lorasmith.pretraining.loop import Microbatch, PretrainLoop, open_loop
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -33,13 +33,19 @@ COLLAPSE_AFTER = 300
 """Steps after which a loss at chance level means that the encoders collapsed."""
 
 
-def pretrain_clip(run: ClipPretrainConfig, resume: bool = False) -> Path:
+def pretrain_clip(run: ClipPretrainConfig, resume: bool = False, break_lock: bool = False) -> Path:
     """Train both encoders; return the folder that holds them and the tokenizer.
 
     Raises:
         TrainingError: the loss is within 1% of ln(batch) after 300 steps: the encoders collapsed.
     """
-    loop = PretrainLoop(run.train, "CLIP", resume)
+    with open_loop(run.train, "CLIP", resume, break_lock) as loop:
+        _train(run, loop)
+    return run.train.output_dir
+
+
+def _train(run: ClipPretrainConfig, loop: PretrainLoop) -> None:
+    """Train, and save the result."""
     rows, _ = select_rows(run.data)
     write_run_files(loop, run, rows)
     images = load_images(rows, run.resolution, run.data, loop)
@@ -70,9 +76,9 @@ def pretrain_clip(run: ClipPretrainConfig, resume: bool = False) -> Path:
             candidates = run.train.batch_size * loop.accelerator.num_processes
             check_not_collapsed(loop.metric("loss"), candidates, step + 1)
     if loop.is_main:
+        loop.check_lock()
         with loop.ema_weights("pair"):
             save_clip(loop.module("pair"), tokenizer, run.train.output_dir)
-    return run.train.output_dir
 
 
 def contrastive_loss(

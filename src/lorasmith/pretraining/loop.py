@@ -2,16 +2,16 @@
 
 It is used like this::
 
-    loop = PretrainLoop(settings, "U-Net")
-    unet = loop.add_module("unet", unet, ema=True)
+    with open_loop(settings, "U-Net") as loop:
+        unet = loop.add_module("unet", unet, ema=True)
 
-    def compute_gradients(microbatch):
-        loss = loss_of(unet, microbatch)
-        loop.backward(loss)
-        loop.record_metrics(loss=loss)
+        def compute_gradients(microbatch):
+            loss = loss_of(unet, microbatch)
+            loop.backward(loss)
+            loop.record_metrics(loss=loss)
 
-    for step in loop.steps():
-        loop.train_step(step, sampler.get_batch(step), compute_gradients)
+        for step in loop.steps():
+            loop.train_step(step, sampler.get_batch(step), compute_gradients)
 
 All random numbers come from ``microbatch.rng``, a function of the run's seed, the step and an
 image's position in the batch. A resumed run therefore repeats exactly what an uninterrupted one
@@ -20,7 +20,7 @@ does, and the results do not depend on the number of processes or accumulated mi
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from lorasmith.loops.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
     load_latest_checkpoint,
+    remove_leftovers,
     save_checkpoint,
 )
 from lorasmith.loops.cuda_graphs import CudaGraphCache
@@ -48,6 +49,7 @@ from lorasmith.loops.progress import progress_bar
 from lorasmith.loops.tracking import Tracker
 from lorasmith.pretraining.metrics import StepMetrics
 from lorasmith.pretraining.optimizer import adamw, set_learning_rate
+from lorasmith.runs.run_lock import RunLock, lock_folder
 
 _WARMUP_CALLS = 3
 """Steps before a CUDA graph is captured: an optimizer creates its state in the first of them."""
@@ -67,16 +69,45 @@ class Microbatch:
     """Its random numbers, on the training device."""
 
 
+@contextmanager
+def open_loop(
+    settings: PretrainTrainerConfig, title: str, resume: bool = False, break_lock: bool = False
+) -> "Iterator[PretrainLoop]":
+    """Hold the lock of the output folder, and prepare the loop.
+
+    Args:
+        settings: the training settings.
+        title: of the progress bar.
+        resume: whether to continue the run in the output folder.
+        break_lock: take over the lock of a run on another machine that seems to be dead.
+
+    Raises:
+        LockedError: another run writes there.
+        OutputError: the folder holds a run and ``resume`` is False, or the other way round.
+    """
+    accelerator = create_accelerator(settings.mixed_precision, settings.device, "train")
+    folder = settings.output_dir
+    with lock_folder(folder, "train.output_dir", accelerator, break_lock) as lock:
+        yield PretrainLoop(settings, title, resume, lock)
+
+
 class PretrainLoop:
     """Trains one or more networks, each with its own optimizer, for a number of steps."""
 
-    def __init__(self, settings: PretrainTrainerConfig, title: str, resume: bool = False) -> None:
+    def __init__(
+        self,
+        settings: PretrainTrainerConfig,
+        title: str,
+        resume: bool = False,
+        lock: RunLock | None = None,
+    ) -> None:
         """Prepare the devices and look for a checkpoint.
 
         Args:
             settings: the training settings.
             title: of the progress bar.
             resume: whether to continue the run in the output folder.
+            lock: what keeps other runs away from there.
 
         Raises:
             OutputError: the folder holds a run and ``resume`` is False, or the other way round.
@@ -84,6 +115,7 @@ class PretrainLoop:
         self.settings = settings
         self.title = title
         self.output_dir = settings.output_dir
+        self._lock = lock or RunLock()
         self._modules: dict[str, OptimizedModule] = {}
         self._metrics = StepMetrics()
         self._images_since_log = 0
@@ -105,6 +137,7 @@ class PretrainLoop:
         self.is_main: bool = self.accelerator.is_main_process
         if self.is_main:
             ensure_writable_folder(self.output_dir)
+            remove_leftovers(self.output_dir)
         self._checkpoint = self._find_checkpoint(resume)
 
     # --- set-up -----------------------------------------------------------------------------
@@ -257,6 +290,14 @@ class PretrainLoop:
         """Return a metric of the last step in this process; this waits for the device."""
         return self._metrics.read(name)
 
+    def check_lock(self) -> None:
+        """Check that no other run has taken the output folder over.
+
+        Raises:
+            LockedError: one has.
+        """
+        self._lock.check()
+
     # --- results ----------------------------------------------------------------------------
 
     def ema_weights(self, name: str) -> AbstractContextManager[None]:
@@ -277,6 +318,7 @@ class PretrainLoop:
     def save_checkpoint(self, step: int) -> None:
         """Save a checkpoint in the main process; the others wait."""
         if self.is_main:
+            self._lock.check()
             tensors: dict[str, torch.Tensor] = {}
             state: dict[str, Any] = {}
             for name, module in self._modules.items():

@@ -21,7 +21,7 @@ from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
-from lorasmith.pretraining.loop import Microbatch, PretrainLoop
+from lorasmith.pretraining.loop import Microbatch, PretrainLoop, open_loop
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -35,14 +35,20 @@ SCHEDULER = {
 """The noise schedule of Stable Diffusion 1.x."""
 
 
-def pretrain_unet(run: UnetPretrainConfig, resume: bool = False) -> Path:
+def pretrain_unet(run: UnetPretrainConfig, resume: bool = False, break_lock: bool = False) -> Path:
     """Train a U-Net; return the folder of a complete diffusers model with it.
 
     Raises:
         ConfigError: a stage's resolution is not possible.
         WeightsError: the autoencoder, text encoder and U-Net do not fit together.
     """
-    loop = PretrainLoop(run.train, "U-Net", resume)
+    with open_loop(run.train, "U-Net", resume, break_lock) as loop:
+        _train(run, loop)
+    return run.train.output_dir
+
+
+def _train(run: UnetPretrainConfig, loop: PretrainLoop) -> None:
+    """Train, and save the result."""
     rows, _ = select_rows(run.data)
     vae = _load_vae(run.vae).to(loop.device).requires_grad_(False).eval()
     text_encoder = load_text_encoder(run.text_encoder)
@@ -69,8 +75,8 @@ def pretrain_unet(run: UnetPretrainConfig, resume: bool = False) -> Path:
         indices = data.sampler.get_batch(stage_step)
         loop.train_step(step, indices, compute_gradients, variant=id(stage))
     if loop.is_main:
+        loop.check_lock()
         _save_model(run, loop, vae, text_encoder, tokenizer)
-    return run.train.output_dir
 
 
 def find_stage(stages: Sequence[StageConfig], step: int) -> tuple[StageConfig, int]:

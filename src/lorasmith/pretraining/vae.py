@@ -15,7 +15,7 @@ from lorasmith.data.reading.filters import compute_row_weights
 from lorasmith.models.image_encoder import load_image_encoder
 from lorasmith.models.load import load_network
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
-from lorasmith.pretraining.loop import Microbatch, PretrainLoop
+from lorasmith.pretraining.loop import Microbatch, PretrainLoop, open_loop
 from lorasmith.pretraining.vae_losses import (
     PatchDiscriminator,
     PerceptualLoss,
@@ -72,9 +72,15 @@ class VqAutoencoder(nn.Module):
         return reconstruction, self.weight * codebook_loss.mean()
 
 
-def pretrain_vae(run: VaePretrainConfig, resume: bool = False) -> Path:
+def pretrain_vae(run: VaePretrainConfig, resume: bool = False, break_lock: bool = False) -> Path:
     """Train an autoencoder; return the folder that holds it as ``vae/``."""
-    loop = PretrainLoop(run.train, "VAE", resume)
+    with open_loop(run.train, "VAE", resume, break_lock) as loop:
+        _train(run, loop)
+    return run.train.output_dir
+
+
+def _train(run: VaePretrainConfig, loop: PretrainLoop) -> None:
+    """Train, and save the result."""
     rows, _ = select_rows(run.data)
     write_run_files(loop, run, rows)
     images = load_images(rows, run.resolution, run.data, loop)
@@ -103,8 +109,8 @@ def pretrain_vae(run: VaePretrainConfig, resume: bool = False) -> Path:
         indices = sampler.get_batch(step)
         loop.train_step(step, indices, compute_gradients, is_adversarial, updated)
     if loop.is_main:
+        loop.check_lock()
         _save_autoencoder(run, loop, images)
-    return run.train.output_dir
 
 
 class ReconstructionLoss:

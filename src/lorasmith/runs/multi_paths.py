@@ -38,22 +38,32 @@ class MultiRunPaths:
         """The files that report on the run."""
         return (self.main.report,)
 
-    def check_can_create(self, datasets: Iterable[DataConfig]) -> None:
-        """Check that a new run can write here and that no other run's files are in the way.
+    @property
+    def all_runs(self) -> tuple[RunPaths, ...]:
+        """The run itself, each LoRA and each group."""
+        return (self.main, *self.loras, *self.groups)
+
+    def check_outside_datasets(self, datasets: Iterable[DataConfig]) -> None:
+        """Check that the run's folder is not among its images.
 
         Args:
             datasets: name the folders of the images.
 
         Raises:
-            OutputError: a name is in use, or a folder cannot be written.
             ConfigError: the folder is inside a dataset.
         """
         for data in datasets:
             check_outside_dataset(self.main.folder, data, "output.name (--out)")
+
+    def check_can_create(self) -> None:
+        """Check that a new run can write here and that no other run's files are in the way.
+
+        Raises:
+            OutputError: a name is in use, or a folder cannot be written.
+        """
         if os.path.lexists(self.main.lora):
             raise OutputError(already_exists(self.main.lora))
-        runs = (self.main, *self.loras, *self.groups)
-        if any(list_checkpoints(run.checkpoints) for run in runs):
+        if any(list_checkpoints(run.checkpoints) for run in self.all_runs):
             raise OutputError(
                 f"{self.main.folder} already holds a run; go on with {self.main.resume_command}, "
                 "or choose another --out or delete it"

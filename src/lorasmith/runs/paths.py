@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorasmith.config.train_config import SUFFIX, DataConfig
 from lorasmith.core.errors import ConfigError, OutputError
+from lorasmith.core.file_lock import is_lock_file
 from lorasmith.core.files import (
     ensure_writable_folder,
     remove_temporary_files,
@@ -126,14 +127,24 @@ class RunPaths:
         self.check_no_conflicts()
         ensure_writable_folder(self.lora.parent)
 
+    def check_place(self) -> None:
+        """Check that no file or link is where the run's folder or its LoRA will be.
+
+        Raises:
+            OutputError: there is one.
+        """
+        if os.path.lexists(self.lora):
+            raise OutputError(already_exists(self.lora))
+        if os.path.lexists(self.folder) and (self.folder.is_symlink() or not self.folder.is_dir()):
+            raise OutputError(already_exists(self.folder))
+
     def check_no_conflicts(self) -> None:
         """Check that no other run's files are in the way, without writing anything.
 
         Raises:
             OutputError: the name is in use.
         """
-        if os.path.lexists(self.lora):
-            raise OutputError(already_exists(self.lora))
+        self.check_place()
         saved = list_checkpoints(self.checkpoints)
         if saved:
             raise OutputError(
@@ -197,7 +208,8 @@ class RunPaths:
 def find_unexpected(folder: Path, is_expected: Callable[[Path], bool]) -> Path | None:
     """Return the first entry of a run's folder that is not expected there.
 
-    Temporary files are expected. A link or a file in the folder's place is itself unexpected.
+    Locks and temporary files are expected. A link or a file in the folder's place is itself
+    unexpected.
     """
     if not os.path.lexists(folder):
         return None
@@ -206,7 +218,7 @@ def find_unexpected(folder: Path, is_expected: Callable[[Path], bool]) -> Path |
     unexpected = (
         path
         for path in folder.iterdir()
-        if not is_expected(path) and temporary_target(path) is None
+        if not (is_expected(path) or temporary_target(path) or is_lock_file(path))
     )
     return min(unexpected, default=None)
 

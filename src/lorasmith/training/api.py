@@ -20,6 +20,7 @@ def train(
     resume: str | None = None,
     callbacks: "Sequence[Callback]" = (),
     loss_fn: "LossFn | None" = None,
+    break_lock: bool = False,
 ) -> Path:
     """Train a LoRA and return its file.
 
@@ -34,6 +35,8 @@ def train(
             noise, timesteps, latents, weights, mask) that returns the loss of each image, float32
             ``[B]``; left out, the weighted mean squared error. Steps run eagerly, without CUDA
             graphs, unless it is marked with ``@lorasmith.capturable``.
+        break_lock: take over the lock of a run on another machine that gave no sign of life for
+            two minutes.
 
     Raises:
         ConfigError: a setting is unknown, missing or out of range, or does not fit the model; or
@@ -45,7 +48,7 @@ def train(
 
     _check_hooks(callbacks, loss_fn)
     single = require_single_feature(to_train_config(config))
-    return train_lora(single, resume, callbacks, loss_fn or diffusion_loss)
+    return train_lora(single, resume, callbacks, loss_fn or diffusion_loss, break_lock)
 
 
 def train_features(
@@ -54,6 +57,7 @@ def train_features(
     resume: str | None = None,
     callbacks: "Sequence[Callback]" = (),
     loss_fn: "LossFn | None" = None,
+    break_lock: bool = False,
 ) -> dict[str, Path]:
     """Train a LoRA for each feature and return their files by their trigger words.
 
@@ -62,6 +66,7 @@ def train_features(
         resume: as in `train`.
         callbacks: as in `train`, called for each LoRA.
         loss_fn: as in `train`.
+        break_lock: as in `train`.
 
     Raises:
         ConfigError: a setting is unknown, missing or out of range, or there are no features.
@@ -74,7 +79,7 @@ def train_features(
     features = to_train_config(config)
     if not isinstance(features, FeaturesConfig):
         raise ConfigError("the settings have no [[feature]] tables: use lorasmith.train")
-    files = train_all(features, resume, callbacks, loss_fn or diffusion_loss)
+    files = train_all(features, resume, callbacks, loss_fn or diffusion_loss, break_lock)
     return {feature.tag: file for feature, file in zip(features.feature, files, strict=True)}
 
 
@@ -86,6 +91,7 @@ def sweep(
     resume: str | None = None,
     callbacks: "Sequence[Callback]" = (),
     loss_fn: "LossFn | None" = None,
+    break_lock: bool = False,
 ) -> list["SweepResult"]:
     """Train a LoRA for each combination of some settings, jointly; return the results.
 
@@ -101,6 +107,7 @@ def sweep(
         resume: as in `train`.
         callbacks: as in `train`, called for each LoRA.
         loss_fn: as in `train`.
+        break_lock: as in `train`.
 
     Raises:
         ConfigError: a setting is unknown, missing or out of range, may not vary, or does not fit
@@ -122,7 +129,7 @@ def sweep(
     else:
         to_train_config(config)  # raises an error that names the possible forms
     sweep_config = load_sweep(path, (), vary, max_parallel, base)
-    return train_sweep(sweep_config, resume, callbacks, loss_fn or diffusion_loss)
+    return train_sweep(sweep_config, resume, callbacks, loss_fn or diffusion_loss, break_lock)
 
 
 def _check_hooks(callbacks: Any, loss_fn: Any) -> None:

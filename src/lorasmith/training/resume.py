@@ -63,11 +63,12 @@ def save_checkpoints(states: "Sequence[TrainerState]", paths: RunPaths, is_joint
         is_joint: whether the format is that of several LoRAs.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or another run has taken the folder over.
         WeightsError: a weight is not finite.
     """
     step = max(state.step for state in states)
     if states[0].is_main:
+        states[0].lock.check()
         tensors, values = _pack_jointly(states) if is_joint else states[0].state_dict()
         keep = states[0].train.keep_checkpoints
         save_checkpoint(paths.checkpoints, step, tensors, values, keep)

@@ -24,6 +24,7 @@ from lorasmith.loops.gpu_timer import GpuTimer
 from lorasmith.loops.optimized_module import OptimizedModule
 from lorasmith.models.model import Model
 from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.run_lock import RunLock
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.losses import Noise
@@ -128,6 +129,8 @@ class TrainerState:
     """Which part of the model each group belongs to."""
     export_info: ExportInfo
     """What its LoRA files say about it."""
+    lock: RunLock = field(default_factory=RunLock)
+    """What keeps other runs away from its folder and its LoRA."""
     dropout: float = 0.0
     """Dropout of the adapters."""
     scaler: torch.amp.GradScaler | None = None

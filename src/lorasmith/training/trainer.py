@@ -30,6 +30,7 @@ def train(
     resume: str | None = None,
     callbacks: Sequence[Callback] = (),
     loss_fn: LossFn = diffusion_loss,
+    break_lock: bool = False,
 ) -> Path:
     """Train a LoRA and return its file.
 
@@ -41,8 +42,11 @@ def train(
             and no other.
         callbacks: called during the training.
         loss_fn: what is minimised.
+        break_lock: take over the lock of a run on another machine that gave no sign of life for
+            two minutes. Locks of dead processes on this machine need no such thing.
 
     Raises:
+        LockedError: another run of this name is running, or may be.
         OutputError: the name is taken, cannot be written, or has no run to resume.
         DataError: no images, no captions, or none with the trigger word.
         WeightsError: the model cannot be loaded or is of an unsupported family; a checkpoint is
@@ -52,7 +56,8 @@ def train(
             is intact.
         KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
     """
-    with open_trainer(config, resume, loss_fn) as state, explain_interruption(state.paths):
+    opened = open_trainer(config, resume, loss_fn, break_lock)
+    with opened as state, explain_interruption(state.paths):
         run_training([state], LoopOptions(state.paths), callbacks)
     return state.paths.lora
 

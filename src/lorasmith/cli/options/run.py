@@ -32,6 +32,13 @@ Resume = Annotated[
         help="Continue the run of this name: from its latest checkpoint, or from one step.",
     ),
 ]
+BreakLock = Annotated[
+    bool,
+    typer.Option(
+        "--break-lock",
+        help="Take over from a run on another machine that gave no sign of life for two minutes.",
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one setting: section.key=value. May be repeated."),

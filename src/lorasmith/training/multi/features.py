@@ -19,6 +19,7 @@ from lorasmith.models.load import load_tokenizer
 from lorasmith.reports.pages.features import write_features_page_after_training
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.run_lock import RunLock, lock_runs
 from lorasmith.training.builtin_callbacks import LoopOptions
 from lorasmith.training.callbacks import Callback
 from lorasmith.training.data.split import DatasetSplit, split_dataset
@@ -37,6 +38,7 @@ def train_features(
     resume: str | None = None,
     callbacks: Sequence[Callback] = (),
     loss_fn: LossFn = diffusion_loss,
+    break_lock: bool = False,
 ) -> list[Path]:
     """Train a LoRA for each feature of a run and return their files, in the order of the features.
 
@@ -48,6 +50,7 @@ def train_features(
             and no other; of staged runs, in the stage that is not finished.
         callbacks: called during the training of each feature.
         loss_fn: what is minimised.
+        break_lock: as in `lorasmith.training.trainer.train`.
 
     Raises:
         DataError: images that cannot be used, or captions that mix the features.
@@ -55,18 +58,24 @@ def train_features(
         KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
     """
     paths = FeaturesPaths.from_config(config)
-    if resume is None:
-        paths.check_can_create(run.data for run in config.train_configs())
+    accelerator = DeviceContext.from_settings(config.train).accelerator
+    is_new = resume is None
+    if is_new:
+        paths.check_outside_datasets(run.data for run in config.train_configs())
     else:
         paths.check_can_resume()
-        _require_same_mode(config, paths)
-    splits = [split_dataset(run.data) for run in config.train_configs()]
-    check_feature_separation(config, splits)
-    run = _FeaturesRun(config, paths, splits, callbacks, loss_fn)
-    if config.train.mode == "joint":
-        run.train_joint(resume)
-    else:
-        run.train_staged(resume)
+    with lock_runs(paths.all_runs, accelerator, is_new, break_lock) as lock:
+        if is_new:
+            paths.check_can_create()
+        else:
+            _require_same_mode(config, paths)
+        splits = [split_dataset(run.data) for run in config.train_configs()]
+        check_feature_separation(config, splits)
+        run = _FeaturesRun(config, paths, lock, splits, callbacks, loss_fn)
+        if config.train.mode == "joint":
+            run.train_joint(resume)
+        else:
+            run.train_staged(resume)
     return [lora.lora for lora in paths.loras]
 
 
@@ -113,6 +122,7 @@ def check_feature_separation(config: FeaturesConfig, splits: Sequence[DatasetSpl
 class _FeaturesRun:
     config: FeaturesConfig
     paths: FeaturesPaths
+    lock: RunLock
     splits: Sequence[DatasetSplit]
     callbacks: Sequence[Callback]
     loss_fn: LossFn
@@ -135,7 +145,7 @@ class _FeaturesRun:
         configs, paths = self.config.train_configs(), self.paths.loras[stage]
         config, later = configs[stage], configs[stage + 1 :]
         checkpoint = reserve_output(paths, _stage_resume(paths, resume))
-        plan = RunPlan(config, paths, self.splits[stage], checkpoint, self.loss_fn)
+        plan = RunPlan(config, paths, self.lock, self.splits[stage], checkpoint, self.loss_fn)
         context = DeviceContext.from_settings(config.train)
         with (
             setup_trainers([plan], context, frozen, later) as states,
@@ -165,7 +175,7 @@ class _FeaturesRun:
         """Train all features at once."""
         checkpoint = find_joint_checkpoint(self.paths.main, resume)
         plans = [
-            RunPlan(config, paths, split, select_state(checkpoint, paths), self.loss_fn)
+            RunPlan(config, paths, self.lock, split, select_state(checkpoint, paths), self.loss_fn)
             for config, paths, split in zip(
                 self.config.train_configs(), self.paths.loras, self.splits, strict=True
             )

@@ -11,6 +11,7 @@ from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.reports.pages.sweep import write_sweep_page_after_training
 from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.run_lock import RunLock, lock_runs
 from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
 from lorasmith.training.builtin_callbacks import LoopOptions
@@ -29,6 +30,7 @@ def train_sweep(
     resume: str | None = None,
     callbacks: Sequence[Callback] = (),
     loss_fn: LossFn = diffusion_loss,
+    break_lock: bool = False,
 ) -> list[SweepResult]:
     """Train a LoRA for each combination of the varied settings; return the results.
 
@@ -41,6 +43,7 @@ def train_sweep(
             ``step-120`` and no other, in the group that is not finished.
         callbacks: called during the training of each LoRA.
         loss_fn: what is minimised.
+        break_lock: as in `lorasmith.training.trainer.train`.
 
     Returns:
         the results, the best first where held-out images tell which that is.
@@ -50,16 +53,22 @@ def train_sweep(
         KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
     """
     paths = SweepPaths.from_config(config)
-    if resume is None:
-        paths.check_can_create([config.data])
+    accelerator = DeviceContext.from_settings(config.train).accelerator
+    is_new = resume is None
+    if is_new:
+        paths.check_outside_datasets([config.data])
     else:
         paths.check_can_resume()
-        _require_same_variants(config, paths)
-    split = split_dataset(config.data)
-    sweep = _SweepRun(config, paths, split, callbacks, loss_fn)
-    first = 0 if resume is None else _first_unfinished_group(config, paths)
-    for index in range(first, len(config.groups())):
-        sweep.train_group(index, resume if index == first else None)
+    with lock_runs(paths.all_runs, accelerator, is_new, break_lock) as lock:
+        if is_new:
+            paths.check_can_create()
+        else:
+            _require_same_variants(config, paths)
+        split = split_dataset(config.data)
+        sweep = _SweepRun(config, paths, lock, split, callbacks, loss_fn)
+        first = 0 if is_new else _first_unfinished_group(config, paths)
+        for index in range(first, len(config.groups())):
+            sweep.train_group(index, resume if index == first else None)
     return read_sweep_results(config, paths)
 
 
@@ -104,6 +113,7 @@ def _is_finished(paths: RunPaths, steps: int) -> bool:
 class _SweepRun:
     config: SweepConfig
     paths: SweepPaths
+    lock: RunLock
     split: DatasetSplit
     callbacks: Sequence[Callback]
     loss_fn: LossFn
@@ -113,7 +123,14 @@ class _SweepRun:
         groups, paths = self.config.groups(), self.paths.groups[index]
         checkpoint = find_joint_checkpoint(paths, resume)
         plans = [
-            RunPlan(variant.config, lora, self.split, select_state(checkpoint, lora), self.loss_fn)
+            RunPlan(
+                variant.config,
+                lora,
+                self.lock,
+                self.split,
+                select_state(checkpoint, lora),
+                self.loss_fn,
+            )
             for variant, lora in zip(
                 groups[index], self.paths.loras_of_group(self.config, index), strict=True
             )

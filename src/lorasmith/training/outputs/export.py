@@ -23,8 +23,9 @@ def export_lora(state: TrainerState, path: Path) -> None:
 
     Raises:
         WeightsError: it is all zero or not finite.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or another run has taken the name over.
     """
+    state.lock.check()
     dataset, info = state.dataset, state.export_info
     metadata = ExportMetadata(
         name=path.name.removesuffix(path.suffix),

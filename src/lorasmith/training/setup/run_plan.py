@@ -12,6 +12,7 @@ from lorasmith.core.device import pick_device
 from lorasmith.loops.checkpoint import Checkpoint
 from lorasmith.loops.distributed import create_accelerator
 from lorasmith.runs.paths import RunPaths
+from lorasmith.runs.run_lock import RunLock
 from lorasmith.training.data.split import DatasetSplit
 from lorasmith.training.losses import LossFn, diffusion_loss
 from lorasmith.training.resume import find_checkpoint
@@ -28,6 +29,8 @@ class RunPlan:
     """Its settings."""
     paths: RunPaths
     """Where it writes."""
+    lock: RunLock
+    """What keeps other runs away from there."""
     split: DatasetSplit
     """Its images."""
     checkpoint: Checkpoint | None = None

@@ -25,6 +25,7 @@ from lorasmith.models.model import Model
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.runs.paths import RunPaths, check_outside_dataset
+from lorasmith.runs.run_lock import lock_runs
 from lorasmith.training.data.captions.gating import caption_gating
 from lorasmith.training.data.dataset import TrainDataset
 from lorasmith.training.data.dataset_builder import build_dataset, offload_unused_encoders
@@ -51,7 +52,10 @@ Describe = Callable[[TrainConfig], str]
 
 @contextmanager
 def open_trainer(
-    config: TrainConfig, resume: str | None = None, loss_fn: LossFn = diffusion_loss
+    config: TrainConfig,
+    resume: str | None = None,
+    loss_fn: LossFn = diffusion_loss,
+    break_lock: bool = False,
 ) -> Iterator[TrainerState]:
     """Set up a single run, and take the adapters out of the model at its end.
 
@@ -61,16 +65,18 @@ def open_trainer(
         config: the settings.
         resume: None for a new run, else the checkpoint to continue from: ``latest``, ``step-120``.
         loss_fn: what is minimised.
+        break_lock: take over the lock of a run on another machine that seems to be dead.
     """
     paths = RunPaths.from_name(config.output.name)
     if resume is None:
         check_outside_dataset(paths.folder, config.data, "output.name (--out)")
     context = DeviceContext.from_settings(config.train)
     split = split_dataset(config.data)
-    checkpoint = reserve_output(paths, resume)
-    plan = RunPlan(config, paths, split, checkpoint, loss_fn)
-    with setup_trainers([plan], context) as states:
-        yield states[0]
+    with lock_runs([paths], context.accelerator, resume is None, break_lock) as lock:
+        checkpoint = reserve_output(paths, resume)
+        plan = RunPlan(config, paths, lock, split, checkpoint, loss_fn)
+        with setup_trainers([plan], context) as states:
+            yield states[0]
 
 
 @contextmanager

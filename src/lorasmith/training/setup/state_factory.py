@@ -65,6 +65,7 @@ def build_state(
     scaler = _copy_scaler(accelerator)
     return TrainerState(
         paths=plan.paths,
+        lock=plan.lock,
         train=train,
         validation=config.validation,
         track=config.track,
