@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_files import bomb, encoded, put, scene
+from helpers.dataset_files import bomb, encoded, scene, write_image
 from lorasmith.core.errors import ConfigError, DataError
 from lorasmith.data.images import memory_budget
 from lorasmith.data.images.decode import DecodedImage, decode_image, decode_with_details
@@ -52,8 +52,8 @@ def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_programs")
 def test_eps_under_another_name_is_not_drawn(tmp_path: Path) -> None:
-    file = put(tmp_path / "a.png", EPS)
-    put(tmp_path / "b.png", scene(0))
+    file = write_image(tmp_path / "a.png", EPS)
+    write_image(tmp_path / "b.png", scene(0))
     result = scan_dataset(tmp_path)
     (problem,) = result.problems
     assert (problem.file, problem.kind) == ("a.png", "not-an-image")
@@ -86,9 +86,9 @@ def test_documented_formats_are_those_that_are_read() -> None:
 
 @pytest.mark.parametrize("place", ["a.png", "b.mask.png"])
 def test_sparse_file_is_not_read_into_memory(tmp_path: Path, place: str) -> None:
-    put(tmp_path / "b.png", scene(0))
-    put(tmp_path / "c.png", scene(1))
-    with put(tmp_path / place, b"\x89PNG\r\n\x1a\n", None).open("r+b") as stream:
+    write_image(tmp_path / "b.png", scene(0))
+    write_image(tmp_path / "c.png", scene(1))
+    with write_image(tmp_path / place, b"\x89PNG\r\n\x1a\n", None).open("r+b") as stream:
         stream.truncate(12 << 30)
     if place == "a.png":
         (tmp_path / "a.txt").write_text("a thing")
@@ -118,7 +118,7 @@ def test_many_threads_do_not_decode_large_images_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(12):
-        put(tmp_path / f"{index:02}.png", bomb(1000, 1000 + index))
+        write_image(tmp_path / f"{index:02}.png", bomb(1000, 1000 + index))
     lock, active, peaks = threading.Lock(), [0], []
 
     def decode(*arguments: Any) -> DecodedImage:
@@ -147,7 +147,7 @@ def test_many_threads_do_not_decode_large_images_at_once(
 def test_photographs_of_usual_sizes_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
     ramp = np.linspace(0, 255, size[0]).astype(np.uint8)
     photo = Image.fromarray(np.broadcast_to(ramp[None, :, None], (size[1], size[0], 3)).copy())
-    put(tmp_path / "photo.jpg", encoded(photo, "JPEG", quality=60))
+    write_image(tmp_path / "photo.jpg", encoded(photo, "JPEG", quality=60))
     result = scan_dataset(tmp_path)
     assert [info.size for info in result.images] == [size]
     assert result.problems == []
@@ -160,7 +160,7 @@ def test_photographs_of_usual_sizes_are_read(tmp_path: Path, size: tuple[int, in
 def test_pipes_and_sockets_under_the_name_of_an_image_do_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path / "a.png", scene(0))
+    write_image(tmp_path / "a.png", scene(0))
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "pipe.txt").write_text("a thing")
     with socket.socket(socket.AF_UNIX) as listener:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dataset_files import encoded, put, scene
+from helpers.dataset_files import encoded, scene, write_image
 from icc_profiles import ADOBE_RGB, P3, SRGB, cmyk_profile, grey_profile, matrix_profile
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.images.bucketed_images import read_image_header
@@ -124,7 +124,7 @@ def test_profile_that_cannot_be_used_is_a_warning(
     image = scene(3).convert(mode)
     file = encoded(image, "TIFF", icc_profile=profile)
     assert decode_image(file, "x").tobytes() == image.convert("RGB").tobytes()
-    path = put(tmp_path / "a.tif", file)
+    path = write_image(tmp_path / "a.tif", file)
     (problem,) = scan_dataset(tmp_path).problems
     assert (problem.file, problem.kind, problem.severity) == ("a.tif", "color-profile", "warning")
     assert "its colour profile cannot be used (" in problem.detail

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset_files import bomb, put, scene
+from helpers.dataset_files import bomb, scene, write_image
 from lorasmith.data.images import memory_budget
 from lorasmith.data.images.memory_budget import MemoryBudget, estimate_memory, reserve_decoding
 from lorasmith.data.reading.row import Row
@@ -72,8 +72,8 @@ def test_row_reserves_its_image_and_its_mask(
             return super().reserve(size)
 
     monkeypatch.setattr(memory_budget, "_DECODING", Budget(1 << 40))
-    image = put(tmp_path / "a.png", scene(0, (100, 50)))
-    mask = put(tmp_path / "a.mask.png", bomb(200, 100))
+    image = write_image(tmp_path / "a.png", scene(0, (100, 50)))
+    mask = write_image(tmp_path / "a.mask.png", bomb(200, 100))
     row = Row("a.png", ("x",), {}, image, mask_path=mask)
     packed = Row("a", ("x",), {}, image, 0, image.stat().st_size)
     for each, with_mask in ((row, False), (row, True), (packed, True)):
