@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import typer.core
 
-from lorasmith.config.reading.foreign_names import precision
+from lorasmith.config.reading.foreign_values import precision
 from lorasmith.core.errors import ConfigError
 
 

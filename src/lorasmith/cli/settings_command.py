@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Mapping
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class SettingsCommand(typer.core.TyperCommand):
             if argument == "--resume":
                 _refuse_path(args)
                 completed += [argument, *([] if args and _STEP.fullmatch(args[0]) else [_LATEST])]
+            elif argument == "--resolution" and (sides := _leading_sides(args)):
+                completed += ["--set", f"data.resolution={','.join(sides)}"]
+                args = args[1 if "," in args[0] else len(sides) :]
             elif not self._is_foreign(argument):
                 completed.append(argument)
             else:
@@ -68,11 +72,15 @@ class SettingsCommand(typer.core.TyperCommand):
         return True
 
     def _to_overrides(self, foreign: Mapping[str, Any], arguments: list[str]) -> list[str]:
-        from lorasmith.config.reading.foreign_names import normalize, translate
+        from lorasmith.config.reading.foreign_names import normalize
+        from lorasmith.config.reading.translate import translate
 
         for name in foreign:
             if normalize(name) in _EPOCHS:
-                raise ConfigError(f"{name}: {_explain_epochs(foreign[name], arguments, foreign)}")
+                others = {key: value for key, value in foreign.items() if key != name}
+                given = _overrides_of(arguments, self._to_overrides(others, arguments))
+                file = next((Path(arg) for arg in arguments if arg.endswith(".toml")), None)
+                raise ConfigError(f"{name}: {_explain_epochs(foreign[name], given, file)}")
         sets: list[str] = []
         declared = _declared_settings(arguments)
         for name, given in foreign.items():
@@ -103,6 +111,16 @@ def _declared_settings(arguments: list[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _overrides_of(arguments: list[str], translated: list[str]) -> list[str]:
+    """Return the overrides that a command line stands for, foreign options included."""
+    from lorasmith.cli.options.overrides import as_overrides
+
+    declared = {key: value for key, (_, value) in _declared_settings(arguments).items()}
+    numbers = {key: int(value) for key, value in declared.items() if value.isdecimal()}
+    sets = [value for option, value in pairwise(arguments) if option == "--set"]
+    return [*as_overrides({**declared, **numbers}), *sets, *translated[1::2]]
+
+
 def _explain_unknown(name: str, declared: Collection[str]) -> str:
     from lorasmith.config.reading.foreign_names import FOREIGN_NAMES, normalize
 
@@ -115,15 +133,16 @@ def _explain_unknown(name: str, declared: Collection[str]) -> str:
 
 
 def _is_known(name: str) -> bool:
-    from lorasmith.config.reading.foreign_names import is_foreign
+    from lorasmith.config.reading.translate import is_foreign
 
     return is_foreign(name, _known_keys())
 
 
 def _take_value(argument: str, args: list[str]) -> tuple[str, Any, list[str]]:
     """Return an option's name, its value, and the arguments after it."""
-    from lorasmith.config.reading.foreign_names import is_switch, is_translated, normalize
+    from lorasmith.config.reading.foreign_names import normalize
     from lorasmith.config.reading.read_toml import parse_value
+    from lorasmith.config.reading.translate import is_switch, is_translated
 
     name, equals, text = argument.partition("=")
     name = f"--{normalize(name)}"
@@ -149,7 +168,26 @@ def _take_value(argument: str, args: list[str]) -> tuple[str, Any, list[str]]:
         )
         if count > 1:
             return name, args[:count], args[count:]
+    numbers = _leading_numbers(args)
+    if len(numbers) > 1:  # kohya's rates of two text encoders, two sides of an image
+        return name, numbers, args[len(numbers) :]
     return name, parse_value(args[0]), args[1:]
+
+
+def _leading_sides(args: list[str]) -> list[str]:
+    """Return the sides of an image that arguments begin with, ``512,512`` or ``512 512``."""
+    if args and re.fullmatch(r"\d+,\d+", args[0]):
+        return args[0].split(",")
+    sides = list(takewhile(str.isdecimal, args))
+    return sides if len(sides) > 1 else []
+
+
+def _leading_numbers(args: list[str]) -> list[int | float]:
+    """Return the numbers that arguments begin with."""
+    from lorasmith.config.reading.read_toml import parse_value
+
+    values = [parse_value(argument) for argument in args]
+    return list(takewhile(lambda value: type(value) in (int, float), values))
 
 
 def _refuse_path(args: list[str]) -> None:
@@ -172,19 +210,24 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
     return leaves
 
 
-def _explain_epochs(epochs: Any, arguments: list[str], foreign: Mapping[str, Any]) -> str:
-    """Say how many steps so many epochs are, where the images are named."""
-    from lorasmith.config.reading.foreign_names import EPOCHS, normalize
+def _explain_epochs(epochs: Any, overrides: list[str], file: Path | None) -> str:
+    """Say how many steps so many epochs are, where the settings name the images."""
+    from lorasmith.cli.options.run import PLACEHOLDERS
+    from lorasmith.config.features import FeaturesConfig, load_train_config
+    from lorasmith.config.reading.foreign_names import EPOCHS
     from lorasmith.data.reading.reader import read_rows
+    from lorasmith.training.data.split import split_validation
 
-    given = {normalize(name): value for name, value in foreign.items()}
-    folder = given.get("train_data_dir", given.get("instance_data_dir"))
-    if "--data" in arguments[:-1]:
-        folder = arguments[arguments.index("--data") + 1]
-    if folder is None or not isinstance(epochs, int):
+    config = load_train_config(file, overrides, PLACEHOLDERS)
+    if isinstance(config, FeaturesConfig) or type(epochs) is not int:
         return EPOCHS
-    images = sum(row.repeats for row in read_rows(Path(str(folder)).expanduser()))
-    batch = int(given.get("train_batch_size", given.get("batch_size", 8)))
-    batch *= int(given.get("gradient_accumulation_steps", 1))
-    steps = max(1, -(-images * epochs // batch))
-    return f"{EPOCHS}, here {images} x {epochs} / {batch}: --steps {steps}"
+    if str(config.data.path) == PLACEHOLDERS["data"]["path"]:
+        return EPOCHS
+    rows, _ = split_validation(read_rows(config.data.path), config.data.validation_split)
+    count = sum(row.repeats for row in rows) * config.data.num_repeats
+    batch = config.train.images_per_step()
+    steps = max(1, -(-count // batch))
+    return (
+        f"{EPOCHS}, here {count} / {batch} = {steps} in an epoch, some more if the images have "
+        f"several sizes: --steps {steps * epochs}"
+    )

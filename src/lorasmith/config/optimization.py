@@ -6,15 +6,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from lorasmith.config.base import BaseConfig, Positive, PositiveFloat, RegisteredName
-from lorasmith.config.reading import foreign_names
+from lorasmith.config.reading import foreign_values
 from lorasmith.registries import LOSS_WEIGHTINGS, LR_SCHEDULERS, OPTIMIZERS, TRAINING_METHODS
 
 MixedPrecision = Annotated[
-    Literal["fp32", "fp16", "bf16"], BeforeValidator(foreign_names.precision)
+    Literal["fp32", "fp16", "bf16"], BeforeValidator(foreign_values.precision)
 ]
-OptimizerName = Annotated[str, RegisteredName(OPTIMIZERS), BeforeValidator(foreign_names.optimizer)]
+OptimizerName = Annotated[
+    str, RegisteredName(OPTIMIZERS), BeforeValidator(foreign_values.optimizer)
+]
 LrSchedulerName = Annotated[
-    str, RegisteredName(LR_SCHEDULERS), BeforeValidator(foreign_names.lr_scheduler)
+    str, RegisteredName(LR_SCHEDULERS), BeforeValidator(foreign_values.lr_scheduler)
 ]
 
 
@@ -81,7 +83,7 @@ class TrainerConfig(BaseConfig):
     optimizer: OptimizerName = "adamw"
     """adamw; adamw8bit (bitsandbytes), prodigy, lion and adafactor need the extra
     `lorasmith[optimizers]`."""
-    optimizer_args: Annotated[dict[str, Any], BeforeValidator(foreign_names.optimizer_args)] = (
+    optimizer_args: Annotated[dict[str, Any], BeforeValidator(foreign_values.optimizer_args)] = (
         Field(default_factory=dict)
     )
     """Further arguments of the optimizer by name, such as `{ betas = [0.9, 0.99] }`."""
@@ -89,7 +91,9 @@ class TrainerConfig(BaseConfig):
     """Peak learning rate. Left out, by the size of the model: 6e-3 for miniatures such as the one
     that ships with lorasmith, 1e-4 for full-size Stable Diffusion; a quarter of that for lion, and
     1.0 for prodigy, which finds its own."""
-    text_encoder_lr: PositiveFloat | None = None
+    text_encoder_lr: Annotated[
+        PositiveFloat | None, BeforeValidator(foreign_values.text_encoder_lr)
+    ] = None
     """Peak learning rate of text encoder layers; left out, half of `learning_rate` (with prodigy
     the same)."""
     loraplus_lr_ratio: float = Field(default=1.0, ge=1.0)
@@ -129,7 +133,7 @@ class TrainerConfig(BaseConfig):
     long runs on GPUs that are too old for the package's own, faster kernels (before RTX 30)."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
-    seed: Annotated[int, BeforeValidator(foreign_names.seed)] = Field(default=0, ge=0, lt=2**63)
+    seed: Annotated[int, BeforeValidator(foreign_values.seed)] = Field(default=0, ge=0, lt=2**63)
     """Seed of the adapters' initialisation, the data order and the noise; -1 chooses one."""
 
     log_every_n_steps: Positive = 10

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lorasmith.config.base import BaseConfig, Positive, RegisteredName, UserPath
 from lorasmith.config.data import RowFilter
-from lorasmith.config.reading import foreign_names
+from lorasmith.config.reading import foreign_values
 from lorasmith.registries import CAPTION_SOURCES
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -44,7 +44,7 @@ class ImageDataConfig(BaseConfig):
     """What happens at an image or caption that cannot be used: stop before training, or skip it
     with a warning."""
 
-    resolution: Annotated[Positive | None, BeforeValidator(foreign_names.resolution)] = None
+    resolution: Annotated[Positive | None, BeforeValidator(foreign_values.resolution)] = None
     """Side of a square image in pixels; wider and taller ones have about as many pixels. Left
     out, the resolution of the model."""
     buckets: bool = True

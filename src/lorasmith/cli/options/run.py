@@ -92,10 +92,18 @@ def collect_sources(
     if file is None and resume is not None and name is not None:
         file = saved_settings(name)
     if print_config:
-        base |= PLACEHOLDERS
+        base |= _placeholders(file)
     elif file is None:
         require_options(command, overrides)
     return SettingsSources(base, file, overrides)
+
+
+def _placeholders(file: Path | None) -> dict[str, Any]:
+    """Return what stands for required settings; features have images of their own."""
+    from lorasmith.config.reading.read_toml import read_toml
+
+    has_features = file is not None and "feature" in read_toml(file)
+    return {"output": PLACEHOLDERS["output"]} if has_features else PLACEHOLDERS
 
 
 def saved_settings(out: str) -> Path:

@@ -4,17 +4,13 @@ A name with the same meaning is accepted wherever a setting can be given: in a s
 ``--set`` and as an option. Any other name has an answer that says what to do instead.
 """
 
-import os
-import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorasmith.config.reading.read_toml import parse_value
-from lorasmith.core.errors import ConfigError, did_you_mean
-from lorasmith.registries import OPTIMIZERS
+from lorasmith.config.reading.network_args import translate_network_args
+from lorasmith.core.errors import ConfigError
 
-Tree = dict[str, Any]
 Changes = Mapping[str, Any]
 
 
@@ -77,7 +73,8 @@ def _init(value: Any) -> Any:
 
 
 EPOCHS = (
-    "epochs are not there yet; set train.steps = images x repeats x epochs / effective batch size"
+    "epochs are not there yet; set train.steps = epochs x training images x repeats / effective "
+    "batch size"
 )
 _BUCKET_LIMITS = (
     "buckets have about as many pixels as data.resolution squared; set data.max_aspect_ratio, and "
@@ -122,6 +119,11 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "instance_data_dir": _same("data.path"),
     "image_dir": _same("data.path"),
     "dataset_name": _no("name a folder of images with data.path", "data.path"),
+    "datasets": _no(
+        "give the keys of a dataset in [data], or a [[feature]] table for each trigger word", "data"
+    ),
+    "concepts": _no("give a [[feature]] table for each, with tag and data"),
+    "features": _no("give a [[feature]] table for each, with tag and data"),
     "dataset_config": _no("give the keys of the dataset in [data] of the settings", "data"),
     "in_json": _no("put a metadata.jsonl into the folder that data.path names", "data.path"),
     "instance_prompt": _no(
@@ -202,7 +204,7 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "alpha_pattern": _no("give [[lora.overrides]] with targets and an alpha", "lora.overrides"),
     "use_dora": _no("DoRA files can be used, but only LoRA is trained; leave it out"),
     "network_module": _only(("networks.lora", "lora"), "only LoRA is trained; leave it out"),
-    "network_args": _no("set rank, alpha, targets and overrides in [lora]", "lora"),
+    "network_args": ForeignName("lora", translate_network_args),
     "network_weights": _no(_LORA_START),
     "dim_from_weights": _no(_LORA_START),
     "initial_lora": _no(_LORA_START),
@@ -253,6 +255,7 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "lr_warmup": _same("train.lr_warmup_steps"),
     "learning_rate_min_factor": _same("train.lr_scheduler_min_lr_ratio"),
     "lr_scheduler_num_cycles": _no("there are no restarts; leave it out", "train.lr_scheduler"),
+    "lr_scheduler_args": _no("schedules have no arguments; leave it out", "train.lr_scheduler"),
     "lr_scheduler_power": _no("there is no polynomial schedule", "train.lr_scheduler"),
     "clip_grad_norm": _same("train.max_grad_norm"),
     "loraplus_unet_lr_ratio": _same("train.loraplus_lr_ratio"),
@@ -345,7 +348,7 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
 }
 """Foreign names in lower case with underscores."""
 
-_SWITCHES = (
+SWITCHES = (
     "random_crop",
     "center_crop",
     "torch_compile",
@@ -360,230 +363,3 @@ _SWITCHES = (
 def normalize(name: str) -> str:
     """Return a name or option as the table has it."""
     return name.lstrip("-").replace("-", "_").casefold()
-
-
-def translate(tree: Mapping[str, Any], known: Collection[str]) -> Tree:
-    """Return settings in which foreign names are replaced.
-
-    Args:
-        tree: settings from one source, in sections or flat.
-        known: the dotted keys that there are.
-
-    Raises:
-        ConfigError: a name has another meaning here; the message has the answer.
-    """
-    result: Tree = {}
-    moved: dict[str, tuple[str, Any]] = {}
-    _walk(tree, "", known, result, moved)
-    for key, (name, value) in moved.items():
-        *sections, last = key.split(".")
-        branch = result
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        if last in branch and branch[last] != value and name != "unet_lr":
-            raise ConfigError(f"{name} and {key} are the same setting; give one of them")
-        branch[last] = value
-    return result
-
-
-def _walk(
-    tree: Mapping[str, Any],
-    prefix: str,
-    known: Collection[str],
-    result: Tree,
-    moved: dict[str, tuple[str, Any]],
-) -> None:
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if key in known:
-            result[name] = value
-        elif isinstance(value, Mapping) and _has_section(key, known):
-            _walk(value, f"{key}.", known, result.setdefault(name, {}), moved)
-        elif isinstance(value, Mapping):
-            typo = bool(did_you_mean(name, {section.partition(".")[0] for section in known}))
-            if typo or not _move_section(value, known, moved):
-                result[name] = value
-        elif not _move(name, value, known, moved, anywhere=not prefix):
-            result[name] = value
-
-
-def _move_section(
-    section: Mapping[str, Any], known: Collection[str], moved: dict[str, tuple[str, Any]]
-) -> bool:
-    """Move a whole section that is unknown here, such as kohya's ``[training_arguments]``."""
-    names = [normalize(name) for name in section]
-    if not names or not all(name in FOREIGN_NAMES or _by_last_part(name, known) for name in names):
-        return False
-    for name, value in section.items():
-        _move(name, value, known, moved, anywhere=True)
-    return True
-
-
-def _move(
-    name: str,
-    value: Any,
-    known: Collection[str],
-    moved: dict[str, tuple[str, Any]],
-    anywhere: bool,
-) -> bool:
-    """Note what a name stands for; return False if it is unknown.
-
-    Args:
-        name: the key, without its section.
-        value: its value.
-        known: the dotted keys that there are.
-        moved: gets the settings, each with the name that it was given by.
-        anywhere: whether the last part of a key of ours will do.
-    """
-    if not anywhere and normalize(name) not in FOREIGN_NAMES:
-        return False
-    changes = foreign_changes(name, value, known)
-    if changes is None:
-        return False
-    for key, new in changes.items():
-        other, before = moved.get(key, (name, new))
-        names = {normalize(name), normalize(other)}
-        if names == {"output_dir", "output_name"}:
-            folder, file = (new, before) if normalize(name) == "output_dir" else (before, new)
-            moved[key] = ("output_name", f"{str(folder).rstrip('/')}/{file}")
-        elif names > {"unet_lr"}:  # kohya's learning_rate is that of all other parts
-            moved[key] = ("unet_lr", new if normalize(name) == "unet_lr" else before)
-        elif before != new:
-            raise ConfigError(f"{other} and {name} are both {key} here; give one of them")
-        else:
-            moved[key] = (name, new)
-    return True
-
-
-def foreign_changes(name: str, value: Any, known: Collection[str]) -> Changes | None:
-    """Return the settings that a foreign name and its value stand for, None where it is none.
-
-    Raises:
-        ConfigError: it has another meaning here; the message has the answer.
-    """
-    entry = FOREIGN_NAMES.get(normalize(name))
-    if entry is None or not _fits(entry.key, known):
-        key = _by_last_part(normalize(name), known)
-        return None if key is None else {key: value}
-    if entry.translate is None:
-        raise ConfigError(f"{name}: {entry.answer}")
-    try:
-        return entry.translate(value)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
-
-
-def is_foreign(name: str, known: Collection[str]) -> bool:
-    """Return whether an option is a name in the table, or the last part of a key of ours."""
-    name = normalize(name)
-    return name in FOREIGN_NAMES or _by_last_part(name, known) is not None
-
-
-def is_switch(name: str, known: Mapping[str, Any]) -> bool:
-    """Return whether an option is true or false and may stand without a value.
-
-    Args:
-        name: of an option.
-        known: the settings with their defaults.
-    """
-    name = normalize(name)
-    entry = FOREIGN_NAMES.get(name)
-    if name in _SWITCHES:
-        return True
-    key = entry.key if entry is not None else _by_last_part(name, known)
-    return key is not None and isinstance(known.get(key), bool)
-
-
-def is_translated(name: str, known: Collection[str]) -> bool:
-    """Return whether an option's value becomes that of a setting."""
-    name = normalize(name)
-    entry = FOREIGN_NAMES.get(name)
-    return entry.translate is not None if entry else _by_last_part(name, known) is not None
-
-
-def _by_last_part(name: str, known: Collection[str]) -> str | None:
-    """Return the setting whose key ends in a name, if there is exactly one."""
-    keys = [key for key in known if key.rpartition(".")[2] == name]
-    return keys[0] if len(keys) == 1 else None
-
-
-def _fits(key: str, known: Collection[str]) -> bool:
-    return not key or key in known or _has_section(key, known)
-
-
-def _has_section(key: str, known: Collection[str]) -> bool:
-    return any(name.startswith(f"{key}.") for name in known)
-
-
-# --- values -------------------------------------------------------------------------------------
-
-_PRECISIONS = {
-    "no": "fp32", "float32": "fp32", "float_32": "fp32", "float16": "fp16", "float_16": "fp16",
-    "bfloat16": "bf16", "bfloat_16": "bf16",
-}  # fmt: skip
-
-
-def precision(value: Any) -> Any:
-    """Take ``no``, ``float32``, ``BFLOAT_16`` and the like for fp32, fp16 and bf16."""
-    if not isinstance(value, str):
-        return value
-    return _PRECISIONS.get(value.casefold(), value.casefold())
-
-
-def optimizer(value: Any) -> Any:
-    """Take ``AdamW8bit``, ``ADAMW_8BIT`` and the like."""
-    if not isinstance(value, str) or value in OPTIMIZERS:
-        return value
-    plain = value.replace("_", "").replace("-", "")
-    return plain if plain in OPTIMIZERS else value
-
-
-def lr_scheduler(value: Any) -> Any:
-    """Take ``COSINE`` in any case, and ``constant_with_warmup``: any schedule may warm up."""
-    if not isinstance(value, str):
-        return value
-    return {"constant_with_warmup": "constant"}.get(value.casefold(), value)
-
-
-def seed(value: Any) -> Any:
-    """Take -1 for a random seed.
-
-    Raises:
-        ValueError: there are several processes, which would draw different ones.
-    """
-    if value not in (-1, "-1"):
-        return value
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("several processes need the same seed; give one")
-    return secrets.randbelow(2**32)
-
-
-def resolution(value: Any) -> Any:
-    """Take ``512,512`` for 512.
-
-    Raises:
-        ValueError: the sides differ.
-    """
-    sides: Sequence[Any]
-    if isinstance(value, str):
-        sides = value.split(",")
-    elif isinstance(value, list | tuple):
-        sides = value
-    else:
-        return value
-    if len({str(side).strip() for side in sides}) > 1:
-        raise ValueError(
-            "give one number; wider and taller images keep their shapes with about as many pixels"
-        )
-    return str(sides[0]).strip()
-
-
-def optimizer_args(value: Any) -> Any:
-    """Take kohya's list ``["betas=0.9,0.99", "eps=1e-8"]`` for a table."""
-    if not isinstance(value, list | tuple):
-        return value
-    table = {}
-    for item in value:
-        name, _, text = str(item).partition("=")
-        table[name.strip()] = parse_value(f"[{text}]" if "," in text else text.strip())
-    return table

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from lorasmith.config.base import BaseConfig
 from lorasmith.config.fields import explain_validation_error, list_fields
-from lorasmith.config.reading import foreign_names, old_keys
+from lorasmith.config.reading import old_keys
 from lorasmith.config.reading.read_toml import MAX_TABLE_DEPTH, parse_value, read_toml
+from lorasmith.config.reading.translate import translate
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.core.terminal import shorten
 
@@ -72,7 +73,7 @@ def read_tree(
     for override in overrides:
         changes = parse_override(override)
         _refuse_old_key(override, known)
-        _merge(tree, foreign_names.translate(changes, known))
+        _merge(tree, translate(changes, known))
     return tree
 
 
@@ -80,7 +81,7 @@ def _in_our_words(tree: Mapping[str, Any], known: Collection[str], source: str) 
     """Return settings in which keys of earlier versions and of other programs are ours."""
     try:
         upgraded, renamed = old_keys.upgrade(tree)
-        translated = foreign_names.translate(upgraded, known)
+        translated = translate(upgraded, known)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     if renamed:

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+import lorasmith
 from lorasmith.cli import run
+from lorasmith.config.features import FeatureConfig, FeaturesConfig
 from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.foreign_names import FOREIGN_NAMES
 from lorasmith.config.reading.load import load_config, validate_config
+from lorasmith.config.reading.translate import FEATURE_KEYS
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 
@@ -29,6 +32,7 @@ VALUES: dict[str, Any] = {
     "masked_loss": False, "masked_training": False, "network_dropout": 0.25, "lora_dropout": 0.25,
     "lora_r": 3, "offset_noise_weight": 0.5, "caption_separator": ",", "lora_type": "LORA",
     "lora_weight_dtype": "FLOAT_32", "loss_type": "l2", "lr_warmup_ratio": 0.25,
+    "network_args": ["dropout=0.25"],
 }  # fmt: skip
 """Values of names whose settings take no number."""
 TRANSLATED = [name for name, entry in FOREIGN_NAMES.items() if entry.translate is not None]
@@ -173,7 +177,9 @@ def test_epochs_are_answered_with_the_steps_that_they_are(
         (tmp_path / f"{index}.txt").write_text("ink", encoding="utf-8")
     options = ["--data", str(tmp_path), "--tag", "ink", "--train_batch_size", "2"]
     assert run(["train", *options, "--epochs", "10"]) == 1
-    assert capsys.readouterr().err.endswith("here 6 x 10 / 2: --steps 30\n")
+    assert capsys.readouterr().err.endswith(
+        "here 6 / 2 = 3 in an epoch, some more if the images have several sizes: --steps 30\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,6 +223,16 @@ def test_two_names_of_the_same_setting_must_agree(tmp_path: Path) -> None:
          "--network_dim?"),
         ("--foo 8", "--foo: there is no such option or setting"),
         ("--resume out/state", "--resume out/state: --out names the run; give --resume alone"),
+        ("--network_args conv_dim=8 conv_alpha=4", "--network_args: convolutions are trained with "
+         "--set 'lora.overrides=[{targets = \"conv\", rank = 8, alpha = 4}]'"),
+        ("--network_args algo=lokr", "--network_args: algo=lokr: only LoRA is trained"),
+        ("--network_args module_dropot=0.1", "--network_args: module_dropot: there is no such "
+         "argument; did you mean module_dropout"),
+        ("--text_encoder_lr 1e-4 5e-5", "settings: train.text_encoder_lr: one rate is for all text "
+         "encoders; the second gets another with [[lora.overrides]], targets = "
+         "\"text_encoder_2.*\", learning_rate = 5e-05"),
+        ("--resolution 512 768", "settings: data.resolution: give one number, 627 for as many "),
+        ("--learning_rate 1e-4 2e-4", "settings: train.learning_rate: input should be a valid"),
         ("--loss_type huber", "--loss_type: the loss is the squared error"),
     ],
 )  # fmt: skip
@@ -238,3 +254,112 @@ def test_options_take_several_values_where_they_are_lists(
     assert config.lora.targets == ("to_k", "to_q")
     assert config.validation.prompts == ("a dog", "a cat")
     assert printed(capsys, "--validation_prompts", "a dog").validation.prompts == ("a dog",)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "expected"),
+    [
+        ("--resolution 512 512", "data.resolution", 512),
+        ("--resolution 512,512", "data.resolution", 512),
+        ("--resolution=512,512", "data.resolution", 512),
+        ("--text_encoder_lr 5e-5 5e-5", "train.text_encoder_lr", 5e-5),
+        ("--network_args dropout=0.1 rank=3", "lora.rank", 3),
+        ("--network_args algo=locon loraplus_lr_ratio=4", "train.loraplus_lr_ratio", 4.0),
+    ],
+)
+def test_several_values_of_the_same_meaning_are_taken(
+    options: str, key: str, expected: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section, _, name = key.partition(".")
+    assert getattr(getattr(printed(capsys, *options.split()), section), name) == expected
+
+
+def test_answer_about_convolutions_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--network_args", "conv_dim=8", "--print-config"]) == 1
+    override = capsys.readouterr().err.partition("--set '")[2].partition("'")[0]
+    overrides = printed(capsys, "--set", override).lora.overrides
+    assert [(part.targets, part.rank, part.alpha) for part in overrides] == [("conv", 8, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ("--epochs 10", "22 / 8 = 3 in an epoch, some more if the images have several sizes: "
+         "--steps 30"),
+        ("--max_train_epochs 2 --train_batch_size 4 --repeats 2", "44 / 4 = 11 in an epoch, some "
+         "more if the images have several sizes: --steps 22"),
+        ("--epochs 1 --set train.gradient_accumulation_steps=11 --set train.batch_size=1",
+         "22 / 11 = 2 in an epoch, some more if the images have several sizes: --steps 2"),
+    ],
+)  # fmt: skip
+def test_epochs_are_answered_with_the_steps_of_the_images(
+    options: str, steps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(Path(lorasmith.__file__).parent / "demo_data")  # 24 images, 2 for validation
+    assert run(["train", "--data", folder, "--tag", "inkmono", *options.split()]) == 1
+    assert capsys.readouterr().err.endswith(f"batch size, here {steps}\n")
+
+
+FEATURES = """
+[output]
+name = "two"
+[[feature]]
+tag = "inkmono"
+data = "pictures"
+network_dim = 3
+[[feature]]
+trigger_word = "curlyqx"
+train_data_dir = "others"
+repeats = 2
+lr = 1e-3
+data = {random_flip = true}
+"""
+
+
+def test_foreign_names_of_a_feature_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(FEATURES, encoding="utf-8")
+    config = load_config(FeaturesConfig, path)
+    first, second = config.feature
+    assert (first.rank, first.data.path) == (3, Path("pictures"))
+    assert (second.tag, second.data.path) == ("curlyqx", Path("others"))
+    assert (second.data.num_repeats, second.data.flip_aug) == (2, True)
+    assert second.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "train_batch_size = 2",
+            r"train_batch_size: train\.batch_size is the same for all",
+        ),
+        ("rank = 4", "feature: network_dim and rank are the same setting"),
+        ("use_dora = true", "use_dora: DoRA files can be used, but only LoRA is trained"),
+        ("rnk = 4", r"unknown key 'rnk' in section \[feature\.0\]; did you mean rank"),
+    ],
+)
+def test_other_foreign_names_of_a_feature_are_answered(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(FEATURES.replace("network_dim = 3", f"network_dim = 3\n{line}"), "utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_config(FeaturesConfig, path)
+
+
+def test_table_of_feature_keys_is_complete() -> None:
+    assert set(FEATURE_KEYS) | {"data"} == set(FeatureConfig.model_fields)
+    assert set(FEATURE_KEYS.values()) <= set(DEFAULTS)
+
+
+def test_settings_of_features_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(FEATURES, encoding="utf-8")
+    assert run(["train", str(path), "--preset", "style", "--print-config"]) == 0
+    (tmp_path / "printed.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    printed_config = load_config(FeaturesConfig, tmp_path / "printed.toml")
+    assert [feature.tag for feature in printed_config.feature] == ["inkmono", "curlyqx"]
+    assert printed_config.train.lr_warmup_steps == 0.08
