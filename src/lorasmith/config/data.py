@@ -44,6 +44,8 @@ class PretrainDataConfig(BaseConfig):
 
     path: UserPath
     """A folder of images with captions, or a packed tar."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder."""
     filters: tuple[RowFilter, ...] = ()
     """Only rows that pass all of these are used."""
     validation_split: float = Field(default=0.03, ge=0.0, lt=1.0)

@@ -40,6 +40,9 @@ class ImageDataConfig(BaseConfig):
     """Where captions come from: `txt` (`name.txt` beside `name.png`), `metadata` (metadata.jsonl or
     a packed tar), `folder-name` (kohya's `10_some words`) or a source that a package adds. `auto`:
     `metadata` where it exists, otherwise `txt` and then `folder-name`."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder, of images, captions and folders. Those inside it
+    are always followed. Captions end up in the LoRA file: only for folders that you made."""
     bad_images: Literal["stop", "skip"] = "stop"
     """What happens at an image or caption that cannot be used: stop before training, or skip it
     with a warning."""

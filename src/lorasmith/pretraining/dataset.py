@@ -11,6 +11,7 @@ from lorasmith.config.reading.load import dump_toml
 from lorasmith.core.files import write_text
 from lorasmith.data.images.square_images import SquareImages
 from lorasmith.data.reading.filters import filter_rows, matches_filter, split_by_hash
+from lorasmith.data.reading.options import ReadOptions
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row, hash_row
 from lorasmith.loops.progress import progress_bar
@@ -21,7 +22,8 @@ MANIFEST = "manifest.tsv"
 
 def select_rows(settings: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
     """Read, filter and split the rows; return ``(training, validation)``."""
-    rows = filter_rows(read_rows(settings.path), settings.filters)
+    options = ReadOptions(follow_links=settings.follow_links)
+    rows = filter_rows(read_rows(settings.path, options), settings.filters)
     training, validation = split_by_hash(rows, settings.validation_split)
     return training[: settings.max_images], validation
 

@@ -11,6 +11,7 @@ processes compute the same entry.
 import hashlib
 import json
 import os
+import stat
 import time
 import warnings
 import zlib
@@ -127,13 +128,20 @@ class TensorCache:
         """Return the shards, newest first: a replaced entry is newer than the original."""
         if self._folder is None or not self._folder.is_dir():
             return []
-        _remove_stale_files(self._folder)
+        try:
+            _remove_stale_files(self._folder)
+            paths = list(self._folder.glob(SHARD_NAME.format("*")))
+        except OSError as error:
+            self._turn_off(f"{self._folder}: cannot be read ({error.strerror})")
+            return []
         shards = []
-        for path in self._folder.glob(SHARD_NAME.format("*")):
-            try:
-                shards.append((path.stat().st_mtime_ns, path.name, path))
-            except FileNotFoundError:  # another process has just removed it
-                continue
+        for path in paths:
+            with suppress(OSError):  # another process has just removed it
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    shards.append((status.st_mtime_ns, path.name, path))
+                else:  # opening a pipe would wait for ever
+                    _warn(f"{path}: is not a file, as files of the cache are; remove it")
         return [path for _, _, path in sorted(shards, reverse=True)]
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
@@ -154,13 +162,14 @@ class TensorCache:
                 self._folder / SHARD_NAME.format(name), tensors, {METADATA_MARK: _VERSION, **checks}
             )
         except OutputError as error:
-            warnings.warn(
-                f"{error}; going on without this cache. `data.cache_dir` or the variable "
-                f"{CACHE_VARIABLE} puts it elsewhere",
-                LorasmithWarning,
-                stacklevel=2,
-            )
-            self._folder = None
+            self._turn_off(str(error))
+
+    def _turn_off(self, reason: str) -> None:
+        _warn(
+            f"{reason}; going on without this cache. `data.cache_dir` or the variable "
+            f"{CACHE_VARIABLE} puts it elsewhere"
+        )
+        self._folder = None
 
 
 @dataclass
@@ -233,8 +242,10 @@ def _touch(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file that may be gone, or open in another process on Windows."""
-    try:
+    """Remove a file that may be gone, a folder, or open in another process on Windows."""
+    with suppress(OSError):
         path.unlink(missing_ok=True)
-    except PermissionError:
-        return
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, LorasmithWarning, stacklevel=4)

@@ -6,18 +6,18 @@ none for this image. ``registries.CAPTION_SOURCES`` holds them by name, and the 
 ``folder-name`` in a folder, and asks ``metadata`` alone with a manifest and in a packed tar.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.reading.caption_file import read_caption_file
-from lorasmith.data.reading.problems import Problem
+from lorasmith.data.reading.caption_file import CaptionFile, read_caption_file
+from lorasmith.data.reading.links import FOLLOW_SETTING, LinkPolicy, list_entries
+from lorasmith.data.reading.problems import Problem, ProblemKind
 from lorasmith.registries import CAPTION_SOURCES
 
-AUTO = "auto"
 CAPTION_SUFFIX = ".txt"
 
 
@@ -45,7 +45,7 @@ class SiblingFiles:
 
 def _list_files(folder: Path) -> list[str]:
     try:
-        return [path.name for path in folder.iterdir() if not path.is_dir()]
+        return list_entries(folder)[1]
     except OSError:
         return []
 
@@ -68,10 +68,22 @@ class ImageContext:
     """``some words`` for an image in a kohya folder ``10_some_words``; empty elsewhere."""
     default_caption: str | None = None
     """The caption of images without one, where the user gives it; `find_caption` fills it in."""
+    links: LinkPolicy | None = None
+    """Which links are followed; None: all."""
 
     def find_sibling(self, suffix: str) -> Path | None:
-        """Return the file beside the image with its stem and another suffix, in any case."""
-        return self.siblings.find(self.path.stem + suffix)
+        """Return the file beside the image with its stem and another suffix, in any case.
+
+        Raises:
+            DataError: it is a link out of the dataset.
+        """
+        path = self.siblings.find(self.path.stem + suffix)
+        if path is not None and self.links is not None and self.links.refuses(path):
+            raise DataError(
+                f"{path.name} is a link out of the dataset and not read; copy the text into it, "
+                f"or follow links with {FOLLOW_SETTING}"
+            )
+        return path
 
     def relative_path(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -99,6 +111,9 @@ def find_caption(image: ImageContext, source: str) -> Caption:
         source: a name in ``CAPTION_SOURCES``.
     """
     caption = _ask(CAPTION_SOURCES.get(source), image) or Caption()
+    if not all(_is_text(text) for text in caption.texts):
+        detail = "has a caption with half of a surrogate pair, which is no text; write it again"
+        return Caption(problems=(Problem(image.key, "bad-caption", detail),))
     if caption.texts or not image.default_caption or _has_error(caption):
         return caption
     return Caption((image.default_caption,), caption.problems)
@@ -109,6 +124,15 @@ def _ask(source: CaptionSource, image: ImageContext) -> Caption | None:
         return source(image)
     except DataError as error:
         return Caption(problems=(Problem(image.key, "bad-caption", str(error)),))
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be encoded: JSON can escape halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_error(caption: Caption) -> bool:
@@ -134,10 +158,20 @@ def read_text_caption(image: ImageContext) -> Caption | None:
     if content.error:
         return Caption(problems=(Problem(file, "bad-caption", content.error),))
     texts = (content.text,) if content.text else ()
-    if not content.has_bom:
-        return Caption(texts)
-    detail = "starts with a byte order mark, which is left out"
-    return Caption(texts, (Problem(file, "caption-mark", detail, "warning"),))
+    return Caption(texts, tuple(_warn_about_file(file, content)))
+
+
+def _warn_about_file(file: str, content: CaptionFile) -> Iterator[Problem]:
+    def warning(kind: ProblemKind, detail: str) -> Problem:
+        return Problem(file, kind, detail, "warning")
+
+    if content.has_bom:
+        yield warning("caption-mark", "starts with a byte order mark, which is left out")
+    if content.is_json:
+        yield warning("json-caption", "is JSON, all of which is the caption; write its text alone")
+    elif content.line_count > 1:
+        detail = f"has {content.line_count} lines, which are joined into one caption"
+        yield warning("caption-lines", f"{detail}; keep one of them if each is a caption")
 
 
 def read_metadata_caption(image: ImageContext) -> Caption | None:

@@ -6,27 +6,29 @@ an epoch, and images without a caption file take the words as their caption.
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorasmith.data.reading.caption_sources import (
-    AUTO,
     CAPTION_SUFFIX,
     Caption,
     ImageContext,
     SiblingFiles,
     find_caption,
 )
+from lorasmith.data.reading.links import FOLLOW_SETTING, LinkPolicy
 from lorasmith.data.reading.listing import DatasetListing, printable_name
+from lorasmith.data.reading.options import AUTO, ReadOptions
 from lorasmith.data.reading.problems import ProblemKind
 from lorasmith.data.reading.row import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
     Row,
     find_mask,
+    foreign_mask_stem,
     is_mask_name,
 )
+from lorasmith.data.reading.walk import walk_folders
 
 MANY_REPEATS = 200
 """More repeats than this are more likely a year or another number in a folder's name."""
@@ -39,27 +41,27 @@ _UNSUPPORTED_SUFFIXES = frozenset(
     {".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".raw", ".cr2", ".cr3", ".nef",
      ".arw", ".dng", ".exr", ".hdr", ".tga", ".ico", ".jpe", ".jpg_large", ".pdf"}
 )  # fmt: skip
-_IGNORED_FOLDER = "__MACOSX"
 
 
-def find_rows_in_folder(
-    root: Path, caption_source: str = AUTO, default_caption: str | None = None
-) -> DatasetListing:
+def find_rows_in_folder(root: Path, options: ReadOptions) -> DatasetListing:
     """Find the images of a folder and its subfolders, leaving hidden files and folders out.
 
     Args:
         root: an existing folder.
-        caption_source: a name in ``CAPTION_SOURCES``, or ``auto``.
-        default_caption: for images without a caption; without it they are errors.
+        options: where captions come from, and which links are followed.
     """
     listing = DatasetListing()
+    links = LinkPolicy(root, options.follow_links)
     images: list[tuple[Path, _Folder]] = []
-    for folder in _walk(root, listing):
-        _report_unused_files(folder, listing)
-        images += [(image, folder) for image in folder.images]
+    for path, names in walk_folders(root, links, listing):
+        repeats, words = _parse_folder_name(path, root, listing)
+        if repeats > 0:
+            folder = _Folder(root, path, names, repeats, words, links)
+            _report_unused_files(folder, listing)
+            images += [(image, folder) for image in folder.images]
     listing.image_count = len(images)
     for image, folder in sorted(images, key=lambda pair: pair[0]):
-        _add_row(image, folder, caption_source, default_caption, listing)
+        _add_row(image, folder, options, listing)
     return listing
 
 
@@ -72,40 +74,19 @@ class _Folder:
     names: list[str]
     repeats: int
     words: str
+    links: LinkPolicy
 
     def __post_init__(self) -> None:
-        names = [n for n in self.names if _suffix(n) in IMAGE_SUFFIXES and not is_mask_name(n)]
-        self.images = [self.path / name for name in names]
+        self.images = [self.path / name for name in self.names if _is_image_name(name)]
         self.siblings = SiblingFiles(self.path, self.names)
 
     def key(self, name: str) -> str:
         return (self.path / name).relative_to(self.root).as_posix()
 
 
-def _walk(root: Path, listing: DatasetListing) -> Iterator[_Folder]:
-    def report_unreadable(error: OSError) -> None:
-        name = Path(error.filename).relative_to(root).as_posix()
-        listing.add_problem(name, "unreadable", f"this folder cannot be read ({error.strerror})")
-
-    for directory, subfolders, files in os.walk(root, onerror=report_unreadable):
-        path = Path(directory)
-        for name in sorted(subfolders):
-            if _suffix(name) in IMAGE_SUFFIXES:
-                listing.add_problem(
-                    (path / name).relative_to(root).as_posix(), "folder",
-                    "is a folder that is named like an image; rename it",
-                )  # fmt: skip
-        subfolders[:] = [
-            name for name in subfolders if _is_visible(name) and _suffix(name) not in IMAGE_SUFFIXES
-        ]
-        repeats, words = _parse_folder_name(path, root, listing)
-        if repeats > 0:
-            names = [name for name in files if _is_visible(name)]
-            yield _Folder(root, path, names, repeats, words)
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != _IGNORED_FOLDER
+def _is_image_name(name: str) -> bool:
+    is_mask = is_mask_name(name) or foreign_mask_stem(name) is not None
+    return _suffix(name) in IMAGE_SUFFIXES and not is_mask
 
 
 def _parse_folder_name(path: Path, root: Path, listing: DatasetListing) -> tuple[int, str]:
@@ -128,8 +109,14 @@ def _report_unused_files(folder: _Folder, listing: DatasetListing) -> None:
     """Report files that look like a part of the dataset and are not used."""
     stems = {image.stem for image in folder.images}
     for name in sorted(folder.names):
-        stem, suffix = Path(name).stem, _suffix(name)
-        if is_mask_name(name) and name[: -len(MASK_SUFFIX)] not in stems:
+        stem, suffix, masked = Path(name).stem, _suffix(name), foreign_mask_stem(name)
+        if masked is not None:
+            detail = (
+                "is named like a mask of OneTrainer and left out; a mask is read from "
+                f"{masked}{MASK_SUFFIX}: rename it"
+            )
+            listing.add_problem(folder.key(name), "foreign-mask", detail, "warning")
+        elif is_mask_name(name) and name[: -len(MASK_SUFFIX)] not in stems:
             detail = "there is no image for it"
             listing.add_problem(folder.key(name), "lonely-mask", detail, "warning")
         elif suffix in IMAGE_SUFFIXES or suffix == CAPTION_SUFFIX or stem in stems:
@@ -139,18 +126,20 @@ def _report_unused_files(folder: _Folder, listing: DatasetListing) -> None:
             listing.add_problem(folder.key(name), "unknown-kind", detail, "warning")
 
 
-def _add_row(
-    path: Path,
-    folder: _Folder,
-    caption_source: str,
-    default_caption: str | None,
-    listing: DatasetListing,
-) -> None:
-    key = folder.key(path.name)
+def _add_row(path: Path, folder: _Folder, options: ReadOptions, listing: DatasetListing) -> None:
+    key, links = folder.key(path.name), folder.links
     if printable_name(key) != key:
         listing.add_problem(key, "bad-name", "the file's name is not UTF-8 text; rename it")
         return
-    if not path.is_file():
+    if links.refuses(path):
+        detail = (
+            "is a link out of the dataset and left out; copy the image, or follow links with "
+            f"{FOLLOW_SETTING}"
+        )
+        listing.add_problem(key, "linked-outside", detail, "warning")
+        listing.image_count -= 1
+        return
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it never raises
         kind: ProblemKind = "missing-file" if path.is_symlink() else "unreadable"
         detail = "is a link to nothing" if path.is_symlink() else "is not a file"
         listing.add_problem(key, kind, detail)
@@ -161,13 +150,25 @@ def _add_row(
         folder.root,
         folder.siblings,
         folder_words=folder.words,
-        default_caption=default_caption,
+        default_caption=options.default_caption,
+        links=links,
     )
-    caption = find_caption(image, caption_source)
-    _report_caption_problems(image, caption, caption_source, listing)
-    if caption.texts:
-        row = Row(key, caption.texts, {}, path, repeats=folder.repeats, mask_path=find_mask(path))
+    caption = find_caption(image, options.caption_source)
+    _report_caption_problems(image, caption, options.caption_source, listing)
+    mask = find_mask(path)
+    if mask is not None and links.refuses(mask):
+        listing.add_problem(key, "bad-mask", describe_refused_mask(mask))
+    elif caption.texts:
+        row = Row(key, caption.texts, {}, path, repeats=folder.repeats, mask_path=mask)
         listing.rows.append(row)
+
+
+def describe_refused_mask(mask: Path) -> str:
+    """Return what is wrong with a mask that is a link out of the dataset, and what to do."""
+    return (
+        f"{mask.name} is a link out of the dataset; copy the mask, or follow links with "
+        f"{FOLLOW_SETTING}"
+    )
 
 
 def _report_caption_problems(
@@ -182,13 +183,18 @@ def _report_caption_problems(
 def _how_to_add_caption(image: ImageContext, caption_source: str) -> str:
     if caption_source not in (AUTO, "txt"):
         return f"data.caption_source = {caption_source} has none for it"
-    caption_file = image.find_sibling(CAPTION_SUFFIX)
+    caption_file = image.siblings.find(image.path.stem + CAPTION_SUFFIX)
     if caption_file is not None:
         return f"write {caption_file.name}, which is empty"
     path = image.path
     double_suffixes = (path.suffix + suffix for suffix in (CAPTION_SUFFIX, ".caption"))
     for suffix in (*_MISNAMED_CAPTIONS, *double_suffixes):
-        misnamed = image.find_sibling(suffix)
+        misnamed = image.siblings.find(path.stem + suffix)
+        if misnamed is not None and suffix == ".json":
+            return (
+                f"captions are read from {path.stem}{CAPTION_SUFFIX}, and {misnamed.name} is "
+                f"JSON: write its caption as text into {path.stem}{CAPTION_SUFFIX}"
+            )
         if misnamed is not None:
             return (
                 f"captions are read from {path.stem}{CAPTION_SUFFIX}, and there is "

@@ -1,65 +1,83 @@
 """Datasets with a ``metadata.jsonl`` (the imagefolder layout of the datasets library)."""
 
+import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import DataError
-from lorasmith.data.reading.caption_sources import (
-    AUTO,
-    ImageContext,
-    SiblingFiles,
-    find_caption,
-)
-from lorasmith.data.reading.folder import find_rows_in_folder
+from lorasmith.core.regular_files import read_regular_file
+from lorasmith.data.reading.caption_sources import ImageContext, SiblingFiles, find_caption
+from lorasmith.data.reading.folder import describe_refused_mask, find_rows_in_folder
+from lorasmith.data.reading.links import FOLLOW_SETTING, LinkPolicy
 from lorasmith.data.reading.listing import DatasetListing
-from lorasmith.data.reading.row import Row, find_mask, is_mask_name
+from lorasmith.data.reading.options import AUTO, ReadOptions
+from lorasmith.data.reading.row import Row, find_mask, foreign_mask_stem, is_mask_name
 
 MANIFEST = "metadata.jsonl"
+MAX_METADATA_BYTES = 256 << 20
+"""Of metadata as text: 16,000 images with several captions each have 15 MiB."""
+_MAX_LINES = 1_000_000
+_MAX_PROBLEMS = 100_000
+_MAX_SHOWN = 100
+"""Characters of a name in a message."""
 
 
 class LineError(Exception):
     """What is wrong with one line of metadata."""
 
 
-def find_rows_in_manifest(
-    folder: Path, caption_source: str = AUTO, default_caption: str | None = None
-) -> DatasetListing:
+def find_rows_in_manifest(folder: Path, options: ReadOptions) -> DatasetListing:
     """Find the images that ``metadata.jsonl`` names.
 
     Args:
         folder: holds the manifest.
-        caption_source: a name in ``CAPTION_SOURCES``, or ``auto``.
-        default_caption: for images without a caption.
+        options: where captions come from, and which links are followed.
 
     Raises:
         DataError: the manifest itself cannot be read, or lists nothing.
     """
-    manifest = folder / MANIFEST
+    manifest, links = folder / MANIFEST, LinkPolicy(folder, options.follow_links)
     listing = DatasetListing()
     siblings: dict[Path, SiblingFiles] = {}
-    for line_number, line in enumerate(_read_lines(manifest), start=1):
+    for line_number, line in enumerate(_read_lines(manifest, links), start=1):
         if not line.strip():
             continue
         listing.image_count += 1
+        place = f"{MANIFEST}:{line_number}"
         try:
-            path, columns = _parse_line(folder, line)
+            path, columns = _parse_line(folder, line, links)
             files = siblings.setdefault(path.parent, SiblingFiles(path.parent))
             image = ImageContext(
-                columns["file_name"], path, folder, files, columns, default_caption=default_caption
-            )
-            captions = require_captions(image, caption_source, listing)
-            row = Row(image.key, captions, columns, path, mask_path=find_mask(path))
+                columns["file_name"], path, folder, files, columns,
+                default_caption=options.default_caption, links=links,
+            )  # fmt: skip
+            captions = require_captions(image, options.caption_source, listing)
+            row = Row(image.key, captions, columns, path, mask_path=_find_mask(path, links))
             listing.rows.append(row)
         except FileNotFoundError as error:
-            listing.add_problem(f"{MANIFEST}:{line_number}", "missing-file", str(error))
+            listing.add_problem(place, "missing-file", str(error))
         except LineError as error:
-            listing.add_problem(f"{MANIFEST}:{line_number}", "bad-line", str(error))
+            listing.add_problem(place, "bad-line", str(error))
+        check_size(listing, manifest)
     if not listing.image_count:
         raise DataError(f"{manifest}: lists no images")
     _report_unlisted(folder, listing)
     return listing
+
+
+def check_size(listing: DatasetListing, file: Path) -> None:
+    """Raises DataError where a file has more lines, or more bad ones, than anybody means."""
+    if listing.image_count > _MAX_LINES:
+        raise DataError(f"{file}: has more than {_MAX_LINES:,} lines; divide it")
+    if len(listing.problems) > _MAX_PROBLEMS:
+        first = listing.problems[0]
+        raise DataError(
+            f"{file}: more than {_MAX_PROBLEMS:,} lines cannot be used, first {first.file}: "
+            f"{first.detail}"
+        )
 
 
 def parse_json_object(line: str) -> dict[str, Any]:
@@ -68,6 +86,8 @@ def parse_json_object(line: str) -> dict[str, Any]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise LineError(f"not JSON ({error.msg})") from error
+    except ValueError as error:
+        raise LineError("not JSON that can be read (a number of thousands of digits)") from error
     except RecursionError as error:
         raise LineError("not JSON that can be read (too deep)") from error
     if not isinstance(value, dict):
@@ -91,28 +111,53 @@ def require_captions(
     raise LineError(f"data.caption_source = {caption_source} has no caption for {image.key}")
 
 
-def _read_lines(manifest: Path) -> list[str]:
+def _read_lines(manifest: Path, links: LinkPolicy) -> Iterator[str]:
+    if links.refuses(manifest):
+        raise DataError(
+            f"{manifest}: is a link out of the dataset; copy it, or follow links with "
+            f"{FOLLOW_SETTING}"
+        )
     try:
-        return manifest.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028
+        text = read_regular_file(manifest, MAX_METADATA_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{manifest}: not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from error
     except OSError as error:
         raise DataError(f"{manifest}: cannot be read ({error.strerror})") from error
+    return split_lines(text)
 
 
-def _parse_line(folder: Path, line: str) -> tuple[Path, Mapping[str, Any]]:
+def split_lines(text: str) -> Iterator[str]:
+    """Split at line feeds only, as JSON may hold U+2028, and without a list of all lines."""
+    return (line.removesuffix("\n") for line in io.StringIO(text, newline="\n"))
+
+
+def _parse_line(folder: Path, line: str, links: LinkPolicy) -> tuple[Path, Mapping[str, Any]]:
     columns = parse_json_object(line)
     name = columns.get("file_name")
     if not isinstance(name, str) or not name.isprintable():
         raise LineError("has no file_name")
-    if is_mask_name(name):
+    if is_mask_name(name) or foreign_mask_stem(name) is not None:
         raise LineError(f"{name} is a mask; list the image that it belongs to")
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise FileNotFoundError(f"{name} is not a file inside {folder}")
+    # Not Path's own methods: they raise for names that are too long.
+    if not _is_below(folder, path) or not links.allows_target(path) or not os.path.isfile(path):  # noqa: PTH113
+        hint = "" if links.is_inside(path) else f" (links out of it need {FOLLOW_SETTING})"
+        raise FileNotFoundError(f"{name[:_MAX_SHOWN]} is not a file inside {folder}{hint}")
     return path, columns
+
+
+def _is_below(folder: Path, path: Path) -> bool:
+    """Whether a path names something in a folder, links aside."""
+    return Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+
+
+def _find_mask(image: Path, links: LinkPolicy) -> Path | None:
+    mask = find_mask(image)
+    if mask is not None and links.refuses(mask):
+        raise LineError(describe_refused_mask(mask))
+    return mask
 
 
 def _report_unlisted(folder: Path, listing: DatasetListing) -> None:
@@ -120,7 +165,7 @@ def _report_unlisted(folder: Path, listing: DatasetListing) -> None:
     listed = {row.path.resolve() for row in listing.rows}
     if len(listed) < listing.image_count:
         return  # which images the faulty lines mean is not known
-    for row in find_rows_in_folder(folder, default_caption="any").rows:
+    for row in find_rows_in_folder(folder, ReadOptions(default_caption="any")).rows:
         if row.path.resolve() not in listed:
             detail = "is not in metadata.jsonl and not used"
             listing.add_problem(row.key, "unlisted", detail, "warning")

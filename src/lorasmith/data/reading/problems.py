@@ -12,7 +12,8 @@ ProblemKind = Literal[
     "empty-file", "not-an-image", "damaged", "too-large", "bad-mask",
     # warnings: it can, but perhaps not as meant
     "animated", "folder-caption", "caption-mark", "unknown-kind", "unlisted", "lonely-mask",
-    "many-repeats", "no-repeats", "color-profile",
+    "many-repeats", "no-repeats", "color-profile", "caption-lines", "json-caption",
+    "foreign-mask", "linked-outside", "link-loop",
 ]  # fmt: skip
 
 KIND_DESCRIPTIONS: dict[ProblemKind, str] = {
@@ -35,6 +36,11 @@ KIND_DESCRIPTIONS: dict[ProblemKind, str] = {
     "unlisted": "images are not in metadata.jsonl",
     "lonely-mask": "masks belong to no image",
     "many-repeats": "folders repeat their images very often",
+    "caption-lines": "captions have several lines",
+    "json-caption": "captions are JSON",
+    "foreign-mask": "files are masks under another program's names",
+    "linked-outside": "links lead out of the dataset",
+    "link-loop": "links lead to folders that are read already",
     "color-profile": "colour profiles cannot be used",
     "no-repeats": "folders repeat their images 0 times",
 }

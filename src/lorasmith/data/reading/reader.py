@@ -6,56 +6,66 @@ library), and a packed tar that holds thousands of small images in one file. Rea
 there.
 """
 
+import os
+import warnings
 from pathlib import Path
 
-from lorasmith.core.errors import DataError
-from lorasmith.data.reading.caption_sources import AUTO
+from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.reading.folder import find_rows_in_folder
 from lorasmith.data.reading.listing import DatasetListing
 from lorasmith.data.reading.manifest import MANIFEST, find_rows_in_manifest
+from lorasmith.data.reading.options import DEFAULT_OPTIONS, ReadOptions
 from lorasmith.data.reading.packed_tar import find_rows_in_packed_tar
-from lorasmith.data.reading.problems import filter_by_severity, summarize
+from lorasmith.data.reading.problems import ProblemKind, filter_by_severity, summarize
 from lorasmith.data.reading.row import IMAGE_SUFFIXES, Row
 
+_LEFT_OUT: tuple[ProblemKind, ...] = ("linked-outside", "link-loop", "foreign-mask")
+"""Warnings about files that look like images of the dataset and are none."""
 
-def find_rows(
-    path: Path, caption_source: str = AUTO, default_caption: str | None = None
-) -> DatasetListing:
+
+def find_rows(path: Path, options: ReadOptions = DEFAULT_OPTIONS) -> DatasetListing:
     """Find every captioned image under ``path``, and the problems of the others.
 
     Images are not opened.
 
     Args:
         path: a folder or a packed tar.
-        caption_source: a name in ``CAPTION_SOURCES``, or ``auto``.
-        default_caption: for images without a caption; without it they are errors.
+        options: where captions come from, and which links are followed.
 
     Raises:
         DataError: nothing there, or nothing that looks like images.
     """
     if path.is_file():
-        return find_rows_in_packed_tar(path, caption_source, default_caption)
+        return find_rows_in_packed_tar(path, options)
     if not path.is_dir():
         raise DataError(f"{path}: no such data folder or packed file")
-    if (path / MANIFEST).is_file():
-        return find_rows_in_manifest(path, caption_source, default_caption)
-    listing = find_rows_in_folder(path, caption_source, default_caption)
+    if os.path.lexists(path / MANIFEST):
+        return find_rows_in_manifest(path, options)
+    listing = find_rows_in_folder(path, options)
     if not listing.rows and not filter_by_severity(listing.problems, "error"):
-        unknown = [problem for problem in listing.problems if problem.kind == "unknown-kind"]
-        hint = f"; there is {unknown[0].file}: {unknown[0].detail}" if unknown else ""
+        kinds = ("unknown-kind", *_LEFT_OUT)
+        unused = [problem for problem in listing.problems if problem.kind in kinds]
+        hint = f"; there is {unused[0].file}: {unused[0].detail}" if unused else ""
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{path}: no images found (looked for {suffixes}){hint}")
     return listing
 
 
-def read_rows(path: Path, caption_source: str = AUTO) -> list[Row]:
+def read_rows(path: Path, options: ReadOptions = DEFAULT_OPTIONS) -> list[Row]:
     """Read every captioned image under ``path``, in a stable order.
+
+    Files that are left out (links out of the folder, another program's masks) are a
+    LorasmithWarning.
 
     Raises:
         DataError: nothing there, no images, or anything wrong with one of them (with counts).
     """
-    listing = find_rows(path, caption_source)
+    listing = find_rows(path, options)
     errors = filter_by_severity(listing.problems, "error")
     if errors:
         raise DataError(f"{path}: {summarize(errors, listing.image_count)}")
+    left_out = [problem for problem in listing.problems if problem.kind in _LEFT_OUT]
+    if left_out:
+        message = f"{path}: {summarize(left_out, listing.image_count)}"
+        warnings.warn(message, LorasmithWarning, stacklevel=2)
     return listing.rows

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ IMAGE_SUFFIXES = frozenset(
 )
 MAX_FILE_BYTES = 1 << 30
 """Larger files of images and masks are refused before they are read."""
-_MAX_PACKED_BYTES = 1 << 50
+MAX_PACKED_BYTES = 1 << 50
 """A packed tar may have any size; its images may not."""
 MASK_SUFFIX = ".mask.png"
 """``cat.mask.png`` is the mask of ``cat.jpg``, never a training image."""
+_FOREIGN_MASK_SUFFIXES = ("-masklabel.png", "-condlabel.png")
+"""OneTrainer's masks and conditioning images, never training images either."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Row:
             return open_regular_file(self.path, MAX_FILE_BYTES)
         if self.length > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, "larger than 1 GiB")
-        with open_regular_file(self.path, _MAX_PACKED_BYTES) as stream:
+        with open_regular_file(self.path, MAX_PACKED_BYTES) as stream:
             stream.seek(self.offset)
             return io.BytesIO(stream.read(self.length))
 
@@ -95,10 +98,18 @@ def hash_row(row: Row) -> str:
 
 
 def find_mask(image: Path) -> Path | None:
-    """Return the mask file that belongs to an image file, if there is one."""
+    """Return the mask file that belongs to an image file, if anything has its name."""
     mask = image.with_name(image.stem + MASK_SUFFIX)
-    return mask if mask.is_file() else None
+    return mask if os.path.lexists(mask) else None
 
 
 def is_mask_name(name: str) -> bool:
     return name.lower().endswith(MASK_SUFFIX)
+
+
+def foreign_mask_stem(name: str) -> str | None:
+    """Return the stem of the image that a mask by OneTrainer's naming belongs to, or None."""
+    for suffix in _FOREIGN_MASK_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return None

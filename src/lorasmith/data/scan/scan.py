@@ -16,8 +16,8 @@ from lorasmith.config.data import RowFilter
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
 from lorasmith.data.images.decode import WHITE
-from lorasmith.data.reading.caption_sources import AUTO
 from lorasmith.data.reading.filters import filter_rows
+from lorasmith.data.reading.options import DEFAULT_OPTIONS, ReadOptions
 from lorasmith.data.reading.problems import (
     Problem,
     filter_by_severity,
@@ -70,26 +70,24 @@ def no_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
 def scan_dataset(
     path: Path,
     filters: Sequence[RowFilter] = (),
-    default_caption: str | None = None,
     background: tuple[int, int, int] = WHITE,
     bar: ProgressBarFactory = no_bar,
-    caption_source: str = AUTO,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> ScanResult:
     """Read every image, mask and caption under ``path``.
 
     Args:
         path: a folder or a packed tar.
         filters: only rows that pass all of these are opened.
-        default_caption: for images without a caption; without it they are errors.
         background: colour under transparent images.
         bar: shows progress, such as ``loops.progress.progress_bar``.
-        caption_source: a name in ``CAPTION_SOURCES``.
+        options: where captions come from, and which links are followed.
 
     Raises:
         DataError: nothing there, nothing that looks like images, a manifest that cannot be read,
             or filters that leave nothing.
     """
-    listing = find_rows(path, caption_source, default_caption)
+    listing = find_rows(path, options)
     rows = filter_rows(listing.rows, filters) if filters else listing.rows
     images, problems = [], list(listing.problems)
     with bar("checking images", len(rows)) as advance:
@@ -100,6 +98,16 @@ def scan_dataset(
             advance(1)
     dropped = len(listing.rows) - len(rows)
     return ScanResult(path, images, problems, listing.image_count - dropped)
+
+
+def read_options(data: DataConfig, default_caption: str | None = None) -> ReadOptions:
+    """Return how settings read their datasets.
+
+    Args:
+        data: the settings.
+        default_caption: for images without a caption; without it they are errors.
+    """
+    return ReadOptions(data.caption_source, default_caption, data.follow_links)
 
 
 def _inspect_rows(rows: Sequence[Row], background: tuple[int, int, int]) -> Iterator[Inspection]:
@@ -116,13 +124,7 @@ def read_usable_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list
     Raises:
         DataError: one image or more cannot be used and the setting is ``stop``, or none can.
     """
-    scan = scan_dataset(
-        data.path,
-        data.filters,
-        background=data.background_rgb,
-        bar=bar,
-        caption_source=data.caption_source,
-    )
+    scan = scan_dataset(data.path, data.filters, data.background_rgb, bar, read_options(data))
     return _keep_usable(scan, skip_errors=data.bad_images == "skip")
 
 
@@ -136,13 +138,8 @@ def read_class_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list[
     """
     if data.reg_data_dir is None:
         return []
-    scan = scan_dataset(
-        data.reg_data_dir,
-        default_caption=data.reg_caption,
-        background=data.background_rgb,
-        bar=bar,
-        caption_source=data.caption_source,
-    )
+    options = read_options(data, data.reg_caption)
+    scan = scan_dataset(data.reg_data_dir, (), data.background_rgb, bar, options)
     return _keep_usable(scan, skip_errors=data.bad_images == "skip")
 
 

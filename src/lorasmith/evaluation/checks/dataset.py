@@ -12,7 +12,7 @@ from lorasmith.data.images.buckets import Bucket, choose_bucket_step, make_bucke
 from lorasmith.data.rules.facts import DatasetFacts, Finding
 from lorasmith.data.rules.images import cropped_share, scale_factor
 from lorasmith.data.rules.tag import find_common_words
-from lorasmith.data.scan.scan import ProgressBarFactory, scan_dataset
+from lorasmith.data.scan.scan import ProgressBarFactory, read_options, scan_dataset
 from lorasmith.evaluation.metrics.diversity import Diversity, measure_diversity
 from lorasmith.models.image_sizes import ImageSizes
 from lorasmith.registries import DATASET_RULES
@@ -145,9 +145,8 @@ def check_dataset(
     """
     sizes = ImageSizes.read(model)
     side = _resolve_side(data, sizes)
-    scan = scan_dataset(
-        data.path, data.filters, caption, data.background_rgb, bar, data.caption_source
-    )
+    options = read_options(data, caption)
+    scan = scan_dataset(data.path, data.filters, data.background_rgb, bar, options)
     tag = None if tagless else data.tag
     facts = DatasetFacts(
         scan, tag, _make_buckets(data, side, sizes), data.class_word, data.max_chunks

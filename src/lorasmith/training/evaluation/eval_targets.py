@@ -12,6 +12,7 @@ from lorasmith.config.train_config import SUFFIX, TrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.data.images.decode import WHITE, decode_image
+from lorasmith.data.reading.options import ReadOptions
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row
 from lorasmith.data.tags import contains_tag
@@ -80,7 +81,9 @@ class EvalTarget:
     def _read_rows(self, data: Path | None) -> tuple[list[Row], bool]:
         """Return images with the trigger word, and whether they were held out of the training."""
         if data is not None:
-            return [row for row in read_rows(data) if contains_tag(row.caption, self.tag)], False
+            follow_links = self.config is not None and self.config.data.follow_links
+            rows = read_rows(data, ReadOptions(follow_links=follow_links))
+            return [row for row in rows if contains_tag(row.caption, self.tag)], False
         if self.config is None:
             raise DataError(
                 f"{self.files[0]}: it is not known which pictures show {self.tag!r}, as its run's "

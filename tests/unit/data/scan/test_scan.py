@@ -261,7 +261,7 @@ def test_byte_order_mark_is_left_out_with_a_warning(tmp_path: Path) -> None:
     assert scan_dataset(tmp_path).rows[0].caption == "a thing"
 
 
-@pytest.mark.parametrize("ending", [".caption", ".png.txt", ".text", ".json"])
+@pytest.mark.parametrize("ending", [".caption", ".png.txt", ".text"])
 def test_captions_with_another_ending_are_counted_and_named(tmp_path: Path, ending: str) -> None:
     for index in range(3):
         write_image(tmp_path / f"{index}.png", scene(index), caption=None)
