@@ -130,10 +130,6 @@ class BucketBatchSampler:
             self._cached = (epoch, self._make_batches(epoch))
         return self._cached[1][within]
 
-    def epoch_of(self, step: int) -> int:
-        """Return the epoch (from 0) that a step (from 0) belongs to."""
-        return self._find(step)[0]
-
     def _find(self, step: int) -> tuple[int, int]:
         """Return a step's epoch, and the step within it."""
         if not len(self._class_entries):

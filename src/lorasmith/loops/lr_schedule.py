@@ -54,4 +54,5 @@ def lr_factor(
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return min_ratio + (1.0 - min_ratio) * LR_SCHEDULERS.get(schedule)(progress)
+    factor_of: LrSchedule = LR_SCHEDULERS.get(schedule)
+    return min_ratio + (1.0 - min_ratio) * factor_of(progress)

@@ -1,7 +1,6 @@
 """The rows and images that a pretraining run trains on, and the manifest that lists them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -60,9 +59,3 @@ def write_run_files(loop: PretrainLoop, settings: BaseConfig, rows: Sequence[Row
 def format_manifest(rows: Sequence[Row]) -> str:
     """Return a ``key<tab>sha256`` line for each row: the record of what a model was trained on."""
     return "".join(f"{row.key}\t{hash_row(row)}\n" for row in rows)
-
-
-def read_manifest(path: Path) -> dict[str, str]:
-    """Read a manifest back as ``{key: sha256}``."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return {key: digest for key, _, digest in (line.rpartition("\t") for line in lines if line)}

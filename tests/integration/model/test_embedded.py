@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import lorasmith
+from helpers.manifests import read_manifest
 from helpers.paths import EMBEDDED_RECIPE, REPOSITORY
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import hash_row
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.image_encoder import embed_images, embed_texts, load_clip, load_tokenizer
-from lorasmith.pretraining.dataset import read_manifest
 
 PACKED = REPOSITORY.parent / "shared" / "data" / "emoji128.tar"
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import lorasmith
+from helpers.manifests import read_manifest
 from helpers.training.pretrain_runs import (
     KINDS,
     UNET_FILE,
@@ -28,7 +29,6 @@ from lorasmith.data.reading.row import hash_row
 from lorasmith.loops.tracking import read_log
 from lorasmith.models.image_encoder import load_clip
 from lorasmith.models.suppress_logs import suppress_logs
-from lorasmith.pretraining.dataset import read_manifest
 
 # --- what is written ------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.encode import encode_captions
 from helpers.tiny_models import open_model
 from lorasmith.adapters.files.lora_file import load_lora_file
 from lorasmith.adapters.injection.inject import attach_lora
@@ -22,7 +23,6 @@ from lorasmith.evaluation.results import Candidate, PairedLoss
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.models.model import Model
 from lorasmith.models.noise_schedule import NoiseSchedule
-from lorasmith.models.text.encode import encode_captions
 
 CAPTIONS = ["a qqa person", "a red qqa cat, blob style", "qqa"]
 

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from helpers.manifests import read_manifest
 from lorasmith.config.data import PretrainDataConfig
 from lorasmith.config.pretrain import StageConfig
 from lorasmith.data.reading.row import Row, hash_row
 from lorasmith.pretraining.dataset import (
     find_flippable,
     format_manifest,
-    read_manifest,
     select_rows,
 )
 from lorasmith.pretraining.unet import find_stage

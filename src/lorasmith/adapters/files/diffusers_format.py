@@ -18,9 +18,6 @@ from lorasmith.adapters.kinds.lora import LoraLayer, as_peft
 from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
 from lorasmith.core.errors import WeightsError
 
-FILE_NAME = "pytorch_lora_weights.safetensors"
-"""The name that diffusers looks for in a folder."""
-
 
 def save_diffusers_file(
     path: Path,

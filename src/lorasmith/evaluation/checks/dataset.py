@@ -1,7 +1,7 @@
 """Checking a dataset before training: everything that needs no model weights."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.data.images.buckets import Bucket, choose_bucket_step, make_buckets
-from lorasmith.data.rules.facts import DatasetFacts, Finding
+from lorasmith.data.rules.facts import DatasetFacts, DatasetRule, Finding
 from lorasmith.data.rules.images import cropped_share, scale_factor
 from lorasmith.data.rules.tag import find_common_words
 from lorasmith.data.scan.scan import ProgressBarFactory, read_options, scan_dataset
@@ -151,7 +151,8 @@ def check_dataset(
     facts = DatasetFacts(
         scan, tag, _make_buckets(data, side, sizes), data.class_word, data.max_chunks
     )
-    findings = [finding for rule in DATASET_RULES.load_all().values() for finding in rule(facts)]
+    rules: Iterable[DatasetRule] = DATASET_RULES.load_all().values()
+    findings = [finding for rule in rules for finding in rule(facts)]
     diversity = measure_diversity(facts.scan.rows, data.background_rgb)
     if diversity is not None and diversity.is_uniform:
         findings.append(_report_uniform_images(diversity))

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from lorasmith.models.model import Model
 
-_BATCH_SIZE = 32
-
 
 class TokenIds(NamedTuple):
     """Token ids for each text encoder."""
@@ -82,28 +80,6 @@ def _encode_window(model: "Model", tokens: TokenIds, clip_skip: int) -> Conditio
     first, _ = _encode_penultimate(model.text_encoder, tokens.ids, clip_skip)
     second, output = _encode_penultimate(model.text_encoder_2, tokens.ids_2, clip_skip)
     return Conditioning(torch.cat([first, second], dim=-1), output)
-
-
-@torch.no_grad()
-def encode_captions(
-    model: "Model", texts: Sequence[str], clip_skip: int = 1, warn: bool = True
-) -> list[Conditioning]:
-    """Return each text's conditioning, context ``[77, width]`` and pooled ``[P]`` or None.
-
-    All tensors are on the text encoders' device, in their dtype. ``warn`` warns about truncation.
-
-    Raises:
-        ConfigError: ``clip_skip`` names a layer that does not exist.
-    """
-    results: list[Conditioning] = []
-    device = model.text_encoders[0].device
-    for start in range(0, len(texts), _BATCH_SIZE):
-        tokens = tokenize_texts(model, texts[start : start + _BATCH_SIZE], warn)
-        ids_2 = None if tokens.ids_2 is None else tokens.ids_2.to(device)
-        context, pooled = encode_tokens(model, TokenIds(tokens.ids.to(device), ids_2), clip_skip)
-        pooled_rows = [None] * len(context) if pooled is None else list(pooled)
-        results += [Conditioning(*pair) for pair in zip(context, pooled_rows, strict=True)]
-    return results
 
 
 def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], warn: bool = True) -> torch.Tensor:

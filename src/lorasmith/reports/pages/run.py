@@ -1,11 +1,12 @@
 """``report.html``: a run on one self-contained page, written from the run's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lorasmith.registries import REPORT_SECTIONS
 from lorasmith.reports.html import render_page, write_output
+from lorasmith.reports.sections import ReportSection
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import RunFolder, read_run_folder
 
@@ -28,7 +29,8 @@ def write_run_page(paths: RunPaths) -> Path:
 
 def render_run_page(run: RunFolder) -> str:
     """Return the page of a run as HTML: all registered sections in their order."""
-    sections = [section(run) for section in REPORT_SECTIONS.load_all().values()]
+    registered: Iterable[ReportSection] = REPORT_SECTIONS.load_all().values()
+    sections = [section(run) for section in registered]
     return render_page(
         _TEMPLATE,
         name=run.folder.resolve().name,

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from helpers.encode import encode_captions
 from helpers.tiny_models import open_model
 from lorasmith.core.errors import ConfigError, WeightsError
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.files.open import resolve_model_path
 from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
-from lorasmith.models.text.encode import TokenIds, encode_captions, encode_tokens, tokenize_texts
+from lorasmith.models.text.encode import TokenIds, encode_tokens, tokenize_texts
 
 TEXTS = ["a red apple on a table, noto style", "", "x " * 90]
 FAMILIES = {"sd1": "tiny_model", "sd2": "tiny_sd2", "sdxl": "tiny_sdxl"}

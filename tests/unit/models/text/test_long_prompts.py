@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.encode import encode_captions
 from helpers.paths import MERGES_FILE
 from helpers.tiny_models import open_model
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
-from lorasmith.models.text.encode import encode_captions, tokenize
+from lorasmith.models.text.encode import tokenize
 from lorasmith.models.text.long_prompts import (
     apply_emphasis,
     count_chunks,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.encode import encode_captions
 from helpers.tiny_models import open_model
 from helpers.training.datasets import built, data_of, take, write
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
@@ -17,7 +18,6 @@ from lorasmith.models.model import Model
 from lorasmith.models.text.encode import (
     Conditioning,
     TokenIds,
-    encode_captions,
     encode_tokens,
     tokenize,
 )
