@@ -6,7 +6,7 @@ import numpy as np
 
 from lorasmith.data.rules.facts import DatasetFacts, Finding, image_keys, pluralize
 from lorasmith.data.scan.image_inspection import ImageInfo
-from lorasmith.data.scan.perceptual_hash import bit_distances, color_distances
+from lorasmith.data.scan.similar_images import label_similar
 
 MAX_BIT_DISTANCE = 20
 """Of the 128 bits of the difference hash. Unrelated photographs differ in about 60 bits, scaled
@@ -57,27 +57,16 @@ def group_similar_images(images: Sequence[ImageInfo]) -> list[list[ImageInfo]]:
     distinct = list({image.content_hash: image for image in images if not image.is_blank}.values())
     if len(distinct) < 2:
         return []
-    bits = np.stack([image.fingerprint.bits for image in distinct])
-    colors = np.stack([image.fingerprint.colors for image in distinct])
-    parents = list(range(len(distinct)))
-    for i in range(len(distinct) - 1):
-        is_near = bit_distances(bits[i], bits[i + 1 :]) <= MAX_BIT_DISTANCE
-        candidates = i + 1 + np.flatnonzero(is_near)
-        is_similar = color_distances(colors[i], colors[candidates]) <= MAX_COLOR_DISTANCE
-        for j in candidates[is_similar].tolist():
-            parents[_find_root(parents, j)] = _find_root(parents, i)
+    labels = label_similar(
+        np.stack([image.fingerprint.bits for image in distinct]),
+        np.stack([image.fingerprint.colors for image in distinct]),
+        MAX_BIT_DISTANCE,
+        MAX_COLOR_DISTANCE,
+    )
     groups: dict[int, list[ImageInfo]] = {}
-    for index, image in enumerate(distinct):
-        groups.setdefault(_find_root(parents, index), []).append(image)
+    for image, label in zip(distinct, labels.tolist(), strict=True):
+        groups.setdefault(label, []).append(image)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _find_root(parents: list[int], index: int) -> int:
-    """Find the representative of a union-find tree, halving paths."""
-    while parents[index] != index:
-        parents[index] = parents[parents[index]]
-        index = parents[index]
-    return index
 
 
 def _join_keys(group: Sequence[ImageInfo]) -> str:

@@ -48,19 +48,3 @@ def difference_hash(image: Image.Image) -> NDArray[np.uint64]:
 
 def _resize(grey: Image.Image, width: int, height: int) -> NDArray[np.int16]:
     return np.asarray(grey.resize((width, height), Image.Resampling.BOX), dtype=np.int16)
-
-
-def bit_distances(query: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Count the bits that differ between a hash ``[2]`` and others ``[N, 2]``, int64 ``[N]``."""
-    return np.asarray(np.bitwise_count(hashes ^ query).sum(axis=1, dtype=np.int64))
-
-
-def color_distances(query: NDArray[np.uint8], grids: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return root mean square differences of colour grids, in 0..255.
-
-    Args:
-        query: uint8 ``[GRID, GRID, 3]``.
-        grids: uint8 ``[N, GRID, GRID, 3]``.
-    """
-    difference = grids.astype(np.float64) - query
-    return np.asarray(np.sqrt(np.square(difference).mean(axis=(1, 2, 3))))
