@@ -106,7 +106,7 @@ def _sum_blocks(colors: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def _bit_distances(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.uint8]:
     """Count the bits that differ between hashes ``[M, 2]`` and ``[N, 2]``: ``[M, N]``."""
-    distances = np.bitwise_count(first[:, None, 0] ^ second[None, :, 0])
+    distances: NDArray[np.uint8] = np.bitwise_count(first[:, None, 0] ^ second[None, :, 0])
     distances += np.bitwise_count(first[:, None, 1] ^ second[None, :, 1])
     return distances
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from helpers.dataset_files import encoded, scene, write_image
-from icc_profiles import ADOBE_RGB, P3, SRGB, cmyk_profile, grey_profile, matrix_profile
+from helpers.icc_profiles import ADOBE_RGB, P3, SRGB, cmyk_profile, grey_profile, matrix_profile
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.images.bucketed_images import read_image_header
 from lorasmith.data.images.color_profile import convert_to_srgb
