@@ -33,6 +33,10 @@ def _memory(value: str) -> str:
     return value
 
 
+_LARGEST_MEMORY = 1e6
+"""Largest number before the unit."""
+
+
 def parse_memory_size(memory: str) -> int:
     """Return how many bytes a text such as ``12GB`` means; GB and GiB are both 2^30 bytes, as
     graphics cards are sold.
@@ -41,7 +45,7 @@ def parse_memory_size(memory: str) -> int:
         ValueError: it is none.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", memory, re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) <= _LARGEST_MEMORY:
         raise ValueError("give an amount of memory, such as 12GB")
     return int(float(match[1]) * 2 ** (30 if match[2].upper() == "G" else 20))
 

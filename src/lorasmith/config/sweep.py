@@ -1,5 +1,6 @@
 """Settings of a sweep: one run's settings, and those that vary from one LoRA to the next."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ SWEEPABLE: Mapping[str, str] = {
 }
 """Settings that may vary, and what stands before their values in file names."""
 
+MAX_VARIANTS = 1000
+"""Most LoRAs of a sweep."""
 DEFAULT_MAX_PARALLEL = 8
 """Default number of LoRAs that are trained at the same time."""
 _LONGEST_VALUE, _LONGEST_NAME = 24, 100
@@ -86,6 +89,7 @@ class SweepConfig(TrainConfig):
     @model_validator(mode="after")
     def _something_varies(self) -> Self:
         check_sweepable(self.vary)
+        check_variant_count(self.vary)
         for name, values in self.vary.items():
             _check_values(name, [_value_of(self._with({name: value}), name) for value in values])
         self.variants()  # combinations that do not fit are refused before anything is done
@@ -206,6 +210,19 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
     return vary
 
 
+def check_variant_count(vary: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a sweep of more combinations than anyone trains.
+
+    Raises:
+        ConfigError: there are more than `MAX_VARIANTS`, or a setting has as many values.
+    """
+    count = math.prod(len(values) for values in vary.values())
+    if max(count, *map(len, vary.values())) > MAX_VARIANTS:
+        raise ConfigError(
+            f"vary: {count:,} combinations; a sweep takes up to {MAX_VARIANTS:,}: give fewer values"
+        )
+
+
 def check_sweepable(names: Iterable[str], none: bool = False) -> None:
     """Make sure that settings exist and may vary.
 
@@ -296,16 +313,15 @@ def _renamed(run: TrainConfig, name: str) -> TrainConfig:
 
 def _divided(text: str) -> list[str]:
     """Cut a text at its commas, but for those within quotes and brackets."""
-    pieces, quote, depth = [""], "", 0
-    for letter in text:
+    pieces, start, quote, depth = [], 0, "", 0
+    for index, letter in enumerate(text):
         if quote:
             quote = "" if letter == quote else quote
         elif letter in "\"'":
             quote = letter
+        elif letter == "," and not depth:
+            pieces.append(text[start:index])
+            start = index + 1
         else:
             depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and not (quote or depth):
-            pieces.append("")
-        else:
-            pieces[-1] += letter
-    return pieces
+    return [*pieces, text[start:]]

@@ -151,12 +151,12 @@ def _parse_tensors(path: Path, pairs: dict[str, Any], num_bytes: int) -> dict[st
     for name, entry in pairs.items():
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            sizes = [*shape, start, end]
+            sizes = [*shape, start, end] if isinstance(shape, list) else [None]
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable_error(path, f"its entry {name!r} is malformed") from error
-        if len(shape) > _MAX_DIMENSIONS or not all(_is_size(size) for size in sizes):
+        if len(sizes) > _MAX_DIMENSIONS + 2 or not all(_is_size(size) for size in sizes):
             raise _unreadable_error(path, f"its entry {name!r} has sizes that no tensor has")
-        if dtype not in _BITS:
+        if not isinstance(dtype, str) or dtype not in _BITS:
             raise _unreadable_error(path, f"{name!r} has the unknown number format {dtype!r}")
         if (end - start) * 8 != math.prod(shape) * _BITS[dtype]:
             raise _unreadable_error(path, f"the place of {name!r} does not fit its shape {shape}")

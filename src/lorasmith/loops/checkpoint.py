@@ -24,6 +24,7 @@ from lorasmith.core.files import (
     sha256_file,
     temporary_path,
 )
+from lorasmith.core.json_text import parse_json_object
 from lorasmith.core.safetensors_io import Tensors, load_tensors, save_tensors
 
 SCHEMA = 1
@@ -171,8 +172,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         WeightsError: a file is missing or altered, or a newer lorasmith wrote it.
     """
     verify_checkpoint(path)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(int(state["step"]), load_tensors(path / "tensors.safetensors"), state)
+    try:
+        state = parse_json_object((path / "state.json").read_text(encoding="utf-8"))
+        step = int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"checkpoint {path}: state.json is damaged; use an earlier one"
+        ) from error
+    return Checkpoint(step, load_tensors(path / "tensors.safetensors"), state)
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -182,7 +189,7 @@ def verify_checkpoint(path: Path) -> None:
         WeightsError: a file is missing or altered, or a newer lorasmith wrote it.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json_object((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] > SCHEMA:
             raise WeightsError(
                 f"checkpoint {path}: written by a newer lorasmith; update to read it"

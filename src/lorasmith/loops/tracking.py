@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import write_text
+from lorasmith.core.json_text import parse_json_object
 
 
 class MetricsLogger(Protocol):
@@ -217,11 +218,18 @@ def _wandb_id(folder: Path) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read a ``log.jsonl`` back; a last line cut off by a crash is left out."""
+    """Read a ``log.jsonl`` back up to the first damaged line, such as one cut off by a crash."""
     records: list[dict[str, float]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = parse_json_object(line)
+        except ValueError:
             break
+        if not all(_is_metric(value) for value in (record.get("step"), *record.values())):
+            break
+        records.append(record)
     return records
+
+
+def _is_metric(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

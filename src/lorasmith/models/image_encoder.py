@@ -16,6 +16,7 @@ from torch import nn
 from lorasmith.config.pretrain import IMAGE_ENCODER_NORM_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
+from lorasmith.core.json_text import parse_json_object
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.load import load_text_encoder, load_tokenizer
@@ -143,7 +144,7 @@ def _load_folder(folder: Path) -> tuple[ImageEncoder, dict[str, torch.Tensor]]:
     if not config_file.is_file():
         raise WeightsError(f"{folder}: has no {FOLDER}; `lorasmith pretrain clip` makes one")
     try:
-        image = ImageEncoder(**json.loads(config_file.read_text(encoding="utf-8")))
+        image = ImageEncoder(**parse_json_object(config_file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{config_file}: not an image encoder's config ({error})") from error
     tensors = load_tensors(folder / FOLDER / "model.safetensors")

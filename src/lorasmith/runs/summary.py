@@ -3,10 +3,13 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from lorasmith.core.errors import DataError
 from lorasmith.core.files import write_text
+from lorasmith.core.json_text import parse_json_object
+from lorasmith.core.terminal import shorten
 
 _FILE_KEYS = {"images": "pictures", "validation_images": "held_out", "stop_reason": "stopped"}
 """Fields that have another key in the file; all others have their own name."""
@@ -63,9 +66,11 @@ class RunSummary:
         """
         names = {_FILE_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
         try:
-            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{names[key]: value for key, value in facts.items()})
+            facts = parse_json_object(path.read_text(encoding="utf-8"))
+            values = {names[key]: value for key, value in facts.items()}
+            return TypeAdapter(cls).validate_python(values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = shorten(" ".join(str(error).split()), 200)
             raise DataError(
-                f"{path}: not a run summary ({error}); it has the keys {', '.join(names)}"
+                f"{path}: not a run summary ({reason}); it has the keys {', '.join(names)}"
             ) from error

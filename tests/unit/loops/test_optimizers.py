@@ -162,7 +162,7 @@ def test_setting_accepts_optimizer_names_in_any_case(spelling: str) -> None:
 
 
 def test_setting_refuses_an_unknown_optimizer_and_suggests_a_name() -> None:
-    with pytest.raises(ValueError, match="no optimizer 'adanw'; did you mean 'adamw'"):
+    with pytest.raises(ConfigError, match="no optimizer 'adanw'; did you mean 'adamw'"):
         TrainerConfig(optimizer="adanw")
 
 

@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.core.errors import ConfigError, close_matches, did_you_mean
+from lorasmith.core.terminal import shorten
 
 LAYER_KINDS: dict[str, tuple[str, ...]] = {
     "cross-attention": ("*.attn2.to_[qkv]", "*.attn2.to_out.0"),
@@ -51,6 +52,8 @@ _JOINT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Layers in PEFT's target lists for SD 3 and Flux."""
 _BLOCK = re.compile(r"(?P<side>down|up)(\.(?P<level>\d+))?|mid")
 _LBW_BLOCK = re.compile(r"(IN|OUT)\d\d|MID")
+_LONGEST_TARGET = 500
+"""Longer targets are refused: each word is compared with every layer."""
 _WILDCARD = re.compile(r"[*?\[]")
 
 Predicate = Callable[[LayerRef], bool]
@@ -85,6 +88,11 @@ def match_target(target: str, refs: Sequence[LayerRef], field: str) -> list[Laye
 def _parse(target: str, field: str) -> tuple[list[str], list[str]]:
     """Return the words for types (or patterns) and those for blocks."""
     left, at, right = target.strip().partition("@")
+    if len(target) > _LONGEST_TARGET:
+        raise ConfigError(
+            f"{field}: {shorten(repr(target), 60)} has {len(target):,} characters; "
+            f"{_LONGEST_TARGET:,} are the most"
+        )
     # `+conv` alone has an empty word in front.
     words = [word.strip() for word in left.removeprefix("+").split("+")]
     blocks = [word.strip() for word in right.split("+")] if at else []

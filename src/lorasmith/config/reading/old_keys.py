@@ -142,11 +142,15 @@ def _precision(value: Any) -> Any:
     return "fp32" if value == "no" else value
 
 
+def _tokens(chunks: Any) -> Any:
+    return 75 * chunks if isinstance(chunks, int) else chunks
+
+
 VERSION_1_VALUES: Mapping[str, Callable[[Any], Any]] = {
     "train.precision": _precision,
     "loop.precision": _precision,
-    "data.max_chunks": lambda chunks: 75 * chunks,
-    "feature.data.max_chunks": lambda chunks: 75 * chunks,
+    "data.max_chunks": _tokens,
+    "feature.data.max_chunks": _tokens,
     "data.masks": lambda source: "file" if source == "given" else source,
     "feature.data.masks": lambda source: "file" if source == "given" else source,
 }
@@ -266,7 +270,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 def _put(tree: Tree, path: list[str], value: Any) -> None:
     *sections, key = path
     for section in sections:
-        tree = tree.setdefault(section, {})
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{section}: a section, not a value (got {inner!r})")
+        tree = inner
     tree[key] = value
 
 
@@ -277,22 +284,26 @@ def _multiply_batches(before: Mapping[str, Any], result: Tree) -> None:
         old = {}
     steps = old.get("accumulate", 1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    train = result.setdefault("train", {})
+    if not isinstance(steps, int) or steps < 1 or not isinstance(train, dict):
+        return  # the check of the settings says so
     shares = steps * processes
     if shares == 1:
         return
-    train = result.setdefault("train", {})
     train["batch_size"] = _divided(old.get("batch_size", _VERSION_1_BATCH_SIZE), shares)
-    if "stages" in result:
+    if isinstance(result.get("stages"), list):
         result["stages"] = [_stage(stage, shares) for stage in result["stages"]]
 
 
-def _stage(stage: Mapping[str, Any], shares: int) -> Mapping[str, Any]:
-    if "batch_size" not in stage:
+def _stage(stage: Any, shares: int) -> Any:
+    if not isinstance(stage, Mapping) or "batch_size" not in stage:
         return stage
     return {**stage, "batch_size": _divided(stage["batch_size"], shares)}
 
 
-def _divided(batch_size: int, shares: int) -> int:
+def _divided(batch_size: Any, shares: int) -> Any:
+    if not isinstance(batch_size, int):
+        return batch_size
     if batch_size % shares:
         raise ConfigError(
             f"batch_size {batch_size} of an earlier version does not divide into {shares} batches; "
