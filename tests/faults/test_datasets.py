@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers.dataset_files import put, scene
+from helpers.dataset_files import scene, write_image
 from lorasmith.cli import run
 from lorasmith.config.train_data import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
@@ -71,7 +71,7 @@ def keys_of(result: ScanResult) -> list[str]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Return a dataset of one image, with room beside it."""
-    put(tmp_path / "data" / "own.png", scene(0))
+    write_image(tmp_path / "data" / "own.png", scene(0))
     return tmp_path / "data"
 
 
@@ -81,7 +81,7 @@ def data(tmp_path: Path) -> Path:
 def test_caption_that_links_out_of_the_folder_is_not_read(data: Path) -> None:
     secret = data.parent / "secret.txt"
     secret.write_text("password 12345")
-    put(data / "a.png", scene(1), caption=None)
+    write_image(data / "a.png", scene(1), caption=None)
     (data / "a.txt").symlink_to(secret)
     result = scan_dataset(data)
     assert keys_of(result) == ["own.png"]
@@ -94,7 +94,7 @@ def test_caption_that_links_out_of_the_folder_is_not_read(data: Path) -> None:
 
 
 def test_device_as_a_caption_is_not_read_even_when_links_are_followed(data: Path) -> None:
-    put(data / "a.png", scene(1), caption=None)
+    write_image(data / "a.png", scene(1), caption=None)
     (data / "a.txt").symlink_to("/dev/zero")
     result = without_blocking(lambda: scan_dataset(data, options=FOLLOW))
     (problem,) = result.errors
@@ -103,7 +103,7 @@ def test_device_as_a_caption_is_not_read_even_when_links_are_followed(data: Path
 
 
 def test_links_inside_the_folder_are_followed(data: Path) -> None:
-    put(data / "sets" / "x.png", scene(2), "thing x")
+    write_image(data / "sets" / "x.png", scene(2), "thing x")
     (data / "10_dogs").symlink_to("sets")
     (data / "y.png").symlink_to("sets/x.png")
     (data / "y.txt").symlink_to("sets/x.txt")
@@ -113,7 +113,7 @@ def test_links_inside_the_folder_are_followed(data: Path) -> None:
 
 
 def test_links_out_of_the_folder_are_named_and_followed_on_request(data: Path) -> None:
-    put(data.parent / "elsewhere" / "x.png", scene(2), "thing x")
+    write_image(data.parent / "elsewhere" / "x.png", scene(2), "thing x")
     (data / "more").symlink_to("../elsewhere")
     (data / "y.png").symlink_to("../elsewhere/x.png")
     (data / "y.txt").write_text("thing y")
@@ -134,7 +134,7 @@ def config(folder: Path, **more: object) -> DataConfig:
 
 
 def test_folder_with_nothing_but_a_link_out_says_so(tmp_path: Path) -> None:
-    put(tmp_path / "elsewhere" / "x.png", scene(2), "thing x")
+    write_image(tmp_path / "elsewhere" / "x.png", scene(2), "thing x")
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "10_dogs").symlink_to("../elsewhere")
     with pytest.raises(DataError, match=r"no images found .*; there is 10_dogs: is a link to a"):
@@ -142,9 +142,9 @@ def test_folder_with_nothing_but_a_link_out_says_so(tmp_path: Path) -> None:
 
 
 def test_mask_that_links_out_of_the_folder_is_an_error(data: Path) -> None:
-    put(data.parent / "m.png", Image.new("L", (96, 96), 255), caption=None)
+    write_image(data.parent / "m.png", Image.new("L", (96, 96), 255), caption=None)
     (data / "own.mask.png").symlink_to("../m.png")
-    put(data / "a.png", scene(1))
+    write_image(data / "a.png", scene(1))
     result = scan_dataset(data)
     assert keys_of(result) == ["a.png"]
     assert problems_of(result) == {"own.png": "bad-mask"}
@@ -153,7 +153,7 @@ def test_mask_that_links_out_of_the_folder_is_an_error(data: Path) -> None:
 
 def test_loops_of_links_are_named_and_end(data: Path) -> None:
     for name in ("a", "b"):
-        put(data / name / f"{name}.png", scene(ord(name)))
+        write_image(data / name / f"{name}.png", scene(ord(name)))
     (data / "a" / "up").symlink_to("..")
     (data / "a" / "self").symlink_to(".")
     (data / "a" / "to_b").symlink_to("../b")
@@ -171,7 +171,7 @@ def test_folders_that_link_to_each_other_many_times_end(data: Path) -> None:
         (data / f"{level}").mkdir()
         for side in "lr":
             (data / f"{level}" / side).symlink_to(f"../{level + 1}")
-    put(data / "30" / "deep.png", scene(1))
+    write_image(data / "30" / "deep.png", scene(1))
     result = without_blocking(lambda: scan_dataset(data))
     assert "30/deep.png" in keys_of(result)
     assert "link-loop" in problems_of(result).values()
@@ -195,7 +195,7 @@ def test_list_that_links_out_of_the_folder_is_refused(data: Path) -> None:
 
 
 def test_listed_image_that_links_out_is_followed_on_request(data: Path) -> None:
-    put(data.parent / "x.png", scene(2), caption=None)
+    write_image(data.parent / "x.png", scene(2), caption=None)
     (data / "x.png").symlink_to("../x.png")
     lines = [json.dumps({"file_name": name, "text": "thing"}) for name in ("own.png", "x.png")]
     (data / "metadata.jsonl").write_text("\n".join(lines))
@@ -215,7 +215,7 @@ def test_pipes_and_sockets_as_captions_and_masks_do_not_block(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("pipe", "socket", "masked"):
-        put(data / f"{name}.png", scene(1), "thing" if name == "masked" else None)
+        write_image(data / f"{name}.png", scene(1), "thing" if name == "masked" else None)
     os.mkfifo(data / "pipe.txt")
     os.mkfifo(data / "masked.mask.png")
     monkeypatch.chdir(data)
@@ -242,7 +242,7 @@ def test_list_that_is_no_file_is_one_error(data: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read anything")
 def test_folder_without_permission_is_named(data: Path) -> None:
-    put(data / "closed" / "x.png", scene(1))
+    write_image(data / "closed" / "x.png", scene(1))
     (data / "closed").chmod(0)
     result = scan_dataset(data)
     (data / "closed").chmod(0o700)
@@ -310,7 +310,7 @@ def test_any_list_raises_only_errors_of_lorasmith(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
-    put(folder / "own.png", scene(0))
+    write_image(folder / "own.png", scene(0))
     values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -406,8 +406,8 @@ def test_any_damage_to_a_packed_file_is_an_error_of_lorasmith(
 
 
 def test_several_lines_of_captions_are_a_warning(data: Path) -> None:
-    put(data / "a.png", scene(1), "a thing\nA photograph of a thing\n\n thing \n")
-    put(data / "b.png", scene(2), "a thing\n")
+    write_image(data / "a.png", scene(1), "a thing\nA photograph of a thing\n\n thing \n")
+    write_image(data / "b.png", scene(2), "a thing\n")
     (problem,) = scan_dataset(data).problems
     assert (problem.file, problem.kind, problem.severity) == ("a.txt", "caption-lines", "warning")
     assert "has 3 lines, which are joined into one caption" in problem.detail
@@ -415,19 +415,19 @@ def test_several_lines_of_captions_are_a_warning(data: Path) -> None:
 
 @pytest.mark.parametrize("text", ['{\n "caption": "a thing"}', '["a thing", "thing"]', "{}"])
 def test_json_as_a_caption_is_a_warning(data: Path, text: str) -> None:
-    put(data / "a.png", scene(1), text)
+    write_image(data / "a.png", scene(1), text)
     (problem,) = scan_dataset(data).problems
     assert (problem.file, problem.kind, problem.severity) == ("a.txt", "json-caption", "warning")
 
 
 @pytest.mark.parametrize("text", ["{a|b} thing", "[thing]", "[1girl, thing]", "(thing:1.2)"])
 def test_brackets_in_a_caption_are_no_json(data: Path, text: str) -> None:
-    put(data / "a.png", scene(1), text)
+    write_image(data / "a.png", scene(1), text)
     assert scan_dataset(data).problems == []
 
 
 def test_json_file_is_not_advised_to_be_renamed(data: Path) -> None:
-    put(data / "a.png", scene(1), caption=None)
+    write_image(data / "a.png", scene(1), caption=None)
     (data / "a.json").write_text('{"caption": "a thing"}')
     (problem,) = scan_dataset(data).errors
     assert "rename" not in problem.detail
@@ -438,9 +438,9 @@ def test_json_file_is_not_advised_to_be_renamed(data: Path) -> None:
 
 
 def test_masks_of_another_program_are_left_out_with_a_warning(data: Path) -> None:
-    put(data / "5_thing" / "p.png", scene(1), caption=None)
-    put(data / "5_thing" / "p-masklabel.png", Image.new("L", (96, 96), 255), caption=None)
-    put(data / "5_thing" / "P-CondLabel.PNG", scene(2), caption=None)
+    write_image(data / "5_thing" / "p.png", scene(1), caption=None)
+    write_image(data / "5_thing" / "p-masklabel.png", Image.new("L", (96, 96), 255), caption=None)
+    write_image(data / "5_thing" / "P-CondLabel.PNG", scene(2), caption=None)
     result = scan_dataset(data)
     assert keys_of(result) == ["5_thing/p.png", "own.png"]
     kinds = problems_of(result)
@@ -472,7 +472,7 @@ def test_very_deep_folders_are_read(data: Path) -> None:
     path = data
     for _ in range(300):
         path /= "d"
-    put(path / "deep.png", scene(1))
+    write_image(path / "deep.png", scene(1))
     assert len(scan_dataset(data).rows) == 2
 
 
