@@ -35,19 +35,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "bfloat16": {"mixed_precision": "bf16"},
     "FP8": {"mixed_precision": "bf16", "fp8": True},
 }
-Found = dict[tuple[str, int], dict[str, Any]]
+Results = dict[tuple[str, int], dict[str, Any]]
 
 
 def main() -> None:
     """Run the benchmark."""
     options = _options()
     fp8.MIN_WEIGHTS = fp8.MIN_TOKENS = 0
-    found: Found = {
+    measured: Results = {
         (kind, seed): _trained(kind, seed, options)
         for seed in range(options.seeds)
         for kind in KINDS
     }
-    rows = compared(found, options.seeds)
+    rows = compared(measured, options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine(), "steps": options.steps, "rows": rows}
     (options.out / "fp8_accuracy.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -85,37 +85,38 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 def changes(file: Path) -> torch.Tensor:
     """Return the weight changes of a kohya file, flattened and concatenated."""
-    found = load_file(file)
+    tensors = load_file(file)
     return torch.cat(
         [
             (
-                found[key.replace("lora_down", "lora_up")].float().flatten(1)
+                tensors[key.replace("lora_down", "lora_up")].float().flatten(1)
                 @ down.float().flatten(1)
             ).flatten()
-            for key, down in sorted(found.items())
+            for key, down in sorted(tensors.items())
             if key.endswith("lora_down.weight")
         ]
     )
 
 
-def compared(found: Found, seeds: int) -> list[dict[str, Any]]:
+def compared(results: Results, seeds: int) -> list[dict[str, Any]]:
     """Return a row for each precision."""
     others = [
-        _apart(found["bfloat16", a]["change"], found["bfloat16", b]["change"])
+        _relative_difference(results["bfloat16", a]["change"], results["bfloat16", b]["change"])
         for a, b in itertools.permutations(range(seeds), 2)
     ]
     rows = []
     for kind in KINDS:
-        own = [found[kind, seed] for seed in range(seeds)]
-        beside = [found["bfloat16", seed] for seed in range(seeds)]
+        runs = [results[kind, seed] for seed in range(seeds)]
+        beside = [results["bfloat16", seed] for seed in range(seeds)]
         rows.append(
             {
                 "kind": kind,
-                "held_out": [one["held_out"] for one in own],
-                "loss": [statistics.mean(one["losses"][-_third(one) :]) for one in own],
-                "curve": [_curve(a, b) for a, b in zip(own, beside, strict=True)],
+                "held_out": [run["held_out"] for run in runs],
+                "loss": [statistics.mean(run["losses"][-_third(run) :]) for run in runs],
+                "curve": [_curve(a, b) for a, b in zip(runs, beside, strict=True)],
                 "apart": [
-                    _apart(a["change"], b["change"]) for a, b in zip(own, beside, strict=True)
+                    _relative_difference(a["change"], b["change"])
+                    for a, b in zip(runs, beside, strict=True)
                 ],
                 "other_seeds": others if kind == "bfloat16" else [],
             }
@@ -123,18 +124,18 @@ def compared(found: Found, seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _third(one: dict[str, Any]) -> int:
+def _third(run: dict[str, Any]) -> int:
     """Return the number of steps in a third of a run."""
-    return max(1, len(one["losses"]) // 3)
+    return max(1, len(run["losses"]) // 3)
 
 
-def _curve(one: dict[str, Any], other: dict[str, Any]) -> float:
-    pairs = zip(one["losses"], other["losses"], strict=True)
-    return statistics.mean(abs(a - b) for a, b in pairs) / statistics.mean(other["losses"])
+def _curve(run: dict[str, Any], reference: dict[str, Any]) -> float:
+    pairs = zip(run["losses"], reference["losses"], strict=True)
+    return statistics.mean(abs(a - b) for a, b in pairs) / statistics.mean(reference["losses"])
 
 
-def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+def _relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -83,19 +83,19 @@ class Inputs:
 
     def __init__(self, name: str, unet: Any, batch: int, seed: int = 1, side: int = 0) -> None:
         device, dtype = unet.device, unet.dtype
-        draws = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
         side = side or unet.config.sample_size
         width = unet.config.cross_attention_dim
-        self.clean = torch.randn(batch, 4, side, side, generator=draws, device=device)
-        self.context = torch.randn(batch, 77, width, generator=draws, device=device).to(dtype)
+        self.clean = torch.randn(batch, 4, side, side, generator=generator, device=device)
+        self.context = torch.randn(batch, 77, width, generator=generator, device=device).to(dtype)
         self.pooled = self.time_ids = None
         if name == "sdxl":
-            self.pooled = torch.randn(batch, 1280, generator=draws, device=device).to(dtype)
+            self.pooled = torch.randn(batch, 1280, generator=generator, device=device).to(dtype)
             ids = [1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]
             self.time_ids = torch.tensor([ids] * batch, device=device)
 
 
-class MadeUp:
+class SyntheticRun:
     """What `lorasmith.training.joint_step.JointTrainStep` needs of a run, on random images."""
 
     is_main = True
@@ -147,11 +147,11 @@ class MadeUp:
 
     def microbatches(self, numbers: torch.Tensor) -> Any:
         """Yield the step's only microbatch."""
-        own, count = self._inputs, len(numbers)
+        inputs, count = self._inputs, len(numbers)
         weight = torch.ones(count, device=self.device)
-        batch = Batch(own.clean, weight, numbers, own.context, own.pooled, own.time_ids)
-        draws = BatchRng(make_generator(0, 1, self._done, device=self.device), count, 0, count)
-        noise: Noise = sample_noise(self.loss.process, self.train.loss, batch, draws)
+        batch = Batch(inputs.clean, weight, numbers, inputs.context, inputs.pooled, inputs.time_ids)
+        rng = BatchRng(make_generator(0, 1, self._done, device=self.device), count, 0, count)
+        noise: Noise = sample_noise(self.loss.process, self.train.loss, batch, rng)
         yield batch, noise
 
     def on_step_end(self, figures: StepMetrics) -> StepMetrics:

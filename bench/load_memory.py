@@ -21,7 +21,7 @@ STORED = ("F32", "F16", "BF16")
 _MEBIBYTE = 2**20
 
 
-def own_memory() -> int:
+def resident_memory() -> int:
     """Return the process's private memory (RssAnon) in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
@@ -41,12 +41,12 @@ def measure(path: str) -> dict[str, float]:
     _ = diffusers.UNet2DConditionModel, diffusers.AutoencoderKL
     _ = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
     load_model()
-    before, peak, done = own_memory(), 0, threading.Event()
+    before, peak, finished = resident_memory(), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not done.is_set():
-            peak = max(peak, own_memory())
+        while not finished.is_set():
+            peak = max(peak, resident_memory())
             time.sleep(0.001)
 
     watcher = threading.Thread(target=watch)
@@ -54,13 +54,13 @@ def measure(path: str) -> dict[str, float]:
     start = time.perf_counter()
     model = load_model(path, torch.bfloat16)
     seconds = time.perf_counter() - start
-    done.set()
+    finished.set()
     watcher.join()
     networks = (model.unet, model.vae, *model.text_encoders)
     size = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     return {
         "size": size / _MEBIBYTE,
-        "after": (own_memory() - before) / _MEBIBYTE,
+        "after": (resident_memory() - before) / _MEBIBYTE,
         "peak": (peak - before) / _MEBIBYTE,
         "seconds": seconds,
     }
@@ -79,11 +79,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = write_sparse(Path(folder) / "model.safetensors", file_shapes(name), dtype)
             command = [sys.executable, __file__, "--measure", str(path)]
-            found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            results = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         print(
-            f"stored as {dtype:4}: weights {found['size']:7.0f}, after {found['after']:7.0f}, "
-            f"peak {found['peak']:7.0f} ({found['peak'] / found['size']:.3f} x), "
-            f"{found['seconds']:.0f} s"
+            f"stored as {dtype:4}: weights {results['size']:7.0f}, after {results['after']:7.0f}, "
+            f"peak {results['peak']:7.0f} ({results['peak'] / results['size']:.3f} x), "
+            f"{results['seconds']:.0f} s"
         )
 
 

@@ -68,14 +68,17 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     split = split_rows(read_rows(options.data), options.concepts)
     tower = load_image_encoder()
-    judge = train_judge(tower, split.judge, SIDE)
-    print(f"judge: {judge.accuracy:.3f} right on {judge.validated_on} images of new concepts")
+    style_judge = train_judge(tower, split.judge, SIDE)
+    print(
+        f"judge: {style_judge.accuracy:.3f} right on {style_judge.validated_on} images of "
+        "new concepts"
+    )
     file, seconds = _train(out, options.steps)
     drawn = _draw(file, split.shown, options.num_inference_steps)
-    results = measure(tower, judge, split, drawn) | {
+    results = measure(tower, style_judge, split, drawn) | {
         "training_seconds": round(seconds, 1),
-        "judge_accuracy": round(judge.accuracy, 4),
-        "judge_recall": {name: round(value, 4) for name, value in judge.recall.items()},
+        "judge_accuracy": round(style_judge.accuracy, 4),
+        "judge_recall": {name: round(value, 4) for name, value in style_judge.recall.items()},
         "machine": machine(),
     }
     _write(results, out)
@@ -87,9 +90,9 @@ def split_rows(rows: Sequence[Row], concepts: int) -> Split:
     taught = {" ".join(path.stem.split("-")) for path in DEMO_DATA.glob("*.png")}
     known = {row.columns["name"] for row in rows if row.columns["role"] == "base"}
     style = [row for row in rows if row.columns["style"] == STYLE]
-    found = taught & {row.columns["name"] for row in style}
-    if len(found) != len(taught):
-        sys.exit(f"the data lack {', '.join(sorted(taught - found))} in {STYLE}")
+    names = taught & {row.columns["name"] for row in style}
+    if len(names) != len(taught):
+        sys.exit(f"the data lack {', '.join(sorted(taught - names))} in {STYLE}")
     # Things that the base model has never seen in any style are another matter.
     free = [
         row
@@ -97,27 +100,30 @@ def split_rows(rows: Sequence[Row], concepts: int) -> Split:
         if row.columns["holdout"] == STYLE and row.columns["name"] in known - taught
     ]
     shown = sorted(free, key=lambda row: lot(f"quality:{row.key}"))[:concepts]
-    kept = taught | {row.columns["name"] for row in shown}
+    kept_names = taught | {row.columns["name"] for row in shown}
     # Held-out features and things in the base's own styles say nothing about a style.
     others = [
         row
         for row in rows
-        if row.columns["name"] not in kept and row.columns["holdout"] in ("", row.columns["style"])
+        if row.columns["name"] not in kept_names
+        and row.columns["holdout"] in ("", row.columns["style"])
     ]
-    return Split(shown, [row for row in style if row.columns["name"] not in taught], _some(others))
+    return Split(
+        shown, [row for row in style if row.columns["name"] not in taught], _select(others)
+    )
 
 
-def _some(rows: Sequence[Row]) -> list[Row]:
+def _select(rows: Sequence[Row]) -> list[Row]:
     """Return a random selection of images of each style."""
     styles = sorted({row.columns["style"] for row in rows})
     chosen: list[Row] = []
     for style in styles:
-        mine = sorted(
+        selected = sorted(
             (row for row in rows if row.columns["style"] == style),
             key=lambda row: lot(f"judge:{row.key}"),
         )
-        known = any(row.columns["role"] == "base" for row in mine)
-        chosen += mine[: PER_KNOWN_STYLE if known else PER_NEW_STYLE]
+        known = any(row.columns["role"] == "base" for row in selected)
+        chosen += selected[: PER_KNOWN_STYLE if known else PER_NEW_STYLE]
     return chosen
 
 
@@ -154,26 +160,26 @@ def _draw(file: Path, shown: Sequence[Row], steps: int) -> dict[str, list[Image.
 
 
 def measure(
-    tower: ImageEncoder, judge: StyleJudge, split: Split, drawn: dict[str, list[Image.Image]]
+    tower: ImageEncoder, style_judge: StyleJudge, split: Split, drawn: dict[str, list[Image.Image]]
 ) -> dict[str, Any]:
     """Return similarities and verdicts."""
     true = uint8_to_signed(load_square_images(split.shown, SIDE))
     of_true, of_style = embed_images(tower, true), _embedded(tower, split.style)
     to_style = of_true @ of_style.T
-    own = torch.tensor([[a.key == b.key for b in split.style] for a in split.shown])
-    ceiling = float(to_style.masked_fill(own, -1.0).max(dim=1).values.mean())
-    others = float(to_style[~own].mean())
+    same_image = torch.tensor([[a.key == b.key for b in split.style] for a in split.shown])
+    ceiling = float(to_style.masked_fill(same_image, -1.0).max(dim=1).values.mean())
+    others = float(to_style[~same_image].mean())
     results: dict[str, Any] = {"concepts": len(split.shown), "ceiling": ceiling}
     results["other_concepts_of_the_style"] = others
     for name, images in drawn.items():
         pictures = pil_to_tensor(images, SIDE)
         similarity = (embed_images(tower, pictures) * of_true).sum(dim=1)
-        verdicts = judge.styles_of(pictures)
+        verdicts = style_judge.styles_of(pictures)
         results[name] = {
             "similarity": float(similarity.mean()),
             "judged_in_style": verdicts.count(STYLE) / len(verdicts),
         }
-    results["true"] = {"judged_in_style": _share(judge.styles_of(true))}
+    results["true"] = {"judged_in_style": _share(style_judge.styles_of(true))}
     base, tagged = results["base"]["similarity"], results["tagged"]["similarity"]
     results["way_to_ceiling"] = (tagged - base) / (ceiling - base)
     return results
@@ -184,9 +190,9 @@ def _share(verdicts: Sequence[str]) -> float:
 
 
 def _embedded(tower: ImageEncoder, rows: Sequence[Row]) -> torch.Tensor:
-    some = [rows[start : start + CONCEPTS] for start in range(0, len(rows), CONCEPTS)]
+    parts = [rows[start : start + CONCEPTS] for start in range(0, len(rows), CONCEPTS)]
     return torch.cat(
-        [embed_images(tower, uint8_to_signed(load_square_images(part, SIDE))) for part in some]
+        [embed_images(tower, uint8_to_signed(load_square_images(part, SIDE))) for part in parts]
     )
 
 

@@ -60,7 +60,7 @@ def main() -> None:
         blocks, work = _measure(steps, options)
     results = _figures(blocks, options)
     results["median_ratio_of_cpu_seconds"] = _figures(work, options)["median_ratio"]
-    results["memory_mib"] = {name: _in_own_process(name) for name in CONTENDERS}
+    results["memory_mib"] = {name: _measure_memory_in_subprocess(name) for name in CONTENDERS}
     results["machine"] = machine()
     _write(results, options.out)
 
@@ -136,19 +136,19 @@ def _recipe(options: argparse.Namespace, cached: bool) -> Step:
         padding="max_length", truncation=True, return_tensors="pt",
     ).input_ids.to(device)  # fmt: skip
 
-    def encode(some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        latents = vae.encode(pictures[some]).latent_dist.sample() * vae.config.scaling_factor
-        return latents, encoder(ids[some], return_dict=False)[0]
+    def encode(batch_rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latents = vae.encode(pictures[batch_rows]).latent_dist.sample() * vae.config.scaling_factor
+        return latents, encoder(ids[batch_rows], return_dict=False)[0]
 
     stored = [encode(torch.tensor([k], device=device)) for k in range(len(rows))] if cached else []
-    everything = [torch.cat(parts) for parts in zip(*stored, strict=True)]
+    dataset = [torch.cat(parts) for parts in zip(*stored, strict=True)]
 
     def step() -> float:
-        some = torch.randperm(len(rows))[: options.batch_size].to(device)
+        indices = torch.randperm(len(rows))[: options.batch_size].to(device)
         with torch.no_grad():
-            latents, hidden = (part[some] for part in everything) if cached else encode(some)
+            latents, hidden = (part[indices] for part in dataset) if cached else encode(indices)
         noise = torch.randn_like(latents)
-        levels = torch.randint(0, noises.config.num_train_timesteps, (len(some),), device=device)
+        levels = torch.randint(0, noises.config.num_train_timesteps, (len(indices),), device=device)
         noisy = noises.add_noise(latents, noise, levels)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             predicted = unet(noisy, levels, hidden, return_dict=False)[0]
@@ -199,7 +199,9 @@ def _block(step: Step, count: int) -> tuple[float, float]:
 def _figures(blocks: Blocks, options: argparse.Namespace) -> dict[str, Any]:
     ours = blocks["lorasmith"]
     ratios = {
-        name: [theirs / mine for theirs, mine in zip(blocks[name], ours, strict=True)]
+        name: [
+            their_time / our_time for their_time, our_time in zip(blocks[name], ours, strict=True)
+        ]
         for name in blocks
         if name != "lorasmith"
     }
@@ -214,11 +216,11 @@ def _figures(blocks: Blocks, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _in_own_process(name: str) -> float | None:
+def _measure_memory_in_subprocess(name: str) -> float | None:
     """Return the memory that one contender's steps need, measured in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--memory", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    mib: float | None = json.loads(done.stdout.strip().splitlines()[-1])["mib"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    mib: float | None = json.loads(process.stdout.strip().splitlines()[-1])["mib"]
     return mib
 
 
@@ -241,8 +243,8 @@ def _memory(name: str, options: argparse.Namespace) -> float | None:
 
 
 def _kib(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) if found else 0
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(match[1]) if match else 0
 
 
 def _write(results: dict[str, Any], out: Path) -> None:
@@ -250,8 +252,11 @@ def _write(results: dict[str, Any], out: Path) -> None:
     for name, speed in results["steps_per_s"].items():
         ratio = results["median_ratio"].get(name)
         memory = results["memory_mib"][name]
-        told = "" if ratio is None else f"{ratio:.2f} x"
-        print(f"{name:16}{speed:10.3f}{told:>14}{memory if memory is None else round(memory):>12}")
+        ratio_text = "" if ratio is None else f"{ratio:.2f} x"
+        print(
+            f"{name:16}{speed:10.3f}{ratio_text:>14}"
+            f"{memory if memory is None else round(memory):>12}"
+        )
     reached = results["median_ratio"]["recipe, cached"]
     met = "met" if reached >= AIM else "NOT met"
     print(f"median of {results['pairs']} pairs: {reached:.3f} (target >= {AIM:g}, {met})")

@@ -35,9 +35,11 @@ def lot(text: str) -> float:
 def features(tower: ImageEncoder, pictures: torch.Tensor) -> torch.Tensor:
     """Return the style features of images ``[N, 3, H, W]`` in -1..1, ``[N, D]``."""
     parts = []
-    for some in torch.split(pictures, _AT_ONCE):
-        maps = tower.feature_maps(some)
-        parts.append(torch.cat([part for one in maps for part in _moments(one)], dim=1))
+    for pictures_part in torch.split(pictures, _AT_ONCE):
+        maps = tower.feature_maps(pictures_part)
+        parts.append(
+            torch.cat([part for feature_map in maps for part in _moments(feature_map)], dim=1)
+        )
     return torch.cat(parts)
 
 
@@ -79,8 +81,8 @@ class StyleJudge:
         """Return the predicted styles of images ``[N, 3, H, W]`` in -1..1."""
         return self._named(features(self.tower, pictures))
 
-    def _named(self, found: torch.Tensor) -> list[str]:
-        scores = self.linear((found - self.mean) / self.deviation)
+    def _named(self, tower_features: torch.Tensor) -> list[str]:
+        scores = self.linear((tower_features - self.mean) / self.deviation)
         return [self.styles[k] for k in scores.argmax(dim=1).tolist()]
 
 
@@ -100,9 +102,12 @@ def train_judge(tower: ImageEncoder, rows: Sequence[Row], side: int) -> StyleJud
     styles = tuple(sorted({class_of(row) for row in rows}))
     labels = torch.tensor([styles.index(class_of(row)) for row in rows])
     unseen = torch.tensor([lot(f"judge:{row.columns['name']}") < VALIDATION_SHARE for row in rows])
-    found = features_of_rows(tower, rows, side)
-    mean, deviation = found[~unseen].mean(dim=0), found[~unseen].std(dim=0).clamp_min(1e-6)
-    scaled = (found - mean) / deviation
+    tower_features = features_of_rows(tower, rows, side)
+    mean, deviation = (
+        tower_features[~unseen].mean(dim=0),
+        tower_features[~unseen].std(dim=0).clamp_min(1e-6),
+    )
+    scaled = (tower_features - mean) / deviation
     linear = _fit(scaled[~unseen], labels[~unseen], len(styles))
     with torch.no_grad():
         right = linear(scaled[unseen]).argmax(dim=1) == labels[unseen]

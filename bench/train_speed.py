@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from full_size import SIDE, TFLOP, Inputs, MadeUp, adapters, make_unet, scheduler, write_model
+from full_size import SIDE, TFLOP, Inputs, SyntheticRun, adapters, make_unet, scheduler, write_model
 from lora_quality import machine
 
 from lorasmith.loops.memory import limit_gpu_memory
@@ -57,7 +57,7 @@ def main() -> None:
     rows: list[Row] = []
     for row in _rows(options, device):
         rows.append(row)
-        print(_told(row, ceiling), flush=True)
+        print(_describe(row, ceiling), flush=True)
         text = json.dumps({**results, "rows": rows}, indent=1)
         (options.out / "train_speed.json").write_text(text + "\n", encoding="utf-8")
     print(table(rows, ceiling))
@@ -65,14 +65,14 @@ def main() -> None:
 
 def _rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     for name in options.models:
-        for way in options.ways:
-            measure, batches = WAYS[way], options.batches
-            if way in ("memory", "four"):
+        for method in options.methods:
+            measure, batches = METHODS[method], options.batches
+            if method in ("memory", "four"):
                 batches = [1]
-            elif way.startswith("run"):
+            elif method.startswith("run"):
                 batches = [options.run_batch]
             for batch in batches:
-                row = {"model": name, "way": way, "batch": batch}
+                row = {"model": name, "method": method, "batch": batch}
                 try:
                     yield row | measure(name, batch, options, device)
                 except torch.OutOfMemoryError:
@@ -82,7 +82,7 @@ def _rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
                     torch.cuda.empty_cache()
 
 
-# --- ways -----------------------------------------------------------------------------------------
+# --- methods --------------------------------------------------------------------------------------
 
 
 def _lorasmith(
@@ -90,9 +90,9 @@ def _lorasmith(
 ) -> Row:
     """Measure steps of a lorasmith run."""
     unet = make_unet(name, device, torch.bfloat16, options.tiny)
-    made = adapters(name, unet, RANK)
+    trainable = adapters(name, unet, RANK)
     inputs = Inputs(name, unet, batch, side=options.side)
-    run = MadeUp(name, unet, made, inputs, GateRouting(made.attached.gate), **train)
+    run = SyntheticRun(name, unet, trainable, inputs, GateRouting(trainable.attached.gate), **train)
     plan = ExecutionPlan(
         device.type == "cuda",
         compile_blocks=train.get("compile") == "on",
@@ -103,7 +103,7 @@ def _lorasmith(
     try:
         return _measured(steps.step, batch, options, device) | {"recordings": steps.graph_count}
     finally:
-        made.detach()
+        trainable.detach()
 
 
 def _compiled(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
@@ -131,12 +131,12 @@ def _four(name: str, batch: int, options: argparse.Namespace, device: torch.devi
     for index, (lora, gate) in enumerate(zip(loras, gates, strict=True)):
         routing = GateRouting(gate, joint=[other for other in gates if other is not gate])
         inputs = Inputs(name, unet, batch, seed=index, side=options.side)
-        runs.append(MadeUp(name, unet, lora, inputs, routing))
+        runs.append(SyntheticRun(name, unet, lora, inputs, routing))
     steps = JointTrainStep(runs, ExecutionPlan(device.type == "cuda"))  # type: ignore[arg-type]
-    found = _measured(steps.step, 4 * batch, options, device)
+    result = _measured(steps.step, 4 * batch, options, device)
     for lora in loras:
         lora.detach()
-    return found
+    return result
 
 
 def _recipe(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Row:
@@ -220,15 +220,15 @@ def _run(
     )  # fmt: skip
     seconds = time.perf_counter() - started
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    told = [line for line in lines if "images_per_s" in line]
-    steady = told[len(told) // 4 :]
-    speed = statistics.median(one["images_per_s"] for one in steady)
-    idle = [one["gpu_idle"] for one in steady if "gpu_idle" in one]
+    logged = [line for line in lines if "images_per_s" in line]
+    steady = logged[len(logged) // 4 :]
+    speed = statistics.median(entry["images_per_s"] for entry in steady)
+    idle = [entry["gpu_idle"] for entry in steady if "gpu_idle" in entry]
     return {
         "images_per_s": speed, "ms": 1e3 * batch / speed, "whole_seconds": seconds,
         "steps": options.run_steps, "peak_gib": _peak(device),
         "gpu_idle": statistics.mean(idle) if idle else None,
-        "loss": [round(one["loss"], 5) for one in told],
+        "loss": [round(entry["loss"], 5) for entry in logged],
     }  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def _captioned(photos: Path, folder: Path) -> Path:
     return folder
 
 
-WAYS = {
+METHODS = {
     "recipe": _recipe,
     "lorasmith": _lorasmith,
     "compiled": _compiled,
@@ -275,10 +275,10 @@ def _profile(step: Step, folder: Path) -> None:
     """Write how a step's GPU time is distributed over kernels."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize()
-    kernels = sorted(found.key_averages(), key=lambda one: -one.self_device_time_total)
+    kernels = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
     total = sum(kernel.self_device_time_total for kernel in kernels) / 1e3
     lines = [f"{total:.1f} ms in {sum(kernel.count for kernel in kernels)} kernels"]
     lines += [
@@ -313,8 +313,8 @@ def _ceiling(device: torch.device, tiny: bool) -> float:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _told(row: Row, ceiling: float) -> str:
-    head = f"{row['model']} batch {row['batch']} {row['way']}: "
+def _describe(row: Row, ceiling: float) -> str:
+    head = f"{row['model']} batch {row['batch']} {row['method']}: "
     if "error" in row:
         return head + str(row["error"])
     names = ("first_steps_s", "gpu_idle", "whole_seconds", "recordings", "loss")
@@ -333,15 +333,15 @@ def _cells(row: Row, ceiling: float) -> list[str]:
 
 def table(rows: list[Row], ceiling: float) -> str:
     """Return the results as Markdown, with the ratio to the recipe of the same batch size."""
-    heads = ["model", "batch", "way", "ms/step", "images/s", "peak GiB", "TFLOP/s", "of ceiling"]
+    heads = ["model", "batch", "method", "ms/step", "images/s", "peak GiB", "TFLOP/s", "of ceiling"]
     lines = ["| " + " | ".join([*heads, "recipe x"]) + " |", "|" + "---|" * (len(heads) + 1)]
     recipe = {
         (row["model"], row["batch"]): row["images_per_s"]
         for row in rows
-        if row["way"] == "recipe" and "error" not in row
+        if row["method"] == "recipe" and "error" not in row
     }
     for row in rows:
-        names = [row["model"], str(row["batch"]), row["way"]]
+        names = [row["model"], str(row["batch"]), row["method"]]
         if "error" in row:
             lines.append("| " + " | ".join([*names, row["error"], "", "", "", "", ""]) + " |")
             continue
@@ -356,7 +356,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=sorted(SIDE), default=sorted(SIDE))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 16])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--steps", type=int, default=10, help="steps that are measured")
     parser.add_argument("--memory", default="12GB")
     parser.add_argument("--profile", action="store_true", help="write where the time goes")

@@ -1,8 +1,8 @@
-"""How well are two trigger words separated, with each way of training?
+"""How well are two trigger words separated, with each method of training?
 
     python bench/triggers.py --data emoji128.tar --out bench/out/triggers
 
-Ways (`--ways`), each with the same number of training images for each feature:
+Methods (`--methods`), each with the same number of training images for each feature:
 
 - plain: one LoRA on the mixed images of both, as in other trainers; no gate.
 - staged: one after the other, prompt gates.
@@ -12,8 +12,9 @@ Ways (`--ways`), each with the same number of training images for each feature:
 - projected: the preserved files after `lorasmith lora project`, used as plain files.
 - token: staged with token gates.
 
-Each cell (pair, way, seed) is one JSON file in OUT/cells; existing cells are reused, so a stopped
-benchmark can be resumed. The table goes to standard output as Markdown. Runs on a GPU or on CPUs.
+Each cell (pair, method, seed) is one JSON file in OUT/cells; existing cells are reused, so a
+stopped benchmark can be resumed. The table goes to standard output as Markdown. Runs on a GPU or
+on CPUs.
 """
 
 import argparse
@@ -52,26 +53,26 @@ PRESERVE = {"strength": 1.0, "every_n_steps": 2, "earlier_features_strength": 1.
 HOLD = {"strength": 4.0, "every_n_steps": 1, "earlier_features_strength": 4.0}
 
 
-class Way(NamedTuple):
-    """One way of training, and how its files are used."""
+class Method(NamedTuple):
+    """One method of training, and how its files are used."""
 
     settings: Mapping[str, Any]
     """Settings tables of the run; empty for the mixed LoRA."""
     gate: GateKind
 
 
-WAYS: dict[str, Way] = {
-    "plain": Way({}, "none"),
-    "staged": Way({"train": STAGED}, "prompt"),
-    "joint": Way({"train": {"mode": "joint"}}, "prompt"),
-    "preserved": Way({"train": STAGED, "preserve": PRESERVE}, "none"),
-    "held": Way({"train": STAGED, "preserve": HOLD}, "none"),
-    "held+projected": Way({"train": STAGED, "preserve": HOLD}, "none"),
-    "projected": Way({"train": STAGED, "preserve": PRESERVE}, "none"),
-    "token": Way({"train": STAGED}, "token"),
+METHODS: dict[str, Method] = {
+    "plain": Method({}, "none"),
+    "staged": Method({"train": STAGED}, "prompt"),
+    "joint": Method({"train": {"mode": "joint"}}, "prompt"),
+    "preserved": Method({"train": STAGED, "preserve": PRESERVE}, "none"),
+    "held": Method({"train": STAGED, "preserve": HOLD}, "none"),
+    "held+projected": Method({"train": STAGED, "preserve": HOLD}, "none"),
+    "projected": Method({"train": STAGED, "preserve": PRESERVE}, "none"),
+    "token": Method({"train": STAGED}, "token"),
 }
 PROJECTED = {"projected": "preserved", "held+projected": "held"}
-"""Ways whose files are derived from another way's files."""
+"""Methods whose files are derived from another method's files."""
 GATED = ("staged", "joint", "token")
 
 
@@ -82,15 +83,15 @@ def main() -> None:
         sys.exit(f"skipped: {options.data} is absent (the packed emoji data, --data)")
     rows = read_rows(options.data)
     for pair in options.pairs:
-        features = [prepare(rows, one, options.out / "data") for one in PAIRS[pair]]
+        features = [prepare(rows, concept, options.out / "data") for concept in PAIRS[pair]]
         for seed in options.seeds:
-            for way in options.ways:
-                file = options.out / "cells" / f"{pair}-{way}-{seed}.json"
+            for method in options.methods:
+                file = options.out / "cells" / f"{pair}-{method}-{seed}.json"
                 if file.is_file():
                     continue
                 started = time.perf_counter()
-                print(f"{pair}, {way}, seed {seed}", file=sys.stderr, flush=True)
-                cell = do_cell(features, pair, way, seed, options)
+                print(f"{pair}, {method}, seed {seed}", file=sys.stderr, flush=True)
+                cell = do_cell(features, pair, method, seed, options)
                 cell |= {"seconds": round(time.perf_counter() - started, 1), "machine": machine()}
                 write_text(file, json.dumps(cell, indent=2) + "\n")
     for pair in options.pairs:
@@ -101,14 +102,18 @@ def main() -> None:
 
 
 def do_cell(
-    features: Sequence[PreparedFeature], pair: str, way: str, seed: int, options: argparse.Namespace
+    features: Sequence[PreparedFeature],
+    pair: str,
+    method: str,
+    seed: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Train one way and measure it."""
+    """Train one method and measure it."""
     started = time.perf_counter()
-    files = train(features, pair, way, seed, options)
+    files = train(features, pair, method, seed, options)
     training = time.perf_counter() - started
     subjects = [
-        subject(feature, file, WAYS[way].gate)
+        subject(feature, file, METHODS[method].gate)
         for feature, file in zip(features, files, strict=True)
     ]
     device = pick_device(options.device)
@@ -125,52 +130,56 @@ def do_cell(
     scene = pair_table(work, first, second, subjects)
     rows = [row.images for row in scene.rows]
     sheet = make_labelled_grid(
-        rows, [row.label for row in scene.rows], scene.columns, f"{pair}, {way}, seed {seed}"
+        rows, [row.label for row in scene.rows], scene.columns, f"{pair}, {method}, seed {seed}"
     )
-    place = options.out / "sheets"
-    place.mkdir(parents=True, exist_ok=True)
-    sheet.save(place / f"{pair}-{way}-{seed}.png", optimize=True)
+    sheets = options.out / "sheets"
+    sheets.mkdir(parents=True, exist_ok=True)
+    sheet.save(sheets / f"{pair}-{method}-{seed}.png", optimize=True)
     return {
-        "pair": pair, "way": way, "seed": seed, "steps": options.steps,
+        "pair": pair, "method": method, "seed": seed, "steps": options.steps,
         "batch_size": options.batch_size, "training_seconds": round(training, 1), **figures,
     }  # fmt: skip
 
 
 def train(
-    features: Sequence[PreparedFeature], pair: str, way: str, seed: int, options: argparse.Namespace
+    features: Sequence[PreparedFeature],
+    pair: str,
+    method: str,
+    seed: int,
+    options: argparse.Namespace,
 ) -> list[Path]:
     """Return the LoRA of each feature; the mixed LoRA serves both."""
-    if way in PROJECTED:
-        files = train(features, pair, PROJECTED[way], seed, options)
+    if method in PROJECTED:
+        files = train(features, pair, PROJECTED[method], seed, options)
         return [
             projected(feature, file, options) for feature, file in zip(features, files, strict=True)
         ]
-    name = options.out / "runs" / f"{pair}-{way}-{seed}"
+    name = options.out / "runs" / f"{pair}-{method}-{seed}"
     common = {
         "output": {"name": str(name.absolute())},
         "model": {"path": options.model},
         "validation": {"every_n_steps": 0},
         "track": {"tensorboard": False},
-        "lora": {"gate": WAYS[way].gate},
+        "lora": {"gate": METHODS[method].gate},
     }
     steps = {
         "steps": options.steps, "batch_size": options.batch_size, "seed": seed,
         "device": options.device,
     }  # fmt: skip
-    if way == "plain":
+    if method == "plain":
         folder = mix(features, options.out / "data" / f"mixed-{pair}")
         first = features[0].feature
         data = {"path": folder, "tag": first.tag, "validation_split": 0.0}
         # Both features' pictures in one run: twice the steps show each as often.
-        both = {**steps, "steps": 2 * options.steps}
-        file = finished(name) or lorasmith.train({**common, "data": data, "train": both})
+        both_steps = {**steps, "steps": 2 * options.steps}
+        file = finished(name) or lorasmith.train({**common, "data": data, "train": both_steps})
         return [file, file]
-    own = WAYS[way].settings
+    settings = METHODS[method].settings
     config = {
         **common,
-        **{key: value for key, value in own.items() if key != "train"},
+        **{key: value for key, value in settings.items() if key != "train"},
         "data": {"validation_split": 0.0},
-        "train": {**steps, **own["train"]},
+        "train": {**steps, **settings["train"]},
         "feature": [
             {
                 "tag": feature.feature.tag,
@@ -180,12 +189,14 @@ def train(
             for feature in features
         ],
     }
-    done = [finished(name.with_name(f"{name.name}-{feature.feature.tag}")) for feature in features]
-    if all(done):
-        return [file for file in done if file is not None]
+    finished_runs = [
+        finished(name.with_name(f"{name.name}-{feature.feature.tag}")) for feature in features
+    ]
+    if all(finished_runs):
+        return [file for file in finished_runs if file is not None]
     clear(name)
-    made = lorasmith.train_features(config)
-    return [made[feature.feature.tag] for feature in features]
+    files_by_tag = lorasmith.train_features(config)
+    return [files_by_tag[feature.feature.tag] for feature in features]
 
 
 def finished(name: Path) -> Path | None:
@@ -203,24 +214,32 @@ def clear(name: Path) -> None:
             path.unlink()
 
 
-def projected(one: PreparedFeature, file: Path, options: argparse.Namespace) -> Path:
+def projected(feature: PreparedFeature, file: Path, options: argparse.Namespace) -> Path:
     """Return a LoRA whose keys and values react only to its tag."""
     out = file.with_name(f"{file.stem}-projected.safetensors")
     if not out.is_file():
-        arguments = ["lora", "project", str(file), "--data", str(one.training), "--out", str(out)]
-        arguments += ["--class", one.feature.class_word]
+        arguments = [
+            "lora",
+            "project",
+            str(file),
+            "--data",
+            str(feature.training),
+            "--out",
+            str(out),
+        ]
+        arguments += ["--class", feature.feature.class_word]
         model = [] if options.model is None else ["-m", str(options.model)]
         if command([*arguments, *model]) != 0:
             sys.exit(f"{file} could not be projected")
     return out
 
 
-def subject(one: PreparedFeature, file: Path, gate: GateKind) -> EvalConcept:
+def subject(feature: PreparedFeature, file: Path, gate: GateKind) -> EvalConcept:
     """Return a file with validation images to evaluate it on."""
-    rows = read_rows(one.validation)
+    rows = read_rows(feature.validation)
     return EvalConcept(
-        one.feature.tag,
-        one.feature.class_word,
+        feature.feature.tag,
+        feature.feature.class_word,
         file,
         gate,
         [decode_image(row.read_bytes(), row.key) for row in rows],
@@ -236,14 +255,14 @@ Read = Callable[[Cell], float | None]
 
 
 def read_cells(folder: Path, pair: str, seeds: Sequence[int]) -> dict[str, list[Cell]]:
-    """Return the existing cells of a pair, by way."""
-    found: dict[str, list[Cell]] = {}
-    for way in WAYS:
-        files = [folder / f"{pair}-{way}-{seed}.json" for seed in seeds]
+    """Return the existing cells of a pair, by method."""
+    cells_by_method: dict[str, list[Cell]] = {}
+    for method in METHODS:
+        files = [folder / f"{pair}-{method}-{seed}.json" for seed in seeds]
         cells = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         if cells:
-            found[way] = cells
-    return found
+            cells_by_method[method] = cells
+    return cells_by_method
 
 
 def fidelity(cell: Cell) -> float:
@@ -252,13 +271,13 @@ def fidelity(cell: Cell) -> float:
 
 
 def gain(cell: Cell) -> float | None:
-    """Return the mean gain: the share of the way from base model to real images."""
+    """Return the mean gain: the share from base model to real images."""
     return _mean([feature["fidelity"]["gain"] for feature in cell["features"]])
 
 
 def leak(cell: Cell, space: str = "latent") -> float | None:
-    """Return the mean leak ratio, with gates where the way has them."""
-    mode = "gated" if cell["way"] in GATED else "plain"
+    """Return the mean leak ratio, with gates where the method has them."""
+    mode = "gated" if cell["method"] in GATED else "plain"
     return _mean([feature[mode][space]["ratio"] for feature in cell["features"]])
 
 
@@ -268,24 +287,24 @@ def plain_leak(cell: Cell) -> float | None:
 
 
 def bleeding(cell: Cell) -> float | None:
-    """Return the largest off-diagonal share of bleeding, with gates where the way has them."""
-    found = cell["gated" if cell["way"] in GATED else "plain"]
-    return None if found is None else found["bleeding"]["share"]
+    """Return the largest off-diagonal share of bleeding, with gates where the method has them."""
+    values = cell["gated" if cell["method"] in GATED else "plain"]
+    return None if values is None else values["bleeding"]["share"]
 
 
 def forgetting(cell: Cell) -> float | None:
     """Return the share of the first tag's gain that is lost when the second is loaded."""
-    found = cell["gated" if cell["way"] in GATED else "plain"]
-    if found is None or cell["way"] == "plain":  # one file: there is no before
+    values = cell["gated" if cell["method"] in GATED else "plain"]
+    if values is None or cell["method"] == "plain":  # one file: there is no before
         return None
-    value = found["forgetting"][0]["forgetting"]
+    value = values["forgetting"][0]["forgetting"]
     return None if value is None else float(value)
 
 
-def together(cell: Cell) -> float | None:
+def combination(cell: Cell) -> float | None:
     """Return the mean gain of images with both tags in the prompt."""
     (pair,) = cell["pairs"]
-    return _mean([one["gain"] for one in pair["likeness"].values()])
+    return _mean([value["gain"] for value in pair["likeness"].values()])
 
 
 COLUMNS: tuple[tuple[str, Read, str], ...] = (
@@ -296,7 +315,7 @@ COLUMNS: tuple[tuple[str, Read, str], ...] = (
     ("weights' leak, predictions", plain_leak, ".1%"),
     ("bleeding", bleeding, ".0%"),
     ("forgetting", forgetting, ".1%"),
-    ("A+B, gain", together, ".0%"),
+    ("A+B, gain", combination, ".0%"),
     ("seconds of training", lambda cell: float(cell["training_seconds"]), ".0f"),
 )
 
@@ -309,43 +328,49 @@ def table(pair: str, cells: Mapping[str, Sequence[Cell]]) -> str:
         "| | seeds | " + " | ".join(name for name, _, _ in COLUMNS) + " |",
         "|---|---|" + "---|" * len(COLUMNS),
     ]
-    for way, some in cells.items():
-        shown = [_shown([read(cell) for cell in some], form) for _, read, form in COLUMNS]
-        lines.append(f"| {way} | {len(some)} | " + " | ".join(shown) + " |")
+    for method, method_cells in cells.items():
+        shown = [_shown([read(cell) for cell in method_cells], form) for _, read, form in COLUMNS]
+        lines.append(f"| {method} | {len(method_cells)} | " + " | ".join(shown) + " |")
     return "\n".join([*lines, "", *aims(cells)])
 
 
 def aims(cells: Mapping[str, Sequence[Cell]]) -> list[str]:
     """Return each target and whether it was met, one line each."""
-    found = []
+    lines = []
 
-    def told(aim: str, value: float | None, met: bool) -> None:
+    def add(aim: str, value: float | None, met: bool) -> None:
         shown = "not measured" if value is None else f"{value:.3g}, {'met' if met else 'NOT met'}"
-        found.append(f"- {aim}: {shown}")
+        lines.append(f"- {aim}: {shown}")
 
-    for way in GATED:
-        ratios = [leak(cell) for cell in cells.get(way, [])]
+    for method in GATED:
+        ratios = [leak(cell) for cell in cells.get(method, [])]
         exact = all(
-            feature["gated"]["exact"] for cell in cells.get(way, []) for feature in cell["features"]
+            feature["gated"]["exact"]
+            for cell in cells.get(method, [])
+            for feature in cell["features"]
         )
         if ratios:
-            told(f"leak under the gate of {way} exactly 0", _mean(ratios), exact)
+            add(f"leak under the gate of {method} exactly 0", _mean(ratios), exact)
     base = cells.get("plain")
-    for way in ("preserved", "projected", "held", "held+projected"):
-        if base and way in cells:
-            ratio = _share(_over(leak, cells[way]), _over(leak, base))
-            told(f"leak ratio of {way} at most a quarter of plain's", ratio, _at_most(ratio, 0.25))
-            kept = _share(_over(fidelity, cells[way]), _over(fidelity, base))
-            told(
-                f"fidelity of {way} at least 90% of plain's", kept, kept is not None and kept >= 0.9
+    for method in ("preserved", "projected", "held", "held+projected"):
+        if base and method in cells:
+            ratio = _share(_over(leak, cells[method]), _over(leak, base))
+            add(
+                f"leak ratio of {method} at most a quarter of plain's", ratio, _at_most(ratio, 0.25)
             )
-    for way, cell in cells.items():
-        worst = _over(bleeding, cell)
-        told(f"bleeding of {way} at most a quarter of the diagonal", worst, _at_most(worst, 0.25))
-        if way != "plain":
-            lost = _over(forgetting, cell)
-            told(f"forgetting of {way} under 2%", lost, lost is not None and lost < 0.02)
-    return found
+            retained = _share(_over(fidelity, cells[method]), _over(fidelity, base))
+            add(
+                f"fidelity of {method} at least 90% of plain's",
+                retained,
+                retained is not None and retained >= 0.9,
+            )
+    for method, method_cells in cells.items():
+        worst = _over(bleeding, method_cells)
+        add(f"bleeding of {method} at most a quarter of the diagonal", worst, _at_most(worst, 0.25))
+        if method != "plain":
+            lost = _over(forgetting, method_cells)
+            add(f"forgetting of {method} under 2%", lost, lost is not None and lost < 0.02)
+    return lines
 
 
 def _at_most(value: float | None, bound: float) -> bool:
@@ -356,8 +381,8 @@ def _over(read: Read, cells: Sequence[Cell]) -> float | None:
     return _mean([read(cell) for cell in cells])
 
 
-def _share(value: float | None, whole: float | None) -> float | None:
-    return value / whole if value is not None and whole else None
+def _share(value: float | None, total: float | None) -> float | None:
+    return value / total if value is not None and total else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -382,7 +407,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("emoji128.tar"), help="packed emoji data")
     parser.add_argument("--out", type=Path, default=Path("bench/out/triggers"))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=250, help="training steps of each feature")
     parser.add_argument("--batch-size", type=int, default=8)

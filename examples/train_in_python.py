@@ -14,8 +14,8 @@ IMAGES = Path(lorasmith.__file__).parent / "demo_data"
 class PrintLoss(lorasmith.Callback):
     """Prints the loss every few steps, and stops when it is low enough."""
 
-    def __init__(self, every: int = 5, target: float = 0.0) -> None:
-        self.every, self.target = every, target
+    def __init__(self, interval: int = 5, target: float = 0.0) -> None:
+        self.every, self.target = interval, target
 
     def on_step_end(self, state, metrics) -> None:
         if state.step % self.every == 0:  # float() waits for the GPU: not at every step

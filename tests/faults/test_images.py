@@ -84,19 +84,19 @@ def test_documented_formats_are_those_that_are_read() -> None:
 # --- bombs --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["a.png", "b.mask.png"])
-def test_sparse_file_is_not_read_into_memory(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("location", ["a.png", "b.mask.png"])
+def test_sparse_file_is_not_read_into_memory(tmp_path: Path, location: str) -> None:
     write_image(tmp_path / "b.png", scene(0))
     write_image(tmp_path / "c.png", scene(1))
-    with write_image(tmp_path / place, b"\x89PNG\r\n\x1a\n", None).open("r+b") as stream:
+    with write_image(tmp_path / location, b"\x89PNG\r\n\x1a\n", None).open("r+b") as stream:
         stream.truncate(12 << 30)
-    if place == "a.png":
+    if location == "a.png":
         (tmp_path / "a.txt").write_text("a thing")
     start = time.monotonic()
     result = scan_dataset(tmp_path)
     assert time.monotonic() - start < 5.0
     (problem,) = result.problems
-    assert problem.kind == ("too-large" if place == "a.png" else "bad-mask")
+    assert problem.kind == ("too-large" if location == "a.png" else "bad-mask")
     assert "larger than 1 GiB" in problem.detail
     assert "c.png" in [row.key for row in result.rows]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.training.feature_runs import two_features, write_pictures
-from helpers.training.pretrain_runs import Place, make_data
+from helpers.training.pretrain_runs import PretrainRuns, make_data
 from helpers.training.train_commands import (
     checkpoint_steps,
     during_step,
@@ -33,9 +33,9 @@ from lorasmith.core.process import ProcessIdentity
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_lock import RunLock, lock_runs
 
-HERE = ProcessIdentity.current()
-DEAD = replace(HERE, pid=2**22 + 1)  # above the largest process number of Linux
-ELSEWHERE = replace(HERE, host="node7", boot="another", pid=77)
+THIS_PROCESS = ProcessIdentity.current()
+DEAD = replace(THIS_PROCESS, pid=2**22 + 1)  # above the largest process number of Linux
+ELSEWHERE = replace(THIS_PROCESS, host="node7", boot="another", pid=77)
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -125,7 +125,9 @@ def test_record_alone_locks_where_the_disk_has_no_locks(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_system_lock")
-@pytest.mark.parametrize("holder", [DEAD, replace(HERE, start="1"), replace(HERE, boot="before")])
+@pytest.mark.parametrize(
+    "holder", [DEAD, replace(THIS_PROCESS, start="1"), replace(THIS_PROCESS, boot="before")]
+)
 def test_lock_of_a_dead_process_of_this_machine_is_taken_over(
     tmp_path: Path, holder: ProcessIdentity
 ) -> None:
@@ -150,16 +152,16 @@ def test_lock_of_another_machine_depends_on_its_signs_of_life(
         make_lock(tmp_path).acquire()
     lock = make_lock(tmp_path)
     lock.acquire(break_lock=True)
-    taken = LockRecord.read(record)
-    assert taken is not None
-    assert taken.holder == HERE
+    lock_record = LockRecord.read(record)
+    assert lock_record is not None
+    assert lock_record.holder == THIS_PROCESS
     lock.release()
 
 
 def test_process_of_another_container_is_not_taken_for_dead(tmp_path: Path) -> None:
     assert replace(DEAD, namespace="pid:[1]").is_alive() is None
     assert DEAD.is_alive() is False
-    assert HERE.is_alive() is True
+    assert THIS_PROCESS.is_alive() is True
 
 
 def test_signs_of_life_are_compared_on_the_disks_clock(
@@ -345,27 +347,27 @@ def test_sweep_holds_its_name_and_those_of_its_loras(
 def test_pretraining_holds_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path)
-    make_data(place.data)
+    runs = PretrainRuns(tmp_path)
+    make_data(runs.data)
     statuses: list[int] = []
     from lorasmith.pretraining.loop import PretrainLoop
 
     train_step = PretrainLoop.train_step
 
-    def start_again(self: PretrainLoop, step: int, *rest: object) -> None:
+    def start_again(self: PretrainLoop, step: int, *arguments: object) -> None:
         if step == 2 and not statuses:
-            statuses.append(place.pretrain("clip", place.clip))
-            statuses.append(place.pretrain("clip", place.clip, options=("--resume",)))
-        train_step(self, step, *rest)  # type: ignore[arg-type]
+            statuses.append(runs.pretrain("clip", runs.clip))
+            statuses.append(runs.pretrain("clip", runs.clip, options=("--resume",)))
+        train_step(self, step, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PretrainLoop, "train_step", start_again)
-    assert place.pretrain("clip", place.clip) == 0
+    assert runs.pretrain("clip", runs.clip) == 0
     assert statuses == [1, 1]
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert all("is in use by process" in line for line in errors)
     assert all(line.endswith("choose another train.output_dir") for line in errors)
-    assert not [name for name in list_files(place.clip) if ".lock" in name]
+    assert not [name for name in list_files(runs.clip) if ".lock" in name]
 
 
 def test_run_on_another_machine_is_refused_until_its_lock_is_broken(

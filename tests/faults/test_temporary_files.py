@@ -106,10 +106,10 @@ def test_link_at_the_target_is_replaced_and_not_written_through(tmp_path: Path) 
 
 
 def test_only_leftovers_of_our_pattern_are_removed(tmp_path: Path) -> None:
-    kept = [
+    other_files = [
         ".lorasmith-tmp-notes.txt", "lorasmith-tmp-12-a.png", ".lorasmith-tmp-xyz-a.png", "a.png",
     ]  # fmt: skip
-    for name in (*kept, f".lorasmith-tmp-{TOKEN}-a.png", ".lorasmith-tmp-4711-b.png"):
+    for name in (*other_files, f".lorasmith-tmp-{TOKEN}-a.png", ".lorasmith-tmp-4711-b.png"):
         (tmp_path / name).write_text("x")
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -119,5 +119,5 @@ def test_only_leftovers_of_our_pattern_are_removed(tmp_path: Path) -> None:
     assert not (tmp_path / ".lorasmith-tmp-4711-b.png").exists()
     assert (tmp_path / f".lorasmith-tmp-{TOKEN}-a.png").exists()
     remove_temporary_files(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "outside"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*other_files, "outside"])
     assert (outside / "file").exists()

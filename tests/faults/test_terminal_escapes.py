@@ -175,9 +175,9 @@ def test_argument_that_is_no_text_is_refused(shows: Shows, argument: str) -> Non
 def test_all_text_leaves_at_one_place() -> None:
     package = REPOSITORY / "src" / "lorasmith"
     writes = re.compile(r"typer\.echo\(|\bConsole\(|^\s*print\(|std(out|err)\.write\(", re.M)
-    found = {
+    modules = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         if writes.search(re.sub(r'"""(.|\n)*?"""', "", path.read_text(encoding="utf-8")))
     }
-    assert found == {"cli/output.py"}  # and core/console.py, whose class cleans what it renders
+    assert modules == {"cli/output.py"}  # and core/console.py, whose class cleans what it renders

@@ -204,8 +204,8 @@ def test_python_in_the_pages_runs(
     monkeypatch.setattr(model_opening, "EMBEDDED", tiny_model)
     before = set(tmp_path.rglob("*"))
     exec(compile(text, page, "exec"), {})
-    made = {path.suffix for path in set(tmp_path.rglob("*")) - before}
-    assert made & {".png", ".safetensors", ".json"}
+    suffixes = {path.suffix for path in set(tmp_path.rglob("*")) - before}
+    assert suffixes & {".png", ".safetensors", ".json"}
 
 
 def test_links_lead_somewhere() -> None:

@@ -28,7 +28,7 @@ from render import SIZE, Picture, draw, frame_pixels
 from sources import Package, Sources, load_sources
 from unicode_table import load_emoji_table
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def build(sources: Sources, work: Path, out: Path, pool: Pool) -> Counter[str]:
@@ -47,7 +47,7 @@ def build(sources: Sources, work: Path, out: Path, pool: Pool) -> Counter[str]:
         images += pool.map(encode_picture, described.pictures, 16)
         rows += described.rows
         report_style(style.id, described)
-    write_pack(out, rows, images, (HERE / "ATTRIBUTION.txt").read_text(encoding="utf-8"))
+    write_pack(out, rows, images, (FOLDER / "ATTRIBUTION.txt").read_text(encoding="utf-8"))
     return Counter(row["holdout"] for row in rows)
 
 
@@ -65,8 +65,8 @@ def draw_style(
     frame = frame_pixels(artworks, pool)
     pictures: list[Picture | None] = pool.starmap(draw, [(art, frame) for art in artworks], 16)
     stored.parent.mkdir(parents=True, exist_ok=True)
-    nothing = np.zeros((SIZE, SIZE, 3), np.uint8)
-    stack = np.stack([nothing if picture is None else picture for picture in pictures])
+    blank = np.zeros((SIZE, SIZE, 3), np.uint8)
+    stack = np.stack([blank if picture is None else picture for picture in pictures])
     partial = cache.with_suffix(".partial.npz")
     np.savez_compressed(partial, key=key, pictures=stack, blank=[p is None for p in pictures])
     partial.replace(stored)
@@ -82,7 +82,7 @@ def drawing_key(icons: Sequence[Icon], package: Package) -> str:
     """Hash everything that determines a style's rendering; images with another key are outdated."""
     parts = [package.sha512, version("resvg_py"), version("pillow"), *(icon.name for icon in icons)]
     digest = hashlib.sha256("\n".join(parts).encode())
-    digest.update((HERE / "render.py").read_bytes())
+    digest.update((FOLDER / "render.py").read_bytes())
     return digest.hexdigest()
 
 
@@ -121,8 +121,8 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     base = holdouts.pop("", 0)
-    held = ", ".join(f"{name} {count}" for name, count in sorted(holdouts.items()))
-    say(f"{options.out}: {base} base pictures; held out: {held}")
+    holdout_counts = ", ".join(f"{name} {count}" for name, count in sorted(holdouts.items()))
+    say(f"{options.out}: {base} base pictures; held out: {holdout_counts}")
     return 0
 
 

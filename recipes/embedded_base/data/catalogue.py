@@ -96,12 +96,12 @@ def match_emoji(style: Style, name: str, codepoint: str | None, table: EmojiTabl
 
 def _codepoints_by_name(folder: Path, table: EmojiTable) -> dict[str, str]:
     """Return the codepoint of every icon of a package that has one."""
-    found = {}
+    result = {}
     for name, stated, _ in _entries(folder):
         codepoint = stated if stated in table else table.search(name)
         if codepoint is not None:
-            found[name] = codepoint
-    return found
+            result[name] = codepoint
+    return result
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, str | None, Artwork]]:
@@ -141,7 +141,7 @@ def _read_icons(
     """Yield the usable icons of one style; each emoji once, except where variants are wanted."""
     borrowed = codepoints.get(style.codepoints_of, {})
     allowed = set(codepoints.get(style.only_emoji_of, {}).values()) | set(style.also_emoji)
-    seen: set[str] = set()
+    names_seen: set[str] = set()
     for name, stated, artwork in _entries(folder):
         if _PLACEHOLDER.search(name) or _BRANDS.search(name):
             continue
@@ -156,9 +156,9 @@ def _read_icons(
             continue
         if emoji.tone == MIXED_TONES:
             continue  # dozens of combinations for each couple, alike at this size
-        if emoji.codepoint in seen and not style.numbered_variants:
+        if emoji.codepoint in names_seen and not style.numbered_variants:
             continue
-        seen.add(emoji.codepoint)
+        names_seen.add(emoji.codepoint)
         yield Icon(style, name, artwork, emoji)
 
 

@@ -30,19 +30,19 @@ def describe_style(drawn: Iterable[tuple[Icon, Picture | None]]) -> Described:
     """Describe all rendered icons of one style, in order."""
     result = Described()
     described: list[tuple[Row, Picture]] = []
-    seen: dict[bytes, Row] = {}
+    rows_by_pixels: dict[bytes, Row] = {}
     for icon, picture in drawn:
         if picture is None or is_faint(picture):
             result.empty.append(icon.name)
             continue
-        twin = seen.get(picture.tobytes())
-        if twin is not None:
-            merge_twin(twin, icon)
+        duplicate = rows_by_pixels.get(picture.tobytes())
+        if duplicate is not None:
+            merge_twin(duplicate, icon)
             result.duplicates.append(icon.name)
             continue
         colours = main_colours(picture)
         row = make_row(icon, write_caption(icon, colours), colours)
-        seen[picture.tobytes()] = row
+        rows_by_pixels[picture.tobytes()] = row
         described.append((row, picture))
     for row, picture in described:
         if row["holdout"] == WITHHELD:

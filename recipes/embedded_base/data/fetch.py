@@ -72,14 +72,16 @@ def unpack(package: Package, tarball: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tarfile.open(tarball, "r:gz") as archive:
-        members = [kept for m in archive.getmembers() if (kept := _wanted(m, package.keep))]
+        members = [
+            member for m in archive.getmembers() if (member := _select_member(m, package.keep))
+        ]
         archive.extractall(folder, members=members, filter="data")
     # Written last, so that an interrupted extraction is done again.
     marker.write_text(receipt, encoding="utf-8")
     return folder
 
 
-def _wanted(member: tarfile.TarInfo, keep: tuple[str, ...]) -> tarfile.TarInfo | None:
+def _select_member(member: tarfile.TarInfo, keep: tuple[str, ...]) -> tarfile.TarInfo | None:
     """Return the member without the tarball's top folder, or None when it is not needed."""
     parts = PurePosixPath(member.name).parts[1:]
     inner = "/".join(parts)

@@ -89,10 +89,10 @@ def draw(artwork: Artwork, frame: float) -> Picture | None:
     """Draw one icon in a frame of `frame` pixels; None when it turns out blank."""
     image = rasterise(artwork, round(frame * SUPERSAMPLE))
     box = content_box(image)
-    return None if box is None else place(image, box)
+    return None if box is None else place_in_canvas(image, box)
 
 
-def place(image: Image.Image, box: tuple[int, int, int, int]) -> Picture:
+def place_in_canvas(image: Image.Image, box: tuple[int, int, int, int]) -> Picture:
     """Put the content of an RGBA image on a white square and reduce it to the final size."""
     canvas, margin = SIZE * SUPERSAMPLE, MARGIN * SUPERSAMPLE
     left = (canvas - image.width) / 2 + box[0]

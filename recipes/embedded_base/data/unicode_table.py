@@ -114,14 +114,14 @@ def load_emoji_table(emojibase: Path, emojilib: Path) -> EmojiTable:
 
 def _read_aliases(emojibase: Path) -> dict[str, tuple[str, ...]]:
     """Collect shortcodes and, after them, the formal Unicode name of every emoji."""
-    found: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
     for name in _SHORTCODE_SETS:
         for code, value in _read_json(emojibase / f"en/shortcodes/{name}.json").items():
             values = [value] if isinstance(value, str) else value
-            found.setdefault(normalise_codepoint(code), []).extend(values)
+            aliases.setdefault(normalise_codepoint(code), []).extend(values)
     for code, value in _read_json(emojibase / "meta/unicode-names.json").items():
-        found.setdefault(normalise_codepoint(code), []).append(value)
-    return {code: tuple(values) for code, values in found.items()}
+        aliases.setdefault(normalise_codepoint(code), []).append(value)
+    return {code: tuple(values) for code, values in aliases.items()}
 
 
 def _single_tone(tone: int | list[int]) -> int:

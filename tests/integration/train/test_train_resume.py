@@ -120,8 +120,8 @@ def test_changed_validation_seed_measures_the_base_again(
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
     assert go_on(out, "--set", "validation.loss_seed=5") == 0
     lines = [line for line in log_lines(out) if "held_out_base" in line]
-    bases = [one["held_out_base"] for one in lines if one["step"] <= 3]
-    later_bases = [one["held_out_base"] for one in lines if one["step"] > 3]
+    bases = [entry["held_out_base"] for entry in lines if entry["step"] <= 3]
+    later_bases = [entry["held_out_base"] for entry in lines if entry["step"] > 3]
     assert bases
     assert len(set(bases)) == len(set(later_bases)) == 1
     assert bases[0] != later_bases[0]

@@ -85,7 +85,7 @@ def test_file_without_features_is_a_single_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "told"),
+    ("tag", "message"),
     [
         ("CurlyQX", "the tag 'CurlyQX' is there twice"),
         ("a curlyqx look", "'curlyqx' stands inside the tag 'a curlyqx look'"),
@@ -94,9 +94,9 @@ def test_file_without_features_is_a_single_run(tmp_path: Path) -> None:
     ],
 )
 def test_tags_that_cannot_stand_side_by_side_are_refused(
-    tmp_path: Path, tag: str, told: str
+    tmp_path: Path, tag: str, message: str
 ) -> None:
-    assert told in error(tmp_path, "a cook", tag)
+    assert message in error(tmp_path, "a cook", tag)
 
 
 def test_tags_that_share_only_letters_are_accepted(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_tags_that_share_only_letters_are_accepted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("rank = 4", "rnk = 4", "unknown key 'rnk' in section [feature.0]; did you mean rank?"),
         ('class_word = "person"', 'clas_word = "x"', "did you mean class_word?"),
@@ -120,5 +120,5 @@ def test_tags_that_share_only_letters_are_accepted(tmp_path: Path) -> None:
         ('data = "pictures/curly"\n', "", "feature.0.data is required"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, old: str, new: str, told: str) -> None:
-    assert told in error(tmp_path, old, new)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert message in error(tmp_path, old, new)

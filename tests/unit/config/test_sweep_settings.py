@@ -57,11 +57,11 @@ def test_saved_sweep_is_read_back(tmp_path: Path) -> None:
     run = swept('lora.targets=["*.attn2.to_k"],ff', "train.lr_warmup_steps=0,0.1", max_parallel=3)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run))
-    again = load_sweep(file)
-    assert [(v.name, v.settings, v.config) for v in again.variants()] == [
+    loaded = load_sweep(file)
+    assert [(v.name, v.settings, v.config) for v in loaded.variants()] == [
         (v.name, v.settings, v.config) for v in run.variants()
     ]
-    assert again.max_parallel == 3
+    assert loaded.max_parallel == 3
 
 
 def test_options_stand_over_a_file_that_nests(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_groups_are_nearly_equal_and_have_all(seeds: int, max_parallel: int) -> 
     assert max(sizes) <= max_parallel
     assert max(sizes) - min(sizes) <= 1
     assert len(groups) == -(-seeds // max_parallel)
-    assert [one for group in groups for one in group] == run.variants()
+    assert [variant for group in groups for variant in group] == run.variants()
 
 
 def test_values_are_read_as_overrides_are() -> None:

@@ -27,8 +27,8 @@ def test_every_field_is_documented() -> None:
 
 def test_alpha_is_the_rank_unless_given() -> None:
     assert load_config(TrainConfig, None, [*NEEDED, "lora.rank=4"]).lora.effective_alpha == 4.0
-    both = load_config(TrainConfig, None, [*NEEDED, "lora.rank=4", "lora.alpha=1"])
-    assert both.lora.effective_alpha == 1.0
+    config = load_config(TrainConfig, None, [*NEEDED, "lora.rank=4", "lora.alpha=1"])
+    assert config.lora.effective_alpha == 1.0
 
 
 @pytest.mark.parametrize(

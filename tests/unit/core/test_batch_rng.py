@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from lorasmith.core.batch_rng import BatchRng
 
 
-def take(draws: BatchRng) -> tuple[torch.Tensor, ...]:
-    return draws.uniform(), draws.uniform(3), draws.normal(2, 4), draws.integers(1000)
+def take(rng: BatchRng) -> tuple[torch.Tensor, ...]:
+    return rng.uniform(), rng.uniform(3), rng.normal(2, 4), rng.integers(1000)
 
 
 @given(parts=st.integers(1, 4), size=st.integers(1, 5), seed=st.integers(0, 99))
@@ -34,8 +34,8 @@ def test_samples_have_their_shapes_and_ranges() -> None:
 
 @given(parts=st.integers(1, 4), size=st.integers(1, 5), seed=st.integers(0, 99))
 def test_per_image_generators_do_not_depend_on_the_split(parts: int, size: int, seed: int) -> None:
-    def first_numbers(draws: BatchRng, stream: int = 7) -> list[float]:
-        each = draws.per_image_generators(stream)
+    def first_numbers(batch_rng: BatchRng, stream: int = 7) -> list[float]:
+        each = batch_rng.per_image_generators(stream)
         return [float(torch.rand((), generator=rng, dtype=torch.float64)) for rng in each]
 
     def fresh(first: int = 0, count: int | None = None) -> BatchRng:

@@ -43,10 +43,10 @@ def test_ensure_writable_folder_creates_or_refuses(tmp_path: Path) -> None:
 def test_hash_covers_the_full_file(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000  # more than two pieces
     (tmp_path / "f").write_bytes(data)
-    seen: list[int] = []
-    assert sha256_file(tmp_path / "f", seen.append) == hashlib.sha256(data).hexdigest()
-    assert sum(seen) == len(data)
-    assert len(seen) > 2
+    positions: list[int] = []
+    assert sha256_file(tmp_path / "f", positions.append) == hashlib.sha256(data).hexdigest()
+    assert sum(positions) == len(data)
+    assert len(positions) > 2
 
 
 def test_replaced_file_has_the_users_permissions(tmp_path: Path) -> None:

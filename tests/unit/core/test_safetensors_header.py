@@ -36,7 +36,7 @@ def test_header_lists_tensors_and_metadata(path: Path) -> None:
     assert header.metadata == {"title": "ü"}
 
 
-BAD = {
+BAD_HEADERS = {
     "is there twice": b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
     b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
     "not a JSON object": [],
@@ -60,16 +60,16 @@ INSTEAD = {
 }
 
 
-@pytest.mark.parametrize("what", INSTEAD)
-def test_other_content_is_described(path: Path, what: str) -> None:
-    path.write_bytes(INSTEAD[what])
-    with pytest.raises(WeightsError, match=f"x.safetensors: not a readable.*{what}"):
+@pytest.mark.parametrize("description", INSTEAD)
+def test_other_content_is_described(path: Path, description: str) -> None:
+    path.write_bytes(INSTEAD[description])
+    with pytest.raises(WeightsError, match=f"x.safetensors: not a readable.*{description}"):
         read_header(path)
 
 
-@pytest.mark.parametrize("reason", BAD)
+@pytest.mark.parametrize("reason", BAD_HEADERS)
 def test_bad_header_is_refused_with_the_reason(path: Path, reason: str) -> None:
-    write(path, BAD[reason], b"\0")
+    write(path, BAD_HEADERS[reason], b"\0")
     with pytest.raises(WeightsError, match=f"x.safetensors: not a readable.*{reason}"):
         read_header(path)
     with pytest.raises(WeightsError, match=reason):
@@ -110,13 +110,13 @@ def test_pickle_is_refused_by_suffix(tmp_path: Path, suffix: str) -> None:
 def test_damaged_byte_is_refused_or_changes_only_text(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    good = write(tmp_path_factory.mktemp("fuzz") / "x.safetensors", {"a": entry(0, 3)}, b"abc")
-    content = good.read_bytes()
+    intact = write(tmp_path_factory.mktemp("fuzz") / "x.safetensors", {"a": entry(0, 3)}, b"abc")
+    content = intact.read_bytes()
     offset = data.draw(st.integers(0, len(content) - 4))
     changed = data.draw(st.binary(min_size=1, max_size=4))
-    good.write_bytes(content[:offset] + changed + content[offset + len(changed) :])
+    intact.write_bytes(content[:offset] + changed + content[offset + len(changed) :])
     try:
-        header = read_header(good)
+        header = read_header(intact)
     except WeightsError:
         return
     assert len(header.tensors) <= 1

@@ -14,8 +14,8 @@ def test_every_row_comes_once_per_epoch(rows: int, batch: int, seed: int) -> Non
     drawn = torch.cat([sampler.get_batch(step) for step in range(-(-3 * rows // batch))])
     assert drawn.dtype == torch.int64
     for epoch in range(3):
-        once = drawn[epoch * rows : (epoch + 1) * rows]
-        assert sorted(once.tolist()) == list(range(rows))
+        epoch_rows = drawn[epoch * rows : (epoch + 1) * rows]
+        assert sorted(epoch_rows.tolist()) == list(range(rows))
 
 
 @settings(max_examples=40, deadline=None)
@@ -27,9 +27,9 @@ def test_every_row_comes_once_per_epoch(rows: int, batch: int, seed: int) -> Non
 def test_batch_is_a_function_of_its_number(
     weights: list[float], batch: int, steps: list[int]
 ) -> None:
-    one = WeightedBatchSampler(weights, batch, seed=3)
+    sampler = WeightedBatchSampler(weights, batch, seed=3)
     for step in steps:
-        drawn = one.get_batch(step)
+        drawn = sampler.get_batch(step)
         assert len(drawn) == batch
         assert 0 <= int(drawn.min()) <= int(drawn.max()) < len(weights)
         assert torch.equal(drawn, WeightedBatchSampler(weights, batch, seed=3).get_batch(step))
@@ -116,10 +116,10 @@ def test_bucket_batch_is_a_function_of_its_number(
 ) -> None:
     buckets, repeats = zip(*entries, strict=True)
     is_class = [n % 4 < class_share and n > 0 for n in range(len(entries))]
-    one = BucketBatchSampler(buckets, repeats, batch, 3, is_class)
+    sampler = BucketBatchSampler(buckets, repeats, batch, 3, is_class)
     for step in steps:
-        again = BucketBatchSampler(buckets, repeats, batch, 3, is_class)
-        assert torch.equal(one.get_batch(step), again.get_batch(step))
+        same_sampler = BucketBatchSampler(buckets, repeats, batch, 3, is_class)
+        assert torch.equal(sampler.get_batch(step), same_sampler.get_batch(step))
 
 
 def test_bucket_batches_of_the_documented_example() -> None:
@@ -156,12 +156,12 @@ def test_class_entries_go_round_beside_the_tagged(
     repeats = [counts for _, counts in tagged] + [1] * len(classes)
     is_class = [False] * len(tagged) + [True] * len(classes)
     sampler = BucketBatchSampler(buckets, repeats, batch, 0, is_class)
-    draws = sum(counts for _, counts in tagged)
+    tagged_count = sum(counts for _, counts in tagged)
     total: Counter[int] = Counter()
     step = 0
     for _ in range(4):
         result: Counter[int] = Counter()
-        while result.total() < 2 * draws:  # an epoch has as many class entries as others
+        while result.total() < 2 * tagged_count:  # an epoch has as many class entries as others
             indices = sampler.get_batch(step).tolist()
             assert 1 <= len(indices) <= batch
             assert len({buckets[n] for n in indices}) == 1
@@ -170,10 +170,12 @@ def test_class_entries_go_round_beside_the_tagged(
         assert {n: c for n, c in result.items() if not is_class[n]} == dict(
             enumerate(counts for _, counts in tagged)
         )
-        assert sum(c for n, c in result.items() if is_class[n]) == draws
+        assert sum(c for n, c in result.items() if is_class[n]) == tagged_count
         total += result
-    seen = [total[n] for n, classed in enumerate(is_class) if classed]
-    assert max(seen) - min(seen) <= 1  # all come equally often, however many they are
+    class_counts = [total[n] for n, classed in enumerate(is_class) if classed]
+    assert (
+        max(class_counts) - min(class_counts) <= 1
+    )  # all come equally often, however many they are
 
 
 def test_batches_mix_classes_with_the_tagged() -> None:

@@ -13,8 +13,8 @@ from lorasmith.evaluation.metrics import distances
 
 
 def normal(count: int, seed: int, size: int = 8, shift: float = 0.0) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(count, size, generator=draws) + shift
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, size, generator=generator) + shift
 
 
 def cubic(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -35,14 +35,16 @@ def by_loops(x: torch.Tensor, y: torch.Tensor) -> float:
 @given(st.integers(3, 6), st.integers(3, 6), st.integers(0, 99))
 def test_kid_and_its_interval_equal_a_loop_over_left_out_images(m: int, n: int, seed: int) -> None:
     x, y = normal(m, seed).double(), normal(n, seed + 100, shift=0.3).double()
-    found = distances.kid(x, y)
-    assert found is not None
-    assert found.value == pytest.approx(by_loops(x, y), rel=1e-9, abs=1e-9)
+    result = distances.kid(x, y)
+    assert result is not None
+    assert result.value == pytest.approx(by_loops(x, y), rel=1e-9, abs=1e-9)
     without_x = [by_loops(torch.cat([x[:i], x[i + 1 :]]), y) for i in range(m)]
     without_y = [by_loops(x, torch.cat([y[:i], y[i + 1 :]])) for i in range(n)]
-    variance = sum((len(one) - 1) * statistics.pvariance(one) for one in (without_x, without_y))
-    assert found.high - found.value == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
-    assert found.value - found.low == pytest.approx(found.high - found.value)
+    variance = sum(
+        (len(values) - 1) * statistics.pvariance(values) for values in (without_x, without_y)
+    )
+    assert result.high - result.value == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
+    assert result.value - result.low == pytest.approx(result.high - result.value)
 
 
 def test_kid_and_fid_are_those_of_torchmetrics() -> None:
@@ -56,9 +58,11 @@ def test_kid_and_fid_are_those_of_torchmetrics() -> None:
     assert ours is not None
     assert ours.value == pytest.approx(float(theirs.compute()[0]), rel=1e-4)
 
-    many, shifted = normal(2001, 0), normal(2001, 1, shift=0.5)
-    assert distances.fid(many, shifted) == pytest.approx(8 * 0.25, rel=0.1)  # |mean difference|^2
-    assert distances.fid(many[:2000], shifted) is None
+    samples, shifted = normal(2001, 0), normal(2001, 1, shift=0.5)
+    assert distances.fid(samples, shifted) == pytest.approx(
+        8 * 0.25, rel=0.1
+    )  # |mean difference|^2
+    assert distances.fid(samples[:2000], shifted) is None
 
 
 def test_cmmd_is_a_thousand_times_the_distance_under_its_gaussian() -> None:
@@ -72,22 +76,22 @@ def test_cmmd_is_a_thousand_times_the_distance_under_its_gaussian() -> None:
         for z in (x, y)
     ]
     between = statistics.mean(gaussian(a, b) for a in x for b in y)
-    found = distances.cmmd(x, y)
-    assert found is not None
-    assert found.value == pytest.approx(1000 * (sum(inside) - 2 * between), rel=1e-9)
-    assert found.low < found.value < found.high
+    result = distances.cmmd(x, y)
+    assert result is not None
+    assert result.value == pytest.approx(1000 * (sum(inside) - 2 * between), rel=1e-9)
+    assert result.low < result.value < result.high
 
 
 def test_intervals_cover_zero_for_equal_distributions_and_not_for_others() -> None:
     covered = 0
     for seed in range(60):
-        found = distances.kid(normal(20, seed), normal(30, 1000 + seed))
-        assert found is not None
-        covered += found.low <= 0.0 <= found.high
+        result = distances.kid(normal(20, seed), normal(30, 1000 + seed))
+        assert result is not None
+        covered += result.low <= 0.0 <= result.high
     assert covered >= 52  # 57 expected
-    apart = distances.kid(normal(20, 0), normal(30, 1, shift=1.0))
-    assert apart is not None
-    assert apart.low > 0.0
+    shifted = distances.kid(normal(20, 0), normal(30, 1, shift=1.0))
+    assert shifted is not None
+    assert shifted.low > 0.0
 
 
 def test_too_few_images_give_no_distance() -> None:

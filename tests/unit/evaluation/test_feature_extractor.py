@@ -16,7 +16,7 @@ from lorasmith.evaluation.metrics.inception import InceptionV3
 
 def make_images() -> list[Image.Image]:
     noise = torch.randint(0, 256, (3, 48, 40, 3), generator=torch.Generator().manual_seed(0))
-    return [Image.fromarray(one.numpy().astype("uint8")) for one in noise]
+    return [Image.fromarray(pixels.numpy().astype("uint8")) for pixels in noise]
 
 
 @pytest.fixture(scope="module")

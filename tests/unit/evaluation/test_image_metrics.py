@@ -13,19 +13,21 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor]:
     return shown, (shown + 0.3 * torch.randn_like(shown) * torch.arange(1, 5).view(-1, 1, 1, 1))
 
 
-def plain_error(one: torch.Tensor, two: torch.Tensor) -> float:
-    pairs = list(zip(one.flatten().tolist(), two.flatten().tolist(), strict=True))
+def plain_error(first: torch.Tensor, second: torch.Tensor) -> float:
+    pairs = list(zip(first.flatten().tolist(), second.flatten().tolist(), strict=True))
     return sum((a - b) ** 2 for a, b in pairs) / len(pairs)
 
 
 def test_psnr_equals_its_formula(pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
-    one, two = pictures
-    errors = [plain_error(a, b) for a, b in zip(one, two, strict=True)]
+    first, second = pictures
+    errors = [plain_error(a, b) for a, b in zip(first, second, strict=True)]
     expected = [10 * math.log10(4 / error) for error in errors]
-    assert psnr(one, two).tolist() == pytest.approx(expected, rel=1e-4)
-    assert pooled_psnr(one, two) == pytest.approx(10 * math.log10(4 / (sum(errors) / 4)), rel=1e-4)
-    assert pooled_psnr(one, two) < sum(expected) / 4
-    assert float(psnr(one, one).min()) > 100  # equal pictures are finite
+    assert psnr(first, second).tolist() == pytest.approx(expected, rel=1e-4)
+    assert pooled_psnr(first, second) == pytest.approx(
+        10 * math.log10(4 / (sum(errors) / 4)), rel=1e-4
+    )
+    assert pooled_psnr(first, second) < sum(expected) / 4
+    assert float(psnr(first, first).min()) > 100  # equal pictures are finite
 
 
 @pytest.mark.parametrize("extra", [0, 3])
@@ -36,8 +38,12 @@ def test_ranks_and_top_k_are_counted(extra: int) -> None:
     candidates[:20] = torch.nn.functional.normalize(candidates[:20] + queries, dim=1)
     expected = []
     for i, query in enumerate(queries):
-        own = float(query @ candidates[i])
-        nearer = [j for j, c in enumerate(candidates) if j != i and float(query @ c) > own + 1e-7]
+        own_similarity = float(query @ candidates[i])
+        nearer = [
+            j
+            for j, c in enumerate(candidates)
+            if j != i and float(query @ c) > own_similarity + 1e-7
+        ]
         expected.append(len(nearer))
     rank = retrieval_ranks(queries, candidates)
     assert rank.tolist() == expected
@@ -48,8 +54,8 @@ def test_ranks_and_top_k_are_counted(extra: int) -> None:
 
 def test_equal_candidate_is_not_nearer() -> None:
     query = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    own = torch.tensor([[0.8, 0.6], [0.8, 0.6], [1.0, 0.0]])
-    assert retrieval_ranks(query, own).tolist() == [
+    true_pairs = torch.tensor([[0.8, 0.6], [0.8, 0.6], [1.0, 0.0]])
+    assert retrieval_ranks(query, true_pairs).tolist() == [
         1,
         0,
         2,

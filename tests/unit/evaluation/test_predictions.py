@@ -43,8 +43,8 @@ def test_predictions_are_the_unet_outputs_of_each_image_level_and_prompt(model: 
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = FixedNoisePredictor(model, latents, levels=2, seed=3, batch_size=3)
     texts = ["a cat", "a red boat"]
-    found = noise.predict(texts)
-    assert found.shape == (4, 4, 8, 8)
+    predictions = noise.predict(texts)
+    assert predictions.shape == (4, 4, 8, 8)
     schedule = NoiseSchedule.from_scheduler(model.scheduler_config, torch.device("cpu"))
     words = encode_captions(model, texts)
     losses = []
@@ -56,14 +56,14 @@ def test_predictions_are_the_unet_outputs_of_each_image_level_and_prompt(model: 
                 schedule.add_noise(latents[image : image + 1], image_noise, timestep), timestep,
                 encoder_hidden_states=words[image].context[None],
             ).sample  # fmt: skip
-        torch.testing.assert_close(found[row : row + 1], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(predictions[row : row + 1], expected, atol=1e-5, rtol=1e-4)
         losses.append(float((expected - image_noise).double().square().mean()))
     expected_losses = [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2]
-    assert noise.losses(found).tolist() == pytest.approx(expected_losses, rel=1e-4)
-    again = FixedNoisePredictor(model, latents, levels=2, seed=3, batch_size=3).predict(texts)
-    assert torch.equal(found, again)
+    assert noise.losses(predictions).tolist() == pytest.approx(expected_losses, rel=1e-4)
+    repeated = FixedNoisePredictor(model, latents, levels=2, seed=3, batch_size=3).predict(texts)
+    assert torch.equal(predictions, repeated)
     other = FixedNoisePredictor(model, latents, levels=2, seed=4).predict(texts)
-    assert not torch.allclose(found, other)
+    assert not torch.allclose(predictions, other)
 
 
 def test_long_captions_are_encoded_as_in_generation(model: Model) -> None:
@@ -95,10 +95,10 @@ def test_latents_are_scaled_by_the_scaling_factor(model: Model) -> None:
 def test_sdxl_predictions_use_sizes_and_pooled_embeddings(tiny_sdxl: Path) -> None:
     xl = open_model(tiny_sdxl)
     latents = torch.zeros(1, 4, 8, 8)
-    found = FixedNoisePredictor(xl, latents, levels=1).predict(["a cat"])
+    predictions = FixedNoisePredictor(xl, latents, levels=1).predict(["a cat"])
     other = FixedNoisePredictor(xl, latents, levels=1).predict(["a boat"])
-    assert found.shape == (1, 4, 8, 8)
-    assert not torch.equal(found, other)
+    assert predictions.shape == (1, 4, 8, 8)
+    assert not torch.equal(predictions, other)
 
 
 def test_lora_changes_predictions_and_is_detached_afterwards(
@@ -182,11 +182,11 @@ def test_ablation_measures_each_block(model: Model, loras: tuple[Path, Path]) ->
     self_attention_only = predictor.predict(prompts).double()
     attached.detach()
     effect = float((full - base).square().sum())
-    cross, own = result.blocks
+    cross, self_attention = result.blocks
     missing = float((full - self_attention_only).square().sum())
     assert cross.switched_off == pytest.approx(missing / effect)
-    alone = float((self_attention_only - base).square().sum())
-    assert own.alone == pytest.approx(alone / effect)
+    expected = float((self_attention_only - base).square().sum())
+    assert self_attention.alone == pytest.approx(expected / effect)
     assert result.effect == pytest.approx(effect / float(base.square().sum()))
     assert torch.equal(predictor.predict(prompts).double(), base)  # the LoRA is detached
 
@@ -196,11 +196,11 @@ def test_only_block_of_a_lora_has_all_of_its_effect(model: Model, tmp_path: Path
 
     path = make_lora(model, tmp_path / "up.safetensors", {"targets": "attention@up.1"}, 0.3)
     noise = FixedNoisePredictor(model, torch.zeros(1, 4, 8, 8), levels=1)
-    found = BlockAblation(model, load_lora_file(path)).run(noise, ["a cat"])
-    assert [block.block for block in found.blocks] == ["up.1"]
-    assert found.blocks[0].alone == 1.0
-    assert found.blocks[0].switched_off == 1.0
-    assert found.blocks[0].norm > 0
+    result = BlockAblation(model, load_lora_file(path)).run(noise, ["a cat"])
+    assert [block.block for block in result.blocks] == ["up.1"]
+    assert result.blocks[0].alone == 1.0
+    assert result.blocks[0].switched_off == 1.0
+    assert result.blocks[0].norm > 0
 
 
 def test_ablation_of_a_lora_without_effect_is_an_error(
@@ -224,7 +224,7 @@ def test_inpainting_and_refiner_models_get_their_conditioning(
     model = open_model(tiny_of(family))
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = FixedNoisePredictor(model, latents, levels=1)
-    found = noise.predict(["a cat"])
+    predictions = noise.predict(["a cat"])
     schedule = NoiseSchedule.from_scheduler(model.scheduler_config, torch.device("cpu"))
     conditioning = encode_captions(model, ["a cat"])[0]
     timestep = torch.tensor([level])
@@ -240,4 +240,4 @@ def test_inpainting_and_refiner_models_get_their_conditioning(
         expected = model.unet(
             torch.cat(inputs, dim=1), timestep, conditioning.context[None], added_cond_kwargs=extra
         ).sample
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(predictions, expected, atol=1e-5, rtol=1e-4)

@@ -12,8 +12,8 @@ from lorasmith.evaluation.metrics import triggers
 
 
 def units(count: int, seed: int, size: int = 6) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(count, size, generator=draws), dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, size, generator=generator), dim=1)
 
 
 def nearest(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -32,8 +32,8 @@ def test_ceiling_excludes_an_image_compared_with_itself(count: int, seed: int) -
     real = units(count, seed)
     best = [nearest(real[i : i + 1], torch.cat([real[:i], real[i + 1 :]])) for i in range(count)]
     assert triggers.ceiling(real) == pytest.approx(sum(best) / count, abs=1e-9)
-    same = real[:1].expand(3, -1)
-    assert triggers.ceiling(same) == pytest.approx(1.0, abs=1e-6)
+    identical = real[:1].expand(3, -1)
+    assert triggers.ceiling(identical) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_gain_is_relative_to_base_and_ceiling() -> None:
@@ -84,10 +84,10 @@ def test_effects_that_add_up_do_not_interact(seed: int, strength: float) -> None
     base, a, b, extra = (units(3, seed + k).double() for k in range(4))
     first, second = base + a, base + b
     assert triggers.interaction(base + a + b, first, second, base) == pytest.approx(0, abs=1e-9)
-    together = a + b + strength * extra
-    expected = strength * math.sqrt(float(extra.square().sum())) / float(together.norm())
-    found = triggers.interaction(base + together, first, second, base)
-    assert found == pytest.approx(expected)
+    combined = a + b + strength * extra
+    expected = strength * math.sqrt(float(extra.square().sum())) / float(combined.norm())
+    result = triggers.interaction(base + combined, first, second, base)
+    assert result == pytest.approx(expected)
     assert triggers.interaction(base, first, second, base) is None
 
 

@@ -46,6 +46,6 @@ def test_noise_does_not_depend_on_neighbours() -> None:
     def seeded(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    together = sample_noise(seeded(3, 4, 5), (4, 8, 8), torch.device("cpu"))
-    alone = sample_noise(seeded(4), (4, 8, 8), torch.device("cpu"))
-    assert torch.equal(together[1:2], alone)
+    batched = sample_noise(seeded(3, 4, 5), (4, 8, 8), torch.device("cpu"))
+    single = sample_noise(seeded(4), (4, 8, 8), torch.device("cpu"))
+    assert torch.equal(batched[1:2], single)

@@ -128,10 +128,10 @@ def test_batch_of_init_images_equals_single_images(tiny_of: Tiny) -> None:
         "num_inference_steps": 4,
         "num_images_per_prompt": 3,
     }
-    alone, together = (pipe("an apple", batch_size=size, **more) for size in (1, 3))
-    for first, second in zip(alone, together, strict=True):
+    single, batched = (pipe("an apple", batch_size=size, **more) for size in (1, 3))
+    for first, second in zip(single, batched, strict=True):
         assert abs(np.asarray(first).astype(int) - np.asarray(second)).max() <= 1
-    assert "Denoising strength: 1" in alone[0].info["parameters"]
+    assert "Denoising strength: 1" in single[0].info["parameters"]
 
 
 def test_size_is_that_of_the_init_image_or_the_options(tiny_model: Path) -> None:

@@ -38,9 +38,9 @@ def test_batch_size_does_not_change_the_images(pipe: Pipeline, sampler: str) -> 
             )
         )
 
-    alone, together = draw(1), draw(3)
-    assert abs(alone - together).max() <= 1
-    assert abs(alone[0] - alone[1]).max() > 10  # the seeds differ
+    single, batched = draw(1), draw(3)
+    assert abs(single - batched).max() <= 1
+    assert abs(single[0] - single[1]).max() > 10  # the seeds differ
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
@@ -58,8 +58,8 @@ def test_images_follow_prompts_and_say_their_text(pipe: Pipeline) -> None:
     images = pipe(
         ["an apple", "a pear"], num_images_per_prompt=2, num_inference_steps=3, batch_size=3
     )
-    alone = pipe("a pear", seed=2, num_images_per_prompt=2, num_inference_steps=3)
-    assert abs(pixels(images)[2:] - pixels(alone)).max() <= 1
+    single = pipe("a pear", seed=2, num_images_per_prompt=2, num_inference_steps=3)
+    assert abs(pixels(images)[2:] - pixels(single)).max() <= 1
     assert [image.info["parameters"].splitlines()[0] for image in images] == [
         *["an apple"] * 2,
         *["a pear"] * 2,
@@ -137,27 +137,32 @@ def test_long_prompt_warns_once_in_strict_mode(pipe: Pipeline) -> None:
 
 def test_image_does_not_depend_on_longer_prompts_of_the_call(pipe: Pipeline) -> None:
     prompts = ["a pear", "an apple BREAK a plum", "a (fig:1.3)"]
-    together = pixels(pipe(prompts, seed=[4, 4, 4], num_inference_steps=2, guidance_scale=9))
-    for prompt, image in zip(prompts, together, strict=True):
+    batched = pixels(pipe(prompts, seed=[4, 4, 4], num_inference_steps=2, guidance_scale=9))
+    for prompt, image in zip(prompts, batched, strict=True):
         assert (
             abs(
                 pixels(pipe(prompt, seed=4, num_inference_steps=2, guidance_scale=9))[0] - image
             ).max()
             <= 1
         )
-    assert abs(together[0] - together[1]).max() > 1
+    assert abs(batched[0] - batched[1]).max() > 1
     longer = pixels(
         pipe("a pear", seed=4, num_inference_steps=2, guidance_scale=9, negative_prompt="a BREAK b")
     )
-    assert abs(longer - together[0]).max() > 1
+    assert abs(longer - batched[0]).max() > 1
 
 
 def test_mentioned_lora_applies_to_its_prompt_only(pipe: Pipeline) -> None:
     before = weights_of(pipe)
     plain, first = "a red apple", "a red apple <lora:one:0.8>"
-    both = "a red apple <lora:one:0.8> <lora:two:-0.5>"
+    prompt_with_both = "a red apple <lora:one:0.8> <lora:two:-0.5>"
     mixed = pixels(
-        pipe([plain, first, plain, both], seed=[1, 1, 1, 1], num_inference_steps=4, batch_size=4)
+        pipe(
+            [plain, first, plain, prompt_with_both],
+            seed=[1, 1, 1, 1],
+            num_inference_steps=4,
+            batch_size=4,
+        )
     )
     assert abs(mixed[0] - mixed[2]).max() <= 1
     assert abs(mixed[0] - mixed[1]).max() > 2

@@ -60,16 +60,16 @@ def test_image_matches_diffusers(
 def test_batch_size_does_not_change_sdxl_images(tiny_sdxl: Path) -> None:
     pipe = load_pipeline(tiny_sdxl, device="cpu")
     prompts = ["an apple", "a pear", "a plum"]
-    alone = [
+    single = [
         np.asarray(image).astype(int)
         for image in pipe(prompts, num_inference_steps=3, batch_size=1)
     ]
-    together = [
+    batched = [
         np.asarray(image).astype(int)
         for image in pipe(prompts, num_inference_steps=3, batch_size=3)
     ]
-    assert max(abs(a - b).max() for a, b in zip(alone, together, strict=True)) <= 1
-    assert abs(alone[0] - alone[1]).max() > 5
+    assert max(abs(a - b).max() for a, b in zip(single, batched, strict=True)) <= 1
+    assert abs(single[0] - single[1]).max() > 5
 
 
 def test_mixed_families_are_refused(tiny_model: Path, tiny_sdxl: Path) -> None:

@@ -69,8 +69,11 @@ def test_unsafe_image_is_blackened(tiny_model: Path) -> None:
 def test_safety_checker_is_loaded_from_a_folder(
     checker: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    judge = load_safety_checker(checker, torch.device("cpu"))
-    assert judge([Image.new("RGB", (40, 60), "red"), Image.new("RGB", (32, 32))]) == [True, True]
+    safety_checker = load_safety_checker(checker, torch.device("cpu"))
+    assert safety_checker([Image.new("RGB", (40, 60), "red"), Image.new("RGB", (32, 32))]) == [
+        True,
+        True,
+    ]
     judged = load_pipeline(tiny_model, device="cpu", safety_checker=checker)
     with pytest.warns(LorasmithWarning, match="blackened"):
         assert not np.asarray(judged("a pear", num_inference_steps=1)[0]).any()
@@ -81,9 +84,9 @@ def test_safety_checker_is_loaded_from_a_folder(
 def test_clip_input_is_the_centre() -> None:
     image = Image.new("RGB", (96, 32), "black")
     image.paste("white", (32, 0, 64, 32))
-    seen = preprocess_for_clip(image, SIDE)
-    assert seen.shape == (3, SIDE, SIDE)
+    pixels = preprocess_for_clip(image, SIDE)
+    assert pixels.shape == (3, SIDE, SIDE)
     white = (1 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
         [0.26862954, 0.26130258, 0.27577711]
     )
-    torch.testing.assert_close(seen[:, 16, 16], white)
+    torch.testing.assert_close(pixels[:, 16, 16], white)

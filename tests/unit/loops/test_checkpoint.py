@@ -190,10 +190,10 @@ def test_process_killed_at_any_moment_leaves_a_checkpoint(tmp_path: Path, kills:
     folder = tmp_path / "checkpoints"
     started = time.perf_counter()
     save(folder, 1, keep=2)
-    a_while = time.perf_counter() - started
+    duration = time.perf_counter() - started
     reached = 1
     for _ in range(kills):
-        kill_while_saving(folder, reached, chance.uniform(0.0, 3.0 * a_while))
+        kill_while_saving(folder, reached, chance.uniform(0.0, 3.0 * duration))
         remove_leftovers(tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # not even the newest one may be damaged

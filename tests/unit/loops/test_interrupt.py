@@ -32,14 +32,14 @@ def test_handler_is_removed_when_the_block_fails() -> None:
 
 def test_other_threads_do_not_handle_signals() -> None:
     before = signal.getsignal(signal.SIGINT)
-    seen: list[tuple[StopRequest, object]] = []
+    handlers: list[tuple[StopRequest, object]] = []
 
     def work() -> None:
         with stop_on_interrupt() as request:
-            seen.append((request, signal.getsignal(signal.SIGINT)))
+            handlers.append((request, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen[0][0].is_requested is False
-    assert seen[0][1] is before
+    assert handlers[0][0].is_requested is False
+    assert handlers[0][1] is before

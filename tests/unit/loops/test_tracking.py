@@ -88,13 +88,13 @@ def test_wandb_receives_the_same_metrics_and_never_asks(
     for _ in range(2):
         with Tracker(tmp_path, tensorboard=False, wandb=run) as tracker:
             tracker.log(7, {"loss": 0.5})
-    first, figures, end, again = fake.calls[:4]
+    first, figures, end, second_init = fake.calls[:4]
     assert first[1]["mode"] == "offline"
     assert (first[1]["project"], first[1]["name"]) == ("project", "ink")
     assert first[1]["config"] == {"train": {"steps": 3}}
     assert figures == ("log", {"loss": 0.5}, 7)
     assert end == ("finish",)
-    assert again[1]["id"] == first[1]["id"]  # a resumed run stays one run there
+    assert second_init[1]["id"] == first[1]["id"]  # a resumed run stays one run there
     monkeypatch.setenv("WANDB_API_KEY", "x")
     Tracker(tmp_path, tensorboard=False, wandb=run)
     assert fake.calls[-1][1]["mode"] is None

@@ -49,21 +49,21 @@ def test_temperature_is_bounded(pair: ClipModel) -> None:
 
 
 def test_saved_clip_loads_again(pair: ClipModel, saved: Path) -> None:
-    again = load_clip(saved)
-    assert again.state_dict().keys() == pair.state_dict().keys()
+    loaded = load_clip(saved)
+    assert loaded.state_dict().keys() == pair.state_dict().keys()
     for name, value in pair.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    assert not any(p.requires_grad for p in again.parameters())
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    assert not any(p.requires_grad for p in loaded.parameters())
     encoder = load_image_encoder(saved)
     images = torch.randn(5, 3, 16, 16)
-    assert torch.equal(embed_images(encoder, images), embed_images(again.image, images))
+    assert torch.equal(embed_images(encoder, images), embed_images(loaded.image, images))
     torch.testing.assert_close(
         embed_images(encoder, images, batch_size=2), embed_images(encoder, images)
     )
     tokenizer = load_tokenizer(saved)
     texts = ["a red apple", "", "a pear"]
-    embedded = embed_texts(again, tokenizer, texts, batch_size=2)
-    torch.testing.assert_close(embedded, embed_texts(again, tokenizer, texts))
+    embedded = embed_texts(loaded, tokenizer, texts, batch_size=2)
+    torch.testing.assert_close(embedded, embed_texts(loaded, tokenizer, texts))
     assert embedded.shape == (3, 12)
 
 

@@ -23,12 +23,12 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def same(first: Model, second: Model, rtol: float = 0.0) -> None:
+def assert_same_weights(first: Model, second: Model, rtol: float = 0.0) -> None:
     for part in ("unet", "vae", "text_encoder"):
-        mine, yours = getattr(first, part).state_dict(), getattr(second, part).state_dict()
-        assert mine.keys() == yours.keys()
-        for key, value in mine.items():
-            torch.testing.assert_close(value, yours[key], rtol=rtol, atol=rtol)
+        actual, expected = getattr(first, part).state_dict(), getattr(second, part).state_dict()
+        assert actual.keys() == expected.keys()
+        for key, value in actual.items():
+            torch.testing.assert_close(value, expected[key], rtol=rtol, atol=rtol)
 
 
 def shard(folder: Path, variant: str = "") -> None:
@@ -58,13 +58,13 @@ def in_half(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("variant", ["", "fp16"])
 def test_shards_are_read(folder: Path, tiny_model: Path, variant: str) -> None:
     shard(folder / "unet", variant)
-    same(load_model(folder), load_model(tiny_model))
+    assert_same_weights(load_model(folder), load_model(tiny_model))
 
 
 def test_only_variant_is_read(folder: Path, tiny_model: Path) -> None:
     in_half(folder / "unet", WEIGHTS)
     in_half(folder / "text_encoder", "model")
-    same(load_model(folder), load_model(tiny_model), rtol=1e-3)
+    assert_same_weights(load_model(folder), load_model(tiny_model), rtol=1e-3)
 
 
 def test_weights_without_a_variant_come_first(folder: Path, tiny_model: Path) -> None:
@@ -73,7 +73,7 @@ def test_weights_without_a_variant_come_first(folder: Path, tiny_model: Path) ->
     for variant in ("fp16", "non_ema", "bf16"):
         (unet_folder / f"{WEIGHTS}.{variant}.safetensors").write_bytes(b"not read")
     assert choose_weights_file(unet_folder) == plain
-    same(load_model(folder), load_model(tiny_model))
+    assert_same_weights(load_model(folder), load_model(tiny_model))
     plain.unlink()
     assert choose_weights_file(unet_folder).name == f"{WEIGHTS}.bf16.safetensors"
 
@@ -90,7 +90,7 @@ def test_vae_with_older_names_is_read(folder: Path, tiny_model: Path) -> None:
     tensors = {older(key): value for key, value in load_tensors(path).items()}
     assert sum(".query." in key for key in tensors) == 4
     save_tensors(path, tensors, {})
-    same(load_model(folder), load_model(tiny_model))
+    assert_same_weights(load_model(folder), load_model(tiny_model))
 
 
 def test_text_encoder_names_may_have_text_model(folder: Path, tiny_model: Path) -> None:
@@ -98,7 +98,7 @@ def test_text_encoder_names_may_have_text_model(folder: Path, tiny_model: Path) 
     tensors = {f"text_model.{key}": value for key, value in load_tensors(path).items()}
     more = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
     save_tensors(path, tensors | more | {"text_projection.weight": torch.ones(2, 2)}, {})
-    same(load_model(folder), load_model(tiny_model))
+    assert_same_weights(load_model(folder), load_model(tiny_model))
     assert canonical_name("text_encoder_2", "text_projection.weight") == "text_projection.weight"
 
 
@@ -106,7 +106,7 @@ def only_pickles(folder: Path) -> None:
     (folder / f"{WEIGHTS}.safetensors").rename(folder / f"{WEIGHTS}.bin")
 
 
-def nothing(folder: Path) -> None:
+def remove_all_files(folder: Path) -> None:
     (folder / f"{WEIGHTS}.safetensors").unlink()
 
 
@@ -132,14 +132,14 @@ def no_index(folder: Path) -> None:
     (folder / f"{WEIGHTS}.safetensors.index.json").write_text("[]")
 
 
-def one_less(folder: Path) -> None:
+def remove_tensor(folder: Path) -> None:
     path = folder / f"{WEIGHTS}.safetensors"
     tensors = load_tensors(path)
     del tensors["conv_in.bias"]
     save_tensors(path, tensors, {})
 
 
-def one_more(folder: Path) -> None:
+def add_tensor(folder: Path) -> None:
     path = folder / f"{WEIGHTS}.safetensors"
     save_tensors(path, load_tensors(path) | {"what": torch.ones(1)}, {})
 
@@ -151,13 +151,13 @@ def other_shape(folder: Path) -> None:
 
 FAULTS: dict[str, Callable[[Path], None]] = {
     "has only pickled weights (diffusion_pytorch_model.bin)": only_pickles,
-    "has no weights (diffusion_pytorch_model.safetensors or": nothing,
+    "has no weights (diffusion_pytorch_model.safetensors or": remove_all_files,
     "-00002-of-00002.safetensors: no such weights file": lost_shard,
     "names '../vae/diffusion_pytorch_model-00002": shard_elsewhere,
     "1 tensors are not where it says, first conv_in.other": wrong_index,
     "not a list of shards": no_index,
-    "1 of 684 tensors are missing (conv_in.bias)": one_less,
-    "1 tensors are unknown (what)": one_more,
+    "1 of 684 tensors are missing (conv_in.bias)": remove_tensor,
+    "1 tensors are unknown (what)": add_tensor,
     "1 of 684 tensors do not fit, first conv_in.bias: [3] where its config says [8]": other_shape,
 }
 
@@ -197,9 +197,9 @@ def test_weights_are_cast_as_they_are_read(tiny_sdxl: Path, dtype: torch.dtype) 
     early, late = load_model(tiny_sdxl, dtype), load_model(tiny_sdxl)
     late.to(torch.device("cpu"), dtype)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        mine, yours = getattr(early, part), getattr(late, part)
-        assert mine.dtype == yours.dtype
-        pairs = zip(mine.parameters(), yours.parameters(), strict=True)
+        actual, expected = getattr(early, part), getattr(late, part)
+        assert actual.dtype == expected.dtype
+        pairs = zip(actual.parameters(), expected.parameters(), strict=True)
         assert all(torch.equal(first, second) for first, second in pairs)
     # SDXL's autoencoder overflows in float16.
     assert early.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)
@@ -210,7 +210,7 @@ def test_writing_to_a_loaded_model_leaves_its_file_alone(folder: Path, tiny_mode
     with torch.no_grad():
         for parameter in model.unet.parameters():
             parameter.zero_()
-    same(load_model(folder), load_model(tiny_model))
+    assert_same_weights(load_model(folder), load_model(tiny_model))
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt"])

@@ -22,9 +22,12 @@ def compare(
     """Compare both functions and their gradients with torch's own in float64."""
     norm = make_norm(shape[-1], dtype, device)
     exact = make_norm(shape[-1], dtype, device).double()
-    both = [torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(2)]
+    summands = [torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(2)]
     weights = [torch.randn(shape, device=device).to(dtype) for _ in range(2)]
-    for function, inputs in ((layer_norm.add_layer_norm, both), (layer_norm.layer_norm, both[:1])):
+    for function, inputs in (
+        (layer_norm.add_layer_norm, summands),
+        (layer_norm.layer_norm, summands[:1]),
+    ):
         actual = function(*inputs, norm)
         total = sum(x.double() for x in inputs)
         if len(inputs) == 2 and dtype != torch.float64:

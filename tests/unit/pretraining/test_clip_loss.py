@@ -27,8 +27,10 @@ def test_perfect_and_collapsed_encoders_have_known_losses() -> None:
     loss, accuracy = contrastive_loss(torch.eye(8), torch.eye(8), torch.tensor(100.0))
     assert float(loss) < 1e-6
     assert float(accuracy) == 1.0
-    same = torch.ones(8, 4) / 2
-    assert float(contrastive_loss(same, same, torch.tensor(50.0))[0]) == pytest.approx(math.log(8))
+    collapsed = torch.ones(8, 4) / 2
+    assert float(contrastive_loss(collapsed, collapsed, torch.tensor(50.0))[0]) == pytest.approx(
+        math.log(8)
+    )
 
 
 @pytest.mark.parametrize("loss", [math.log(64), math.log(64) * 1.009, math.log(64) * 0.991])

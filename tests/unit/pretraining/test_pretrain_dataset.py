@@ -61,19 +61,19 @@ def test_rows_are_filtered_split_and_limited(tmp_path: Path) -> None:
     assert len(training) + len(validation) == 30
     assert 0 < len(validation) < 17
     assert {r.columns["role"] for r in training + validation} == {"base"}
-    few, same = select_rows(
+    training_rows, validation_rows = select_rows(
         PretrainDataConfig(path=tmp_path, filters=[base], validation_split=0.3, max_images=4)
     )
-    assert (few, same) == (training[:4], validation)
+    assert (training_rows, validation_rows) == (training[:4], validation)
 
 
 def test_stages_follow_each_other() -> None:
     stages = [
         StageConfig(resolution=side, steps=steps) for side, steps in ((64, 3), (128, 2), (128, 2))
     ]
-    found = [find_stage(stages, step) for step in range(7)]
-    assert [stage_step for _, stage_step in found] == [0, 1, 2, 0, 1, 0, 1]
-    assert [stages.index(stage) for stage, _ in found][:4] == [0, 0, 0, 1]
-    assert found[5][0] is stages[2]
+    stages_of_steps = [find_stage(stages, step) for step in range(7)]
+    assert [stage_step for _, stage_step in stages_of_steps] == [0, 1, 2, 0, 1, 0, 1]
+    assert [stages.index(stage) for stage, _ in stages_of_steps][:4] == [0, 0, 0, 1]
+    assert stages_of_steps[5][0] is stages[2]
     with pytest.raises(IndexError):
         find_stage(stages, 7)

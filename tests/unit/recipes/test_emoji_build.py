@@ -75,7 +75,9 @@ def test_images_of_another_package_version_are_rendered_again(
     build(recipe, sources, work, tmp_path / "first.tar")
     drawn = []
     original = recipe.draw
-    monkeypatch.setattr(recipe, "draw", lambda *given: drawn.append(given) or original(*given))
+    monkeypatch.setattr(
+        recipe, "draw", lambda *arguments: drawn.append(arguments) or original(*arguments)
+    )
     newer = Package("@example/icons", "1.0.1", "other", "other", ())
     build(recipe, Sources((newer,), sources.styles), work, tmp_path / "second.tar")
     assert len(drawn) == 3

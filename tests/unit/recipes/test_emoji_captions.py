@@ -88,8 +88,8 @@ def test_caption_phrasings_use_everything_known():
 def test_random_choice_depends_on_the_icon_only():
     words = tuple(f"word{i}" for i in range(9))
     first = [write_caption(icon(n, emoji("thing", keywords=words)), []) for n in "abcdef"]
-    again = [write_caption(icon(n, emoji("thing", keywords=words)), []) for n in "abcdef"]
-    assert first == again
+    repeated = [write_caption(icon(n, emoji("thing", keywords=words)), []) for n in "abcdef"]
+    assert first == repeated
     assert len({caption.phrasings for caption in first}) > 1
 
 

@@ -66,8 +66,8 @@ def test_codepoints_have_a_canonical_form(text, expected):
     ],
 )
 def test_icon_names_find_their_emoji(table, name, expected):
-    found = match_emoji(style(), name, None, table)
-    assert (found.codepoint if found else None) == expected
+    match = match_emoji(style(), name, None, table)
+    assert (match.codepoint if match else None) == expected
 
 
 def test_stated_codepoint_goes_before_the_name(table):
@@ -134,11 +134,11 @@ def test_style_can_be_limited_to_the_emoji_of_another(tmp_path, table):
 
 def test_emoji_table_joins_both_packages(tmp_path):
     table = load_emoji_table(*write_unicode_packages(tmp_path))
-    hand = table.get("1F44B")
-    assert hand.keywords == ("wave", "hello there")
-    assert hand.group == "people & body"
-    assert hand.aliases[0] == "wave_cldr"
-    assert hand.aliases[-1] == "WAVING HAND SIGN"
+    entry = table.get("1F44B")
+    assert entry.keywords == ("wave", "hello there")
+    assert entry.group == "people & body"
+    assert entry.aliases[0] == "wave_cldr"
+    assert entry.aliases[-1] == "WAVING HAND SIGN"
     light = table.get("1F44B-1F3FB")
     assert (light.base, light.tone, light.aliases) == ("1F44B", 1, ())
     assert table.search("waving-hand-sign") == "1F44B"

@@ -84,8 +84,8 @@ def test_corrupted_download_is_not_unpacked(tarball, tmp_path):
 @needs_filters
 def test_only_wanted_files_are_unpacked_without_the_top_folder(tarball, tmp_path):
     folder = fetch_all([pinned()], tmp_path)["@example/icons"]
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found - {".complete"} == {"icons.json", "assets/a.webp"}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files - {".complete"} == {"icons.json", "assets/a.webp"}
 
 
 @needs_filters

@@ -11,7 +11,7 @@ from render import (
     content_extent,
     draw,
     is_faint,
-    place,
+    place_in_canvas,
     rasterise,
     svg_document,
 )
@@ -37,7 +37,7 @@ def inked(picture):
 
 
 def framed(image):
-    return place(image, content_box(image))
+    return place_in_canvas(image, content_box(image))
 
 
 def test_centred_content_stays_where_it_is():

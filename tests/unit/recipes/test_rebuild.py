@@ -106,8 +106,8 @@ def test_rebuild_runs_all_steps_in_order_and_repeats_only_unfinished_ones(recipe
     ours = [call for call in recipe.calls() if call[0] == "lorasmith"]
     assert all(used(call) <= options_of(call[2]) for call in ours)
 
-    again = recipe.run()
-    assert again.returncode == 0, again.stderr
+    second_run = recipe.run()
+    assert second_run.returncode == 0, second_run.stderr
     assert recipe.steps() == ["python package.py", "lorasmith report"]
 
 
@@ -129,13 +129,13 @@ def test_interrupted_training_is_resumed(recipe: Recipe) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     assert recipe.run("--data", "pack.tar").returncode == 0
-    vae, decoder, unet, longer, both, finish = recipe.calls()[:6]
+    vae, decoder, unet, longer, vae_finish, finish = recipe.calls()[:6]
     assert "--resume" in vae
     assert "--resume" not in decoder
     assert "train.start_from=work/vae" in decoder
     assert unet[2] == longer[2] == "unet"
     assert "train.start_from=work/unet" in longer
-    assert "train.start_from=work/vae_decoder" in both
+    assert "train.start_from=work/vae_decoder" in vae_finish
     assert {"train.start_from=work/unet_longer", "vae=work/vae_both"} <= set(finish)
 
 

@@ -31,8 +31,8 @@ def make_config(**train: Any) -> TrainConfig:
 
 
 def log(
-    trend: LossTrend, seed: int, shape: Shape | None = None, every: int = 50, key: str = "held_out",
-    **sizes: int,
+    trend: LossTrend, seed: int, shape: Shape | None = None, interval: int = 50,
+    key: str = "held_out", **sizes: int,
 ) -> list[dict[str, float]]:  # fmt: skip
     """The log of a run: its training loss, and a validation loss if a shape is given.
 
@@ -47,7 +47,7 @@ def log(
     if shape is not None:
         rng = np.random.default_rng(1000 + seed)
         total = int(curve.steps[-1])
-        for step in range(0, total + 1, every):
+        for step in range(0, total + 1, interval):
             value = 0.08 * shape(step / total) * float(rng.normal(1.0, 0.002))
             value = 0.08 if step == 0 else value
             lines.append({"step": step, key: value, f"{key}_base": 0.08})
@@ -69,7 +69,7 @@ def better(x: float) -> float:
     return 0.75 + 0.25 * float(np.exp(-6 * x))
 
 
-def same(x: float) -> float:
+def identity(x: float) -> float:
     return 1.0
 
 
@@ -88,8 +88,8 @@ def worse(x: float) -> float:
 @pytest.mark.parametrize("steps", [250, 1000])
 def test_flat_curve_is_found(steps: int) -> None:
     assert share_of("flat", [log(level, seed, steps=steps) for seed in SEEDS]) >= 0.8
-    assert share_of("flat", [log(level, seed, same, steps=steps) for seed in SEEDS]) >= 0.8
-    advice = of_kind("flat", advise(log(level, 0, same), make_config()))
+    assert share_of("flat", [log(level, seed, identity, steps=steps) for seed in SEEDS]) >= 0.8
+    advice = of_kind("flat", advise(log(level, 0, identity), make_config()))
     assert "learning_rate (now 0.001, try 0.002)" in advice.remedy
     assert "lora.rank (now 8, try 16)" in advice.remedy
     assert "on fixed noise the loss stays at the base model's" in advice.evidence
@@ -113,7 +113,7 @@ def test_flatness_is_judged_by_fixed_noise_loss_without_validation() -> None:
     learned = [log(level, seed, better, key="fixed_loss") for seed in SEEDS]
     assert share_of("flat", learned) == share_of("unclear", learned) == 0.0
     assert "fell by 25.1%" in of_kind("fine", advise(learned[0], make_config())).evidence
-    assert share_of("flat", [log(level, seed, same, key="fixed_loss") for seed in SEEDS]) >= 0.8
+    assert share_of("flat", [log(level, seed, identity, key="fixed_loss") for seed in SEEDS]) >= 0.8
     memorised = [log(learning, seed, overfitting, key="fixed_loss") for seed in SEEDS]
     assert share_of("overfitting", memorised) == 0.0
 
@@ -158,9 +158,9 @@ def test_overfitting_from_the_start_points_to_the_base_model() -> None:
     assert "-best" not in advice.remedy
 
 
-@pytest.mark.parametrize("every", [10, 50, 100])
-def test_falling_or_constant_validation_loss_is_not_overfitting(every: int) -> None:
-    logs = [log(learning, seed, shape, every) for seed in SEEDS for shape in (better, same)]
+@pytest.mark.parametrize("interval", [10, 50, 100])
+def test_falling_or_constant_validation_loss_is_not_overfitting(interval: int) -> None:
+    logs = [log(learning, seed, shape, interval) for seed in SEEDS for shape in (better, identity)]
     assert share_of("overfitting", logs) <= 0.03
 
 
@@ -204,7 +204,7 @@ def test_healthy_run_is_fine_and_has_its_gain() -> None:
 def test_without_validation_images_the_advice_is_careful() -> None:
     findings = advise(log(learning, 0, steps=1000), make_config())
     assert "only held-out images" in of_kind("fine", findings).evidence
-    unseen = advise(log(learning, 0, same, steps=1000), make_config())
+    unseen = advise(log(learning, 0, identity, steps=1000), make_config())
     assert "no lower than the base model's" in of_kind("fine", unseen).evidence
 
 

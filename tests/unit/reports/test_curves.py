@@ -60,17 +60,17 @@ def test_isotonic_fit_never_rises_and_is_the_projection(values: list[float]) -> 
 
 
 def test_noise_is_that_of_the_logarithms_without_the_trend() -> None:
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     trend = np.exp(-np.linspace(0, 3, 400)) + 0.3
-    noisy = trend * np.exp(draws.normal(0, 0.2, 400))
+    noisy = trend * np.exp(rng.normal(0, 0.2, 400))
     assert estimate_noise(curve(noisy.tolist())) == pytest.approx(0.2, rel=0.15)
     assert estimate_noise(curve([1.0, 2.0])) == 0.0
 
 
 def test_jitter_ignores_a_line_and_finds_noise() -> None:
     assert estimate_jitter(np.linspace(1, 0, 30)) == pytest.approx(0.0, abs=1e-12)
-    draws = np.random.default_rng(0)
-    assert estimate_jitter(draws.normal(0, 0.1, 2000)) == pytest.approx(0.1, rel=0.1)
+    rng = np.random.default_rng(0)
+    assert estimate_jitter(rng.normal(0, 0.1, 2000)) == pytest.approx(0.1, rel=0.1)
     assert estimate_jitter(np.array([1.0, 9.0, 1.0])) == 0.0
 
 

@@ -107,9 +107,9 @@ def test_additive_effects_of_settings_and_seeds_are_no_spread(
 
 
 def test_spread_is_that_of_differences() -> None:
-    draws = np.random.default_rng(0).standard_normal((400, 60)) * 0.1
-    assert seed_spread(draws) == pytest.approx(0.1 * 2**0.5, rel=0.02)
-    two = draws[:2]
+    values = np.random.default_rng(0).standard_normal((400, 60)) * 0.1
+    assert seed_spread(values) == pytest.approx(0.1 * 2**0.5, rel=0.02)
+    two = values[:2]
     assert seed_spread(two) == pytest.approx((two[0] - two[1]).std(ddof=1))
     assert significance_limit(0.1, 2) == pytest.approx(0.1 * 2**0.5)
     assert significance_limit(0.1, 16) == 0.1

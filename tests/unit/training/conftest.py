@@ -24,7 +24,7 @@ from lorasmith.training.step.train_step import DiffusionLoss
 
 
 @dataclass
-class Bench:
+class TrainingFixture:
     """What a training step needs."""
 
     model: Model
@@ -41,29 +41,29 @@ class Bench:
         return DiffusionLoss(Denoiser(self.model), process, settings)
 
     def batch(self, size: int = 2, seed: int = 0, mask: bool = False, **more: Any) -> Batch:
-        draws = make_generator(7, seed)
+        generator = make_generator(7, seed)
         return Batch(
-            latents=torch.randn(size, 4, 8, 8, generator=draws),
+            latents=torch.randn(size, 4, 8, 8, generator=generator),
             loss_weights=torch.ones(size),
             indices=torch.arange(size),
-            context=torch.randn(size, 77, 16, generator=draws),
-            loss_mask=torch.rand(size, 1, 8, 8, generator=draws) if mask else None,
+            context=torch.randn(size, 77, 16, generator=generator),
+            loss_mask=torch.rand(size, 1, 8, 8, generator=generator) if mask else None,
             **more,
         )
 
     def part(self, objective: DiffusionLoss, size: int = 2, seed: int = 0) -> tuple[Batch, Noise]:
         batch = self.batch(size, seed)
-        draws = BatchRng(make_generator(8, seed), size)
-        return batch, sample_noise(objective.process, objective.settings, batch, draws)
+        rng = BatchRng(make_generator(8, seed), size)
+        return batch, sample_noise(objective.process, objective.settings, batch, rng)
 
 
 @pytest.fixture
-def bench(tiny_model: Path) -> Iterator[Bench]:
+def tiny_training(tiny_model: Path) -> Iterator[TrainingFixture]:
     model = open_model(tiny_model)
     lora = LoraConfig(rank=2)
     targets = resolve_targets(model, lora, TrainerConfig(learning_rate=2e-3, text_encoder_lr=1e-3))
     trainable = inject_trainable(targets, lora, seed=0)
-    yield Bench(model, trainable)
+    yield TrainingFixture(model, trainable)
     trainable.detach()
 
 

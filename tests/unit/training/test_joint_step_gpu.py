@@ -111,11 +111,11 @@ def settings_of(tmp_path: Path, model: Path, name: str, **train: object) -> Trai
 
 def weights_after(run: TrainConfig, steps: int, plan: ExecutionPlan | None = None) -> torch.Tensor:
     with open_trainer(run, None) as session:
-        together = JointTrainStep([session], plan)
+        joint_step = JointTrainStep([session], plan)
         for _ in range(steps):
-            together.step()
+            joint_step.step()
         if plan is not None:
-            assert (together.graph_count > 0) == plan.use_cuda_graphs
+            assert (joint_step.graph_count > 0) == plan.use_cuda_graphs
         assert session.failed_step() is None
         return torch.cat(
             [parameter.detach().flatten() for parameter in session.trainable.parameters()]
@@ -126,7 +126,7 @@ def weights_after(run: TrainConfig, steps: int, plan: ExecutionPlan | None = Non
 def test_captured_steps_train_the_same_weights_as_eager_steps(
     tmp_path: Path, tiny_model: Path, precision: str
 ) -> None:
-    found = [
+    weights = [
         weights_after(
             settings_of(tmp_path, tiny_model, f"{record}", mixed_precision=precision),
             8,
@@ -134,7 +134,7 @@ def test_captured_steps_train_the_same_weights_as_eager_steps(
         )
         for record in (False, True)
     ]
-    torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=1e-2)
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-4, rtol=1e-2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion"])
@@ -177,16 +177,16 @@ def test_captured_step_that_is_not_finite_moves_nothing_and_is_named(
     with open_trainer(
         settings_of(tmp_path, tiny_model, "a", mixed_precision="bf16"), None
     ) as session:
-        together = JointTrainStep([session], ExecutionPlan())
+        joint_step = JointTrainStep([session], ExecutionPlan())
         for _ in range(6):
-            together.step()
-        assert together.graph_count > 0
+            joint_step.step()
+        assert joint_step.graph_count > 0
         assert session.failed_step() is None
         broken, *others = session.trainable.parameters()
         with torch.no_grad():
             broken.fill_(float("nan"))
         before = [other.detach().clone() for other in others]
         for _ in range(3):
-            together.step()
+            joint_step.step()
         assert session.failed_step() == 6
         assert all(torch.equal(a, b) for a, b in zip(before, others, strict=True))

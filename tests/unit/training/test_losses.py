@@ -40,7 +40,7 @@ def plain_alphas(zero_snr: bool) -> list[float]:
     return [((root - last) * first / (first - last)) ** 2 for root in roots]
 
 
-def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
+def plain_loss(tiny_training, objective, batch, drawn, number: int, kind: str) -> float:
     """The loss of one picture, from the network's output on."""
     settings = objective.settings
     t = int(drawn.timesteps[number])
@@ -49,7 +49,7 @@ def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
     noisy = math.sqrt(a) * clean + math.sqrt(1 - a) * noise
     with torch.no_grad():
         text = batch.context[number : number + 1]
-        predicted = bench.model.unet(noisy.float()[None], torch.tensor([t]), text).sample[0]
+        predicted = tiny_training.model.unet(noisy.float()[None], torch.tensor([t]), text).sample[0]
     target = noise if kind == "epsilon" else math.sqrt(a) * noise - math.sqrt(1 - a) * clean
     error = ((predicted.double() - target) ** 2).flatten().tolist()
     weights = [1.0] * len(error)
@@ -73,30 +73,30 @@ def plain_loss(bench, objective, batch, drawn, number: int, kind: str) -> float:
 @pytest.mark.filterwarnings("ignore:train.loss.zero_terminal_snr")
 @torch.no_grad()
 def test_losses_equal_plain_computations(
-    bench, kind: str, min_snr: float, mask: bool, zero_snr: bool
+    tiny_training, kind: str, min_snr: float, mask: bool, zero_snr: bool
 ) -> None:
-    for adapter in bench.trainable.adapters.values():
+    for adapter in tiny_training.trainable.adapters.values():
         adapter.up.data.normal_(0.0, 0.1)
-    objective = bench.objective(kind, min_snr_gamma=min_snr, zero_terminal_snr=zero_snr)
-    batch = bench.batch(4, mask=mask)
+    objective = tiny_training.objective(kind, min_snr_gamma=min_snr, zero_terminal_snr=zero_snr)
+    batch = tiny_training.batch(4, mask=mask)
     noise = torch.randn(4, 4, 8, 8, generator=make_generator(1))
     drawn = Noise(torch.tensor([0, 120, 640, 999]), noise)
     losses = compute_loss(objective, batch, drawn)
-    expected = [plain_loss(bench, objective, batch, drawn, k, kind) for k in range(4)]
+    expected = [plain_loss(tiny_training, objective, batch, drawn, k, kind) for k in range(4)]
     assert losses.tolist() == pytest.approx(expected, rel=2e-4)
-    assert all(math.isfinite(one) for one in expected)
+    assert all(math.isfinite(value) for value in expected)
 
 
 @torch.no_grad()
-def test_mask_counts_by_its_share_and_not_at_all_where_it_is_off(bench) -> None:
-    objective = bench.objective()
-    batch, drawn = bench.part(objective)
+def test_mask_counts_by_its_share_and_not_at_all_where_it_is_off(tiny_training) -> None:
+    objective = tiny_training.objective()
+    batch, drawn = tiny_training.part(objective)
     plain = compute_loss(objective, batch, drawn)
     grey = replace(batch, loss_mask=torch.full((2, 1, 8, 8), 0.3))
     torch.testing.assert_close(compute_loss(objective, grey, drawn), plain)
     black = replace(batch, loss_mask=torch.zeros(2, 1, 8, 8))
     assert compute_loss(objective, black, drawn).tolist() == [0.0, 0.0]
-    ignoring = bench.objective(masked=False)
+    ignoring = tiny_training.objective(masked=False)
     torch.testing.assert_close(compute_loss(ignoring, black, drawn), plain)
 
 
@@ -123,13 +123,13 @@ def test_zero_terminal_snr_warns_where_the_model_does_not_fit(
     config: dict[str, object], message: str | None
 ) -> None:
     on, cpu = LossConfig(zero_terminal_snr=True), torch.device("cpu")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         build_noise_process(config, LossConfig(), cpu)
-        assert not told
+        assert not caught
         assert build_noise_process(config, on, cpu).alphas_cumprod[-1] == 0.0
-    assert [one.category for one in told] == [LorasmithWarning] * (message is not None)
-    assert all(re.search(str(message), str(one.message)) for one in told)
+    assert [warning.category for warning in caught] == [LorasmithWarning] * (message is not None)
+    assert all(re.search(str(message), str(warning.message)) for warning in caught)
 
 
 def test_weights_add_up_to_the_full_batch() -> None:
@@ -138,38 +138,38 @@ def test_weights_add_up_to_the_full_batch() -> None:
     assert float(sum(parts)) == pytest.approx((1 + 2 + 1.5) / 4)
 
 
-def test_noise_follows_the_generator_whatever_the_division(bench) -> None:
-    objective = bench.objective(noise_offset=0.1)
-    batch = bench.batch(6)
+def test_noise_follows_the_generator_whatever_the_division(tiny_training) -> None:
+    objective = tiny_training.objective(noise_offset=0.1)
+    batch = tiny_training.batch(6)
 
     def drawn(first: int = 0, count: int | None = None, step: int = 3) -> Noise:
         part = replace(batch, latents=batch.latents[first : first + (count or 6)])
-        draws = BatchRng(make_generator(0, 1, step), 6, first, count)
-        return sample_noise(objective.process, objective.settings, part, draws)
+        rng = BatchRng(make_generator(0, 1, step), 6, first, count)
+        return sample_noise(objective.process, objective.settings, part, rng)
 
-    whole, parts = drawn(), [drawn(0, 2), drawn(2, 4)]
-    assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
-    assert torch.equal(whole.timesteps, torch.cat([part.timesteps for part in parts]))
-    assert not torch.equal(whole.noise, drawn(step=4).noise)
+    full, parts = drawn(), [drawn(0, 2), drawn(2, 4)]
+    assert torch.equal(full.noise, torch.cat([part.noise for part in parts]))
+    assert torch.equal(full.timesteps, torch.cat([part.timesteps for part in parts]))
+    assert not torch.equal(full.noise, drawn(step=4).noise)
 
 
-def test_noise_levels_cover_the_full_range(bench) -> None:
-    objective = bench.objective()
-    batch = replace(bench.batch(1), latents=torch.zeros(4000, 1, 1, 1))
-    draws = BatchRng(make_generator(0), 4000)
-    levels = sample_noise(objective.process, objective.settings, batch, draws).timesteps
+def test_noise_levels_cover_the_full_range(tiny_training) -> None:
+    objective = tiny_training.objective()
+    batch = replace(tiny_training.batch(1), latents=torch.zeros(4000, 1, 1, 1))
+    rng = BatchRng(make_generator(0), 4000)
+    levels = sample_noise(objective.process, objective.settings, batch, rng).timesteps
     counts = torch.bincount(levels // 100, minlength=10)
     assert len(counts) == 10
     assert int(counts.min()) > 300
 
 
-def test_offset_noise_moves_complete_channels(bench) -> None:
-    batch = replace(bench.batch(1), latents=torch.zeros(500, 4, 8, 8))
+def test_offset_noise_moves_complete_channels(tiny_training) -> None:
+    batch = replace(tiny_training.batch(1), latents=torch.zeros(500, 4, 8, 8))
 
     def noise(offset: float) -> torch.Tensor:
-        objective = bench.objective(noise_offset=offset)
-        draws = BatchRng(make_generator(0), 500)
-        return sample_noise(objective.process, objective.settings, batch, draws).noise
+        objective = tiny_training.objective(noise_offset=offset)
+        rng = BatchRng(make_generator(0), 500)
+        return sample_noise(objective.process, objective.settings, batch, rng).noise
 
     added = noise(0.2) - noise(0.0)
     assert float(added.std(dim=(2, 3)).max()) < 1e-6  # the same all over a channel
@@ -177,9 +177,9 @@ def test_offset_noise_moves_complete_channels(bench) -> None:
     assert torch.equal(noise(0.2), noise(0.2))
 
 
-def context_of(bench, prediction_error: float, **settings) -> LossContext:
-    loss = bench.objective("v_prediction", **settings)
-    batch, noise = bench.part(loss)
+def context_of(tiny_training, prediction_error: float, **settings) -> LossContext:
+    loss = tiny_training.objective("v_prediction", **settings)
+    batch, noise = tiny_training.part(loss)
     target = loss.process.training_target(batch.latents, noise.noise, noise.timesteps)
     return LossContext(
         prediction=target + prediction_error,
@@ -195,24 +195,26 @@ def context_of(bench, prediction_error: float, **settings) -> LossContext:
 
 
 @pytest.mark.parametrize(("error", "loss"), [(0.0, 0.0), (0.5, 0.25)])
-def test_diffusion_loss_is_the_mean_squared_error(bench, error: float, loss: float) -> None:
-    losses = diffusion_loss(context_of(bench, error))
+def test_diffusion_loss_is_the_mean_squared_error(tiny_training, error: float, loss: float) -> None:
+    losses = diffusion_loss(context_of(tiny_training, error))
     assert losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx([loss] * 2, rel=1e-5)
 
 
-def test_constant_weighting_ignores_gamma(bench) -> None:
-    weighted = diffusion_loss(context_of(bench, 0.5, min_snr_gamma=5.0))
-    constant = diffusion_loss(context_of(bench, 0.5, min_snr_gamma=5.0, weighting="constant"))
-    off = diffusion_loss(context_of(bench, 0.5, min_snr_gamma=0.0))
+def test_constant_weighting_ignores_gamma(tiny_training) -> None:
+    weighted = diffusion_loss(context_of(tiny_training, 0.5, min_snr_gamma=5.0))
+    constant = diffusion_loss(
+        context_of(tiny_training, 0.5, min_snr_gamma=5.0, weighting="constant")
+    )
+    off = diffusion_loss(context_of(tiny_training, 0.5, min_snr_gamma=0.0))
     assert torch.equal(constant, off)
     assert not torch.allclose(weighted, constant)
 
 
-def test_registered_weighting_is_used(bench) -> None:
+def test_registered_weighting_is_used(tiny_training) -> None:
     LOSS_WEIGHTINGS.register("double", lambda process, timesteps, settings: 2.0 + 0 * timesteps)
     try:
-        doubled = diffusion_loss(context_of(bench, 0.5, weighting="double"))
+        doubled = diffusion_loss(context_of(tiny_training, 0.5, weighting="double"))
     finally:
         LOSS_WEIGHTINGS.unregister("double")
     assert doubled.tolist() == pytest.approx([0.5, 0.5], rel=1e-5)
@@ -223,15 +225,15 @@ def test_unknown_weighting_is_refused_with_the_known_ones() -> None:
         LossConfig(weighting="min_snrr")
 
 
-def test_custom_loss_function_gets_the_context_and_is_used(bench) -> None:
+def test_custom_loss_function_gets_the_context_and_is_used(tiny_training) -> None:
     contexts: list[LossContext] = []
 
     def l1_loss(context: LossContext) -> torch.Tensor:
         contexts.append(context)
         return (context.prediction.float() - context.target).abs().mean(dim=(1, 2, 3))
 
-    loss = bench.objective()._replace(loss_fn=l1_loss)
-    batch, noise = bench.part(loss)
+    loss = tiny_training.objective()._replace(loss_fn=l1_loss)
+    batch, noise = tiny_training.part(loss)
     losses = compute_loss(loss, batch, noise)
     (context,) = contexts
     assert losses.requires_grad
@@ -242,9 +244,11 @@ def test_custom_loss_function_gets_the_context_and_is_used(bench) -> None:
     assert torch.equal(context.weights, batch.loss_weights)
 
 
-def test_loss_function_must_return_a_loss_for_each_image(bench) -> None:
-    loss = bench.objective()._replace(loss_fn=lambda context: context.prediction.float().mean())
-    batch, noise = bench.part(loss)
+def test_loss_function_must_return_a_loss_for_each_image(tiny_training) -> None:
+    loss = tiny_training.objective()._replace(
+        loss_fn=lambda context: context.prediction.float().mean()
+    )
+    batch, noise = tiny_training.part(loss)
     with pytest.raises(ConfigError, match=r"loss_fn: it returned shape \[\]; return one loss for"):
         compute_loss(loss, batch, noise)
 

@@ -23,14 +23,14 @@ def test_all_forms_of_settings_mean_the_same(
     run = TrainConfig.model_validate(TREE)
     file = tmp_path / "run.toml"
     file.write_text(dump_toml(run), encoding="utf-8")
-    asked: list[tuple[Any, ...]] = []
+    calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        "lorasmith.training.trainer.train", lambda *call: asked.append(call) or Path("ink")
+        "lorasmith.training.trainer.train", lambda *call: calls.append(call) or Path("ink")
     )
     for config in (run, TREE, file, str(file)):
         assert lorasmith.train(config, resume="latest") == Path("ink")
     assert lorasmith.train(run) == Path("ink")
-    assert asked == [(run, "latest", (), diffusion_loss)] * 4 + [(run, None, (), diffusion_loss)]
+    assert calls == [(run, "latest", (), diffusion_loss)] * 4 + [(run, None, (), diffusion_loss)]
 
 
 def test_settings_dictionary_is_not_changed() -> None:

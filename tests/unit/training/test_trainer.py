@@ -130,17 +130,17 @@ def test_loras_that_have_stopped_leave_the_step_to_the_others(
 
 
 def test_ctrl_c_stops_after_the_callbacks_of_the_step(tmp_path: Path) -> None:
-    request, seen = StopRequest(), []
+    request, steps = StopRequest(), []
 
     class PressAtTwo(Callback):
         def on_step_end(self, state: Any, metrics: StepMetrics) -> None:
-            seen.append((state.step, state.stop_requested))
+            steps.append((state.step, state.stop_requested))
             request.is_requested = state.step >= 2
 
     state = make_state(tmp_path, callbacks=[PressAtTwo()])
     with pytest.raises(Interrupted, match=r"stopped after step 3 of 4, all saved; go on with: "):
         trainer.train_loop([state], LoopOptions(state.paths), request)
-    assert seen == [(1, False), (2, False), (3, True)]
+    assert steps == [(1, False), (2, False), (3, True)]
 
 
 def test_ctrl_c_in_the_last_step_ends_the_loop_as_usual(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ def test_every_new_key_exists() -> None:
 @pytest.mark.parametrize("old", VERSION_1_KEYS)
 def test_every_old_key_is_read_as_the_new_key(old: str) -> None:
     tree: dict[str, Any] = {}
-    place, (*sections, key) = tree, old.split(".")
+    section_tree, (*sections, key) = tree, old.split(".")
     for section in sections:
-        place = place.setdefault(section, {})
-    place[key] = 1
+        section_tree = section_tree.setdefault(section, {})
+    section_tree[key] = 1
     if old.startswith("feature."):
         tree["feature"] = [tree["feature"]]
     upgraded, _ = upgrade(tree)

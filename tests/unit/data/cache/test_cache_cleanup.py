@@ -18,7 +18,7 @@ def fill(folder: Path, keys: list[str]) -> list[Entry]:
     """Fetch entries, which makes those that are not there."""
 
     def compute(positions: list[int]):
-        return ({"mean": torch.full((3,), float(place))} for place in positions)
+        return ({"mean": torch.full((3,), float(position))} for position in positions)
 
     layout = {"mean": (torch.float32, (3,))}
     return TensorCache(folder).get_or_compute(keys, [layout] * len(keys), compute, lambda _: None)
@@ -45,20 +45,25 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_shards_are_listed_the_oldest_first(root: Path) -> None:
-    old, young = list_shards(root)
-    assert (old.kind, old.entry_count, young.kind, young.entry_count) == ("latents", 3, "texts", 1)
+    old, recent = list_shards(root)
+    assert (old.kind, old.entry_count, recent.kind, recent.entry_count) == (
+        "latents",
+        3,
+        "texts",
+        1,
+    )
     assert old.size == old.path.stat().st_size
     assert list_shards(root / "nothing") == []
-    assert count_other_bytes(root, [old, young]) == 0
+    assert count_other_bytes(root, [old, recent]) == 0
     (root / "note.txt").write_text("12345")
-    assert count_other_bytes(root, [old, young]) == 5
+    assert count_other_bytes(root, [old, recent]) == 5
 
 
 def test_shards_unused_for_long_are_removed(root: Path) -> None:
     assert remove_unused_shards(root, 60 * DAY) == []
-    (gone,) = remove_unused_shards(root, 30 * DAY)
-    assert gone.kind == "latents"
-    assert not gone.path.parent.exists()
+    (removed,) = remove_unused_shards(root, 30 * DAY)
+    assert removed.kind == "latents"
+    assert not removed.path.parent.exists()
     assert [shard.kind for shard in list_shards(root)] == ["texts"]
     fill(root / "latents" / "aa", ["one"])  # made anew
 
@@ -78,27 +83,27 @@ def test_nothing_else_is_touched(root: Path, tmp_path: Path) -> None:
     name = only_file(root / "texts" / "bb").name
     outside = tmp_path / "outside"
     fill(outside / "cc", ["five"])
-    kept = [only_file(outside / "cc"), root / "latents" / "aa" / "entries-x.safetensors",
+    other_files = [only_file(outside / "cc"), root / "latents" / "aa" / "entries-x.safetensors",
             root / "latents" / name, root / "mine" / "aa" / name,
             root / "latents" / "aa" / "notes.txt"]  # fmt: skip
-    save_file({"weight": torch.ones(2)}, kept[1])  # such a name, but somebody else's
-    for path in kept[2:]:
+    save_file({"weight": torch.ones(2)}, other_files[1])  # such a name, but somebody else's
+    for path in other_files[2:]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(only_file(root / "texts" / "bb").read_bytes())
     (root / "latents" / "link").symlink_to(outside / "cc")
-    (root / "texts" / "bb" / "entries-link.safetensors").symlink_to(kept[0])
+    (root / "texts" / "bb" / "entries-link.safetensors").symlink_to(other_files[0])
     assert len(remove_unused_shards(root, 0)) == 2
     assert list_shards(root) == []
-    assert all(path.is_file() for path in kept)
+    assert all(path.is_file() for path in other_files)
     assert not (root / "texts" / "bb" / name).exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "latents").symlink_to(outside)
     assert remove_unused_shards(tmp_path / "other", 0) == []
-    assert kept[0].is_file()
+    assert other_files[0].is_file()
 
 
 def test_damaged_shards_are_removed_like_others(root: Path) -> None:
     only_file(root / "texts" / "bb").write_bytes(b"half")
-    (one,) = (shard for shard in list_shards(root) if shard.kind == "texts")
-    assert one.entry_count == 0
+    (damaged,) = (shard for shard in list_shards(root) if shard.kind == "texts")
+    assert damaged.entry_count == 0
     assert len(remove_unused_shards(root, 0)) == 2

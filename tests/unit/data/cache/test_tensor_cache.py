@@ -27,20 +27,20 @@ LAYOUT: Layout = {"mean": (torch.float32, (2, 3)), "half": (torch.bfloat16, (4,)
 
 
 def entry_of(key: str) -> Entry:
-    draws = torch.Generator().manual_seed(sum(map(ord, key)))
-    half = torch.randn(4, generator=draws).bfloat16()
-    return {"mean": torch.randn(2, 3, generator=draws), "half": half}
+    generator = torch.Generator().manual_seed(sum(map(ord, key)))
+    half = torch.randn(4, generator=generator).bfloat16()
+    return {"mean": torch.randn(2, 3, generator=generator), "half": half}
 
 
-def same(found: list[Entry], keys: list[str]) -> bool:
+def equals_entries(entries: list[Entry], keys: list[str]) -> bool:
     return all(
-        one.keys() == entry_of(key).keys()
-        and all(torch.equal(one[part], value) for part, value in entry_of(key).items())
-        for one, key in zip(found, keys, strict=True)
+        entry.keys() == entry_of(key).keys()
+        and all(torch.equal(entry[part], value) for part, value in entry_of(key).items())
+        for entry, key in zip(entries, keys, strict=True)
     )
 
 
-class Bench:
+class CacheFixture:
     """A cache folder, and a record of what was computed."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -52,11 +52,11 @@ class Bench:
         self.computed, self.advanced = [], 0
 
         def compute(positions: list[int]) -> Iterator[Entry]:
-            for place in positions:
-                if keys[place] == fail_at:
+            for position in positions:
+                if keys[position] == fail_at:
                     raise RuntimeError("stop")
-                self.computed.append(keys[place])
-                yield entry_of(keys[place])
+                self.computed.append(keys[position])
+                yield entry_of(keys[position])
 
         def advance(count: int) -> None:
             self.advanced += count
@@ -69,113 +69,115 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "cache")
+def cache_fixture(tmp_path: Path) -> CacheFixture:
+    return CacheFixture(tmp_path / "cache")
 
 
 KEYS = ["a", "b", "c"]
 
 
-def test_entries_are_computed_once(bench: Bench) -> None:
-    assert same(bench.fetch(KEYS), KEYS)
-    assert bench.computed == KEYS
-    assert bench.advanced == 3
-    assert same(bench.fetch(KEYS[::-1]), KEYS[::-1])
-    assert bench.computed == []
-    assert bench.advanced == 3
+def test_entries_are_computed_once(cache_fixture: CacheFixture) -> None:
+    assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
+    assert cache_fixture.computed == KEYS
+    assert cache_fixture.advanced == 3
+    assert equals_entries(cache_fixture.fetch(KEYS[::-1]), KEYS[::-1])
+    assert cache_fixture.computed == []
+    assert cache_fixture.advanced == 3
 
 
-def test_only_missing_entries_are_computed(bench: Bench) -> None:
-    bench.fetch(["b"])
-    assert same(bench.fetch(["x", "b", "a"]), ["x", "b", "a"])
-    assert bench.computed == ["x", "a"]
-    assert len(bench.shards) == 2
+def test_only_missing_entries_are_computed(cache_fixture: CacheFixture) -> None:
+    cache_fixture.fetch(["b"])
+    assert equals_entries(cache_fixture.fetch(["x", "b", "a"]), ["x", "b", "a"])
+    assert cache_fixture.computed == ["x", "a"]
+    assert len(cache_fixture.shards) == 2
 
 
-def test_equal_keys_share_an_entry(bench: Bench) -> None:
+def test_equal_keys_share_an_entry(cache_fixture: CacheFixture) -> None:
     keys = ["a", "b", "a", "a"]
-    assert same(bench.fetch(keys), keys)
-    assert bench.computed == ["a", "b"]
-    assert bench.advanced == 4
+    assert equals_entries(cache_fixture.fetch(keys), keys)
+    assert cache_fixture.computed == ["a", "b"]
+    assert cache_fixture.advanced == 4
 
 
 def test_without_a_folder_nothing_is_kept() -> None:
-    bench = Bench(None)
-    bench.fetch(KEYS)
-    assert same(bench.fetch(KEYS), KEYS)
-    assert bench.computed == KEYS
+    cache_fixture = CacheFixture(None)
+    cache_fixture.fetch(KEYS)
+    assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
+    assert cache_fixture.computed == KEYS
 
 
-def test_entries_computed_before_a_failure_are_kept(bench: Bench) -> None:
+def test_entries_computed_before_a_failure_are_kept(cache_fixture: CacheFixture) -> None:
     with pytest.raises(RuntimeError, match="stop"):
-        bench.fetch(KEYS, fail_at="c")
-    bench.fetch(KEYS)
-    assert bench.computed == ["c"]
+        cache_fixture.fetch(KEYS, fail_at="c")
+    cache_fixture.fetch(KEYS)
+    assert cache_fixture.computed == ["c"]
 
 
-def test_many_entries_make_several_shards(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_entries_make_several_shards(
+    cache_fixture: CacheFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache_module, "_MAX_SHARD_BYTES", 64)  # two entries of 32 bytes
     keys = list("abcde")
-    bench.fetch(keys)
-    assert len(bench.shards) == 3
-    assert same(bench.fetch(keys), keys)
-    assert bench.computed == []
+    cache_fixture.fetch(keys)
+    assert len(cache_fixture.shards) == 3
+    assert equals_entries(cache_fixture.fetch(keys), keys)
+    assert cache_fixture.computed == []
 
 
 # --- files that are not what they should be -------------------------------------------------
 
 
-def test_file_cut_off_anywhere_is_rebuilt(bench: Bench) -> None:
-    bench.fetch(KEYS)
-    (shard,) = bench.shards
-    whole = shard.read_bytes()
-    for length in range(0, len(whole), 7):
-        shard.write_bytes(whole[:length])
-        assert same(bench.fetch(KEYS), KEYS)
-        assert bench.computed == KEYS
-        assert [path.name for path in bench.shards] == [shard.name]
-        bench.fetch(KEYS)
-        assert bench.computed == []
+def test_file_cut_off_anywhere_is_rebuilt(cache_fixture: CacheFixture) -> None:
+    cache_fixture.fetch(KEYS)
+    (shard,) = cache_fixture.shards
+    content = shard.read_bytes()
+    for length in range(0, len(content), 7):
+        shard.write_bytes(content[:length])
+        assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
+        assert cache_fixture.computed == KEYS
+        assert [path.name for path in cache_fixture.shards] == [shard.name]
+        cache_fixture.fetch(KEYS)
+        assert cache_fixture.computed == []
 
 
-def test_entry_with_a_flipped_bit_is_rebuilt(bench: Bench) -> None:
-    bench.fetch(KEYS)
-    (shard,) = bench.shards
-    whole = shard.read_bytes()
+def test_entry_with_a_flipped_bit_is_rebuilt(cache_fixture: CacheFixture) -> None:
+    cache_fixture.fetch(KEYS)
+    (shard,) = cache_fixture.shards
+    content = shard.read_bytes()
     rebuilt = 0
-    for place in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << (place % 8)
-        for path in bench.shards:
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        for path in cache_fixture.shards:
             path.unlink()
         shard.write_bytes(damaged)
-        assert same(bench.fetch(KEYS), KEYS)
-        rebuilt += bool(bench.computed)
-        bench.fetch(KEYS)
-        assert bench.computed == []
+        assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
+        rebuilt += bool(cache_fixture.computed)
+        cache_fixture.fetch(KEYS)
+        assert cache_fixture.computed == []
     # All but flips in names of entries that nobody asks for, in padding and the like.
-    assert rebuilt > 0.9 * len(whole)
+    assert rebuilt > 0.9 * len(content)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"not safetensors at all", b"\xff" * 64, b"PK\x03\x04zip"]
 )
-def test_files_of_another_kind_are_replaced(bench: Bench, content: bytes) -> None:
-    bench.fetch(KEYS)
-    bench.shards[0].write_bytes(content)
-    assert same(bench.fetch(KEYS), KEYS)
-    assert bench.computed == KEYS
-    bench.fetch(KEYS)
-    assert bench.computed == []
+def test_files_of_another_kind_are_replaced(cache_fixture: CacheFixture, content: bytes) -> None:
+    cache_fixture.fetch(KEYS)
+    cache_fixture.shards[0].write_bytes(content)
+    assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
+    assert cache_fixture.computed == KEYS
+    cache_fixture.fetch(KEYS)
+    assert cache_fixture.computed == []
 
 
-def test_foreign_safetensors_files_are_left_alone(bench: Bench) -> None:
-    bench.fetch(["b"])
-    foreign = bench.folder / "entries-foreign.safetensors"
+def test_foreign_safetensors_files_are_left_alone(cache_fixture: CacheFixture) -> None:
+    cache_fixture.fetch(["b"])
+    foreign = cache_fixture.folder / "entries-foreign.safetensors"
     save_file({"a/mean": torch.ones(2, 3), "a/half": torch.ones(4).bfloat16()}, foreign)
     before = foreign.read_bytes()
-    assert same(bench.fetch(["a"]), ["a"])
-    assert bench.computed == ["a"]
+    assert equals_entries(cache_fixture.fetch(["a"]), ["a"])
+    assert cache_fixture.computed == ["a"]
     assert foreign.read_bytes() == before
 
 
@@ -190,50 +192,56 @@ def test_foreign_safetensors_files_are_left_alone(bench: Bench) -> None:
     ],
     ids=["shape", "dtype", "missing part", "nan", "inf"],
 )
-def test_sound_files_with_unfit_entries_are_rebuilt(bench: Bench, other: Entry) -> None:
+def test_sound_files_with_unfit_entries_are_rebuilt(
+    cache_fixture: CacheFixture, other: Entry
+) -> None:
     """The file and its checksum are fine; what stands in it is not what is wanted."""
-    bench.fetch(["a"])
+    cache_fixture.fetch(["a"])
     checks = {"lorasmith_cache": "1", "a": cache_module._checksum(other)}
-    save_file({f"a/{part}": value for part, value in other.items()}, bench.shards[0], checks)
-    assert same(bench.fetch(["a"]), ["a"])
-    assert bench.computed == ["a"]
-    bench.fetch(["a"])
-    assert bench.computed == []
+    save_file(
+        {f"a/{part}": value for part, value in other.items()}, cache_fixture.shards[0], checks
+    )
+    assert equals_entries(cache_fixture.fetch(["a"]), ["a"])
+    assert cache_fixture.computed == ["a"]
+    cache_fixture.fetch(["a"])
+    assert cache_fixture.computed == []
 
 
-def test_damaged_entry_does_not_lose_the_others(bench: Bench) -> None:
-    bench.fetch(KEYS)
-    (shard,) = bench.shards
-    whole = bytearray(shard.read_bytes())
-    whole[-1] ^= 1
-    shard.write_bytes(whole)
+def test_damaged_entry_does_not_lose_the_others(cache_fixture: CacheFixture) -> None:
+    cache_fixture.fetch(KEYS)
+    (shard,) = cache_fixture.shards
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
     os.utime(shard, (time.time() + 5, time.time() + 5))  # even if it looks newer than the repair
-    assert same(bench.fetch(KEYS), KEYS)
-    assert len(bench.computed) == 1
-    assert same(bench.fetch(KEYS), KEYS)
-    assert bench.computed == []
+    assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
+    assert len(cache_fixture.computed) == 1
+    assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
+    assert cache_fixture.computed == []
 
 
 def test_unwritable_folder_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    bench = Bench(tmp_path / "file" / "cache")
+    cache_fixture = CacheFixture(tmp_path / "file" / "cache")
     with pytest.warns(
         LorasmithWarning, match="going on without this cache.*LORASMITH_CACHE"
     ) as reported:
-        assert same(bench.fetch(KEYS), KEYS)
+        assert equals_entries(cache_fixture.fetch(KEYS), KEYS)
     assert len(reported) == 1
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_leftovers_of_killed_processes_are_swept(bench: Bench) -> None:
-    bench.fetch(["a"])
-    old, young = (bench.folder / f".lorasmith-tmp-{n}-entries-x.safetensors" for n in (1, 2))
+def test_leftovers_of_killed_processes_are_swept(cache_fixture: CacheFixture) -> None:
+    cache_fixture.fetch(["a"])
+    old, recent = (
+        cache_fixture.folder / f".lorasmith-tmp-{n}-entries-x.safetensors" for n in (1, 2)
+    )
     old.write_text("half")
-    young.write_text("half")
+    recent.write_text("half")
     os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    bench.fetch(["a"])
+    cache_fixture.fetch(["a"])
     assert not old.exists()
-    assert young.exists()
+    assert recent.exists()
 
 
 # --- several processes ----------------------------------------------------------------------
@@ -241,19 +249,20 @@ def test_leftovers_of_killed_processes_are_swept(bench: Bench) -> None:
 
 def _work(folder: Path, keys: list[str], start: "multiprocessing.Barrier", result) -> None:
     torch.set_num_threads(1)
-    bench = Bench(folder)
+    cache_fixture = CacheFixture(folder)
     start.wait()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result.put(same(bench.fetch(keys), keys))
+        result.put(equals_entries(cache_fixture.fetch(keys), keys))
 
 
-def test_several_processes_may_write_at_once(bench: Bench) -> None:
+def test_several_processes_may_write_at_once(cache_fixture: CacheFixture) -> None:
     several = multiprocessing.get_context("fork")
     shares = [KEYS, KEYS, KEYS[::-1], ["c", "d"], ["d", "e", "a"]]
     start, result = several.Barrier(len(shares)), several.Queue()
     workers = [
-        several.Process(target=_work, args=(bench.folder, keys, start, result)) for keys in shares
+        several.Process(target=_work, args=(cache_fixture.folder, keys, start, result))
+        for keys in shares
     ]
     for worker in workers:
         worker.start()
@@ -261,10 +270,10 @@ def test_several_processes_may_write_at_once(bench: Bench) -> None:
     for worker in workers:
         worker.join(timeout=60)
     assert [worker.exitcode for worker in workers] == [0] * len(shares)
-    assert list(bench.folder.glob(".lorasmith-tmp-*")) == []
-    every = list("abcde")
-    assert same(bench.fetch(every), every)
-    assert bench.computed == []
+    assert list(cache_fixture.folder.glob(".lorasmith-tmp-*")) == []
+    all_keys = list("abcde")
+    assert equals_entries(cache_fixture.fetch(all_keys), all_keys)
+    assert cache_fixture.computed == []
 
 
 # --- keys and folders -----------------------------------------------------------------------

@@ -112,12 +112,14 @@ def test_crop_is_a_piece_of_the_resized_image(
     width: int, height: int, across: float, down: float
 ) -> None:
     image, placed = ramp(width, height), assign_bucket((width, height), BUCKETS)
-    whole = np.asarray(image.resize(placed.resized_size, Image.Resampling.LANCZOS), dtype=np.int64)
+    resized = np.asarray(
+        image.resize(placed.resized_size, Image.Resampling.LANCZOS), dtype=np.int64
+    )
     bucket = placed.bucket
     left, top = round(across * placed.crop_slack[0]), round(down * placed.crop_slack[1])
     piece = resize_and_crop(image, placed, CropBox(left, top, bucket.width, bucket.height))
     assert piece.shape == (bucket.height, bucket.width, 3)
-    expected = whole[top : top + bucket.height, left : left + bucket.width]
+    expected = resized[top : top + bucket.height, left : left + bucket.width]
     # Pillow rounds its filter's place to 1/256 of a pixel or so.
     steepest = 255 / (min(placed.resized_size) - 1)
     assert np.abs(piece - expected).max() <= 2 + 0.1 * steepest
@@ -134,8 +136,8 @@ def test_crops_lie_where_they_were_asked_for(tmp_path: Path) -> None:
     row = saved(tmp_path / "a.png", ramp(96, 32))
     placed = assign_bucket((96, 32), SQUARE)
     assert placed.crop_slack == (64, 0)
-    for held in (1.0, 0.0):
-        pictures = BucketedImages([row], [placed], (0, 0, 0), held)
+    for edge in (1.0, 0.0):
+        pictures = BucketedImages([row], [placed], (0, 0, 0), edge)
         for _ in range(2):
             result, masks = pictures.load_crops([0, 0, 0], [(0, 0), (64, 0), (32, 0)])
             reds = result[:, 0, 0].float()
@@ -144,7 +146,7 @@ def test_crops_lie_where_they_were_asked_for(tmp_path: Path) -> None:
             assert float(reds[1, -1]) == 255.0
             assert torch.equal(result[2], pictures.load_center_crop(0))
             assert bool((masks == 255).all())
-        assert bool(pictures._areas) == bool(held)
+        assert bool(pictures._areas) == bool(edge)
 
 
 def test_masks_are_cropped_with_their_images(tmp_path: Path) -> None:
@@ -208,18 +210,18 @@ def test_augmentations_stay_inside(
 
 def test_one_setting_does_not_change_what_another_does() -> None:
     placed = assign_bucket((300, 100), SQUARE)
-    every = draw_augmentation(placed, True, True, 0.5, make_generator(1))
+    all_augmentations = draw_augmentation(placed, True, True, 0.5, make_generator(1))
     assert (
         draw_augmentation(placed, True, False, 0.0, make_generator(1)).crop_corner
-        == every.crop_corner
+        == all_augmentations.crop_corner
     )
     assert (
         draw_augmentation(placed, False, True, 0.0, make_generator(1)).is_flipped
-        == every.is_flipped
+        == all_augmentations.is_flipped
     )
     assert (
         draw_augmentation(placed, False, False, 0.5, make_generator(1)).color_factors
-        == every.color_factors
+        == all_augmentations.color_factors
     )
 
 
@@ -251,10 +253,10 @@ def test_color_jitter_equals_that_of_pillow() -> None:
     image = Image.fromarray(noise)
     pictures = torch.from_numpy(noise.copy()).permute(2, 0, 1)[None].float() / 255
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for place_, kind in enumerate(kinds):
+    for index, kind in enumerate(kinds):
         for factor in (0.5, 1.0, 1.4):
             factors = torch.ones(1, 3)
-            factors[0, place_] = factor
+            factors[0, index] = factor
             result = apply_color_jitter(pictures, factors)[0].permute(1, 2, 0) * 255
             expected = torch.from_numpy(np.asarray(kind(image).enhance(factor)).copy()).float()
             assert float((result - expected).abs().max()) <= 2.0  # Pillow rounds to whole numbers

@@ -106,10 +106,13 @@ def test_bucket_is_the_nearest_in_aspect(
 @given(width=LENGTHS, height=LENGTHS, times=SIDES)
 def test_turning_an_image_turns_its_distance(width: int, height: int, times: int) -> None:
     buckets = make_buckets(times * 64, 64, 2.0)
-    one, turned = assign_bucket((width, height), buckets), assign_bucket((height, width), buckets)
+    upright, turned = (
+        assign_bucket((width, height), buckets),
+        assign_bucket((height, width), buckets),
+    )
     # Both ways are equally near; which of two equally near ones is taken may differ.
     assert math.isclose(
-        abs(math.log(one.bucket.aspect * height / width)),
+        abs(math.log(upright.bucket.aspect * height / width)),
         abs(math.log(turned.bucket.aspect * width / height)),
         abs_tol=1e-9,
     )
@@ -137,14 +140,16 @@ def test_images_of_common_sizes_get_known_buckets() -> None:
     assert find_nearest_bucket((1, 1), buckets) == 2
 
 
-@given(times=st.integers(1, 40), wanted=st.integers(1, 300), multiple=st.sampled_from([8, 32, 64]))
-def test_steps_fit_the_model_and_the_square(times: int, wanted: int, multiple: int) -> None:
+@given(
+    times=st.integers(1, 40), expected=st.integers(1, 300), multiple=st.sampled_from([8, 32, 64])
+)
+def test_steps_fit_the_model_and_the_square(times: int, expected: int, multiple: int) -> None:
     side = times * multiple
-    step = choose_bucket_step(side, wanted, multiple)
+    step = choose_bucket_step(side, expected, multiple)
     assert step % multiple == 0
     assert side % step == 0
-    if wanted % multiple == 0 and side % wanted == 0:
-        assert step == wanted
+    if expected % multiple == 0 and side % expected == 0:
+        assert step == expected
     assert make_buckets(side, step, 2.0)
 
 

@@ -73,10 +73,12 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
 
 def test_sixteen_bit_grey_is_as_bright_as_its_eight_bit_twin() -> None:
     wide = np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)
-    twin = np.asarray(decode_image(encoded(Image.fromarray((wide // 257).astype(np.uint8))), "x"))
+    eight_bit = np.asarray(
+        decode_image(encoded(Image.fromarray((wide // 257).astype(np.uint8))), "x")
+    )
     for kind in ("PNG", "TIFF"):
         mean = np.asarray(decode_image(encoded(Image.fromarray(wide), kind), "x")).mean()
-        assert mean == pytest.approx(twin.mean(), rel=0.01)
+        assert mean == pytest.approx(eight_bit.mean(), rel=0.01)
 
 
 def test_transparent_shade_of_sixteen_bits_stays_hidden() -> None:
@@ -192,5 +194,5 @@ def test_square_image_is_the_scaled_centre() -> None:
     assert pixels.dtype == np.uint8
     assert pixels[:, 1:4] == pytest.approx(np.broadcast_to((0, 0, 255), (5, 3, 3)), abs=16)
     assert pixels[:, 0] != pytest.approx(np.broadcast_to((255, 0, 0), (5, 3)), abs=60)
-    same = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 6, 3), dtype=np.uint8))
-    assert np.array_equal(crop_square(same, 6), np.asarray(same))
+    unscaled = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 6, 3), dtype=np.uint8))
+    assert np.array_equal(crop_square(unscaled, 6), np.asarray(unscaled))

@@ -40,10 +40,10 @@ def test_masks_are_as_varied_as_they_say() -> None:
     shares = torch.tensor([float((mask == 255).mean()) for mask in masks])
     full = float((shares == 1.0).float().mean())
     assert full == pytest.approx(FULL_MASK_PROBABILITY, abs=0.07)  # three standard deviations
-    rest = shares[shares < 1.0]
-    assert rest.min() < 0.08
-    assert rest.max() > 0.75
-    assert 0.25 < rest.mean() < 0.55
+    partial_shares = shares[shares < 1.0]
+    assert partial_shares.min() < 0.08
+    assert partial_shares.max() > 0.75
+    assert 0.25 < partial_shares.mean() < 0.55
     # Every place is painted anew by some and given by others.
     average = np.stack([m for m, share in zip(masks, shares, strict=True) if share < 1]).mean(0)
     assert average.min() > 255 * 0.05

@@ -79,8 +79,12 @@ def test_row_reserves_its_image_and_its_mask(
     for each, with_mask in ((row, False), (row, True), (packed, True)):
         with reserve_decoding(each, with_mask):
             pass
-    alone = 100 * 50 * 20 + image.stat().st_size
-    assert reserved == [alone, alone + 200 * 100 * 20 + mask.stat().st_size, alone]
+    image_memory = 100 * 50 * 20 + image.stat().st_size
+    assert reserved == [
+        image_memory,
+        image_memory + 200 * 100 * 20 + mask.stat().st_size,
+        image_memory,
+    ]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"<html>", bomb(12_000, 12_000)])

@@ -36,7 +36,7 @@ def rows(tmp_path: Path) -> list[Row]:
     return rows
 
 
-def draws(count: int, seed: int = 0) -> BatchRng:
+def make_rng(count: int, seed: int = 0) -> BatchRng:
     return BatchRng(torch.Generator().manual_seed(seed), count)
 
 
@@ -80,10 +80,10 @@ def test_damaged_image_names_its_row(rows: list[Row]) -> None:
 def test_only_allowed_images_are_flipped() -> None:
     pictures = torch.arange(3 * 4.0).view(1, 3, 1, 4).repeat(400, 1, 1, 1)
     allowed = torch.arange(400) % 2 == 0
-    result = random_flip(pictures, allowed, draws(400))
+    result = random_flip(pictures, allowed, make_rng(400))
     mirrored = (result != pictures).flatten(1).any(dim=1)
     assert not mirrored[~allowed].any()
     assert 70 < int(mirrored[allowed].sum()) < 130
     assert torch.equal(result[mirrored], pictures[mirrored].flip(-1))
-    again = random_flip(pictures, allowed, draws(400))
-    assert torch.equal(again, result)
+    repeated = random_flip(pictures, allowed, make_rng(400))
+    assert torch.equal(repeated, result)

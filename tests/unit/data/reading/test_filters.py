@@ -23,7 +23,7 @@ def rule(column: str, op: str, value: object, missing: str = "drop") -> RowFilte
 
 
 @pytest.mark.parametrize(
-    ("op", "value", "good", "bad"),
+    ("op", "value", "accepted", "rejected"),
     [
         ("==", "base", "base", "holdout"),
         ("==", 3, 3, 4),
@@ -38,11 +38,11 @@ def rule(column: str, op: str, value: object, missing: str = "drop") -> RowFilte
     ],
 )
 def test_filters_support_every_comparison(
-    op: str, value: object, good: object, bad: object
+    op: str, value: object, accepted: object, rejected: object
 ) -> None:
     expected = rule("c", op, value)
-    assert matches_filter(row("k", c=good), expected) is True
-    assert matches_filter(row("k", c=bad), expected) is False
+    assert matches_filter(row("k", c=accepted), expected) is True
+    assert matches_filter(row("k", c=rejected), expected) is False
 
 
 def test_missing_column_drops_or_keeps() -> None:
@@ -53,8 +53,8 @@ def test_missing_column_drops_or_keeps() -> None:
 
 def test_all_filters_must_pass() -> None:
     rows = [row(str(n), n=n, even=n % 2 == 0) for n in range(10)]
-    kept = filter_rows(rows, [rule("n", ">=", 3), rule("even", "==", True)])
-    assert [r.key for r in kept] == ["4", "6", "8"]
+    selected = filter_rows(rows, [rule("n", ">=", 3), rule("even", "==", True)])
+    assert [r.key for r in selected] == ["4", "6", "8"]
     with pytest.raises(DataError, match="no rows are left of 10 after 2 filters"):
         filter_rows(rows, [rule("n", ">=", 3), rule("n", "<=", 2)])
 

@@ -88,10 +88,10 @@ def test_folder_with_a_manifest_is_read(tmp_path: Path) -> None:
         "",
         {"file_name": "2.png", "captions": ["two", " two ", "", "2"], "caption": "unused"},
     )
-    one, two = read_rows(tmp_path)
-    assert (one.key, one.captions, one.columns["score"]) == ("x/1.png", ("one thing",), 5)
-    assert two.captions == ("two", "2")
-    assert two.caption == "two"
+    first, second = read_rows(tmp_path)
+    assert (first.key, first.captions, first.columns["score"]) == ("x/1.png", ("one thing",), 5)
+    assert second.captions == ("two", "2")
+    assert second.caption == "two"
 
 
 def test_single_caption_needs_no_list(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ def test_features_with_distinct_words_do_not_overlap() -> None:
 
 @pytest.mark.parametrize(("joint", "severity"), [(True, "error"), (False, "warning")])
 def test_tag_of_another_feature_is_reported(joint: bool, severity: str) -> None:
-    both = featured("cookqz", "person", "a cookqz person", "a CurlyQX cookqz person")
-    assert reported(CURLY, both, joint=joint) == [("other-tag", severity, ("cookqz1.png",))]
+    overlapping = featured("cookqz", "person", "a cookqz person", "a CurlyQX cookqz person")
+    assert reported(CURLY, overlapping, joint=joint) == [("other-tag", severity, ("cookqz1.png",))]
 
 
 def test_words_that_go_with_another_tag_are_reported() -> None:
@@ -45,9 +45,9 @@ def test_words_that_go_with_another_tag_are_reported() -> None:
 
 def test_word_of_nearly_all_captions_counts() -> None:
     """Nine of ten say it, so it is part of what the tag will mean."""
-    many = [f"curlyqx ringlets, place {k}" for k in range(9)] + ["curlyqx alone"]
+    captions = [f"curlyqx ringlets, place {k}" for k in range(9)] + ["curlyqx alone"]
     other = featured("cookqz", "person", "cookqz with ringlets", "cookqz")
-    assert reported(featured("curlyqx", "", *many), other)[0][2] == ("cookqz0.png",)
+    assert reported(featured("curlyqx", "", *captions), other)[0][2] == ("cookqz0.png",)
     fewer = [f"curlyqx ringlets, place {k}" for k in range(8)] + ["curlyqx alone", "curlyqx too"]
     assert reported(featured("curlyqx", "", *fewer), other) == []
 

@@ -21,8 +21,8 @@ BUCKETS = make_buckets(128, 32, 2.0)
 
 
 def captions() -> list[str]:
-    things = ["cat", "red house", "boat at sea", "old tree", "key", "two owls", "bread", "hill"]
-    return [f"a {thing}, {TAG} style" for thing in [*things, "lamp", "child with a kite"]]
+    subjects = ["cat", "red house", "boat at sea", "old tree", "key", "two owls", "bread", "hill"]
+    return [f"a {subject}, {TAG} style" for subject in [*subjects, "lamp", "child with a kite"]]
 
 
 def healthy(folder: Path) -> Path:
@@ -180,21 +180,21 @@ def test_common_words_keep_their_order(tmp_path: Path) -> None:
 
 
 @given(st.text("abc", max_size=6), st.text("abc", max_size=6))
-def test_edit_distances_are_a_distance(one: str, other: str) -> None:
-    distance = edit_distance(one, other)
-    assert distance == edit_distance(other, one)
-    assert (distance == 0) is (one == other)
-    assert abs(len(one) - len(other)) <= distance <= max(len(one), len(other))
+def test_edit_distances_are_a_distance(word: str, other: str) -> None:
+    distance = edit_distance(word, other)
+    assert distance == edit_distance(other, word)
+    assert (distance == 0) is (word == other)
+    assert abs(len(word) - len(other)) <= distance <= max(len(word), len(other))
 
 
 @given(st.text("abcd", min_size=2, max_size=8), st.data())
 def test_single_typo_is_a_distance_of_1(word: str, data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, len(word) - 2))
-    swapped = word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-    dropped = word[:place] + word[place + 1 :]
+    position = data.draw(st.integers(0, len(word) - 2))
+    swapped = word[:position] + word[position + 1] + word[position] + word[position + 2 :]
+    dropped = word[:position] + word[position + 1 :]
     assert edit_distance(word, swapped) == (word != swapped)
     assert edit_distance(word, dropped) == 1
-    assert edit_distance(word, word[:place] + "x" + word[place + 1 :]) == 1
+    assert edit_distance(word, word[:position] + "x" + word[position + 1 :]) == 1
 
 
 # --- duplicates ---------------------------------------------------------------------------------

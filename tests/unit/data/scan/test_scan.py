@@ -398,8 +398,8 @@ def test_filters_come_before_images_are_opened(healthy: Path) -> None:
     write_image(healthy / "0.png", b"")
     lines = [f'{{"file_name": "{n}.png", "text": "x", "score": {n}}}' for n in range(4)]
     (healthy / "metadata.jsonl").write_text("\n".join(lines))
-    good = RowFilter(column="score", op=">=", value=2)
-    rows = read_usable_rows(data_of(healthy, filters=[good.model_dump()]))
+    score_filter = RowFilter(column="score", op=">=", value=2)
+    rows = read_usable_rows(data_of(healthy, filters=[score_filter.model_dump()]))
     assert [row.key for row in rows] == ["2.png", "3.png"]
 
 

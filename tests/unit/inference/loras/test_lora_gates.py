@@ -50,9 +50,9 @@ def drawn(pipe: RecordingPipeline, prompts: Any = PROMPTS, **keywords: Any) -> t
     return pipe.decoded
 
 
-def changed(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def changed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Tell which rows differ in any bit."""
-    return (one != other).flatten(1).any(dim=1)
+    return (first != second).flatten(1).any(dim=1)
 
 
 @contextmanager
@@ -240,14 +240,14 @@ def test_two_token_gates_in_one_prompt_write_to_disjoint_tokens(
         pipe.unload_lora()
     pipe.load_library(tmp_path)
     drawn(pipe, prompt, num_inference_steps=1)  # from now on they are in the model
-    both = first_keys(pipe, prompt)
+    keys_with_both = first_keys(pipe, prompt)
     moved = {tag: (keys != base).any(dim=2) for tag, keys in single.items()}
     assert not (moved["curlyqx"] & moved["cookqz"]).any()
     for tag, keys in single.items():
         assert moved[tag].any()
-        assert torch.equal(both[moved[tag]], keys[moved[tag]])
+        assert torch.equal(keys_with_both[moved[tag]], keys[moved[tag]])
     neither = ~(moved["curlyqx"] | moved["cookqz"])
-    assert torch.equal(both[neither], base[neither])
+    assert torch.equal(keys_with_both[neither], base[neither])
 
 
 def test_layers_that_read_no_text_follow_the_prompt_under_a_token_gate(

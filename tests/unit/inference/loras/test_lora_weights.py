@@ -46,11 +46,11 @@ def drawn(pipe: RecordingPipeline, prompt: str, **keywords: Any) -> torch.Tensor
 
 
 def test_text_encoders_and_unet_have_separate_weights(pipe: RecordingPipeline) -> None:
-    base, both = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:ink:0.5>")
+    base, with_lora = drawn(pipe, "a pear"), drawn(pipe, "a pear <lora:ink:0.5>")
     text, unet = drawn(pipe, "a pear <lora:ink:0.5:0>"), drawn(pipe, "a pear <lora:ink:0:0.5>")
     assert torch.equal(drawn(pipe, "a pear <lora:ink:te=0:unet=0>"), base)
-    assert torch.equal(drawn(pipe, "a pear <lora:ink:0.5:0.5>"), both)
-    different = [base, both, text, unet]
+    assert torch.equal(drawn(pipe, "a pear <lora:ink:0.5:0.5>"), with_lora)
+    different = [base, with_lora, text, unet]
     for index, first in enumerate(different):
         assert not any(torch.equal(first, second) for second in different[:index])
     pipe.load_lora("ink", 0.0, unet_weight=0.5)
@@ -104,12 +104,12 @@ def test_lora_is_active_in_its_steps_only(
 def test_lora_step_ranges_hold_per_image_of_a_batch(pipe: RecordingPipeline) -> None:
     prompts = ["a pear", "a pear <lora:ink:0.5:stop=1>", "a pear <lora:ink:0.5:start=2>"]
     base = drawn(pipe, ["a pear"] * 3, seed=[3, 3, 3])  # type: ignore[arg-type]
-    together = drawn(pipe, prompts, seed=[3, 3, 3])  # type: ignore[arg-type]
-    assert torch.equal(together[0], base[0])
+    batched = drawn(pipe, prompts, seed=[3, 3, 3])  # type: ignore[arg-type]
+    assert torch.equal(batched[0], base[0])
     for index in (1, 2):
-        alone = drawn(pipe, prompts[index])
-        torch.testing.assert_close(together[index], alone[0], atol=1e-4, rtol=0)
-        assert not torch.equal(together[index], base[index])
+        single = drawn(pipe, prompts[index])
+        torch.testing.assert_close(batched[index], single[0], atol=1e-4, rtol=0)
+        assert not torch.equal(batched[index], base[index])
 
 
 def test_start_after_the_last_step_warns(pipe: RecordingPipeline) -> None:
@@ -124,8 +124,8 @@ def test_parameters_hold_the_full_lora_request(pipe: RecordingPipeline) -> None:
     written = "<lora:ink:0.5:1:lbw=MIDD:start=2:stop=3>"
     assert image.info[PARAMETERS_KEY].splitlines()[0] == f"a pear {written}"
     pipe.unload_lora()
-    again = pipe(f"a pear {written}", num_inference_steps=3)[0]
-    assert again.tobytes() == image.tobytes()
+    repeated = pipe(f"a pear {written}", num_inference_steps=3)[0]
+    assert repeated.tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize(

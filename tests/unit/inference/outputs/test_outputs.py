@@ -123,16 +123,16 @@ def test_smaller_images_are_centred() -> None:
 
 def test_labelled_grid_shows_every_image_and_label() -> None:
     rows = [[colour(200, (64, 64)), None], [colour(200, (64, 64)), colour(100, (64, 64))]]
-    bare = make_labelled_grid(rows)
+    unlabelled = make_labelled_grid(rows)
     sheet = make_labelled_grid(
         rows, ["seed 0", "seed 1"], ["base", "a long caption that wraps"], "Title"
     )
-    assert sheet.width > bare.width
-    assert sheet.height > bare.height
-    for image in (np.asarray(bare), np.asarray(sheet)):
+    assert sheet.width > unlabelled.width
+    assert sheet.height > unlabelled.height
+    for image in (np.asarray(unlabelled), np.asarray(sheet)):
         assert (image == (200, 0, 0)).all(-1).sum() == 2 * 64 * 64
         assert (image == (100, 0, 0)).all(-1).sum() == 64 * 64
-    above = np.asarray(sheet)[: sheet.height - bare.height]
+    above = np.asarray(sheet)[: sheet.height - unlabelled.height]
     assert (above < 128).any(), "the captions are drawn"
     wide = make_labelled_grid([[colour(1)]], title="a title much wider than its only picture")
     assert (np.asarray(wide)[:, -6:] == 255).all(), "the title fits with its margin"

@@ -16,7 +16,7 @@ from lorasmith.models.text.prompt_spans import EMPTY_PROMPT
 WORD = st.sampled_from(["red", "apple,", "a", "BREAKFAST", "it's", "7:", "straße"])
 
 
-def told(source: str) -> list[list[tuple[str, float]]]:
+def parse_chunks(source: str) -> list[list[tuple[str, float]]]:
     """Pieces by section, weights rounded."""
     return [
         [(words.text.strip(), round(words.weight, 6)) for words in section]
@@ -51,7 +51,7 @@ def told(source: str) -> list[list[tuple[str, float]]]:
     ],
 )
 def test_emphasis_gives_words_weights(source: str, sections: list[list[tuple[str, float]]]) -> None:
-    assert told(source) == sections
+    assert parse_chunks(source) == sections
 
 
 @pytest.mark.parametrize(

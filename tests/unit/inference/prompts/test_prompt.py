@@ -114,7 +114,11 @@ MENTIONS = st.builds(
 )
 
 
-@given(st.lists(MENTIONS, unique_by=lambda one: (one.name, one.lbw, one.start, one.stop)))
+@given(
+    st.lists(
+        MENTIONS, unique_by=lambda request: (request.name, request.lbw, request.start, request.stop)
+    )
+)
 def test_request_is_read_back_as_written(mentions: list[LoraRequest]) -> None:
     assert parse_prompt(" ".join(map(str, mentions))).loras == tuple(mentions)
 

@@ -33,22 +33,22 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert files == sorted(path.relative_to(second) for path in second.rglob("*.safetensors"))
     assert len(files) >= 3
     for file in files:
-        mine, yours = load_tensors(first / file), load_tensors(second / file)
-        assert mine.keys() == yours.keys(), file
-        for key, value in mine.items():
-            assert value.dtype == yours[key].dtype
-            assert torch.equal(value, yours[key]), f"{file}: {key}"
+        actual, expected = load_tensors(first / file), load_tensors(second / file)
+        assert actual.keys() == expected.keys(), file
+        for key, value in actual.items():
+            assert value.dtype == expected[key].dtype
+            assert torch.equal(value, expected[key]), f"{file}: {key}"
 
 
 def test_round_trip_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     path, back = single(tiny, tmp_path / "a.safetensors"), tmp_path / "back"
     save_folder(read_contents(open_source(path)), back)
     assert_same_weights(tiny, back)
-    again = single(back, tmp_path / "b.safetensors")
-    first, second = load_tensors(path), load_tensors(again)
+    second_file = single(back, tmp_path / "b.safetensors")
+    first, second = load_tensors(path), load_tensors(second_file)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
-    assert load_metadata(path)["lorasmith.model"] == load_metadata(again)["lorasmith.model"]
+    assert load_metadata(path)["lorasmith.model"] == load_metadata(second_file)["lorasmith.model"]
     assert open_source(path).variant == open_source(tiny).variant == open_source(back).variant
 
 

@@ -30,10 +30,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def put_in_cache(cache: Path, model: Path) -> Path:
     """Lay a model out as huggingface_hub keeps what it downloaded."""
-    home = cache / "models--some--model"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(COMMIT)
-    return shutil.copytree(model, home / "snapshots" / COMMIT)
+    repo_folder = cache / "models--some--model"
+    (repo_folder / "refs").mkdir(parents=True)
+    (repo_folder / "refs" / "main").write_text(COMMIT)
+    return shutil.copytree(model, repo_folder / "snapshots" / COMMIT)
 
 
 def test_model_ids_are_recognised() -> None:
@@ -134,9 +134,9 @@ def test_impossible_download_is_explained(cache: Path, monkeypatch: pytest.Monke
     with pytest.raises(WeightsError, match="model some/model: cannot be downloaded: no route"):
         download_model("some/model")
 
-    def bare(*_: object) -> SimpleNamespace:
+    def without_files(*_: object) -> SimpleNamespace:
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename="a.safetensors")], sha=COMMIT)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", bare)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", without_files)
     with pytest.raises(WeightsError, match="not in diffusers' folder layout"):
         download_model("some/model")

@@ -49,16 +49,16 @@ def test_family_follows_from_names_and_shapes(name: str, path: Path) -> None:
     variant = VARIANTS[name]
     extras = EXTRAS[variant.family_name]
     summary = read_model_info(write_sparse(path, file_shapes(name) | extras))
-    said = (
+    message = (
         variant.prediction_type if variant.family_name != "sd2" or variant.is_inpainting else None
     )
-    assert summary.variant == ModelVariant(variant.family_name, variant.is_inpainting, said)
+    assert summary.variant == ModelVariant(variant.family_name, variant.is_inpainting, message)
     assert {part.formats for part in summary.parts} == {("F16",)}
     assert set(summary.unused) == set(extras)
-    assert ImageSizes.read(path).default == (768 if said is None else variant.native_size)
+    assert ImageSizes.read(path).default == (768 if message is None else variant.native_size)
 
 
-SAID = {
+DESCRIPTIONS = {
     "v_pred": ({"v_pred": (0,)}, {}, "v_prediction"),
     "modelspec": ({}, {"modelspec.prediction_type": "v"}, "v_prediction"),
     "architecture": ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction"),
@@ -66,9 +66,9 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("how", SAID)
-def test_prediction_type_is_read_from_the_file(how: str, path: Path) -> None:
-    more, metadata, expected = SAID[how]
+@pytest.mark.parametrize("source", DESCRIPTIONS)
+def test_prediction_type_is_read_from_the_file(source: str, path: Path) -> None:
+    more, metadata, expected = DESCRIPTIONS[source]
     write_sparse(path, file_shapes("sd2-v") | more, metadata=metadata)
     assert open_source(path).variant.prediction_type == expected
 
@@ -103,7 +103,7 @@ def shapes_of(name: str, *starts: str) -> dict[str, tuple[int, ...]]:
     return {key: shape for key, shape in file_shapes(name).items() if key.startswith(starts)}
 
 
-WRONG = {
+WRONG_SHAPES = {
     "this is a U-Net alone; expected a whole": shapes_of("sd1", UNET),
     "this is a U-Net with its text encoder, without an auto": shapes_of("sd1", UNET, CLIP),
     "this is an autoencoder (VAE) alone; expected": shapes_of("sd1", VAE),
@@ -141,9 +141,9 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("message", WRONG)
+@pytest.mark.parametrize("message", WRONG_SHAPES)
 def test_file_that_is_not_a_full_model_is_described(message: str, path: Path) -> None:
-    write_sparse(path, WRONG[message])
+    write_sparse(path, WRONG_SHAPES[message])
     with pytest.raises(WeightsError) as caught:
         read_model_info(path)
     assert str(caught.value).startswith(f"model {path}: {message}")
@@ -197,9 +197,9 @@ def test_damaged_configs_in_the_metadata_are_refused(
 def test_single_file_loads_like_the_folder(tiny_file: Path, tiny_model: Path) -> None:
     first, second = load_model(tiny_file), load_model(tiny_model)
     for part in ("unet", "vae", "text_encoder"):
-        mine, yours = getattr(first, part).state_dict(), getattr(second, part).state_dict()
-        assert mine.keys() == yours.keys()
-        assert all(torch.equal(mine[key], yours[key]) for key in mine)
+        actual, expected = getattr(first, part).state_dict(), getattr(second, part).state_dict()
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], expected[key]) for key in actual)
     assert first.scheduler_config["prediction_type"] == second.scheduler_config["prediction_type"]
     assert first.tokenizer("a cat")["input_ids"] == second.tokenizer("a cat")["input_ids"]
     assert first.default_size == second.default_size == ImageSizes.read(tiny_file).default

@@ -66,10 +66,10 @@ def test_sdxl_clip_skip_equals_diffusers(tiny_sdxl: Path) -> None:
 
 def test_texts_stay_in_their_order(model: Model) -> None:
     texts = [f"picture {i}" for i in range(40)]
-    together = encode_captions(model, texts)
+    batched = encode_captions(model, texts)
     for i in (0, 31, 32, 39):
-        (alone,) = encode_captions(model, [texts[i]])
-        torch.testing.assert_close(together[i].context, alone.context)
+        (single,) = encode_captions(model, [texts[i]])
+        torch.testing.assert_close(batched[i].context, single.context)
 
 
 def test_second_tokenizer_pads_differently(tiny_sdxl: Path) -> None:

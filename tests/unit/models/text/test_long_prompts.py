@@ -112,21 +112,21 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 def test_chunks_are_encoded_separately(model: Model) -> None:
     texts = ["a " * 75, "red apple", "", "a pear"]
-    alone = encode_captions(model, texts)
+    separate = encode_captions(model, texts)
     passages = [
         unweighted_prompt("a " * 75 + "red apple"),
         EMPTY_PROMPT,
         unweighted_prompt("a pear"),
     ]
     long, empty, short = encode_prompts(model, passages)
-    torch.testing.assert_close(long.context, torch.cat([alone[0].context, alone[1].context]))
-    torch.testing.assert_close(empty.context, alone[2].context)
-    torch.testing.assert_close(short.context, alone[3].context)
+    torch.testing.assert_close(long.context, torch.cat([separate[0].context, separate[1].context]))
+    torch.testing.assert_close(empty.context, separate[2].context)
+    torch.testing.assert_close(short.context, separate[3].context)
     filled = pad_conditioning(short, empty, 154)
     assert torch.equal(filled.context, torch.cat([short.context, empty.context]))
     if model.text_encoder_2 is not None:
-        torch.testing.assert_close(long.pooled, alone[0].pooled)  # of the first chunk
-        torch.testing.assert_close(short.pooled, alone[3].pooled)
+        torch.testing.assert_close(long.pooled, separate[0].pooled)  # of the first chunk
+        torch.testing.assert_close(short.pooled, separate[3].pooled)
         assert filled.pooled is short.pooled
 
 

@@ -42,11 +42,11 @@ def test_ids_equal_hand_computed_ones(merges: Path) -> None:
 def test_saved_tokenizer_reads_the_same(merges: Path, tmp_path: Path) -> None:
     tokenizer = create_bpe_tokenizer(read_merges(merges))
     tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
-    again = load_tokenizer(tmp_path / "model")
-    assert again.model_max_length == 77
+    loaded = load_tokenizer(tmp_path / "model")
+    assert loaded.model_max_length == 77
     for text in ("the cat catches a hat, été!", "", "日本", "the " * 90):
-        assert ids(again, text) == ids(tokenizer, text)
-        assert again.decode(ids(again, text)) == tokenizer.decode(ids(tokenizer, text))
+        assert ids(loaded, text) == ids(tokenizer, text)
+        assert loaded.decode(ids(loaded, text)) == tokenizer.decode(ids(tokenizer, text))
 
 
 def test_merge_list_may_be_truncated(merges: Path) -> None:

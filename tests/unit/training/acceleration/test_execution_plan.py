@@ -79,6 +79,6 @@ def test_cpu_warns_about_each_setting_without_effect() -> None:
             replace(LONG, device=torch.device("cpu")), fp8=True, compile="on", vram_limit="4GB"
         )
     assert result == ExecutionPlan(use_cuda_graphs=False)
-    assert {str(one.message).split(" has no effect on a CPU")[0] for one in warned} == {
+    assert {str(warning.message).split(" has no effect on a CPU")[0] for warning in warned} == {
         "train.vram_limit", "train.compile", "train.fp8",
     }  # fmt: skip

@@ -63,12 +63,12 @@ def accelerated(network: nn.Module, adapters: list[nn.Module]) -> Iterator[int]:
 def add_adapters(model: Model, targets: str, **options: Any) -> TrainableLora:
     """Add adapters in float64 that change the output."""
     lora = LoraConfig(rank=2, targets=targets, **options)
-    made = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
+    trainable = inject_trainable(resolve_targets(model, lora, RATES), lora, 0)
     torch.manual_seed(4)
-    for adapter in made.adapters.values():
+    for adapter in trainable.adapters.values():
         adapter.double()
         nn.init.normal_(adapter.up, std=0.2)
-    return made
+    return trainable
 
 
 def make_inputs(network: Any) -> dict[str, Any]:
@@ -365,15 +365,15 @@ def test_blocks_that_cannot_be_compiled_are_patched_instead(
 # --- steps --------------------------------------------------------------------------------------
 
 
-def gradients_of_both(
+def gradients_with_and_without_patches(
     joint_loras: JointLoras, *inputs: LossInput
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return each LoRA's gradients, of the unpatched and the patched network."""
-    wanted = joint_loras.gradients(*inputs)
+    expected = joint_loras.gradients(*inputs)
     adapters = [adapter for lora in joint_loras.loras for adapter in lora.adapters.values()]
     with accelerated(joint_loras.model.unet, adapters) as fused:
         assert fused > 20
-        return wanted, joint_loras.gradients(*inputs)
+        return expected, joint_loras.gradients(*inputs)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2), (2, 0)])
@@ -383,10 +383,10 @@ def test_features_that_share_a_pass_get_the_gradients_of_the_unpatched_network(
 ) -> None:
     """Text encoders are trained here too; the first feature has more layers than the second."""
     inputs = [joint_loras.loss_input(number, size) for number, size in enumerate(sizes) if size]
-    inputs = [one._replace(batch=replace(one.batch, task=task)) for one in inputs]
-    wanted, found = gradients_of_both(joint_loras, *inputs)
-    for one, other, size in zip(found, wanted, sizes, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
+    inputs = [item._replace(batch=replace(item.batch, task=task)) for item in inputs]
+    expected, actual = gradients_with_and_without_patches(joint_loras, *inputs)
+    for item, other, size in zip(actual, expected, sizes, strict=True):
+        torch.testing.assert_close(item, other, atol=1e-6 * float(other.abs().max()), rtol=0)
         assert bool(other.abs().max() > 0) == (size > 0)
 
 
@@ -404,10 +404,14 @@ def test_frozen_features_and_token_gates_get_the_gradients_of_the_unpatched_netw
         batch = replace(
             item.batch, has_other_tags=[named], token_mask=places, has_own_tag=[True, True, False]
         )
-        wanted, found = gradients_of_both(joint_loras, item._replace(batch=batch))
-        for one, other in zip(found, wanted, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=0)
-        assert float(wanted[1].abs().max()) > 0
+        expected, actual = gradients_with_and_without_patches(
+            joint_loras, item._replace(batch=batch)
+        )
+        for grad, expected_grad in zip(actual, expected, strict=True):
+            torch.testing.assert_close(
+                grad, expected_grad, atol=1e-6 * float(expected_grad.abs().max()), rtol=0
+            )
+        assert float(expected[1].abs().max()) > 0
 
 
 def test_preservation_starts_with_zero_gradients(joint_loras: JointLoras) -> None:
@@ -417,8 +421,8 @@ def test_preservation_starts_with_zero_gradients(joint_loras: JointLoras) -> Non
             nn.init.zeros_(adapter.up)
     item = joint_loras.loss_input(0, 2)
     item = item._replace(batch=replace(item.batch, task="preserve"))
-    _, found = gradients_of_both(joint_loras, item)
-    assert float(found[0].abs().max()) == 0.0
+    _, gradients = gradients_with_and_without_patches(joint_loras, item)
+    assert float(gradients[0].abs().max()) == 0.0
 
 
 def run_of(model: Path, data: Path, out: Path) -> TrainConfig:
@@ -444,7 +448,7 @@ def test_patched_run_equals_an_unpatched_run_and_is_restored_after_a_failure(
 ) -> None:
     """Accumulated parts, an average, a text encoder; memory that runs out in the last step."""
     data = write(tmp_path / "p", [(64, 64)] * 4)
-    found: list[list[torch.Tensor]] = []
+    results: list[list[torch.Tensor]] = []
     for kernels in (True, False):
         if not kernels:
             monkeypatch.setattr(patcher, "is_available", lambda device: False)
@@ -454,16 +458,16 @@ def test_patched_run_equals_an_unpatched_run_and_is_restored_after_a_failure(
             figures = [steps.step()[0] for _ in range(2)]
             assert state_of(session.model.unet) == plain
             weights = [parameter.detach().clone() for parameter in session.trainable.parameters()]
-            found.append([*(part for figure in figures for part in figure[:2]), *weights])
+            results.append([*(part for figure in figures for part in figure[:2]), *weights])
             with monkeypatch.context() as patched:
                 patched.setattr(joint_step, "compute_losses", out_of_memory)
                 with pytest.raises(RuntimeError, match="out of memory"):
                     steps.step()
             assert state_of(session.model.unet) == plain
-            for parameter, other in zip(session.trainable.parameters(), weights, strict=True):
-                assert torch.equal(parameter, other)
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
+            for parameter, expected in zip(session.trainable.parameters(), weights, strict=True):
+                assert torch.equal(parameter, expected)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-3)
 
 
 def out_of_memory(_: Any) -> None:

@@ -39,15 +39,15 @@ def test_batches_do_not_wait_for_the_device(
     device = torch.device("cuda")
     model = open_model(request.getfixturevalue(family))
     folder = write(tmp_path / "p", [(96, 64)] * 4)
-    made = build_dataset(model, data_of(folder, **more), TrainerConfig(), device)
-    take(made, device)
+    dataset = build_dataset(model, data_of(folder, **more), TrainerConfig(), device)
+    take(dataset, device)
     torch.cuda.set_sync_debug_mode("error")
-    batch = take(made, device)
+    batch = take(dataset, device)
     torch.cuda.set_sync_debug_mode("default")
     assert batch.latents.device.type == "cuda"
     assert bool(batch.latents.isfinite().all())
 
 
-def take(made: TrainDataset, device: torch.device):
-    draws = BatchRng(make_generator(0, 1, device=device), 4)
-    return made.get_batch(torch.tensor([3, 1, 0, 2]), draws)
+def take(dataset: TrainDataset, device: torch.device):
+    rng = BatchRng(make_generator(0, 1, device=device), 4)
+    return dataset.get_batch(torch.tensor([3, 1, 0, 2]), rng)

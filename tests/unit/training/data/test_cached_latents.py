@@ -44,8 +44,8 @@ class Counts:
 
     def __call__(self, data: DataConfig, **more: Any) -> tuple[int, int, TrainDataset]:
         self.pictures = self.captions = 0
-        made = built(more.pop("model", self.model), data, **more)
-        return self.pictures, self.captions, made
+        dataset = built(more.pop("model", self.model), data, **more)
+        return self.pictures, self.captions, dataset
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def counts(model: Model, monkeypatch: pytest.MonkeyPatch) -> Counts:
     return Counts(model, monkeypatch)
 
 
-def clean(made: TrainDataset) -> torch.Tensor:
-    return take(made, list(range(len(made.rows)))).latents
+def clean(dataset: TrainDataset) -> torch.Tensor:
+    return take(dataset, list(range(len(dataset.rows)))).latents
 
 
 def test_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp: Path) -> None:
@@ -134,9 +134,9 @@ def test_another_vae_or_number_format_is_encoded_again(folder: Path, counts: Cou
 
 def test_equal_models_share_a_cache(folder: Path, counts: Counts, tiny_model: Path) -> None:
     counts(data_of(folder))
-    again = open_model(tiny_model)
-    assert hash_module(again.vae) == hash_module(counts.model.vae)
-    assert counts(data_of(folder), model=again)[:2] == (0, 0)
+    second_model = open_model(tiny_model)
+    assert hash_module(second_model.vae) == hash_module(counts.model.vae)
+    assert counts(data_of(folder), model=second_model)[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "bits", "empty", "foreign"])
@@ -188,11 +188,11 @@ def test_cache_can_be_elsewhere_or_off(
 
 
 def test_latents_do_not_depend_on_which_others_are_encoded(folder: Path, counts: Counts) -> None:
-    together = clean(counts(data_of(folder, cache=False))[2])
+    encoded_together = clean(counts(data_of(folder, cache=False))[2])
     counts(data_of(folder))
     Image.open(folder / "01.png").rotate(180).save(folder / "01.png")
-    apart = clean(counts(data_of(folder))[2])
-    assert torch.equal(together[[0, 2, 3]], apart[[0, 2, 3]])
+    encoded_separately = clean(counts(data_of(folder))[2])
+    assert torch.equal(encoded_together[[0, 2, 3]], encoded_separately[[0, 2, 3]])
 
 
 def test_hashes_differ_between_networks(model: Model) -> None:

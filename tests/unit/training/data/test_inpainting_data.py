@@ -46,8 +46,8 @@ def built(model: Model, data: DataConfig, seed: int = 0) -> TrainDataset:
     return build_dataset(model, data, train, CPU)
 
 
-def surroundings(made: TrainDataset, numbers: list[int], step: int = 0) -> torch.Tensor:
-    batch = made.get_batch(
+def surroundings(dataset: TrainDataset, numbers: list[int], step: int = 0) -> torch.Tensor:
+    batch = dataset.get_batch(
         torch.tensor(numbers), BatchRng(make_generator(0, 1, step), len(numbers))
     )
     assert batch.inpaint_cond is not None
@@ -75,9 +75,9 @@ def by_hand(
     "more", [{}, {"num_random_masks": 0}], ids=["encoded once", "in every step"]
 )
 def test_given_masks_are_used(model: Model, folder: Path, more: dict[str, Any]) -> None:
-    made = built(model, data_of(folder, **more))
+    dataset = built(model, data_of(folder, **more))
     mask, mean, deviation = by_hand(model, folder, given_masks(folder, [1, 0]), [1, 0])
-    samples = torch.stack([surroundings(made, [1, 0], step) for step in range(60)])
+    samples = torch.stack([surroundings(dataset, [1, 0], step) for step in range(60)])
     assert torch.equal(samples[:, :, :1], mask.expand(60, -1, -1, -1, -1))
     error = (samples[:, :, 1:].mean(dim=0) - mean) / deviation * 60**0.5
     assert abs(float(error.mean())) < 0.3
@@ -85,60 +85,64 @@ def test_given_masks_are_used(model: Model, folder: Path, more: dict[str, Any]) 
 
 
 def test_flipped_images_have_flipped_masks(model: Model, folder: Path) -> None:
-    made = built(model, data_of(folder, flip_aug=True))
+    dataset = built(model, data_of(folder, flip_aug=True))
     mask = given_masks(folder, [0])
-    both = [F.interpolate(one, size=(8, 8)) for one in (mask, mask.flip(-1))]
-    seen = set()
+    expected = [F.interpolate(image, size=(8, 8)) for image in (mask, mask.flip(-1))]
+    sides = set()
     for step in range(20):
-        result = surroundings(made, [0], step)[:, :1]
-        seen |= {side for side in (0, 1) if torch.equal(result, both[side])}
-    assert seen == {0, 1}
+        result = surroundings(dataset, [0], step)[:, :1]
+        sides |= {side for side in (0, 1) if torch.equal(result, expected[side])}
+    assert sides == {0, 1}
 
 
 def test_random_masks_are_a_few_of_each_image_and_the_seeds(model: Model, folder: Path) -> None:
-    made = built(model, data_of(folder, num_random_masks=3))
-    drawn = [surroundings(made, [4, 5], step) for step in range(30)]
-    masks = [{tuple(one[row, 0].flatten().tolist()) for one in drawn} for row in range(2)]
+    dataset = built(model, data_of(folder, num_random_masks=3))
+    drawn = [surroundings(dataset, [4, 5], step) for step in range(30)]
+    masks = [
+        {tuple(batch_masks[row, 0].flatten().tolist()) for batch_masks in drawn} for row in range(2)
+    ]
     assert [len(mask) for mask in masks] == [3, 3]
     assert masks[0] != masks[1]
-    again = built(model, data_of(folder, num_random_masks=3))
-    assert torch.equal(surroundings(again, [4, 5], 7), drawn[7])
+    repeated = built(model, data_of(folder, num_random_masks=3))
+    assert torch.equal(surroundings(repeated, [4, 5], 7), drawn[7])
     other = built(model, data_of(folder, num_random_masks=3), seed=1)
     assert not any(torch.equal(surroundings(other, [4, 5], k), drawn[k]) for k in range(5))
 
 
 def test_random_masks_change_every_time(model: Model, folder: Path) -> None:
-    made = built(model, data_of(folder, num_random_masks=0))
-    drawn = [surroundings(made, [4], step)[0, 0] for step in range(12)]
-    assert len({tuple(one.flatten().tolist()) for one in drawn}) > 6
-    assert torch.equal(surroundings(made, [4], 3)[0, 0], drawn[3])
+    dataset = built(model, data_of(folder, num_random_masks=0))
+    drawn = [surroundings(dataset, [4], step)[0, 0] for step in range(12)]
+    assert len({tuple(random_mask.flatten().tolist()) for random_mask in drawn}) > 6
+    assert torch.equal(surroundings(dataset, [4], 3)[0, 0], drawn[3])
 
 
 def test_masks_can_weight_only_the_loss(model: Model, folder: Path) -> None:
     """With random masks for all, the given ones say what is learned and not what is hidden."""
     data = data_of(folder, inpaint_masks="random")
     train = TrainerConfig(batch_size=4, loss=LossConfig(masked=True))
-    made = build_dataset(model, data, train, CPU)
+    dataset = build_dataset(model, data, train, CPU)
     mask = given_masks(folder, [0])
     hidden = []
     for step in range(12):
-        batch = made.get_batch(torch.tensor([0]), BatchRng(make_generator(0, 1, step), 1))
+        batch = dataset.get_batch(torch.tensor([0]), BatchRng(make_generator(0, 1, step), 1))
         assert batch.loss_mask is not None
         assert batch.inpaint_cond is not None
         torch.testing.assert_close(batch.loss_mask, F.avg_pool2d(mask, 8))
         hidden.append(batch.inpaint_cond[:, :1])
-    assert not any(torch.equal(one, F.interpolate(mask, size=(8, 8))) for one in hidden)
+    assert not any(
+        torch.equal(hidden_mask, F.interpolate(mask, size=(8, 8))) for hidden_mask in hidden
+    )
 
 
 @pytest.mark.parametrize("more", [{}, {"num_random_masks": 0}, {"flip_aug": True}], ids=str)
 def test_batch_does_not_depend_on_how_it_is_divided(
     model: Model, folder: Path, more: dict[str, Any]
 ) -> None:
-    made = built(model, data_of(folder, **more))
+    dataset = built(model, data_of(folder, **more))
     numbers = torch.tensor([4, 0, 5, 2])
-    full = made.get_batch(numbers, BatchRng(make_generator(9), 4)).inpaint_cond
+    full = dataset.get_batch(numbers, BatchRng(make_generator(9), 4)).inpaint_cond
     parts = [
-        made.get_batch(
+        dataset.get_batch(
             numbers[first : first + 2], BatchRng(make_generator(9), 4, first, 2)
         ).inpaint_cond
         for first in (0, 2)
@@ -169,30 +173,32 @@ def test_second_run_encodes_nothing(
 
 def test_other_models_have_no_inpainting_input(tiny_model: Path, folder: Path) -> None:
     plain = open_model(tiny_model)
-    made = built(plain, data_of(folder))
-    assert made.get_batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).inpaint_cond is None
+    dataset = built(plain, data_of(folder))
+    assert dataset.get_batch(torch.tensor([0]), BatchRng(make_generator(0), 1)).inpaint_cond is None
 
 
 def test_concatenated_batches_keep_the_inpainting_input(model: Model, folder: Path) -> None:
     """The network sees for each picture what it sees when the picture is alone."""
-    made = built(model, data_of(folder))
+    dataset = built(model, data_of(folder))
     batches: list[Batch] = [
-        made.get_batch(torch.tensor([index]), BatchRng(make_generator(0, index), 1))
+        dataset.get_batch(torch.tensor([index]), BatchRng(make_generator(0, index), 1))
         for index in (0, 4)
     ]
     predict, times = Denoiser(model), torch.tensor([300, 700])
     with torch.no_grad():
-        both = concat_batches(batches)
-        together = predict(both.latents, times, both)
-        alone = [predict(batch.latents, times[k : k + 1], batch) for k, batch in enumerate(batches)]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+        combined = concat_batches(batches)
+        actual = predict(combined.latents, times, combined)
+        expected = [
+            predict(batch.latents, times[k : k + 1], batch) for k, batch in enumerate(batches)
+        ]
+    torch.testing.assert_close(actual, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_refiner_gets_an_aesthetic_score(tiny_of: Tiny, folder: Path) -> None:
     refiner = open_model(tiny_of("sdxl-refiner"))
     for more in ({}, {"color_jitter": 0.1}):
-        made = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
-        batch = made.get_batch(torch.tensor([0, 1]), BatchRng(make_generator(0), 2))
+        dataset = built(refiner, data_of(folder, aesthetic_score=7.5, **more))
+        batch = dataset.get_batch(torch.tensor([0, 1]), BatchRng(make_generator(0), 2))
         expected = torch.tensor([[64.0, 64.0, 0.0, 0.0, 7.5]] * 2)
         assert batch.time_ids is not None
         assert torch.equal(batch.time_ids, expected)

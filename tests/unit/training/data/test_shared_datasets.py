@@ -35,7 +35,7 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
         settings(pictures, train={"seed": seed, "batch_size": 4}, lora={"rank": rank})
         for seed, rank in ((3, 4), (4, 8))
     ]
-    alone = [build_dataset(model, run.data, run.train, CPU) for run in runs]
+    separate = [build_dataset(model, run.data, run.train, CPU) for run in runs]
     built: list[int] = []
 
     def build(index: int) -> TrainDataset:
@@ -47,8 +47,10 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
     assert shared[0].latents is shared[1].latents
     assert shared[1].validation is not None
     for step in range(7):
-        for one, own in zip(shared, alone, strict=True):
-            assert torch.equal(one.batch_sampler.get_batch(step), own.batch_sampler.get_batch(step))
+        for dataset, expected in zip(shared, separate, strict=True):
+            assert torch.equal(
+                dataset.batch_sampler.get_batch(step), expected.batch_sampler.get_batch(step)
+            )
     assert any(
         not torch.equal(
             shared[0].batch_sampler.get_batch(step), shared[1].batch_sampler.get_batch(step)
@@ -67,13 +69,13 @@ def test_runs_that_differ_in_their_seeds_share_all_but_the_order(
 def test_runs_with_different_batches_share_no_dataset(
     pictures: Path, tiny_model: Path, other: dict[str, Any]
 ) -> None:
-    made = build_dataset(load_model(tiny_model), settings(pictures).data, settings(pictures).train,
-                         CPU)  # fmt: skip
+    run = settings(pictures)
+    dataset = build_dataset(load_model(tiny_model), run.data, run.train, CPU)
     built: list[int] = []
 
     def build(index: int) -> TrainDataset:
         built.append(index)
-        return made
+        return dataset
 
     runs = [settings(pictures), settings(pictures, **other), settings(pictures)]
     build_shared_datasets(runs, build, depends_on_seed=False)

@@ -40,13 +40,13 @@ def test_shuffled_captions_keep_the_first_parts(tmp_path: Path, model: Model) ->
         for text in ("ink 0, b, c, d", "ink 0, b, d, c", "ink 0, c, b, d",
                      "ink 0, c, d, b", "ink 0, d, b, c", "ink 0, d, c, b")
     }  # fmt: skip
-    seen = set()
+    captions = set()
     for step in range(30):
         result = take(dataset, [0], step)
         (match,) = [t for t, c in texts.items() if torch.allclose(result.context[0], c, atol=1e-5)]
         assert torch.equal(take(tokens, [0], step).input_ids, tokenize(model.tokenizer, [match]))
-        seen.add(match)
-    assert len(seen) >= 5
+        captions.add(match)
+    assert len(captions) >= 5
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -57,7 +57,7 @@ def test_dropped_captions_are_empty(tmp_path: Path, model: Model, shuffle: bool)
     dropped = 0
     for step in range(20):
         context = take(dataset, [0, 1, 2, 3], step).context
-        dropped += sum(torch.allclose(one, empty, atol=1e-5) for one in context)
+        dropped += sum(torch.allclose(embedding, empty, atol=1e-5) for embedding in context)
     assert 25 < dropped < 55
 
 
@@ -92,7 +92,7 @@ def test_captions_that_are_cut_off_are_named_once(
     folder = write(tmp_path / "p", [(64, 64)] * 5, "ink " + "word " * 100 + "end")
     with pytest.warns(LorasmithWarning) as reported:
         dataset = built(model, data_of(folder, max_token_length=75 * chunks))
-    (message,) = [str(one.message) for one in reported]
+    (message,) = [str(warning.message) for warning in reported]
     assert message.startswith(
         f"5 captions are longer than data.max_token_length = {75 * chunks} tokens"
     )
@@ -110,44 +110,52 @@ def test_long_captions_are_read_as_prompts_are(
     tmp_path: Path, family: str, trained: bool, request: pytest.FixtureRequest
 ) -> None:
     """Embedded before or in the step: what drawing gives them, empty chunks behind short ones."""
-    own = open_model(request.getfixturevalue(family))
+    encoder = open_model(request.getfixturevalue(family))
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     (folder / "01.txt").write_text(LONG.format(1))
-    dataset = built(own, data_of(folder, caption_dropout_rate=0.5), encodes_text_in_step=trained)
+    dataset = built(
+        encoder, data_of(folder, caption_dropout_rate=0.5), encodes_text_in_step=trained
+    )
     texts = [LONG.format(1), "picture 2, ink", ""]
-    long, short, empty = encode_prompts(own, [unweighted_prompt(text) for text in texts])
-    wanted = [long, pad_conditioning(short, empty, 154), pad_conditioning(empty, empty, 154)]
-    seen = set()
+    long, short, empty = encode_prompts(encoder, [unweighted_prompt(text) for text in texts])
+    expected_contexts = [
+        long,
+        pad_conditioning(short, empty, 154),
+        pad_conditioning(empty, empty, 154),
+    ]
+    found_variants = set()
     for step in range(8):
         batch = take(dataset, [1, 2], step)
         result = Conditioning(batch.context, batch.pooled)
         if trained:
             assert batch.input_ids.shape == (2, 154)
-            result = encode_tokens(own, TokenIds(batch.input_ids, batch.input_ids_2))
-        for place in range(2):
-            dropped = torch.allclose(result.context[place], wanted[2].context, atol=1e-5)
-            seen.add((place, dropped))
-            expected = wanted[2 if dropped else place]
+            result = encode_tokens(encoder, TokenIds(batch.input_ids, batch.input_ids_2))
+        for position in range(2):
+            dropped = torch.allclose(
+                result.context[position], expected_contexts[2].context, atol=1e-5
+            )
+            found_variants.add((position, dropped))
+            expected = expected_contexts[2 if dropped else position]
             torch.testing.assert_close(
-                result.context[place], expected.context, atol=1e-5, rtol=1e-4
+                result.context[position], expected.context, atol=1e-5, rtol=1e-4
             )
             if expected.pooled is not None:
                 torch.testing.assert_close(
-                    result.pooled[place], expected.pooled, atol=1e-5, rtol=1e-4
+                    result.pooled[position], expected.pooled, atol=1e-5, rtol=1e-4
                 )
-    assert len(seen) == 4
+    assert len(found_variants) == 4
 
 
 def test_shuffled_long_captions_always_have_room(tmp_path: Path, model: Model) -> None:
     parts = ["a " * 30, "b " * 30, "c " * 30, "d " * 50]
     folder = write(tmp_path / "p", [(64, 64)], "ink {}, " + ", ".join(parts))
     dataset = built(model, data_of(folder, shuffle_caption=True), encodes_text_in_step=True)
-    own = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
+    special_ids = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
     counts = set()
     for step in range(12):
         ids = take(dataset, [0], step).input_ids
         assert ids.shape == (1, 77 * 3)
-        counts.add(sum(token not in own for token in ids[0].tolist()))
+        counts.add(sum(token not in special_ids for token in ids[0].tolist()))
     assert len(counts) == 1
 
 
@@ -192,8 +200,12 @@ def test_sdxl_gets_sizes_and_a_pooled_text(tmp_path: Path, sdxl_model: Model, li
     batch = take(dataset, [0, 1])
     assert batch.time_ids.tolist() == [[64, 100, 0, 18, 64, 64], [64, 64, 0, 0, 64, 64]]
     expected = encode_captions(sdxl_model, ["picture 0, ink", "picture 1, ink"])
-    torch.testing.assert_close(batch.context, torch.stack([one.context for one in expected]))
-    torch.testing.assert_close(batch.pooled, torch.stack([one.pooled for one in expected]))
+    torch.testing.assert_close(
+        batch.context, torch.stack([conditioning.context for conditioning in expected])
+    )
+    torch.testing.assert_close(
+        batch.pooled, torch.stack([conditioning.pooled for conditioning in expected])
+    )
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
@@ -218,24 +230,24 @@ def rows_of(count: int) -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "held"),
+    ("count", "share", "expected"),
     [(23, None, 0), (24, None, 2), (60, None, 5), (30, 0.0, 0), (30, 0.1, 3), (3, 0.01, 1)],
 )
 def test_validation_share_gives_the_number_of_images(
-    count: int, share: float | None, held: int
+    count: int, share: float | None, expected: int
 ) -> None:
     learned, measured = split_validation(rows_of(count), share)
-    assert len(measured) == held
+    assert len(measured) == expected
     assert sorted(map(str, [*learned, *measured])) == sorted(map(str, rows_of(count)))
 
 
 def test_validation_split_follows_the_file_names() -> None:
     rows = rows_of(100)
     _, before = split_validation(rows, 0.1)
-    _, again = split_validation(rows[::-1], 0.1)
-    assert {row.key for row in again} == {row.key for row in before}
-    gone = next(row for row in rows if row not in before)
-    _, after = split_validation([row for row in rows if row is not gone], 0.1)
+    _, reversed_split = split_validation(rows[::-1], 0.1)
+    assert {row.key for row in reversed_split} == {row.key for row in before}
+    removed = next(row for row in rows if row not in before)
+    _, after = split_validation([row for row in rows if row is not removed], 0.1)
     assert {row.key for row in after} <= {row.key for row in before}
 
 
@@ -250,18 +262,21 @@ def test_validation_images_are_separate_and_never_augmented(tmp_path: Path, mode
     data = data_of(folder, validation_split=0.25, caption_dropout_rate=0.5, **more)
     chosen = split_dataset(data)
     dataset = built(model, data, split=chosen)
-    held = dataset.validation
-    assert held is not None
-    assert len(held.rows) == 2
-    assert {row.key for row in held.rows}.isdisjoint(row.key for row in dataset.rows)
-    indices = torch.arange(len(held.rows))
-    one, same = take(held, indices.tolist(), 1), take(held, indices.tolist(), 1)
-    assert torch.equal(one.latents, same.latents)
-    texts = [row.caption for row in held.rows]
+    validation_set = dataset.validation
+    assert validation_set is not None
+    assert len(validation_set.rows) == 2
+    assert {row.key for row in validation_set.rows}.isdisjoint(row.key for row in dataset.rows)
+    indices = torch.arange(len(validation_set.rows))
+    first, second = (
+        take(validation_set, indices.tolist(), 1),
+        take(validation_set, indices.tolist(), 1),
+    )
+    assert torch.equal(first.latents, second.latents)
+    texts = [row.caption for row in validation_set.rows]
     expected = torch.stack([part.context for part in encode_captions(model, texts)])
-    torch.testing.assert_close(one.context, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first.context, expected, rtol=1e-4, atol=1e-5)
     plain = built(model, data_of(folder, validation_split=0.25), split=chosen)
-    torch.testing.assert_close(one.latents, take(plain.validation, indices.tolist(), 1).latents)
+    torch.testing.assert_close(first.latents, take(plain.validation, indices.tolist(), 1).latents)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
@@ -277,9 +292,9 @@ def test_large_embedding_table_stays_on_the_cpu_and_gives_the_same_batches(
         monkeypatch.setattr(captions, "_MAX_RESIDENT_BYTES", limit)
         cached = captions.CachedCaptions(table, [0, 1, 2, 0, 1], dropout, torch.device("cpu"))
         result.append(cached.gather(indices, BatchRng(make_generator(5), 5)))
-    for one, other in zip(*result, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
+    for actual, expected in zip(*result, strict=True):
+        assert (actual is None) == (expected is None)
+        assert actual is None or torch.equal(actual, expected)
     assert result[0].context is not None
     dropped = sum(torch.equal(row, table.context[3]) for row in result[0].context)
     assert (dropped > 0) == (dropout > 0)

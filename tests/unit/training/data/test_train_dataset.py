@@ -66,12 +66,12 @@ def test_batches_follow_their_rng_alone(tmp_path: Path, model: Model) -> None:
     folder = write(tmp_path / "p", [(96, 64)] * 4, "a {}, b, c, d, ink")
     more = {"crop": "random", "flip_aug": True, "color_jitter": 0.2, "shuffle_caption": True}
     dataset = built(model, data_of(folder, **more))
-    one, same, other = (take(dataset, [0, 1, 2, 3], step) for step in (3, 3, 4))
-    assert torch.equal(one.latents, same.latents)
-    assert torch.equal(one.context, same.context)
-    assert not torch.equal(one.context, other.context)
-    again = built(model, data_of(folder, **more))
-    assert torch.equal(take(again, [0, 1, 2, 3], 3).latents, one.latents)
+    first, repeated, next_step = (take(dataset, [0, 1, 2, 3], step) for step in (3, 3, 4))
+    assert torch.equal(first.latents, repeated.latents)
+    assert torch.equal(first.context, repeated.context)
+    assert not torch.equal(first.context, next_step.context)
+    rebuilt = built(model, data_of(folder, **more))
+    assert torch.equal(take(rebuilt, [0, 1, 2, 3], 3).latents, first.latents)
 
 
 def test_images_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> None:
@@ -82,12 +82,12 @@ def test_images_of_several_shapes_keep_them(tmp_path: Path, model: Model) -> Non
     ]  # fmt: skip
     assert take(dataset, [1, 4]).latents.shape == (2, 4, 24, 40)
     assert take(dataset, [2]).latents.shape == (1, 4, 40, 24)
-    seen = Counter(
+    shapes = Counter(
         n
         for k in range(dataset.batch_sampler.steps_per_epoch)
         for n in dataset.batch_sampler.get_batch(k).tolist()
     )
-    assert seen == dict.fromkeys(range(5), 1)
+    assert shapes == dict.fromkeys(range(5), 1)
     squares = built(model, data_of(folder, resolution=256, buckets=False))
     assert take(squares, [0, 1, 2]).latents.shape == (3, 4, 32, 32)
 
@@ -133,11 +133,14 @@ def test_flipped_images_are_encoded_as_such(tmp_path: Path, model: Model) -> Non
     mirrored, _ = moments(model, pixels_of(folder, [0, 1]).flip(-1))
     kinds = Counter()
     for step in range(20):
-        draws = BatchRng(make_generator(0, 1, step), 2)
-        result = dataset.get_batch(torch.tensor([0, 1]), draws).latents
-        for place in range(2):
-            near = [float((result[place] - one[place]).abs().mean()) for one in (plain, mirrored)]
-            kinds[near[0] < near[1]] += 1
+        rng = BatchRng(make_generator(0, 1, step), 2)
+        result = dataset.get_batch(torch.tensor([0, 1]), rng).latents
+        for position in range(2):
+            distances = [
+                float((result[position] - reference[position]).abs().mean())
+                for reference in (plain, mirrored)
+            ]
+            kinds[distances[0] < distances[1]] += 1
     _, deviation = moments(model, pixels_of(folder, [0, 1]))
     assert float((plain - mirrored).abs().mean()) > 0.1 * float(deviation.mean())
     assert 10 < kinds[True] < 30
@@ -161,9 +164,9 @@ def test_random_crops_differ_from_step_to_step(tmp_path: Path, model: Model) -> 
     still = BatchRng(make_generator(0), 2)
     means = []
     for step in range(3):
-        own = BatchRng(torch.Generator().manual_seed(step), 2)
+        rng = BatchRng(torch.Generator().manual_seed(step), 2)
         views = dataset.latents._draw_augmentations(
-            [dataset.latents._images.bucketed.assignments[0]] * 2, own
+            [dataset.latents._images.bucketed.assignments[0]] * 2, rng
         )
         means.append([view.crop_corner for view in views])
     assert len({tuple(mean) for mean in means}) == 3
@@ -190,7 +193,7 @@ def test_masks_follow_their_images(tmp_path: Path, model: Model, live: bool) -> 
     expected[:, :2], expected[0, 7] = 1.0, 0.5
     more = {"flip_aug": True, "color_jitter": 0.1 if live else 0.0}
     dataset = built(model, data_of(folder, **more))
-    seen = set()
+    crops = set()
     for step in range(12):
         result = take(dataset, [0, 1], step).loss_mask
         assert result is not None
@@ -198,8 +201,8 @@ def test_masks_follow_their_images(tmp_path: Path, model: Model, live: bool) -> 
         assert bool((result[1] == 1.0).all())
         mirrored = bool(result[0, 0, 4, 7])
         torch.testing.assert_close(result[0, 0], expected.flip(-1) if mirrored else expected)
-        seen.add(mirrored)
-    assert seen == {False, True}
+        crops.add(mirrored)
+    assert crops == {False, True}
 
 
 def test_random_masks_need_an_inpainting_model(tmp_path: Path, model: Model) -> None:

@@ -26,34 +26,40 @@ def run_with(*overrides: str) -> TrainConfig:
     return load_config(TrainConfig, None, [*needed, *overrides])
 
 
-def needed(bench, *overrides: str, new: bool = True) -> int:
+def needed(tiny_training, *overrides: str, new: bool = True) -> int:
     run = run_with(*overrides)
     train = TrainerConfig(learning_rate=1.0, text_encoder_lr=1.0)
-    targets = resolve_targets(bench.model, run.lora, train)
+    targets = resolve_targets(tiny_training.model, run.lora, train)
     return bytes_needed(run, count_parameters(targets), 64, new)
 
 
-def test_parameters_are_counted_from_the_layers(bench) -> None:
-    assert count_parameters(bench.trainable.targets) == sum(p.numel() for p in bench.parameters)
+def test_parameters_are_counted_from_the_layers(tiny_training) -> None:
+    assert count_parameters(tiny_training.trainable.targets) == sum(
+        p.numel() for p in tiny_training.parameters
+    )
 
 
-def test_every_kept_file_counts(bench) -> None:
-    numbers = 8 * sum(p.numel() for p in bench.parameters)  # rank 16 instead of 2
-    plain = needed(bench)
-    assert needed(bench, "train.keep_checkpoints=3") - plain == 3 * 4 * numbers
-    assert needed(bench, "train.ema_decay=0.9") - plain == 3 * 4 * numbers
-    assert needed(bench, "train.save_every_n_steps=50") - plain == 5 * 2 * numbers
-    assert plain - needed(bench, new=False) == 2 * 3 * 4 * numbers
+def test_every_kept_file_counts(tiny_training) -> None:
+    numbers = 8 * sum(p.numel() for p in tiny_training.parameters)  # rank 16 instead of 2
+    plain = needed(tiny_training)
+    assert needed(tiny_training, "train.keep_checkpoints=3") - plain == 3 * 4 * numbers
+    assert needed(tiny_training, "train.ema_decay=0.9") - plain == 3 * 4 * numbers
+    assert needed(tiny_training, "train.save_every_n_steps=50") - plain == 5 * 2 * numbers
+    assert plain - needed(tiny_training, new=False) == 2 * 3 * 4 * numbers
     assert (
-        needed(bench, "validation.every_n_steps=50", "validation.size=128x64") - plain
+        needed(tiny_training, "validation.every_n_steps=50", "validation.size=128x64") - plain
         == 7 * 4 * 128 * 64 * 3
     )
-    assert needed(bench, "train.optimizer=prodigy") > plain > needed(bench, "train.optimizer=lion")
+    assert (
+        needed(tiny_training, "train.optimizer=prodigy")
+        > plain
+        > needed(tiny_training, "train.optimizer=lion")
+    )
 
 
 def test_full_disk_is_reported_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     require_disk_space(tmp_path / "not" / "there" / "yet", 2_000_000, "x")
     with pytest.raises(OutputError, match=r"not: checkpoints need 2000001 bytes \(1\.9 MiB\) and "
                        r"the disk has 2000000 \(1\.9 MiB\); make room"):  # fmt: skip

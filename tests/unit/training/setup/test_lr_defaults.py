@@ -7,7 +7,7 @@ from lorasmith.training.setup.lr_defaults import fill_learning_rates
 
 
 @pytest.mark.parametrize(
-    ("given", "size", "rates"),
+    ("settings", "size", "rates"),
     [
         ({}, 4_000_000, (6e-3, 3e-3)),
         ({}, 860_000_000, (1e-4, 5e-5)),
@@ -19,7 +19,7 @@ from lorasmith.training.setup.lr_defaults import fill_learning_rates
         ({"optimizer": "prodigy", "learning_rate": 0.5}, 4_000_000, (0.5, 0.5)),
     ],
 )
-def test_missing_learning_rates_are_filled_in(given: dict, size: int, rates: tuple) -> None:
-    full = fill_learning_rates(TrainerConfig(**given), size)
+def test_missing_learning_rates_are_filled_in(settings: dict, size: int, rates: tuple) -> None:
+    full = fill_learning_rates(TrainerConfig(**settings), size)
     assert (full.learning_rate, full.text_encoder_lr) == pytest.approx(rates)
     assert fill_learning_rates(full, 10**9) == full

@@ -17,5 +17,5 @@ def test_crop_record_is_in_the_run_folder(tmp_path: Path, tiny_model: Path) -> N
     )
     with open_trainer(run, None) as session:
         expected = session.dataset.describe_images()
-    assert [one["resized"] for one in expected] == [[100, 64], [64, 64]]
+    assert [entry["resized"] for entry in expected] == [[100, 64], [64, 64]]
     assert json.loads((tmp_path / "out" / "ink" / "pictures.json").read_text()) == expected

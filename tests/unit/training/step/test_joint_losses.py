@@ -18,9 +18,9 @@ from lorasmith.training.step.train_step import TrainStep, compute_losses
 
 def test_gradients_of_one_lora_do_not_depend_on_images_of_another(joint_loras: JointLoras) -> None:
     """Bit for bit, whatever the other feature's pictures and captions are."""
-    own = joint_loras.loss_input(0, 3)
+    loss_input = joint_loras.loss_input(0, 3)
     first, second = (
-        joint_loras.gradients(own, joint_loras.loss_input(1, 2, seed)) for seed in (1, 2)
+        joint_loras.gradients(loss_input, joint_loras.loss_input(1, 2, seed)) for seed in (1, 2)
     )
     assert torch.equal(first[0], second[0])
     assert float(first[0].norm()) > 1e-6
@@ -31,8 +31,8 @@ def test_shared_pass_equals_separate_gradients_of_each_lora(joint_loras: JointLo
     inputs = joint_loras.loss_input(0, 3), joint_loras.loss_input(1, 2)
     jointly = joint_loras.gradients(*inputs)
     for number, item in enumerate(inputs):
-        alone = joint_loras.gradients(item)[number]
-        torch.testing.assert_close(jointly[number], alone, atol=1e-12, rtol=1e-9)
+        expected = joint_loras.gradients(item)[number]
+        torch.testing.assert_close(jointly[number], expected, atol=1e-12, rtol=1e-9)
         assert float(joint_loras.gradients(item)[1 - number].norm()) == 0.0
 
 
@@ -40,8 +40,8 @@ def test_losses_are_returned_in_the_order_of_the_inputs(joint_loras: JointLoras)
     inputs = joint_loras.loss_input(0, 3), joint_loras.loss_input(1, 2)
     with torch.no_grad():
         jointly = compute_losses(inputs)
-        for item, own in zip(inputs, jointly, strict=True):
-            torch.testing.assert_close(own, compute_losses([item])[0], atol=1e-6, rtol=1e-5)
+        for item, item_losses in zip(inputs, jointly, strict=True):
+            torch.testing.assert_close(item_losses, compute_losses([item])[0], atol=1e-6, rtol=1e-5)
 
 
 def test_preservation_loss_is_the_change_of_the_prediction(joint_loras: JointLoras) -> None:
@@ -105,9 +105,9 @@ def test_frozen_feature_is_active_for_captions_with_its_tag(joint_loras: JointLo
         with torch.no_grad():
             return compute_losses([item._replace(batch=batch)])[0]
 
-    off, one = losses(False, False), losses(True, False)
-    torch.testing.assert_close(off[1], one[1], atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(off[0], one[0], rtol=1e-3)
+    off, active = losses(False, False), losses(True, False)
+    torch.testing.assert_close(off[1], active[1], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(off[0], active[0], rtol=1e-3)
 
 
 # --- tokens -----------------------------------------------------------------------------------

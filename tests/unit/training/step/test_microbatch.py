@@ -12,10 +12,10 @@ from lorasmith.training.step.microbatch import Microbatch, graph_inputs, graph_k
 
 
 def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(size, *shape, generator=draws)
+        return torch.randn(size, *shape, generator=generator)
 
     batch = Batch(
         latents=drawn(4, 8, 8),
@@ -27,7 +27,7 @@ def part(seed: int = 0, size: int = 2, **more: object) -> Microbatch:
         has_own_tag=[True] * size,
         has_other_tags=[[False] * size],
     )
-    levels = torch.randint(1000, (size,), generator=draws)
+    levels = torch.randint(1000, (size,), generator=generator)
     batch = replace(batch, **more)  # type: ignore[arg-type]
     return Microbatch(0, 0, size, batch, Noise(levels, drawn(4, 8, 8)))
 
@@ -57,23 +57,23 @@ def test_graph_key_depends_on_shapes_dtypes_and_settings(other: Microbatch) -> N
 
 
 def test_replay_exchanges_tensors_and_keeps_other_values() -> None:
-    before, wanted = [part(0), part(1, size=3)], [part(5), part(6, size=3)]
-    after = replace_inputs(before, graph_inputs(wanted))
-    for made, one, old in zip(after, wanted, before, strict=True):
-        assert made[:3] == old[:3]
-        assert made.batch.has_own_tag == old.batch.has_own_tag
-        assert made.batch.indices is old.batch.indices
+    before, replacement = [part(0), part(1, size=3)], [part(5), part(6, size=3)]
+    after = replace_inputs(before, graph_inputs(replacement))
+    for actual, new, old in zip(after, replacement, before, strict=True):
+        assert actual[:3] == old[:3]
+        assert actual.batch.has_own_tag == old.batch.has_own_tag
+        assert actual.batch.indices is old.batch.indices
         for name in ("latents", "loss_weights", "context", "loss_mask", "token_mask"):
-            assert getattr(made.batch, name) is getattr(one.batch, name)
-        assert all(a is b for a, b in zip(made.noise, one.noise, strict=True))
+            assert getattr(actual.batch, name) is getattr(new.batch, name)
+        assert all(a is b for a, b in zip(actual.noise, new.noise, strict=True))
     assert all(tensor.device.type == "cpu" for tensor in graph_inputs(before))
     assert not any(tensor is before[0].batch.indices for tensor in graph_inputs(before))
 
 
 def test_cpu_runs_the_work_at_every_call() -> None:
     recorder = CudaGraphCache(torch.device("cpu"))
-    found = [
-        float(recorder(0, [torch.tensor(float(k))], lambda given: given[0] * 2)) for k in range(6)
+    results = [
+        float(recorder(0, [torch.tensor(float(k))], lambda inputs: inputs[0] * 2)) for k in range(6)
     ]
-    assert found == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert results == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     assert len(recorder) == 0

@@ -26,7 +26,7 @@ Tiny = Callable[[str], Path]
 def rows(tmp_path: Path) -> list[Row]:
     """Three pictures, the second and third with masks; the first two have one caption."""
     folder = write(tmp_path / "p", [(64, 64), (96, 64), (64, 64)])
-    made = []
+    preview_rows = []
     for number, caption in enumerate(("a cat", "a cat", "a dog")):
         mask = None
         if number:
@@ -34,29 +34,29 @@ def rows(tmp_path: Path) -> list[Row]:
             drawn = Image.new("L", (96 if number == 1 else 64, 64), 0)
             ImageDraw.Draw(drawn).ellipse((9, 9, 50, 40), fill=255)
             drawn.save(mask)
-        made.append(
+        preview_rows.append(
             Row(f"{number:02}", (caption,), {}, folder / f"{number:02}.png", mask_path=mask)
         )
-    return made
+    return preview_rows
 
 
 @pytest.fixture
 def adapted_model(tiny_of: Tiny) -> Iterator[Callable[[str], tuple[Model, TrainableLora]]]:
-    made: list[TrainableLora] = []
+    trainables: list[TrainableLora] = []
 
     def of(family: str) -> tuple[Model, TrainableLora]:
         model = open_model(tiny_of(family))
         lora = LoraConfig(rank=2, targets="attention")
-        made.append(
+        trainables.append(
             inject_trainable(
                 resolve_targets(model, lora, TrainerConfig(learning_rate=1.0)), lora, 0
             )
         )
-        return model, made[-1]
+        return model, trainables[-1]
 
     yield of
-    for one in made:
-        one.detach()
+    for trainable in trainables:
+        trainable.detach()
 
 
 def drawn(
@@ -67,17 +67,17 @@ def drawn(
     return [np.asarray(Image.open(path)) for path in paths]
 
 
-def near(found: np.ndarray, expected: Image.Image) -> bool:
+def is_close(image: np.ndarray, expected: Image.Image) -> bool:
     """Drawn in another batch: the same but for rounding."""
     other = np.asarray(expected).astype(int)
-    return found.shape == other.shape and int(abs(found - other).max()) <= 1
+    return image.shape == other.shape and int(abs(image - other).max()) <= 1
 
 
 def test_refiner_finishes_the_images_of_its_captions(
     adapted_model: Callable[[str], tuple[Model, TrainableLora]], rows: list[Row], tmp_path: Path
 ) -> None:
     model, trained = adapted_model("sdxl-refiner")
-    found = drawn(model, trained, rows, tmp_path)
+    images = drawn(model, trained, rows, tmp_path)
     expected = [
         Pipeline(model)(
             "a cat", seed=5, image=rows[0].path, num_inference_steps=4, width=64, height=64
@@ -86,9 +86,9 @@ def test_refiner_finishes_the_images_of_its_captions(
             "a dog", seed=6, image=rows[2].path, num_inference_steps=4, width=64, height=64
         ),
     ]
-    assert len(found) == 2
-    for one, (other,) in zip(found, expected, strict=True):
-        assert near(one, other)
+    assert len(images) == 2
+    for image, (expected_image,) in zip(images, expected, strict=True):
+        assert is_close(image, expected_image)
 
 
 def test_inpainting_preview_repaints_the_masked_part(
@@ -96,8 +96,8 @@ def test_inpainting_preview_repaints_the_masked_part(
 ) -> None:
     model, trained = adapted_model("sd1-inpainting")
     pipe = Pipeline(model)
-    found = drawn(model, trained, rows, tmp_path / "captions")
-    assert near(found[0], pipe("a cat", seed=5, num_inference_steps=4)[0])
+    images = drawn(model, trained, rows, tmp_path / "captions")
+    assert is_close(images[0], pipe("a cat", seed=5, num_inference_steps=4)[0])
     more = {
         "image": rows[2].path,
         "mask_image": rows[2].mask_path,
@@ -105,9 +105,9 @@ def test_inpainting_preview_repaints_the_masked_part(
         "width": 64,
         "height": 64,
     }
-    assert near(found[1], pipe("a dog", seed=6, **more)[0])
+    assert is_close(images[1], pipe("a dog", seed=6, **more)[0])
     # Prompts that somebody writes are drawn on pictures with masks, where there are any.
-    found = drawn(model, trained, rows, tmp_path / "prompts", prompts=["x", "y"], size="96x64")
+    images = drawn(model, trained, rows, tmp_path / "prompts", prompts=["x", "y"], size="96x64")
     for k in range(2):
         more = {
             "image": rows[1 + k].path,
@@ -116,7 +116,7 @@ def test_inpainting_preview_repaints_the_masked_part(
             "width": 96,
             "height": 64,
         }
-        assert near(found[k], pipe("xy"[k], seed=5 + k, **more)[0])
+        assert is_close(images[k], pipe("xy"[k], seed=5 + k, **more)[0])
 
 
 def test_too_few_steps_are_refused_before_any_work(tiny_of: Tiny) -> None:
