@@ -131,7 +131,7 @@ def test_record_alone_locks_where_the_disk_has_no_locks(tmp_path: Path) -> None:
 def test_lock_of_a_dead_process_of_this_machine_is_taken_over(
     tmp_path: Path, holder: ProcessIdentity
 ) -> None:
-    """Gone, its number used again, or the machine started again since."""
+    """Gone, its number used again, or the machine started again since: `acquire` does not raise."""
     write_record(tmp_path, holder, silent_seconds=600.0)
     make_lock(tmp_path).acquire()
 
@@ -183,6 +183,7 @@ def test_holder_renews_its_record(tmp_path: Path) -> None:
 
 
 def test_damaged_record_does_not_lock_forever(tmp_path: Path) -> None:
+    """Passing is the assertion: `acquire` raises for a lock that is held."""
     for text in ("", "{", "[]", '{"token": 1}', "\x00\xff"):
         (tmp_path / "run.lock.json").write_text(text)
         lock = make_lock(tmp_path)

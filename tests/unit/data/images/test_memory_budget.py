@@ -92,6 +92,7 @@ def test_row_reserves_its_image_and_its_mask(
 def test_what_will_be_refused_reserves_no_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
+    """Passing is the assertion: with a budget of 0 a reservation would wait until the timeout."""
     monkeypatch.setattr(memory_budget, "_DECODING", MemoryBudget(0))
     file = tmp_path / "a.png"
     if content is not None:
