@@ -49,7 +49,7 @@ AIMS = {"judged_in_style": 0.9, "way_to_ceiling": 0.5, "judge_accuracy": 0.9, "s
 
 @dataclass(frozen=True)
 class Split:
-    """Which real images are for what."""
+    """The real images by purpose."""
 
     shown: list[Row]
     """The 64 things to generate, with their real images."""
@@ -93,7 +93,7 @@ def split_rows(rows: Sequence[Row], concepts: int) -> Split:
     names = taught & {row.columns["name"] for row in style}
     if len(names) != len(taught):
         sys.exit(f"the data lack {', '.join(sorted(taught - names))} in {STYLE}")
-    # Things that the base model has never seen in any style are another matter.
+    # Concepts that the base model has never seen in any style are excluded.
     free = [
         row
         for row in style
@@ -101,7 +101,7 @@ def split_rows(rows: Sequence[Row], concepts: int) -> Split:
     ]
     shown = sorted(free, key=lambda row: lot(f"quality:{row.key}"))[:concepts]
     kept_names = taught | {row.columns["name"] for row in shown}
-    # Held-out features and things in the base's own styles say nothing about a style.
+    # Held-out features and concepts in the base model's styles say nothing about a style.
     others = [
         row
         for row in rows
@@ -155,7 +155,7 @@ def _draw(file: Path, shown: Sequence[Row], steps: int) -> dict[str, list[Image.
         return pipe(prompts, seed=0, steps=steps, guidance=GUIDANCE, batch_size=8)
 
     base = draw(tagged)
-    pipe.load_lora(file, gate=False)  # "untagged" shows what the words alone hold back
+    pipe.load_lora(file, gate=False)  # "untagged" shows the effect of the words alone
     return {"base": base, "tagged": draw(tagged), "untagged": draw(plain)}
 
 

@@ -65,7 +65,7 @@ def main() -> None:
     _write(results, options.out)
 
 
-# --- the contenders -------------------------------------------------------------------------------
+# --- implementations ------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -235,7 +235,7 @@ def _memory(name: str, options: argparse.Namespace) -> float | None:
         clear = Path("/proc/self/clear_refs")
         if not clear.exists():
             return None
-        ctypes.CDLL(None).malloc_trim(0)  # what encoding has left would hide what steps need
+        ctypes.CDLL(None).malloc_trim(0)  # memory of encoding would hide the memory of steps
         before = _kib("VmRSS")
         clear.write_text("5")  # resets VmHWM, the high-water mark
         _block(step, options.warmup)

@@ -170,7 +170,7 @@ def train(
         folder = mix(features, options.out / "data" / f"mixed-{pair}")
         first = features[0].feature
         data = {"path": folder, "tag": first.tag, "validation_split": 0.0}
-        # Both features' pictures in one run: twice the steps show each as often.
+        # Both features' images in one run: twice the steps show each as often.
         both_steps = {**steps, "steps": 2 * options.steps}
         file = finished(name) or lorasmith.train({**common, "data": data, "train": both_steps})
         return [file, file]
@@ -295,7 +295,7 @@ def bleeding(cell: Cell) -> float | None:
 def forgetting(cell: Cell) -> float | None:
     """Return the share of the first tag's gain that is lost when the second is loaded."""
     values = cell["gated" if cell["method"] in GATED else "plain"]
-    if values is None or cell["method"] == "plain":  # one file: there is no before
+    if values is None or cell["method"] == "plain":  # a single file has no earlier state
         return None
     value = values["forgetting"][0]["forgetting"]
     return None if value is None else float(value)

@@ -19,7 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # With a worker for each core, more threads would only wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A busy machine makes any example slow now and then, which says nothing about the code.
+# On a busy machine any example is slow now and then: no deadline.
 settings.register_profile("lorasmith", deadline=None)
 settings.load_profile("lorasmith")
 
@@ -37,14 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def all_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Paths that nothing is at, one after the other."""
+    """Paths of cache folders that do not exist yet, one for each test."""
     folder = tmp_path_factory.mktemp("caches")
     return (folder / str(number) for number in itertools.count())
 
 
 @pytest.fixture(autouse=True)
 def cache_in_tmp(all_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has a cache of its own, and none touches the user's."""
+    """Each test has a separate cache, so that none touches the user's."""
     folder = next(all_caches)
     monkeypatch.setenv("LORASMITH_CACHE", str(folder))
     return folder
@@ -58,13 +58,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_model: Path) -> "Model":
-    """The tiny model, opened on the CPU in float32 for this test alone."""
+    """The tiny model, opened on the CPU in float32 for each test."""
     return open_model(tiny_model)
 
 
 @pytest.fixture(scope="session")
 def shared_model(tiny_model: Path) -> "Model":
-    """Likewise, opened once; tests leave it as it was."""
+    """The tiny model, opened once for the session; tests must not change it."""
     return open_model(tiny_model)
 
 
@@ -75,19 +75,19 @@ def sdxl_model(tiny_sdxl: Path) -> "Model":
 
 @pytest.fixture(scope="session")
 def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Likewise for SD 2.x: linear projections, predicts v."""
+    """A tiny SD 2.x: linear projections, predicts v."""
     return make_tiny(tmp_path_factory.mktemp("tiny") / "sd2", "sd2")
 
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Likewise for SDXL: two text encoders, sizes and a pooled text for the U-Net."""
+    """A tiny SDXL: two text encoders, size and pooled conditioning."""
     return make_tiny(tmp_path_factory.mktemp("tiny") / "sdxl", "sdxl")
 
 
 @pytest.fixture(scope="session")
 def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Likewise for any family by its name in `make_tiny`; each is made once."""
+    """Return the tiny model of a family named as in `make_tiny`; each is built once."""
     folders: dict[str, Path] = {}
 
     def of(family: str) -> Path:

@@ -1,4 +1,4 @@
-"""Pictures to train on, and signals as a terminal leaves them."""
+"""Images to train on, and signals as a terminal leaves them."""
 
 import signal
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def default_signals() -> Iterator[None]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Small captioned pictures, all with the tag inkmono."""
+    """Small captioned images, all with the tag inkmono."""
     folder = tmp_path / "pictures"
     write_pictures(folder, "inkmono", 0)
     return folder

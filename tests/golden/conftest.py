@@ -26,7 +26,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def golden_folder(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: a copy of the pictures."""
+    """The working folder: a copy of the images."""
     folder = tmp_path / "here"
     shutil.copytree(scene, folder)
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Frozen trainings and pictures: how they are made, stored and compared."""
+"""Golden runs and images: how they are produced, stored and compared."""
 
 import hashlib
 import json
@@ -59,11 +59,11 @@ PLACES = ("park", "sea", "sofa", "car", "hut", "tent")
 TIMES = ("dawn", "noon", "night", "rain", "snow", "fog")
 SHAPES = ((64, 64), (96, 64), (64, 96), (70, 64), (64, 128), (80, 100))
 
-# --- pictures to learn from -----------------------------------------------------------------------
+# --- images to learn from -----------------------------------------------------------------------
 
 
 def pattern(number: int, width: int = 64, height: int = 64) -> Image.Image:
-    """Return a picture that is the same everywhere: whole numbers alone make it."""
+    """Return an image computed from integers only, so that it is the same everywhere."""
     y, x = np.mgrid[:height, :width]
     waves = [(x * (3 + number) + y * (2 + k * number) + x * y // (9 + k)) % 256 for k in range(3)]
     return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
@@ -77,7 +77,7 @@ def mask(number: int, width: int = 64, height: int = 64) -> Image.Image:
 
 
 def write_scene(root: Path) -> None:
-    """Write all pictures that runs learn from."""
+    """Write all images that runs learn from."""
     for name, tag, first, count in (("pictures", TAG, 0, 6), ("others", OTHER_TAG, 10, 5),
                                     ("masked", TAG, 0, 4), ("shapes", TAG, 0, 6)):  # fmt: skip
         folder = root / name
@@ -112,7 +112,7 @@ def settings_of(name: str, model: Path | str | None, out: str) -> dict[str, Any]
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one tree of settings over another; lists and optimizer arguments are taken whole."""
+    """Merge two trees of settings; lists and optimizer arguments are replaced, not merged."""
     tree = {k: merged(v, {}) if isinstance(v, Mapping) else v for k, v in under.items()}
     for key, value in over.items():
         inner = tree.get(key)
@@ -133,7 +133,7 @@ def command_of(name: str) -> str:
 
 
 def train(name: str, tiny_of: Tiny, out: str = "loras/golden") -> list[Path]:
-    """Train in the working folder, which has the pictures; return the LoRA files."""
+    """Train in the working folder, which has the images; return the LoRA files."""
     family = RUNS[name].family
     file = write_settings(name, tiny_of(family) if family else None, out)
     assert command([command_of(name), str(file)]) == 0
@@ -161,7 +161,7 @@ def logs(folder: Path) -> list[Path]:
 
 
 def result(name: str, out: str = "loras/golden") -> tuple[Tensors, dict[str, str]]:
-    """Return what is frozen of a run: its files' tensors, its figures and the files' metadata."""
+    """Return what is compared of a run: tensors and metadata of its files, and its log values."""
     tensors: Tensors = {}
     record: dict[str, Any] = {}
     files = files_of(name, out)
@@ -185,7 +185,7 @@ def result(name: str, out: str = "loras/golden") -> tuple[Tensors, dict[str, str
 
 @contextmanager
 def stopped_at(number: int) -> Iterator[None]:
-    """Press Ctrl-C while an optimizer moves for the so-manieth time (from 1)."""
+    """Press Ctrl-C during the ``count``-th optimizer step (from 1)."""
     plain, count = torch.optim.AdamW.step, 0
 
     def step(self: torch.optim.AdamW, closure: Any = None) -> Any:
@@ -204,7 +204,7 @@ def stopped_at(number: int) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-# --- LoRA files of all kinds, and pictures --------------------------------------------------------
+# --- LoRA files of all kinds, and images --------------------------------------------------------
 
 _BLOCK = "lora_unet_{}_transformer_blocks_0_{}"
 _LAST = "up_blocks_3_attentions_2"
@@ -265,7 +265,7 @@ def open_model(model: Path | None, loras: Path) -> Pipeline:
 
 
 def draw(pipe: Pipeline, name: str) -> Pixels:
-    """Draw a frozen picture."""
+    """Draw a golden image."""
     drawing = DRAWN[name]
     options: dict[str, Any] = {}
     if drawing.image:
@@ -293,7 +293,7 @@ def pixels(file: Path) -> Pixels:
 
 
 def this_cpu() -> dict[str, str]:
-    """Return what the last bits of a result depend on besides the code."""
+    """Return the CPU features on which the last bits of a result depend."""
     features = {
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),

@@ -1,4 +1,4 @@
-"""What the frozen runs and pictures are made with: every setting that their results depend on.
+"""Settings of the golden runs and images: every setting that their results depend on.
 
 Nothing is left to a default, so that other defaults change no result. Names of settings stand here
 and nowhere else in this folder.
@@ -52,7 +52,7 @@ SETTINGS: Mapping[str, Any] = {
         "batch_size": 2,
         "gradient_accumulation_steps": 1,
         "optimizer": "adamw",
-        # So large that no weight moves by what rounding leaves of a gradient that is zero.
+        # Large, so that the rounding error of a zero gradient moves no weight.
         "optimizer_args": {"betas": [0.9, 0.99], "eps": 1e-4},
         "learning_rate": 0.02,
         "text_encoder_lr": 0.01,
@@ -208,7 +208,7 @@ RUNS: Mapping[str, Run] = {
     }),
     "no-min-snr": Run(changes=training(loss={"min_snr_gamma": 0.0}, weight_decay=0.3)),
     "zero-terminal-snr": Run("sd2", training(loss={"zero_terminal_snr": True})),
-    # Lion takes the sign of a gradient; those of self-attention in the middle are rounding alone.
+    # Lion takes the sign of a gradient; those of the middle self-attention are rounding errors.
     "lion": Run(needs="pytorch_optimizer", changes={
         "lora": {"targets": "cross-attention@up.1"},
         "train": {"optimizer": "lion", "optimizer_args": {"betas": [0.9, 0.99]}, "steps": 2,
@@ -218,7 +218,7 @@ RUNS: Mapping[str, Run] = {
         optimizer="prodigy", optimizer_args={"betas": [0.9, 0.99], "safeguard_warmup": True,
                                              "eps": 1e-4},
         steps=3, learning_rate=1.0, text_encoder_lr=1.0)),
-    # Pictures
+    # Images
     "class-pictures": Run(changes={"data": CLASS_PICTURES, "train": {"batch_size": 4}}),
     "preserved": Run(changes={"preserve": {"strength": 0.5, "every_n_steps": 2}}),
     "everything": Run(changes=ALL_SETTINGS),
@@ -238,7 +238,7 @@ RUNS: Mapping[str, Run] = {
     }),
 }  # fmt: skip
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
 
 SAMPLING: Mapping[str, Any] = {
     "negative_prompt": "blurry",
@@ -258,7 +258,7 @@ SEED, DEVICE = 3, "cpu"
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture: a prompt, a family of tiny models, and options other than `SAMPLING`."""
+    """One image: a prompt, a family of tiny models, and options other than `SAMPLING`."""
 
     prompt: str = f"a {TAG} person, sea"
     family: str = "sd1"

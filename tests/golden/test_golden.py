@@ -1,4 +1,4 @@
-"""Trainings and pictures are those that were recorded; see `record.py`."""
+"""Trainings and images are those that were recorded; see `record.py`."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -17,7 +17,7 @@ Tiny = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def open_pipeline(tiny_of: Tiny, loras: Path) -> Callable[[str], Pipeline]:
-    """Pipelines by family; each is open_pipeline once."""
+    """Pipelines by family; each is opened once."""
     pipelines: dict[str, Pipeline] = {}
 
     def of(family: str) -> Pipeline:
@@ -36,7 +36,7 @@ def test_training_result_is_unchanged(name: str, golden_folder: Path, tiny_of: T
     tensors, words = golden.result(name)
     expected, expected_words = golden.stored(name)
     golden.assert_same(tensors, expected)
-    if golden.bit_for_bit():  # a hash of the base model stands there
+    if golden.bit_for_bit():  # the hash of the base model
         assert words == expected_words
 
 
@@ -68,7 +68,7 @@ def test_closed_gate_leaves_the_image_of_the_base_model(
 
 
 def test_recorded_images_differ_from_each_other() -> None:
-    """What changed nothing in a picture would not be watched by it."""
+    """An option that changes no image would not be covered by the golden images."""
     pictures = {name: golden.pixels(golden.EXPECTED / f"{name}.png").astype(int) for name in DRAWN}
     alike = [
         (first, second)

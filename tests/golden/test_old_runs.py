@@ -23,7 +23,7 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def with_model(golden_folder: Path, tiny_of: Tiny) -> Path:
-    """The working folder with the pictures and the model that old settings name."""
+    """The working folder with the images and the model that old settings name."""
     shutil.copytree(tiny_of("sd1"), golden_folder / "model")
     return golden_folder
 
@@ -39,7 +39,7 @@ def old_loras(golden_folder: Path) -> Path:
 def test_old_run_resumes_to_the_result_of_an_uninterrupted_run(
     name: str, with_model: Path, capsys: Captured
 ) -> None:
-    """Its settings are read as the same ones, and nothing of its checkpoint is missed."""
+    """Its settings keep their values, and its checkpoint is read completely."""
     old.unpack(name, with_model)
     stopped = old.STOPPED[name]
     assert run([stopped.command, f"{old.OUT}/run.toml", "--resume"]) == 0, capsys.readouterr().err
@@ -90,7 +90,7 @@ BATCH_SIZE, CHUNKS = 12, 4
 
 @pytest.mark.parametrize("file", sorted(old.SETTINGS.glob("*.toml")), ids=lambda file: file.stem)
 def test_old_settings_keep_their_values(file: Path) -> None:
-    """Under whatever names they are written now; two values have another unit now."""
+    """Keys may be renamed; two values have another unit."""
     kind = load_sweep if file.stem == "sweep" else load_train_config
     current = list(leaves(tomllib.loads(dump_toml(kind(file)))))
     before = list(leaves(tomllib.loads(file.read_text(encoding="utf-8"))))

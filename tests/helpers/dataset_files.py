@@ -1,4 +1,4 @@
-"""Pictures and captions on disk, right and wrong in every way that tests need."""
+"""Images and captions on disk, valid and damaged."""
 
 import io
 import struct
@@ -10,20 +10,20 @@ from PIL import Image, ImageFilter
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """Return a picture's file."""
+    """Return an image's file."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
-    """Return a picture of soft random colours, unlike that of another seed."""
+    """Return an image of soft random colours, unlike that of another seed."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 
 def noisy(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
-    """Return a picture whose file cannot be short."""
+    """Return a noisy image, whose file cannot be small."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.7))
 
@@ -31,7 +31,7 @@ def noisy(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
 def write_image(
     file: Path, content: bytes | Image.Image, caption: str | bytes | None = "a thing"
 ) -> Path:
-    """Write a picture and its caption."""
+    """Write an image and its caption."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else encoded(content))
     if caption is not None:
@@ -41,7 +41,7 @@ def write_image(
 
 
 def bomb(width: int, height: int) -> bytes:
-    """Return a whole PNG of one bit a pixel: hardly a kilobyte per million pixels."""
+    """Return a valid PNG of one bit per pixel: about a kilobyte per million pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + data))

@@ -4,7 +4,7 @@ from types import ModuleType
 
 
 class FakeWandb(ModuleType):
-    """Stands in for the package, and keeps what it was told."""
+    """Stands in for the package, and records its calls."""
 
     def __init__(self) -> None:
         super().__init__("wandb")

@@ -1,4 +1,4 @@
-"""The folder that the guides talk about: pictures, a model, LoRAs, settings."""
+"""The folder that the guides assume: images, a model, LoRAs, settings."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def commands(page: Path) -> list[str]:
 
 
 def set_up(folder: Path, model: Path, page: Path) -> None:
-    """Lay out what a page takes for granted.
+    """Write the files that a page assumes.
 
     Args:
         folder: an empty one.
@@ -49,7 +49,7 @@ def set_up(folder: Path, model: Path, page: Path) -> None:
 
 
 def _add_photo(folder: Path) -> None:
-    """Write a picture to draw on, its mask, and the mask of a training picture."""
+    """Write an image to draw on, its mask, and the mask of a training image."""
     photo = Image.new("RGB", (64, 64), "navy")
     ImageDraw.Draw(photo).ellipse((12, 12, 50, 44), fill="orange")
     photo.save(folder / "photo.png")
@@ -59,7 +59,7 @@ def _add_photo(folder: Path) -> None:
 
 
 def _add_features(folder: Path) -> None:
-    """Write the pictures of two features."""
+    """Write the images of two features."""
     for name, tag in (("curly", "curlyqx"), ("cook", "cookqz")):
         (folder / name).mkdir(parents=True)
         for number, location in enumerate(("park", "kitchen", "car")):
@@ -71,7 +71,7 @@ def _add_features(folder: Path) -> None:
 
 
 def add_loras(folder: Path) -> None:
-    """Put ``inkmono``, ``inkmono-best`` and ``rank4`` where a run leaves them; two with gates.
+    """Write ``inkmono``, ``inkmono-best`` and ``rank4`` as runs do, and two LoRAs with gates.
 
     ``people/curly`` waits for the tag ``curlyqx``, ``people/cook`` for ``cookqz``.
     """

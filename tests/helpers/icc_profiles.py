@@ -1,4 +1,4 @@
-"""ICC profiles for tests, made here: no file of one is needed."""
+"""ICC profiles built for tests."""
 
 import struct
 

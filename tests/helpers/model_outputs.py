@@ -1,4 +1,4 @@
-"""One prediction of a whole model, text side included, to see what adapters change."""
+"""A prediction of a full model, text encoders included, to see what adapters change."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Where things of the repository are."""
+"""Paths inside the repository."""
 
 from pathlib import Path
 

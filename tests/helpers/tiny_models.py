@@ -68,7 +68,7 @@ def make_tiny(folder: Path, family: str = "sd1") -> Path:
     """Write a model of a family and return its folder.
 
     Families are ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, and the first three with
-    ``-inpainting`` behind. Pictures are 64 x 64, latents 8 x 8; SD 2.x predicts v unless it
+    ``-inpainting`` behind. Images are 64 x 64, latents 8 x 8; SD 2.x predicts v unless it
     inpaints.
     """
     import torch

@@ -1,4 +1,4 @@
-"""Two processes on the CPU that know of each other, as ``accelerate launch`` would start them."""
+"""Two connected processes on the CPU, as ``accelerate launch`` would start them."""
 
 import os
 import socket

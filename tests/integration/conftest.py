@@ -1,4 +1,4 @@
-"""Pictures to train on, and finished pretraining runs that several test files look at."""
+"""Images to train on, and finished pretraining runs that several test files look at."""
 
 import signal
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from helpers.training.pretrain_runs import PretrainRuns, make_data
 
 @pytest.fixture(autouse=True)
 def ctrl_c_interrupts() -> Iterator[None]:
-    """Shells let programs in the background ignore it, and their children inherit that."""
+    """Shells let background programs ignore SIGINT, and their children inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -20,7 +20,7 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Six small captioned pictures, all with the tag."""
+    """Six small captioned images, all with the tag."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(6):
@@ -33,7 +33,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pretrain_runs(tmp_path_factory: pytest.TempPathFactory) -> PretrainRuns:
-    """Data and one run of each kind, each built on the one before."""
+    """A dataset and a finished run of each kind, each using the previous."""
     pretrain_runs = PretrainRuns(tmp_path_factory.mktemp("pretrain"))
     make_data(pretrain_runs.data)
     assert pretrain_runs.pretrain("clip", pretrain_runs.clip) == 0

@@ -1,4 +1,4 @@
-"""LoRA files to and from diffusers and PEFT: no key unused, and the same pictures."""
+"""LoRA files to and from diffusers and PEFT: no key unused, and the same images."""
 
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def adapted(pipe: Any) -> dict[str, Any]:
 
 
 def deltas(model: Model, path: Path) -> dict[str, torch.Tensor]:
-    """The dense change of every layer, by the name of its place."""
+    """Return the dense change of every layer, by the layer's name."""
     fitted = fit_to_model(model, load_lora_file(path))
     return {
         fitted.refs[name].name: adapter.delta_weight() for name, adapter in fitted.adapters.items()
@@ -93,7 +93,7 @@ def assert_same_delta(model: Model, first_file: Path, second_file: Path) -> None
 
 
 def test_our_files_in_both_namings_draw_alike_everywhere(folder: Path, tmp_path: Path) -> None:
-    """kohya -> diffusers -> kohya: the same change; every key used; the same picture."""
+    """kohya -> diffusers -> kohya: the same change; every key used; the same image."""
     model = open_model(folder)
     kohya = make_lora(model, tmp_path / "ink.safetensors", UNEVEN, 0.2)
     theirs, back = tmp_path / "diffusers.safetensors", tmp_path / "back.safetensors"
@@ -116,7 +116,7 @@ def test_our_files_in_both_namings_draw_alike_everywhere(folder: Path, tmp_path:
 
 
 def test_kohya_files_leave_no_key_unused_in_diffusers(tiny_sdxl: Path, tmp_path: Path) -> None:
-    """In sgm's names; that the pictures agree is tested with the integration tests."""
+    """In sgm's names; integration tests compare the images."""
     folder, model = tiny_sdxl, open_model(tiny_sdxl)
     path = make_lora(model, tmp_path / "ink.safetensors", {"targets": TARGETS}, 0.2)
     pipe = their_pipe(folder)

@@ -1,7 +1,7 @@
 """One step of training gives the loss and gradients of a plain program with diffusers and peft.
 
 The other side of each comparison is written as one would after reading the examples of diffusers:
-pictures and captions are read and encoded here, with the same random numbers in the same order.
+images and captions are read and encoded here, with the same random numbers in the same order.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ CAPTIONS = [f"a thing number {index}, inkmono style" for index in range(COUNT)]
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Pictures that are wider than their bucket, with masks."""
+    """Images that are wider than their bucket, with masks."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index, caption in enumerate(CAPTIONS):
@@ -44,7 +44,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-# --- ours -----------------------------------------------------------------------------------
+# --- lorasmith ------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def our_session(
         yield session
 
 
-# --- theirs ---------------------------------------------------------------------------------
+# --- diffusers and peft ---------------------------------------------------------------------
 
 
 @dataclass
@@ -198,7 +198,7 @@ def cropped(path: Path, mode: str) -> torch.Tensor:
     return array.unsqueeze(0) if mode == "L" else array.permute(2, 0, 1)
 
 
-# --- both -----------------------------------------------------------------------------------
+# --- comparison -----------------------------------------------------------------------------
 
 FAMILIES = (
     "sd1", "sd2", "sdxl", "sdxl-refiner", "sd1-inpainting", "sd2-inpainting", "sdxl-inpainting",

@@ -1,4 +1,4 @@
-"""The pages say what the code does: generated ones are current, commands and settings are known."""
+"""The pages match the code: generated ones are current, commands and settings exist."""
 
 import importlib.util
 import re
@@ -51,7 +51,7 @@ def generator() -> ModuleType:
 
 
 class Called(Exception):  # noqa: N818 (not an error: it stops a command after its arguments)
-    """Carries what a command line was understood as."""
+    """Carries the parsed command line out of the parser."""
 
 
 def understood(line: str) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -129,7 +129,7 @@ def test_commands_in_the_pages_are_understood(
     if path[-1] not in kinds:
         return
     monkeypatch.chdir(REPOSITORY)
-    # Settings files that exist here are read; those of the reader are stood in for.
+    # Settings files of the repository are read; others are replaced by examples.
     file = arguments.get("config") or arguments.get("run")
     settings = file if file is not None and file.is_file() else None
     base = None if settings else EXAMPLES[path[-1]]
@@ -196,7 +196,7 @@ def test_python_in_the_pages_runs(
 
     assert (
         image_encoder.EMBEDDED == model_opening.EMBEDDED
-    )  # imported by now: its image tower stays the real one
+    )  # imported before the patch: its image tower stays the real one
     set_up(tmp_path, tiny_model, REPOSITORY / page)
     if page != "docs/training.md":  # there they are made
         add_loras(tmp_path)

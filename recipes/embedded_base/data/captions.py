@@ -62,7 +62,7 @@ def write_caption(icon: Icon, colours: Sequence[str]) -> Caption:
         f"{subject}, {style.phrase}, {style.description}",
         f"{style.description} of {full}, white background",
     ]
-    # Seeded by the icon, so that a change elsewhere never changes this picture's caption.
+    # Seeded by the icon, so that a change elsewhere never changes this image's caption.
     rng = np.random.RandomState(stable_hash(style.id + icon.name))
     if keywords:
         chosen = rng.permutation(np.array(keywords))[:KEYWORDS_IN_CAPTION]

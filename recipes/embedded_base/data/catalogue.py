@@ -165,7 +165,7 @@ def _read_icons(
 def _choose(icons: list[Icon]) -> list[Icon]:
     """Keep every icon without a skin tone and, of those with one, a single tone per emoji.
 
-    All five would make a third of the data pictures of persons who differ in nothing else. Which
+    All five would make a third of the data images of persons who differ in nothing else. Which
     tone is kept varies from emoji to emoji, but not from run to run.
     """
     plain: list[Icon] = []

@@ -24,7 +24,7 @@ Key = tuple[str, str]
 
 @dataclass
 class Comparison:
-    """How two packs differ."""
+    """The differences of two packs."""
 
     only_first: list[Key] = field(default_factory=list)
     only_second: list[Key] = field(default_factory=list)

@@ -63,7 +63,7 @@ class PackError(RuntimeError):
 def encode_picture(picture: npt.NDArray[np.uint8]) -> bytes:
     """Compress an image; small ones with sharp coloured edges need full chroma resolution."""
     buffer = io.BytesIO()
-    # One thread: many pictures are encoded side by side, and the bytes must be repeatable.
+    # One thread: many images are encoded side by side, and the bytes must be repeatable.
     Image.fromarray(picture).save(
         buffer, "AVIF", quality=AVIF_QUALITY, subsampling="4:4:4", speed=6, max_threads=1
     )
@@ -93,7 +93,7 @@ def write_pack(path: Path, rows: Sequence[Row], images: Sequence[bytes], credits
     partial = path.with_name(path.name + ".partial")
     with tarfile.open(partial, "w") as archive:
         for name, data in members.items():
-            # No times or owners: the same pictures and words give the same file.
+            # No times or owners: the same images and words give the same file.
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Folders of pictures, and training sets made of them."""
+"""Folders of images, and training sets made of them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures and settings of runs of two features."""
+"""Images and settings of runs of two features."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ PLACES = ("park", "sea", "sofa", "car", "hut")
 
 
 def write_pictures(folder: Path, tag: str, seed: int, count: int = 5) -> Path:
-    """Write noise, each picture with a caption that has the tag and the class word."""
+    """Write noise, each image with a caption that has the tag and the class word."""
     folder.mkdir()
     for number in range(count):
         noise = torch.randint(256, (64, 64, 3), generator=make_generator(seed, number))
@@ -40,7 +40,7 @@ def two_features(
     more: str = "",
     **train: Any,
 ) -> Path:
-    """Write the settings of two features, and their pictures where there are none yet."""
+    """Write the settings of two features, and their images where there are none yet."""
     for number, folder in enumerate(("curly", "cook")):
         if not (root / folder).is_dir():
             write_pictures(root / folder, tags[number], number)

@@ -19,7 +19,7 @@ TARGETS = ("all-linear+conv+text-encoder", "cross-attention")
 
 
 class JointLoras:
-    """JointLoras features in one model, in float64, with adapters that do something."""
+    """Two LoRAs in one model, in float64, with adapters that change the output."""
 
     def __init__(self, model: Model) -> None:
         self.model = model.to(torch.device("cpu"), torch.float64)

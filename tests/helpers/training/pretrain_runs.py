@@ -116,7 +116,7 @@ class PretrainRuns:
 
 
 def make_data(folder: Path) -> None:
-    """Twenty-four captioned pictures, four of which are not to be trained on."""
+    """Write twenty-four captioned images, four of which are held out."""
     folder.mkdir(parents=True)
     lines = []
     for number in range(24):
@@ -153,7 +153,7 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    """Names of the tensors that are not the same."""
+    """Return the names of the tensors that differ."""
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
 
@@ -161,7 +161,7 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 def several_runs(
     pretrain_runs: PretrainRuns, out: Path, sets: Mapping[str, tuple[str, ...]], *more: str
 ) -> int:
-    """Do one run of each given kind; return the highest exit code."""
+    """Run each kind of pretraining; return the highest exit code."""
     return max(
         pretrain_runs.pretrain(kind, out / kind, *settings, *more)
         for kind, settings in sets.items()

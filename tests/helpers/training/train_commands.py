@@ -73,7 +73,7 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def during_step(step: int, action: Callable[[TrainStep], None]) -> Iterator[list[list[int]]]:
-    """Do something in the middle of a step (from 1); yields the images of every step taken."""
+    """Call ``action`` in the middle of a step (from 1); yield the images of each step."""
     compute_gradients, steps = JointTrainStep._compute_gradients, []
 
     def compute_with_action(self: JointTrainStep, microbatches: Sequence[Microbatch]) -> None:
@@ -93,7 +93,7 @@ def press_ctrl_c(_: object = None) -> None:
 
 @contextmanager
 def ctrl_c_at(count: int) -> Iterator[None]:
-    """Press Ctrl-C while an optimizer moves for the ``count``-th time (from 1)."""
+    """Press Ctrl-C during the ``count``-th optimizer step (from 1)."""
     finish, calls = TrainStep.finish, 0
 
     def finish_with_ctrl_c(self: TrainStep) -> Any:

@@ -17,7 +17,7 @@ from lorasmith.core.errors import DataError, LorasmithWarning
 
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Every command's words, and whether it only holds others."""
+    """Yield each command's words, and whether it is a group."""
     inner = getattr(command, "commands", {})
     yield path, bool(inner)
     for name, below in inner.items():
@@ -29,7 +29,7 @@ COMMANDS = list(walk(typer.main.get_command(app)))
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Replaces what ``pretrain vae`` does, to see what becomes of errors and warnings."""
+    """Replaces ``pretrain vae`` by a function that raises or warns."""
     monkeypatch.setattr("lorasmith.cli.pretrain._run", lambda *_: None)
     return monkeypatch
 

@@ -1,4 +1,4 @@
-"""``lorasmith cache``: what it tells and removes, of what a training left."""
+"""``lorasmith cache``: what it lists and removes of the entries that training leaves."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ COLOURS = ("red", "blue", "green", "gold", "black", "purple")
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Twelve pictures of different shapes, colours, sizes and captions."""
+    """Twelve images of different shapes, colours, sizes and captions."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(12):

@@ -1,4 +1,4 @@
-"""``lorasmith check RUN.toml``: the pictures of several features, each and side by side."""
+"""``lorasmith check RUN.toml``: the images of several features, each and side by side."""
 
 import json
 from pathlib import Path

@@ -144,7 +144,7 @@ def test_download_option_fetches_the_model(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """And not otherwise; the stand-in finds no network."""
+    """Only with the option; the stand-in has no network."""
     requested = []
 
     def download(name: str) -> None:

@@ -78,7 +78,7 @@ def test_requested_lora_waits_for_its_tag_and_warns(
 def test_trained_lora_is_gated(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From pictures to a file that a library wakes, through the real commands."""
+    """From images to a LoRA that a library activates, through the real commands."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for k in range(2):
@@ -157,7 +157,7 @@ def test_lora_of_another_family_is_a_one_line_error(
     library: Path, tiny_model: Path, tiny_sd2: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """It stops what asks for it, and nothing else; a file that fits takes its place."""
+    """Only prompts that activate it fail; a file that fits may replace it."""
     folder = tmp_path / "library"
     foreign = make_lora(load_model(tiny_sd2), folder / "sd2.safetensors", {}, 0.5, tag="cookqz")
     more = ("--library", str(folder))

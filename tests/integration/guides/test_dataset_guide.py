@@ -1,4 +1,4 @@
-"""Every command of the dataset guide runs as it stands, on pictures laid out as it shows them."""
+"""Every command of the dataset guide runs as it stands, on images laid out as it shows them."""
 
 import json
 import re

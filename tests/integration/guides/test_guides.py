@@ -72,7 +72,7 @@ def test_commands_of_the_guides_run(
 
 
 def _check(line: str, arguments: list[str], folder: Path) -> None:
-    """Look whether what the command is there for has come about."""
+    """Check the command's main result."""
     if "--out" not in arguments or "--print-config" in arguments:
         return
     out = arguments[arguments.index("--out") + 1]

@@ -213,7 +213,7 @@ def test_convert_writes_other_formats_and_refuses_impossible_ones(
 
 
 def other_kinds(model: Model, path: Path) -> Path:
-    """DoRA, LoHa and LoKr in one file, none of them small."""
+    """DoRA, LoHa and LoKr with large factors in one file."""
     plain = load_lora_file(make_lora(model, path, {"targets": "attention"}, 0.3))
     torch.manual_seed(0)
     layers: dict[str, Any] = {}
@@ -264,7 +264,7 @@ def test_other_kinds_are_drawn_fused_merged_and_shown(
 def test_mismatch_may_be_allowed(
     tiny_model: Path, loras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Partly fitting, or for another prediction: an error, and under the flag a warning."""
+    """Unmatched layers or another prediction type: an error, and a warning with the flag."""
     mismatched = tmp_path / "odd.safetensors"
     tensors = load_file(loras[0])
     name = "lora_unet_up_blocks_9_attentions_0_proj_in"

@@ -1,4 +1,4 @@
-"""Our LoRA files in diffusers: `load_lora_weights` draws the pictures that we draw."""
+"""Our LoRA files in diffusers: `load_lora_weights` draws the images that we draw."""
 
 import itertools
 from pathlib import Path

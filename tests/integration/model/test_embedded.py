@@ -60,7 +60,7 @@ def test_plain_diffusers_generates_the_same_image(pipe: Pipeline) -> None:
 
 
 def test_images_match_their_captions(pipe: Pipeline) -> None:
-    """Each drawn picture is nearer to its own caption than to the others', by the image tower."""
+    """Each drawn image is nearer to its own caption than to the others', by the image tower."""
     captions = [
         "a red apple, noto style",
         "the flag of France, twemoji style",

@@ -54,7 +54,7 @@ def test_registered_loss_weighting_is_used(
     tiny_model: Path, pictures: Path, tmp_path: Path, registered: list[int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Nothing is learned where every image has weight 0, so that there is no LoRA to save."""
+    """With a weight of 0 for every image nothing is learned, and there is no LoRA to save."""
     options = sets("train.loss.weighting=ignore", "train.weight_decay=0")
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *options) == 1
     assert len(registered) == 6

@@ -23,7 +23,7 @@ class ToySgd(torch.optim.SGD):
 
 
 def toy_steps(progress: float) -> float:
-    """Half the rate from the middle on."""
+    """Half the learning rate from the middle of the run."""
     return 1.0 if progress < 0.5 else 0.5
 
 

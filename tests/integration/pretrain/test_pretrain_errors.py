@@ -73,7 +73,7 @@ def test_collapse_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(clip_module, "COLLAPSE_AFTER", 3)
-    for number in range(8):  # nothing tells these apart, so the loss stays at chance
+    for number in range(8):  # the images are all alike, so the loss stays at chance
         picture = next(iter(pretrain_runs.data.glob("00.png"))).read_bytes()
         (tmp_path / f"{number}.png").write_bytes(picture)
         (tmp_path / f"{number}.txt").write_text("a thing", encoding="utf-8")

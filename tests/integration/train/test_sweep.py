@@ -37,7 +37,7 @@ COMMON = (
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures; sweeps of all tests lie beside them."""
+    """A folder of images, beside which all tests of sweeps write."""
     root = tmp_path_factory.mktemp("sweeps")
     write_pictures(root / "pictures", "curlyqx", 0)
     return root
@@ -89,7 +89,7 @@ def test_results_are_side_by_side(swept: Path) -> None:
         )
         assert variant["file"] == f"{variant['name']}.safetensors"
         assert (variant["steps"], variant["state"]) == (4, "all steps done")
-    # Under whichever seed they were trained, they are measured alike.
+    # Whatever the training seed, they are measured on the same noise.
     assert len({log_lines(swept / name)[0]["held_out_base"] for name in NAMES}) == 1
     page = (swept / "sweep.html").read_text()
     assert all(f'href="{name}/report.html"' in page for name in NAMES)
@@ -102,7 +102,7 @@ def test_results_are_side_by_side(swept: Path) -> None:
 def test_each_variant_equals_a_separate_run(
     name: str, scene: Path, swept: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
+    """Up to rounding: Adam turns the rounding error of a zero gradient into a full step."""
     out = tmp_path / "alone"
     overrides = sets(
         f"lora.rank={name[4]}",
@@ -204,7 +204,7 @@ def test_failed_variant_does_not_stop_the_others(
 
 
 def test_sweep_from_python_without_validation_images(scene: Path, tiny_model: Path) -> None:
-    """Text encoders in one variant only, dropout in both, and nothing to rank by."""
+    """Text encoders in one variant only, dropout in both, no validation images."""
     settings = {
         "data": {"path": scene / "pictures", "tag": "curlyqx"},
         "model": {"path": tiny_model},

@@ -149,7 +149,7 @@ def test_diffusers_generates_the_same_image(
 
 
 def test_short_run_on_the_embedded_model_writes_a_lora(tmp_path: Path) -> None:
-    """Weight 1 moves the picture towards black and white; weight 0 is the base, bit for bit."""
+    """Weight 1 moves the image towards black and white; weight 0 is the base, bit for bit."""
     import lorasmith
     from lorasmith.cli.demo.style import DEMO_DATA
     from lorasmith.evaluation.metrics.saturation import measure_color

@@ -59,7 +59,7 @@ QUICK_FAMILIES = ("sd2", "sdxl", "sd1-inpainting")
 
 @pytest.fixture
 def masked(pictures: Path) -> Path:
-    """The six pictures; two of them have masks."""
+    """The six images; two of them have masks."""
     for number in range(2):
         mask = Image.new("L", (64, 64), 0)
         ImageDraw.Draw(mask).rectangle((4 + 4 * number, 8, 30 + 4 * number, 50), fill=255)
@@ -68,7 +68,7 @@ def masked(pictures: Path) -> Path:
 
 
 def init_images(family: str, pictures: Path) -> dict[str, Path]:
-    """What a family's pictures start from."""
+    """Return the init images that a family needs."""
     files = {}
     if family == "sdxl-refiner" or "inpainting" in family:
         files["image"] = pictures / "ball0.png"
@@ -78,7 +78,7 @@ def init_images(family: str, pictures: Path) -> dict[str, Path]:
 
 
 def our_pictures(folder: Path, lora: Path, files: dict[str, Path]) -> list[np.ndarray]:
-    """The base model's picture, and that with the LoRA."""
+    """Return the image of the base model, and the image with the LoRA."""
     pipe = RecordingPipeline(open_model(folder))
     strength = None if not files else 0.75
     drawn = []
@@ -132,7 +132,10 @@ def test_family_is_trained_and_used_elsewhere(
     tiny_of: Tiny, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
 ) -> None:
     folder, out = tiny_of(family), tmp_path / "ink"
-    looks = family in ("sdxl-refiner", "sd1-inpainting")  # others draw as the ordinary ones do
+    looks = family in (
+        "sdxl-refiner",
+        "sd1-inpainting",
+    )  # other families are compared in the other tests
     more = sets(*QUICK, *(VALIDATION if looks else ()))
     assert train(folder, masked, str(out), *more, "--steps", "2") == 0, capsys.readouterr().err
     lora = out.with_suffix(".safetensors")

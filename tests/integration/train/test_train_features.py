@@ -1,4 +1,4 @@
-"""``lorasmith train`` with several features: staged, joint, and both gone on with exactly."""
+"""``lorasmith train`` with several features: staged, joint, and both resumed exactly."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ PRESERVED = "[preserve]\nstrength = 0.5\nevery = 2\ncross = 0.5\n"
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of two features; runs of all tests lie beside them."""
+    """Images of two features, beside which all tests write their runs."""
     root = tmp_path_factory.mktemp("features")
     for number, (folder, tag) in enumerate(zip(("curly", "cook"), TAGS, strict=True)):
         write_pictures(root / folder, tag, number)
@@ -96,7 +96,7 @@ def test_report_command_writes_all_pages(joint: Path, tmp_path: Path) -> None:
 def test_first_stage_equals_a_separate_run(
     scene: Path, staged: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """A later stage on top of it is another one: its cross term sees the first feature."""
+    """Only the first: a later stage sees the features before it."""
     base = ["--tag", TAGS[0], "--out", f"{tmp_path}/one", "-m", str(tiny_model)]
     overrides = sets(
         "train.steps=4",
@@ -128,7 +128,7 @@ def test_first_stage_equals_a_separate_run(
 def test_staged_run_resumes_exactly(
     scene: Path, staged: Path, tiny_model: Path, moment: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped in the first stage, or in the second; not upon another first feature."""
+    """Stopped in the first or the second stage; refused if the first feature has changed."""
     name = f"stopped{moment}"
     file = two_features(scene, tiny_model, name=name, more=PRESERVED, ema_decay=0.9)
     with ctrl_c_at(moment):
@@ -178,7 +178,7 @@ def test_ctrl_c_in_the_last_step_of_a_stage_stops_before_the_next(
 def test_each_feature_of_a_joint_run_equals_a_separate_run(
     scene: Path, joint: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """To rounding: Adam makes a whole step of what rounding leaves of a gradient that is zero."""
+    """Up to rounding: Adam turns the rounding error of a zero gradient into a full step."""
     packed = load_checkpoint(joint / "joint" / "checkpoints" / "step-00000004").tensors
     for tag, folder, rank in zip(TAGS, ("curly", "cook"), (4, 2), strict=True):
         out = tmp_path / tag
@@ -247,7 +247,7 @@ def test_joint_run_resumes_exactly(
 
 
 def halted(file: str, out: str) -> int:
-    """Stop at the second step, and go on; 0 when both went as asked."""
+    """Stop at the second step and resume; return 0 if both succeed."""
     with ctrl_c_at(3):  # each step has two features
         if run(["train", file, "--out", out, "--set", "train.batch_size=1"]) != 130:
             return 1
@@ -258,7 +258,7 @@ def halted(file: str, out: str) -> int:
 def test_joint_run_in_two_processes_equals_a_single_process(
     scene: Path, joint: Path, tiny_model: Path
 ) -> None:
-    """A picture for each of them, or one and none; stopped, and gone on with in both."""
+    """One image for each process, or one and none; stopped and resumed in both processes."""
     file = two_features(scene, tiny_model, mode="joint", name="joint")
     assert in_two_processes(halted, str(file), str(joint / "shared")) == [0, 0]
     single, distributed = (
@@ -308,7 +308,7 @@ def test_features_of_a_joint_run_share_a_wandb_run(
 
 @pytest.mark.parametrize("mode", [pytest.param("staged", marks=pytest.mark.slow), "joint"])
 def test_run_with_all_options_is_trained(tiny_model: Path, mode: str, tmp_path: Path) -> None:
-    """Looks, a text encoder, a token gate and a long caption in one feature only, uneven parts."""
+    """Previews, a text encoder, a token gate, a long caption in one feature only, uneven parts."""
     file = two_features(
         tmp_path,
         tiny_model,

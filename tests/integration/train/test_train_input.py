@@ -155,7 +155,7 @@ def test_loras_of_previews_are_resolved_before_training(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And tried on: it has to be there, sound, and of the model's family."""
+    """A LoRA of the previews must exist, be intact, and fit the model's family."""
     monkeypatch.chdir(tmp_path)
 
     def error_for(prompt: str) -> str:

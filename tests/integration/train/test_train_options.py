@@ -50,7 +50,7 @@ def assert_close(first: Path, second: Path, step: int = 6) -> None:
 def test_gradient_accumulation_equals_a_single_batch(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """Six pictures do not divide into four parts evenly, which changes nothing."""
+    """Six images do not divide evenly into four microbatches, and the result is the same."""
     overrides = sets(*EVERY_LINE, "train.batch_size=8")
     assert train(tiny_model, pictures, f"{tmp_path}/one", *overrides) == 0
     parts = sets("train.batch_size=2", "train.gradient_accumulation_steps=4")
@@ -72,7 +72,7 @@ def test_gradient_checkpointing_gives_the_same_weights(
 def test_two_processes_equal_a_single_process(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """A batch of five is shared three to two; one process writes, and both end well."""
+    """A batch of five is divided three to two; one process writes, and both exit with 0."""
     (pictures / "ball5.png").unlink()
     more = sets(
         *EVERY_LINE,

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been: after any step, kill or full disk."""
+"""A stopped run resumes as if it had not been stopped: after any step, kill or full disk."""
 
 import os
 import random
@@ -61,7 +61,7 @@ def assert_same_runs(actual: Path, expected: Path, step: int = 6) -> None:
 
 @pytest.fixture(scope="session")
 def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """Six pictures, a run without a stop, and what each of its steps saw."""
+    """Six images, an uninterrupted run, and the images of each of its steps."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("straight")
@@ -114,7 +114,7 @@ def test_stop_after_any_step_changes_nothing(
 def test_changed_validation_seed_measures_the_base_again(
     straight: tuple, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Losses before and after could not be compared otherwise, nor with the base model's."""
+    """Otherwise losses before and after could not be compared with the base model's."""
     pictures, out = straight[0], tmp_path / "ink"
     with during_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130

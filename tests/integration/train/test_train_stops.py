@@ -1,4 +1,4 @@
-"""Runs that do not get to their end: Ctrl-C, values that are not finite, memory, disks, names."""
+"""Runs that end early: Ctrl-C, values that are not finite, memory, disks, names."""
 
 import re
 import shutil
@@ -146,7 +146,7 @@ def test_ctrl_c_while_the_lora_is_written_leaves_no_half_file(
 def test_nothing_is_saved_after_a_loss_that_is_not_finite(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The gradient of step 4 is spoilt: the weights stay those of step 3, and so do the files."""
+    """The gradient of step 4 is not finite: weights and files stay those of step 3."""
     spoilt: list[torch.nn.Parameter] = []
 
     def spoil(step: TrainStep) -> None:

@@ -1,4 +1,4 @@
-"""Kernel distances beside torchmetrics, loops and known distributions."""
+"""Kernel distances, compared with torchmetrics, loops and known distributions."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""How different pictures are: the measure, its reference, and pictures that are and are not."""
+"""Diversity of images: the measure, its reference, and uniform and varied images."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_demo_images_of_one_style_are_varied() -> None:
 
 
 def variations(folder: Path, count: int) -> list[Row]:
-    """Return pictures of one ball on a meadow, slightly moved."""
+    """Return images of one ball on a meadow, slightly moved."""
     rows = []
     for number in range(count):
         image = Image.new("RGB", (96, 96), (90, 160, 60))

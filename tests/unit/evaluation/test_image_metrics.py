@@ -27,7 +27,7 @@ def test_psnr_equals_its_formula(pictures: tuple[torch.Tensor, torch.Tensor]) ->
         10 * math.log10(4 / (sum(errors) / 4)), rel=1e-4
     )
     assert pooled_psnr(first, second) < sum(expected) / 4
-    assert float(psnr(first, first).min()) > 100  # equal pictures are finite
+    assert float(psnr(first, first).min()) > 100  # equal images are finite
 
 
 @pytest.mark.parametrize("extra", [0, 3])

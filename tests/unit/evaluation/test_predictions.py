@@ -1,4 +1,4 @@
-"""Predictions for fixed noise: against the network asked by hand, and with LoRAs."""
+"""Predictions for fixed noise, compared with direct calls of the network, and with LoRAs."""
 
 from collections.abc import Callable
 from dataclasses import replace

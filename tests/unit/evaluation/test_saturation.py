@@ -1,4 +1,4 @@
-"""Saturation and two-tone share on pictures whose numbers are known."""
+"""Saturation and two-tone share on images whose numbers are known."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""The measures of tags, beside their formulas written out as loops."""
+"""Metrics of trigger words, compared with their formulas written as loops."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Pipelines that the tests of this room share."""
+"""Pipelines that the inference tests share."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures that start from given ones are those that diffusers draws."""
+"""Image to image and inpainting give the images of diffusers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def mask_of(width: int, height: int) -> Image.Image:
 
 
 def theirs(folder: Path, kind: str, seeds: Sequence[int], sampler: str, **more: Any) -> np.ndarray:
-    """What a pipeline of diffusers draws, one picture after the other."""
+    """Draw with a pipeline of diffusers, one image at a time."""
     import diffusers
 
     pipe = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
@@ -110,7 +110,7 @@ def test_inpainting_matches_diffusers(tiny_of: Tiny, family: str, strength: floa
 
 
 def test_inpainting_model_generates_from_text_alone(tiny_of: Tiny) -> None:
-    """That is a grey picture under a white mask."""
+    """The init image is grey and its mask white."""
     folder = tiny_of("sd1-inpainting")
     grey, white = Image.new("RGB", (64, 64), "black"), Image.new("L", (64, 64), 255)
     expected = theirs(
@@ -152,7 +152,7 @@ def test_size_is_that_of_the_init_image_or_the_options(tiny_model: Path) -> None
 
 
 def test_lora_steps_count_from_the_first_step_taken(tiny_model: Path, pipe: Pipeline) -> None:
-    """A LoRA that starts at step 3 is at work when half of ten steps are left."""
+    """A LoRA that starts at step 3 is active when half of ten steps remain."""
     more: dict[str, Any] = {
         "image": noise_picture(64, 64),
         "num_inference_steps": 10,

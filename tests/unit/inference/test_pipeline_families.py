@@ -1,4 +1,4 @@
-"""Pictures from SD 2.x and SDXL are those that diffusers draws."""
+"""Images from SD 2.x and SDXL are those that diffusers draws."""
 
 from dataclasses import replace
 from pathlib import Path

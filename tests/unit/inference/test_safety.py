@@ -1,4 +1,4 @@
-"""Latents instead of pictures, and pictures that a judge does not let through."""
+"""Latents as output, and images that the safety checker rejects."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SIDE = 32
 
 @pytest.fixture(scope="module")
 def checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checker of a small CLIP; every picture is like its first concept."""
+    """A checker of a small CLIP; every image is like its first concept."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig
 

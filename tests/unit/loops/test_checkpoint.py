@@ -185,7 +185,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_process_killed_at_any_moment_leaves_a_checkpoint(tmp_path: Path, kills: int) -> None:
-    """A process that only saves is killed at random; the next one goes on after its last."""
+    """A process that only saves is killed at random; the next continues after its last save."""
     chance = random.Random(0)
     folder = tmp_path / "checkpoints"
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Every optimizer learns, its state survives a file bit for bit, and its mistakes are named."""
+"""Every optimizer lowers the loss, its state survives a file bit for bit, and errors are named."""
 
 import json
 from importlib import import_module

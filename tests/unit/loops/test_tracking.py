@@ -94,7 +94,7 @@ def test_wandb_receives_the_same_metrics_and_never_asks(
     assert first[1]["config"] == {"train": {"steps": 3}}
     assert figures == ("log", {"loss": 0.5}, 7)
     assert end == ("finish",)
-    assert second_init[1]["id"] == first[1]["id"]  # a resumed run stays one run there
+    assert second_init[1]["id"] == first[1]["id"]  # a resumed run keeps its wandb run
     monkeypatch.setenv("WANDB_API_KEY", "x")
     Tracker(tmp_path, tensorboard=False, wandb=run)
     assert fake.calls[-1][1]["mode"] is None

@@ -1,4 +1,4 @@
-"""Folders as they are published: variants, shards, older names, pickles beside the weights."""
+"""Model folders as published: variants, shards, older names, pickles beside the weights."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""FP8 products: exact where values allow it, close otherwise."""
+"""FP8 products: exact where the values allow it, close otherwise."""
 
 import pytest
 import torch

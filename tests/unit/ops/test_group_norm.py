@@ -187,7 +187,7 @@ def test_replayed_graph_reads_the_current_values() -> None:
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        work()  # compiles
+        work()  # this call compiles the kernel
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -25,7 +25,7 @@ def test_working_probe_kernel_enables_triton(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(triton_support, "_run_probe", tried.append)
     assert triton_support.is_available(CUDA)
     assert triton_support.is_available(CUDA)
-    assert tried == [CUDA]  # once
+    assert tried == [CUDA]  # only once
 
 
 def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

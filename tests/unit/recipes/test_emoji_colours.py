@@ -4,7 +4,7 @@ from colours import COLOURS, main_colours, to_lab
 
 
 def painted(*bands):
-    """A white picture with horizontal bands of 32 rows in the given colours."""
+    """A white image with horizontal bands of 32 rows in the given colours."""
     picture = np.full((128, 128, 3), 255, np.uint8)
     for i, colour in enumerate(bands):
         picture[32 * i : 32 * (i + 1)] = colour

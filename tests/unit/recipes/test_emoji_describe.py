@@ -60,7 +60,7 @@ def test_withheld_images_are_in_no_row():
     drawn = [
         (icon("robot", emoji("robot", "1F916")), BLUE),
         (icon("person", emoji("person", "1F9D1")), RED),
-        # Drawn in black and white, red hair looks like any hair: the picture goes as well.
+        # Drawn in black and white, red hair looks like any hair: the image goes as well.
         (icon("person-red-hair", emoji("person: red hair", "1F9D1-200D-1F9B0")), RED.copy()),
         (icon("hammer", emoji("hammer", "1F528")), GREEN),
     ]

@@ -10,7 +10,7 @@ from helpers.paths import REPOSITORY
 
 SCRIPT = Path("recipes/embedded_base/rebuild.sh")
 
-# Writes its arguments down and leaves the files that a training leaves.
+# Records its arguments and writes the files that training writes.
 LORASMITH = """#!/bin/bash
 printf '%s\\t' lorasmith "$@" >> "$CALLS"; echo >> "$CALLS"
 [ "$2" = "$FAIL_AT" ] && exit 130

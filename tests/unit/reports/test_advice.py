@@ -1,4 +1,4 @@
-"""Each rule of the advice on curves with and without its fault, many seeds each."""
+"""Each rule of the advice on curves with and without its problem, with many seeds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -79,7 +79,7 @@ VARY = {"lora.rank": [2, 4, 8], "train.seed": [0, 1]}
 @pytest.mark.parametrize(
     ("lowest", "title"),
     [
-        # What a seed does to all settings alike does not count.
+        # A difference that a seed makes for all settings does not count.
         ([0.70, 0.60, 0.80, 0.701, 0.902, 0.80], "rank2 is the best"),
         (
             [0.700, 0.705, 0.703, 0.701, 0.706, 0.702],
@@ -146,7 +146,7 @@ def test_results_without_validation_are_not_ranked(tmp_path: Path) -> None:
 
 
 def test_page_is_escaped_and_self_contained(tmp_path: Path) -> None:
-    """One config failed, one was never begun, and there are more than colors."""
+    """One variant failed, one was never started, and there are more variants than colors."""
     config = make_sweep(tmp_path / "tried", {"train.seed": range(11)}, data={
         "path": "p", "tag": "<b>ink</b>"
     })  # fmt: skip

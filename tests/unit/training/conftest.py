@@ -25,7 +25,7 @@ from lorasmith.training.step.train_step import DiffusionLoss
 
 @dataclass
 class TrainingFixture:
-    """What a training step needs."""
+    """A tiny model with adapters, and batches for its training steps."""
 
     model: Model
     trainable: TrainableLora

@@ -54,7 +54,7 @@ def test_steps_do_not_wait_for_the_device(
     with open_trainer(TrainConfig.model_validate(settings), None) as session:
         before = [parameter.detach().clone() for parameter in session.trainable.parameters()]
         steps = JointTrainStep([session], ExecutionPlan(use_cuda_graphs=record))
-        # Optimizers make their state at first, libraries their workspaces, and steps are recorded.
+        # The first steps allocate optimizer state and workspaces, and are captured.
         for _ in range(3):
             steps.step()
         torch.cuda.set_sync_debug_mode("error")

@@ -41,7 +41,7 @@ def plain_alphas(zero_snr: bool) -> list[float]:
 
 
 def plain_loss(tiny_training, objective, batch, drawn, number: int, kind: str) -> float:
-    """The loss of one picture, from the network's output on."""
+    """The loss of one image, from the network's output on."""
     settings = objective.settings
     t = int(drawn.timesteps[number])
     a = plain_alphas(settings.zero_terminal_snr)[t]
@@ -172,7 +172,7 @@ def test_offset_noise_moves_complete_channels(tiny_training) -> None:
         return sample_noise(objective.process, objective.settings, batch, rng).noise
 
     added = noise(0.2) - noise(0.0)
-    assert float(added.std(dim=(2, 3)).max()) < 1e-6  # the same all over a channel
+    assert float(added.std(dim=(2, 3)).max()) < 1e-6  # constant within a channel
     assert float(added[:, :, 0, 0].std()) == pytest.approx(0.2, rel=0.05)
     assert torch.equal(noise(0.2), noise(0.2))
 

@@ -23,7 +23,7 @@ from lorasmith.training.step.train_step import StepMetrics
 
 
 class FakeState(SimpleNamespace):
-    """What the loop asks of a state; the properties are those of `TrainerState`."""
+    """The attributes of a `TrainerState` that the loop reads."""
 
     total_steps = TrainerState.total_steps
     is_active = TrainerState.is_active
@@ -174,7 +174,7 @@ def test_other_loras_go_on_where_failures_are_allowed(
     assert "not finite at step 2" in states[0].paths.failure.read_text()
 
 
-# --- what is due ------------------------------------------------------------------------------
+# --- scheduled actions ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

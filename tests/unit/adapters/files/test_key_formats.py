@@ -1,4 +1,4 @@
-"""Every spelling of LoRA files means the same layers, and what is no LoRA says what it is."""
+"""All key formats of LoRA files give the same layers, and other files are described."""
 
 import json
 from pathlib import Path

@@ -184,7 +184,7 @@ def test_values_beyond_half_precision_are_saved_wider(tmp_path: Path, value: flo
     assert torch.equal(load_lora_file(path).layers[NAME].up, layers[NAME].up)
 
 
-# --- the other side -------------------------------------------------------------------------
+# --- other programs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [["_to_"], ["_to_", "ff_net", "proj_in", "proj_out"]])

@@ -1,4 +1,4 @@
-"""What files say about their gates, and the one gate that a file's adapters share."""
+"""Gate metadata of files, and the gate that all adapters of a file share."""
 
 from collections.abc import Callable
 from dataclasses import replace

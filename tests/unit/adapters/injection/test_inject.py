@@ -1,4 +1,4 @@
-"""Adapters in a whole network: in, out, several at once, and files that do not fit."""
+"""Adapters in a full network: attached, detached, several at once, and files that do not fit."""
 
 from collections.abc import Callable
 from dataclasses import replace

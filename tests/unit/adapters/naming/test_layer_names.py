@@ -1,4 +1,4 @@
-"""Names in files, presets, and how many layers they mean on models of true size."""
+"""Layer names and presets, and how many layers they match on models of published sizes."""
 
 import pytest
 from torch import nn

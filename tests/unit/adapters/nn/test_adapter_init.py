@@ -1,4 +1,4 @@
-"""Inits whose start is subtracted, dropout, and what is exported: all against the dense weight."""
+"""Inits with an initial product, dropout and export, compared with the dense weight."""
 
 import copy
 
@@ -31,7 +31,7 @@ def new(
 
 
 def moved(adapter: LoraAdapter, size: float = 0.05, seed: int = 1) -> LoraAdapter:
-    """What some steps of training do: both factors change."""
+    """Change both factors, as some training steps do."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for factor in (adapter.down, adapter.up):

@@ -1,4 +1,4 @@
-"""What presets, blocks and patterns take on models of true size, and what they say of mistakes."""
+"""Layers that presets, blocks and patterns select on models of published sizes, and errors."""
 
 from collections import Counter
 

@@ -54,7 +54,7 @@ def test_no_other_matrix_does_better(seed: int, strength: float) -> None:
 
 
 def test_projection_loses_nothing_where_tag_and_other_words_are_independent() -> None:
-    """Not even where the directions are not at right angles."""
+    """Also where the directions are not orthogonal."""
     tag, other = numbers(1, 4, 2) @ numbers(2, 2, WIDTH), numbers(3, 8, 3) @ numbers(4, 3, WIDTH)
     down = numbers(5, RANK, WIDTH)
     new = project_down(
@@ -111,7 +111,7 @@ def test_moments_are_of_the_tokens_that_know_of_the_tag(tiny_model: Path) -> Non
 
 
 def test_tag_in_the_second_chunk_of_a_long_caption_counts(tiny_model: Path) -> None:
-    """Chunks do not know of each other: what stands before it, in the first, does not count."""
+    """Chunks are encoded separately: the text of the first chunk does not count."""
     model = load_model(tiny_model)
     long = "a " * 75 + "a curlyqx person"
     expected, result = (

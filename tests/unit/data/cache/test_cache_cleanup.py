@@ -1,4 +1,4 @@
-"""Looking at the cache's folder and removing from it: its own files, and nothing else."""
+"""Listing and cleaning the cache folder: only the cache's files are touched."""
 
 import os
 import time
@@ -15,7 +15,7 @@ DAY = 86400.0
 
 
 def fill(folder: Path, keys: list[str]) -> list[Entry]:
-    """Fetch entries, which makes those that are not there."""
+    """Fetch entries, which computes the missing ones."""
 
     def compute(positions: list[int]):
         return ({"mean": torch.full((3,), float(position))} for position in positions)
@@ -86,7 +86,9 @@ def test_nothing_else_is_touched(root: Path, tmp_path: Path) -> None:
     other_files = [only_file(outside / "cc"), root / "latents" / "aa" / "entries-x.safetensors",
             root / "latents" / name, root / "mine" / "aa" / name,
             root / "latents" / "aa" / "notes.txt"]  # fmt: skip
-    save_file({"weight": torch.ones(2)}, other_files[1])  # such a name, but somebody else's
+    save_file(
+        {"weight": torch.ones(2)}, other_files[1]
+    )  # the same name pattern, but another program's
     for path in other_files[2:]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(only_file(root / "texts" / "bb").read_bytes())

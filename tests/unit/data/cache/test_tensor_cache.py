@@ -1,4 +1,4 @@
-"""Cached tensors: computed once, and right whatever is done to the files."""
+"""Cached tensors: computed once, and correct even after files are damaged."""
 
 import multiprocessing
 import os
@@ -124,7 +124,7 @@ def test_many_entries_make_several_shards(
     assert cache_fixture.computed == []
 
 
-# --- files that are not what they should be -------------------------------------------------
+# --- damaged and foreign files ----------------------------------------------------------------
 
 
 def test_file_cut_off_anywhere_is_rebuilt(cache_fixture: CacheFixture) -> None:
@@ -195,7 +195,7 @@ def test_foreign_safetensors_files_are_left_alone(cache_fixture: CacheFixture) -
 def test_sound_files_with_unfit_entries_are_rebuilt(
     cache_fixture: CacheFixture, other: Entry
 ) -> None:
-    """The file and its checksum are fine; what stands in it is not what is wanted."""
+    """The file and its checksum are valid, but its entries are not the expected ones."""
     cache_fixture.fetch(["a"])
     checks = {"lorasmith_cache": "1", "a": cache_module._checksum(other)}
     save_file(

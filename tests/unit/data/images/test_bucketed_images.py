@@ -1,4 +1,4 @@
-"""Pictures at their placement, and how they are changed at random."""
+"""Images in their buckets, and random augmentation."""
 
 import io
 from pathlib import Path
@@ -182,7 +182,7 @@ def test_extremely_long_images_are_never_fully_scaled(tmp_path: Path) -> None:
     assert abs(float(result[0, 0].float().mean()) - 127.5) < 2.0  # from the middle
 
 
-# --- views ----------------------------------------------------------------------------------
+# --- augmentation -----------------------------------------------------------------------------
 
 
 @given(

@@ -29,7 +29,7 @@ def test_mask_is_that_of_its_generator(width: int, height: int, seed: int) -> No
 
 @given(side=st.sampled_from([64, 96, 128]), scale=st.integers(2, 4), seed=st.integers(0, 2**40))
 def test_mask_scales_with_its_image(side: int, scale: int, seed: int) -> None:
-    """The same shapes in a picture of the same aspect: only their edges differ."""
+    """The same shapes in an image of the same aspect: only their edges differ."""
     small = draw_random_mask(side, side, make_generator(seed))
     large = draw_random_mask(side * scale, side * scale, make_generator(seed))[::scale, ::scale]
     assert (small != large).mean() < 0.2

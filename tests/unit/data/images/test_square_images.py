@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
-    """Twelve pictures of different sizes and colours in one file."""
+    """Twelve images of different sizes and colours in one file."""
     file = tmp_path / "all.bin"
     rows, data = [], b""
     for index in range(12):

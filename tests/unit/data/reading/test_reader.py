@@ -39,7 +39,7 @@ def packed_meta(*records: dict) -> bytes:
     return zlib.compress("\n".join(json.dumps(record) for record in records).encode())
 
 
-# --- a folder of pictures and text files --------------------------------------------------
+# --- a folder of images and text files --------------------------------------------------
 
 
 def test_folder_with_captions_beside_the_images_is_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What drags features into each other: captions with the other's tag or words."""
+"""Feature overlap: captions with the tag or words of another feature."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def reported(
 
 
 def test_features_with_distinct_words_do_not_overlap() -> None:
-    """They share class word and places, which is how it should be."""
+    """They share the class word and locations, which is intended."""
     assert reported(CURLY, COOK) == []
 
 
@@ -44,7 +44,7 @@ def test_words_that_go_with_another_tag_are_reported() -> None:
 
 
 def test_word_of_nearly_all_captions_counts() -> None:
-    """Nine of ten say it, so it is part of what the tag will mean."""
+    """Nine of ten captions have it, so it becomes part of the tag's meaning."""
     captions = [f"curlyqx ringlets, place {k}" for k in range(9)] + ["curlyqx alone"]
     other = featured("cookqz", "person", "cookqz with ringlets", "cookqz")
     assert reported(featured("curlyqx", "", *captions), other)[0][2] == ("cookqz0.png",)

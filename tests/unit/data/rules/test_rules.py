@@ -1,4 +1,4 @@
-"""Every rule speaks on a dataset that breaks it, and is silent on a healthy one."""
+"""Every rule reports a dataset that breaks it, and nothing on a healthy one."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -26,7 +26,7 @@ def captions() -> list[str]:
 
 
 def healthy(folder: Path) -> Path:
-    """Ten different pictures with different captions, all with the tag."""
+    """Ten different images with different captions, all with the tag."""
     for index, caption in enumerate(captions()):
         write_image(folder / f"{index}.png", scene(index, (150, 130)), caption)
     return folder

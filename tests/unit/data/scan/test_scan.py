@@ -54,7 +54,7 @@ def test_healthy_folder_has_no_problems(healthy: Path) -> None:
         assert read_usable_rows(data_of(healthy)) == result.rows
 
 
-# --- pictures -----------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------
 
 
 def test_truncated_jpeg_that_verifies_is_found(tmp_path: Path) -> None:

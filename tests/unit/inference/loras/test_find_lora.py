@@ -1,4 +1,4 @@
-"""From names to files: every way out of the LoRA folder is tried."""
+"""From names to LoRA files, and attempts to leave the LoRA folder."""
 
 import builtins
 import os

@@ -1,4 +1,4 @@
-"""No tag, no effect: what a gate leaves alone is what the base model draws, bit for bit."""
+"""No tag, no effect: under a closed gate the image is the base model's, bit for bit."""
 
 import warnings
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def pipe(open_pipeline: Any, tiny_model: Path) -> Iterator[RecordingPipeline]:
 
 
 def drawn(pipe: RecordingPipeline, prompts: Any = PROMPTS, **keywords: Any) -> torch.Tensor:
-    """Return pictures of one batch before they are rounded, ``[B, 3, 64, 64]``."""
+    """Return images of one batch before they are rounded, ``[B, 3, 64, 64]``."""
     pipe(
         list(prompts),
         seed=[3 + k for k in range(len(prompts))],
@@ -190,7 +190,7 @@ def test_both_guidance_rows_of_an_image_have_the_same_loras(
 def test_texts_of_an_image_are_encoded_under_its_gates(
     pipe: RecordingPipeline, tmp_path: Path
 ) -> None:
-    """What cross-attention reads of the negative prompt, too, is that of the picture's LoRA."""
+    """What cross-attention reads of the negative prompt, too, is that of the image's LoRA."""
     base = first_keys(pipe, PROMPTS, negative_prompt="blurry")
     changes = {"targets": "text-encoder"}
     pipe.load_lora(make_lora(pipe.model, tmp_path / "a.safetensors", changes, 0.3, tag="curlyqx"))
@@ -259,7 +259,7 @@ def test_layers_that_read_no_text_follow_the_prompt_under_a_token_gate(
     assert torch.equal(changed(drawn(pipe), base), ON)
 
 
-# --- what is told -----------------------------------------------------------------------------
+# --- warnings ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -314,7 +314,7 @@ def test_external_adapters_are_gated_while_in_use(pipe: RecordingPipeline, curly
     base = drawn(pipe)
     attached = attach_lora(pipe.model, load_lora_file(curly))
     try:
-        assert changed(drawn(pipe), base).all()  # nobody has told the pipeline
+        assert changed(drawn(pipe), base).all()  # the pipeline does not know of them
         with pipe.using_adapters(attached), no_warning():
             assert torch.equal(changed(drawn(pipe), base), ON)
             assert not drawn(pipe, ["a person"], num_inference_steps=1).isnan().any()

@@ -1,4 +1,4 @@
-"""A folder of LoRAs that wake on their own tags, and what is done where that is not clear."""
+"""A folder of LoRAs that are activated by their tags, and ambiguous cases."""
 
 import warnings
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class LoraFolder:
         return make_lora(self.pipe.model, path, SMALL, 0.5, **{"tag": name, **metadata})
 
     def awake(self, prompt: str) -> list[str]:
-        """Return the names of the LoRAs that were at work for a prompt."""
+        """Return the names of the LoRAs that were active for a prompt."""
         message = (
             self.pipe(prompt, num_inference_steps=1, guidance_scale=1.0)[0]
             .info[PARAMETERS_KEY]
@@ -103,7 +103,7 @@ def test_two_files_with_one_tag_are_refused(lora_folder: LoraFolder) -> None:
         lora_folder.add("two", tag="CurlyQX", run_id="b2"),
     ]
     lora_folder.pipe.load_library(lora_folder.folder)
-    assert lora_folder.awake("a person") == []  # nobody asks for it
+    assert lora_folder.awake("a person") == []  # no prompt activates it
     with pytest.raises(WeightsError, match="both claim the tag 'curlyqx'") as caught:
         lora_folder.awake("a curlyqx person")
     assert all(str(path) in str(caught.value) for path in paths)

@@ -1,4 +1,4 @@
-"""Where, how strongly and in which steps a LoRA is at work, as prompts and Python say it."""
+"""Block weights, strengths and step ranges of LoRAs, from prompts and from Python."""
 
 import warnings
 from collections.abc import Iterator

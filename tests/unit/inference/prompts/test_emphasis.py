@@ -1,4 +1,4 @@
-r"""Weights of words in prompts: what brackets, BREAK and \( come to."""
+r"""Weights of words in prompts: brackets, BREAK and \(."""
 
 import pytest
 from hypothesis import given

@@ -91,7 +91,7 @@ def test_size_conditioning_of_each_family() -> None:
 
 
 def test_miniature_equals_the_embedded_model() -> None:
-    """Its facts against the configs beside its weights, and what they say of the whole family."""
+    """Compare with the configs beside the embedded weights."""
     source = open_source()
     unet, vae, text = (source.config(part) for part in ("unet", "vae", "text_encoder"))
     assert tuple(unet["block_out_channels"]) == MINIATURE.unet.channels

@@ -40,7 +40,7 @@ START, END = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
 
 
 def contents(passage: WeightedPrompt) -> list[str]:
-    """What each chunk says."""
+    """Return the text of each chunk."""
     rows = prompt_token_ids(TOKENIZER, passage).view(-1, 77).tolist()
     for row in rows:
         assert row[0] == START
@@ -156,7 +156,7 @@ def test_rows_without_emphasis_stay_bitwise_equal() -> None:
     result = apply_emphasis(states, weights)
     assert torch.equal(result[[0, 2]], states[[0, 2]])
     assert not torch.equal(result[1], states[1])
-    weights[2] = 0.0  # nothing is left to be brought back
+    weights[2] = 0.0  # no weight is left to restore
     assert not apply_emphasis(states, weights)[2].any()
 
 

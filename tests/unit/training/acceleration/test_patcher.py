@@ -415,7 +415,7 @@ def test_frozen_features_and_token_gates_get_the_gradients_of_the_unpatched_netw
 
 
 def test_preservation_starts_with_zero_gradients(joint_loras: JointLoras) -> None:
-    """What is kept is measured in the same way as what changes: no adapter, no difference."""
+    """Without an effect of the adapter the preserved prediction does not change."""
     for feature in joint_loras.loras:
         for adapter in feature.adapters.values():
             nn.init.zeros_(adapter.up)
@@ -446,7 +446,7 @@ def run_of(model: Path, data: Path, out: Path) -> TrainConfig:
 def test_patched_run_equals_an_unpatched_run_and_is_restored_after_a_failure(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accumulated parts, an average, a text encoder; memory that runs out in the last step."""
+    """With accumulation, EMA and a text encoder; memory runs out in the last step."""
     data = write(tmp_path / "p", [(64, 64)] * 4)
     results: list[list[torch.Tensor]] = []
     for kernels in (True, False):

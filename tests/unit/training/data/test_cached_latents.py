@@ -1,4 +1,4 @@
-"""What is computed anew, and what is not, when a training set is prepared again."""
+"""Which latents and embeddings are computed again when a training set is rebuilt."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Counts:
-    """Counts pictures and captions that go through the model while a set is built."""
+    """Counts images and captions that go through the model while a set is built."""
 
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model = model
@@ -68,7 +68,7 @@ def test_second_run_encodes_nothing(folder: Path, counts: Counts, cache_in_tmp: 
 
 
 def test_only_an_image_edited_in_place_is_encoded(folder: Path, counts: Counts) -> None:
-    """Same name, same size in bytes, same time of change: the content tells."""
+    """Same name, size and modification time: only the content differs."""
     edited = folder / "02.bmp"
     Image.open(folder / "02.png").save(edited)
     (folder / "02.png").unlink()

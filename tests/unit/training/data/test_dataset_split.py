@@ -1,4 +1,4 @@
-"""Which captions have the tag, and what is said about those that do not."""
+"""Captions with and without the tag, and the warning about the latter."""
 
 import warnings
 from pathlib import Path

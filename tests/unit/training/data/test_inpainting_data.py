@@ -1,4 +1,4 @@
-"""What inpainting models read beside the noisy latents."""
+"""Inputs of inpainting models beside the noisy latents."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def model(tiny_of: Tiny) -> Model:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six square pictures; the first two have masks, which are not symmetric."""
+    """Six square images; the first two have masks, which are not symmetric."""
     folder = write(tmp_path / "p", [(64, 64)] * 6)
     for index in range(2):
         mask = Image.new("L", (64, 64), 0)
@@ -117,7 +117,7 @@ def test_random_masks_change_every_time(model: Model, folder: Path) -> None:
 
 
 def test_masks_can_weight_only_the_loss(model: Model, folder: Path) -> None:
-    """With random masks for all, the given ones say what is learned and not what is hidden."""
+    """With random masks, the given masks weight the loss and do not hide anything."""
     data = data_of(folder, inpaint_masks="random")
     train = TrainerConfig(batch_size=4, loss=LossConfig(masked=True))
     dataset = build_dataset(model, data, train, CPU)
@@ -178,7 +178,7 @@ def test_other_models_have_no_inpainting_input(tiny_model: Path, folder: Path) -
 
 
 def test_concatenated_batches_keep_the_inpainting_input(model: Model, folder: Path) -> None:
-    """The network sees for each picture what it sees when the picture is alone."""
+    """The network gets the same input for each image as in a batch of one."""
     dataset = built(model, data_of(folder))
     batches: list[Batch] = [
         dataset.get_batch(torch.tensor([index]), BatchRng(make_generator(0, index), 1))

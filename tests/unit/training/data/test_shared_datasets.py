@@ -1,4 +1,4 @@
-"""Pictures that several LoRAs have in common are prepared once, and taken in each one's order."""
+"""Images that several LoRAs share are encoded once, and each LoRA has its order."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Captions of a training set, what SDXL is told besides, and which pictures are held out."""
+"""Captions of a training set, SDXL's extra conditioning, and held-out images."""
 
 import warnings
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_captions_that_are_cut_off_are_named_once(
 def test_long_captions_are_read_as_prompts_are(
     tmp_path: Path, family: str, trained: bool, request: pytest.FixtureRequest
 ) -> None:
-    """Embedded before or in the step: what drawing gives them, empty chunks behind short ones."""
+    """Embedded in advance or in the step: equal to the pipeline's, with empty chunks at the end."""
     encoder = open_model(request.getfixturevalue(family))
     folder = write(tmp_path / "p", [(64, 64)] * 3)
     (folder / "01.txt").write_text(LONG.format(1))
@@ -222,7 +222,7 @@ def test_flipped_sdxl_images_have_the_flipped_crop_in_their_time_ids(
         assert max(lefts) <= 37
 
 
-# --- held-out pictures ----------------------------------------------------------------------
+# --- held-out images ----------------------------------------------------------------------
 
 
 def rows_of(count: int) -> list[Row]:

@@ -17,7 +17,7 @@ from lorasmith.models.model import Model
 from lorasmith.models.text.encode import encode_hidden_states, tokenize
 from lorasmith.training.data.resolution import buckets_for_model
 
-# --- fixed pictures and captions ------------------------------------------------------------
+# --- fixed images and captions ------------------------------------------------------------
 
 
 def test_batch_equals_its_images_processed_separately(tmp_path: Path, model: Model) -> None:
@@ -150,7 +150,7 @@ def test_flipped_images_are_encoded_as_such(tmp_path: Path, model: Model) -> Non
 def test_images_encoded_online_equal_cached_ones_without_augmentation(
     tmp_path: Path, model: Model
 ) -> None:
-    """A jitter of nearly nothing takes the path through the VAE; the latents stay the same."""
+    """Minimal color jitter encodes images online; the latents stay the same."""
     folder = write(tmp_path / "p", [(80, 64)] * 3)
     cached = take(built(model, data_of(folder)), [2, 0])
     live = take(built(model, data_of(folder, color_jitter=1e-6)), [2, 0])

@@ -1,4 +1,4 @@
-"""The disk space of a run: promised before, compared with what it then takes."""
+"""The disk space of a run: estimated before it, compared with what it takes."""
 
 import shutil
 from pathlib import Path

@@ -45,7 +45,7 @@ def test_log_lines_have_the_mean_since_the_last_line(tmp_path: Path) -> None:
 
 
 class FakeState:
-    """What a logger asks a state for."""
+    """The attributes of a state that a logger reads."""
 
     def __init__(self, logged_steps: tuple[int, ...]) -> None:
         self.step = 0

@@ -1,4 +1,4 @@
-"""A run's folder says how each of its pictures was scaled and cropped."""
+"""A run's folder says how each of its images was scaled and cropped."""
 
 import json
 from pathlib import Path

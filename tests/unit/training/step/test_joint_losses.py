@@ -17,7 +17,7 @@ from lorasmith.training.step.train_step import TrainStep, compute_losses
 
 
 def test_gradients_of_one_lora_do_not_depend_on_images_of_another(joint_loras: JointLoras) -> None:
-    """Bit for bit, whatever the other feature's pictures and captions are."""
+    """Bit for bit, whatever the images and captions of the other feature."""
     loss_input = joint_loras.loss_input(0, 3)
     first, second = (
         joint_loras.gradients(loss_input, joint_loras.loss_input(1, 2, seed)) for seed in (1, 2)
@@ -78,7 +78,7 @@ def test_preservation_step_pulls_towards_the_base_model(joint_loras: JointLoras)
 def test_frozen_feature_is_active_while_its_prediction_is_preserved(
     joint_loras: JointLoras,
 ) -> None:
-    """eps_AB of A's caption against eps_A: nothing to keep where B does nothing, and A is on."""
+    """eps_AB of A's caption against eps_A: zero while B has no effect, with A active."""
     first, second = (lora.attached.gate for lora in joint_loras.loras)
     routing = GateRouting(second, frozen=[(first, False)])
     item = joint_loras.loss_input(1, 2, routing=routing)
@@ -148,14 +148,14 @@ def test_token_gate_is_closed_without_the_tag(joint_loras: JointLoras, kind: Any
     assert float(gradient.norm()) == 0.0
     change, gradient = losses(TAGGED)
     assert float(change.abs().max()) > 1e-7
-    # Queries and outputs of cross-attention read no text: they are at work for the whole picture.
+    # Queries and outputs of cross-attention read no text: they are active for the full image.
     reading = [n for n, adapter in feature.adapters.items() if adapter.reads_text]
     assert reading
     assert float(gradient.norm()) > 1e-9
 
 
 def test_batch_without_active_adapters_is_a_step_without_gradients(joint_loras: JointLoras) -> None:
-    """Such as one of class pictures under a token gate."""
+    """For example a batch of class images under a token gate."""
     gate = joint_loras.loras[1].attached.gate
     item = joint_loras.loss_input(1, 2, routing=GateRouting(gate, selects_tokens=True))
     batch = replace(

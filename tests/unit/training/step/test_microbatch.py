@@ -1,4 +1,4 @@
-"""What recordings of steps are told apart by, and what they are given anew."""
+"""Keys of captured steps, and the inputs of a replay."""
 
 from dataclasses import replace
 

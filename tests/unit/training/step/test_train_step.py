@@ -1,4 +1,4 @@
-"""One optimizer step: what moves and what does not, and values that are not finite."""
+"""One optimizer step: which parameters move, and values that are not finite."""
 
 from dataclasses import replace
 
@@ -87,7 +87,7 @@ def cut_batch(batch: Batch, cut: slice) -> Batch:
 
 
 def test_process_without_images_takes_the_same_step(tiny_training) -> None:
-    """What the others exchanged arrives, though nothing was computed here."""
+    """The gradients of the other processes arrive although this process had no images."""
 
     def all_reduce(tensors: list[torch.Tensor]) -> None:
         for tensor in tensors:
@@ -129,7 +129,7 @@ def test_optimizer_does_not_move_after_a_step_that_is_not_finite(
 
     take_step(
         step, [tiny_training.part(objective, seed=3)], 2
-    )  # good again, but nobody has looked yet
+    )  # finite again, but the flag has not been read yet
 
     assert step.failed_step() == 2
     assert all(torch.equal(p, w) for p, w in zip(tiny_training.parameters, weights, strict=True))
@@ -152,7 +152,7 @@ def test_loss_scaling_changes_nothing_and_skips_what_overflows(tiny_training) ->
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     scaled, _ = make_step(tiny_training, scaler=scaler)
     for number in range(3):
-        if number == 1:  # too large for the scale: skipped, and no reason to stop
+        if number == 1:  # too large for the loss scale: the step is skipped, the run continues
             hook = tiny_training.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
             take_step(scaled, [tiny_training.part(tiny_training.objective(), seed=9)], 2)
             hook.remove()

@@ -1,4 +1,4 @@
-"""Previews of models that draw on pictures."""
+"""Previews of models that need init images."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ Tiny = Callable[[str], Path]
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
-    """Three pictures, the second and third with masks; the first two have one caption."""
+    """Three images, the second and third with masks; the first two have one caption."""
     folder = write(tmp_path / "p", [(64, 64), (96, 64), (64, 64)])
     preview_rows = []
     for number, caption in enumerate(("a cat", "a cat", "a dog")):
@@ -68,7 +68,7 @@ def drawn(
 
 
 def is_close(image: np.ndarray, expected: Image.Image) -> bool:
-    """Drawn in another batch: the same but for rounding."""
+    """Equal up to rounding, as images of another batch are."""
     other = np.asarray(expected).astype(int)
     return image.shape == other.shape and int(abs(image - other).max()) <= 1
 
@@ -106,7 +106,7 @@ def test_inpainting_preview_repaints_the_masked_part(
         "height": 64,
     }
     assert is_close(images[1], pipe("a dog", seed=6, **more)[0])
-    # Prompts that somebody writes are drawn on pictures with masks, where there are any.
+    # Prompts of the user are drawn on images with masks, if there are any.
     images = drawn(model, trained, rows, tmp_path / "prompts", prompts=["x", "y"], size="96x64")
     for k in range(2):
         more = {

@@ -1,4 +1,4 @@
-"""The fixed grid and the previews: the same every time, and as the plain code would do it."""
+"""Validation loss and previews: reproducible, and equal to plain code."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def learn_something(tiny_training) -> None:
         adapter.up.data.normal_(0.0, 0.05, generator=generator)
 
 
-# --- the grid -------------------------------------------------------------------------------
+# --- validation loss ------------------------------------------------------------------------
 
 
 def test_validation_loss_is_the_mean_over_images_levels_and_noise(
@@ -46,7 +46,7 @@ def test_validation_loss_is_the_mean_over_images_levels_and_noise(
     data = data_for(tiny_training, tmp_path / "p", [(64, 64), (64, 64), (128, 64)])
     objective = tiny_training.objective(
         min_snr_gamma=5.0, noise_offset=0.3
-    )  # neither belongs to a measurement
+    )  # neither may influence the validation loss
     grid = ValidationLoss(objective, data, num_timesteps=2, batch_size=8, seed=4)
     plain, losses = tiny_training.objective(), []
     for number in range(3):
