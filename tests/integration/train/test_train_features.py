@@ -325,13 +325,13 @@ def test_run_with_all_options_is_trained(tiny_model: Path, mode: str, tmp_path: 
     text = file.read_text()
     # In the first stage, so that the second has a frozen text encoder's adapters under it.
     file.write_text(text.replace('class_word = "person"', f'class_word = "person"\n{extra}', 1))
-    looks = sets(
+    validation = sets(
         "validation.every_n_steps=2",
         "validation.num_inference_steps=1",
         "validation.num_images=1",
         "data.validation_split=0.2",
     )
-    assert run(["train", str(file), *looks]) == 0
+    assert run(["train", str(file), *validation]) == 0
     for tag in TAGS:
         folder = tmp_path / "loras" / f"all-{mode}" / tag
         assert any("held_out" in line for line in log_lines(folder))
