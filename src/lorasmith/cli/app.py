@@ -129,9 +129,10 @@ def _run_guarded(arguments: list[str], debug: bool) -> int:
         return _fail("out of memory; use a smaller batch size or image size", debug)
     except OSError as error:
         return _fail(_describe_os_error(error), debug)
+    except RuntimeError as error:
+        return _fail(_describe_runtime_error(error, arguments), debug)
     except Exception as error:  # noqa: BLE001 (one line instead of a traceback)
-        detail = str(error).strip().split("\n")[0]
-        return _fail(f"unexpected {type(error).__name__}: {detail} (--debug shows where)", debug)
+        return _fail(_describe_unexpected_error(error), debug)
     return status if isinstance(status, int) else 0
 
 
@@ -158,6 +159,19 @@ def _describe_os_error(error: OSError) -> str:
     """Return what the system refused, with the file's name."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _describe_runtime_error(error: RuntimeError, arguments: Sequence[str]) -> str:
+    """Return what pathlib means by a home folder that it does not find, with the path."""
+    path = next((argument for argument in arguments if argument.startswith("~")), None)
+    if path is not None and "home directory" in str(error):
+        return f"{path}: there is no home folder of that user"
+    return _describe_unexpected_error(error)
+
+
+def _describe_unexpected_error(error: Exception) -> str:
+    detail = str(error).strip().split("\n")[0]
+    return f"unexpected {type(error).__name__}: {detail} (--debug shows where)"
 
 
 def _fail(message: str, debug: bool) -> int:

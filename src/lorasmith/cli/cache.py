@@ -55,6 +55,8 @@ def cache(
         raise ConfigError("--clear removes all that --prune would; drop one of them")
     age = 0.0 if clear else None if prune is None else _seconds(prune)
     root = (folder or default_cache_dir()).expanduser()
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root}: not a folder; --dir names the folder of a cache")
     removed = [] if age is None else remove_unused_shards(root, age)
     left = list_shards(root)
     beside = count_other_bytes(root, left)

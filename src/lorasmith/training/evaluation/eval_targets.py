@@ -107,7 +107,7 @@ def resolve_target(target: str | Path) -> Path:
     path = Path(target).expanduser()
     places = [path] if path.is_absolute() or len(path.parts) > 1 else [path, LORA_FOLDER / path]
     for place in places:
-        for candidate in (place, place.with_name(f"{place.name}{SUFFIX}")):
+        for candidate in (place, place.parent / f"{place.name}{SUFFIX}"):
             if candidate.is_file() or (candidate / _SETTINGS).is_file():
                 return candidate
     return path
