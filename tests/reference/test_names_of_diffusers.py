@@ -10,7 +10,7 @@ import torch
 from helpers.published_sizes import networks
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
-from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
+from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
 from lorasmith.registries import MODEL_FAMILIES
 
 OUTSIDE = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")
@@ -57,10 +57,10 @@ def test_every_unet_module_maps_and_maps_back(name: str) -> None:
         module = LayerPath("unet", path)
         kohya = module.kohya_name(family)
         names.add(kohya)
-        assert parse_kohya_name(kohya) == module
-        assert parse_kohya_name(kohya_unet_name(path)) == module, "diffusers' order of blocks"
-        assert parse_dotted_name(module.diffusers_name) == module
-        assert parse_dotted_name(path) == module
+        assert parse_layer_name(kohya) == module
+        assert parse_layer_name(kohya_unet_name(path)) == module, "diffusers' order of blocks"
+        assert parse_layer_name(module.diffusers_name) == module
+        assert parse_layer_name(path) == module
     assert len(names) == all_layers
     sgm = family != "sd1"
     started = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
@@ -80,9 +80,9 @@ def test_every_module_of_the_text_encoders_has_a_name(part: str, count: int, fam
         module = LayerPath(part, path.removeprefix("text_model."))
         kohya = module.kohya_name(family)
         assert kohya.startswith(f"{prefix[family]}text_model_encoder_layers_")
-        assert parse_kohya_name(kohya) == module
+        assert parse_layer_name(kohya) == module
         assert module.diffusers_name.startswith(f"{part}.text_model.encoder.layers.")
-        assert parse_dotted_name(module.diffusers_name) == module
+        assert parse_layer_name(module.diffusers_name) == module
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])

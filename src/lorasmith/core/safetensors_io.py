@@ -33,7 +33,10 @@ class SafetensorsFile:
         """Return a tensor on the CPU in the file's dtype."""
         if self._open is None:
             self._open = _safe_open(self.path, "cpu")
-        tensor: torch.Tensor = self._open.get_tensor(key)  # type: ignore[no-untyped-call]
+        try:
+            tensor: torch.Tensor = self._open.get_tensor(key)  # type: ignore[no-untyped-call]
+        except (SafetensorError, AttributeError, RuntimeError) as error:
+            raise WeightsError(f"{self.path}: {key} cannot be read ({error})") from error
         return tensor
 
 

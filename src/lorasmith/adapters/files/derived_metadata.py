@@ -12,6 +12,7 @@ from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import as_lora
 from lorasmith.core.errors import WeightsError
+from lorasmith.core.json_text import parse_json
 from lorasmith.models.families.family import get_family
 
 _FORMAT_KEYS = (METADATA_KEY, "format")
@@ -137,7 +138,7 @@ def _merge_tag_frequencies(files: Sequence[LoraFile]) -> dict[str, object]:
     merged: dict[str, object] = {}
     for file in files:
         try:
-            frequencies = json.loads(file.metadata.get("ss_tag_frequency", "{}"))
+            frequencies = parse_json(file.metadata.get("ss_tag_frequency", "{}"))
         except ValueError:
             continue
         merged |= frequencies if isinstance(frequencies, dict) else {}

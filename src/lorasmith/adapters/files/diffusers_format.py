@@ -15,7 +15,7 @@ from lorasmith.adapters.files.lora_file import write_tensors
 from lorasmith.adapters.files.peft_config import METADATA_KEY, build_peft_metadata
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import LoraLayer, as_peft
-from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
+from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
 from lorasmith.core.errors import WeightsError
 
 
@@ -25,6 +25,7 @@ def save_diffusers_file(
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
     fold_alpha: bool = False,
+    embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a LoRA file in diffusers' key format, atomically.
 
@@ -34,6 +35,7 @@ def save_diffusers_file(
         metadata: see `lorasmith.adapters.files.metadata`; diffusers' own entry is added.
         dtype: of the factors in the file; None keeps each tensor's own.
         fold_alpha: multiply the factors by alpha / rank, so that alpha is the rank everywhere.
+        embeddings: textual inversion embeddings by key, which are written as they are.
 
     Raises:
         WeightsError: layers are of kinds that PEFT does not have, or have names that no Stable
@@ -51,11 +53,11 @@ def save_diffusers_file(
         if magnitude is not None:
             tensors[f"{layer_path.diffusers_name}.lora_magnitude_vector.weight"] = magnitude
     metadata = {**metadata, METADATA_KEY: build_peft_metadata(entries)}
-    write_tensors(path, layers, tensors, metadata, dtype)
+    write_tensors(path, layers, tensors, metadata, dtype, embeddings)
 
 
 def _layer_paths(path: Path, layers: Mapping[str, AdapterLayer]) -> dict[str, LayerPath]:
-    paths = {name: parse_kohya_name(name) for name in layers}
+    paths = {name: parse_layer_name(name) for name in layers}
     unknown = [name for name, layer_path in paths.items() if layer_path is None]
     if unknown:
         raise WeightsError(

@@ -7,7 +7,7 @@ other kinds of adapters have other tensors. The scale is alpha / rank; a missing
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,9 +15,14 @@ from safetensors.torch import save
 
 from lorasmith.adapters.files.key_formats import ALPHA
 from lorasmith.adapters.files.lora_parser import parse_layers
+from lorasmith.adapters.files.unknown_keys import (
+    count_unknown_keys,
+    example_keys,
+    explain_unknown_keys,
+)
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.core.errors import LorasmithWarning, WeightsError
-from lorasmith.core.safetensors_io import Tensors, load_metadata, load_tensors, save_tensors
+from lorasmith.core.safetensors_io import SafetensorsFile, Tensors, save_tensors
 
 _ROUNDING_TOLERANCE = 0.01
 """Largest rounding error of all layers together, relative to their norm, at which a file is stored
@@ -37,19 +42,66 @@ class LoraFile:
     """The metadata block; empty if the file has none."""
     key_formats: tuple[str, ...] = ("kohya",)
     """The formats of its keys: ``kohya``, ``diffusers``, ``early diffusers``."""
+    embeddings: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Textual inversion embeddings that are bundled with it, by key (``bundle_emb.NAME.clip_l``).
+    They are kept in files that are made from it, and not used otherwise."""
+    unknown_keys: tuple[str, ...] = ()
+    """Keys of tensors that are not understood, and were not read."""
 
 
-def load_lora_file(path: Path) -> LoraFile:
+def load_lora_file(path: Path, ignore_unknown: bool = False) -> LoraFile:
     """Read a LoRA file in any key format, or several in one file.
 
+    Args:
+        path: the file.
+        ignore_unknown: leave out tensors that are not understood, with a warning that has counts.
+
     Raises:
-        WeightsError: the file is missing, damaged, no LoRA, of an unsupported kind, has an
-            incomplete pair of factors or values that are not finite. The message has keys and
-            counts.
+        WeightsError: the file is missing, damaged, no LoRA, of an unsupported kind, has unknown
+            tensors, an incomplete pair of factors or values that are not finite. The message has
+            keys and counts.
     """
-    tensors, metadata = load_tensors(path), load_metadata(path)
-    layers, key_formats = parse_layers(path, tensors, metadata)
-    return LoraFile(path, layers, metadata, key_formats)
+    stored = SafetensorsFile(path)
+    file = _understand(stored)
+    if not file.unknown_keys:
+        return file
+    examples = example_keys(file.unknown_keys)
+    if not ignore_unknown:
+        raise WeightsError(
+            f"{path}: {len(file.unknown_keys)} of {len(stored.header.tensors)} keys are no LoRA "
+            f"keys{examples}; "
+            f"{explain_unknown_keys(file.unknown_keys, has_lora_keys=True)}; --ignore-unknown "
+            "(generate and fuse: --allow-mismatch) leaves them out"
+        )
+    counts = count_unknown_keys(file.unknown_keys)
+    warnings.warn(
+        f"{path}: left out {', '.join(f'{count} {kind}' for kind, count in counts.items())}"
+        f"{examples}; its {len(file.layers)} layers are used, as you asked",
+        LorasmithWarning,
+        stacklevel=2,
+    )
+    return file
+
+
+def read_lora_file(path: Path) -> LoraFile:
+    """Read what is understood of a LoRA file; `LoraFile.unknown_keys` has the rest.
+
+    Raises:
+        WeightsError: as `load_lora_file`, but not for unknown tensors beside LoRA layers.
+    """
+    return _understand(SafetensorsFile(path))
+
+
+def _understand(file: SafetensorsFile) -> LoraFile:
+    parsed = parse_layers(file)
+    return LoraFile(
+        file.path,
+        parsed.layers,
+        file.header.metadata,
+        parsed.key_formats,
+        parsed.embeddings,
+        parsed.unknown_keys,
+    )
 
 
 def save_lora_file(
@@ -57,6 +109,7 @@ def save_lora_file(
     layers: Mapping[str, AdapterLayer],
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = torch.float16,
+    embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a LoRA file in kohya's key format, atomically.
 
@@ -69,6 +122,7 @@ def save_lora_file(
         layers: adapters by kohya name (`lorasmith.adapters.naming.layer_names.kohya_unet_name`).
         metadata: see `lorasmith.adapters.files.metadata`.
         dtype: of the factors in the file; None keeps each tensor's own. Alphas are float32.
+        embeddings: textual inversion embeddings by key, which are written as they are.
 
     Raises:
         WeightsError: there are no layers, all are zero, or a value is not finite.
@@ -79,7 +133,7 @@ def save_lora_file(
         tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in layer.tensors().items()}
         if layer.rank:
             tensors[f"{name}.{ALPHA}"] = torch.tensor(layer.alpha, dtype=torch.float32)
-    write_tensors(path, layers, tensors, metadata, dtype)
+    write_tensors(path, layers, tensors, metadata, dtype, embeddings)
 
 
 def write_tensors(
@@ -88,6 +142,7 @@ def write_tensors(
     tensors: Tensors,
     metadata: Mapping[str, str],
     dtype: torch.dtype | None,
+    embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the tensors that layers have in some key format; see `save_lora_file`."""
     _refuse_useless(path, layers)
@@ -102,6 +157,7 @@ def write_tensors(
         key: tensor if key.endswith(ALPHA) else _to_storage(tensor, dtype)
         for key, tensor in tensors.items()
     }
+    stored |= embeddings or {}
     save_tensors(path, stored, {**metadata, **compute_hashes(stored)})
 
 

@@ -14,6 +14,9 @@ from lorasmith.config.lora import GateKind
 from lorasmith.core.errors import WeightsError
 
 TRIGGER_PHRASE = "modelspec.trigger_phrase"
+_LONGEST_TAG = 1000
+"""Longer tags are refused; a text encoder reads about 300 characters at once."""
+_MOST_DIGITS = 18
 
 
 class HasMetadata(Protocol):
@@ -64,14 +67,15 @@ def parse_gate(path: Path, metadata: Mapping[str, str]) -> GateMetadata:
     """Return what a LoRA file's metadata say about its gate.
 
     Raises:
-        WeightsError: the kind of gate does not exist, a gate has no tag, or the step is no number.
+        WeightsError: the kind of gate does not exist, a gate has no tag, the step is no number, or
+            one of them is too long.
     """
     kind = metadata.get("lorasmith.gate", "none")
     tag = metadata.get("lorasmith.tag", metadata.get(TRIGGER_PHRASE, "")).strip()
     step = metadata.get("lorasmith.step", "")
     if kind not in get_args(GateKind):
         raise WeightsError(
-            f"{path}: lorasmith.gate = {kind!r} in its metadata is unknown; use one of "
+            f"{path}: lorasmith.gate = {kind[:40]!r} in its metadata is unknown; use one of "
             f"{', '.join(get_args(GateKind))}, or a newer lorasmith"
         )
     if kind != "none" and not tag:
@@ -79,6 +83,13 @@ def parse_gate(path: Path, metadata: Mapping[str, str]) -> GateMetadata:
             f"{path}: its metadata have lorasmith.gate = {kind!r} but no lorasmith.tag to open it; "
             "add lorasmith.tag, or set lorasmith.gate = none"
         )
+    if len(tag) > _LONGEST_TAG:
+        raise WeightsError(
+            f"{path}: the tag in its metadata has {len(tag):,} characters; at most "
+            f"{_LONGEST_TAG} are read"
+        )
+    if len(step) > _MOST_DIGITS:
+        raise WeightsError(f"{path}: lorasmith.step in its metadata has {len(step):,} digits")
     if step and not step.isdecimal():
         raise WeightsError(f"{path}: lorasmith.step = {step!r} in its metadata is no number")
     return GateMetadata(

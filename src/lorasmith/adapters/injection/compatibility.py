@@ -7,18 +7,22 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorasmith.adapters.files.key_formats import is_for_later_family
 from lorasmith.adapters.files.lora_family import detect_lora_family, detect_prediction_type
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.adapters.naming.layer_names import LayerRefs, find_layer_refs, find_name_aliases
+from lorasmith.adapters.files.unknown_keys import example_keys, is_for_later_family, list_examples
+from lorasmith.adapters.naming.layer_names import (
+    LayerRef,
+    LayerRefs,
+    find_layer_refs,
+    find_name_aliases,
+)
+from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.families.family import Networks, detect_family, get_family
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model
-
-_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,16 @@ def fit_to_model(model: "Model", file: LoraFile, strict: bool = True) -> FittedL
 
     Raises:
         WeightsError: no layer fits; or, if strict, not every layer fits (the message has both
-            numbers), or the file is for another family or prediction type; or two layers have the
-            same place.
+            numbers), the file is for another family or prediction type, or is bundled with
+            embeddings; or two layers have the same place.
     """
+    if file.embeddings:
+        _report(
+            f"{file.path}: it is bundled with {len(file.embeddings)} textual inversion embeddings"
+            f"{example_keys(list(file.embeddings))}, which lorasmith cannot use; "
+            "--allow-mismatch uses the LoRA without them",
+            strict,
+        )
     refs = match_layers(model, file, strict)
     adapters: dict[str, Adapter] = {}
     misfits: list[str] = []
@@ -71,13 +82,19 @@ def match_layers(model: Networks, file: LoraFile, strict: bool = True) -> LayerR
             has both numbers); or two of them are the same layer.
     """
     known, aliases = find_layer_refs(model), find_name_aliases(model)
-    candidates = {name: known.get(aliases.get(name, name)) for name in file.layers}
+    by_path: dict[LayerPath | None, LayerRef] = {
+        LayerPath(ref.part, ref.path.removeprefix("text_model.")): ref for ref in known.values()
+    }
+    candidates = {
+        name: known.get(aliases.get(name, name)) or by_path.get(parse_layer_name(name))
+        for name in file.layers
+    }
     refs = {name: ref for name, ref in candidates.items() if ref is not None}
     missing = [name for name in file.layers if name not in refs]
     if missing:
         _report(
             f"{file.path}: {len(refs)} of its {len(file.layers)} layers exist in this model, "
-            f"first missing ones {', '.join(missing[:_EXAMPLES])}; "
+            f"first missing ones {list_examples(missing)}; "
             f"{_explain_mismatch(model, file)}",
             strict=strict or not refs,
         )

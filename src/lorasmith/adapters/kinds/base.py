@@ -7,8 +7,9 @@ keys of a file it reads, and ``delta`` what it adds to a weight; reading, info, 
 image generation follow from these.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -17,6 +18,12 @@ from torch import nn
 
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight
 from lorasmith.adapters.nn.weight_delta import make_delta_adapter
+
+MAX_DELTA_ELEMENTS = 2**27
+"""Adapters that declare a larger change of one weight are refused: small factors may declare any
+size. The largest weight of SDXL has 29 million elements."""
+MAX_KERNEL_SIDE = 7
+"""Sides of convolution kernels are smaller than or equal to this; those of SDXL have 3."""
 
 Tensors = Mapping[str, torch.Tensor]
 """Tensors of one layer by the end of their key in kohya's format, such as ``lora_up.weight``."""
@@ -66,8 +73,7 @@ class AdapterLayer(ABC):
             ValueError: they are impossible.
             RuntimeError: torch cannot combine them.
         """
-        if self.delta().ndim not in (2, 4):
-            raise ValueError("impossible shapes")
+        require_possible_shape(self.delta_shape)
 
     # --- what it holds -----------------------------------------------------------------------
 
@@ -87,10 +93,16 @@ class AdapterLayer(ABC):
         return self.alpha / self.rank if self.rank else 1.0
 
     @property
+    def delta_shape(self) -> tuple[int, ...]:
+        """Shape of `delta`, found on the meta device, without computing it."""
+        tensors = {suffix: tensor.to("meta") for suffix, tensor in self.tensors().items()}
+        return tuple(type(self).from_tensors(tensors, self.alpha).delta().shape)
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         """Height and width of the matrix that is added; a kernel counts as ``[out, in k k]``."""
-        rows, columns = self.delta().flatten(1).shape
-        return rows, columns
+        rows, *others = self.delta_shape
+        return rows, math.prod(others)
 
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -125,13 +137,12 @@ class AdapterLayer(ABC):
         Raises:
             ValueError: the shapes differ; the message names both.
         """
-        delta = self.delta().to(weight.device)
-        if tuple(delta.flatten(1).shape) != (len(weight), weight[0].numel()):
+        if self.matrix_shape != (len(weight), weight[0].numel()):
             raise ValueError(
-                f"{self.kind} of shape {list(delta.shape)} does not fit a layer of shape "
+                f"{self.kind} of shape {list(self.delta_shape)} does not fit a layer of shape "
                 f"{list(weight.shape)}"
             )
-        return delta.reshape(weight.shape)
+        return self.delta().to(weight.device).reshape(weight.shape)
 
     def make_module(self, base: nn.Module) -> Adapter:
         """Return a module that adds the change to a layer's output, in the layer's dtype.
@@ -180,3 +191,17 @@ class AdapterLayer(ABC):
         exact = self.delta().double()
         error = self.to(dtype).delta().double() - exact
         return [(float(error.square().sum()), float(exact.square().sum()))]
+
+
+def require_possible_shape(shape: Sequence[int]) -> None:
+    """Refuse changes that no layer has, by their shape.
+
+    Raises:
+        ValueError: not two or four dimensions, or more elements than any layer has.
+    """
+    if len(shape) not in (2, 4) or any(side > MAX_KERNEL_SIDE for side in shape[2:]):
+        raise ValueError("impossible shapes")
+    if math.prod(shape) > MAX_DELTA_ELEMENTS:
+        raise ValueError(
+            f"a change of {' x '.join(map(str, shape))} elements, more than any layer has"
+        )

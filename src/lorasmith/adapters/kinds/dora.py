@@ -65,8 +65,8 @@ class DoraLayer(AdapterLayer):
         return self.inner.alpha
 
     @property
-    def matrix_shape(self) -> tuple[int, int]:
-        return self.inner.matrix_shape
+    def delta_shape(self) -> tuple[int, ...]:
+        return self.inner.delta_shape
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors; ``dora_scale`` has the weight's dimensions, all 1 but its own."""

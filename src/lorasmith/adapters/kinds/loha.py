@@ -26,7 +26,10 @@ class LohaLayer(LycorisLayer):
         return len(self.parts["hada_w1_b"])
 
     def unscaled_delta(self, parts: Tensors) -> torch.Tensor:
-        return _factor_product(parts, "1") * _factor_product(parts, "2")
+        first, second = _factor_product(parts, "1"), _factor_product(parts, "2")
+        if first.shape != second.shape:
+            raise RuntimeError(f"factors of {list(first.shape)} and of {list(second.shape)}")
+        return first * second
 
 
 def _factor_product(parts: Tensors, index: str) -> torch.Tensor:

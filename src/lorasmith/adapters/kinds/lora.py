@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from lorasmith.adapters.kinds.base import AdapterLayer, Tensors
+from lorasmith.adapters.kinds.base import AdapterLayer, Tensors, require_possible_shape
 from lorasmith.adapters.nn.lora import Adapter, Factors, layer_weight, make_adapter
 
 DOWN, UP = "lora_down.weight", "lora_up.weight"
@@ -33,6 +33,9 @@ class LoraLayer(AdapterLayer):
             raise ValueError("impossible shapes")
         if self.down.shape[0] != self.up.shape[1] or self.down.shape[0] == 0:
             raise ValueError("factors of different rank")
+        if any(side != 1 for side in self.up.shape[2:]):
+            raise ValueError("impossible shapes")
+        require_possible_shape(self.delta_shape)
 
     @property
     def kind(self) -> str:
@@ -43,8 +46,8 @@ class LoraLayer(AdapterLayer):
         return len(self.down)
 
     @property
-    def matrix_shape(self) -> tuple[int, int]:
-        return len(self.up), self.down[0].numel()
+    def delta_shape(self) -> tuple[int, ...]:
+        return len(self.up), *self.down.shape[1:]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {DOWN: self.down, UP: self.up}
@@ -97,7 +100,12 @@ def as_peft(layer: AdapterLayer) -> tuple[LoraLayer, torch.Tensor | None] | None
 
 
 def _squared_norm(layer: LoraLayer) -> torch.Tensor:
-    """Return |(alpha / r) B A|^2 = (alpha / r)^2 tr(B^T B A A^T), a float64 scalar."""
+    """Return |(alpha / r) B A|^2 = (alpha / r)^2 tr(B^T B A A^T), a float64 scalar.
+
+    Of B A and B^T B, the smaller matrix is made: a file may declare any rank.
+    """
     down, up = layer.down.flatten(1).double(), layer.up.flatten(1).double()
+    if layer.rank**2 > len(up) * down.shape[1]:
+        return (up @ down).square().sum() * layer.scale**2
     trace: torch.Tensor = ((up.T @ up) * (down @ down.T)).sum()
     return trace.clamp(min=0.0) * layer.scale**2

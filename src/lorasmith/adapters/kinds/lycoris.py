@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 
-from lorasmith.adapters.kinds.base import AdapterLayer, Tensors
+from lorasmith.adapters.kinds.base import MAX_DELTA_ELEMENTS, AdapterLayer, Tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,13 @@ class LycorisLayer(AdapterLayer):
 
 
 def tucker_product(core: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return the kernel of a core ``[r, r, k, k]`` and factors ``[r, out]`` and ``[r, in]``."""
+    """Return the kernel of a core ``[r, r, k, k]`` and factors ``[r, out]`` and ``[r, in]``.
+
+    Raises:
+        RuntimeError: their shapes do not fit each other, or would take more memory on the way than
+            any layer has.
+    """
+    if core.ndim != 4 or left.ndim != 2 or left.shape[1] * core[0].numel() > MAX_DELTA_ELEMENTS:
+        raise RuntimeError(f"a core of {list(core.shape)} and a factor of {list(left.shape)}")
     kernel: torch.Tensor = torch.einsum("ijkl,ip,jr->prkl", core, left, right)
     return kernel

@@ -108,18 +108,20 @@ def find_name_aliases(model: Networks) -> dict[str, str]:
     """Return other names that files may use, each with the name in `find_layer_refs`.
 
     Some programs write diffusers' names for SDXL, and diffusers numbers the text encoder of SD 1.x.
-    A file in diffusers' key format does not show how many text encoders there are.
+    A file in diffusers' key format does not show how many text encoders there are, and some
+    programs call the second one, which is the refiner's only one, the first.
     """
     family = detect_family(model)
     aliases = {}
     if family.uses_sgm_names:
         refs = _unet_refs(model.unet, uses_sgm_names=True)
         aliases = {kohya_unet_name(ref.path): ref.name for ref in refs}
-    first = family.lora_text_prefixes[0]
+    only = TEXT_ENCODERS[1] if model.text_encoder is None else TEXT_ENCODERS[0]
+    own = family.lora_text_prefixes[TEXT_ENCODERS.index(only)]
     for ref in _text_refs(model):
-        if ref.part == TEXT_ENCODERS[0]:
-            prefix = "lora_te1_" if first == "lora_te_" else "lora_te_"
-            aliases[prefix + ref.name.removeprefix(first)] = ref.name
+        if ref.part == only:
+            others = [prefix for prefix in ("lora_te_", "lora_te1_") if prefix != own]
+            aliases |= {prefix + ref.name.removeprefix(own): ref.name for prefix in others}
     return aliases
 
 

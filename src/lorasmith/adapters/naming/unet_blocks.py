@@ -33,9 +33,11 @@ _PUBLISHED_RESNETS = 2
 """Resnets of each level of the encoder in every published model; the decoder has one more."""
 
 _NUMBERED = re.compile(
-    r"(?P<side>input|output)_blocks_(?P<index>\d+)_(?P<module>\d)_(?P<layer>\w+)"
+    r"(?P<side>input|output)_blocks_(?P<index>0|[1-9][0-9]?)_(?P<module>[0-2])_(?P<layer>\w+)"
 )
-_MIDDLE = re.compile(r"middle_block_(?P<module>\d)_(?P<layer>\w+)")
+_MIDDLE = re.compile(r"middle_block_(?P<module>[0-2])_(?P<layer>\w+)")
+_BLOCK_WORDS = ("down_blocks", "up_blocks")
+_LAYERS_OUTSIDE = (*_OTHER_LAYERS, "class_embedding", "encoder_hid_proj")
 
 
 class BlockMap:
@@ -82,6 +84,20 @@ class BlockMap:
             [depth > 0 for depth in reversed(depths)],
         )
 
+    def has_layer(self, path: str) -> bool:
+        """Return whether the U-Net has the block that a module path names."""
+        names = path.split(".")
+        if names[0] == "mid_block":
+            return len(names) > 3 and names[2].isdecimal()
+        if names[0] not in _BLOCK_WORDS:
+            return path.startswith(_LAYERS_OUTSIDE)
+        counts = self._resnets_down if names[0] == "down_blocks" else self._resnets_up
+        if len(names) < 5 or not (names[1].isdecimal() and names[3].isdecimal()):
+            return False
+        level, index = int(names[1]), int(names[3])
+        samplers = names[2] in ("downsamplers", "upsamplers")
+        return level < len(counts) and index < (1 if samplers else counts[level])
+
     def lbw_name(self, path: str) -> str:
         """Return IN00 to IN11, MID or OUT00 to OUT11 for a module path; empty outside of blocks."""
         side, index, _ = self._position(path)
@@ -102,11 +118,11 @@ class BlockMap:
     def _position(self, path: str) -> tuple[str, int, str]:
         """Return a path's side (input, middle, output or empty), index and name inside of it."""
         names = path.split(".")
-        if names[0] == "mid_block" and len(names) > 2:
+        if names[0] not in (*_BLOCK_WORDS, "mid_block") or not self.has_layer(path):
+            return "", 0, ""
+        if names[0] == "mid_block":
             module = 2 * int(names[2]) + (names[1] == "attentions")
             return "middle", 0, f"{module}_{_to_sgm(names[1], names[3:])}"
-        if names[0] not in ("down_blocks", "up_blocks") or len(names) < 4:
-            return "", 0, ""
         level, kind, index, layer = int(names[1]), names[2], int(names[3]), names[4:]
         sgm_layer = f"{int(kind == 'attentions')}_{_to_sgm(kind, layer)}"
         if names[0] == "down_blocks":

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import as_lora
+from lorasmith.adapters.tools.canonical_layers import canonical_layers
 from lorasmith.adapters.tools.lora_arithmetic import inner_product
 from lorasmith.adapters.tools.merge import (
     common_family,
     compute_delta,
     lbw_block,
-    rename_layer,
 )
 from lorasmith.core.errors import WeightsError
 
@@ -54,17 +54,23 @@ class LoraDiff:
     """Metadata that differ; None for a missing entry."""
 
 
-def compare_loras(first: LoraFile, second: LoraFile) -> LoraDiff:
+def compare_loras(first: LoraFile, second: LoraFile, ignore_unknown: bool = False) -> LoraDiff:
     """Compare two LoRA files layer by layer, whatever their key format, rank and kind.
 
     Of DoRA, the change of the direction is compared: its full effect depends on a base model.
 
+    Args:
+        first: a file.
+        second: another.
+        ignore_unknown: leave out layers that are no layers of Stable Diffusion, with a warning.
+
     Raises:
-        WeightsError: they are for different families, or a layer has another shape.
+        WeightsError: they are for different families, or a layer has another shape or an unknown
+            name.
     """
     family = common_family([first, second])
-    first_layers = {rename_layer(name, family): layer for name, layer in first.layers.items()}
-    second_layers = {rename_layer(name, family): layer for name, layer in second.layers.items()}
+    first_layers = canonical_layers(first, family, ignore_unknown)
+    second_layers = canonical_layers(second, family, ignore_unknown)
     blocks: dict[str, list[tuple[float, float, float]]] = {}
     for name in dict.fromkeys([*first_layers, *second_layers]):
         products = _products(second, name, first_layers.get(name), second_layers.get(name))

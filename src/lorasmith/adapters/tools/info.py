@@ -9,7 +9,9 @@ import torch
 
 from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile
+from lorasmith.adapters.files.unknown_keys import count_unknown_keys
 from lorasmith.adapters.kinds.base import AdapterLayer
+from lorasmith.adapters.naming.module_names import parse_layer_name
 from lorasmith.adapters.naming.unet_blocks import block_sort_key
 
 _DIFFUSERS = re.compile(r"lora_unet_(?P<side>down|up)_blocks_(?P<level>\d+)_")
@@ -54,6 +56,12 @@ class LoraInfo:
     """The kinds of its layers (LoRA, DoRA, LoHa, LoKr, ...), the most frequent first."""
     key_formats: tuple[str, ...]
     """The formats of its keys."""
+    embeddings: int
+    """Number of bundled textual inversion embeddings."""
+    unknown_tensors: dict[str, int]
+    """Numbers of tensors that are not understood, by what they are: biases, norms, ..."""
+    unknown_layers: tuple[str, ...]
+    """Names of layers that no Stable Diffusion model has."""
 
 
 def summarize_lora(file: LoraFile) -> LoraInfo:
@@ -77,6 +85,9 @@ def summarize_lora(file: LoraFile) -> LoraInfo:
         tuple(sorted(dtypes)),
         tuple(kind for kind, _ in kinds),
         file.key_formats,
+        len(file.embeddings),
+        count_unknown_keys(file.unknown_keys),
+        tuple(name for name in file.layers if parse_layer_name(name) is None),
     )
 
 

@@ -154,6 +154,8 @@ def inner_product(first: LoraLayer, second: LoraLayer) -> float:
     down, up = (factor.double().flatten(1) for factor in _match_ndim(first, second))
     second_down, second_up = second.down.double().flatten(1), second.up.double().flatten(1)
     scale = first.alpha / first.rank * second.alpha / second.rank
+    if first.rank * second.rank > len(up) * down.shape[1]:
+        return scale * float(((up @ down) * (second_up @ second_down)).sum())
     return scale * float(((up.T @ second_up) * (down @ second_down.T)).sum())
 
 

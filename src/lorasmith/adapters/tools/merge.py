@@ -1,5 +1,6 @@
 """Sums of LoRA files, and files at lower ranks."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,9 +13,10 @@ from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import LoraLayer, as_lora
 from lorasmith.adapters.naming.block_weights import BlockWeights
 from lorasmith.adapters.naming.layer_names import UNET, find_layer_refs
-from lorasmith.adapters.naming.module_names import LayerPath, parse_kohya_name
+from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
 from lorasmith.adapters.naming.unet_blocks import BlockMap
 from lorasmith.adapters.nn.lora import layer_weight
+from lorasmith.adapters.tools.canonical_layers import canonical_layers
 from lorasmith.adapters.tools.lora_arithmetic import (
     RankLimit,
     RetainedEnergy,
@@ -76,7 +78,7 @@ class _SumTerm(NamedTuple):
 
 def lbw_block(name: str, family: str | None) -> str:
     """Return a layer's block in block weights by its kohya name; empty outside of all blocks."""
-    layer_path = parse_kohya_name(name)
+    layer_path = parse_layer_name(name)
     if layer_path is None:
         return ""
     if layer_path.part != UNET:
@@ -100,7 +102,10 @@ def weight_lookup(model: "Model") -> WeightLookup:
 
 
 def add_loras(
-    inputs: Sequence[MergeInput], family: str | None, base: WeightLookup | None = None
+    inputs: Sequence[MergeInput],
+    family: str | None,
+    base: WeightLookup | None = None,
+    ignore_unknown: bool = False,
 ) -> dict[str, LoraLayer]:
     """Return the weighted sum of LoRA files, exactly, by the kohya names of a family.
 
@@ -110,19 +115,19 @@ def add_loras(
         inputs: the files.
         family: decides the layers' names; None keeps SD's names.
         base: weights of the base model, which DoRA needs.
+        ignore_unknown: leave out layers that are no layers of Stable Diffusion, with a warning.
 
     Raises:
-        WeightsError: a layer has another shape in another file, DoRA comes without a base, or the
-            base lacks a layer.
+        WeightsError: a layer has another shape in another file, or an unknown name; DoRA comes
+            without a base, or the base lacks a layer.
         ConfigError: block weights are for another family.
     """
     terms: dict[str, list[_SumTerm]] = {}
     for lora in inputs:
         weight_of = lora.layer_weights(family)
-        for name, layer in lora.file.layers.items():
+        for name, layer in canonical_layers(lora.file, family, ignore_unknown).items():
             if weight := weight_of(name):
-                term = _SumTerm(lora.file, name, layer, weight)
-                terms.setdefault(rename_layer(name, family), []).append(term)
+                terms.setdefault(name, []).append(_SumTerm(lora.file, name, layer, weight))
     layers = {}
     for name, layer_terms in terms.items():
         try:
@@ -139,24 +144,9 @@ def is_cancelled(layer: LoraLayer) -> bool:
     The test is |B A| <= 1e-6 |B| |A|. A sum concatenates the factors of its terms, so |B| |A| does
     not shrink when they cancel.
     """
-    down, up = layer.down.flatten(1).double(), layer.up.flatten(1).double()
-    return bool((up @ down).norm() <= _CANCELLATION_TOLERANCE * up.norm() * down.norm())
-
-
-def rename_layer(name: str, family: str | None) -> str:
-    """Return a layer's kohya name for a family; unknown names are returned unchanged.
-
-    Raises:
-        WeightsError: the family has no such layer.
-    """
-    layer_path = parse_kohya_name(name)
-    if layer_path is None or family is None:
-        return name
-    try:
-        return layer_path.kohya_name(family)
-    except (IndexError, KeyError) as error:
-        title = get_family(family).title
-        raise WeightsError(f"{name} has no place in {title}; it is for another family") from error
+    norms = float(layer.down.double().norm() * layer.up.double().norm())
+    remainder = math.sqrt(spectrum_of_layer(layer).energy)
+    return remainder <= _CANCELLATION_TOLERANCE * abs(layer.scale) * norms
 
 
 def common_family(files: Sequence[LoraFile]) -> str | None:
@@ -177,9 +167,12 @@ def common_family(files: Sequence[LoraFile]) -> str | None:
 
 
 def resize_layers(
-    file: LoraFile, limit: RankLimit, base: WeightLookup | None = None
+    file: LoraFile,
+    layers: Mapping[str, AdapterLayer],
+    limit: RankLimit,
+    base: WeightLookup | None = None,
 ) -> tuple[dict[str, LoraLayer], RetainedEnergy]:
-    """Return a file's layers at lower ranks, and the energy that they retain.
+    """Return layers of a file at lower ranks, and the energy that they retain.
 
     A layer whose rank is already low enough stays the same, up to rounding.
 
@@ -187,7 +180,7 @@ def resize_layers(
         WeightsError: DoRA comes without a base, or the base lacks a layer.
     """
     spectra = {}
-    for name, layer in file.layers.items():
+    for name, layer in layers.items():
         lora = as_lora(layer)
         if lora is None:
             spectra[name] = spectrum_of_matrix(compute_delta(file, name, layer, base))
@@ -235,7 +228,7 @@ def compute_delta(
             layer.
         ValueError: it does not fit the base's layer.
     """
-    layer_path = parse_kohya_name(name)
+    layer_path = parse_layer_name(name)
     weight = base(layer_path) if base and layer_path else None
     if weight is not None:
         return layer.delta_for(weight)

@@ -15,11 +15,17 @@ from lorasmith.adapters.files.derived_metadata import (
 )
 from lorasmith.adapters.files.diffusers_format import save_diffusers_file
 from lorasmith.adapters.files.lora_family import detect_lora_family
-from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
+from lorasmith.adapters.files.lora_file import (
+    LoraFile,
+    load_lora_file,
+    read_lora_file,
+    save_lora_file,
+)
 from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.block_weights import parse_block_weights
+from lorasmith.adapters.tools.canonical_layers import canonical_layers, merge_embeddings
 from lorasmith.adapters.tools.diff import LoraDiff, compare_loras
 from lorasmith.adapters.tools.extract import ExtractedLora, extract_difference
 from lorasmith.adapters.tools.fuse_into_model import fuse_into_model
@@ -31,7 +37,6 @@ from lorasmith.adapters.tools.merge import (
     add_loras,
     common_family,
     is_cancelled,
-    rename_layer,
     resize_layers,
     truncate_layers,
     weight_lookup,
@@ -58,10 +63,11 @@ class WeightedLora:
     blocks: str = ""
     """Block weights: a preset or numbers (see `lorasmith.adapters.naming.block_weights`)."""
 
-    def load(self) -> MergeInput:
-        """Read the file."""
+    def load(self, ignore_unknown: bool = False) -> MergeInput:
+        """Read the file; see `load_lora_file`."""
         blocks = parse_block_weights(self.blocks) if self.blocks else None
-        return MergeInput(load_lora_file(Path(self.path).expanduser()), self.weight, blocks)
+        file = load_lora_file(Path(self.path).expanduser(), ignore_unknown)
+        return MergeInput(file, self.weight, blocks)
 
 
 @dataclass(frozen=True)
@@ -84,16 +90,24 @@ def lora_info(path: str | Path) -> LoraInfo:
     Raises:
         WeightsError: the file is missing, damaged, or no LoRA.
     """
-    return summarize_lora(load_lora_file(Path(path).expanduser()))
+    return summarize_lora(read_lora_file(Path(path).expanduser()))
 
 
-def diff_loras(first: str | Path, second: str | Path) -> LoraDiff:
+def diff_loras(first: str | Path, second: str | Path, ignore_unknown: bool = False) -> LoraDiff:
     """Compare two LoRA files, whatever their key format, rank and kind.
 
+    Args:
+        first: a file.
+        second: another.
+        ignore_unknown: leave out what is not understood, with a warning.
+
     Raises:
-        WeightsError: a file is damaged, or they are for different families.
+        WeightsError: a file is damaged or has unknown tensors, or they are for different families.
     """
-    return compare_loras(*(load_lora_file(Path(path).expanduser()) for path in (first, second)))
+    left, right = (
+        load_lora_file(Path(path).expanduser(), ignore_unknown) for path in (first, second)
+    )
+    return compare_loras(left, right, ignore_unknown)
 
 
 def convert_lora(
@@ -102,8 +116,11 @@ def convert_lora(
     key_format: KeyFormat = "kohya",
     family: str | None = None,
     fold_alpha: bool = False,
+    ignore_unknown: bool = False,
 ) -> WriteResult:
     """Write a LoRA file in another key format; its values do not change.
+
+    Embeddings that are bundled with it stay in it.
 
     Args:
         source: the file, in any key format.
@@ -112,26 +129,23 @@ def convert_lora(
         family: the family that it is for, if the file does not show it.
         fold_alpha: for ``diffusers``, multiply the factors by alpha / rank, for programs that do
             not read alphas from the metadata.
+        ignore_unknown: leave out what is not understood, with a warning.
 
     Raises:
-        WeightsError: the file is damaged, for another family than ``family``, or of a kind that
-            the key format has no keys for.
+        WeightsError: the file is damaged, has unknown tensors or layers, is for another family
+            than ``family``, or of a kind that the key format has no keys for.
         OutputError: the file exists, or it cannot be written.
     """
-    file, target = load_lora_file(Path(source).expanduser()), _new_path(out)
-    family = _resolve_family(file, family)
-    if key_format == "kohya":
-        try:
-            layers = {rename_layer(name, family): layer for name, layer in file.layers.items()}
-        except WeightsError as error:
-            raise WeightsError(f"{file.path}: {error}") from error
-        save_lora_file(
-            target, layers, update_metadata(file, layers, family, target.stem), dtype=None
-        )
-        return _write_result(target, layers)
-    layers = dict(file.layers)
+    file = load_lora_file(Path(source).expanduser(), ignore_unknown)
+    target, family = _new_path(out), _resolve_family(file, family)
+    layers = canonical_layers(file, family, ignore_unknown)
     metadata = update_metadata(file, layers, family, target.stem)
-    save_diffusers_file(target, layers, metadata, fold_alpha=fold_alpha)
+    if key_format == "kohya":
+        save_lora_file(target, layers, metadata, dtype=None, embeddings=file.embeddings)
+    else:
+        save_diffusers_file(
+            target, layers, metadata, fold_alpha=fold_alpha, embeddings=file.embeddings
+        )
     return _write_result(target, layers)
 
 
@@ -141,8 +155,11 @@ def merge_loras(
     rank: int | None = None,
     base: "Model | None" = None,
     precision: Precision = "fp16",
+    ignore_unknown: bool = False,
 ) -> WriteResult:
     """Write the weighted sum of LoRA files: exact, with ranks added up, or truncated to a rank.
+
+    Embeddings that are bundled with the files are all in the sum, unweighted.
 
     Args:
         files: the files, their weights and block weights.
@@ -150,19 +167,20 @@ def merge_loras(
         rank: the largest rank of a layer; None keeps the sum exact.
         base: the base model, which DoRA needs.
         precision: the dtype of the file.
+        ignore_unknown: leave out what is not understood, with a warning.
 
     Raises:
-        WeightsError: a file is damaged, they are for different families or predictions, or the
-            sum is zero.
+        WeightsError: a file is damaged or has unknown tensors or layers, they are for different
+            families or predictions, or the sum is zero.
         ConfigError: the rank is impossible, or block weights are for another family.
         OutputError: the file exists, or it cannot be written.
     """
     limit = _rank_limit(rank, None) if rank is not None else None
-    target, inputs = _new_path(out), [lora.load() for lora in files]
+    target, inputs = _new_path(out), [lora.load(ignore_unknown) for lora in files]
     loaded = [lora.file for lora in inputs]
     family = common_family(loaded)
     common_prediction_type(loaded)
-    layers = add_loras(inputs, family, _base_lookup(base))
+    layers = add_loras(inputs, family, _base_lookup(base), ignore_unknown)
     if not layers:
         raise WeightsError(f"{target.name}: every layer has weight 0; not saved")
     if all(is_cancelled(layer) for layer in layers.values()):
@@ -171,7 +189,8 @@ def merge_loras(
     if limit is not None:
         layers, energy = truncate_layers(layers, limit)
     metadata = merge_metadata(loaded, layers, family, target.stem)
-    save_lora_file(target, layers, metadata, compute_dtype(precision))
+    embeddings = merge_embeddings(loaded)
+    save_lora_file(target, layers, metadata, compute_dtype(precision), embeddings)
     return _write_result(target, layers, energy)
 
 
@@ -182,8 +201,11 @@ def resize_lora(
     energy: float | None = None,
     base: "Model | None" = None,
     precision: Precision = "fp16",
+    ignore_unknown: bool = False,
 ) -> WriteResult:
     """Write a LoRA at lower ranks; other kinds (LoHa, LoKr, with a base also DoRA) become LoRA.
+
+    Embeddings that are bundled with it stay in it.
 
     Args:
         source: the file.
@@ -192,19 +214,21 @@ def resize_lora(
         energy: use the smallest rank of each layer that retains this share, above 0 to 1.
         base: the base model, which DoRA needs.
         precision: the dtype of the file.
+        ignore_unknown: leave out what is not understood, with a warning.
 
     Raises:
-        WeightsError: the file is damaged, or is DoRA without a base.
+        WeightsError: the file is damaged, has unknown tensors or layers, or is DoRA without a base.
         ConfigError: neither or both of rank and energy are given, or they are impossible.
         OutputError: the file exists, or it cannot be written.
     """
     limit = _rank_limit(rank, energy)
-    file, target = load_lora_file(Path(source).expanduser()), _new_path(out)
-    family = common_family([file])
-    layers, retained = resize_layers(file, limit, _base_lookup(base))
-    layers = {rename_layer(name, family): layer for name, layer in layers.items()}
+    file = load_lora_file(Path(source).expanduser(), ignore_unknown)
+    target, family = _new_path(out), common_family([file])
+    layers, retained = resize_layers(
+        file, canonical_layers(file, family, ignore_unknown), limit, _base_lookup(base)
+    )
     metadata = update_metadata(file, layers, family, target.stem)
-    save_lora_file(target, layers, metadata, compute_dtype(precision))
+    save_lora_file(target, layers, metadata, compute_dtype(precision), file.embeddings)
     return _write_result(target, layers, retained)
 
 

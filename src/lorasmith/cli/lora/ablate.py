@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
+from lorasmith.cli.lora.options import IgnoreUnknown
 from lorasmith.cli.options.common import AsJson, Device, ModelPath
 from lorasmith.cli.output import print_json
 from lorasmith.core.console import open_console
@@ -72,6 +73,7 @@ def ablate(
     steps: Steps = 20,
     seed: Seed = 0,
     device: Device = "auto",
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Block ablation: disable a LoRA block by block and report how much each contributes.
 
@@ -91,7 +93,7 @@ def ablate(
     from lorasmith.models.load import load_model
     from lorasmith.reports.pages.block_ablation import write_block_ablation_page
 
-    lora = load_lora_file(file.expanduser())
+    lora = load_lora_file(file.expanduser(), ignore_unknown)
     opened = load_model(model).to(pick_device(device), torch.float32)
     ablation = BlockAblation(opened, lora, by)
     if data is not None:

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lorasmith.cli.lora.options import IgnoreUnknown
 from lorasmith.cli.options.common import AsJson
 from lorasmith.cli.output import print_json
 from lorasmith.core.console import open_console
@@ -30,6 +31,7 @@ def diff(
     first: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
     as_json: AsJson = False,
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Compare two LoRAs: norms by block, distance, and metadata.
 
@@ -39,7 +41,7 @@ def diff(
     """
     from lorasmith.adapters.tools.operations import diff_loras
 
-    result = diff_loras(first, second)
+    result = diff_loras(first, second, ignore_unknown)
     if as_json:
         print_json(asdict(result))
         return

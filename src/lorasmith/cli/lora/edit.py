@@ -11,6 +11,7 @@ from lorasmith.cli.lora.options import (
     Energy,
     File,
     Files,
+    IgnoreUnknown,
     Out,
     Precision,
     Rank,
@@ -63,6 +64,7 @@ def convert(
             "alphas in diffusers' metadata."
         ),
     ] = False,
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Write a LoRA file in another key format; its weights stay as they are.
 
@@ -70,7 +72,7 @@ def convert(
     """  # noqa: E501 (one command, one line)
     from lorasmith.adapters.tools.operations import convert_lora
 
-    written = convert_lora(file, out, to, family, fold_alpha)
+    written = convert_lora(file, out, to, family, fold_alpha, ignore_unknown)
     print_line(f"{_describe(written)}, in the key format of {to}")
 
 
@@ -80,6 +82,7 @@ def merge(
     rank: Rank = None,
     base: Base = None,
     precision: Precision = "fp16",
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Add LoRAs into one: exactly, or truncated to a rank; the energy that is kept is printed.
 
@@ -89,7 +92,9 @@ def merge(
     from lorasmith.adapters.tools.operations import merge_loras
 
     with open_console(stderr=True).status("merging"):
-        written = merge_loras(terms, out, rank, open_optional_model(base), precision)
+        written = merge_loras(
+            terms, out, rank, open_optional_model(base), precision, ignore_unknown
+        )
     energy = "" if rank is None else f", {_describe_energy(written)}"
     count = f"{len(terms)} LoRA{'' if len(terms) == 1 else 's'}"
     print_line(f"{_describe(written)}, the sum of {count}{energy}")
@@ -102,6 +107,7 @@ def resize(
     energy: Energy = None,
     base: Base = None,
     precision: Precision = "fp16",
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Write a LoRA with lower ranks; LoHa, LoKr and the like become LoRA.
 
@@ -110,7 +116,9 @@ def resize(
     from lorasmith.adapters.tools.operations import resize_lora
 
     with open_console(stderr=True).status("resizing"):
-        written = resize_lora(file, out, rank, energy, open_optional_model(base), precision)
+        written = resize_lora(
+            file, out, rank, energy, open_optional_model(base), precision, ignore_unknown
+        )
     print_line(f"{_describe(written)}, {_describe_energy(written)}")
 
 

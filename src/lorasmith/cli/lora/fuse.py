@@ -23,8 +23,9 @@ OutFolder = Annotated[Path, typer.Option(help="The new model folder; must not ex
 AllowMismatch = Annotated[
     bool,
     typer.Option(
-        help="Fuse LoRAs that fit only in part, or say that they are for another family or "
-        "kind of prediction; what does not fit is listed as a warning."
+        help="Fuse LoRAs that fit only in part, have tensors that are not understood, or say that "
+        "they are for another family or kind of prediction; what is left out is listed as a "
+        "warning."
     ),
 ]
 
@@ -67,7 +68,7 @@ def fuse(
                 "it with `lorasmith model convert`"
             )
         check_not_existing(target)
-        loras = [lora.load() for lora in weighted_files]
+        loras = [lora.load(ignore_unknown=allow_mismatch) for lora in weighted_files]
         opened = load_model(folder)
     with open_console(stderr=True).status("fusing and saving"):
         changed = fuse_into_model(opened, loras, compute_dtype(precision), not allow_mismatch)

@@ -1,5 +1,6 @@
 """``lorasmith lora info``: what is in a LoRA file."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 _FILE_WIDTH = 160
 _LONGEST = 100
-"""Metadata values are cut to so many characters on the screen."""
+"""Metadata are cut to so many characters on the screen."""
+_MOST_ENTRIES = 200
+_LONGEST_LINE = 500
 
 
 def register(group: typer.Typer) -> None:
@@ -33,15 +36,17 @@ def info(
 ) -> None:
     """Show a LoRA file: the family it is for, ranks, alphas and norms by block, metadata.
 
+    What else is in the file (embeddings, norms, biases) is listed and not used.
+
     A norm is that of what the adapters add to the weights; the largest is that of a single layer.
     Blocks of SDXL have their names in block weight vectors (IN04, MID, OUT05).
 
     Example: `lorasmith lora info loras/inkmono.safetensors`
     """
-    from lorasmith.adapters.files.lora_file import load_lora_file
+    from lorasmith.adapters.files.lora_file import read_lora_file
     from lorasmith.adapters.tools.info import summarize_lora
 
-    lora = load_lora_file(file.expanduser())
+    lora = read_lora_file(file.expanduser())
     facts = summarize_lora(lora)
     if as_json:
         size = lora.path.stat().st_size
@@ -56,7 +61,7 @@ def info(
 
 
 def _summary(lora: "LoraFile", facts: "LoraInfo") -> Text:
-    from lorasmith.adapters.files.key_formats import is_for_later_family
+    from lorasmith.adapters.files.unknown_keys import is_for_later_family
     from lorasmith.models.families.family import get_family
 
     data, total = lora.metadata, facts.total
@@ -73,12 +78,36 @@ def _summary(lora: "LoraFile", facts: "LoraInfo") -> Text:
         "Layers": f"{total.layers}, {total.parameters:,} parameters, rank {_listed(total.ranks)}, "
         f"alpha {_listed(total.alphas)}",
         "Norm": f"{total.norm:.4g}, largest layer {total.largest_norm:.4g}",
+        "Bundled": _counted(facts.embeddings, "embeddings", lora.embeddings),
+        "Unknown": _unknown(lora, facts),
     }
-    return Text(
-        "\n".join(
-            f"{key:<8}{escape_control_characters(value)}" for key, value in lines.items() if value
-        )
+    return Text("\n".join(f"{key:<8}{_cut(value)}" for key, value in lines.items() if value))
+
+
+def _unknown(lora: "LoraFile", facts: "LoraInfo") -> str:
+    """Say which tensors and layers are not understood; empty without any."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in facts.unknown_tensors.items())
+    texts = (
+        f"{kinds}{_first(lora.unknown_keys)}" if kinds else "",
+        _counted(len(facts.unknown_layers), "layers of no known model", facts.unknown_layers),
     )
+    return "; ".join(text for text in texts if text)
+
+
+def _counted(count: int, noun: str, names: Iterable[str]) -> str:
+    return f"{count} {noun}{_first(names)}" if count else ""
+
+
+def _first(names: Iterable[str]) -> str:
+    from lorasmith.adapters.files.unknown_keys import example_keys
+
+    return example_keys(list(names))
+
+
+def _cut(text: str) -> str:
+    """Return text without control characters, cut to what fits on a few lines."""
+    plain = escape_control_characters(text[:_LONGEST_LINE])
+    return plain if len(text) <= _LONGEST_LINE else f"{plain}... ({len(text):,} characters)"
 
 
 def _blocks(facts: "LoraInfo") -> Table:
@@ -105,11 +134,13 @@ def _cells(block: "BlockInfo") -> tuple[str, ...]:
 
 def _metadata(data: dict[str, str]) -> Table:
     table = Table("key", "value", title="Metadata", title_justify="left")
-    for key in sorted(data):
-        value = escape_control_characters(data[key])
-        if len(value) > _LONGEST:
-            value = f"{value[:_LONGEST]}... ({len(value)} characters)"
-        table.add_row(Text(escape_control_characters(key)), Text(value))
+    for key in sorted(data)[:_MOST_ENTRIES]:
+        value = escape_control_characters(data[key][:_LONGEST])
+        if len(data[key]) > _LONGEST:
+            value = f"{value}... ({len(data[key])} characters)"
+        table.add_row(Text(escape_control_characters(key[:_LONGEST])), Text(value))
+    if len(data) > _MOST_ENTRIES:
+        table.add_row("...", f"{len(data) - _MOST_ENTRIES:,} more entries")
     return table
 
 

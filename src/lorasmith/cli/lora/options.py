@@ -42,6 +42,13 @@ Base = Annotated[
 Precision = Annotated[
     Literal["fp32", "fp16", "bf16"], typer.Option(help="Number format of the file.")
 ]
+IgnoreUnknown = Annotated[
+    bool,
+    typer.Option(
+        help="Use the LoRA and leave out tensors and layers of the file that are not understood; "
+        "a warning lists them."
+    ),
+]
 
 
 def parse_weighted_lora(text: str) -> "WeightedLora":

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lorasmith.cli.lora.options import IgnoreUnknown
 from lorasmith.cli.options.common import ModelPath
 from lorasmith.cli.output import print_line
 from lorasmith.core.errors import ConfigError, OutputError
@@ -47,6 +48,7 @@ def project(
     prompts: Prompts = None,
     model: ModelPath = None,
     strength: Strength = 1.0,
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Restrict a LoRA's cross-attention keys and values to its tag.
 
@@ -57,27 +59,33 @@ def project(
 
     Example: `lorasmith lora project loras/inkmono.safetensors --data pictures --out plain.safetensors`
     """  # noqa: E501 (one command, one line)
+    from lorasmith.adapters.files.derived_metadata import update_metadata
+    from lorasmith.adapters.files.lora_family import detect_lora_family
     from lorasmith.adapters.files.lora_file import load_lora_file, save_lora_file
     from lorasmith.adapters.gating.gate_metadata import read_gate
+    from lorasmith.adapters.tools.canonical_layers import canonical_layers
     from lorasmith.adapters.tools.kv_projection import measure_moments, project_layers
     from lorasmith.models.load import load_model
 
     target = out.expanduser()
     if target.exists():
         raise OutputError(f"{target} already exists and is not overwritten; choose another --out")
-    lora = load_lora_file(file.expanduser())
+    lora = load_lora_file(file.expanduser(), ignore_unknown)
+    family = detect_lora_family(lora)[0]
+    layers = canonical_layers(lora, family, ignore_unknown)
     gate = read_gate(lora)
     tag, other = tag or gate.tag, gate.class_word if class_word is None else class_word
     if not tag:
         raise ConfigError(f"{file}: the file does not say its tag; name it with --tag")
     tagged, others = _read_texts(data.expanduser(), tag, other, prompts or [])
     result = project_layers(
-        lora.layers, measure_moments(load_model(model), tag, tagged, others), strength
+        layers, measure_moments(load_model(model), tag, tagged, others), strength
     )
     name = target.name.removesuffix(".safetensors")
-    metadata = {**lora.metadata, "ss_output_name": name, "modelspec.title": name}
+    metadata = update_metadata(lora, result.layers, family, name)
+    metadata |= {"ss_output_name": name, "modelspec.title": name}
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_lora_file(target, result.layers, metadata)
+    save_lora_file(target, result.layers, metadata, embeddings=lora.embeddings)
     print_line(
         f"{target}: {result.projected_layers} of {len(result.layers)} layers projected; what they "
         f"do at other words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what "

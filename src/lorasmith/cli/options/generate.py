@@ -81,8 +81,9 @@ Gate = Annotated[
 AllowMismatch = Annotated[
     bool,
     typer.Option(
-        help="Use LoRAs that fit only in part, or say that they are for another family or kind "
-        "of prediction; what does not fit is listed as a warning."
+        help="Use LoRAs that fit only in part, have tensors that are not understood, or say that "
+        "they are for another family or kind of prediction; what is left out is listed as a "
+        "warning."
     ),
 ]
 BatchSize = Annotated[

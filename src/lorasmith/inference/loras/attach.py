@@ -26,7 +26,8 @@ def attach_requested_lora(
         ConfigError: the block weights are for another family.
     """
     layer_weight = _make_layer_weight(model, request)
-    attached = attach_lora(model, load_lora_file(path), strict=strict)
+    file = load_lora_file(path, ignore_unknown=not strict)
+    attached = attach_lora(model, file, strict=strict)
     attached.set_strengths(layer_weight)
     return attached
 

@@ -40,6 +40,8 @@ class FolderLoraLibrary:
         self._model = model
         self._entries: dict[_TagIds, list[LibraryEntry]] = {}
         self._attached: dict[Path, ActiveLora] = {}
+        self.strict = True
+        """Whether files that fit only in part, or are not understood completely, are refused."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -53,12 +55,12 @@ class FolderLoraLibrary:
     def add(self, folder: Path) -> None:
         """Add the LoRA files that lie directly in a folder; only their metadata are read.
 
-        Those without a tag are left out, with one warning.
+        Those without a tag are left out, with one warning, and damaged ones with one each.
 
         Raises:
-            WeightsError: no such folder, no LoRA file in it, none with a tag, or a damaged one.
+            WeightsError: no such folder, no LoRA file in it, none with a tag, or all damaged.
         """
-        entries = [self._read_entry(path) for path in list_lora_files(folder)]
+        entries = self._read_entries(folder)
         with_tag = [entry for entry in entries if entry.gate.kind != "none"]
         without_tag = [entry.path.name for entry in entries if entry.gate.kind == "none"]
         if not with_tag:
@@ -105,6 +107,24 @@ class FolderLoraLibrary:
         self._attached.clear()
         self._entries.clear()
 
+    def _read_entries(self, folder: Path) -> list[LibraryEntry]:
+        """Return the files that can be read; a bad one does not stop the others."""
+        paths = list_lora_files(folder)
+        entries, problems = [], []
+        for path in paths:
+            try:
+                entries.append(self._read_entry(path))
+            except WeightsError as error:
+                problems.append(str(error))
+        if not entries:
+            raise WeightsError(
+                f"library {folder}: none of its {len(paths)} LoRA files can be read, first "
+                f"{problems[0]}"
+            )
+        for problem in problems:
+            warnings.warn(f"library {folder}: left out {problem}", LorasmithWarning, stacklevel=3)
+        return entries
+
     def _read_entry(self, path: Path) -> LibraryEntry:
         metadata = load_metadata(path)
         gate = parse_gate(path, metadata)
@@ -143,7 +163,8 @@ class FolderLoraLibrary:
         lora = self._attached.get(entry.path)
         if lora is None:
             try:
-                attached = attach_lora(self._model, load_lora_file(entry.path))
+                file = load_lora_file(entry.path, ignore_unknown=not self.strict)
+                attached = attach_lora(self._model, file, strict=self.strict)
             except WeightsError as error:
                 raise WeightsError(
                     f"{error} (it is in the library, and its tag {entry.gate.tag!r} is in the "

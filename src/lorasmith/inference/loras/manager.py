@@ -71,6 +71,7 @@ class LoraManager:
         mentioned: list[ActiveLora] = []
         requested = [*self._external, *self._loaded]
         try:
+            self.library.strict = strict
             self._attach_mentioned(prompts, mentioned, strict)
             requested += mentioned
             yield LoraRouter(self._model, requested, self.library, prompts, gate, num_steps)

@@ -4,7 +4,6 @@ The family follows from the names and shapes of the tensors, and the configs fro
 that lorasmith writes also hold the configs in their metadata, for models of other widths.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lorasmith.core.errors import WeightsError
+from lorasmith.core.json_text import parse_json
 from lorasmith.core.safetensors_io import SafetensorsFile
 from lorasmith.models.families.family import (
     ModelFamily,
@@ -81,7 +81,7 @@ class SingleFileSource:
         if text is None:
             return {}
         try:
-            saved = json.loads(text)
+            saved = parse_json(text)
             if {"unet", "vae", "scheduler"} <= set(saved["configs"]):
                 return cast(dict[str, Any], saved)
         except (ValueError, KeyError, TypeError) as error:

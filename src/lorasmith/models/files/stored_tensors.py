@@ -1,6 +1,5 @@
 """Stored tensors: found through file headers and read on demand."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lorasmith.core.errors import WeightsError
+from lorasmith.core.json_text import parse_json
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
 from lorasmith.core.safetensors_io import SafetensorsFile
 
@@ -144,7 +144,7 @@ def _no_weights_error(folder: Path) -> WeightsError:
 def _read_weight_map(index: Path) -> dict[str, str]:
     """Return each tensor's file in the folder of the index."""
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(name): str(file) for name, file in names.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index}: not a list of shards ({error})") from error

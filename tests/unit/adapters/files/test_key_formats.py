@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorasmith.adapters.files.key_formats import is_for_later_family
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
+from lorasmith.adapters.files.unknown_keys import is_for_later_family
 from lorasmith.adapters.kinds.dora import DoraLayer
 from lorasmith.adapters.kinds.full import FullLayer
-from lorasmith.adapters.naming.module_names import parse_dotted_name, parse_kohya_name
+from lorasmith.adapters.naming.module_names import parse_layer_name
 from lorasmith.core.errors import WeightsError
 
 Tensors = dict[str, torch.Tensor]
@@ -258,7 +258,6 @@ def test_unfinished_layers_are_named(
         ("emb_params", "a textual inversion embedding"),
         ("clip_l", "a textual inversion embedding"),
         ("control_model.zero_convs.0.weight", "a ControlNet"),
-        ("bundle_emb.x.clip_l", "bundled with an embedding"),
         (f"{FF}.oft_diag", "OFT are not supported"),
         (f"{FF}.lora_B.bias", "LoRAs that train biases are not supported"),
         (f"{FF}.w_norm", "LoRAs that train norms are not supported"),
@@ -298,6 +297,6 @@ def test_layers_of_later_families_are_recognized(name: str) -> None:
 
 def test_names_that_match_no_layer_are_refused() -> None:
     for name in ("lora_unet_elsewhere", "lora_te_text_model_encoder_strata_0", "x", "lora_unet_"):
-        assert parse_kohya_name(name) is None
+        assert parse_layer_name(name) is None
     for name in ("transformer.blocks.0.attn.to_q", "x.y", "unet.nowhere", "model.layers.0.fc1"):
-        assert parse_dotted_name(name) is None
+        assert parse_layer_name(name) is None

@@ -11,7 +11,7 @@ from lorasmith.adapters.naming.layer_names import (
     kohya_text_name,
     kohya_unet_name,
 )
-from lorasmith.adapters.naming.module_names import LayerPath, parse_dotted_name, parse_kohya_name
+from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
@@ -140,11 +140,11 @@ def test_first_text_encoder_may_have_a_number_or_none() -> None:
 def test_names_lead_to_layers_and_back_without_a_model(name: str) -> None:
     model = networks(name)
     for kohya, ref in find_layer_refs(model).items():
-        module = parse_kohya_name(kohya)
+        module = parse_layer_name(kohya)
         assert module == LayerPath(ref.part, ref.path.removeprefix("text_model."))
         assert module.kohya_name(detect_family(model).name) == kohya
-        assert parse_dotted_name(module.diffusers_name) == module
-        assert parse_kohya_name(module.kohya_name(None)) == module, "diffusers' order is read too"
+        assert parse_layer_name(module.diffusers_name) == module
+        assert parse_layer_name(module.kohya_name(None)) == module, "diffusers' order is read too"
 
 
 def test_names_of_blocks_are_those_of_the_tree() -> None:

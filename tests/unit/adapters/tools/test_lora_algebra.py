@@ -177,7 +177,7 @@ def test_other_kinds_add_up_by_their_dense_changes() -> None:
     layers = add_loras([MergeInput(loha_file, 0.5), MergeInput(lora_file, -1.0)], "sd1")
     expected = 0.5 * loha().delta().reshape(8, 8, 3, 3).double() - dense(lora)
     torch.testing.assert_close(dense(layers[CONV]), expected, rtol=1e-4, atol=1e-4)
-    smaller, retained = resize_layers(loha_file, ("energy", 1.0))
+    smaller, retained = resize_layers(loha_file, loha_file.layers, ("energy", 1.0))
     torch.testing.assert_close(
         dense(smaller[CONV]).flatten(1), loha().delta().double(), rtol=1e-4, atol=1e-4
     )
