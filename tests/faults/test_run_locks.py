@@ -300,7 +300,7 @@ def test_demo_does_not_clear_a_living_one(tmp_path: Path) -> None:
     assert not paths.checkpoints.exists()
 
 
-@pytest.mark.parametrize("mode", ["staged", "joint"])
+@pytest.mark.parametrize("mode", ["staged", pytest.param("joint", marks=pytest.mark.slow)])
 def test_features_run_holds_its_name_and_those_of_its_loras(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:

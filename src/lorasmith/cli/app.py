@@ -1,7 +1,7 @@
 """The command line's frame: sub-commands, one-line errors and warnings, exit codes.
 
-0 is success, 1 an error, 2 wrong usage, 130 an interruption. The modules of this package
-import heavy libraries inside their commands only, so that ``--help`` answers at once.
+0 is success, 1 an error, 2 wrong usage; 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. The modules of this
+package import heavy libraries inside their commands only, so that ``--help`` answers at once.
 """
 
 import io
@@ -23,6 +23,7 @@ from lorasmith.cli.model import commands as model
 from lorasmith.cli.output import print_error, print_error_block, print_line
 from lorasmith.cli.usage_errors import explain_usage_error
 from lorasmith.core.errors import ConfigError, LorasmithError, LorasmithWarning
+from lorasmith.core.signals import exit_status, raise_on_termination
 from lorasmith.core.terminal import shorten
 from lorasmith.core.version import VERSION
 
@@ -35,6 +36,10 @@ _LONGEST_ARGUMENT = 200
 class _InterruptError(Exception):
     """Ctrl-C on its way past typer, which would turn KeyboardInterrupt into a silent exit."""
 
+    def __init__(self, error: KeyboardInterrupt) -> None:
+        super().__init__(str(error))
+        self.signal_number = exit_status(error) - 128
+
 
 class _Commands(typer.core.TyperGroup):
     """The commands, keeping the message of an interruption."""
@@ -44,7 +49,7 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise _InterruptError(str(error)) from error
+            raise _InterruptError(error) from error
 
 
 app = typer.Typer(
@@ -95,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit status."""
     debug = "--debug" in arguments
     arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
-    with log_to_terminal(), warnings.catch_warnings():
+    with log_to_terminal(), warnings.catch_warnings(), raise_on_termination():
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", LorasmithWarning)
         return _run_guarded(arguments, debug)
@@ -115,7 +120,7 @@ def _run_guarded(arguments: list[str], debug: bool) -> int:
             arguments, prog_name="lorasmith", standalone_mode=False
         )
     except LorasmithError as error:
-        return _fail(str(error), debug)
+        return _fail(str(error), error, debug)
     except ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -124,15 +129,16 @@ def _run_guarded(arguments: list[str], debug: bool) -> int:
         return int(error.exit_code)
     except (KeyboardInterrupt, _InterruptError, typer.Abort) as error:
         print_error(f"interrupted: {error}" if str(error) else "interrupted")
-        return 130
-    except MemoryError:
-        return _fail("out of memory; use a smaller batch size or image size", debug)
+        return exit_status(error)
+    except MemoryError as error:
+        message = "out of memory; use a smaller batch size or image size"
+        return _fail(message, error, debug)
     except OSError as error:
-        return _fail(_describe_os_error(error), debug)
+        return _fail(_describe_os_error(error), error, debug)
     except RuntimeError as error:
-        return _fail(_describe_runtime_error(error, arguments), debug)
+        return _fail(_describe_runtime_error(error, arguments), error, debug)
     except Exception as error:  # noqa: BLE001 (one line instead of a traceback)
-        return _fail(_describe_unexpected_error(error), debug)
+        return _fail(_describe_unexpected_error(error), error, debug)
     return status if isinstance(status, int) else 0
 
 
@@ -174,10 +180,11 @@ def _describe_unexpected_error(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {detail} (--debug shows where)"
 
 
-def _fail(message: str, debug: bool) -> int:
+def _fail(message: str, error: Exception, debug: bool) -> int:
+    """Print an error with what was noted about it on its way, such as how to resume."""
     if debug:
         print_error_block(traceback.format_exc())
-    print_error(f"error: {message}")
+    print_error("; ".join([f"error: {message}", *getattr(error, "__notes__", ())]))
     return 1
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
@@ -11,13 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from lorasmith.core.errors import ConfigError, OutputError
+from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.json_text import parse_json_object
 
 
 class MetricsLogger(Protocol):
     """Receives the metrics of each step."""
+
+    title: str
+    """What warnings call it."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of one step."""
@@ -58,6 +62,7 @@ class Tracker:
         Raises:
             ConfigError: wandb is not installed.
         """
+        self._folder = folder
         self._loggers: list[MetricsLogger] = []
         self._stream: TextIOWrapper | None = None
         if not enabled:
@@ -93,8 +98,16 @@ class Tracker:
             raise OutputError(
                 f"cannot write {self._stream.name}: {error.strerror or error}"
             ) from error
-        for logger in self._loggers:
-            logger.log(step, metrics)
+        self._mirror(lambda logger: logger.log(step, metrics))
+
+    def _mirror(self, call: Callable[[MetricsLogger], None]) -> None:
+        """Call the other loggers; one that fails is given up, with a warning."""
+        for logger in list(self._loggers):
+            try:
+                call(logger)
+            except Exception as error:  # noqa: BLE001 (the log has it all: no reason to end a run)
+                self._loggers.remove(logger)
+                _warn_of_failure(logger, self._folder, error)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -107,11 +120,12 @@ class Tracker:
     ) -> None:
         if self._stream is not None:
             self._stream.close()
-        for logger in self._loggers:
-            logger.close()
+        self._mirror(lambda logger: logger.close())
 
 
 class _TensorBoardLogger:
+    title = "TensorBoard"
+
     def __init__(self, folder: Path, steps_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -128,6 +142,8 @@ class _TensorBoardLogger:
 
 class _WandbLogger:
     """Weights & Biases; without an account its offline mode stores the metrics."""
+
+    title = "Weights & Biases"
 
     def __init__(self, folder: Path, run: WandbRun) -> None:
         wandb = _import_wandb()
@@ -160,11 +176,25 @@ def open_wandb(folder: Path, run: WandbRun) -> Iterator[MetricsLogger]:
     try:
         yield logger
     finally:
-        logger.close()
+        try:
+            logger.close()
+        except Exception as error:  # noqa: BLE001 (results are still to be written)
+            _warn_of_failure(logger, folder, error)
+
+
+def _warn_of_failure(logger: MetricsLogger, folder: Path, error: Exception) -> None:
+    warnings.warn(
+        f"{folder}: {logger.title} gave up: {type(error).__name__}: {error}; the run goes on "
+        "without it",
+        LorasmithWarning,
+        stacklevel=3,
+    )
 
 
 class ScopedLogger:
     """A logger that prefixes the names of its metrics."""
+
+    title = "Weights & Biases"
 
     def __init__(self, logger: MetricsLogger, name: str) -> None:
         self._logger = logger

@@ -18,6 +18,7 @@ image's position in the batch. A resumed run therefore repeats exactly what an u
 does, and the results do not depend on the number of processes or accumulated microbatches.
 """
 
+import signal
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -40,9 +41,10 @@ from lorasmith.loops.checkpoint import (
     save_checkpoint,
 )
 from lorasmith.loops.cuda_graphs import CudaGraphCache
-from lorasmith.loops.distributed import any_process, create_accelerator
+from lorasmith.loops.distributed import create_accelerator
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.interrupt import stop_on_interrupt
+from lorasmith.loops.interrupt import StopAgreement, stop_on_interrupt
+from lorasmith.loops.interruption import Interrupted, explain_interruption
 from lorasmith.loops.lr_schedule import lr_factor
 from lorasmith.loops.optimized_module import OptimizedModule, select_prefix
 from lorasmith.loops.progress import progress_bar
@@ -53,10 +55,6 @@ from lorasmith.runs.run_lock import RunLock, lock_folder
 
 _WARMUP_CALLS = 3
 """Steps before a CUDA graph is captured: an optimizer creates its state in the first of them."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped on request, after a checkpoint was saved."""
 
 
 @dataclass
@@ -88,7 +86,9 @@ def open_loop(
     accelerator = create_accelerator(settings.mixed_precision, settings.device, "train")
     folder = settings.output_dir
     with lock_folder(folder, "train.output_dir", accelerator, break_lock) as lock:
-        yield PretrainLoop(settings, title, resume, lock)
+        hint = "the same command with --resume goes on"
+        with explain_interruption(folder, folder / CHECKPOINTS, hint):
+            yield PretrainLoop(settings, title, resume, lock)
 
 
 class PretrainLoop:
@@ -189,11 +189,12 @@ class PretrainLoop:
         """Yield the indices of the remaining steps; log and save checkpoints between them.
 
         Raises:
-            Interrupted: on Ctrl-C or when the time is up, after saving a checkpoint.
+            Interrupted: on Ctrl-C, SIGTERM or SIGHUP, or when the time is up, after saving a
+                checkpoint.
             TrainingError: a metric or gradient is not finite.
         """
         total, first = self.settings.steps, self._restore()
-        deadline = self._deadline()
+        deadline, agreement = self._deadline(), StopAgreement(self.accelerator)
         with (
             Tracker(self.output_dir, self.settings.tensorboard, self.is_main, first) as tracker,
             progress_bar(self.title, total, first, enabled=self.is_main) as advance,
@@ -209,12 +210,14 @@ class PretrainLoop:
                     summary = self._log(tracker, step, started)
                     advance(done - last_logged, summary)
                     started, last_logged = time.perf_counter(), done
-                stop = request.is_requested or time.perf_counter() > deadline
-                stop = self._should_stop(stop, is_log_step)
+                is_time_up = time.perf_counter() > deadline
+                stop = request.signal_number or (signal.SIGINT if is_time_up else 0)
+                stop = agreement.after_step(stop)
                 if stop or done == total or done % self.settings.checkpoint_every_n_steps == 0:
                     self.save_checkpoint(done)
                 if stop and done < total:
-                    raise Interrupted(f"stopped after step {done} of {total}; --resume goes on")
+                    message = f"stopped after step {done} of {total}; --resume goes on"
+                    raise Interrupted(message, stop)
 
     def train_step(
         self,
@@ -371,9 +374,3 @@ class PretrainLoop:
     def _deadline(self) -> float:
         minutes = self.settings.stop_after_minutes
         return float("inf") if minutes is None else time.perf_counter() + 60.0 * minutes
-
-    def _should_stop(self, stop: bool, is_log_step: bool) -> bool:
-        """Return whether all processes stop now because any of them wants to."""
-        if self.accelerator.num_processes > 1 and not is_log_step:
-            return False  # asking the others waits for the device: only when logging
-        return any_process(self.accelerator, stop)

@@ -68,15 +68,19 @@ def write_output(path: Path, text: str) -> Path:
 
 
 @contextmanager
-def failure_as_warning(output: str) -> Iterator[None]:
+def failure_as_warning(output: str, folder: Path) -> Iterator[None]:
     """Turn an error into a warning while a page is written after training.
 
     The LoRA is saved by then, so a page that cannot be written must not fail the run.
 
     Args:
         output: what is written, for the message: ``report``.
+        folder: where.
     """
     try:
         yield
-    except LorasmithError as error:
+    except LorasmithError as error:  # names the file
         warnings.warn(f"no {output}: {error}", LorasmithWarning, stacklevel=3)
+    except Exception as error:  # noqa: BLE001 (a page never ends a run)
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"no {output} in {folder}: {reason}", LorasmithWarning, stacklevel=3)

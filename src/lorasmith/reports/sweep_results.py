@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorasmith.config.sweep import SweepConfig, Variant, variant_names
+from lorasmith.core.errors import LorasmithError
 from lorasmith.reports.advice import Advice, best_step, relative_validation_loss
 from lorasmith.reports.curves import Floats, downsample, extract_curve, smooth
 from lorasmith.reports.number_format import format_percent
@@ -57,9 +58,7 @@ class SweepResult:
 def read_sweep_results(config: SweepConfig, paths: SweepPaths) -> list[SweepResult]:
     """Read the results of a sweep's LoRAs so far, the best first.
 
-    Raises:
-        DataError: a file is damaged.
-        ConfigError: the settings of one are damaged or of another version.
+    The state of one whose files are damaged says so, and nothing else is known about it.
     """
     results = [
         _read_result(variant, lora)
@@ -76,7 +75,12 @@ def _sort_key(result: SweepResult) -> tuple[bool, float]:
 def _read_result(variant: Variant, paths: RunPaths) -> SweepResult:
     if not paths.settings.is_file():
         return SweepResult(variant.name, variant.settings, paths.folder)
-    run = read_run_folder(paths.folder)
+    try:
+        run = read_run_folder(paths.folder)
+    except LorasmithError as error:
+        file = paths.lora if paths.lora.is_file() else None
+        state = f"its files cannot be read: {error}"
+        return SweepResult(variant.name, variant.settings, paths.folder, file, state=state)
     relative_loss = relative_validation_loss(run.log)
     validation_losses = extract_curve(run.log, "held_out").values
     training_losses = downsample(extract_curve(run.log, "loss"))

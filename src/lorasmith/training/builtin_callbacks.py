@@ -14,6 +14,7 @@ from lorasmith.training.outputs.logger import open_logger, public_config
 from lorasmith.training.resume import save_checkpoints
 from lorasmith.training.state import TrainerState
 from lorasmith.training.step.events import CallbackList
+from lorasmith.training.validation.preview_drawer import PreviewDrawer
 from lorasmith.training.validation.validator import Validator
 
 if TYPE_CHECKING:
@@ -48,13 +49,16 @@ def install_callbacks(
     options: LoopOptions,
     request: StopRequest,
     user_callbacks: Sequence[Callback] = (),
-) -> Iterator[None]:
+) -> Iterator["CheckpointSaver"]:
     """Open the logs, and give every LoRA its callbacks while the block runs.
+
+    Yields what saves checkpoints. Previews come after the checkpoint and the LoRA file of their
+    step, which they cannot cost then.
 
     Args:
         states: the LoRAs.
         options: what they have in common.
-        request: tells whether Ctrl-C was pressed.
+        request: tells whether a signal asks to stop.
         user_callbacks: called after the built-in ones.
     """
     saver = CheckpointSaver(states, options)
@@ -66,14 +70,22 @@ def install_callbacks(
                 None if shared_wandb is None else ScopedLogger(shared_wandb, options.labels[index])
             )
             title = None if index else options.title  # the first one's bar stands for all
-            validator = Validator(
+            drawer = PreviewDrawer(
                 state, lambda: not request.is_requested, previews if index else None
             )
             logger = stack.enter_context(open_logger(state, title, wandb))
             state.callbacks = CallbackList(
-                [validator, EarlyStopping(), logger, saver, LoraSaver(), *user_callbacks]
+                [
+                    Validator(state),
+                    EarlyStopping(),
+                    logger,
+                    saver,
+                    LoraSaver(),
+                    drawer,
+                    *user_callbacks,
+                ]
             )
-        yield
+        yield saver
 
 
 @contextmanager
@@ -119,7 +131,7 @@ class CheckpointSaver(Callback):
     def __init__(self, states: Sequence[TrainerState], options: LoopOptions) -> None:
         self._states = states
         self._options = options
-        self._checked_step = -1
+        self._checked_step = self._saved_step = -1
         self._num_active = len(states)
 
     def on_train_begin(self, state: TrainerState) -> None:
@@ -134,12 +146,17 @@ class CheckpointSaver(Callback):
         num_active = self._count_active()
         has_ended, self._num_active = num_active < self._num_active, num_active
         if state.scheduled_actions.checkpoint or state.stop_requested or has_ended:
-            self._save()
+            self.save()
 
     def _count_active(self) -> int:
         return sum(state.is_active for state in self._states)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Save a checkpoint, unless the last step's is saved already."""
+        step = max(state.step for state in self._states)
+        if step == self._saved_step:
+            return
+        self._saved_step = step
         folder = save_checkpoints(self._states, self._options.paths, self._options.is_joint)
         for state in self._states:
             state.callbacks.on_checkpoint(state, folder)
@@ -147,6 +164,13 @@ class CheckpointSaver(Callback):
 
 class LoraSaver(Callback):
     """Writes LoRA files on the way and, with summary and report, at the end."""
+
+    def on_train_begin(self, state: TrainerState) -> None:
+        """Write the file of the step that a run is resumed from, if it was killed before that."""
+        path = state.paths.lora_at_step(state.step)
+        is_due = state.step > 0 and state.failure is None and state.scheduled_actions.save
+        if is_due and state.is_main and not path.exists():
+            export_lora(state, path)
 
     def on_step_end(self, state: TrainerState, metrics: "StepMetrics") -> None:
         """Write a file if that is due."""

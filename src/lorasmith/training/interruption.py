@@ -1,17 +1,16 @@
 """Errors and messages about training that cannot continue: what is saved, and how to resume."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from lorasmith.core.errors import OutputError, TrainingError
-from lorasmith.loops.checkpoint import list_checkpoints
+from lorasmith.core.errors import TrainingError
+from lorasmith.loops import interruption as loops_interruption
+from lorasmith.loops.interruption import Interrupted
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.state import TrainerState
 
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped by Ctrl-C, after a checkpoint was saved."""
+__all__ = ["Interrupted", "check_finite", "explain_interruption", "explain_oom", "stop_message"]
 
 
 def stop_message(state: TrainerState) -> str:
@@ -63,30 +62,12 @@ def explain_oom(state: TrainerState, hint: str = "") -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def explain_interruption(paths: RunPaths) -> Iterator[None]:
-    """Say what is saved when a second Ctrl-C or the disk stops the run at once."""
-    try:
-        yield
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"stopped at once; {_last_checkpoint(paths)} is kept, {_how_to_continue(paths)}"
-        ) from error
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {error.filename or paths.folder}: {error.strerror or error}; "
-            f"{_last_checkpoint(paths)} is kept, {_how_to_continue(paths)}"
-        ) from error
-
-
-def _how_to_continue(paths: RunPaths) -> str:
-    if list_checkpoints(paths.resume_checkpoints):
-        return f"go on with: {paths.resume_command}"
-    return "the same command starts anew"
+def explain_interruption(paths: RunPaths) -> AbstractContextManager[None]:
+    """Return a context that says what is saved, and how to resume, when anything ends a run."""
+    return loops_interruption.explain_interruption(
+        paths.folder, paths.resume_checkpoints, f"go on with: {paths.resume_command}"
+    )
 
 
 def _last_checkpoint(paths: RunPaths) -> str:
-    saved = list_checkpoints(paths.resume_checkpoints)
-    return f"the last checkpoint ({saved[-1].name})" if saved else "the start (no checkpoint yet)"
+    return loops_interruption.last_checkpoint(paths.resume_checkpoints)

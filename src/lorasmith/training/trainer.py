@@ -8,9 +8,8 @@ from pathlib import Path
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import LorasmithWarning, TrainingError
 from lorasmith.core.files import write_text
-from lorasmith.loops.distributed import any_process
-from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
-from lorasmith.training.builtin_callbacks import LoopOptions, install_callbacks
+from lorasmith.loops.interrupt import StopAgreement, StopRequest, stop_on_interrupt
+from lorasmith.training.builtin_callbacks import CheckpointSaver, LoopOptions, install_callbacks
 from lorasmith.training.callbacks import Callback, notify_step_end
 from lorasmith.training.interruption import (
     Interrupted,
@@ -54,7 +53,8 @@ def train(
         ConfigError: a setting does not fit the model or the machine.
         TrainingError: a loss or gradient was not finite, or memory ran out; the last checkpoint
             is intact.
-        KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the message says what is saved and how to
+            resume.
     """
     opened = open_trainer(config, resume, loss_fn, break_lock)
     with opened as state, explain_interruption(state.paths):
@@ -64,7 +64,7 @@ def train(
 
 def run_training(
     states: Sequence[TrainerState], options: LoopOptions, callbacks: Sequence[Callback] = ()
-) -> bool:
+) -> int:
     """Take all steps that are left, and write the results.
 
     Args:
@@ -73,7 +73,7 @@ def run_training(
         callbacks: called after the built-in ones.
 
     Returns:
-        whether Ctrl-C was pressed when there was nothing left to stop.
+        the signal that asked to stop when there was nothing left to stop; 0 for none.
 
     Raises:
         TrainingError: memory ran out, or a loss or gradient was not finite.
@@ -81,26 +81,32 @@ def run_training(
     """
     with (
         stop_on_interrupt() as request,
-        install_callbacks(states, options, request, callbacks),
+        install_callbacks(states, options, request, callbacks) as saver,
     ):
         for state in states:
             state.failure = "failed before" if state.paths.failure.is_file() else None
             state.callbacks.on_train_begin(state)
-        train_loop(states, options, request)
+        train_loop(states, options, request, saver)
     for state in states:
         if state.failure is None:
             is_complete = state.step == state.total_steps
             reason = None if is_complete else state.stop_reason
             state.callbacks.on_train_end(state, reason or "all steps done")
-    return any_process(states[0].accelerator, request.is_requested)
+    return StopAgreement(states[0].accelerator).ask(request.signal_number)
 
 
-def train_loop(states: Sequence[TrainerState], options: LoopOptions, request: StopRequest) -> None:
+def train_loop(
+    states: Sequence[TrainerState],
+    options: LoopOptions,
+    request: StopRequest,
+    saver: CheckpointSaver,
+) -> None:
     """Take steps until no LoRA has any left; call the callbacks after each.
 
     Raises:
         Interrupted: the run was asked to stop, and its checkpoint is saved.
     """
+    agreement = StopAgreement(states[0].accelerator)
     previous: list[TrainerState] = []
     while active := [state for state in states if state.is_active]:
         if active != previous:  # some LoRAs are done
@@ -108,27 +114,26 @@ def train_loop(states: Sequence[TrainerState], options: LoopOptions, request: St
         started = time.perf_counter()
         with explain_oom(active[0], options.oom_hint):
             metrics = train_step.step()
-        should_stop = _should_stop(active[0], request)
-        if active[0].scheduled_actions.any or should_stop:
+        stop_signal = agreement.after_step(request.signal_number)
+        if active[0].scheduled_actions.any or stop_signal:
             _check_all_finite(active, options.continues_on_failure)
         seconds = time.perf_counter() - started
         for state in active:
-            state.stop_requested = should_stop
+            state.stop_requested = stop_signal != 0
         pairs = [
             (state, step_metrics._replace(seconds=seconds))
             for state, step_metrics in zip(active, metrics, strict=True)
             if state.failure is None
         ]
         notify_step_end(pairs)
-        if should_stop and any(state.is_active for state in states):
-            raise Interrupted(stop_message(active[0]))
-
-
-def _should_stop(state: TrainerState, request: StopRequest) -> bool:
-    """Return whether Ctrl-C was pressed; several processes agree on that when a log line is due."""
-    if state.accelerator.num_processes > 1 and not state.scheduled_actions.log:
-        return False
-    return any_process(state.accelerator, request.is_requested)
+        is_over = not any(state.is_active for state in states)
+        if not (stop_signal or is_over) and any(s.scheduled_actions.validate for s in active):
+            # A signal cancels previews; only with this step's weights can they be made up for.
+            stop_signal = agreement.ask(request.signal_number)
+            if stop_signal:
+                saver.save()
+        if stop_signal and not is_over:
+            raise Interrupted(stop_message(active[0]), stop_signal)
 
 
 def _check_all_finite(states: Sequence[TrainerState], continues_on_failure: bool) -> None:

@@ -1,5 +1,6 @@
 """The training loop and its callbacks, on states that take no real steps."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,10 @@ def joint_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return groups
 
 
+def run_loop(states: Sequence[Any], options: LoopOptions, request: StopRequest) -> None:
+    trainer.train_loop(states, options, request, CheckpointSaver(states, options))
+
+
 class Recorder(Callback):
     def __init__(self, calls: list[tuple[str, str, int]], label: str) -> None:
         self._calls, self._label = calls, label
@@ -88,7 +93,7 @@ class Recorder(Callback):
 
 def test_loop_takes_all_steps(tmp_path: Path) -> None:
     state = make_state(tmp_path)
-    trainer.train_loop([state], LoopOptions(state.paths), StopRequest())
+    run_loop([state], LoopOptions(state.paths), StopRequest())
     assert state.step == 4
 
 
@@ -98,7 +103,7 @@ def test_each_callback_sees_all_loras_before_the_next_callback(tmp_path: Path) -
         make_state(tmp_path, name, [Recorder(calls, "first"), Recorder(calls, "second")], steps=1)
         for name in ("a", "b")
     ]
-    trainer.train_loop(states, LoopOptions(states[0].paths), StopRequest())
+    run_loop(states, LoopOptions(states[0].paths), StopRequest())
     assert calls == [("first", "a", 1), ("first", "b", 1), ("second", "a", 1), ("second", "b", 1)]
 
 
@@ -110,7 +115,7 @@ def test_metrics_have_the_time_of_the_step(tmp_path: Path) -> None:
             seconds.append(metrics.seconds)
 
     state = make_state(tmp_path, callbacks=[Seconds()])
-    trainer.train_loop([state], LoopOptions(state.paths), StopRequest())
+    run_loop([state], LoopOptions(state.paths), StopRequest())
     assert len(seconds) == 4
     assert all(value > 0 for value in seconds)
 
@@ -124,7 +129,7 @@ def test_loras_that_have_stopped_leave_the_step_to_the_others(
                 state.stop("enough")
 
     states = [make_state(tmp_path, "a", [Stop()]), make_state(tmp_path, "b", [Callback()])]
-    trainer.train_loop(states, LoopOptions(states[0].paths), StopRequest())
+    run_loop(states, LoopOptions(states[0].paths), StopRequest())
     assert joint_steps == [["a", "b"], ["b"]]
     assert [state.step for state in states] == [2, 4]
 
@@ -135,19 +140,19 @@ def test_ctrl_c_stops_after_the_callbacks_of_the_step(tmp_path: Path) -> None:
     class PressAtTwo(Callback):
         def on_step_end(self, state: Any, metrics: StepMetrics) -> None:
             steps.append((state.step, state.stop_requested))
-            request.is_requested = state.step >= 2
+            request.signal_number = signal.SIGINT if state.step >= 2 else 0
 
     state = make_state(tmp_path, callbacks=[PressAtTwo()])
     with pytest.raises(Interrupted, match=r"stopped after step 3 of 4, all saved; go on with: "):
-        trainer.train_loop([state], LoopOptions(state.paths), request)
+        run_loop([state], LoopOptions(state.paths), request)
     assert steps == [(1, False), (2, False), (3, True)]
 
 
 def test_ctrl_c_in_the_last_step_ends_the_loop_as_usual(tmp_path: Path) -> None:
     request = StopRequest()
-    request.is_requested = True
+    request.signal_number = signal.SIGTERM
     state = make_state(tmp_path, steps=1)
-    trainer.train_loop([state], LoopOptions(state.paths), request)
+    run_loop([state], LoopOptions(state.paths), request)
     assert state.step == 1
 
 
@@ -155,7 +160,7 @@ def test_loss_that_is_not_finite_raises(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     state.failed_step = lambda: 1 if state.step >= 2 else None
     with pytest.raises(TrainingError, match=r"not finite at step 2, with the images a\.png"):
-        trainer.train_loop([state], LoopOptions(state.paths), StopRequest())
+        run_loop([state], LoopOptions(state.paths), StopRequest())
     assert not state.paths.failure.exists()
 
 
@@ -167,7 +172,7 @@ def test_other_loras_go_on_where_failures_are_allowed(
     states[0].failed_step = lambda: 1 if states[0].step >= 2 else None
     options = LoopOptions(states[0].paths, continues_on_failure=True)
     with pytest.warns(LorasmithWarning, match="a: loss or gradient is not finite at step 2"):
-        trainer.train_loop(states, options, StopRequest())
+        run_loop(states, options, StopRequest())
     assert joint_steps == [["a", "b"], ["b"]]
     assert ("", "a", 2) not in calls
     assert states[1].step == 4
@@ -241,7 +246,7 @@ def test_one_checkpoint_is_saved_for_all_loras(
     for state in states:
         state.callbacks = CallbackList([saver])
         saver.on_train_begin(state)
-    trainer.train_loop(states, options, StopRequest())
+    run_loop(states, options, StopRequest())
     assert saved == [2, 4]
 
 

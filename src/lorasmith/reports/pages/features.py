@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lorasmith.config.features import FeaturesConfig
+from lorasmith.core.errors import LorasmithError
 from lorasmith.reports.embedded_images import embed_preview
 from lorasmith.reports.html import failure_as_warning, render_page, write_output
 from lorasmith.runs.features_paths import FeaturesPaths
@@ -32,16 +33,16 @@ class FeatureCard:
 
 def write_features_page_after_training(config: FeaturesConfig, paths: FeaturesPaths) -> None:
     """Write the page; if that fails, warn."""
-    with failure_as_warning("overview page"):
+    with failure_as_warning("overview page", paths.main.folder):
         write_features_page(config, paths)
 
 
 def write_features_page(config: FeaturesConfig, paths: FeaturesPaths) -> Path:
     """Write ``report.html`` into the run's folder and return it.
 
+    A feature whose files cannot be read has a card that says so.
+
     Raises:
-        DataError: a file of a feature is damaged.
-        ConfigError: the settings of one are damaged or of another version.
         OutputError: the page cannot be written.
     """
     cards = [
@@ -55,7 +56,11 @@ def write_features_page(config: FeaturesConfig, paths: FeaturesPaths) -> Path:
 def _make_card(tag: str, class_word: str, paths: RunPaths) -> FeatureCard:
     if not paths.settings.is_file():
         return FeatureCard(tag, class_word, "not begun")
-    run = read_run_folder(paths.folder)
+    try:
+        run = read_run_folder(paths.folder)
+    except LorasmithError as error:
+        file = paths.lora.name if paths.lora.is_file() else ""
+        return FeatureCard(tag, class_word, f"its files cannot be read: {error}", file)
     summary = run.summary
     state = "not finished" if summary is None else f"{summary.steps} steps, {summary.stop_reason}"
     return FeatureCard(

@@ -40,7 +40,7 @@ class SweepRow:
 
 def write_sweep_page_after_training(config: SweepConfig, paths: SweepPaths) -> None:
     """Write both files; if that fails, warn."""
-    with failure_as_warning("sweep page"):
+    with failure_as_warning("sweep page", paths.main.folder):
         write_sweep_page(config, paths)
 
 
@@ -48,8 +48,6 @@ def write_sweep_page(config: SweepConfig, paths: SweepPaths) -> Path:
     """Write ``sweep.json`` and ``sweep.html`` into the sweep's folder and return the latter.
 
     Raises:
-        DataError: a file of a LoRA is damaged.
-        ConfigError: the settings of one are damaged or of another version.
         OutputError: they cannot be written.
     """
     results = read_sweep_results(config, paths)

@@ -153,13 +153,14 @@ class _FeaturesRun:
         ):
             self._start(states, is_new)
             options = LoopOptions(paths, f"training {config.data.tag}")
-            stop_requested = run_training(states, options, self.callbacks)
+            stop_signal = run_training(states, options, self.callbacks)
             if states[0].is_main:
                 write_features_page_after_training(self.config, self.paths)
-            if stop_requested and later:
+            if stop_signal and later:
                 raise Interrupted(
                     f"stopped after feature {config.data.tag!r}, {stage + 1} of {len(configs)}, "
-                    f"all saved; go on with: {self.paths.main.resume_command}"
+                    f"all saved; go on with: {self.paths.main.resume_command}",
+                    stop_signal,
                 )
 
     def _first_unfinished_stage(self) -> int:

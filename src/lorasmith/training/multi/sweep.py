@@ -7,7 +7,7 @@ from lorasmith.config.reading.load import dump_toml, load_saved_config
 from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.config.sweep import SweepConfig, Variant
 from lorasmith.config.train_config import TrainConfig
-from lorasmith.core.errors import ConfigError, OutputError
+from lorasmith.core.errors import ConfigError, DataError, OutputError
 from lorasmith.reports.pages.sweep import write_sweep_page_after_training
 from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
@@ -105,8 +105,12 @@ def _first_unfinished_group(config: SweepConfig, paths: SweepPaths) -> int:
 def _is_finished(paths: RunPaths, steps: int) -> bool:
     if paths.failure.is_file():
         return True
-    has_result = paths.lora.is_file() and paths.summary.is_file()
-    return has_result and RunSummary.read(paths.summary).steps >= steps
+    if not (paths.lora.is_file() and paths.summary.is_file()):
+        return False
+    try:
+        return RunSummary.read(paths.summary).steps >= steps
+    except DataError:  # written again when its last steps are
+        return False
 
 
 @dataclass(frozen=True)
@@ -146,13 +150,14 @@ class _SweepRun:
                 is_new = checkpoint is None and index == 0
                 self.paths.prepare_folder(dump_toml(self.config), is_new)
             options = _loop_options(groups, paths, index)
-            stop_requested = run_training(states, options, self.callbacks)
+            stop_signal = run_training(states, options, self.callbacks)
             if is_main:
                 write_sweep_page_after_training(self.config, self.paths)
-            if stop_requested and later:
+            if stop_signal and later:
                 raise Interrupted(
                     f"stopped after group {index + 1} of {len(groups)}, all saved; go on with: "
-                    f"{self.paths.main.resume_command}"
+                    f"{self.paths.main.resume_command}",
+                    stop_signal,
                 )
 
 

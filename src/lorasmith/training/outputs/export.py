@@ -53,7 +53,7 @@ def finish_run(state: TrainerState, stop_reason: str) -> None:
     if state.is_main:
         export_lora(state, state.paths.lora)
         _summarize(state, stop_reason).write(state.paths.summary)
-        with failure_as_warning("report"):
+        with failure_as_warning("report", state.paths.folder):
             write_run_page(state.paths)
     state.accelerator.wait_for_everyone()
 

@@ -128,6 +128,17 @@ class Previews:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def folder_of(self, step: int) -> Path:
+        """Return the folder of the images of a step."""
+        return self._folder / f"step-{step:06d}"
+
+    def is_complete(self, step: int) -> bool:
+        """Return whether all images of a step are there."""
+        return all(path.is_file() for path in self._paths(step))
+
+    def _paths(self, step: int) -> list[Path]:
+        return [self.folder_of(step) / f"{index:04d}.png" for index in range(len(self))]
+
     def generate(
         self, step: int, trainable: TrainableModules, is_wanted: Callable[[], bool]
     ) -> list[Path]:
@@ -160,9 +171,8 @@ class Previews:
         return self._write(step, images)
 
     def _write(self, step: int, images: Sequence[Image.Image]) -> list[Path]:
-        folder = self._folder / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{index:04d}.png" for index in range(len(images))]
+        self.folder_of(step).mkdir(parents=True, exist_ok=True)
+        paths = self._paths(step)
         for path, image in zip(paths, images, strict=True):
             save_png(image, path)
         prompts = [{"prompt": job.prompt.source, "seed": job.seed} for job in self._jobs]

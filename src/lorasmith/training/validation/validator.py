@@ -1,10 +1,8 @@
-"""Validation every so many steps: the validation loss, preview images, and the best LoRA so far."""
+"""Validation every so many steps: the validation loss, and the best LoRA so far."""
 
-import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
@@ -15,7 +13,6 @@ from lorasmith.training.outputs.export import export_lora
 from lorasmith.training.state import TrainerState
 from lorasmith.training.step.train_step import StepMetrics
 from lorasmith.training.validation.loss import ValidationLoss, ValidationResult
-from lorasmith.training.validation.previews import Previews, PreviewsCancelledError
 
 _MAX_BATCH_SIZE = 8
 """Images that go through the model at once where training accumulates smaller batches."""
@@ -24,22 +21,8 @@ _MAX_BATCH_SIZE = 8
 class Validator(Callback):
     """Validates one run."""
 
-    def __init__(
-        self,
-        state: TrainerState,
-        is_wanted: Callable[[], bool] = lambda: True,
-        base_previews: Path | None = None,
-    ) -> None:
-        """Prepare validation.
-
-        Args:
-            state: the run.
-            is_wanted: returns False once the run is asked to stop; previews are then given up.
-            base_previews: a folder with the base model's previews from a run with the same ones;
-                None generates them.
-        """
-        self._is_wanted = is_wanted
-        self._base_previews = base_previews
+    def __init__(self, state: TrainerState) -> None:
+        """Prepare validation of a run."""
         validation, train, dataset = state.validation, state.train, state.dataset
         self._is_held_out = dataset.validation is not None
         images_per_step = train.images_per_step(state.accelerator.num_processes)
@@ -50,18 +33,11 @@ class Validator(Callback):
             max(train.batch_size, min(images_per_step, _MAX_BATCH_SIZE)),
             train.seed if validation.loss_seed is None else validation.loss_seed,
         )
-        rows = dataset.rows[: dataset.num_tagged]
-        self._previews = Previews(validation, state.model, rows, state.paths.previews)
 
     def on_train_begin(self, state: TrainerState) -> None:
         """Validate the base model before the first step of a new run."""
         if state.step or state.validation.every_n_steps == 0:
             return
-        state.trainable.set_strength(0.0)
-        try:
-            self._generate_base_previews(state)
-        finally:
-            state.trainable.set_strength(1.0)
         result = self._measure(state)
         if result is not None:
             base = ValidationResult(result.base_loss, result.base_loss)
@@ -75,7 +51,6 @@ class Validator(Callback):
             result = self._measure(state)
             if result is not None and self._is_held_out:
                 self._keep_best(state, result.loss)
-            self._generate_previews(state)
         entries = {} if result is None else self._log_entries(result)
         state.callbacks.on_validation_end(state, entries)
 
@@ -97,7 +72,7 @@ class Validator(Callback):
         """Measure in the main process; all processes get the result."""
         results: list[ValidationResult | None] = [None]
         if state.is_main:
-            with _warn_on_oom("the validation loss", state.step):
+            with warn_on_oom("the validation loss", state.step):
                 results = [self._loss.measure(state.trainable, state.progress.base_loss)]
         if state.accelerator.num_processes > 1:
             broadcast_object_list(results)
@@ -105,26 +80,9 @@ class Validator(Callback):
             state.progress.base_loss = results[0].base_loss
         return results[0]
 
-    def _generate_base_previews(self, state: TrainerState) -> None:
-        if self._base_previews is None:
-            self._generate_previews(state)
-        elif state.is_main and self._base_previews.is_dir():
-            shutil.copytree(self._base_previews, state.paths.previews, dirs_exist_ok=True)
-
-    def _generate_previews(self, state: TrainerState) -> None:
-        if not state.is_main:
-            return
-        if state.loss.routing is not None:
-            state.loss.routing.activate_only_own()
-        try:
-            with _warn_on_oom("a preview", state.step):
-                self._previews.generate(state.step, state.trainable, self._is_wanted)
-        except PreviewsCancelledError:
-            return
-
 
 @contextmanager
-def _warn_on_oom(task: str, step: int) -> Iterator[None]:
+def warn_on_oom(task: str, step: int) -> Iterator[None]:
     """Turn running out of memory into a warning: the training itself may well continue."""
     try:
         yield
