@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ def _shuffle(caption: str) -> object:
     return shuffle_caption(caption, 1, torch.Generator().manual_seed(0))
 
 
+@cache
+def _tokenizer() -> Any:
+    from lorasmith.models.text.tokenizer import create_clip_tokenizer
+
+    return create_clip_tokenizer(49408)
+
+
+def _count_tokens(text: str) -> object:
+    return _tokenizer()(text, add_special_tokens=False, truncation=False, verbose=False)
+
+
 TEXTS: dict[str, tuple[Callable[[str], object], Callable[[int], str]]] = {
     "caption of many tags": (_shuffle, lambda n: "a, " * (n // 3)),
     "tags": (lambda text: count_tags([text]), lambda n: ", ".join(map(str, range(n // 7)))),
@@ -142,6 +154,8 @@ TEXTS: dict[str, tuple[Callable[[str], object], Callable[[int], str]]] = {
     "selector of dots": (select_layers, lambda n: "a." * (n // 2)),
     "option of colons": (parse_lora_option, lambda n: "a/b" + ":" * n),
     "option of parts": (parse_lora_option, lambda n: "a:" * (n // 2)),
+    "tokens of letters": (_count_tokens, lambda n: "qzxv" * (n // 4)),
+    "tokens of accents": (_count_tokens, lambda n: "e" + "\u0301" * n),
     "size": (parse_size, lambda n: " " * n + "1"),
 }
 
@@ -156,6 +170,11 @@ FILES: dict[str, tuple[str, Callable[[Path], object], Callable[[int], str]]] = {
     "tables": ("run.toml", read_toml, lambda n: "".join(f"[t{k}]\n" for k in range(n // 6))),
     "strings": ("run.toml", read_toml, lambda n: 'a = "' + "\\n" * (n // 2) + '"'),
     "quotes": ("run.toml", read_toml, lambda n: "a = " + '"' * n),
+    "names of images": (
+        "metadata.jsonl",
+        lambda path: find_rows(path.parent),
+        lambda n: json.dumps({"file_name": "x/" * (n // 2), "text": "a"}),
+    ),
     "deep metadata": ("metadata.jsonl", lambda path: find_rows(path.parent), lambda n: "[" * n),
     "lines of metadata": (
         "metadata.jsonl",

@@ -384,6 +384,40 @@ def _read_run_files(content: bytes) -> None:
             call()
 
 
+_LOG_KEYS = ("step", "time", "loss", "held_out", "held_out_base", "held_out_gain", "lr")
+_LOG_LINE = st.one_of(
+    st.fixed_dictionaries({"step": st.integers(0, 50), "loss": st.floats(0.001, 9)}),
+    st.dictionaries(st.sampled_from(_LOG_KEYS), st.one_of(st.floats(0, 1), _JSON_LEAF)),
+)
+_LOG = _damaged(st.lists(_LOG_LINE.map(_json_line), max_size=12).map(b"\n".join))
+_SUMMARY_FACTS = {
+    "name": "x", "tag": "t", "family": "sd1", "pictures": 3, "steps": 5, "seconds": 1.5,
+    "parameters": 10,
+}  # fmt: skip
+_SUMMARY = st.dictionaries(
+    st.sampled_from([*_SUMMARY_FACTS, "held_out", "best_step", "stopped", "sha256", "x"]),
+    st.one_of(_JSON, st.text(max_size=4)),
+    max_size=2,
+).map(lambda changes: _json_line(_SUMMARY_FACTS | changes))
+
+
+def _render_report(given: tuple[bytes, bytes | None]) -> None:
+    from lorasmith.reports.pages.run import render_run_page
+    from lorasmith.runs.run_folder import read_run_folder
+
+    folder = FOLDER / "run"
+    folder.mkdir(exist_ok=True)
+    (folder / "run.toml").write_text(
+        'config_version = 2\n[data]\npath = "p"\ntag = "t"\n[output]\nname = "n"\n'
+    )
+    log, summary = given
+    (folder / "log.jsonl").write_bytes(log)
+    (folder / "summary.json").unlink(missing_ok=True)
+    if summary is not None:
+        (folder / "summary.json").write_bytes(summary)
+    render_run_page(read_run_folder(folder))
+
+
 # --- words and numbers --------------------------------------------------------------------------
 
 _SELECTOR = joined(
@@ -439,6 +473,7 @@ FUZZ_TARGETS: Mapping[str, FuzzTarget] = {
     "header": FuzzTarget(_HEADER, _read_header),
     "lora-file": FuzzTarget(_lora_files(), _read_lora),
     "run-files": FuzzTarget(_JSON_FILE, _read_run_files),
+    "report": FuzzTarget(st.tuples(_LOG, st.one_of(st.none(), _SUMMARY)), _render_report),
     "selector": FuzzTarget(_SELECTOR, select_layers),
     "numbers": FuzzTarget(joined("12", "GB", "x", ".", " ", "MiB", "9" * 400), _read_numbers),
 }

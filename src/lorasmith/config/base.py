@@ -100,6 +100,8 @@ def _check_count(value: int) -> int:
 
 Positive = Annotated[int, Field(gt=0), AfterValidator(_check_count)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Side = Annotated[int, Field(gt=0, le=8192)]
+"""A side of an image in pixels."""
 
 
 def _check_path_text(value: Any) -> Any:

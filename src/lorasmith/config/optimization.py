@@ -78,7 +78,7 @@ class TrainerConfig(BaseConfig):
     batch_size: Positive = 8
     """Images that one process takes at once. An optimizer step takes this times
     `gradient_accumulation_steps` times the number of processes."""
-    gradient_accumulation_steps: Positive = 1
+    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=65536)] = 1
     """How many batches of each process add up to one optimizer step: a larger effective batch in
     the memory of one."""
 

@@ -1,10 +1,10 @@
 """Settings of the three pretraining commands."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorasmith.config.base import BaseConfig, Positive, UserPath
+from lorasmith.config.base import BaseConfig, Positive, Side, UserPath
 from lorasmith.config.data import PretrainDataConfig, RowFilter
 from lorasmith.config.optimization import LrSchedulerName, MixedPrecision
 
@@ -28,7 +28,7 @@ class PretrainTrainerConfig(BaseConfig):
     batch_size: Positive
     """Images that one process takes at once. A step takes this times
     `gradient_accumulation_steps` times the number of processes."""
-    gradient_accumulation_steps: Positive = 1
+    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=65536)] = 1
     """How many batches of each process add up to one optimizer step."""
     learning_rate: float = Field(gt=0.0)
     """Peak learning rate of AdamW."""
@@ -126,7 +126,7 @@ class VaePretrainConfig(BaseConfig):
     """The network."""
     loss: VaeLossConfig = VaeLossConfig()
     """The losses."""
-    resolution: Positive = 128
+    resolution: Side = 128
     """Side of the training images in pixels."""
 
     @model_validator(mode="after")
@@ -200,7 +200,7 @@ class ClipPretrainConfig(BaseConfig):
     """A CLIP byte-pair merge list for a new tokenizer; none reuses the embedded model's."""
     num_merges: Positive = 7678
     """How many of its merges are kept; the vocabulary is 514 larger."""
-    resolution: Positive = 128
+    resolution: Side = 128
     """Side of the training images in pixels."""
     random_shift: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Images are scaled and shifted at random by up to this share of their side."""
@@ -229,7 +229,7 @@ class UnetArchitecture(BaseConfig):
 class StageConfig(BaseConfig):
     """One stage of U-Net pretraining."""
 
-    resolution: Positive
+    resolution: Side
     """Side of the training images in pixels."""
     steps: Positive
     """Optimizer steps of this stage."""

@@ -26,6 +26,7 @@ __all__ = [
 
 
 SUFFIX = ".safetensors"
+UpToThousand = Annotated[int, Field(gt=0, le=1000)]
 MAX_NAME_BYTES = 128
 """Longest name of a LoRA: steps, tags and suffixes follow it in file names of 255 bytes."""
 
@@ -80,11 +81,11 @@ class ValidationConfig(BaseConfig):
     prompts: tuple[str, ...] | None = None
     """Prompts of the preview images; left out, captions of training images. An empty list
     generates none."""
-    num_images: Positive = 4
+    num_images: UpToThousand = 4
     """How many captions are used when no prompts are given."""
     negative_prompt: str = ""
     """Negative prompt of the previews."""
-    num_inference_steps: Positive = 15
+    num_inference_steps: UpToThousand = 15
     """Denoising steps of a preview."""
     guidance_scale: float = Field(default=5.0, ge=0.0)
     """Guidance scale (CFG) of a preview."""
@@ -92,7 +93,7 @@ class ValidationConfig(BaseConfig):
     """Seed of the first preview image; image k has seed + k."""
     size: str | None = None
     """Size of the previews, such as 512x768; left out, the model's own."""
-    loss_timesteps: Positive = 4
+    loss_timesteps: UpToThousand = 4
     """How many noise levels, evenly spread, the validation loss is measured at."""
     loss_seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Seed of the noise of the validation loss; left out, `train.seed`. Losses can be compared

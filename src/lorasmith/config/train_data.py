@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lorasmith.config.base import BaseConfig, Positive, RegisteredName, UserPath
+from lorasmith.config.base import BaseConfig, Positive, RegisteredName, Side, UserPath
 from lorasmith.config.data import RowFilter
 from lorasmith.config.reading import foreign_values
 from lorasmith.registries import CAPTION_SOURCES
@@ -47,15 +47,15 @@ class ImageDataConfig(BaseConfig):
     """What happens at an image or caption that cannot be used: stop before training, or skip it
     with a warning."""
 
-    resolution: Annotated[Positive | None, BeforeValidator(foreign_values.resolution)] = None
+    resolution: Annotated[Side | None, BeforeValidator(foreign_values.resolution)] = None
     """Side of a square image in pixels; wider and taller ones have about as many pixels. Left
     out, the resolution of the model."""
     buckets: bool = True
     """Keep the shapes of images: each goes to the nearest of a few aspect ratios. False crops all
     to squares."""
-    bucket_reso_steps: Positive = 64
+    bucket_reso_steps: Side = 64
     """Sides of buckets are multiples of this, and of what the model needs."""
-    max_aspect_ratio: float = Field(default=2.0, ge=1.0)
+    max_aspect_ratio: float = Field(default=2.0, ge=1.0, le=100.0)
     """Largest aspect ratio of a bucket, longer side over shorter; longer images are cropped."""
     crop: Literal["center", "random"] = "center"
     """Where images are cropped that are larger than their bucket. `random` differs every time and
@@ -68,7 +68,7 @@ class ImageDataConfig(BaseConfig):
     inpaint_masks: Literal["file", "random"] = "file"
     """Masks for inpainting models: the white of `name.mask.png` is inpainted where that file
     exists, else that of random masks; or random masks for all."""
-    num_random_masks: int = Field(default=8, ge=0)
+    num_random_masks: int = Field(default=8, ge=0, le=1000)
     """Random masks of each image, for inpainting models. 0 draws new ones every time and runs the
     VAE in every step."""
     aesthetic_score: float = Field(default=6.0, ge=0.0, le=10.0)
@@ -82,7 +82,7 @@ class ImageDataConfig(BaseConfig):
     """How many tags at the start stay in place when captions are shuffled."""
     caption_dropout_rate: Share = 0.0
     """Share of the captions that are replaced by an empty one."""
-    max_token_length: Annotated[int, Field(gt=0, multiple_of=75)] = 225
+    max_token_length: Annotated[int, Field(gt=0, le=7500, multiple_of=75)] = 225
     """How many tokens of a caption are read: 75, 150, 225 or a further multiple of 75; the rest is
     cut off. Captions of more than 75 tokens are encoded in chunks of 77 with begin and end, and all
     captions of a set get as many chunks as the longest one needs."""

@@ -255,10 +255,14 @@ def read_log(path: Path) -> list[dict[str, float]]:
             record = parse_json_object(line)
         except ValueError:
             break
-        if not all(_is_metric(value) for value in (record.get("step"), *record.values())):
+        step = record.get("step")
+        if not all(map(_is_metric, (step, *record.values()))) or not 0 <= step <= _LAST_STEP:
             break
         records.append(record)
     return records
+
+
+_LAST_STEP = 2**53
 
 
 def _is_metric(value: Any) -> bool:

@@ -19,6 +19,8 @@ _MAX_POINTS = 200
 """Longer curves are averaged down to this many points before they are tested or drawn."""
 _BANDWIDTH = 0.05
 """Width of the smoothing kernel as a share of the curve's length."""
+_LARGEST = 1e30
+"""Larger values are as good as infinite."""
 _MAD_SCALE = 0.6745
 """Median absolute deviation of the standard normal distribution."""
 
@@ -42,7 +44,7 @@ class Curve:
 def extract_curve(log: Iterable[Mapping[str, float]], key: str) -> Curve:
     """Return the values that the lines of a log have for a key, without infinities and NaN."""
     pairs = [(float(line["step"]), float(line[key])) for line in log if line.get(key) is not None]
-    finite = sorted(pair for pair in pairs if np.isfinite(pair[1]))
+    finite = sorted(pair for pair in pairs if abs(pair[1]) < _LARGEST)
     table = np.array(finite, dtype=np.float64).reshape(-1, 2)
     return Curve(table[:, 0], table[:, 1])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import ConfigError
+from lorasmith.core.regular_files import read_regular_file
 
 MAX_FILE_BYTES = 2**18
 """Longer files are no settings."""
@@ -45,19 +46,13 @@ def parse_value(text: str) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.is_dir():
-            raise ConfigError(f"{path}: a folder; give the settings file itself")
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: not a plain file; give a settings file")
-        with path.open("rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
+        content = read_regular_file(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such settings file") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: cannot be read ({reason})") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: more than {MAX_FILE_BYTES:,} bytes; not a settings file")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a settings file"
+        ) from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ConfigError(f"{path}: UTF-16 text; save it as UTF-8")
     try:

@@ -56,6 +56,10 @@ class LineChart:
     """Draw the first line over the others, not the last one."""
 
 
+_SMALLEST_SPAN = 1e-9
+"""Relative to the values; less than that cannot be labelled."""
+
+
 @dataclass(frozen=True)
 class _Frame:
     """Maps steps and values to coordinates."""
@@ -117,7 +121,9 @@ def _make_frame(chart: LineChart) -> _Frame:
     values = [float(v) for line in chart.lines for v in line.curve.values]
     low, high = min(values), max(values)
     low = min(0.0, low) if chart.starts_at_zero else low
-    span = (high - low) or abs(high) or 1.0
+    span = high - low
+    if span <= _SMALLEST_SPAN * abs(high):  # a constant, and rounding
+        span = abs(high) or 1.0
     bottom = low if chart.starts_at_zero and low == 0.0 else low - _MARGIN * span
     top = high + (_LABEL_MARGIN if chart.marker else _MARGIN) * span
     return _Frame((min(0.0, *steps), max(steps)), (bottom, top))

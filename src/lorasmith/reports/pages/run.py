@@ -11,6 +11,8 @@ from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_folder import RunFolder, read_run_folder
 
 _TEMPLATE = "run.html.j2"
+_LAST_TIME = 2**36
+"""In the year 4147; later ones in a log are damage."""
 
 
 def write_run_page(paths: RunPaths) -> Path:
@@ -42,5 +44,5 @@ def render_run_page(run: RunFolder) -> str:
 
 
 def _last_date(log: Sequence[dict[str, float]]) -> str:
-    times = [line["time"] for line in log if "time" in line]
+    times = [line["time"] for line in log if 0 <= line.get("time", -1) < _LAST_TIME]
     return f"{datetime.fromtimestamp(times[-1], UTC):%Y-%m-%d %H:%M} UTC" if times else ""
