@@ -255,7 +255,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
             record = parse_json_object(line)
         except ValueError:
             break
-        step = record.get("step")
+        step = record.get("step", -1)
         if not all(map(_is_metric, (step, *record.values()))) or not 0 <= step <= _LAST_STEP:
             break
         records.append(record)
