@@ -146,12 +146,6 @@ def final_state(out: Path, step: int = 4) -> dict[str, torch.Tensor]:
     return load_checkpoint(out / "checkpoints" / f"step-{step:08}").tensors
 
 
-def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    different = [name for name in actual if not torch.equal(actual[name], expected[name])]
-    assert different == []
-
-
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     """Return the names of the tensors that differ."""
     assert before.keys() == after.keys()

@@ -59,12 +59,6 @@ def checkpoint_tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / "checkpoints" / f"step-{step:08}").tensors
 
 
-def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    different = [name for name in actual if not torch.equal(actual[name], expected[name])]
-    assert different == []
-
-
 def log_lines(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of the log, without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -12,12 +12,12 @@ from transformers import CLIPTokenizer
 
 import lorasmith
 from helpers.manifests import read_manifest
+from helpers.tensors import assert_same
 from helpers.training.pretrain_runs import (
     KINDS,
     UNET_FILE,
     VAE_FILE,
     PretrainRuns,
-    assert_same,
     final_state,
     last_error,
     moved,

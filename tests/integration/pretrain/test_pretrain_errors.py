@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.training.pretrain_runs import PretrainRuns, assert_same, final_state, last_error
+from helpers.tensors import assert_same
+from helpers.training.pretrain_runs import PretrainRuns, final_state, last_error
 from lorasmith.pretraining import clip as clip_module
 
 

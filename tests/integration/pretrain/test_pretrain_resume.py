@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from helpers.tensors import assert_same
 from helpers.training.pretrain_runs import (
     KINDS,
     UNET_FILE,
     VAE_FILE,
     PretrainRuns,
-    assert_same,
     final_state,
     last_error,
     several_runs,

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import lorasmith
+from helpers.tensors import assert_same
 from helpers.training.feature_runs import write_pictures
-from helpers.training.train_commands import assert_same, ctrl_c_at, last_error, log_lines, sets
+from helpers.training.train_commands import ctrl_c_at, last_error, log_lines, sets
 from lorasmith.cli import run
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.checkpoint import load_checkpoint

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lorasmith
+from helpers.tensors import assert_same
 from helpers.training.train_commands import (
     VALIDATION,
-    assert_same,
     checkpoint_tensors,
     during_step,
     press_ctrl_c,

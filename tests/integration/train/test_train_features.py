@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from helpers.fake_wandb import FakeWandb
+from helpers.tensors import assert_same
 from helpers.training.feature_runs import two_features, write_pictures
 from helpers.training.train_commands import (
-    assert_same,
     checkpoint_tensors,
     ctrl_c_at,
     last_error,

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.doubles import FailingDisk
+from helpers.tensors import assert_same
 from helpers.training.train_commands import (
     VALIDATION,
-    assert_same,
     checkpoint_steps,
     checkpoint_tensors,
     during_step,

@@ -221,7 +221,7 @@ def test_registered_weighting_is_used(tiny_training) -> None:
 
 
 def test_unknown_weighting_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no loss weighting 'min_snrr'; did you mean 'min_snr'"):
+    with pytest.raises(ConfigError, match=r"no loss weighting 'min_snrr'; did you mean 'min_snr'"):
         LossConfig(weighting="min_snrr")
 
 

@@ -231,15 +231,19 @@ def test_early_stopping_stops_a_resumed_run_that_had_stopped(tmp_path: Path) -> 
     assert not state.is_active
 
 
-def test_one_checkpoint_is_saved_for_all_loras(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved: list[int] = []
+@pytest.fixture
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which checkpoints would have been saved."""
+    saved_steps: list[int] = []
     monkeypatch.setattr(
         builtin_callbacks,
         "save_checkpoints",
-        lambda states, paths, is_joint: saved.append(states[0].step) or paths.checkpoints,
+        lambda states, paths, is_joint: saved_steps.append(states[0].step) or paths.checkpoints,
     )
+    return saved_steps
+
+
+def test_one_checkpoint_is_saved_for_all_loras(tmp_path: Path, saved_steps: list[int]) -> None:
     states = [make_state(tmp_path, name, checkpoint_every_n_steps=2) for name in ("a", "b")]
     options = LoopOptions(states[0].paths, is_joint=True)
     saver = CheckpointSaver(states, options)
@@ -247,31 +251,25 @@ def test_one_checkpoint_is_saved_for_all_loras(
         state.callbacks = CallbackList([saver])
         saver.on_train_begin(state)
     run_loop(states, options, StopRequest())
-    assert saved == [2, 4]
+    assert saved_steps == [2, 4]
 
 
 def test_checkpoint_is_saved_when_a_lora_stops_or_ctrl_c_is_pressed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, saved_steps: list[int]
 ) -> None:
-    saved: list[int] = []
-    monkeypatch.setattr(
-        builtin_callbacks,
-        "save_checkpoints",
-        lambda states, paths, is_joint: saved.append(states[0].step) or paths.checkpoints,
-    )
     state = make_state(tmp_path)
     saver = CheckpointSaver([state], LoopOptions(state.paths))
     metrics = StepMetrics(torch.tensor(1.0), torch.tensor(1.0))
     state.progress.step = 1
     saver.on_step_end(state, metrics)
-    assert saved == []
+    assert saved_steps == []
     state.progress.step, state.stop_requested = 2, True
     saver.on_step_end(state, metrics)
-    assert saved == [2]
+    assert saved_steps == [2]
     state.progress.step, state.stop_requested = 3, False
     state.stop("enough")
     saver.on_step_end(state, metrics)
-    assert saved == [2, 3]
+    assert saved_steps == [2, 3]
 
 
 # --- progress ---------------------------------------------------------------------------------
