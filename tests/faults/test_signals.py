@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import REPOSITORY
+from helpers.tensors import assert_same
 from helpers.training.feature_runs import two_features
 from helpers.training.pretrain_runs import PretrainRuns, make_data
 from helpers.training.train_commands import (
-    assert_same,
     checkpoint_steps,
     checkpoint_tensors,
     during_step,
