@@ -1,13 +1,9 @@
-"""Trigger words (tags) in captions."""
+"""Captions with other trigger words (tags), and counting the parts of captions."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
-
-def contains_tag(text: str, tag: str) -> bool:
-    """Whether a text contains a tag as full words, in any case (CLIP reads lower case)."""
-    return re.search(_pattern(tag), text, re.IGNORECASE) is not None
+from lorasmith.core.tags import find_tag
 
 
 def count_tags(captions: Iterable[str]) -> dict[str, int]:
@@ -22,24 +18,28 @@ def remove_tag(text: str, tag: str, class_word: str = "") -> str:
     The class word replaces the tag, unless it already stands next to it ("a curlyqx person" with
     the class word person becomes "a person") or is empty. Empty parts between commas are removed.
     """
-    tag_pattern = _pattern(tag)
-    class_pattern = _pattern(class_word) if class_word.split() else None
-    if class_pattern is not None:
-        text = re.sub(rf"{tag_pattern}(?=\s+{class_pattern})", " ", text, flags=re.IGNORECASE)
-        text = re.sub(rf"({class_pattern})\s+{tag_pattern}", r"\1", text, flags=re.IGNORECASE)
-    text = re.sub(tag_pattern, lambda _: f" {class_word} ", text, flags=re.IGNORECASE)
-    parts = (" ".join(part.split()) for part in text.split(","))
+    class_places = find_tag(text, class_word)
+    pieces, end = [], 0
+    for place in find_tag(text, tag):
+        if place.start < end:
+            continue  # overlaps with the occurrence before
+        needs_class = not any(_stand_together(text, place, other) for other in class_places)
+        pieces += [text[end : place.start], f" {class_word} " if needs_class else " "]
+        end = place.stop
+    plain = "".join([*pieces, text[end:]])
+    parts = (" ".join(part.split()) for part in plain.split(","))
     return ", ".join(part for part in parts if part)
 
 
 def add_tag(text: str, tag: str, other: str) -> str:
     """Insert another tag right after the caption's own tag, or at the end."""
-    match = re.search(_pattern(tag), text, re.IGNORECASE)
-    if match is None:
+    places = find_tag(text, tag)
+    if not places:
         return ", ".join(part for part in (text, other) if part)
-    return f"{text[: match.end()]} {other}{text[match.end() :]}"
+    return f"{text[: places[0].stop]} {other}{text[places[0].stop :]}"
 
 
-def _pattern(words: str) -> str:
-    inner = r"\s+".join(re.escape(word) for word in words.split())
-    return rf"(?<!\w){inner}(?!\w)"
+def _stand_together(text: str, place: range, other: range) -> bool:
+    """Return whether only white space, and some of it, separates two places of a text."""
+    first, second = sorted((place, other), key=lambda each: each.start)
+    return text[first.stop : second.start].isspace()

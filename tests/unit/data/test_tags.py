@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.data.tags import add_tag, contains_tag, count_tags, remove_tag
+from lorasmith.data.tags import add_tag, count_tags, remove_tag
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def _read_texts(
         ConfigError: no caption has the tag.
     """
     from lorasmith.data.reading.reader import read_rows
-    from lorasmith.data.tags import contains_tag, remove_tag
+    from lorasmith.core.tags import contains_tag
+    from lorasmith.data.tags import remove_tag
 
     captions = list(dict.fromkeys(row.caption for row in read_rows(data)))
     tagged = [caption for caption in captions if contains_tag(caption, tag)]

@@ -13,7 +13,7 @@ from lorasmith.data.images.buckets import Bucket, BucketAssignment, assign_bucke
 from lorasmith.data.reading.row import Row
 from lorasmith.data.scan.image_inspection import ImageInfo
 from lorasmith.data.scan.scan import ScanResult
-from lorasmith.data.tags import contains_tag
+from lorasmith.core.tags import contains_tag
 
 Severity = Literal["error", "warning", "advice"]
 

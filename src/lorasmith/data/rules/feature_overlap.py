@@ -11,7 +11,7 @@ from lorasmith.data.rules.tag import (
     find_common_words,
     split_words,
 )
-from lorasmith.data.tags import contains_tag
+from lorasmith.core.tags import contains_tag
 
 
 @dataclass(frozen=True)

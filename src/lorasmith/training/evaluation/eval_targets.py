@@ -15,7 +15,7 @@ from lorasmith.data.images.decode import WHITE, decode_image
 from lorasmith.data.reading.options import ReadOptions
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row
-from lorasmith.data.tags import contains_tag
+from lorasmith.core.tags import contains_tag
 from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import LORA_FOLDER, RunPaths
