@@ -30,6 +30,7 @@ from lorasmith.inference.options import (
 )
 from lorasmith.inference.prompts.parser import LoraRequest, check_negative_prompt, parse_prompt
 from lorasmith.loops.progress import progress_bar
+from lorasmith.models.text.prompt_spans import section_texts
 
 if TYPE_CHECKING:
     from lorasmith.inference.init_image import InitImage
@@ -103,7 +104,7 @@ def generate(
         loras.load_into(pipe)
     result = _write_images(pipe, prompt, init_image, sampling, outputs)
     if library is not None:
-        print_line(_describe_active_tags(pipe, parse_prompt(prompt).text))
+        print_line(_describe_active_tags(pipe, section_texts(parse_prompt(prompt).weighted)))
     if seed == RANDOM_SEED:
         print_line(f"seed: {outputs.first_seed}")
     print_line(result)
@@ -225,9 +226,9 @@ def _load_init_image(
     return InitImage.load(image, mask)
 
 
-def _describe_active_tags(pipe: "Pipeline", text: str) -> str:
+def _describe_active_tags(pipe: "Pipeline", texts: Sequence[str]) -> str:
     """Say which of a library's tags are in a prompt."""
-    active, tags = pipe.find_library_tags(text), pipe.library_tags
+    active, tags = pipe.find_library_tags(*texts), pipe.library_tags
     if active:
         return f"activated: {', '.join(active)}"
     shown = ", ".join(tags[:_TAGS_SHOWN]) + (", ..." if len(tags) > _TAGS_SHOWN else "")

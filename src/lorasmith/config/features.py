@@ -20,8 +20,15 @@ from lorasmith.config.train_config import (
     TrainConfig,
     ValidationConfig,
 )
-from lorasmith.config.train_data import DataConfig, FeatureDataConfig, ImageDataConfig, Tag
+from lorasmith.config.train_data import (
+    ClassWord,
+    DataConfig,
+    FeatureDataConfig,
+    ImageDataConfig,
+    Tag,
+)
 from lorasmith.core.errors import ConfigError
+from lorasmith.core.tags import contains_tag, split_tag
 
 _LONGEST_NAME = 60
 
@@ -37,7 +44,7 @@ class FeatureConfig(BaseConfig):
 
     tag: Tag
     """The trigger word (or words), in every caption of its images and in no other."""
-    class_word: str = ""
+    class_word: ClassWord = ""
     """What its images show without the tag, such as person."""
     data: Annotated[FeatureDataConfig, BeforeValidator(_as_data)]
     """Its images: a path, or a table with the keys of [FeatureDataConfig](#featuredataconfig)."""
@@ -226,10 +233,10 @@ def _clashes(features: Sequence[FeatureConfig]) -> Iterator[str]:
     """Yield a message for each pair of tags that cannot be trained in one run."""
     for index, feature in enumerate(features):
         for other in features[:index]:
-            tag, other_tag = feature.tag.casefold(), other.tag.casefold()
-            if tag == other_tag:
+            tag, other_tag = feature.tag, other.tag
+            if split_tag(tag) == split_tag(other_tag):
                 yield f"feature: the tag {feature.tag!r} is there twice; each feature has its own"
-            elif _contains_words(tag, other_tag) or _contains_words(other_tag, tag):
+            elif contains_tag(tag, other_tag) or contains_tag(other_tag, tag):
                 short, long = sorted((feature.tag, other.tag), key=len)
                 yield (
                     f"feature: the tag {short!r} stands inside the tag {long!r}, which would "
@@ -240,8 +247,3 @@ def _clashes(features: Sequence[FeatureConfig]) -> Iterator[str]:
                     f"feature: the tags {other.tag!r} and {feature.tag!r} are the same in file "
                     "names; choose others"
                 )
-
-
-def _contains_words(tag: str, other: str) -> bool:
-    """Return whether a tag contains the words of another, in their order."""
-    return f" {other} " in f" {tag} "

@@ -1,6 +1,7 @@
 """Settings of `[data]`: the training images."""
 
 import re
+import unicodedata
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from lorasmith.config.base import BaseConfig, Positive, RegisteredName, Side, UserPath
 from lorasmith.config.data import RowFilter
 from lorasmith.config.reading import foreign_values
+from lorasmith.core.tags import unescape_brackets
 from lorasmith.registries import CAPTION_SOURCES
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -19,7 +21,11 @@ def _tag(text: str) -> str:
         raise ValueError("the tag is empty; give one or more words, such as inkmono")
     if "," in text:
         raise ValueError("a tag has no comma: commas separate the tags of a caption")
-    return " ".join(words)
+    if any(unicodedata.category(character) in ("Cc", "Cs") for word in words for character in word):
+        raise ValueError("the tag has characters that are not text; leave them out")
+    if "<lora:" in text.lower():
+        raise ValueError("a tag has no <lora: because prompts load files with it; leave it out")
+    return unescape_brackets(" ".join(words))
 
 
 def _color(text: str) -> str:
@@ -29,6 +35,7 @@ def _color(text: str) -> str:
 
 
 Tag = Annotated[str, AfterValidator(_tag)]
+ClassWord = Annotated[str, AfterValidator(unescape_brackets)]
 
 
 class ImageDataConfig(BaseConfig):
@@ -136,7 +143,7 @@ class _Tagged(_Location):
 
     tag: Tag
     """The trigger word (or words), in every caption."""
-    class_word: str = ""
+    class_word: ClassWord = ""
     """What the images show without the tag, such as person. Preservation and evaluation put it in
     the place of the tag."""
 

@@ -91,6 +91,6 @@ class Generation:
             make_added_conditioning(self.model, positive, negative, self.preparer.size),
             inpaint_cond,
         )
-        ids = self.encoded.batch_token_ids(prompts, denoiser.uses_guidance)
-        self.router.set_gates(prompts, ids, denoiser.uses_guidance, phase)
+        texts = self.encoded.batch_texts(prompts, denoiser.uses_guidance)
+        self.router.set_gates(prompts, texts, self.encoded.batch_token_ids(texts), phase)
         return denoiser

@@ -267,9 +267,9 @@ class Pipeline(metaclass=_PipelineType):
         """The tags that activate a LoRA of `load_library`, in alphabetical order."""
         return self._loras.library.tags
 
-    def find_library_tags(self, text: str) -> tuple[str, ...]:
-        """Return the library's tags that are in a text, in alphabetical order."""
-        return self._loras.library.find_tags(text)
+    def find_library_tags(self, *texts: str) -> tuple[str, ...]:
+        """Return the library's tags that are in one of some texts, in alphabetical order."""
+        return self._loras.library.find_tags(texts)
 
     def unload_library(self) -> None:
         """Detach and forget every LoRA of `load_library`."""

@@ -89,7 +89,7 @@ def test_file_without_features_is_a_single_run(tmp_path: Path) -> None:
     [
         ("CurlyQX", "the tag 'CurlyQX' is there twice"),
         ("a curlyqx look", "'curlyqx' stands inside the tag 'a curlyqx look'"),
-        ("curlyqx!", "are the same in file names"),
+        ("curlyqx!", "'curlyqx' stands inside the tag 'curlyqx!'"),
         ("x, y", "a tag has no comma"),
     ],
 )
@@ -97,6 +97,10 @@ def test_tags_that_cannot_stand_side_by_side_are_refused(
     tmp_path: Path, tag: str, message: str
 ) -> None:
     assert message in error(tmp_path, "a cook", tag)
+
+
+def test_tags_of_one_file_name_are_refused(tmp_path: Path) -> None:
+    assert "are the same in file names" in error(tmp_path, '"curlyqx"', '"a-cook"')
 
 
 def test_tags_that_share_only_letters_are_accepted(tmp_path: Path) -> None:

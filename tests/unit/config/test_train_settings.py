@@ -41,6 +41,8 @@ def test_alpha_is_the_rank_unless_given() -> None:
         ("train.mixed_precision=fp8", "train.mixed_precision: "),
         ("data.tag=' , '", "data.tag: the tag is empty"),
         ("data.tag='a, b'", "data.tag: a tag has no comma"),
+        ('data.tag="a\\u0007b"', "data.tag: the tag has characters that are not text"),
+        ("data.tag='a <lora:b>'", "data.tag: a tag has no <lora:"),
         ("output.name='a/'", "output.name: give the LoRA a name"),
         ("output.name='..'", "output.name: give the LoRA a name"),
         ("lora.rank=1.5", "lora.rank: "),

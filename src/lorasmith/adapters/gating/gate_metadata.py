@@ -12,6 +12,7 @@ from typing import Protocol, cast, get_args
 
 from lorasmith.config.lora import GateKind
 from lorasmith.core.errors import WeightsError
+from lorasmith.core.tags import split_tag, unescape_brackets
 
 TRIGGER_PHRASE = "modelspec.trigger_phrase"
 _LONGEST_TAG = 1000
@@ -71,7 +72,8 @@ def parse_gate(path: Path, metadata: Mapping[str, str]) -> GateMetadata:
             one of them is too long.
     """
     kind = metadata.get("lorasmith.gate", "none")
-    tag = metadata.get("lorasmith.tag", metadata.get(TRIGGER_PHRASE, "")).strip()
+    text = metadata.get("lorasmith.tag", metadata.get(TRIGGER_PHRASE, "")).strip()
+    tag = unescape_brackets(text) if split_tag(text) else ""
     step = metadata.get("lorasmith.step", "")
     if kind not in get_args(GateKind):
         raise WeightsError(

@@ -1,88 +1,72 @@
-"""Finding a trigger word (tag) among the tokens of a text.
+"""The tokens of a trigger word (tag) in a prompt.
 
-A tag occurs where its token sequence is part of the text's, starting at the start of a word. Two
-texts are therefore equal if the tokenizer makes them equal: CLIP's reads lower case, and any white
-space as one space. CLIP reads digits one at a time, each as a word: ``ink1`` occurs in ``ink12``.
+Where a tag is, `lorasmith.core.tags` says, by the text; its tokens are those that read characters
+of it. A token may also read what stands beside the tag: CLIP has a token for ``),``, which is the
+last one of the tag ``ganyu (genshin)`` before a comma.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from lorasmith.core.errors import ConfigError
+from lorasmith.core.tags import contains_tag, find_tag, split_tag
+from lorasmith.models.text.chunks import chunk_capacity, mark_tokens
+from lorasmith.models.text.prompt_spans import WeightedPrompt, section_texts
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-_END_OF_WORD = "</w>"
-"""The mark of a word's last token in CLIP's vocabulary."""
 
-
-def tokenize_tag(tokenizer: "CLIPTokenizer", tag: str) -> list[int]:
-    """Return the tokens of a tag, at least one.
+def check_tag_tokens(tokenizer: "CLIPTokenizer", tag: str) -> None:
+    """Refuse a tag that a model cannot read.
 
     Raises:
-        ConfigError: the tag has no tokens, such as white space.
+        ConfigError: the tag has no tokens, one that the vocabulary lacks, or more than the model
+            reads at once.
     """
-    ids = _tokenize(tokenizer, tag)
-    if not ids:
+    encoded = tokenizer(tag, add_special_tokens=False, truncation=False, verbose=False)
+    ids, special = encoded["input_ids"], set(tokenizer.all_special_ids)
+    if not split_tag(tag) or not ids:
         raise ConfigError(f"tag {tag!r}: the tokenizer reads nothing there; use a word")
-    return ids
+    if not special.isdisjoint(ids):
+        raise ConfigError(f"tag {tag!r}: the model's vocabulary has no tokens for it; use a word")
+    if len(ids) > chunk_capacity(tokenizer):
+        raise ConfigError(
+            f"tag {tag!r}: it has {len(ids)} tokens and the model reads "
+            f"{chunk_capacity(tokenizer)} at once; use a word or two"
+        )
 
 
-def find_tag_spans(tokenizer: "CLIPTokenizer", tag: str, text: str) -> list[range]:
-    """Return where a tag occurs in a text, as ranges of positions among its tokens.
+def has_tag(prompt: WeightedPrompt, tag: str) -> bool:
+    """Return whether a tag occurs in a prompt, even in what is cut off for the model.
 
-    All of the text is searched, however long it is; special tokens do not count.
-
-    Raises:
-        ConfigError: the tag has no tokens.
+    A BREAK within the tag separates its words.
     """
-    tag_ids = tokenize_tag(tokenizer, tag)
-    starts = _find_starts(tokenizer, tag_ids, _tokenize(tokenizer, text))
-    return [range(start, start + len(tag_ids)) for start in starts]
+    return any(contains_tag(text, tag) for text in section_texts(prompt))
 
 
-def has_tag(tokenizer: "CLIPTokenizer", tag: str, text: str) -> bool:
-    """Return whether a tag occurs in a text, even in what is cut off for the model.
-
-    Raises:
-        ConfigError: the tag has no tokens.
-    """
-    return bool(find_tag_spans(tokenizer, tag, text))
-
-
-def mark_tag_tokens(tokenizer: "CLIPTokenizer", tag: str, ids: torch.Tensor) -> torch.Tensor:
+def mark_tag_tokens(
+    tokenizer: "CLIPTokenizer", tag: str, prompts: Sequence[WeightedPrompt], num_chunks: int
+) -> torch.Tensor:
     """Return a mask of the tokens of every occurrence of a tag.
 
-    An occurrence that starts in one window of 77 tokens and ends in the next is marked too.
+    An occurrence that starts in one chunk of 77 tokens and ends in the next is marked too.
 
     Args:
-        tokenizer: the tokenizer that made ``ids``.
+        tokenizer: of the model.
         tag: one or more words.
-        ids: int64 ``[B, L]``, with special tokens.
+        prompts: captions or prompts.
+        num_chunks: into which each is cut or padded; see `mark_tokens`.
 
     Returns:
-        bool ``[B, L]`` on the device of ``ids``.
-
-    Raises:
-        ConfigError: the tag has no tokens.
+        bool ``[len(prompts), 77 * num_chunks]`` on the CPU.
     """
-    tag_ids = tokenize_tag(tokenizer, tag)
-    mask = torch.zeros(ids.shape, dtype=torch.bool)
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    is_end = mark_end_tokens(tokenizer, ids).tolist()
-    for row_mask, row, row_ends in zip(mask, ids.tolist(), is_end, strict=True):
-        positions = [
-            position
-            for position, token in enumerate(row)
-            if token not in special and not row_ends[position]
-        ]
-        text_ids = [row[position] for position in positions]
-        for start in _find_starts(tokenizer, tag_ids, text_ids):
-            row_mask[positions[start : start + len(tag_ids)]] = True
-    return mask.to(ids.device)
+    find_places = partial(find_tag, tag=tag)
+    masks = [mark_tokens(tokenizer, prompt, find_places, num_chunks) for prompt in prompts]
+    return torch.stack(masks)
 
 
 def mark_end_tokens(tokenizer: "CLIPTokenizer", ids: torch.Tensor) -> torch.Tensor:
@@ -102,30 +86,3 @@ def mark_end_tokens(tokenizer: "CLIPTokenizer", ids: torch.Tensor) -> torch.Tens
     windows = length // window if length % window == 0 else 1
     is_end = (ids == int(tokenizer.eos_token_id)).view(rows, windows, -1)
     return (is_end.cumsum(dim=-1) > 0).view(rows, length)
-
-
-def _tokenize(tokenizer: "CLIPTokenizer", text: str) -> list[int]:
-    """Return the tokens of a text without special tokens."""
-    encoded = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
-    return [int(token) for token in encoded["input_ids"]]
-
-
-def _find_starts(
-    tokenizer: "CLIPTokenizer", tag_ids: Sequence[int], text_ids: Sequence[int]
-) -> Iterator[int]:
-    """Yield where a token sequence occurs in another one and does not start inside of a word.
-
-    A sequence that ends a word is also the end of longer words: ``cat`` of ``wildcat``.
-    """
-    length = len(tag_ids)
-    for start in range(len(text_ids) - length + 1):
-        if list(text_ids[start : start + length]) != list(tag_ids):
-            continue
-        if start == 0 or _ends_word(tokenizer, text_ids[start - 1]):
-            yield start
-
-
-def _ends_word(tokenizer: "CLIPTokenizer", token: int) -> bool:
-    if token in tokenizer.all_special_ids:
-        return True
-    return str(tokenizer.convert_ids_to_tokens(token)).endswith(_END_OF_WORD)

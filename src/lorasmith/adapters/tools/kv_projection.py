@@ -20,7 +20,7 @@ from lorasmith.adapters.gating.trigger_tokens import mark_tag_tokens
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import LoraLayer, as_lora
 from lorasmith.core.errors import DataError, WeightsError
-from lorasmith.models.text.long_prompts import encode_prompts, prompt_token_ids
+from lorasmith.models.text.long_prompts import count_chunks, encode_prompts
 from lorasmith.models.text.prompt_spans import unweighted_prompt
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def measure_moments(
     window = int(tokenizer.model_max_length)
     contexts = torch.cat([encoded.context for encoded in encode_prompts(model, prompts)])
     masks = [
-        mark_tag_tokens(tokenizer, tag, prompt_token_ids(tokenizer, prompt)[None])
+        mark_tag_tokens(tokenizer, tag, [prompt], count_chunks(tokenizer, prompt))
         for prompt in prompts
     ]
     # Each window of a long caption is encoded separately, and does not depend on the other windows.

@@ -101,8 +101,8 @@ def _read_texts(
     Raises:
         ConfigError: no caption has the tag.
     """
-    from lorasmith.data.reading.reader import read_rows
     from lorasmith.core.tags import contains_tag
+    from lorasmith.data.reading.reader import read_rows
     from lorasmith.data.tags import remove_tag
 
     captions = list(dict.fromkeys(row.caption for row in read_rows(data)))

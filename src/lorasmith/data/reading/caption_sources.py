@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import DataError
+from lorasmith.core.tags import unescape_brackets
 from lorasmith.data.reading.caption_file import CaptionFile, read_caption_file
 from lorasmith.data.reading.links import FOLLOW_SETTING, LinkPolicy, list_entries
 from lorasmith.data.reading.problems import Problem, ProblemKind
@@ -104,7 +105,9 @@ CaptionSource = Callable[[ImageContext], Caption | None]
 
 
 def find_caption(image: ImageContext, source: str) -> Caption:
-    """Return the caption of an image, without texts where there is none.
+    r"""Return the caption of an image, without texts where there is none.
+
+    Escaped brackets lose their backslash, as in prompts: ``\(`` is the bracket itself in both.
 
     Args:
         image: which image.
@@ -114,9 +117,10 @@ def find_caption(image: ImageContext, source: str) -> Caption:
     if not all(_is_text(text) for text in caption.texts):
         detail = "has a caption with half of a surrogate pair, which is no text; write it again"
         return Caption(problems=(Problem(image.key, "bad-caption", detail),))
-    if caption.texts or not image.default_caption or _has_error(caption):
-        return caption
-    return Caption((image.default_caption,), caption.problems)
+    texts = caption.texts
+    if not texts and image.default_caption and not _has_error(caption):
+        texts = (image.default_caption,)
+    return Caption(tuple(map(unescape_brackets, texts)), caption.problems)
 
 
 def _ask(source: CaptionSource, image: ImageContext) -> Caption | None:

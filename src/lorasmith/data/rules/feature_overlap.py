@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lorasmith.core.tags import contains_tag
 from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import Finding, captions_have
 from lorasmith.data.rules.tag import (
@@ -11,7 +12,6 @@ from lorasmith.data.rules.tag import (
     find_common_words,
     split_words,
 )
-from lorasmith.core.tags import contains_tag
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Rules about the trigger word (tag) in captions."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -126,7 +127,7 @@ def edit_distance(source: str, target: str) -> int:
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text in lower case."""
-    return [word.casefold() for word in _WORD.findall(text)]
+    return [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFC", text))]
 
 
 def _letters(text: str) -> str:

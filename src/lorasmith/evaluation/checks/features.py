@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.config.features import FeaturesConfig
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.data.rules.facts import Finding
@@ -81,7 +80,7 @@ def tokenize_tag(tokenizer: "CLIPTokenizer", tag: str) -> tuple[str, ...]:
 
 
 def check_tags(tokenizer: "CLIPTokenizer", tags: Sequence[str]) -> Iterator[Finding]:
-    """Find tags that are ordinary words, that contain each other, or that begin alike."""
+    """Find tags that are ordinary words, or that begin alike; settings refuse tags in others."""
     for tag in tags:
         tokens = tokenize_tag(tokenizer, tag)
         if all(token.endswith(_END_OF_WORD) for token in tokens):
@@ -93,13 +92,7 @@ def check_tags(tokenizer: "CLIPTokenizer", tags: Sequence[str]) -> Iterator[Find
             )  # fmt: skip
     for tag in tags:
         for other in tags:
-            if other != tag and has_tag(tokenizer, tag, other):
-                yield Finding(
-                    "tag-inside", "error",
-                    f"the tokens of the tag {tag!r} are part of those of {other!r}, which would "
-                    "activate both; choose others",
-                )  # fmt: skip
-            elif other != tag and other.casefold().startswith(tag.casefold()):
+            if other != tag and other.casefold().startswith(tag.casefold()):
                 yield Finding(
                     "tag-prefix", "warning",
                     f"the tag {other!r} begins with the tag {tag!r}: they may be similar "

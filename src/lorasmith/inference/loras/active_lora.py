@@ -32,8 +32,10 @@ class ActiveLora:
 class LoraLibrary(Protocol):
     """LoRAs that activate themselves where their trigger word is in a prompt."""
 
-    def activate_for(self, text: str, requested: Sequence[ActiveLora]) -> Sequence[ActiveLora]:
-        """Return the LoRAs that a text activates besides those that are requested for it."""
+    def activate_for(
+        self, texts: Sequence[str], requested: Sequence[ActiveLora]
+    ) -> Sequence[ActiveLora]:
+        """Return the LoRAs that the texts of a prompt activate besides those requested for it."""
         ...
 
     def deactivate_all(self) -> None:

@@ -33,16 +33,17 @@ class EncodedPrompts:
         """Return how many tokens the texts of a prompt's images have."""
         return max(len(self.token_ids[text]) for text in (self.negative_prompt, prompt.weighted))
 
-    def batch_token_ids(self, prompts: list[Prompt], uses_guidance: bool) -> torch.Tensor:
-        """Return a batch's tokens, int64 ``[B, L]``, under guidance ``[2 * B, L]``.
-
-        Under guidance the negative prompt's rows come first. Shorter texts are followed by empty
-        chunks.
-        """
+    def batch_texts(self, prompts: list[Prompt], uses_guidance: bool) -> list[WeightedPrompt]:
+        """Return the texts of a batch's rows; under guidance the negative prompt's come first."""
         texts = [prompt.weighted for prompt in prompts]
-        if uses_guidance:
-            texts = [self.negative_prompt] * len(prompts) + texts
-        length = max(self.num_tokens(prompt) for prompt in prompts)
+        return [self.negative_prompt] * len(prompts) + texts if uses_guidance else texts
+
+    def batch_token_ids(self, texts: list[WeightedPrompt]) -> torch.Tensor:
+        """Return the tokens of texts, int64 ``[len(texts), L]``.
+
+        Shorter texts are followed by empty chunks.
+        """
+        length = max(len(self.token_ids[text]) for text in [self.negative_prompt, *texts])
         return torch.stack([self._padded_token_ids(text, length) for text in texts])
 
     def _padded_token_ids(self, text: WeightedPrompt, length: int) -> torch.Tensor:

@@ -8,18 +8,18 @@ from pathlib import Path
 from lorasmith.adapters.files.lora_family import detect_lora_family, detect_prediction_type
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
 from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
-from lorasmith.adapters.gating.trigger_tokens import find_tag_spans, tokenize_tag
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
+from lorasmith.core.tags import find_tag, split_tag
 from lorasmith.inference.loras.active_lora import ActiveLora
 from lorasmith.inference.loras.find import list_lora_files
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 
-_TagIds = tuple[int, ...]
-"""A tag as token ids: tags with the same ids are the same tag."""
+_TagWords = tuple[str, ...]
+"""The words and signs of a tag: tags with the same are the same tag."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FolderLoraLibrary:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._entries: dict[_TagIds, list[LibraryEntry]] = {}
+        self._entries: dict[_TagWords, list[LibraryEntry]] = {}
         self._attached: dict[Path, ActiveLora] = {}
         self.strict = True
         """Whether files that fit only in part, or are not understood completely, are refused."""
@@ -48,9 +48,9 @@ class FolderLoraLibrary:
         """The tags of its LoRAs, in alphabetical order."""
         return self._tag_texts(self._entries)
 
-    def find_tags(self, text: str) -> tuple[str, ...]:
+    def find_tags(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return those tags that a text has, in alphabetical order; see `activate_for`."""
-        return self._tag_texts(self._find_tag_ids(text))
+        return self._tag_texts(self._find_tag_words(texts))
 
     def add(self, folder: Path) -> None:
         """Add the LoRA files that lie directly in a folder; only their metadata are read.
@@ -77,13 +77,16 @@ class FolderLoraLibrary:
                 stacklevel=2,
             )
         for entry in with_tag:
-            self._entries.setdefault(self._tag_ids(entry.gate), []).append(entry)
+            self._entries.setdefault(split_tag(entry.gate.tag), []).append(entry)
 
-    def activate_for(self, text: str, requested: Sequence[ActiveLora] = ()) -> list[ActiveLora]:
+    def activate_for(
+        self, texts: Sequence[str], requested: Sequence[ActiveLora] = ()
+    ) -> list[ActiveLora]:
         """Return the LoRAs that a prompt activates; those that are not attached yet are attached.
 
-        A tag that only occurs within a longer tag of the library does not count, and neither does
-        a tag of a requested LoRA, which replaces the library's.
+        The texts are those of the prompt's sections. A tag that only occurs within a longer tag of
+        the library does not count, and neither does a tag of a requested LoRA, which replaces the
+        library's.
 
         Raises:
             WeightsError: two files claim one tag, or a file does not fit the model.
@@ -91,8 +94,8 @@ class FolderLoraLibrary:
         if not self._entries:
             return []
         gates = [lora.attached.gate_metadata for lora in requested]
-        requested_tags = {self._tag_ids(gate) for gate in gates if gate.tag}
-        tags = [tag for tag in self._find_tag_ids(text) if tag not in requested_tags]
+        requested_tags = {split_tag(gate.tag) for gate in gates if gate.tag}
+        tags = [tag for tag in self._find_tag_words(texts) if tag not in requested_tags]
         return [self._attach(tag) for tag in tags]
 
     def deactivate_all(self) -> None:
@@ -138,27 +141,22 @@ class FolderLoraLibrary:
         fits_model = family == model_family and prediction == model_prediction
         return LibraryEntry(path, gate, fits_model)
 
-    def _tag_ids(self, gate: GateMetadata) -> _TagIds:
-        return tuple(tokenize_tag(self._model.main_tokenizer, gate.tag))
-
-    def _tag_texts(self, tags: Iterable[_TagIds]) -> tuple[str, ...]:
+    def _tag_texts(self, tags: Iterable[_TagWords]) -> tuple[str, ...]:
         return tuple(sorted(self._entries[tag][0].gate.tag for tag in tags))
 
-    def _find_tag_ids(self, text: str) -> list[_TagIds]:
+    def _find_tag_words(self, texts: Sequence[str]) -> list[_TagWords]:
         """Return the tags that occur in a text other than within a longer tag."""
-        tokenizer = self._model.main_tokenizer
-        spans_by_tag = {
-            tag: find_tag_spans(tokenizer, entries[0].gate.tag, text)
-            for tag, entries in self._entries.items()
-        }
-        all_spans = [span for spans in spans_by_tag.values() for span in spans]
-        return [
-            tag
-            for tag, spans in spans_by_tag.items()
-            if any(not _is_within_longer(span, all_spans) for span in spans)
-        ]
+        tags = {tag: entries[0].gate.tag for tag, entries in self._entries.items()}
+        active: dict[_TagWords, None] = {}
+        for text in texts:
+            places_by_tag = {tag: find_tag(text, name) for tag, name in tags.items()}
+            all_places = [place for places in places_by_tag.values() for place in places]
+            for tag, places in places_by_tag.items():
+                if any(not _is_within_longer(place, all_places) for place in places):
+                    active[tag] = None
+        return [tag for tag in tags if tag in active]
 
-    def _attach(self, tag: _TagIds) -> ActiveLora:
+    def _attach(self, tag: _TagWords) -> ActiveLora:
         entry = self._choose_entry(tag)
         lora = self._attached.get(entry.path)
         if lora is None:
@@ -176,7 +174,7 @@ class FolderLoraLibrary:
             self._attached[entry.path] = lora
         return lora
 
-    def _choose_entry(self, tag: _TagIds) -> LibraryEntry:
+    def _choose_entry(self, tag: _TagWords) -> LibraryEntry:
         """Return the file that a tag stands for: the latest of a run, among those that fit."""
         entries = self._entries[tag]
         fitting = [entry for entry in entries if entry.fits_model]
@@ -201,10 +199,10 @@ class FolderLoraLibrary:
         return (latest or entries)[0]
 
 
-def _is_within_longer(span: range, spans: Collection[range]) -> bool:
+def _is_within_longer(place: range, places: Collection[range]) -> bool:
     return any(
-        other.start <= span.start and span.stop <= other.stop and len(span) < len(other)
-        for other in spans
+        other.start <= place.start and place.stop <= other.stop and len(place) < len(other)
+        for other in places
     )
 
 

@@ -15,10 +15,12 @@ import torch
 from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
 from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.core.errors import InactiveLoraWarning, LorasmithWarning
+from lorasmith.core.tags import escape_brackets
 from lorasmith.inference.loras.active_lora import ActiveLora, LoraLibrary
 from lorasmith.inference.prompts.lora_syntax import LoraRequest
 from lorasmith.inference.prompts.parser import Prompt
 from lorasmith.models.model import Model
+from lorasmith.models.text.prompt_spans import WeightedPrompt, section_texts
 
 
 class LoraRouter:
@@ -53,8 +55,9 @@ class LoraRouter:
         self._active: dict[Prompt, tuple[ActiveLora, ...]] = {}
         for prompt in dict.fromkeys(prompts):
             candidates = [lora for lora in requested if lora.is_requested_for(prompt)]
-            opened = [lora for lora in candidates if self._is_open_for(lora, prompt.text)]
-            activated = library.activate_for(prompt.text, candidates) if library else ()
+            opened = [lora for lora in candidates if self._is_open_for(lora, prompt)]
+            texts = section_texts(prompt.weighted)
+            activated = library.activate_for(texts, candidates) if library else ()
             self._active[prompt] = (*opened, *activated)
         active = list(dict.fromkeys(lora for loras in self._active.values() for lora in loras))
         self._loras = tuple(dict.fromkeys([*requested, *active]))
@@ -84,23 +87,27 @@ class LoraRouter:
                 lora.attached.gate.close()
 
     def set_gates(
-        self, prompts: Sequence[Prompt], ids: torch.Tensor, uses_guidance: bool, phase: int = 1
+        self,
+        prompts: Sequence[Prompt],
+        texts: Sequence[WeightedPrompt],
+        ids: torch.Tensor,
+        phase: int = 1,
     ) -> None:
         """Set every gate for the coming batches of the U-Net.
 
         Args:
             prompts: of the batch's images.
-            ids: token ids of the batch, int64 ``[B, L]`` on the CPU; under guidance ``[2 * B, L]``.
-            uses_guidance: whether the batch holds each image twice: all under the negative prompt,
-                then all under their own. Both rows of an image have the same LoRAs.
+            texts: of its rows. Under guidance the batch holds each image twice: all under the
+                negative prompt, then all under their own. Both rows have the same LoRAs.
+            ids: their token ids, int64 ``[len(texts), L]`` on the CPU.
             phase: of the batches.
         """
         device = self._model.unet.device
         for lora in self._loras:
             rows = [lora in self.active_loras(prompt, phase) for prompt in prompts]
-            mask = self._token_mask(lora, ids)
+            mask = self._token_mask(lora, texts, ids)
             lora.attached.gate.set_rows(
-                rows * 2 if uses_guidance else rows,
+                rows * (len(texts) // len(prompts)),
                 device,
                 None if mask is None else mask.to(device),
             )
@@ -110,19 +117,21 @@ class LoraRouter:
             return True
         return self._gate and lora.obeys_gate and lora.attached.gate_metadata.kind != "none"
 
-    def _is_open_for(self, lora: ActiveLora, text: str) -> bool:
+    def _is_open_for(self, lora: ActiveLora, prompt: Prompt) -> bool:
         if lora.request.is_zero:
             return False
         if not self._obeys_gate(lora):
             return True
-        return has_tag(self._model.main_tokenizer, lora.attached.gate_metadata.tag, text)
+        return has_tag(prompt.weighted, lora.attached.gate_metadata.tag)
 
-    def _token_mask(self, lora: ActiveLora, ids: torch.Tensor) -> torch.Tensor | None:
-        """Return the tokens that a LoRA may change, bool ``[B, L]``, or None for all."""
+    def _token_mask(
+        self, lora: ActiveLora, texts: Sequence[WeightedPrompt], ids: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return the tokens that a LoRA may change, bool ``[len(texts), L]``, or None for all."""
         gate = lora.attached.gate_metadata
         if not selects_tokens(gate) or not self._obeys_gate(lora):
             return None
-        return token_mask(self._model.main_tokenizer, gate, ids)
+        return token_mask(self._model.main_tokenizer, gate, texts, ids)
 
     def _warn_if_off(self, lora: ActiveLora) -> None:
         if lora.requested_by == "trainer" or lora.request.is_zero:
@@ -137,11 +146,17 @@ class LoraRouter:
             return
         tag = lora.attached.gate_metadata.tag
         warnings.warn(
-            f"LoRA {lora.request.name} stays off: its tag {tag!r} is not in the prompt; write it "
-            "there or use --no-gate (gate=False in Python)",
+            f"LoRA {lora.request.name} stays off: its tag {tag!r} is not in the prompt; write "
+            f"{_how_to_write(tag)} there or use --no-gate (gate=False in Python)",
             InactiveLoraWarning,
             stacklevel=2,
         )
+
+
+def _how_to_write(tag: str) -> str:
+    """Return a tag as a prompt has to say it, where that is not as it is: brackets are escaped."""
+    escaped = escape_brackets(tag)
+    return "it" if escaped == tag else escaped
 
 
 def _find_phase_starts(requests: Iterable[LoraRequest], num_steps: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from lorasmith.models.text.prompt_spans import (
     PromptSection,
     PromptSpan,
     WeightedPrompt,
+    join_spans,
 )
 
 BRACKET_FACTOR = 1.1
@@ -189,13 +190,7 @@ def _make_section(pieces: list[_Piece]) -> PromptSection:
 
 
 def _join(pieces: list[_Piece]) -> str:
-    """Return the text of pieces, with a space where two would become one word."""
-    parts: list[str] = []
-    for text in (piece.text for piece in pieces if piece.text):
-        if parts and not parts[-1][-1].isspace() and not text[0].isspace():
-            parts.append(" ")
-        parts.append(text)
-    return "".join(parts)
+    return join_spans([piece.text or "" for piece in pieces])[0]
 
 
 def _raise_at(position: TextPosition, bracket: str, problem: str) -> NoReturn:

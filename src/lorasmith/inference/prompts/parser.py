@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from lorasmith.core.errors import ConfigError
+from lorasmith.core.tags import escape_brackets
 from lorasmith.inference.prompts.emphasis import parse_emphasis
 from lorasmith.inference.prompts.lora_syntax import (
     SYNTAX_HINT,
@@ -46,11 +47,11 @@ class Prompt:
     source: str
     """What was written."""
     text: str
-    """Its words, without mentions of LoRAs and emphasis marks: where trigger words are found."""
+    """Its words, without mentions of LoRAs and emphasis marks."""
     loras: tuple[LoraRequest, ...] = ()
     """The requested LoRAs, in order; repeated ones are merged, with the sum of their weights."""
     weighted: WeightedPrompt = ()
-    """What the text encoders read; left out, the plain text."""
+    """What the text encoders read, and where trigger words are found; left out, the plain text."""
 
     def __post_init__(self) -> None:
         if not self.weighted:
@@ -58,8 +59,11 @@ class Prompt:
 
 
 def make_plain_prompt(text: str) -> Prompt:
-    """Return a text as a prompt without any syntax, such as a caption."""
-    return Prompt(text, text)
+    """Return a text as a prompt without any syntax, such as a caption.
+
+    Its source has brackets escaped, so that it means the same where it is used as a prompt.
+    """
+    return Prompt(escape_brackets(text), text)
 
 
 def parse_prompt(source: str) -> Prompt:

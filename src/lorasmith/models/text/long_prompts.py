@@ -1,20 +1,28 @@
 """Prompts of any length, with emphasis, encoded in chunks.
 
-A CLIP text encoder reads 77 tokens: a start, 75 of text, an end. A longer text becomes several
-chunks of that shape, which are encoded separately and concatenated for cross-attention. A chunk
-ends after a comma if one is near, and never within a word that fits into a chunk.
+The chunks of a text (`lorasmith.models.text.chunks`) are encoded separately and concatenated for
+cross-attention.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.read_json import read_json
+from lorasmith.models.text.chunks import (
+    MAX_COMMA_DISTANCE,
+    Chunk,
+    WeightedToken,
+    chunk_capacity,
+    pad_or_cut,
+    split_prompt,
+    split_section,
+)
 from lorasmith.models.text.encode import (
     Conditioning,
     TokenIds,
@@ -24,7 +32,6 @@ from lorasmith.models.text.encode import (
 )
 from lorasmith.models.text.prompt_spans import (
     EMPTY_PROMPT,
-    PromptSection,
     WeightedPrompt,
     unweighted_prompt,
 )
@@ -35,19 +42,8 @@ if TYPE_CHECKING:
     from lorasmith.models.model import Model
 
 _ROWS_AT_ONCE = 32
-_MAX_COMMA_DISTANCE = 20
-"""Tokens that a chunk may give up to end after a comma."""
 _WARNING_TOKENS = 6
 """How many tokens of the second chunk a warning shows."""
-_COMMA, _END_OF_WORD = ",</w>", "</w>"
-
-
-class _WeightedToken(NamedTuple):
-    token_id: int
-    weight: float
-
-
-_Chunk = list[_WeightedToken]
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class _ChunkBatch:
 
 def count_chunks(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt) -> int:
     """Return how many chunks a prompt has, at least 1."""
-    return len(_split_prompt(tokenizer, prompt))
+    return len(split_prompt(tokenizer, prompt))
 
 
 def tokenize_in_chunks(model: "Model", texts: Sequence[str], chunks: int) -> TokenIds:
@@ -84,7 +80,7 @@ def tokenize_in_chunks(model: "Model", texts: Sequence[str], chunks: int) -> Tok
 
     def rows(tokenizer: "CLIPTokenizer") -> torch.Tensor:
         chunked = [
-            _pad_or_cut(_split_prompt(tokenizer, unweighted_prompt(text)), chunks) for text in texts
+            pad_or_cut(split_prompt(tokenizer, unweighted_prompt(text)), chunks) for text in texts
         ]
         batch = _pack_chunks(tokenizer, [chunk for text in chunked for chunk in text])
         return batch.ids.view(len(texts), -1)
@@ -101,24 +97,24 @@ def max_chunks_when_shuffled(tokenizer: "CLIPTokenizer", text: str) -> int:
     Each chunk but the last may give up tokens to end after a comma. (Words of more tokens than that
     may need one more chunk.)
     """
-    chunks = _split_prompt(tokenizer, unweighted_prompt(text))
-    capacity, count = _chunk_capacity(tokenizer), sum(map(len, chunks))
+    chunks = split_prompt(tokenizer, unweighted_prompt(text))
+    capacity, count = chunk_capacity(tokenizer), sum(map(len, chunks))
     if count <= capacity:
         return 1
-    return max(len(chunks), -(-(count - capacity) // (capacity - _MAX_COMMA_DISTANCE + 1)) + 1)
+    return max(len(chunks), -(-(count - capacity) // (capacity - MAX_COMMA_DISTANCE + 1)) + 1)
 
 
 def text_beyond_chunks(tokenizer: "CLIPTokenizer", text: str, chunks: int) -> str:
     """Return the end of a text that does not fit into ``chunks`` chunks, or ``""``."""
     if chunks == 1:
         return truncated_text(tokenizer, text)
-    remaining = _split_prompt(tokenizer, unweighted_prompt(text))[chunks:]
+    remaining = split_prompt(tokenizer, unweighted_prompt(text))[chunks:]
     return str(tokenizer.decode([token.token_id for chunk in remaining for token in chunk])).strip()
 
 
 def prompt_token_ids(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt) -> torch.Tensor:
     """Return a prompt's tokens with the special ones of each chunk, int64 ``[77 * chunks]``."""
-    return _pack_chunks(tokenizer, _split_prompt(tokenizer, prompt)).ids.flatten()
+    return _pack_chunks(tokenizer, split_prompt(tokenizer, prompt)).ids.flatten()
 
 
 def warn_if_too_long(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt, name: str) -> None:
@@ -132,13 +128,13 @@ def warn_if_too_long(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt, name: s
         name: ``prompt`` or ``negative prompt``.
     """
     for section in prompt:
-        chunks = _split_section(tokenizer, section)
+        chunks = split_section(tokenizer, section)
         if len(chunks) > 1:
             count = sum(map(len, chunks))
             second_ids = [token.token_id for token in chunks[1][:_WARNING_TOKENS]]
             second_text = str(tokenizer.decode(second_ids)).strip()
             warnings.warn(
-                f"the {name} has {count} tokens, more than the {_chunk_capacity(tokenizer)} that "
+                f"the {name} has {count} tokens, more than the {chunk_capacity(tokenizer)} that "
                 f"the model reads at once; it is read in {len(chunks)} chunks, the second from "
                 f"{second_text!r} on",
                 LorasmithWarning,
@@ -160,15 +156,15 @@ def encode_prompts(
         ConfigError: ``clip_skip`` names a layer that does not exist.
     """
     tokenizer = model.main_tokenizer
-    chunks_by_prompt = [_split_prompt(tokenizer, prompt) for prompt in prompts]
+    chunks_by_prompt = [split_prompt(tokenizer, prompt) for prompt in prompts]
     counts = [len(chunks) for chunks in chunks_by_prompt]
     rows = _pack_chunks(tokenizer, [chunk for chunks in chunks_by_prompt for chunk in chunks])
     rows_2 = None
     if model.tokenizer_2 is not None and model.tokenizer is not None:
         # Both have the same vocabulary; should their chunks differ, the first one's count holds.
-        chunks_2 = [_split_prompt(model.tokenizer_2, prompt) for prompt in prompts]
+        chunks_2 = [split_prompt(model.tokenizer_2, prompt) for prompt in prompts]
         padded = [
-            _pad_or_cut(prompt_chunks, count)
+            pad_or_cut(prompt_chunks, count)
             for prompt_chunks, count in zip(chunks_2, counts, strict=True)
         ]
         rows_2 = _pack_chunks(model.tokenizer_2, [chunk for chunks in padded for chunk in chunks])
@@ -267,12 +263,7 @@ def _encode_batches(
         yield Conditioning(torch.cat(weighted, dim=-1), encoded.pooled)
 
 
-def _chunk_capacity(tokenizer: "CLIPTokenizer") -> int:
-    """Return how many tokens of text a chunk holds."""
-    return int(tokenizer.model_max_length) - 2  # the start and the end token
-
-
-def _pack_chunks(tokenizer: "CLIPTokenizer", chunks: Sequence[_Chunk]) -> _ChunkBatch:
+def _pack_chunks(tokenizer: "CLIPTokenizer", chunks: Sequence[Chunk]) -> _ChunkBatch:
     start, end = _special_token(tokenizer.bos_token_id), _special_token(tokenizer.eos_token_id)
     pad, length = _special_token(tokenizer.pad_token_id), int(tokenizer.model_max_length)
     full = [[start, *chunk, end, *[pad] * (length - 2 - len(chunk))] for chunk in chunks]
@@ -280,37 +271,5 @@ def _pack_chunks(tokenizer: "CLIPTokenizer", chunks: Sequence[_Chunk]) -> _Chunk
     return _ChunkBatch(ids, torch.tensor([[token.weight for token in row] for row in full]))
 
 
-def _special_token(token_id: Any) -> _WeightedToken:
-    return _WeightedToken(int(token_id), 1.0)
-
-
-def _split_prompt(tokenizer: "CLIPTokenizer", prompt: WeightedPrompt) -> list[_Chunk]:
-    return [chunk for section in prompt for chunk in _split_section(tokenizer, section)]
-
-
-def _split_section(tokenizer: "CLIPTokenizer", section: PromptSection) -> list[_Chunk]:
-    tokens: _Chunk = []
-    for span in section:
-        encoded = tokenizer(span.text, add_special_tokens=False, truncation=False, verbose=False)
-        tokens += [_WeightedToken(int(token_id), span.weight) for token_id in encoded["input_ids"]]
-    chunks, capacity = [], _chunk_capacity(tokenizer)
-    while len(tokens) > capacity:
-        names = tokenizer.convert_ids_to_tokens([token.token_id for token in tokens[:capacity]])
-        end = _find_chunk_end(names)
-        chunks.append(tokens[:end])
-        tokens = tokens[end:]
-    return [*chunks, tokens]
-
-
-def _find_chunk_end(names: Sequence[str]) -> int:
-    """Return where a full chunk ends, at least after one token."""
-    capacity = len(names)
-    for end in range(capacity, capacity - _MAX_COMMA_DISTANCE, -1):
-        if names[end - 1] == _COMMA:
-            return end
-    ends = [end for end in range(1, capacity + 1) if names[end - 1].endswith(_END_OF_WORD)]
-    return ends[-1] if ends else capacity
-
-
-def _pad_or_cut(chunks: list[_Chunk], count: int) -> list[_Chunk]:
-    return [*chunks[:count], *([[]] * (count - len(chunks)))]
+def _special_token(token_id: Any) -> WeightedToken:
+    return WeightedToken(int(token_id), 1.0)

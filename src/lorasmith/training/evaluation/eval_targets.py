@@ -11,11 +11,11 @@ from lorasmith.config.features import load_saved_train_config
 from lorasmith.config.train_config import SUFFIX, TrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
+from lorasmith.core.tags import contains_tag
 from lorasmith.data.images.decode import WHITE, decode_image
 from lorasmith.data.reading.options import ReadOptions
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row
-from lorasmith.core.tags import contains_tag
 from lorasmith.evaluation.concept import EvalConcept
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import LORA_FOLDER, RunPaths

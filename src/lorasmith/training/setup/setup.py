@@ -12,6 +12,7 @@ from torch import nn
 
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.gating.token_mask import selects_tokens
+from lorasmith.adapters.gating.trigger_tokens import check_tag_tokens
 from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
 from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.reading.load import dump_toml
@@ -150,6 +151,7 @@ def _plan_method(config: TrainConfig, model: Model, describe: Describe | None) -
     method: TrainingMethod = TRAINING_METHODS.get(config.train.method)
     try:
         buckets_for_model(model, config.data)
+        check_tag_tokens(model.main_tokenizer, config.data.tag)
         preserve = config.preserve
         if not method.has_gate and (preserve.strength or preserve.earlier_features_strength):
             raise ConfigError(

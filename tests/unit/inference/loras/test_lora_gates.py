@@ -19,6 +19,7 @@ from lorasmith.core.errors import LorasmithWarning
 from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.models.load import load_model
 from lorasmith.models.text.encode import tokenize
+from lorasmith.models.text.prompt_spans import unweighted_prompt
 
 SD_TARGETS = (
     *LAYER_KINDS, "attention+ff", "all-linear+conv", "text-encoder", "attention+text-encoder",
@@ -212,8 +213,9 @@ def test_token_gate_changes_keys_at_its_tokens_only(
         keys = first_keys(pipe, PROMPTS, negative_prompt=negative)
         ungated = first_keys(pipe, PROMPTS, negative_prompt=negative, gate=False)
         pipe.unload_lora()
-        ids = tokenize(tokenizer, [negative] * 4 + list(PROMPTS))
-        places = mark_tag_tokens(tokenizer, "curlyqx", ids)
+        texts = [negative] * 4 + list(PROMPTS)
+        ids = tokenize(tokenizer, texts)
+        places = mark_tag_tokens(tokenizer, "curlyqx", [*map(unweighted_prompt, texts)], 1)
         if kind == "token+end":
             places |= mark_end_tokens(tokenizer, ids) & places.any(dim=1, keepdim=True)
         expected = places & ON.repeat(2)[:, None]

@@ -142,7 +142,8 @@ def test_tag_across_two_chunks_opens_both_gates(pipe: RecordingPipeline, tmp_pat
     words = len(pipe.model.tokenizer("curlyqx", add_special_tokens=False)["input_ids"])
     text = "a " * (75 - words) + "curlyqx person"
     ids = prompt_token_ids(pipe.model.tokenizer, unweighted_prompt(text))
-    places = mark_tag_tokens(pipe.model.tokenizer, "curlyqx person", ids[None])[0]
+    prompt = unweighted_prompt(text)
+    places = mark_tag_tokens(pipe.model.tokenizer, "curlyqx person", [prompt], 2)[0]
     assert len(ids) == 154
     assert places[:77].sum() == words
     assert places[77:].any()

@@ -132,7 +132,7 @@ def test_token_gate_is_closed_without_the_tag(joint_loras: JointLoras, kind: Any
             joint_loras.loss_input(1, 1, routing=routing),
             tokenize_texts(model, [caption]).ids,
         )
-        places, called = gating.token_mask_fn(ids), [gating.has_own_tag(caption)]
+        places, called = gating.token_mask_fn([caption], ids), [gating.has_own_tag(caption)]
         batch = replace(item.batch, input_ids=ids, token_mask=places, has_own_tag=called)
         item = item._replace(batch=batch)
         gradient = joint_loras.gradients(item)[1]

@@ -20,8 +20,9 @@ _MAX_RESIDENT_BYTES = 2 * 2**30
 _CAPTION_STREAM = 0x63617074
 """Random stream of caption dropout and shuffling."""
 
-TokenMaskFn = Callable[[torch.Tensor], torch.Tensor]
-"""Marks tokens: int64 ``[B, L]`` to bool ``[B, M, L]``, as in ``Batch.token_mask``."""
+TokenMaskFn = Callable[[Sequence[str], torch.Tensor], torch.Tensor]
+"""Marks the tokens of B captions, int64 ``[B, L]``: bool ``[B, M, L]``, as in
+``Batch.token_mask``."""
 
 
 class TextBatch(NamedTuple):
@@ -79,14 +80,16 @@ class CaptionEncoder:
             None if pooled is None else pooled.to(device, self.dtype),
         )
 
-    def token_mask(self, tokens: TokenIds, device: torch.device) -> torch.Tensor | None:
-        """Return the tokens that LoRAs may write to; None without a token gate.
+    def token_mask(
+        self, texts: Sequence[str], tokens: TokenIds, device: torch.device
+    ) -> torch.Tensor | None:
+        """Return the tokens of captions that LoRAs may write to; None without a token gate.
 
         SDXL's tokenizers differ only in their padding, behind the end token.
         """
         if self.token_mask_fn is None:
             return None
-        return to_device_async(self.token_mask_fn(tokens.ids), device)
+        return to_device_async(self.token_mask_fn(texts, tokens.ids), device)
 
 
 def tokens_to_device(tokens: TokenIds, device: torch.device) -> TokenIds:
@@ -181,7 +184,7 @@ class OnlineCaptions:
             for index, generator in zip(indices.tolist(), generators, strict=True)
         ]
         tokens = encoder.tokenize(texts)
-        token_mask = encoder.token_mask(tokens, device)
+        token_mask = encoder.token_mask(texts, tokens, device)
         if self._as_ids:
             return TextBatch(None, None, *tokens_to_device(tokens, device), token_mask)
         embeddings = encoder.cast(encoder.embed(tokens), device)

@@ -53,7 +53,8 @@ def tokenize_captions(
     """
     unique, device = UniqueCaptions.of(captions, dropout_rate), encoder.device
     tokens = encoder.tokenize(unique.texts)
-    ids, token_mask = tokens_to_device(tokens, device), encoder.token_mask(tokens, device)
+    ids = tokens_to_device(tokens, device)
+    token_mask = encoder.token_mask(unique.texts, tokens, device)
     return CachedCaptions(
         TextBatch(None, None, *ids, token_mask), unique.rows, dropout_rate, device
     )
@@ -81,7 +82,8 @@ def encode_captions(
     unique, cpu = UniqueCaptions.of(captions, dropout_rate), torch.device("cpu")
     tokens = encoder.tokenize(unique.texts)
     embeddings = _embed_with_cache(encoder, encoder_hashes, unique.texts, tokens, cache)
-    table = TextBatch(*encoder.cast(embeddings, cpu), token_mask=encoder.token_mask(tokens, cpu))
+    token_mask = encoder.token_mask(unique.texts, tokens, cpu)
+    table = TextBatch(*encoder.cast(embeddings, cpu), token_mask=token_mask)
     return CachedCaptions(table, unique.rows, dropout_rate, encoder.device)
 
 

@@ -7,8 +7,9 @@ import torch
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
-from lorasmith.adapters.gating.trigger_tokens import has_tag
+from lorasmith.core.tags import contains_tag
 from lorasmith.models.model import Model
+from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data.captions.captions import TokenMaskFn
 
 
@@ -39,18 +40,20 @@ def caption_gating(
     """Return what the gates of a LoRA and of earlier features need to know about captions.
 
     Args:
-        model: its tokenizer finds trigger words.
+        model: its tokenizer finds the tokens of trigger words.
         own: the LoRA's gate.
         earlier: the gates of earlier features in the model.
         needs_plain_captions: whether captions without the trigger word are needed.
     """
     tokenizer, gates = model.main_tokenizer, [own, *earlier]
 
-    def mask_tokens(ids: torch.Tensor) -> torch.Tensor:
-        return torch.stack([token_mask(tokenizer, gate, ids) for gate in gates], dim=1)
+    def mask_tokens(captions: Sequence[str], ids: torch.Tensor) -> torch.Tensor:
+        prompts = [unweighted_prompt(caption) for caption in captions]
+        masks = [token_mask(tokenizer, gate, prompts, ids) for gate in gates]
+        return torch.stack(masks, dim=1)
 
     def activates(gate: GateMetadata) -> Callable[[str], bool]:
-        return lambda caption: gate.kind == "none" or has_tag(tokenizer, gate.tag, caption)
+        return lambda caption: gate.kind == "none" or contains_tag(caption, gate.tag)
 
     return CaptionGating(
         mask_tokens if any(selects_tokens(gate) for gate in gates) else None,
