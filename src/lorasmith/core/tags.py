@@ -6,23 +6,26 @@ follow each other in the text, and no letter or digit stands directly beside the
 ``catalog``, ``ink1`` not in ``ink12``, ``c++`` not in ``c++11``.
 
 Capitals do not matter, nor how a character is encoded (composed or not, full width or not,
-invisible format characters), nor whether brackets are escaped, as prompts want it: ``\(`` is ``(``.
+invisible format characters). Brackets do not matter either, because prompts use them for emphasis:
+``ganyu (genshin)`` is where ``ganyu genshin``, ``ganyu (genshin:1.2)`` or ``ganyu \(genshin\)`` is.
 """
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import takewhile
 from typing import NamedTuple
 
-ESCAPABLE = "()[]\\"
-"""The characters that prompts escape with a backslash."""
+BRACKETS = "()[]"
+"""What prompts escape with a backslash, besides the backslash itself."""
 
 _ESCAPED = re.compile(r"\\([()\[\]\\])")
-_BRACKET = re.compile(r"[()\[\]\\]")
+_TO_ESCAPE = re.compile(r"[()\[\]\\]")
 
 # Every character of a text has a class of one letter; units are found among the classes.
-_WORD, _SIGN, _SPACE, _BACKSLASH, _ESCAPABLE_SIGN = "w", "s", " ", "b", "e"
-_UNIT = re.compile(r"b[be]|w+|[sbe]")
+_WORD, _SIGN, _SPACE, _BACKSLASH, _BRACKET_CLASS = "w", "s", " ", "\\", "b"
+_UNIT = re.compile(r"\\[\\b]|w+|[sb\\]")
 _FIRST_EMOJI_SELECTOR, _LAST_EMOJI_SELECTOR = "\ufe00", "\ufe0f"
 
 
@@ -30,7 +33,8 @@ class _Unit(NamedTuple):
     """A word or a sign of a text."""
 
     text: str
-    is_word: bool
+    kind: str
+    """The class of its characters: word, sign or bracket."""
     first: int
     """Position among the folded characters."""
     last: int
@@ -49,7 +53,7 @@ class _FoldedText(NamedTuple):
 
 def split_tag(tag: str) -> tuple[str, ...]:
     """Return the words and signs of a tag. Tags that have the same are the same tag."""
-    return tuple(unit.text for unit in _read_tag(tag))
+    return tuple(unit.text for unit in _read_units(_fold(tag)) if unit.kind != _BRACKET_CLASS)
 
 
 def contains_tag(text: str, tag: str) -> bool:
@@ -60,24 +64,30 @@ def contains_tag(text: str, tag: str) -> bool:
 def find_tag(text: str, tag: str) -> list[range]:
     """Return every occurrence of a tag, as ranges of characters of the text.
 
+    A range includes the brackets around the tag that belong to it.
+
     Args:
         text: a caption, or a prompt without its weights.
         tag: one or more words; see the module.
     """
-    tag_units = _read_tag(tag)
-    if not tag_units:
+    wanted, opening, closing = _read_tag(tag)
+    if not wanted:
         return []
     folded = _fold(text)
     units = _read_units(folded)
-    count, wanted = len(tag_units), [unit.text for unit in tag_units]
-    found = []
-    for start in range(len(units) - count + 1):
-        match = units[start : start + count]
-        if match[0].text != wanted[0] or [unit.text for unit in match] != wanted:
+    indices = [index for index, unit in enumerate(units) if unit.kind != _BRACKET_CLASS]
+    places = []
+    for start in range(len(indices) - len(wanted) + 1):
+        match = indices[start : start + len(wanted)]
+        if any(units[i].text != word for i, word in zip(match, wanted, strict=True)):
             continue
-        if not _is_within_word(units, start, start + count):
-            found.append(_source_range(folded, match[0].first, match[-1].last))
-    return found
+        first, last = match[0], match[-1]
+        if _is_within_word(units, first, last):
+            continue
+        first -= _count_brackets(reversed(units[max(first - opening, 0) : first]))
+        last += _count_brackets(units[last + 1 : last + 1 + closing])
+        places.append(_source_range(folded, units[first].first, units[last].last))
+    return places
 
 
 def unescape_brackets(text: str) -> str:
@@ -87,29 +97,37 @@ def unescape_brackets(text: str) -> str:
 
 def escape_brackets(text: str) -> str:
     r"""Return a text as a prompt has to say it, with ``\(`` for ``(``."""
-    return _BRACKET.sub(lambda match: f"\\{match[0]}", text)
+    return _TO_ESCAPE.sub(lambda match: f"\\{match[0]}", text)
 
 
-def _is_within_word(units: list[_Unit], start: int, stop: int) -> bool:
+def _is_within_word(units: list[_Unit], first: int, last: int) -> bool:
     """Return whether a word stands directly before or behind a part of the units."""
-    before, behind = units[max(start - 1, 0) : start], units[stop : stop + 1]
-    return any(unit.is_word and unit.last == units[start].first for unit in before) or any(
-        unit.is_word and unit.first == units[stop - 1].last for unit in behind
+    before, behind = units[max(first - 1, 0) : first], units[last + 1 : last + 2]
+    return any(unit.kind == _WORD and unit.last == units[first].first for unit in before) or any(
+        unit.kind == _WORD and unit.first == units[last].last for unit in behind
     )
 
 
+def _count_brackets(units: Iterable[_Unit]) -> int:
+    """Return how many brackets come first."""
+    return sum(1 for _ in takewhile(lambda unit: unit.kind == _BRACKET_CLASS, units))
+
+
 @lru_cache(maxsize=1024)
-def _read_tag(tag: str) -> tuple[_Unit, ...]:
-    return tuple(_read_units(_fold(tag)))
+def _read_tag(tag: str) -> tuple[tuple[str, ...], int, int]:
+    """Return a tag's words and signs, and how many brackets are before and behind all of them."""
+    units = _read_units(_fold(tag))
+    return split_tag(tag), _count_brackets(units), _count_brackets(reversed(units))
 
 
 def _read_units(folded: _FoldedText) -> list[_Unit]:
     units = []
     for match in _UNIT.finditer(folded.classes):
         first, last = match.span()
-        text = folded.characters[first:last]
-        is_word = match[0][0] == _WORD
-        units.append(_Unit(text if is_word else text[-1], is_word, first, last))
+        text, kind = folded.characters[first:last], match[0][-1]
+        if kind != _WORD:
+            text = text[-1]  # an escaped sign is the sign
+        units.append(_Unit(text, _SIGN if kind == _BACKSLASH else kind, first, last))
     return units
 
 
@@ -160,8 +178,8 @@ def _classify(character: str) -> str:
         return _SPACE
     if character == "\\":
         return _BACKSLASH
-    if character in ESCAPABLE:
-        return _ESCAPABLE_SIGN
+    if character in BRACKETS:
+        return _BRACKET_CLASS
     category = unicodedata.category(character)
     return _WORD if category[0] in "LNM" or category == "Pc" else _SIGN
 

@@ -1,5 +1,6 @@
 """Captions with other trigger words (tags), and counting the parts of captions."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -36,7 +37,9 @@ def add_tag(text: str, tag: str, other: str) -> str:
     places = find_tag(text, tag)
     if not places:
         return ", ".join(part for part in (text, other) if part)
-    return f"{text[: places[0].stop]} {other}{text[places[0].stop :]}"
+    before, behind = text[: places[0].stop], text[places[0].stop :]
+    space = " " if re.match(r"\w", behind) else ""  # a tag that ends in a bracket may touch a word
+    return f"{before} {other}{space}{behind}"
 
 
 def _stand_together(text: str, place: range, other: range) -> bool:
