@@ -8,7 +8,7 @@ from pathlib import Path
 from lorasmith.config.reading.load import load_saved_config
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import DataError
-from lorasmith.core.regular_files import read_regular_file
+from lorasmith.core.regular_files import open_regular_file, read_regular_file
 from lorasmith.data.images.decode import DECODE_ERRORS, decode_image
 from lorasmith.data.images.open_image import open_image
 from lorasmith.data.reading.row import MAX_FILE_BYTES
@@ -98,7 +98,7 @@ def read_prompt(path: Path) -> str:
         DataError: the file is not an image.
     """
     try:
-        with open_image(path) as image:
+        with open_regular_file(path, MAX_FILE_BYTES) as stream, open_image(stream) as image:
             parameters = str(image.info.get(PARAMETERS_KEY, ""))
     except DECODE_ERRORS as error:
         raise _unreadable(path, error) from error

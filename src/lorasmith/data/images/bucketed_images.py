@@ -151,8 +151,9 @@ class BucketedImages:
 
     def load_center_mask(self, index: int) -> torch.Tensor | None:
         """Decode an image's mask and crop its centre; uint8 ``[1, h, w]``, or None without one."""
-        assignment = self.assignments[index]
-        mask = self._load_mask(self.rows[index], assignment, _center_box(assignment))
+        row, assignment = self.rows[index], self.assignments[index]
+        with reserve_decoding(row, with_image=False):
+            mask = self._load_mask(row, assignment, _center_box(assignment))
         return None if mask is None else torch.from_numpy(mask.copy()).unsqueeze(0)
 
     def load_crops(

@@ -69,14 +69,15 @@ _DECODING = MemoryBudget(int(physical_memory() * _MEMORY_SHARE))
 
 
 @contextmanager
-def reserve_decoding(row: Row, with_mask: bool = True) -> Iterator[None]:
+def reserve_decoding(row: Row, with_image: bool = True, with_mask: bool = True) -> Iterator[None]:
     """Wait until there is memory to read and decode a row's image and its mask, and hold it.
 
     Args:
         row: what is read; files that cannot be opened need nothing.
-        with_mask: whether its mask is read too.
+        with_image: whether its image is read.
+        with_mask: whether its mask is read.
     """
-    size = _decoding_size(row)
+    size = _decoding_size(row) if with_image else 0
     if with_mask and row.mask_path is not None:
         size += _decoding_size(Row(row.key, row.captions, {}, row.mask_path))
     with _DECODING.reserve(size):

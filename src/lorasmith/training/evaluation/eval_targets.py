@@ -25,6 +25,8 @@ from lorasmith.training.data.split import read_train_rows, split_validation
 _SETTINGS = "run.toml"
 MAX_REAL_IMAGES = 64
 """Real images of a concept that are compared with; of more, evenly spaced ones."""
+MAX_REAL_SIDE = 2048
+"""Larger ones are scaled down, as all are in memory at once; encoders look at 64 to 518 pixels."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ class EvalTarget:
 
     def _decode(self, row: Row) -> Image.Image:
         background = self.config.data.background_rgb if self.config else WHITE
-        return decode_image(row.read_bytes(), row.key, background)
+        image = decode_image(row.read_bytes(), row.key, background)
+        image.thumbnail((MAX_REAL_SIDE, MAX_REAL_SIDE), Image.Resampling.LANCZOS)
+        return image
 
 
 def resolve_target(target: str | Path) -> Path:

@@ -76,15 +76,12 @@ def test_row_reserves_its_image_and_its_mask(
     mask = write_image(tmp_path / "a.mask.png", bomb(200, 100))
     row = Row("a.png", ("x",), {}, image, mask_path=mask)
     packed = Row("a", ("x",), {}, image, 0, image.stat().st_size)
-    for each, with_mask in ((row, False), (row, True), (packed, True)):
-        with reserve_decoding(each, with_mask):
+    for each, parts in ((row, (True, False)), (row, (False, True)), (row, ()), (packed, ())):
+        with reserve_decoding(each, *parts):
             pass
     image_memory = 100 * 50 * 20 + image.stat().st_size
-    assert reserved == [
-        image_memory,
-        image_memory + 200 * 100 * 20 + mask.stat().st_size,
-        image_memory,
-    ]
+    mask_memory = 200 * 100 * 20 + mask.stat().st_size
+    assert reserved == [image_memory, mask_memory, image_memory + mask_memory, image_memory]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"<html>", bomb(12_000, 12_000)])
