@@ -30,7 +30,8 @@ def test_all_forms_of_settings_mean_the_same(
     for config in (run, TREE, file, str(file)):
         assert lorasmith.train(config, resume="latest") == Path("ink")
     assert lorasmith.train(run) == Path("ink")
-    assert calls == [(run, "latest", (), diffusion_loss)] * 4 + [(run, None, (), diffusion_loss)]
+    expected = [(run, resume, (), diffusion_loss, False) for resume in (*["latest"] * 4, None)]
+    assert calls == expected
 
 
 def test_settings_dictionary_is_not_changed() -> None:
