@@ -1,6 +1,5 @@
 """Feature extractors for images and texts: the embedded encoders, CLIP or Inception v3."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +16,9 @@ from lorasmith.evaluation.base_model import pil_to_tensor
 from lorasmith.evaluation.metrics.inception import SIDE as INCEPTION_SIDE
 from lorasmith.evaluation.metrics.inception import InceptionV3
 from lorasmith.models.image_encoder import FOLDER, ClipModel, embed_images, embed_texts, load_clip
-from lorasmith.models.load import load_tokenizer
-from lorasmith.models.suppress_logs import suppress_logs
+from lorasmith.models.load import load_clip_network, load_tokenizer
+from lorasmith.models.read_json import read_json
+from lorasmith.models.text.tokenizer_files import check_tokenizer_fits
 
 IMAGE_ENCODER_SIDE = 128
 """Side in pixels of the images that a model folder's image encoder takes."""
@@ -73,11 +73,13 @@ class ClipExtractor:
         Raises:
             WeightsError: the folder is incomplete or damaged.
         """
-        from transformers import CLIPModel
-
         self.name = folder.resolve().name
-        self._model: Any = _from_pretrained(CLIPModel, folder)
+        self._model: Any = _load_clip(folder)
         self._tokenizer = load_tokenizer(folder.parent, folder.name)
+        try:
+            check_tokenizer_fits(self._tokenizer, self._model.config.text_config.to_dict())
+        except WeightsError as error:
+            raise WeightsError(f"{folder}: its tokenizer {error}") from error
         self._mean, self._std = _read_normalization(folder)
 
     @torch.no_grad()
@@ -184,28 +186,36 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: not a feature extractor (it has neither config.json nor {FOLDER}); give "
             "the folder of a CLIP model or of Inception v3"
         )
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not a config ({error})") from error
+    return read_json(folder, file.name)
 
 
-def _from_pretrained(model_class: Any, folder: Path) -> Any:
-    from safetensors import SafetensorError
+def _load_clip(folder: Path) -> Any:
+    from transformers import CLIPModel
 
     try:
-        with suppress_logs():
-            model = model_class.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"{folder}: the CLIP model cannot be loaded: {reason}") from error
-    return model.requires_grad_(False).eval()
+        return load_clip_network(CLIPModel, folder)
+    except WeightsError as error:
+        raise WeightsError(f"{folder}: the CLIP model cannot be loaded: {error}") from error
 
 
 def _read_normalization(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of CLIP's input, ``[3, 1, 1]``; OpenAI's by default."""
     file = folder / "preprocessor_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    mean = config.get("image_mean", _OPENAI_MEAN)
-    std = config.get("image_std", _OPENAI_STD)
-    return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    config = read_json(folder, file.name) if file.exists() else {}
+    values = []
+    for key, default, lowest in (("image_mean", _OPENAI_MEAN, 0), ("image_std", _OPENAI_STD, 1e-3)):
+        value = config.get(key, default)
+        if not _is_per_channel(value, lowest):
+            raise WeightsError(
+                f"{file}: {key} is not three numbers from {lowest}, one for each channel"
+            )
+        values.append(torch.tensor(value, dtype=torch.float32).view(3, 1, 1))
+    return values[0], values[1]
+
+
+def _is_per_channel(value: Any, lowest: float) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(number, int | float) and lowest <= number < 1e6 for number in value)
+    )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.files.source import naming_part
-from lorasmith.models.suppress_logs import suppress_logs
+from lorasmith.models.load import load_clip_network
 
 SafetyChecker = Callable[[Sequence[Image.Image]], Sequence[bool]]
 """Says of each image whether it is unsafe."""
@@ -34,13 +34,9 @@ def load_safety_checker(folder: str | Path, device: torch.device) -> SafetyCheck
             f"safety checker {path}: there is no config.json; name the folder safety_checker of a "
             "diffusers model"
         )
-    with naming_part(path.parent, path.name), suppress_logs():
-        network, info = StableDiffusionSafetyChecker.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        if info["missing_keys"]:
-            raise WeightsError(f"{len(info['missing_keys'])} of its tensors are missing")
-    return _StableDiffusionChecker(network.to(device).eval())
+    with naming_part(path.parent, path.name):
+        network = load_clip_network(StableDiffusionSafetyChecker, path)
+    return _StableDiffusionChecker(network.to(device))
 
 
 class _StableDiffusionChecker:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.core.errors import ConfigError
+from lorasmith.models.scheduler_config import IMPOSSIBLE_PREDICTION, needs_impossible_prediction
 from lorasmith.registries import SAMPLERS
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def make_scheduler(
     A scheduler keeps the state of one denoising loop: make one for every batch.
 
     Raises:
-        ConfigError: unknown sampler, a prediction type other than epsilon or v_prediction, or
-            more steps than the model has noise levels.
+        ConfigError: unknown sampler, a prediction type other than epsilon or v_prediction,
+            noise prediction at a level of pure noise, or more steps than noise levels.
     """
     sampler = SAMPLERS.get(resolve_sampler(name))
     levels = int(config.get("num_train_timesteps", 1000))
@@ -124,6 +125,8 @@ def make_scheduler(
         raise ConfigError(
             f"prediction_type {prediction_type!r} is not supported; use epsilon or v_prediction"
         )
+    if needs_impossible_prediction(config):
+        raise ConfigError(IMPOSSIBLE_PREDICTION)
     scheduler = sampler(config)
     if num_inference_steps == levels and scheduler.config.get("steps_offset"):
         scheduler.register_to_config(steps_offset=0)  # an offset would pass the last level

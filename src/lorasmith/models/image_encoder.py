@@ -7,7 +7,7 @@ similarity metric of evaluation.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,10 @@ from torch import nn
 from lorasmith.config.pretrain import IMAGE_ENCODER_NORM_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
-from lorasmith.core.json_text import parse_json_object
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.load import load_text_encoder, load_tokenizer
+from lorasmith.models.read_json import read_json
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.models.text.encode import tokenize
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 FOLDER = "image_tower"
+_MAX_STAGES, _MAX_WIDTH, _MAX_DEPTH = 8, 2048, 16
+"""Bounds of a config that is read: stages, channels of a stage, and its blocks."""
 
 
 class ResidualBlock(nn.Module):
@@ -143,12 +145,31 @@ def _load_folder(folder: Path) -> tuple[ImageEncoder, dict[str, torch.Tensor]]:
     config_file = folder / FOLDER / "config.json"
     if not config_file.is_file():
         raise WeightsError(f"{folder}: has no {FOLDER}; `lorasmith pretrain clip` makes one")
+    config = read_json(folder, f"{FOLDER}/config.json")
+    widths: Any = config.get("channels")
+    depths: Any = config.get("blocks")
+    if not (_is_sizes(widths, _MAX_WIDTH) and _is_sizes(depths, _MAX_DEPTH)):
+        raise WeightsError(
+            f"{config_file}: not an image encoder's config: channels are up to {_MAX_STAGES} "
+            f"numbers from 1 to {_MAX_WIDTH}, blocks as many from 1 to {_MAX_DEPTH}"
+        )
+    if not _is_sizes([config.get("embedding")], _MAX_WIDTH) or len(widths) != len(depths):
+        raise WeightsError(f"{config_file}: not an image encoder's config: embedding or blocks")
     try:
-        image = ImageEncoder(**parse_json_object(config_file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        image = ImageEncoder(widths, depths, config["embedding"])
+    except ValueError as error:  # widths that the groups of the norms do not divide
         raise WeightsError(f"{config_file}: not an image encoder's config ({error})") from error
     tensors = load_tensors(folder / FOLDER / "model.safetensors")
     return image, {k: v.float() for k, v in tensors.items()}
+
+
+def _is_sizes(values: Any, largest: int) -> bool:
+    """Tell a short list of whole numbers from 1."""
+    return (
+        isinstance(values, list)
+        and 1 <= len(values) <= _MAX_STAGES
+        and all(type(value) is int and 1 <= value <= largest for value in values)
+    )
 
 
 @torch.no_grad()

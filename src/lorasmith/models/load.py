@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorasmith.core.errors import WeightsError
 from lorasmith.models.files.build import build_empty_network, canonical_state_dict, load_weights
-from lorasmith.models.files.configs import unet_config
+from lorasmith.models.files.configs import CLASSES, TOKENIZERS, unet_config
+from lorasmith.models.files.known_configs import select_known
 from lorasmith.models.files.open import open_source
 from lorasmith.models.files.source import (
     ModelSource,
@@ -15,10 +17,11 @@ from lorasmith.models.files.source import (
     load_folder_tokenizer,
     naming_part,
 )
-from lorasmith.models.files.stored_tensors import find_part_tensors
+from lorasmith.models.files.stored_tensors import CLIP, VISION_LEVEL, find_part_tensors
 from lorasmith.models.model import Model, vae_dtype_for
 from lorasmith.models.prediction_type import measure_prediction_type
 from lorasmith.models.read_json import read_json
+from lorasmith.models.text.tokenizer_files import check_tokenizer_fits
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -84,8 +87,21 @@ def load_text_encoder(folder: Path) -> "CLIPTextModel":
 
 
 def load_tokenizer(folder: Path, part: str = "tokenizer") -> "CLIPTokenizer":
-    """Load a tokenizer part of a folder."""
-    return load_folder_tokenizer(folder, part)
+    """Load a tokenizer part of a folder; one beside its text encoder is compared with that.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the two are not of one model.
+    """
+    tokenizer = load_folder_tokenizer(folder, part)
+    encoders = [name for name, other in TOKENIZERS.items() if other == part]
+    for encoder in encoders:
+        if (folder / encoder / "config.json").exists():
+            config = read_json(folder, f"{encoder}/config.json")
+            try:
+                check_tokenizer_fits(tokenizer, select_known(CLASSES[encoder], config, encoder))
+            except WeightsError as error:
+                raise WeightsError(f"model {folder}: its {part} {error}") from error
+    return tokenizer
 
 
 def load_network(kind: Any, folder: Path, part: str) -> Any:
@@ -103,3 +119,25 @@ def load_network(kind: Any, folder: Path, part: str) -> Any:
         network = build_empty_network(kind, read_json(folder, f"{part}/config.json"))
         load_weights(network, find_part_tensors(folder / part, part), torch.float32)
     return network
+
+
+def load_clip_network(kind: Any, folder: Path) -> Any:
+    """Load a whole CLIP, or what is built on one, from a folder of its own, in float32.
+
+    Args:
+        kind: ``CLIPModel`` or ``StableDiffusionSafetyChecker``.
+        folder: holds ``config.json`` and the weights.
+
+    Raises:
+        WeightsError: a file is missing, damaged, pickled, or of another class.
+    """
+    network = build_empty_network(kind, read_json(folder, "config.json"))
+    names = canonical_state_dict(network)
+    tensors = find_part_tensors(folder, CLIP)
+    doubled = f"{VISION_LEVEL}{VISION_LEVEL}"  # transformers 5 dropped a level here
+    fitting = {
+        name.replace(doubled, VISION_LEVEL) if name not in names else name: tensor
+        for name, tensor in tensors.items()
+    }
+    load_weights(network, fitting, torch.float32)
+    return network.requires_grad_(False).eval()

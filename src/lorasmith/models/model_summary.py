@@ -15,6 +15,7 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.open import open_source
 from lorasmith.models.files.source import ModelSource, build_empty_part
+from lorasmith.models.scheduler_config import ZERO_SNR
 from lorasmith.models.unet_tree import UnetNode, build_unet_tree, count_parameters
 
 if TYPE_CHECKING:
@@ -272,4 +273,5 @@ def _describe_scheduler(source: ModelSource) -> dict[str, Any]:
         "beta_schedule": config.get("beta_schedule", "linear"),
         "beta_start": config.get("beta_start", 0.0001),
         "beta_end": config.get("beta_end", 0.02),
+        "zero_terminal_snr": bool(config.get(ZERO_SNR)),
     }

@@ -11,6 +11,7 @@ import torch
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.models.families.family import PredictionType
+from lorasmith.models.scheduler_config import IMPOSSIBLE_PREDICTION, needs_impossible_prediction
 
 
 def compute_alphas_cumprod(
@@ -68,7 +69,8 @@ class NoiseSchedule:
         ``rescale_betas_zero_snr`` holds for training as it does for sampling.
 
         Raises:
-            ConfigError: a beta schedule or prediction type that is not Stable Diffusion's.
+            ConfigError: a beta schedule or prediction type that is not Stable Diffusion's, or
+                noise prediction at a level of pure noise.
         """
         prediction = str(scheduler_config.get("prediction_type", "epsilon"))
         if prediction not in ("epsilon", "v_prediction"):
@@ -80,6 +82,8 @@ class NoiseSchedule:
                 "the model's scheduler lists its noise levels one by one (trained_betas), which "
                 "is not supported; use a model with a beta_schedule"
             )
+        if needs_impossible_prediction(scheduler_config):
+            raise ConfigError(IMPOSSIBLE_PREDICTION)
         alphas = compute_alphas_cumprod(
             str(scheduler_config.get("beta_schedule", "linear")),
             float(str(scheduler_config.get("beta_start", 1e-4))),

@@ -102,5 +102,5 @@ def test_folder_without_a_feature_extractor_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="this is bert"):
         load_feature_extractor(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match="not a config"):
+    with pytest.raises(WeightsError, match=r"config\.json cannot be read"):
         load_feature_extractor(tmp_path)

@@ -139,7 +139,14 @@ def test_label_is_a_name_of_the_sampler(name: str) -> None:
         ("ddim", CONFIG | {"prediction_type": "sample"}, 5, "prediction_type"),
         ("ddim", CONFIG, 0, "^num_inference_steps: "),
         ("ddim", CONFIG | {"num_train_timesteps": 100}, 101, "1 to 100"),
-        ("heun", CONFIG | {"rescale_betas_zero_snr": True}, 5, "use the sampler euler"),
+        (
+            "heun",
+            CONFIG | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+            5,
+            "use the sampler euler",
+        ),
+        ("ddim", CONFIG | {"rescale_betas_zero_snr": True}, 5, "says nothing about the image"),
+        ("euler", CONFIG | {"rescale_betas_zero_snr": True}, 5, "would be black"),
     ],
 )
 def test_impossible_scheduler_is_refused(name: str, config: dict, steps: int, message: str) -> None:

@@ -77,7 +77,7 @@ def test_missing_image_encoder_is_named(tmp_path: Path) -> None:
 def test_damaged_config_is_named(saved: Path, content: str) -> None:
     (saved / "image_tower" / "config.json").write_text(content, encoding="utf-8")
     for load in (load_clip, load_image_encoder):
-        with pytest.raises(WeightsError, match=r"config\.json: not an image encoder's config"):
+        with pytest.raises(WeightsError, match=r"image_tower/config\.json.*(not|cannot) "):
             load(saved)
 
 

@@ -152,7 +152,6 @@ def other_shape(folder: Path) -> None:
 FAULTS: dict[str, Callable[[Path], None]] = {
     "has only pickled weights (diffusion_pytorch_model.bin)": only_pickles,
     "has no weights (diffusion_pytorch_model.safetensors or": remove_all_files,
-    "-00002-of-00002.safetensors: no such weights file": lost_shard,
     "names '../vae/diffusion_pytorch_model-00002": shard_elsewhere,
     "1 tensors are not where it says, first conv_in.other": wrong_index,
     "not a list of shards": no_index,
@@ -160,6 +159,12 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "1 tensors are unknown (what)": add_tensor,
     "1 of 684 tensors do not fit, first conv_in.bias: [3] where its config says [8]": other_shape,
 }
+
+
+def test_lost_shard_is_named(folder: Path) -> None:
+    lost_shard(folder / "unet")
+    with pytest.raises(WeightsError, match=r"unet/\S+-00002-of-00002\.safetensors is missing"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("message", FAULTS)

@@ -48,7 +48,7 @@ def test_schedules_of_other_lengths_and_defaults_equal_diffusers() -> None:
 
 
 def test_zero_terminal_snr_is_read_from_the_scheduler() -> None:
-    schedule = process(rescale_betas_zero_snr=True)
+    schedule = process(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     reference = DDIMScheduler(**CONFIG, rescale_betas_zero_snr=True).alphas_cumprod
     assert schedule.alphas_cumprod[-1] == 0.0
     torch.testing.assert_close(schedule.alphas_cumprod, reference, rtol=1e-3, atol=1e-6)

@@ -26,7 +26,9 @@ def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
     if len(matches) == 1:
         return matches.pop(), "shapes"
     for name, family in families.items():
-        pattern = family.lora_name_pattern
+        pattern, exclusion = family.lora_name_pattern, family.lora_name_exclusion
+        if exclusion and any(re.match(exclusion, layer) for layer in file.layers):
+            continue
         if pattern and any(re.match(pattern, layer) for layer in file.layers):
             return name, "names"
     return None, ""

@@ -212,7 +212,8 @@ def _brief(parts: "ModelSummary") -> str:
         *(_text_line(text) for text in parts.text),
         f"Scheduler  {noise['class']}: predicts {noise['prediction_type'] or 'what is not said'}, "
         f"{noise['timesteps']} timesteps, {noise['beta_schedule']} betas "
-        f"{noise['beta_start']:g} to {noise['beta_end']:g}",
+        f"{noise['beta_start']:g} to {noise['beta_end']:g}"
+        + (", zero terminal SNR" if noise["zero_terminal_snr"] else ""),
         f"All parts  {short(parts.parameters)} parameters",
     ]
     return "\n".join(lines)

@@ -135,6 +135,10 @@ SDXL = ModelFamily(
         r"lora_te2_|lora_unet_(input|output)_blocks_|lora_unet_middle_block_"
         r"|lora_unet_\w+_transformer_blocks_[1-9]"
     ),
+    # Blocks that SD 1.x and 2.x have in these names: SDXL has nine, and no attention at its edges.
+    lora_name_exclusion=(
+        r"lora_unet_(input_blocks_([12]_1_|9_|1\d_)|output_blocks_([678]_1_|9_|1\d_))"
+    ),
     uses_sgm_names=True,
     vae_force_upcast=True,
     zeroes_empty_prompt=True,

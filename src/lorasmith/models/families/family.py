@@ -114,7 +114,9 @@ class ModelFamily:
     kohya_version_prefix: str = ""
     """What every other ``ss_base_model_version`` of the family starts with, if anything."""
     lora_name_pattern: str = ""
-    """A regular expression for layer names in LoRA files that no other family has."""
+    """A regular expression for layer names in LoRA files that other families seldom have."""
+    lora_name_exclusion: str = ""
+    """A regular expression for layer names that none of its models has."""
     uses_sgm_names: bool = False
     """Whether LoRA files name U-Net layers as Stability AI's own code (sgm) does."""
     is_kohya_v2: bool = False

@@ -71,6 +71,8 @@ OPEN_CLIP_LAYER: Pairs = (
     ("mlp.fc2", "mlp.c_proj"),
     ("self_attn.out_proj", "attn.out_proj"),
 )
+PROJECTION = "text_projection.weight"
+"""diffusers' name of the layer behind a text encoder's pooled embedding."""
 STACKED = ("q_proj", "k_proj", "v_proj")
 """OpenCLIP stacks these in one tensor, ``attn.in_proj_weight`` and ``_bias``, in this order."""
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lorasmith.core.errors import WeightsError
+from lorasmith.models.files.known_configs import MAX_PARAMETERS, known_config
 from lorasmith.models.files.stored_tensors import TEXT_LEVEL, StoredTensors
 from lorasmith.models.suppress_logs import suppress_logs
 
@@ -26,21 +27,29 @@ def build_empty_network(kind: Any, config: Mapping[str, Any], part: str | None =
     """
     from accelerate import init_empty_weights
 
+    file = f"{part}/config.json" if part else "config.json"
+    known = known_config(kind.__name__, config, file)
     class_name = config.get("_class_name", kind.__name__)
     if class_name != kind.__name__:
         raise WeightsError(f"{part or 'it'} is a {class_name}, not a {kind.__name__}")
     try:
         # Buffers are not in files; they are computed, so only parameters are left empty.
         with suppress_logs(), init_empty_weights(include_buffers=False):
-            return _instantiate(kind, config).eval()
+            network = _instantiate(kind, known).eval()
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
-        file = f"{part}/config.json" if part else "config.json"
         raise WeightsError(f"{file} does not fit: {reason}") from error
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters > MAX_PARAMETERS:
+        raise WeightsError(
+            f"{file} does not fit: it says {parameters:,} parameters; networks of at most "
+            f"{MAX_PARAMETERS:,} are read"
+        )
+    return network
 
 
 def _instantiate(kind: Any, config: Mapping[str, Any]) -> Any:
-    if kind.__module__.startswith("transformers"):
+    if hasattr(kind, "config_class"):  # a class of transformers
         return kind(kind.config_class(**config))
     return kind.from_config(dict(config))
 

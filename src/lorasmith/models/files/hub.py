@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from lorasmith.core.errors import WeightsError
+from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
 from lorasmith.models.files.configs import CLASSES, TOKENIZERS
 from lorasmith.models.files.source import INDEX
 from lorasmith.models.files.stored_tensors import STEMS
@@ -50,16 +51,31 @@ def download_model(name: str) -> Path:
 
     try:
         info = HfApi().model_info(name)
-        files = select_files(sibling.rfilename for sibling in info.siblings or ())
+        stored = [sibling.rfilename for sibling in info.siblings or ()]
+        files = select_files(stored)
         if INDEX not in files:
             raise WeightsError(
                 f"model {name}: not in diffusers' folder layout ({INDEX} is missing)"
             )
+        _check_not_pickled(name, stored, files)
         return Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         hint = "; is there a network?" if isinstance(error, httpx.TransportError) else ""
         raise WeightsError(f"model {name}: cannot be downloaded: {reason}{hint}") from error
+
+
+def _check_not_pickled(name: str, stored: Iterable[str], chosen: Iterable[str]) -> None:
+    """Refuse a model one of whose networks has its weights as pickles only, before the download."""
+    readable = {PurePosixPath(file).parent for file in chosen if ".safetensors" in file}
+    for path in map(PurePosixPath, stored):
+        is_network = str(path.parent) in CLASSES
+        if is_network and path.suffix in PICKLE_SUFFIXES and path.parent not in readable:
+            raise WeightsError(
+                f"model {name}: {path} is pickled, which can run code when opened, and there is no "
+                "safetensors file beside it; look for another copy of the model, or convert it on "
+                "a machine that you can throw away (docs/models.md says how)"
+            )
 
 
 def select_files(files: Iterable[str]) -> list[str]:

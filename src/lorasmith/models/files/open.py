@@ -22,7 +22,7 @@ def resolve_model_path(name: str | Path | None) -> Path:
     Raises:
         WeightsError: nothing is there, or it is not a model.
     """
-    path = EMBEDDED if name is None else Path(name).expanduser()
+    path = EMBEDDED if name is None else _expand(name)
     if path.is_file():
         reject_pickle(path)
         if path.suffix != ".safetensors":
@@ -46,6 +46,20 @@ def resolve_model_path(name: str | Path | None) -> Path:
         )
     noun = "file" if path.suffix in (".safetensors", *PICKLE_SUFFIXES) else "folder"
     raise WeightsError(f"model {path}: no such {noun}{hint}")
+
+
+def _expand(name: str | Path) -> Path:
+    """Return a path that the system can look up."""
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such user
+        shown = str(name)[:100].replace("\0", "\\0")
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(f"model {shown}: not a path that can be opened ({reason})") from error
+    return path
 
 
 def _check_complete(name: str, cached: Path) -> Path:

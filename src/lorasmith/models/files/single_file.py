@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,7 @@ from lorasmith.models.families.family import (
 from lorasmith.models.families.ldm_keys import (
     IGNORED,
     MARKS,
+    PROJECTION,
     STACKED,
     UNET_PREFIX,
     V_MARKS,
@@ -35,9 +36,15 @@ from lorasmith.models.families.ldm_keys import (
     TensorForm,
 )
 from lorasmith.models.files.build import abbreviate_names, check_tensor_names
-from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
+from lorasmith.models.files.configs import CLASSES, TOKENIZERS, component_config, pad_token
 from lorasmith.models.files.identify import EXPECTED, describe_file
-from lorasmith.models.files.source import describe_channels, detect_variant, naming_part
+from lorasmith.models.files.source import (
+    check_config,
+    check_part_fits,
+    describe_channels,
+    detect_variant,
+    naming_part,
+)
 from lorasmith.models.files.stored_tensors import StoredTensor, StoredTensors
 from lorasmith.models.text.tokenizer import create_clip_tokenizer
 
@@ -47,6 +54,8 @@ if TYPE_CHECKING:
 CONFIGS = "lorasmith.model"
 """The metadata entry with a model's configs."""
 
+_MAX_YAML = 2**20
+"""Characters of a YAML file that are read."""
 _UNET, _VAE = UNET_PREFIX, VAE_PREFIX
 _TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.")
 _OLD_CLIP = re.compile(
@@ -82,11 +91,20 @@ class SingleFileSource:
             return {}
         try:
             saved = parse_json(text)
-            if {"unet", "vae", "scheduler"} <= set(saved["configs"]):
-                return cast(dict[str, Any], saved)
+            configs = dict(saved["configs"])
         except (ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"model {self.path}: its {CONFIGS} is damaged: {error}") from error
-        raise WeightsError(f"model {self.path}: its {CONFIGS} is incomplete")
+        if not {"unet", "vae", "scheduler"} <= configs.keys():
+            raise WeightsError(f"model {self.path}: its {CONFIGS} is incomplete")
+        for part, config in configs.items():
+            if part not in (*CLASSES, "scheduler") or not isinstance(config, dict):
+                raise WeightsError(f"model {self.path}: its {CONFIGS} is damaged: {part[:60]!r}")
+            configs[part] = check_config(self.path, part, config, f"{CONFIGS} ({part})")
+        return {
+            "configs": configs,
+            "pad_tokens": _texts(saved.get("pad_tokens")),
+            "flat_text": [part for part in CLASSES if part in _list(saved.get("flat_text"))],
+        }
 
     def _variant(self) -> ModelVariant:
         where = f"model {self.path}"
@@ -94,7 +112,11 @@ class SingleFileSource:
         family = self._family()
         if self._saved:
             configs = self._saved["configs"]
-            return detect_variant(configs["unet"], configs["scheduler"], where)
+            variant = detect_variant(configs["unet"], configs["scheduler"], where)
+            missing = [part for part in variant.family.text_encoders if part not in configs]
+            if missing:
+                raise WeightsError(f"{where}: its {CONFIGS} has no {missing[0]}")
+            return variant
         if channels not in (4, 9):
             raise WeightsError(f"{where}: its U-Net {describe_channels(channels)}")
         return ModelVariant(family.name, channels == 9, self._prediction(family, channels == 9))
@@ -182,7 +204,8 @@ class SingleFileSource:
             return "v_prediction"
         yaml = self.path.with_suffix(".yaml")
         if yaml.is_file():
-            match = re.search(r"parameterization\W+(\w+)", yaml.read_text("utf-8", "replace"))
+            with yaml.open(encoding="utf-8", errors="replace") as stream:
+                match = re.search(r"parameterization\W+(\w+)", stream.read(_MAX_YAML))
             return "v_prediction" if match and match[1] == "v" else "epsilon"
         predictions = family.prediction_types
         unsaid = len(predictions) > 1 and not is_inpainting and not declared
@@ -190,9 +213,9 @@ class SingleFileSource:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Tensors that inference does not use."""
+        """Tensors that inference does not use; marks that say what a model is are used."""
         ignored = (*IGNORED, *self._family_keys.ignored)
-        return tuple(key for key in self._keys if key.startswith(ignored) or key in MARKS)
+        return tuple(key for key in self._keys if key.startswith(ignored) and key not in MARKS)
 
     @property
     def _family_keys(self) -> SingleFileKeys:
@@ -232,7 +255,7 @@ class SingleFileSource:
             WeightsError: says how many of which part.
         """
         expected = {entry.key: entry.part for entry in self._entries(names)}
-        unused = set(self.unused)
+        unused = {*self.unused, *MARKS}
         unknown = [key for key in self._keys if key not in expected and key not in unused]
         for part in names:
             part_keys = {key: None for key, owner in expected.items() if owner == part}
@@ -248,12 +271,24 @@ class SingleFileSource:
     def _entries(self, names: Mapping[str, Iterable[str]]) -> list[TensorEntry]:
         configs = {part: self.config(part) for part in names}
         try:
-            return self._family_keys.entries(names, configs)
+            entries = self._family_keys.entries(names, configs)
         except KeyError as error:
             title = self.variant.family.title
             raise WeightsError(
                 f"model {self.path}: {error.args[0]} has no place in single files of {title}"
             ) from error
+        return [self._as_stored(entry) for entry in entries]
+
+    def _as_stored(self, entry: TensorEntry) -> TensorEntry:
+        """Return an entry under its other name, if the file has that.
+
+        Some files have the projection of OpenCLIP as a linear layer (Playground 2), which is
+        diffusers' form of it.
+        """
+        other = f"{entry.key}.weight"
+        if entry.names != (PROJECTION,) or entry.key in self._keys or other not in self._keys:
+            return entry
+        return TensorEntry(other, entry.part, entry.names)
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Return CLIP's tokenizer, with as many tokens as the text encoder knows."""
@@ -261,7 +296,9 @@ class SingleFileSource:
         with naming_part(self.path, part):
             pads = self._saved.get("pad_tokens", {})
             pad = pads.get(part) or pad_token(self.variant.family.text_encoders[encoder])
-            return create_clip_tokenizer(int(self.config(encoder)["vocab_size"]), pad)
+            tokenizer = create_clip_tokenizer(int(self.config(encoder)["vocab_size"]), pad)
+        check_part_fits(self, part, tokenizer)
+        return tokenizer
 
     def has_text_level(self, part: str) -> bool:
         """Use ``text_model.`` as published folders do, unless the file came from another one."""
@@ -271,6 +308,17 @@ class SingleFileSource:
 def _normalize_key(key: str) -> str:
     old = _OLD_CLIP.fullmatch(key)
     return f"{old[1]}text_model.{old[2]}" if old else key
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _texts(values: Any) -> dict[str, str]:
+    """Return the entries of a dictionary that are texts by text."""
+    if not isinstance(values, dict):
+        return {}
+    return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, str)}
 
 
 def _of_family(family: ModelFamily | None) -> str:

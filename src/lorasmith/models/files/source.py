@@ -11,9 +11,13 @@ from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.models.families.family import ModelVariant, PredictionType, detect_unet_family
 from lorasmith.models.files.build import build_empty_network
 from lorasmith.models.files.configs import CLASSES, DIFFUSERS_PARTS, TOKENIZERS
+from lorasmith.models.files.known_configs import select_known
+from lorasmith.models.files.required_files import check_files
 from lorasmith.models.files.stored_tensors import StoredTensors, find_part_tensors, uses_text_level
 from lorasmith.models.read_json import read_json
+from lorasmith.models.scheduler_config import check_scheduler_config
 from lorasmith.models.suppress_logs import suppress_logs
+from lorasmith.models.text.tokenizer_files import check_tokenizer_fits, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -100,11 +104,13 @@ class FolderSource:
         self.path = path
         if not (path / INDEX).is_file():
             part = "; it looks like one part of it, give the folder around it"
-            hint = part if (path / "config.json").is_file() else ""
+            whole = "; copy or download the whole folder again" if (path / "unet").is_dir() else ""
+            hint = part if (path / "config.json").is_file() else whole
             raise WeightsError(
                 f"model {path}: not a diffusers model folder ({INDEX} is missing){hint}"
             )
         self._index = read_json(path, INDEX)
+        self._configs: dict[str, dict[str, Any]] = {}
         self.networks = self._networks()
         parts = (*self.networks, *self._tokenizers, "scheduler")
         missing = [part for part in parts if not (path / part).is_dir()]
@@ -112,6 +118,7 @@ class FolderSource:
             raise WeightsError(
                 f"model {path}: missing part {', '.join(missing)}; {self._what_to_do()}"
             )
+        check_files(path, self.networks, self._tokenizers)
 
     def _what_to_do(self) -> str:
         """Return what the user can do about a missing part."""
@@ -146,9 +153,12 @@ class FolderSource:
         return tuple(part for part in named if part not in used)
 
     def config(self, part: str) -> dict[str, Any]:
-        """Read a part's config."""
-        file = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self.path, f"{part}/{file}")
+        """Read and check a part's config; once."""
+        if part not in self._configs:
+            file = "scheduler_config.json" if part == "scheduler" else "config.json"
+            file = f"{part}/{file}"
+            self._configs[part] = check_config(self.path, part, read_json(self.path, file), file)
+        return dict(self._configs[part])
 
     def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
         """Return a network's tensors in its folder."""
@@ -159,8 +169,10 @@ class FolderSource:
         """Do nothing: parts are checked when their weights are loaded."""
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
-        """Load a tokenizer part."""
-        return load_folder_tokenizer(self.path, part)
+        """Load a tokenizer part, and compare it with its text encoder."""
+        tokenizer = load_folder_tokenizer(self.path, part)
+        check_part_fits(self, part, tokenizer)
+        return tokenizer
 
     def has_text_level(self, part: str) -> bool:
         """Tell how the text encoder's weights are named."""
@@ -171,12 +183,23 @@ def load_folder_tokenizer(folder: Path, part: str) -> "CLIPTokenizer":
     """Load a tokenizer from a folder's part.
 
     Raises:
-        WeightsError: it is missing or damaged.
+        WeightsError: a file is missing or damaged.
     """
-    from transformers import CLIPTokenizer
-
     with suppress_logs(), naming_part(folder, part):
-        return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
+        return read_tokenizer(folder / part)
+
+
+def check_part_fits(source: ModelSource, part: str, tokenizer: "CLIPTokenizer") -> None:
+    """Compare a tokenizer with its text encoder.
+
+    Raises:
+        WeightsError: they are not of one model.
+    """
+    encoder = next(name for name, other in TOKENIZERS.items() if other == part)
+    try:
+        check_tokenizer_fits(tokenizer, source.config(encoder))
+    except WeightsError as error:
+        raise WeightsError(f"model {source.path}: its {part} {error}") from error
 
 
 @contextmanager
@@ -190,6 +213,21 @@ def naming_part(where: Path, part: str) -> Iterator[None]:
     except (WeightsError, DataError, *known) as error:
         reason = str(error).strip().split("\n")[0].removeprefix(f"model {where}: ")
         raise WeightsError(f"model {where}: {part} cannot be loaded: {reason}") from error
+
+
+def check_config(where: Path, part: str, config: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return what is used of a part's config.
+
+    Raises:
+        WeightsError: a value cannot be; file and entry are named.
+    """
+    try:
+        if part != "scheduler":
+            return select_known(CLASSES[part], config, file)
+        return check_scheduler_config(config)
+    except WeightsError as error:
+        name = f"{file}: " if part == "scheduler" else ""
+        raise WeightsError(f"model {where}: {name}{error}") from error
 
 
 def build_empty_part(source: ModelSource, part: str) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.json_text import parse_json
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
 from lorasmith.core.safetensors_io import SafetensorsFile
+from lorasmith.models.read_json import read_json
 
 STEMS = ("diffusion_pytorch_model", "model")
 """Stems of weight files in the folders of diffusers and of transformers."""
@@ -24,6 +24,9 @@ OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn
 _OLD_VAE_NAME = re.compile(rf"(.*\.attentions\.0)\.({'|'.join(OLD_VAE_ATTENTION)})\.(\w+)")
 TEXT_LEVEL = "text_model."
 """A level in the names of files that transformers 5's CLIPTextModel does not have."""
+VISION_LEVEL = "vision_model."
+CLIP = "clip"
+"""A whole CLIP, with both of its encoders, in a folder of its own."""
 _UNUSED_TEXT = re.compile(r"embeddings\.position_ids|logit_scale|vision_model\..*|visual_proj.*")
 
 
@@ -58,6 +61,8 @@ def canonical_name(part: str, name: str) -> str | None:
         unused = _UNUSED_TEXT.fullmatch(name)
         # A text encoder without its projection may be saved with it.
         return None if unused or (name, part) == _FIRST_PROJECTION else name
+    if part == CLIP:
+        return None if name.endswith("position_ids") else name.removeprefix(TEXT_LEVEL)
     old = _OLD_VAE_NAME.fullmatch(name) if part == "vae" else None
     return f"{old[1]}.{OLD_VAE_ATTENTION[old[2]]}.{old[3]}" if old else name
 
@@ -122,6 +127,18 @@ def choose_weights_file(folder: Path) -> Path:
     return by_variant[min(by_variant, key=_variant_rank)]
 
 
+def list_weights_files(folder: Path) -> list[Path]:
+    """Return the weights files that a part's folder must have; they may not exist.
+
+    Raises:
+        WeightsError: there are no weights, only pickled ones, or their index is damaged.
+    """
+    weights_file = choose_weights_file(folder)
+    if weights_file.suffix != ".json" or not weights_file.is_file():
+        return [weights_file]
+    return [folder / name for name in sorted(set(_read_weight_map(weights_file).values()))]
+
+
 def _variant_rank(variant: str) -> tuple[int, str]:
     if variant in _PREFERRED_VARIANTS:
         return _PREFERRED_VARIANTS.index(variant), variant
@@ -129,6 +146,13 @@ def _variant_rank(variant: str) -> tuple[int, str]:
 
 
 def _no_weights_error(folder: Path) -> WeightsError:
+    shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))
+    if shards:
+        stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", shards[0])
+        return WeightsError(
+            f"{stem}.safetensors.index.json is missing: {folder} has shards of weights "
+            f"({shards[0]}) without the index; copy or download the folder again"
+        )
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         return WeightsError(
@@ -137,16 +161,17 @@ def _no_weights_error(folder: Path) -> WeightsError:
             "says how)"
         )
     return WeightsError(
-        f"{folder} has no weights ({STEMS[0]}.safetensors or {STEMS[1]}.safetensors)"
+        f"{folder} has no weights ({STEMS[0]}.safetensors or {STEMS[1]}.safetensors); copy or "
+        "download the folder again"
     )
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     """Return each tensor's file in the folder of the index."""
     try:
-        names = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
+        names = read_json(index.parent, index.name)["weight_map"]
         files = {str(name): str(file) for name, file in names.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (WeightsError, KeyError, AttributeError) as error:
         raise WeightsError(f"{index}: not a list of shards ({error})") from error
     outside = [file for file in files.values() if Path(file).name != file or "\\" in file]
     if outside:

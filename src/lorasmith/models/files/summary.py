@@ -1,14 +1,18 @@
 """Family, networks and dtypes of a stored model, from its headers."""
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.families.builtin import MINIATURE
 from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.build import canonical_state_dict, check_tensors
+from lorasmith.models.files.configs import TOKENIZERS
 from lorasmith.models.files.open import EMBEDDED, open_source
 from lorasmith.models.files.source import build_empty_part, naming_part
+from lorasmith.models.scheduler_config import IMPOSSIBLE_PREDICTION, needs_impossible_prediction
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class ModelInfo:
 
 
 def read_model_info(name: str | Path | None = None) -> ModelInfo:
-    """Read and check all headers of a stored model.
+    """Read and check all headers of a stored model, and its tokenizers.
+
+    Warns about a model that can draw nothing but black.
 
     Raises:
         WeightsError: there is no such model, or a part is missing or damaged.
@@ -55,6 +61,10 @@ def read_model_info(name: str | Path | None = None) -> ModelInfo:
             check_tensors(networks[part], tensors)
         formats = Counter(tensors[name].dtype for name in part_names)
         parts.append(NetworkInfo(part, len(part_names), tuple(f for f, _ in formats.most_common())))
+        if part in TOKENIZERS:
+            source.tokenizer(TOKENIZERS[part])
+    if needs_impossible_prediction(source.config("scheduler")):
+        warnings.warn(f"model {source.path}: {IMPOSSIBLE_PREDICTION}", LorasmithWarning, 2)
     title = MINIATURE.title if source.path == EMBEDDED else source.variant.title
     is_single_file = source.path.is_file()
     return ModelInfo(

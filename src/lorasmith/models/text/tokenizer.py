@@ -5,6 +5,7 @@ end-of-word mark, one entry per merge, and the two special tokens.
 """
 
 import lzma
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,21 +71,34 @@ def create_clip_tokenizer(vocabulary: int, pad_token: str = END) -> "CLIPTokeniz
     return tokenizer
 
 
-def create_bpe_tokenizer(merges: list[tuple[str, str]]) -> "CLIPTokenizer":
-    """Return a CLIPTokenizer with ``512 + len(merges) + 2`` tokens and 77 positions."""
+def create_bpe_tokenizer(
+    merges: list[tuple[str, str]],
+    vocabulary: Mapping[str, int] | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+    max_length: int = MAX_LENGTH,
+) -> "CLIPTokenizer":
+    """Return a CLIPTokenizer.
+
+    Args:
+        merges: pairs of symbols.
+        vocabulary: ids of all tokens; None lays out ``512 + len(merges) + 2`` tokens as CLIP does.
+        special_tokens: texts of ``bos``, ``eos``, ``pad`` and ``unk`` that are not CLIP's.
+        max_length: positions.
+    """
     from transformers import CLIPTokenizer
 
-    symbols = _byte_symbols()
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
+    if vocabulary is None:
+        symbols = _byte_symbols()
+        words = (symbol + "</w>" for symbol in symbols)
+        tokens = [*symbols, *words, *("".join(m) for m in merges), START, END]
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+    special = {"unk": END, "bos": START, "eos": END, "pad": END, **(special_tokens or {})}
     # The constructor ignores vocab_file and merges_file in transformers 5; it wants the objects.
     return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
+        vocab=dict(vocabulary),
         merges=merges,
-        unk_token=END,
-        bos_token=START,
-        eos_token=END,
-        pad_token=END,
-        model_max_length=MAX_LENGTH,
+        **{f"{name}_token": token for name, token in special.items()},
+        model_max_length=max_length,
     )
 
 
