@@ -73,12 +73,12 @@ def _trained(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         }
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    held_out = [line["held_out"] for line in lines if "held_out" in line]
-    base = [line["held_out_base"] for line in lines if "held_out_base" in line]
-    print(f"{kind}, seed {seed}: validation loss {held_out[-1]:.4f}", flush=True)
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    base = [line["validation_loss_base"] for line in lines if "validation_loss_base" in line]
+    print(f"{kind}, seed {seed}: validation loss {losses[-1]:.4f}", flush=True)
     return {
         "losses": [line["loss"] for line in lines if "loss" in line],
-        "held_out": held_out[-1] / (base or held_out)[0],
+        "validation_loss": losses[-1] / (base or losses)[0],
         "change": changes(Path(str(file))),
     }
 
@@ -111,7 +111,7 @@ def compared(results: Results, seeds: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "kind": kind,
-                "held_out": [run["held_out"] for run in runs],
+                "validation_loss": [run["validation_loss"] for run in runs],
                 "loss": [statistics.mean(run["losses"][-_third(run) :]) for run in runs],
                 "curve": [_curve(a, b) for a, b in zip(runs, beside, strict=True)],
                 "apart": [
@@ -142,7 +142,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the results as Markdown."""
     lines = ["| | validation | loss | curve | weights | other seeds |", "|---|---|---|---|---|---|"]
     for row in rows:
-        cells = [row["kind"], _spread(row["held_out"]), _spread(row["loss"]), _mean(row["curve"])]
+        cells = [
+            row["kind"],
+            _spread(row["validation_loss"]),
+            _spread(row["loss"]),
+            _mean(row["curve"]),
+        ]
         lines.append(
             "| " + " | ".join([*cells, _mean(row["apart"]), _mean(row["other_seeds"])]) + " |"
         )

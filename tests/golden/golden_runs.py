@@ -43,8 +43,8 @@ Tensors = dict[str, torch.Tensor]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Tiny = Callable[[str], Path]
 
-FIGURES = ("loss", "held_out")
-"""What is frozen of a log, by the names that it has there."""
+FIGURES = {"loss": "loss", "held_out": "validation_loss"}
+"""What is frozen of a log: names in the frozen results, and in the log."""
 VOLATILE = ("modelspec.date", "lorasmith.run", "sshs_model_hash", "sshs_legacy_hash")
 """Metadata that differ from run to run, or follow from the tensors."""
 WORDS = "metadata"
@@ -173,8 +173,8 @@ def result(name: str, out: str = "loras/golden") -> tuple[Tensors, dict[str, str
         record[prefix] = {key: value for key, value in words.items() if key not in VOLATILE}
     for folder in folders_of(name, out):
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        for figure in FIGURES:
-            values = [line[figure] for line in lines if figure in line]
+        for figure, metric in FIGURES.items():
+            values = [line[metric] for line in lines if metric in line]
             if values:
                 tensors[f"log/{folder.name}/{figure}"] = torch.tensor(values, dtype=torch.float64)
     for picture in sorted(Path(out).rglob("previews/step-*/*.png")):

@@ -30,6 +30,14 @@ class MetricsLogger(Protocol):
         """Finish."""
 
 
+_OLD_METRICS = {
+    "held_out": "validation_loss",
+    "held_out_base": "validation_loss_base",
+    "held_out_gain": "validation_loss_gain",
+}
+"""Names of metrics that earlier versions wrote, and those of today."""
+
+
 @dataclass(frozen=True)
 class WandbRun:
     """A run as Weights & Biases shows it."""
@@ -248,7 +256,10 @@ def _wandb_id(folder: Path) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read a ``log.jsonl`` back up to the first damaged line, such as one cut off by a crash."""
+    """Read a ``log.jsonl`` back up to the first damaged line, such as one cut off by a crash.
+
+    Metrics of earlier versions have their names of today.
+    """
     records: list[dict[str, float]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -258,7 +269,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
         step = record.get("step", -1)
         if not all(map(_is_metric, (step, *record.values()))) or not 0 <= step <= _LAST_STEP:
             break
-        records.append(record)
+        records.append({_OLD_METRICS.get(name, name): value for name, value in record.items()})
     return records
 
 

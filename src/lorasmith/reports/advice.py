@@ -106,7 +106,7 @@ def advise(log: Log, config: TrainConfig) -> list[Advice]:
 
 def relative_validation_loss(log: Log) -> Curve:
     """Return the validation loss over the base model's: 1 is no better than the base model."""
-    return relative_to_base(log, "held_out")
+    return relative_to_base(log, "validation_loss")
 
 
 def relative_to_base(log: Log, key: str) -> Curve:
@@ -272,7 +272,7 @@ def _fine(losses: Curve, validation: Curve, fixed: Curve) -> Advice:
         )
     else:
         evidence = (
-            f"{training}. Whether more was learned than these images, only held-out images "
+            f"{training}. Whether more was learned than these images, only validation images "
             "(data.validation_split) would show."
         )
     return Advice("fine", "The curves look healthy", evidence)

@@ -82,7 +82,7 @@ def _read_result(variant: Variant, paths: RunPaths) -> SweepResult:
         state = f"its files cannot be read: {error}"
         return SweepResult(variant.name, variant.settings, paths.folder, file, state=state)
     relative_loss = relative_validation_loss(run.log)
-    validation_losses = extract_curve(run.log, "held_out").values
+    validation_losses = extract_curve(run.log, "validation_loss").values
     training_losses = downsample(extract_curve(run.log, "loss"))
     is_measured = len(relative_loss) > 0
     return SweepResult(
@@ -139,7 +139,7 @@ def _rank(config: SweepConfig, results: Sequence[SweepResult]) -> Advice:
         reason = (
             "validation.every_n_steps is 0, so nothing was measured"
             if config.validation.every_n_steps == 0
-            else "No images were held out for validation"
+            else "There were no validation images"
         )
         return Advice(
             "unclear",

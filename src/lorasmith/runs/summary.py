@@ -11,8 +11,8 @@ from lorasmith.core.files import write_text
 from lorasmith.core.json_text import parse_json_object
 from lorasmith.core.terminal import shorten
 
-_FILE_KEYS = {"images": "pictures", "validation_images": "held_out", "stop_reason": "stopped"}
-"""Fields that have another key in the file; all others have their own name."""
+_OLD_KEYS = {"pictures": "images", "held_out": "validation_images", "stopped": "stop_reason"}
+"""Keys that earlier versions wrote, and those of today."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class RunSummary:
     images: int
     """Training images."""
     validation_images: int = 0
-    """Images that were held out for the validation loss."""
+    """Images that the validation loss is measured on."""
     steps: int
     """Optimizer steps taken."""
     effective_batch_size: int = 0
@@ -54,8 +54,7 @@ class RunSummary:
 
     def write(self, path: Path) -> None:
         """Write the file atomically."""
-        facts = {_FILE_KEYS.get(name, name): value for name, value in asdict(self).items()}
-        write_text(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "RunSummary":
@@ -64,10 +63,11 @@ class RunSummary:
         Raises:
             DataError: it is damaged, lacks a key, or has an unknown one.
         """
-        names = {_FILE_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
+        names = [field.name for field in fields(cls)]
+        known = {**{name: name for name in names}, **_OLD_KEYS}
         try:
             facts = parse_json_object(path.read_text(encoding="utf-8"))
-            values = {names[key]: value for key, value in facts.items()}
+            values = {known[key]: value for key, value in facts.items()}
             return TypeAdapter(cls).validate_python(values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = shorten(" ".join(str(error).split()), 200)

@@ -95,8 +95,8 @@ def sweep(
 ) -> list["SweepResult"]:
     """Train a LoRA for each combination of some settings, jointly; return the results.
 
-    They come in the order of their held-out gains, the best first, where images were held out;
-    each has its file, its settings and its metrics.
+    They come in the order of their validation gains, the best first, where there are validation
+    images; each has its file, its settings and its metrics.
 
     Args:
         config: the settings that all have in common, in one of the forms that `train` takes.

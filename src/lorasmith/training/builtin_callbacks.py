@@ -122,7 +122,7 @@ class EarlyStopping(Callback):
         patience = state.train.early_stopping_patience
         count = state.progress.validations_without_improvement
         if patience is not None and count >= patience:
-            state.stop(f"the held-out loss did not improve for {count} validations")
+            state.stop(f"the validation loss did not improve for {count} validations")
 
 
 class CheckpointSaver(Callback):

@@ -43,8 +43,9 @@ class Callback:
 
         Args:
             state: the LoRA.
-            metrics: validation losses by their names in the log: ``held_out``, ``held_out_base``
-                and ``held_out_gain``, or ``fixed_loss`` and so on where no images are held out.
+            metrics: validation losses by their names in the log: ``validation_loss``,
+                ``validation_loss_base`` and ``validation_loss_gain``, or ``fixed_loss`` and so on
+                where there are no validation images.
         """
 
     def on_checkpoint(self, state: TrainerState, path: Path) -> None:

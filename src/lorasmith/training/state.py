@@ -330,7 +330,7 @@ def _validation_noise(settings: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def dataset_hash(dataset: TrainDataset) -> str:
-    """Return a hash of the names and captions of all images, held-out ones included."""
+    """Return a hash of the names and captions of all images, validation images included."""
     sets = [dataset] if dataset.validation is None else [dataset, dataset.validation]
     rows = [[row.key, row.caption] for part in sets for row in part.rows]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

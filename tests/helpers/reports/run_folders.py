@@ -65,7 +65,11 @@ def _metrics(
         metrics |= {"loss": noisy[step], "grad_norm": norm, "lr": rate, "images_per_s": 14.0}
     if step in shares:
         base, lora = 0.0812, 0.0812 * shares[step]
-        metrics |= {"held_out": lora, "held_out_base": base, "held_out_gain": base - lora}
+        metrics |= {
+            "validation_loss": lora,
+            "validation_loss_base": base,
+            "validation_loss_gain": base - lora,
+        }
     return metrics
 
 

@@ -54,7 +54,7 @@ def test_demo_runs_twice(
     assert set(metrics["with_tag"]) == {"saturation", "two_tone"}
     assert metrics["training"]["steps"] == 2
     assert metrics["training"]["pictures"] == 22
-    assert metrics["training"]["held_out_loss_over_base"] > 0
+    assert metrics["training"]["validation_loss_over_base"] > 0
     assert str(tmp_path) not in (out / "metrics.json").read_text()
 
 

@@ -68,7 +68,7 @@ def test_every_variant_leaves_what_a_run_leaves(swept: Path) -> None:
         steps = sorted(p.name for p in (swept / name / "previews").glob("step-*"))
         assert steps == ["step-000000", "step-000002", "step-000004"]
         assert (swept / name / f"{name}-best.safetensors").is_file()
-        assert all("held_out" in line for line in log_lines(swept / name)[::2])
+        assert all("validation_loss" in line for line in log_lines(swept / name)[::2])
     base = [(swept / name / "previews/step-000000/0000.png").read_bytes() for name in NAMES]
     last = [(swept / name / "previews/step-000004/0000.png").read_bytes() for name in NAMES]
     assert len(set(base)) == 1
@@ -84,14 +84,14 @@ def test_results_are_side_by_side(swept: Path) -> None:
         name: {"lora.rank": int(name[4]), "train.seed": int(name[-1])} for name in NAMES
     }
     for variant in tree["variants"]:
-        log = [line for line in log_lines(swept / variant["name"]) if "held_out" in line]
+        log = [line for line in log_lines(swept / variant["name"]) if "validation_loss" in line]
         assert variant["gain"] == pytest.approx(
-            max(1 - line["held_out"] / line["held_out_base"] for line in log)
+            max(1 - line["validation_loss"] / line["validation_loss_base"] for line in log)
         )
         assert variant["file"] == f"{variant['name']}.safetensors"
         assert (variant["steps"], variant["state"]) == (4, "all steps done")
     # Whatever the training seed, they are measured on the same noise.
-    assert len({log_lines(swept / name)[0]["held_out_base"] for name in NAMES}) == 1
+    assert len({log_lines(swept / name)[0]["validation_loss_base"] for name in NAMES}) == 1
     page = (swept / "sweep.html").read_text()
     assert all(f'href="{name}/report.html"' in page for name in NAMES)
     assert page.count("<polyline") == 8

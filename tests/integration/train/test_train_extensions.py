@@ -98,7 +98,11 @@ def test_callbacks_are_called_in_the_order_of_events(
     assert recorder.stop_reason == "all steps done"
     assert recorder.paths[-1] == "ink.safetensors"
     assert {"ink-000002.safetensors", "ink-best.safetensors"} <= set(recorder.paths)
-    assert recorder.validation_keys[0] == {"held_out", "held_out_base", "held_out_gain"}
+    assert recorder.validation_keys[0] == {
+        "validation_loss",
+        "validation_loss_base",
+        "validation_loss_gain",
+    }
     assert len(recorder.losses) == 4
 
 

@@ -334,7 +334,7 @@ def test_run_with_all_options_is_trained(tiny_model: Path, mode: str, tmp_path: 
     assert run(["train", str(file), *validation]) == 0
     for tag in TAGS:
         folder = tmp_path / "loras" / f"all-{mode}" / tag
-        assert any("held_out" in line for line in log_lines(folder))
+        assert any("validation_loss" in line for line in log_lines(folder))
         assert (folder / "previews" / "step-000002" / "0000.png").is_file()
     written = files(tmp_path / "loras", f"all-{mode}")
     gates = [metadata(path)["lorasmith.gate"] for path in written]

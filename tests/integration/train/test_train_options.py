@@ -106,20 +106,25 @@ def test_validation_is_logged_and_keeps_the_best_lora(
     out = tmp_path / "ink"
     lines = log_lines(out)
     assert [line["step"] for line in lines] == [0, 2, 4, 6]
-    assert lines[0].keys() == {"step", "held_out", "held_out_base", "held_out_gain"}
-    assert lines[0]["held_out_gain"] == 0.0
-    assert len({line["held_out_base"] for line in lines}) == 1
-    assert lines[-1]["held_out"] != lines[0]["held_out"]
+    assert lines[0].keys() == {
+        "step",
+        "validation_loss",
+        "validation_loss_base",
+        "validation_loss_gain",
+    }
+    assert lines[0]["validation_loss_gain"] == 0.0
+    assert len({line["validation_loss_base"] for line in lines}) == 1
+    assert lines[-1]["validation_loss"] != lines[0]["validation_loss"]
     assert sorted(p.parent.name for p in out.glob("previews/*/0000.png")) == [
         f"step-{step:06d}" for step in (0, 2, 4, 6)
     ]
     previews = json.loads((out / "previews/previews.json").read_text())
     assert previews[0]["seed"] == 0
     assert previews[0]["prompt"].startswith("ball number ")
-    best = min(lines[1:], key=lambda line: line["held_out"])["step"]
+    best = min(lines[1:], key=lambda line: line["validation_loss"])["step"]
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["best_step"], summary["held_out"], summary["pictures"]) == (best, 1, 5)
-    assert summary["stopped"] == "all steps done"
+    assert (summary["best_step"], summary["validation_images"], summary["images"]) == (best, 1, 5)
+    assert summary["stop_reason"] == "all steps done"
     at_three = load_file(out / "ink-000003.safetensors")
     assert at_three.keys() == load_file(out / "ink-best.safetensors").keys()
     assert_same(load_file(out / "ink-000006.safetensors"), load_file(f"{out}.safetensors"))
@@ -127,13 +132,13 @@ def test_validation_is_logged_and_keeps_the_best_lora(
     assert "<html" in (out / "report.html").read_text()
 
 
-def test_validation_without_held_out_images_has_another_name(
+def test_loss_without_validation_images_has_another_name(
     tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *sets(*VALIDATION)) == 0
     names = {name for line in log_lines(tmp_path / "ink") for name in line}
     assert {"fixed_loss", "fixed_loss_base", "fixed_loss_gain"} <= names
-    assert not any("held_out" in name for name in names)
+    assert not any("validation_loss" in name for name in names)
     assert not (tmp_path / "ink" / "ink-best.safetensors").exists()
 
 
@@ -147,7 +152,7 @@ def test_early_stopping_ends_a_run_whose_validation_loss_does_not_improve(
     more = sets(*VALIDATION, "data.validation_split=0.3", "train.early_stopping_patience=2")
     assert train(tiny_model, pictures, f"{tmp_path}/ink", *more, "--steps", "40") == 0
     summary = json.loads((tmp_path / "ink" / "summary.json").read_text())
-    assert summary["stopped"] == "the held-out loss did not improve for 2 validations"
+    assert summary["stop_reason"] == "the validation loss did not improve for 2 validations"
     assert (summary["best_step"], summary["steps"]) == (4, 8)
     assert checkpoint_steps(tmp_path / "ink") == [8]
     monkeypatch.undo()

@@ -119,9 +119,9 @@ def test_changed_validation_seed_measures_the_base_again(
     with during_step(3, press_ctrl_c):
         assert train(tiny_model, pictures, str(out), *sets(*MOVING)) == 130
     assert go_on(out, "--set", "validation.loss_seed=5") == 0
-    lines = [line for line in log_lines(out) if "held_out_base" in line]
-    bases = [entry["held_out_base"] for entry in lines if entry["step"] <= 3]
-    later_bases = [entry["held_out_base"] for entry in lines if entry["step"] > 3]
+    lines = [line for line in log_lines(out) if "validation_loss_base" in line]
+    bases = [entry["validation_loss_base"] for entry in lines if entry["step"] <= 3]
+    later_bases = [entry["validation_loss_base"] for entry in lines if entry["step"] > 3]
     assert bases
     assert len(set(bases)) == len(set(later_bases)) == 1
     assert bases[0] != later_bases[0]

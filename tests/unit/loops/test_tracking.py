@@ -124,3 +124,11 @@ def test_missing_wandb_is_named_with_its_install_command(
     assert not (tmp_path / "run" / "log.jsonl").exists()
     with pytest.raises(ConfigError, match=r"track\.wandb"):
         check_wandb()
+
+
+def test_log_of_an_earlier_version_has_the_names_of_today(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 2, "loss": 1.0, "held_out": 0.5, "held_out_gain": 0.25}\n')
+    assert read_log(log) == [
+        {"step": 2, "loss": 1.0, "validation_loss": 0.5, "validation_loss_gain": 0.25}
+    ]

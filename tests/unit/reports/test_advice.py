@@ -32,7 +32,7 @@ def make_config(**train: Any) -> TrainConfig:
 
 def log(
     trend: LossTrend, seed: int, shape: Shape | None = None, interval: int = 50,
-    key: str = "held_out", **sizes: int,
+    key: str = "validation_loss", **sizes: int,
 ) -> list[dict[str, float]]:  # fmt: skip
     """The log of a run: its training loss, and a validation loss if a shape is given.
 
@@ -172,14 +172,14 @@ def test_losses_that_rise_together_are_oscillation_not_overfitting() -> None:
 
 def test_one_bad_measurement_is_not_overfitting() -> None:
     lines = log(learning, 0, better)
-    lines[-1]["held_out"] = 0.2
+    lines[-1]["validation_loss"] = 0.2
     assert share_of("overfitting", [lines]) == 0.0
 
 
 def test_last_validation_loss_above_the_base_model_is_not_fine() -> None:
     lines = log(learning, 0, better)
-    last = [line for line in lines if "held_out" in line][-1]
-    last["held_out"] = 1.2 * last["held_out_base"]
+    last = [line for line in lines if "validation_loss" in line][-1]
+    last["validation_loss"] = 1.2 * last["validation_loss_base"]
     (advice,) = advise(lines, make_config())
     assert (advice.kind, advice.title) == (
         "unclear",
@@ -218,7 +218,7 @@ def test_log_with_too_few_lines_is_too_short(lines: list[dict[str, float]]) -> N
 
 def test_best_step_is_the_earliest_lowest() -> None:
     lines = [
-        {"step": step, "held_out": value, "held_out_base": 2.0}
+        {"step": step, "validation_loss": value, "validation_loss_base": 2.0}
         for step, value in [(0, 2.0), (10, 1.0), (20, 1.5), (30, 1.0)]
     ]
     assert relative_validation_loss(lines).values.tolist() == [1.0, 0.5, 0.75, 0.5]

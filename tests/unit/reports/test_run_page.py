@@ -137,7 +137,7 @@ def test_advice_is_on_the_page(tmp_path: Path, trend: object, title: str) -> Non
 def test_without_validation_images_the_fixed_noise_loss_is_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "ink")
     log = folder / "log.jsonl"
-    log.write_text(log.read_text().replace("held_out", "fixed_loss"))
+    log.write_text(log.read_text().replace("validation_loss", "fixed_loss"))
     page = page_of(folder)
     assert "Loss of training images on fixed noise" in page.words
     assert "Validation loss" not in page.words

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 from helpers.dataset_files import encoded, scene, write_image
-
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.training.evaluation.eval_targets import MAX_REAL_SIDE, EvalTarget
 

@@ -144,7 +144,7 @@ def measure_style(
         "steps": summary.steps,
         "pictures": summary.images,
         "seconds": summary.seconds,
-        "held_out_loss_over_base": round(float(shares[-1]), 4) if len(shares) else None,
+        "validation_loss_over_base": round(float(shares[-1]), 4) if len(shares) else None,
     }
     return {"training": training} | {
         name: {field: round(value, 4) for field, value in colour._asdict().items()}

@@ -75,7 +75,7 @@ def _result_to_dict(result: SweepResult) -> dict[str, Any]:
         "folder": result.folder.name,
         "gain": result.gain,
         "best_step": result.best_step,
-        "held_out": result.validation_loss,
+        "validation_loss": result.validation_loss,
         "loss": result.training_loss,
         "steps": result.steps,
         "seconds": result.seconds,
@@ -145,7 +145,7 @@ _NamedRuns = Sequence[tuple[str, RunFolder]]
 def _charts(runs: _NamedRuns) -> list[LineChart]:
     """Return a chart of each kind of loss, with a line for each LoRA."""
     titles = {
-        "held_out": "Validation loss, relative to the base model's",
+        "validation_loss": "Validation loss, relative to the base model's",
         "fixed_loss": "Loss of training images on fixed noise, relative to the base model's",
     }
     charts = [

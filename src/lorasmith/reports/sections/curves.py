@@ -22,7 +22,7 @@ def curves_section(run: RunFolder) -> str:
     log = run.log
     charts = [
         *_training_loss(log),
-        *_fixed_noise_loss(log, "held_out", "Validation loss"),
+        *_fixed_noise_loss(log, "validation_loss", "Validation loss"),
         *_fixed_noise_loss(log, "fixed_loss", "Loss of training images on fixed noise"),
         *_learning_rates(log),
         *_gradient_norm(log),
@@ -45,7 +45,7 @@ def _fixed_noise_loss(log: Log, key: str, title: str) -> list[LineChart]:
     lora, base = extract_curve(log, key), extract_curve(log, f"{key}_base")
     if not (len(lora) and len(base)):
         return []
-    best = best_step(relative_to_base(log, key)) if key == "held_out" else None
+    best = best_step(relative_to_base(log, key)) if key == "validation_loss" else None
     marker = None if best is None else (float(best), f"best: step {best}")
     lines = [Line("base model", downsample(base), "dashed"), Line("LoRA", downsample(lora))]
     return [LineChart(title, lines, marker)]

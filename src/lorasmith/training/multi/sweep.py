@@ -46,7 +46,7 @@ def train_sweep(
         break_lock: as in `lorasmith.training.trainer.train`.
 
     Returns:
-        the results, the best first where held-out images tell which that is.
+        the results, the best first where validation images tell which that is.
 
     Raises:
         LorasmithError: as from `lorasmith.training.trainer.train`.

@@ -33,7 +33,7 @@ class ValidationResult:
     """Mean without them."""
 
     def log_entries(self, name: str) -> dict[str, float]:
-        """Return the log's entries under a name, ``held_out`` or ``fixed_loss``."""
+        """Return the log's entries under a name, ``validation_loss`` or ``fixed_loss``."""
         gain = self.base_loss - self.loss
         return {name: self.loss, f"{name}_base": self.base_loss, f"{name}_gain": gain}
 
@@ -54,7 +54,7 @@ class ValidationLoss:
         Args:
             loss: the training loss. Measured is the plain mean squared error, without weighting,
                 noise offset or a custom loss function, so that runs can be compared.
-            dataset: held-out images, or the training images if there are none.
+            dataset: the validation images, or the training images if there are none.
             num_timesteps: how many noise levels, evenly spread.
             batch_size: how many pairs of image and noise level go through the model at once.
             seed: of the noise.

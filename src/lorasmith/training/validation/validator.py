@@ -24,7 +24,7 @@ class Validator(Callback):
     def __init__(self, state: TrainerState) -> None:
         """Prepare validation of a run."""
         validation, train, dataset = state.validation, state.train, state.dataset
-        self._is_held_out = dataset.validation is not None
+        self._has_validation_images = dataset.validation is not None
         images_per_step = train.images_per_step(state.accelerator.num_processes)
         self._loss = ValidationLoss(
             state.loss,
@@ -49,13 +49,15 @@ class Validator(Callback):
             return
         with state.ema_weights():
             result = self._measure(state)
-            if result is not None and self._is_held_out:
+            if result is not None and self._has_validation_images:
                 self._keep_best(state, result.loss)
         entries = {} if result is None else self._log_entries(result)
         state.callbacks.on_validation_end(state, entries)
 
     def _log_entries(self, result: ValidationResult) -> dict[str, float]:
-        return result.log_entries("held_out" if self._is_held_out else "fixed_loss")
+        return result.log_entries(
+            "validation_loss" if self._has_validation_images else "fixed_loss"
+        )
 
     def _keep_best(self, state: TrainerState, loss: float) -> None:
         """Write the LoRA if it is the best so far."""

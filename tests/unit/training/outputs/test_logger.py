@@ -23,20 +23,20 @@ def test_log_lines_have_the_mean_since_the_last_line(tmp_path: Path) -> None:
     state = FakeState(logged_steps=(2, 4, 5))
     with Tracker(tmp_path, tensorboard=False) as tracker:
         logger = RunLogger(tracker, advance)
-        logger.on_validation_end(state, {"held_out": 2.0})
+        logger.on_validation_end(state, {"validation_loss": 2.0})
         for step in range(5):
             state.step = step + 1
             metrics = StepMetrics(torch.tensor(float(step)), torch.tensor(float(10 - step)))
-            logger.on_validation_end(state, {"held_out": 1.0})
+            logger.on_validation_end(state, {"validation_loss": 1.0})
             logger.on_step_end(state, metrics._replace(images=8, seconds=0.5))
 
     log = read_log(tmp_path / "log.jsonl")
     assert [line["step"] for line in log] == [0, 2, 4, 5]
-    assert log[0].keys() == {"step", "time", "held_out"}
+    assert log[0].keys() == {"step", "time", "validation_loss"}
     assert [line["loss"] for line in log[1:]] == [0.5, 2.5, 4.0]
     assert [line["grad_norm"] for line in log[1:]] == [10.0, 8.0, 6.0]
     assert all(line["lr"] == 1e-3 and line["lr/text"] == 5e-4 for line in log[1:])
-    assert all(line["images_per_s"] == 16.0 and line["held_out"] == 1.0 for line in log[1:])
+    assert all(line["images_per_s"] == 16.0 and line["validation_loss"] == 1.0 for line in log[1:])
     shown = [note for note in notes if note]
     assert len(shown) == 3
     assert "loss" in shown[0]

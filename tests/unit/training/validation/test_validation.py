@@ -85,9 +85,9 @@ def test_validation_changes_nothing_and_measures_the_base_once(
         adapter.strength == 1.0 and adapter.training
         for adapter in tiny_training.trainable.adapters.values()
     )
-    assert trained.log_entries("held_out") == {
-        "held_out": trained.loss, "held_out_base": trained.base_loss,
-        "held_out_gain": trained.base_loss - trained.loss,
+    assert trained.log_entries("validation_loss") == {
+        "validation_loss": trained.loss, "validation_loss_base": trained.base_loss,
+        "validation_loss_gain": trained.base_loss - trained.loss,
     }  # fmt: skip
 
 
