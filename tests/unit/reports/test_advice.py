@@ -203,7 +203,7 @@ def test_healthy_run_is_fine_and_has_its_gain() -> None:
 
 def test_without_validation_images_the_advice_is_careful() -> None:
     findings = advise(log(learning, 0, steps=1000), make_config())
-    assert "only held-out images" in of_kind("fine", findings).evidence
+    assert "only validation images" in of_kind("fine", findings).evidence
     unseen = advise(log(learning, 0, identity, steps=1000), make_config())
     assert "no lower than the base model's" in of_kind("fine", unseen).evidence
 

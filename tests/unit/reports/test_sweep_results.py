@@ -137,7 +137,7 @@ def test_results_without_validation_are_not_ranked(tmp_path: Path) -> None:
     assert [result.name for result in results] == ["snr0", "snr5"]
     unranked, losses = make_notes(config, results)
     assert unranked.title == "The LoRAs are not ranked"
-    assert "No images were held out" in unranked.evidence
+    assert "There were no validation images" in unranked.evidence
     assert losses.title == "Training losses cannot be compared"
     assert sweep_to_dict(config, results)["ranked_by"] is None
     page = render_sweep_page(config, results, "tried")
