@@ -1,7 +1,7 @@
 """The results of a sweep's LoRAs: their metrics, which is best, and how certain that is."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorasmith.config.sweep import SweepConfig, Variant, variant_names
+from lorasmith.config.train_config import ValidationConfig
 from lorasmith.core.errors import LorasmithError
 from lorasmith.reports.advice import Advice, best_step, relative_validation_loss
 from lorasmith.reports.curves import Floats, downsample, extract_curve, smooth
@@ -131,14 +132,14 @@ def make_notes(config: SweepConfig, results: Sequence[SweepResult]) -> list[Advi
         if result.failure
     ]
     ranked = [result for result in results if result.gain is not None and not result.failure]
-    return [*notes, _rank(config, ranked), *_warn_of_loss_settings(config)]
+    return [*notes, _rank(config.validation, ranked), *_warn_of_loss_settings(config.vary)]
 
 
-def _rank(config: SweepConfig, results: Sequence[SweepResult]) -> Advice:
+def _rank(validation: ValidationConfig, results: Sequence[SweepResult]) -> Advice:
     if not results:
         reason = (
             "validation.every_n_steps is 0, so nothing was measured"
-            if config.validation.every_n_steps == 0
+            if validation.every_n_steps == 0
             else "There were no validation images"
         )
         return Advice(
@@ -262,8 +263,8 @@ def group_by_settings(results: Sequence[SweepResult]) -> tuple[list[str], Floats
     return list(complete), table, [name for name in names if name not in complete]
 
 
-def _warn_of_loss_settings(config: SweepConfig) -> Iterator[Advice]:
-    names = [name for name in config.vary if name.startswith("train.loss.")]
+def _warn_of_loss_settings(varied: Iterable[str]) -> Iterator[Advice]:
+    names = [name for name in varied if name.startswith("train.loss.")]
     if names:
         yield Advice(
             "unclear",

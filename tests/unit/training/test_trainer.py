@@ -214,7 +214,7 @@ def test_early_stopping_waits_for_its_patience(tmp_path: Path) -> None:
     state.progress.validations_without_improvement = 2
     EarlyStopping().on_validation_end(state, {})
     assert not state.is_active
-    assert state.stop_reason == "the held-out loss did not improve for 2 validations"
+    assert state.stop_reason == "the validation loss did not improve for 2 validations"
 
 
 def test_early_stopping_is_off_without_patience(tmp_path: Path) -> None:

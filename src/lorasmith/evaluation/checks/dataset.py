@@ -144,7 +144,7 @@ def check_dataset(
         WeightsError: there is no such model.
     """
     sizes = ImageSizes.read(model)
-    side = _resolve_side(data, sizes)
+    side = _resolve_side(data.resolution, sizes)
     options = read_options(data, caption)
     scan = scan_dataset(data.path, data.filters, data.background_rgb, bar, options)
     tag = None if tagless else data.tag
@@ -161,8 +161,8 @@ def check_dataset(
     return DatasetReport(data.path, facts, side, diversity, findings)
 
 
-def _resolve_side(data: DataConfig, sizes: ImageSizes) -> int:
-    side = data.resolution or sizes.default
+def _resolve_side(resolution: int | None, sizes: ImageSizes) -> int:
+    side = resolution or sizes.default
     if side % sizes.multiple:
         nearest = max(sizes.multiple, round(side / sizes.multiple) * sizes.multiple)
         raise ConfigError(

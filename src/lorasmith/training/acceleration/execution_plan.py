@@ -94,7 +94,7 @@ def plan_execution(train: TrainerConfig, workload: Workload) -> ExecutionPlan:
     if workload.device.type != "cuda":
         _warn_on_cpu(train)
         return ExecutionPlan(use_cuda_graphs=False)
-    compile_blocks = _should_compile(train, workload)
+    compile_blocks = _should_compile(train.compile, workload)
     messages = []
     if compile_blocks:
         messages.append("compiling the U-Net's blocks, a minute or two the first time")
@@ -140,12 +140,10 @@ def _why_not_sync_free(train: TrainerConfig, workload: Workload) -> str:
     return f"the optimizer {train.optimizer} reads values from the GPU"
 
 
-def _should_compile(train: TrainerConfig, workload: Workload) -> bool:
-    is_wanted = train.compile == "on" or (
-        train.compile == "auto" and _compile_is_worthwhile(workload)
-    )
+def _should_compile(setting: str, workload: Workload) -> bool:
+    is_wanted = setting == "on" or (setting == "auto" and _compile_is_worthwhile(workload))
     if is_wanted and not triton_support.has_triton():
-        if train.compile == "on":
+        if setting == "on":
             _warn("train.compile is off: it needs the package triton, which is not installed")
         return False
     return is_wanted

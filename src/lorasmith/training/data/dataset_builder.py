@@ -81,7 +81,7 @@ def build_dataset(
     """
     buckets = buckets_for_model(model, data)
     split = split or split_dataset(data)
-    _warn_about_unused_masks(data, model)
+    _warn_about_unused_masks(data.inpaint_masks, model)
     cache_root = _cache_root(data)
     _move_encoders(model, vae_device=device, text_device=device)
     builder = _Builder(
@@ -94,24 +94,17 @@ def build_dataset(
         images_per_step=train.images_per_step(num_processes),
         masks_loss=train.loss.masked,
         vae_encoder=VaeEncoder(model.vae, model.vae_scale_factor, cache_root),
-        caption_encoder=_create_caption_encoder(model, data, train, split, gating, device),
+        caption_encoder=CaptionEncoder(
+            model,
+            compute_dtype(train.mixed_precision),
+            device,
+            gating.token_mask_fn,
+            count_caption_chunks(model, data, split, gating.needs_plain_captions),
+        ),
         cache_root=cache_root,
         encodes_text_in_step=encodes_text_in_step,
     )
     return builder.build(split)
-
-
-def _create_caption_encoder(
-    model: "Model",
-    data: DataConfig,
-    train: TrainerConfig,
-    split: DatasetSplit,
-    gating: CaptionGating,
-    device: torch.device,
-) -> CaptionEncoder:
-    num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
-    dtype = compute_dtype(train.mixed_precision)
-    return CaptionEncoder(model, dtype, device, gating.token_mask_fn, num_chunks)
 
 
 def offload_unused_encoders(
@@ -137,8 +130,8 @@ def _move_encoders(model: "Model", vae_device: torch.device, text_device: torch.
             encoder.to(text_device)
 
 
-def _warn_about_unused_masks(data: DataConfig, model: "Model") -> None:
-    if data.inpaint_masks == "random" and not model.is_inpainting:
+def _warn_about_unused_masks(inpaint_masks: str, model: "Model") -> None:
+    if inpaint_masks == "random" and not model.is_inpainting:
         warnings.warn(
             "data.inpaint_masks has no effect: the model does not inpaint",
             LorasmithWarning,

@@ -68,7 +68,7 @@ def train_features(
         if is_new:
             paths.check_can_create()
         else:
-            _require_same_mode(config, paths)
+            _require_same_mode(config.train.mode, paths)
         splits = [split_dataset(run.data) for run in config.train_configs()]
         check_feature_separation(config, splits)
         run = _FeaturesRun(config, paths, lock, splits, callbacks, loss_fn)
@@ -79,17 +79,17 @@ def train_features(
     return [lora.lora for lora in paths.loras]
 
 
-def _require_same_mode(config: FeaturesConfig, paths: FeaturesPaths) -> None:
+def _require_same_mode(mode: str, paths: FeaturesPaths) -> None:
     """Refuse to resume a run in another mode.
 
     Raises:
         ConfigError: the mode differs, or the saved settings cannot be read.
     """
     before = load_saved_config(FeaturesConfig, paths.main.settings).train.mode
-    if before != config.train.mode:
+    if before != mode:
         raise ConfigError(
             f"train.mode: this run was started with {before!r} and cannot go on with "
-            f"{config.train.mode!r}; go on with {paths.main.resume_command}"
+            f"{mode!r}; go on with {paths.main.resume_command}"
         )
 
 

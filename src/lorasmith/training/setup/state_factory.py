@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lorasmith.config.optimization import TrainerConfig
+from lorasmith.config.optimization import LossConfig, TrainerConfig
 from lorasmith.config.reading.old_keys import CONFIG_VERSION, VERSION_KEY
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.loops.distributed import all_reduce_sum
@@ -59,7 +59,7 @@ def build_state(
     """
     config, train, accelerator = plan.config, plan.config.train, context.accelerator
     method: TrainingMethod = TRAINING_METHODS.get(train.method)
-    loss = _build_loss(model, train, routing, plan.loss_fn)
+    loss = _build_loss(model, train.loss, routing, plan.loss_fn)
     groups = method.parameter_groups(trainable, train)
     optimized, base_lrs = _build_optimizer(trainable, groups, train)
     scaler = _copy_scaler(accelerator)
@@ -132,13 +132,13 @@ def _build_export_info(plan: RunPlan, model: Model) -> ExportInfo:
 
 
 def _build_loss(
-    model: Model, train: TrainerConfig, routing: GateRouting | None, loss_fn: LossFn
+    model: Model, settings: LossConfig, routing: GateRouting | None, loss_fn: LossFn
 ) -> DiffusionLoss:
     num_timesteps = detect_family(model).num_timesteps
     process = build_noise_process(
-        model.scheduler_config, train.loss, model.unet.device, num_timesteps
+        model.scheduler_config, settings, model.unet.device, num_timesteps
     )
-    return DiffusionLoss(Denoiser(model), process, train.loss, routing, loss_fn)
+    return DiffusionLoss(Denoiser(model), process, settings, routing, loss_fn)
 
 
 def _build_step_data(

@@ -222,7 +222,7 @@ def test_flipped_sdxl_images_have_the_flipped_crop_in_their_time_ids(
         assert max(lefts) <= 37
 
 
-# --- held-out images ----------------------------------------------------------------------
+# --- validation images ----------------------------------------------------------------------
 
 
 def rows_of(count: int) -> list[Row]:
