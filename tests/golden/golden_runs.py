@@ -35,6 +35,7 @@ from safetensors.torch import load, load_file, save, save_file
 import lorasmith
 from lorasmith.cli import run as command
 from lorasmith.inference.pipeline import Pipeline
+from lorasmith.loops.tracking import read_log
 
 EXPECTED = Path(__file__).parent / "expected"
 CPU = EXPECTED / "cpu.json"
@@ -172,7 +173,7 @@ def result(name: str, out: str = "loras/golden") -> tuple[Tensors, dict[str, str
             words = opened.metadata()
         record[prefix] = {key: value for key, value in words.items() if key not in VOLATILE}
     for folder in folders_of(name, out):
-        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        lines = read_log(folder / "log.jsonl")
         for figure, metric in FIGURES.items():
             values = [line[metric] for line in lines if metric in line]
             if values:
