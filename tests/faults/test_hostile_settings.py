@@ -144,7 +144,7 @@ def test_switches_are_still_true_or_false(tmp_path: Path) -> None:
 
 
 def test_folder_given_as_settings_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder, not a file.*give a settings file"):
+    with pytest.raises(ConfigError, match=r"is a folder, not a file.*give a settings file"):
         read_toml(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_pipe_given_as_settings_does_not_hang(tmp_path: Path) -> None:
 
 def test_endless_settings_are_not_read(tmp_path: Path) -> None:
     path = write(tmp_path, b"#" * (MAX_FILE_BYTES + 1))
-    with pytest.raises(ConfigError, match="larger than 256 KiB.*give a settings file"):
+    with pytest.raises(ConfigError, match=r"larger than 256 KiB.*give a settings file"):
         read_toml(path)
 
 
