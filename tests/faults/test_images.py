@@ -24,6 +24,7 @@ from lorasmith.data.scan import image_inspection
 from lorasmith.data.scan.scan import scan_dataset
 from lorasmith.inference.init_image import InitImage
 
+on_posix = pytest.mark.skipif(os.name != "posix", reason="needs named pipes and sparse files")
 ROOT = Path(__file__).parents[2]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n"
 OTHER_FORMATS = ("PPM", "TGA", "ICO", "PCX", "SGI", "IM", "DDS", "JPEG2000", "ICNS", "QOI", "XBM")
@@ -84,6 +85,7 @@ def test_documented_formats_are_those_that_are_read() -> None:
 # --- bombs --------------------------------------------------------------------------------------
 
 
+@on_posix
 @pytest.mark.parametrize("location", ["a.png", "b.mask.png"])
 def test_sparse_file_is_not_read_into_memory(tmp_path: Path, location: str) -> None:
     write_image(tmp_path / "b.png", scene(0))
@@ -101,6 +103,7 @@ def test_sparse_file_is_not_read_into_memory(tmp_path: Path, location: str) -> N
     assert "c.png" in [row.key for row in result.rows]
 
 
+@on_posix
 def test_init_image_that_is_sparse_or_a_pipe_is_refused(tmp_path: Path) -> None:
     sparse = tmp_path / "sparse.png"
     with sparse.open("wb") as stream:
@@ -156,7 +159,7 @@ def test_photographs_of_usual_sizes_are_read(tmp_path: Path, size: tuple[int, in
 # --- what is no file ----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@on_posix
 def test_pipes_and_sockets_under_the_name_of_an_image_do_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
 import io
+import random
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,19 @@ def test_only_converted_images_get_another_cache_key() -> None:
 def test_image_without_a_profile_stays_the_same_object() -> None:
     image = Image.new("RGB", (2, 2))
     assert convert_to_srgb(image).image is image
+
+
+def test_any_damage_to_a_profile_leaves_an_image() -> None:
+    draw = random.Random(1)
+    profiles = [(matrix_profile(P3), "RGB"), (grey_profile(1.0), "L"), (cmyk_profile(), "CMYK")]
+    outcomes = set()
+    for _ in range(150):
+        profile, mode = draw.choice(profiles)
+        damaged = bytearray(profile)
+        for _ in range(draw.choice((1, 5, 20))):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        image = scene(0, (8, 8)).convert(mode)
+        decoded = decode_with_details(encoded(image, "TIFF", icc_profile=bytes(damaged)), "x")
+        assert (decoded.image.mode, decoded.image.size) == ("RGB", (8, 8))
+        outcomes.add((decoded.is_converted, bool(decoded.profile_problem)))
+    assert outcomes >= {(True, False), (False, True)}
