@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.fuzz_targets import FUZZ_TARGETS, joined, select_layers
+from lorasmith.adapters.files.key_formats import parse_key
 from lorasmith.config.reading.load import load_config
 from lorasmith.config.reading.read_toml import read_toml
 from lorasmith.config.sweep import load_sweep, parse_vary
@@ -156,6 +157,11 @@ TEXTS: dict[str, tuple[Callable[[str], object], Callable[[int], str]]] = {
     "option of parts": (parse_lora_option, lambda n: "a:" * (n // 2)),
     "tokens of letters": (_count_tokens, lambda n: "qzxv" * (n // 4)),
     "tokens of accents": (_count_tokens, lambda n: "e" + "\u0301" * n),
+    "key of dots": (parse_key, lambda n: "a." * (n // 2) + "lora_down.weight"),
+    "key of prefixes": (parse_key, lambda n: "unet." * (n // 5) + "to_q.lora_A.weight"),
+    "key of words": (parse_key, lambda n: "lora_unet_" + "to_q_" * (n // 5) + ".lora_up.weight"),
+    "key of suffixes": (parse_key, lambda n: "a" + ".lora_A" * (n // 7)),
+    "key of underscores": (parse_key, lambda n: "lora_unet" + "_" * n + ".alpha"),
     "size": (parse_size, lambda n: " " * n + "1"),
 }
 
