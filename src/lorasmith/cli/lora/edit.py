@@ -148,6 +148,11 @@ def extract(
         first = ", ".join(extraction.not_extracted[:_EXAMPLES])
         count = len(extraction.not_extracted)
         print_line(f"left out: {count} tensors that no LoRA can hold, first {first}")
+    if extraction.only_rounding:
+        print_line(
+            f"left out: {extraction.only_rounding} layers that differ by rounding between number "
+            "formats only"
+        )
 
 
 def _describe(written: "WriteResult") -> str:
