@@ -84,6 +84,9 @@ def build_dataset(
     _warn_about_unused_masks(data.inpaint_masks, model)
     cache_root = _cache_root(data)
     _move_encoders(model, vae_device=device, text_device=device)
+    num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
+    dtype = compute_dtype(train.mixed_precision)
+    caption_encoder = CaptionEncoder(model, dtype, device, gating.token_mask_fn, num_chunks)
     builder = _Builder(
         model=model,
         data=data,
@@ -94,13 +97,7 @@ def build_dataset(
         images_per_step=train.images_per_step(num_processes),
         masks_loss=train.loss.masked,
         vae_encoder=VaeEncoder(model.vae, model.vae_scale_factor, cache_root),
-        caption_encoder=CaptionEncoder(
-            model,
-            compute_dtype(train.mixed_precision),
-            device,
-            gating.token_mask_fn,
-            count_caption_chunks(model, data, split, gating.needs_plain_captions),
-        ),
+        caption_encoder=caption_encoder,
         cache_root=cache_root,
         encodes_text_in_step=encodes_text_in_step,
     )
