@@ -94,9 +94,8 @@ def generate(
     )  # fmt: skip
     loras = _LoraSelection.parse(lora or [], lora_dir, library, allow_mismatch)
     loras.check(prompt, negative)
-    outputs = _Outputs.check(out, n, seed, latents, safety_checker)
     init_image = _load_init_image(image, mask, strength)
-    ensure_writable_folder(outputs.folder)
+    outputs = _Outputs.check(out, n, seed, latents, safety_checker)
     if download:
         fetch(model)
     with open_console(stderr=True).status("opening the model"):
@@ -124,15 +123,18 @@ class _Outputs:
     def check(
         cls, folder: Path, num_images: int, seed: int, as_latents: bool, safety_checker: Path | None
     ) -> "_Outputs":
-        """Check the options.
+        """Check the options, and that the folder can be written.
 
         Raises:
             ConfigError: one is impossible, or two do not go together.
+            OutputError: the folder cannot be written.
         """
         if as_latents and safety_checker is not None:
             raise ConfigError("--safety-checker needs images, and --latents makes none; drop one")
         check_num_images(num_images)
-        return cls(folder.expanduser(), num_images, resolve_seed(seed), as_latents)
+        return cls(
+            ensure_writable_folder(folder.expanduser()), num_images, resolve_seed(seed), as_latents
+        )
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,7 @@ def build_dataset(
 ) -> TrainDataset:
     """Prepare the images and captions of a run.
 
-    The VAE and the text encoders run on ``device`` in their dtype, which should be float32. Those
-    that no step needs are on the CPU afterwards.
+    The VAE and the text encoders run on ``device`` in their dtype, which should be float32.
 
     Args:
         model: the model to train, frozen and in evaluation mode.
@@ -70,8 +69,7 @@ def build_dataset(
         train: settings of the training.
         device: device of the batches.
         split: the images, where they have been read already.
-        encodes_text_in_step: batches have token ids instead of embeddings, for a text encoder in
-            the step.
+        encodes_text_in_step: batches have token ids instead of embeddings.
         gating: what batches need for trigger gating and the preservation loss.
         num_processes: how many processes share an optimizer step.
 
@@ -83,7 +81,7 @@ def build_dataset(
     split = split or split_dataset(data)
     _warn_about_unused_masks(data.inpaint_masks, model)
     cache_root = _cache_root(data)
-    _move_encoders(model, vae_device=device, text_device=device)
+    _move_encoders(model, device, device)
     num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
     dtype = compute_dtype(train.mixed_precision)
     caption_encoder = CaptionEncoder(model, dtype, device, gating.token_mask_fn, num_chunks)
