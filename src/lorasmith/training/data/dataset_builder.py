@@ -85,7 +85,7 @@ def build_dataset(
     num_chunks = count_caption_chunks(model, data, split, gating.needs_plain_captions)
     dtype = compute_dtype(train.mixed_precision)
     caption_encoder = CaptionEncoder(model, dtype, device, gating.token_mask_fn, num_chunks)
-    builder = _Builder(
+    return _Builder(
         model=model,
         data=data,
         gating=gating,
@@ -98,8 +98,7 @@ def build_dataset(
         caption_encoder=caption_encoder,
         cache_root=cache_root,
         encodes_text_in_step=encodes_text_in_step,
-    )
-    return builder.build(split)
+    ).build(split)
 
 
 def offload_unused_encoders(
