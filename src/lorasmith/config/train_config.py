@@ -1,5 +1,6 @@
 """Settings of `lorasmith train`: everything about one run, in one tree."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -39,6 +40,11 @@ def _name(text: str) -> str:
         raise ValueError(problem)
     if not last.strip(". ") or not text.isprintable():
         raise ValueError("give the LoRA a name, such as inkmono or some/folder/inkmono")
+    if re.search(r"[<>:]|\.\.", last) or last != last.strip():
+        raise ValueError(
+            "prompts load a LoRA as <lora:NAME:WEIGHT>, so a name has no '<', '>', ':' or '..' and "
+            "no space at its ends"
+        )
     if len(last.encode()) > MAX_NAME_BYTES:
         raise ValueError(
             f"the name has {len(last.encode())} bytes; {MAX_NAME_BYTES} are the most, since names "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lorasmith.config.base import BaseConfig, Positive, RegisteredName, Side, UserPath
+from lorasmith.config.base import BaseConfig, RegisteredName, Side, UserPath
 from lorasmith.config.data import RowFilter
 from lorasmith.config.reading import foreign_values
 from lorasmith.core.tags import unescape_brackets
@@ -93,7 +93,7 @@ class ImageDataConfig(BaseConfig):
     """How many tokens of a caption are read: 75, 150, 225 or a further multiple of 75; the rest is
     cut off. Captions of more than 75 tokens are encoded in chunks of 77 with begin and end, and all
     captions of a set get as many chunks as the longest one needs."""
-    num_repeats: Positive = 1
+    num_repeats: Annotated[int, Field(gt=0, le=10_000)] = 1
     """How often each image comes in an epoch; multiplied with the number of a `10_name` folder."""
 
     validation_split: Share | None = None

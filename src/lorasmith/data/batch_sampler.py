@@ -3,8 +3,8 @@
 import bisect
 import copy
 import math
-from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -96,18 +96,15 @@ class BucketBatchSampler:
         if is_class is not None:
             class_mask = torch.tensor(is_class, dtype=torch.bool)
         counts = torch.tensor(repeats, dtype=torch.int64)
-        # One element per occurrence; an entry's first occurrences come before its second ones.
-        occurrences = range(int(counts.max()))
-        self._tagged_rounds = _drop_empty(
-            [((counts > k) & ~class_mask).nonzero().flatten() for k in occurrences]
-        )
-        class_rounds = _drop_empty(
-            [((counts > k) & class_mask).nonzero().flatten() for k in occurrences]
-        )
-        self._class_entries = (
-            torch.cat(class_rounds) if class_rounds else torch.empty(0, dtype=torch.int64)
-        )
-        self._tagged_per_epoch = sum(len(entries) for entries in self._tagged_rounds)
+        self._tagged_rounds = _make_rounds(counts, ~class_mask)
+        class_rounds = [
+            rounds.entries.repeat(rounds.times) for rounds in _make_rounds(counts, class_mask)
+        ]
+        self._class_entries = torch.cat([torch.empty(0, dtype=torch.int64), *class_rounds])
+        self._tagged_per_epoch = int(counts[~class_mask].sum())
+        buckets = self._bucket_indices
+        self._tagged_buckets = _sum_by_bucket(buckets[~class_mask], counts[~class_mask])
+        self._buckets = sorted(set(bucket_indices))
         self._reset(seed)
 
     def with_seed(self, seed: int) -> "BucketBatchSampler":
@@ -121,14 +118,16 @@ class BucketBatchSampler:
         self.steps_per_epoch = self._count_steps(0)
         """Batches of the first epoch; with class entries later ones may have a few more or less."""
         self._epoch_starts = [0]
-        self._cached: tuple[int, list[torch.Tensor]] = (-1, [])
+        self._cached: tuple[int, _EpochBatches | None] = (-1, None)
 
     def get_batch(self, step: int) -> torch.Tensor:
         """Return the entries of batch ``step`` (from 0), int64 ``[1 to batch_size]``."""
         epoch, within = self._find(step)
-        if self._cached[0] != epoch:
-            self._cached = (epoch, self._make_batches(epoch))
-        return self._cached[1][within]
+        cached_epoch, batches = self._cached
+        if batches is None or cached_epoch != epoch:
+            batches = self._make_batches(epoch)
+            self._cached = (epoch, batches)
+        return batches.get(within)
 
     def _find(self, step: int) -> tuple[int, int]:
         """Return a step's epoch, and the step within it."""
@@ -143,21 +142,21 @@ class BucketBatchSampler:
         return epoch, step - self._epoch_starts[epoch]
 
     def _count_steps(self, epoch: int) -> int:
-        counts = Counter(self._bucket_indices[self._draw(epoch)].tolist())
+        """Return how many batches an epoch has; the tagged entries need no drawing for that."""
+        counts = dict(self._tagged_buckets)
+        if len(self._class_entries):
+            drawn = self._bucket_indices[self._draw_class_entries(epoch)]
+            for bucket, count in _sum_by_bucket(drawn, torch.ones_like(drawn)).items():
+                counts[bucket] = counts.get(bucket, 0) + count
         return sum(-(-count // self.batch_size) for count in counts.values())
 
-    def _make_batches(self, epoch: int) -> list[torch.Tensor]:
+    def _make_batches(self, epoch: int) -> "_EpochBatches":
         entries = self._draw(epoch)
         buckets = self._bucket_indices[entries]
-        batches: list[torch.Tensor] = []
-        for bucket in sorted(set(buckets.tolist())):
-            members = entries[buckets == bucket]
-            # tensor_split makes the first batches longer by one where the sizes are not equal.
-            batches += members.tensor_split(-(-len(members) // self.batch_size))
-        order = torch.randperm(
-            len(batches), generator=make_generator(self.seed, _BATCH_STREAM, epoch)
-        ).tolist()
-        return [batches[i] for i in order]
+        all_members = (entries[buckets == bucket] for bucket in self._buckets)
+        members = [entries for entries in all_members if len(entries)]
+        generator = make_generator(self.seed, _BATCH_STREAM, epoch)
+        return _EpochBatches(members, self.batch_size, generator)
 
     def _draw(self, epoch: int) -> torch.Tensor:
         """Return all entries of an epoch in random order, every second one a class entry.
@@ -165,12 +164,14 @@ class BucketBatchSampler:
         First occurrences come before second ones, so that a batch seldom has an entry twice.
         """
         generator = make_generator(self.seed, _TAGGED_STREAM, epoch)
-        tagged = torch.cat(
-            [
-                entries[torch.randperm(len(entries), generator=generator)]
-                for entries in self._tagged_rounds
-            ]
-        )
+        tagged = torch.empty(self._tagged_per_epoch, dtype=torch.int64)
+        start = 0
+        for rounds in self._tagged_rounds:
+            for _ in range(rounds.times):
+                stop = start + len(rounds.entries)
+                order = torch.randperm(len(rounds.entries), generator=generator)
+                tagged[start:stop] = rounds.entries[order]
+                start = stop
         if not len(self._class_entries):
             return tagged
         return torch.stack([tagged, self._draw_class_entries(epoch)], dim=1).flatten()
@@ -190,5 +191,55 @@ class BucketBatchSampler:
         return torch.cat(shuffled)[start - first : end - first]
 
 
-def _drop_empty(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [tensor for tensor in tensors if len(tensor)]
+class _Rounds(NamedTuple):
+    """Rounds of an epoch that all have the same entries, each once."""
+
+    entries: torch.Tensor
+    times: int
+
+
+def _make_rounds(counts: torch.Tensor, mask: torch.Tensor) -> list[_Rounds]:
+    """Return the rounds of entries: an entry that comes k times is in the first k.
+
+    There is one item for each different number, however large the numbers are.
+
+    Args:
+        counts: how often each entry comes, int64 ``[N]``.
+        mask: which entries are meant, bool ``[N]``.
+    """
+    rounds, previous = [], 0
+    for count in sorted(set(counts[mask].tolist())):
+        entries = ((counts > previous) & mask).nonzero().flatten()
+        rounds.append(_Rounds(entries, count - previous))
+        previous = count
+    return rounds
+
+
+def _sum_by_bucket(buckets: torch.Tensor, counts: torch.Tensor) -> dict[int, int]:
+    """Return the sum of the counts of each bucket."""
+    values, positions = torch.unique(buckets, return_inverse=True)
+    sums = torch.zeros(len(values), dtype=torch.int64).index_add_(0, positions, counts)
+    return dict(zip(values.tolist(), sums.tolist(), strict=True))
+
+
+class _EpochBatches:
+    """The batches of an epoch in random order. Each is cut out when it is asked for."""
+
+    def __init__(
+        self, members: Sequence[torch.Tensor], batch_size: int, generator: torch.Generator
+    ) -> None:
+        """Take the entries of each bucket, in their order."""
+        self._members = members
+        self._counts = [-(-len(entries) // batch_size) for entries in members]
+        self._order = torch.randperm(sum(self._counts), generator=generator)
+
+    def get(self, index: int) -> torch.Tensor:
+        """Return a batch: the first ones of a bucket are longer by one where they are not equal."""
+        number = int(self._order[index])
+        for entries, count in zip(self._members, self._counts, strict=True):
+            if number < count:
+                size, longer = divmod(len(entries), count)
+                start = number * size + min(number, longer)
+                return entries[start : start + size + (number < longer)]
+            number -= count
+        raise IndexError(index)

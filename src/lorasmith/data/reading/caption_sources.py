@@ -6,6 +6,7 @@ none for this image. ``registries.CAPTION_SOURCES`` holds them by name, and the 
 ``folder-name`` in a folder, and asks ``metadata`` alone with a manifest and in a packed tar.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,8 +23,15 @@ from lorasmith.registries import CAPTION_SOURCES
 CAPTION_SUFFIX = ".txt"
 
 
+def same_name(name: str) -> str:
+    """Return what names have in common that some file systems take for one: their letters in any
+    case and in any Unicode form (macOS decomposes them).
+    """
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 class SiblingFiles:
-    """The files of one folder, found by name in any case, as some file systems do."""
+    """The files of one folder, found by name in any case and form, as some file systems do."""
 
     def __init__(self, folder: Path, names: Iterable[str] | None = None) -> None:
         """Take the names where they are known; otherwise the folder is listed on first use."""
@@ -36,11 +44,11 @@ class SiblingFiles:
         return {name: name for name in names}
 
     @cached_property
-    def _lower_names(self) -> dict[str, str]:
-        return {name.lower(): name for name in reversed(self._exact_names)}
+    def _folded_names(self) -> dict[str, str]:
+        return {same_name(name): name for name in reversed(self._exact_names)}
 
     def find(self, name: str) -> Path | None:
-        match = self._exact_names.get(name) or self._lower_names.get(name.lower())
+        match = self._exact_names.get(name) or self._folded_names.get(same_name(name))
         return None if match is None else self._folder / match
 
 

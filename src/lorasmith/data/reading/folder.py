@@ -5,7 +5,6 @@ an epoch, and images without a caption file take the words as their caption.
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,25 +14,22 @@ from lorasmith.data.reading.caption_sources import (
     ImageContext,
     SiblingFiles,
     find_caption,
+    same_name,
 )
 from lorasmith.data.reading.links import FOLLOW_SETTING, LinkPolicy
 from lorasmith.data.reading.listing import DatasetListing, printable_name
 from lorasmith.data.reading.options import AUTO, ReadOptions
 from lorasmith.data.reading.problems import ProblemKind
+from lorasmith.data.reading.repeats import parse_folder_name, report_misplaced_repeats
 from lorasmith.data.reading.row import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
     Row,
-    find_mask,
     foreign_mask_stem,
     is_mask_name,
 )
 from lorasmith.data.reading.walk import walk_folders
 
-MANY_REPEATS = 200
-"""More repeats than this are more likely a year or another number in a folder's name."""
-
-_REPEATS = re.compile(r"(\d{1,9})_(.+)")
 _MISNAMED_CAPTIONS = (
     ".caption", ".captions", ".text", ".tags", ".cap", ".md", ".json", ".txt.txt",
 )  # fmt: skip
@@ -54,12 +50,14 @@ def find_rows_in_folder(root: Path, options: ReadOptions) -> DatasetListing:
     links = LinkPolicy(root, options.follow_links)
     images: list[tuple[Path, _Folder]] = []
     for path, names in walk_folders(root, links, listing):
-        repeats, words = _parse_folder_name(path, root, listing)
+        repeats, words = parse_folder_name(path, root, listing)
         if repeats > 0:
             folder = _Folder(root, path, names, repeats, words, links)
             _report_unused_files(folder, listing)
             images += [(image, folder) for image in folder.images]
+            _report_shared_captions(folder, listing)
     listing.image_count = len(images)
+    report_misplaced_repeats(root, dict.fromkeys(image.parent for image, _ in images), listing)
     for image, folder in sorted(images, key=lambda pair: pair[0]):
         _add_row(image, folder, options, listing)
     return listing
@@ -89,25 +87,9 @@ def _is_image_name(name: str) -> bool:
     return _suffix(name) in IMAGE_SUFFIXES and not is_mask
 
 
-def _parse_folder_name(path: Path, root: Path, listing: DatasetListing) -> tuple[int, str]:
-    """Return the repeats and the caption words that a folder's path gives to its images."""
-    parts = path.relative_to(root).parts
-    match = _REPEATS.fullmatch(parts[0]) if parts else None
-    if match is None:
-        return 1, ""
-    count = int(match[1])
-    if len(parts) == 1 and count == 0:
-        detail = "repeats 0 leaves its images out"
-        listing.add_problem(parts[0], "no-repeats", detail, "warning")
-    if len(parts) == 1 and count > MANY_REPEATS:
-        detail = f"its images come {count} times in an epoch; rename it if that is not meant"
-        listing.add_problem(parts[0], "many-repeats", detail, "warning")
-    return count, " ".join(match[2].replace("_", " ").split())
-
-
 def _report_unused_files(folder: _Folder, listing: DatasetListing) -> None:
     """Report files that look like a part of the dataset and are not used."""
-    stems = {image.stem for image in folder.images}
+    stems = {same_name(image.stem) for image in folder.images}
     for name in sorted(folder.names):
         stem, suffix, masked = Path(name).stem, _suffix(name), foreign_mask_stem(name)
         if masked is not None:
@@ -116,14 +98,31 @@ def _report_unused_files(folder: _Folder, listing: DatasetListing) -> None:
                 f"{masked}{MASK_SUFFIX}: rename it"
             )
             listing.add_problem(folder.key(name), "foreign-mask", detail, "warning")
-        elif is_mask_name(name) and name[: -len(MASK_SUFFIX)] not in stems:
+        elif is_mask_name(name) and same_name(name[: -len(MASK_SUFFIX)]) not in stems:
             detail = "there is no image for it"
             listing.add_problem(folder.key(name), "lonely-mask", detail, "warning")
-        elif suffix in IMAGE_SUFFIXES or suffix == CAPTION_SUFFIX or stem in stems:
+        elif suffix in IMAGE_SUFFIXES or suffix == CAPTION_SUFFIX or same_name(stem) in stems:
             continue
-        elif suffix in _UNSUPPORTED_SUFFIXES or f"{stem}{CAPTION_SUFFIX}" in folder.names:
+        elif suffix in _UNSUPPORTED_SUFFIXES or folder.siblings.find(stem + CAPTION_SUFFIX):
             detail = f"{suffix or 'this kind of file'} is not read; convert it to PNG or JPEG"
             listing.add_problem(folder.key(name), "unknown-kind", detail, "warning")
+
+
+def _report_shared_captions(folder: _Folder, listing: DatasetListing) -> None:
+    """Report images with one name and different suffixes, which have one caption file."""
+    groups: dict[Path, list[str]] = {}
+    for image in folder.images:
+        caption_file = folder.siblings.find(image.stem + CAPTION_SUFFIX)
+        if caption_file is not None:
+            groups.setdefault(caption_file, []).append(image.name)
+    for caption_file, names in groups.items():
+        if len(names) > 1:
+            detail = (
+                f"is the caption of {' and '.join(sorted(names)[:3])}; rename all but one image, "
+                "each with a caption, or delete them"
+            )
+            key = folder.key(caption_file.name)
+            listing.add_problem(key, "shared-caption", detail, "warning")
 
 
 def _add_row(path: Path, folder: _Folder, options: ReadOptions, listing: DatasetListing) -> None:
@@ -155,7 +154,7 @@ def _add_row(path: Path, folder: _Folder, options: ReadOptions, listing: Dataset
     )
     caption = find_caption(image, options.caption_source)
     _report_caption_problems(image, caption, options.caption_source, listing)
-    mask = find_mask(path)
+    mask = folder.siblings.find(path.stem + MASK_SUFFIX)
     if mask is not None and links.refuses(mask):
         listing.add_problem(key, "bad-mask", describe_refused_mask(mask))
     elif caption.texts:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,19 @@ def _parse_line(folder: Path, line: str, links: LinkPolicy) -> tuple[Path, Mappi
         raise LineError("has no file_name")
     if is_mask_name(name) or foreign_mask_stem(name) is not None:
         raise LineError(f"{name} is a mask; list the image that it belongs to")
-    path = folder / name
+    path = _find_in_any_form(folder, name)
     # Not Path's own methods: they raise for names that are too long.
     if not _is_below(folder, path) or not links.allows_target(path) or not os.path.isfile(path):  # noqa: PTH113
         hint = "" if links.is_inside(path) else f" (links out of it need {FOLLOW_SETTING})"
         raise FileNotFoundError(f"{name[:_MAX_SHOWN]} is not a file inside {folder}{hint}")
     return path, columns
+
+
+def _find_in_any_form(folder: Path, name: str) -> Path:
+    """Return the path of a file whose name may be composed or decomposed (macOS) on disk."""
+    names = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    existing = (folder / each for each in names if os.path.isfile(folder / each))  # noqa: PTH113
+    return next(existing, folder / name)
 
 
 def _is_below(folder: Path, path: Path) -> bool:

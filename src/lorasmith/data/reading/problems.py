@@ -13,7 +13,7 @@ ProblemKind = Literal[
     # warnings: it can, but perhaps not as meant
     "animated", "folder-caption", "caption-mark", "unknown-kind", "unlisted", "lonely-mask",
     "many-repeats", "no-repeats", "color-profile", "caption-lines", "json-caption",
-    "foreign-mask", "linked-outside", "link-loop",
+    "foreign-mask", "linked-outside", "link-loop", "misplaced-repeats", "shared-caption",
 ]  # fmt: skip
 
 KIND_DESCRIPTIONS: dict[ProblemKind, str] = {
@@ -35,7 +35,9 @@ KIND_DESCRIPTIONS: dict[ProblemKind, str] = {
     "unknown-kind": "files are of a kind that is not read",
     "unlisted": "images are not in metadata.jsonl",
     "lonely-mask": "masks belong to no image",
-    "many-repeats": "folders repeat their images very often",
+    "many-repeats": "folders have large numbers",
+    "misplaced-repeats": "folders with repeats are at the wrong depth",
+    "shared-caption": "captions belong to several images",
     "caption-lines": "captions have several lines",
     "json-caption": "captions are JSON",
     "foreign-mask": "files are masks under another program's names",

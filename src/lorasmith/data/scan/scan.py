@@ -26,6 +26,7 @@ from lorasmith.data.reading.problems import (
     summarize_kind,
 )
 from lorasmith.data.reading.reader import find_rows
+from lorasmith.data.reading.repeats import MAX_EPOCH_IMAGES
 from lorasmith.data.reading.row import Row
 from lorasmith.data.scan.image_inspection import ImageInfo, Inspection, inspect_row
 
@@ -125,7 +126,9 @@ def read_usable_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list
         DataError: one image or more cannot be used and the setting is ``stop``, or none can.
     """
     scan = scan_dataset(data.path, data.filters, data.background_rgb, bar, read_options(data))
-    return _keep_usable(scan, skip_errors=data.bad_images == "skip")
+    rows = _keep_usable(scan, skip_errors=data.bad_images == "skip")
+    _check_epoch_length(scan.path, rows, data.num_repeats)
+    return rows
 
 
 def read_class_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list[Row]:
@@ -140,7 +143,24 @@ def read_class_rows(data: DataConfig, bar: ProgressBarFactory = no_bar) -> list[
         return []
     options = read_options(data, data.reg_caption)
     scan = scan_dataset(data.reg_data_dir, (), data.background_rgb, bar, options)
-    return _keep_usable(scan, skip_errors=data.bad_images == "skip")
+    rows = _keep_usable(scan, skip_errors=data.bad_images == "skip")
+    _check_epoch_length(scan.path, rows, data.num_repeats)
+    return rows
+
+
+def _check_epoch_length(path: Path, rows: Sequence[Row], num_repeats: int) -> None:
+    """Refuse repeats that make an epoch too long to be kept in memory.
+
+    Raises:
+        DataError: they do.
+    """
+    length = sum(row.repeats for row in rows) * num_repeats
+    if length > max(MAX_EPOCH_IMAGES, len(rows)):
+        raise DataError(
+            f"{path}: its {len(rows)} images come {length:,} times in an epoch, and "
+            f"{MAX_EPOCH_IMAGES:,} is the most; lower data.num_repeats or the numbers of the "
+            "folders, train.steps says how long a run is"
+        )
 
 
 def _keep_usable(scan: ScanResult, skip_errors: bool) -> list[Row]:

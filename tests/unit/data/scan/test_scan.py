@@ -311,6 +311,7 @@ def test_repeats_and_captions_come_from_the_folders(tmp_path: Path) -> None:
     assert kinds == [
         ("folder-caption", "10_sks dog/a.png"),
         ("folder-caption", "3_sks_puppy/c.png"),
+        ("misplaced-repeats", "plain/4_no"),
         ("no-repeats", "0_left out"),
     ]
     assert result.errors == []
@@ -325,7 +326,15 @@ def test_year_is_hardly_a_number_of_repeats(tmp_path: Path) -> None:
     write_image(tmp_path / "2024_holiday" / "a.png", scene(0))
     problem = only_problem(tmp_path)
     assert (problem.kind, problem.severity) == ("many-repeats", "warning")
-    assert "2024 times in an epoch" in problem.detail
+    assert "its images come once in an epoch" in problem.detail
+    assert scan_dataset(tmp_path).rows[0].repeats == 1
+
+
+def test_many_repeats_are_reported(tmp_path: Path) -> None:
+    write_image(tmp_path / "300_holiday" / "a.png", scene(0))
+    problem = only_problem(tmp_path)
+    assert (problem.kind, problem.severity) == ("many-repeats", "warning")
+    assert "300 times in an epoch" in problem.detail
 
 
 # --- metadata.jsonl -----------------------------------------------------------------------------
