@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from helpers.dataset_files import write_image
 from lorasmith.cli.app import run
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.files.known_configs import KNOWN_KEYS
@@ -332,6 +334,13 @@ def test_zero_terminal_snr_with_noise_prediction_is_refused_with_the_reason(
     shown = capsys.readouterr()
     assert "every picture would be black" in shown.err
     assert "zero terminal SNR" in shown.out
+    for number in range(4):
+        image = Image.new("RGB", (64, 64), (60 * number, 90, 200))
+        write_image(tmp_path / "data" / f"{number}.png", image, "ink, a pear")
+    arguments = ["--data", str(tmp_path / "data"), "--tag", "ink", "--out", str(out / "ink")]
+    assert run(["train", *arguments, "-m", str(folder), "--steps", "2"]) == 1
+    assert "every picture would be black" in capsys.readouterr().err
+    assert not (out / "ink").exists()
     edit(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     assert run(["generate", "a pear", "-m", str(folder), "--steps", "2", "--out", str(out)]) == 0
 

@@ -81,6 +81,26 @@ def test_damaged_config_is_named(saved: Path, content: str) -> None:
             load(saved)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"channels": [10**9]},
+        {"channels": [8] * 1000},
+        {"blocks": [10**9]},
+        {"embedding": 10**9},
+        {"embedding": 1e400},
+        {"blocks": [1, 1, 1, 1, 1]},
+    ],
+)
+def test_impossible_sizes_are_refused_before_anything_is_built(
+    saved: Path, entries: dict[str, object]
+) -> None:
+    file = saved / "image_tower" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries), encoding="utf-8")
+    with pytest.raises(WeightsError, match="not an image encoder's config"):
+        load_image_encoder(saved)
+
+
 def test_weights_of_another_shape_are_refused(saved: Path) -> None:
     config = {"channels": [8, 24], "blocks": [1, 2], "embedding": 12}
     (saved / "image_tower" / "config.json").write_text(json.dumps(config), encoding="utf-8")

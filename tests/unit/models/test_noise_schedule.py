@@ -54,6 +54,11 @@ def test_zero_terminal_snr_is_read_from_the_scheduler() -> None:
     torch.testing.assert_close(schedule.alphas_cumprod, reference, rtol=1e-3, atol=1e-6)
 
 
+def test_zero_terminal_snr_with_noise_prediction_is_refused() -> None:
+    with pytest.raises(ConfigError, match="set rescale_betas_zero_snr to false"):
+        process(rescale_betas_zero_snr=True, prediction_type="epsilon")
+
+
 def test_trained_betas_are_refused() -> None:
     assert process(trained_betas=None).num_timesteps == 1000
     with pytest.raises(ConfigError, match="trained_betas"):

@@ -283,12 +283,17 @@ class SingleFileSource:
         """Return an entry under its other name, if the file has that.
 
         Some files have the projection of OpenCLIP as a linear layer (Playground 2), which is
-        diffusers' form of it.
+        diffusers' form of it: only a shape that cannot be one shows that it is still transposed.
         """
         other = f"{entry.key}.weight"
         if entry.names != (PROJECTION,) or entry.key in self._keys or other not in self._keys:
             return entry
-        return TensorEntry(other, entry.part, entry.names)
+        shape = self._file.header.tensors[self._keys[other]].shape
+        config = self.config(entry.part)
+        width, projection = config["hidden_size"], config["projection_dim"]
+        is_transposed = width != projection and shape == (width, projection)
+        form = TensorForm.TRANSPOSED if is_transposed else TensorForm.SAME
+        return TensorEntry(other, entry.part, entry.names, form)
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Return CLIP's tokenizer, with as many tokens as the text encoder knows."""

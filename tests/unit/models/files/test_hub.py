@@ -120,6 +120,25 @@ def test_download_requests_one_variant_of_one_revision(
     }  # fmt: skip
 
 
+def test_pickled_model_is_refused_before_the_download(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    kept = [
+        file for file in FILES if not file.startswith("unet/") or file.endswith((".bin", ".json"))
+    ]
+
+    def info(_: object, name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            siblings=[SimpleNamespace(rfilename=file) for file in kept], sha=COMMIT
+        )
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    with pytest.raises(WeightsError, match=r"unet/diffusion_pytorch_model\.bin is pickled"):
+        download_model("some/model")
+
+
 def test_impossible_download_is_explained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import huggingface_hub

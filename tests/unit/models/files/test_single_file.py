@@ -1,12 +1,14 @@
 """Single files are identified by names and shapes; other files are described."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from helpers.published_files import VARIANTS, file_shapes, write_sparse
-from lorasmith.core.errors import WeightsError
+from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.convert import read_contents, save_single_file
@@ -85,6 +87,67 @@ def test_sdxl_with_v_prediction_and_zero_terminal_snr_is_recognised(path: Path) 
     scheduler = open_source(path).config("scheduler")
     assert scheduler["prediction_type"] == "v_prediction"
     assert scheduler["rescale_betas_zero_snr"] is True
+    assert read_model_info(path).unused == ()  # the marks decide
+
+
+def test_zero_terminal_snr_with_noise_prediction_is_warned_about(path: Path) -> None:
+    write_sparse(path, file_shapes("sdxl") | {"ztsnr": (0,)})
+    with pytest.warns(LorasmithWarning, match="every picture would be black"):
+        read_model_info(path)
+
+
+PROJECTION = "conditioner.embedders.1.model.text_projection"
+
+
+def rewrite_projection(tiny: Path, path: Path, transposed: bool) -> torch.Tensor:
+    """Write an SDXL file with `text_projection.weight`; return the projection in diffusers' form.
+
+    `transposed` leaves it as OpenCLIP has it.
+    """
+    save_single_file(read_contents(open_source(tiny)), path)
+    with safe_open(path, "pt") as stream:
+        metadata = stream.metadata()
+    tensors = load_tensors(path)
+    projection = tensors.pop(PROJECTION)
+    tensors[f"{PROJECTION}.weight"] = projection if transposed else projection.t().contiguous()
+    path.unlink()
+    save_tensors(path, tensors, metadata)
+    return projection.t()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_text_projection_as_a_linear_layer_is_read(
+    transposed: bool, tiny_sdxl: Path, path: Path
+) -> None:
+    expected = rewrite_projection(tiny_sdxl, path, transposed)
+    assert read_model_info(path).unused == ()
+    torch.testing.assert_close(load_model(path).text_encoder_2.text_projection.weight, expected)
+
+
+def test_two_text_projections_are_refused(path: Path) -> None:
+    shapes = file_shapes("sdxl") | {f"{PROJECTION}.weight": (1280, 1280)}
+    with pytest.raises(
+        WeightsError, match=r"1 tensors belong to no part .*text_projection\.weight"
+    ):
+        read_model_info(write_sparse(path, shapes))
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ("[" * 100_000, "lorasmith.model is damaged: nested too deep"),
+        ('{"configs": 3}', "lorasmith.model is damaged"),
+        ('{"configs": {"unet": {}, "vae": {}}}', "lorasmith.model is incomplete"),
+        ('{"configs": {"unet": 1, "vae": {}, "scheduler": {}}}', "is damaged: 'unet'"),
+        ('{"configs": {"unet": {}, "vae": {}, "scheduler": {"beta_start": NaN}}}',
+         "lorasmith.model (scheduler): beta_start is nan"),
+        ('{"configs": {"unet": {}, "vae": {}, "scheduler": {}}}', "has no text_encoder"),
+    ],
+)  # fmt: skip
+def test_damaged_configs_in_metadata_are_named(path: Path, saved: str, message: str) -> None:
+    write_sparse(path, file_shapes("sd1"), metadata={"lorasmith.model": saved})
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        read_model_info(path)
 
 
 def test_older_names_of_the_text_encoder_are_read(path: Path) -> None:
