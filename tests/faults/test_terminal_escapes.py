@@ -1,6 +1,7 @@
 """Names, captions and metadata that would steer a terminal are shown as text by every command."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from helpers.paths import REPOSITORY
 from helpers.reports.run_folders import write_run
 from helpers.tiny_models import open_model
 from lorasmith.cli import run
+from lorasmith.cli.log_handler import log_to_terminal
 from lorasmith.core.console import SafeConsole
 from lorasmith.core.terminal import escape_control_characters
 from lorasmith.loops.progress import progress_bar
@@ -160,6 +162,18 @@ def test_progress_bars_show_notes_as_text(capsys: pytest.CaptureFixture[str]) ->
     assert "\x1b[2J" not in written
     assert "\u202e" not in written
     assert written.count(SHOWN) >= 2
+
+
+def test_logs_of_all_libraries_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_terminal():
+        for name in ("lorasmith.models", "diffusers.models", "PIL"):
+            handler = logging.StreamHandler()
+            logging.getLogger(name).addHandler(handler)
+            logging.getLogger(name).warning("config %s\n%s", NASTY, "x" * 300)
+            logging.getLogger(name).removeHandler(handler)
+    written = capsys.readouterr().err
+    assert written.count(SHOWN) == 4
+    assert written == escape_control_characters(written, kept="\n")
 
 
 def test_endless_names_are_shortened(shows: Shows) -> None:

@@ -8,6 +8,14 @@ from lorasmith.core.console import open_console
 from lorasmith.core.terminal import escape_control_characters
 
 
+class _CleanRecord(logging.LogRecord):
+    """A record of any library's log: names from files in it do not steer the terminal."""
+
+    def getMessage(self) -> str:  # noqa: N802 (logging's name)
+        """Return the message, printable."""
+        return escape_control_characters(super().getMessage(), kept="\n")
+
+
 class TerminalHandler(logging.Handler):
     """Prints records on standard error, a line each, above a progress bar if there is one.
 
@@ -21,8 +29,8 @@ class TerminalHandler(logging.Handler):
         if is_note and not console.is_terminal:
             return
         prefix = "note" if is_note else record.levelname.lower()
-        message = escape_control_characters(" ".join(record.getMessage().split()))
-        console.print(f"{prefix}: {message}", highlight=False)
+        message = " ".join(record.getMessage().split())
+        console.print(f"{prefix}: {message}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -30,12 +38,15 @@ def log_to_terminal() -> Iterator[None]:
     """Show the package's log on standard error while the block runs."""
     logger, handler = logging.getLogger("lorasmith"), TerminalHandler()
     level, propagate = logger.level, logger.propagate
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(_CleanRecord)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
         yield
     finally:
+        logging.setLogRecordFactory(factory)
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
