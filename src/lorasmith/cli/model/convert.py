@@ -39,6 +39,13 @@ Prediction = Annotated[
         show_default="as the file says, else measured",
     ),
 ]
+IgnoreUnknown = Annotated[
+    bool,
+    typer.Option(
+        help="Leave out tensors of a single file that belong to no part of the model, and list "
+        "them."
+    ),
+]
 
 
 def convert(
@@ -47,6 +54,7 @@ def convert(
     precision: Precision = "keep",
     prediction: Prediction = None,
     download: Download = False,
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Turn a diffusers folder into a single file in the original naming, or the other way round.
 
@@ -67,7 +75,7 @@ def convert(
         if download:
             download_model(model)
         source = open_source(None if model == EMBEDDED_NAME else model)
-        contents = read_contents(source, prediction)
+        contents = read_contents(source, prediction, ignore_unknown)
     with open_console(stderr=True).status("converting"):
         dtype = None if precision == "keep" else compute_dtype(precision)
         single = target.suffix.lower() == SINGLE
@@ -75,7 +83,10 @@ def convert(
         (save_single_file if single else save_folder)(contents, target, dtype)
     kind = "single file" if single else "folder"
     print_line(f"{target}: {contents.variant.title} as a {kind}")
-    for line in _left_out(source.unused):
+    for line in (
+        *_left_out(source.unused, "no image depends on it"),
+        *_left_out(contents.unknown, "it belongs to no part of the model"),
+    ):
         print_line(line)
 
 
@@ -90,8 +101,8 @@ def _check_target(target: Path) -> Path:
     return target
 
 
-def _left_out(names: tuple[str, ...]) -> list[str]:
+def _left_out(names: tuple[str, ...], reason: str) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"left out, as no image depends on it: {', '.join(names[:3])}{more}"]
+    return [f"left out, as {reason}: {', '.join(names[:3])}{more}"]

@@ -293,9 +293,10 @@ IGNORED = (
     *("model_ema.", "first_stage_model.loss.", "lvlb_weights", "logvar", "scale_factor"),
     *("betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_"),
     *("model.diffusion_model.betas", "global_step", "epoch", "num_timesteps"),
+    "embedding_manager.",
 )
 """Prefixes of tensors in files of any family that inference does not use: EMA weights, the noise
-schedule, training state."""
+schedule, training state (also that of textual inversion)."""
 V_MARKS = ("v_pred", "edm_vpred.sigma_max")
 """Empty tensors that mark models that predict v."""
 ZERO_SNR_MARK = "ztsnr"

@@ -51,21 +51,26 @@ class ModelContents:
     tokenizers: "Mapping[str, CLIPTokenizer]"
     flat_text: tuple[str, ...]
     """Text encoders whose tensors have no ``text_model.`` in their names in folders."""
+    unknown: tuple[str, ...] = ()
+    """Tensors that belong to no part, and are left out."""
 
 
-def read_contents(source: ModelSource, prediction: PredictionType | None = None) -> ModelContents:
+def read_contents(
+    source: ModelSource, prediction: PredictionType | None = None, ignore_unknown: bool = False
+) -> ModelContents:
     """Check a stored model and return its contents.
 
     Args:
         source: the model.
         prediction: what it predicts; None takes it from the source, or measures it.
+        ignore_unknown: leave out tensors of a single file that belong to no part.
 
     Raises:
         WeightsError: a part is missing or damaged, or something belongs to no part.
     """
     networks = {part: build_empty_part(source, part) for part in source.networks}
     names = {part: list(canonical_state_dict(network)) for part, network in networks.items()}
-    source.check(names)
+    unknown = source.check(names, ignore_unknown)
     tensors: dict[str, StoredTensors] = {}
     for part, network in networks.items():
         with naming_part(source.path, part):
@@ -82,6 +87,7 @@ def read_contents(source: ModelSource, prediction: PredictionType | None = None)
         _configs(source, known),
         {TOKENIZERS[part]: source.tokenizer(TOKENIZERS[part]) for part in text},
         tuple(part for part in text if not source.has_text_level(part)),
+        unknown,
     )
 
 

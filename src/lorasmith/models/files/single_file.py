@@ -6,6 +6,7 @@ that lorasmith writes also hold the configs in their metadata, for models of oth
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -62,6 +63,11 @@ _OLD_CLIP = re.compile(
     r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer)\W?.*)"
 )
 """SD 1.x text encoders saved without the level ``text_model``."""
+_PROJECTION = "text_projection.weight"
+_LINEAR_PROJECTION = re.compile(
+    r"(cond_stage_model|conditioner\.embedders\.[01])\.model\.text_projection\.weight"
+)
+"""OpenCLIP's projection, named like a linear layer's weight."""
 
 
 class SingleFileSource:
@@ -245,11 +251,30 @@ class SingleFileSource:
         for entry in self._entries({part: names}):
             key = self._keys.get(entry.key)
             if key is not None:
-                tensors_found |= _split_entry(entry, self._file, key)
+                is_linear = _LINEAR_PROJECTION.fullmatch(key) is not None
+                form = self._projection_form(key) if is_linear else entry.form
+                tensors_found |= _split_entry(replace(entry, form=form), self._file, key)
         return tensors_found
 
-    def check(self, names: Mapping[str, Iterable[str]]) -> None:
+    def _projection_form(self, key: str) -> TensorForm:
+        """Return the form of a projection that is named like a linear layer's weight.
+
+        Files of diffusers' scripts have it so (Playground v2), and mean ``[out, in]`` as a linear
+        layer does; as in ComfyUI. Where the shape tells that it was only renamed, it is transposed.
+        """
+        embedding = key.replace(_PROJECTION, "token_embedding.weight")
+        shapes = [self._file.header.tensors[name].shape for name in (key, embedding)]
+        is_linear = len(shapes[0]) != 2 or shapes[0][1] == shapes[1][-1]
+        return TensorForm.SAME if is_linear else TensorForm.TRANSPOSED
+
+    def check(
+        self, names: Mapping[str, Iterable[str]], ignore_unknown: bool = False
+    ) -> tuple[str, ...]:
         """Refuse missing and unknown tensors by their names in the file.
+
+        Args:
+            names: those of each network's tensors.
+            ignore_unknown: return the names of unknown tensors instead.
 
         Raises:
             WeightsError: says how many of which part.
@@ -261,12 +286,14 @@ class SingleFileSource:
             part_keys = {key: None for key, owner in expected.items() if owner == part}
             with naming_part(self.path, part):
                 check_tensor_names(part_keys, {key: None for key in part_keys if key in self._keys})
-        if unknown:
+        if unknown and not ignore_unknown:
             raise WeightsError(
                 f"model {self.path}: {len(unknown)} tensors belong to no part of "
                 f"{self.variant.family.title}{abbreviate_names(unknown)}; the file is of another "
-                "kind, or something was merged into it"
+                "kind, or something was merged into it; `lorasmith model convert --ignore-unknown` "
+                "writes the model without them"
             )
+        return tuple(unknown)
 
     def _entries(self, names: Mapping[str, Iterable[str]]) -> list[TensorEntry]:
         configs = {part: self.config(part) for part in names}
@@ -311,6 +338,8 @@ class SingleFileSource:
 
 
 def _normalize_key(key: str) -> str:
+    if _LINEAR_PROJECTION.fullmatch(key):
+        return key.removesuffix(".weight")
     old = _OLD_CLIP.fullmatch(key)
     return f"{old[1]}text_model.{old[2]}" if old else key
 

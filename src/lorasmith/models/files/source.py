@@ -51,8 +51,13 @@ class ModelSource(Protocol):
     def tensors(self, part: str, names: Iterable[str]) -> StoredTensors:
         """Return a network's tensors; ``names`` are those that it should have."""
 
-    def check(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Refuse tensors of no network; ``names`` are those of each network's tensors."""
+    def check(
+        self, names: Mapping[str, Iterable[str]], ignore_unknown: bool = False
+    ) -> tuple[str, ...]:
+        """Refuse tensors of no network, or return them if they are to be ignored.
+
+        ``names`` are those of each network's tensors.
+        """
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Return the tokenizer ``tokenizer`` or ``tokenizer_2``."""
@@ -165,8 +170,11 @@ class FolderSource:
         del names  # a part's folder holds nothing else
         return find_part_tensors(self.path / part, part)
 
-    def check(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Do nothing: parts are checked when their weights are loaded."""
+    def check(
+        self, names: Mapping[str, Iterable[str]], ignore_unknown: bool = False
+    ) -> tuple[str, ...]:
+        """Return nothing: parts are checked when their weights are loaded."""
+        return ()
 
     def tokenizer(self, part: str) -> "CLIPTokenizer":
         """Load a tokenizer part, and compare it with its text encoder."""

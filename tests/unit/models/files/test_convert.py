@@ -149,3 +149,52 @@ def test_modified_single_file_is_saved_as_a_folder(tiny_model: Path, tmp_path: P
 def test_embedded_model_matches_its_config_files() -> None:
     assert open_source().path == EMBEDDED
     assert open_source().variant.title == "SD 1.x"
+
+
+@pytest.mark.parametrize("is_linear", [True, False])
+def test_projection_named_like_a_linear_layer_is_read(tmp_path: Path, is_linear: bool) -> None:
+    """As Playground v2 has it; and where a program only renamed it."""
+    folder = make_tiny(tmp_path / "sdxl", "sdxl")
+    plain = single(folder, tmp_path / "plain.safetensors")
+    tensors, key = load_tensors(plain), "conditioner.embedders.1.model.text_projection"
+    projection = tensors.pop(key)
+    tensors[f"{key}.weight"] = (projection.T if is_linear else projection).contiguous()
+    odd = tmp_path / "odd.safetensors"
+    save_tensors(odd, tensors, load_metadata(plain))
+    save_folder(read_contents(open_source(odd)), tmp_path / "back")
+    assert_same_weights(folder, tmp_path / "back")
+
+
+def test_stray_tensors_are_left_out_where_asked(tiny_model: Path, tmp_path: Path) -> None:
+    plain = single(tiny_model, tmp_path / "plain.safetensors")
+    stray, harmless = "control_model.zero.weight", "embedding_manager.embedder.position_ids"
+    content = load_tensors(plain) | {stray: torch.zeros(1), harmless: torch.zeros(1)}
+    odd = tmp_path / "odd.safetensors"
+    save_tensors(odd, content, load_metadata(plain))
+    with pytest.raises(WeightsError, match=rf"1 tensors .* \({stray}\).*convert --ignore-unknown"):
+        read_contents(open_source(odd))
+    contents = read_contents(open_source(odd), ignore_unknown=True)
+    assert contents.unknown == (stray,)
+    save_single_file(contents, tmp_path / "clean.safetensors")
+    assert load_tensors(tmp_path / "clean.safetensors").keys() == load_tensors(plain).keys()
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        {
+            "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)
+            * 0.98
+        },
+        {"alphas_cumprod": torch.zeros(1000), "betas": torch.zeros(1000)},
+        {"cond_stage_model.logit_scale": torch.tensor(4.6)},
+    ],
+)
+def test_tensors_that_no_image_depends_on_do_no_harm(
+    tiny_model: Path, tmp_path: Path, stray: dict[str, torch.Tensor]
+) -> None:
+    plain = single(tiny_model, tmp_path / "plain.safetensors")
+    odd = tmp_path / "odd.safetensors"
+    save_tensors(odd, load_tensors(plain) | stray, load_metadata(plain))
+    save_folder(read_contents(open_source(odd)), tmp_path / "back")
+    assert_same_weights(tiny_model, tmp_path / "back")
