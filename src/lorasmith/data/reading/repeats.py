@@ -14,7 +14,7 @@ MAX_EPOCH_IMAGES = 10_000_000
 """Images that an epoch may have with all repeats; their order is kept in memory."""
 
 _REPEATS = re.compile(r"(\d+)_(.+)")
-_CLASS_FOLDER = "reg"
+_CLASS_FOLDER = re.compile(r"reg(s|ulari[sz]ation)?([ _-].*)?", re.IGNORECASE)
 """What kohya's trainers call the folder of class images, beside ``img``."""
 
 
@@ -62,7 +62,7 @@ def report_misplaced_repeats(
             above = root.absolute().parent
             detail = f"its repeats and words count in {above} only: give that as the data folder"
             listing.add_problem(root.absolute().name, "misplaced-repeats", detail, "warning")
-    is_class = {folder: folder.name.lower().startswith(_CLASS_FOLDER) for folder in nested}
+    is_class = {folder: bool(_CLASS_FOLDER.fullmatch(folder.name)) for folder in nested}
     for folder, example in nested.items():
         name = example.relative_to(root).as_posix()
         if is_class[folder] and len(nested) > 1:
