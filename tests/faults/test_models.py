@@ -39,12 +39,12 @@ def edit(file: Path, **entries: Any) -> None:
 
 def refuse(path: Path | str) -> str:
     """Return the one line with which a model is refused, quickly and before it is loaded."""
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(WeightsError) as caught:
         read_model_info(path)
     with pytest.raises(WeightsError):
         load_model(path)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10  # not the clock: the machine may be busy
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 600
@@ -169,6 +169,8 @@ BOMBS: dict[str, tuple[str, dict[str, Any]]] = {
         "text_encoder", {"max_position_embeddings": 10**12},
     ),
     "vocab_size is 10000000000": ("text_encoder", {"vocab_size": 10**10}),
+    "hidden_size must be one whole number": ("text_encoder", {"hidden_size": [8, 8]}),
+    "vocab_size must be one whole number": ("text_encoder", {"vocab_size": None}),
     "hidden_size is 1000000": ("text_encoder", {"hidden_size": 10**6}),
     "layers_per_block is 1000000": ("unet", {"layers_per_block": 10**6}),
     "layers_per_block is -2": ("unet", {"layers_per_block": -2}),

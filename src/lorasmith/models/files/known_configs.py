@@ -98,6 +98,9 @@ _LIMITS: Mapping[str, int] = {
 _POSITIVE = ("block_out_channels", "hidden_size", "num_hidden_layers", "vocab_size",
              "num_attention_heads", "attention_head_dim", "norm_num_groups", "layers_per_block",
              "max_position_embeddings", "patch_size", "image_size", "sample_size")  # fmt: skip
+_SINGLE = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+           "vocab_size", "max_position_embeddings", "latent_channels")  # fmt: skip
+"""Entries that are read as one number."""
 _MAX_LEVELS = 8
 _MAX_TEXT = 100
 _MAX_BLOCKS = 500
@@ -169,6 +172,8 @@ def _report_unknown(class_name: str, config: Mapping[str, Any], file: str) -> No
 
 
 def _check_value(key: str, value: Any, file: str) -> None:
+    if key in _SINGLE and not isinstance(value, int):
+        raise WeightsError(f"{file} does not fit: {key} must be one whole number")
     values = list(_flatten(value))
     if isinstance(value, list | tuple) and len(values) > _MAX_LEVELS * _MAX_LEVELS:
         raise WeightsError(f"{file} does not fit: {key} has {len(values):,} entries")
