@@ -62,14 +62,6 @@ def all_reduce_sum(accelerator: Accelerator, tensors: Sequence[torch.Tensor]) ->
         tensor.copy_(piece.view_as(tensor))
 
 
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Return on all processes whether the flag is set on any. Waits for the device."""
-    if accelerator.num_processes == 1:
-        return flag
-    count = torch.tensor([int(flag)], device=accelerator.device)
-    return bool(accelerator.reduce(count, reduction="sum").item() > 0)
-
-
 def call_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
     """Call a function in the main process, while the others wait; an error is raised in all.
 

@@ -98,16 +98,18 @@ class StopAgreement:
         self._steps = 0
         self._time = time.monotonic()
 
-    def after_step(self, signal_number: int) -> int:
+    def after_step(self, signal_number: int, is_waiting: bool) -> int:
         """Return the signal to stop for after this step, or 0; call this after every step.
 
         Args:
             signal_number: what this process has got; 0 for none.
+            is_waiting: whether all processes wait for their devices now anyway, for the log.
         """
         if self._accelerator.num_processes == 1:
             return signal_number
         self._steps += 1
-        return self.ask(signal_number) if self._steps >= self._interval else 0
+        is_due = is_waiting or self._steps >= self._interval
+        return self.ask(signal_number) if is_due else 0
 
     def ask(self, signal_number: int) -> int:
         """Return the signal that any process has got, or 0; call this in all of them.

@@ -212,7 +212,7 @@ class PretrainLoop:
                     started, last_logged = time.perf_counter(), done
                 is_time_up = time.perf_counter() > deadline
                 stop = request.signal_number or (signal.SIGINT if is_time_up else 0)
-                stop = agreement.after_step(stop)
+                stop = agreement.after_step(stop, is_log_step)
                 if stop or done == total or done % self.settings.checkpoint_every_n_steps == 0:
                     self.save_checkpoint(done)
                 if stop and done < total:

@@ -114,7 +114,7 @@ def train_loop(
         started = time.perf_counter()
         with explain_oom(active[0], options.oom_hint):
             metrics = train_step.step()
-        stop_signal = agreement.after_step(request.signal_number)
+        stop_signal = agreement.after_step(request.signal_number, active[0].scheduled_actions.log)
         if active[0].scheduled_actions.any or stop_signal:
             _check_all_finite(active, options.continues_on_failure)
         seconds = time.perf_counter() - started
