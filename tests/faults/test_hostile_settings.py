@@ -99,6 +99,8 @@ def test_name_that_is_none_is_explained(tmp_path: Path, name: str, hint: str) ->
         f"train.steps=0x{'f' * 5000}",
         "train.learning_rate=1e400",
         "train.learning_rate=inf",
+        "train.learning_rate=1e308",
+        "lora.alpha=1e31",
         "train.learning_rate=nan",
         "train.learning_rate=-1e-4",
         "train.learning_rate=true",

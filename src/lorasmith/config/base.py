@@ -1,6 +1,5 @@
 """The base of every settings class: unknown keys are errors, every field has a docstring."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -80,8 +79,8 @@ def _check_numbers(value: Any, enters_tables: bool) -> None:
             _check_numbers(item, enters_tables)
     elif isinstance(value, int) and abs(value) > _LARGEST_INT:
         raise ValueError("a whole number with more than 63 bits")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number must be finite")
+    elif isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
+        raise ValueError("a number must be finite, and not beyond 1e30")
 
 
 def _mentions(annotation: Any, kinds: tuple[Any, ...]) -> bool:
@@ -90,6 +89,8 @@ def _mentions(annotation: Any, kinds: tuple[Any, ...]) -> bool:
 
 
 _LARGEST_INT = 2**63 - 1
+_LARGEST_FLOAT = 1e30
+"""float32 has room above it for what is computed from a setting."""
 
 
 def _check_count(value: int) -> int:
