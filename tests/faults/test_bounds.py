@@ -1,6 +1,7 @@
 """Numbers of a dataset and of settings that are too large: read sensibly, or one line."""
 
 import json
+import os
 import tracemalloc
 import unicodedata
 from pathlib import Path
@@ -16,6 +17,7 @@ from lorasmith.data.batch_sampler import BucketBatchSampler
 from lorasmith.data.reading.problems import Problem
 from lorasmith.data.reading.repeats import MAX_REPEATS
 from lorasmith.data.scan.scan import ScanResult, read_usable_rows, scan_dataset
+from lorasmith.inference.loras.find import find_lora
 
 NEEDED = ["data.path=pictures", "data.tag=inkmono", "output.name=x"]
 
@@ -70,6 +72,7 @@ def test_batches_of_many_repeats_are_those_of_the_rounds_one_by_one() -> None:
     assert torch.cat(batches).bincount().tolist() == [500, 500, 1]
 
 
+@pytest.mark.filterwarnings("ignore:.*come 999 times")
 def test_epoch_that_is_too_long_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     scanned(tmp_path, *(f"999_dog/{index}.png" for index in range(2)))
     data = DataConfig(path=tmp_path, tag="inkq", num_repeats=10_000)
@@ -91,7 +94,8 @@ def test_settings_that_are_too_large_are_refused_in_a_line(override: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a:b", "x>y", "x<y", "ends ", "a..b", "some/folder/a:b"])
+@pytest.mark.parametrize("name", ["a:b", "x>y", "x<y", "ends ", "a..b", "some/folder/a:b", r"a\b"])
+@pytest.mark.skipif(os.name == "nt", reason="a backslash separates folders on Windows")
 def test_name_that_no_prompt_can_say_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="prompts load a LoRA as <lora:NAME:WEIGHT>"):
         load_config(TrainConfig, None, [*NEEDED[:2], f"output.name='{name}'"])
@@ -147,3 +151,12 @@ def test_caption_of_two_images_is_reported(tmp_path: Path) -> None:
     (problem,) = problems(scanned(tmp_path, "a.png", "a.jpg"))
     assert (problem.file, problem.kind, problem.severity) == ("a.txt", "shared-caption", "warning")
     assert "is the caption of a.jpg and a.png" in problem.detail
+
+
+@pytest.mark.parametrize(("file_form", "name_form"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_lora_is_found_by_its_name_in_another_unicode_form(
+    tmp_path: Path, file_form: str, name_form: str
+) -> None:
+    file = tmp_path / unicodedata.normalize(file_form, "café.safetensors")
+    file.touch()
+    assert find_lora(unicodedata.normalize(name_form, "café"), tmp_path) == file

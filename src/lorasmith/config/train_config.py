@@ -1,6 +1,7 @@
 """Settings of `lorasmith train`: everything about one run, in one tree."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -40,10 +41,11 @@ def _name(text: str) -> str:
         raise ValueError(problem)
     if not last.strip(". ") or not text.isprintable():
         raise ValueError("give the LoRA a name, such as inkmono or some/folder/inkmono")
-    if re.search(r"[<>:]|\.\.", last) or last != last.strip():
+    file_name = Path(stem).name  # with its backslashes, where they separate no folders
+    if re.search(r"[<>:\\]|\.\.", file_name) or file_name != file_name.strip():
         raise ValueError(
-            "prompts load a LoRA as <lora:NAME:WEIGHT>, so a name has no '<', '>', ':' or '..' and "
-            "no space at its ends"
+            "prompts load a LoRA as <lora:NAME:WEIGHT>, so a name has no '<', '>', ':', '\\' or "
+            "'..' and no space at its ends"
         )
     if len(last.encode()) > MAX_NAME_BYTES:
         raise ValueError(

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from lorasmith.core.tags import find_tag
 from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import DatasetFacts, Finding, captions_have
 
@@ -41,9 +42,10 @@ def find_missing_tags(facts: DatasetFacts) -> Iterator[Finding]:
 
 
 def find_misspelled_tags(facts: DatasetFacts) -> Iterator[Finding]:
-    """Find captions without the tag that have a word spelled nearly like it."""
+    """Find captions with the tag in another form, and those without that have nearly the tag."""
     if facts.tag is None:
         return
+    yield from _find_other_forms(facts.tagged_rows, facts.tag)
     tagged_phrases = {
         phrase for row in facts.tagged_rows for phrase in _phrases(row.caption, facts.tag)
     }
@@ -60,6 +62,26 @@ def find_misspelled_tags(facts: DatasetFacts) -> Iterator[Finding]:
             f"{facts.tag!r}; spell it the same way",
             tuple(keys),
         )  # fmt: skip
+
+
+def _find_other_forms(rows: Sequence[Row], tag: str) -> Iterator[Finding]:
+    """Find captions that have the tag only in forms that the model reads as other words."""
+    others: dict[str, list[str]] = {}
+    for row in rows:
+        forms = [row.caption[place.start : place.stop] for place in find_tag(row.caption, tag)]
+        if all(_as_clip_reads(form) != _as_clip_reads(tag) for form in forms):
+            others.setdefault(forms[0], []).append(row.key)
+    for form, keys in others.items():
+        yield Finding(
+            "tag-spelling", "warning",
+            f"{captions_have(len(keys))} the tag as {form!r}, which the model reads otherwise "
+            f"than {tag!r}; spell it the same way",
+            tuple(keys),
+        )  # fmt: skip
+
+
+def _as_clip_reads(text: str) -> str:
+    return "".join(unicodedata.normalize("NFC", text).lower().split())
 
 
 def find_cooccurring_words(facts: DatasetFacts) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ A path comes from the user, on the command line or in Python, and is used as it 
 """
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def find_lora(name: str, folder: Path = Path("loras")) -> Path:
     if not folder.is_dir():
         raise WeightsError(f"LoRA {name!r}: there is no folder {folder}; name it with --lora-dir")
     files = _files_by_name(name, folder)
-    stem = name.removesuffix(LORA_SUFFIX)
+    stem = unicodedata.normalize("NFC", name.removesuffix(LORA_SUFFIX))
     matches = files.get(stem, [])
     if not matches:
         contents = f"; it has {len(files)} LoRA files" if files else "; it has no LoRA files"
@@ -125,10 +126,11 @@ def _is_path(text: str) -> bool:
 
 
 def _files_by_name(name: str, folder: Path) -> dict[str, list[Path]]:
+    """Return the files by their names, which macOS decomposes, in composed form."""
     files: dict[str, list[Path]] = {}
     try:
         for path in _iter_lora_files(folder):
-            files.setdefault(path.stem, []).append(path)
+            files.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
     except OSError as error:
         raise WeightsError(
             f"LoRA {name!r}: {folder} cannot be listed ({error.strerror}); check its permissions"

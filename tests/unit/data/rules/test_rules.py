@@ -98,6 +98,7 @@ CASES: list[tuple[str, str, Break, tuple[str, ...], str]] = [
     ("tag-spelling", "warning", caption("a tree, inkmnoo style"), ("3.png",), "'inkmnoo'"),
     ("tag-spelling", "warning", caption("a tree, ink-mono style"), ("3.png",), "'ink-mono'"),
     ("tag-spelling", "warning", caption("a tree, ink mono style"), ("3.png",), "'ink mono'"),
+    ("tag-spelling", "warning", caption("a tree, ｉｎｋｍｏｎｏ"), ("3.png",), "reads otherwise"),
     ("tag-company", "advice", rewrite("a ", "a black "), (), "also has 'black'"),
     ("same-captions", "advice",
      lambda f: [(f / f"{n}.txt").write_text(f"a dog, {TAG}") for n in range(10)],
