@@ -22,10 +22,11 @@ from helpers.training.train_commands import (
     train,
 )
 from lorasmith.cli import run
-from lorasmith.core.errors import OutputError
+from lorasmith.core.errors import LorasmithWarning, OutputError
 from lorasmith.core.safetensors_io import load_metadata
 from lorasmith.inference.pipeline import Pipeline
 from lorasmith.loops import tracking
+from lorasmith.reports.pages import evaluation
 from lorasmith.training.outputs import export
 from lorasmith.training.validation.previews import Previews
 
@@ -261,6 +262,21 @@ def test_report_that_fails_is_a_warning(
         assert train(tiny_model, pictures, f"{tmp_path}/ink") == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: no report in {tmp_path}/ink: {type(error).__name__}: ")
+
+
+def test_evaluation_keeps_its_results_without_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> str:
+        raise ValueError("odd chart")
+
+    monkeypatch.setattr(evaluation, "evaluation_to_dict", lambda results: {"gain": results})
+    monkeypatch.setattr(evaluation, "render_evaluation_page", fail)
+    (tmp_path / "evaluation.html").write_text("of other results")
+    with pytest.warns(LorasmithWarning, match="no evaluation page in .*ValueError: odd chart"):
+        evaluation.write_evaluation(tmp_path, 0.5)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == {"gain": 0.5}
+    assert not (tmp_path / "evaluation.html").exists()
 
 
 def remove(file: Path) -> None:

@@ -66,8 +66,9 @@ def evaluate(
             options=sampling, device=device, precision=precision, progress=advance,
         )  # fmt: skip
     _print_results(evaluation)
-    for file in (JSON, HTML):
-        print_line(folder / file)
+    for file in (folder / JSON, folder / HTML):
+        if file.is_file():
+            print_line(file)
 
 
 @contextmanager

@@ -146,7 +146,7 @@ class TrainerState:
     failure: str | None = None
     """Why the run was given up while others went on."""
     stop_requested: bool = False
-    """Whether Ctrl-C was pressed; the loop stops after this step's callbacks."""
+    """Whether a signal asked to stop; the loop stops after this step's callbacks."""
 
     def __post_init__(self) -> None:
         self.gpu_timer = GpuTimer(self.device)

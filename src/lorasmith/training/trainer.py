@@ -77,7 +77,8 @@ def run_training(
 
     Raises:
         TrainingError: memory ran out, or a loss or gradient was not finite.
-        KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the message says what is saved and how to
+            resume.
     """
     with (
         stop_on_interrupt() as request,

@@ -21,24 +21,24 @@ from lorasmith.evaluation.results import (
 from lorasmith.inference.outputs.data_uri import image_to_data_uri
 from lorasmith.reports.charts.bar import BarChart, BarGroup, bar_figure
 from lorasmith.reports.embedded_images import EmbeddedRow
-from lorasmith.reports.html import render_page, write_output
+from lorasmith.reports.html import failure_as_warning, render_page, write_output
 from lorasmith.reports.number_format import format_leak
 
 JSON, HTML = "evaluation.json", "evaluation.html"
 _TEMPLATE = "evaluation.html.j2"
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> tuple[Path, Path]:
-    """Write both files and return them, JSON first.
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write the results, and the page about them; a page that fails is a warning.
 
     Raises:
-        OutputError: one cannot be written.
+        OutputError: the results cannot be written.
     """
     data = json.dumps(evaluation_to_dict(evaluation), indent=2, ensure_ascii=False)
-    return (
-        write_output(folder / JSON, f"{data}\n"),
-        write_output(folder / HTML, render_evaluation_page(evaluation)),
-    )
+    write_output(folder / JSON, f"{data}\n")
+    with failure_as_warning("evaluation page", folder):
+        (folder / HTML).unlink(missing_ok=True)  # an earlier one shows other results
+        write_output(folder / HTML, render_evaluation_page(evaluation))
 
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:

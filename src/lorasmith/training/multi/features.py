@@ -55,7 +55,8 @@ def train_features(
     Raises:
         DataError: images that cannot be used, or captions that mix the features.
         LorasmithError: as from `lorasmith.training.trainer.train`.
-        KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the message says what is saved and how to
+            resume.
     """
     paths = FeaturesPaths.from_config(config)
     accelerator = DeviceContext.from_settings(config.train).accelerator

@@ -50,7 +50,8 @@ def train_sweep(
 
     Raises:
         LorasmithError: as from `lorasmith.training.trainer.train`.
-        KeyboardInterrupt: Ctrl-C; the message says what is saved and how to resume.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the message says what is saved and how to
+            resume.
     """
     paths = SweepPaths.from_config(config)
     accelerator = DeviceContext.from_settings(config.train).accelerator
