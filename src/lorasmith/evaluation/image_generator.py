@@ -45,7 +45,11 @@ class ImageGenerator:
     """Generates images from the same prompts and seeds with different LoRAs."""
 
     def __init__(
-        self, model: "Model", options: SamplingOptions, progress: Progress | None = None
+        self,
+        model: "Model",
+        options: SamplingOptions,
+        progress: Progress | None = None,
+        strict: bool = True,
     ) -> None:
         """Create a generator.
 
@@ -53,10 +57,12 @@ class ImageGenerator:
             model: on its device.
             options: of all images; ``gate`` is given with each call instead.
             progress: called with the number of image steps just done.
+            strict: refuse LoRAs that fit only in part, or are not understood completely.
         """
         self.model = model
         self.options = options
         self._pipe = _LatentCapturingPipeline(model)
+        self._pipe.strict = strict
         self._progress = progress
         self._cache: dict[tuple[object, ...], GeneratedImages] = {}
 

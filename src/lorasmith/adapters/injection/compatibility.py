@@ -53,7 +53,7 @@ def fit_to_model(model: "Model", file: LoraFile, strict: bool = True) -> FittedL
         _report(
             f"{file.path}: it is bundled with {len(file.embeddings)} textual inversion embeddings"
             f"{example_keys(list(file.embeddings))}, which lorasmith cannot use; "
-            "--allow-mismatch uses the LoRA without them",
+            "--allow-mismatch (ablate: --ignore-unknown) uses the LoRA without them",
             strict,
         )
     refs = match_layers(model, file, strict)

@@ -1,7 +1,7 @@
 """``lorasmith lora ablate``: how much each block of a LoRA contributes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -94,12 +94,14 @@ def ablate(
     from lorasmith.reports.pages.block_ablation import write_block_ablation_page
 
     lora = load_lora_file(file.expanduser(), ignore_unknown)
+    if ignore_unknown:
+        lora = replace(lora, embeddings={})
     opened = load_model(model).to(pick_device(device), torch.float32)
     ablation = BlockAblation(opened, lora, by)
     if data is not None:
         latents, texts = _encode_images(opened, data.expanduser())
     else:
-        latents, texts = _generate_latents(opened, lora, prompts or [], steps, seed)
+        latents, texts = _generate_latents(opened, lora, prompts or [], steps, seed, ignore_unknown)
     with progress_bar("switching blocks off", len(ablation)) as advance:
         result = ablation.run(FixedNoisePredictor(opened, latents, seed=seed), texts, advance)
     if page is not None:
@@ -132,7 +134,12 @@ def _encode_images(model: "Model", data: Path) -> "tuple[torch.Tensor, list[str]
 
 
 def _generate_latents(
-    model: "Model", lora: "LoraFile", prompts: Sequence[str], steps: int, seed: int
+    model: "Model",
+    lora: "LoraFile",
+    prompts: Sequence[str],
+    steps: int,
+    seed: int,
+    ignore_unknown: bool,
 ) -> "tuple[torch.Tensor, list[str]]":
     """Return latents of what the LoRA generates ``[N, C, h, w]``, and the prompts."""
     from lorasmith.adapters.gating.gate_metadata import read_gate
@@ -150,7 +157,9 @@ def _generate_latents(
     count = max(_NUM_GENERATED, len(given))
     texts = [given[index % len(given)] for index in range(count)]
     with progress_bar("generating", count * steps) as advance:
-        generator = ImageGenerator(model, SamplingOptions(num_inference_steps=steps), advance)
+        generator = ImageGenerator(
+            model, SamplingOptions(num_inference_steps=steps), advance, strict=not ignore_unknown
+        )
         result = generator.generate(texts, range(seed, seed + count), [lora.path], gate=False)
     return result.latents, texts
 
