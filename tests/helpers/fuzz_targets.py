@@ -457,6 +457,26 @@ def _read_numbers(text: str) -> None:
         parse_size(text)
 
 
+_LORA_KEY = joined(
+    "lora_unet_", "lycoris_", "unet.", "lora_te_", "text_encoders.", "clip_l.", "down_blocks", "_",
+    "input_blocks_", ".", "0", "1", "11", "attentions", "to_q", "to_out", "resnets", "in_layers_2",
+    "conv", "mid_block", "text_model", "encoder.layers.", "mlp.fc1", ".alpha", ".lora_up.weight",
+    ".lora_A", ".weight", ".diff", "hada_w1_a", "base_model.model.",
+)  # fmt: skip
+
+
+def _read_lora_key(key: str) -> None:
+    from lorasmith.adapters.files.key_formats import parse_key
+    from lorasmith.adapters.naming.module_names import parse_layer_name
+    from lorasmith.adapters.tools.merge import lbw_block
+
+    parsed = parse_key(key)
+    layer = parse_layer_name(parsed.raw_name if parsed else key)
+    if layer is not None:
+        assert parse_layer_name(layer.kohya_name(None)) == layer
+    lbw_block(key, "sdxl")
+
+
 FUZZ_TARGETS: Mapping[str, FuzzTarget] = {
     "prompt": FuzzTarget(_PROMPT, _read_prompt),
     "lora-option": FuzzTarget(_OPTION, _read_lora_option),
@@ -471,6 +491,7 @@ FUZZ_TARGETS: Mapping[str, FuzzTarget] = {
     "sweep": FuzzTarget(st.lists(_VARIED, max_size=3), _vary),
     "manifest": FuzzTarget(_MANIFEST, _read_manifest),
     "header": FuzzTarget(_HEADER, _read_header),
+    "lora-key": FuzzTarget(_LORA_KEY, _read_lora_key),
     "lora-file": FuzzTarget(_lora_files(), _read_lora),
     "run-files": FuzzTarget(_JSON_FILE, _read_run_files),
     "report": FuzzTarget(st.tuples(_LOG, st.one_of(st.none(), _SUMMARY)), _render_report),

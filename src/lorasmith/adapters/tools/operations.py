@@ -273,7 +273,10 @@ def extract_lora(
 
 
 def fuse_loras(
-    model: "Model", files: Sequence[WeightedLora], precision: Precision = "fp32"
+    model: "Model",
+    files: Sequence[WeightedLora],
+    precision: Precision = "fp32",
+    strict: bool = True,
 ) -> set[str]:
     """Add LoRA files to a float32 model's weights; return the parts that changed.
 
@@ -281,12 +284,14 @@ def fuse_loras(
         model: its weights are changed in place.
         files: the files, their weights and block weights.
         precision: the dtype it will be saved in, which must be able to hold the sums.
+        strict: refuse files that fit only in part or have unknown tensors; otherwise warn.
 
     Raises:
         WeightsError: a file does not fit the model, or a sum is not finite.
         ConfigError: block weights are for another family.
     """
-    return fuse_into_model(model, [lora.load() for lora in files], compute_dtype(precision))
+    inputs = [lora.load(ignore_unknown=not strict) for lora in files]
+    return fuse_into_model(model, inputs, compute_dtype(precision), strict)
 
 
 def _resolve_family(file: LoraFile, stated: str | None) -> str | None:
