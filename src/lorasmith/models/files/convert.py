@@ -25,7 +25,7 @@ from lorasmith.models.files.configs import (
     component_config,
     model_index,
 )
-from lorasmith.models.files.single_file import CONFIGS
+from lorasmith.models.files.saved_configs import CONFIGS
 from lorasmith.models.files.source import INDEX, ModelSource, build_empty_part, naming_part
 from lorasmith.models.files.stored_tensors import STEMS, TEXT_LEVEL, StoredTensors
 from lorasmith.models.prediction_type import measure_prediction_type

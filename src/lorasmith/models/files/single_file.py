@@ -5,17 +5,11 @@ that lorasmith writes also hold the configs in their metadata, for models of oth
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
-from math import prod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.json_text import parse_json
 from lorasmith.core.safetensors_io import SafetensorsFile
 from lorasmith.models.families.family import (
     ModelFamily,
@@ -27,7 +21,6 @@ from lorasmith.models.families.ldm_keys import (
     IGNORED,
     MARKS,
     PROJECTION,
-    STACKED,
     UNET_PREFIX,
     V_MARKS,
     VAE_PREFIX,
@@ -37,10 +30,11 @@ from lorasmith.models.families.ldm_keys import (
     TensorForm,
 )
 from lorasmith.models.files.build import abbreviate_names, check_tensor_names
-from lorasmith.models.files.configs import CLASSES, TOKENIZERS, component_config, pad_token
+from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
 from lorasmith.models.files.identify import EXPECTED, describe_file
+from lorasmith.models.files.saved_configs import CONFIGS, read_saved_configs
+from lorasmith.models.files.single_file_tensors import split_entry
 from lorasmith.models.files.source import (
-    check_config,
     check_part_fits,
     describe_channels,
     detect_variant,
@@ -52,9 +46,6 @@ from lorasmith.models.text.tokenizer import create_clip_tokenizer
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-CONFIGS = "lorasmith.model"
-"""The metadata entry with a model's configs."""
-
 _MAX_YAML = 2**20
 """Characters of a YAML file that are read."""
 _UNET, _VAE = UNET_PREFIX, VAE_PREFIX
@@ -63,11 +54,6 @@ _OLD_CLIP = re.compile(
     r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer)\W?.*)"
 )
 """SD 1.x text encoders saved without the level ``text_model``."""
-_PROJECTION = "text_projection.weight"
-_LINEAR_PROJECTION = re.compile(
-    r"(cond_stage_model|conditioner\.embedders\.[01])\.model\.text_projection\.weight"
-)
-"""OpenCLIP's projection, named like a linear layer's weight."""
 
 
 class SingleFileSource:
@@ -81,7 +67,7 @@ class SingleFileSource:
         self.path = path
         self._file = SafetensorsFile(path)
         self._keys = {_normalize_key(key): key for key in self._file.header.tensors}
-        self._saved = self._read_saved()
+        self._saved = read_saved_configs(path, self.metadata)
         self.variant = self._variant()
         self.networks = ("unet", "vae", *self.variant.family.text_encoders)
 
@@ -89,28 +75,6 @@ class SingleFileSource:
     def metadata(self) -> Mapping[str, str]:
         """The file's own metadata."""
         return self._file.header.metadata
-
-    def _read_saved(self) -> dict[str, Any]:
-        """Return what a file of lorasmith says about its model, or an empty dictionary."""
-        text = self.metadata.get(CONFIGS)
-        if text is None:
-            return {}
-        try:
-            saved = parse_json(text)
-            configs = dict(saved["configs"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"model {self.path}: its {CONFIGS} is damaged: {error}") from error
-        if not {"unet", "vae", "scheduler"} <= configs.keys():
-            raise WeightsError(f"model {self.path}: its {CONFIGS} is incomplete")
-        for part, config in configs.items():
-            if part not in (*CLASSES, "scheduler") or not isinstance(config, dict):
-                raise WeightsError(f"model {self.path}: its {CONFIGS} is damaged: {part[:60]!r}")
-            configs[part] = check_config(self.path, part, config, f"{CONFIGS} ({part})")
-        return {
-            "configs": configs,
-            "pad_tokens": _texts(saved.get("pad_tokens")),
-            "flat_text": [part for part in CLASSES if part in _list(saved.get("flat_text"))],
-        }
 
     def _variant(self) -> ModelVariant:
         where = f"model {self.path}"
@@ -251,21 +215,8 @@ class SingleFileSource:
         for entry in self._entries({part: names}):
             key = self._keys.get(entry.key)
             if key is not None:
-                is_linear = _LINEAR_PROJECTION.fullmatch(key) is not None
-                form = self._projection_form(key) if is_linear else entry.form
-                tensors_found |= _split_entry(replace(entry, form=form), self._file, key)
+                tensors_found |= split_entry(entry, self._file, key)
         return tensors_found
-
-    def _projection_form(self, key: str) -> TensorForm:
-        """Return the form of a projection that is named like a linear layer's weight.
-
-        Files of diffusers' scripts have it so (Playground v2), and mean ``[out, in]`` as a linear
-        layer does; as in ComfyUI. Where the shape tells that it was only renamed, it is transposed.
-        """
-        embedding = key.replace(_PROJECTION, "token_embedding.weight")
-        shapes = [self._file.header.tensors[name].shape for name in (key, embedding)]
-        is_linear = len(shapes[0]) != 2 or shapes[0][1] == shapes[1][-1]
-        return TensorForm.SAME if is_linear else TensorForm.TRANSPOSED
 
     def check(
         self, names: Mapping[str, Iterable[str]], ignore_unknown: bool = False
@@ -338,55 +289,9 @@ class SingleFileSource:
 
 
 def _normalize_key(key: str) -> str:
-    if _LINEAR_PROJECTION.fullmatch(key):
-        return key.removesuffix(".weight")
     old = _OLD_CLIP.fullmatch(key)
     return f"{old[1]}text_model.{old[2]}" if old else key
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _texts(values: Any) -> dict[str, str]:
-    """Return the entries of a dictionary that are texts by text."""
-    if not isinstance(values, dict):
-        return {}
-    return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, str)}
-
-
 def _of_family(family: ModelFamily | None) -> str:
     return f" of {family.title}" if family else ""
-
-
-def _split_entry(entry: TensorEntry, file: SafetensorsFile, key: str) -> dict[str, StoredTensor]:
-    """Return the diffusers tensors of an entry."""
-    info = file.header.tensors[key]
-    shape = info.shape
-    if entry.form is TensorForm.STACKED:
-        width = shape[0] // len(STACKED)
-        return {
-            name: StoredTensor(
-                (width, *shape[1:]), info.dtype, partial(_read_slice, file, key, i, width)
-            )
-            for i, name in enumerate(entry.names)
-        }
-    read: Callable[[], torch.Tensor] = partial(file.read_tensor, key)
-    if entry.form is TensorForm.TRANSPOSED:
-        shape, read = shape[::-1], partial(_read_transposed, file, key)
-    elif entry.form is TensorForm.CONVOLUTION and prod(shape[2:]) == 1:
-        shape = shape[:2]  # some programs leave the last two dimensions out
-        read = partial(_read_reshaped, file, key, shape)
-    return {entry.names[0]: StoredTensor(shape, info.dtype, read)}
-
-
-def _read_slice(file: SafetensorsFile, key: str, i: int, width: int) -> torch.Tensor:
-    return file.read_tensor(key)[i * width : (i + 1) * width]
-
-
-def _read_transposed(file: SafetensorsFile, key: str) -> torch.Tensor:
-    return file.read_tensor(key).t().contiguous()
-
-
-def _read_reshaped(file: SafetensorsFile, key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    return file.read_tensor(key).reshape(shape)
