@@ -70,6 +70,14 @@ class RunLock:
                 folder.rmdir()
 
 
+def has_lock_file(run: RunPaths) -> bool:
+    """Return whether a run holds its lock, or was killed while it did.
+
+    Without one, what a new run must not overwrite can be looked at before anything is written.
+    """
+    return (run.folder / LOCK_NAME).exists()
+
+
 @contextmanager
 def lock_runs(
     runs: Sequence[RunPaths],
@@ -80,7 +88,7 @@ def lock_runs(
     """Hold the locks of runs and of the LoRA files that they write.
 
     Args:
-        runs: the run, and each LoRA's if it trains several.
+        runs: the run, followed by each LoRA's if it trains several.
         accelerator: its main process holds the locks, the others wait until it does; None for
             a process that is alone.
         is_new: False for a run that is resumed.
@@ -91,8 +99,7 @@ def lock_runs(
         OutputError: the name is taken, or a folder cannot be written.
     """
     if is_new:
-        for run in runs:
-            run.check_place()
+        runs[0].check_place()
     subjects: dict[Path, Path] = {}
     for run in runs:
         subjects[run.folder / LOCK_NAME] = run.folder

@@ -19,7 +19,7 @@ from lorasmith.models.load import load_tokenizer
 from lorasmith.reports.pages.features import write_features_page_after_training
 from lorasmith.runs.features_paths import FeaturesPaths
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_lock import RunLock, lock_runs
+from lorasmith.runs.run_lock import RunLock, has_lock_file, lock_runs
 from lorasmith.training.builtin_callbacks import LoopOptions
 from lorasmith.training.callbacks import Callback
 from lorasmith.training.data.split import DatasetSplit, split_dataset
@@ -63,6 +63,8 @@ def train_features(
     is_new = resume is None
     if is_new:
         paths.check_outside_datasets(run.data for run in config.train_configs())
+        if not has_lock_file(paths.main):
+            paths.check_can_create()
     else:
         paths.check_can_resume()
     with lock_runs(paths.all_runs, accelerator, is_new, break_lock) as lock:

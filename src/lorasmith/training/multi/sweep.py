@@ -11,7 +11,7 @@ from lorasmith.core.errors import ConfigError, DataError, OutputError
 from lorasmith.reports.pages.sweep import write_sweep_page_after_training
 from lorasmith.reports.sweep_results import SweepResult, read_sweep_results
 from lorasmith.runs.paths import RunPaths
-from lorasmith.runs.run_lock import RunLock, lock_runs
+from lorasmith.runs.run_lock import RunLock, has_lock_file, lock_runs
 from lorasmith.runs.summary import RunSummary
 from lorasmith.runs.sweep_paths import SweepPaths
 from lorasmith.training.builtin_callbacks import LoopOptions
@@ -58,6 +58,8 @@ def train_sweep(
     is_new = resume is None
     if is_new:
         paths.check_outside_datasets([config.data])
+        if not has_lock_file(paths.main):
+            paths.check_can_create()
     else:
         paths.check_can_resume()
     with lock_runs(paths.all_runs, accelerator, is_new, break_lock) as lock:
