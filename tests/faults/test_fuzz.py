@@ -43,7 +43,7 @@ def attempt(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", FUZZ_TARGETS)
-@pytest.mark.parametrize("inputs", [50, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inputs", [50, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_any_input_is_read_or_refused_in_our_words(name: str, inputs: int) -> None:
     @settings(

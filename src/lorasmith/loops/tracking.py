@@ -277,4 +277,6 @@ _LAST_STEP = 2**53
 
 
 def _is_metric(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= _LAST_STEP
+    return isinstance(value, float)
