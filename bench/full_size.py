@@ -13,7 +13,7 @@ from lorasmith.config.train_config import LoraConfig, TrainerConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.loops.gpu_timer import GpuTimer
-from lorasmith.loops.optimizers import ParamGroup, create_optimizer
+from lorasmith.loops.optimization.optimizers import ParamGroup, create_optimizer
 from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.configs import (
     CLASSES,

@@ -17,7 +17,7 @@ from PIL import Image
 from lorasmith.inference.outputs.grid import make_labelled_grid
 from lorasmith.inference.samplers import make_scheduler
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.lr_schedule import lr_factor
+from lorasmith.loops.optimization.lr_schedule import lr_factor
 from lorasmith.models.noise_schedule import NoiseSchedule
 
 SIZE, CLASSES = 16, ("disc", "square", "cross", "ring")

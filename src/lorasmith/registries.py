@@ -37,21 +37,21 @@ OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",
     "optimizers",
     {
-        "adamw": "lorasmith.loops.optimizers:ADAMW",
-        "adamw8bit": "lorasmith.loops.optimizers:ADAMW_8BIT",
-        "prodigy": "lorasmith.loops.optimizers:PRODIGY",
-        "lion": "lorasmith.loops.optimizers:LION",
-        "adafactor": "lorasmith.loops.optimizers:ADAFACTOR",
+        "adamw": "lorasmith.loops.optimization.optimizers:ADAMW",
+        "adamw8bit": "lorasmith.loops.optimization.optimizers:ADAMW_8BIT",
+        "prodigy": "lorasmith.loops.optimization.optimizers:PRODIGY",
+        "lion": "lorasmith.loops.optimization.optimizers:LION",
+        "adafactor": "lorasmith.loops.optimization.optimizers:ADAFACTOR",
     },
 )
-"""A `lorasmith.loops.optimizers.OptimizerSpec`: ``OptimizerSpec(torch.optim.SGD)``."""
+"""A `lorasmith.loops.optimization.optimizers.OptimizerSpec`: ``OptimizerSpec(torch.optim.SGD)``."""
 LR_SCHEDULERS: Registry[Callable[[float], float]] = Registry(
     "learning rate schedule",
     "lr_schedulers",
     {
-        "constant": "lorasmith.loops.lr_schedule:constant",
-        "linear": "lorasmith.loops.lr_schedule:linear",
-        "cosine": "lorasmith.loops.lr_schedule:cosine",
+        "constant": "lorasmith.loops.optimization.lr_schedule:constant",
+        "linear": "lorasmith.loops.optimization.lr_schedule:linear",
+        "cosine": "lorasmith.loops.optimization.lr_schedule:cosine",
     },
 )
 """A function of the progress after the warm-up (0 to 1) that returns a factor (1 to 0)."""
@@ -106,14 +106,14 @@ CAPTION_SOURCES: Registry[Any] = Registry(
     "caption source",
     "caption_sources",
     {
-        "auto": "lorasmith.data.reading.caption_sources:find_auto_caption",
-        "txt": "lorasmith.data.reading.caption_sources:read_text_caption",
-        "metadata": "lorasmith.data.reading.caption_sources:read_metadata_caption",
-        "folder-name": "lorasmith.data.reading.caption_sources:read_folder_caption",
+        "auto": "lorasmith.data.reading.captions.caption_sources:find_auto_caption",
+        "txt": "lorasmith.data.reading.captions.caption_sources:read_text_caption",
+        "metadata": "lorasmith.data.reading.captions.caption_sources:read_metadata_caption",
+        "folder-name": "lorasmith.data.reading.captions.caption_sources:read_folder_caption",
     },
 )
 """Functions from an ``ImageContext`` to a ``Caption``, or to None where they have none
-(``lorasmith.data.reading.caption_sources``)."""
+(``lorasmith.data.reading.captions.caption_sources``)."""
 DATASET_RULES: Registry[Any] = Registry(
     "dataset rule",
     "dataset_rules",

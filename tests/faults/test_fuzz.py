@@ -23,9 +23,9 @@ from lorasmith.config.sweep import load_sweep, parse_vary
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import LorasmithError
 from lorasmith.core.safetensors_header import read_header
-from lorasmith.core.terminal import escape_control_characters, shorten
+from lorasmith.core.text.terminal import escape_control_characters, shorten
 from lorasmith.data.caption_augmentation import shuffle_caption
-from lorasmith.data.reading.caption_file import decode_caption
+from lorasmith.data.reading.captions.caption_file import decode_caption
 from lorasmith.data.reading.reader import find_rows
 from lorasmith.data.tags import count_tags
 from lorasmith.inference.loras.find import parse_lora_option

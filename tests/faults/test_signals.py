@@ -22,7 +22,7 @@ from helpers.training.train_commands import (
 )
 from helpers.two_processes import in_two_processes
 from lorasmith.cli import run
-from lorasmith.loops.interrupt import stop_on_interrupt
+from lorasmith.loops.stop_signals import stop_on_interrupt
 from lorasmith.pretraining.loop import PretrainLoop
 from lorasmith.training.joint_step import JointTrainStep
 

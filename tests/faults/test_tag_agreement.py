@@ -20,7 +20,7 @@ from helpers.paths import MERGES_FILE
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import token_mask
 from lorasmith.adapters.gating.trigger_tokens import check_tag_tokens, has_tag, mark_tag_tokens
-from lorasmith.core.tags import contains_tag, escape_brackets, find_tag, unescape_brackets
+from lorasmith.core.text.tags import contains_tag, escape_brackets, find_tag, unescape_brackets
 from lorasmith.data.tags import add_tag, remove_tag
 from lorasmith.inference.loras.library import FolderLoraLibrary
 from lorasmith.inference.prompts.parser import make_plain_prompt, parse_prompt

@@ -18,8 +18,8 @@ from helpers.reports.run_folders import write_run
 from helpers.tiny_models import open_model
 from lorasmith.cli import run
 from lorasmith.cli.log_handler import log_to_terminal
-from lorasmith.core.console import SafeConsole
-from lorasmith.core.terminal import escape_control_characters
+from lorasmith.core.text.console import SafeConsole
+from lorasmith.core.text.terminal import escape_control_characters
 from lorasmith.loops.progress import progress_bar
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\u2066[/x][bold]:smile:"
@@ -194,4 +194,6 @@ def test_all_text_leaves_at_one_place() -> None:
         for path in package.rglob("*.py")
         if writes.search(re.sub(r'"""(.|\n)*?"""', "", path.read_text(encoding="utf-8")))
     }
-    assert modules == {"cli/output.py"}  # and core/console.py, whose class cleans what it renders
+    assert modules == {
+        "cli/output.py"
+    }  # and core/text/console.py, whose class cleans what it renders

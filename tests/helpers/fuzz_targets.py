@@ -94,7 +94,7 @@ def _augment(texts: tuple[str, str, str]) -> None:
 
 
 def _read_caption_file(content: bytes) -> None:
-    from lorasmith.data.reading.caption_file import decode_caption
+    from lorasmith.data.reading.captions.caption_file import decode_caption
 
     caption = decode_caption(content)
     assert not (caption.text and caption.error)

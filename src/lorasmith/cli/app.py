@@ -20,11 +20,11 @@ from lorasmith.cli.demo import command as demo
 from lorasmith.cli.log_handler import log_to_terminal
 from lorasmith.cli.lora import commands as lora
 from lorasmith.cli.model import commands as model
+from lorasmith.cli.options.usage_errors import explain_usage_error
 from lorasmith.cli.output import print_error, print_error_block, print_line
-from lorasmith.cli.usage_errors import explain_usage_error
 from lorasmith.core.errors import ConfigError, LorasmithError, LorasmithWarning
 from lorasmith.core.signals import exit_status, raise_on_termination
-from lorasmith.core.terminal import shorten
+from lorasmith.core.text.terminal import shorten
 from lorasmith.core.version import VERSION
 
 # Newer typer carries its own click, older ones use the package; this is the right one of either.

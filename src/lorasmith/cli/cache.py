@@ -10,8 +10,8 @@ from rich.table import Table
 
 from lorasmith.cli.options.common import AsJson
 from lorasmith.cli.output import print_json, print_line
-from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError
+from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.data.cache.cleanup import Shard

@@ -13,8 +13,8 @@ from lorasmith.cli.options.common import AsJson, ModelPath
 from lorasmith.cli.options.overrides import as_overrides
 from lorasmith.cli.output import print_json
 from lorasmith.cli.settings_command import SettingsCommand
-from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError, DataError
+from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.data.rules.facts import Finding

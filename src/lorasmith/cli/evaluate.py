@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from lorasmith.cli.foreign_options import EvaluateCommand
 from lorasmith.cli.options import evaluate as options
 from lorasmith.cli.options.common import Device, InferenceSteps
+from lorasmith.cli.options.foreign import EvaluateCommand
 from lorasmith.cli.output import print_line
-from lorasmith.core.console import open_console
+from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.evaluation.results import ConceptResult, Evaluation

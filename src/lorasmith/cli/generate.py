@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from lorasmith.cli.download import Download, fetch
-from lorasmith.cli.foreign_options import GenerateCommand
 from lorasmith.cli.options import generate as options
 from lorasmith.cli.options.common import Device, InferenceSteps, ModelPath, Precision
+from lorasmith.cli.options.foreign import GenerateCommand
 from lorasmith.cli.output import print_line
-from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.files import ensure_writable_folder
+from lorasmith.core.text.console import open_console
 from lorasmith.inference.loras.find import (
     find_lora,
     list_lora_files,

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lorasmith.core.console import open_console
-from lorasmith.core.terminal import escape_control_characters
+from lorasmith.core.text.console import open_console
+from lorasmith.core.text.terminal import escape_control_characters
 
 
 class _CleanRecord(logging.LogRecord):

@@ -1,6 +1,6 @@
 """What commands write, besides tables: lines, JSON and TOML, without what steers a terminal.
 
-All text of the commands leaves here, in `lorasmith.core.console` or in
+All text of the commands leaves here, in `lorasmith.core.text.console` or in
 `lorasmith.cli.log_handler`.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from lorasmith.core.terminal import escape_control_characters, is_unsafe, shorten
+from lorasmith.core.text.terminal import escape_control_characters, is_unsafe, shorten
 
 LONGEST_LINE = 8192
 """Paths of 4,096 bytes fit twice."""

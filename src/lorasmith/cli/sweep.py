@@ -11,7 +11,7 @@ from lorasmith.cli.options import run as options
 from lorasmith.cli.options.common import ModelPath
 from lorasmith.cli.output import print_line, print_toml
 from lorasmith.cli.settings_command import SettingsCommand
-from lorasmith.core.console import open_console
+from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.config.sweep import SweepConfig

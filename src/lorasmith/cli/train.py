@@ -12,6 +12,7 @@ from lorasmith.cli.settings_command import SettingsCommand
 
 if TYPE_CHECKING:
     from lorasmith.config.features import FeaturesConfig
+    from lorasmith.config.train_config import TrainConfig
 
 
 OutName = Annotated[
@@ -71,9 +72,13 @@ def train(
         _train_features(settings, resume, break_lock)
         return
     options.advise(preset, settings)
+    _train_lora(settings, resume, break_lock)
+
+
+def _train_lora(config: "TrainConfig", resume: str | None, break_lock: bool) -> None:
     from lorasmith.training.trainer import train as train_lora
 
-    file = train_lora(settings, resume, break_lock=break_lock)
+    file = train_lora(config, resume, break_lock=break_lock)
     report = file.with_suffix("") / "report.html"
     print_line(f"{file} ({file.stat().st_size / 2**20:.1f} MiB), report in {report}")
 

@@ -19,8 +19,8 @@ from pydantic_core import CoreSchema, core_schema
 
 from lorasmith.config.fields import explain_validation_error
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.path_text import describe_path_problem, expand_user
 from lorasmith.core.registry import Registry
+from lorasmith.core.text.path_text import describe_path_problem, expand_user
 
 
 class BaseConfig(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lorasmith.core.errors import did_you_mean
-from lorasmith.core.terminal import shorten
+from lorasmith.core.text.terminal import shorten
 
 _LONGEST_VALUE = 200
 """Longer values and names are shortened in messages."""

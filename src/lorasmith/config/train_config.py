@@ -10,7 +10,7 @@ from lorasmith.config.base import BaseConfig, Positive, UserPath
 from lorasmith.config.lora import LoraConfig, LoraOverride
 from lorasmith.config.optimization import LossConfig, TrainerConfig
 from lorasmith.config.train_data import DataConfig
-from lorasmith.core.path_text import describe_path_problem
+from lorasmith.core.text.path_text import describe_path_problem
 
 __all__ = [
     "DataConfig",

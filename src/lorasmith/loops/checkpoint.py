@@ -24,8 +24,8 @@ from lorasmith.core.files import (
     sha256_file,
     temporary_path,
 )
-from lorasmith.core.json_text import parse_json_object
 from lorasmith.core.safetensors_io import Tensors, load_tensors, save_tensors
+from lorasmith.core.text.json_text import parse_json_object
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoints"

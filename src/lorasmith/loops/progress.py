@@ -13,8 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lorasmith.core.console import open_console
-from lorasmith.core.terminal import escape_control_characters
+from lorasmith.core.text.console import open_console
+from lorasmith.core.text.terminal import escape_control_characters
 
 Advance = Callable[..., None]
 """Call it as ``advance(1)`` or ``advance(1, "loss 0.12")`` to move the bar and set its note."""

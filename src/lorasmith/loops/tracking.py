@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
 from lorasmith.core.files import write_text
-from lorasmith.core.json_text import parse_json_object
+from lorasmith.core.text.json_text import parse_json_object
 
 
 class MetricsLogger(Protocol):

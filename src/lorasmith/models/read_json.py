@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.json_text import parse_json_object
+from lorasmith.core.text.json_text import parse_json_object
 
 MAX_JSON_BYTES = 8 * 2**20
 """Larger files are refused; a tokenizer has up to 4 MiB, a config a few KiB."""

@@ -43,11 +43,11 @@ from lorasmith.loops.checkpoint import (
 from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.loops.distributed import create_accelerator
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.interrupt import StopAgreement, stop_on_interrupt
 from lorasmith.loops.interruption import Interrupted, explain_interruption
-from lorasmith.loops.lr_schedule import lr_factor
-from lorasmith.loops.optimized_module import OptimizedModule, select_prefix
+from lorasmith.loops.optimization.lr_schedule import lr_factor
+from lorasmith.loops.optimization.optimized_module import OptimizedModule, select_prefix
 from lorasmith.loops.progress import progress_bar
+from lorasmith.loops.stop_signals import StopAgreement, stop_on_interrupt
 from lorasmith.loops.tracking import Tracker
 from lorasmith.pretraining.metrics import StepMetrics
 from lorasmith.pretraining.optimizer import adamw, set_learning_rate

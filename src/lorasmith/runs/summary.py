@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 
 from lorasmith.core.errors import DataError
 from lorasmith.core.files import write_text
-from lorasmith.core.json_text import parse_json_object
-from lorasmith.core.terminal import shorten
+from lorasmith.core.text.json_text import parse_json_object
+from lorasmith.core.text.terminal import shorten
 
 _OLD_KEYS = {"pictures": "images", "held_out": "validation_images", "stopped": "stop_reason"}
 """Keys that earlier versions wrote, and those of today."""

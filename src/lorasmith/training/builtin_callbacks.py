@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorasmith.loops.interrupt import StopRequest
+from lorasmith.loops.stop_signals import StopRequest
 from lorasmith.loops.tracking import MetricsLogger, ScopedLogger, WandbRun, open_wandb
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.callbacks import Callback

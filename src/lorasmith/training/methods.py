@@ -26,7 +26,7 @@ from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.targeting.targets import LayerTarget, resolve_targets
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.optimization import TrainerConfig
-from lorasmith.loops.optimizers import ParamGroup
+from lorasmith.loops.optimization.optimizers import ParamGroup
 from lorasmith.models.model import Model
 
 

@@ -21,7 +21,7 @@ from lorasmith.loops.checkpoint import (
     load_latest_checkpoint,
     save_checkpoint,
 )
-from lorasmith.loops.optimized_module import select_prefix
+from lorasmith.loops.optimization.optimized_module import select_prefix
 from lorasmith.runs.paths import RunPaths
 
 if TYPE_CHECKING:

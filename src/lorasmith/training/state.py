@@ -21,7 +21,7 @@ from lorasmith.core.safetensors_io import Tensors
 from lorasmith.inference.outputs.png_metadata import compute_model_hash
 from lorasmith.loops.checkpoint import Checkpoint
 from lorasmith.loops.gpu_timer import GpuTimer
-from lorasmith.loops.optimized_module import OptimizedModule
+from lorasmith.loops.optimization.optimized_module import OptimizedModule
 from lorasmith.models.model import Model
 from lorasmith.runs.paths import RunPaths
 from lorasmith.runs.run_lock import RunLock

@@ -8,7 +8,7 @@ from pathlib import Path
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import LorasmithWarning, TrainingError
 from lorasmith.core.files import write_text
-from lorasmith.loops.interrupt import StopAgreement, StopRequest, stop_on_interrupt
+from lorasmith.loops.stop_signals import StopAgreement, StopRequest, stop_on_interrupt
 from lorasmith.training.builtin_callbacks import CheckpointSaver, LoopOptions, install_callbacks
 from lorasmith.training.callbacks import Callback, notify_step_end
 from lorasmith.training.interruption import (

@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers.training.train_commands import sets, train
 from lorasmith.cli import run
-from lorasmith.data.reading.caption_sources import Caption, ImageContext
+from lorasmith.data.reading.captions.caption_sources import Caption, ImageContext
 from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import DatasetFacts, Finding
 from lorasmith.registries import CAPTION_SOURCES, DATASET_RULES

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.training.train_commands import last_error, sets, train
-from lorasmith.loops.optimizers import OptimizerSpec
+from lorasmith.loops.optimization.optimizers import OptimizerSpec
 from lorasmith.registries import LR_SCHEDULERS, OPTIMIZERS
 
 

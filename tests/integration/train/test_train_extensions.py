@@ -23,7 +23,7 @@ from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.cli import run
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.optimization import TrainerConfig
-from lorasmith.loops.optimizers import ParamGroup
+from lorasmith.loops.optimization.optimizers import ParamGroup
 from lorasmith.models.model import Model
 from lorasmith.registries import TRAINING_METHODS
 from lorasmith.training.methods import ExportMetadata, MethodPlan

@@ -8,7 +8,7 @@ import typer
 
 from lorasmith.cli import run
 from lorasmith.cli.app import app
-from lorasmith.cli.foreign_options import ForeignOptionsCommand
+from lorasmith.cli.options.foreign import ForeignOptionsCommand
 
 
 def foreign_commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

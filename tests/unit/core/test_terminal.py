@@ -1,4 +1,4 @@
-from lorasmith.core.terminal import escape_control_characters
+from lorasmith.core.text.terminal import escape_control_characters
 
 
 def test_control_characters_are_escaped_and_printable_text_is_kept() -> None:

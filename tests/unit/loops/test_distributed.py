@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from helpers.two_processes import in_two_processes
 from lorasmith.core.errors import OutputError
 from lorasmith.loops.distributed import all_reduce_sum, call_on_main, create_accelerator
-from lorasmith.loops.interrupt import StopAgreement
+from lorasmith.loops.stop_signals import StopAgreement
 
 
 def error_in_all(accelerator: Accelerator) -> str:

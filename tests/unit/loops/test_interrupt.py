@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from lorasmith.loops.interrupt import StopRequest, stop_on_interrupt
+from lorasmith.loops.stop_signals import StopRequest, stop_on_interrupt
 
 
 def test_first_interrupt_requests_a_stop_and_second_raises() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps
+from lorasmith.loops.optimization.lr_schedule import lr_factor, resolve_warmup_steps
 
 
 def test_lr_rises_then_falls_along_half_a_cosine() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lorasmith.loops.optimized_module import OptimizedModule
+from lorasmith.loops.optimization.optimized_module import OptimizedModule
 from lorasmith.pretraining.optimizer import adamw
 
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state
+from lorasmith.loops.optimization.optimizer_state import (
+    pack_optimizer_state,
+    unpack_optimizer_state,
+)
 from lorasmith.pretraining.optimizer import adamw
 
 

@@ -11,8 +11,11 @@ from torch import nn
 from lorasmith.config.optimization import TrainerConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
-from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state
-from lorasmith.loops.optimizers import (
+from lorasmith.loops.optimization.optimizer_state import (
+    pack_optimizer_state,
+    unpack_optimizer_state,
+)
+from lorasmith.loops.optimization.optimizers import (
     OptimizerSpec,
     ParamGroup,
     create_optimizer,
@@ -150,7 +153,7 @@ def test_missing_package_is_named_with_its_install_command(
             raise ImportError(module)
         return import_module(module)
 
-    monkeypatch.setattr("lorasmith.loops.optimizers.import_module", import_or_fail)
+    monkeypatch.setattr("lorasmith.loops.optimization.optimizers.import_module", import_or_fail)
     with pytest.raises(ConfigError, match=rf"{name} needs the package {package}; install it with "
                        r"pip install 'lorasmith\[optimizers\]'"):  # fmt: skip
         build(name, lora_factors())

@@ -11,7 +11,7 @@ import torch
 
 from lorasmith.config.train_config import TrainerConfig
 from lorasmith.core.errors import LorasmithWarning, TrainingError
-from lorasmith.loops.interrupt import StopRequest
+from lorasmith.loops.stop_signals import StopRequest
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training import builtin_callbacks, trainer
 from lorasmith.training.builtin_callbacks import CheckpointSaver, EarlyStopping, LoopOptions

@@ -12,7 +12,7 @@ from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import as_lora
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.json_text import parse_json
+from lorasmith.core.text.json_text import parse_json
 from lorasmith.models.families.family import get_family
 
 _FORMAT_KEYS = (METADATA_KEY, "format")

@@ -18,7 +18,7 @@ import torch
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.module_names import LayerPath
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.json_text import parse_json
+from lorasmith.core.text.json_text import parse_json
 
 METADATA_KEY = "lora_adapter_metadata"
 _FILE = "adapter_config.json"

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lorasmith.core.terminal import escape_control_characters
+from lorasmith.core.text.terminal import escape_control_characters
 
 _EXAMPLES = 3
 _EXAMPLE_LENGTH = 100

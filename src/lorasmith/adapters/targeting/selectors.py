@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.core.errors import ConfigError, close_matches, did_you_mean
-from lorasmith.core.terminal import shorten
+from lorasmith.core.text.terminal import shorten
 
 LAYER_KINDS: dict[str, tuple[str, ...]] = {
     "cross-attention": ("*.attn2.to_[qkv]", "*.attn2.to_out.0"),

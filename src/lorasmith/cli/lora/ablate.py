@@ -11,8 +11,8 @@ from rich.table import Table
 from lorasmith.cli.lora.options import IgnoreUnknown
 from lorasmith.cli.options.common import AsJson, Device, ModelPath
 from lorasmith.cli.output import print_json
-from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError, DataError
+from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
     import torch

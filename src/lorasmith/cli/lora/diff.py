@@ -11,8 +11,8 @@ from rich.text import Text
 from lorasmith.cli.lora.options import IgnoreUnknown
 from lorasmith.cli.options.common import AsJson
 from lorasmith.cli.output import print_json
-from lorasmith.core.console import open_console
-from lorasmith.core.terminal import escape_control_characters
+from lorasmith.core.text.console import open_console
+from lorasmith.core.text.terminal import escape_control_characters
 
 if TYPE_CHECKING:
     from lorasmith.adapters.tools.diff import BlockDiff, LoraDiff

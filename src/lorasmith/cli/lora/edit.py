@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lorasmith.cli.foreign_options import ExtractCommand, MergeCommand, ResizeCommand
 from lorasmith.cli.lora.options import (
     Base,
     Energy,
@@ -19,8 +18,9 @@ from lorasmith.cli.lora.options import (
     open_optional_model,
     parse_weighted_lora,
 )  # fmt: skip
+from lorasmith.cli.options.foreign import ExtractCommand, MergeCommand, ResizeCommand
 from lorasmith.cli.output import print_line
-from lorasmith.core.console import open_console
+from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.adapters.tools.operations import WriteResult

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from lorasmith.cli.foreign_options import FuseCommand
 from lorasmith.cli.lora.options import EMBEDDED, Files, Precision, parse_weighted_lora
+from lorasmith.cli.options.foreign import FuseCommand
 from lorasmith.cli.output import print_line
-from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError
+from lorasmith.core.text.console import open_console
 
 ModelName = Annotated[
     str,

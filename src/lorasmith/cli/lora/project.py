@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from lorasmith.cli.lora.options import IgnoreUnknown
 from lorasmith.cli.options.common import ModelPath
 from lorasmith.cli.output import print_line
 from lorasmith.core.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from lorasmith.adapters.tools.kv_projection import ProjectionResult
 
 File = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]
 Data = Annotated[
@@ -86,10 +89,14 @@ def project(
     metadata |= {"ss_output_name": name, "modelspec.title": name}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_lora_file(target, result.layers, metadata, embeddings=lora.embeddings)
-    print_line(
-        f"{target}: {result.projected_layers} of {len(result.layers)} layers projected; what they "
-        f"do at other words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what "
-        f"they do at the tag's, of which {result.retained:.0%} is kept"
+    print_line(f"{target}: {_describe(result)}")
+
+
+def _describe(result: "ProjectionResult") -> str:
+    return (
+        f"{result.projected_layers} of {len(result.layers)} layers projected; what they do at "
+        f"other words fell from {result.leak_before:.1%} to {result.leak_after:.1%} of what they "
+        f"do at the tag's, of which {result.retained:.0%} is kept"
     )
 
 
@@ -101,7 +108,7 @@ def _read_texts(
     Raises:
         ConfigError: no caption has the tag.
     """
-    from lorasmith.core.tags import contains_tag
+    from lorasmith.core.text.tags import contains_tag
     from lorasmith.data.reading.reader import read_rows
     from lorasmith.data.tags import remove_tag
 

@@ -17,7 +17,7 @@ from lorasmith.cli.model.targets_table import coverage_json, coverage_table
 from lorasmith.cli.options.common import AsJson
 from lorasmith.cli.output import print_json
 from lorasmith.config.lora import LoraConfig
-from lorasmith.core.console import open_console
+from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
     from lorasmith.models.files.summary import ModelInfo

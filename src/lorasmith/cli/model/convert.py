@@ -7,10 +7,10 @@ import typer
 
 from lorasmith.cli.download import Download
 from lorasmith.cli.output import print_line
-from lorasmith.core.console import open_console
 from lorasmith.core.errors import ConfigError, OutputError
 from lorasmith.core.files import ensure_writable_folder
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
+from lorasmith.core.text.console import open_console
 
 SINGLE = ".safetensors"
 EMBEDDED_NAME = "embedded"

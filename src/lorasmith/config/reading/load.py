@@ -14,7 +14,7 @@ from lorasmith.config.reading import old_keys
 from lorasmith.config.reading.read_toml import MAX_TABLE_DEPTH, parse_value, read_toml
 from lorasmith.config.reading.translate import translate
 from lorasmith.core.errors import ConfigError, LorasmithWarning
-from lorasmith.core.terminal import shorten
+from lorasmith.core.text.terminal import shorten
 
 S = TypeVar("S", bound=BaseConfig)
 Tree = dict[str, Any]

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.data.reading.caption_sources import (
+from lorasmith.data.reading.captions.caption_sources import (
     CAPTION_SUFFIX,
     Caption,
     ImageContext,

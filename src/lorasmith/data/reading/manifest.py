@@ -10,7 +10,7 @@ from typing import Any
 
 from lorasmith.core.errors import DataError
 from lorasmith.core.regular_files import read_regular_file
-from lorasmith.data.reading.caption_sources import ImageContext, SiblingFiles, find_caption
+from lorasmith.data.reading.captions.caption_sources import ImageContext, SiblingFiles, find_caption
 from lorasmith.data.reading.folder import describe_refused_mask, find_rows_in_folder
 from lorasmith.data.reading.links import FOLLOW_SETTING, LinkPolicy
 from lorasmith.data.reading.listing import DatasetListing

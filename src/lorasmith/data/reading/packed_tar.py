@@ -7,7 +7,7 @@ from typing import IO, Any, BinaryIO
 
 from lorasmith.core.errors import DataError
 from lorasmith.core.regular_files import open_regular_file
-from lorasmith.data.reading.caption_sources import ImageContext, SiblingFiles
+from lorasmith.data.reading.captions.caption_sources import ImageContext, SiblingFiles
 from lorasmith.data.reading.listing import DatasetListing
 from lorasmith.data.reading.manifest import (
     MAX_METADATA_BYTES,

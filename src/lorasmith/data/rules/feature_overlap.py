@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorasmith.core.tags import contains_tag
+from lorasmith.core.text.tags import contains_tag
 from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import Finding, captions_have
 from lorasmith.data.rules.tag import (

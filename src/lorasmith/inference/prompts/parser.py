@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.tags import escape_brackets
+from lorasmith.core.text.tags import escape_brackets
 from lorasmith.inference.prompts.emphasis import parse_emphasis
 from lorasmith.inference.prompts.lora_syntax import (
     SYNTAX_HINT,

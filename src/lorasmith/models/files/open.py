@@ -5,7 +5,7 @@ from pathlib import Path
 from lorasmith.core.errors import WeightsError, did_you_mean
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES, reject_pickle
 from lorasmith.models.files.hub import find_cached_model, is_model_id
-from lorasmith.models.files.single_file import SingleFileSource
+from lorasmith.models.files.single.single_file import SingleFileSource
 from lorasmith.models.files.source import FolderSource, ModelSource
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "embedded"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.json_text import parse_json
+from lorasmith.core.text.json_text import parse_json
 from lorasmith.models.files.configs import CLASSES
 from lorasmith.models.files.source import check_config
 

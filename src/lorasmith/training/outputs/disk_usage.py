@@ -4,7 +4,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.optimization import TrainerConfig
 from lorasmith.config.train_config import TrainConfig, ValidationConfig
 from lorasmith.inference.options import parse_size
-from lorasmith.loops.optimizers import OptimizerSpec
+from lorasmith.loops.optimization.optimizers import OptimizerSpec
 from lorasmith.registries import ADAPTER_INITS, OPTIMIZERS
 
 _SLACK = 16 * 2**20

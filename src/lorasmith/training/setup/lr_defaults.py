@@ -1,7 +1,7 @@
 """Which learning rate a run has where its settings leave it open."""
 
 from lorasmith.config.optimization import TrainerConfig
-from lorasmith.loops.optimizers import OptimizerSpec
+from lorasmith.loops.optimization.optimizers import OptimizerSpec
 from lorasmith.registries import OPTIMIZERS
 
 MINIATURE_PARAMETERS = 100_000_000

@@ -13,9 +13,9 @@ from lorasmith.config.reading.old_keys import CONFIG_VERSION, VERSION_KEY
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.loops.distributed import all_reduce_sum
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.lr_schedule import lr_factor, resolve_warmup_steps
-from lorasmith.loops.optimized_module import OptimizedModule
-from lorasmith.loops.optimizers import ParamGroup, create_optimizer
+from lorasmith.loops.optimization.lr_schedule import lr_factor, resolve_warmup_steps
+from lorasmith.loops.optimization.optimized_module import OptimizedModule
+from lorasmith.loops.optimization.optimizers import ParamGroup, create_optimizer
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 from lorasmith.registries import TRAINING_METHODS
@@ -51,8 +51,7 @@ def build_state(
         plan: the LoRA.
         context: what it is trained on.
         model: the model with the trainable modules in it.
-        trainable: the modules.
-        routing: the gates that its batches set.
+        trainable: these modules; ``routing`` has their gates.
         dataset: its images.
         preservation_sets: images of earlier features whose predictions are preserved.
         frozen: LoRAs of earlier features in the model.

@@ -14,7 +14,7 @@ from torch import nn
 
 from lorasmith.config.optimization import LossConfig
 from lorasmith.core.errors import ConfigError
-from lorasmith.loops.optimizers import skips_on_found_inf
+from lorasmith.loops.optimization.optimizers import skips_on_found_inf
 from lorasmith.models.noise_schedule import NoiseSchedule
 from lorasmith.training.data.batch import Batch, concat_batches
 from lorasmith.training.losses import LossContext, LossFn, Noise, diffusion_loss, weighted_mean

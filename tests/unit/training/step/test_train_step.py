@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.training.training_steps import take_step
-from lorasmith.loops.optimizers import ParamGroup, create_optimizer
+from lorasmith.loops.optimization.optimizers import ParamGroup, create_optimizer
 from lorasmith.training.data.batch import Batch
 from lorasmith.training.step.train_step import TrainStep
 

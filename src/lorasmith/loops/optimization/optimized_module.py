@@ -10,7 +10,10 @@ from torch import nn
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import Tensors
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.optimizer_state import pack_optimizer_state, unpack_optimizer_state
+from lorasmith.loops.optimization.optimizer_state import (
+    pack_optimizer_state,
+    unpack_optimizer_state,
+)
 
 
 @dataclass

@@ -31,9 +31,9 @@ from lorasmith.models.families.ldm_keys import (
 )
 from lorasmith.models.files.build import abbreviate_names, check_tensor_names
 from lorasmith.models.files.configs import TOKENIZERS, component_config, pad_token
-from lorasmith.models.files.identify import EXPECTED, describe_file
 from lorasmith.models.files.saved_configs import CONFIGS, read_saved_configs
-from lorasmith.models.files.single_file_tensors import split_entry
+from lorasmith.models.files.single.identify import EXPECTED, describe_file
+from lorasmith.models.files.single.tensors import split_entry
 from lorasmith.models.files.source import (
     check_part_fits,
     describe_channels,

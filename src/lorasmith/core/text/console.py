@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from lorasmith.core.terminal import escape_control_characters, shorten
+from lorasmith.core.text.terminal import escape_control_characters, shorten
 
 LONGEST_TEXT = 4000
 """Longer texts are shortened, such as a cell of a table."""

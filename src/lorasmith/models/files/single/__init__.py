@@ -1,0 +1,1 @@
+"""Models in a single file: which parts it holds, and its tensors."""
