@@ -175,15 +175,12 @@ def test_configs_of_the_recipe_are_valid() -> None:
     from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
     from lorasmith.config.reading.load import load_config
 
+    parts = {"clip": ClipPretrainConfig, "vae": VaePretrainConfig, "unet": UnetPretrainConfig}
     configs = sorted((REPOSITORY / "recipes").rglob("configs/*.toml"))
     assert len(configs) >= 4
     for config in configs:
-        load_config(
-            {"c": ClipPretrainConfig, "v": VaePretrainConfig, "u": UnetPretrainConfig}[
-                config.name[0]
-            ],
-            config,
-        )
+        (part,) = set(config.stem.split("_")) & set(parts)
+        load_config(parts[part], config)
 
 
 @pytest.mark.parametrize(("page", "text"), list(fences("python")))

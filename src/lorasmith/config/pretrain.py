@@ -93,6 +93,8 @@ class VaeLossConfig(BaseConfig):
     """Weight of the distance between image encoder features; 0 for none."""
     perceptual_encoder: UserPath | None = None
     """Folder of the image encoder for it; left out, the embedded one."""
+    mse_weight: float = Field(default=0.0, ge=0.0)
+    """Weight of the mean squared error, beside the L1 distance, whose weight is 1."""
     gradient_weight: float = Field(default=0.0, ge=0.0)
     """Weight of an L1 distance between image gradients at three scales."""
     adversarial_weight: float = Field(default=0.05, ge=0.0)
@@ -133,11 +135,11 @@ class VaePretrainConfig(BaseConfig):
     def _decoder_has_an_encoder(self) -> Self:
         if self.loss.trainable_part == "decoder":
             if self.loss.regularizer == "vq":
-                raise ValueError("loss.train: decoder works with regularizer kl only")
+                raise ValueError("loss.trainable_part: decoder works with regularizer kl only")
             if self.train.start_from is None:
                 raise ValueError(
-                    "loss.train: decoder keeps the encoder of existing weights; name them with "
-                    "train.start_from or --from"
+                    "loss.trainable_part: decoder keeps the encoder of existing weights; name them "
+                    "with train.start_from or --from"
                 )
         return self
 

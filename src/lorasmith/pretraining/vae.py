@@ -144,7 +144,7 @@ class ReconstructionLoss:
         settings = self.settings
         l1 = (images - reconstruction).abs().mean()
         mse = (images - reconstruction).square().mean()
-        total = l1
+        total = l1 + settings.mse_weight * mse
         if settings.gradient_weight > 0:
             total = total + settings.gradient_weight * image_gradient_loss(images, reconstruction)
         if self.perceptual is not None:

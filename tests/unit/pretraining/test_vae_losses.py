@@ -1,8 +1,13 @@
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
 
+from lorasmith.config.pretrain import VaeLossConfig
 from lorasmith.models.image_encoder import ImageEncoder
+from lorasmith.pretraining.loop import PretrainLoop
+from lorasmith.pretraining.vae import ReconstructionLoss
 from lorasmith.pretraining.vae_losses import (
     PatchDiscriminator,
     PerceptualLoss,
@@ -100,3 +105,13 @@ def test_adaptive_weight_gives_both_losses_equal_gradients(strength: float) -> N
 def test_adaptive_weight_is_bounded() -> None:
     output = random_images(0).requires_grad_()
     assert float(adaptive_weight(output.sum(), 0.0 * output.sum(), output)) == 1e4
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.5])
+def test_squared_error_is_added_with_its_weight(weight: float) -> None:
+    images, reconstruction = random_images(0), random_images(1)
+    settings = VaeLossConfig(mse_weight=weight, perceptual_weight=0.0, adversarial_weight=0.0)
+    loss = ReconstructionLoss(settings, cast(PretrainLoop, None))  # only networks need the loop
+    difference = images - reconstruction
+    expected = difference.abs().mean() + weight * difference.square().mean()
+    assert float(loss.compute(images, reconstruction)) == pytest.approx(float(expected))

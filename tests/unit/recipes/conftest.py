@@ -4,8 +4,7 @@ import sys
 
 from helpers.paths import EMBEDDED_RECIPE
 
-_SCRIPTS = EMBEDDED_RECIPE / "data"
-
 # Appended, not put first: the recipe's `build.py` must not hide an installed package `build`.
-if str(_SCRIPTS) not in sys.path:
-    sys.path.append(str(_SCRIPTS))
+for _scripts in (EMBEDDED_RECIPE / "data", EMBEDDED_RECIPE / "world"):
+    if str(_scripts) not in sys.path:
+        sys.path.append(str(_scripts))
