@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
 
 from inputs import Inputs, read_credits, read_inputs
-from pack import Row, read_pack, write_pack
+from pack import PackError, Row, read_pack, write_pack
+from photographs import find_photographs
 from rows import Job, list_jobs, make_row
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -39,11 +40,12 @@ def main() -> None:
     try:
         credits = read_credits(options.emoji, options.photographs)
         rows, images = read_pack(options.emoji)
+        find_photographs(options.photographs)  # before the processes start
         jobs = list_jobs(options.share)
         for row, image in make_rows(options.emoji, options.photographs, jobs, options.processes):
             rows.append(row)
             images.append(image)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PackError, ValueError) as error:
         parser.error(str(error))
     write_pack(options.out, rows, images, credits)
     print(f"{len(rows)} rows in {options.out}")

@@ -97,17 +97,22 @@ def recolor(image: Image.Image, shift: int) -> Image.Image:
 
 
 def line_drawing(image: Image.Image) -> Image.Image:
-    """Return dark lines where an RGBA image has edges, white inside."""
-    alpha = image.getchannel("A")
-    flat = Image.new("RGB", image.size, (255, 255, 255))
-    flat.paste(image, mask=alpha)
-    gray = np.asarray(flat.convert("L"), dtype=np.float32)
-    gradient = np.hypot(*np.gradient(gray))
-    outline = np.hypot(*np.gradient(np.asarray(alpha, dtype=np.float32)))
-    strength = np.clip((np.maximum(gradient, outline) - 10.0) / 35.0, 0.0, 1.0)
-    lines = Image.fromarray(
-        ((1.0 - strength) * 235 + 20 * strength + 20 * (1 - strength)).astype(np.uint8)
-    )
+    """Return dark lines where an RGBA image has edges, white inside; of twice the size."""
+    # Padded, so that an edge along the border gets its line; enlarged, so that lines are smooth.
+    padded = Image.new("RGBA", (image.width + 2, image.height + 2), (0, 0, 0, 0))
+    padded.paste(image, (1, 1))
+    size = (2 * padded.width, 2 * padded.height)
+    large = padded.convert("RGBa").resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+    alpha = large.getchannel("A")
+    flat = Image.new("RGB", size, (255, 255, 255))
+    flat.paste(large, mask=alpha)
+    steepness = np.maximum(_measure_slope(flat.convert("L")), _measure_slope(alpha))
+    ink = np.clip((steepness - 6.0) / 24.0, 0.0, 1.0)
+    lines = Image.fromarray((255.0 - 235.0 * ink).astype(np.uint8))
     drawing = Image.merge("RGB", (lines, lines, lines))
-    drawing.putalpha(ImageChops.lighter(alpha, Image.fromarray((strength * 255).astype(np.uint8))))
+    drawing.putalpha(ImageChops.lighter(alpha, Image.fromarray((ink * 255).astype(np.uint8))))
     return drawing
+
+
+def _measure_slope(channel: Image.Image) -> npt.NDArray[np.float32]:
+    return np.hypot(*np.gradient(np.asarray(channel, dtype=np.float32)))

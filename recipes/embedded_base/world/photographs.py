@@ -12,6 +12,7 @@ from lorasmith.data.images.open_image import open_image
 SUFFIXES = (".avif", ".jpg", ".jpeg", ".png")
 SHORTER_SIDE = 352
 """Larger photographs are scaled to this."""
+LEAST_SIDE = 128
 WHOLE_SHARE = 0.7
 """A square of at least this share of the shorter side shows what the photograph is of."""
 
@@ -26,15 +27,25 @@ class Photograph:
 
 
 def read_photographs(folder: Path) -> list[Photograph]:
-    """Read the photographs in the folders of a folder, each named after what it shows.
+    """Read the photographs in the folders of a folder, each named after what it shows."""
+    files = find_photographs(folder)
+    return [Photograph(_read(file), _name_subject(file.parent.name)) for file in files]
+
+
+def find_photographs(folder: Path) -> list[Path]:
+    """Return the photographs in the folders of a folder.
 
     Raises:
-        FileNotFoundError: there are none.
+        ValueError: there are none, or one is too small to cut a square from.
     """
     files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise FileNotFoundError(f"{folder}: no photographs in its folders ({', '.join(SUFFIXES)})")
-    return [Photograph(_read(file), _name_subject(file.parent.name)) for file in files]
+        raise ValueError(f"{folder}: no photographs in its folders ({', '.join(SUFFIXES)})")
+    for file in files:
+        with open_image(file) as image:
+            if min(image.size) < LEAST_SIDE:
+                raise ValueError(f"{file}: has fewer than {LEAST_SIDE} pixels on a side; remove it")
+    return files
 
 
 def cut_square(photograph: Image.Image, side: int, rng: random.Random) -> tuple[Image.Image, float]:

@@ -2,10 +2,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import sheet
 from inputs import VALIDATION_SHARE, read_credits, read_emoji, read_inputs
 from pack import read_pack
 from people.attributes import HOLDOUTS, NEVER_DRAWN
+from photographs import find_photographs
+from PIL import Image
 from rows import COUNTS, list_jobs, make_row
 
 from helpers.paths import EMBEDDED_RECIPE, REPOSITORY
@@ -90,7 +94,30 @@ def test_build_gives_the_same_file_in_one_and_two_processes(files, tmp_path):
 
 def test_photographs_without_credits_are_refused(files, tmp_path):
     (tmp_path / "dog").mkdir()
+    with pytest.raises(FileNotFoundError, match="write who took the photographs"):
+        read_credits(files[0], tmp_path)
+
+
+def test_folders_without_large_photographs_are_refused(files, tmp_path):
+    with pytest.raises(ValueError, match="no photographs in its folders"):
+        find_photographs(tmp_path)
+    (tmp_path / "dog").mkdir()
+    Image.new("RGB", (300, 100)).save(tmp_path / "dog" / "0.png")
+    (tmp_path / "ATTRIBUTION.txt").write_text("me\n")
     done = run_build((files[0], tmp_path), tmp_path / "out.tar")
     assert done.returncode == 2
-    assert "ATTRIBUTION.txt" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("fewer than 128 pixels on a side; remove it")
     assert not (tmp_path / "out.tar").exists()
+
+
+def test_sheet_has_a_picture_of_each_kind(files, tmp_path, monkeypatch):
+    arguments = ["--emoji", str(files[0]), "--photographs", str(files[1]), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["sheet.py", *arguments, "--columns", "2", "--rows", "2"])
+    sheet.main()
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names == {kind for kind, _ in list_jobs(0.0)}
+    with Image.open(tmp_path / "texture.png") as image:
+        pixels = np.asarray(image)
+    side, label = 128, pixels[128:140]
+    assert pixels[:side, :side].std() > 5
+    assert label.min() < 128  # words

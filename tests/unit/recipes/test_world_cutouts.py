@@ -68,4 +68,5 @@ def test_line_drawing_is_gray_with_a_dark_edge_and_white_inside():
     middle = drawing.shape[0] // 2
     assert drawing[middle, middle, 0] > 245
     assert drawing[middle, :6, 0].min() < 60
+    assert drawing[middle, -6:, 0].min() < 60
     assert np.ptp(drawing[..., :3], axis=-1).max() == 0
