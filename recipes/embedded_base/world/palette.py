@@ -54,9 +54,16 @@ SKIN: dict[str, Color] = {
 }
 
 
+NEUTRAL_SPREAD = 24
+"""Colors whose channels differ by less are gray, and stay so."""
+
+
 def vary(color: Color, rng: random.Random, amount: int = 14) -> Color:
-    """Return a color near ``color``."""
+    """Return a color near ``color``; white, gray and black vary in brightness, hardly in hue."""
+    shifts = [rng.randint(-amount, amount) for _ in color]
+    if max(color) - min(color) < NEUTRAL_SPREAD:
+        shifts = [shifts[0] + shift // 5 for shift in shifts]
     red, green, blue = (
-        min(255, max(0, channel + rng.randint(-amount, amount))) for channel in color
+        min(255, max(0, channel + shift)) for channel, shift in zip(color, shifts, strict=True)
     )
     return red, green, blue

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 from backgrounds import COLORS, PHOTOGRAPHIC, draw_background
-from palette import NAMED
+from palette import NAMED, vary
 from photographs import Photograph, cut_square, describe_square
 from PIL import Image
 from scenes import SCENES
@@ -32,7 +32,7 @@ def test_plain_backgrounds_have_the_color_that_is_said(backgrounds):
     seen = set()
     for pixels, words in backgrounds:
         if (color := words.removesuffix(" background")) in COLORS:
-            assert near(pixels, color, 12).all()
+            assert near(pixels, color, 15).all()
             seen.add(color)
     assert seen == set(COLORS)
 
@@ -60,6 +60,17 @@ def test_patterns_show_their_colors(backgrounds):
         if "and white" in words:
             assert (pixels > 250).all(-1).mean() > 0.02, words
     assert len(kinds) == 6
+
+
+@pytest.mark.parametrize("color", ["white", "gray", "black", "red", "beige"])
+def test_named_colors_vary_but_neutral_ones_keep_no_hue(color):
+    rng = random.Random(0)
+    made = np.array([vary(NAMED[color], rng) for _ in range(200)])
+    assert 14 <= np.abs(made - NAMED[color]).max() <= 17
+    spread = (made - NAMED[color]).std(0)
+    assert spread.min() > 2
+    tints = np.ptp(made - np.array(NAMED[color]), axis=1).max()
+    assert tints <= 9 if color in ("white", "gray", "black") else tints > 15
 
 
 def test_white_scenes_and_photographs_are_named(backgrounds):
