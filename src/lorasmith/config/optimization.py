@@ -65,7 +65,7 @@ class LossConfig(BaseConfig):
     """Strength of noise that is the same all over a channel, for darker darks; usually 0.05."""
     zero_terminal_snr: bool = False
     """Rescale the noise so that its last level holds no signal (arXiv:2305.08891). Wants a model
-    with v-prediction, and is always on for one whose own scheduler says so."""
+    that predicts v or x0 (`sample`), and is always on for one whose own scheduler says so."""
     masked: bool = True
     """Weigh the loss by `name.mask.png` (white counts, black does not) where that file exists."""
 

@@ -228,6 +228,35 @@ class UnetArchitecture(BaseConfig):
         return self
 
 
+class NoiseConfig(BaseConfig):
+    """The noise schedule, in the terms of diffusers' schedulers; Stable Diffusion 1.x's unless
+    changed. It is stored in the model, and whatever uses the model reads it there."""
+
+    num_train_timesteps: int = Field(default=1000, ge=2, le=10_000)
+    """Noise levels."""
+    beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
+    """How beta, the noise that a level adds, grows: its root evenly (scaled_linear), itself evenly
+    (linear), or by a squared cosine, which ignores `beta_start` and `beta_end`
+    (squaredcos_cap_v2)."""
+    beta_start: float = Field(default=0.00085, gt=0.0, lt=1.0)
+    """Beta of the first level."""
+    beta_end: float = Field(default=0.012, gt=0.0, lt=1.0)
+    """Beta of the last level."""
+    rescale_betas_zero_snr: bool = False
+    """Rescale the noise so that the last level holds no signal (zero terminal SNR,
+    arXiv:2305.08891), for images that are dark or bright all over. Takes `prediction_type`
+    v_prediction or sample."""
+
+    @model_validator(mode="after")
+    def _noise_grows(self) -> Self:
+        if self.beta_start > self.beta_end:
+            raise ValueError(
+                f"beta_start {self.beta_start:g} is larger than beta_end {self.beta_end:g}; noise "
+                "must grow with the timestep"
+            )
+        return self
+
+
 class StageConfig(BaseConfig):
     """One stage of U-Net pretraining."""
 
@@ -256,8 +285,10 @@ class UnetPretrainConfig(BaseConfig):
     """Folder with the text encoder and tokenizer (or of a model that has them)."""
     architecture: UnetArchitecture = UnetArchitecture()
     """The network."""
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-    """What the network predicts."""
+    noise: NoiseConfig = NoiseConfig()
+    """The noise schedule."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    """What the network predicts: the noise, v (arXiv:2202.00512), or the clean latents (x0)."""
     min_snr_gamma: float = Field(default=5.0, ge=0.0)
     """Gamma of min-SNR loss weighting; 0 weighs all timesteps equally."""
     caption_dropout_rate: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -268,6 +299,16 @@ class UnetPretrainConfig(BaseConfig):
     """Sample among all captions of an image, not only the first."""
     train_text_encoder: bool = False
     """Also train the text encoder, with the same learning rate."""
+
+    @model_validator(mode="after")
+    def _prediction_is_possible(self) -> Self:
+        if self.noise.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "noise.rescale_betas_zero_snr makes the last noise level pure noise, where "
+                "predicting the noise (epsilon) says nothing about the image; set "
+                "prediction_type to v_prediction or sample"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_add_up(self) -> Self:

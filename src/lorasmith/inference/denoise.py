@@ -195,9 +195,10 @@ def denoise(
     order = scheduler_order(scheduler)
     latents: torch.Tensor = noise * scheduler.init_noise_sigma
     timesteps = scheduler.timesteps[first_step * order :]
+    # Looked up by the timestep, the first step is wrong where two round to one timestep.
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first_step * order)
     if image_latents is not None:
-        if hasattr(scheduler, "set_begin_index"):  # other schedulers look it up by the timestep
-            scheduler.set_begin_index(first_step * order)
         latents = scheduler.add_noise(image_latents, noise, timesteps[:1].repeat(len(noise)))
     step_kwargs: dict[str, Any] = {"return_dict": False}
     if "generator" in inspect.signature(scheduler.step).parameters:

@@ -7,13 +7,17 @@ name means in A1111 and in the "Schedulers" table of diffusers' documentation.
 Another package adds a sampler with ``registries.SAMPLERS.register("name", function)``.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.scheduler_config import IMPOSSIBLE_PREDICTION, needs_impossible_prediction
+from lorasmith.models.noise_schedule import check_prediction_type
+from lorasmith.models.scheduler_config import (
+    IMPOSSIBLE_PREDICTION,
+    ZERO_SNR,
+    needs_impossible_prediction,
+)
 from lorasmith.registries import SAMPLERS
 
 if TYPE_CHECKING:
@@ -67,6 +71,9 @@ _MISSING = {
 }  # fmt: skip
 """Samplers of A1111 and ComfyUI that resemble those here in their names only."""
 
+_LEAST_ALPHA_OF_HEUN = 1e-6
+"""Least signal power at the last level for Heun's method; Stable Diffusion has 5e-3."""
+
 _MODEL_SETTINGS = (
     "num_train_timesteps",
     "beta_start",
@@ -110,8 +117,8 @@ def make_scheduler(
     A scheduler keeps the state of one denoising loop: make one for every batch.
 
     Raises:
-        ConfigError: unknown sampler, a prediction type other than epsilon or v_prediction,
-            noise prediction at a level of pure noise, or more steps than noise levels.
+        ConfigError: unknown sampler or prediction type, noise prediction at a level of pure
+            noise, or more steps than noise levels.
     """
     sampler = SAMPLERS.get(resolve_sampler(name))
     levels = int(config.get("num_train_timesteps", 1000))
@@ -120,11 +127,7 @@ def make_scheduler(
             f"num_inference_steps: {num_inference_steps} is not possible; "
             f"use a whole number, 1 to {levels}"
         )
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"prediction_type {prediction_type!r} is not supported; use epsilon or v_prediction"
-        )
+    check_prediction_type(config.get("prediction_type", "epsilon"))
     if needs_impossible_prediction(config):
         raise ConfigError(IMPOSSIBLE_PREDICTION)
     scheduler = sampler(config)
@@ -166,11 +169,30 @@ def euler(config: SchedulerConfig) -> Scheduler:
 
 
 def euler_a(config: SchedulerConfig) -> Scheduler:
-    return _build("EulerAncestralDiscreteScheduler", config, "linspace")
+    if config.get("prediction_type") != "sample":
+        return _build("EulerAncestralDiscreteScheduler", config, "linspace")
+    from lorasmith.inference.euler_ancestral import EulerAncestralSampleScheduler
+
+    as_v = {**config, "prediction_type": "v_prediction"}
+    return _build_class(EulerAncestralSampleScheduler, as_v, "linspace")
 
 
 def heun(config: SchedulerConfig) -> Scheduler:
-    return _build("HeunDiscreteScheduler", config, "linspace")
+    """Return Heun's sampler.
+
+    Its first step averages two directions over a length of sigma, which is in the thousands at a
+    level of almost pure noise: any error of the second direction grows as much.
+    """
+    ends_in_noise = bool(config.get(ZERO_SNR))
+    if not ends_in_noise:
+        scheduler = _build("HeunDiscreteScheduler", config, "linspace")
+        ends_in_noise = bool(scheduler.alphas_cumprod[-1] < _LEAST_ALPHA_OF_HEUN)
+    if ends_in_noise:
+        raise ConfigError(
+            "the model's noise levels end in pure noise, or nearly so, from where Heun's steps are "
+            "too long to be right; use the sampler euler"
+        )
+    return scheduler
 
 
 def unipc(config: SchedulerConfig) -> Scheduler:
@@ -198,17 +220,17 @@ def _build(class_name: str, config: SchedulerConfig, spacing: str, **settings: A
     """
     import diffusers
 
-    scheduler_class = getattr(diffusers, class_name)
+    return _build_class(getattr(diffusers, class_name), config, spacing, **settings)
+
+
+def _build_class(
+    scheduler_class: Any, config: SchedulerConfig, spacing: str, **settings: Any
+) -> Scheduler:
+    """Do what `_build` does with a class of diffusers, or one that extends it."""
     model_settings = {key: config[key] for key in _MODEL_SETTINGS if key in config}
-    if not model_settings.get("rescale_betas_zero_snr"):
-        model_settings.pop("rescale_betas_zero_snr", None)
-    unsupported = set(model_settings) - set(inspect.signature(scheduler_class).parameters)
-    if unsupported:
-        raise ConfigError(
-            f"the model's scheduler needs {', '.join(sorted(unsupported))}, which "
-            f"{class_name.removesuffix('Scheduler')} does not have; use the sampler euler"
-        )
-    if config.get("rescale_betas_zero_snr") or config.get("timestep_spacing") == "trailing":
+    if not model_settings.get(ZERO_SNR):
+        model_settings.pop(ZERO_SNR, None)
+    if config.get(ZERO_SNR) or config.get("timestep_spacing") == "trailing":
         spacing = "trailing"
     # Stable Diffusion's DDIM visits 1, 51, ..., not 0, 50, ...
     steps_offset = 1 if spacing == "leading" else 0

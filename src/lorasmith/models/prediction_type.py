@@ -18,7 +18,7 @@ def measure_prediction_type(unet: Any) -> PredictionType:
     At the last timestep the input is noise except for 0.5% of the power. A U-Net that predicts the
     noise returns its input there; v of arXiv:2202.00512 (eq. D.1) is the negative image there,
     which is independent of the input. The correlation of input and output is near 1 or near 0. The
-    text is zeros, as it matters little there.
+    text is zeros, as it matters little there. Models that predict the clean latents always say so.
 
     Args:
         unet: a U-Net without further inputs, on the CPU.

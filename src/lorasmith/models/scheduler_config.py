@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorasmith.core.errors import WeightsError
+from lorasmith.models.families.family import PREDICTION_TYPES
 
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 ZERO_SNR = "rescale_betas_zero_snr"
 MAX_TIMESTEPS = 10_000
 """Noise levels, at most; Stable Diffusion has 1,000."""
-_PREDICTIONS = ("epsilon", "v_prediction")
 _SPACINGS = ("leading", "trailing", "linspace")
 _FLAGS = (ZERO_SNR, "set_alpha_to_one", "clip_sample")
 _MAX_TEXT = 60
+BETA_SCHEDULES_TEXT = "scaled_linear, linear or squaredcos_cap_v2"
 
 
 def check_scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,10 +36,10 @@ def check_scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in _FLAGS:
         _check(config, key, config.get(key) in (None, True, False), "use true or false")
     schedule = config.get("beta_schedule", "linear")
-    _check(config, "beta_schedule", isinstance(schedule, str), "use scaled_linear or linear")
+    _check(config, "beta_schedule", isinstance(schedule, str), f"use {BETA_SCHEDULES_TEXT}")
     prediction = config.get("prediction_type", "epsilon")
-    _check(config, "prediction_type", prediction in _PREDICTIONS,
-           f"lorasmith reads {' and '.join(_PREDICTIONS)}")  # fmt: skip
+    _check(config, "prediction_type", prediction in PREDICTION_TYPES,
+           f"lorasmith reads {', '.join(PREDICTION_TYPES)}")  # fmt: skip
     spacing = config.get("timestep_spacing", "leading")
     _check(config, "timestep_spacing", spacing in _SPACINGS, f"use {', '.join(_SPACINGS)}")
     offset = config.get("steps_offset", 0)
@@ -67,7 +68,7 @@ IMPOSSIBLE_PREDICTION = (
     f"the model's scheduler says {ZERO_SNR} (the last noise level is pure noise) and that the "
     "model predicts the noise (epsilon), which says nothing about the image there: every picture "
     f"would be black; in {SCHEDULER_FILE} set {ZERO_SNR} to false, or prediction_type to "
-    "v_prediction if the model was trained so (a single file becomes a folder by "
+    "v_prediction or sample if the model was trained so (a single file becomes a folder by "
     "`lorasmith model convert`)"
 )
 """What is wrong with such a model, and what to do."""

@@ -22,24 +22,14 @@ from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
 from lorasmith.pretraining.loop import Microbatch, PretrainLoop, open_loop
-
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-"""The noise schedule of Stable Diffusion 1.x."""
+from lorasmith.pretraining.noise import make_scheduler_config, warn_of_other_noise
 
 
 def pretrain_unet(run: UnetPretrainConfig, resume: bool = False, break_lock: bool = False) -> Path:
     """Train a U-Net; return the folder of a complete diffusers model with it.
 
     Raises:
-        ConfigError: a stage's resolution is not possible.
+        ConfigError: a stage's resolution or the noise schedule is not possible.
         WeightsError: the autoencoder, text encoder and U-Net do not fit together.
     """
     with open_loop(run.train, "U-Net", resume, break_lock) as loop:
@@ -49,6 +39,9 @@ def pretrain_unet(run: UnetPretrainConfig, resume: bool = False, break_lock: boo
 
 def _train(run: UnetPretrainConfig, loop: PretrainLoop) -> None:
     """Train, and save the result."""
+    noise_schedule = NoiseSchedule.from_scheduler(make_scheduler_config(run), loop.device)
+    if loop.is_main:
+        warn_of_other_noise(run)
     rows, _ = select_rows(run.data)
     vae = _load_vae(run.vae).to(loop.device).requires_grad_(False).eval()
     text_encoder = load_text_encoder(run.text_encoder)
@@ -62,8 +55,6 @@ def _train(run: UnetPretrainConfig, loop: PretrainLoop) -> None:
         encoder: Any = loop.add_module("text_encoder", text_encoder, ema=True)
     else:
         encoder = text_encoder.to(loop.device).requires_grad_(False).eval()
-    config = {**SCHEDULER, "prediction_type": run.prediction_type}
-    noise_schedule = NoiseSchedule.from_scheduler(config, loop.device)
     loss = DenoisingLoss(run, unet, encoder, noise_schedule, loop)
     current: StageConfig | None = None
     for step in loop.steps():
@@ -231,7 +222,7 @@ def _save_model(
     unet.eval()
     if loop.has_ema("unet"):
         unet.save_pretrained(output_dir / "unet_without_ema")
-    scheduler = DDIMScheduler(**SCHEDULER, prediction_type=run.prediction_type)
+    scheduler = DDIMScheduler(**make_scheduler_config(run))
     with suppress_logs(), ExitStack() as stack:
         for name in ("unet", "text_encoder"):
             if loop.has_module(name):

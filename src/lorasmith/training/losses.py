@@ -39,7 +39,8 @@ class LossContext:
     prediction: torch.Tensor
     """The U-Net's output, ``[B, C, h, w]`` in its dtype; the only tensor with gradients."""
     target: torch.Tensor
-    """What it should be, float32 ``[B, C, h, w]``: the noise, or v for v-prediction models."""
+    """What it should be, float32 ``[B, C, h, w]``: the noise, v, or the clean latents, as the model
+    predicts."""
     noise: torch.Tensor
     """The noise that was added, float32 ``[B, C, h, w]``."""
     timesteps: torch.Tensor
@@ -52,7 +53,8 @@ class LossContext:
     mask: torch.Tensor | None
     """How much each latent pixel counts, float32 0..1 ``[B, 1, h, w]``; None without masks."""
     process: NoiseSchedule
-    """The model's noise schedule: signal-to-noise ratios and such."""
+    """The model's noise schedule: signal-to-noise ratios, and what a prediction means as noise, v
+    or clean latents (`NoiseSchedule.convert`)."""
     settings: LossConfig
     """The section ``train.loss`` of the settings."""
 
@@ -156,7 +158,7 @@ def _describe_terminal_snr_misfit(process: NoiseSchedule) -> str:
     if process.prediction_type == "epsilon":
         return (
             "train.loss.zero_terminal_snr: the model predicts the noise and learns nothing from a "
-            "level that is pure noise; set this to false, or use a v-prediction model"
+            "level that is pure noise; set this to false, or use a model that predicts v or x0"
         )
     return (
         "train.loss.zero_terminal_snr: previews and `generate` still sample with the model's own "

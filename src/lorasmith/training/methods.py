@@ -53,7 +53,7 @@ class ExportMetadata:
     family: str
     """Family of the base model."""
     prediction_type: str
-    """``epsilon`` or ``v_prediction``."""
+    """What the base model predicts: ``epsilon``, ``v_prediction`` or ``sample``."""
     resolution: int
     """Side of the training images in pixels."""
     tag_frequency: Mapping[str, int]

@@ -37,6 +37,18 @@ from lorasmith.pretraining import clip as clip_module
         ),
         ("vae", ("resolution=36",), "resolution: 36 is not a multiple of 8"),
         ("unet", ("data.filters=[{column='rol', value=1}]",), "no row has a column 'rol'; did you"),
+        (
+            "unet",
+            ("noise.rescale_betas_zero_snr=true",),
+            "predicting the noise (epsilon) says nothing about the image; set prediction_type to",
+        ),
+        ("unet", ("noise.beta_start=0.5",), "beta_start 0.5 is larger than beta_end 0.012"),
+        (
+            "unet",
+            ("noise.beta_schedule=linear", "noise.beta_end=0.5"),
+            "use a smaller beta_end, or fewer num_train_timesteps",
+        ),
+        ("unet", ("noise.beta_schedule=cosine",), "noise.beta_schedule: "),
         ("unet", ("text_encoder=/absent",), "text_encoder cannot be loaded"),
         ("unet", ("vae=/absent",), "vae cannot be loaded"),
         ("vae", ("loss.perceptual_encoder=/absent",), "/absent: has no image_tower"),

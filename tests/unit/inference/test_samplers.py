@@ -4,6 +4,7 @@ import torch
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.denoise import ScheduledDenoiser, denoise, scheduler_order
 from lorasmith.inference.samplers import make_scheduler, resolve_sampler, sampler_label
+from lorasmith.models.families.family import PREDICTION_TYPES
 from lorasmith.registries import SAMPLERS
 
 CPU = torch.device("cpu")
@@ -21,9 +22,6 @@ CONFIG = {
 CLEAN = torch.linspace(-1.0, 1.0, 16).reshape(1, 1, 4, 4)
 
 
-WITHOUT_ZERO_SNR = ("heun",)
-
-
 def denoise_perfectly(name: str, config: dict[str, object], steps: int) -> torch.Tensor:
     """Denoise with a perfect network, which always knows the clean image."""
     scheduler = make_scheduler(name, config, steps, CPU)
@@ -39,12 +37,13 @@ def denoise_perfectly(name: str, config: dict[str, object], steps: int) -> torch
         alpha = 1 / (sigma**2 + 1)
         noise = (latents - alpha**0.5 * CLEAN) / (1 - alpha) ** 0.5
         velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * CLEAN
-        return noise if config["prediction_type"] == "epsilon" else velocity
+        predictions = {"epsilon": noise, "v_prediction": velocity, "sample": CLEAN}
+        return predictions[str(config["prediction_type"])]
 
     return denoise(predict, scheduler, torch.randn(CLEAN.shape, generator=random), [random])
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_perfect_network_leads_to_the_clean_image(name: str, prediction: str) -> None:
     end = denoise_perfectly(name, CONFIG | {"prediction_type": prediction}, 20)
@@ -88,12 +87,12 @@ def test_timesteps_are_the_usual_ones() -> None:
     assert make_scheduler("euler_a", CONFIG, 20, CPU).timesteps[[0, -1]].tolist() == [999, 0]
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLERS.names() if n not in WITHOUT_ZERO_SNR])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS.names() if name != "heun"])
 def test_zero_terminal_snr_starts_at_pure_noise(name: str) -> None:
     config = CONFIG | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     scheduler = make_scheduler(name, config, 10, CPU)
     assert scheduler.timesteps[0] >= 998  # Karras' sigmas are rounded to timesteps
-    assert scheduler.config.rescale_betas_zero_snr
+    assert scheduler.alphas_cumprod[-1] <= 2**-24
 
 
 def test_missing_settings_of_the_model_are_diffusers_defaults() -> None:
@@ -136,7 +135,7 @@ def test_label_is_a_name_of_the_sampler(name: str) -> None:
         ("eulera", CONFIG, 5, "did you mean 'euler"),
         ("PNDM", CONFIG, 5, "no sampler 'PNDM'.*choose from ddim, ddpm, dpmpp_2m"),
         ("DPM++ SDE", CONFIG, 5, r"no sampler 'DPM\+\+ SDE'.*choose from ddim"),
-        ("ddim", CONFIG | {"prediction_type": "sample"}, 5, "prediction_type"),
+        ("ddim", CONFIG | {"prediction_type": "flow"}, 5, "prediction_type"),
         ("ddim", CONFIG, 0, "^num_inference_steps: "),
         ("ddim", CONFIG | {"num_train_timesteps": 100}, 101, "1 to 100"),
         (
@@ -145,6 +144,7 @@ def test_label_is_a_name_of_the_sampler(name: str) -> None:
             5,
             "use the sampler euler",
         ),
+        ("heun", CONFIG | {"beta_schedule": "squaredcos_cap_v2"}, 5, "use the sampler euler"),
         ("ddim", CONFIG | {"rescale_betas_zero_snr": True}, 5, "says nothing about the image"),
         ("euler", CONFIG | {"rescale_betas_zero_snr": True}, 5, "would be black"),
     ],

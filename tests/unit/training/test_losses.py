@@ -12,6 +12,7 @@ from lorasmith.config.optimization import LossConfig
 from lorasmith.core.batch_rng import BatchRng
 from lorasmith.core.device import make_generator
 from lorasmith.core.errors import ConfigError, LorasmithWarning
+from lorasmith.models.families.family import PREDICTION_TYPES
 from lorasmith.models.noise_schedule import compute_alphas_cumprod, rescale_zero_terminal_snr
 from lorasmith.registries import LOSS_WEIGHTINGS
 from lorasmith.training.losses import (
@@ -50,7 +51,8 @@ def plain_loss(tiny_training, objective, batch, drawn, number: int, kind: str) -
     with torch.no_grad():
         text = batch.context[number : number + 1]
         predicted = tiny_training.model.unet(noisy.float()[None], torch.tensor([t]), text).sample[0]
-    target = noise if kind == "epsilon" else math.sqrt(a) * noise - math.sqrt(1 - a) * clean
+    velocity = math.sqrt(a) * noise - math.sqrt(1 - a) * clean
+    target = {"epsilon": noise, "v_prediction": velocity, "sample": clean}[kind]
     error = ((predicted.double() - target) ** 2).flatten().tolist()
     weights = [1.0] * len(error)
     if batch.loss_mask is not None and settings.masked:
@@ -62,11 +64,11 @@ def plain_loss(tiny_training, objective, batch, drawn, number: int, kind: str) -
         if kind == "epsilon":
             loss *= capped / snr if snr else 1.0
         else:
-            loss *= capped / (snr + 1)
+            loss *= capped if kind == "sample" else capped / (snr + 1)
     return loss
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
 @pytest.mark.parametrize("min_snr", [0.0, 5.0])
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("zero_snr", [False, True])

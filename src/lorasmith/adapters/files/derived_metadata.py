@@ -13,7 +13,7 @@ from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import as_lora
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.text.json_text import parse_json
-from lorasmith.models.families.family import get_family
+from lorasmith.models.families.family import MODELSPEC_PREDICTIONS, get_family
 
 _FORMAT_KEYS = (METADATA_KEY, "format")
 """Entries about a file's key format, which are wrong in another one."""
@@ -114,7 +114,7 @@ def _base_metadata(file: LoraFile, family: str | None, name: str) -> dict[str, s
     return entries | {
         "ss_base_model_version": facts.kohya_versions[is_v],
         "modelspec.architecture": f"{facts.modelspec_architectures[is_v]}/lora",
-        "modelspec.prediction_type": "v" if is_v else "epsilon",
+        "modelspec.prediction_type": MODELSPEC_PREDICTIONS[prediction_type or "epsilon"],
     }
 
 

@@ -3,7 +3,7 @@
 import re
 
 from lorasmith.adapters.files.lora_file import LoraFile
-from lorasmith.models.families.family import load_families
+from lorasmith.models.families.family import MODELSPEC_PREDICTIONS, load_families
 
 
 def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
@@ -35,13 +35,14 @@ def detect_lora_family(file: LoraFile) -> tuple[str | None, str]:
 
 
 def detect_prediction_type(file: LoraFile) -> str | None:
-    """Return ``epsilon`` or ``v_prediction`` if the file says what its base model predicts.
+    """Return a key of `MODELSPEC_PREDICTIONS` if the file says what its base model predicts.
 
     ``ss_base_model_version`` shows it for SD 2.x only.
     """
-    prediction_type = file.metadata.get("modelspec.prediction_type")
-    if prediction_type in ("epsilon", "v"):
-        return "v_prediction" if prediction_type == "v" else "epsilon"
+    declared = file.metadata.get("modelspec.prediction_type")
+    for prediction_type, word in MODELSPEC_PREDICTIONS.items():
+        if declared == word:
+            return prediction_type
     version = file.metadata.get("ss_base_model_version")
     for family in load_families().values():
         epsilon, v_prediction = family.kohya_versions

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from lorasmith.adapters.gating.gate_metadata import TRIGGER_PHRASE, GateMetadata
 from lorasmith.config.lora import GateKind
-from lorasmith.models.families.family import get_family
+from lorasmith.models.families.family import MODELSPEC_PREDICTIONS, get_family
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LoraMetadata:
     family: str
     """The family of the model that it was trained on."""
     prediction_type: str
-    """``epsilon`` or ``v_prediction``."""
+    """What its base model predicts, a key of `MODELSPEC_PREDICTIONS`."""
     parts: Mapping[str, PartSummary]
     """Its parts by name; the first is the main one."""
     resolution: int
@@ -91,7 +91,7 @@ def build_metadata(facts: LoraMetadata, date: datetime | None = None) -> dict[st
         "modelspec.title": facts.name,
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
         "modelspec.date": date.astimezone(UTC).isoformat(timespec="seconds"),
-        "modelspec.prediction_type": "v" if is_v else "epsilon",
+        "modelspec.prediction_type": MODELSPEC_PREDICTIONS[facts.prediction_type],
         TRIGGER_PHRASE: facts.tag,
         "lorasmith.base": facts.base_hash,
         "lorasmith.pictures": facts.dataset_hash,

@@ -33,7 +33,7 @@ Precision = Annotated[
     typer.Option(help="Number format of all weights; keep leaves each as it is."),
 ]
 Prediction = Annotated[
-    Literal["epsilon", "v_prediction"] | None,
+    Literal["epsilon", "v_prediction", "sample"] | None,
     typer.Option(
         help="What the model predicts, where its file does not say or is wrong.",
         show_default="as the file says, else measured",

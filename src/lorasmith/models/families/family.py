@@ -7,13 +7,21 @@ The families themselves are in `lorasmith.models.families.builtin`; other packag
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from lorasmith.core.errors import WeightsError
 from lorasmith.models.families.ldm_keys import SingleFileKeys
 from lorasmith.registries import MODEL_FAMILIES
 
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+"""What a U-Net predicts: the noise, v (arXiv:2202.00512, eq. D.1), or the clean latents (x0)."""
+PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
+MODELSPEC_PREDICTIONS: Mapping[str, str] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "sample": "sample",
+}
+"""``modelspec.prediction_type`` of each; the standard itself has no word for the last."""
 
 DEFAULT_FAMILY = "sd1"
 """The family of LoRA files that say nothing about theirs."""
@@ -188,7 +196,8 @@ class ModelVariant:
         """Its name for people: ``SD 1.x inpainting``, ``SD 2.x 768-v``, ``SD 2.x base``."""
         suffix = "inpainting" if self.is_inpainting else ""
         if len(self.family.prediction_types) > 1 and not self.is_inpainting:
-            suffix = {"epsilon": "base", "v_prediction": "768-v", None: ""}[self.prediction_type]
+            names = {"epsilon": "base", "v_prediction": "768-v", "sample": "x0", None: ""}
+            suffix = names[self.prediction_type]
         return f"{self.family.title} {suffix}".rstrip()
 
     @property

@@ -16,7 +16,11 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import atomic_folder, write_text
 from lorasmith.core.safetensors_io import save_tensors
 from lorasmith.core.version import VERSION
-from lorasmith.models.families.family import ModelVariant, PredictionType
+from lorasmith.models.families.family import (
+    MODELSPEC_PREDICTIONS,
+    ModelVariant,
+    PredictionType,
+)
 from lorasmith.models.families.ldm_keys import TensorEntry, TensorForm
 from lorasmith.models.files.build import canonical_state_dict, check_tensors, load_weights
 from lorasmith.models.files.configs import (
@@ -170,9 +174,7 @@ def _metadata(model: ModelContents, title: str) -> dict[str, str]:
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
         "modelspec.resolution": f"{variant.native_size}x{variant.native_size}",
-        "modelspec.prediction_type": "v"
-        if variant.prediction_type == "v_prediction"
-        else "epsilon",
+        "modelspec.prediction_type": MODELSPEC_PREDICTIONS[variant.prediction_type or "epsilon"],
         "lorasmith.version": VERSION,
         CONFIGS: json.dumps(saved, sort_keys=True),
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorasmith.adapters.files.lora_family import detect_prediction_type
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, save_lora_file
 from lorasmith.adapters.files.metadata import LoraMetadata, PartSummary, build_metadata
 from lorasmith.adapters.injection.inject import attach_lora
@@ -87,19 +88,22 @@ def test_metadata_is_what_other_programs_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prediction", "version", "architecture"),
+    ("prediction", "word", "version", "architecture"),
     [
-        ("epsilon", "sd_v2", "stable-diffusion-v2-512/lora"),
-        ("v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        ("epsilon", "epsilon", "sd_v2", "stable-diffusion-v2-512/lora"),
+        ("v_prediction", "v", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        ("sample", "sample", "sd_v2", "stable-diffusion-v2-512/lora"),
     ],
 )
-def test_metadata_names_sd2(prediction: str, version: str, architecture: str) -> None:
+def test_metadata_names_sd2(prediction: str, word: str, version: str, architecture: str) -> None:
     from dataclasses import replace
 
     data = build_metadata(replace(FACTS, family="sd2", prediction_type=prediction))
     assert data["ss_v2"] == "True"
     assert data["ss_base_model_version"] == version
     assert data["modelspec.architecture"] == architecture
+    assert data["modelspec.prediction_type"] == word
+    assert detect_prediction_type(LoraFile(Path("a.safetensors"), {}, data)) == prediction
 
 
 def test_hash_is_of_the_tensors_not_of_the_metadata(tmp_path: Path) -> None:

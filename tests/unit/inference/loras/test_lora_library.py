@@ -133,6 +133,7 @@ def test_latest_file_of_a_run_is_used_with_a_warning(lora_folder: LoraFolder) ->
         ({"family": "sdxl"}, "made for SDXL"),
         ({"family": "sd2", "prediction_type": "v_prediction"}, "made for"),
         ({"prediction_type": "v_prediction"}, "made for models that predict v_prediction"),
+        ({"prediction_type": "sample"}, "made for models that predict sample"),
     ],
 )
 def test_file_for_another_model_is_refused_once_activated(

@@ -64,6 +64,7 @@ DESCRIPTIONS = {
     "v_pred": ({"v_pred": (0,)}, {}, "v_prediction"),
     "modelspec": ({}, {"modelspec.prediction_type": "v"}, "v_prediction"),
     "architecture": ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction"),
+    "modelspec sample": ({}, {"modelspec.prediction_type": "sample"}, "sample"),
     "modelspec epsilon": ({}, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
 }
 
@@ -75,7 +76,9 @@ def test_prediction_type_is_read_from_the_file(source: str, path: Path) -> None:
     assert open_source(path).variant.prediction_type == expected
 
 
-@pytest.mark.parametrize(("word", "expected"), [('"v"', "v_prediction"), ("eps", "epsilon")])
+@pytest.mark.parametrize(
+    ("word", "expected"), [('"v"', "v_prediction"), ("x0", "sample"), ("eps", "epsilon")]
+)
 def test_prediction_type_is_read_from_the_yaml_file(path: Path, word: str, expected: str) -> None:
     write_sparse(path, file_shapes("sd2-v"))
     path.with_suffix(".yaml").write_text(f"model:\n  params:\n    parameterization: {word}\n")

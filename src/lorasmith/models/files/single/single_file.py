@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import SafetensorsFile
 from lorasmith.models.families.family import (
+    MODELSPEC_PREDICTIONS,
     ModelFamily,
     ModelVariant,
     PredictionType,
@@ -46,6 +47,8 @@ from lorasmith.models.text.tokenizer import create_clip_tokenizer
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
+_YAML_PREDICTIONS: Mapping[str, PredictionType] = {"v": "v_prediction", "x0": "sample"}
+"""The original code's ``parameterization``; its other word is eps."""
 _MAX_YAML = 2**20
 """Characters of a YAML file that are read."""
 _UNET, _VAE = UNET_PREFIX, VAE_PREFIX
@@ -172,11 +175,13 @@ class SingleFileSource:
         architecture = self.metadata.get("modelspec.architecture", "")
         if declared.startswith("v") or architecture.endswith("768-v"):
             return "v_prediction"
+        if declared == MODELSPEC_PREDICTIONS["sample"]:
+            return "sample"
         yaml = self.path.with_suffix(".yaml")
         if yaml.is_file():
             with yaml.open(encoding="utf-8", errors="replace") as stream:
                 match = re.search(r"parameterization\W+(\w+)", stream.read(_MAX_YAML))
-            return "v_prediction" if match and match[1] == "v" else "epsilon"
+            return _YAML_PREDICTIONS.get(match[1], "epsilon") if match else "epsilon"
         predictions = family.prediction_types
         unsaid = len(predictions) > 1 and not is_inpainting and not declared
         return None if unsaid else "epsilon"
