@@ -77,9 +77,7 @@ def draw_row(inputs: Inputs, kind: str, index: int) -> tuple[Image.Image, Row]:
 def _make_person(
     inputs: Inputs, kind: str, index: int, person: Person, rng: random.Random
 ) -> tuple[Image.Image, Row]:
-    # White clothes without outlines would vanish on white.
-    vanishes = person.wears_white and person.rendering in ("flat color", "shaded")
-    white_share = 0.0 if vanishes else 0.45
+    white_share = 0.0 if person.vanishes_on_white else 0.45
     background, words = draw_background(SIDE, rng, inputs.photographs, white_share)
     frame = frame_person(person, rng)
     figure = draw_person(person, SIDE, frame)

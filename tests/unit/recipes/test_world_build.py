@@ -78,6 +78,13 @@ def test_holdout_rows_are_marked(inputs):
     assert make_row(inputs, ("people", 0))[0]["role"] == "base"
 
 
+def test_nobody_vanishes_on_white(inputs):
+    for index in range(60):
+        tags = set(make_row(inputs, ("people", index))[0]["caption"].split(", "))
+        if {"white hair", "lab coat"} & tags and {"flat color", "shaded"} & tags:
+            assert "white background" not in tags
+
+
 def test_build_gives_the_same_file_in_one_and_two_processes(files, tmp_path):
     for processes in ("1", "2"):
         out = tmp_path / f"{processes}.tar"

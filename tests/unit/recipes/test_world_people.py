@@ -283,6 +283,21 @@ def test_hats_and_held_things_are_not_cut_off():
             assert alpha[-1].max() == 0, index
 
 
+@pytest.mark.parametrize(
+    ("change", "vanishes"),
+    [
+        ({}, False),
+        ({"outfit_color": "white"}, True),
+        ({"outfit_color": "white", "rendering": "outlined"}, False),
+        ({"outfit_color": "white", "outfit": "armor"}, False),
+        ({"outfit": "lab coat", "rendering": "shaded"}, True),
+        ({"hair_color": "white"}, True),
+    ],
+)
+def test_white_without_outline_is_told(change, vanishes):
+    assert replace(PLAIN, **change).vanishes_on_white == vanishes
+
+
 def test_frame_tells_what_is_outside():
     frame = Frame(scale=2.0, x=0.5, y=0.1)
     assert frame.bottom == pytest.approx(0.45)

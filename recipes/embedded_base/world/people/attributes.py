@@ -127,11 +127,11 @@ class Person:
     """For variations of colors and small shapes."""
 
     @property
-    def wears_white(self) -> bool:
-        """Whether the outfit is white."""
-        if self.outfit in UNCOLORED:
-            return self.outfit == "lab coat"
-        return self.outfit_color == "white"
+    def vanishes_on_white(self) -> bool:
+        """Whether white hair or clothes have no outline."""
+        outfit = "" if self.outfit in UNCOLORED else self.outfit_color
+        is_white = self.outfit == "lab coat" or "white" in (self.hair_color, outfit)
+        return is_white and self.rendering in ("flat color", "shaded")
 
     @property
     def shows_eye_color(self) -> bool:
