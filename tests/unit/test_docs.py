@@ -171,7 +171,9 @@ def test_page_on_sweeps_names_all_that_may_vary() -> None:
     assert set(re.findall(r"`([\w.]+)`", table)) == set(SWEEPABLE)
 
 
-def test_configs_of_the_recipe_are_valid() -> None:
+def test_configs_of_the_recipe_are_valid_and_name_no_old_keys(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     from lorasmith.config.pretrain import ClipPretrainConfig, UnetPretrainConfig, VaePretrainConfig
     from lorasmith.config.reading.load import load_config
 
@@ -181,6 +183,7 @@ def test_configs_of_the_recipe_are_valid() -> None:
     for config in configs:
         (part,) = set(config.stem.split("_")) & set(parts)
         load_config(parts[part], config)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("page", "text"), list(fences("python")))
