@@ -45,6 +45,11 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+def count_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a tensor takes in a file, by its dtype in safetensors' words."""
+    return math.prod(shape) * _BITS[dtype] // 8
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of a safetensors file."""

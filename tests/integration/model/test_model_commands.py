@@ -54,6 +54,10 @@ def test_info_describes_a_single_file(
     info = json.loads(shown(capsys, "model", "info", file, "--json"))
     assert (info["family"], info["prediction_type"]) == ("sdxl", "epsilon")
     assert len(info["hash"]) == 10
+    assert "Size of the parts" in text
+    assert list(info["sizes"]) == ["unet", "vae", "text_encoder", "text_encoder_2", "all"]
+    assert all(size["stored"] == size["fp16"] for size in info["sizes"].values())
+    assert info["sizes"]["all"]["fp32"] == 4 * info["parameters"]
     assert [part["name"] for part in info["parts"]] == [
         "unet", "vae", "text_encoder", "text_encoder_2",
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from lorasmith.cli.download import Download, fetch
 from lorasmith.cli.model.convert import convert
+from lorasmith.cli.model.sizes_table import format_bytes, sizes_json, sizes_table
 from lorasmith.cli.model.targets_table import coverage_json, coverage_table
 from lorasmith.cli.options.common import AsJson
 from lorasmith.cli.output import print_json
@@ -67,10 +68,11 @@ def info(
 ) -> None:
     """Show what a model is and its parts: the U-Net as a tree, its layers by kind, VAE, text side.
 
-    Family, prediction type, number formats and hash come first. Weights are not loaded; the hash is
-    the one that A1111 shows for single files, and that of the U-Net's weights for folders. In the
-    tree `<-` marks where the time, the text and the skip connections enter; the names in brackets
-    (IN01, MID, OUT03) are those of block weight vectors.
+    Family, prediction type, number formats and hash come first, the bytes of each part as stored,
+    in fp16 and in fp32 last. Weights are not loaded; the hash is the one that A1111 shows for
+    single files, and that of the U-Net's weights for folders. In the tree `<-` marks where the
+    time, the text and the skip connections enter; the names in brackets (IN01, MID, OUT03) are
+    those of block weight vectors.
 
     `--targets` takes what the setting `lora.targets` takes, with rank 16 unless `--lora` is given.
 
@@ -104,6 +106,7 @@ def _print_model(
     console.print(_tree(parts.unet))
     console.print(_shares(parts))
     console.print(_brief(parts), soft_wrap=True, highlight=False)
+    console.print(sizes_table(summary.sizes))
     if rank is not None:
         console.print(_costs(parts, rank))
 
@@ -137,6 +140,7 @@ def _summary_json(summary: "ModelInfo", hashed: str) -> dict[str, Any]:
         "hash": hashed,
         "parts": [asdict(part) for part in summary.parts],
         "left_out": list(summary.unused),
+        "sizes": sizes_json(summary.sizes),
     }
 
 
@@ -211,12 +215,18 @@ def _brief(parts: "ModelSummary") -> str:
         f"scaling factor {vae['scaling_factor']:g}",
         *(_text_line(text) for text in parts.text),
         f"Scheduler  {noise['class']}: predicts {noise['prediction_type'] or 'what is not said'}, "
-        f"{noise['timesteps']} timesteps, {noise['beta_schedule']} betas "
-        f"{noise['beta_start']:g} to {noise['beta_end']:g}"
+        f"{noise['timesteps']} timesteps, {_betas(noise)}"
         + (", zero terminal SNR" if noise["zero_terminal_snr"] else ""),
-        f"All parts  {short(parts.parameters)} parameters",
+        f"Networks   {short(parts.parameters)} parameters in all",
     ]
     return "\n".join(lines)
+
+
+def _betas(noise: Mapping[str, Any]) -> str:
+    schedule = f"{noise['beta_schedule']} betas"
+    if noise["beta_schedule"].startswith("squaredcos"):
+        return schedule  # beta_start and beta_end have no effect
+    return f"{schedule} {noise['beta_start']:g} to {noise['beta_end']:g}"
 
 
 def _text_line(text: Mapping[str, Any]) -> str:
@@ -249,12 +259,8 @@ def _cost_cells(cost: "LoraCost") -> tuple[str, ...]:
         f"{cost.weights:,}",
         f"{cost.lora:,}",
         f"{cost.reduction:.1f}x",
-        _size(cost.lora * _SIZE_OF_HALF),
+        format_bytes(cost.lora * _SIZE_OF_HALF),
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 def short(number: int) -> str:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lorasmith.models.families.family import ModelVariant
 from lorasmith.models.files.build import canonical_state_dict, check_tensors
 from lorasmith.models.files.configs import TOKENIZERS
 from lorasmith.models.files.open import EMBEDDED, open_source
+from lorasmith.models.files.part_sizes import PartSize, measure_side_parts, measure_tensors
 from lorasmith.models.files.source import build_empty_part, naming_part
 from lorasmith.models.scheduler_config import IMPOSSIBLE_PREDICTION, needs_impossible_prediction
 
@@ -40,6 +42,8 @@ class ModelInfo:
     parts: tuple[NetworkInfo, ...]
     unused: tuple[str, ...]
     """Parts or tensors that lorasmith does not use."""
+    sizes: Mapping[str, PartSize]
+    """Sizes of the networks, then of what else with weights is in the folder, by part."""
 
 
 def read_model_info(name: str | Path | None = None) -> ModelInfo:
@@ -54,11 +58,12 @@ def read_model_info(name: str | Path | None = None) -> ModelInfo:
     networks = {part: build_empty_part(source, part) for part in source.networks}
     names = {part: list(canonical_state_dict(network)) for part, network in networks.items()}
     source.check(names)
-    parts = []
+    parts, sizes = [], {}
     for part, part_names in names.items():
         with naming_part(source.path, part):
             tensors = source.tensors(part, part_names)
             check_tensors(networks[part], tensors)
+        sizes[part] = measure_tensors(tensors[name] for name in part_names)
         formats = Counter(tensors[name].dtype for name in part_names)
         parts.append(NetworkInfo(part, len(part_names), tuple(f for f, _ in formats.most_common())))
         if part in TOKENIZERS:
@@ -67,6 +72,8 @@ def read_model_info(name: str | Path | None = None) -> ModelInfo:
         warnings.warn(f"model {source.path}: {IMPOSSIBLE_PREDICTION}", LorasmithWarning, 2)
     title = MINIATURE.title if source.path == EMBEDDED else source.variant.title
     is_single_file = source.path.is_file()
+    if not is_single_file:
+        sizes |= measure_side_parts(source.path)
     return ModelInfo(
-        source.path, title, source.variant, is_single_file, tuple(parts), source.unused
+        source.path, title, source.variant, is_single_file, tuple(parts), source.unused, sizes
     )
