@@ -196,7 +196,7 @@ BOMBS: dict[str, tuple[str, dict[str, Any]]] = {
     "num_train_timesteps is 10000000000": ("scheduler", {"num_train_timesteps": 10**10}),
     "trained_betas is nan": ("scheduler", {"trained_betas": [float("nan")] * 1000}),
     "trained_betas are not a list": ("scheduler", {"trained_betas": {"a": 1}}),
-    "prediction_type is 'sample'": ("scheduler", {"prediction_type": "sample"}),
+    "prediction_type is 'flow'": ("scheduler", {"prediction_type": "flow"}),
     "prediction_type is ['epsilon']": ("scheduler", {"prediction_type": ["epsilon"]}),
     "rescale_betas_zero_snr is 'yes'": ("scheduler", {"rescale_betas_zero_snr": "yes"}),
     "timestep_spacing is 7": ("scheduler", {"timestep_spacing": 7}),
