@@ -96,7 +96,7 @@ class Inputs:
 
 
 class SyntheticRun:
-    """What `lorasmith.training.joint_step.JointTrainStep` needs of a run, on random images."""
+    """What `lorasmith.training.run_step.JointTrainStep` needs of a run, on random images."""
 
     is_main = True
 

@@ -39,7 +39,7 @@ from lorasmith.core.device import pick_device
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.models.load import load_model
-from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.run_step import JointTrainStep
 from lorasmith.training.setup.setup import open_trainer
 
 AIM = 1.0

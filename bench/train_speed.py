@@ -37,7 +37,7 @@ from lora_quality import machine
 
 from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.execution_plan import ExecutionPlan
-from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.run_step import JointTrainStep
 from lorasmith.training.step.gating import GateRouting
 
 RANK, CLIP, RATE = 16, 1.0, 1e-4

@@ -19,7 +19,7 @@ from lorasmith.core.version import VERSION
 
 if TYPE_CHECKING:
     from lorasmith.adapters.api import InjectedLora, inject, save_lora
-    from lorasmith.adapters.tools.operations import (
+    from lorasmith.adapters.tools.file_operations import (
         WeightedLora,
         convert_lora,
         diff_loras,
@@ -71,7 +71,7 @@ __all__ = [
     "train", "train_features",
 ]  # fmt: skip
 
-_OPERATIONS = "lorasmith.adapters.tools.operations"
+_OPERATIONS = "lorasmith.adapters.tools.file_operations"
 _ERRORS = "lorasmith.core.errors"
 _HOMES = {
     "InjectedLora": "lorasmith.adapters.api",

@@ -119,10 +119,10 @@ DATASET_RULES: Registry[Any] = Registry(
     "dataset_rules",
     {
         "files": "lorasmith.data.rules.files:report_file_problems",
-        "tag-missing": "lorasmith.data.rules.tag:find_missing_tags",
-        "tag-spelling": "lorasmith.data.rules.tag:find_misspelled_tags",
+        "tag-missing": "lorasmith.data.rules.trigger_word:find_missing_tags",
+        "tag-spelling": "lorasmith.data.rules.trigger_word:find_misspelled_tags",
         "same-captions": "lorasmith.data.rules.captions:check_identical_captions",
-        "tag-company": "lorasmith.data.rules.tag:find_cooccurring_words",
+        "tag-company": "lorasmith.data.rules.trigger_word:find_cooccurring_words",
         "long-captions": "lorasmith.data.rules.captions:find_long_captions",
         "garbled": "lorasmith.data.rules.captions:find_garbled_captions",
         "duplicates": "lorasmith.data.rules.duplicates:find_duplicates",

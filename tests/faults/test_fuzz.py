@@ -25,12 +25,12 @@ from lorasmith.core.errors import LorasmithError
 from lorasmith.core.safetensors_header import read_header
 from lorasmith.core.text.terminal import escape_control_characters, shorten
 from lorasmith.data.caption_augmentation import shuffle_caption
+from lorasmith.data.caption_tags import count_tags
 from lorasmith.data.reading.captions.caption_file import decode_caption
 from lorasmith.data.reading.reader import find_rows
-from lorasmith.data.tags import count_tags
 from lorasmith.inference.loras.find import parse_lora_option
 from lorasmith.inference.options import parse_size
-from lorasmith.inference.prompts.parser import parse_prompt
+from lorasmith.inference.prompts.parse_prompt import parse_prompt
 
 LARGE, SMALL = 100_000, 1_000
 RATIO = 1_000

@@ -19,7 +19,7 @@ from lorasmith.adapters.files.key_formats import parse_key
 from lorasmith.adapters.files.lora_file import load_lora_file, read_lora_file
 from lorasmith.adapters.injection.compatibility import fit_to_model
 from lorasmith.adapters.kinds.loha import LohaLayer
-from lorasmith.adapters.naming.module_names import parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import parse_layer_name
 from lorasmith.adapters.tools.canonical_layers import canonical_layers
 from lorasmith.adapters.tools.info import summarize_lora
 from lorasmith.adapters.tools.merge import lbw_block

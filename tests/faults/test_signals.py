@@ -24,7 +24,7 @@ from helpers.two_processes import in_two_processes
 from lorasmith.cli import run
 from lorasmith.loops.stop_signals import stop_on_interrupt
 from lorasmith.pretraining.loop import PretrainLoop
-from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.run_step import JointTrainStep
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 

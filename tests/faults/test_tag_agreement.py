@@ -20,10 +20,15 @@ from helpers.paths import MERGES_FILE
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import token_mask
 from lorasmith.adapters.gating.trigger_tokens import check_tag_tokens, has_tag, mark_tag_tokens
-from lorasmith.core.text.tags import contains_tag, escape_brackets, find_tag, unescape_brackets
-from lorasmith.data.tags import add_tag, remove_tag
+from lorasmith.core.text.trigger_word import (
+    contains_tag,
+    escape_brackets,
+    find_tag,
+    unescape_brackets,
+)
+from lorasmith.data.caption_tags import add_tag, remove_tag
 from lorasmith.inference.loras.library import FolderLoraLibrary
-from lorasmith.inference.prompts.parser import make_plain_prompt, parse_prompt
+from lorasmith.inference.prompts.parse_prompt import make_plain_prompt, parse_prompt
 from lorasmith.models.text.long_prompts import prompt_token_ids
 from lorasmith.models.text.prompt_spans import section_texts
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, create_clip_tokenizer, read_merges

@@ -56,7 +56,7 @@ _CAPTION = joined("inkq", "INKQ", " ", "  ", ",", ", ", "a", "c++", "\\(", "(", 
 
 
 def _read_prompt(text: str) -> None:
-    from lorasmith.inference.prompts.parser import parse_negative_prompt, parse_prompt
+    from lorasmith.inference.prompts.parse_prompt import parse_negative_prompt, parse_prompt
 
     try:
         parse_negative_prompt(text)
@@ -82,7 +82,7 @@ def _augment(texts: tuple[str, str, str]) -> None:
     import torch
 
     from lorasmith.data.caption_augmentation import drop_caption, shuffle_caption
-    from lorasmith.data.tags import count_tags
+    from lorasmith.data.caption_tags import count_tags
 
     caption, _, _ = texts
     generator = torch.Generator().manual_seed(0)
@@ -467,7 +467,7 @@ _LORA_KEY = joined(
 
 def _read_lora_key(key: str) -> None:
     from lorasmith.adapters.files.key_formats import parse_key
-    from lorasmith.adapters.naming.module_names import parse_layer_name
+    from lorasmith.adapters.naming.parse_layer_name import parse_layer_name
     from lorasmith.adapters.tools.merge import lbw_block
 
     parsed = parse_key(key)

@@ -10,7 +10,7 @@ import torch
 from helpers.published_sizes import networks
 from lorasmith.adapters.kinds.lora import LoraLayer
 from lorasmith.adapters.naming.layer_names import find_adaptable_layers, kohya_unet_name
-from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, parse_layer_name
 from lorasmith.registries import MODEL_FAMILIES
 
 OUTSIDE = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.device import make_generator
-from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.run_step import JointTrainStep
 from lorasmith.training.setup.setup import open_trainer
 from lorasmith.training.state import TrainerState
 

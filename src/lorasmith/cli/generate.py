@@ -28,7 +28,11 @@ from lorasmith.inference.options import (
     parse_optional_size,
     resolve_seed,
 )
-from lorasmith.inference.prompts.parser import LoraRequest, check_negative_prompt, parse_prompt
+from lorasmith.inference.prompts.parse_prompt import (
+    LoraRequest,
+    check_negative_prompt,
+    parse_prompt,
+)
 from lorasmith.loops.progress import progress_bar
 from lorasmith.models.text.prompt_spans import section_texts
 

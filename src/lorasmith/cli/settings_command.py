@@ -73,7 +73,7 @@ class SettingsCommand(typer.core.TyperCommand):
 
     def _to_overrides(self, foreign: Mapping[str, Any], arguments: list[str]) -> list[str]:
         from lorasmith.config.reading.foreign_names import normalize
-        from lorasmith.config.reading.translate import translate
+        from lorasmith.config.reading.translate_foreign import translate
 
         for name in foreign:
             if normalize(name) in _EPOCHS:
@@ -133,7 +133,7 @@ def _explain_unknown(name: str, declared: Collection[str]) -> str:
 
 
 def _is_known(name: str) -> bool:
-    from lorasmith.config.reading.translate import is_foreign
+    from lorasmith.config.reading.translate_foreign import is_foreign
 
     return is_foreign(name, _known_keys())
 
@@ -142,7 +142,7 @@ def _take_value(argument: str, args: list[str]) -> tuple[str, Any, list[str]]:
     """Return an option's name, its value, and the arguments after it."""
     from lorasmith.config.reading.foreign_names import normalize
     from lorasmith.config.reading.read_toml import parse_value
-    from lorasmith.config.reading.translate import is_switch, is_translated
+    from lorasmith.config.reading.translate_foreign import is_switch, is_translated
 
     name, equals, text = argument.partition("=")
     name = f"--{normalize(name)}"

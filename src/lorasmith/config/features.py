@@ -28,7 +28,7 @@ from lorasmith.config.train_data import (
     Tag,
 )
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.text.tags import contains_tag, split_tag
+from lorasmith.core.text.trigger_word import contains_tag, split_tag
 
 _LONGEST_NAME = 60
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.load import read_tree, validate_config
 from lorasmith.config.reading.read_toml import parse_value
-from lorasmith.config.reading.translate import foreign_changes
+from lorasmith.config.reading.translate_foreign import foreign_changes
 from lorasmith.config.train_config import OutputConfig, TrainConfig
 from lorasmith.core.errors import ConfigError, did_you_mean
 

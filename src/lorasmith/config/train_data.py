@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from lorasmith.config.base import BaseConfig, RegisteredName, Side, UserPath
 from lorasmith.config.data import RowFilter
 from lorasmith.config.reading import foreign_values
-from lorasmith.core.text.tags import unescape_brackets
+from lorasmith.core.text.trigger_word import unescape_brackets
 from lorasmith.registries import CAPTION_SOURCES
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]

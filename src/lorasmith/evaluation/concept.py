@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.config.lora import GateKind
-from lorasmith.data.tags import add_tag, remove_tag
+from lorasmith.data.caption_tags import add_tag, remove_tag
 
 UNRELATED_PROMPTS = (
     "a red apple", "a house", "a bicycle", "a sailboat", "a yellow flower", "a key", "a cup of tea",

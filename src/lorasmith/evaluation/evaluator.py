@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorasmith.data.tags import add_tag
+from lorasmith.data.caption_tags import add_tag
 from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept, joint_prompts
 from lorasmith.evaluation.concept_predictions import ConceptPredictions, leak_from_changes
 from lorasmith.evaluation.feature_extractor import FeatureExtractor, normalize

@@ -13,7 +13,7 @@ from lorasmith.core.errors import InactiveLoraWarning
 from lorasmith.inference.image_jobs import make_image_jobs
 from lorasmith.inference.options import SamplingOptions
 from lorasmith.inference.pipeline import Pipeline, Progress
-from lorasmith.inference.prompts.parser import make_plain_prompt
+from lorasmith.inference.prompts.parse_prompt import make_plain_prompt
 
 if TYPE_CHECKING:
     from lorasmith.models.model import Model

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from lorasmith.data.tags import add_tag, remove_tag
+from lorasmith.data.caption_tags import add_tag, remove_tag
 from lorasmith.evaluation.concept import PROMPT_KINDS, EvalConcept
 from lorasmith.evaluation.evaluator import Evaluator
 from lorasmith.evaluation.results import ImageRow, ImageTable

@@ -19,7 +19,7 @@ from lorasmith.inference.init_latents import LatentPreparer
 from lorasmith.inference.loras.encoded_prompts import EncodedPrompts
 from lorasmith.inference.loras.router import LoraRouter
 from lorasmith.inference.options import SamplingOptions
-from lorasmith.inference.prompts.parser import Prompt
+from lorasmith.inference.prompts.parse_prompt import Prompt
 from lorasmith.inference.samplers import make_scheduler
 from lorasmith.inference.unet_inputs import make_added_conditioning
 from lorasmith.models.model import Model

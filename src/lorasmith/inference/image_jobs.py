@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.options import check_num_images, resolve_seed
-from lorasmith.inference.prompts.parser import Prompt, parse_prompt
+from lorasmith.inference.prompts.parse_prompt import Prompt, parse_prompt
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,8 @@ from lorasmith.inference.options import SamplingKeywords, SamplingOptions
 from lorasmith.inference.outputs.png_metadata import build_parameters_text, compute_model_hash
 from lorasmith.inference.outputs.save import PARAMETERS_KEY
 from lorasmith.inference.postprocess import blacken_unsafe, tensor_to_pil
-from lorasmith.inference.prompts.lora_syntax import LoraRequest
-from lorasmith.inference.prompts.parser import parse_negative_prompt
+from lorasmith.inference.prompts.lora_request import LoraRequest
+from lorasmith.inference.prompts.parse_prompt import parse_negative_prompt
 from lorasmith.inference.unet_inputs import check_components
 from lorasmith.models.latents import decode_latents
 from lorasmith.models.load import load_model

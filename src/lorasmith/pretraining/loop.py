@@ -43,10 +43,10 @@ from lorasmith.loops.checkpoint import (
 from lorasmith.loops.cuda_graphs import CudaGraphCache
 from lorasmith.loops.distributed import create_accelerator
 from lorasmith.loops.ema import Ema
-from lorasmith.loops.interruption import Interrupted, explain_interruption
 from lorasmith.loops.optimization.lr_schedule import lr_factor
 from lorasmith.loops.optimization.optimized_module import OptimizedModule, select_prefix
 from lorasmith.loops.progress import progress_bar
+from lorasmith.loops.stop_messages import Interrupted, explain_interruption
 from lorasmith.loops.stop_signals import StopAgreement, stop_on_interrupt
 from lorasmith.loops.tracking import Tracker
 from lorasmith.pretraining.metrics import StepMetrics

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from lorasmith.core.errors import TrainingError
-from lorasmith.loops import interruption as loops_interruption
-from lorasmith.loops.interruption import Interrupted
+from lorasmith.loops import stop_messages
 from lorasmith.loops.memory import empty_gpu_cache, is_out_of_memory
+from lorasmith.loops.stop_messages import Interrupted
 from lorasmith.runs.paths import RunPaths
 from lorasmith.training.state import TrainerState
 
@@ -64,10 +64,10 @@ def explain_oom(state: TrainerState, hint: str = "") -> Iterator[None]:
 
 def explain_interruption(paths: RunPaths) -> AbstractContextManager[None]:
     """Return a context that says what is saved, and how to resume, when anything ends a run."""
-    return loops_interruption.explain_interruption(
+    return stop_messages.explain_interruption(
         paths.folder, paths.resume_checkpoints, f"go on with: {paths.resume_command}"
     )
 
 
 def _last_checkpoint(paths: RunPaths) -> str:
-    return loops_interruption.last_checkpoint(paths.resume_checkpoints)
+    return stop_messages.last_checkpoint(paths.resume_checkpoints)

@@ -18,8 +18,8 @@ from lorasmith.training.interruption import (
     explain_oom,
     stop_message,
 )
-from lorasmith.training.joint_step import JointTrainStep
 from lorasmith.training.losses import LossFn, diffusion_loss
+from lorasmith.training.run_step import JointTrainStep
 from lorasmith.training.setup.setup import open_trainer
 from lorasmith.training.state import TrainerState
 

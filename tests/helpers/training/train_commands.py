@@ -12,7 +12,7 @@ import torch
 
 from lorasmith.cli import run
 from lorasmith.loops.checkpoint import load_checkpoint
-from lorasmith.training.joint_step import JointTrainStep, Microbatch
+from lorasmith.training.run_step import JointTrainStep, Microbatch
 from lorasmith.training.step.train_step import TrainStep
 
 VALIDATION = (

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from lorasmith.training.data.batch import Batch
-from lorasmith.training.joint_step import compute_gradients
 from lorasmith.training.losses import Noise
+from lorasmith.training.run_step import compute_gradients
 from lorasmith.training.step.microbatch import Microbatch
 from lorasmith.training.step.train_step import StepMetrics, TrainStep
 

@@ -67,7 +67,7 @@ def test_demo_keeps_files_of_the_user(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_demo_images_are_complete_and_differ_from_the_drawn_concepts() -> None:
     from lorasmith.cli.demo.style import CONCEPTS, DEMO_DATA, TAG
-    from lorasmith.core.text.tags import contains_tag
+    from lorasmith.core.text.trigger_word import contains_tag
     from lorasmith.data.reading.reader import read_rows
 
     rows = read_rows(DEMO_DATA)

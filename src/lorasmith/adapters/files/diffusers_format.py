@@ -15,7 +15,7 @@ from lorasmith.adapters.files.lora_file import write_tensors
 from lorasmith.adapters.files.peft_config import METADATA_KEY, build_peft_metadata
 from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import LoraLayer, as_peft
-from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, parse_layer_name
 from lorasmith.core.errors import WeightsError
 
 

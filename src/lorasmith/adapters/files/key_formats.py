@@ -20,7 +20,7 @@ from typing import NamedTuple
 from lorasmith.adapters.kinds.dora import MAGNITUDE
 from lorasmith.adapters.kinds.locon import MID
 from lorasmith.adapters.kinds.lora import DOWN, UP
-from lorasmith.adapters.naming.module_names import (
+from lorasmith.adapters.naming.parse_layer_name import (
     MAX_NAME_LENGTH,
     is_kohya_name,
     parse_layer_name,

@@ -19,7 +19,7 @@ from lorasmith.adapters.files.key_formats import (
 from lorasmith.adapters.files.peft_config import PeftConfig, load_peft_config
 from lorasmith.adapters.files.unknown_keys import example_keys, explain_unknown_keys
 from lorasmith.adapters.kinds.base import AdapterLayer, Tensors
-from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, parse_layer_name
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import SafetensorsFile
 from lorasmith.registries import ADAPTER_KINDS

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from lorasmith.adapters.kinds.lora import LoraLayer
-from lorasmith.adapters.naming.module_names import LayerPath
+from lorasmith.adapters.naming.parse_layer_name import LayerPath
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.text.json_text import parse_json
 

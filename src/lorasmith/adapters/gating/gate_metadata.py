@@ -12,7 +12,7 @@ from typing import Protocol, cast, get_args
 
 from lorasmith.config.lora import GateKind
 from lorasmith.core.errors import WeightsError
-from lorasmith.core.text.tags import split_tag, unescape_brackets
+from lorasmith.core.text.trigger_word import split_tag, unescape_brackets
 
 TRIGGER_PHRASE = "modelspec.trigger_phrase"
 _LONGEST_TAG = 1000

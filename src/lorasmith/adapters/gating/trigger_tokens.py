@@ -1,6 +1,6 @@
 """The tokens of a trigger word (tag) in a prompt.
 
-Where a tag is, `lorasmith.core.text.tags` says, by the text; its tokens are those that read
+Where a tag is, `lorasmith.core.text.trigger_word` says, by the text; its tokens are those that read
 characters of it. A token may also read what stands beside the tag: CLIP has a token for ``),``,
 which is the last one of the tag ``ganyu (genshin)`` before a comma.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.text.tags import contains_tag, find_tag, split_tag
+from lorasmith.core.text.trigger_word import contains_tag, find_tag, split_tag
 from lorasmith.models.text.chunks import chunk_capacity, mark_tokens
 from lorasmith.models.text.prompt_spans import WeightedPrompt, section_texts
 

@@ -16,7 +16,7 @@ from lorasmith.adapters.naming.layer_names import (
     find_layer_refs,
     find_name_aliases,
 )
-from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, parse_layer_name
 from lorasmith.adapters.nn.lora import Adapter
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.families.family import Networks, detect_family, get_family

@@ -8,7 +8,7 @@ import torch
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.unknown_keys import example_keys, is_for_later_family
 from lorasmith.adapters.kinds.base import AdapterLayer
-from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, parse_layer_name
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.models.families.family import get_family
 

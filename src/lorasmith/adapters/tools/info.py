@@ -11,7 +11,7 @@ from lorasmith.adapters.files.lora_family import detect_lora_family
 from lorasmith.adapters.files.lora_file import LoraFile
 from lorasmith.adapters.files.unknown_keys import count_unknown_keys
 from lorasmith.adapters.kinds.base import AdapterLayer
-from lorasmith.adapters.naming.module_names import parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import parse_layer_name
 from lorasmith.adapters.naming.unet_blocks import block_sort_key
 
 _DIFFUSERS = re.compile(r"lora_unet_(?P<side>down|up)_blocks_(?P<level>\d+)_")

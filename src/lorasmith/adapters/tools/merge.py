@@ -13,7 +13,7 @@ from lorasmith.adapters.kinds.base import AdapterLayer
 from lorasmith.adapters.kinds.lora import LoraLayer, as_lora
 from lorasmith.adapters.naming.block_weights import BlockWeights
 from lorasmith.adapters.naming.layer_names import UNET, find_layer_refs
-from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, parse_layer_name
 from lorasmith.adapters.naming.unet_blocks import BlockMap
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.adapters.tools.canonical_layers import canonical_layers

@@ -39,7 +39,7 @@ def diff(
 
     Example: `lorasmith lora diff loras/inkmono.safetensors loras/rank4.safetensors`
     """
-    from lorasmith.adapters.tools.operations import diff_loras
+    from lorasmith.adapters.tools.file_operations import diff_loras
 
     result = diff_loras(first, second, ignore_unknown)
     if as_json:

@@ -23,7 +23,7 @@ from lorasmith.cli.output import print_line
 from lorasmith.core.text.console import open_console
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.tools.operations import WriteResult
+    from lorasmith.adapters.tools.file_operations import WriteResult
 
 _EXAMPLES = 5
 
@@ -70,7 +70,7 @@ def convert(
 
     Example: `lorasmith lora convert loras/inkmono.safetensors inkmono-diffusers.safetensors --to diffusers`
     """  # noqa: E501 (one command, one line)
-    from lorasmith.adapters.tools.operations import convert_lora
+    from lorasmith.adapters.tools.file_operations import convert_lora
 
     written = convert_lora(file, out, to, family, fold_alpha, ignore_unknown)
     print_line(f"{_describe(written)}, in the key format of {to}")
@@ -89,7 +89,7 @@ def merge(
     Example: `lorasmith lora merge loras/inkmono.safetensors:0.7 loras/rank4.safetensors:0.3 --out loras/sum.safetensors`
     """  # noqa: E501
     terms = [parse_weighted_lora(text) for text in files]
-    from lorasmith.adapters.tools.operations import merge_loras
+    from lorasmith.adapters.tools.file_operations import merge_loras
 
     with open_console(stderr=True).status("merging"):
         written = merge_loras(
@@ -113,7 +113,7 @@ def resize(
 
     Example: `lorasmith lora resize loras/inkmono.safetensors --energy 0.95 --out loras/small.safetensors`
     """  # noqa: E501
-    from lorasmith.adapters.tools.operations import resize_lora
+    from lorasmith.adapters.tools.file_operations import resize_lora
 
     with open_console(stderr=True).status("resizing"):
         written = resize_lora(
@@ -137,7 +137,7 @@ def extract(
 
     Example: `lorasmith lora extract models/merged path/to/model --rank 8 --out loras/taken.safetensors`
     """  # noqa: E501
-    from lorasmith.adapters.tools.operations import extract_lora
+    from lorasmith.adapters.tools.file_operations import extract_lora
 
     with open_console(stderr=True).status("opening the models"):
         models = open_model(tuned), open_model(base)

@@ -8,7 +8,7 @@ import typer
 from lorasmith.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasmith.adapters.tools.operations import WeightedLora
+    from lorasmith.adapters.tools.file_operations import WeightedLora
     from lorasmith.models.model import Model
 
 EMBEDDED = "embedded"
@@ -59,7 +59,7 @@ def parse_weighted_lora(text: str) -> "WeightedLora":
     Raises:
         ConfigError: the weight is not a number from -10 to 10.
     """
-    from lorasmith.adapters.tools.operations import WeightedLora
+    from lorasmith.adapters.tools.file_operations import WeightedLora
 
     plain, _, blocks = text.partition(_LBW)
     return WeightedLora(*_path_and_weight(plain), blocks)
@@ -78,7 +78,7 @@ def open_optional_model(name: str | None) -> "Model | None":
 
 
 def _path_and_weight(text: str) -> tuple[Path, float]:
-    from lorasmith.inference.prompts.parser import check_weight
+    from lorasmith.inference.prompts.parse_prompt import check_weight
 
     full_path = Path(text).expanduser()
     name, colon, weight = text.rpartition(":")

@@ -108,9 +108,9 @@ def _read_texts(
     Raises:
         ConfigError: no caption has the tag.
     """
-    from lorasmith.core.text.tags import contains_tag
+    from lorasmith.core.text.trigger_word import contains_tag
+    from lorasmith.data.caption_tags import remove_tag
     from lorasmith.data.reading.reader import read_rows
-    from lorasmith.data.tags import remove_tag
 
     captions = list(dict.fromkeys(row.caption for row in read_rows(data)))
     tagged = [caption for caption in captions if contains_tag(caption, tag)]

@@ -12,7 +12,7 @@ from lorasmith.config.base import BaseConfig
 from lorasmith.config.fields import explain_validation_error, list_fields
 from lorasmith.config.reading import old_keys
 from lorasmith.config.reading.read_toml import MAX_TABLE_DEPTH, parse_value, read_toml
-from lorasmith.config.reading.translate import translate
+from lorasmith.config.reading.translate_foreign import translate
 from lorasmith.core.errors import ConfigError, LorasmithWarning
 from lorasmith.core.text.terminal import shorten
 

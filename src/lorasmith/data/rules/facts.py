@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from lorasmith.core.text.tags import contains_tag
+from lorasmith.core.text.trigger_word import contains_tag
 from lorasmith.data.images.buckets import Bucket, BucketAssignment, assign_bucket
 from lorasmith.data.reading.row import Row
 from lorasmith.data.scan.image_inspection import ImageInfo

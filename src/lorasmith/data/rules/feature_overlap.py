@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorasmith.core.text.tags import contains_tag
+from lorasmith.core.text.trigger_word import contains_tag
 from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import Finding, captions_have
-from lorasmith.data.rules.tag import (
+from lorasmith.data.rules.trigger_word import (
     COOCCURRENCE_SHARE,
     MIN_CAPTIONS,
     find_common_words,

@@ -11,7 +11,7 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.data.images.buckets import Bucket, choose_bucket_step, make_buckets
 from lorasmith.data.rules.facts import DatasetFacts, DatasetRule, Finding
 from lorasmith.data.rules.images import cropped_share, scale_factor
-from lorasmith.data.rules.tag import find_common_words
+from lorasmith.data.rules.trigger_word import find_common_words
 from lorasmith.data.scan.scan import ProgressBarFactory, read_options, scan_dataset
 from lorasmith.evaluation.metrics.diversity import Diversity, measure_diversity
 from lorasmith.models.image_sizes import ImageSizes

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from lorasmith.inference.prompts.lora_syntax import LoraRequest
-from lorasmith.inference.prompts.parser import Prompt
+from lorasmith.inference.prompts.lora_request import LoraRequest
+from lorasmith.inference.prompts.parse_prompt import Prompt
 
 if TYPE_CHECKING:
     from lorasmith.adapters.injection.inject import AttachedLora

@@ -9,7 +9,7 @@ from lorasmith.adapters.injection.inject import AttachedLora, attach_lora
 from lorasmith.adapters.naming.block_weights import parse_block_weights
 from lorasmith.adapters.naming.layer_names import UNET, LayerRef
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.lora_syntax import LoraRequest
+from lorasmith.inference.prompts.lora_request import LoraRequest
 from lorasmith.models.families.family import detect_family
 
 if TYPE_CHECKING:

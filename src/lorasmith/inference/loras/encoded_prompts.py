@@ -6,7 +6,7 @@ import torch
 
 from lorasmith.inference.loras.active_lora import ActiveLora
 from lorasmith.inference.loras.router import LoraRouter
-from lorasmith.inference.prompts.parser import Prompt
+from lorasmith.inference.prompts.parse_prompt import Prompt
 from lorasmith.models.model import Model
 from lorasmith.models.text.encode import Conditioning
 from lorasmith.models.text.long_prompts import (

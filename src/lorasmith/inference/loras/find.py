@@ -11,13 +11,13 @@ from pathlib import Path
 
 from lorasmith.core.errors import ConfigError, WeightsError, did_you_mean
 from lorasmith.core.files import TEMPORARY_PREFIX
-from lorasmith.inference.prompts.lora_syntax import (
+from lorasmith.inference.prompts.lora_request import (
     LoraRequest,
     TextPosition,
     check_name,
     parse_request_options,
 )
-from lorasmith.inference.prompts.parser import LORA_SUFFIX
+from lorasmith.inference.prompts.parse_prompt import LORA_SUFFIX
 
 _SYNTAX_HINT = "write NAME, NAME:WEIGHT or path/to/file.safetensors:WEIGHT"
 
@@ -106,7 +106,7 @@ def list_lora_files(folder: Path) -> list[Path]:
 def parse_lora_option(text: str) -> LoraRequest:
     """Parse ``NAME``, ``NAME:WEIGHT`` or ``path/to/file.safetensors:WEIGHT``.
 
-    After the name comes what `lorasmith.inference.prompts.lora_syntax.parse_lora_request` accepts.
+    After the name comes what `lorasmith.inference.prompts.lora_request.parse_lora_request` accepts.
 
     Raises:
         ConfigError: no name, or what follows it is malformed, at which column.

@@ -11,10 +11,10 @@ from lorasmith.adapters.gating.gate_metadata import GateMetadata, parse_gate
 from lorasmith.adapters.injection.inject import attach_lora
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
-from lorasmith.core.text.tags import find_tag, split_tag
+from lorasmith.core.text.trigger_word import find_tag, split_tag
 from lorasmith.inference.loras.active_lora import ActiveLora
 from lorasmith.inference.loras.find import list_lora_files
-from lorasmith.inference.prompts.lora_syntax import LoraRequest
+from lorasmith.inference.prompts.lora_request import LoraRequest
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model
 

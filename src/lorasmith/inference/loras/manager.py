@@ -11,8 +11,8 @@ from lorasmith.inference.loras.attach import attach_requested_lora
 from lorasmith.inference.loras.find import find_lora, resolve_lora
 from lorasmith.inference.loras.library import FolderLoraLibrary
 from lorasmith.inference.loras.router import LoraRouter
-from lorasmith.inference.prompts.lora_syntax import LoraRequest, check_request
-from lorasmith.inference.prompts.parser import Prompt
+from lorasmith.inference.prompts.lora_request import LoraRequest, check_request
+from lorasmith.inference.prompts.parse_prompt import Prompt
 from lorasmith.models.model import Model
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import torch
 from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
 from lorasmith.adapters.gating.trigger_tokens import has_tag
 from lorasmith.core.errors import InactiveLoraWarning, LorasmithWarning
-from lorasmith.core.text.tags import escape_brackets
+from lorasmith.core.text.trigger_word import escape_brackets
 from lorasmith.inference.loras.active_lora import ActiveLora, LoraLibrary
-from lorasmith.inference.prompts.lora_syntax import LoraRequest
-from lorasmith.inference.prompts.parser import Prompt
+from lorasmith.inference.prompts.lora_request import LoraRequest
+from lorasmith.inference.prompts.parse_prompt import Prompt
 from lorasmith.models.model import Model
 from lorasmith.models.text.prompt_spans import WeightedPrompt, section_texts
 

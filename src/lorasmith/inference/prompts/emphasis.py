@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.lora_syntax import TextPosition
+from lorasmith.inference.prompts.lora_request import TextPosition
 from lorasmith.models.text.prompt_spans import (
     EMPTY_PROMPT,
     PromptSection,

@@ -8,8 +8,8 @@ from torch import nn
 
 from lorasmith.adapters.nn.lora import LoraLinear
 from lorasmith.adapters.nn.wrapper import LoraWrapper
-from lorasmith.adapters.targeting.qkv_groups import iter_qkv_groups
 from lorasmith.ops.fused_lora import StackedFactors
+from lorasmith.training.acceleration.qkv_groups import iter_qkv_groups
 
 TrainedLayer = tuple[LoraWrapper, tuple[LoraLinear, ...]]
 """A linear layer, and those of its adapters that are trained, in the order in which they divide

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from lorasmith.adapters.targeting.qkv_groups import iter_qkv_groups
 from lorasmith.ops import fp8
 from lorasmith.ops.fp8 import Fp8Weight
 from lorasmith.training.acceleration.module_patch import ModulePatch
+from lorasmith.training.acceleration.qkv_groups import iter_qkv_groups
 
 _TEXT_LAYERS = 2
 """Layers of a cross-attention that read a text: k and v. A text has too few tokens for FP8."""

@@ -16,11 +16,11 @@ from lorasmith.core.device import compute_dtype
 from lorasmith.core.errors import LorasmithWarning
 from lorasmith.data.batch_sampler import BucketBatchSampler
 from lorasmith.data.cache.tensor_cache import default_cache_dir
+from lorasmith.data.caption_tags import remove_tag
 from lorasmith.data.images.bucketed_images import BucketedImages, read_image_header
 from lorasmith.data.images.buckets import Bucket, Size, assign_bucket
 from lorasmith.data.images.memory_budget import reserve_decoding
 from lorasmith.data.reading.row import Row
-from lorasmith.data.tags import remove_tag
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.runs.paths import check_outside_dataset

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import DataError, LorasmithWarning
-from lorasmith.core.text.tags import contains_tag
+from lorasmith.core.text.trigger_word import contains_tag
 from lorasmith.data.reading.filters import hash_fraction
 from lorasmith.data.reading.row import Row
 from lorasmith.data.scan.scan import read_class_rows, read_usable_rows

@@ -11,7 +11,7 @@ from lorasmith.config.features import load_saved_train_config
 from lorasmith.config.train_config import SUFFIX, TrainConfig
 from lorasmith.core.errors import DataError, WeightsError
 from lorasmith.core.safetensors_io import load_metadata
-from lorasmith.core.text.tags import contains_tag
+from lorasmith.core.text.trigger_word import contains_tag
 from lorasmith.data.images.decode import WHITE, decode_image
 from lorasmith.data.reading.options import ReadOptions
 from lorasmith.data.reading.reader import read_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lorasmith.core.safetensors_io import load_metadata
-from lorasmith.data.tags import count_tags
+from lorasmith.data.caption_tags import count_tags
 from lorasmith.models.families.family import detect_family
 from lorasmith.reports.html import failure_as_warning
 from lorasmith.reports.pages.run import write_run_page

@@ -22,7 +22,7 @@ from lorasmith.inference.loras.find import find_lora
 from lorasmith.inference.options import SamplingOptions, Size, parse_optional_size
 from lorasmith.inference.outputs.save import save_png
 from lorasmith.inference.pipeline import Pipeline
-from lorasmith.inference.prompts.parser import (
+from lorasmith.inference.prompts.parse_prompt import (
     Prompt,
     check_negative_prompt,
     make_plain_prompt,

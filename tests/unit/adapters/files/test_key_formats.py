@@ -11,7 +11,7 @@ from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file
 from lorasmith.adapters.files.unknown_keys import is_for_later_family
 from lorasmith.adapters.kinds.dora import DoraLayer
 from lorasmith.adapters.kinds.full import FullLayer
-from lorasmith.adapters.naming.module_names import parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import parse_layer_name
 from lorasmith.core.errors import WeightsError
 
 Tensors = dict[str, torch.Tensor]

@@ -13,7 +13,7 @@ from lorasmith.adapters.gating.trigger_tokens import (
     mark_tag_tokens,
 )
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.text.tags import contains_tag
+from lorasmith.core.text.trigger_word import contains_tag
 from lorasmith.models.text.encode import tokenize
 from lorasmith.models.text.prompt_spans import PromptSpan, unweighted_prompt
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges

@@ -11,7 +11,7 @@ from lorasmith.adapters.naming.layer_names import (
     kohya_text_name,
     kohya_unet_name,
 )
-from lorasmith.adapters.naming.module_names import LayerPath, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, parse_layer_name
 from lorasmith.adapters.nn.lora import layer_weight
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.model import Model

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.published_sizes import networks
 from lorasmith.adapters.naming.layer_names import find_layer_refs
-from lorasmith.adapters.naming.module_names import LayerPath, is_kohya_name, parse_layer_name
+from lorasmith.adapters.naming.parse_layer_name import LayerPath, is_kohya_name, parse_layer_name
 from lorasmith.models.families.family import detect_family
 from lorasmith.models.families.ldm_keys import unet_table
 

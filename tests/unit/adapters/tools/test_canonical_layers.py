@@ -8,8 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.adapters.files.lora_file import LoraFile, load_lora_file, read_lora_file
 from lorasmith.adapters.tools.canonical_layers import canonical_layers
-from lorasmith.adapters.tools.info import summarize_lora
-from lorasmith.adapters.tools.operations import (
+from lorasmith.adapters.tools.file_operations import (
     KeyFormat,
     WeightedLora,
     convert_lora,
@@ -17,6 +16,7 @@ from lorasmith.adapters.tools.operations import (
     merge_loras,
     resize_lora,
 )
+from lorasmith.adapters.tools.info import summarize_lora
 from lorasmith.core.errors import LorasmithWarning, WeightsError
 
 BLOCK = "attentions_0_transformer_blocks_0_attn2_to_k"

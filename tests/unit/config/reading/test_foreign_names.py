@@ -11,7 +11,7 @@ from lorasmith.config.features import FeatureConfig, FeaturesConfig
 from lorasmith.config.fields import list_fields
 from lorasmith.config.reading.foreign_names import FOREIGN_NAMES
 from lorasmith.config.reading.load import load_config, validate_config
-from lorasmith.config.reading.translate import FEATURE_KEYS
+from lorasmith.config.reading.translate_foreign import FEATURE_KEYS
 from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 

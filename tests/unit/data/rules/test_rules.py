@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from helpers.dataset_files import encoded, scene, write_image
 from lorasmith.data.images.buckets import make_buckets
 from lorasmith.data.rules.facts import DatasetFacts, Finding
-from lorasmith.data.rules.tag import edit_distance, find_common_words, is_nearly_tag
+from lorasmith.data.rules.trigger_word import edit_distance, find_common_words, is_nearly_tag
 from lorasmith.data.scan.scan import scan_dataset
 from lorasmith.registries import DATASET_RULES
 

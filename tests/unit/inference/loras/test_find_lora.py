@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError, LorasmithError, WeightsError
 from lorasmith.inference.loras.find import find_lora, parse_lora_option, resolve_lora
-from lorasmith.inference.prompts.parser import LoraRequest
+from lorasmith.inference.prompts.parse_prompt import LoraRequest
 
 
 @given(st.text(max_size=30))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
 from lorasmith.inference.prompts.emphasis import parse_emphasis
-from lorasmith.inference.prompts.parser import (
+from lorasmith.inference.prompts.parse_prompt import (
     make_plain_prompt,
     parse_negative_prompt,
     parse_prompt,

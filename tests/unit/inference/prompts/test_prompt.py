@@ -5,7 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.inference.prompts.parser import LoraRequest, check_negative_prompt, parse_prompt
+from lorasmith.inference.prompts.parse_prompt import (
+    LoraRequest,
+    check_negative_prompt,
+    parse_prompt,
+)
 
 TWELVE = "1,0,0,0,0,1,1,1,0.5,0,0,-1"
 

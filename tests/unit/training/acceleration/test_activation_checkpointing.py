@@ -18,7 +18,7 @@ from lorasmith.training.acceleration.activation_checkpointing import (
     bisect_min,
     measure_saved_bytes,
 )
-from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.run_step import JointTrainStep
 from lorasmith.training.setup.setup import open_trainer
 
 

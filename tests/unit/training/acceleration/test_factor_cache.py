@@ -7,7 +7,6 @@ from torch import nn
 from lorasmith.adapters.gating.gate import Gate
 from lorasmith.adapters.nn.lora import Factors, LoraLinear, make_adapter
 from lorasmith.adapters.nn.wrapper import LoraWrapper, forward_shared_input
-from lorasmith.adapters.targeting.qkv_groups import iter_qkv_groups
 from lorasmith.ops.fused_lora import (
     FusedLinearArgs,
     StackedFactors,
@@ -15,6 +14,7 @@ from lorasmith.ops.fused_lora import (
     op_arguments,
 )
 from lorasmith.training.acceleration.factor_cache import FactorCastCache, build_factor_cache
+from lorasmith.training.acceleration.qkv_groups import iter_qkv_groups
 
 CPU = torch.device("cpu")
 IN, OUT = 6, 4

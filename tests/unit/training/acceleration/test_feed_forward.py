@@ -12,7 +12,7 @@ from lorasmith.ops.fused_lora import op_arguments
 from lorasmith.training.acceleration.factor_cache import FactorCastCache
 from lorasmith.training.acceleration.feed_forward import feed_forward_patch, geglu_patch
 from lorasmith.training.acceleration.module_patch import ModulePatch, patched
-from lorasmith.training.acceleration.patcher import UNetPatcher
+from lorasmith.training.acceleration.unet_patches import UNetPatcher
 
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 2e-2)}
 

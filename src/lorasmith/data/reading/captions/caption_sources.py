@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.core.errors import DataError
-from lorasmith.core.text.tags import unescape_brackets
+from lorasmith.core.text.trigger_word import unescape_brackets
 from lorasmith.data.reading.captions.caption_file import CaptionFile, read_caption_file
 from lorasmith.data.reading.links import FOLLOW_SETTING, LinkPolicy, list_entries
 from lorasmith.data.reading.problems import Problem, ProblemKind

@@ -7,7 +7,7 @@ import torch
 
 from lorasmith.adapters.gating.gate_metadata import GateMetadata
 from lorasmith.adapters.gating.token_mask import selects_tokens, token_mask
-from lorasmith.core.text.tags import contains_tag
+from lorasmith.core.text.trigger_word import contains_tag
 from lorasmith.models.model import Model
 from lorasmith.models.text.prompt_spans import unweighted_prompt
 from lorasmith.training.data.captions.captions import TokenMaskFn

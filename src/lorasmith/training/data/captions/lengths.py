@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lorasmith.config.train_config import DataConfig
 from lorasmith.core.errors import LorasmithWarning
-from lorasmith.data.tags import remove_tag
+from lorasmith.data.caption_tags import remove_tag
 from lorasmith.models.text.long_prompts import (
     count_chunks,
     max_chunks_when_shuffled,

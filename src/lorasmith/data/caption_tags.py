@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from lorasmith.core.text.tags import find_tag
+from lorasmith.core.text.trigger_word import find_tag
 
 
 def count_tags(captions: Iterable[str]) -> dict[str, int]:

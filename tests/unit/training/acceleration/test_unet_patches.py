@@ -25,15 +25,15 @@ from lorasmith.core.errors import LorasmithWarning
 from lorasmith.models.load import load_model
 from lorasmith.models.model import Model
 from lorasmith.ops import fp8, geglu, group_norm
-from lorasmith.training import joint_step
-from lorasmith.training.acceleration import factor_cache, module_patch, patcher
+from lorasmith.training import run_step
+from lorasmith.training.acceleration import factor_cache, module_patch, unet_patches
 from lorasmith.training.acceleration.activation_checkpointing import (
     ActivationCheckpointer,
     measure_saved_bytes,
 )
 from lorasmith.training.acceleration.factor_cache import build_factor_cache
-from lorasmith.training.acceleration.patcher import UNetPatcher
-from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.acceleration.unet_patches import UNetPatcher
+from lorasmith.training.run_step import JointTrainStep
 from lorasmith.training.setup.setup import open_trainer
 from lorasmith.training.step.train_step import LossInput
 
@@ -43,7 +43,7 @@ ALL_LAYERS = "all-linear+conv"
 
 @pytest.fixture(autouse=True)
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patcher, "is_available", lambda device: True)
+    monkeypatch.setattr(unet_patches, "is_available", lambda device: True)
     monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: True)
     monkeypatch.setattr(geglu, "geglu", geglu.geglu_reference)
     monkeypatch.setattr(group_norm, "group_norm", group_norm.group_norm_reference)
@@ -189,7 +189,7 @@ def test_patched_unusual_networks_give_the_same_gradients(options: dict[str, Any
 
 
 def test_network_on_a_cpu_is_not_patched(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patcher, "is_available", lambda device: False)
+    monkeypatch.setattr(unet_patches, "is_available", lambda device: False)
     network = load_model(tiny_model).unet
     plain = state_of(network)
     with UNetPatcher(network).patched():
@@ -451,7 +451,7 @@ def test_patched_run_equals_an_unpatched_run_and_is_restored_after_a_failure(
     results: list[list[torch.Tensor]] = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr(patcher, "is_available", lambda device: False)
+            monkeypatch.setattr(unet_patches, "is_available", lambda device: False)
             monkeypatch.setattr(factor_cache, "_is_on_gpu", lambda layer: False)
         with open_trainer(run_of(tiny_model, data, tmp_path / str(kernels)), None) as session:
             plain, steps = state_of(session.model.unet), JointTrainStep([session])
@@ -460,7 +460,7 @@ def test_patched_run_equals_an_unpatched_run_and_is_restored_after_a_failure(
             weights = [parameter.detach().clone() for parameter in session.trainable.parameters()]
             results.append([*(part for figure in figures for part in figure[:2]), *weights])
             with monkeypatch.context() as patched:
-                patched.setattr(joint_step, "compute_losses", out_of_memory)
+                patched.setattr(run_step, "compute_losses", out_of_memory)
                 with pytest.raises(RuntimeError, match="out of memory"):
                     steps.step()
             assert state_of(session.model.unet) == plain

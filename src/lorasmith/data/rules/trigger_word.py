@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from lorasmith.core.text.tags import find_tag
+from lorasmith.core.text.trigger_word import find_tag
 from lorasmith.data.reading.row import Row
 from lorasmith.data.rules.facts import DatasetFacts, Finding, captions_have
 

@@ -11,7 +11,7 @@ from lorasmith.config.train_config import TrainConfig
 from lorasmith.core.errors import ConfigError
 from lorasmith.loops.memory import limit_gpu_memory
 from lorasmith.training.acceleration.execution_plan import ExecutionPlan
-from lorasmith.training.joint_step import JointTrainStep
+from lorasmith.training.run_step import JointTrainStep
 from lorasmith.training.setup.setup import open_trainer
 
 pytestmark = pytest.mark.gpu

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.data.tags import add_tag, count_tags, remove_tag
+from lorasmith.data.caption_tags import add_tag, count_tags, remove_tag
 
 
 def test_tag_frequency_counts_parts() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lorasmith.core.text.tags import (
+from lorasmith.core.text.trigger_word import (
     contains_tag,
     escape_brackets,
     find_tag,

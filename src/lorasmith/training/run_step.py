@@ -18,7 +18,7 @@ from lorasmith.training.acceleration.execution_plan import (
     workload_of,
 )
 from lorasmith.training.acceleration.factor_cache import build_factor_cache
-from lorasmith.training.acceleration.patcher import UNetPatcher
+from lorasmith.training.acceleration.unet_patches import UNetPatcher
 from lorasmith.training.state import TrainerState
 from lorasmith.training.step.microbatch import (
     Microbatch,

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.core.text.tags import escape_brackets
+from lorasmith.core.text.trigger_word import escape_brackets
 from lorasmith.inference.prompts.emphasis import parse_emphasis
-from lorasmith.inference.prompts.lora_syntax import (
+from lorasmith.inference.prompts.lora_request import (
     SYNTAX_HINT,
     LoraRequest,
     TextPosition,
