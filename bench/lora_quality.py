@@ -35,7 +35,8 @@ from lorasmith.data.images.square_images import load_square_images, uint8_to_sig
 from lorasmith.data.reading.reader import read_rows
 from lorasmith.data.reading.row import Row
 from lorasmith.evaluation.base_model import pil_to_tensor, tensor_to_pil
-from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
+from lorasmith.models.image_encoder import embed_images, load_image_encoder
+from lorasmith.models.vision.base import ImageEncoder
 from lorasmith.reports.contact_sheet import make_contact_sheet
 
 STYLE, STYLE_WORDS = "fluent-mono", "high contrast style"

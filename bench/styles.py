@@ -18,7 +18,7 @@ from torch import nn
 
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
 from lorasmith.data.reading.row import Row
-from lorasmith.models.image_encoder import ImageEncoder
+from lorasmith.models.vision.base import ImageEncoder
 
 KNOWN = "one the base knows"
 VALIDATION_SHARE = 0.2

@@ -21,7 +21,7 @@ from pack import decode_picture, read_pack
 
 from lorasmith.data.reading.filters import hash_fraction
 from lorasmith.models.image_encoder import load_image_encoder
-from lorasmith.pretraining.vae_losses import PerceptualLoss
+from lorasmith.pretraining.perceptual.loss import PerceptualLoss
 
 VALIDATION_SHARE = 0.03
 MOST_IMAGES = 256

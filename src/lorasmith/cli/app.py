@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO
 import typer
 import typer.core
 
-from lorasmith.cli import cache, check, evaluate, generate, pretrain, report, sweep, train
+from lorasmith.cli import cache, check, classify, evaluate, generate, pretrain, report, sweep, train
 from lorasmith.cli.demo import command as demo
 from lorasmith.cli.log_handler import log_to_terminal
 from lorasmith.cli.lora import commands as lora
@@ -61,7 +61,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (generate, check, train, sweep, report, evaluate, demo, pretrain, model, lora, cache):
+for module in (
+    generate, check, train, sweep, report, evaluate, classify, demo, pretrain, model, lora, cache,
+):  # fmt: skip
     module.register(app)
 
 

@@ -18,6 +18,11 @@ def _require_groups(channels: tuple[int, ...], groups: int) -> None:
             raise ValueError(f"block_out_channels: {width} does not divide into {groups} groups")
 
 
+def _require_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"hidden_size {width} does not divide into {heads} heads")
+
+
 class PretrainTrainerConfig(BaseConfig):
     """The training loop."""
 
@@ -92,7 +97,17 @@ class VaeLossConfig(BaseConfig):
     perceptual_weight: float = Field(default=0.1, ge=0.0)
     """Weight of the distance between image encoder features; 0 for none."""
     perceptual_encoder: UserPath | None = None
-    """Folder of the image encoder for it; left out, the embedded one."""
+    """Folder of the image encoder for it (a result of `pretrain clip`), or a safetensors file with
+    VGG-16, VGG-19, ResNet-18, ResNet-34 or ResNet-50 in torchvision's names or a ViT in timm's;
+    left out, the embedded image encoder."""
+    perceptual_layer_weights: dict[str, Annotated[float, Field(ge=0.0, le=1e6)]] = Field(
+        default_factory=dict
+    )
+    """Weight of each layer by name, such as `{ relu1_2 = 0.1, relu3_3 = 1.0 }`; layers that are
+    not named do not count. Left out, all count alike (docs/pretraining.md lists the names)."""
+    perceptual_lpips_heads: UserPath | None = None
+    """A safetensors file with the linear heads of LPIPS for that encoder (`lin0.model.1.weight`,
+    ...). Heads in the file of `perceptual_encoder` are used without it."""
     mse_weight: float = Field(default=0.0, ge=0.0)
     """Weight of the mean squared error, beside the L1 distance, whose weight is 1."""
     gradient_weight: float = Field(default=0.0, ge=0.0)
@@ -158,21 +173,29 @@ class TextEncoderArchitecture(BaseConfig):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
-                "heads"
-            )
+        _require_heads(self.hidden_size, self.num_attention_heads)
         return self
 
 
 class ImageEncoderArchitecture(BaseConfig):
-    """The image encoder: a small residual convolutional network."""
+    """The image encoder: a small residual convolutional network or a vision transformer (ViT)."""
 
+    kind: Literal["conv", "vit"] = "conv"
+    """conv is quicker to learn from few images; vit is the transformer of OpenAI's CLIP."""
     block_out_channels: tuple[Positive, ...] = (32, 64, 120, 176)
-    """Width of each stage; each stage halves the side of the image."""
+    """With kind conv: width of each stage; each stage halves the side of the image."""
     layers_per_block: tuple[Positive, ...] = (1, 2, 2, 1)
-    """Residual blocks of each stage."""
+    """With kind conv: residual blocks of each stage."""
+    patch_size: Positive = 16
+    """With kind vit: side of a patch in pixels; `resolution` is a multiple of it."""
+    hidden_size: Positive = 192
+    """With kind vit: width of the hidden states."""
+    num_hidden_layers: Positive = 6
+    """With kind vit: transformer layers."""
+    num_attention_heads: Positive = 3
+    """With kind vit: attention heads."""
+    intermediate_size: Positive = 768
+    """With kind vit: width inside the feed-forward layers."""
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
@@ -182,6 +205,7 @@ class ImageEncoderArchitecture(BaseConfig):
                 f"block_out_channels has {len(self.block_out_channels)} stages but "
                 f"layers_per_block has {len(self.layers_per_block)}"
             )
+        _require_heads(self.hidden_size, self.num_attention_heads)
         return self
 
 
@@ -208,6 +232,16 @@ class ClipPretrainConfig(BaseConfig):
     """Images are scaled and shifted at random by up to this share of their side."""
     color_jitter: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Brightness and contrast are changed at random by up to this share."""
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        image = self.image_encoder
+        if image.kind == "vit" and self.resolution % image.patch_size:
+            raise ValueError(
+                f"resolution: {self.resolution} is not a multiple of image_encoder.patch_size "
+                f"{image.patch_size}"
+            )
+        return self
 
 
 class UnetArchitecture(BaseConfig):

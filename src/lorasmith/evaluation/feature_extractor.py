@@ -20,8 +20,6 @@ from lorasmith.models.load import load_clip_network, load_tokenizer
 from lorasmith.models.read_json import read_json
 from lorasmith.models.text.tokenizer_files import check_tokenizer_fits
 
-IMAGE_ENCODER_SIDE = 128
-"""Side in pixels of the images that a model folder's image encoder takes."""
 _BATCH_SIZE = 32
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -40,6 +38,10 @@ class FeatureExtractor(Protocol):
     def text_features(self, texts: Sequence[str]) -> torch.Tensor | None:
         """Return features in the same space, ``[N, D]``; None without a text encoder."""
 
+    @property
+    def logit_scale(self) -> float:
+        """By what a product of an image's and a text's features is multiplied for a softmax."""
+
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
     """Scale features ``[N, D]`` to length 1."""
@@ -56,12 +58,17 @@ class ModelFolderExtractor:
 
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
-        pixels = pil_to_tensor(images, IMAGE_ENCODER_SIDE)
+        pixels = pil_to_tensor(images, self.clip.image.input_side)
         return embed_images(self.clip.image, pixels, _BATCH_SIZE)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return unit-length embeddings, ``[N, D]``."""
         return embed_texts(self.clip, self.tokenizer, texts)
+
+    @property
+    def logit_scale(self) -> float:
+        """The inverse temperature that was learned with the encoders."""
+        return float(self.clip.scale())
 
 
 class ClipExtractor:
@@ -102,6 +109,11 @@ class ClipExtractor:
         pooled = self._model.text_model(**tokens).pooler_output
         return normalize(self._model.text_projection(pooled))
 
+    @property
+    def logit_scale(self) -> float:
+        """The inverse temperature that was learned with the encoders."""
+        return float(self._model.logit_scale.exp())
+
 
 class InceptionExtractor:
     """Inception v3 from ``model.safetensors``, without a text encoder."""
@@ -140,6 +152,11 @@ class InceptionExtractor:
 
     def text_features(self, texts: Sequence[str]) -> None:
         """Return None."""
+
+    @property
+    def logit_scale(self) -> float:
+        """1: there are no texts to compare with."""
+        return 1.0
 
 
 def load_feature_extractor(folder: Path | None = None) -> FeatureExtractor:

@@ -1,19 +1,18 @@
-"""The image encoder: a small residual CNN that shares an embedding space with the text encoder.
+"""The image encoder and the text encoder that share an embedding space.
 
-It is the image half of CLIP pretraining, the backbone of the VAE's perceptual loss, and the
-similarity metric of evaluation.
+The image encoder is the image half of CLIP pretraining, the default backbone of the VAE's
+perceptual loss, and the similarity metric of evaluation.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.config.pretrain import IMAGE_ENCODER_NORM_GROUPS
 from lorasmith.core.errors import WeightsError
 from lorasmith.core.files import write_text
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
@@ -22,58 +21,13 @@ from lorasmith.models.load import load_text_encoder, load_tokenizer
 from lorasmith.models.read_json import read_json
 from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.models.text.encode import tokenize
+from lorasmith.models.vision.base import ImageEncoder
+from lorasmith.models.vision.encoder_config import create_image_encoder
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 FOLDER = "image_tower"
-_MAX_STAGES, _MAX_WIDTH, _MAX_DEPTH = 8, 2048, 16
-"""Bounds of a config that is read: stages, channels of a stage, and its blocks."""
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with group normalisation before each, added to the input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(IMAGE_ENCODER_NORM_GROUPS, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(IMAGE_ENCODER_NORM_GROUPS, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, C, H, W]`` to the same shape."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(hidden)))  # type: ignore[no-any-return]
-
-
-class ImageEncoder(nn.Module):
-    """Maps images to embeddings; stage k works at 1 / 2^(k+1) of the image's side."""
-
-    def __init__(self, channels: Sequence[int], blocks: Sequence[int], embedding: int) -> None:
-        super().__init__()
-        self.config = {"channels": list(channels), "blocks": list(blocks), "embedding": embedding}
-        stages, before = [], 3
-        for width, depth in zip(channels, blocks, strict=True):
-            down = nn.Conv2d(before, width, 3, stride=2, padding=1)
-            stages.append(nn.Sequential(down, *(ResidualBlock(width) for _ in range(depth))))
-            before = width
-        self.stages = nn.ModuleList(stages)
-        self.norm = nn.LayerNorm(before)
-        self.projection = nn.Linear(before, embedding, bias=False)
-
-    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Return each stage's output for images ``[B, 3, H, W]`` in -1..1."""
-        maps, x = [], images
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return unit-length embeddings, float32 ``[B, embedding]``."""
-        pooled = self.feature_maps(images)[-1].mean(dim=(2, 3))
-        return F.normalize(self.projection(self.norm(pooled)).float(), dim=-1)
 
 
 class ClipModel(nn.Module):
@@ -84,7 +38,7 @@ class ClipModel(nn.Module):
         self.text_encoder = text_encoder
         self.image = image
         width = int(text_encoder.config.hidden_size)
-        self.text_projection = nn.Linear(width, int(image.config["embedding"]), bias=False)  # type: ignore[call-overload]
+        self.text_projection = nn.Linear(width, int(image.config["embedding"]), bias=False)
         self.log_scale = nn.Parameter(torch.tensor(1.0 / 0.07).log())
 
     def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
@@ -92,10 +46,13 @@ class ClipModel(nn.Module):
         pooled = self.text_encoder(ids).pooler_output
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
+    def scale(self) -> torch.Tensor:
+        """Return the inverse temperature, a scalar; at most 100, as in CLIP."""
+        return self.log_scale.clamp(max=4.6052).exp()
+
     def forward(self, images: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return image embeddings, text embeddings (both ``[B, embedding]``) and the scale."""
-        scale = self.log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
-        return self.image(images), self.embed_text(ids), scale
+        return self.image(images), self.embed_text(ids), self.scale()
 
 
 def save_clip(pair: ClipModel, tokenizer: "CLIPTokenizer", folder: Path) -> None:
@@ -145,31 +102,9 @@ def _load_folder(folder: Path) -> tuple[ImageEncoder, dict[str, torch.Tensor]]:
     config_file = folder / FOLDER / "config.json"
     if not config_file.is_file():
         raise WeightsError(f"{folder}: has no {FOLDER}; `lorasmith pretrain clip` makes one")
-    config = read_json(folder, f"{FOLDER}/config.json")
-    widths: Any = config.get("channels")
-    depths: Any = config.get("blocks")
-    if not (_is_sizes(widths, _MAX_WIDTH) and _is_sizes(depths, _MAX_DEPTH)):
-        raise WeightsError(
-            f"{config_file}: not an image encoder's config: channels are up to {_MAX_STAGES} "
-            f"numbers from 1 to {_MAX_WIDTH}, blocks as many from 1 to {_MAX_DEPTH}"
-        )
-    if not _is_sizes([config.get("embedding")], _MAX_WIDTH) or len(widths) != len(depths):
-        raise WeightsError(f"{config_file}: not an image encoder's config: embedding or blocks")
-    try:
-        image = ImageEncoder(widths, depths, config["embedding"])
-    except ValueError as error:  # widths that the groups of the norms do not divide
-        raise WeightsError(f"{config_file}: not an image encoder's config ({error})") from error
+    image = create_image_encoder(read_json(folder, f"{FOLDER}/config.json"), config_file)
     tensors = load_tensors(folder / FOLDER / "model.safetensors")
     return image, {k: v.float() for k, v in tensors.items()}
-
-
-def _is_sizes(values: Any, largest: int) -> bool:
-    """Tell a short list of whole numbers from 1."""
-    return (
-        isinstance(values, list)
-        and 1 <= len(values) <= _MAX_STAGES
-        and all(type(value) is int and 1 <= value <= largest for value in values)
-    )
 
 
 @torch.no_grad()
@@ -195,7 +130,6 @@ def embed_images(
 
 __all__ = [
     "ClipModel",
-    "ImageEncoder",
     "embed_images",
     "embed_texts",
     "load_clip",

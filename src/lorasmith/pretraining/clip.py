@@ -15,12 +15,15 @@ from lorasmith.data.reading.filters import compute_row_weights
 from lorasmith.models.files.open import EMBEDDED
 from lorasmith.models.image_encoder import (
     ClipModel,
-    ImageEncoder,
     load_clip,
     load_tokenizer,
     save_clip,
 )
 from lorasmith.models.text.tokenizer import create_bpe_tokenizer, read_merges
+from lorasmith.models.vision.base import ImageEncoder
+from lorasmith.models.vision.conv_encoder import ConvImageEncoder
+from lorasmith.models.vision.vision_transformer import VitSizes
+from lorasmith.models.vision.vit_encoder import VitImageEncoder
 from lorasmith.pretraining.augment import color_jitter, random_shift_and_zoom
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
@@ -121,11 +124,25 @@ def _create_clip(run: ClipPretrainConfig, vocab_size: int) -> ClipModel:
         eos_token_id=vocab_size - 1,
         pad_token_id=vocab_size - 1,
     )
-    image = run.image_encoder
-    image_encoder = ImageEncoder(
-        image.block_out_channels, image.layers_per_block, run.projection_dim
-    )
+    image_encoder = _create_image_encoder(run)
     return ClipModel(CLIPTextModel(config), image_encoder)
+
+
+def _create_image_encoder(run: ClipPretrainConfig) -> ImageEncoder:
+    image = run.image_encoder
+    if image.kind == "conv":
+        return ConvImageEncoder(
+            image.block_out_channels, image.layers_per_block, run.projection_dim
+        )
+    sizes = VitSizes(
+        image_size=run.resolution,
+        patch_size=image.patch_size,
+        hidden_size=image.hidden_size,
+        num_hidden_layers=image.num_hidden_layers,
+        num_attention_heads=image.num_attention_heads,
+        intermediate_size=image.intermediate_size,
+    )
+    return VitImageEncoder(sizes, run.projection_dim)
 
 
 def _gather(embeddings: torch.Tensor, loop: PretrainLoop) -> torch.Tensor:

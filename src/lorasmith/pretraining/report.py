@@ -31,8 +31,8 @@ from lorasmith.loops.tracking import read_log
 from lorasmith.models.image_encoder import load_clip, load_image_encoder, load_tokenizer
 from lorasmith.models.load import load_network
 from lorasmith.pretraining.dataset import select_rows
+from lorasmith.pretraining.perceptual.loss import PerceptualLoss
 from lorasmith.pretraining.report_markdown import BaseModelResults, VaeRunResult, render_markdown
-from lorasmith.pretraining.vae_losses import PerceptualLoss
 from lorasmith.reports.contact_sheet import make_contact_sheet
 
 NUM_TRAINING_CAPTIONS = 256

@@ -12,13 +12,13 @@ from lorasmith.core.errors import ConfigError
 from lorasmith.data.batch_sampler import WeightedBatchSampler
 from lorasmith.data.images.square_images import SquareImages, random_flip
 from lorasmith.data.reading.filters import compute_row_weights
-from lorasmith.models.image_encoder import load_image_encoder
 from lorasmith.models.load import load_network
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
 from lorasmith.pretraining.loop import Microbatch, PretrainLoop, open_loop
+from lorasmith.pretraining.perceptual.load import load_perceptual_loss
+from lorasmith.pretraining.perceptual.loss import PerceptualLoss
 from lorasmith.pretraining.vae_losses import (
     PatchDiscriminator,
-    PerceptualLoss,
     adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
@@ -124,8 +124,7 @@ class ReconstructionLoss:
         self.discriminator: nn.Module | None = None
         self.is_adversarial = False
         if settings.perceptual_weight > 0:
-            encoder = load_image_encoder(settings.perceptual_encoder).to(loop.device)
-            self.perceptual = PerceptualLoss(encoder)
+            self.perceptual = load_perceptual_loss(settings).to(loop.device)
         if settings.adversarial_weight > 0:
             self.discriminator = loop.add_module(
                 "discriminator",

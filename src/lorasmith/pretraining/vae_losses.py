@@ -6,29 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorasmith.models.image_encoder import ImageEncoder
-
-
-class PerceptualLoss(nn.Module):
-    """Distance between deep features, after LPIPS (arXiv:1801.03924, eq. 1, with w = 1).
-
-    Features have unit length over channels; squared differences are averaged over positions and
-    over the encoder's stages. Any module with ``feature_maps(images) -> list[Tensor]`` works.
-    """
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(False).eval()
-
-    def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Return the mean distance of two batches ``[B, 3, H, W]`` in -1..1."""
-        both = self.encoder.feature_maps(torch.cat([images, others]))
-        distances = []
-        for features in both:
-            first, second = F.normalize(features.float(), dim=1).chunk(2)
-            distances.append((first - second).square().sum(dim=1).mean())
-        return torch.stack(distances).mean()
-
 
 def image_gradient_loss(
     images: torch.Tensor, others: torch.Tensor, scales: int = 3

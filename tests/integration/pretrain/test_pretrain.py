@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import lorasmith
+from helpers.backbones import vit, write_weights
 from helpers.manifests import read_manifest
 from helpers.tensors import assert_same
 from helpers.training.pretrain_runs import (
@@ -40,9 +41,43 @@ def test_clip_writes_two_encoders_and_a_tokenizer(pretrain_runs: PretrainRuns) -
         "manifest.tsv",
     }  # fmt: skip
     pair = load_clip(pretrain_runs.clip)
-    assert pair.image.config == {"channels": [8, 16], "blocks": [1, 1], "embedding": 8}
+    assert pair.image.config == {
+        "kind": "conv", "channels": [8, 16], "blocks": [1, 1], "embedding": 8,
+    }  # fmt: skip
     assert pair.text_encoder.config.hidden_size == 16
     assert len(CLIPTokenizer.from_pretrained(pretrain_runs.clip / "tokenizer")) == 300 + 514
+
+
+VIT = (
+    "image_encoder={kind='vit', patch_size=8, hidden_size=16, num_hidden_layers=2,"
+    " num_attention_heads=2, intermediate_size=32}"
+)
+
+
+def test_clip_with_a_vit_is_the_perceptual_encoder_of_a_vae(
+    pretrain_runs: PretrainRuns, tmp_path: Path
+) -> None:
+    clip, vae = tmp_path / "clip", tmp_path / "vae"
+    assert pretrain_runs.pretrain("clip", clip, VIT) == 0
+    assert json.loads((clip / "image_tower" / "config.json").read_text())["kind"] == "vit"
+    assert load_clip(clip).image.config["image_size"] == 32
+    more = tmp_path / "more"
+    assert pretrain_runs.pretrain("clip", more, VIT, options=("--from", str(clip))) == 0
+    assert moved(
+        load_file(clip / "image_tower" / "model.safetensors"),
+        load_file(more / "image_tower" / "model.safetensors"),
+    )
+    assert pretrain_runs.pretrain("vae", vae, f"loss.perceptual_encoder={clip}") == 0
+    assert all(line["perceptual"] > 0 for line in read_log(vae / "log.jsonl"))
+
+
+def test_vae_is_trained_with_a_backbone_of_a_file(
+    pretrain_runs: PretrainRuns, tmp_path: Path
+) -> None:
+    weights = write_weights(tmp_path / "vit.safetensors", vit(width=64))
+    sets = (f"loss.perceptual_encoder={weights}", "loss.perceptual_layer_weights={'blocks.1'=2.0}")
+    assert pretrain_runs.pretrain("vae", tmp_path / "vae", *sets) == 0
+    assert all(line["perceptual"] > 0 for line in read_log(tmp_path / "vae" / "log.jsonl"))
 
 
 def test_vae_writes_an_autoencoder_with_the_scale_of_its_latents(

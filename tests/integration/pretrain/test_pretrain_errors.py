@@ -29,6 +29,13 @@ from lorasmith.pretraining import clip as clip_module
             "block_out_channels: 12 does not divide",
         ),
         ("clip", ("image_encoder.layers_per_block=[1]",), "2 stages but layers_per_block has 1"),
+        ("clip", ("image_encoder.num_attention_heads=5",), "hidden_size 192 does not divide"),
+        (
+            "clip",
+            ("image_encoder.kind=vit", "image_encoder.patch_size=12"),
+            "resolution: 32 is not a multiple of image_encoder.patch_size 12",
+        ),
+        ("vae", ("loss.perceptual_encoder=/absent.pth",), "/absent.pth: no such weights file"),
         ("clip", ("text_encoder.num_attention_heads=3",), "hidden_size 16 does not divide into 3"),
         (
             "vae",

@@ -42,12 +42,13 @@ def settings_for(pictures: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def model_with_tower(tiny_model: Path, tmp_path: Path) -> Path:
-    from lorasmith.models.image_encoder import ClipModel, ImageEncoder, save_clip
+    from lorasmith.models.image_encoder import ClipModel, save_clip
     from lorasmith.models.load import load_text_encoder, load_tokenizer
+    from lorasmith.models.vision.conv_encoder import ConvImageEncoder
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    pair = ClipModel(load_text_encoder(tiny_model), ImageEncoder([8, 8], [1, 1], 16))
+    pair = ClipModel(load_text_encoder(tiny_model), ConvImageEncoder([8, 8], [1, 1], 16))
     save_clip(pair, load_tokenizer(tiny_model), folder)
     return folder
 

@@ -8,7 +8,6 @@ from lorasmith.core.errors import WeightsError
 from lorasmith.core.safetensors_io import load_tensors, save_tensors
 from lorasmith.models.image_encoder import (
     ClipModel,
-    ImageEncoder,
     embed_images,
     embed_texts,
     load_clip,
@@ -16,12 +15,13 @@ from lorasmith.models.image_encoder import (
     save_clip,
 )
 from lorasmith.models.load import load_text_encoder, load_tokenizer
+from lorasmith.models.vision.conv_encoder import ConvImageEncoder
 
 
 @pytest.fixture
 def pair(tiny_model: Path) -> ClipModel:
     torch.manual_seed(0)
-    return ClipModel(load_text_encoder(tiny_model), ImageEncoder((8, 16), (1, 2), 12))
+    return ClipModel(load_text_encoder(tiny_model), ConvImageEncoder((8, 16), (1, 2), 12))
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from lorasmith.config.pretrain import VaeLossConfig
-from lorasmith.models.image_encoder import ImageEncoder
+from lorasmith.models.vision.conv_encoder import ConvImageEncoder
 from lorasmith.pretraining.loop import PretrainLoop
+from lorasmith.pretraining.perceptual.loss import PerceptualLoss
 from lorasmith.pretraining.vae import ReconstructionLoss
 from lorasmith.pretraining.vae_losses import (
     PatchDiscriminator,
-    PerceptualLoss,
     adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
@@ -26,7 +26,7 @@ def random_images(seed: int, *size: int) -> torch.Tensor:
 @pytest.fixture
 def perceptual() -> PerceptualLoss:
     torch.manual_seed(0)
-    return PerceptualLoss(ImageEncoder((8, 16), (1, 1), 8))
+    return PerceptualLoss(ConvImageEncoder((8, 16), (1, 1), 8))
 
 
 def test_perceptual_distance_is_zero_only_for_equal_images(perceptual: PerceptualLoss) -> None:

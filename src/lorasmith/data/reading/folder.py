@@ -26,6 +26,7 @@ from lorasmith.data.reading.row import (
     MASK_SUFFIX,
     Row,
     foreign_mask_stem,
+    is_image_name,
     is_mask_name,
 )
 from lorasmith.data.reading.walk import walk_folders
@@ -75,16 +76,11 @@ class _Folder:
     links: LinkPolicy
 
     def __post_init__(self) -> None:
-        self.images = [self.path / name for name in self.names if _is_image_name(name)]
+        self.images = [self.path / name for name in self.names if is_image_name(name)]
         self.siblings = SiblingFiles(self.path, self.names)
 
     def key(self, name: str) -> str:
         return (self.path / name).relative_to(self.root).as_posix()
-
-
-def _is_image_name(name: str) -> bool:
-    is_mask = is_mask_name(name) or foreign_mask_stem(name) is not None
-    return _suffix(name) in IMAGE_SUFFIXES and not is_mask
 
 
 def _report_unused_files(folder: _Folder, listing: DatasetListing) -> None:

@@ -113,3 +113,9 @@ def foreign_mask_stem(name: str) -> str | None:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return None
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image of a dataset, and no mask."""
+    is_mask = is_mask_name(name) or foreign_mask_stem(name) is not None
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not is_mask

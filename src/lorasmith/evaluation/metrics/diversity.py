@@ -19,7 +19,8 @@ import torch
 
 from lorasmith.data.images.square_images import load_square_images, uint8_to_signed
 from lorasmith.data.reading.row import Row
-from lorasmith.models.image_encoder import ImageEncoder, embed_images, load_image_encoder
+from lorasmith.models.image_encoder import embed_images, load_image_encoder
+from lorasmith.models.vision.base import ImageEncoder
 
 REFERENCE = Path(__file__).with_name("diversity_reference.json")
 IMAGE_SIDE = 64
