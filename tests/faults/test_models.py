@@ -197,6 +197,10 @@ BOMBS: dict[str, tuple[str, dict[str, Any]]] = {
     "trained_betas is nan": ("scheduler", {"trained_betas": [float("nan")] * 1000}),
     "trained_betas are not a list": ("scheduler", {"trained_betas": {"a": 1}}),
     "prediction_type is 'flow'": ("scheduler", {"prediction_type": "flow"}),
+    "it takes at least two num_train_timesteps": (
+        "scheduler",
+        {"num_train_timesteps": 1, "rescale_betas_zero_snr": True, "steps_offset": 0},
+    ),
     "prediction_type is ['epsilon']": ("scheduler", {"prediction_type": ["epsilon"]}),
     "rescale_betas_zero_snr is 'yes'": ("scheduler", {"rescale_betas_zero_snr": "yes"}),
     "timestep_spacing is 7": ("scheduler", {"timestep_spacing": 7}),

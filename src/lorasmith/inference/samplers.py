@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.noise_schedule import check_prediction_type
+from lorasmith.models.noise_schedule import check_prediction_type, check_signal
 from lorasmith.models.scheduler_config import (
     IMPOSSIBLE_PREDICTION,
     ZERO_SNR,
@@ -118,7 +118,7 @@ def make_scheduler(
 
     Raises:
         ConfigError: unknown sampler or prediction type, noise prediction at a level of pure
-            noise, or more steps than noise levels.
+            noise, betas that leave no signal, or more steps than noise levels.
     """
     sampler = SAMPLERS.get(resolve_sampler(name))
     levels = int(config.get("num_train_timesteps", 1000))
@@ -131,6 +131,8 @@ def make_scheduler(
     if needs_impossible_prediction(config):
         raise ConfigError(IMPOSSIBLE_PREDICTION)
     scheduler = sampler(config)
+    if not config.get(ZERO_SNR) and hasattr(scheduler, "alphas_cumprod"):
+        check_signal(scheduler.alphas_cumprod)
     if num_inference_steps == levels and scheduler.config.get("steps_offset"):
         scheduler.register_to_config(steps_offset=0)  # an offset would pass the last level
     scheduler.set_timesteps(num_inference_steps, device=device)

@@ -135,11 +135,7 @@ class NoiseSchedule:
             float(str(scheduler_config.get("beta_end", 0.02))),
             int(str(scheduler_config.get("num_train_timesteps", 1000))),
         )
-        if alphas[-1] < torch.finfo(alphas.dtype).tiny:
-            raise ConfigError(
-                "the betas are so large that float32 holds no signal at the last noise level; use "
-                "a smaller beta_end, or fewer num_train_timesteps"
-            )
+        check_signal(alphas)
         if scheduler_config.get(ZERO_SNR):
             alphas = rescale_zero_terminal_snr(alphas)
         return cls(alphas.to(device), prediction)  # type: ignore[arg-type]
@@ -210,6 +206,19 @@ class NoiseSchedule:
             return (gamma / snr).clamp(max=1.0)
         capped = snr.clamp(max=gamma)
         return capped if self.prediction_type == "sample" else capped / (snr + 1.0)
+
+
+def check_signal(alphas: torch.Tensor) -> None:
+    """Refuse a schedule whose last level has no signal, though it is not made for that.
+
+    Raises:
+        ConfigError: there is none, or less than float32 computes with.
+    """
+    if alphas[-1] < torch.finfo(torch.float32).tiny:
+        raise ConfigError(
+            "the betas are so large that float32 holds no signal at the last noise level; use "
+            "a smaller beta_end, or fewer num_train_timesteps"
+        )
 
 
 def check_prediction_type(prediction: object) -> None:

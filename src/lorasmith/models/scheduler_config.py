@@ -35,6 +35,8 @@ def check_scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise WeightsError("beta_start is larger than beta_end; noise must grow with the timestep")
     for key in _FLAGS:
         _check(config, key, config.get(key) in (None, True, False), "use true or false")
+    _check(config, ZERO_SNR, not config.get(ZERO_SNR) or steps > 1,
+           "it takes at least two num_train_timesteps")  # fmt: skip
     schedule = config.get("beta_schedule", "linear")
     _check(config, "beta_schedule", isinstance(schedule, str), f"use {BETA_SCHEDULES_TEXT}")
     prediction = config.get("prediction_type", "epsilon")

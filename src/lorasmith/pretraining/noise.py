@@ -35,6 +35,17 @@ def make_scheduler_config(run: UnetPretrainConfig) -> dict[str, Any]:
     }
 
 
+def warn_of_unweighted_level(run: UnetPretrainConfig) -> None:
+    """Warn where min-SNR weighting leaves out the level without signal, where drawing starts."""
+    if run.noise.rescale_betas_zero_snr and run.min_snr_gamma > 0:
+        warnings.warn(
+            "min_snr_gamma: min-SNR weighting gives the last noise level the weight 0, as it has "
+            "no signal, and drawing starts there; set it to 0 with noise.rescale_betas_zero_snr",
+            LorasmithWarning,
+            stacklevel=2,
+        )
+
+
 def warn_of_other_noise(run: UnetPretrainConfig) -> None:
     """Warn where a run starts from a model with another noise schedule or prediction type.
 

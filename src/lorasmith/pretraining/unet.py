@@ -22,7 +22,11 @@ from lorasmith.models.suppress_logs import suppress_logs
 from lorasmith.pretraining.captions import CaptionTable
 from lorasmith.pretraining.dataset import find_flippable, load_images, select_rows, write_run_files
 from lorasmith.pretraining.loop import Microbatch, PretrainLoop, open_loop
-from lorasmith.pretraining.noise import make_scheduler_config, warn_of_other_noise
+from lorasmith.pretraining.noise import (
+    make_scheduler_config,
+    warn_of_other_noise,
+    warn_of_unweighted_level,
+)
 
 
 def pretrain_unet(run: UnetPretrainConfig, resume: bool = False, break_lock: bool = False) -> Path:
@@ -41,6 +45,7 @@ def _train(run: UnetPretrainConfig, loop: PretrainLoop) -> None:
     """Train, and save the result."""
     noise_schedule = NoiseSchedule.from_scheduler(make_scheduler_config(run), loop.device)
     if loop.is_main:
+        warn_of_unweighted_level(run)
         warn_of_other_noise(run)
     rows, _ = select_rows(run.data)
     vae = _load_vae(run.vae).to(loop.device).requires_grad_(False).eval()

@@ -144,6 +144,12 @@ def test_label_is_a_name_of_the_sampler(name: str) -> None:
             5,
             "use the sampler euler",
         ),
+        (
+            "euler",
+            CONFIG | {"beta_schedule": "linear", "beta_end": 0.5},
+            5,
+            "holds no signal at the last noise level",
+        ),
         ("heun", CONFIG | {"beta_schedule": "squaredcos_cap_v2"}, 5, "use the sampler euler"),
         ("ddim", CONFIG | {"rescale_betas_zero_snr": True}, 5, "says nothing about the image"),
         ("euler", CONFIG | {"rescale_betas_zero_snr": True}, 5, "would be black"),
