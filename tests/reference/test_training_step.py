@@ -4,6 +4,8 @@ The other side of each comparison is written as one would after reading the exam
 images and captions are read and encoded here, with the same random numbers in the same order.
 """
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,6 +172,8 @@ class ReferenceTraining:
         target = noise
         if self.scheduler.config.prediction_type == "v_prediction":
             target = self.scheduler.get_velocity(latents, noise, timesteps)
+        elif self.scheduler.config.prediction_type == "sample":
+            target = latents
         if min_snr is None:
             return F.mse_loss(predicted, target)
         return self.weighted(predicted, target, timesteps, min_snr)
@@ -181,9 +185,10 @@ class ReferenceTraining:
 
         snr = compute_snr(self.scheduler, timesteps)
         weight = torch.stack([snr, gamma * torch.ones_like(snr)], dim=1).min(dim=1)[0]
-        v = self.scheduler.config.prediction_type == "v_prediction"
+        # Hang et al. 2023, section 3.4
+        divisors = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
         losses = F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
-        return (losses * weight / (snr + 1 if v else snr)).mean()
+        return (losses * weight / divisors[self.scheduler.config.prediction_type]).mean()
 
     def sample(self, pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         latents = self.vae.encode(pixels).latent_dist.sample(random)
@@ -233,6 +238,29 @@ def test_loss_and_gradients_equal_the_reference(
     assert float(expected.norm()) > 1e-2
     assert float((ours - expected).norm() / expected.norm()) < 1e-5
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("min_snr", [None, 5.0])
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_loss_with_noise_of_another_kind_equals_the_reference(
+    tiny_of: Tiny, pictures: Path, tmp_path: Path, prediction: str, min_snr: float | None
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_of("sd1"), folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {
+        "prediction_type": prediction, "beta_schedule": "squaredcos_cap_v2",
+        "rescale_betas_zero_snr": True,
+    }  # fmt: skip
+    path.write_text(json.dumps(config), encoding="utf-8")
+    theirs = ReferenceTraining(folder, "sd1")
+    loss = {"min_snr_gamma": min_snr or 0.0, "masked": False}
+    with our_session(folder, pictures, tmp_path / "out", loss) as session:
+        theirs.add_lora(session)
+        numbers = session.dataset.batch_sampler.get_batch(0).tolist()
+        expected = theirs.loss(pictures, numbers, min_snr)
+        metrics = JointTrainStep([session]).step()[0]
+        assert float(metrics.loss) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
 def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:

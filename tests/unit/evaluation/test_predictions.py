@@ -21,6 +21,7 @@ from lorasmith.evaluation.fixed_noise import FixedNoisePredictor, encode_images
 from lorasmith.evaluation.image_generator import ImageGenerator
 from lorasmith.evaluation.results import Candidate, PairedLoss
 from lorasmith.inference.options import SamplingOptions
+from lorasmith.models.families.family import PREDICTION_TYPES
 from lorasmith.models.model import Model
 from lorasmith.models.noise_schedule import NoiseSchedule
 
@@ -64,6 +65,21 @@ def test_predictions_are_the_unet_outputs_of_each_image_level_and_prompt(model: 
     assert torch.equal(predictions, repeated)
     other = FixedNoisePredictor(model, latents, levels=2, seed=4).predict(texts)
     assert not torch.allclose(predictions, other)
+
+
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+def test_loss_is_the_distance_to_what_the_model_predicts(model: Model, prediction: str) -> None:
+    config = model.scheduler_config | {"prediction_type": prediction}
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    noise = FixedNoisePredictor(replace(model, scheduler_config=config), latents, levels=2, seed=3)
+    clean, added = latents.repeat_interleave(2, dim=0).double(), noise._noise.double()
+    schedule = NoiseSchedule.from_scheduler(config, torch.device("cpu"))
+    power = schedule.alphas_cumprod[noise._timesteps].double().view(-1, 1, 1, 1)
+    velocity = power.sqrt() * added - (1 - power).sqrt() * clean
+    target = {"epsilon": added, "v_prediction": velocity, "sample": clean}[prediction]
+    predictions = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    expected = (predictions - target).square().mean(dim=(1, 2, 3)).view(2, 2).mean(dim=1)
+    torch.testing.assert_close(noise.losses(predictions), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_long_captions_are_encoded_as_in_generation(model: Model) -> None:

@@ -52,6 +52,22 @@ def test_round_trip_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     assert open_source(path).variant == open_source(tiny).variant == open_source(back).variant
 
 
+def test_noise_of_a_model_stays_in_a_single_file(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    noise = {
+        "prediction_type": "sample", "beta_schedule": "linear", "beta_end": 0.03,
+        "num_train_timesteps": 300, "rescale_betas_zero_snr": True,
+    }  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | noise))
+    file, back = single(folder, tmp_path / "a.safetensors"), tmp_path / "back"
+    assert load_metadata(file)["modelspec.prediction_type"] == "sample"
+    save_folder(read_contents(open_source(file)), back)
+    for model in (file, back):
+        assert load_model(model).scheduler_config.items() >= noise.items()
+
+
 def test_diffusers_opens_the_folder(tiny: Path, tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
 
