@@ -40,15 +40,21 @@ def settings_for(pictures: Path, folder: Path) -> Path:
     return config
 
 
-@pytest.fixture
-def model_with_tower(tiny_model: Path, tmp_path: Path) -> Path:
+@pytest.fixture(params=["conv", "vit"])
+def model_with_tower(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Path:
     from lorasmith.models.image_encoder import ClipModel, save_clip
     from lorasmith.models.load import load_text_encoder, load_tokenizer
     from lorasmith.models.vision.conv_encoder import ConvImageEncoder
+    from lorasmith.models.vision.vision_transformer import VitSizes
+    from lorasmith.models.vision.vit_encoder import VitImageEncoder
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    pair = ClipModel(load_text_encoder(tiny_model), ConvImageEncoder([8, 8], [1, 1], 16))
+    towers = {
+        "conv": lambda: ConvImageEncoder([8, 8], [1, 1], 16),
+        "vit": lambda: VitImageEncoder(VitSizes(64, 16, 16, 1, 2, 16), 16),
+    }
+    pair = ClipModel(load_text_encoder(tiny_model), towers[request.param]())
     save_clip(pair, load_tokenizer(tiny_model), folder)
     return folder
 

@@ -20,7 +20,7 @@ from lorasmith.pretraining.perceptual.vit import VitFeatures, recognize_vit
 
 _LPIPS_SLICE = re.compile(r"net\.slice\d+\.(\d+\.(?:weight|bias))")
 """How the VGG inside a saved `lpips.LPIPS` is called."""
-_LPIPS_HEAD = re.compile(r"lin(\d+)\.model\.1\.weight")
+_LPIPS_HEAD = re.compile(r"lin(\d{1,3})\.model\.1\.weight")
 _LARGEST_BLOCK = 100
 _SUFFIXES = PICKLE_SUFFIXES | {".safetensors"}
 _KNOWN = (
@@ -94,8 +94,11 @@ def _build(
         names: the file's keys by the network's.
         create: creates the network.
     """
-    with torch.device("meta"):
-        expected = create().state_dict()
+    try:
+        with torch.device("meta"):
+            expected = create().state_dict()
+    except RuntimeError as error:  # sizes that no tensor has
+        raise WeightsError(f"{file.path}: {kind} of impossible sizes ({error})") from error
     needed = [key for key in expected if not key.endswith("num_batches_tracked")]
     missing = [key for key in needed if key not in names]
     if missing:
@@ -117,7 +120,7 @@ def _build(
 
 def _refuse_variants(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse ViTs whose blocks hold more than the plain ones', which would be left out."""
-    known = re.compile(r"blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)")
+    known = re.compile(r"blocks\.\d{1,3}\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)")
     odd = [key for key in shapes if key.startswith("blocks.") and not known.fullmatch(key)]
     odd += [key for key in shapes if key in ("reg_token", "dist_token", "norm_pre.weight")]
     if odd:
@@ -133,7 +136,9 @@ def _read_heads(file: SafetensorsFile, encoder: FeatureNetwork) -> list[torch.Te
     Raises:
         WeightsError: they do not fit the encoder's layers.
     """
-    keys = {int(match[1]): key for key in file.header.tensors if (match := _LPIPS_HEAD.match(key))}
+    keys = {
+        int(match[1]): key for key in file.header.tensors if (match := _LPIPS_HEAD.fullmatch(key))
+    }
     if not keys:
         return []
     channels, layers = encoder.layer_channels, encoder.default_layers

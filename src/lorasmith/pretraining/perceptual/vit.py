@@ -1,5 +1,6 @@
 """The features of a ViT with timm's layer names, such as `vit_small_patch16_224`."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from lorasmith.pretraining.perceptual.normalize import Normalization, Normalize
 HEAD_WIDTH = 64
 """Channels of an attention head in all of timm's tiny, small, base and large ViTs."""
 _NUM_DEFAULT_LAYERS = 4
-_BLOCK = re.compile(r"blocks\.(\d+)\.attn\.qkv\.weight")
+_BLOCK = re.compile(r"blocks\.(\d{1,3})\.attn\.qkv\.weight")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -47,7 +48,7 @@ def recognize_vit(shapes: Shapes) -> VitSizes | None:
     if (len(patches), len(positions), len(hidden)) != (4, 3, 2) or "cls_token" not in shapes:
         return None
     width, patch = patches[0], patches[-1]
-    grid = round((positions[1] - 1) ** 0.5)
+    grid = math.isqrt(max(0, positions[1] - 1))
     numbers = [int(match[1]) for match in map(_BLOCK.fullmatch, shapes) if match]
     if not numbers or width % HEAD_WIDTH or 0 in (width, patch, grid):
         return None

@@ -169,6 +169,13 @@ def without(tensors: Tensors, *keys: str) -> Tensors:
             {**vit(), "blocks.0.ls1.gamma": torch.zeros(128)},
             "1 tensors are not part of timm's plain ViT, first blocks.0.ls1.gamma",
         ),
+        ({**vit(), "pos_embed": torch.zeros(1, 0, 128)}, "here is"),
+        ({**vit(), "pos_embed": torch.zeros(1, 16, 128)}, r"pos_embed is \[1, 16, 128\], in a ViT"),
+        (
+            {**vit(), "patch_embed.proj.weight": torch.zeros(2**46, 0, 8, 8)},
+            "ViT of impossible sizes",
+        ),
+        ({**vit(), f"blocks.{'9' * 5000}.attn.qkv.weight": torch.zeros(1)}, "not part of timm's"),
         (
             {**vit(), **lpips_heads()},
             r"LPIPS heads are for layers of \[64, 128, 256, 512, 512\] channels; the perceptual "
