@@ -62,6 +62,8 @@ def test_clip_folder_gives_transformers_features(clip_folder: Path) -> None:
         output = model(pixel_values=shown, **tokens)
     torch.testing.assert_close(features, output.image_embeds)
     torch.testing.assert_close(texts, output.text_embeds)
+    logits = extractor.logit_scale * features @ texts.T
+    torch.testing.assert_close(logits, output.logits_per_image)
 
 
 def test_inception_loads_public_weights_by_name(tmp_path: Path) -> None:
