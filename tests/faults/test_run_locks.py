@@ -184,11 +184,37 @@ def test_holder_renews_its_record(tmp_path: Path) -> None:
 
 def test_damaged_record_does_not_lock_forever(tmp_path: Path) -> None:
     """Passing is the assertion: `acquire` raises for a lock that is held."""
-    for text in ("", "{", "[]", '{"token": 1}', "\x00\xff"):
+    for text in ("", "{", "[]", '{"token": 1}', "\x00\xff", "[" * 50_000, " " * 2**17):
         (tmp_path / "run.lock.json").write_text(text)
         lock = make_lock(tmp_path)
         lock.acquire()
         lock.release()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"since": "abc"}, {"since": None}, {"since": 1e300}, {"since": float("nan")}, {"since": -1}]
+    + [{"holder": {**asdict(ELSEWHERE), **wrong}} for wrong in ({"pid": "../.."}, {"host": 7})],
+    ids=str,
+)
+def test_record_with_impossible_values_does_not_lock_forever(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    """Passing is the assertion; the record is that of a holder that is on another machine."""
+    record = write_record(tmp_path, ELSEWHERE)
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    lock = make_lock(tmp_path)
+    lock.acquire()
+    lock.release()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_pipe_as_a_record_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.lock.json")
+    lock = make_lock(tmp_path)
+    lock.acquire()
+    lock.release()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")

@@ -16,15 +16,22 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from lorasmith.core.errors import OutputError
 from lorasmith.core.files import write_text
 from lorasmith.core.process import ProcessIdentity
+from lorasmith.core.regular_files import read_regular_file
 
 HEARTBEAT_SECONDS = 15.0
 """How often a holder is to renew the time of its record."""
 _SILENCE_SECONDS = 120.0
 """Without a sign of life for this long, a holder on another machine may be dead."""
+_LAST_TIME = 2e11
+"""Of a record, in seconds since 1970: times after the year 8000 cannot be shown everywhere."""
+_MAX_RECORD_BYTES = 2**16
 _ATTEMPTS = 50
 """The lock file can be removed by its last holder while it is opened."""
 _HELD_ERRORS = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
@@ -43,7 +50,7 @@ class LockRecord:
 
     token: str
     """Differs for every lock that was ever held."""
-    since: float
+    since: Annotated[float, Field(ge=0, le=_LAST_TIME)]
     """In seconds since 1970, by the holder's clock."""
     holder: ProcessIdentity
 
@@ -51,9 +58,8 @@ class LockRecord:
     def read(cls, path: Path) -> "LockRecord | None":
         """Read a record; None if there is none or it is damaged."""
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            return cls(saved["token"], saved["since"], ProcessIdentity(**saved["holder"]))
-        except (OSError, ValueError, TypeError, KeyError):
+            return TypeAdapter(cls).validate_json(read_regular_file(path, _MAX_RECORD_BYTES))
+        except (OSError, ValueError):
             return None
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from lorasmith.core.files import (
     sha256_file,
     temporary_path,
 )
+from lorasmith.core.regular_files import read_regular_file
 from lorasmith.core.safetensors_io import Tensors, load_tensors, save_tensors
 from lorasmith.core.text.json_text import parse_json_object
 
@@ -33,6 +34,10 @@ CHECKPOINTS = "checkpoints"
 PREVIEWS = "previews"
 """The folder of a run's previews."""
 MANIFEST = "manifest.json"
+_CONTENTS = ("tensors.safetensors", "state.json")
+"""The files that a manifest vouches for."""
+_MAX_JSON_BYTES = 2**26
+"""Longer JSON is not a checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ def _write_contents(
     folder.mkdir()
     save_tensors(folder / "tensors.safetensors", tensors, {"schema": str(SCHEMA)})
     _write_synced(folder / "state.json", json.dumps(state))
-    names = ("tensors.safetensors", "state.json")
-    manifest = {"schema": SCHEMA, "sha256": {name: sha256_file(folder / name) for name in names}}
+    digests = {name: sha256_file(folder / name) for name in _CONTENTS}
+    manifest = {"schema": SCHEMA, "sha256": digests}
     _write_synced(folder / MANIFEST, json.dumps(manifest))
     fsync_folder(folder)
 
@@ -173,7 +178,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     verify_checkpoint(path)
     try:
-        state = parse_json_object((path / "state.json").read_text(encoding="utf-8"))
+        state = _read_json(path / "state.json")
         step = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
@@ -189,13 +194,15 @@ def verify_checkpoint(path: Path) -> None:
         WeightsError: a file is missing or altered, or a newer lorasmith wrote it.
     """
     try:
-        manifest = parse_json_object((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _read_json(path / MANIFEST)
         if manifest["schema"] > SCHEMA:
             raise WeightsError(
                 f"checkpoint {path}: written by a newer lorasmith; update to read it"
             )
-        for name, digest in manifest["sha256"].items():
-            if sha256_file(path / name) != digest:
+        for name in _CONTENTS:
+            if not (path / name).is_file():  # opening a pipe would wait forever
+                raise OSError(f"{name} is missing or no file")
+            if sha256_file(path / name) != manifest["sha256"][name]:
                 raise WeightsError(
                     f"checkpoint {path}: {name} is damaged; use an earlier checkpoint"
                 )
@@ -203,6 +210,16 @@ def verify_checkpoint(path: Path) -> None:
         raise WeightsError(
             f"checkpoint {path}: incomplete ({error}); use an earlier one"
         ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a checkpoint.
+
+    Raises:
+        OSError: it is missing, no file, or too long.
+        ValueError: it is no JSON object.
+    """
+    return parse_json_object(read_regular_file(path, _MAX_JSON_BYTES).decode("utf-8"))
 
 
 def _write_synced(path: Path, text: str) -> None:

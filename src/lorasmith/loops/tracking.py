@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from lorasmith.core.errors import ConfigError, LorasmithWarning, OutputError
 from lorasmith.core.files import write_text
+from lorasmith.core.regular_files import read_regular_file
 from lorasmith.core.text.json_text import parse_json_object
 
 
@@ -249,7 +250,7 @@ def _wandb_id(folder: Path) -> str:
     """Return the run's id at Weights & Biases, the same after a resume."""
     file = folder / "wandb-id"
     with suppress(OSError):
-        return file.read_text(encoding="utf-8").strip()
+        return read_regular_file(file, 1000).decode("ascii", errors="replace").strip()
     run_id = f"{folder.name[:40]}-{os.urandom(4).hex()}"
     write_text(file, run_id + "\n")
     return run_id

@@ -113,7 +113,7 @@ def _steps_done(run: RunFolder) -> int:
 
 def _state(run: RunFolder, paths: RunPaths) -> str:
     if paths.failure.is_file():
-        return f"{_FAILED}{paths.failure.read_text(encoding='utf-8').strip()}"
+        return f"{_FAILED}{paths.failure.read_text(encoding='utf-8', errors='replace').strip()}"
     return run.summary.stop_reason if run.summary else "not finished"
 
 

@@ -4,15 +4,19 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, TypeAdapter
 
 from lorasmith.core.errors import DataError
 from lorasmith.core.files import write_text
+from lorasmith.core.regular_files import read_regular_file
 from lorasmith.core.text.json_text import parse_json_object
 from lorasmith.core.text.terminal import shorten
 
 _OLD_KEYS = {"pictures": "images", "held_out": "validation_images", "stopped": "stop_reason"}
 """Keys that earlier versions wrote, and those of today."""
+
+_MAX_BYTES = 2**20
+"""Longer files are no summaries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class RunSummary:
     """Optimizer steps taken."""
     effective_batch_size: int = 0
     """Images of an optimizer step, over accumulation steps and processes; 0 if not recorded."""
-    seconds: float
+    seconds: FiniteFloat
     """Training time; of a resumed run the sum of all its parts."""
     parameters: int
     """Trainable parameters."""
@@ -66,10 +70,11 @@ class RunSummary:
         names = [field.name for field in fields(cls)]
         known = {**{name: name for name in names}, **_OLD_KEYS}
         try:
-            facts = parse_json_object(path.read_text(encoding="utf-8"))
+            facts = parse_json_object(read_regular_file(path, _MAX_BYTES).decode("utf-8"))
             values = {known[key]: value for key, value in facts.items()}
-            return TypeAdapter(cls).validate_python(values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            # Once more as JSON, which refuses halves of characters: they cannot be written.
+            return TypeAdapter(cls).validate_json(json.dumps(values))
+        except (OSError, ValueError, KeyError) as error:
             reason = shorten(" ".join(str(error).split()), 200)
             raise DataError(
                 f"{path}: not a run summary ({reason}); it has the keys {', '.join(names)}"

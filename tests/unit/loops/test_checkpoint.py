@@ -116,6 +116,23 @@ def test_no_readable_checkpoint_is_an_error_with_the_reason(
         load_latest_checkpoint(tmp_path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors"])
+def test_pipe_in_a_checkpoint_does_not_block(tmp_path: Path, name: str) -> None:
+    file = save(tmp_path, 1) / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(WeightsError, match="incomplete"):
+        load_latest_checkpoint(tmp_path)
+
+
+def test_manifest_that_vouches_for_nothing_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_text('{"schema": 1, "sha256": {}}', encoding="utf-8")
+    with pytest.raises(WeightsError, match="incomplete"):
+        load_latest_checkpoint(tmp_path)
+
+
 def test_unfinished_folders_are_not_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 1)
     shutil.copytree(tmp_path / "step-00000001", tmp_path / ".lorasmith-tmp-1-step-00000009")

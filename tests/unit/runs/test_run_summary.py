@@ -27,6 +27,20 @@ def test_damaged_file_is_an_error(text: str, tmp_path: Path) -> None:
         RunSummary.read(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seconds", "NaN"), ("seconds", "Infinity"), ("tag", r'"\ud800"'), ("steps", "1" * 5000)],
+    ids=["nan", "infinity", "half a character", "thousands of digits"],
+)
+def test_impossible_value_is_an_error(tmp_path: Path, key: str, value: str) -> None:
+    SUMMARY.write(tmp_path / "summary.json")
+    values = json.loads((tmp_path / "summary.json").read_text())
+    text = json.dumps(values | {key: "VALUE"})
+    (tmp_path / "summary.json").write_text(text.replace('"VALUE"', value))
+    with pytest.raises(DataError, match=r"summary\.json: not a run summary"):
+        RunSummary.read(tmp_path / "summary.json")
+
+
 def test_unknown_key_is_an_error(tmp_path: Path) -> None:
     SUMMARY.write(tmp_path / "summary.json")
     values = json.loads((tmp_path / "summary.json").read_text())

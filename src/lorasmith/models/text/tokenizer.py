@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.core.errors import DataError
+from lorasmith.core.regular_files import read_regular_file
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -19,6 +20,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
 SHIPPED = Path(__file__).parent / "clip" / "merges.txt.xz"
 """CLIP's full merge list, which all Stable Diffusion models use."""
+_MAX_MERGES_BYTES = 2**26
 _FIXED = 512 + 2
 """Tokens that are not merges: the byte symbols, twice, and two special tokens."""
 
@@ -30,7 +32,7 @@ def read_merges(path: Path, count: int | None = None) -> list[tuple[str, str]]:
         DataError: the file is missing, has a malformed line or too few merges.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular_file(path, _MAX_MERGES_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a merge list ({error})") from error
     if lines and "#version" in lines[0]:

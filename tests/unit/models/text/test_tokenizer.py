@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,10 @@ def test_small_vocabulary_has_the_first_merges() -> None:
 def test_vocabulary_that_is_not_of_clip_is_refused(vocabulary: int) -> None:
     with pytest.raises(DataError, match=r"is not CLIP's, which has 49,408 tokens"):
         create_clip_tokenizer(vocabulary)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_pipe_as_a_merge_list_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "merges.txt")
+    with pytest.raises(DataError, match=r"merges\.txt: cannot be read"):
+        read_merges(tmp_path / "merges.txt")
