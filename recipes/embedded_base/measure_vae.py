@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "data"))
 
 from pack import decode_picture, read_pack
 
+from lorasmith.data.images.open_image import open_image
 from lorasmith.data.reading.filters import hash_fraction
 from lorasmith.models.image_encoder import load_image_encoder
 from lorasmith.pretraining.perceptual.loss import PerceptualLoss
@@ -95,7 +96,7 @@ def read_folder(folder: Path, side: int) -> torch.Tensor:
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".avif"):
             continue
-        picture = Image.open(file).convert("RGB")
+        picture = open_image(file).convert("RGB")
         edge = min(picture.size)
         left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
         square = picture.crop((left, top, left + edge, top + edge))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.core.errors import ConfigError
-from lorasmith.models.noise_schedule import check_prediction_type, check_signal
 from lorasmith.models.scheduler_config import (
     IMPOSSIBLE_PREDICTION,
     ZERO_SNR,
@@ -127,6 +126,8 @@ def make_scheduler(
             f"num_inference_steps: {num_inference_steps} is not possible; "
             f"use a whole number, 1 to {levels}"
         )
+    from lorasmith.models.noise_schedule import check_prediction_type, check_signal
+
     check_prediction_type(config.get("prediction_type", "epsilon"))
     if needs_impossible_prediction(config):
         raise ConfigError(IMPOSSIBLE_PREDICTION)

