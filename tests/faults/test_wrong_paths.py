@@ -147,5 +147,32 @@ def test_existing_file_is_not_overwritten(refuses: Refuses, scene: Path, command
     assert before == {path: path.read_bytes() for path in before}
 
 
+@pytest.mark.parametrize(
+    "command", ["lora convert", "lora merge", "lora resize", "lora project", "model convert"]
+)
+def test_file_that_a_run_is_going_to_write_is_not_taken(
+    refuses: Refuses, scene: Path, command: str
+) -> None:
+    """The run would write over it at its end, or when it is resumed."""
+    (scene / "unfinished").mkdir(exist_ok=True)
+    (scene / "unfinished" / "run.toml").touch()
+    project = (
+        "lora",
+        "project",
+        "LORA",
+        "--data",
+        "DATA",
+        "-m",
+        "MODEL",
+        "--out",
+        "{}.safetensors",
+    )
+    arguments = {**WRITES, "lora project": project}[command]
+    arguments = tuple(word.replace("{}.safetensors", "{}") for word in arguments)
+    message = refuses(arguments, "unfinished.safetensors")
+    assert "the run in unfinished writes this file" in message
+    assert not (scene / "unfinished.safetensors").exists()
+
+
 def test_cache_folder_that_is_a_file_is_named(refuses: Refuses) -> None:
     assert "file.txt" in refuses(("cache", "--dir", "{}"), "file.txt")

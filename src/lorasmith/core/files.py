@@ -119,13 +119,19 @@ def _finish_file(path: Path, mode: int) -> None:
 
 
 def check_not_existing(path: Path) -> None:
-    """Refuse to write where something is.
+    """Refuse to write where something is, or where a run is going to write its LoRA.
 
     Raises:
-        OutputError: there is a file or a folder.
+        OutputError: there is a file or a folder, or the folder of a run of that name.
     """
     if path.exists() or path.is_symlink():
-        raise OutputError(f"{path}: something is there already; choose another --out")
+        raise OutputError(f"{path}: something is there already; choose another name")
+    run_folder = path.with_name(path.name.removesuffix(".safetensors"))
+    if run_folder != path and (run_folder / "run.toml").exists():
+        raise OutputError(
+            f"{path}: the run in {run_folder} writes this file, also when it is resumed; "
+            "choose another name"
+        )
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import typer
 from lorasmith.cli.lora.options import IgnoreUnknown
 from lorasmith.cli.options.common import ModelPath
 from lorasmith.cli.output import print_line
-from lorasmith.core.errors import ConfigError, OutputError
+from lorasmith.core.errors import ConfigError
+from lorasmith.core.files import check_not_existing
 
 if TYPE_CHECKING:
     from lorasmith.adapters.tools.kv_projection import ProjectionResult
@@ -71,8 +72,7 @@ def project(
     from lorasmith.models.load import load_model
 
     target = out.expanduser()
-    if target.exists():
-        raise OutputError(f"{target} already exists and is not overwritten; choose another --out")
+    check_not_existing(target)
     lora = load_lora_file(file.expanduser(), ignore_unknown)
     family = detect_lora_family(lora)[0]
     layers = canonical_layers(lora, family, ignore_unknown)

@@ -7,8 +7,8 @@ import typer
 
 from lorasmith.cli.download import Download
 from lorasmith.cli.output import print_line
-from lorasmith.core.errors import ConfigError, OutputError
-from lorasmith.core.files import ensure_writable_folder
+from lorasmith.core.errors import ConfigError
+from lorasmith.core.files import check_not_existing, ensure_writable_folder
 from lorasmith.core.safetensors_header import PICKLE_SUFFIXES
 from lorasmith.core.text.console import open_console
 
@@ -96,8 +96,7 @@ def _check_target(target: Path) -> Path:
         raise ConfigError(
             f"{target}: pickled files are not written; end the name in {SINGLE}, or name a folder"
         )
-    if target.exists() or target.is_symlink():
-        raise OutputError(f"{target}: something is there already; choose another name")
+    check_not_existing(target)
     return target
 
 
