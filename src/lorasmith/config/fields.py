@@ -30,7 +30,9 @@ def list_fields(settings: type[BaseModel], prefix: str = "") -> list[tuple[str, 
 
 
 def explain_validation_error(kind: type[BaseModel], error: ValidationError, where: str) -> str:
-    """Return the first problem in one line, with its place, and how many more there are.
+    """Return one problem in a line, with its place, and how many more there are.
+
+    An unknown key comes first: a misspelt name is also a missing one.
 
     Args:
         kind: the settings class.
@@ -39,7 +41,8 @@ def explain_validation_error(kind: type[BaseModel], error: ValidationError, wher
     """
     problems = error.errors(include_url=False)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {_explain_problem(kind, problems[0])}{more}"
+    problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    return f"{where}: {_explain_problem(kind, problem)}{more}"
 
 
 def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lorasmith.core.device import pick_device
-from lorasmith.inference.diffusers_names import explain_missing
+from lorasmith.inference.diffusers_names import ANSWERS, explain_missing
 from lorasmith.inference.generation import Generation, Progress
 from lorasmith.inference.image_jobs import ImageJob, iter_batches, make_image_jobs
 from lorasmith.inference.init_image import ImageInput, InitImage
@@ -98,6 +98,12 @@ class Pipeline(metaclass=_PipelineType):
 
         def __getattr__(self, name):
             raise AttributeError(explain_missing("Pipeline", name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse attributes of a diffusers pipeline: setting ``scheduler`` would do nothing."""
+        if name in ANSWERS:
+            raise AttributeError(explain_missing("Pipeline", name))
+        super().__setattr__(name, value)
 
     def __init__(self, model: Model, lora_dir: str | Path = "loras") -> None:
         check_components(model)

@@ -107,7 +107,7 @@ def test_values_are_read_as_overrides_are() -> None:
         (("lora.rnak=8,16",), "no setting 'lora.rnak'; did you mean lora.rank"),
         (("train.optimiser=a,b",), "no setting 'train.optimiser'; did you mean train.optimizer"),
         (("train.lr=1e-4,2e-4", "train.learning_rate=1,2"), "train.learning_rate is there twice"),
-        (("epochs=1,2",), "epochs: epochs are not there yet"),
+        (("epochs=1,2",), "epochs: epochs are not supported"),
         (("lora.rank=8,-1",), "vary lora.rank=-1: lora.rank: input should be greater than 0"),
         (("lora.rank=8,big",), r"vary lora.rank=big: .*\(got 'big'\)"),
         (("lora.gate=prompt,token", "preserve.strength=0,1"),

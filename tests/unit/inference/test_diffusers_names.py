@@ -30,6 +30,12 @@ def test_attribute_of_diffusers_says_what_stands_for_it(
     assert answer in str(caught.value)
 
 
+def test_attribute_of_diffusers_cannot_be_set(pipe: Pipeline) -> None:
+    with pytest.raises(AttributeError, match=r"^Pipeline has no attribute 'scheduler'; a call "):
+        pipe.scheduler = object()
+    pipe.strict = pipe.strict  # its own attributes can be
+
+
 def test_class_method_of_diffusers_says_how_a_model_is_opened() -> None:
     with pytest.raises(AttributeError, match=r"class Pipeline has .*lorasmith\.load_pipeline\("):
         _ = lorasmith.Pipeline.from_pretrained

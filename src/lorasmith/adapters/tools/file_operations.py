@@ -149,8 +149,15 @@ def convert_lora(
     return _write_result(target, layers)
 
 
+def _load_files(
+    files: Sequence[WeightedLora | str | Path], ignore_unknown: bool
+) -> list[MergeInput]:
+    loras = [file if isinstance(file, WeightedLora) else WeightedLora(file) for file in files]
+    return [lora.load(ignore_unknown) for lora in loras]
+
+
 def merge_loras(
-    files: Sequence[WeightedLora],
+    files: Sequence[WeightedLora | str | Path],
     out: str | Path,
     rank: int | None = None,
     base: "Model | None" = None,
@@ -162,7 +169,7 @@ def merge_loras(
     Embeddings that are bundled with the files are all in the sum, unweighted.
 
     Args:
-        files: the files, their weights and block weights.
+        files: the files, their weights and block weights; a path alone has weight 1.
         out: the new file, which must not exist.
         rank: the largest rank of a layer; None keeps the sum exact.
         base: the base model, which DoRA needs.
@@ -176,7 +183,7 @@ def merge_loras(
         OutputError: the file exists, or it cannot be written.
     """
     limit = _rank_limit(rank, None) if rank is not None else None
-    target, inputs = _new_path(out), [lora.load(ignore_unknown) for lora in files]
+    target, inputs = _new_path(out), _load_files(files, ignore_unknown)
     loaded = [lora.file for lora in inputs]
     family = common_family(loaded)
     common_prediction_type(loaded)
@@ -274,7 +281,7 @@ def extract_lora(
 
 def fuse_loras(
     model: "Model",
-    files: Sequence[WeightedLora],
+    files: Sequence[WeightedLora | str | Path],
     precision: Precision = "fp32",
     strict: bool = True,
 ) -> set[str]:
@@ -282,7 +289,7 @@ def fuse_loras(
 
     Args:
         model: its weights are changed in place.
-        files: the files, their weights and block weights.
+        files: the files, their weights and block weights; a path alone has weight 1.
         precision: the dtype it will be saved in, which must be able to hold the sums.
         strict: refuse files that fit only in part or have unknown tensors; otherwise warn.
 
@@ -290,7 +297,7 @@ def fuse_loras(
         WeightsError: a file does not fit the model, or a sum is not finite.
         ConfigError: block weights are for another family.
     """
-    inputs = [lora.load(ignore_unknown=not strict) for lora in files]
+    inputs = _load_files(files, not strict)
     return fuse_into_model(model, inputs, compute_dtype(precision), strict)
 
 

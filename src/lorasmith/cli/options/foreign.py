@@ -111,6 +111,7 @@ class GenerateCommand(ForeignOptionsCommand):
         "--network-mul": _WEIGHT,
         "--lora-scale": _WEIGHT,
         "--n-iter": _COUNT,
+        "--n-samples": _COUNT,
         "--batch-count": _COUNT,
         "--eta": "it belongs to the sampler: ddim adds no noise, ddpm and euler_a do",
         "--vae": "leave it out: the autoencoder is the model's own",

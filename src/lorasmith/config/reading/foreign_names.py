@@ -73,7 +73,7 @@ def _init(value: Any) -> Any:
 
 
 EPOCHS = (
-    "epochs are not there yet; set train.steps = epochs x training images x repeats / effective "
+    "epochs are not supported; set train.steps = epochs x training images x repeats / effective "
     "batch size"
 )
 _BUCKET_LIMITS = (
@@ -147,8 +147,8 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "output_model_destination": _same("output.name"),
     "caption_extension": _only((".txt", "txt"), "captions are read from .txt files"),
     "save_model_as": _only(("safetensors",), "LoRA files are always .safetensors"),
-    "save_precision": _no("files keep fp32; convert with lorasmith lora merge --precision fp16"),
-    "output_dtype": _no("files keep fp32; convert with lorasmith lora merge --precision fp16"),
+    "save_precision": _no("leave it out: LoRA files are saved in fp16; checkpoints keep fp32"),
+    "output_dtype": _no("leave it out: LoRA files are saved in fp16; checkpoints keep fp32"),
     "config_file": _no(_SETTINGS_FILE),
     "config": _no(_SETTINGS_FILE),
     "image_column": _no(_COLUMNS, "data.path"),
@@ -186,12 +186,15 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "cache_latents_to_disk": _same("data.cache"),
     "cache_text_encoder_outputs": _same("data.cache"),
     "cache_text_encoder_outputs_to_disk": _same("data.cache"),
-    "clip_skip": _no("text encoders are read as the model's own pipeline reads them"),
+    "clip_skip": _no(
+        "leave it out: training uses the text encoder layer that the model's own pipeline uses"
+    ),
     # --- the adapter
     "network_dim": _same("lora.rank"),
     "network_rank": _same("lora.rank"),
     "lora_rank": _same("lora.rank"),
     "lora_r": _same("lora.rank"),
+    "r": _same("lora.rank"),
     "network_alpha": _same("lora.alpha"),
     "lora_alpha": _same("lora.alpha"),
     "network_dropout": _same("lora.dropout"),
@@ -310,7 +313,7 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "checkpointing_steps": _same("train.checkpoint_every_n_steps"),
     "checkpoints_total_limit": _same("train.keep_checkpoints"),
     "save_every_n_epochs": _no(
-        "epochs are not there yet; set train.save_every_n_steps", "train.save_every_n_steps"
+        "epochs are not supported; set train.save_every_n_steps", "train.save_every_n_steps"
     ),
     "resume_from_checkpoint": _no("give the option --resume, or --resume step-120"),
     "save_state": _no("leave it out: checkpoints are always saved, and --resume continues"),
@@ -323,10 +326,10 @@ FOREIGN_NAMES: Mapping[str, ForeignName] = {
     "validate_every_n_steps": _same("validation.every_n_steps"),
     "validation_steps": _same("validation.every_n_steps"),
     "sample_every_n_epochs": _no(
-        "epochs are not there yet; set validation.every_n_steps", "validation.every_n_steps"
+        "epochs are not supported; set validation.every_n_steps", "validation.every_n_steps"
     ),
     "validation_epochs": _no(
-        "epochs are not there yet; set validation.every_n_steps", "validation.every_n_steps"
+        "epochs are not supported; set validation.every_n_steps", "validation.every_n_steps"
     ),
     "sample_prompts": _no(
         "give the prompts themselves as a list in validation.prompts", "validation.prompts"

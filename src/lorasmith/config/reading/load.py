@@ -89,7 +89,7 @@ def _in_our_words(tree: Mapping[str, Any], known: Collection[str], source: str) 
         name = renamed[0].removeprefix("vary.")
         warnings.warn(
             f"{source}: settings of an earlier version: {name} is {old_keys.new_name(name)} "
-            f"now{more}; --print-config writes them in today's words",
+            f"now{more}; --print-config writes the new names",
             LorasmithWarning,
             stacklevel=4,
         )

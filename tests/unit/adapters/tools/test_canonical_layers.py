@@ -67,6 +67,13 @@ def test_spellings_of_one_layer_add_up(tmp_path: Path) -> None:
     assert diff_loras(files[0], files[2]).total.diff_norm == pytest.approx(0.0, abs=1e-3)
 
 
+def test_path_without_a_weight_is_merged_with_weight_one(tmp_path: Path) -> None:
+    path, out = write(tmp_path, lora(KOHYA, width=2048)), tmp_path / "sum.safetensors"
+    merge_loras([str(path), WeightedLora(path, 0.5)], out, precision="fp32")
+    expected = 1.5 * load_lora_file(path).layers[KOHYA].delta()
+    torch.testing.assert_close(load_lora_file(out).layers[SGM].delta(), expected)
+
+
 @pytest.mark.parametrize("name", ["lora_unet_elsewhere", "lora_unet_double_blocks_0_img_attn_qkv"])
 def test_unknown_layers_are_refused_by_every_operation(tmp_path: Path, name: str) -> None:
     path, out = write(tmp_path, lora(KOHYA, name)), tmp_path / "out.safetensors"

@@ -30,7 +30,7 @@ VALUES: dict[str, Any] = {
     "aspect_ratio_bucketing": False, "cache_latents": False, "cache_latents_to_disk": False,
     "cache_text_encoder_outputs": False, "cache_text_encoder_outputs_to_disk": False,
     "masked_loss": False, "masked_training": False, "network_dropout": 0.25, "lora_dropout": 0.25,
-    "lora_r": 3, "offset_noise_weight": 0.5, "caption_separator": ",", "lora_type": "LORA",
+    "lora_r": 3, "r": 3, "offset_noise_weight": 0.5, "caption_separator": ",", "lora_type": "LORA",
     "lora_weight_dtype": "FLOAT_32", "loss_type": "l2", "lr_warmup_ratio": 0.25,
     "network_args": ["dropout=0.25"],
 }  # fmt: skip

@@ -69,7 +69,8 @@ def write(path: Path, text: str) -> Path:
         ("[train]\nstep = 3", r"unknown key 'step' in section \[train\]; did you mean steps\?"),
         ("nmae = 'x'", r"unknown key 'nmae' in the top level; did you mean name\?"),
         ("[trian]\nsteps = 3", r"unknown key 'trian' in the top level; did you mean train\?"),
-        ("[[features]]\ntga = 'x'", r"features.0.tag is required \(and 1 more\)"),
+        ("[[features]]\ntag = 3", r"features.0.tag: "),
+        ("[[features]]\ntga = 'x'", r"'tga' in section \[features.0\]; did you mean tag.*1 more"),
         (
             "[[features]]\ntag = 'a'\ntga = 'x'",
             r"'tga' in section \[features.0\]; did you mean tag",
