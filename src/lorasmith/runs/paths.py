@@ -131,10 +131,16 @@ class RunPaths:
         """Check that no file or link is where the run's folder or its LoRA will be.
 
         Raises:
-            OutputError: there is one.
+            OutputError: there is one, or another run is going to write the same LoRA file.
         """
         if os.path.lexists(self.lora):
             raise OutputError(already_exists(self.lora))
+        usual_folder = self.lora.with_name(self.name)
+        if usual_folder != self.folder and (usual_folder / self.settings.name).exists():
+            raise OutputError(
+                f"{self.lora}: the run in {usual_folder} writes this file, also when it is "
+                "resumed; choose another --out or delete it"
+            )
         if os.path.lexists(self.folder) and (self.folder.is_symlink() or not self.folder.is_dir()):
             raise OutputError(already_exists(self.folder))
 

@@ -82,6 +82,17 @@ def test_run_with_a_checkpoint_is_resumed_and_not_started_again(tmp_path: Path) 
     assert [p.name for p in paths.checkpoints.iterdir()] == ["step-00000007"]
 
 
+def test_lora_file_of_an_unfinished_run_is_not_taken_by_a_feature(tmp_path: Path) -> None:
+    """A features run ``ink`` with the feature ``cat`` writes ``ink-cat.safetensors``."""
+    single = RunPaths.from_name(f"{tmp_path}/ink-cat")
+    single.folder.mkdir()
+    single.settings.touch()
+    feature = RunPaths(lora=single.lora, folder=tmp_path / "ink" / "cat")
+    with pytest.raises(OutputError, match=r"the run in .*ink-cat writes this file"):
+        feature.check_no_conflicts()
+    single.check_no_conflicts()
+
+
 def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to folder"):
