@@ -61,7 +61,10 @@ def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
     label, given = f"{dotted}: " if dotted else "", problem.get("input")
     if isinstance(given, Mapping):  # settings that do not go together: the message names them
         return f"{label}{message}"
-    return f"{label}{message} (got {_show(given)})"
+    shown = _show(given)
+    if isinstance(given, str) and shown in message:
+        return f"{label}{message}"
+    return f"{label}{message} (got {shown})"
 
 
 def _show(value: Any) -> str:

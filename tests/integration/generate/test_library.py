@@ -147,7 +147,7 @@ def test_two_files_with_one_tag_are_a_one_line_error(
     assert generate("a cookqz", tmp_path / "out", tiny_model, "--library", str(folder)) == 1
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
-    assert "both claim the tag 'cookqz'" in error
+    assert "2 files have the tag 'cookqz'" in error
     assert "one.safetensors" in error
     assert "two.safetensors" in error
     assert not list((tmp_path / "out").glob("*.png"))

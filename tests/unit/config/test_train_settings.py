@@ -51,3 +51,10 @@ def test_alpha_is_the_rank_unless_given() -> None:
 def test_impossible_settings_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(TrainConfig, None, [*NEEDED, override])
+
+
+def test_value_in_a_message_is_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="train.lr_scheduler: ") as caught:
+        load_config(TrainConfig, None, [*NEEDED, "train.lr_scheduler=zigzag"])
+    assert str(caught.value).count("'zigzag'") == 1
+    assert "got" not in str(caught.value)

@@ -180,10 +180,10 @@ class FolderLoraLibrary:
         fitting = [entry for entry in entries if entry.fits_model]
         latest = _latest_of_each_run(fitting)
         if len(latest) > 1:
-            names = " and ".join(str(entry.path) for entry in latest)
+            names = ", ".join(str(entry.path) for entry in latest)
             raise WeightsError(
-                f"library: {names} both claim the tag {latest[0].gate.tag!r}; remove one, or "
-                "name the one you mean with --lora"
+                f"library: {len(latest)} files have the tag {latest[0].gate.tag!r}: {names}; name "
+                "the one you mean with --lora, or keep only that one in the folder"
             )
         if len(fitting) > 1:
             warnings.warn(

@@ -104,7 +104,7 @@ def test_two_files_with_one_tag_are_refused(lora_folder: LoraFolder) -> None:
     ]
     lora_folder.pipe.load_library(lora_folder.folder)
     assert lora_folder.awake("a person") == []  # no prompt activates it
-    with pytest.raises(WeightsError, match="both claim the tag 'curlyqx'") as caught:
+    with pytest.raises(WeightsError, match="2 files have the tag 'curlyqx'") as caught:
         lora_folder.awake("a curlyqx person")
     assert all(str(path) in str(caught.value) for path in paths)
     lora_folder.pipe.load_lora("two")  # says which one is meant
@@ -123,7 +123,7 @@ def test_latest_file_of_a_run_is_used_with_a_warning(lora_folder: LoraFolder) ->
     lora_folder.add("other", tag="curlyqx", run_id="77aa", step=9000)
     lora_folder.pipe.unload_library()
     lora_folder.pipe.load_library(lora_folder.folder)
-    with pytest.raises(WeightsError, match=r"late\.safetensors and .*other\.safetensors"):
+    with pytest.raises(WeightsError, match=r"late\.safetensors, .*other\.safetensors"):
         lora_folder.awake("a curlyqx person")
 
 
