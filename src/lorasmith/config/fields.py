@@ -55,7 +55,8 @@ def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
         hint = did_you_mean(path[-1], known) or _other_section(kind, path[-1])
         return f"unknown key {_show(path[-1])} in {inside}{hint}"
     if problem["type"] == "missing":
-        return f"{dotted} is required"
+        inner = _required_in(kind, path)
+        return f"{', '.join(inner)} are required" if len(inner) > 1 else f"{inner[0]} is required"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     label, given = f"{dotted}: " if dotted else "", problem.get("input")
@@ -65,6 +66,20 @@ def _explain_problem(kind: type[BaseModel], problem: ErrorDetails) -> str:
     if isinstance(given, str) and shown in message:
         return f"{label}{message}"
     return f"{label}{message} (got {shown})"
+
+
+def _required_in(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """List the required fields of a missing section by their dotted names, or the missing field."""
+    dotted = shorten(".".join(path), _LONGEST_VALUE)
+    section = next((field for name, field in kind.model_fields.items() if path == [name]), None)
+    inside = _section_class(section.annotation) if section is not None else None
+    if inside is None:
+        return [dotted]
+    return [
+        f"{dotted}.{field.alias or name}"
+        for name, field in inside.model_fields.items()
+        if field.is_required()
+    ] or [dotted]
 
 
 def _show(value: Any) -> str:

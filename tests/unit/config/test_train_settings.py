@@ -54,7 +54,12 @@ def test_impossible_settings_are_refused(override: str, message: str) -> None:
 
 
 def test_value_in_a_message_is_not_repeated() -> None:
-    with pytest.raises(ConfigError, match="train.lr_scheduler: ") as caught:
+    with pytest.raises(ConfigError, match=r"train\.lr_scheduler: ") as caught:
         load_config(TrainConfig, None, [*NEEDED, "train.lr_scheduler=zigzag"])
     assert str(caught.value).count("'zigzag'") == 1
     assert "got" not in str(caught.value)
+
+
+def test_missing_section_is_named_by_its_required_settings() -> None:
+    with pytest.raises(ConfigError, match=r"data\.path, data\.tag are required \(and 1 more\)"):
+        load_config(TrainConfig)

@@ -44,7 +44,7 @@ def test_settings_dictionary_is_not_changed() -> None:
     ("config", "message"),
     [
         (TREE | {"train": {"stpes": 3}}, "unknown key 'stpes'.*did you mean steps"),
-        ({"output": {"name": "x"}}, "data is required"),
+        ({"output": {"name": "x"}}, r"data\.path, data\.tag are required"),
         ("absent.toml", r"absent\.toml: no such settings file"),
         (7, "not int"),
         (None, "not NoneType"),
