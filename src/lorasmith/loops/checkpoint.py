@@ -122,7 +122,8 @@ def remove_leftovers(folder: Path) -> None:
     Raises:
         OSError: one cannot be removed.
     """
-    for parent in (folder, folder / CHECKPOINTS, *folder.glob(f"{PREVIEWS}/step-*")):
+    previews = folder / PREVIEWS
+    for parent in (folder, folder / CHECKPOINTS, previews, *previews.glob("step-*")):
         remove_temporary_files(parent)
 
 

@@ -190,12 +190,18 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     shutil.copytree(path, path.with_name(".lorasmith-tmp-1-step-00000002"))
     (tmp_path / ".lorasmith-tmp-1-run.toml").write_text("half", encoding="utf-8")
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "previews" / "step-000001").mkdir(parents=True)
+    for name in (
+        "previews/.lorasmith-tmp-1-previews.json",
+        "previews/step-000001/.lorasmith-tmp-1-a",
+    ):
+        (tmp_path / name).write_text("half", encoding="utf-8")
     remove_leftovers(tmp_path)
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
         "checkpoints", "checkpoints/step-00000001",
         *(f"checkpoints/step-00000001/{name}"
           for name in ("manifest.json", "state.json", "tensors.safetensors")),
-        "notes.txt",
+        "notes.txt", "previews", "previews/step-000001",
     ]  # fmt: skip
 
 
