@@ -3,6 +3,7 @@
 The files name code wherever a library could look for some; a guard refuses what that would take.
 """
 
+import importlib
 import json
 import os
 import pickle
@@ -12,8 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from guarded_commands import PROBES
 from PIL import Image
+
+from lorasmith.cli import run
 
 GUARD = Path(__file__).with_name("guarded_commands.py")
 EXCEPTIONS = {
@@ -176,3 +180,14 @@ def test_network_is_asked_with_the_option_for_it_only(tmp_path: Path) -> None:
         assert result["status"] == 1
         assert result["refused"]
         assert all(event.startswith(events) for event, _ in result["refused"])
+
+
+def test_commands_find_no_package_that_fetches_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kernels.py").write_text("def get_kernel(name, version): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    assert run(["--version"]) == 0
+    with pytest.raises(ImportError):
+        importlib.import_module("kernels")

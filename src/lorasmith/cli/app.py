@@ -100,12 +100,22 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit status."""
+    _forbid_hub_kernels()
     debug = "--debug" in arguments
     arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
     with log_to_terminal(), warnings.catch_warnings(), raise_on_termination():
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", LorasmithWarning)
         return _run_guarded(arguments, debug)
+
+
+def _forbid_hub_kernels() -> None:
+    """Let libraries find no package ``kernels``, which fetches native code from a hub.
+
+    bitsandbytes asks it for a kernel as soon as it is imported, on processors with AVX512-BF16.
+    """
+    if "kernels" not in sys.modules:
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # its import fails
 
 
 def _with_dashes(argument: str) -> str:

@@ -157,13 +157,17 @@ def resolve_seed(seed: int) -> int:
     return secrets.randbelow(2**32) if seed == RANDOM_SEED else seed
 
 
+_MOST_IMAGES = 100_000
+"""Images of one call; each has a job in memory before the first is drawn."""
+
+
 def check_num_images(count: int) -> int:
     """Return the number of images per prompt.
 
     Raises:
-        ConfigError: not a whole number of at least 1.
+        ConfigError: not a whole number from 1 to 100,000.
     """
-    _check_int("num_images_per_prompt", count, 1, None)
+    _check_int("num_images_per_prompt", count, 1, _MOST_IMAGES)
     return count
 
 

@@ -186,7 +186,7 @@ def test_download_option_fetches_the_model(
         ),
         (
             ("-n", "0"),
-            "error: num_images_per_prompt: 0 is not possible; use a whole number, 1 or more",
+            "error: num_images_per_prompt: 0 is not possible; use a whole number, 1 to 100000",
         ),
         (("--seed", "-2"), "error: seed: -2 is not possible"),
         (("--clip-skip", "9"), "error: clip skip must be 1 to 2 for this model, not 9"),

@@ -85,7 +85,7 @@ def text_encoder_lr(value: Any) -> Any:
     """
     if not isinstance(value, list | tuple) or not value:
         return value
-    if len(set(value)) == 1:
+    if all(rate == value[0] for rate in value):
         return value[0]
     raise ValueError(
         "one rate is for all text encoders; the second gets another with [[lora.overrides]], "
