@@ -195,7 +195,7 @@ def test_damaged_record_does_not_lock_forever(tmp_path: Path) -> None:
     "change",
     [{"since": "abc"}, {"since": None}, {"since": 1e300}, {"since": float("nan")}, {"since": -1}]
     + [{"holder": {**asdict(ELSEWHERE), **wrong}} for wrong in ({"pid": "../.."}, {"host": 7})],
-    ids=str,
+    ids=["text", "null", "huge", "nan", "negative", "path-as-pid", "number-as-host"],
 )
 def test_record_with_impossible_values_does_not_lock_forever(
     tmp_path: Path, change: dict[str, object]

@@ -17,8 +17,10 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 def _tag(text: str) -> str:
     words = text.split()
-    if not words or not any(character.isalnum() for character in text):
+    if not words:
         raise ValueError("the tag is empty; give one or more words, such as inkmono")
+    if not any(character.isalnum() for character in text):
+        raise ValueError("the tag has no letter or digit; give one or more words, such as inkmono")
     if "," in text:
         raise ValueError("a tag has no comma: commas separate the tags of a caption")
     if any(unicodedata.category(character) in ("Cc", "Cs") for word in words for character in word):

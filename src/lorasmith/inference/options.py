@@ -69,7 +69,7 @@ class SamplingOptions:
     gate: bool = True
     """Whether requested LoRAs wait for their trigger words; those of a library always do."""
     strength: float | None = None
-    """Share of the steps that are taken on an init image, above 0 to 1: 1 leaves nothing of it.
+    """Share of the steps that are taken on an init image, above 0 to 1; 1 leaves nothing.
     None is 1 under a mask, 0.3 for the SDXL refiner, 0.75 otherwise."""
 
     def __post_init__(self) -> None:

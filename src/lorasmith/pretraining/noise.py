@@ -64,7 +64,7 @@ def warn_of_other_noise(run: UnetPretrainConfig) -> None:
     ]
     if changes:
         warnings.warn(
-            f"{folder} was trained with {', '.join(changes)}: its U-Net has to learn that anew; "
+            f"{folder} was trained with {', '.join(changes)}: its U-Net has to learn this again; "
             "set [noise] and prediction_type as there to go on as before",
             LorasmithWarning,
             stacklevel=2,

@@ -92,7 +92,7 @@ def lock_runs(
         accelerator: its main process holds the locks, the others wait until it does; None for
             a process that is alone.
         is_new: False for a run that is resumed.
-        break_lock: take over locks of other machines that gave no sign of life for long.
+        break_lock: take over locks that other machines did not renew for long.
 
     Raises:
         LockedError: another run writes here.

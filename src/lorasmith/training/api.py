@@ -35,7 +35,7 @@ def train(
             noise, timesteps, latents, weights, mask) that returns the loss of each image, float32
             ``[B]``; left out, the weighted mean squared error. Steps run eagerly, without CUDA
             graphs, unless it is marked with ``@lorasmith.capturable``.
-        break_lock: take over the lock of a run on another machine that gave no sign of life for
+        break_lock: take over the lock of a run on another machine that did not renew its lock for
             two minutes.
 
     Raises:

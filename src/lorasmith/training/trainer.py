@@ -41,7 +41,7 @@ def train(
             and no other.
         callbacks: called during the training.
         loss_fn: what is minimised.
-        break_lock: take over the lock of a run on another machine that gave no sign of life for
+        break_lock: take over the lock of a run on another machine that did not renew its lock for
             two minutes. Locks of dead processes on this machine need no such thing.
 
     Raises:

@@ -108,3 +108,15 @@ def test_check_runs_a_registered_rule(
     findings = {finding["rule"]: finding for finding in report["findings"]}
     assert findings["square"]["message"] == "4 images are square"
     assert len(findings["square"]["files"]) == 4
+
+
+def test_rule_that_returns_something_else_is_named(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DATASET_RULES.register("texts", lambda facts: ["all images are square"])
+    try:
+        assert run(["check", str(images), "--tag", "inkmono"]) == 1
+    finally:
+        DATASET_RULES.unregister("texts")
+    error = capsys.readouterr().err
+    assert "the dataset rule 'texts' returned 'all images are square'" in error

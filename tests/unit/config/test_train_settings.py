@@ -39,7 +39,7 @@ def test_alpha_is_the_rank_unless_given() -> None:
         ("train.steps=0", "train.steps: .*greater than 0"),
         ("train.learning_rate=-1", "train.learning_rate: .*greater than 0"),
         ("train.mixed_precision=fp8", "train.mixed_precision: "),
-        ("data.tag=' , '", "data.tag: the tag is empty"),
+        ("data.tag=' , '", "data.tag: the tag has no letter or digit"),
         ("data.tag='a, b'", "data.tag: a tag has no comma"),
         ('data.tag="a\\u0007b"', "data.tag: the tag has characters that are not text"),
         ("data.tag='a <lora:b>'", "data.tag: a tag has no <lora:"),

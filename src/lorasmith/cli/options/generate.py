@@ -41,7 +41,7 @@ Mask = Annotated[
 Strength = Annotated[
     float | None,
     typer.Option(
-        help="Share of the steps that are taken on --image: 1 leaves nothing of it.",
+        help="Share of the steps that are taken on --image: with 1 nothing of it is left.",
         show_default="0.75; 1 under --mask, 0.3 for the refiner",
     ),
 ]
@@ -56,7 +56,7 @@ ClipSkip = Annotated[
     int, typer.Option(help="Text encoder layer, counted from the last, which is 1.")
 ]
 GuidanceRescale = Annotated[
-    float, typer.Option(help="0 to 1: takes back the contrast that guidance adds.")
+    float, typer.Option(help="0 to 1: how much of the contrast that guidance adds is removed.")
 ]
 OutFolder = Annotated[Path, typer.Option(help="Folder for 0000.png, 0001.png, ... and grid.png.")]
 Loras = Annotated[

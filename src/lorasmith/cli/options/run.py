@@ -36,7 +36,7 @@ BreakLock = Annotated[
     bool,
     typer.Option(
         "--break-lock",
-        help="Take over from a run on another machine that gave no sign of life for two minutes.",
+        help="Take over from a run on another machine that did not renew its lock for two minutes.",
     ),
 ]
 Sets = Annotated[

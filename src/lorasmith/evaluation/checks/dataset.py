@@ -1,7 +1,7 @@
 """Checking a dataset before training: everything that needs no model weights."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,14 +151,25 @@ def check_dataset(
     facts = DatasetFacts(
         scan, tag, _make_buckets(data, side, sizes), data.class_word, data.max_chunks
     )
-    rules: Iterable[DatasetRule] = DATASET_RULES.load_all().values()
-    findings = [finding for rule in rules for finding in rule(facts)]
+    rules: Mapping[str, DatasetRule] = DATASET_RULES.load_all()
+    findings = [item for name, rule in rules.items() for item in _apply_rule(name, rule, facts)]
     diversity = measure_diversity(facts.scan.rows, data.background_rgb)
     if diversity is not None and diversity.is_uniform:
         findings.append(_report_uniform_images(diversity))
     order = {"error": 0, "warning": 1, "advice": 2}
     findings.sort(key=lambda finding: order[finding.severity])
     return DatasetReport(data.path, facts, side, diversity, findings)
+
+
+def _apply_rule(name: str, rule: DatasetRule, facts: DatasetFacts) -> list[Finding]:
+    findings = list(rule(facts))
+    for finding in findings:
+        if not isinstance(finding, Finding):
+            raise ConfigError(
+                f"the dataset rule {name!r} returned {finding!r}; a rule returns objects of "
+                "lorasmith.data.rules.facts.Finding"
+            )
+    return findings
 
 
 def _resolve_side(resolution: int | None, sizes: ImageSizes) -> int:
