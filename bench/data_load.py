@@ -1,4 +1,4 @@
-"""Large datasets: how long `check`, caching and the search for near-duplicates take.
+"""Large datasets and libraries: how long `check`, caching, near-duplicates and many LoRAs take.
 
     python bench/data_load.py --images 20000 --cached 1000 --out bench/out/data
 
@@ -10,6 +10,8 @@ these in a process of its own:
 - near-duplicates, video: the same on consecutive frames of a slow pan, each like its neighbours.
 - cache: encoding `--cached` images with the VAE of the embedded model, into an empty cache.
 - cache again: the same with everything cached.
+- draw, no library: four images of a prompt without any tag, 20 steps.
+- draw, library: the same with a library of `--loras` LoRAs, each with its own tag.
 
 Processor time is that of all threads: on a machine that does other things too it says more than the
 seconds. Peak memory is the largest resident memory of the process, libraries included.
@@ -118,6 +120,37 @@ def encode_all(options: argparse.Namespace) -> Callable[[], object]:
     return lambda: build_dataset(model, data, TrainerConfig(), torch.device("cpu"))
 
 
+def draw_without_library(options: argparse.Namespace) -> Callable[[], object]:
+    """Return drawing with no library."""
+    pipe = lorasmith.load_pipeline(device="cpu")
+    return lambda: pipe("a red apple, noto style", num_images_per_prompt=4)
+
+
+def draw_with_library(options: argparse.Namespace) -> Callable[[], object]:
+    """Return opening a library of LoRAs and drawing without any of their tags."""
+    make_loras(options.out / "loras", options.loras)
+    pipe = lorasmith.load_pipeline(device="cpu")
+
+    def draw() -> None:
+        pipe.load_library(options.out / "loras")
+        pipe("a red apple, noto style", num_images_per_prompt=4)
+
+    return draw
+
+
+def make_loras(folder: Path, count: int) -> None:
+    """Write LoRAs that differ by their tags, unless they are there."""
+    lora = lorasmith.inject(load_model().unet, rank=8)
+    for module in lora.adapters.values():
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.01)
+    for index in range(count):
+        path = folder / f"lora{index:04}.safetensors"
+        if not path.is_file():
+            tag = {"lorasmith.gate": "prompt", "lorasmith.tag": f"{TAG}{index:04}"}
+            lorasmith.save_lora(lora, path, tag)
+
+
 def _image_info(image: Image.Image, index: int) -> ImageInfo:
     row = Row(str(index), (TAG,), {}, Path())
     return ImageInfo(row, image.size, str(index), fingerprint(image), False, False)
@@ -129,12 +162,15 @@ MEASUREMENTS = {
     "near-duplicates, video": find_among_frames,
     "cache": encode_all,
     "cache again": encode_all,
+    "draw, no library": draw_without_library,
+    "draw, library": draw_with_library,
 }
 
 
 def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--measure", name, "--out", str(options.out)]
     command += ["--images", str(options.images), "--cached", str(options.cached)]
+    command += ["--loras", str(options.loras)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
@@ -147,11 +183,17 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     action()
     return {
         "name": name,
-        "images": options.cached if "cache" in name else options.images,
+        "images": _count_images(name, options),
         "seconds": time.perf_counter() - start,
         "processor_seconds": time.process_time() - processor_start,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,  # KiB on Linux
     }
+
+
+def _count_images(name: str, options: argparse.Namespace) -> int:
+    if name.startswith("draw"):
+        return 4
+    return int(options.cached if "cache" in name else options.images)
 
 
 def _options() -> argparse.Namespace:
@@ -159,6 +201,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20_000, help="how many images to check")
     parser.add_argument("--cached", type=int, default=1000, help="how many images to encode")
+    parser.add_argument("--loras", type=int, default=200, help="how many LoRAs the library has")
     parser.add_argument("--side", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--out", type=Path, default=Path("bench/out/data"), help="folder to use")
     parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
