@@ -34,6 +34,7 @@ def evaluate(
     class_word: options.ClassWord = None,
     feature_extractor: options.FeatureExtractor = None,
     model: options.ModelOfRun = None,
+    allow_mismatch: options.AllowMismatch = False,
     steps: InferenceSteps = 20,
     guidance: options.GuidanceScale = 5.0,
     size: options.Size = None,
@@ -63,7 +64,8 @@ def evaluate(
         evaluation = api.evaluate(
             targets, data=data, out=folder, num_seeds=seeds, first_seed=seed, max_leak=max_leak,
             class_word=class_word, feature_extractor=feature_extractor, model=model,
-            options=sampling, device=device, precision=precision, progress=advance,
+            options=sampling, allow_mismatch=allow_mismatch, device=device, precision=precision,
+            progress=advance,
         )  # fmt: skip
     _print_results(evaluation)
     for file in (folder / JSON, folder / HTML):

@@ -31,6 +31,7 @@ class ConceptPredictions:
 
     def __init__(self, generator: ImageGenerator, concept: EvalConcept) -> None:
         self._model = generator.model
+        self._strict = generator.strict
         self._concept = concept
         images, self.captions = concept.sample(_MAX_IMAGES)
         """The images' captions, with the trigger word."""
@@ -52,7 +53,7 @@ class ConceptPredictions:
         """
         key = tuple(prompts), tuple(files)
         if key not in self._cache:
-            with _attached(self._model, files):
+            with _attached(self._model, files, self._strict):
                 self._cache[key] = self._predictor.predict(prompts)
         return self._cache[key]
 
@@ -111,9 +112,10 @@ def leak_from_changes(
 
 
 @contextmanager
-def _attached(model: "Model", files: Sequence[Path]) -> Iterator[None]:
+def _attached(model: "Model", files: Sequence[Path], strict: bool) -> Iterator[None]:
     """Attach LoRAs inside the block, at strength 1 and with open gates."""
     with ExitStack() as stack:
         for file in files:
-            stack.callback(attach_lora(model, load_lora_file(file)).detach)
+            lora = load_lora_file(file, ignore_unknown=not strict)
+            stack.callback(attach_lora(model, lora, strict=strict).detach)
         yield

@@ -63,6 +63,7 @@ class ImageGenerator:
         self.options = options
         self._pipe = _LatentCapturingPipeline(model)
         self._pipe.strict = strict
+        self.strict = strict
         self._progress = progress
         self._cache: dict[tuple[object, ...], GeneratedImages] = {}
 

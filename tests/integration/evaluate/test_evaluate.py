@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import lorasmith
 from helpers.lora_files import make_lora
@@ -183,3 +184,20 @@ def test_mistakes_are_errors_of_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
+
+
+def test_lora_with_other_tensors_is_measured_where_asked(
+    scene: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = load_lora_file(scene / "loras" / "cookqz.safetensors")
+    path = tmp_path / "more.safetensors"
+    tensors = load_file(plain.path) | {"_aux.0a1b": torch.zeros(16)}
+    save_file(tensors, path, plain.metadata)
+    command = ["evaluate", str(path), "--data", str(scene / "cookqz"), "-m", str(tiny_model)]
+    command += [*QUICK, "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert run(command) == 1
+    assert "_aux.0a1b" in capsys.readouterr().err
+    assert run([*command, "--allow-mismatch"]) == 0
+    assert "_aux.0a1b" in " ".join(capsys.readouterr().err.split())
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert len(results["features"]) == 1

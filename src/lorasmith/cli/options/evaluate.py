@@ -63,6 +63,13 @@ ModelOfRun = Annotated[
         show_default="the run's",
     ),
 ]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option(
+        help="Use LoRAs that fit only in part or have tensors that are not understood; what is "
+        "left out is listed as a warning."
+    ),
+]
 GuidanceScale = Annotated[
     float,
     typer.Option("--guidance", "--guidance-scale", "--cfg-scale", help="CFG scale."),

@@ -36,6 +36,7 @@ def evaluate(
     feature_extractor: str | Path | None = None,
     model: str | Path | None = None,
     options: SamplingOptions | None = None,
+    allow_mismatch: bool = False,
     device: str = "auto",
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     progress: Callable[[int], object] | None = None,
@@ -46,13 +47,13 @@ def evaluate(
         targets: folders of runs, LoRA files, or their names in ``loras/``.
         data: captioned images, a folder or a packed tar; None is the run's validation images.
         out: folder for ``evaluation.json`` and ``evaluation.html``; None writes nothing.
-        num_seeds: images of each kind of prompt, 2 or more; their seeds start at ``first_seed``.
-        first_seed: the first seed.
+        num_seeds: images of each kind of prompt, 2 or more; ``first_seed`` is that of the first.
         max_leak: of several files, choose one whose leak ratio in predictions is at most this.
         class_word: what the images show without the trigger word; None is the file's.
         feature_extractor: folder of a CLIP model or of Inception v3; None is the embedded one.
         model: base model, a folder, ``.safetensors`` file or cached id; None is the runs'.
         options: how images are generated; by default 20 steps, guidance scale 5, batches of 8.
+        allow_mismatch: use LoRAs that fit only in part or hold more than a LoRA, with a warning.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: what the model computes in.
         progress: called with the number of image steps just done.
@@ -69,10 +70,10 @@ def evaluate(
     concepts = [target.to_concept(_to_path(data), class_word) for target in eval_targets]
     extractor = load_feature_extractor(_to_path(feature_extractor))
     base = _load_base_model(_to_path(model), eval_targets, device, precision)
-    generator = ImageGenerator(base, options or SamplingOptions(batch_size=8), progress)
+    options = options or SamplingOptions(batch_size=8)
+    generator = ImageGenerator(base, options, progress, strict=not allow_mismatch)
     evaluator = Evaluator(generator, extractor, range(first_seed, first_seed + num_seeds))
-    name = ", ".join(path.resolve().stem for path in paths)
-    return _evaluate(name, evaluator, eval_targets, concepts, max_leak, folder)
+    return _evaluate(_join_names(paths), evaluator, eval_targets, concepts, max_leak, folder)
 
 
 def _evaluate(
@@ -94,6 +95,10 @@ def _evaluate(
     if folder is not None:
         write_evaluation(folder, evaluation)
     return evaluation
+
+
+def _join_names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.resolve().stem for path in paths)
 
 
 def default_output_folder(targets: Sequence[str | Path]) -> Path:
