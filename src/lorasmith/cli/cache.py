@@ -87,11 +87,11 @@ def _show(root: Path, shards: "list[Shard]", beside: int) -> None:
         for column in ("networks", "entries", "MiB", "unused for"):
             table.add_column(column, justify="right")
         for kind in sorted({shard.kind for shard in shards}):
-            own = [shard for shard in shards if shard.kind == kind]
+            of_kind = [shard for shard in shards if shard.kind == kind]
             table.add_row(
-                kind, str(len({shard.path.parent for shard in own})),
-                str(sum(shard.entry_count for shard in own)), _mebibytes(own),
-                f"{min(map(_age_of, own)):.0f} to {max(map(_age_of, own)):.0f} days",
+                kind, str(len({shard.path.parent for shard in of_kind})),
+                str(sum(shard.entry_count for shard in of_kind)), _mebibytes(of_kind),
+                f"{min(map(_age_of, of_kind)):.0f} to {max(map(_age_of, of_kind)):.0f} days",
             )  # fmt: skip
         open_console().print(table)
     print_line(f"{root}: {_counted(shards)}")

@@ -103,12 +103,12 @@ def _known_keys() -> dict[str, Any]:
 
 def _declared_settings(arguments: list[str]) -> dict[str, tuple[str, str]]:
     """Return the options that the command declares, and their values, by their settings."""
-    found: dict[str, tuple[str, str]] = {}
+    options: dict[str, tuple[str, str]] = {}
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if name in _DECLARED:
-            found[_DECLARED[name]] = (name, value if equals else following)
-    return found
+            options[_DECLARED[name]] = (name, value if equals else following)
+    return options
 
 
 def _overrides_of(arguments: list[str], translated: list[str]) -> list[str]:

@@ -219,8 +219,10 @@ def to_train_config(
 
 
 def _with_data(feature: Any, common: Mapping[str, Any]) -> Any:
-    own = _as_data(feature.get("data")) if isinstance(feature, Mapping) else None
-    return {**feature, "data": {**common, **own}} if isinstance(own, Mapping) else feature
+    feature_data = _as_data(feature.get("data")) if isinstance(feature, Mapping) else None
+    if not isinstance(feature_data, Mapping):
+        return feature
+    return {**feature, "data": {**common, **feature_data}}
 
 
 def _changed(lora: LoraConfig, **changes: Any) -> LoraConfig:

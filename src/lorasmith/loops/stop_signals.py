@@ -120,10 +120,10 @@ class StopAgreement:
         if self._accelerator.num_processes == 1:
             return signal_number
         elapsed = time.monotonic() - self._time
-        own = torch.tensor(
+        request = torch.tensor(
             [[signal_number, elapsed]], dtype=torch.float32, device=self._accelerator.device
         )
-        agreed, seconds = self._accelerator.gather(own).amax(dim=0).tolist()
+        agreed, seconds = self._accelerator.gather(request).amax(dim=0).tolist()
         steps = int(max(1, self._steps) * _AGREEMENT_SECONDS / max(seconds, 1e-6))
         self._interval = min(max(1, steps), _MAX_AGREEMENT_STEPS)
         self._steps, self._time = 0, time.monotonic()

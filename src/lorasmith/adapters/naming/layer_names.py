@@ -117,11 +117,11 @@ def find_name_aliases(model: Networks) -> dict[str, str]:
         refs = _unet_refs(model.unet, uses_sgm_names=True)
         aliases = {kohya_unet_name(ref.path): ref.name for ref in refs}
     only = TEXT_ENCODERS[1] if model.text_encoder is None else TEXT_ENCODERS[0]
-    own = family.lora_text_prefixes[TEXT_ENCODERS.index(only)]
+    own_prefix = family.lora_text_prefixes[TEXT_ENCODERS.index(only)]
     for ref in _text_refs(model):
         if ref.part == only:
-            others = [prefix for prefix in ("lora_te_", "lora_te1_") if prefix != own]
-            aliases |= {prefix + ref.name.removeprefix(own): ref.name for prefix in others}
+            others = [prefix for prefix in ("lora_te_", "lora_te1_") if prefix != own_prefix]
+            aliases |= {prefix + ref.name.removeprefix(own_prefix): ref.name for prefix in others}
     return aliases
 
 

@@ -47,7 +47,7 @@ def find_rows_in_manifest(folder: Path, options: ReadOptions) -> DatasetListing:
         if not line.strip():
             continue
         listing.image_count += 1
-        place = f"{MANIFEST}:{line_number}"
+        location = f"{MANIFEST}:{line_number}"
         try:
             path, columns = _parse_line(folder, line, links)
             files = siblings.setdefault(path.parent, SiblingFiles(path.parent))
@@ -59,9 +59,9 @@ def find_rows_in_manifest(folder: Path, options: ReadOptions) -> DatasetListing:
             row = Row(image.key, captions, columns, path, mask_path=_find_mask(path, links))
             listing.rows.append(row)
         except FileNotFoundError as error:
-            listing.add_problem(place, "missing-file", str(error))
+            listing.add_problem(location, "missing-file", str(error))
         except LineError as error:
-            listing.add_problem(place, "bad-line", str(error))
+            listing.add_problem(location, "bad-line", str(error))
         check_size(listing, manifest)
     if not listing.image_count:
         raise DataError(f"{manifest}: lists no images")

@@ -144,9 +144,9 @@ def _read_heads(file: SafetensorsFile, encoder: FeatureNetwork) -> list[torch.Te
     channels, layers = encoder.layer_channels, encoder.default_layers
     widths = {k: file.header.tensors[key].shape for k, key in keys.items()}
     if widths != {k: (1, channels[name], 1, 1) for k, name in enumerate(layers)}:
-        found = [shape[1] if len(shape) > 1 else shape for _, shape in sorted(widths.items())]
+        in_file = [shape[1] if len(shape) > 1 else shape for _, shape in sorted(widths.items())]
         raise WeightsError(
-            f"{file.path}: the LPIPS heads are for layers of {found} channels; the perceptual "
+            f"{file.path}: the LPIPS heads are for layers of {in_file} channels; the perceptual "
             f"encoder's have {[channels[name] for name in layers]}"
         )
     return [file.read_tensor(keys[k]).flatten() for k in range(len(layers))]

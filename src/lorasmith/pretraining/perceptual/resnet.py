@@ -73,8 +73,8 @@ class ResnetFeatures(FeatureNetwork):
         before = 64
         for stage, depth in enumerate(_STAGE_DEPTHS[name]):
             width, blocks = 64 * 2**stage, []
-            for place in range(depth):
-                blocks.append(block(before, width, 2 if stage and not place else 1))
+            for index in range(depth):
+                blocks.append(block(before, width, 2 if stage and not index else 1))
                 before = width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             self.layer_channels[f"layer{stage + 1}"] = before

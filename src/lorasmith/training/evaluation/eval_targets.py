@@ -109,9 +109,9 @@ def resolve_target(target: str | Path) -> Path:
     out. If there is nothing of the kind, the path is returned unchanged.
     """
     path = Path(target).expanduser()
-    places = [path] if path.is_absolute() or len(path.parts) > 1 else [path, LORA_FOLDER / path]
-    for place in places:
-        for candidate in (place, place.parent / f"{place.name}{SUFFIX}"):
+    bases = [path] if path.is_absolute() or len(path.parts) > 1 else [path, LORA_FOLDER / path]
+    for base in bases:
+        for candidate in (base, base.parent / f"{base.name}{SUFFIX}"):
             if candidate.is_file() or (candidate / _SETTINGS).is_file():
                 return candidate
     return path
